@@ -1,0 +1,326 @@
+"""compute.kumulus.io: what tenants run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field, StringConstraints
+
+from kumulus.api.base import (
+    DOMAIN,
+    VERSION,
+    Column,
+    Kind,
+    LocalSecretKey,
+    Model,
+    Resource,
+    Rule,
+    Scope,
+    Status,
+    cel,
+    list_map,
+)
+from kumulus.api.placement import Profile, Selector, Toleration
+from kumulus.api.quantity import DiskSize, Memory
+
+GROUP = f"compute.{DOMAIN}"
+
+USER_DATA_MAX = 32768
+"""Characters of inline user data. More belongs in a Secret (up to 1 MiB)."""
+
+DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+"""A name that is a DNS label."""
+
+DiskName = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+
+Cpus = Annotated[int, Field(ge=1, le=1024)]
+
+
+class Resources(Model):
+    """Size of a machine."""
+
+    cpus: Cpus = Field(description="Virtual CPUs.")
+    memory: Memory = Field(description="Memory, such as `512Mi` or `4Gi`.")
+
+
+class PowerState(StrEnum):
+    """What a machine is wanted to be."""
+
+    RUNNING = "Running"
+    STOPPED = "Stopped"
+    PAUSED = "Paused"
+
+
+class RestartPolicy(StrEnum):
+    """What happens when the guest or QEMU ends by itself."""
+
+    ALWAYS = "Always"
+    ON_FAILURE = "OnFailure"
+    NEVER = "Never"
+
+
+class StopMode(StrEnum):
+    """How to stop a machine."""
+
+    GRACEFUL = "Graceful"
+    FORCE = "Force"
+
+
+class Stop(Model):
+    """How the machine is stopped."""
+
+    mode: StopMode = Field(
+        default=StopMode.GRACEFUL, description="Graceful presses the power button and forces after the grace period; Force does not ask."
+    )
+    grace_period_seconds: int = Field(
+        default=60, description="How long a graceful stop may take before it is forced.", ge=0, le=3600
+    )
+
+
+class Placement(Model):
+    """Where the machine may run and how a host is chosen."""
+
+    host_selector: Selector = Field(default_factory=dict, description="Labels the host must have.")
+    tolerations: tuple[Toleration, ...] = Field(default=(), description="Taints of hosts to put up with.", max_length=16)
+    profile: Profile = Field(
+        default=Profile.SPREAD,
+        description="Spread chooses the host with the most room, Pack the fullest that fits, LeastConsumed the one with the smallest share in use.",
+    )
+
+
+class EphemeralDisk(Model):
+    """A disk made from an image for this machine; it lives and dies with it."""
+
+    image: str = Field(
+        description="Name of an Image of the namespace, else of a ClusterImage.",
+        min_length=1,
+        max_length=63,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+    )
+    size: DiskSize | None = Field(default=None, description="Size of the disk; default and least is the image's own size.")
+
+
+class Disk(Model):
+    """A disk of the machine."""
+
+    rules = (Rule("has(self.ephemeral)", "a disk needs a source: set ephemeral"),)
+
+    name: DiskName = Field(description="Name of the disk within the machine; the guest sees it as the disk's serial.")
+    ephemeral: EphemeralDisk | None = Field(default=None, description="A disk made from an image; it is deleted with the machine.")
+    boot_order: int | None = Field(default=None, description="Position in the boot order; default is the order of the list.", ge=1, le=64)
+
+
+class CloudInit(Model):
+    """First-boot configuration, given to the guest as a NoCloud disk (cloud-init)."""
+
+    rules = (
+        Rule("!(has(self.userData) && has(self.userDataSecret))", "set either userData or userDataSecret, not both"),
+    )
+
+    user_data: str | None = Field(
+        default=None, description="User data: `#cloud-config`, a script, or anything cloud-init takes.", max_length=USER_DATA_MAX
+    )
+    user_data_secret: LocalSecretKey | None = Field(default=None, description="User data from a Secret of the namespace.")
+    network_data: str | None = Field(
+        default=None, description="Network configuration, version 1 or 2 of cloud-init's format.", max_length=USER_DATA_MAX
+    )
+    meta_data: Mapping[str, Annotated[str, StringConstraints(max_length=4096)]] = Field(
+        default_factory=dict,
+        description="Further keys of the meta data. instance-id and local-hostname are set by Kumulus.",
+        max_length=32,
+        json_schema_extra=cel(
+            Rule(
+                "self.all(k, k.matches('^[A-Za-z][-A-Za-z0-9_]{0,62}$') && k != 'instance-id')",
+                "keys must be words, and instance-id is set by Kumulus",
+            )
+        ),
+    )
+
+
+class SshKey(Model):
+    """A public key that may log in."""
+
+    rules = (Rule("has(self.secret) != has(self.publicKey)", "set exactly one of secret and publicKey"),)
+
+    secret: LocalSecretKey | None = Field(default=None, description="A key of a Secret that holds one public key a line.")
+    public_key: str | None = Field(
+        default=None,
+        description="The public key itself, one line as in authorized_keys.",
+        max_length=8192,
+        pattern=r"^(ssh-|ecdsa-|sk-)[A-Za-z0-9@.-]+ [A-Za-z0-9+/=]+( [^\n\r]*)?$",
+    )
+
+
+class VirtualMachineSpec(Model):
+    """What a machine shall be."""
+
+    rules = (
+        Rule("has(self.instanceType) != has(self.resources)", "set exactly one of instanceType and resources"),
+        Rule("has(self.instanceType) == has(oldSelf.instanceType)", "a machine cannot change between instanceType and resources"),
+        Rule("has(self.zone) == has(oldSelf.zone)", "zone cannot be changed"),
+        Rule("has(self.disks) == has(oldSelf.disks)", "disks cannot be changed yet: make a new machine"),
+        Rule("has(self.cloudInit) == has(oldSelf.cloudInit)", "cloudInit cannot be changed: it is read at the first boot only"),
+    )
+
+    instance_type: DnsLabel | None = Field(
+        default=None,
+        description="Name of an InstanceType that gives the size. Exactly one of instanceType and resources.",
+        json_schema_extra=cel(Rule("self == oldSelf", "instanceType cannot be changed yet: make a new machine")),
+    )
+    resources: Resources | None = Field(
+        default=None,
+        description="The size, given directly. Exactly one of instanceType and resources.",
+        json_schema_extra=cel(Rule("self == oldSelf", "resources cannot be changed yet: make a new machine")),
+    )
+    power_state: PowerState = Field(default=PowerState.RUNNING, description="What the machine is wanted to be.")
+    restart_policy: RestartPolicy = Field(
+        default=RestartPolicy.ALWAYS,
+        description="What happens when the guest or QEMU ends by itself: start it again (with growing pauses), only after a failure, or never.",
+    )
+    restart_request: str | None = Field(
+        default=None,
+        description="Any text, such as today's date. Each change restarts the machine once; status.lastRestartRequest answers.",
+        max_length=253,
+    )
+    stop: Stop = Field(default_factory=Stop, description="How the machine is stopped.")
+    zone: DnsLabel | None = Field(
+        default=None, description="The zone to run in; planned when empty.", json_schema_extra=cel(Rule("self == oldSelf", "zone cannot be changed"))
+    )
+    placement: Placement = Field(default_factory=Placement, description="Where in the zone it may run.")
+    disks: tuple[Disk, ...] = Field(
+        default=(),
+        description="Disks, in boot order unless bootOrder is set.",
+        max_length=16,
+        json_schema_extra=list_map("name", Rule("self == oldSelf", "disks cannot be changed yet: make a new machine")),
+    )
+    cloud_init: CloudInit | None = Field(
+        default=None,
+        description="First-boot configuration.",
+        json_schema_extra=cel(Rule("self == oldSelf", "cloudInit cannot be changed: it is read at the first boot only")),
+    )
+    ssh_keys: tuple[SshKey, ...] = Field(default=(), description="Public keys that may log in (through cloud-init).", max_length=16)
+    deletion_protection: bool = Field(default=False, description="Refuse to delete the machine while true.")
+
+
+class Phase(StrEnum):
+    """A machine's life in one word; derived, never stored for decisions."""
+
+    PENDING = "Pending"
+    SCHEDULING = "Scheduling"
+    PROVISIONING = "Provisioning"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    PAUSED = "Paused"
+    STOPPING = "Stopping"
+    STOPPED = "Stopped"
+    TERMINATING = "Terminating"
+    CRASH_LOOP_BACK_OFF = "CrashLoopBackOff"
+    FAILED = "Failed"
+    UNKNOWN = "Unknown"
+
+
+class VirtualMachineCondition(StrEnum):
+    """Condition types of a VirtualMachine."""
+
+    READY = "Ready"
+    SCHEDULED = "Scheduled"
+    VOLUMES_READY = "VolumesReady"
+    PAUSED = "Paused"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+
+
+class ResolvedSize(Model):
+    """The size a machine has got; a later change of its InstanceType does not change it."""
+
+    cpus: int = Field(description="Virtual CPUs.")
+    memory: str = Field(description="Memory.")
+
+
+class ResolvedImage(Model):
+    """The image a disk was made from."""
+
+    disk: str = Field(description="Name of the disk.")
+    kind: str = Field(description="Image or ClusterImage.")
+    name: str = Field(description="Name of the image.")
+    uid: str = Field(description="Uid of the image.")
+    sha256: str = Field(default="", description="Its digest, as verified.")
+
+
+class VirtualMachineStatus(Status):
+    """What a machine is."""
+
+    phase: Phase | None = Field(default=None, description="The state in one word.")
+    host: str | None = Field(default=None, description="The host it is placed on.")
+    zone: str | None = Field(default=None, description="The zone it is in.")
+    epoch: int | None = Field(default=None, description="Grows with each placement; a copy with an older epoch may not run.")
+    started_at: str | None = Field(default=None, description="When the guest last started (RFC 3339).")
+    restarts: int | None = Field(default=None, description="How often it was started again by restartPolicy.")
+    last_restart_request: str | None = Field(default=None, description="The last restartRequest that was carried out.")
+    resources: ResolvedSize | None = Field(default=None, description="The size it has got.")
+    images: tuple[ResolvedImage, ...] = Field(
+        default=(), description="The images its disks were made from.", json_schema_extra=list_map("disk")
+    )
+
+
+class VirtualMachine(Resource):
+    """A virtual machine."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="VirtualMachine",
+        plural="virtualmachines",
+        short_names=("vm", "vms"),
+        categories=("kumulus",),
+        selectable=(".spec.zone", ".spec.powerState"),
+        columns=(
+            Column("Phase", ".status.phase"),
+            Column("Host", ".status.host"),
+            Column("CPUs", ".status.resources.cpus", "integer"),
+            Column("Memory", ".status.resources.memory"),
+            Column("Ready", ".status.conditions[?(@.type=='Ready')].status", priority=1),
+            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
+            Column("Zone", ".status.zone", priority=1),
+            Column("Restarts", ".status.restarts", "integer", priority=1),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+
+    spec: VirtualMachineSpec = Field(description="What the machine shall be.")
+    status: VirtualMachineStatus = Field(default_factory=VirtualMachineStatus, description="What the machine is.")
+
+
+class InstanceTypeSpec(Model):
+    """A size that machines can have."""
+
+    cpus: Cpus = Field(description="Virtual CPUs.")
+    memory: Memory = Field(description="Memory, such as `2Gi`.")
+    host_selector: Selector = Field(default_factory=dict, description="Labels the host must have, beside the machine's own selector.")
+    allowed_namespaces: tuple[DnsLabel, ...] = Field(
+        default=(), description="Namespaces that may use it; empty means all.", max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"}
+    )
+
+
+class InstanceType(Resource):
+    """A size that machines can have, offered by the operator."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="InstanceType",
+        plural="instancetypes",
+        scope=Scope.CLUSTER,
+        short_names=("it",),
+        categories=("kumulus", "kumulus-admin"),
+        columns=(
+            Column("CPUs", ".spec.cpus", "integer"),
+            Column("Memory", ".spec.memory"),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+        status=False,
+    )
+
+    spec: InstanceTypeSpec = Field(description="The size.")

@@ -1,0 +1,177 @@
+"""fabric.kumulus.io: the machines underneath. All cluster-scoped."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+from pydantic import Field
+
+from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, Resource, Scope, Status, immutable
+from kumulus.api.compute import DnsLabel
+from kumulus.api.placement import Taint
+from kumulus.api.quantity import Amount
+
+GROUP = f"fabric.{DOMAIN}"
+
+HOST_NAMESPACE_PREFIX = "kumulus-host-"
+HOST_NAME_MAX = 63 - len(HOST_NAMESPACE_PREFIX)
+
+
+def host_namespace(host: str) -> str:
+    """The namespace of a host's work orders, facts and credentials."""
+    return HOST_NAMESPACE_PREFIX + host
+
+
+class ZoneSpec(Model):
+    """A part of the cloud that fails on its own."""
+
+    display_name: str | None = Field(default=None, description="Name for people.", max_length=128)
+
+
+class Zone(Resource):
+    """A part of the cloud that fails on its own: a room, a data centre."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="Zone",
+        plural="zones",
+        scope=Scope.CLUSTER,
+        categories=("kumulus-admin",),
+        columns=(
+            Column("Display-Name", ".spec.displayName"),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+        status=False,
+    )
+
+    spec: ZoneSpec = Field(default_factory=ZoneSpec, description="The zone.")
+
+
+class HypervisorType(StrEnum):
+    """What runs machines on a host."""
+
+    LIBVIRT = "libvirt"
+    SIMULATED = "simulated"
+
+
+class Overcommit(Model):
+    """How much more may be promised than there is."""
+
+    cpu: float = Field(default=4.0, description="Virtual CPUs per hardware thread.", ge=0.1, le=100)
+    memory: float = Field(default=1.0, description="Promised memory per byte there is.", ge=0.1, le=10)
+
+
+class Reserved(Model):
+    """What is kept for the host itself."""
+
+    cpu: int = Field(default=0, description="Hardware threads.", ge=0, le=1024)
+    memory: Amount = Field(default="512Mi", description="Memory.")
+
+
+class HostSpec(Model):
+    """What the operator wants of a host."""
+
+    zone: DnsLabel = Field(description="The zone it is in.", json_schema_extra=immutable("zone"))
+    hypervisor: HypervisorType = Field(
+        default=HypervisorType.LIBVIRT, description="What runs machines on it.", json_schema_extra=immutable("hypervisor")
+    )
+    unschedulable: bool = Field(default=False, description="No new machines while true (cordoned).")
+    taints: tuple[Taint, ...] = Field(default=(), description="Keep machines away that do not tolerate them.", max_length=32)
+    overcommit: Overcommit = Field(default_factory=Overcommit, description="How much more may be promised than there is.")
+    reserved: Reserved = Field(default_factory=Reserved, description="What is kept for the host itself.")
+
+
+class HostPhase(StrEnum):
+    """A host's state in one word."""
+
+    JOINING = "Joining"
+    READY = "Ready"
+    NOT_READY = "NotReady"
+    UNKNOWN = "Unknown"
+    REMOVING = "Removing"
+
+
+class HostCondition(StrEnum):
+    """Condition types of a Host."""
+
+    READY = "Ready"
+    SCHEDULABLE = "Schedulable"
+    CREDENTIALS_EXPIRING = "CredentialsExpiring"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+
+
+class Capacity(Model):
+    """An amount of what machines use."""
+
+    cpus: int = Field(default=0, description="CPUs: hardware threads of the host, or virtual CPUs of machines.")
+    memory: int = Field(default=0, description="Memory in bytes.")
+
+
+class CpuInfo(Model):
+    """The processor of a host."""
+
+    model: str | None = Field(default=None, description="Model, as libvirt names it.")
+    vendor: str | None = Field(default=None, description="Who made it.")
+    architecture: str | None = Field(default=None, description="Architecture, such as x86_64.")
+    acceleration: str | None = Field(default=None, description="kvm when the hardware runs guests, tcg when QEMU emulates them.")
+
+
+class Versions(Model):
+    """What software a host runs."""
+
+    agent: str | None = Field(default=None, description="Version of the Kumulus agent.")
+    hypervisor: str | None = Field(default=None, description="Version of libvirt, or of the simulation.")
+    emulator: str | None = Field(default=None, description="Version of QEMU.")
+    kernel: str | None = Field(default=None, description="Version of the kernel.")
+    os: str | None = Field(default=None, description="Name of the operating system.")
+
+
+class HostStatus(Status):
+    """What a host is."""
+
+    phase: HostPhase | None = Field(default=None, description="The state in one word.")
+    namespace: str | None = Field(default=None, description="Namespace of its work orders and facts.")
+    capacity: Capacity | None = Field(default=None, description="What it has.")
+    allocatable: Capacity | None = Field(default=None, description="What may be promised: capacity less what is reserved, times overcommit.")
+    allocated: Capacity | None = Field(default=None, description="What has been promised to machines.")
+    cpu: CpuInfo | None = Field(default=None, description="Its processor.")
+    versions: Versions | None = Field(default=None, description="What software it runs.")
+    addresses: tuple[str, ...] = Field(default=(), description="Its addresses.", max_length=32)
+    machine_types: tuple[str, ...] = Field(default=(), description="Machine types its emulator offers.", max_length=64)
+    instances: int | None = Field(default=None, description="Machines placed on it.")
+    unmanaged: int | None = Field(default=None, description="Domains on it that are not Kumulus' own.")
+
+
+class Host(Resource):
+    """A machine that runs virtual machines."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="Host",
+        plural="hosts",
+        scope=Scope.CLUSTER,
+        categories=("kumulus-admin",),
+        selectable=(".spec.zone",),
+        name_max=HOST_NAME_MAX,
+        columns=(
+            Column("Zone", ".spec.zone"),
+            Column("Phase", ".status.phase"),
+            Column("VMs", ".status.instances", "integer"),
+            Column("CPUs", ".status.capacity.cpus", "integer"),
+            Column("Memory", ".status.capacity.memory", "integer", priority=1),
+            Column("Unschedulable", ".spec.unschedulable", "boolean", priority=1),
+            Column("Hypervisor", ".status.versions.hypervisor", priority=1),
+            Column("Acceleration", ".status.cpu.acceleration", priority=1),
+            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+
+    spec: HostSpec = Field(description="What the operator wants of it.")
+    status: HostStatus = Field(default_factory=HostStatus, description="What it is.")
+
+

@@ -1,0 +1,298 @@
+"""host.kumulus.io: work orders for a host and what its agent found. Internal, in a namespace per host.
+
+A work order is fully resolved: the agent needs to read nothing else but the Secrets it names, which
+live in the same namespace. Names on a host (domain, file, device) derive from the uids here, never
+from a user's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, ClassVar, NewType
+
+from pydantic import Field, StringConstraints
+
+from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, Status, list_map
+from kumulus.api.compute import DiskName, PowerState, RestartPolicy, Stop
+from kumulus.api.fabric import Capacity, CpuInfo, Versions
+from kumulus.api.storage import ImageFormat, PoolDriver, PoolParameters, Progress, Sha256
+
+GROUP = f"host.{DOMAIN}"
+
+AGENT_SERVICE_ACCOUNT = "kumulus-agent"
+"""ServiceAccount of a host's agent, in the host's namespace."""
+
+JOIN_SERVICE_ACCOUNT = "kumulus-join"
+"""ServiceAccount of a join token, in the host's namespace. It may only ask for the agent's first token."""
+
+LEASE = "kumulus-agent"
+"""Name of the agent's Lease, in the host's namespace."""
+
+Epoch = NewType("Epoch", int)
+
+Uid = Annotated[str, StringConstraints(min_length=36, max_length=36, pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+
+
+class WorkType(StrEnum):
+    """What a work order asks for."""
+
+    INSTANCE = "Instance"
+    DISK = "Disk"
+    POOL = "Pool"
+
+
+class PoolRef(Model):
+    """A pool with all that a driver needs to use it."""
+
+    uid: Uid = Field(description="Uid of the StoragePool.")
+    name: str = Field(description="Its name, for people.", max_length=63)
+    driver: PoolDriver = Field(description="How disks are kept.")
+    parameters: PoolParameters = Field(default_factory=PoolParameters, description="What the driver has to know.")
+
+
+class ImageRef(Model):
+    """An image in a pool: which one, and what it must be."""
+
+    uid: Uid = Field(description="Uid of the Image or ClusterImage; names the file.")
+    sha256: Sha256 = Field(description="What the bytes of its source add up to.")
+    format: ImageFormat = Field(description="What it must turn out to be.")
+
+
+class InstanceDisk(Model):
+    """A disk of an instance."""
+
+    name: DiskName = Field(description="Name within the machine; the serial the guest sees.")
+    pool: PoolRef = Field(description="Where it lives.")
+    image: ImageRef = Field(description="What it is made from.")
+    size: int | None = Field(default=None, description="Size in bytes; the image's own when empty.", ge=1)
+    boot_order: int = Field(description="Position in the boot order, from 1.", ge=1)
+
+
+class SeedRef(Model):
+    """First-boot data: a NoCloud seed, inline or in a Secret of this namespace with the same keys."""
+
+    rules = (Rule("has(self.secret) != has(self.data)", "set exactly one of secret and data"),)
+
+    data: Mapping[str, str] | None = Field(
+        default=None, description="Files of the seed: meta-data, user-data, network-config.", max_length=4
+    )
+    secret: str | None = Field(default=None, description="Name of the Secret that has these files as its keys.", max_length=253)
+
+
+class InstanceOrder(Model):
+    """A machine on this host."""
+
+    uid: Uid = Field(description="Uid of the machine; the domain's UUID.")
+    epoch: int = Field(description="The placement this order belongs to. An older one is refused.", ge=1)
+    power: PowerState = Field(description="What it shall be.")
+    restart_policy: RestartPolicy = Field(description="What happens when it ends by itself.")
+    restart_request: str | None = Field(default=None, description="A change restarts it once.", max_length=253)
+    stop: Stop = Field(default_factory=Stop, description="How it is stopped.")
+    cpus: int = Field(description="Virtual CPUs.", ge=1)
+    memory: int = Field(description="Memory in bytes.", ge=1)
+    disks: tuple[InstanceDisk, ...] = Field(default=(), description="Its disks.", max_length=16, json_schema_extra=list_map("name"))
+    seed: SeedRef | None = Field(default=None, description="First-boot data.")
+
+
+class HttpFetch(Model):
+    """Fetch over http or https."""
+
+    url: str = Field(description="Where it is.", max_length=2048)
+    ca_bundle: str | None = Field(default=None, description="PEM certificates to trust for it.", max_length=65536)
+
+
+class ImageImport(Model):
+    """Bring an image into a pool: fetch, verify, inspect, convert."""
+
+    image: ImageRef = Field(description="The image.")
+    http: HttpFetch = Field(description="Where its bytes are.")
+
+
+class DiskOrder(Model):
+    """Work on a volume or an image."""
+
+    pool: PoolRef = Field(description="Where.")
+    import_image: ImageImport = Field(description="Bring an image into the pool. Deleting the order removes it from there.")
+
+
+class PoolOrder(Model):
+    """A pool's presence on this host."""
+
+    pool: PoolRef = Field(description="The pool.")
+
+
+class WorkOrderSpec(Model):
+    """What the agent shall see to."""
+
+    rules = (
+        Rule(
+            "(self.type == 'Instance') == has(self.instance) && (self.type == 'Disk') == has(self.disk)"
+            " && (self.type == 'Pool') == has(self.pool)",
+            "the field named like the type, and only that, must be set",
+        ),
+        Rule("self.type == oldSelf.type", "type cannot be changed"),
+        Rule("self.term >= oldSelf.term", "a controller that is no longer the leader wrote this"),
+        Rule(
+            "has(self.instance) && has(oldSelf.instance) ? self.instance.epoch >= oldSelf.instance.epoch : true",
+            "epoch cannot go back",
+        ),
+    )
+
+    type: WorkType = Field(description="What is asked for.")
+    for_: ObjectRef = Field(alias="for", description="The object of a tenant or operator that this is for.")
+    term: int = Field(default=0, description="Term of the leader that wrote this; an older leader's order is refused.", ge=0)
+    instance: InstanceOrder | None = Field(default=None, description="A machine on this host.")
+    disk: DiskOrder | None = Field(default=None, description="Work on a volume or an image.")
+    pool: PoolOrder | None = Field(default=None, description="A pool's presence on this host.")
+
+
+class WorkState(StrEnum):
+    """How far a work order is. The first six are an instance's, the others anybody's."""
+
+    STARTING = "Starting"
+    RUNNING = "Running"
+    PAUSED = "Paused"
+    STOPPING = "Stopping"
+    STOPPED = "Stopped"
+    BACK_OFF = "BackOff"
+    PENDING = "Pending"
+    WAITING = "Waiting"
+    WORKING = "Working"
+    READY = "Ready"
+    FAILED = "Failed"
+    REFUSED = "Refused"
+
+
+class InstanceFacts(Model):
+    """What is so of an instance."""
+
+    epoch: int | None = Field(default=None, description="The placement that is in force.")
+    started_at: str | None = Field(default=None, description="When the guest last started (RFC 3339).")
+    restarts: int | None = Field(default=None, description="How often restartPolicy started it again.")
+    last_restart_request: str | None = Field(default=None, description="The last restartRequest carried out.")
+    last_exit: str | None = Field(default=None, description="Why it last ended: shutdown, crashed, destroyed, ...", max_length=64)
+    next_start_at: str | None = Field(default=None, description="When it will be started again, in BackOff (RFC 3339).")
+
+
+class DiskFacts(Model):
+    """What is so of a volume or an image."""
+
+    progress: Progress | None = Field(default=None, description="How far the work is.")
+    sha256: str | None = Field(default=None, description="The digest as verified.")
+    format: str | None = Field(default=None, description="What it turned out to be.")
+    virtual_size: int | None = Field(default=None, description="Size of the disk inside, in bytes.")
+    size: int | None = Field(default=None, description="Bytes it takes.")
+
+
+class PoolFacts(Model):
+    """What is so of a pool on this host."""
+
+    capacity: int | None = Field(default=None, description="Bytes there are.")
+    used: int | None = Field(default=None, description="Bytes in use, by anybody; rounded so that it changes seldom.")
+
+
+class WorkOrderStatus(Model):
+    """What the agent reports. Written by the agent alone."""
+
+    observed_generation: int | None = Field(default=None, description="The generation of the spec this answers.")
+    state: WorkState | None = Field(default=None, description="How far it is.")
+    reason: str | None = Field(default=None, description="Why, in one word.", max_length=128)
+    message: str | None = Field(default=None, description="Why, in a sentence that says what to do.", max_length=4096)
+    instance: InstanceFacts | None = Field(default=None, description="What is so of an instance.")
+    disk: DiskFacts | None = Field(default=None, description="What is so of a volume or an image.")
+    pool: PoolFacts | None = Field(default=None, description="What is so of a pool.")
+
+
+class WorkOrder(Resource):
+    """Something a host's agent shall see to, and how far it is. Written by controllers, performed by the agent."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="WorkOrder",
+        plural="workorders",
+        short_names=("wo",),
+        categories=("kumulus-admin",),
+        selectable=(".spec.type",),
+        columns=(
+            Column("Type", ".spec.type"),
+            Column("For", ".spec.for.name"),
+            Column("State", ".status.state"),
+            Column("Reason", ".status.reason"),
+            Column("Namespace-For", ".spec.for.namespace", priority=1),
+            Column("Message", ".status.message", priority=1),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+
+    spec: WorkOrderSpec = Field(description="What the agent shall see to.")
+    status: WorkOrderStatus = Field(default_factory=WorkOrderStatus, description="What the agent reports.")
+
+
+class UnmanagedDomain(Model):
+    """A domain on the host that is not Kumulus' own. It is left alone."""
+
+    uuid: str = Field(description="UUID of the domain.", max_length=36)
+    name: str = Field(description="Its name, cut to 253 characters.", max_length=253)
+    state: str = Field(description="running, paused, shut off, ...", max_length=32)
+    cpus: int | None = Field(default=None, description="Virtual CPUs.")
+    memory: int | None = Field(default=None, description="Memory in bytes.")
+
+
+class HostReportSpec(Model):
+    """Empty: a report is all status."""
+
+
+class HostReportStatus(Model):
+    """What the agent found."""
+
+    capacity: Capacity = Field(default_factory=Capacity, description="What the host has.")
+    cpu: CpuInfo = Field(default_factory=CpuInfo, description="Its processor.")
+    versions: Versions = Field(default_factory=Versions, description="What software it runs.")
+    addresses: tuple[str, ...] = Field(default=(), description="Its addresses.", max_length=32)
+    machine_types: tuple[str, ...] = Field(default=(), description="Machine types its emulator offers.", max_length=64)
+    unmanaged: tuple[UnmanagedDomain, ...] = Field(
+        default=(), description="Domains that are not Kumulus' own; at most 64 are listed.", max_length=64, json_schema_extra=list_map("uuid")
+    )
+    unmanaged_count: int = Field(default=0, description="How many there are.")
+    hypervisor_ready: bool = Field(default=False, description="Whether the hypervisor answers.")
+    hypervisor_message: str | None = Field(default=None, description="Why it does not.", max_length=1024)
+    credentials_expire_at: str | None = Field(default=None, description="When the agent's token ends (RFC 3339), rounded down to 30 minutes.")
+
+
+class HostReport(Resource):
+    """What an agent found on its host. Written by the agent alone; the Host's status is made from it."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="HostReport",
+        plural="hostreports",
+        categories=("kumulus-admin",),
+        columns=(
+            Column("CPUs", ".status.capacity.cpus", "integer"),
+            Column("Hypervisor", ".status.versions.hypervisor"),
+            Column("Ready", ".status.hypervisorReady", "boolean"),
+            Column("Unmanaged", ".status.unmanagedCount", "integer"),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+
+    spec: HostReportSpec = Field(default_factory=HostReportSpec, description="Empty.")
+    status: HostReportStatus = Field(default_factory=HostReportStatus, description="What the agent found.")
+
+
+def instance_order_name(vm_uid: str) -> str:
+    """Name of the work order of a machine."""
+    return f"instance-{vm_uid}"
+
+
+def image_order_name(image_uid: str, pool_uid: str) -> str:
+    """Name of the work order that keeps an image in a pool: one an image and pool on each host."""
+    return f"image-{image_uid[:8]}-{image_uid[-12:]}-{pool_uid[:8]}-{pool_uid[-12:]}"
+
+
+def pool_order_name(pool_uid: str) -> str:
+    """Name of the work order of a pool's presence on a host."""
+    return f"pool-{pool_uid}"

@@ -1,0 +1,21 @@
+"""All kinds of Kumulus, by group. What is listed here gets a CRD and a reference page."""
+
+from __future__ import annotations
+
+from kumulus.api.base import Resource
+from kumulus.api.compute import InstanceType, VirtualMachine
+from kumulus.api.fabric import Host, Zone
+from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.storage import ClusterImage, Image, StoragePool
+
+KINDS: tuple[type[Resource], ...] = (
+    VirtualMachine,
+    InstanceType,
+    Image,
+    ClusterImage,
+    StoragePool,
+    Zone,
+    Host,
+    WorkOrder,
+    HostReport,
+)

@@ -1,0 +1,265 @@
+"""storage.kumulus.io: images and the pools that disks live in."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field, StringConstraints
+
+from kumulus.api.base import (
+    DOMAIN,
+    VERSION,
+    Column,
+    Kind,
+    Model,
+    Resource,
+    Rule,
+    Scope,
+    Status,
+    cel,
+    immutable,
+    list_map,
+)
+from kumulus.api.compute import DnsLabel
+from kumulus.api.placement import Selector
+from kumulus.api.quantity import Amount, Memory, DiskSize
+
+GROUP = f"storage.{DOMAIN}"
+
+Sha256 = Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")]
+
+
+class HttpSource(Model):
+    """An image on a web server."""
+
+    url: str = Field(
+        description="Where it is: http or https, without user name or password. Addresses of the cluster, loopback and link-local ranges are refused unless an administrator allows them.",
+        max_length=2048,
+        json_schema_extra=cel(
+            Rule(
+                "isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !url(self).getHost().contains('@')",
+                "must be an http or https URL without user name or password",
+            )
+        ),
+    )
+    ca_bundle: str | None = Field(
+        default=None, description="PEM certificates to trust for this source, instead of the host's own.", max_length=65536
+    )
+
+
+class ImageSource(Model):
+    """Where the image comes from."""
+
+    rules = (Rule("has(self.http)", "an image needs a source: set http"),)
+
+    http: HttpSource | None = Field(default=None, description="From a web server.")
+
+
+class Checksum(Model):
+    """What the bytes must add up to."""
+
+    sha256: Sha256 = Field(description="SHA-256 of the file as it is downloaded, 64 hexadecimal digits.")
+
+
+class ImageFormat(StrEnum):
+    """What a file can be. Never guessed from its content alone: it must turn out to be what was said."""
+
+    QCOW2 = "qcow2"
+    RAW = "raw"
+
+
+class OperatingSystem(Model):
+    """What is in an image, for people."""
+
+    family: str | None = Field(default=None, description="linux, windows, bsd or other.", max_length=32)
+    name: str | None = Field(default=None, description="Name, such as Debian.", max_length=64)
+    version: str | None = Field(default=None, description="Version, such as 12.", max_length=64)
+
+
+class ImageSpec(Model):
+    """What the image is and where it comes from."""
+
+    source: ImageSource = Field(description="Where it comes from.", json_schema_extra=immutable("source"))
+    checksum: Checksum = Field(description="What it must add up to.", json_schema_extra=immutable("checksum"))
+    format: ImageFormat = Field(description="What it must turn out to be.", json_schema_extra=immutable("format"))
+    architecture: str = Field(default="x86_64", description="The processor it is for.", max_length=16, pattern=r"^[a-z0-9_]+$")
+    os: OperatingSystem = Field(default_factory=OperatingSystem, description="What is in it.")
+    min_disk: DiskSize | None = Field(default=None, description="The smallest disk it boots from.")
+    min_memory: Memory | None = Field(default=None, description="The smallest memory it boots with.")
+
+
+class ClusterImageSpec(ImageSpec):
+    """What a shared image is, where it comes from, and who may use it."""
+
+    allowed_namespaces: tuple[DnsLabel, ...] = Field(
+        default=(), description="Namespaces that may use it; empty means all.", max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"}
+    )
+
+
+class ImagePhase(StrEnum):
+    """An image's state in one word."""
+
+    PENDING = "Pending"
+    IMPORTING = "Importing"
+    READY = "Ready"
+    FAILED = "Failed"
+
+
+class Progress(Model):
+    """How far a transfer is."""
+
+    bytes: int = Field(default=0, description="Bytes that have arrived.")
+    total: int | None = Field(default=None, description="Bytes there are, when known.")
+    rate: int | None = Field(default=None, description="Bytes per second, lately.")
+
+
+class ImageCache(Model):
+    """A pool that holds the image."""
+
+    name: str = Field(description="`pool/host`, or `pool` for a pool that hosts share.")
+    pool: str = Field(description="Name of the StoragePool.")
+    host: str | None = Field(default=None, description="The host, for a pool that is local to it.")
+    state: str = Field(default="", description="Importing, Ready or Failed.")
+
+
+class ImageStatus(Status):
+    """What the image is known to be."""
+
+    phase: ImagePhase | None = Field(default=None, description="The state in one word.")
+    progress: Progress | None = Field(default=None, description="How far the import is.")
+    sha256: str | None = Field(default=None, description="The digest as verified.")
+    format: str | None = Field(default=None, description="What it turned out to be.")
+    virtual_size: int | None = Field(default=None, description="Size of the disk inside, in bytes.")
+    size: int | None = Field(default=None, description="Bytes it takes in a pool.")
+    caches: tuple[ImageCache, ...] = Field(
+        default=(), description="The pools that hold it.", max_length=1024, json_schema_extra=list_map("name")
+    )
+
+
+_IMAGE_COLUMNS = (
+    Column("Phase", ".status.phase"),
+    Column("Format", ".spec.format"),
+    Column("Bytes", ".status.progress.bytes", "integer", priority=1),
+    Column("Total", ".status.progress.total", "integer", priority=1),
+    Column("Virtual-Size", ".status.virtualSize", "integer"),
+    Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
+    Column("Age", ".metadata.creationTimestamp", "date"),
+)
+
+
+class Image(Resource):
+    """A disk image that machines of its namespace start from."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="Image",
+        plural="images",
+        short_names=("img",),
+        categories=("kumulus",),
+        columns=_IMAGE_COLUMNS,
+    )
+
+    spec: ImageSpec = Field(description="What the image is and where it comes from.")
+    status: ImageStatus = Field(default_factory=ImageStatus, description="What is known of it.")
+
+
+class ClusterImage(Resource):
+    """A disk image shared by all namespaces, or by those it names."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="ClusterImage",
+        plural="clusterimages",
+        scope=Scope.CLUSTER,
+        short_names=("cimg",),
+        categories=("kumulus", "kumulus-admin"),
+        columns=_IMAGE_COLUMNS,
+    )
+
+    spec: ClusterImageSpec = Field(description="What the image is, where it comes from, and who may use it.")
+    status: ImageStatus = Field(default_factory=ImageStatus, description="What is known of it.")
+
+
+class PoolDriver(StrEnum):
+    """How a pool keeps its disks."""
+
+    DIR = "dir"
+
+
+class PoolParameters(Model):
+    """What the driver has to know."""
+
+    path: str | None = Field(
+        default=None,
+        description="dir: directory on each host, an absolute path below one of the roots the agents allow.",
+        max_length=255,
+        pattern=r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$",
+    )
+
+
+class StoragePoolSpec(Model):
+    """Where disks live."""
+
+    rules = (Rule("self.driver != 'dir' || has(self.parameters.path)", "driver dir needs parameters.path"),)
+
+    driver: PoolDriver = Field(description="How disks are kept.", json_schema_extra=immutable("driver"))
+    parameters: PoolParameters = Field(
+        default_factory=PoolParameters, description="What the driver has to know.", json_schema_extra=immutable("parameters")
+    )
+    zone: DnsLabel | None = Field(default=None, description="Only hosts of this zone; empty means all.")
+    host_selector: Selector = Field(default_factory=dict, description="Only hosts with these labels.")
+    overprovisioning: float = Field(
+        default=2.0, description="How much more may be promised than there is, as a factor of the capacity.", ge=1, le=100
+    )
+    reserved: Amount = Field(default="0", description="Space on each host that is never given out.")
+    maintenance: bool = Field(default=False, description="No new disks while true.")
+
+
+class PoolHost(Model):
+    """A pool as one host sees it."""
+
+    name: str = Field(description="Name of the host.")
+    ready: bool = Field(description="Whether the pool can be used there.")
+    capacity: int | None = Field(default=None, description="Bytes there are.")
+    used: int | None = Field(default=None, description="Bytes in use, by anybody.")
+    message: str | None = Field(default=None, description="Why it is not ready.")
+
+
+class StoragePoolStatus(Status):
+    """What is known of the pool."""
+
+    phase: str | None = Field(default=None, description="Pending, Ready, Degraded or Maintenance.")
+    capacity: int | None = Field(default=None, description="Bytes on all hosts together.")
+    used: int | None = Field(default=None, description="Bytes in use on all hosts together.")
+    ready_hosts: int | None = Field(default=None, description="Hosts on which it can be used.")
+    hosts: tuple[PoolHost, ...] = Field(
+        default=(), description="The pool as each host sees it; at most 256 are listed.", max_length=256, json_schema_extra=list_map("name")
+    )
+
+
+class StoragePool(Resource):
+    """A place where disks live, on hosts or reachable from them."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="StoragePool",
+        plural="storagepools",
+        scope=Scope.CLUSTER,
+        short_names=("pool", "pools"),
+        categories=("kumulus-admin",),
+        columns=(
+            Column("Driver", ".spec.driver"),
+            Column("Phase", ".status.phase"),
+            Column("Hosts", ".status.readyHosts", "integer"),
+            Column("Capacity", ".status.capacity", "integer"),
+            Column("Used", ".status.used", "integer"),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+
+    spec: StoragePoolSpec = Field(description="Where disks live.")
+    status: StoragePoolStatus = Field(default_factory=StoragePoolStatus, description="What is known of it.")
