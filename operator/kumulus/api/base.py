@@ -190,7 +190,9 @@ class Condition(Model):
 
     type: str = Field(description="Which aspect, in CamelCase.", max_length=63)
     status: ConditionStatus = Field(description="True, False or Unknown.")
-    observed_generation: int | None = Field(default=None, description="The generation of the spec this was derived from.")
+    observed_generation: int | None = Field(
+        default=None, description="The generation of the spec this was derived from."
+    )
     last_transition_time: str | None = Field(default=None, description="When the status last changed (RFC 3339).")
     reason: str = Field(default="", description="One word for programs, in CamelCase.", max_length=128)
     message: str = Field(default="", description="A sentence for people: what is so, and what to do.", max_length=4096)
@@ -262,6 +264,8 @@ class ObjectRef(Model):
     """Which object this is about: by name for people, by uid for machines."""
 
     kind: str = Field(description="Kind of the object.", max_length=63)
-    namespace: str | None = Field(default=None, description="Its namespace; empty for cluster-scoped kinds.", max_length=63)
+    namespace: str | None = Field(
+        default=None, description="Its namespace; empty for cluster-scoped kinds.", max_length=63
+    )
     name: str = Field(description="Its name.", max_length=253)
     uid: str = Field(description="Its uid: another object of the same name is another object.", max_length=36)

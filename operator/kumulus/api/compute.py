@@ -72,7 +72,8 @@ class Stop(Model):
     """How the machine is stopped."""
 
     mode: StopMode = Field(
-        default=StopMode.GRACEFUL, description="Graceful presses the power button and forces after the grace period; Force does not ask."
+        default=StopMode.GRACEFUL,
+        description="Graceful presses the power button and forces after the grace period; Force does not ask.",
     )
     grace_period_seconds: int = Field(
         default=60, description="How long a graceful stop may take before it is forced.", ge=0, le=3600
@@ -83,7 +84,9 @@ class Placement(Model):
     """Where the machine may run and how a host is chosen."""
 
     host_selector: Selector = Field(default_factory=dict, description="Labels the host must have.")
-    tolerations: tuple[Toleration, ...] = Field(default=(), description="Taints of hosts to put up with.", max_length=16)
+    tolerations: tuple[Toleration, ...] = Field(
+        default=(), description="Taints of hosts to put up with.", max_length=16
+    )
     profile: Profile = Field(
         default=Profile.SPREAD,
         description="Spread chooses the host with the most room, Pack the fullest that fits, LeastConsumed the one with the smallest share in use.",
@@ -99,7 +102,9 @@ class EphemeralDisk(Model):
         max_length=63,
         pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
     )
-    size: DiskSize | None = Field(default=None, description="Size of the disk; default and least is the image's own size.")
+    size: DiskSize | None = Field(
+        default=None, description="Size of the disk; default and least is the image's own size."
+    )
 
 
 class Disk(Model):
@@ -108,8 +113,12 @@ class Disk(Model):
     rules = (Rule("has(self.ephemeral)", "a disk needs a source: set ephemeral"),)
 
     name: DiskName = Field(description="Name of the disk within the machine; the guest sees it as the disk's serial.")
-    ephemeral: EphemeralDisk | None = Field(default=None, description="A disk made from an image; it is deleted with the machine.")
-    boot_order: int | None = Field(default=None, description="Position in the boot order; default is the order of the list.", ge=1, le=64)
+    ephemeral: EphemeralDisk | None = Field(
+        default=None, description="A disk made from an image; it is deleted with the machine."
+    )
+    boot_order: int | None = Field(
+        default=None, description="Position in the boot order; default is the order of the list.", ge=1, le=64
+    )
 
 
 class CloudInit(Model):
@@ -120,11 +129,17 @@ class CloudInit(Model):
     )
 
     user_data: str | None = Field(
-        default=None, description="User data: `#cloud-config`, a script, or anything cloud-init takes.", max_length=USER_DATA_MAX
+        default=None,
+        description="User data: `#cloud-config`, a script, or anything cloud-init takes.",
+        max_length=USER_DATA_MAX,
     )
-    user_data_secret: LocalSecretKey | None = Field(default=None, description="User data from a Secret of the namespace.")
+    user_data_secret: LocalSecretKey | None = Field(
+        default=None, description="User data from a Secret of the namespace."
+    )
     network_data: str | None = Field(
-        default=None, description="Network configuration, version 1 or 2 of cloud-init's format.", max_length=USER_DATA_MAX
+        default=None,
+        description="Network configuration, version 1 or 2 of cloud-init's format.",
+        max_length=USER_DATA_MAX,
     )
     meta_data: Mapping[str, Annotated[str, StringConstraints(max_length=4096)]] = Field(
         default_factory=dict,
@@ -144,7 +159,9 @@ class SshKey(Model):
 
     rules = (Rule("has(self.secret) != has(self.publicKey)", "set exactly one of secret and publicKey"),)
 
-    secret: LocalSecretKey | None = Field(default=None, description="A key of a Secret that holds one public key a line.")
+    secret: LocalSecretKey | None = Field(
+        default=None, description="A key of a Secret that holds one public key a line."
+    )
     public_key: str | None = Field(
         default=None,
         description="The public key itself, one line as in authorized_keys.",
@@ -158,10 +175,16 @@ class VirtualMachineSpec(Model):
 
     rules = (
         Rule("has(self.instanceType) != has(self.resources)", "set exactly one of instanceType and resources"),
-        Rule("has(self.instanceType) == has(oldSelf.instanceType)", "a machine cannot change between instanceType and resources"),
+        Rule(
+            "has(self.instanceType) == has(oldSelf.instanceType)",
+            "a machine cannot change between instanceType and resources",
+        ),
         Rule("has(self.zone) == has(oldSelf.zone)", "zone cannot be changed"),
         Rule("has(self.disks) == has(oldSelf.disks)", "disks cannot be changed yet: make a new machine"),
-        Rule("has(self.cloudInit) == has(oldSelf.cloudInit)", "cloudInit cannot be changed: it is read at the first boot only"),
+        Rule(
+            "has(self.cloudInit) == has(oldSelf.cloudInit)",
+            "cloudInit cannot be changed: it is read at the first boot only",
+        ),
     )
 
     instance_type: DnsLabel | None = Field(
@@ -186,7 +209,9 @@ class VirtualMachineSpec(Model):
     )
     stop: Stop = Field(default_factory=Stop, description="How the machine is stopped.")
     zone: DnsLabel | None = Field(
-        default=None, description="The zone to run in; planned when empty.", json_schema_extra=cel(Rule("self == oldSelf", "zone cannot be changed"))
+        default=None,
+        description="The zone to run in; planned when empty.",
+        json_schema_extra=cel(Rule("self == oldSelf", "zone cannot be changed")),
     )
     placement: Placement = Field(default_factory=Placement, description="Where in the zone it may run.")
     disks: tuple[Disk, ...] = Field(
@@ -198,9 +223,13 @@ class VirtualMachineSpec(Model):
     cloud_init: CloudInit | None = Field(
         default=None,
         description="First-boot configuration.",
-        json_schema_extra=cel(Rule("self == oldSelf", "cloudInit cannot be changed: it is read at the first boot only")),
+        json_schema_extra=cel(
+            Rule("self == oldSelf", "cloudInit cannot be changed: it is read at the first boot only")
+        ),
     )
-    ssh_keys: tuple[SshKey, ...] = Field(default=(), description="Public keys that may log in (through cloud-init).", max_length=16)
+    ssh_keys: tuple[SshKey, ...] = Field(
+        default=(), description="Public keys that may log in (through cloud-init).", max_length=16
+    )
     deletion_protection: bool = Field(default=False, description="Refuse to delete the machine while true.")
 
 
@@ -255,7 +284,9 @@ class VirtualMachineStatus(Status):
     phase: Phase | None = Field(default=None, description="The state in one word.")
     host: str | None = Field(default=None, description="The host it is placed on.")
     zone: str | None = Field(default=None, description="The zone it is in.")
-    epoch: int | None = Field(default=None, description="Grows with each placement; a copy with an older epoch may not run.")
+    epoch: int | None = Field(
+        default=None, description="Grows with each placement; a copy with an older epoch may not run."
+    )
     started_at: str | None = Field(default=None, description="When the guest last started (RFC 3339).")
     restarts: int | None = Field(default=None, description="How often it was started again by restartPolicy.")
     last_restart_request: str | None = Field(default=None, description="The last restartRequest that was carried out.")
@@ -298,9 +329,14 @@ class InstanceTypeSpec(Model):
 
     cpus: Cpus = Field(description="Virtual CPUs.")
     memory: Memory = Field(description="Memory, such as `2Gi`.")
-    host_selector: Selector = Field(default_factory=dict, description="Labels the host must have, beside the machine's own selector.")
+    host_selector: Selector = Field(
+        default_factory=dict, description="Labels the host must have, beside the machine's own selector."
+    )
     allowed_namespaces: tuple[DnsLabel, ...] = Field(
-        default=(), description="Namespaces that may use it; empty means all.", max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"}
+        default=(),
+        description="Namespaces that may use it; empty means all.",
+        max_length=256,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
 
@@ -324,3 +360,58 @@ class InstanceType(Resource):
     )
 
     spec: InstanceTypeSpec = Field(description="The size.")
+
+
+class ConsoleRequestType(StrEnum):
+    """What of the console is asked for."""
+
+    LOG = "Log"
+
+
+class ConsoleRequestSpec(Model):
+    """What of a machine's console is asked for."""
+
+    rules = (Rule("self == oldSelf", "a request cannot be changed: make a new one"),)
+
+    vm: DnsLabel = Field(description="Name of the machine, in the same namespace.")
+    type: ConsoleRequestType = Field(
+        default=ConsoleRequestType.LOG, description="Log: the end of what the serial console printed."
+    )
+    max_bytes: int = Field(default=65536, description="At most so many bytes from the end.", ge=1, le=262144)
+    ttl_seconds: int = Field(
+        default=60, description="The request is deleted so long after it was answered.", ge=5, le=3600
+    )
+
+
+class ConsoleRequestStatus(Status):
+    """The answer."""
+
+    phase: str | None = Field(default=None, description="Pending, Ready or Failed.")
+    log: str | None = Field(
+        default=None,
+        description="What the console printed. A guest decides what is in it: do not send it to a terminal unfiltered.",
+        max_length=1048576,
+    )
+    answered_at: str | None = Field(default=None, description="When it was answered (RFC 3339).")
+
+
+class ConsoleRequest(Resource):
+    """Asks once for what a machine's console printed; deletes itself after a while."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="ConsoleRequest",
+        plural="consolerequests",
+        short_names=("console",),
+        categories=("kumulus",),
+        columns=(
+            Column("VM", ".spec.vm"),
+            Column("Type", ".spec.type"),
+            Column("Phase", ".status.phase"),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+
+    spec: ConsoleRequestSpec = Field(description="What is asked for.")
+    status: ConsoleRequestStatus = Field(default_factory=ConsoleRequestStatus, description="The answer.")

@@ -75,11 +75,17 @@ class HostSpec(Model):
 
     zone: DnsLabel = Field(description="The zone it is in.", json_schema_extra=immutable("zone"))
     hypervisor: HypervisorType = Field(
-        default=HypervisorType.LIBVIRT, description="What runs machines on it.", json_schema_extra=immutable("hypervisor")
+        default=HypervisorType.LIBVIRT,
+        description="What runs machines on it.",
+        json_schema_extra=immutable("hypervisor"),
     )
     unschedulable: bool = Field(default=False, description="No new machines while true (cordoned).")
-    taints: tuple[Taint, ...] = Field(default=(), description="Keep machines away that do not tolerate them.", max_length=32)
-    overcommit: Overcommit = Field(default_factory=Overcommit, description="How much more may be promised than there is.")
+    taints: tuple[Taint, ...] = Field(
+        default=(), description="Keep machines away that do not tolerate them.", max_length=32
+    )
+    overcommit: Overcommit = Field(
+        default_factory=Overcommit, description="How much more may be promised than there is."
+    )
     reserved: Reserved = Field(default_factory=Reserved, description="What is kept for the host itself.")
 
 
@@ -116,7 +122,9 @@ class CpuInfo(Model):
     model: str | None = Field(default=None, description="Model, as libvirt names it.")
     vendor: str | None = Field(default=None, description="Who made it.")
     architecture: str | None = Field(default=None, description="Architecture, such as x86_64.")
-    acceleration: str | None = Field(default=None, description="kvm when the hardware runs guests, tcg when QEMU emulates them.")
+    acceleration: str | None = Field(
+        default=None, description="kvm when the hardware runs guests, tcg when QEMU emulates them."
+    )
 
 
 class Versions(Model):
@@ -135,7 +143,9 @@ class HostStatus(Status):
     phase: HostPhase | None = Field(default=None, description="The state in one word.")
     namespace: str | None = Field(default=None, description="Namespace of its work orders and facts.")
     capacity: Capacity | None = Field(default=None, description="What it has.")
-    allocatable: Capacity | None = Field(default=None, description="What may be promised: capacity less what is reserved, times overcommit.")
+    allocatable: Capacity | None = Field(
+        default=None, description="What may be promised: capacity less what is reserved, times overcommit."
+    )
     allocated: Capacity | None = Field(default=None, description="What has been promised to machines.")
     cpu: CpuInfo | None = Field(default=None, description="Its processor.")
     versions: Versions | None = Field(default=None, description="What software it runs.")
@@ -173,5 +183,3 @@ class Host(Resource):
 
     spec: HostSpec = Field(description="What the operator wants of it.")
     status: HostStatus = Field(default_factory=HostStatus, description="What it is.")
-
-

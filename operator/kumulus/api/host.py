@@ -31,7 +31,9 @@ LEASE = "kumulus-agent"
 
 Epoch = NewType("Epoch", int)
 
-Uid = Annotated[str, StringConstraints(min_length=36, max_length=36, pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+Uid = Annotated[
+    str, StringConstraints(min_length=36, max_length=36, pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+]
 
 
 class WorkType(StrEnum):
@@ -40,6 +42,7 @@ class WorkType(StrEnum):
     INSTANCE = "Instance"
     DISK = "Disk"
     POOL = "Pool"
+    CONSOLE = "Console"
 
 
 class PoolRef(Model):
@@ -77,7 +80,9 @@ class SeedRef(Model):
     data: Mapping[str, str] | None = Field(
         default=None, description="Files of the seed: meta-data, user-data, network-config.", max_length=4
     )
-    secret: str | None = Field(default=None, description="Name of the Secret that has these files as its keys.", max_length=253)
+    secret: str | None = Field(
+        default=None, description="Name of the Secret that has these files as its keys.", max_length=253
+    )
 
 
 class InstanceOrder(Model):
@@ -91,7 +96,9 @@ class InstanceOrder(Model):
     stop: Stop = Field(default_factory=Stop, description="How it is stopped.")
     cpus: int = Field(description="Virtual CPUs.", ge=1)
     memory: int = Field(description="Memory in bytes.", ge=1)
-    disks: tuple[InstanceDisk, ...] = Field(default=(), description="Its disks.", max_length=16, json_schema_extra=list_map("name"))
+    disks: tuple[InstanceDisk, ...] = Field(
+        default=(), description="Its disks.", max_length=16, json_schema_extra=list_map("name")
+    )
     seed: SeedRef | None = Field(default=None, description="First-boot data.")
 
 
@@ -113,7 +120,9 @@ class DiskOrder(Model):
     """Work on a volume or an image."""
 
     pool: PoolRef = Field(description="Where.")
-    import_image: ImageImport = Field(description="Bring an image into the pool. Deleting the order removes it from there.")
+    import_image: ImageImport = Field(
+        description="Bring an image into the pool. Deleting the order removes it from there."
+    )
 
 
 class PoolOrder(Model):
@@ -122,13 +131,20 @@ class PoolOrder(Model):
     pool: PoolRef = Field(description="The pool.")
 
 
+class ConsoleOrder(Model):
+    """Read the end of an instance's console log, once."""
+
+    uid: Uid = Field(description="Uid of the machine.")
+    max_bytes: int = Field(description="At most so many bytes from the end.", ge=1, le=262144)
+
+
 class WorkOrderSpec(Model):
     """What the agent shall see to."""
 
     rules = (
         Rule(
             "(self.type == 'Instance') == has(self.instance) && (self.type == 'Disk') == has(self.disk)"
-            " && (self.type == 'Pool') == has(self.pool)",
+            " && (self.type == 'Pool') == has(self.pool) && (self.type == 'Console') == has(self.console)",
             "the field named like the type, and only that, must be set",
         ),
         Rule("self.type == oldSelf.type", "type cannot be changed"),
@@ -141,10 +157,13 @@ class WorkOrderSpec(Model):
 
     type: WorkType = Field(description="What is asked for.")
     for_: ObjectRef = Field(alias="for", description="The object of a tenant or operator that this is for.")
-    term: int = Field(default=0, description="Term of the leader that wrote this; an older leader's order is refused.", ge=0)
+    term: int = Field(
+        default=0, description="Term of the leader that wrote this; an older leader's order is refused.", ge=0
+    )
     instance: InstanceOrder | None = Field(default=None, description="A machine on this host.")
     disk: DiskOrder | None = Field(default=None, description="Work on a volume or an image.")
     pool: PoolOrder | None = Field(default=None, description="A pool's presence on this host.")
+    console: ConsoleOrder | None = Field(default=None, description="Read the end of an instance's console log, once.")
 
 
 class WorkState(StrEnum):
@@ -171,7 +190,9 @@ class InstanceFacts(Model):
     started_at: str | None = Field(default=None, description="When the guest last started (RFC 3339).")
     restarts: int | None = Field(default=None, description="How often restartPolicy started it again.")
     last_restart_request: str | None = Field(default=None, description="The last restartRequest carried out.")
-    last_exit: str | None = Field(default=None, description="Why it last ended: shutdown, crashed, destroyed, ...", max_length=64)
+    last_exit: str | None = Field(
+        default=None, description="Why it last ended: shutdown, crashed, destroyed, ...", max_length=64
+    )
     next_start_at: str | None = Field(default=None, description="When it will be started again, in BackOff (RFC 3339).")
 
 
@@ -192,6 +213,12 @@ class PoolFacts(Model):
     used: int | None = Field(default=None, description="Bytes in use, by anybody; rounded so that it changes seldom.")
 
 
+class ConsoleFacts(Model):
+    """What was read of a console."""
+
+    log: str | None = Field(default=None, description="The text; a guest decides what is in it.", max_length=1048576)
+
+
 class WorkOrderStatus(Model):
     """What the agent reports. Written by the agent alone."""
 
@@ -202,6 +229,7 @@ class WorkOrderStatus(Model):
     instance: InstanceFacts | None = Field(default=None, description="What is so of an instance.")
     disk: DiskFacts | None = Field(default=None, description="What is so of a volume or an image.")
     pool: PoolFacts | None = Field(default=None, description="What is so of a pool.")
+    console: ConsoleFacts | None = Field(default=None, description="What was read of a console.")
 
 
 class WorkOrder(Resource):
@@ -253,12 +281,17 @@ class HostReportStatus(Model):
     addresses: tuple[str, ...] = Field(default=(), description="Its addresses.", max_length=32)
     machine_types: tuple[str, ...] = Field(default=(), description="Machine types its emulator offers.", max_length=64)
     unmanaged: tuple[UnmanagedDomain, ...] = Field(
-        default=(), description="Domains that are not Kumulus' own; at most 64 are listed.", max_length=64, json_schema_extra=list_map("uuid")
+        default=(),
+        description="Domains that are not Kumulus' own; at most 64 are listed.",
+        max_length=64,
+        json_schema_extra=list_map("uuid"),
     )
     unmanaged_count: int = Field(default=0, description="How many there are.")
     hypervisor_ready: bool = Field(default=False, description="Whether the hypervisor answers.")
     hypervisor_message: str | None = Field(default=None, description="Why it does not.", max_length=1024)
-    credentials_expire_at: str | None = Field(default=None, description="When the agent's token ends (RFC 3339), rounded down to 30 minutes.")
+    credentials_expire_at: str | None = Field(
+        default=None, description="When the agent's token ends (RFC 3339), rounded down to 30 minutes."
+    )
 
 
 class HostReport(Resource):
@@ -291,6 +324,11 @@ def instance_order_name(vm_uid: str) -> str:
 def image_order_name(image_uid: str, pool_uid: str) -> str:
     """Name of the work order that keeps an image in a pool: one an image and pool on each host."""
     return f"image-{image_uid[:8]}-{image_uid[-12:]}-{pool_uid[:8]}-{pool_uid[-12:]}"
+
+
+def console_order_name(request_uid: str) -> str:
+    """Name of the work order that answers a console request."""
+    return f"console-{request_uid}"
 
 
 def pool_order_name(pool_uid: str) -> str:

@@ -54,9 +54,13 @@ class TolerationOperator(StrEnum):
 class Toleration(Model):
     """Lets a machine run on hosts with a matching taint."""
 
-    rules = (Rule("self.operator == 'Exists' ? self.value == '' : true", "value must be empty when operator is Exists"),)
+    rules = (
+        Rule("self.operator == 'Exists' ? self.value == '' : true", "value must be empty when operator is Exists"),
+    )
 
-    key: str = Field(default="", description="Key of the taint; empty with Exists tolerates every taint.", max_length=317)
+    key: str = Field(
+        default="", description="Key of the taint; empty with Exists tolerates every taint.", max_length=317
+    )
     operator: TolerationOperator = Field(
         default=TolerationOperator.EQUAL, description="Equal compares the value, Exists only the key."
     )

@@ -13,7 +13,9 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 _PATTERN = r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)(([KMGTPE]i)|[numkMGTPE]|([eE][-+]?[0-9]{1,2}))?$"
 _MAX_LENGTH = 32
-_READ = re.compile(r"^\+?(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<suffix>[KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]{1,2})?$")
+_READ = re.compile(
+    r"^\+?(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<suffix>[KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]{1,2})?$"
+)
 _BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60}
 _DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 
@@ -72,7 +74,9 @@ Memory = Annotated[
 ]
 """Memory of a machine, such as `2Gi`."""
 
-DiskSize = Annotated[str, BeforeValidator(_text), WithJsonSchema(_schema(least="1Mi", most="256Ti", what="a disk size"))]
+DiskSize = Annotated[
+    str, BeforeValidator(_text), WithJsonSchema(_schema(least="1Mi", most="256Ti", what="a disk size"))
+]
 """Size of a disk, such as `10Gi`."""
 
 Amount = Annotated[str, BeforeValidator(_text), WithJsonSchema(_schema(least="0", most="8Ei", what="an amount"))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kumulus.api.base import Resource
-from kumulus.api.compute import InstanceType, VirtualMachine
+from kumulus.api.compute import ConsoleRequest, InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.storage import ClusterImage, Image, StoragePool
@@ -11,6 +11,7 @@ from kumulus.api.storage import ClusterImage, Image, StoragePool
 KINDS: tuple[type[Resource], ...] = (
     VirtualMachine,
     InstanceType,
+    ConsoleRequest,
     Image,
     ClusterImage,
     StoragePool,

@@ -44,7 +44,9 @@ class HttpSource(Model):
         ),
     )
     ca_bundle: str | None = Field(
-        default=None, description="PEM certificates to trust for this source, instead of the host's own.", max_length=65536
+        default=None,
+        description="PEM certificates to trust for this source, instead of the host's own.",
+        max_length=65536,
     )
 
 
@@ -83,7 +85,9 @@ class ImageSpec(Model):
     source: ImageSource = Field(description="Where it comes from.", json_schema_extra=immutable("source"))
     checksum: Checksum = Field(description="What it must add up to.", json_schema_extra=immutable("checksum"))
     format: ImageFormat = Field(description="What it must turn out to be.", json_schema_extra=immutable("format"))
-    architecture: str = Field(default="x86_64", description="The processor it is for.", max_length=16, pattern=r"^[a-z0-9_]+$")
+    architecture: str = Field(
+        default="x86_64", description="The processor it is for.", max_length=16, pattern=r"^[a-z0-9_]+$"
+    )
     os: OperatingSystem = Field(default_factory=OperatingSystem, description="What is in it.")
     min_disk: DiskSize | None = Field(default=None, description="The smallest disk it boots from.")
     min_memory: Memory | None = Field(default=None, description="The smallest memory it boots with.")
@@ -93,7 +97,10 @@ class ClusterImageSpec(ImageSpec):
     """What a shared image is, where it comes from, and who may use it."""
 
     allowed_namespaces: tuple[DnsLabel, ...] = Field(
-        default=(), description="Namespaces that may use it; empty means all.", max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"}
+        default=(),
+        description="Namespaces that may use it; empty means all.",
+        max_length=256,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
 
@@ -207,12 +214,17 @@ class StoragePoolSpec(Model):
 
     driver: PoolDriver = Field(description="How disks are kept.", json_schema_extra=immutable("driver"))
     parameters: PoolParameters = Field(
-        default_factory=PoolParameters, description="What the driver has to know.", json_schema_extra=immutable("parameters")
+        default_factory=PoolParameters,
+        description="What the driver has to know.",
+        json_schema_extra=immutable("parameters"),
     )
     zone: DnsLabel | None = Field(default=None, description="Only hosts of this zone; empty means all.")
     host_selector: Selector = Field(default_factory=dict, description="Only hosts with these labels.")
     overprovisioning: float = Field(
-        default=2.0, description="How much more may be promised than there is, as a factor of the capacity.", ge=1, le=100
+        default=2.0,
+        description="How much more may be promised than there is, as a factor of the capacity.",
+        ge=1,
+        le=100,
     )
     reserved: Amount = Field(default="0", description="Space on each host that is never given out.")
     maintenance: bool = Field(default=False, description="No new disks while true.")
@@ -236,7 +248,10 @@ class StoragePoolStatus(Status):
     used: int | None = Field(default=None, description="Bytes in use on all hosts together.")
     ready_hosts: int | None = Field(default=None, description="Hosts on which it can be used.")
     hosts: tuple[PoolHost, ...] = Field(
-        default=(), description="The pool as each host sees it; at most 256 are listed.", max_length=256, json_schema_extra=list_map("name")
+        default=(),
+        description="The pool as each host sees it; at most 256 are listed.",
+        max_length=256,
+        json_schema_extra=list_map("name"),
     )
 
 

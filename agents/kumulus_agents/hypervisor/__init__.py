@@ -1,0 +1,1 @@
+"""Running machines on this host: one small protocol and its drivers."""

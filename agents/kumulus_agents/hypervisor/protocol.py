@@ -1,0 +1,190 @@
+"""What the agent asks of a hypervisor. Every driver passes `tests/contract/hypervisor.py`.
+
+A driver does what it is told and reports what is so. It decides nothing: restart policy, epochs
+and power states are the agent's. Every verb may be repeated, tolerates "already so" and "already
+gone", and is safe after a crash of the agent at any line. Verbs about one domain are serialised by
+the driver; different domains proceed in parallel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from kumulus.api.compute import PowerState
+
+
+class HypervisorError(Exception):
+    """The hypervisor could not do it.
+
+    `reason` is one CamelCase word for the status, `retryable` says whether trying again by itself
+    makes sense. The text is a sentence for the operator.
+    """
+
+    def __init__(self, message: str, *, reason: str = "HypervisorError", retryable: bool = True) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retryable = retryable
+
+
+@dataclass(frozen=True, slots=True)
+class DomainDisk:
+    """A disk as the hypervisor sees it."""
+
+    name: str
+    """Serial that the guest sees, at most 20 characters of it."""
+    path: str
+    """Absolute path of the file, made by a storage driver."""
+    format: str
+    """qcow2 or raw; pinned, never guessed."""
+    boot_order: int | None = None
+    read_only: bool = False
+    cdrom: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What Kumulus writes into a domain's own metadata, so that the host can be understood without the API server."""
+
+    uid: str
+    epoch: int
+    namespace: str
+    name: str
+    wanted: PowerState
+    """The power state last carried out. Running on a domain that is off means: it ended by itself."""
+    restart_request: str | None = None
+    """The restart request last carried out."""
+    restarts: int = 0
+    """How often it was started again after it ended by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSpec:
+    """Everything a driver needs to define a domain. No user text decides a name or a path."""
+
+    marks: Marks
+    cpus: int
+    memory: int
+    """Bytes."""
+    disks: Sequence[DomainDisk]
+    console_log: str
+    """Absolute path of the file that the serial console is logged to."""
+
+
+class DomainState(StrEnum):
+    """What a domain is."""
+
+    RUNNING = "Running"
+    PAUSED = "Paused"
+    STOPPED = "Stopped"
+
+
+class ExitReason(StrEnum):
+    """Why a domain is off."""
+
+    SHUTDOWN = "Shutdown"
+    """The guest powered off."""
+    CRASHED = "Crashed"
+    """The guest panicked or QEMU died."""
+    DESTROYED = "Destroyed"
+    """Somebody forced it off."""
+    FAILED = "Failed"
+    """It could not be started."""
+    UNKNOWN = "Unknown"
+    """Nobody saw it end: the host was restarted, or it never ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain of Kumulus as it really is."""
+
+    marks: Marks
+    state: DomainState
+    exit_reason: ExitReason | None = None
+    """Why it is off; None unless Stopped."""
+    started_at: float | None = None
+    """When this run began, in seconds since the epoch; None unless it is on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignDomain:
+    """A domain that is not Kumulus' own. Reported, never touched."""
+
+    uuid: str
+    name: str
+    state: str
+    cpus: int | None = None
+    memory: int | None = None
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What the host has."""
+
+    cpus: int
+    """Hardware threads."""
+    memory: int
+    """Bytes."""
+    cpu_model: str | None = None
+    cpu_vendor: str | None = None
+    architecture: str | None = None
+    acceleration: str | None = None
+    """kvm when guests really run on the hardware, tcg when QEMU emulates them."""
+    hypervisor_version: str | None = None
+    emulator_version: str | None = None
+    machine_types: Sequence[str] = ()
+
+
+DomainListener = Callable[[str], None]
+"""Called in the event loop with the uid of a domain of Kumulus that changed, or with "" when anything may have (reconnected)."""
+
+
+class Hypervisor(Protocol):
+    """Runs domains on this host."""
+
+    async def connect(self, listener: DomainListener) -> None:
+        """Connect and keep connected: reconnects by itself, then calls `listener("")`. Returns at once; until
+        the connection stands every verb raises `HypervisorError(reason="HypervisorUnavailable")`."""
+
+    async def close(self) -> None:
+        """Disconnect. Domains keep running."""
+
+    async def inventory(self) -> Inventory:
+        """What the host has. Cached by the driver where it is costly."""
+
+    async def domain(self, uid: str) -> Domain | None:
+        """The domain of that uid, or None. Cheap: called in every pass."""
+
+    async def domains(self) -> Sequence[Domain]:
+        """All domains of Kumulus, on or off."""
+
+    async def foreign(self) -> Sequence[ForeignDomain]:
+        """All other domains, on or off."""
+
+    async def start(self, spec: DomainSpec) -> Domain:
+        """Define the domain as `spec` says (replacing an older definition of the same uid) and start it.
+
+        Already running or paused: only the marks are brought up to date, the guest is not touched.
+        Raises `HypervisorError`.
+        """
+
+    async def mark(self, uid: str, marks: Marks) -> None:
+        """Write the marks into the domain's metadata, persistent and live. Gone already: nothing."""
+
+    async def power_button(self, uid: str) -> None:
+        """Ask the guest to shut down (ACPI). Returns at once. Off or gone already: nothing."""
+
+    async def force_off(self, uid: str) -> None:
+        """Take the power away; returns when QEMU is gone. Off or gone already: nothing."""
+
+    async def pause(self, uid: str) -> None:
+        """Halt the CPUs. Paused already: nothing."""
+
+    async def resume(self, uid: str) -> None:
+        """Let the CPUs go on. Running already: nothing."""
+
+    async def remove(self, uid: str) -> None:
+        """Force off and forget the domain and what the hypervisor keeps for it (nvram, saves). Files of disks stay."""

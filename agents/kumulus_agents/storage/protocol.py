@@ -1,0 +1,106 @@
+"""What the agent asks of a storage driver, one object a pool. Every driver passes `tests/contract/storage.py`.
+
+Paths derive from uids, never from user text. Every verb may be repeated and is safe after a crash
+at any line: a half-made file is never taken for a whole one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from kumulus.api.host import HttpFetch, ImageRef
+
+
+class StorageError(Exception):
+    """Storage could not do it.
+
+    `reason` is one CamelCase word for the status (ChecksumMismatch, SourceForbidden, SourceTimeout,
+    ImageRejected, NoSpace, ...), `retryable` says whether trying again by itself makes sense. The
+    text is a sentence for the user that says what to do.
+    """
+
+    def __init__(self, message: str, *, reason: str = "StorageError", retryable: bool = True) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retryable = retryable
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Room of a pool on this host, in bytes."""
+
+    capacity: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image that is whole, verified and converted, in the pool."""
+
+    uid: str
+    path: str
+    format: str
+    """Format of the file in the pool (qcow2)."""
+    source_format: str
+    """What the source turned out to be."""
+    sha256: str
+    """Of the source, as verified while it arrived."""
+    virtual_size: int
+    size: int
+    """Bytes it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDisk:
+    """A disk in the pool."""
+
+    path: str
+    format: str
+    virtual_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImportProgress:
+    """How far an import is."""
+
+    stage: str
+    """Downloading, Inspecting or Converting."""
+    bytes: int
+    total: int | None
+    rate: int | None
+    """Bytes per second, lately."""
+
+
+ProgressListener = Callable[[ImportProgress], None]
+
+
+class StorageDriver(Protocol):
+    """A pool as this host sees it."""
+
+    async def prepare(self) -> Usage:
+        """Make the pool usable (directories, modes) and say how much room there is. Raises `StorageError`."""
+
+    async def image(self, uid: str) -> StoredImage | None:
+        """The image of that uid, if it is whole."""
+
+    async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
+        """Bring an image into the pool: fetch (resuming a cut transfer), verify while streaming, inspect by a
+        parser that does not trust it, convert in a cage. There already: nothing. Cancelling leaves a resumable part.
+
+        Raises `StorageError`; nothing of a refused image stays.
+        """
+
+    async def remove_image(self, uid: str) -> None:
+        """Remove the image and parts of it. Disks made from it must be gone, or `StorageError(reason="ImageInUse")`."""
+
+    async def ensure_disk(self, owner: str, name: str, image_uid: str, size: int | None) -> StoredDisk:
+        """The disk `name` of the machine with uid `owner`: made as an overlay of the image, or found as it is.
+
+        `size` is in bytes; less than the image's own is `StorageError(reason="DiskTooSmall", retryable=False)`,
+        a missing image `StorageError(reason="ImageNotReady")`.
+        """
+
+    async def remove_disks(self, owner: str) -> None:
+        """Remove every disk of that machine."""

@@ -1,0 +1,1 @@
+"""Orchestration: intent into work orders, facts into status. Touches no machine."""
