@@ -1,0 +1,278 @@
+"""A thin asynchronous client: objects in and out as the API's JSON, with typed errors.
+
+Connection, TLS and kubeconfig handling are `kubernetes.aio`'s. Objects are plain dicts here; who
+wants them typed asks the kind's model. Nothing is retried here: callers are level-triggered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import client as kube_client
+from kubernetes.aio import config as kube_config
+
+from kumulus.api.base import Kind
+from kumulus.kube import errors
+
+Raw = dict[str, Any]
+"""An object as the API server gives it."""
+
+PAGE = 500
+REQUEST_TIMEOUT = 30.0
+WATCH_SECONDS = 300
+WATCH_SILENCE = 70.0
+"""A watch that says nothing, not even a bookmark, for so long is taken for dead (bookmarks come every minute)."""
+
+TokenSource = Callable[[], str]
+WriteListener = Callable[[str, Kind, float], None]
+"""Called with verb, kind and seconds after each write."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """One line of a watch: ADDED, MODIFIED, DELETED or BOOKMARK."""
+
+    type: str
+    object: Raw
+
+
+class KubeClient:
+    """One API server, one identity."""
+
+    def __init__(
+        self,
+        configuration: kube_client.Configuration,
+        *,
+        user_agent: str,
+        token: TokenSource | None = None,
+        on_write: WriteListener | None = None,
+        pool_size: int = 100,
+    ) -> None:
+        configuration.connection_pool_maxsize = pool_size
+        configuration.retries = False
+        self._configuration = configuration
+        self._rest = kube_client.rest.RESTClientObject(configuration)
+        self._user_agent = user_agent
+        self._token = token
+        self._on_write = on_write
+
+    @classmethod
+    async def from_kubeconfig(
+        cls,
+        path: Path | None = None,
+        *,
+        user_agent: str,
+        on_write: WriteListener | None = None,
+        pool_size: int = 100,
+    ) -> KubeClient:
+        """Connect as kubectl would: the given kubeconfig, else $KUBECONFIG, else the pod's own service account."""
+        configuration = kube_client.Configuration()
+        try:
+            await kube_config.load_kube_config(
+                config_file=str(path) if path else None, client_configuration=configuration
+            )
+        except kube_config.ConfigException:
+            if path is not None:
+                raise
+            kube_config.load_incluster_config(client_configuration=configuration)
+        return cls(configuration, user_agent=user_agent, on_write=on_write, pool_size=pool_size)
+
+    @classmethod
+    def with_token(
+        cls, server: str, ca_file: Path, token: TokenSource, *, user_agent: str, on_write: WriteListener | None = None
+    ) -> KubeClient:
+        """Connect to `server` (an https URL), trusting the CA of that file, with a token that is asked for at each request."""
+        configuration = kube_client.Configuration()
+        configuration.host = server
+        configuration.ssl_ca_cert = str(ca_file)
+        return cls(configuration, user_agent=user_agent, token=token, on_write=on_write, pool_size=20)
+
+    @property
+    def server(self) -> str:
+        """URL of the API server."""
+        return str(self._configuration.host)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._rest.close()
+
+    def _headers(self, content_type: str | None = None) -> dict[str, str]:
+        headers = {"Accept": "application/json", "User-Agent": self._user_agent}
+        if content_type:
+            headers["Content-Type"] = content_type
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token()}"
+        else:
+            for auth in self._configuration.auth_settings().values():
+                if auth["in"] == "header" and auth["value"]:
+                    headers[auth["key"]] = auth["value"]
+        return headers
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        content_type: str = "application/json",
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> aiohttp.ClientResponse:
+        url = f"{self._configuration.host}{path}"
+        if query:
+            url += "?" + urlencode(query)
+        try:
+            response = await self._rest.request(
+                method,
+                url,
+                headers=self._headers(content_type if body is not None else None),
+                body=body,
+                _request_timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=timeout),
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise errors.Unreachable(f"the API server does not answer: {type(error).__name__}: {error}") from error
+        answer: aiohttp.ClientResponse = response.response
+        return answer
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        content_type: str = "application/json",
+    ) -> Raw:
+        """One request, its JSON answer. Raises `errors.KubeError`."""
+        response = await self._send(method, path, query=query, body=body, content_type=content_type)
+        try:
+            data = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise errors.Unreachable(f"the API server's answer broke off: {error}") from error
+        finally:
+            response.release()
+        if response.status >= 400:
+            raise errors.from_response(response.status, data)
+        parsed: Raw = json.loads(data) if data else {}
+        return parsed
+
+    async def _write(
+        self, verb: str, kind: Kind, method: str, path: str, *, body: object, content_type: str = "application/json"
+    ) -> Raw:
+        started = asyncio.get_running_loop().time()
+        try:
+            return await self.request(method, path, body=body, content_type=content_type)
+        finally:
+            if self._on_write is not None:
+                self._on_write(verb, kind, asyncio.get_running_loop().time() - started)
+
+    async def get(self, kind: Kind, name: str, namespace: str | None = None) -> Raw:
+        """The object, live. Raises `errors.NotFound`."""
+        return await self.request("GET", kind.path(namespace, name))
+
+    async def find(self, kind: Kind, name: str, namespace: str | None = None) -> Raw | None:
+        """The object, live, or None."""
+        try:
+            return await self.get(kind, name, namespace)
+        except errors.NotFound:
+            return None
+
+    async def list_pages(
+        self, kind: Kind, namespace: str | None = None, *, selector: str | None = None
+    ) -> AsyncIterator[tuple[list[Raw], str]]:
+        """All objects in pages of 500, each with the resource version of the whole list."""
+        query = {"limit": str(PAGE)}
+        if selector:
+            query["labelSelector"] = selector
+        while True:
+            answer = await self.request("GET", kind.path(namespace), query=query)
+            metadata = answer["metadata"]
+            yield answer["items"], metadata["resourceVersion"]
+            if not metadata.get("continue"):
+                return
+            query["continue"] = metadata["continue"]
+
+    async def watch(
+        self, kind: Kind, namespace: str | None = None, *, since: str, selector: str | None = None
+    ) -> AsyncIterator[WatchEvent]:
+        """Changes after the resource version `since`, bookmarks included, until the server ends the watch.
+
+        Raises `errors.Gone` when `since` is too old and `errors.Unreachable` when the stream breaks or falls silent.
+        """
+        query = {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": since,
+            "timeoutSeconds": str(WATCH_SECONDS),
+        }
+        if selector:
+            query["labelSelector"] = selector
+        response = await self._send("GET", kind.path(namespace), query=query, timeout=WATCH_SILENCE)
+        try:
+            if response.status >= 400:
+                raise errors.from_response(response.status, await response.read())
+            async for line in response.content:
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    status = event["object"]
+                    raise errors.from_response(int(status.get("code") or 500), json.dumps(status).encode())
+                yield WatchEvent(event["type"], event["object"])
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise errors.Unreachable(f"a watch on {kind.plural} broke off: {type(error).__name__}: {error}") from error
+        finally:
+            response.close()
+
+    async def create(self, kind: Kind, body: Mapping[str, Any], namespace: str | None = None) -> Raw:
+        """Create it. Raises `errors.AlreadyExists`."""
+        full = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
+        return await self._write("create", kind, "POST", kind.path(namespace), body=full)
+
+    async def create_sub(
+        self, kind: Kind, name: str, subresource: str, body: Mapping[str, Any], namespace: str | None = None
+    ) -> Raw:
+        """Create a subresource of an object, such as a token of a ServiceAccount."""
+        return await self._write("create", kind, "POST", kind.path(namespace, name, subresource), body=body)
+
+    async def replace(self, kind: Kind, body: Mapping[str, Any], namespace: str | None = None) -> Raw:
+        """Replace the whole object; its `metadata.resourceVersion` must be current, else `errors.Conflict`."""
+        full = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
+        return await self._write("update", kind, "PUT", kind.path(namespace, body["metadata"]["name"]), body=full)
+
+    async def patch(
+        self,
+        kind: Kind,
+        name: str,
+        patch: Mapping[str, Any],
+        namespace: str | None = None,
+        *,
+        subresource: str | None = None,
+    ) -> Raw:
+        """Merge-patch (RFC 7386) the object or a subresource. With `metadata.resourceVersion` in the patch it holds
+        only if nobody changed the object since, else `errors.Conflict`."""
+        return await self._write(
+            "patch",
+            kind,
+            "PATCH",
+            kind.path(namespace, name, subresource),
+            body=patch,
+            content_type="application/merge-patch+json",
+        )
+
+    async def delete(
+        self, kind: Kind, name: str, namespace: str | None = None, *, uid: str | None = None
+    ) -> Raw | None:
+        """Ask for its deletion; None when it is gone already. With `uid`, only that very object (else `errors.Conflict`)."""
+        body: Raw = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if uid is not None:
+            body["preconditions"] = {"uid": uid}
+        with contextlib.suppress(errors.NotFound):
+            return await self._write("delete", kind, "DELETE", kind.path(namespace, name), body=body)
+        return None

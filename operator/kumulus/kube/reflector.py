@@ -1,0 +1,97 @@
+"""Keeps a store equal to what the API server has: list, watch, list again when the watch cannot go on.
+
+For agents, and for what changes too often to pass through kopf (leases). Runs until cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from kumulus.api.base import Kind, Resource
+from kumulus.kube.client import KubeClient
+from kumulus.kube.errors import Gone, KubeError
+from kumulus.kube.store import Key, Store, key_of
+
+R = TypeVar("R", bound=Resource)
+
+log = structlog.get_logger(__name__)
+
+BACK_OFF_FIRST = 0.5
+BACK_OFF_MOST = 15.0
+
+
+async def fill(
+    store: Store[R], client: KubeClient, kind: Kind, namespace: str | None, selector: str | None = None
+) -> str:
+    """List everything into the store and forget what is gone; returns the list's resource version."""
+    seen: list[Key] = []
+    version = ""
+    async for items, page_version in client.list_pages(kind, namespace, selector=selector):
+        for raw in items:
+            take(store, raw)
+            seen.append(key_of(raw))
+        version = page_version
+    store.retain(seen, version)
+    store.synced = True
+    return version
+
+
+def take(store: Store[R], raw: dict[str, Any]) -> bool:
+    """Take an object into the store, without what nobody reads; one that its model cannot read is logged and left out."""
+    raw["metadata"].pop("managedFields", None)
+    try:
+        return store.apply(raw)
+    except ValueError as error:
+        metadata = raw["metadata"]
+        log.error(
+            "unreadable object",
+            kind=store.model.KIND.kind,
+            namespace=metadata.get("namespace"),
+            name=metadata.get("name"),
+            error=str(error)[:500],
+        )
+        return False
+
+
+class Reflector(Generic[R]):
+    """One list and watch."""
+
+    def __init__(
+        self, store: Store[R], client: KubeClient, namespace: str | None = None, *, selector: str | None = None
+    ) -> None:
+        self._store = store
+        self._client = client
+        self._namespace = namespace
+        self._selector = selector
+        self.synced = asyncio.Event()
+
+    async def run(self) -> None:
+        """Reflect until cancelled. Errors are logged and waited out; the store keeps what it knew."""
+        kind = self._store.model.KIND
+        pause = BACK_OFF_FIRST
+        version: str | None = None
+        while True:
+            try:
+                if version is None:
+                    version = await fill(self._store, self._client, kind, self._namespace, self._selector)
+                    self.synced.set()
+                async for event in self._client.watch(kind, self._namespace, since=version, selector=self._selector):
+                    version = event.object["metadata"]["resourceVersion"]
+                    pause = BACK_OFF_FIRST
+                    if event.type == "DELETED":
+                        self._store.remove(key_of(event.object), event.object["metadata"].get("uid"))
+                    elif event.type != "BOOKMARK":
+                        take(self._store, event.object)
+            except Gone:
+                version = None
+                await asyncio.sleep(random.uniform(0, BACK_OFF_FIRST))  # noqa: S311 - spread, not secret
+            except KubeError as error:
+                log.warning("watch broken", kind=kind.kind, namespace=self._namespace, error=str(error), again_in=pause)
+                if getattr(error, "status", 0) in (401, 403, 404):
+                    version = None
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+                pause = min(pause * 2, BACK_OFF_MOST)
