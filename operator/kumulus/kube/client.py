@@ -186,12 +186,12 @@ class KubeClient:
             return None
 
     async def list_pages(
-        self, kind: Kind, namespace: str | None = None, *, selector: str | None = None
+        self, kind: Kind, namespace: str | None = None, *, fields: str | None = None
     ) -> AsyncIterator[tuple[list[Raw], str]]:
-        """All objects in pages of 500, each with the resource version of the whole list."""
+        """All objects in pages of 500, each with the resource version of the whole list; `fields` is a field selector."""
         query = {"limit": str(PAGE)}
-        if selector:
-            query["labelSelector"] = selector
+        if fields:
+            query["fieldSelector"] = fields
         while True:
             answer = await self.request("GET", kind.path(namespace), query=query)
             metadata = answer["metadata"]
@@ -201,7 +201,7 @@ class KubeClient:
             query["continue"] = metadata["continue"]
 
     async def watch(
-        self, kind: Kind, namespace: str | None = None, *, since: str, selector: str | None = None
+        self, kind: Kind, namespace: str | None = None, *, since: str, fields: str | None = None
     ) -> AsyncIterator[WatchEvent]:
         """Changes after the resource version `since`, bookmarks included, until the server ends the watch.
 
@@ -213,8 +213,8 @@ class KubeClient:
             "resourceVersion": since,
             "timeoutSeconds": str(WATCH_SECONDS),
         }
-        if selector:
-            query["labelSelector"] = selector
+        if fields:
+            query["fieldSelector"] = fields
         response = await self._send("GET", kind.path(namespace), query=query, timeout=WATCH_SILENCE)
         try:
             if response.status >= 400:

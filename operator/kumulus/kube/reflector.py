@@ -25,12 +25,12 @@ BACK_OFF_MOST = 15.0
 
 
 async def fill(
-    store: Store[R], client: KubeClient, kind: Kind, namespace: str | None, selector: str | None = None
+    store: Store[R], client: KubeClient, kind: Kind, namespace: str | None, fields: str | None = None
 ) -> str:
     """List everything into the store and forget what is gone; returns the list's resource version."""
     seen: list[Key] = []
     version = ""
-    async for items, page_version in client.list_pages(kind, namespace, selector=selector):
+    async for items, page_version in client.list_pages(kind, namespace, fields=fields):
         for raw in items:
             take(store, raw)
             seen.append(key_of(raw))
@@ -61,12 +61,12 @@ class Reflector(Generic[R]):
     """One list and watch."""
 
     def __init__(
-        self, store: Store[R], client: KubeClient, namespace: str | None = None, *, selector: str | None = None
+        self, store: Store[R], client: KubeClient, namespace: str | None = None, *, fields: str | None = None
     ) -> None:
         self._store = store
         self._client = client
         self._namespace = namespace
-        self._selector = selector
+        self._fields = fields
         self.synced = asyncio.Event()
 
     async def run(self) -> None:
@@ -77,9 +77,9 @@ class Reflector(Generic[R]):
         while True:
             try:
                 if version is None:
-                    version = await fill(self._store, self._client, kind, self._namespace, self._selector)
+                    version = await fill(self._store, self._client, kind, self._namespace, self._fields)
                     self.synced.set()
-                async for event in self._client.watch(kind, self._namespace, since=version, selector=self._selector):
+                async for event in self._client.watch(kind, self._namespace, since=version, fields=self._fields):
                     version = event.object["metadata"]["resourceVersion"]
                     pause = BACK_OFF_FIRST
                     if event.type == "DELETED":

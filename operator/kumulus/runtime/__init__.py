@@ -1,0 +1,1 @@
+"""What turns reconcilers into a process: queue and workers, kopf, modules, settings, logs, metrics, health."""
