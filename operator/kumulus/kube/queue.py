@@ -43,6 +43,11 @@ class WorkQueue(Generic[K]):
         return len(self._due)
 
     @property
+    def running(self) -> int:
+        """Keys in work."""
+        return len(self._running)
+
+    @property
     def idle(self) -> bool:
         """Nothing to do now and nothing in work."""
         return not self._urgent and not self._ready and not self._running

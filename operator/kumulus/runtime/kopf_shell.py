@@ -1,0 +1,87 @@
+"""kopf as the shell that watches: raw events of the watched kinds go into the stores, nothing else.
+
+The only module that imports kopf. It runs in a thread and loop of its own, because kopf at its end
+cancels every task of its loop. No state-tracking handlers, timers, indices or peering (each costs
+writes or memory per object; see `docs/adr/0002-kopf-as-a-shell.md`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import kopf
+import structlog
+
+from kumulus.api.base import Kind
+
+log = structlog.get_logger(__name__)
+
+Feed = Callable[[Kind, str | None, dict[str, Any]], None]
+"""Called in the process's own loop with kind, type (None when listed, else ADDED, MODIFIED, DELETED) and object."""
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.scanning.disabled = True
+    settings.peering.standalone = True
+    settings.posting.enabled = False
+    settings.watching.chunk_size = 500
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    settings.watching.initial_streaming = False
+    settings.queueing.idle_timeout = 1
+    settings.networking.request_timeout = 30
+    return settings
+
+
+class KopfShell:
+    """Watches kinds cluster-wide until stopped."""
+
+    def __init__(self, kinds: list[Kind], feed: Feed) -> None:
+        self._kinds = kinds
+        self._feed = feed
+        self._loop = asyncio.get_running_loop()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.failed = asyncio.Event()
+        """Set when kopf ended without being asked to."""
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Stop watching; returns when kopf has ended, or after 10 s."""
+        self._stop.set()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, 10.0)
+
+    def _run(self) -> None:
+        registry = kopf.OperatorRegistry()
+
+        @kopf.on.login(registry=registry)  # type: ignore[arg-type]
+        def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+            return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+        for kind in self._kinds:
+            self._register(registry, kind)
+        try:
+            asyncio.run(
+                kopf.operator(
+                    registry=registry, settings=_settings(), clusterwide=True, standalone=True, stop_flag=self._stop
+                )
+            )
+        except Exception:
+            log.exception("kopf ended")
+        if not self._stop.is_set():
+            self._loop.call_soon_threadsafe(self.failed.set)
+
+    def _register(self, registry: kopf.OperatorRegistry, kind: Kind) -> None:
+        @kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=f"{kind.plural}-{kind.group}")  # type: ignore[arg-type]
+        def seen(event: Any, **_: Any) -> None:
+            if not self._stop.is_set():
+                self._loop.call_soon_threadsafe(self._feed, kind, event["type"], dict(event["object"]))

@@ -1,0 +1,83 @@
+"""What a reconciler is, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from kumulus.api.base import Resource
+from kumulus.kube.client import KubeClient
+from kumulus.kube.store import Key, Store
+from kumulus.runtime.clock import Clock
+from kumulus.runtime.result import Result
+
+R = TypeVar("R", bound=Resource)
+
+
+class Enqueue(Protocol):
+    """Asks for a pass over an object of the reconciler's own kind."""
+
+    def __call__(self, key: Key, *, urgent: bool = False) -> None:
+        """Soon. `urgent` is for what finishes started work: it goes before what starts new work."""
+
+
+class Caches:
+    """The stores of a process. Asking for a store declares that its kind is to be watched."""
+
+    def __init__(self) -> None:
+        self._stores: dict[str, Store[Any]] = {}
+        self._fields: dict[str, str | None] = {}
+
+    def store(self, model: type[R]) -> Store[R]:
+        """The store of that kind, fed by kopf."""
+        return self._stores.setdefault(model.KIND.plural + "." + model.KIND.group, Store(model))
+
+    def reflected(self, model: type[R], *, fields: str | None = None) -> Store[R]:
+        """The store of a kind that changes too often to go through kopf; `fields` is a field selector."""
+        self._fields[model.KIND.plural + "." + model.KIND.group] = fields
+        return self.store(model)
+
+    def watched(self) -> Iterator[Store[Any]]:
+        """Stores that kopf feeds."""
+        return (store for name, store in self._stores.items() if name not in self._fields)
+
+    def reflections(self) -> Iterator[tuple[Store[Any], str | None]]:
+        """Stores that a reflector feeds, each with its field selector."""
+        return ((self._stores[name], fields) for name, fields in self._fields.items())
+
+    def __iter__(self) -> Iterator[Store[Any]]:
+        return iter(self._stores.values())
+
+    @property
+    def synced(self) -> bool:
+        """Whether every store has seen everything once."""
+        return all(store.synced for store in self._stores.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every reconciler may use."""
+
+    client: KubeClient
+    caches: Caches
+    clock: Clock
+    term: Callable[[], int]
+    """The leader's term, for what is written into work orders."""
+
+
+class Reconciler(Protocol):
+    """Brings objects of one kind to what their spec says. One pass over one object at a time."""
+
+    @property
+    def name(self) -> str:
+        """For logs and metrics."""
+
+    def attach(self, enqueue: Enqueue) -> None:
+        """Listen to the stores whose changes mean a pass. Called once, before anything is read."""
+
+    def keys(self) -> list[Key]:
+        """All objects there are; each gets a pass when this process begins to lead."""
+
+    async def reconcile(self, key: Key) -> Result:
+        """One pass. Starts from what is observed, may be repeated at any time, ends with at most one status write."""
