@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 
 import structlog
 
@@ -24,9 +25,10 @@ GRACE_SECONDS = 10.0
 class Controller:
     """A reconciler at work."""
 
-    def __init__(self, reconciler: Reconciler, *, workers: int = 8) -> None:
+    def __init__(self, reconciler: Reconciler, *, workers: int = 8, leading: Callable[[], bool] = lambda: True) -> None:
         self.reconciler = reconciler
         self._workers = workers
+        self._leading = leading
         self._queue: WorkQueue[Key] = WorkQueue()
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -52,7 +54,7 @@ class Controller:
         self._queue = WorkQueue()
         self._stopping = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"controller {self.reconciler.name}")
-        for key in self.reconciler.keys():
+        for key in self.reconciler.everything():
             self._queue.add(key)
 
     async def stop(self) -> None:
@@ -85,6 +87,10 @@ class Controller:
             try:
                 if self._stopping.is_set():
                     return
+                if not self._leading():
+                    outcome = "not leading"
+                    self._queue.add_after(key, 1.0)
+                    continue
                 result = await self.reconciler.reconcile(key)
                 outcome = type(result).__name__.lower()
                 self._follow(key, result)

@@ -63,7 +63,7 @@ class KopfShell:
     def _run(self) -> None:
         registry = kopf.OperatorRegistry()
 
-        @kopf.on.login(registry=registry)  # type: ignore[arg-type]
+        @kopf.on.login(registry=registry)
         def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
             return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
@@ -81,7 +81,7 @@ class KopfShell:
             self._loop.call_soon_threadsafe(self.failed.set)
 
     def _register(self, registry: kopf.OperatorRegistry, kind: Kind) -> None:
-        @kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=f"{kind.plural}-{kind.group}")  # type: ignore[arg-type]
+        @kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=f"{kind.plural}-{kind.group}")
         def seen(event: Any, **_: Any) -> None:
             if not self._stop.is_set():
                 self._loop.call_soon_threadsafe(self._feed, kind, event["type"], dict(event["object"]))

@@ -81,7 +81,9 @@ class Process:
         settings = self._settings
         services = Services(client, self._caches, self._clock, self._term)
         reconcilers = await tree.setup(services, settings.modules)
-        self._controllers = [Controller(reconciler, workers=settings.workers) for reconciler in reconcilers]
+        self._controllers = [
+            Controller(reconciler, workers=settings.workers, leading=self._leading) for reconciler in reconcilers
+        ]
         log.info("modules", loaded=[node.name for node in tree.nodes if node.module and node.state == "loaded"])
         self._by_kind = {store.model.KIND: store for store in self._caches.watched()}
         shell = KopfShell(list(self._by_kind), self._feed)
@@ -102,7 +104,7 @@ class Process:
         stopping = asyncio.create_task(self._stop.wait())
         broken = asyncio.create_task(shell.failed.wait())
         campaign = asyncio.create_task(self._campaign(client))
-        watched = [*tasks, stopping, broken, campaign]
+        watched: list[asyncio.Task[Any]] = [*tasks, stopping, broken, campaign]
         try:
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             for task in (*tasks, campaign):
@@ -132,13 +134,16 @@ class Process:
                     log.warning("cannot read yet", kind=store.model.KIND.kind, error=str(error))
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, 10.0)
-        while not self._caches.synced:
+        while not self._caches.synced:  # noqa: ASYNC110 - stores know nothing of the loop
             await asyncio.sleep(0.02)
         assert self._elector is not None
         await self._elector.run()
 
     def _term(self) -> int:
         return self._elector.term or 0 if self._elector else 0
+
+    def _leading(self) -> bool:
+        return self._elector is not None and self._elector.leading
 
     async def _lead(self, term: int) -> None:
         metrics.LEADING.labels(self._settings.lease).set(1)

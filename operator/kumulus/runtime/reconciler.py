@@ -76,7 +76,7 @@ class Reconciler(Protocol):
     def attach(self, enqueue: Enqueue) -> None:
         """Listen to the stores whose changes mean a pass. Called once, before anything is read."""
 
-    def keys(self) -> list[Key]:
+    def everything(self) -> list[Key]:
         """All objects there are; each gets a pass when this process begins to lead."""
 
     async def reconcile(self, key: Key) -> Result:
