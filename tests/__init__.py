@@ -1,0 +1,1 @@
+"""Tests of Kumulus. Contract suites in `tests.contract` are for drivers of third parties too."""
