@@ -32,7 +32,8 @@ PAUSED = f"{DOMAIN}/paused"
 class Rule:
     """A CEL rule of a schema (`x-kubernetes-validations`).
 
-    `reason` and `field` are the optional `reason` and `fieldPath` of the API.
+    `field` is the optional `fieldPath` of the API, such as `.zone`: which field below this one an
+    error is about.
     """
 
     rule: str
@@ -71,9 +72,17 @@ def cel(*rules: Rule) -> dict[str, Any]:
     return {"x-kubernetes-validations": [rule.as_json() for rule in rules]}
 
 
-def immutable(what: str) -> dict[str, Any]:
-    """`json_schema_extra` of a required field that may never change."""
-    return cel(Rule("self == oldSelf", f"{what} cannot be changed"))
+IMMUTABLE = "x-kumulus-immutable"
+"""Mark in a model's JSON schema; `kumulus.crdgen` makes transition rules of it. Never in a CRD."""
+
+
+def immutable(what: str, why: str = "") -> dict[str, Any]:
+    """`json_schema_extra` of a field that may never change, come or go.
+
+    `what` is the field's name as users know it; `why` follows "cannot be changed" in the message.
+    Combines with others: `json_schema_extra=list_map("name") | immutable("disks")`.
+    """
+    return {IMMUTABLE: f"{what} cannot be changed{why}"}
 
 
 def list_map(key: str = "name", *rules: Rule) -> dict[str, Any]:

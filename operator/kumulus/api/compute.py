@@ -20,6 +20,7 @@ from kumulus.api.base import (
     Scope,
     Status,
     cel,
+    immutable,
     list_map,
 )
 from kumulus.api.placement import Profile, Selector, Toleration
@@ -173,29 +174,17 @@ class SshKey(Model):
 class VirtualMachineSpec(Model):
     """What a machine shall be."""
 
-    rules = (
-        Rule("has(self.instanceType) != has(self.resources)", "set exactly one of instanceType and resources"),
-        Rule(
-            "has(self.instanceType) == has(oldSelf.instanceType)",
-            "a machine cannot change between instanceType and resources",
-        ),
-        Rule("has(self.zone) == has(oldSelf.zone)", "zone cannot be changed"),
-        Rule("has(self.disks) == has(oldSelf.disks)", "disks cannot be changed yet: make a new machine"),
-        Rule(
-            "has(self.cloudInit) == has(oldSelf.cloudInit)",
-            "cloudInit cannot be changed: it is read at the first boot only",
-        ),
-    )
+    rules = (Rule("has(self.instanceType) != has(self.resources)", "set exactly one of instanceType and resources"),)
 
     instance_type: DnsLabel | None = Field(
         default=None,
         description="Name of an InstanceType that gives the size. Exactly one of instanceType and resources.",
-        json_schema_extra=cel(Rule("self == oldSelf", "instanceType cannot be changed yet: make a new machine")),
+        json_schema_extra=immutable("instanceType", " yet: make a new machine"),
     )
     resources: Resources | None = Field(
         default=None,
         description="The size, given directly. Exactly one of instanceType and resources.",
-        json_schema_extra=cel(Rule("self == oldSelf", "resources cannot be changed yet: make a new machine")),
+        json_schema_extra=immutable("resources", " yet: make a new machine"),
     )
     power_state: PowerState = Field(default=PowerState.RUNNING, description="What the machine is wanted to be.")
     restart_policy: RestartPolicy = Field(
@@ -211,21 +200,19 @@ class VirtualMachineSpec(Model):
     zone: DnsLabel | None = Field(
         default=None,
         description="The zone to run in; planned when empty.",
-        json_schema_extra=cel(Rule("self == oldSelf", "zone cannot be changed")),
+        json_schema_extra=immutable("zone"),
     )
     placement: Placement = Field(default_factory=Placement, description="Where in the zone it may run.")
     disks: tuple[Disk, ...] = Field(
         default=(),
         description="Disks, in boot order unless bootOrder is set.",
         max_length=16,
-        json_schema_extra=list_map("name", Rule("self == oldSelf", "disks cannot be changed yet: make a new machine")),
+        json_schema_extra=list_map("name") | immutable("disks", " yet: make a new machine"),
     )
     cloud_init: CloudInit | None = Field(
         default=None,
         description="First-boot configuration.",
-        json_schema_extra=cel(
-            Rule("self == oldSelf", "cloudInit cannot be changed: it is read at the first boot only")
-        ),
+        json_schema_extra=immutable("cloudInit", ": it is read at the first boot only"),
     )
     ssh_keys: tuple[SshKey, ...] = Field(
         default=(), description="Public keys that may log in (through cloud-init).", max_length=16

@@ -38,7 +38,8 @@ class HttpSource(Model):
         max_length=2048,
         json_schema_extra=cel(
             Rule(
-                "isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !url(self).getHost().contains('@')",
+                # A pattern, because url(self).getHost() has no bound that the cost estimate would know.
+                r"isURL(self) && self.matches(r'^https?://[^\s/?#@\\:][^\s/?#@\\]*([/?#]\S*)?$')",
                 "must be an http or https URL without user name or password",
             )
         ),
@@ -210,7 +211,12 @@ class PoolParameters(Model):
 class StoragePoolSpec(Model):
     """Where disks live."""
 
-    rules = (Rule("self.driver != 'dir' || has(self.parameters.path)", "driver dir needs parameters.path"),)
+    rules = (
+        Rule(
+            "self.driver != 'dir' || (has(self.parameters) && has(self.parameters.path))",
+            "driver dir needs parameters.path",
+        ),
+    )
 
     driver: PoolDriver = Field(description="How disks are kept.", json_schema_extra=immutable("driver"))
     parameters: PoolParameters = Field(
