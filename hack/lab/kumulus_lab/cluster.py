@@ -1,0 +1,265 @@
+"""A real Kubernetes control plane, run natively from its programs: etcd, API server, controller manager.
+
+No kubelet and no scheduler: Kumulus' own processes run beside it. etcd does not flush to disk here; a lab is
+made to be thrown away. Every start method may be repeated and finds what runs.
+"""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from kumulus_lab import certificates, commands, deadline, kubeconfig
+from kumulus_lab.binaries import Binaries
+from kumulus_lab.certificates import Authority, Pair
+from kumulus_lab.processes import Daemon
+
+_START_SECONDS = 60
+_SERVICES = "10.96.0.0/16"
+_ISSUER = "https://kubernetes.default.svc"
+
+# Only what Kumulus or its users lean on; the rest costs memory and watches for nothing.
+_CONTROLLERS = (
+    "namespace-controller",
+    "serviceaccount-controller",
+    "garbage-collector-controller",
+    "clusterrole-aggregation-controller",
+    "resourcequota-controller",
+    "validatingadmissionpolicy-status-controller",
+)
+
+_AUDIT_POLICY = """\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: None
+  nonResourceURLs: ["*"]
+- level: Metadata
+"""
+
+
+class Cluster(Protocol):
+    """A Kubernetes cluster that Kumulus can be put on."""
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Credentials of an administrator."""
+
+    @property
+    def kubectl(self) -> Path:
+        """A kubectl of its version."""
+
+    @property
+    def audit_log(self) -> Path | None:
+        """Who wrote what, one JSON object a line; None when this kind of cluster keeps none."""
+
+    def start(self) -> None:
+        """Bring it up and wait until it answers."""
+
+    def remove(self) -> None:
+        """End everything of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NativeCluster:
+    """A control plane whose files are in one directory and whose ports were chosen before."""
+
+    directory: Path
+    binaries: Binaries
+    ports: tuple[int, int, int, int]
+    address: str | None = None
+    """An address besides loopback where hosts reach the API server."""
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Credentials of an administrator, by client certificate."""
+        return self.directory / "admin.kubeconfig"
+
+    @property
+    def kubectl(self) -> Path:
+        """The kubectl of this version."""
+        return self.binaries.kubectl
+
+    @property
+    def audit_log(self) -> Path:
+        """Every request but health checks, at level Metadata, one JSON object a line."""
+        return self.directory / "logs" / "audit.log"
+
+    @property
+    def server(self) -> str:
+        """The API server's address on this machine."""
+        return f"https://127.0.0.1:{self.ports[2]}"
+
+    @property
+    def authority(self) -> Authority:
+        """What signs the certificates of this cluster."""
+        return Authority.ensure(self._pki)
+
+    @property
+    def _pki(self) -> Path:
+        return self.directory / "pki"
+
+    def daemon(self, name: str) -> Daemon:
+        """One of etcd, kube-apiserver, kube-controller-manager."""
+        return Daemon.within(self.directory, name)
+
+    def start(self) -> None:
+        """Bring it up and wait until it answers."""
+        self._credentials()
+        self._start_etcd()
+        self.start_apiserver()
+        self._start_controller_manager()
+
+    def stop(self) -> None:
+        """End it, keeping its data."""
+        for name in ("kube-controller-manager", "kube-apiserver", "etcd"):
+            self.daemon(name).stop(grace=3)
+
+    def remove(self) -> None:
+        """End everything of it; the files go with the lab's directory."""
+        for name in ("kube-controller-manager", "kube-apiserver", "etcd"):
+            self.daemon(name).kill()
+
+    def start_apiserver(self) -> None:
+        """Start the API server, unless it runs, and wait until it is ready."""
+        daemon = self.daemon("kube-apiserver")
+        if not daemon.running():
+            daemon.start(self._apiserver())
+        deadline.until(self.ready, "the API server's readiness", seconds=_START_SECONDS, alive=daemon.ended)
+
+    def stop_apiserver(self) -> None:
+        """End the API server; clients see refused connections until it is started."""
+        self.daemon("kube-apiserver").stop(grace=5)
+
+    def restart_apiserver(self, *, by: signal.Signals = signal.SIGTERM) -> None:
+        """End the API server by a signal and bring it back on the same port."""
+        daemon = self.daemon("kube-apiserver")
+        if by is signal.SIGKILL:
+            daemon.kill()
+        else:
+            daemon.stop(grace=5)
+        self.start_apiserver()
+
+    def freeze_apiserver(self) -> None:
+        """Let it hang: connections stay open and nothing answers."""
+        self.daemon("kube-apiserver").signal(signal.SIGSTOP)
+
+    def thaw_apiserver(self) -> None:
+        """Let it go on."""
+        self.daemon("kube-apiserver").signal(signal.SIGCONT)
+
+    def ready(self) -> bool:
+        """Whether the API server says that it is ready."""
+        context = ssl.create_default_context(cafile=str(self._pki / "ca.crt"))
+        context.load_cert_chain(self._pki / "admin.crt", self._pki / "admin.key")
+        parts = urlsplit(self.server)
+        connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=5, context=context)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def token(self, namespace: str, account: str, *, seconds: int = 7 * 24 * 3600) -> str:
+        """A token of a service account."""
+        words = ["-n", namespace, "create", "token", account, f"--duration={seconds}s"]
+        return self.kubectl_run(*words).stdout.strip()
+
+    def kubectl_run(self, *words: str | Path, check: bool = True, stdin: str | None = None) -> commands.Finished:
+        """Run kubectl as an administrator."""
+        return commands.run([self.kubectl, "--kubeconfig", self.kubeconfig, *words], check=check, stdin=stdin)
+
+    def kubeconfig_for(self, path: Path, namespace: str, account: str) -> Path:
+        """Write credentials of a service account, for a process on this machine."""
+        token = self.token(namespace, account)
+        return kubeconfig.write(path, server=self.server, authority=self._pki / "ca.crt", token=token)
+
+    def _credentials(self) -> None:
+        authority = Authority.ensure(self._pki)
+        names = ["127.0.0.1", "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "10.96.0.1"]
+        if self.address:
+            names.append(self.address)
+        if not (self._pki / "apiserver.crt").exists():
+            authority.issue_server(self._pair("apiserver"), "kube-apiserver", names)
+        certificates.ensure_signing_key(self._pki / "service-accounts.key")
+        admin = authority.ensure_client(self._pair("admin"), "kumulus-lab-admin", ["system:masters"])
+        manager = authority.ensure_client(self._pair("controller-manager"), "system:kube-controller-manager")
+        ca = authority.pair.certificate
+        kubeconfig.write(self.kubeconfig, server=self.server, authority=ca, client=admin)
+        kubeconfig.write(self._manager_kubeconfig, server=self.server, authority=ca, client=manager)
+        (self.directory / "audit-policy.yaml").write_text(_AUDIT_POLICY)
+
+    @property
+    def _manager_kubeconfig(self) -> Path:
+        return self.directory / "controller-manager.kubeconfig"
+
+    def _pair(self, name: str) -> Pair:
+        return Pair(certificate=self._pki / f"{name}.crt", key=self._pki / f"{name}.key")
+
+    def _start_etcd(self) -> None:
+        client, peer = (f"http://127.0.0.1:{port}" for port in self.ports[:2])
+        self.daemon("etcd").start(
+            [
+                self.binaries.etcd,
+                f"--data-dir={self.directory / 'etcd'}",
+                f"--listen-client-urls={client}",
+                f"--advertise-client-urls={client}",
+                f"--listen-peer-urls={peer}",
+                f"--initial-advertise-peer-urls={peer}",
+                f"--initial-cluster=default={peer}",
+                "--unsafe-no-fsync",
+                "--quota-backend-bytes=4294967296",
+                "--auto-compaction-retention=5m",
+                "--log-level=warn",
+            ]
+        )
+
+    def _apiserver(self) -> list[str | Path]:
+        return [
+            self.binaries.apiserver,
+            f"--etcd-servers=http://127.0.0.1:{self.ports[0]}",
+            f"--secure-port={self.ports[2]}",
+            f"--bind-address={'0.0.0.0' if self.address else '127.0.0.1'}",  # noqa: S104
+            f"--advertise-address={self.address or '127.0.0.1'}",
+            "--endpoint-reconciler-type=none",
+            f"--service-cluster-ip-range={_SERVICES}",
+            f"--tls-cert-file={self._pki / 'apiserver.crt'}",
+            f"--tls-private-key-file={self._pki / 'apiserver.key'}",
+            f"--client-ca-file={self._pki / 'ca.crt'}",
+            f"--service-account-issuer={_ISSUER}",
+            f"--service-account-key-file={self._pki / 'service-accounts.key'}",
+            f"--service-account-signing-key-file={self._pki / 'service-accounts.key'}",
+            "--service-account-extend-token-expiration=false",
+            "--authorization-mode=RBAC",
+            "--anonymous-auth=false",
+            f"--audit-policy-file={self.directory / 'audit-policy.yaml'}",
+            f"--audit-log-path={self.audit_log}",
+            "--audit-log-format=json",
+            "--audit-log-maxsize=4096",
+            "--shutdown-delay-duration=0s",
+        ]
+
+    def _start_controller_manager(self) -> None:
+        self.daemon("kube-controller-manager").start(
+            [
+                self.binaries.controller_manager,
+                f"--kubeconfig={self._manager_kubeconfig}",
+                f"--root-ca-file={self._pki / 'ca.crt'}",
+                f"--service-account-private-key-file={self._pki / 'service-accounts.key'}",
+                "--use-service-account-credentials=true",
+                f"--controllers={','.join(_CONTROLLERS)}",
+                "--leader-elect=false",
+                "--bind-address=127.0.0.1",
+                f"--secure-port={self.ports[3]}",
+                "--concurrent-namespace-syncs=10",
+                "--concurrent-gc-syncs=10",
+            ]
+        )

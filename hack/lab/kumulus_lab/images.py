@@ -1,0 +1,66 @@
+"""Guest images, built from distribution packages into the cache, once for each set of inputs.
+
+The builders are in hack/images; here is only which there are, whether one is in the cache, and what it adds up to.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kumulus_lab import places
+from kumulus_lab.errors import LabError
+
+NAMES = ("tiny", "debian")
+_BUILDER = places.CHECKOUT / "hack" / "images" / "build.py"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestImage:
+    """An image of the cache."""
+
+    name: str
+    path: Path
+    sha256: str
+    size: int
+    virtual_size: int
+    format: str
+
+
+def ensure(name: str, say: Callable[[str], None] = lambda _: None) -> GuestImage:
+    """The image, built when the cache has none for today's inputs."""
+    if name not in NAMES:
+        raise LabError(f"there is no guest image {name}; there are: {', '.join(NAMES)}")
+    directory = places.cache() / "images"
+    directory.mkdir(parents=True, exist_ok=True)
+    key = _builder(name, "--key").stdout.strip()
+    home = directory / f"{name}-{key}"
+    if not (home / "manifest.json").exists():
+        log = directory / f"{name}.log"
+        say(f"building guest image {name} (log: {log})")
+        done = _builder(name, "--into", str(home), "--log", str(log))
+        if done.returncode != 0:
+            raise LabError(f"building guest image {name} failed: {done.stderr.strip().splitlines()[-1:]}; log: {log}")
+    manifest = json.loads((home / "manifest.json").read_text())
+    return GuestImage(
+        name=name,
+        path=home / manifest["file"],
+        sha256=manifest["sha256"],
+        size=manifest["size"],
+        virtual_size=manifest["virtualSize"],
+        format=manifest["format"],
+    )
+
+
+def _builder(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(_BUILDER), name, *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

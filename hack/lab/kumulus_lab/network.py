@@ -1,0 +1,161 @@
+"""The cable between the hosts of a lab: a bridge, and one veth with a network namespace for each host.
+
+All names begin with the lab's, so everything of a lab can be found and removed without its records.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from kumulus_lab import commands
+from kumulus_lab.errors import LabError
+
+_RANGE = ipaddress.ip_network("10.213.0.0/16")
+_FIRST_HOST = 10
+_TABLE = "kumulus_lab_partition"
+
+
+class Direction(StrEnum):
+    """Which way a partition cuts."""
+
+    BOTH = "both"
+    INBOUND = "in"
+    OUTBOUND = "out"
+
+
+def choose_subnet() -> str:
+    """A subnet that no interface and no route of this machine uses."""
+    used = [
+        ipaddress.ip_network(route["dst"], strict=False)
+        for route in _ip_json("route", "show", "table", "all")
+        if route.get("dst", "default")[0].isdigit()
+    ]
+    for subnet in _RANGE.subnets(new_prefix=24):
+        if not any(subnet.overlaps(other) for other in used if isinstance(other, ipaddress.IPv4Network)):
+            return str(subnet)
+    raise LabError(f"no free network within {_RANGE}; `kumulus-lab down` a lab that is not needed")
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The network of one lab."""
+
+    lab: str
+    subnet: str
+
+    @property
+    def bridge(self) -> str:
+        """The bridge's name."""
+        return f"kb-{self.lab}"
+
+    @property
+    def address(self) -> str:
+        """This machine's address on the bridge."""
+        return str(ipaddress.ip_network(self.subnet)[1])
+
+    @property
+    def image_address(self) -> str:
+        """Where this machine serves images: not the API server's address, which agents take no image from."""
+        return str(ipaddress.ip_network(self.subnet)[2])
+
+    def host_address(self, number: int) -> str:
+        """A host's address."""
+        return str(ipaddress.ip_network(self.subnet)[_FIRST_HOST + number])
+
+    def namespace(self, host: str) -> str:
+        """The name of a host's network namespace."""
+        return f"kl-{self.lab}-{host}"
+
+    def cable(self, number: int) -> str:
+        """The name of the outer end of a host's cable."""
+        return f"kv-{self.lab}-{number}"
+
+    def ensure(self) -> None:
+        """The bridge is there and up."""
+        if not _link_exists(self.bridge):
+            commands.run(["ip", "link", "add", self.bridge, "type", "bridge", "forward_delay", "0"])
+        prefix = ipaddress.ip_network(self.subnet).prefixlen
+        for address in (self.address, self.image_address):
+            commands.run(["ip", "address", "replace", f"{address}/{prefix}", "dev", self.bridge])
+        commands.run(["ip", "link", "set", self.bridge, "up"])
+
+    def ensure_host(self, host: str, number: int) -> None:
+        """A host's namespace is there, plugged into the bridge, with its address."""
+        name, cable = self.namespace(host), self.cable(number)
+        if not Path("/run/netns", name).exists():
+            commands.run(["ip", "netns", "add", name])
+        if not _link_exists(cable):
+            peer = ["peer", "name", "eth0", "netns", name]
+            commands.run(["ip", "link", "add", cable, "type", "veth", *peer])
+        prefix = ipaddress.ip_network(self.subnet).prefixlen
+        address = f"{self.host_address(number)}/{prefix}"
+        commands.run(["ip", "-netns", name, "address", "replace", address, "dev", "eth0"])
+        commands.run(["ip", "-netns", name, "link", "set", "lo", "up"])
+        commands.run(["ip", "-netns", name, "link", "set", "eth0", "up"])
+        commands.run(["ip", "link", "set", cable, "master", self.bridge, "up"])
+
+    def remove_host(self, host: str, number: int) -> None:
+        """Neither cable nor namespace of the host is left."""
+        if _link_exists(self.cable(number)):
+            commands.run(["ip", "link", "delete", self.cable(number)], check=False)
+        if Path("/run/netns", self.namespace(host)).exists():
+            commands.run(["ip", "netns", "delete", self.namespace(host)])
+
+    def partition(self, host: str, number: int, direction: Direction) -> None:
+        """Cut a host off: its cable, or all packets one way (loopback goes on)."""
+        if direction is Direction.BOTH:
+            commands.run(["ip", "link", "set", self.cable(number), "down"])
+            return
+        hook = "input" if direction is Direction.INBOUND else "output"
+        match = "iifname" if direction is Direction.INBOUND else "oifname"
+        rules = (
+            f"table inet {_TABLE} {{\n"
+            f'  chain cut {{ type filter hook {hook} priority -300; policy accept; {match} "eth0" drop; }}\n'
+            "}\n"
+        )
+        commands.run(["ip", "netns", "exec", self.namespace(host), "nft", "-f", "-"], stdin=rules)
+
+    def heal(self, host: str, number: int) -> None:
+        """Undo every partition of a host. May be repeated."""
+        commands.run(["ip", "link", "set", self.cable(number), "up"])
+        enter = ["ip", "netns", "exec", self.namespace(host), "nft"]
+        commands.run([*enter, "-f", "-"], stdin=f"add table inet {_TABLE}\ndelete table inet {_TABLE}\n")
+
+    def partitioned(self, host: str, number: int) -> bool:
+        """Whether a host is cut off in any way."""
+        found = [link for link in _ip_json("link", "show", self.cable(number)) if "UP" in link.get("flags", [])]
+        if not found:
+            return True
+        tables = commands.run(["ip", "netns", "exec", self.namespace(host), "nft", "list", "tables"], check=False)
+        return _TABLE in tables.stdout
+
+
+def remove_everything(lab: str) -> None:
+    """No namespace, cable or bridge of that lab is left, whether or not its records are."""
+    for namespace in namespaces(lab):
+        commands.run(["ip", "netns", "delete", namespace])
+    for link in _ip_json("link", "show"):
+        name = str(link.get("ifname", ""))
+        if name == f"kb-{lab}" or name.startswith(f"kv-{lab}-"):
+            commands.run(["ip", "link", "delete", name], check=False)
+
+
+def namespaces(lab: str) -> list[str]:
+    """The network namespaces of that lab's hosts."""
+    return [path.name for path in Path("/run/netns").glob(f"kl-{lab}-*")]
+
+
+def _link_exists(name: str) -> bool:
+    return Path("/sys/class/net", name).exists()
+
+
+def _ip_json(*words: str) -> list[dict[str, str]]:
+    output = commands.run(
+        ["ip", "-4", "-json", *words] if words[0] == "route" else ["ip", "-json", *words], check=False
+    )
+    found: list[dict[str, str]] = json.loads(output.stdout or "[]")
+    return found

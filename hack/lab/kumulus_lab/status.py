@@ -1,0 +1,40 @@
+"""What of a lab runs, as tables for people. Looks only; starts and stops nothing."""
+
+from __future__ import annotations
+
+from rich.table import Column, Table
+
+from kumulus_lab.lab import Lab
+from kumulus_lab.processes import Daemon
+
+
+def processes(lab: Lab) -> Table:
+    """The processes of a lab, with where their logs are."""
+    table = Table(
+        "process", "state", "pid", Column("log", overflow="fold"), title=f"lab {lab.name}", title_justify="left"
+    )
+    names = ["etcd", "kube-apiserver", "kube-controller-manager", "images", "controllers"]
+    if lab.state.simulated:
+        names.append("fleet")
+    for name in names:
+        _row(table, Daemon.within(lab.directory, name))
+    return table
+
+
+def hosts(lab: Lab) -> Table:
+    """The libvirt hosts of a lab."""
+    table = Table("host", "address", "power", "cable", "libvirtd", "agent", title="libvirt hosts", title_justify="left")
+    for host in lab.hosts:
+        on = host.running()
+        cable = "-"
+        if on:
+            cable = "cut" if host.network.partitioned(host.name, host.state.number) else "plugged"
+        services = ["running" if host.daemon(name).running() else "-" for name in ("libvirtd", "agent")]
+        table.add_row(host.name, host.address, "on" if on else "off", cable, *services)
+    return table
+
+
+def _row(table: Table, daemon: Daemon) -> None:
+    identity = daemon.identity()
+    pid = str(identity.pid) if identity else "-"
+    table.add_row(daemon.name, "running" if identity else "-", pid, str(daemon.log))
