@@ -111,7 +111,7 @@ class EphemeralDisk(Model):
 class Disk(Model):
     """A disk of the machine."""
 
-    rules = (Rule("has(self.ephemeral)", "a disk needs a source: set ephemeral"),)
+    rules = (Rule("has(self.ephemeral)", "a disk needs a source: set ephemeral", field=".ephemeral"),)
 
     name: DiskName = Field(description="Name of the disk within the machine; the guest sees it as the disk's serial.")
     ephemeral: EphemeralDisk | None = Field(
@@ -284,7 +284,7 @@ class VirtualMachineStatus(Status):
 
 
 class VirtualMachine(Resource):
-    """A virtual machine."""
+    """A virtual machine: its size, its disks, how it boots the first time, and whether it shall run."""
 
     KIND: ClassVar[Kind] = Kind(
         group=GROUP,

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, NewType
 
 from pydantic import Field, StringConstraints
 
-from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, Status, list_map
+from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
 from kumulus.api.compute import DiskName, PowerState, RestartPolicy, Stop
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
 from kumulus.api.storage import ImageFormat, PoolDriver, PoolParameters, Progress, Sha256
@@ -88,7 +88,7 @@ class SeedRef(Model):
 class InstanceOrder(Model):
     """A machine on this host."""
 
-    uid: Uid = Field(description="Uid of the machine; the domain's UUID.")
+    uid: Uid = Field(description="Uid of the machine; the domain's UUID.", json_schema_extra=immutable("uid"))
     epoch: int = Field(description="The placement this order belongs to. An older one is refused.", ge=1)
     power: PowerState = Field(description="What it shall be.")
     restart_policy: RestartPolicy = Field(description="What happens when it ends by itself.")
@@ -145,18 +145,22 @@ class WorkOrderSpec(Model):
         Rule(
             "(self.type == 'Instance') == has(self.instance) && (self.type == 'Disk') == has(self.disk)"
             " && (self.type == 'Pool') == has(self.pool) && (self.type == 'Console') == has(self.console)",
-            "the field named like the type, and only that, must be set",
+            "exactly the field named like spec.type must be set: instance, disk, pool or console",
         ),
-        Rule("self.type == oldSelf.type", "type cannot be changed"),
-        Rule("self.term >= oldSelf.term", "a controller that is no longer the leader wrote this"),
+        Rule("self.term >= oldSelf.term", "a controller that is no longer the leader wrote this", field=".term"),
         Rule(
             "has(self.instance) && has(oldSelf.instance) ? self.instance.epoch >= oldSelf.instance.epoch : true",
             "epoch cannot go back",
+            field=".instance.epoch",
         ),
     )
 
-    type: WorkType = Field(description="What is asked for.")
-    for_: ObjectRef = Field(alias="for", description="The object of a tenant or operator that this is for.")
+    type: WorkType = Field(description="What is asked for.", json_schema_extra=immutable("type"))
+    for_: ObjectRef = Field(
+        alias="for",
+        description="The object of a tenant or operator that this is for.",
+        json_schema_extra=immutable("for"),
+    )
     term: int = Field(
         default=0, description="Term of the leader that wrote this; an older leader's order is refused.", ge=0
     )

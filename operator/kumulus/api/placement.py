@@ -10,10 +10,9 @@ from pydantic import Field, StringConstraints
 
 from kumulus.api.base import Model, Rule, cel
 
-LABEL_KEY_RULE = (
-    "self.all(k, size(k) <= 317 && k.matches("
-    "'^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))"
-)
+_LABEL_KEY = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+
+LABEL_KEY_RULE = f"self.all(k, size(k) <= 317 && k.matches('^{_LABEL_KEY}$'))"
 
 LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
 
@@ -37,8 +36,10 @@ class TaintEffect(StrEnum):
 class Taint(Model):
     """A mark on a host that keeps machines away which do not tolerate it."""
 
-    key: str = Field(description="What the mark says, such as `dedicated`.", min_length=1, max_length=317)
-    value: str = Field(default="", description="Its value; may be empty.", max_length=63)
+    key: str = Field(
+        description="What the mark says, such as `dedicated`.", min_length=1, max_length=317, pattern=f"^{_LABEL_KEY}$"
+    )
+    value: LabelValue = Field(default="", description="Its value; may be empty.")
     effect: TaintEffect = Field(
         default=TaintEffect.NO_SCHEDULE, description="NoSchedule keeps machines away; PreferNoSchedule tries to."
     )
@@ -55,16 +56,20 @@ class Toleration(Model):
     """Lets a machine run on hosts with a matching taint."""
 
     rules = (
-        Rule("self.operator == 'Exists' ? self.value == '' : true", "value must be empty when operator is Exists"),
+        Rule("self.operator != 'Exists' || self.value == ''", "value must be empty when operator is Exists"),
+        Rule("self.operator == 'Exists' || self.key != ''", "key must be set unless operator is Exists"),
     )
 
     key: str = Field(
-        default="", description="Key of the taint; empty with Exists tolerates every taint.", max_length=317
+        default="",
+        description="Key of the taint; empty with Exists tolerates every taint.",
+        max_length=317,
+        pattern=f"^({_LABEL_KEY})?$",
     )
     operator: TolerationOperator = Field(
         default=TolerationOperator.EQUAL, description="Equal compares the value, Exists only the key."
     )
-    value: str = Field(default="", description="Value of the taint, for Equal.", max_length=63)
+    value: LabelValue = Field(default="", description="Value of the taint, for Equal.")
     effect: TaintEffect | None = Field(default=None, description="Only taints with this effect; empty means all.")
 
     def tolerates(self, taint: Taint) -> bool:

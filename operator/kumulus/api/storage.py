@@ -23,7 +23,7 @@ from kumulus.api.base import (
 )
 from kumulus.api.compute import DnsLabel
 from kumulus.api.placement import Selector
-from kumulus.api.quantity import Amount, Memory, DiskSize
+from kumulus.api.quantity import Amount, DiskSize, Memory
 
 GROUP = f"storage.{DOMAIN}"
 
@@ -54,7 +54,7 @@ class HttpSource(Model):
 class ImageSource(Model):
     """Where the image comes from."""
 
-    rules = (Rule("has(self.http)", "an image needs a source: set http"),)
+    rules = (Rule("has(self.http)", "an image needs a source: set http", field=".http"),)
 
     http: HttpSource | None = Field(default=None, description="From a web server.")
 
@@ -215,6 +215,7 @@ class StoragePoolSpec(Model):
         Rule(
             "self.driver != 'dir' || (has(self.parameters) && has(self.parameters.path))",
             "driver dir needs parameters.path",
+            field=".parameters.path",
         ),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kumulus.api.base import Kind, Resource, Rule
+from kumulus.api.base import Kind, Model, Resource, Rule
 from kumulus.crdgen.schema import Schema, UnfitModelError, structural
 
 _LABELS = {"app.kubernetes.io/name": "kumulus", "app.kubernetes.io/part-of": "kumulus"}
@@ -78,8 +78,8 @@ def schema(resource: type[Resource]) -> Schema:
             continue
         if not field.description:
             raise UnfitModelError(f"{kind.kind}.{name}: no description")
-        if field.annotation is None:
-            raise UnfitModelError(f"{kind.kind}.{name}: no type")
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Model)):
+            raise UnfitModelError(f"{kind.kind}.{name}: not a Model")
         made = structural(field.annotation, path=f"{kind.kind}.{name}", defaults=name != "status")
         made["description"] = field.description
         out["properties"][name] = made

@@ -10,7 +10,16 @@ from kumulus.api.base import Resource, Scope
 from kumulus.crdgen.crd import schema
 from kumulus.crdgen.schema import Schema
 
-_OBJECT = "object"
+_WORDS = frozenset(["a", "an", "at", "each", "exactly", "keys", "must", "set"])
+"""First words of messages that are no names of fields."""
+
+_PATTERNS = {
+    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$": "A DNS label.",
+    r"^[0-9a-f]{64}$": "Lower-case hexadecimal.",
+    r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$": "A UUID.",
+    r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$": "A label value.",
+}
+"""Patterns that have a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +155,7 @@ def _limits(field: Schema) -> str:
     said += _range(field, "minItems", "maxItems", "{} to {} entries.", "At least {} entries.", "At most {} entries.")
     said += _range(field, "minProperties", "maxProperties", "{} to {} keys.", "At least {} keys.", "At most {} keys.")
     if "pattern" in field and not field.get("x-kubernetes-int-or-string"):
-        said.append(f"Pattern `{field['pattern']}`.")
+        said.append(_PATTERNS.get(field["pattern"], f"Pattern `{field['pattern']}`."))
     said += [_sentence(rule["message"]) for rule in field.get("x-kubernetes-validations", ())]
     if "items" in field:
         said += _element(field["items"])
@@ -165,6 +174,8 @@ def _range(field: Schema, low: str, high: str, both: str, least: str, most: str)
         return []
     bottom: Any = field.get(low)
     top: Any = field.get(high)
+    if bottom is not None and bottom == top:
+        return [f"Exactly {both.partition('{} to ')[2] or both}".format(bottom)]
     if bottom is not None and top is not None:
         return [both.format(bottom, top)]
     if bottom is not None:
@@ -177,8 +188,11 @@ def _first_sentence(resource: type[Resource]) -> str:
 
 
 def _sentence(text: str) -> str:
+    """The text as a sentence. A first word that names a field keeps its small letter."""
     text = " ".join(text.split())
-    text = text[:1].upper() + text[1:] if text[:1].islower() and not text.split(":")[0].isidentifier() else text
+    first = text.split(" ", 1)[0].rstrip(":,")
+    if first in _WORDS:
+        text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else text + "."
 
 

@@ -51,6 +51,33 @@ _ORDER = (
 """The keywords a schema may have, in the order they are written. Any other is refused."""
 
 
+_CEL_RESERVED = frozenset(
+    [
+        "true",
+        "false",
+        "null",
+        "in",
+        "as",
+        "break",
+        "const",
+        "continue",
+        "else",
+        "for",
+        "function",
+        "if",
+        "import",
+        "let",
+        "loop",
+        "package",
+        "namespace",
+        "return",
+        "var",
+        "void",
+        "while",
+    ]
+)
+
+
 class UnfitModelError(Exception):
     """A model says something that a CRD cannot, or does not say something that a CRD has to."""
 
@@ -135,7 +162,8 @@ class _Structural:
                 _add_rule(made, Rule("self == oldSelf", message))
                 if name not in required and "default" not in made:
                     # A rule on an optional field is not asked when the field comes or goes.
-                    _add_rule(out, Rule(f"has(self.{name}) == has(oldSelf.{name})", message, field=f".{name}"))
+                    known = _cel_name(name)
+                    _add_rule(out, Rule(f"has(self.{known}) == has(oldSelf.{known})", message, field=f".{name}"))
             properties[name] = _ordered(made)
         return properties
 
@@ -157,6 +185,11 @@ def _merged(base: Schema, beside: Schema) -> Schema:
 
 def _add_rule(schema: Schema, rule: Rule) -> None:
     schema[_VALIDATIONS] = [*schema.get(_VALIDATIONS, ()), rule.as_json()]
+
+
+def _cel_name(name: str) -> str:
+    """A field's name as CEL rules write it: reserved words are escaped."""
+    return f"__{name}__" if name in _CEL_RESERVED else name
 
 
 def _has_defaults(schema: Schema) -> bool:
