@@ -1,0 +1,1 @@
+"""Hosts: their namespaces and credentials, whether they are alive, what they have."""

@@ -1,0 +1,1 @@
+"""Placement: filter, score, reserve. Pure: no I/O, no clock, no awaiting."""

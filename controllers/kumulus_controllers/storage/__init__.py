@@ -1,0 +1,1 @@
+"""Pools on hosts, and images in pools."""

@@ -1,0 +1,387 @@
+"""VirtualMachine: resolve, place, order, follow, derive, delete.
+
+At most one running copy: a machine is placed only while no work order of it exists anywhere, and
+the placement (host, epoch) is written into its status, on condition that nobody has changed it,
+before the work order is made. Whoever lost that race reads again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+
+from kumulus.api.base import FINALIZER
+from kumulus.api.compute import InstanceType, Phase, VirtualMachine
+from kumulus.api.fabric import Host, HostPhase, Zone, host_namespace
+from kumulus.api.host import SeedRef, WorkOrder, WorkOrderSpec, WorkType, instance_order_name
+from kumulus.api.storage import ClusterImage, Image
+from kumulus.kube.builtin import SECRET
+from kumulus.kube.errors import AlreadyExists, NotFound
+from kumulus.kube.patching import merge_patch
+from kumulus.kube.store import Key
+from kumulus.runtime.clock import rfc3339
+from kumulus.runtime.reconciler import Enqueue, Services
+from kumulus.runtime.result import Done, Requeue, Result, Wait
+from kumulus_controllers.compute.order import instance_order, renewed, seed_secret_name
+from kumulus_controllers.compute.phase import Placed, derive_status, placed
+from kumulus_controllers.compute.resolve import Problem, Resolution, placement_request, resolve
+from kumulus_controllers.compute.scope import AnyImage, Scope
+from kumulus_controllers.compute.seed import Seed, SeedProblem, gather
+from kumulus_controllers.orders import FOR_NAME, FOR_UID, host_of, work_orders
+from kumulus_controllers.planning.fleet import Fleet
+from kumulus_controllers.planning.views import Refusal
+from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage.image import order_import
+
+log = structlog.get_logger(__name__)
+
+TERMINATING_SHOWN_AFTER = 2.0
+"""A deletion that takes longer is shown in the status; most do not, and save a write."""
+
+USES = "uses"
+
+
+def _uses(vm: VirtualMachine) -> list[str]:
+    """What the machine waits for by name, while it is not placed."""
+    if vm.status.host is not None:
+        return []
+    names = [f"image/{disk.ephemeral.image}" for disk in vm.spec.disks if disk.ephemeral]
+    if vm.spec.instance_type:
+        names.append(f"instancetype/{vm.spec.instance_type}")
+    return names
+
+
+class MachineReconciler:
+    """Brings a machine to what its spec says."""
+
+    name = "virtualmachine"
+
+    def __init__(self, services: Services, fleet: Fleet) -> None:
+        caches = services.caches
+        self._services = services
+        self._fleet = fleet
+        self._machines = caches.store(VirtualMachine)
+        self._types = caches.store(InstanceType)
+        self._images = caches.store(Image)
+        self._cluster_images = caches.store(ClusterImage)
+        self._hosts = caches.store(Host)
+        self._zones = caches.store(Zone)
+        self._orders = work_orders(caches)
+        self._machines.add_index(USES, _uses)
+        self._machines.add_index("host", lambda vm: (vm.status.host,) if vm.status.host else ())
+        self._machines.add_index("unplaced", lambda vm: () if vm.status.host else ("yes",))
+        self._deleting_since: dict[str, float] = {}
+
+    def attach(self, enqueue: Enqueue) -> None:
+        """Own changes; work orders first of all; what unplaced machines wait for; hosts that vanish and return."""
+
+        def machine_changed(before: VirtualMachine | None, after: VirtualMachine | None) -> None:
+            item = after or before
+            if item is not None and not (before and after and _same_but_status(before, after)):
+                enqueue(Key(item.namespace, item.name), urgent=item.deleting)
+            if before is not None and after is None:
+                self._retry_unplaced(enqueue)
+
+        def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
+            order = after or before
+            if order is not None and order.spec.type is WorkType.INSTANCE:
+                enqueue(Key(order.spec.for_.namespace, order.spec.for_.name), urgent=True)
+
+        def image_changed(before: AnyImage | None, after: AnyImage | None) -> None:
+            item = after or before
+            if item is not None and not (before and after and before.status.conditions == after.status.conditions):
+                self._enqueue_users(enqueue, f"image/{item.name}", item.namespace)
+
+        def type_changed(before: InstanceType | None, after: InstanceType | None) -> None:
+            item = after or before
+            if item is not None:
+                self._enqueue_users(enqueue, f"instancetype/{item.name}", None)
+
+        def host_changed(before: Host | None, after: Host | None) -> None:
+            item = after or before
+            if item is None:
+                return
+            if before is None or after is None or before.status.phase is not after.status.phase:
+                for vm in self._machines.by("host", item.name):
+                    enqueue(Key(vm.namespace, vm.name))
+            if after is not None and (before is None or _offer(before) != _offer(after)):
+                self._retry_unplaced(enqueue)
+
+        self._machines.listen(machine_changed)
+        self._orders.listen(order_changed)
+        self._images.listen(image_changed)
+        self._cluster_images.listen(image_changed)
+        self._types.listen(type_changed)
+        self._hosts.listen(host_changed)
+
+    def _enqueue_users(self, enqueue: Enqueue, what: str, namespace: str | None) -> None:
+        for vm in self._machines.by(USES, what):
+            if namespace is None or vm.namespace == namespace:
+                enqueue(Key(vm.namespace, vm.name))
+
+    def _retry_unplaced(self, enqueue: Enqueue) -> None:
+        for vm in self._machines.by("unplaced", "yes")[:256]:
+            enqueue(Key(vm.namespace, vm.name))
+
+    def everything(self) -> list[Key]:
+        """All machines, and those that only a left-over work order remembers."""
+        keys = set(self._machines.keys())
+        for order in self._orders:
+            if order.spec.type is WorkType.INSTANCE:
+                keys.add(Key(order.spec.for_.namespace, order.spec.for_.name))
+        return list(keys)
+
+    def _observe(self, vm: VirtualMachine) -> Scope:
+        orders = self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{vm.uid}")
+        order = max(
+            orders, key=lambda o: (o.spec.instance.epoch if o.spec.instance else 0, not o.deleting), default=None
+        )
+        host = vm.status.host or (host_of(order) if order else None)
+        return Scope(
+            vm=vm,
+            order=order,
+            host=self._hosts.get(host) if host else None,
+            instance_type=self._types.get(vm.spec.instance_type) if vm.spec.instance_type else None,
+            images=self._images_of(vm),
+            zone_exists=vm.spec.zone is None or self._zones.get(vm.spec.zone) is not None,
+        )
+
+    def _images_of(self, vm: VirtualMachine) -> Mapping[str, AnyImage]:
+        found: dict[str, AnyImage] = {}
+        for disk in vm.spec.disks:
+            if disk.ephemeral is not None:
+                name = disk.ephemeral.image
+                image = self._images.get(name, vm.namespace) or self._cluster_images.get(name)
+                if image is not None:
+                    found[name] = image
+        return found
+
+    async def reconcile(self, key: Key) -> Result:
+        """One pass over a machine."""
+        vm = self._machines.get(key.name, key.namespace)
+        await self._remove_orphans(key, vm)
+        if vm is None or vm.paused:
+            return Done()
+        if vm.deleting:
+            return await self._delete(self._observe(vm))
+        if await ensure_finalizer(self._services.client, self._machines, vm):
+            vm = self._machines.get(key.name, key.namespace) or vm
+        scope = self._observe(vm)
+        if scope.order is not None and (vm.status.host is None or scope.order.deleting):
+            return await self._adopt(scope)
+        if scope.order is None:
+            return await self._bring_about(scope)
+        await self._renew(scope.order, vm)
+        return await self._report(self._observe(vm), placed(scope), None, None)
+
+    async def _adopt(self, scope: Scope) -> Result:
+        """A work order exists that the status does not know (the status was lost), or one that is on its way out."""
+        order = scope.order
+        assert order is not None and order.spec.instance is not None
+        if order.deleting:
+            return Wait("OrderDeleting", 10.0)
+        host = host_of(order)
+        found = self._hosts.get(host)
+        where = Placed(host, found.spec.zone if found else "", order.spec.instance.epoch)
+        log.info(
+            "placement found again from the work order", namespace=scope.vm.namespace, name=scope.vm.name, host=host
+        )
+        resolution = resolve(scope)
+        return await self._report(scope, where, None if isinstance(resolution, Problem) else resolution, None)
+
+    async def _bring_about(self, scope: Scope) -> Result:
+        """There is no work order: resolve, place unless placed, order."""
+        resolution = resolve(scope)
+        where = placed(scope)
+        if isinstance(resolution, Problem):
+            return await self._report(scope, where, None, resolution)
+        try:
+            seed = await gather(self._services.client, scope.vm)
+        except SeedProblem as problem:
+            return await self._report(scope, where, resolution, Problem(problem.reason, str(problem)))
+        if where is None:
+            placement = self._fleet.place(placement_request(scope, resolution))
+            if isinstance(placement, Refusal):
+                return await self._report(scope, None, resolution, Problem("NoHostFits", str(placement), stalled=False))
+            return await self._place(
+                scope, resolution, placement.host, placement.pool.uid if placement.pool else None, seed
+            )
+        return await self._order(scope, resolution, where, seed)
+
+    async def _place(
+        self, scope: Scope, resolution: Resolution, host: str, pool_uid: str | None, seed: Seed | None
+    ) -> Result:
+        vm, client = scope.vm, self._services.client
+        view = self._fleet.host(host)
+        self._fleet.assign(vm.uid, host, resolution.demand, pool_uid)
+        where = Placed(host, view.zone if view else "", (vm.status.epoch or 0) + 1)
+        try:
+            after = derive_status(
+                Scope(vm, None, self._hosts.get(host), scope.instance_type, scope.images),
+                where,
+                resolution,
+                None,
+                self._now(),
+            )
+            await write_status(client, self._machines, vm, vm.status, after, only_if_unchanged=True)
+        except BaseException:
+            self._fleet.release(vm.uid)
+            raise
+        current = self._machines.get(vm.name, vm.namespace)
+        if current is None or current.uid != vm.uid:
+            self._fleet.release(vm.uid)
+            return Done()
+        return await self._order(self._observe(current), resolution, where, seed)
+
+    async def _order(self, scope: Scope, resolution: Resolution, where: Placed, seed: Seed | None) -> Result:
+        """Write the work order for a machine that is placed; then its images and its Secret, which the agent waits for."""
+        vm, client = scope.vm, self._services.client
+        view = self._fleet.host(where.host)
+        pool = self._fleet.pool_for(resolution.demand, view) if view else None
+        if view is None or (pool is None and resolution.disks):
+            why = "is gone" if view is None else "has no storage pool that is ready"
+            return await self._report(
+                scope, where, resolution, Problem("HostNotUsable", f"Host {where.host} {why}.", stalled=False)
+            )
+        ref = None
+        if seed is not None:
+            ref = SeedRef(secret=seed_secret_name(vm.uid)) if seed.secret else SeedRef(data=dict(seed.files))
+        spec = instance_order(vm, resolution, pool, where.epoch, self._services.term(), ref)
+        body = {"metadata": {"name": instance_order_name(vm.uid), "finalizers": [FINALIZER]}, "spec": spec.to_json()}
+        namespace = host_namespace(where.host)
+        try:
+            raw = await client.create(WorkOrder.KIND, body, namespace)
+        except AlreadyExists:
+            raw = await client.get(WorkOrder.KIND, instance_order_name(vm.uid), namespace)
+        self._orders.apply(raw)
+        if seed is not None and seed.secret:
+            await self._hand_over(vm, seed, raw, namespace)
+        if pool is not None:
+            for disk in resolution.disks:
+                await order_import(client, self._orders, disk.image, where.host, pool, self._services.term())
+        return await self._report(self._observe(vm), where, resolution, None)
+
+    async def _hand_over(self, vm: VirtualMachine, seed: Seed, order: Mapping[str, object], namespace: str) -> None:
+        """Copy first-boot data with secrets in it into the host's namespace; it goes when the work order goes."""
+        metadata = order["metadata"]
+        assert isinstance(metadata, Mapping)
+        owner = {
+            "apiVersion": WorkOrder.KIND.api_version,
+            "kind": "WorkOrder",
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        }
+        body = {
+            "metadata": {"name": seed_secret_name(vm.uid), "ownerReferences": [owner]},
+            "immutable": True,
+            "stringData": dict(seed.files),
+        }
+        try:
+            await self._services.client.create(SECRET, body, namespace)
+        except AlreadyExists:
+            return
+
+    async def _renew(self, order: WorkOrder, vm: VirtualMachine) -> None:
+        """Bring what may change of a placed machine into its work order."""
+        wanted: WorkOrderSpec = renewed(vm, order.spec, self._services.term())
+        patch = merge_patch(order.spec.to_json(), wanted.to_json())
+        if not patch:
+            return
+        body = {"metadata": {"resourceVersion": order.metadata.resource_version}, "spec": patch}
+        self._orders.apply(await self._services.client.patch(WorkOrder.KIND, order.name, body, order.namespace))
+
+    async def _delete(self, scope: Scope) -> Result:
+        vm, client = scope.vm, self._services.client
+        if FINALIZER not in vm.metadata.finalizers:
+            return Done()
+        orders = self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{vm.uid}")
+        if not orders and vm.status.host is not None:
+            orders = await self._live_orders(vm)
+        for order in orders:
+            if not order.deleting:
+                await self._delete_order(order)
+        if not self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{vm.uid}"):
+            await drop_finalizer(client, self._machines, vm)
+            self._deleting_since.pop(vm.uid, None)
+            self._fleet.release(vm.uid)
+            return Done()
+        now = self._services.clock.monotonic()
+        since = self._deleting_since.setdefault(vm.uid, now)
+        if now - since < TERMINATING_SHOWN_AFTER and vm.status.phase is not Phase.TERMINATING:
+            return Requeue(TERMINATING_SHOWN_AFTER)
+        return await self._report(self._observe(vm), placed(scope), None, None)
+
+    async def _live_orders(self, vm: VirtualMachine) -> list[WorkOrder]:
+        """Before letting a placed machine go: is there really no work order? The cache may be behind."""
+        namespace = host_namespace(vm.status.host or "")
+        raw = await self._services.client.find(WorkOrder.KIND, instance_order_name(vm.uid), namespace)
+        if raw is None:
+            return []
+        self._orders.apply(raw)
+        return [WorkOrder.parse(raw)]
+
+    async def _delete_order(self, order: WorkOrder) -> None:
+        raw = await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
+        if raw is None or "spec" not in raw or FINALIZER not in raw["metadata"].get("finalizers", ()):
+            self._orders.remove(Key(order.namespace, order.name), order.uid)
+        else:
+            self._orders.apply(raw)
+
+    async def _remove_orphans(self, key: Key, vm: VirtualMachine | None) -> None:
+        """Work orders of a machine of that name that is no more: removed after a live look."""
+        for order in self._orders.by(FOR_NAME, f"VirtualMachine/{key.namespace or ''}/{key.name}"):
+            if (
+                order.spec.type is not WorkType.INSTANCE
+                or order.deleting
+                or (vm is not None and order.spec.for_.uid == vm.uid)
+            ):
+                continue
+            live = await self._services.client.find(VirtualMachine.KIND, key.name, key.namespace)
+            if live is None or live["metadata"]["uid"] != order.spec.for_.uid:
+                log.info("removing the work order of a machine that is gone", namespace=key.namespace, name=key.name)
+                await self._delete_order(order)
+
+    async def _report(
+        self, scope: Scope, where: Placed | None, resolution: Resolution | None, problem: Problem | None
+    ) -> Result:
+        vm = self._machines.get(scope.vm.name, scope.vm.namespace) or scope.vm
+        if vm.uid != scope.vm.uid:
+            return Done()
+        current = Scope(vm, scope.order, scope.host, scope.instance_type, scope.images, scope.zone_exists)
+        after = derive_status(current, where, resolution, problem, self._now())
+        try:
+            await write_status(self._services.client, self._machines, vm, vm.status, after)
+        except NotFound:
+            return Done()
+        if problem is not None:
+            return Wait(problem.reason, 15.0 if problem.reason.startswith("Secret") else 60.0)
+        if vm.deleting:
+            return Wait("Terminating", 30.0)
+        return Done()
+
+    def _now(self) -> str:
+        return rfc3339(self._services.clock.now())
+
+
+def _same_but_status(before: VirtualMachine, after: VirtualMachine) -> bool:
+    """Whether only the status changed, which is our own writing."""
+    return (
+        before.uid == after.uid
+        and before.metadata.generation == after.metadata.generation
+        and before.metadata.deletion_timestamp == after.metadata.deletion_timestamp
+        and before.metadata.finalizers == after.metadata.finalizers
+        and before.paused == after.paused
+        and before.status.host == after.status.host
+    )
+
+
+def _offer(host: Host) -> tuple[object, ...]:
+    """What of a host decides whether machines fit on it."""
+    return (
+        host.status.phase is HostPhase.READY,
+        host.status.allocatable,
+        host.spec.unschedulable,
+        host.spec.taints,
+        dict(host.metadata.labels),
+    )

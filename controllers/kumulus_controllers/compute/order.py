@@ -1,0 +1,68 @@
+"""The work order of a machine. Pure."""
+
+from __future__ import annotations
+
+from kumulus.api.base import ObjectRef
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.host import InstanceDisk, InstanceOrder, PoolRef, SeedRef, WorkOrderSpec, WorkType
+from kumulus_controllers.compute.resolve import Resolution
+from kumulus_controllers.storage.image import image_ref
+
+
+def seed_secret_name(vm_uid: str) -> str:
+    """Name of the Secret in the host's namespace that carries a seed with secrets in it."""
+    return f"seed-{vm_uid}"
+
+
+def instance_order(
+    vm: VirtualMachine, resolution: Resolution, pool: PoolRef | None, epoch: int, term: int, seed: SeedRef | None
+) -> WorkOrderSpec:
+    """The order for a machine that was just placed."""
+    disks = []
+    order_of = _boot_order(vm)
+    for disk in resolution.disks:
+        assert pool is not None
+        disks.append(
+            InstanceDisk(
+                name=disk.name, pool=pool, image=image_ref(disk.image), size=disk.size, boot_order=order_of[disk.name]
+            )
+        )
+    return WorkOrderSpec(
+        type=WorkType.INSTANCE,
+        for_=ObjectRef(kind="VirtualMachine", namespace=vm.namespace, name=vm.name, uid=vm.uid),
+        term=term,
+        instance=InstanceOrder(
+            uid=vm.uid,
+            epoch=epoch,
+            power=vm.spec.power_state,
+            restart_policy=vm.spec.restart_policy,
+            restart_request=vm.spec.restart_request,
+            stop=vm.spec.stop,
+            cpus=resolution.size.cpus,
+            memory=resolution.memory,
+            disks=tuple(disks),
+            seed=seed,
+        ),
+    )
+
+
+def renewed(vm: VirtualMachine, order: WorkOrderSpec, term: int) -> WorkOrderSpec:
+    """The order as the machine's spec has it now: what may change while it is placed, the rest as it was ordered."""
+    assert order.instance is not None
+    instance = order.instance.model_copy(
+        update={
+            "power": vm.spec.power_state,
+            "restart_policy": vm.spec.restart_policy,
+            "restart_request": vm.spec.restart_request,
+            "stop": vm.spec.stop,
+        }
+    )
+    if instance == order.instance:
+        return order
+    return order.model_copy(update={"instance": instance, "term": max(term, order.term)})
+
+
+def _boot_order(vm: VirtualMachine) -> dict[str, int]:
+    """Positions from 1 without gaps: by bootOrder first, then as listed."""
+    ranked = sorted(enumerate(vm.spec.disks), key=lambda item: (item[1].boot_order or 1000, item[0]))
+    return {disk.name: place for place, (_, disk) in enumerate(ranked, start=1)}

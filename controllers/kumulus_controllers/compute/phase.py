@@ -1,0 +1,166 @@
+"""Deriving a machine's status: phase and conditions from what is so. Pure; nothing here is stored to decide by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kumulus.api.base import ConditionStatus
+from kumulus.api.compute import Phase, PowerState, VirtualMachineCondition, VirtualMachineStatus
+from kumulus.api.fabric import HostPhase
+from kumulus.api.host import WorkOrder, WorkState
+from kumulus.runtime.conditions import Fact, derive
+from kumulus_controllers.compute.resolve import Problem, Resolution
+from kumulus_controllers.compute.scope import Scope
+
+PHASES: dict[WorkState | None, Phase] = {
+    None: Phase.STARTING,
+    WorkState.PENDING: Phase.STARTING,
+    WorkState.WAITING: Phase.PROVISIONING,
+    WorkState.WORKING: Phase.PROVISIONING,
+    WorkState.STARTING: Phase.STARTING,
+    WorkState.RUNNING: Phase.RUNNING,
+    WorkState.PAUSED: Phase.PAUSED,
+    WorkState.STOPPING: Phase.STOPPING,
+    WorkState.STOPPED: Phase.STOPPED,
+    WorkState.BACK_OFF: Phase.CRASH_LOOP_BACK_OFF,
+    WorkState.FAILED: Phase.FAILED,
+    WorkState.REFUSED: Phase.FAILED,
+    WorkState.READY: Phase.RUNNING,
+}
+"""Phase of a placed machine by the state of its work order."""
+
+REACHED = {PowerState.RUNNING: Phase.RUNNING, PowerState.STOPPED: Phase.STOPPED, PowerState.PAUSED: Phase.PAUSED}
+"""The phase that a wanted power state ends in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where the machine is."""
+
+    host: str
+    zone: str
+    epoch: int
+
+
+def placed(scope: Scope) -> Placed | None:
+    """Where the machine is placed: its status says so, or its work order does when the status was lost."""
+    status = scope.vm.status
+    if status.host is not None and status.epoch is not None:
+        return Placed(status.host, status.zone or "", status.epoch)
+    return None
+
+
+def phase_of(scope: Scope, where: Placed | None, problem: Problem | None) -> Phase:
+    """The state in one word."""
+    if scope.vm.deleting:
+        return Phase.TERMINATING
+    if where is None:
+        if problem is not None and problem.reason != "NoHostFits":
+            return Phase.PENDING
+        return Phase.SCHEDULING
+    if scope.host is None or scope.host.status.phase is HostPhase.UNKNOWN:
+        return Phase.UNKNOWN
+    if scope.order is None:
+        return Phase.STARTING
+    return PHASES[scope.order.status.state]
+
+
+def derive_status(
+    scope: Scope, where: Placed | None, resolution: Resolution | None, problem: Problem | None, now: str
+) -> VirtualMachineStatus:
+    """The whole status."""
+    vm, before = scope.vm, scope.vm.status
+    phase = phase_of(scope, where, problem)
+    facts = [_ready(scope, phase, problem), _scheduled(where, problem), _volumes(scope, problem)]
+    if vm.spec.power_state is PowerState.PAUSED or phase is Phase.PAUSED:
+        facts.append(
+            Fact(
+                VirtualMachineCondition.PAUSED,
+                phase is Phase.PAUSED,
+                "PausedByUser" if phase is Phase.PAUSED else "NotYet",
+            )
+        )
+    facts.append(_progress(scope, phase, facts[0], problem))
+    instance = scope.order.status.instance if scope.order else None
+    size = resolution.size if resolution else before.resources
+    return VirtualMachineStatus(
+        observed_generation=vm.metadata.generation,
+        conditions=derive(before.conditions, facts, generation=vm.metadata.generation, now=now),
+        phase=phase,
+        host=where.host if where else None,
+        zone=where.zone or None if where else None,
+        epoch=where.epoch if where else before.epoch,
+        started_at=instance.started_at if instance else None,
+        restarts=instance.restarts or None if instance else None,
+        last_restart_request=instance.last_restart_request if instance else before.last_restart_request,
+        resources=size if where else before.resources,
+        images=resolution.images if resolution and where else before.images,
+    )
+
+
+def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
+    ready = VirtualMachineCondition.READY
+    if problem is not None and not scope.vm.deleting:
+        return Fact(ready, False, problem.reason, problem.message)
+    if phase is Phase.UNKNOWN:
+        host = scope.vm.status.host
+        return Fact(
+            ready,
+            ConditionStatus.UNKNOWN,
+            "HostUnknown",
+            f"Host {host} does not answer. The machine may still run there; it is not started elsewhere, so that it never runs twice.",
+        )
+    wanted = REACHED[scope.vm.spec.power_state]
+    reason, message = _said(scope.order)
+    if phase is Phase.TERMINATING:
+        return Fact(ready, False, "Terminating", message or "The machine is being removed from its host.")
+    if phase is wanted and scope.order is not None and _current(scope.order):
+        return Fact(ready, True, str(phase), message)
+    return Fact(ready, False, reason or str(phase), message)
+
+
+def _said(order: WorkOrder | None) -> tuple[str, str]:
+    if order is None:
+        return "", ""
+    return order.status.reason or "", order.status.message or ""
+
+
+def _current(order: WorkOrder) -> bool:
+    """Whether the agent's answer is about the order as it is now."""
+    return (order.status.observed_generation or 0) >= order.metadata.generation
+
+
+def _scheduled(where: Placed | None, problem: Problem | None) -> Fact:
+    scheduled = VirtualMachineCondition.SCHEDULED
+    if where is not None:
+        return Fact(scheduled, True, "Placed", f"Placed on host {where.host}.")
+    if problem is not None:
+        reason = problem.reason if problem.aspect == scheduled else "VolumesNotReady"
+        return Fact(scheduled, False, reason, problem.message)
+    return Fact(scheduled, False, "Pending", "")
+
+
+def _volumes(scope: Scope, problem: Problem | None) -> Fact:
+    volumes = VirtualMachineCondition.VOLUMES_READY
+    if problem is not None and problem.aspect == volumes:
+        return Fact(volumes, False, problem.reason, problem.message)
+    if problem is not None:
+        return Fact(volumes, None)
+    state = scope.order.status.state if scope.order else None
+    if state in (WorkState.WAITING, WorkState.WORKING):
+        reason, message = _said(scope.order)
+        return Fact(volumes, False, reason, message)
+    if state is None:
+        return Fact(volumes, None)
+    return Fact(volumes, True, "DisksReady")
+
+
+def _progress(scope: Scope, phase: Phase, ready: Fact, problem: Problem | None) -> Fact:
+    """Reconciling or Stalled (kstatus), whichever holds; neither when the guest has ended and shall stay so."""
+    if phase is Phase.STOPPED and scope.order is not None and _current(scope.order):
+        return Fact(VirtualMachineCondition.RECONCILING, None)
+    if phase in (Phase.FAILED, Phase.CRASH_LOOP_BACK_OFF) or (problem is not None and problem.stalled):
+        return Fact(VirtualMachineCondition.STALLED, True, ready.reason, ready.message)
+    if ready.status is False:
+        return Fact(VirtualMachineCondition.RECONCILING, True, ready.reason, ready.message)
+    return Fact(VirtualMachineCondition.RECONCILING, None)

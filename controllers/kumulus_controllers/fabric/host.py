@@ -1,0 +1,288 @@
+"""Host: its namespace, whether it is alive, what it has, and its removal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from kumulus.api.base import DOMAIN, ConditionStatus
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import (
+    HOST_NAMESPACE_PREFIX,
+    Capacity,
+    Host,
+    HostCondition,
+    HostPhase,
+    HostStatus,
+    host_namespace,
+)
+from kumulus.api.host import LEASE, HostReport, WorkOrder, WorkType
+from kumulus.api.quantity import to_bytes
+from kumulus.kube.lease import Lease
+from kumulus.kube.store import Key
+from kumulus.runtime.clock import parse_time, rfc3339
+from kumulus.runtime.conditions import Fact, derive
+from kumulus.runtime.reconciler import Enqueue, Services
+from kumulus.runtime.result import Done, Requeue, Result, Wait
+from kumulus_controllers.fabric.credentials import NamespaceTaken, ensure_namespace, remove_namespace
+from kumulus_controllers.fabric.liveness import LeaseBook, Liveness, Verdict
+from kumulus_controllers.orders import NAMESPACE, host_of, work_orders
+from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+
+FORCE_DETACH = f"{DOMAIN}/force-detach"
+EXPIRING = timedelta(minutes=10)
+COUNT_SECONDS = 20.0
+"""How stale the counts of machines in a Host's status may be: they are no reason for a write per machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Everything one pass has read."""
+
+    host: Host
+    report: HostReport | None
+    verdict: Verdict
+    orders: tuple[WorkOrder, ...]
+    machines: tuple[VirtualMachine, ...]
+    taken: bool = False
+
+
+def allocatable(host: Host, capacity: Capacity) -> Capacity:
+    """What may be promised: what there is, less what is reserved, times overcommit."""
+    reserved, factor = host.spec.reserved, host.spec.overcommit
+    return Capacity(
+        cpus=int(max(capacity.cpus - reserved.cpu, 0) * factor.cpu),
+        memory=int(max(capacity.memory - to_bytes(reserved.memory), 0) * factor.memory),
+    )
+
+
+def readiness(scope: Scope) -> Fact:
+    """The condition Ready."""
+    ready = HostCondition.READY
+    match scope.verdict.liveness:
+        case Liveness.NEVER_SEEN:
+            return Fact(
+                ready,
+                False,
+                "AgentNeverSeen",
+                "The agent has not reported yet: run kumulus-agent join and kumulus-agent run on the host.",
+            )
+        case Liveness.EXPIRED:
+            return Fact(
+                ready,
+                ConditionStatus.UNKNOWN,
+                "LeaseExpired",
+                "The agent has stopped renewing its Lease. Whether machines still run there is not known; look at the host and its network.",
+            )
+    if scope.report is None:
+        return Fact(ready, False, "NoReport", "The agent is alive but has not said yet what the host has.")
+    if not scope.report.status.hypervisor_ready:
+        why = scope.report.status.hypervisor_message or "no reason given"
+        return Fact(ready, False, "HypervisorNotReady", f"The hypervisor does not answer: {why}")
+    return Fact(ready, True, "AgentAlive", "The agent is alive and the hypervisor answers.")
+
+
+def phase_of(scope: Scope, ready: Fact) -> HostPhase:
+    """The state in one word."""
+    if scope.host.deleting:
+        return HostPhase.REMOVING
+    if ready.status is True:
+        return HostPhase.READY
+    if ready.status is ConditionStatus.UNKNOWN:
+        return HostPhase.UNKNOWN
+    return HostPhase.JOINING if scope.verdict.liveness is Liveness.NEVER_SEEN else HostPhase.NOT_READY
+
+
+def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
+    """The whole status from what was read. Pure."""
+    host, report = scope.host, scope.report.status if scope.report else None
+    ready = readiness(scope)
+    facts = [ready]
+    if host.deleting:
+        facts.append(Fact(HostCondition.SCHEDULABLE, False, "Removing", "The host is being removed."))
+    elif host.spec.unschedulable:
+        facts.append(
+            Fact(HostCondition.SCHEDULABLE, False, "Cordoned", "New machines are kept away (spec.unschedulable).")
+        )
+    else:
+        facts.append(
+            Fact(HostCondition.SCHEDULABLE, ready.status is True, "Ready" if ready.status is True else "NotReady")
+        )
+    if report is not None and report.credentials_expire_at:
+        facts.append(
+            Fact(
+                HostCondition.CREDENTIALS_EXPIRING,
+                expiring,
+                "NotRenewed" if expiring else "Renewed",
+                "The agent could not renew its token; when it ends, join the host again." if expiring else "",
+            )
+        )
+    if scope.taken:
+        facts.append(
+            Fact(
+                HostCondition.STALLED,
+                True,
+                "NamespaceTaken",
+                f"The namespace {host_namespace(host.name)} belongs to something else: delete it, or give the host another name.",
+            )
+        )
+    elif host.deleting and scope.machines:
+        names = ", ".join(sorted(f"{vm.namespace}/{vm.name}" for vm in scope.machines)[:5])
+        facts.append(
+            Fact(
+                HostCondition.STALLED,
+                True,
+                "HasMachines",
+                f"{len(scope.machines)} machines are on the host ({names}): delete them first.",
+            )
+        )
+    elif host.deleting and scope.orders and scope.verdict.liveness is Liveness.EXPIRED:
+        facts.append(
+            Fact(
+                HostCondition.STALLED,
+                True,
+                "AgentGone",
+                f"The agent no longer answers, so what is on the host cannot be cleaned up. If the host is gone for good: kubectl annotate host {host.name} {FORCE_DETACH}=true",
+            )
+        )
+    capacity = report.capacity if report else None
+    return HostStatus(
+        observed_generation=host.metadata.generation,
+        conditions=derive(host.status.conditions, facts, generation=host.metadata.generation, now=now_text),
+        phase=phase_of(scope, ready),
+        namespace=None if scope.taken else host_namespace(host.name),
+        capacity=capacity,
+        allocatable=allocatable(host, capacity) if capacity else None,
+        allocated=Capacity(
+            cpus=sum(vm.status.resources.cpus for vm in scope.machines if vm.status.resources),
+            memory=sum(to_bytes(vm.status.resources.memory) for vm in scope.machines if vm.status.resources),
+        ),
+        cpu=report.cpu if report else None,
+        versions=report.versions if report else None,
+        addresses=report.addresses if report else (),
+        machine_types=report.machine_types if report else (),
+        instances=len(scope.machines),
+        unmanaged=report.unmanaged_count if report else None,
+    )
+
+
+class HostReconciler:
+    """Brings a Host's namespace about, follows its agent, and lets it go when nothing is on it."""
+
+    name = "host"
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._hosts = services.caches.store(Host)
+        self._reports = services.caches.store(HostReport)
+        self._machines = services.caches.store(VirtualMachine)
+        self._orders = work_orders(services.caches)
+        self._leases = services.caches.reflected(Lease, fields=f"metadata.name={LEASE}")
+        self._book = LeaseBook(services.clock)
+        self._counted: dict[str, float] = {}
+        self._machines.add_index("host", lambda vm: (vm.status.host,) if vm.status.host else ())
+
+    def attach(self, enqueue: Enqueue) -> None:
+        """Own changes, reports, leases that come back, work orders when the host goes."""
+
+        def lease_changed(before: Lease | None, after: Lease | None) -> None:
+            if after is None:
+                return
+            host = self._book.note(after)
+            known = self._hosts.get(host) if host else None
+            if known is not None and known.status.phase is not HostPhase.READY:
+                enqueue(Key(None, known.name))
+
+        def host_changed(before: Host | None, after: Host | None) -> None:
+            item = after or before
+            if item is not None:
+                enqueue(Key(None, item.name))
+
+        def report_changed(before: HostReport | None, after: HostReport | None) -> None:
+            item = after or before
+            if item is not None:
+                enqueue(Key(None, (item.namespace or "").removeprefix(HOST_NAMESPACE_PREFIX)))
+
+        def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
+            if after is None and before is not None:
+                host = self._hosts.get(host_of(before))
+                if host is not None and host.deleting:
+                    enqueue(Key(None, host.name))
+
+        self._hosts.listen(host_changed)
+        self._leases.listen(lease_changed)
+        self._reports.listen(report_changed)
+        self._orders.listen(order_changed)
+
+    def everything(self) -> list[Key]:
+        """All hosts."""
+        return self._hosts.keys()
+
+    def _observe(self, host: Host, taken: bool) -> Scope:
+        return Scope(
+            host=host,
+            report=self._reports.get(host.name, host_namespace(host.name)),
+            verdict=self._book.verdict(host.name),
+            orders=tuple(self._orders.by(NAMESPACE, host_namespace(host.name))),
+            machines=tuple(self._machines.by("host", host.name)),
+            taken=taken,
+        )
+
+    async def reconcile(self, key: Key) -> Result:
+        """One pass over a Host."""
+        client = self._services.client
+        host = self._hosts.get(key.name)
+        if host is None:
+            self._book.forget(key.name)
+            return Done()
+        if host.paused:
+            return Done()
+        if not host.deleting and await ensure_finalizer(client, self._hosts, host):
+            host = self._hosts.get(key.name) or host
+        taken = False
+        if not host.deleting and host.status.namespace is None:
+            try:
+                await ensure_namespace(client, host)
+            except NamespaceTaken:
+                taken = True
+        scope = self._observe(host, taken)
+        if host.deleting and await self._remove(scope):
+            return Done()
+        wait = await self._report(scope)
+        if host.deleting or taken:
+            return Wait("Removing" if host.deleting else "NamespaceTaken", 10.0)
+        return Requeue(max(0.1, min(wait, scope.verdict.valid_for + 0.05)))
+
+    async def _report(self, scope: Scope) -> float:
+        """Write the status when it differs; returns in how many seconds to look again for counts that wait."""
+        clock, host = self._services.clock, scope.host
+        expires = scope.report.status.credentials_expire_at if scope.report else None
+        expiring = bool(expires) and parse_time(expires or "") - clock.now() < EXPIRING
+        after = derive_status(scope, rfc3339(clock.now()), expiring)
+        counts = {"instances": host.status.instances, "allocated": host.status.allocated}
+        since = clock.monotonic() - self._counted.get(host.name, float("-inf"))
+        if since < COUNT_SECONDS and after.model_copy(update=counts).to_json() == host.status.to_json():
+            return COUNT_SECONDS - since
+        if await write_status(self._services.client, self._hosts, host, host.status, after):
+            self._counted[host.name] = clock.monotonic()
+        return 300.0
+
+    async def _remove(self, scope: Scope) -> bool:
+        """Steps of removing a host; True when it is gone."""
+        client, host = self._services.client, scope.host
+        never_joined = scope.verdict.liveness is Liveness.NEVER_SEEN and scope.report is None
+        forced = never_joined or host.metadata.annotations.get(FORCE_DETACH) == "true"
+        if scope.machines and not forced:
+            return False
+        for order in scope.orders:
+            if order.spec.type is not WorkType.INSTANCE and not order.deleting:
+                await client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
+        if forced:
+            for order in scope.orders:
+                await drop_finalizer(client, self._orders, order)
+        elif scope.orders:
+            return False
+        if not await remove_namespace(client, host):
+            return False
+        await drop_finalizer(client, self._hosts, host)
+        return True

@@ -1,0 +1,69 @@
+"""Is a host's agent alive? Decided on our own monotonic clock by when its Lease last changed, never by its wall clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kumulus.api.fabric import HOST_NAMESPACE_PREFIX
+from kumulus.kube.lease import Lease
+from kumulus.runtime.clock import Clock
+
+DEFAULT_DURATION = 40.0
+
+
+class Liveness(StrEnum):
+    """What the Lease says."""
+
+    NEVER_SEEN = "AgentNeverSeen"
+    ALIVE = "AgentAlive"
+    EXPIRED = "LeaseExpired"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the Lease says, and for how many seconds at the least it will go on saying so."""
+
+    liveness: Liveness
+    valid_for: float
+
+
+@dataclass(slots=True)
+class _Seen:
+    renewed: str | None
+    at: float
+    duration: float
+
+
+class LeaseBook:
+    """When each host's Lease was last seen to change."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen: dict[str, _Seen] = {}
+
+    def note(self, lease: Lease) -> str | None:
+        """Take in a Lease; returns the host whose Lease it is."""
+        if not (lease.namespace or "").startswith(HOST_NAMESPACE_PREFIX):
+            return None
+        host = (lease.namespace or "").removeprefix(HOST_NAMESPACE_PREFIX)
+        renewed = lease.spec.renew_time
+        known = self._seen.get(host)
+        if known is None or known.renewed != renewed:
+            duration = float(lease.spec.lease_duration_seconds or DEFAULT_DURATION)
+            self._seen[host] = _Seen(renewed, self._clock.monotonic(), duration)
+        return host
+
+    def forget(self, host: str) -> None:
+        """The host is gone."""
+        self._seen.pop(host, None)
+
+    def verdict(self, host: str) -> Verdict:
+        """What is so of a host now."""
+        seen = self._seen.get(host)
+        if seen is None or seen.renewed is None:
+            return Verdict(Liveness.NEVER_SEEN, 60.0)
+        left = seen.at + seen.duration - self._clock.monotonic()
+        if left <= 0:
+            return Verdict(Liveness.EXPIRED, 60.0)
+        return Verdict(Liveness.ALIVE, left)

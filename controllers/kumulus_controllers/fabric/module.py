@@ -1,0 +1,15 @@
+"""The module `controllers.fabric`."""
+
+from __future__ import annotations
+
+from kumulus.api.fabric import Zone
+from kumulus.runtime.modules import Context, Module
+from kumulus_controllers.fabric.host import HostReconciler
+
+
+async def _setup(context: Context) -> None:
+    context.services.caches.store(Zone)
+    context.reconcilers.append(HostReconciler(context.services))
+
+
+fabric = Module(description="Hosts: join, liveness, capacity, removal.", setup=_setup)

@@ -1,0 +1,128 @@
+"""Keeps the fleet equal to the caches: hosts that are ready, pools on them, and what is promised to machines."""
+
+from __future__ import annotations
+
+from kumulus.api.base import ConditionStatus
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import Host, HostCondition
+from kumulus.api.host import WorkOrder, WorkState, WorkType
+from kumulus.api.quantity import to_bytes
+from kumulus.api.storage import StoragePool
+from kumulus.kube.store import Store
+from kumulus.runtime.reconciler import Caches
+from kumulus_controllers.orders import FOR_UID, host_of, work_orders
+from kumulus_controllers.planning.fleet import Fleet
+from kumulus_controllers.planning.views import Demand, HostView, PoolView
+
+UID = "uid"
+
+
+def closed(host: Host) -> str | None:
+    """Why a host takes no machines; None when it does."""
+    if host.deleting:
+        return "being removed"
+    if host.spec.unschedulable:
+        return "cordoned"
+    ready = host.status.condition(HostCondition.READY)
+    if ready is None or ready.status is not ConditionStatus.TRUE or host.status.allocatable is None:
+        return "not ready"
+    return None
+
+
+def host_view(host: Host) -> HostView:
+    """A host as placement sees it."""
+    allocatable = host.status.allocatable
+    return HostView(
+        name=host.name,
+        uid=host.uid,
+        zone=host.spec.zone,
+        cpus=allocatable.cpus if allocatable else 0,
+        memory=allocatable.memory if allocatable else 0,
+        labels=host.metadata.labels,
+        taints=host.spec.taints,
+        closed=closed(host),
+    )
+
+
+def order_demand(order: WorkOrder) -> tuple[Demand, str | None]:
+    """What the machine of an Instance order takes, and the uid of the pool of its disks."""
+    instance = order.spec.instance
+    assert instance is not None
+    disk = sum(d.size or 0 for d in instance.disks)
+    return Demand(instance.cpus, instance.memory, disk), instance.disks[0].pool.uid if instance.disks else None
+
+
+class FleetFeed:
+    """Listens to the caches for the fleet's sake."""
+
+    def __init__(self, caches: Caches, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._pools: Store[StoragePool] = caches.store(StoragePool)
+        self._orders = work_orders(caches)
+        self._machines: Store[VirtualMachine] = caches.store(VirtualMachine)
+        self._machines.add_index(UID, lambda vm: (vm.uid,))
+        caches.store(Host).listen(self._host_changed)
+        self._orders.listen(self._order_changed)
+        self._machines.listen(self._machine_changed)
+        self._pools.listen(self._pool_changed)
+
+    def _host_changed(self, before: Host | None, after: Host | None) -> None:
+        if after is not None:
+            self._fleet.put_host(host_view(after))
+        elif before is not None:
+            self._fleet.drop_host(before.name)
+
+    def _order_changed(self, before: WorkOrder | None, after: WorkOrder | None) -> None:
+        order = after or before
+        if order is None:
+            return
+        if order.spec.type is WorkType.INSTANCE:
+            self._promise(order.spec.for_.uid)
+        elif order.spec.type is WorkType.POOL and order.spec.pool is not None:
+            if after is None:
+                self._fleet.drop_pool(host_of(order), order.spec.pool.pool.uid)
+            else:
+                self._put_pool(after)
+
+    def _put_pool(self, order: WorkOrder) -> None:
+        assert order.spec.pool is not None
+        ref, facts = order.spec.pool.pool, order.status.pool
+        pool = self._pools.get(ref.name)
+        if pool is None or pool.uid != ref.uid:
+            return
+        capacity = facts.capacity or 0 if facts else 0
+        self._fleet.put_pool(
+            host_of(order),
+            PoolView(
+                ref=ref,
+                promisable=int(max(capacity - to_bytes(pool.spec.reserved), 0) * pool.spec.overprovisioning),
+                open=order.status.state is WorkState.READY
+                and not order.deleting
+                and not pool.deleting
+                and not pool.spec.maintenance,
+            ),
+        )
+
+    def _pool_changed(self, before: StoragePool | None, after: StoragePool | None) -> None:
+        if after is not None:
+            for order in self._orders.by(FOR_UID, f"{WorkType.POOL}/{after.uid}"):
+                self._put_pool(order)
+
+    def _machine_changed(self, before: VirtualMachine | None, after: VirtualMachine | None) -> None:
+        machine = after or before
+        if machine is not None and (before is None or after is None or before.status.host != after.status.host):
+            self._promise(machine.uid)
+
+    def _promise(self, uid: str) -> None:
+        """A machine has a promise while a work order of it exists, or its status names a host."""
+        for order in self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{uid}"):
+            demand, pool = order_demand(order)
+            self._fleet.assign(uid, host_of(order), demand, pool)
+            return
+        for machine in self._machines.by(UID, uid):
+            size = machine.status.resources
+            if machine.status.host is not None and size is not None:
+                if self._fleet.where(uid) != machine.status.host:
+                    self._fleet.assign(uid, machine.status.host, Demand(size.cpus, to_bytes(size.memory)), None)
+                return
+        self._fleet.release(uid)

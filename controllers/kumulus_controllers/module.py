@@ -1,0 +1,36 @@
+"""The module `controllers`: what the subsystems share, which is the fleet that placement works on."""
+
+from __future__ import annotations
+
+from kumulus.runtime.modules import Context, Module, Registry
+from kumulus_controllers.fleet_feed import FleetFeed
+from kumulus_controllers.planning import filters, scorers
+from kumulus_controllers.planning.fleet import Fleet
+
+FILTERS = "kumulus.placement.filters"
+SCORERS = "kumulus.placement.scorers"
+"""Extension points, and entry point groups, of placement."""
+
+_FLEET = "kumulus.placement.fleet"
+
+
+async def _setup(context: Context) -> None:
+    registry = context.registry
+    registry.offer(FILTERS, FILTERS)
+    registry.offer(SCORERS, SCORERS)
+    registry.offer(_FLEET)
+    fleet = Fleet(
+        filters={**filters.BUILT_IN, **registry.plugged(FILTERS)},
+        scorers={**scorers.BUILT_IN, **registry.plugged(SCORERS)},
+    )
+    FleetFeed(context.services.caches, fleet)
+    registry.plug(_FLEET, "fleet", fleet)
+
+
+def fleet_of(registry: Registry) -> Fleet:
+    """The fleet that the modules below `controllers` share."""
+    fleet: Fleet = registry.plugged(_FLEET)["fleet"]
+    return fleet
+
+
+controllers = Module(description="Orchestration: intent into work orders, facts into status.", setup=_setup)

@@ -1,0 +1,73 @@
+"""Filters: may this machine run on that host? None, or why not in a few words.
+
+Third parties add their own in the entry point group `kumulus.placement.filters`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from kumulus.api.placement import TaintEffect
+from kumulus_controllers.planning.views import HostView, Load, Request
+
+Filter = Callable[[Request, HostView, Load], str | None]
+
+
+def is_open(request: Request, host: HostView, load: Load) -> str | None:
+    """The host takes machines at all."""
+    return host.closed
+
+
+def zone(request: Request, host: HostView, load: Load) -> str | None:
+    """The machine's zone, when it asks for one."""
+    return None if request.zone is None or request.zone == host.zone else "in another zone"
+
+
+def selector(request: Request, host: HostView, load: Load) -> str | None:
+    """Every label the machine asks for."""
+    for key, value in request.selector.items():
+        if host.labels.get(key) != value:
+            return f"without label {key}={value}"
+    return None
+
+
+def taints(request: Request, host: HostView, load: Load) -> str | None:
+    """No NoSchedule taint that the machine does not tolerate."""
+    for taint in host.taints:
+        if taint.effect is TaintEffect.NO_SCHEDULE and not any(t.tolerates(taint) for t in request.tolerations):
+            return f"with taint {taint.key}" + (f"={taint.value}" if taint.value else "")
+    return None
+
+
+def cpus(request: Request, host: HostView, load: Load) -> str | None:
+    """Enough virtual CPUs left to promise."""
+    return None if load.cpus + request.demand.cpus <= host.cpus else "without enough CPUs"
+
+
+def memory(request: Request, host: HostView, load: Load) -> str | None:
+    """Enough memory left to promise."""
+    return None if load.memory + request.demand.memory <= host.memory else "without enough memory"
+
+
+def storage(request: Request, host: HostView, load: Load) -> str | None:
+    """A pool that takes the machine's disks."""
+    if request.demand.disk == 0:
+        return None
+    if not any(pool.open for pool in host.pools):
+        return "without a storage pool that is ready"
+    for pool in host.pools:
+        if pool.open and load.disks.get(pool.ref.uid, 0) + request.demand.disk <= pool.promisable:
+            return None
+    return "without enough disk space"
+
+
+BUILT_IN: Mapping[str, Filter] = {
+    "open": is_open,
+    "zone": zone,
+    "selector": selector,
+    "taints": taints,
+    "cpus": cpus,
+    "memory": memory,
+    "storage": storage,
+}
+"""In the order in which they are asked: the first that refuses names the reason."""

@@ -1,0 +1,206 @@
+"""All hosts and what is promised on them, kept in the orders that profiles ask for.
+
+Placing looks at hosts best first and stops when it has seen enough that fit, so a decision costs
+the same with 10 hosts and with 10,000; only a refusal looks at all, to give its reasons. Whoever
+places also assigns, without awaiting in between: that is the reservation, and why there is no race.
+In memory only: it is rebuilt from what the API server has whenever a process begins to lead.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from kumulus.api.host import PoolRef
+from kumulus.api.placement import Profile
+from kumulus_controllers.planning import filters as built_in_filters
+from kumulus_controllers.planning import scorers as built_in_scorers
+from kumulus_controllers.planning.filters import Filter
+from kumulus_controllers.planning.scorers import Scorer
+from kumulus_controllers.planning.views import Demand, HostView, Load, Placement, PoolView, Refusal, Request
+
+ENOUGH = 8
+"""So many fitting hosts are scored; the profile's order has the best of them first."""
+
+_Rank = tuple[float, float, str]
+
+
+def _room(host: HostView, load: Load) -> _Rank:
+    return (-float(host.memory - load.memory), -float(host.cpus - load.cpus), host.name)
+
+
+def _share(host: HostView, load: Load) -> _Rank:
+    memory = load.memory / host.memory if host.memory else 1.0
+    cpus = load.cpus / host.cpus if host.cpus else 1.0
+    return (max(memory, cpus), memory + cpus, host.name)
+
+
+class _Order:
+    """Hosts sorted by a rank, kept up to date one host at a time."""
+
+    def __init__(self, rank: Callable[[HostView, Load], _Rank]) -> None:
+        self._rank = rank
+        self._sorted: list[_Rank] = []
+        self._of: dict[str, _Rank] = {}
+
+    def put(self, host: HostView, load: Load) -> None:
+        rank = self._rank(host, load)
+        if self._of.get(host.name) == rank:
+            return
+        self.drop(host.name)
+        bisect.insort(self._sorted, rank)
+        self._of[host.name] = rank
+
+    def drop(self, name: str) -> None:
+        rank = self._of.pop(name, None)
+        if rank is not None:
+            del self._sorted[bisect.bisect_left(self._sorted, rank)]
+
+    def names(self, *, backwards: bool = False) -> Iterator[str]:
+        return (rank[2] for rank in (reversed(self._sorted) if backwards else self._sorted))
+
+
+class Fleet:
+    """Hosts, promises, decisions. Changes are announced to `on_change` with the host's name."""
+
+    def __init__(
+        self,
+        filters: Mapping[str, Filter] | None = None,
+        scorers: Mapping[str, Scorer] | None = None,
+        on_change: Callable[[str], None] | None = None,
+    ) -> None:
+        self._filters = list((filters or built_in_filters.BUILT_IN).values())
+        self._scorers = list((scorers or built_in_scorers.BUILT_IN).values())
+        self._on_change = on_change
+        self._hosts: dict[str, HostView] = {}
+        self._loads: dict[str, Load] = {}
+        self._pools: dict[str, dict[str, PoolView]] = {}
+        self._promises: dict[str, tuple[str, Demand, str | None]] = {}
+        self._by_room = _Order(_room)
+        self._by_share = _Order(_share)
+
+    def put_host(self, host: HostView) -> None:
+        """Take in a host, new or changed. Its pools are kept apart (`put_pool`)."""
+        pools = tuple(self._pools.get(host.name, {}).values())
+        self._hosts[host.name] = replace(host, pools=pools)
+        self._sort(host.name)
+
+    def drop_host(self, name: str) -> None:
+        """Forget a host; promises on it stay until they are released."""
+        self._hosts.pop(name, None)
+        self._by_room.drop(name)
+        self._by_share.drop(name)
+
+    def put_pool(self, host: str, pool: PoolView) -> None:
+        """Take in a pool on a host, new or changed."""
+        self._pools.setdefault(host, {})[pool.ref.uid] = pool
+        self._renew_pools(host)
+
+    def drop_pool(self, host: str, pool_uid: str) -> None:
+        """Forget a pool on a host."""
+        self._pools.get(host, {}).pop(pool_uid, None)
+        self._renew_pools(host)
+
+    def _renew_pools(self, host: str) -> None:
+        if host in self._hosts:
+            self._hosts[host] = replace(self._hosts[host], pools=tuple(self._pools[host].values()))
+
+    def host(self, name: str) -> HostView | None:
+        """A host, as placement sees it."""
+        return self._hosts.get(name)
+
+    def load(self, name: str) -> Load:
+        """What is promised on a host."""
+        return self._loads.get(name, Load())
+
+    def where(self, uid: str) -> str | None:
+        """The host on which a machine has a promise."""
+        promise = self._promises.get(uid)
+        return promise[0] if promise else None
+
+    def assign(self, uid: str, host: str, demand: Demand, pool_uid: str | None) -> None:
+        """Promise `demand` on `host` to the machine `uid`, in place of an earlier promise to it."""
+        promise = (host, demand, pool_uid)
+        if self._promises.get(uid) == promise:
+            return
+        self.release(uid)
+        self._promises[uid] = promise
+        self._add(host, demand, pool_uid, 1)
+
+    def release(self, uid: str) -> None:
+        """Take back what is promised to a machine. Nothing promised: nothing."""
+        promise = self._promises.pop(uid, None)
+        if promise is not None:
+            self._add(*promise, -1)
+
+    def _add(self, host: str, demand: Demand, pool_uid: str | None, sign: int) -> None:
+        load = self.load(host)
+        disks = dict(load.disks)
+        if pool_uid is not None:
+            disks[pool_uid] = disks.get(pool_uid, 0) + sign * demand.disk
+        self._loads[host] = Load(
+            cpus=load.cpus + sign * demand.cpus,
+            memory=load.memory + sign * demand.memory,
+            machines=load.machines + sign,
+            disks=disks,
+        )
+        self._sort(host)
+        if self._on_change is not None:
+            self._on_change(host)
+
+    def _sort(self, name: str) -> None:
+        host = self._hosts.get(name)
+        if host is not None:
+            load = self.load(name)
+            self._by_room.put(host, load)
+            self._by_share.put(host, load)
+
+    def _ordered(self, profile: Profile) -> Iterator[str]:
+        if profile is Profile.SPREAD:
+            return self._by_room.names()
+        return self._by_share.names(backwards=profile is Profile.PACK)
+
+    def place(self, request: Request) -> Placement | Refusal:
+        """Where the machine goes, or per reason which hosts refused it. Promises nothing: `assign` does."""
+        fitting: list[HostView] = []
+        for name in self._ordered(request.profile):
+            host = self._hosts[name]
+            if self.refusal(request, host) is None:
+                fitting.append(host)
+                if len(fitting) == ENOUGH:
+                    break
+        if not fitting:
+            return self._explain(request)
+        best = max(fitting, key=lambda host: self._score(request, host))
+        return Placement(best.name, self.pool_for(request.demand, best))
+
+    def refusal(self, request: Request, host: HostView) -> str | None:
+        """Why the host does not take the machine; None when it does."""
+        load = self.load(host.name)
+        for may in self._filters:
+            reason = may(request, host, load)
+            if reason is not None:
+                return reason
+        return None
+
+    def _score(self, request: Request, host: HostView) -> float:
+        load = self.load(host.name)
+        return sum(scorer(request, host, load) for scorer in self._scorers)
+
+    def pool_for(self, demand: Demand, host: HostView) -> PoolRef | None:
+        """The pool on that host with the most room left; None when the machine has no disks."""
+        if demand.disk == 0:
+            return None
+        load = self.load(host.name)
+        fitting = [pool for pool in host.pools if pool.open]
+        if not fitting:
+            return None
+        return max(fitting, key=lambda pool: pool.promisable - load.disks.get(pool.ref.uid, 0)).ref
+
+    def _explain(self, request: Request) -> Refusal:
+        reasons: dict[str, list[str]] = {}
+        for host in self._hosts.values():
+            reason = self.refusal(request, host) or "fit"
+            reasons.setdefault(reason, []).append(host.name)
+        return Refusal({reason: tuple(sorted(names)) for reason, names in reasons.items()}, len(self._hosts))

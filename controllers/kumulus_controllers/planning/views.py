@@ -1,0 +1,100 @@
+"""What placement knows of hosts and asks for a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kumulus.api.host import PoolRef
+from kumulus.api.placement import Profile, Taint, Toleration
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """A pool on one host. Bytes."""
+
+    ref: PoolRef
+    promisable: int
+    """What may be promised: (capacity - reserved) x overprovisioning."""
+    open: bool = True
+    """Takes new disks: ready, and not in maintenance."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """A host as placement sees it."""
+
+    name: str
+    uid: str
+    zone: str
+    cpus: int
+    """Virtual CPUs that may be promised."""
+    memory: int
+    """Bytes that may be promised."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: tuple[Taint, ...] = ()
+    closed: str | None = None
+    """Why it takes no machines at all, such as `cordoned` or `not ready`; None when it does."""
+    pools: tuple[PoolView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a machine takes from its host."""
+
+    cpus: int
+    memory: int
+    """Bytes."""
+    disk: int = 0
+    """Bytes promised in a pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A machine that looks for a host."""
+
+    uid: str
+    demand: Demand
+    zone: str | None = None
+    selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+    profile: Profile = Profile.SPREAD
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is promised on a host."""
+
+    cpus: int = 0
+    memory: int = 0
+    machines: int = 0
+    disks: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by pool uid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a machine goes."""
+
+    host: str
+    pool: PoolRef | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why no host will do: hosts by reason."""
+
+    hosts: Mapping[str, tuple[str, ...]]
+    total: int
+
+    NAMED = 5
+    """Hosts are named for reasons that hold for at most so many."""
+
+    def __str__(self) -> str:
+        if self.total == 0:
+            return "there are no hosts: join one with `kumulusctl host add`"
+        parts = []
+        for reason, names in sorted(self.hosts.items(), key=lambda item: (-len(item[1]), item[0])):
+            shown = f" ({', '.join(names)})" if len(names) <= self.NAMED else ""
+            parts.append(f"{len(names)} {reason}{shown}")
+        return f"0 of {self.total} hosts fit: {'; '.join(parts)}"

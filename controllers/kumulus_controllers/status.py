@@ -1,0 +1,65 @@
+"""Writing status: once a pass, only what differs, and into the cache at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kumulus.api.base import FINALIZER, Resource, Status
+from kumulus.kube.client import KubeClient
+from kumulus.kube.errors import NotFound
+from kumulus.kube.patching import merge_patch
+from kumulus.kube.store import Key, Store
+
+
+async def write_status(
+    client: KubeClient,
+    store: Store[Any],
+    item: Resource,
+    before: Status,
+    after: Status,
+    *,
+    only_if_unchanged: bool = False,
+) -> bool:
+    """Bring `status` from `before` to `after`; False when nothing differed. With `only_if_unchanged`, `errors.Conflict`
+    when anybody changed the object since it was read."""
+    patch = merge_patch(before.to_json(), after.to_json())
+    if not patch:
+        return False
+    body: dict[str, Any] = {"status": patch}
+    if only_if_unchanged:
+        body["metadata"] = {"resourceVersion": item.metadata.resource_version, "uid": item.uid}
+    raw = await client.patch(item.KIND, item.name, body, item.namespace, subresource="status")
+    store.apply(raw)
+    return True
+
+
+async def ensure_finalizer(client: KubeClient, store: Store[Any], item: Resource) -> bool:
+    """Put our finalizer on it; True when it had to be written."""
+    if FINALIZER in item.metadata.finalizers:
+        return False
+    body: Mapping[str, Any] = {
+        "metadata": {
+            "resourceVersion": item.metadata.resource_version,
+            "finalizers": [*item.metadata.finalizers, FINALIZER],
+        }
+    }
+    store.apply(await client.patch(item.KIND, item.name, body, item.namespace))
+    return True
+
+
+async def drop_finalizer(client: KubeClient, store: Store[Any], item: Resource) -> None:
+    """Take our finalizer off, which lets a deleted object go. Gone or off already: nothing."""
+    if FINALIZER not in item.metadata.finalizers:
+        return
+    rest = [finalizer for finalizer in item.metadata.finalizers if finalizer != FINALIZER]
+    body = {"metadata": {"resourceVersion": item.metadata.resource_version, "finalizers": rest}}
+    try:
+        raw = await client.patch(item.KIND, item.name, body, item.namespace)
+    except NotFound:
+        store.remove(Key(item.namespace, item.name), item.uid)
+        return
+    if item.deleting and not rest:
+        store.remove(Key(item.namespace, item.name), item.uid)
+    else:
+        store.apply(raw)

@@ -1,0 +1,242 @@
+"""Image and ClusterImage: imported once to be verified, then kept in the pools where machines need it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kumulus.api.base import FINALIZER, ObjectRef
+from kumulus.api.fabric import host_namespace
+from kumulus.api.host import (
+    DiskOrder,
+    HttpFetch,
+    ImageImport,
+    ImageRef,
+    PoolRef,
+    WorkOrder,
+    WorkOrderSpec,
+    WorkState,
+    WorkType,
+    image_order_name,
+)
+from kumulus.api.storage import ClusterImage, Image, ImageCache, ImagePhase, ImageStatus, Progress
+from kumulus.kube.client import KubeClient
+from kumulus.kube.errors import AlreadyExists, NotFound
+from kumulus.kube.store import Key, Store
+from kumulus.runtime.clock import rfc3339
+from kumulus.runtime.conditions import Fact, derive
+from kumulus.runtime.reconciler import Enqueue, Services
+from kumulus.runtime.result import Done, Result, Wait
+from kumulus_controllers.orders import FOR_UID, host_of, work_orders
+from kumulus_controllers.planning.fleet import Fleet
+from kumulus_controllers.planning.views import Demand, Refusal, Request
+from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+
+AnyImage = Image | ClusterImage
+
+_PHASES = {
+    WorkState.READY: ImagePhase.READY,
+    WorkState.FAILED: ImagePhase.FAILED,
+    WorkState.REFUSED: ImagePhase.FAILED,
+    WorkState.WORKING: ImagePhase.IMPORTING,
+    WorkState.WAITING: ImagePhase.IMPORTING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Everything one pass has read."""
+
+    image: AnyImage
+    orders: tuple[WorkOrder, ...]
+    refusal: str = ""
+    """Why no host can import it."""
+
+
+def image_ref(image: AnyImage) -> ImageRef:
+    """Which image, and what it must be."""
+    return ImageRef(uid=image.uid, sha256=image.spec.checksum.sha256, format=image.spec.format)
+
+
+def import_order(image: AnyImage, pool: PoolRef, term: int) -> WorkOrderSpec:
+    """The order to bring an image into a pool."""
+    http = image.spec.source.http
+    assert http is not None
+    return WorkOrderSpec(
+        type=WorkType.DISK,
+        for_=ObjectRef(kind=image.KIND.kind, namespace=image.namespace, name=image.name, uid=image.uid),
+        term=term,
+        disk=DiskOrder(
+            pool=pool,
+            import_image=ImageImport(image=image_ref(image), http=HttpFetch(url=http.url, ca_bundle=http.ca_bundle)),
+        ),
+    )
+
+
+async def order_import(
+    client: KubeClient, orders: Store[WorkOrder], image: AnyImage, host: str, pool: PoolRef, term: int
+) -> None:
+    """Have `host` bring the image into `pool`; ordered already: nothing."""
+    name = image_order_name(image.uid, pool.uid)
+    if orders.get(name, host_namespace(host)) is not None:
+        return
+    body = {"metadata": {"name": name, "finalizers": [FINALIZER]}, "spec": import_order(image, pool, term).to_json()}
+    try:
+        orders.apply(await client.create(WorkOrder.KIND, body, host_namespace(host)))
+    except AlreadyExists:
+        return
+
+
+def derive_status(scope: Scope, now: str) -> ImageStatus:
+    """The whole status from what was read. Pure. What was verified once stays known."""
+    image, before = scope.image, scope.image.status
+    ready = [order for order in scope.orders if order.status.state is WorkState.READY and not order.deleting]
+    leading = ready[0] if ready else next(iter(scope.orders), None)
+    disk = leading.status.disk if leading else None
+    if ready or before.phase is ImagePhase.READY:
+        phase, fact = (
+            ImagePhase.READY,
+            Fact("Ready", True, "Verified", "The image was fetched, verified and inspected."),
+        )
+    elif leading is None:
+        phase = ImagePhase.PENDING
+        fact = Fact("Ready", False, "NoHostFits", f"No host can import the image: {scope.refusal}")
+    else:
+        state = leading.status.state
+        phase = _PHASES.get(state, ImagePhase.PENDING) if state else ImagePhase.PENDING
+        if phase is ImagePhase.FAILED:
+            fact = Fact(
+                "Ready", False, leading.status.reason or "Failed", leading.status.message or "The import failed."
+            )
+        else:
+            fact = Fact(
+                "Ready",
+                False,
+                leading.status.reason or "Importing",
+                leading.status.message or f"{host_of(leading)} fetches the image.",
+            )
+    facts = [fact]
+    if image.deleting:
+        waiting = next((order for order in scope.orders if order.status.reason == "ImageInUse"), None)
+        if waiting is not None:
+            facts.append(
+                Fact(
+                    "Stalled",
+                    True,
+                    "ImageInUse",
+                    f"Disks made from the image are still on {host_of(waiting)}: delete their machines first.",
+                )
+            )
+    elif phase is ImagePhase.FAILED:
+        facts.append(Fact("Stalled", True, fact.reason, fact.message))
+    elif phase is not ImagePhase.READY:
+        facts.append(Fact("Reconciling", True, fact.reason, fact.message))
+    facts_known: Mapping[str, object] = {}
+    if disk is not None and phase is ImagePhase.READY:
+        facts_known = {
+            "sha256": disk.sha256,
+            "format": disk.format,
+            "virtual_size": disk.virtual_size,
+            "size": disk.size,
+            "progress": disk.progress,
+        }
+    elif before.phase is ImagePhase.READY:
+        facts_known = {name: getattr(before, name) for name in ("sha256", "format", "virtual_size", "size", "progress")}
+    elif disk is not None:
+        facts_known = {"progress": disk.progress or Progress()}
+    generation = image.metadata.generation
+    return ImageStatus(
+        observed_generation=generation,
+        conditions=derive(before.conditions, facts, generation=generation, now=now),
+        phase=phase,
+        caches=tuple(
+            ImageCache(
+                name=f"{order.spec.disk.pool.name}/{host_of(order)}",
+                pool=order.spec.disk.pool.name,
+                host=host_of(order),
+                state=str(
+                    _PHASES.get(order.status.state, ImagePhase.PENDING) if order.status.state else ImagePhase.PENDING
+                ),
+            )
+            for order in sorted(scope.orders, key=host_of)
+            if order.spec.disk is not None
+        ),
+        **facts_known,
+    )
+
+
+class ImageReconciler:
+    """Sees to one kind of image: Image or ClusterImage."""
+
+    def __init__(self, services: Services, fleet: Fleet, model: type[AnyImage]) -> None:
+        self.name = model.KIND.kind.lower()
+        self._services = services
+        self._fleet = fleet
+        self._kind = model.KIND.kind
+        self._images: Store[AnyImage] = services.caches.store(model)
+        self._orders = work_orders(services.caches)
+
+    def attach(self, enqueue: Enqueue) -> None:
+        """Own changes, and what agents say of imports."""
+
+        def image_changed(before: AnyImage | None, after: AnyImage | None) -> None:
+            item = after or before
+            if item is not None:
+                enqueue(Key(item.namespace, item.name))
+
+        def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
+            order = after or before
+            if order is not None and order.spec.type is WorkType.DISK and order.spec.for_.kind == self._kind:
+                enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
+
+        self._images.listen(image_changed)
+        self._orders.listen(order_changed)
+
+    def everything(self) -> list[Key]:
+        """All images."""
+        return self._images.keys()
+
+    async def reconcile(self, key: Key) -> Result:
+        """One pass over an image."""
+        client = self._services.client
+        image = self._images.get(key.name, key.namespace)
+        if image is None or image.paused:
+            return Done()
+        if not image.deleting and await ensure_finalizer(client, self._images, image):
+            image = self._images.get(key.name, key.namespace) or image
+        orders = self._orders_of(image)
+        refusal = ""
+        if image.deleting:
+            for order in orders:
+                if not order.deleting:
+                    raw = await client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
+                    if raw is not None and "spec" in raw:
+                        self._orders.apply(raw)
+            if not orders:
+                await drop_finalizer(client, self._images, image)
+                return Done()
+        elif image.status.phase is not ImagePhase.READY and not self._alive(orders):
+            found = self._fleet.place(Request(uid=image.uid, demand=Demand(0, 0, 1)))
+            if isinstance(found, Refusal) or found.pool is None:
+                refusal = str(found)
+            else:
+                try:
+                    await order_import(client, self._orders, image, found.host, found.pool, self._services.term())
+                except NotFound:
+                    refusal = f"the namespace of host {found.host} is gone"
+        scope = Scope(image, self._orders_of(image), refusal)
+        await write_status(
+            client, self._images, image, image.status, derive_status(scope, rfc3339(self._services.clock.now()))
+        )
+        return Wait("Deleting", 30.0) if image.deleting else Wait("NoHostFits", 10.0) if refusal else Done()
+
+    def _orders_of(self, image: AnyImage) -> tuple[WorkOrder, ...]:
+        return tuple(self._orders.by(FOR_UID, f"{WorkType.DISK}/{image.uid}"))
+
+    def _alive(self, orders: tuple[WorkOrder, ...]) -> bool:
+        """Whether an import is under way, or has failed, on a host that can be heard."""
+        for order in orders:
+            host = self._fleet.host(host_of(order))
+            if not order.deleting and host is not None and host.closed != "not ready":
+                return True
+        return False

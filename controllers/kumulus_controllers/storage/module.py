@@ -1,0 +1,19 @@
+"""The module `controllers.storage`."""
+
+from __future__ import annotations
+
+from kumulus.api.storage import ClusterImage, Image
+from kumulus.runtime.modules import Context, Module
+from kumulus_controllers.module import fleet_of
+from kumulus_controllers.storage.image import ImageReconciler
+from kumulus_controllers.storage.pool import PoolReconciler
+
+
+async def _setup(context: Context) -> None:
+    fleet = fleet_of(context.registry)
+    context.reconcilers.append(PoolReconciler(context.services))
+    context.reconcilers.append(ImageReconciler(context.services, fleet, Image))
+    context.reconcilers.append(ImageReconciler(context.services, fleet, ClusterImage))
+
+
+storage = Module(description="Pools on hosts, images in pools.", setup=_setup)

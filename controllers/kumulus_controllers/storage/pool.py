@@ -1,0 +1,196 @@
+"""StoragePool: a work order on every host that can reach it, and what the hosts say of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kumulus.api.base import FINALIZER, ObjectRef
+from kumulus.api.fabric import Host, host_namespace
+from kumulus.api.host import PoolOrder, PoolRef, WorkOrder, WorkOrderSpec, WorkState, WorkType, pool_order_name
+from kumulus.api.storage import PoolHost, StoragePool, StoragePoolStatus
+from kumulus.kube.errors import AlreadyExists, NotFound
+from kumulus.kube.store import Key
+from kumulus.runtime.clock import rfc3339
+from kumulus.runtime.conditions import Fact, derive
+from kumulus.runtime.reconciler import Enqueue, Services
+from kumulus.runtime.result import Done, Requeue, Result, Wait
+from kumulus_controllers.orders import FOR_UID, host_of, work_orders
+from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+
+LISTED = 256
+PASS_SECONDS = 0.5
+"""A pass looks at every host, so there are at most two a second."""
+
+SETTLE_SECONDS = 5.0
+"""Facts of many hosts are gathered for so long before the status is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Everything one pass has read."""
+
+    pool: StoragePool
+    hosts: tuple[Host, ...]
+    """Hosts on which the pool shall be."""
+    orders: tuple[WorkOrder, ...]
+
+
+def pool_ref(pool: StoragePool) -> PoolRef:
+    """What a driver has to know of a pool."""
+    return PoolRef(uid=pool.uid, name=pool.name, driver=pool.spec.driver, parameters=pool.spec.parameters)
+
+
+def belongs(pool: StoragePool, host: Host) -> bool:
+    """Whether the pool is on that host."""
+    return (
+        not pool.deleting
+        and not host.deleting
+        and host.status.namespace is not None
+        and (pool.spec.zone is None or pool.spec.zone == host.spec.zone)
+        and all(host.metadata.labels.get(key) == value for key, value in pool.spec.host_selector.items())
+    )
+
+
+def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
+    """The whole status from what was read. Pure."""
+    hosts = []
+    for order in sorted(scope.orders, key=host_of):
+        facts = order.status.pool
+        ready = order.status.state is WorkState.READY
+        hosts.append(
+            PoolHost(
+                name=host_of(order),
+                ready=ready,
+                capacity=facts.capacity if facts else None,
+                used=facts.used if facts else None,
+                message=None if ready else order.status.message or "the agent has not answered yet",
+            )
+        )
+    ready_hosts = [host for host in hosts if host.ready]
+    if scope.pool.spec.maintenance:
+        phase, fact = (
+            "Maintenance",
+            Fact("Ready", False, "Maintenance", "The pool takes no new disks (spec.maintenance)."),
+        )
+    elif not hosts:
+        phase, fact = "Pending", Fact("Ready", False, "NoHosts", "No host matches the pool's zone and hostSelector.")
+    elif not ready_hosts:
+        phase = "Pending"
+        fact = Fact("Ready", False, "NotReadyAnywhere", f"{hosts[0].name}: {hosts[0].message}")
+    elif len(ready_hosts) < len(hosts):
+        missing = [host for host in hosts if not host.ready]
+        phase = "Degraded"
+        fact = Fact(
+            "Ready",
+            True,
+            "Degraded",
+            f"Not ready on {len(missing)} of {len(hosts)} hosts; {missing[0].name}: {missing[0].message}",
+        )
+    else:
+        phase, fact = "Ready", Fact("Ready", True, "Ready", f"Ready on {len(hosts)} hosts.")
+    generation = scope.pool.metadata.generation
+    return StoragePoolStatus(
+        observed_generation=generation,
+        conditions=derive(scope.pool.status.conditions, [fact], generation=generation, now=now),
+        phase=phase,
+        capacity=sum(host.capacity or 0 for host in hosts),
+        used=sum(host.used or 0 for host in hosts),
+        ready_hosts=len(ready_hosts),
+        hosts=tuple(hosts[:LISTED]),
+    )
+
+
+class PoolReconciler:
+    """Brings a pool onto its hosts and sums up what they say."""
+
+    name = "storagepool"
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._pools = services.caches.store(StoragePool)
+        self._hosts = services.caches.store(Host)
+        self._orders = work_orders(services.caches)
+        self._written: dict[str, float] = {}
+        self._passed: dict[str, float] = {}
+
+    def attach(self, enqueue: Enqueue) -> None:
+        """Own changes, hosts that come, go or get other labels, and what agents say of pools."""
+
+        def pool_changed(before: StoragePool | None, after: StoragePool | None) -> None:
+            item = after or before
+            if item is not None:
+                enqueue(Key(None, item.name))
+
+        def host_changed(before: Host | None, after: Host | None) -> None:
+            if before is not None and after is not None and _placing(before) == _placing(after):
+                return
+            for key in self._pools.keys():  # noqa: SIM118 - a store, not a dict
+                enqueue(key)
+
+        def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
+            order = after or before
+            if order is not None and order.spec.type is WorkType.POOL:
+                enqueue(Key(None, order.spec.for_.name))
+
+        self._pools.listen(pool_changed)
+        self._hosts.listen(host_changed)
+        self._orders.listen(order_changed)
+
+    def everything(self) -> list[Key]:
+        """All pools."""
+        return self._pools.keys()
+
+    async def reconcile(self, key: Key) -> Result:
+        """One pass over a StoragePool."""
+        client = self._services.client
+        pool = self._pools.get(key.name)
+        if pool is None or pool.paused:
+            return Done()
+        now = self._services.clock.monotonic()
+        if now - self._passed.get(pool.uid, float("-inf")) < PASS_SECONDS:
+            return Requeue(PASS_SECONDS - (now - self._passed[pool.uid]))
+        self._passed[pool.uid] = now
+        if not pool.deleting and await ensure_finalizer(client, self._pools, pool):
+            pool = self._pools.get(key.name) or pool
+        orders = tuple(self._orders.by(FOR_UID, f"{WorkType.POOL}/{pool.uid}"))
+        scope = Scope(pool, tuple(host for host in self._hosts if belongs(pool, host)), orders)
+        wanted, there = {host.name for host in scope.hosts}, {host_of(order) for order in orders}
+        for host in sorted(wanted - there):
+            await self._order(pool, host)
+        for order in orders:
+            if host_of(order) not in wanted and not order.deleting:
+                await client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
+        if pool.deleting:
+            if not orders:
+                await drop_finalizer(client, self._pools, pool)
+                return Done()
+            return Wait("Deleting", 10.0)
+        return await self._report(scope)
+
+    async def _order(self, pool: StoragePool, host: str) -> None:
+        spec = WorkOrderSpec(
+            type=WorkType.POOL,
+            for_=ObjectRef(kind="StoragePool", name=pool.name, uid=pool.uid),
+            term=self._services.term(),
+            pool=PoolOrder(pool=pool_ref(pool)),
+        )
+        body = {"metadata": {"name": pool_order_name(pool.uid), "finalizers": [FINALIZER]}, "spec": spec.to_json()}
+        try:
+            self._orders.apply(await self._services.client.create(WorkOrder.KIND, body, host_namespace(host)))
+        except (AlreadyExists, NotFound):
+            return
+
+    async def _report(self, scope: Scope) -> Result:
+        clock, pool = self._services.clock, scope.pool
+        after = derive_status(scope, rfc3339(clock.now()))
+        since = clock.monotonic() - self._written.get(pool.uid, float("-inf"))
+        if after.phase == pool.status.phase and since < SETTLE_SECONDS:
+            return Requeue(SETTLE_SECONDS - since)
+        if await write_status(self._services.client, self._pools, pool, pool.status, after):
+            self._written[pool.uid] = clock.monotonic()
+        return Done()
+
+
+def _placing(host: Host) -> tuple[object, ...]:
+    """What of a host decides which pools are on it."""
+    return (host.spec.zone, dict(host.metadata.labels), host.deleting, host.status.namespace)
