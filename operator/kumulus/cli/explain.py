@@ -1,0 +1,303 @@
+"""Why a machine is not what it shall be, in plain sentences, and what to do. Pure.
+
+Walks from the machine outwards: is it left alone on purpose, is what it names there, was a host found,
+does the host answer, what does its agent say. Several things can be wrong at once; all are told, and a
+general sentence from the conditions only when nothing better was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from kumulus.api.base import FINALIZER, PAUSED
+from kumulus.api.compute import Phase, PowerState
+from kumulus.api.fabric import Host, HostPhase
+from kumulus.api.host import WorkOrder, WorkState
+from kumulus.api.storage import ImagePhase
+from kumulus.cli.amounts import age, duration, moment, size
+from kumulus.cli.facts import Absence, Facts, Finding, Level
+
+PATIENCE = timedelta(seconds=15)
+"""How long nobody may look at a change before that is worth a word."""
+
+_ENDED = {"GuestShutDown": "its guest shut down by itself", "GuestCrashed": "its guest crashed or QEMU ended"}
+_MISSING = {
+    "InstanceTypeNotFound",
+    "InstanceTypeNotAllowed",
+    "ImageNotFound",
+    "ImageNotAllowed",
+    "SecretNotFound",
+}
+"""Reasons of Scheduled=False that `_references` tells better."""
+
+
+def explain(facts: Facts) -> list[Finding]:
+    """The findings, the root of it first. Never empty."""
+    if facts.vm.deleting:
+        return [*_paused(facts), *_deleting(facts)]
+    chain: tuple[Callable[[Facts], list[Finding]], ...] = (
+        _paused,
+        _unseen,
+        _references,
+        _images,
+        _scheduled,
+        _host,
+        _order,
+        _ended,
+        _wanted,
+        _restart,
+    )
+    found = [finding for link in chain for finding in link(facts)]
+    if not any(finding.level in (Level.PROBLEM, Level.WAITING) for finding in found):
+        found += _general(facts)
+    if not found:
+        found.append(_well(facts))
+    return found + _protection(facts)
+
+
+def _kubectl(facts: Facts) -> str:
+    return f"kubectl -n {facts.vm.namespace}"
+
+
+def _ctl(facts: Facts, what: str) -> str:
+    return f"`kumulusctl -n {facts.vm.namespace} vm {what} {facts.vm.name}`"
+
+
+def _paused(facts: Facts) -> list[Finding]:
+    if not facts.vm.paused:
+        return []
+    what = f"The annotation {PAUSED} tells Kumulus to leave this machine alone, so nothing happens to it."
+    return [Finding(Level.PROBLEM, what, f"{_kubectl(facts)} annotate vm {facts.vm.name} {PAUSED}-")]
+
+
+def _deleting(facts: Facts) -> list[Finding]:
+    vm = facts.vm
+    since = age(vm.metadata.deletion_timestamp, facts.now)
+    found = [Finding(Level.WAITING, f"Somebody asked {since} ago to delete it; it goes when it is cleared away.")]
+    foreign = [name for name in vm.metadata.finalizers if name != FINALIZER]
+    if foreign:
+        what = f"Something other than Kumulus holds it back: the finalizer {', '.join(foreign)}."
+        found.append(Finding(Level.PROBLEM, what, "Find out what set that finalizer, and why it does not take it off."))
+    found += _host(facts)
+    if isinstance(facts.order, WorkOrder) and facts.order.status.message:
+        found.append(Finding(Level.WAITING, f"Its host says: {_end(facts.order.status.message)}"))
+    if facts.controllers:
+        found.append(Finding(Level.PROBLEM, _end(facts.controllers), "Start the controllers (`kumulus run`)."))
+    return found
+
+
+def _unseen(facts: Facts) -> list[Finding]:
+    vm = facts.vm
+    seen = vm.status.observed_generation
+    if vm.paused or (seen is not None and seen >= vm.metadata.generation):
+        return []
+    created = moment(vm.metadata.creation_timestamp)
+    fresh = seen is None and created is not None and facts.now - created < PATIENCE
+    what = "No controller has looked at it yet." if seen is None else "No controller has looked at its last change yet."
+    if facts.controllers and not fresh:
+        return [Finding(Level.PROBLEM, f"{what} {_end(facts.controllers)}", "Start the controllers (`kumulus run`).")]
+    return [Finding(Level.WAITING, what, "" if fresh else "`kumulusctl status` shows whether the controllers run.")]
+
+
+def _references(facts: Facts) -> list[Finding]:
+    """What the spec names and is not there. What was resolved once is kept, so it may go afterwards."""
+    vm, found = facts.vm, []
+    type_ = vm.spec.instance_type
+    if vm.status.resources is None and type_ and facts.instance_type is Absence.MISSING:
+        found.append(
+            Finding(
+                Level.PROBLEM,
+                f"There is no InstanceType {type_}.",
+                "`kubectl get instancetypes` lists the sizes there are; make this machine anew with one of them, or "
+                "ask the operator to make that one.",
+            )
+        )
+    for ref, there in facts.secrets.items():
+        if vm.status.host is not None:
+            break
+        if there is Absence.MISSING:
+            what = f"There is no Secret {ref.name}, which {ref.field} names."
+            found.append(Finding(Level.PROBLEM, what, f"Make it in namespace {vm.namespace}, with the key {ref.key}."))
+        elif there is False:
+            what = f"The Secret {ref.name} has no key {ref.key}, which {ref.field} names."
+            found.append(Finding(Level.PROBLEM, what, f"Add the key {ref.key} to the Secret."))
+    return found
+
+
+def _images(facts: Facts) -> list[Finding]:
+    if facts.vm.status.phase in (Phase.RUNNING, Phase.PAUSED, Phase.STOPPED):
+        return []
+    found = []
+    for name, image in facts.images.items():
+        if image is Absence.MISSING:
+            what = f"There is no image {name}, neither in namespace {facts.vm.namespace} nor in the cluster."
+            found.append(
+                Finding(Level.PROBLEM, what, f"`kumulusctl -n {facts.vm.namespace} image list` shows what there is.")
+            )
+        if isinstance(image, Absence) or image.status.phase is ImagePhase.READY:
+            continue
+        ready = image.status.condition("Ready")
+        message = f" {_end(ready.message)}" if ready is not None and ready.message else ""
+        if image.status.phase is ImagePhase.FAILED:
+            reason = f" ({ready.reason})" if ready is not None and ready.reason else ""
+            todo = f"Correct the {image.KIND.kind} {name}: its source cannot be changed, so delete it and make it anew."
+            found.append(Finding(Level.PROBLEM, f"The image {name} could not be imported{reason}.{message}", todo))
+        elif image.status.phase is ImagePhase.IMPORTING:
+            at = image.status.progress
+            done = f": {size(at.bytes)}" + (f" of {size(at.total)}" if at.total else "") if at else ""
+            found.append(Finding(Level.WAITING, f"The image {name} is being imported{done}."))
+        else:
+            found.append(Finding(Level.WAITING, f"The image {name} is not imported yet.{message}"))
+    return found
+
+
+def _scheduled(facts: Facts) -> list[Finding]:
+    vm = facts.vm
+    condition = vm.status.condition("Scheduled")
+    if condition is None or condition.status != "False":
+        return []
+    if condition.reason in _MISSING and (_references(facts) or _images(facts)):
+        return []
+    message = _end(condition.message or condition.reason)
+    todo = {
+        "NoHostFits": "Make room (delete or stop machines, add a host with `kumulusctl host add`), or ask for less: a smaller "
+        "size, a wider placement. It is tried again by itself.",
+        "ZoneNotFound": "`kubectl get zones` lists the zones; the zone of a machine cannot be changed, so make it anew.",
+        "InstanceTypeNotAllowed": "`kubectl get instancetypes` lists the sizes; ask the operator to allow it for this namespace.",
+        "ImageNotAllowed": "Ask the operator to allow the image for this namespace, or use another.",
+    }.get(condition.reason, "")
+    return [Finding(Level.PROBLEM, f"No host was found for it ({condition.reason}): {message}", todo)]
+
+
+def _host(facts: Facts) -> list[Finding]:
+    name, host = facts.vm.status.host, facts.host
+    if name is None:
+        return []
+    if host is Absence.MISSING:
+        return [Finding(Level.PROBLEM, f"Its host {name} is no longer known to the cloud.", "Ask the operator.")]
+    if not isinstance(host, Host) or host.status.phase is HostPhase.READY:
+        return []
+    ready = host.status.condition("Ready")
+    since = f" since {age(ready.last_transition_time, facts.now)}" if ready and ready.last_transition_time else ""
+    message = f" {_end(ready.message)}" if ready is not None and ready.message else ""
+    if host.status.phase is HostPhase.UNKNOWN:
+        what = f"Its host {name} has not been heard of{since}. Whether the machine still runs there is not known."
+        todo = (
+            f"Look at the host and its network; the machine is not started elsewhere before it is known to be stopped. "
+            f"If {name} is gone for good: `kumulusctl host remove {name} --force-detach`."
+        )
+        return [Finding(Level.PROBLEM, what, todo)]
+    state = host.status.phase or "not seen yet"
+    return [Finding(Level.PROBLEM, f"Its host {name} is {state}{since}.{message}", f"`kumulusctl host show {name}`")]
+
+
+def _order(facts: Facts) -> list[Finding]:
+    vm, order = facts.vm, facts.order
+    if vm.status.host is None or order is None or order is Absence.HIDDEN:
+        return []
+    if not isinstance(order, WorkOrder):
+        if vm.spec.power_state is PowerState.STOPPED or vm.status.phase is Phase.STOPPED:
+            return []
+        return [Finding(Level.WAITING, f"The work order for its host {vm.status.host} is not written yet.")]
+    status = order.status
+    if (status.observed_generation or 0) < order.metadata.generation and not _host(facts):
+        return [Finding(Level.WAITING, f"The agent of {vm.status.host} has not answered its work order yet.")]
+    because = f" ({status.reason})" if status.reason else ""
+    message = _end(status.message) if status.message else ""
+    match status.state:
+        case WorkState.FAILED:
+            return [
+                Finding(Level.PROBLEM, f"Its host could not do it{because}: {message}", "It is tried again by itself.")
+            ]
+        case WorkState.REFUSED:
+            todo = "The controllers give a newer order by themselves; if this lasts, tell the operator."
+            return [Finding(Level.PROBLEM, f"Its host refuses the work order{because}: {message}", todo)]
+        case WorkState.WAITING | WorkState.PENDING | WorkState.WORKING | WorkState.STARTING | WorkState.STOPPING:
+            return [Finding(Level.WAITING, f"Its host is at it: {status.state}{because}. {message}".strip())]
+    return []
+
+
+def _ended(facts: Facts) -> list[Finding]:
+    """Guests that ended by themselves."""
+    vm = facts.vm
+    ready = vm.status.condition("Ready")
+    reason = ready.reason if ready is not None and ready.status != "True" else ""
+    if vm.status.phase is Phase.CRASH_LOOP_BACK_OFF or reason == "BackOff":
+        return [_back_off(facts)]
+    if vm.spec.power_state is not PowerState.RUNNING or reason not in _ENDED:
+        return []
+    what = f"It is off because {_ENDED[reason]}, and restartPolicy {vm.spec.restart_policy} leaves it off."
+    return [
+        Finding(
+            Level.PROBLEM, what, f"{_ctl(facts, 'restart')} starts it; restartPolicy: Always would do so by itself."
+        )
+    ]
+
+
+def _back_off(facts: Facts) -> Finding:
+    vm = facts.vm
+    instance = facts.order.status.instance if isinstance(facts.order, WorkOrder) else None
+    last = f" (last: {instance.last_exit})" if instance is not None and instance.last_exit else ""
+    times = f" {vm.status.restarts} times" if vm.status.restarts else ""
+    what = f"Its guest ends soon after each start{last}; it was restarted{times}, with growing pauses in between."
+    next_start = moment(instance.next_start_at) if instance is not None else None
+    if next_start is not None and next_start > facts.now:
+        what += f" The next start is in {duration((next_start - facts.now).total_seconds())}."
+    return Finding(
+        Level.PROBLEM, what, f"{_ctl(facts, 'logs')} shows why it ends; {_ctl(facts, 'stop')} ends the restarts."
+    )
+
+
+def _wanted(facts: Facts) -> list[Finding]:
+    vm = facts.vm
+    if vm.spec.power_state is PowerState.STOPPED and vm.status.phase is Phase.STOPPED:
+        what = "It is stopped because its spec says powerState: Stopped."
+        return [Finding(Level.NOTE, what, f"{_ctl(facts, 'start')} starts it.")]
+    if vm.spec.power_state is PowerState.PAUSED and vm.status.phase is Phase.PAUSED:
+        what = "It is paused because its spec says powerState: Paused."
+        return [Finding(Level.NOTE, what, f"{_ctl(facts, 'resume')} lets it go on.")]
+    return []
+
+
+def _restart(facts: Facts) -> list[Finding]:
+    vm = facts.vm
+    asked = vm.spec.restart_request
+    if vm.status.phase is not Phase.RUNNING or asked is None or asked == vm.status.last_restart_request:
+        return []
+    return [Finding(Level.WAITING, "A restart was asked for and is not carried out yet.")]
+
+
+def _general(facts: Facts) -> list[Finding]:
+    """What the conditions say, when nothing better is known."""
+    vm = facts.vm
+    if vm.spec.power_state.value == vm.status.phase and vm.spec.power_state is not PowerState.RUNNING:
+        return []
+    stalled, ready = vm.status.condition("Stalled"), vm.status.condition("Ready")
+    if stalled is not None and stalled.status == "True":
+        return [Finding(Level.PROBLEM, _end(stalled.message or stalled.reason))]
+    if ready is not None and ready.status == "True" and vm.status.phase is Phase.RUNNING:
+        return []
+    if ready is None or not (ready.message or ready.reason):
+        return [Finding(Level.WAITING, f"It is {vm.status.phase or 'new'}, and shall be {vm.spec.power_state}.")]
+    level = Level.PROBLEM if vm.status.phase in (Phase.FAILED, Phase.UNKNOWN) else Level.WAITING
+    message = f": {_end(ready.message)}" if ready.message else "."
+    return [Finding(level, f"{ready.reason}{message}")]
+
+
+def _well(facts: Facts) -> Finding:
+    vm = facts.vm
+    since = f", started {age(vm.status.started_at, facts.now)} ago" if vm.status.started_at else ""
+    where = f" on {vm.status.host}" if vm.status.host else ""
+    return Finding(Level.OK, f"All is well: it is {vm.status.phase}{where}{since}.")
+
+
+def _protection(facts: Facts) -> list[Finding]:
+    if not facts.vm.spec.deletion_protection:
+        return []
+    return [Finding(Level.NOTE, "It is protected from deletion (spec.deletionProtection).")]
+
+
+def _end(text: str) -> str:
+    line = " ".join(text.split())
+    return line if line.endswith((".", "!", "?")) else f"{line}."

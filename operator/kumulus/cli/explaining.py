@@ -1,0 +1,132 @@
+"""`kumulusctl vm explain`: gather what is known of a machine, and tell what `explain` makes of it.
+
+What the user may not read is left out: a tenant sees no hosts and no work orders, and still gets what
+the machine's own conditions say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TypeVar
+
+import typer
+import yaml
+
+from kumulus.api.base import Kind, Resource
+from kumulus.api.compute import InstanceType, VirtualMachine
+from kumulus.api.fabric import Host, host_namespace
+from kumulus.api.host import WorkOrder, instance_order_name
+from kumulus.api.storage import ClusterImage, Image
+from kumulus.cli import overview
+from kumulus.cli import vm as machines
+from kumulus.cli.explain import explain
+from kumulus.cli.facts import Absence, Facts, Finding, Level, SecretRef, image_names, secret_refs
+from kumulus.cli.image import parse, resolve
+from kumulus.cli.output import Format
+from kumulus.cli.session import Session, command
+from kumulus.cli.terminal import one_line
+from kumulus.cli.vm import Name
+from kumulus.kube import errors
+from kumulus.kube.builtin import LEASE, SECRET
+
+R = TypeVar("R", bound=Resource)
+T = TypeVar("T")
+
+_MARKS = {
+    Level.OK: ("ok", "green"),
+    Level.NOTE: ("note", ""),
+    Level.WAITING: ("waiting", "yellow"),
+    Level.PROBLEM: ("problem", "red"),
+}
+
+
+def gather(session: Session, vm: VirtualMachine) -> Facts:
+    """Read all that an explanation needs, as far as the user may."""
+    namespace, host = session.namespace, vm.status.host
+    type_, order = vm.spec.instance_type, instance_order_name(vm.uid)
+    return Facts(
+        vm=vm,
+        now=session.now,
+        instance_type=_typed(session, InstanceType, type_) if type_ else None,
+        images={name: _image(session, name, namespace) for name in image_names(vm)},
+        secrets={ref: _secret(session, ref, namespace) for ref in secret_refs(vm)},
+        host=_typed(session, Host, host) if host else None,
+        order=_typed(session, WorkOrder, order, host_namespace(host)) if host else None,
+        controllers=_controllers(session),
+    )
+
+
+def _visible(read: Callable[[], T | None]) -> T | Absence:
+    try:
+        found = read()
+    except errors.Refused:
+        return Absence.HIDDEN
+    return Absence.MISSING if found is None else found
+
+
+def _typed(session: Session, model: type[R], name: str, namespace: str | None = None) -> R | Absence:
+    kind: Kind = model.KIND
+    raw = _visible(lambda: session.cluster.find(kind, name, namespace))
+    return raw if isinstance(raw, Absence) else model.parse(raw)
+
+
+def _image(session: Session, name: str, namespace: str) -> Image | ClusterImage | Absence:
+    raw = _visible(lambda: resolve(session, name, namespace))
+    return raw if isinstance(raw, Absence) else parse(raw)
+
+
+def _secret(session: Session, ref: SecretRef, namespace: str) -> bool | Absence:
+    raw = _visible(lambda: session.cluster.find(SECRET, ref.name, namespace))
+    return raw if isinstance(raw, Absence) else ref.key in (raw.get("data") or {})
+
+
+def _controllers(session: Session) -> str | None:
+    """What is wrong with the controllers, if that can be seen."""
+    namespace, name = overview.CONTROLLERS_NAMESPACE, overview.CONTROLLERS_LEASE
+    try:
+        lease = session.cluster.find(LEASE, name, namespace)
+    except errors.Refused:
+        return None
+    said = overview.controllers(lease, session.now)
+    return None if overview.leads(lease, session.now) else f"Of the controllers, {said}."
+
+
+def _explain(session: Session, name: Name) -> None:
+    """Say why a machine is not what it shall be, and what to do."""
+    vm = VirtualMachine.parse(machines.fetch(session, name))
+    findings = explain(gather(session, vm))
+    if _for_programs(session, vm, findings):
+        return
+    printer = session.printer
+    where = f" on {vm.status.host}" if vm.status.host else ""
+    state = f"is {vm.status.phase}{where}" if vm.status.phase else "is new"
+    gone = ", and being deleted" if vm.deleting else ""
+    printer.line(f"{vm.name} shall be {vm.spec.power_state}; it {state}{gone}.")
+    for finding in findings:
+        mark, style = _MARKS[finding.level]
+        printer.line("")
+        printer.labelled(mark, one_line(finding.what), style=style)
+        if finding.todo:
+            printer.labelled("to do", one_line(finding.todo), style="bold")
+
+
+def _for_programs(session: Session, vm: VirtualMachine, findings: list[Finding]) -> bool:
+    if session.printer.format not in (Format.JSON, Format.YAML):
+        return False
+    body = {
+        "name": vm.name,
+        "namespace": vm.namespace,
+        "phase": vm.status.phase.value if vm.status.phase else None,
+        "findings": [{"level": f.level.value, "what": f.what, "toDo": f.todo} for f in findings],
+    }
+    text = (
+        json.dumps(body, indent=2) if session.printer.format is Format.JSON else yaml.safe_dump(body, sort_keys=False)
+    )
+    session.printer.text(text.rstrip("\n"))
+    return True
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    command(app, "explain")(_explain)

@@ -1,0 +1,79 @@
+"""`kumulusctl`, also `kubectl kumulus`: Kumulus for people.
+
+Exit codes: 0 done, 1 it did not work, 2 the command line does not make sense. What goes wrong is told in
+one sentence; a traceback is shown only when $KUMULUS_DEBUG is set.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from kumulus.cli import console, explaining, host, image, join, overview, power, vm
+from kumulus.cli.problem import Problem
+from kumulus.cli.session import remember
+from kumulus.cli.terminal import one_line
+
+app = typer.Typer(
+    help="Virtual machines, images and hosts of a Kumulus cloud.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.callback()(remember)
+
+_vm = typer.Typer(help="Virtual machines.", no_args_is_help=True)
+_image = typer.Typer(help="Disk images.", no_args_is_help=True)
+_host = typer.Typer(help="Hosts, which run the machines.", no_args_is_help=True)
+app.add_typer(_vm, name="vm")
+app.add_typer(_image, name="image")
+app.add_typer(_host, name="host")
+vm.register(_vm)
+power.register(_vm)
+console.register(_vm)
+explaining.register(_vm)
+image.register(_image)
+join.register(_host)
+host.register(_host)
+overview.register(app)
+
+
+_OURS = "kubectl-kumulus"
+
+
+def _tell(problem: Problem) -> None:
+    sys.stderr.write(f"error: {one_line(str(problem))}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    name = "kubectl kumulus" if Path(sys.argv[0]).name == _OURS else "kumulusctl"
+    try:
+        app(args=list(argv) if argv is not None else None, prog_name=name)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    except Problem as problem:
+        _tell(problem)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("KUMULUS_DEBUG"):
+            traceback.print_exc()
+        _tell(
+            Problem(
+                f"This is a fault of kumulusctl itself ({type(error).__name__}: {error}); KUMULUS_DEBUG=1 shows where."
+            )
+        )
+        return 1
+    return 0

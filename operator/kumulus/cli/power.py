@@ -1,0 +1,108 @@
+"""`kumulusctl vm start|stop|restart|pause|resume`: each is one patch of the machine's spec, as the user.
+
+A forced stop has to say so in the spec, and must not make every later stop a forced one. So it notes in
+an annotation what the spec said before, and the next start or ordinary stop puts that back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from kumulus.api.base import DOMAIN
+from kumulus.api.compute import PowerState, StopMode, VirtualMachine
+from kumulus.cli import vm as machines
+from kumulus.cli.problem import Problem
+from kumulus.cli.session import Session, command
+from kumulus.cli.vm import Name
+
+STOP_MODE_BEFORE = f"{DOMAIN}/stop-mode-before"
+
+Patch = dict[str, Any]
+
+
+def power_patch(vm: VirtualMachine, wanted: PowerState, *, force: bool = False) -> Patch:
+    """The merge patch that asks for that power state. Pure."""
+    patch: Patch = {"spec": {"powerState": wanted.value}}
+    before = vm.metadata.annotations.get(STOP_MODE_BEFORE)
+    if force:
+        patch["spec"]["stop"] = {"mode": StopMode.FORCE.value}
+        if before is None and vm.spec.stop.mode is not StopMode.FORCE:
+            patch["metadata"] = {"annotations": {STOP_MODE_BEFORE: vm.spec.stop.mode.value}}
+    elif before is not None:
+        patch["spec"]["stop"] = {"mode": before}
+        patch["metadata"] = {"annotations": {STOP_MODE_BEFORE: None}}
+    return patch
+
+
+def _apply(session: Session, name: str, patch: Mapping[str, Any], said: str) -> None:
+    raw = session.cluster.patch(VirtualMachine.KIND, name, patch, session.namespace)
+    session.printer.done(VirtualMachine.KIND, raw, said)
+
+
+def _get(session: Session, name: str) -> VirtualMachine:
+    vm = VirtualMachine.parse(machines.fetch(session, name))
+    if vm.deleting:
+        raise Problem(f"{name} is being deleted.")
+    return vm
+
+
+def _start(session: Session, name: Name) -> None:
+    """Start a machine that is stopped or paused."""
+    vm = _get(session, name)
+    already = vm.spec.power_state is PowerState.RUNNING
+    _apply(session, name, power_patch(vm, PowerState.RUNNING), "is to run already" if already else "will start")
+
+
+def _stop(
+    session: Session,
+    name: Name,
+    force: Annotated[
+        bool, typer.Option("--force", help="Cut the power instead of pressing the button; the guest may lose data.")
+    ] = False,
+) -> None:
+    """Stop a machine; its disks stay as they are."""
+    vm = _get(session, name)
+    already = vm.spec.power_state is PowerState.STOPPED and not force
+    _apply(
+        session,
+        name,
+        power_patch(vm, PowerState.STOPPED, force=force),
+        "is to be stopped already" if already else "will stop",
+    )
+
+
+def _restart(session: Session, name: Name) -> None:
+    """Restart a machine once."""
+    vm = _get(session, name)
+    if vm.spec.power_state is not PowerState.RUNNING:
+        raise Problem(f"{name} is {vm.spec.power_state}, not Running; `kumulusctl vm start {name}` starts it.")
+    request = session.now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    _apply(session, name, {"spec": {"restartRequest": request}}, "will restart")
+
+
+def _pause(session: Session, name: Name) -> None:
+    """Freeze a running machine; it keeps its memory and its host."""
+    vm = _get(session, name)
+    if vm.spec.power_state is PowerState.STOPPED:
+        raise Problem(f"{name} is stopped, so there is nothing to pause; `kumulusctl vm start {name}` starts it.")
+    _apply(session, name, power_patch(vm, PowerState.PAUSED), "will pause")
+
+
+def _resume(session: Session, name: Name) -> None:
+    """Let a paused machine go on."""
+    vm = _get(session, name)
+    if vm.spec.power_state is PowerState.STOPPED:
+        raise Problem(f"{name} is stopped, not paused; `kumulusctl vm start {name}` starts it.")
+    _apply(session, name, power_patch(vm, PowerState.RUNNING), "will go on")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    command(app, "start")(_start)
+    command(app, "stop")(_stop)
+    command(app, "restart")(_restart)
+    command(app, "pause")(_pause)
+    command(app, "resume")(_resume)
