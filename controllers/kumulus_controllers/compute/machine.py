@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from kumulus.api.base import FINALIZER
+from kumulus.api.base import FINALIZER, FORCE_DETACH
 from kumulus.api.compute import InstanceType, Phase, VirtualMachine
 from kumulus.api.fabric import Host, HostPhase, Zone, host_namespace
 from kumulus.api.host import SeedRef, WorkOrder, WorkOrderSpec, WorkType, instance_order_name
@@ -298,9 +298,12 @@ class MachineReconciler:
         orders = self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{vm.uid}")
         if not orders and vm.status.host is not None:
             orders = await self._live_orders(vm)
+        forced = vm.metadata.annotations.get(FORCE_DETACH) == "true"
         for order in orders:
             if not order.deleting:
                 await self._delete_order(order)
+            elif forced:
+                await drop_finalizer(client, self._orders, order)
         if not self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{vm.uid}"):
             await drop_finalizer(client, self._machines, vm)
             self._deleting_since.pop(vm.uid, None)

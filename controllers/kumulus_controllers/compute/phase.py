@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kumulus.api.base import ConditionStatus
+from kumulus.api.base import FORCE_DETACH, ConditionStatus
 from kumulus.api.compute import Phase, PowerState, VirtualMachineCondition, VirtualMachineStatus
 from kumulus.api.fabric import HostPhase
 from kumulus.api.host import WorkOrder, WorkState
@@ -112,6 +112,14 @@ def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
         )
     wanted = REACHED[scope.vm.spec.power_state]
     reason, message = _said(scope.order)
+    if phase is Phase.TERMINATING and scope.host is not None and scope.host.status.phase is HostPhase.UNKNOWN:
+        return Fact(
+            ready,
+            False,
+            "HostUnknown",
+            f"Host {scope.host.name} does not answer, so the machine cannot be removed from it. If the host is gone for good:"
+            f" kubectl annotate vm {scope.vm.name} {FORCE_DETACH}=true",
+        )
     if phase is Phase.TERMINATING:
         return Fact(ready, False, "Terminating", message or "The machine is being removed from its host.")
     if phase is wanted and scope.order is not None and _current(scope.order):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from kumulus.api.base import DOMAIN, ConditionStatus
+from kumulus.api.base import FORCE_DETACH, ConditionStatus
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import (
     HOST_NAMESPACE_PREFIX,
@@ -29,7 +29,6 @@ from kumulus_controllers.fabric.liveness import LeaseBook, Liveness, Verdict
 from kumulus_controllers.orders import NAMESPACE, host_of, work_orders
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 
-FORCE_DETACH = f"{DOMAIN}/force-detach"
 EXPIRING = timedelta(minutes=10)
 COUNT_SECONDS = 20.0
 """How stale the counts of machines in a Host's status may be: they are no reason for a write per machine."""

@@ -27,6 +27,9 @@ FINALIZER = f"{DOMAIN}/cleanup"
 PAUSED = f"{DOMAIN}/paused"
 """Annotation; `"true"` stops reconciling of that object."""
 
+FORCE_DETACH = f"{DOMAIN}/force-detach"
+"""Annotation; `"true"` lets an object go although a host that is gone for good cannot clean up."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
