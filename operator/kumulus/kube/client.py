@@ -104,14 +104,14 @@ class KubeClient:
         """Close all connections."""
         await self._rest.close()
 
-    def _headers(self, content_type: str | None = None) -> dict[str, str]:
+    async def _headers(self, content_type: str | None = None) -> dict[str, str]:
         headers = {"Accept": "application/json", "User-Agent": self._user_agent}
         if content_type:
             headers["Content-Type"] = content_type
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token()}"
         else:
-            for auth in self._configuration.auth_settings().values():
+            for auth in (await self._configuration.auth_settings()).values():
                 if auth["in"] == "header" and auth["value"]:
                     headers[auth["key"]] = auth["value"]
         return headers
@@ -133,7 +133,7 @@ class KubeClient:
             response = await self._rest.request(
                 method,
                 url,
-                headers=self._headers(content_type if body is not None else None),
+                headers=await self._headers(content_type if body is not None else None),
                 body=body,
                 _request_timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=timeout),
             )

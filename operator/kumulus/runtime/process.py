@@ -109,7 +109,9 @@ class Process:
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             for task in (*tasks, campaign):
                 if task.done() and not task.cancelled() and task.exception() is not None:
-                    raise RuntimeError("a part of the process died") from task.exception()
+                    error = task.exception()
+                    log.error("a part of the process died", exc_info=error)
+                    raise RuntimeError(f"a part of the process died: {error!r}") from error
             if broken.done():
                 raise RuntimeError("kopf ended by itself; see the log above")
         finally:
