@@ -1,0 +1,65 @@
+# Kumulus: what a developer does. `make help` lists it.
+# Long steps say where their log is; set-up is done once and found done afterwards.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+HOSTS ?= 2
+ARGS ?=
+BIN := .venv/bin
+# `make demo HOSTS=simulated` needs neither root nor libvirt.
+SETUP := $(PYTHON) hack/setup.py $(if $(filter simulated,$(HOSTS)),--simulated)
+
+.PHONY: help setup demo demo-down test pytest lint fmt generate verify bench fault docs clean
+
+help: ## List what can be made, one sentence each.
+	@echo "usage: make TARGET [HOSTS=2|simulated] [ARGS='...']"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+setup: ## Install distribution packages (as root, on Debian) and .venv with the locked dependencies.
+	@$(SETUP)
+
+demo: setup ## Run a cloud here: control plane, HOSTS hosts, controllers, agents, the quickstart's machines.
+	@$(BIN)/kumulus-lab demo --hosts $(HOSTS)
+
+demo-down: ## Take the demo down; nothing stays outside the cache.
+	@if [ -x $(BIN)/kumulus-lab ]; then $(BIN)/kumulus-lab down; else echo "there is no demo: .venv is not there"; fi
+
+test: setup lint verify ## Set up what tests need, check the sources, and run every test; ARGS go to pytest.
+	@if $(PYTHON) hack/setup.py --can-libvirt; then images="--image tiny --image debian"; else images=; fi
+	$(BIN)/kumulus-lab prepare $$images
+	$(BIN)/pytest $(ARGS)
+
+lint: setup ## Check style, types and layers of the sources.
+	@$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: setup ## Format the sources, and repair what can be repaired without thought.
+	@$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+generate: setup ## Write the CRDs and the reference from the models.
+	@$(BIN)/python -m kumulus.crdgen
+
+verify: setup ## Fail when generated files differ from what the models say.
+	@$(BIN)/python -m kumulus.crdgen --check
+
+bench: setup ## Measure creation, deletion, API writes and memory, beside the floor; results as JSON in bench-results/.
+	@$(BIN)/kumulus-lab prepare
+	$(BIN)/python -m tests.bench $(ARGS)
+
+fault: setup ## Run the fault tests: power cuts, partitions, restarts, killed processes.
+	@$(BIN)/kumulus-lab prepare
+	$(BIN)/pytest tests/fault $(ARGS)
+
+docs: generate ## Write the generated parts of the documentation.
+	@echo "docs/reference is up to date; start at docs/architecture.md"
+
+clean: ## Remove .venv and every lab of this checkout; the cache stays.
+	@if [ -x $(BIN)/kumulus-lab ]; then $(BIN)/kumulus-lab down --all; fi
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

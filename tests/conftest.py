@@ -1,0 +1,103 @@
+"""Fixtures that give tests real parts: a control plane, and a lab with libvirt hosts.
+
+Each is made once a session, when the first test asks for it, and taken down at the end whatever happened. A
+session that was killed leaves its lab behind; the next one clears it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from kumulus_lab import machine, places
+from kumulus_lab.cluster import NativeCluster
+from kumulus_lab.lab import Lab, Wanted
+from kumulus_lab.processes import Identity
+
+_PREFIX = "test"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs libvirt where it cannot be had, with the one sentence that says why."""
+    wanting = [item for item in items if item.get_closest_marker("libvirt")]
+    if wanting and (why := machine.why_no_libvirt()) is not None:
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+def new_lab() -> Lab:
+    """A lab of this session, down yet. Clears labs of sessions that were killed."""
+    for directory in places.labs().glob(f"{_PREFIX}*"):
+        try:
+            owner = json.loads((directory / "owner.json").read_text())
+            alive = Identity(pid=owner["pid"], started=owner["started"]).alive()
+        except (OSError, ValueError, KeyError):
+            alive = False
+        if not alive:
+            Lab(directory.name).down()
+    lab = Lab(_PREFIX + secrets.token_hex(2))
+    identity = Identity.of(os.getpid())
+    assert identity is not None
+    lab.directory.mkdir(parents=True)
+    owner = {"pid": identity.pid, "started": identity.started}
+    (lab.directory / "owner.json").write_text(json.dumps(owner))
+    return lab
+
+
+@pytest.fixture(scope="session")
+def cluster_lab() -> Iterator[Lab]:
+    """A control plane with Kumulus' kinds, roles and policies in it; no controllers, no hosts."""
+    lab = new_lab()
+    try:
+        lab.up(Wanted(hosts=0, controllers=False, agents=False))
+        lab.services.install()
+        yield lab
+    finally:
+        lab.down()
+
+
+@pytest.fixture(scope="session")
+def cluster(cluster_lab: Lab) -> NativeCluster:
+    """The control plane of `cluster_lab`: `kubeconfig`, `audit_log`, `kubectl_run`, `restart_apiserver`."""
+    return cluster_lab.cluster
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Two libvirt hosts with agents, controllers, and the tiny guest image on the lab's image server."""
+    if (why := machine.why_no_libvirt()) is not None:
+        pytest.skip(why)
+    made = new_lab()
+    try:
+        made.up(Wanted(hosts=2))
+        made.serve_image("tiny")
+        yield made
+    finally:
+        made.down()
+
+
+@pytest.fixture
+def namespace(cluster: NativeCluster) -> Iterator[str]:
+    """A namespace of its own for a test on `cluster`, deleted afterwards."""
+    yield from _namespace(cluster, wait=False)
+
+
+@pytest.fixture
+def lab_namespace(lab: Lab) -> Iterator[str]:
+    """A namespace of its own for a test on `lab`; gone, with all that was in it, before the next test."""
+    yield from _namespace(lab.cluster, wait=True)
+
+
+def _namespace(cluster: NativeCluster, *, wait: bool) -> Iterator[str]:
+    name = f"test-{secrets.token_hex(4)}"
+    cluster.kubectl_run("create", "namespace", name)
+    try:
+        yield name
+    finally:
+        cluster.start_apiserver()
+        timing = ["--wait=true", "--timeout=90s"] if wait else ["--wait=false"]
+        cluster.kubectl_run("delete", "namespace", name, *timing)
