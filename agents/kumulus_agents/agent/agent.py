@@ -1,0 +1,259 @@
+"""One host's agent: takes work orders from a watch, has them performed, and keeps heartbeat and report going.
+
+A handful of tasks whatever the number of orders; many agents share one event loop. What it starts is
+left as it is when it stops: guests run on and the Lease runs out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import structlog
+
+from kumulus.api.host import WorkOrder, WorkType
+from kumulus.kube.client import KubeClient
+from kumulus.kube.errors import KubeError
+from kumulus.kube.queue import WorkQueue
+from kumulus.kube.reflector import Reflector
+from kumulus.kube.store import Key
+from kumulus.runtime.clock import Clock, SystemClock
+from kumulus.runtime.metrics import PASS_SECONDS, PASSES
+from kumulus.runtime.result import Done, Failed, Requeue, Result, Wait
+from kumulus_agents.agent.console import ConsoleReader, Consoles
+from kumulus_agents.agent.disk import Disks
+from kumulus_agents.agent.instance import Instances
+from kumulus_agents.agent.instance_files import InstanceFiles
+from kumulus_agents.agent.instance_steps import InstanceSteps
+from kumulus_agents.agent.lease import Heartbeat
+from kumulus_agents.agent.orders import Orders
+from kumulus_agents.agent.performer import Performer
+from kumulus_agents.agent.pool import PoolPresences
+from kumulus_agents.agent.pools import PoolFactory, Pools
+from kumulus_agents.agent.report import MachineFacts, Reporter
+from kumulus_agents.agent.settings import Timings
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
+
+log = structlog.get_logger(__name__)
+
+FINISH_SECONDS = 5.0
+"""At a graceful stop passes under way get so long to come to their end."""
+RESYNC = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Drivers:
+    """What an agent uses its machine through."""
+
+    hypervisor: Hypervisor
+    pool: PoolFactory
+    files: InstanceFiles
+    console: ConsoleReader
+    facts: MachineFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which host, and where its objects are."""
+
+    host: str
+    namespace: str
+
+
+class _Stopped(Exception):
+    """The agent was asked to stop."""
+
+
+@dataclass(slots=True)
+class _Flow:
+    """How many passes are under way."""
+
+    running: int = 0
+    calm: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Agent:
+    """One host. `run` may be called once."""
+
+    def __init__(
+        self,
+        place: Place,
+        client: KubeClient,
+        drivers: Drivers,
+        *,
+        timings: Timings | None = None,
+        clock: Clock | None = None,
+        phase: float = 0.0,
+        expires_at: Callable[[], datetime | None] = lambda: None,
+    ) -> None:
+        """`phase`, from 0 to 1, spreads the heartbeats of hosts that share a process."""
+        timings = timings or Timings()
+        self.place = place
+        self._client = client
+        self._drivers = drivers
+        self._clock = clock or SystemClock()
+        self._workers = timings.workers
+        self.queue: WorkQueue[Key] = WorkQueue()
+        self.orders = Orders(client, place.namespace)
+        self.reflector: Reflector[WorkOrder] = Reflector(self.orders.store, client, place.namespace)
+        self.heartbeat = Heartbeat(
+            client,
+            place.namespace,
+            place.host,
+            self._clock,
+            duration=timings.lease_seconds,
+            every=timings.renew_seconds,
+            phase=phase,
+        )
+        self.reporter = Reporter(
+            client,
+            place.namespace,
+            place.host,
+            drivers.hypervisor,
+            drivers.facts,
+            every=timings.report_seconds,
+            expires_at=expires_at,
+        )
+        self._performers: Mapping[WorkType, Performer] = {}
+        self._flow = _Flow()
+        self._stop = asyncio.Event()
+        self._orphans: set[str] = set()
+        self.orders.listen(self.queue.add)
+
+    def stop(self) -> None:
+        """Stop gracefully: passes under way are finished, nothing new begins. `run` then returns."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Work until `stop` is called or the task is cancelled. Guests are left as they are."""
+        await self._drivers.hypervisor.connect(self._domain_changed)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._performers = self._assemble(tasks)
+                tasks.create_task(self.reporter.run())
+                tasks.create_task(self.heartbeat.run())
+                tasks.create_task(self.reflector.run())
+                tasks.create_task(self._watch_orphans())
+                for _ in range(self._workers):
+                    tasks.create_task(self._work())
+                tasks.create_task(self._end())
+        except* _Stopped:
+            log.info("agent stopped", host=self.place.host)
+        finally:
+            await self._drivers.hypervisor.close()
+
+    def _assemble(self, tasks: asyncio.TaskGroup) -> Mapping[WorkType, Performer]:
+        drivers, pools = self._drivers, Pools(self._drivers.pool)
+        steps = InstanceSteps(self._client, self.place.namespace, drivers.hypervisor, pools, drivers.files)
+        instances = Instances(
+            self.orders,
+            drivers.hypervisor,
+            steps,
+            self._clock,
+            wake=self._wake,
+            removed=lambda: disks.machine_removed(),
+        )
+        disks = Disks(self.orders, pools, self._clock, tasks, wake=self._wake, arrived=instances.image_arrived)
+        return {
+            WorkType.INSTANCE: instances,
+            WorkType.DISK: disks,
+            WorkType.POOL: PoolPresences(self.orders, pools),
+            WorkType.CONSOLE: Consoles(self.orders, drivers.console),
+        }
+
+    def _wake(self, name: str) -> None:
+        self.queue.add(Key(self.place.namespace, name), urgent=True)
+
+    def _domain_changed(self, uid: str) -> None:
+        """The hypervisor's listener: one domain, or (reconnected) any of them."""
+        if uid:
+            for order in self.orders.of_instance(uid):
+                self._wake(order.name)
+            return
+        for order in self.orders.store:
+            if order.spec.type is WorkType.INSTANCE:
+                self._wake(order.name)
+        self.reporter.refresh()
+
+    async def _work(self) -> None:
+        while not self._stop.is_set():
+            key = await self.queue.get()
+            self._flow.running += 1
+            try:
+                await self._pass(key)
+            finally:
+                self._flow.running -= 1
+                if not self._flow.running:
+                    self._flow.calm.set()
+                self.queue.done(key)
+
+    async def _pass(self, key: Key) -> None:
+        order = self.orders.get(key.name)
+        if order is None:
+            self.queue.forget(key)
+            for performer in self._performers.values():
+                performer.forget(key.name)
+            return
+        controller, loop = f"agent.{order.spec.type}", asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            result = await self._performers[order.spec.type].perform(order)
+        except KubeError as error:
+            log.debug("not reported", order=key.name, error=str(error))
+            self.queue.retry(key)
+            PASSES.labels(controller, "unreported").inc()
+        except Exception:
+            log.exception("pass failed", host=self.place.host, order=key.name)
+            self.queue.retry(key)
+            PASSES.labels(controller, "error").inc()
+        else:
+            self.queue.forget(key)
+            self._again(key, result)
+            PASSES.labels(controller, type(result).__name__.lower()).inc()
+        PASS_SECONDS.labels(controller).observe(loop.time() - began)
+
+    def _again(self, key: Key, result: Result) -> None:
+        match result:
+            case Done():
+                self.queue.add_after(key, RESYNC * random.uniform(0.8, 1.2))  # noqa: S311 - spread, not secret
+            case Requeue(after) | Wait(_, after):
+                self.queue.add_after(key, after)
+            case Failed():
+                self.queue.retry(key)
+
+    async def _watch_orphans(self) -> None:
+        """Say in the log which of our domains have no work order. They are left running: nobody asked us to end them."""
+        await self.reflector.synced.wait()
+        while True:
+            try:
+                domains = await self._drivers.hypervisor.domains()
+            except HypervisorError:
+                domains = ()
+            orphans = {d.marks.uid: d for d in domains if not self.orders.of_instance(d.marks.uid)}
+            for uid in orphans.keys() - self._orphans:
+                marks = orphans[uid].marks
+                log.warning(
+                    "a machine of ours has no work order; it is left as it is",
+                    host=self.place.host,
+                    uid=uid,
+                    namespace=marks.namespace,
+                    name=marks.name,
+                    state=orphans[uid].state,
+                )
+            self._orphans = set(orphans)
+            await asyncio.sleep(RESYNC * random.uniform(0.8, 1.2))  # noqa: S311 - spread, not secret
+
+    async def _end(self) -> None:
+        await self._stop.wait()
+        while self._flow.running:
+            self._flow.calm.clear()
+            try:
+                async with asyncio.timeout(FINISH_SECONDS):
+                    await self._flow.calm.wait()
+            except TimeoutError:
+                log.info("passes under way are cut short", host=self.place.host, passes=self._flow.running)
+                break
+        raise _Stopped

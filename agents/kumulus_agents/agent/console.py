@@ -1,0 +1,48 @@
+"""Consoles: performs work orders of type Console, each of which reads the end of a log once."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from kumulus.api.host import ConsoleFacts, ConsoleOrder, WorkOrder, WorkOrderStatus, WorkState
+from kumulus.runtime.result import Done, Result
+from kumulus_agents.agent.orders import Orders
+
+
+class ConsoleReader(Protocol):
+    """Reads console logs."""
+
+    async def tail(self, uid: str, max_bytes: int) -> str | None:
+        """At most `max_bytes` bytes from the end of what that machine wrote; None when it has no log here."""
+
+
+class Consoles:
+    """Answers to requests for the console of a machine."""
+
+    def __init__(self, orders: Orders, reader: ConsoleReader) -> None:
+        self._orders = orders
+        self._reader = reader
+
+    def forget(self, name: str) -> None:
+        """The order of that name is gone."""
+
+    async def perform(self, order: WorkOrder) -> Result:
+        """Read once. Raises `KubeError`."""
+        if order.deleting:
+            await self._orders.release(order)
+        elif order.spec.console is not None and order.status.state is None:
+            await self._orders.report(order, await self._read(order, order.spec.console))
+        return Done()
+
+    async def _read(self, order: WorkOrder, console: ConsoleOrder) -> WorkOrderStatus:
+        generation, text = order.metadata.generation, None
+        if self._orders.of_instance(console.uid):
+            text = await self._reader.tail(console.uid, console.max_bytes)
+        if text is None:
+            return WorkOrderStatus(
+                observed_generation=generation,
+                state=WorkState.FAILED,
+                reason="NoConsole",
+                message="this machine has no console log on this host; it may not have started here yet",
+            )
+        return WorkOrderStatus(observed_generation=generation, state=WorkState.READY, console=ConsoleFacts(log=text))

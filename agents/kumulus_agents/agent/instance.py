@@ -1,0 +1,219 @@
+"""Machines: performs work orders of type Instance. What to do is decided in `instance_plan`."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+
+from kumulus.api.host import InstanceOrder, WorkOrder, WorkState
+from kumulus.kube.errors import KubeError
+from kumulus.runtime.clock import Clock
+from kumulus.runtime.result import Done, Requeue, Result, Wait
+from kumulus_agents.agent import hold, instance_memory, instance_plan, instance_status
+from kumulus_agents.agent.instance_scope import Memory, Plan, PressButton, Resume, Scope, Step
+from kumulus_agents.agent.instance_steps import InstanceSteps
+from kumulus_agents.agent.missing import Missing
+from kumulus_agents.agent.orders import Orders, unfit
+from kumulus_agents.hypervisor.protocol import Domain, Hypervisor, HypervisorError
+from kumulus_agents.storage.protocol import StorageError
+
+log = structlog.get_logger(__name__)
+
+ROUNDS = 8
+"""Observations in one pass at most; what needs more is looked at again a second later."""
+TERMS_KEPT = 4096
+UNAVAILABLE = "HypervisorUnavailable"
+IMAGE_NOT_READY = "ImageNotReady"
+
+
+class Instances:
+    """The machines of one host."""
+
+    def __init__(
+        self,
+        orders: Orders,
+        hypervisor: Hypervisor,
+        steps: InstanceSteps,
+        clock: Clock,
+        *,
+        wake: Callable[[str], None],
+        removed: Callable[[], None],
+    ) -> None:
+        """`wake` has an order looked at soon, by name; `removed` is told when a machine and its disks are gone."""
+        self._orders = orders
+        self._hypervisor = hypervisor
+        self._steps = steps
+        self._clock = clock
+        self._wake = wake
+        self._removed = removed
+        self._memory: dict[str, Memory] = {}
+        self._terms: OrderedDict[str, int] = OrderedDict()
+        self._arrivals = 0
+
+    def forget(self, name: str) -> None:
+        """The order of that name is gone. The highest term seen for it is kept, so that no older leader brings it back."""
+        self._memory.pop(name, None)
+
+    def image_arrived(self, image_uid: str) -> None:
+        """An image is whole in a pool: who waits for it need not wait longer."""
+        self._arrivals += 1
+        for name, memory in list(self._memory.items()):
+            if memory.hold is None or memory.hold.reason != IMAGE_NOT_READY:
+                continue
+            order = self._orders.get(name)
+            instance = order.spec.instance if order is not None else None
+            if instance is not None and any(disk.image.uid == image_uid for disk in instance.disks):
+                self._memory[name] = replace(memory, hold=None)
+                self._wake(name)
+
+    async def perform(self, order: WorkOrder) -> Result:
+        """One pass over a machine. Raises `KubeError`."""
+        instance = order.spec.instance
+        if instance is None:
+            return Done()
+        if (refusal := unfit(order)) is not None:
+            await self._orders.report(order, refusal)
+            return Done()
+        taken: tuple[Step, ...] = ()
+        for _ in range(ROUNDS):
+            try:
+                domain = await self._hypervisor.domain(instance.uid)
+                scope = self._observe(order, instance, domain)
+                plan = instance_plan.plan(scope)
+                if plan.steps and plan.steps == taken:
+                    return Requeue(1.0)
+                await self._act(plan, order, scope)
+            except HypervisorError as error:
+                return await self._unseen(order, error)
+            if plan.release:
+                return await self._release(order)
+            if not plan.steps:
+                await self._orders.report(order, instance_status.derive(scope, plan, order.metadata.generation))
+                return Done() if plan.after is None else Requeue(plan.after)
+            taken = plan.steps
+        return Requeue(1.0)
+
+    def _observe(self, order: WorkOrder, instance: InstanceOrder, domain: Domain | None) -> Scope:
+        memory = self._memory.get(order.name, Memory())
+        facts = order.status.instance
+        scope = Scope(
+            order=instance,
+            deleting=order.deleting,
+            term=order.spec.term,
+            highest_term=self._highest_term(order),
+            namespace=order.spec.for_.namespace or "",
+            name=order.spec.for_.name,
+            domain=domain,
+            status=order.status,
+            memory=replace(memory, hold=hold.current(memory.hold, order)),
+            now=self._clock.monotonic(),
+            wall=self._clock.now().timestamp(),
+        )
+        memory = instance_memory.remember(
+            scope,
+            started=instance_status.seconds(facts.started_at if facts else None),
+            next_start=instance_status.seconds(facts.next_start_at if facts else None),
+        )
+        self._memory[order.name] = memory
+        return replace(scope, memory=memory)
+
+    def _highest_term(self, order: WorkOrder) -> int:
+        highest = max(self._terms.pop(order.name, 0), order.spec.term)
+        if highest:
+            self._terms[order.name] = highest
+            if len(self._terms) > TERMS_KEPT:
+                self._terms.popitem(last=False)
+        return highest
+
+    async def _act(self, plan: Plan, order: WorkOrder, scope: Scope) -> None:
+        """Take the steps of a plan; what goes wrong is kept as a hold, for the next round to see."""
+        arrivals = self._arrivals
+
+        async def say_starting() -> None:
+            starting = Plan(state=WorkState.STARTING, reason="Starting", message="the machine is being started")
+            try:
+                await self._orders.report(order, instance_status.derive(scope, starting, order.metadata.generation))
+            except KubeError as error:
+                log.debug("not reported", order=order.name, error=str(error))
+
+        for step in plan.steps:
+            try:
+                await self._steps.take(step, order, say_starting)
+            except Missing as missing:
+                if missing.reason != IMAGE_NOT_READY or arrivals == self._arrivals:
+                    self._hold(order, waiting=missing)
+                return
+            except (HypervisorError, StorageError) as error:
+                if error.reason == UNAVAILABLE:
+                    raise
+                self._hold(order, failed=error)
+                return
+            except KubeError:
+                raise
+            except Exception as error:
+                log.exception("step failed", order=order.name, step=type(step).__name__)
+                self._hold(order, failed=_unexpected(error))
+                return
+            self._taken(step, order)
+        if plan.steps:
+            self._memory[order.name] = replace(self._memory[order.name], hold=None)
+
+    def _taken(self, step: Step, order: WorkOrder) -> None:
+        log.info("step taken", order=order.name, vm=order.spec.for_.name, step=type(step).__name__)
+        memory, now = self._memory[order.name], self._clock.monotonic()
+        if isinstance(step, PressButton):
+            self._memory[order.name] = replace(memory, pressed_at=now)
+        elif isinstance(step, Resume):
+            self._memory[order.name] = replace(memory, resumed_at=now)
+
+    def _hold(
+        self,
+        order: WorkOrder,
+        *,
+        waiting: Missing | None = None,
+        failed: HypervisorError | StorageError | None = None,
+    ) -> None:
+        memory, now = self._memory[order.name], self._clock.monotonic()
+        if waiting is None and failed is not None and failed.reason in (IMAGE_NOT_READY, "ImageInUse"):
+            waiting = Missing(failed.reason, str(failed))
+        if waiting is not None:
+            held = hold.waiting(waiting.reason, str(waiting), order=order, before=memory.hold, now=now)
+        elif failed is not None:
+            log.warning("step failed", order=order.name, reason=failed.reason, error=str(failed))
+            held = hold.failed(
+                failed.reason, str(failed), retryable=failed.retryable, order=order, before=memory.hold, now=now
+            )
+        self._memory[order.name] = replace(memory, hold=held)
+
+    async def _unseen(self, order: WorkOrder, error: HypervisorError) -> Result:
+        """The hypervisor does not answer: what was reported stays as it is, for its guests most likely run on."""
+        if order.status.state is None or order.deleting:
+            before = order.status
+            await self._orders.report(
+                order,
+                before.model_copy(
+                    update={
+                        "state": WorkState.WAITING,
+                        "reason": error.reason,
+                        "message": str(error)[: hold.MESSAGE_MAX],
+                    }
+                ),
+            )
+        return Wait(error.reason, 5.0)
+
+    async def _release(self, order: WorkOrder) -> Result:
+        memory = self._memory.get(order.name)
+        if memory is not None and memory.hold is not None:
+            return Requeue(0.0)
+        await self._orders.release(order)
+        self._removed()
+        return Done()
+
+
+def _unexpected(error: Exception) -> HypervisorError:
+    return HypervisorError(
+        f"the agent failed with {type(error).__name__}; its log has more", reason="AgentError", retryable=True
+    )

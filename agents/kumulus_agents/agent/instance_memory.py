@@ -1,0 +1,53 @@
+"""What an agent remembers of a machine between passes, and the back-off of its restarts. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kumulus.api.compute import PowerState
+from kumulus.api.host import WorkState
+from kumulus_agents.agent.instance_scope import Memory, Scope, Situation, exit_of, marks_of, situation
+from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
+
+RAN_WELL = 10.0
+"""A guest that ran for so long is started again at once the first time."""
+CALM = 600.0
+"""After so long a run the restarts before it are forgiven."""
+BACK_OFF_FIRST = 10.0
+BACK_OFF_MOST = 300.0
+
+
+def remember(scope: Scope, started: float | None, next_start: float | None) -> Memory:
+    """The memory, brought up to date with what was observed.
+
+    `started` (when the last run began) and `next_start` (when policy was going to start it) are what
+    was reported before, in seconds since the epoch.
+    """
+    memory, seen = scope.memory, situation(scope)
+    on = scope.domain is not None and scope.domain.state is not DomainState.STOPPED
+    stop_wanted = on and (seen is Situation.STOPPING or scope.order.power is PowerState.STOPPED or scope.deleting)
+    if not stop_wanted:
+        memory = replace(memory, stopping_since=None, pressed_at=None)
+    elif memory.stopping_since is None:
+        memory = replace(memory, stopping_since=scope.now)
+    marks = marks_of(scope)
+    if seen is not Situation.ENDED:
+        if seen is Situation.OFF and marks is not None and exit_of(scope) is not ExitReason.FAILED:
+            memory = replace(memory, forgiven=marks.restarts)
+        return replace(memory, next_start=None, next_start_wall=None)
+    if memory.next_start is not None or marks is None:
+        return memory
+    if scope.status.state is WorkState.BACK_OFF and next_start is not None:
+        delay = min(max(next_start - scope.wall, 0.0), BACK_OFF_MOST)
+        return replace(memory, next_start=scope.now + delay, next_start_wall=next_start)
+    ran = scope.wall - started if started is not None else 0.0
+    forgiven = marks.restarts if ran >= CALM else min(memory.forgiven, marks.restarts)
+    delay = back_off(marks.restarts - forgiven, ran)
+    return replace(memory, forgiven=forgiven, next_start=scope.now + delay, next_start_wall=scope.wall + delay)
+
+
+def back_off(streak: int, ran: float) -> float:
+    """Seconds to wait before a machine is started again that was restarted `streak` times in a row and ran `ran` seconds."""
+    if streak == 0 and ran >= RAN_WELL:
+        return 0.0
+    return float(min(BACK_OFF_FIRST * 2 ** min(streak, 16), BACK_OFF_MOST))

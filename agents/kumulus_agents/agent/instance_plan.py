@@ -1,0 +1,220 @@
+"""What to do about one machine: from what is, and what its order asks, to the next steps. Pure.
+
+A pass observes, plans, acts and observes again until the plan has no steps; then it reports. All
+that decides about a machine's life (epochs, power, restarts, deletion) is here and in the two
+modules beside it. The table at the end is the whole state machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from kumulus.api.compute import PowerState, RestartPolicy, StopMode
+from kumulus.api.host import WorkState
+from kumulus_agents.agent.instance_scope import (
+    ForceOff,
+    Mark,
+    Pause,
+    Plan,
+    PressButton,
+    Remove,
+    Resume,
+    Scope,
+    Situation,
+    Start,
+    exit_of,
+    marks_of,
+    situation,
+)
+from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, Marks
+
+PRESS_EVERY = 5.0
+"""Seconds between two presses of the power button: a guest that is still booting misses the first."""
+DELETE_GRACE = 5.0
+"""At most so many seconds does a machine get to shut down when it is deleted."""
+RESUME_EVERY = 10.0
+"""A guest that pauses by itself (its storage fails) is resumed at most so often."""
+
+
+def plan(scope: Scope) -> Plan:
+    """The next steps, or what to report when there are none."""
+    marks = scope.domain.marks if scope.domain is not None else None
+    if marks is not None and marks.epoch > scope.order.epoch:
+        if scope.deleting:
+            return Plan(release=True)
+        return Plan(
+            state=WorkState.REFUSED,
+            reason="StaleEpoch",
+            message=f"this order is of placement {scope.order.epoch}, the machine here is of placement {marks.epoch}",
+        )
+    if scope.term < scope.highest_term and not scope.deleting:
+        return Plan(
+            state=WorkState.REFUSED,
+            reason="StaleTerm",
+            message=f"a controller of term {scope.term} wrote this, one of term {scope.highest_term} wrote before it",
+        )
+    hold = scope.memory.hold
+    if hold is not None and scope.now < hold.until:
+        return Plan(state=hold.state, reason=hold.reason, message=hold.message, after=hold.until - scope.now)
+    if scope.deleting:
+        return _delete(scope)
+    return TRANSITIONS[situation(scope), scope.order.power](scope)
+
+
+def _new_marks(scope: Scope, *, wanted: PowerState, restarts: int) -> Marks:
+    return Marks(
+        uid=scope.order.uid,
+        epoch=scope.order.epoch,
+        namespace=scope.namespace,
+        name=scope.name,
+        wanted=wanted,
+        restart_request=scope.order.restart_request,
+        restarts=restarts,
+    )
+
+
+def _remark(scope: Scope, wanted: PowerState) -> tuple[Mark, ...]:
+    """Marks for the domain as it is now in power state `wanted`; nothing when it has them."""
+    domain = scope.domain
+    if domain is None:
+        return ()
+    marks = replace(domain.marks, wanted=wanted, epoch=scope.order.epoch, namespace=scope.namespace, name=scope.name)
+    return () if marks == domain.marks else (Mark(marks),)
+
+
+def _start(scope: Scope) -> Plan:
+    marks = marks_of(scope)
+    restarts = marks.restarts if marks is not None and marks.epoch == scope.order.epoch else 0
+    return _start_with(scope, restarts)
+
+
+def _start_with(scope: Scope, restarts: int) -> Plan:
+    start = Start(_new_marks(scope, wanted=scope.order.power, restarts=restarts))
+    return Plan((start, Pause()) if scope.order.power is PowerState.PAUSED else (start,))
+
+
+def _after_end(scope: Scope) -> Plan:
+    policy, exit_reason = scope.order.restart_policy, exit_of(scope)
+    if policy is RestartPolicy.NEVER or (policy is RestartPolicy.ON_FAILURE and exit_reason is ExitReason.SHUTDOWN):
+        reason, message = ENDINGS[exit_reason]
+        return Plan(
+            state=WorkState.STOPPED,
+            reason=reason,
+            message=f"{message}; restartPolicy {policy} leaves it off until it is started or restarted",
+        )
+    due = scope.memory.next_start if scope.memory.next_start is not None else scope.now
+    marks = marks_of(scope)
+    restarts = marks.restarts if marks is not None else 0
+    if due <= scope.now:
+        return _start_with(scope, restarts + 1)
+    reason, message = ENDINGS[exit_reason]
+    return Plan(
+        state=WorkState.BACK_OFF,
+        reason=reason,
+        message=f"{message}; it was started again {restarts} times and will be again after a pause",
+        after=due - scope.now,
+    )
+
+
+ENDINGS: Mapping[ExitReason, tuple[str, str]] = {
+    ExitReason.SHUTDOWN: ("GuestShutDown", "the guest shut down by itself"),
+    ExitReason.CRASHED: ("GuestCrashed", "the guest crashed, or its QEMU died"),
+    ExitReason.DESTROYED: ("ForcedOff", "somebody forced it off on the host"),
+    ExitReason.FAILED: ("StartFailed", "it could not be started"),
+    ExitReason.UNKNOWN: ("EndedUnseen", "it ended while nobody watched, most likely with its host"),
+}
+
+
+def _keep(scope: Scope) -> Plan:
+    return Plan(_remark(scope, scope.order.power), state=WorkState.RUNNING)
+
+
+def _pause(scope: Scope) -> Plan:
+    return Plan((*_remark(scope, PowerState.PAUSED), Pause()))
+
+
+def _keep_paused(scope: Scope) -> Plan:
+    return Plan(_remark(scope, PowerState.PAUSED), state=WorkState.PAUSED)
+
+
+def _resume(scope: Scope) -> Plan:
+    since, marks = scope.memory.resumed_at, marks_of(scope)
+    by_itself = marks is not None and marks.wanted is PowerState.RUNNING
+    if by_itself and since is not None and scope.now < since + RESUME_EVERY:
+        return Plan(
+            state=WorkState.PAUSED,
+            reason="PausedByItself",
+            message="the guest is paused although nobody asked for it, most likely because its storage fails or is full",
+            after=since + RESUME_EVERY - scope.now,
+        )
+    return Plan((*_remark(scope, PowerState.RUNNING), Resume()))
+
+
+def _stop(scope: Scope) -> Plan:
+    return _stop_within(scope, float(scope.order.stop.grace_period_seconds))
+
+
+def _stop_within(scope: Scope, grace: float) -> Plan:
+    mark = _remark(scope, PowerState.STOPPED)
+    if mark:
+        return Plan(mark)
+    memory = scope.memory
+    since = memory.stopping_since if memory.stopping_since is not None else scope.now
+    paused = scope.domain is not None and scope.domain.state is DomainState.PAUSED
+    deadline = since + grace
+    if scope.order.stop.mode is StopMode.FORCE or paused or scope.now >= deadline:
+        return Plan((ForceOff(),))
+    if memory.pressed_at is None or scope.now >= memory.pressed_at + PRESS_EVERY:
+        return Plan((PressButton(),))
+    return Plan(
+        state=WorkState.STOPPING,
+        after=max(min(memory.pressed_at + PRESS_EVERY, deadline) - scope.now, 0.0),
+    )
+
+
+def _record_stop(scope: Scope) -> Plan:
+    return Plan(_remark(scope, PowerState.STOPPED), state=WorkState.STOPPED)
+
+
+def _stay_off(_: Scope) -> Plan:
+    return Plan(state=WorkState.STOPPED)
+
+
+def _delete(scope: Scope) -> Plan:
+    order, domain = scope.order, scope.domain
+    ask = (
+        domain is not None
+        and domain.state is DomainState.RUNNING
+        and order.power is PowerState.RUNNING
+        and order.stop.mode is StopMode.GRACEFUL
+    )
+    if ask:
+        stop = _stop_within(scope, min(float(order.stop.grace_period_seconds), DELETE_GRACE))
+        if ForceOff() not in stop.steps:
+            return stop
+    return Plan((Remove(),), release=True)
+
+
+Transition = Callable[[Scope], Plan]
+
+TRANSITIONS: Mapping[tuple[Situation, PowerState], Transition] = {
+    (Situation.ABSENT, PowerState.RUNNING): _start,
+    (Situation.ABSENT, PowerState.PAUSED): _start,
+    (Situation.ABSENT, PowerState.STOPPED): _stay_off,
+    (Situation.OFF, PowerState.RUNNING): _start,
+    (Situation.OFF, PowerState.PAUSED): _start,
+    (Situation.OFF, PowerState.STOPPED): _record_stop,
+    (Situation.ENDED, PowerState.RUNNING): _after_end,
+    (Situation.ENDED, PowerState.PAUSED): _after_end,
+    (Situation.ENDED, PowerState.STOPPED): _record_stop,
+    (Situation.RUNNING, PowerState.RUNNING): _keep,
+    (Situation.RUNNING, PowerState.PAUSED): _pause,
+    (Situation.RUNNING, PowerState.STOPPED): _stop,
+    (Situation.PAUSED, PowerState.RUNNING): _resume,
+    (Situation.PAUSED, PowerState.PAUSED): _keep_paused,
+    (Situation.PAUSED, PowerState.STOPPED): _stop,
+    (Situation.STOPPING, PowerState.RUNNING): _stop,
+    (Situation.STOPPING, PowerState.PAUSED): _stop,
+    (Situation.STOPPING, PowerState.STOPPED): _stop,
+}

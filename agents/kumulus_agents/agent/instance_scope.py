@@ -1,0 +1,182 @@
+"""What one round of planning about a machine looks at, and what it may come to. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kumulus.api.compute import PowerState
+from kumulus.api.host import InstanceOrder, WorkOrderStatus, WorkState
+from kumulus_agents.agent.hold import Hold
+from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason, Marks
+
+
+class Situation(StrEnum):
+    """What is, as far as it decides."""
+
+    ABSENT = "Absent"
+    """No domain, and none is known to have run for this order."""
+    OFF = "Off"
+    """Off because we were asked to, or because it could not be started."""
+    ENDED = "Ended"
+    """Off although it was wanted to run: the guest or QEMU ended by itself, or the host was restarted."""
+    RUNNING = "Running"
+    PAUSED = "Paused"
+    STOPPING = "Stopping"
+    """On, and a stop has begun or a restart is asked for. A stop that has begun is finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What this process remembers of a machine between passes. Losing it costs patience, never correctness.
+
+    Moments are monotonic seconds.
+    """
+
+    stopping_since: float | None = None
+    pressed_at: float | None = None
+    resumed_at: float | None = None
+    next_start: float | None = None
+    """When policy starts it again."""
+    next_start_wall: float | None = None
+    """The same for people, in seconds since the epoch."""
+    forgiven: int = 0
+    """Restarts that no longer count for the back-off."""
+    hold: Hold | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """All that one round of planning looks at."""
+
+    order: InstanceOrder
+    deleting: bool
+    term: int
+    highest_term: int
+    """The highest term of a leader that was ever seen for this order."""
+    namespace: str
+    name: str
+    domain: Domain | None
+    status: WorkOrderStatus
+    """What was reported last; after a restart of the agent the only memory."""
+    memory: Memory
+    now: float
+    """Monotonic seconds."""
+    wall: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Write the marks into the domain."""
+
+    marks: Marks
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Make disks and seed, define and start, with these marks."""
+
+    marks: Marks
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Halt the CPUs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Let the CPUs go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class PressButton:
+    """Ask the guest to shut down."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForceOff:
+    """Take the power away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Remove the domain and everything that was made for it."""
+
+
+Step = Mark | Start | Pause | Resume | PressButton | ForceOff | Remove
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps to take now; without steps, what to report and when to look again (None: when something changes)."""
+
+    steps: tuple[Step, ...] = ()
+    state: WorkState = WorkState.PENDING
+    reason: str | None = None
+    message: str | None = None
+    after: float | None = None
+    release: bool = False
+    """Once the steps are taken nothing of it is left: the order may go."""
+
+
+def marks_of(scope: Scope) -> Marks | None:
+    """The domain's marks; of a domain that is gone, what was reported of it while it ran for this placement."""
+    if scope.domain is not None:
+        return scope.domain.marks
+    facts = scope.status.instance
+    if facts is None or facts.epoch != scope.order.epoch or not _known_to_have_run(scope.status):
+        return None
+    return Marks(
+        uid=scope.order.uid,
+        epoch=facts.epoch,
+        namespace=scope.namespace,
+        name=scope.name,
+        wanted=PowerState.RUNNING,
+        restart_request=facts.last_restart_request,
+        restarts=facts.restarts or 0,
+    )
+
+
+def situation(scope: Scope) -> Situation:
+    """Which row of the table applies."""
+    domain, order, marks = scope.domain, scope.order, marks_of(scope)
+    if marks is None:
+        return Situation.ABSENT
+    restart = marks.restart_request != order.restart_request
+    if domain is not None and domain.state is not DomainState.STOPPED:
+        if marks.wanted is PowerState.STOPPED or restart:
+            return Situation.STOPPING
+        return Situation.PAUSED if domain.state is DomainState.PAUSED else Situation.RUNNING
+    if marks.wanted is PowerState.STOPPED or marks.epoch < order.epoch or restart:
+        return Situation.OFF
+    if domain is None:
+        return Situation.ENDED
+    if domain.exit_reason is ExitReason.FAILED:
+        return Situation.OFF
+    if domain.exit_reason in (None, ExitReason.UNKNOWN) and not _ran_as(scope.status, marks):
+        return Situation.OFF
+    return Situation.ENDED
+
+
+def _known_to_have_run(status: WorkOrderStatus) -> bool:
+    if status.state in (WorkState.RUNNING, WorkState.PAUSED, WorkState.BACK_OFF):
+        return True
+    return status.state is WorkState.STOPPED and status.reason is not None
+
+
+def _ran_as(status: WorkOrderStatus, marks: Marks) -> bool:
+    """Whether a run with these marks was reported. If not, an agent died between defining and starting it."""
+    facts = status.instance
+    return (
+        facts is not None
+        and facts.epoch == marks.epoch
+        and facts.last_restart_request == marks.restart_request
+        and _known_to_have_run(status)
+    )
+
+
+def exit_of(scope: Scope) -> ExitReason:
+    """Why the domain is off."""
+    return (scope.domain.exit_reason if scope.domain is not None else None) or ExitReason.UNKNOWN

@@ -1,0 +1,68 @@
+"""What is reported of a machine, derived from what was observed and planned. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from kumulus.api.host import InstanceFacts, WorkOrderStatus, WorkState
+from kumulus.runtime.clock import parse_time, rfc3339
+from kumulus_agents.agent.instance_scope import Plan, Scope, Situation, marks_of, situation
+from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
+
+SAME_START = 2.0
+"""Two readings of when a guest started that are closer than this, in seconds, are the same start."""
+
+
+def seconds(text: str | None) -> float | None:
+    """A time of the API in seconds since the epoch; None for none, or for what is none."""
+    if text is None:
+        return None
+    try:
+        return parse_time(text).timestamp()
+    except ValueError:
+        return None
+
+
+def moment(wall: float) -> str:
+    """Seconds since the epoch as a time of the API."""
+    return rfc3339(datetime.fromtimestamp(wall, UTC))
+
+
+def derive(scope: Scope, plan: Plan, generation: int) -> WorkOrderStatus:
+    """The status, whole."""
+    return WorkOrderStatus(
+        observed_generation=generation,
+        state=plan.state,
+        reason=plan.reason,
+        message=plan.message,
+        instance=_facts(scope, plan),
+    )
+
+
+def _facts(scope: Scope, plan: Plan) -> InstanceFacts:
+    before = scope.status.instance or InstanceFacts()
+    marks, due = marks_of(scope), scope.memory.next_start_wall
+    return InstanceFacts(
+        epoch=marks.epoch if marks is not None else None,
+        started_at=_started_at(scope, before.started_at),
+        restarts=marks.restarts if marks is not None else None,
+        last_restart_request=marks.restart_request if marks is not None else before.last_restart_request,
+        last_exit=_last_exit(scope) or before.last_exit,
+        next_start_at=moment(due) if plan.state is WorkState.BACK_OFF and due is not None else None,
+    )
+
+
+def _started_at(scope: Scope, before: str | None) -> str | None:
+    if scope.domain is None or scope.domain.started_at is None:
+        return before
+    known, started = seconds(before), scope.domain.started_at
+    return before if known is not None and abs(known - started) < SAME_START else moment(started)
+
+
+def _last_exit(scope: Scope) -> str | None:
+    domain = scope.domain
+    if domain is None or domain.state is not DomainState.STOPPED or domain.exit_reason is None:
+        return None
+    if domain.exit_reason is ExitReason.UNKNOWN and situation(scope) is not Situation.ENDED:
+        return None
+    return domain.exit_reason.lower()

@@ -1,0 +1,119 @@
+"""Takes the steps that a plan for a machine asks for. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Awaitable, Callable, Mapping
+
+from kumulus.api.host import InstanceOrder, SeedRef, WorkOrder
+from kumulus.kube.builtin import SECRET
+from kumulus.kube.client import KubeClient
+from kumulus_agents.agent.instance_files import InstanceFiles
+from kumulus_agents.agent.instance_scope import ForceOff, Mark, Pause, PressButton, Remove, Resume, Start, Step
+from kumulus_agents.agent.missing import Missing
+from kumulus_agents.agent.pools import Pools
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, Hypervisor, Marks
+
+SLOW = 1.0
+"""A start that takes longer than this, in seconds, is worth a word."""
+SEED_DISK = "seed"
+
+
+class InstanceSteps:
+    """The hands of the agent on one host's machines."""
+
+    def __init__(
+        self, client: KubeClient, namespace: str, hypervisor: Hypervisor, pools: Pools, files: InstanceFiles
+    ) -> None:
+        self._client = client
+        self._namespace = namespace
+        self._hypervisor = hypervisor
+        self._pools = pools
+        self._files = files
+
+    async def take(self, step: Step, order: WorkOrder, slow: Callable[[], Awaitable[None]]) -> None:
+        """Take one step; it may have been taken already. `slow` is awaited once when a start takes its time.
+
+        Raises `Missing`, `HypervisorError`, `StorageError`, `KubeError`.
+        """
+        instance = order.spec.instance
+        if instance is None:
+            raise ValueError(f"work order {order.name} is about no instance")
+        uid = instance.uid
+        match step:
+            case Start(marks):
+                await self._start(instance, marks, slow)
+            case Mark(marks):
+                await self._hypervisor.mark(uid, marks)
+            case Pause():
+                await self._hypervisor.pause(uid)
+            case Resume():
+                await self._hypervisor.resume(uid)
+            case PressButton():
+                await self._hypervisor.power_button(uid)
+            case ForceOff():
+                await self._hypervisor.force_off(uid)
+            case Remove():
+                await self._remove(instance)
+
+    async def _start(self, order: InstanceOrder, marks: Marks, slow: Callable[[], Awaitable[None]]) -> None:
+        for disk in order.disks:
+            if await self._pools.driver(disk.pool).image(disk.image.uid) is None:
+                raise Missing(
+                    "ImageNotReady", f"the image of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
+                )
+        seed = await self._seed(order.seed) if order.seed is not None else None
+        async with asyncio.TaskGroup() as group:
+            work = group.create_task(_failure_of(self._make_and_start(order, marks, seed)))
+            await asyncio.wait([work], timeout=SLOW)
+            if not work.done():
+                await slow()
+        failure = work.result()
+        if failure is not None:
+            raise failure
+
+    async def _make_and_start(self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None) -> None:
+        disks = []
+        for disk in order.disks:
+            stored = await self._pools.driver(disk.pool).ensure_disk(order.uid, disk.name, disk.image.uid, disk.size)
+            disks.append(DomainDisk(disk.name, stored.path, stored.format, boot_order=disk.boot_order))
+        path = await self._files.prepare(order.uid, seed)
+        if path is not None:
+            disks.append(DomainDisk(SEED_DISK, str(path), "raw", read_only=True, cdrom=True))
+        await self._hypervisor.start(
+            DomainSpec(
+                marks=marks,
+                cpus=order.cpus,
+                memory=order.memory,
+                disks=disks,
+                console_log=str(self._files.console_log(order.uid)),
+            )
+        )
+
+    async def _seed(self, seed: SeedRef) -> Mapping[str, bytes]:
+        if seed.secret is None:
+            return {name: text.encode() for name, text in (seed.data or {}).items()}
+        secret = await self._client.find(SECRET, seed.secret, self._namespace)
+        if secret is None:
+            raise Missing("SecretNotFound", f"the Secret {seed.secret} with the first-boot data is not there")
+        try:
+            return {name: base64.b64decode(data, validate=True) for name, data in (secret.get("data") or {}).items()}
+        except binascii.Error:
+            raise Missing("SecretUnreadable", f"the Secret {seed.secret} is not valid base64") from None
+
+    async def _remove(self, order: InstanceOrder) -> None:
+        await self._hypervisor.remove(order.uid)
+        for pool in {disk.pool.uid: disk.pool for disk in order.disks}.values():
+            await self._pools.driver(pool).remove_disks(order.uid)
+        await self._files.remove(order.uid)
+
+
+async def _failure_of(work: Awaitable[None]) -> Exception | None:
+    """How it failed, as a value: a task group would wrap it."""
+    try:
+        await work
+    except Exception as error:
+        return error
+    return None

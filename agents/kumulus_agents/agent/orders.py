@@ -1,0 +1,125 @@
+"""The work orders of one host: what is known of them, and what the agent writes back.
+
+The only module that writes to work orders. Every write is skipped when it would change nothing, and
+its answer goes into the store at once, so that the next pass reads what this one wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from kumulus.api.base import FINALIZER
+from kumulus.api.host import WorkOrder, WorkOrderStatus, WorkState
+from kumulus.kube.client import KubeClient
+from kumulus.kube.errors import Conflict, NotFound
+from kumulus.kube.patching import merge_patch
+from kumulus.kube.store import Key, Store, key_of
+
+INSTANCE = "instance"
+"""Index of Instance orders by the machine's uid."""
+
+
+def _instance_uid(order: WorkOrder) -> Iterable[str]:
+    return (order.spec.instance.uid,) if order.spec.instance is not None else ()
+
+
+def unfit(order: WorkOrder) -> WorkOrderStatus | None:
+    """The refusal of an order that could be deleted behind our back: it must come with our finalizer. Pure."""
+    if FINALIZER in order.metadata.finalizers or order.deleting:
+        return None
+    return WorkOrderStatus(
+        observed_generation=order.metadata.generation,
+        state=WorkState.REFUSED,
+        reason="NoFinalizer",
+        message=f"the order came without the finalizer {FINALIZER}, so nothing made for it could be removed again",
+    )
+
+
+class Orders:
+    """The work orders in one host's namespace."""
+
+    def __init__(self, client: KubeClient, namespace: str) -> None:
+        self._client = client
+        self.namespace = namespace
+        self.store: Store[WorkOrder] = Store(WorkOrder, {INSTANCE: _instance_uid})
+        self._own_write = False
+
+    def listen(self, changed: Callable[[Key], None]) -> None:
+        """Have `changed` called when an order appears, changes or goes, but not after an own write."""
+
+        def listener(before: WorkOrder | None, after: WorkOrder | None) -> None:
+            item = after or before
+            if item is not None and not self._own_write:
+                changed(Key(item.namespace, item.name))
+
+        self.store.listen(listener)
+
+    def get(self, name: str) -> WorkOrder | None:
+        """The order as last seen."""
+        return self.store.get(name, self.namespace)
+
+    def of_instance(self, uid: str) -> list[WorkOrder]:
+        """The orders about the machine of that uid."""
+        return self.store.by(INSTANCE, uid)
+
+    async def report(self, order: WorkOrder, status: WorkOrderStatus) -> bool:
+        """Write the status if it differs from what is known. Gone meanwhile: nothing. Raises `KubeError`."""
+        known = self.get(order.name)
+        before = (known if known is not None and known.uid == order.uid else order).status
+        patch = merge_patch(before.to_json(), status.to_json())
+        if not patch:
+            return False
+        try:
+            answer = await self._client.patch(
+                WorkOrder.KIND, order.name, {"status": patch}, self.namespace, subresource="status"
+            )
+        except NotFound:
+            return False
+        self._take(answer)
+        return True
+
+    async def release(self, order: WorkOrder) -> None:
+        """Take the finalizer off; nothing of the order is left on this host. Gone already: nothing.
+
+        Raises `Conflict` when somebody changed the order in between: look at it again.
+        """
+        if FINALIZER not in order.metadata.finalizers:
+            return
+        finalizers = [name for name in order.metadata.finalizers if name != FINALIZER]
+        metadata = {"resourceVersion": order.metadata.resource_version, "finalizers": finalizers}
+        try:
+            answer = await self._client.patch(WorkOrder.KIND, order.name, {"metadata": metadata}, self.namespace)
+        except NotFound:
+            return
+        except Conflict:
+            await self.refresh(order.name)
+            raise
+        if answer["metadata"].get("deletionTimestamp") and not answer["metadata"].get("finalizers"):
+            self._forget(key_of(answer), order.uid)
+        else:
+            self._take(answer)
+
+    async def refresh(self, name: str) -> WorkOrder | None:
+        """Read it live. Raises `KubeError`."""
+        raw = await self._client.find(WorkOrder.KIND, name, self.namespace)
+        if raw is None:
+            self._forget(Key(self.namespace, name), None)
+        else:
+            self._take(raw)
+        return self.get(name)
+
+    def _take(self, raw: dict[str, Any]) -> None:
+        raw["metadata"].pop("managedFields", None)
+        self._own_write = True
+        try:
+            self.store.apply(raw)
+        finally:
+            self._own_write = False
+
+    def _forget(self, key: Key, uid: str | None) -> None:
+        self._own_write = True
+        try:
+            self.store.remove(key, uid)
+        finally:
+            self._own_write = False

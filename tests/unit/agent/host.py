@@ -1,0 +1,183 @@
+"""A host for component tests: its namespace on a real API server, a world, and agents that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kumulus.api.base import FINALIZER
+from kumulus.api.fabric import host_namespace
+from kumulus.api.host import PoolRef, WorkOrder, instance_order_name
+from kumulus.kube.builtin import NAMESPACE
+from kumulus.kube.client import KubeClient
+from kumulus_agents.agent.agent import Agent, Drivers, Place
+from kumulus_agents.agent.instance_files import NoFiles
+from kumulus_agents.agent.report import MachineFacts
+from kumulus_agents.agent.settings import Timings
+from kumulus_agents.storage.protocol import StorageDriver
+from kumulus_agents.storage.settings import SimulatedSettings, StorageSettings
+from kumulus_agents.storage.simulated import SimulatedPool, SimulatedStorage
+from tests.unit.agent.world import FakeHypervisor, World
+
+DEADLINE = 30.0
+POOL = {
+    "uid": str(uuid.uuid5(uuid.NAMESPACE_DNS, "pool")),
+    "name": "local",
+    "driver": "dir",
+    "parameters": {"path": "/var/lib/kumulus/pools/local"},
+}
+IMAGE = {"uid": str(uuid.uuid5(uuid.NAMESPACE_DNS, "image")), "sha256": "a" * 64, "format": "qcow2"}
+
+
+class NoConsole:
+    """A reader of consoles that say one line."""
+
+    async def tail(self, uid: str, max_bytes: int) -> str | None:
+        return f"login of {uid}"[-max_bytes:]
+
+
+async def eventually(probe: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
+    """Wait until `probe` (a function or coroutine function) gives something true, and return it."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        found = probe()
+        if asyncio.iscoroutine(found):
+            found = await found
+        if found:
+            return found
+        if asyncio.get_running_loop().time() > deadline:
+            raise AssertionError(f"{what} did not come to be within {seconds} s")
+        await asyncio.sleep(0.02)
+
+
+@dataclass
+class TestHost:
+    """One host."""
+
+    __test__ = False
+
+    client: KubeClient
+    name: str
+    world: World = field(default_factory=World)
+    pools: dict[str, SimulatedPool] = field(default_factory=dict)
+    drivers: list[SimulatedStorage] = field(default_factory=list)
+    simulated: SimulatedSettings = field(
+        default_factory=lambda: SimulatedSettings(import_seconds=0, disk_seconds=0, image_bytes=1 << 20)
+    )
+    writes: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def namespace(self) -> str:
+        return host_namespace(self.name)
+
+    def _pool(self, pool: PoolRef) -> StorageDriver:
+        state = self.pools.setdefault(pool.uid, SimulatedPool())
+        driver = SimulatedStorage(pool, StorageSettings(simulated=self.simulated), state=state)
+        self.drivers.append(driver)
+        return driver
+
+    def agent(self, client: KubeClient | None = None, **options: Any) -> Agent:
+        drivers = Drivers(
+            hypervisor=FakeHypervisor(self.world),
+            pool=self._pool,
+            files=NoFiles(),
+            console=NoConsole(),
+            facts=MachineFacts(addresses=lambda: ("192.0.2.7",), agent="test", kernel="6", os="Test"),
+        )
+        options.setdefault("timings", Timings(workers=2))
+        return Agent(Place(self.name, self.namespace), client or self.client, drivers, **options)
+
+    @asynccontextmanager
+    async def running(self, client: KubeClient | None = None, **options: Any) -> AsyncIterator[Agent]:
+        """An agent that works inside the block and is killed (cancelled) at its end."""
+        agent = self.agent(client, **options)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(agent.run())
+            try:
+                yield agent
+            finally:
+                task.cancel()
+
+    async def order(self, **instance: Any) -> str:
+        """Create the order of a machine; returns the machine's uid."""
+        uid = instance.setdefault("uid", str(uuid.uuid4()))
+        body = {
+            "epoch": 1,
+            "power": "Running",
+            "restartPolicy": "Always",
+            "stop": {"mode": "Graceful", "gracePeriodSeconds": 60},
+            "cpus": 1,
+            "memory": 256 << 20,
+            "disks": [],
+        } | instance
+        await self.create(
+            instance_order_name(uid),
+            {"type": "Instance", "for": self._for("VirtualMachine", "vm", uid), "term": 1, "instance": body},
+        )
+        return str(uid)
+
+    async def import_order(self, name: str = "image-1", image: dict[str, Any] | None = None) -> None:
+        image = image or IMAGE
+        disk = {"pool": POOL, "importImage": {"image": image, "http": {"url": "http://images.example/a.qcow2"}}}
+        await self.create(name, {"type": "Disk", "for": self._for("Image", "debian", image["uid"]), "disk": disk})
+
+    async def create(self, name: str, spec: dict[str, Any]) -> None:
+        body = {"metadata": {"name": name, "finalizers": [FINALIZER]}, "spec": spec}
+        await self.client.create(WorkOrder.KIND, body, self.namespace)
+
+    @staticmethod
+    def _for(kind: str, name: str, uid: str) -> dict[str, str]:
+        return {"kind": kind, "namespace": "tenant", "name": name, "uid": uid}
+
+    async def status(self, name: str) -> dict[str, Any]:
+        raw = await self.client.find(WorkOrder.KIND, name, self.namespace)
+        return dict((raw or {}).get("status") or {})
+
+    async def change(self, uid: str, **instance: Any) -> None:
+        patch = {"spec": {"instance": instance}}
+        await self.client.patch(WorkOrder.KIND, instance_order_name(uid), patch, self.namespace)
+
+    async def delete(self, name: str) -> None:
+        await self.client.delete(WorkOrder.KIND, name, self.namespace)
+
+    async def gone(self, name: str) -> bool:
+        return await self.client.find(WorkOrder.KIND, name, self.namespace) is None
+
+    async def until(self, name: str, seconds: float = DEADLINE, **wanted: Any) -> dict[str, Any]:
+        """Wait until the order's status has these values (state, reason, ...), and return it."""
+        last: dict[str, Any] = {}
+
+        async def reached() -> dict[str, Any] | None:
+            nonlocal last
+            last = await self.status(name)
+            return last if all(last.get(key) == value for key, value in wanted.items()) else None
+
+        try:
+            found: dict[str, Any] = await eventually(reached, f"{name} {wanted}", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; last seen: {last}") from None
+        return found
+
+    async def until_instance(self, uid: str, seconds: float = DEADLINE, **wanted: Any) -> dict[str, Any]:
+        return await self.until(instance_order_name(uid), seconds, **wanted)
+
+
+@asynccontextmanager
+async def host_on(kubeconfig: Path, **options: Any) -> AsyncIterator[TestHost]:
+    """A host with a namespace of its own."""
+    client = await KubeClient.from_kubeconfig(kubeconfig, user_agent="tests")
+    host = TestHost(client, f"t{secrets.token_hex(4)}", **options)
+    try:
+        await client.create(NAMESPACE, {"metadata": {"name": host.namespace}})
+        yield host
+    finally:
+        with contextlib.suppress(Exception):
+            await client.delete(NAMESPACE, host.namespace)
+        await client.close()
