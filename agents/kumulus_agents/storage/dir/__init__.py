@@ -1,0 +1,1 @@
+"""Pools that are directories: qcow2 files on a local or shared file system."""

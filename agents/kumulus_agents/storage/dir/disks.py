@@ -1,0 +1,132 @@
+"""Disks in a pool: qcow2 overlays on a verified image. Blocks.
+
+A disk's record is written before the disk gets its name: a disk that exists has one. Which image a
+disk stands on is told by the record alone; the disk's own header belongs to a guest's emulator.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from kumulus_agents.storage.beneath import Directory
+from kumulus_agents.storage.dir.images import stored
+from kumulus_agents.storage.dir.pool import PoolDirectory, disk_of, uid_of
+from kumulus_agents.storage.protocol import StorageError, StoredDisk, StoredImage
+from kumulus_agents.storage.record import read_record, write_record
+from kumulus_agents.storage.settings import StorageSettings
+
+_SECTOR = 512
+_TIMEOUT = 60.0
+
+
+def ensure(
+    pool: PoolDirectory, settings: StorageSettings, owner: str, name: str, image_uid: str, size: int | None
+) -> StoredDisk:
+    """The machine's disk of that name, made or found. Raises `StorageError` or `OSError`."""
+    disk = disk_of(owner, name)
+    with pool.disks() as disks, pool.directory_of(disks, owner) as mine:
+        record = read_record(mine, f"{disk}.json")
+        if record is not None and mine.exists(f"{disk}.qcow2"):
+            return StoredDisk(pool.disk_path(owner, disk), "qcow2", int(str(record["virtualSize"])))
+        with pool.images() as images:
+            image = stored(pool, images.whole, image_uid)
+        virtual_size = _size(image, size)
+        _make(pool, settings, mine, disk, image_uid, virtual_size)
+    return StoredDisk(pool.disk_path(owner, disk), "qcow2", virtual_size)
+
+
+def remove(pool: PoolDirectory, owner: str) -> None:
+    """Remove everything in the machine's directory, and the directory; disks before their records."""
+    with pool.disks() as disks:
+        try:
+            mine = disks.directory(uid_of(owner))
+        except FileNotFoundError:
+            return
+        with mine:
+            for file in sorted(mine.names(), key=lambda file: file.endswith(".json")):
+                mine.remove(file)
+        disks.remove_directory(owner)
+        disks.flush()
+
+
+def users(pool: PoolDirectory, image_uid: str) -> int:
+    """How many disks stand on the image."""
+    count = 0
+    with pool.disks() as disks:
+        for owner in disks.names():
+            try:
+                mine = disks.directory(owner)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            with mine:
+                for file in mine.names():
+                    if file.startswith(".") or not file.endswith(".json"):
+                        continue
+                    record = read_record(mine, file)
+                    if record is None or record.get("image") == image_uid:
+                        count += mine.exists(f"{file.removesuffix('.json')}.qcow2")
+    return count
+
+
+def _size(image: StoredImage | None, size: int | None) -> int:
+    if image is None:
+        raise StorageError("The disk's image is not in the pool yet.", reason="ImageNotReady")
+    if size is None:
+        return image.virtual_size
+    if size < image.virtual_size:
+        raise StorageError(
+            f"The disk's size of {size} bytes is less than the {image.virtual_size} bytes of its image."
+            " Ask for a larger disk.",
+            reason="DiskTooSmall",
+            retryable=False,
+        )
+    return -(-size // _SECTOR) * _SECTOR
+
+
+def _make(
+    pool: PoolDirectory, settings: StorageSettings, mine: Directory, disk: str, image_uid: str, virtual_size: int
+) -> None:
+    temporary = f".{disk}.new"
+    fd = mine.fresh(temporary)
+    try:
+        _create(settings, fd, pool.backing(image_uid), virtual_size)
+        write_record(mine, f"{disk}.json", {"image": image_uid, "virtualSize": virtual_size})
+        mine.settle(fd, temporary, f"{disk}.qcow2")
+    except BaseException:
+        mine.remove(temporary)
+        mine.remove(f"{disk}.json")
+        raise
+    finally:
+        os.close(fd)
+
+
+def _create(settings: StorageSettings, fd: int, backing: str, virtual_size: int) -> None:
+    """Write an empty overlay into the open file.
+
+    With size and formats given, and `-u`, qemu-img opens nothing but this file: no image is read
+    outside the cage.
+    """
+    try:
+        done = subprocess.run(
+            [
+                *(str(settings.cage.qemu_img), "create", "-q", "-u", "-f", "qcow2", "-o", "compat=1.1"),
+                *("-F", "qcow2", "-b", backing, f"/proc/self/fd/{fd}", str(virtual_size)),
+            ],
+            pass_fds=(fd,),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={},
+            timeout=_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise StorageError("The pool does not answer: making a disk took too long.", reason="PoolFailed") from None
+    if done.returncode:
+        errors = done.stderr.decode(errors="replace")
+        if "No space left" in errors or "quota exceeded" in errors:
+            raise StorageError(
+                "Could not make the disk: the pool is full. Free space in it or choose another pool.", reason="NoSpace"
+            )
+        raise StorageError(f"Could not make the disk: qemu-img ended with status {done.returncode}.")

@@ -1,0 +1,150 @@
+"""The directory of a pool: where it may lie, how it is reached, what lies where. Blocks; no image is opened.
+
+    images/<image uid>.qcow2           the converted image, never written again
+    images/<image uid>.json            what is known of it; an image without this record is none
+    images/.partial/<image uid>.*      what is on its way
+    disks/<machine uid>/<disk id>.qcow2, .json   a disk and what it was made from
+
+All names derive from uids.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from kumulus.api.host import PoolRef
+from kumulus_agents.storage.beneath import Directory
+from kumulus_agents.storage.protocol import StorageError, Usage
+from kumulus_agents.storage.settings import StorageSettings
+
+_IMAGES, _PARTIAL, _DISKS = "images", ".partial", "disks"
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """The open directories of images."""
+
+    whole: Directory
+    partial: Directory
+
+
+def uid_of(text: str) -> str:
+    """The uid, if it is one; anything else never becomes the name of a file."""
+    try:
+        is_uid = str(uuid.UUID(text)) == text
+    except ValueError:
+        is_uid = False
+    if not is_uid:
+        raise StorageError("The order names something by what is no uid.", reason="BadName", retryable=False)
+    return text
+
+
+def disk_of(owner: str, name: str) -> str:
+    """The id of a machine's disk: a name that any text may have made, and that has none of it."""
+    return str(uuid.uuid5(uuid.UUID(uid_of(owner)), name))
+
+
+class PoolDirectory:
+    """Opens the directories of one pool, each time anew: file systems come and go."""
+
+    def __init__(self, pool: PoolRef, settings: StorageSettings) -> None:
+        self.path = PurePosixPath(pool.parameters.path or "")
+        self._name = pool.name
+        self._roots = settings.roots
+        self.gid = _group(settings.readers)
+        """Group that may pass through and read images; -1 for none."""
+        self._mode = 0o710 if self.gid >= 0 else 0o700
+        self.image_mode = 0o640 if self.gid >= 0 else 0o600
+
+    def prepare(self) -> Usage:
+        """Make the directories, with their modes, and say how much room there is."""
+        with self._open(make=True) as pool, self._images(pool, make=True), self._disks(pool, make=True):
+            stat = os.fstatvfs(pool.fd)
+        if stat.f_flag & os.ST_RDONLY:
+            raise StorageError(f"The pool {self._name} is mounted read-only on this host.", reason="PoolReadOnly")
+        return Usage(capacity=stat.f_blocks * stat.f_frsize, used=(stat.f_blocks - stat.f_bavail) * stat.f_frsize)
+
+    @contextmanager
+    def images(self) -> Iterator[Images]:
+        """The directories of images; made when missing."""
+        with self._open(make=True) as pool, self._images(pool, make=True) as images:
+            yield images
+
+    @contextmanager
+    def disks(self) -> Iterator[Directory]:
+        """The directory that has one for each machine; made when missing."""
+        with self._open(make=True) as pool, self._disks(pool, make=True) as disks:
+            yield disks
+
+    def directory_of(self, disks: Directory, owner: str) -> Directory:
+        """The directory of a machine's disks; made when missing."""
+        return disks.directory(uid_of(owner), make=True, mode=self._mode, gid=self.gid)
+
+    def image_path(self, uid: str) -> str:
+        """Absolute path of an image, for programs."""
+        return str(self.path / _IMAGES / f"{uid}.qcow2")
+
+    def disk_path(self, owner: str, disk: str) -> str:
+        """Absolute path of a disk, for programs."""
+        return str(self.path / _DISKS / owner / f"{disk}.qcow2")
+
+    def backing(self, image: str) -> str:
+        """An image as its disks name it: relative, so that a pool may be moved or mounted elsewhere."""
+        return f"../../{_IMAGES}/{image}.qcow2"
+
+    @contextmanager
+    def _open(self, *, make: bool) -> Iterator[Directory]:
+        root = self._root()
+        parts = self.path.relative_to(root).parts
+        with ExitStack() as stack:
+            if make:
+                Path(root).mkdir(mode=0o711, parents=True, exist_ok=True)
+            at = stack.enter_context(Directory.trusted(root))
+            for part in parts[:-1]:
+                at = stack.enter_context(self._between(at, part, make=make))
+            yield stack.enter_context(at.directory(parts[-1], make=make, mode=self._mode, gid=self.gid))
+
+    def _between(self, at: Directory, part: str, *, make: bool) -> Directory:
+        """A directory on the way to the pool. One that is there keeps its mode."""
+        try:
+            return at.directory(part)
+        except FileNotFoundError:
+            return at.directory(part, make=make, mode=0o711)
+
+    def _root(self) -> PurePosixPath:
+        for root in self._roots:
+            if self.path.is_relative_to(root) and self.path != root and ".." not in self.path.parts:
+                return root
+        roots = ", ".join(str(root) for root in self._roots)
+        raise StorageError(
+            f"The path of the pool {self._name} lies below none of the directories this host allows ({roots})."
+            " Choose a path below one, or allow its directory in the agent's settings (storage.roots).",
+            reason="PathNotAllowed",
+            retryable=False,
+        )
+
+    @contextmanager
+    def _images(self, pool: Directory, *, make: bool) -> Iterator[Images]:
+        with (
+            pool.directory(_IMAGES, make=make, mode=self._mode, gid=self.gid) as whole,
+            whole.directory(_PARTIAL, make=make) as partial,
+        ):
+            yield Images(whole, partial)
+
+    def _disks(self, pool: Directory, *, make: bool) -> Directory:
+        return pool.directory(_DISKS, make=make, mode=self._mode, gid=self.gid)
+
+
+def _group(names: tuple[str, ...]) -> int:
+    for name in names:
+        try:
+            return grp.getgrnam(name).gr_gid
+        except KeyError:
+            continue
+    return -1

@@ -1,0 +1,210 @@
+"""Bring the bytes of a source into a part: resumed when cut, checked at each hop, bounded in everything.
+
+The digest decides whether the bytes are right; nothing here looks into them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+from yarl import URL
+
+from kumulus.api.host import HttpFetch
+from kumulus_agents.storage.blocking import in_thread
+from kumulus_agents.storage.origin import Resolve, checked, forbidden, parsed, session, system_resolve, trust
+from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.part import Part
+from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.settings import FetchSettings
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+_UNSATISFIED = re.compile(r"bytes \*/(\d{1,18})")
+_WRITE = 1 << 20
+_LONGEST_PAUSE = 30.0
+
+
+class _Cut(Exception):
+    """The attempt ended early; another may go further. `error` is what to say when there is none."""
+
+    def __init__(self, error: StorageError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Fetcher:
+    """Fetches over http and https."""
+
+    def __init__(
+        self,
+        settings: FetchSettings,
+        *,
+        resolve: Resolve = system_resolve,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._settings = settings
+        self._resolve = resolve
+        self._sleep = sleep
+
+    async def fetch(self, source: HttpFetch, part: Part, sha256: str, pace: Pace) -> None:
+        """Make the part whole: when this returns, its SHA-256 is `sha256`.
+
+        May be repeated; a part that is whole already costs no request. Raises `StorageError`:
+        SourceForbidden, SourceNotFound, SourceRefused, SourceUnavailable, SourceTimeout, SourceUntrusted,
+        ImageTooLarge, ChecksumMismatch or what the pool says. Cancelling keeps what has arrived.
+        """
+        url = parsed(source.url)
+        if part.size and part.digest() == sha256:
+            return
+        context = await in_thread(trust, source.ca_bundle)
+        try:
+            async with asyncio.timeout(self._settings.total_timeout):
+                await self._until_whole(url, context, part, sha256, pace)
+        except TimeoutError:
+            raise StorageError("The source is too slow: the download took too long.", reason="SourceTimeout") from None
+
+    async def _until_whole(self, url: URL, context: ssl.SSLContext, part: Part, sha256: str, pace: Pace) -> None:
+        in_vain = 0
+        mixed = True
+        while True:
+            before = part.most
+            try:
+                await self._attempt(url, context, part, pace)
+                if part.digest() == sha256:
+                    return
+                if not (part.resumed and mixed):
+                    raise StorageError(
+                        f"The source's SHA-256 is {part.digest()}, not {sha256} as the image says."
+                        " Correct the image's checksum or its source.",
+                        reason="ChecksumMismatch",
+                        retryable=False,
+                    )
+                mixed = False  # halves of two versions, perhaps: once more from the start
+                await part.begin(str(url), None)
+            except _Cut as cut:
+                in_vain = 0 if part.most > before else in_vain + 1
+                if in_vain > self._settings.retries:
+                    raise cut.error from cut
+                await self._sleep(min(self._settings.backoff * 2**in_vain, _LONGEST_PAUSE))
+
+    async def _attempt(self, url: URL, context: ssl.SSLContext, part: Part, pace: Pace) -> None:
+        """Follow redirects by hand, each checked like the first URL, and receive what the last one has."""
+        try:
+            for _ in range(self._settings.max_redirects + 1):
+                origin = await checked(url, self._settings, self._resolve)
+                async with (
+                    session(origin, context, self._settings) as client,
+                    client.get(url, headers=_resume(part), allow_redirects=False) as response,
+                ):
+                    if response.status not in _REDIRECTS:
+                        await self._receive(response, part, pace)
+                        return
+                    url = _next(url, response.headers.get("Location"))
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError) as error:
+            raise StorageError(
+                f"The server {url.host} did not prove who it is. Check its certificate or the image's caBundle.",
+                reason="SourceUntrusted",
+            ) from error
+        except TimeoutError as error:
+            raise _Cut(StorageError(f"The server {url.host} does not answer.", reason="SourceTimeout")) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise _Cut(
+                StorageError(
+                    f"The connection to {url.host} failed: {type(error).__name__}.", reason="SourceUnavailable"
+                )
+            ) from error
+        raise forbidden("The image's source redirects too often.")
+
+    async def _receive(self, response: aiohttp.ClientResponse, part: Part, pace: Pace) -> None:
+        """Take the body of a final answer into the part, at its end or from its start."""
+        total: int | None
+        if response.status == 206:
+            match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if match is None or int(match[1]) != part.size:
+                await part.begin(str(response.url), None)
+                raise _Cut(StorageError("The server sends other bytes than it was asked for.", reason="SourceRefused"))
+            total = None if match[3] == "*" else int(match[3])
+            part.resumed = True
+        elif response.status == 200:
+            total = response.content_length
+            await part.begin(str(response.url), _validator(response))
+        elif response.status == 416 and part.size:
+            match = _UNSATISFIED.fullmatch(response.headers.get("Content-Range", ""))
+            if match is not None and int(match[1]) == part.size:
+                part.resumed = True
+                return  # it is all there; the digest decides
+            await part.begin(str(response.url), None)
+            raise _Cut(StorageError("The server does not resume downloads.", reason="SourceRefused"))
+        else:
+            raise _answer(response.status, response.url.host or "")
+        self._bound(total if total is not None else part.size)
+        if total is not None and total - part.size > part.room():
+            raise StorageError(
+                "Could not keep what would be downloaded: the pool is full. Free space in it or choose another pool.",
+                reason="NoSpace",
+            )
+        await self._take(response.content, part, total, pace)
+
+    async def _take(self, body: aiohttp.StreamReader, part: Part, total: int | None, pace: Pace) -> None:
+        waiting = bytearray()
+        try:
+            async for data in body.iter_any():
+                waiting += data
+                self._bound(part.size + len(waiting))
+                pace.at(part.size + len(waiting), total)
+                if len(waiting) >= _WRITE:
+                    await part.append(bytes(waiting))
+                    waiting.clear()
+        except (aiohttp.ClientError, OSError):
+            await part.append(bytes(waiting))
+            raise
+        await part.append(bytes(waiting))
+
+    def _bound(self, size: int) -> None:
+        if size > self._settings.max_bytes:
+            raise StorageError(
+                f"The image is larger than the {self._settings.max_bytes} bytes an import may have.",
+                reason="ImageTooLarge",
+                retryable=False,
+            )
+
+
+def _resume(part: Part) -> dict[str, str]:
+    """Headers that ask for the rest, provided it is of the same version where that can be told (RFC 9110, 13.1.5)."""
+    if not part.size:
+        return {}
+    headers = {"Range": f"bytes={part.size}-"}
+    if part.validator:
+        headers["If-Range"] = part.validator
+    return headers
+
+
+def _validator(response: aiohttp.ClientResponse) -> str | None:
+    tag = response.headers.get("ETag")
+    if tag and tag.startswith('"') and tag.endswith('"') and len(tag) <= 256:
+        return tag
+    date = response.headers.get("Last-Modified")
+    return date if date and len(date) <= 64 else None
+
+
+def _next(url: URL, location: str | None) -> URL:
+    if not location:
+        raise forbidden("The image's source redirects to nowhere.")
+    try:
+        return parsed(str(url.join(URL(location))))
+    except ValueError as error:
+        raise forbidden("The image's source redirects to something that is not a URL.") from error
+
+
+def _answer(status: int, host: str) -> Exception:
+    if status in (404, 410):
+        return StorageError(
+            f"The server {host} has no such file (HTTP {status}). Check the image's URL.", reason="SourceNotFound"
+        )
+    if status >= 500 or status in (408, 425, 429):
+        return _Cut(StorageError(f"The server {host} is in trouble (HTTP {status}).", reason="SourceUnavailable"))
+    return StorageError(f"The server {host} refuses (HTTP {status}). Check the image's URL.", reason="SourceRefused")

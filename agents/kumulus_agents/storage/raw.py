@@ -1,0 +1,76 @@
+"""Which raw files are let in: those that are nothing else. Pure but for the reads it is given.
+
+A raw disk has no header, so a file of any other format can be called raw; when some program later
+guesses the format, the file's writer decides what that program opens. So a file that any program
+could take for another format is refused. Partition tables (MBR, GPT), boot sectors and file systems
+are what a disk begins with and fine.
+"""
+
+from __future__ import annotations
+
+import re
+
+from kumulus_agents.storage.rejection import Found, Read, Rejected
+
+_HEAD = 4096
+
+# (offset, magic, what the file is), from the probe functions of QEMU's block drivers and file(1).
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"QFI\xfb", "a qcow2 file"),
+    (0, b"QED\0", "a QED file"),
+    (0, b"KDMV", "a VMDK file"),
+    (0, b"COWD", "a VMDK file"),
+    (0, b"SESPARSE", "a VMDK file"),
+    (0, b"\xbe\xba\xfe\xca\0\0\0\0", "a VMDK file"),
+    (0, b"conectix", "a VHD file"),
+    (0, b"vhdxfile", "a VHDX file"),
+    (0x40, b"\x7f\x10\xda\xbe", "a VDI file"),
+    (0, b"LUKS\xba\xbe", "encrypted with LUKS"),
+    (0, b"SKUL\xba\xbe", "encrypted with LUKS"),
+    (0, b"WithoutFreeSpace", "a Parallels disk"),
+    (0, b"WithouFreSpacExt", "a Parallels disk"),
+    (0, b"Bochs Virtual HD Image", "a Bochs disk"),
+    (0, b"#!/bin/sh\n#V2.0 Format", "a cloop image"),
+    (0, b"OOOM", "a copy-on-write file of user-mode Linux"),
+    (0, b"MOOO", "a copy-on-write file of user-mode Linux"),
+    (0, b"\x1f\x8b\x08", "compressed with gzip; give the URL of an unpacked file"),
+    (0, b"\xfd7zXZ\0", "compressed with xz; give the URL of an unpacked file"),
+    (0, b"BZh", "compressed with bzip2; give the URL of an unpacked file"),
+    (0, b"\x28\xb5\x2f\xfd", "compressed with zstd; give the URL of an unpacked file"),
+    (0, b"PK\x03\x04", "a zip archive"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (257, b"ustar", "a tar archive; an OVA must be unpacked first"),
+)
+
+_ISO_SECTORS = range(16, 32)
+_ISO = (b"CD001", b"NSR02", b"NSR03", b"BEA01", b"TEA01", b"BOOT2", b"CDW02")
+
+_VMDK_TEXT = re.compile(rb"version\s*=\s*\d|createType\s*=|^\s*RW\s+\d+\s+\w+|DescriptorFile", re.IGNORECASE | re.M)
+_MARKUP = re.compile(rb"\s*(<!doctype|<html|<\?xml)", re.IGNORECASE)
+_TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
+
+
+def inspect(read: Read, file_size: int, max_virtual_size: int) -> Found:
+    """What the raw file is. Raises `Rejected` with what it is instead."""
+    if file_size < 512:
+        raise Rejected("is shorter than a sector")
+    if file_size > max_virtual_size:
+        raise Rejected(f"has a disk of {file_size} bytes; {max_virtual_size} are allowed")
+    head = read(0, _HEAD)
+    for offset, magic, what in _MAGIC:
+        if head[offset : offset + len(magic)] == magic:
+            raise Rejected(f"is {what}, not raw")
+    text = _TEXT.match(head)
+    if text and (_VMDK_TEXT.search(text[0])):
+        raise Rejected("is a VMDK descriptor, not raw")
+    if _MARKUP.match(head):
+        raise Rejected("is a web page or XML, not raw; check the image's URL")
+    for sector in _ISO_SECTORS:
+        if read(sector * 2048 + 1, 5) in _ISO:
+            raise Rejected("is an ISO 9660 or UDF file system, not raw")
+    tail = read(file_size - 512, 512)
+    if tail[:8] == b"conectix" or (tail[1:9] == b"conectix"):
+        raise Rejected("is a VHD file, not raw")
+    if tail[:4] == b"koly":
+        raise Rejected("is a DMG file, not raw")
+    return Found("raw", file_size)

@@ -1,0 +1,154 @@
+"""A pool in memory, for simulated hosts: believable times, failures on demand, no files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from kumulus.api.host import HttpFetch, ImageRef, PoolRef
+from kumulus_agents.storage.dir.pool import disk_of, uid_of
+from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.protocol import (
+    ProgressListener,
+    StorageDriver,
+    StorageError,
+    StoredDisk,
+    StoredImage,
+    Usage,
+)
+from kumulus_agents.storage.settings import StorageSettings
+
+_STEPS = 4
+
+
+@dataclass(slots=True)
+class SimulatedPool:
+    """What is in a pool. Outlives the driver when it is given to the next one, as a disk outlives an agent."""
+
+    images: dict[str, StoredImage] = field(default_factory=dict)
+    disks: dict[str, dict[str, tuple[str, StoredDisk]]] = field(default_factory=dict)
+    """Machine -> disk name -> image uid and the disk."""
+
+
+class SimulatedStorage:
+    """`StorageDriver` without storage."""
+
+    def __init__(
+        self,
+        pool: PoolRef,
+        settings: StorageSettings,
+        *,
+        state: SimulatedPool | None = None,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self.state = state if state is not None else SimulatedPool()
+        self._path = f"/simulated/{pool.uid}"
+        self._settings = settings.simulated
+        self._sleep = sleep
+        self._failures: defaultdict[str, deque[StorageError]] = defaultdict(deque)
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def fail(self, verb: str, *errors: StorageError) -> None:
+        """The next calls of that verb end with these errors, one each, before they change anything."""
+        self._failures[verb].extend(errors)
+
+    async def prepare(self) -> Usage:
+        """See `StorageDriver.prepare`."""
+        self._perhaps_fail("prepare")
+        disks = sum(len(mine) for mine in self.state.disks.values())
+        used = sum(image.size for image in self.state.images.values()) + disks * (200 << 10)
+        return Usage(capacity=self._settings.capacity, used=used)
+
+    async def image(self, uid: str) -> StoredImage | None:
+        """See `StorageDriver.image`."""
+        self._perhaps_fail("image")
+        return self.state.images.get(uid_of(uid))
+
+    async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
+        """See `StorageDriver.import_image`. Nothing is fetched; every source has the image."""
+        uid = uid_of(image.uid)
+        lock = self._locks[uid]
+        try:
+            async with lock:
+                if (found := self.state.images.get(uid)) is not None:
+                    return self._same(found, image)
+                self._perhaps_fail("import_image")
+                await self._download(progress)
+                self._perhaps_fail("import_image.end")
+                made = StoredImage(
+                    uid=uid,
+                    path=f"{self._path}/images/{uid}.qcow2",
+                    format="qcow2",
+                    source_format=image.format,
+                    sha256=image.sha256,
+                    virtual_size=self._settings.virtual_size,
+                    size=self._settings.image_bytes,
+                )
+                self.state.images[uid] = made
+                return made
+        finally:
+            if not lock.locked():
+                self._locks.pop(uid, None)
+
+    async def remove_image(self, uid: str) -> None:
+        """See `StorageDriver.remove_image`."""
+        self._perhaps_fail("remove_image")
+        uid_of(uid)
+        if any(image == uid for mine in self.state.disks.values() for image, _ in mine.values()):
+            raise StorageError("The image is in use. Delete the machines made from it first.", reason="ImageInUse")
+        self.state.images.pop(uid, None)
+
+    async def ensure_disk(self, owner: str, name: str, image_uid: str, size: int | None) -> StoredDisk:
+        """See `StorageDriver.ensure_disk`."""
+        disk, _ = disk_of(owner, name), uid_of(image_uid)
+        found = self.state.disks.get(owner, {}).get(name)
+        if found is not None:
+            return found[1]
+        self._perhaps_fail("ensure_disk")
+        await self._sleep(self._settings.disk_seconds)
+        image = self.state.images.get(image_uid)
+        if image is None:
+            raise StorageError("The disk's image is not in the pool yet.", reason="ImageNotReady")
+        if size is not None and size < image.virtual_size:
+            raise StorageError(
+                f"The disk's size of {size} bytes is less than the {image.virtual_size} bytes of its image.",
+                reason="DiskTooSmall",
+                retryable=False,
+            )
+        made = StoredDisk(
+            f"{self._path}/disks/{owner}/{disk}.qcow2", "qcow2", -(-(size or image.virtual_size) // 512) * 512
+        )
+        return self.state.disks.setdefault(owner, {}).setdefault(name, (image_uid, made))[1]
+
+    async def remove_disks(self, owner: str) -> None:
+        """See `StorageDriver.remove_disks`."""
+        self._perhaps_fail("remove_disks")
+        if self.state.disks.pop(uid_of(owner), None):
+            await self._sleep(self._settings.disk_seconds)
+
+    async def _download(self, progress: ProgressListener) -> None:
+        pace = Pace(progress)
+        total = self._settings.image_bytes
+        for step in range(_STEPS):
+            pace.at(total * step // _STEPS, total)
+            await self._sleep(self._settings.import_seconds / _STEPS)
+        pace.stage("Inspecting", total, total)
+        pace.stage("Converting", 0, self._settings.virtual_size)
+
+    def _same(self, found: StoredImage, image: ImageRef) -> StoredImage:
+        if found.sha256 != image.sha256:
+            raise StorageError(
+                "The pool has this image with another checksum.", reason="ImageConflict", retryable=False
+            )
+        return found
+
+    def _perhaps_fail(self, verb: str) -> None:
+        if self._failures[verb]:
+            raise self._failures[verb].popleft()
+
+
+def make(pool: PoolRef, settings: StorageSettings) -> StorageDriver:
+    """The driver for a pool; what the entry point names."""
+    return SimulatedStorage(pool, settings)

@@ -1,0 +1,176 @@
+"""What every storage driver must do. A driver's tests inherit `StorageContract` and give it a `bench`.
+
+A third-party driver can run it too: make the fixture, inherit the class.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from kumulus.api.host import HttpFetch, ImageRef
+from kumulus_agents.storage.protocol import ImportProgress, StorageDriver, StorageError
+
+STAGES = ("Downloading", "Inspecting", "Converting")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A driver to try, and an image it can import."""
+
+    driver: StorageDriver
+    again: Callable[[], StorageDriver]
+    """The driver of the same pool as a restarted agent would make it."""
+    image: ImageRef
+    source: HttpFetch
+    virtual_size: int
+    """Of the image, in bytes."""
+    fetches: Callable[[], int]
+    """How often the source was fetched."""
+
+
+def _uid() -> str:
+    return str(uuid.uuid4())
+
+
+def _ignore(_: ImportProgress) -> None:
+    pass
+
+
+class StorageContract:
+    """Inherit, and define the fixture `bench`."""
+
+    async def test_prepare_says_how_much_room_there_is_and_may_be_repeated(self, bench: Bench) -> None:
+        first = await bench.driver.prepare()
+        assert 0 <= first.used <= first.capacity
+        assert (await bench.driver.prepare()).capacity == first.capacity
+
+    async def test_an_image_is_there_after_its_import_and_not_before(self, bench: Bench) -> None:
+        assert await bench.driver.image(bench.image.uid) is None
+        made = await bench.driver.import_image(bench.image, bench.source, _ignore)
+        assert made.uid == bench.image.uid
+        assert (made.format, made.source_format) == ("qcow2", bench.image.format)
+        assert made.sha256 == bench.image.sha256
+        assert made.virtual_size == bench.virtual_size
+        assert made.size > 0
+        assert await bench.driver.image(bench.image.uid) == made
+
+    async def test_a_second_import_fetches_nothing(self, bench: Bench) -> None:
+        made = await bench.driver.import_image(bench.image, bench.source, _ignore)
+        assert await bench.driver.import_image(bench.image, bench.source, _ignore) == made
+        assert bench.fetches() <= 1
+
+    async def test_imports_at_the_same_time_fetch_once(self, bench: Bench) -> None:
+        made = await asyncio.gather(*(bench.driver.import_image(bench.image, bench.source, _ignore) for _ in range(10)))
+        assert len(set(made)) == 1
+        assert bench.fetches() <= 1
+
+    async def test_an_import_tells_its_stages_in_order(self, bench: Bench) -> None:
+        told: list[ImportProgress] = []
+        await bench.driver.import_image(bench.image, bench.source, told.append)
+        stages = [progress.stage for progress in told]
+        assert stages
+        assert stages == sorted(stages, key=STAGES.index)
+        assert all(progress.total is None or progress.bytes <= progress.total for progress in told)
+
+    async def test_an_image_outlives_the_agent(self, bench: Bench) -> None:
+        made = await bench.driver.import_image(bench.image, bench.source, _ignore)
+        assert await bench.again().image(bench.image.uid) == made
+
+    async def test_another_checksum_for_the_same_image_is_refused(self, bench: Bench) -> None:
+        await bench.driver.import_image(bench.image, bench.source, _ignore)
+        other = bench.image.model_copy(update={"sha256": "0" * 64})
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.import_image(other, bench.source, _ignore)
+        assert refused.value.reason == "ImageConflict"
+
+    async def test_a_disk_has_the_size_of_its_image_or_the_one_asked_for(self, bench: Bench) -> None:
+        await bench.driver.import_image(bench.image, bench.source, _ignore)
+        owner = _uid()
+        small = await bench.driver.ensure_disk(owner, "root", bench.image.uid, None)
+        large = await bench.driver.ensure_disk(owner, "data", bench.image.uid, bench.virtual_size * 2)
+        assert small.format == large.format == "qcow2"
+        assert small.virtual_size == bench.virtual_size
+        assert large.virtual_size == bench.virtual_size * 2
+        assert small.path != large.path
+
+    async def test_a_disk_is_made_once_and_found_again(self, bench: Bench) -> None:
+        await bench.driver.import_image(bench.image, bench.source, _ignore)
+        owner = _uid()
+        disks = await asyncio.gather(
+            *(bench.driver.ensure_disk(owner, "root", bench.image.uid, None) for _ in range(5))
+        )
+        assert len(set(disks)) == 1
+        assert await bench.again().ensure_disk(owner, "root", bench.image.uid, None) == disks[0]
+
+    async def test_disks_of_machines_are_apart(self, bench: Bench) -> None:
+        await bench.driver.import_image(bench.image, bench.source, _ignore)
+        one, two = _uid(), _uid()
+        first = await bench.driver.ensure_disk(one, "root", bench.image.uid, None)
+        second = await bench.driver.ensure_disk(two, "root", bench.image.uid, None)
+        assert first.path != second.path
+        await bench.driver.remove_disks(one)
+        assert await bench.driver.ensure_disk(two, "root", bench.image.uid, None) == second
+
+    async def test_a_disk_without_its_image_has_to_wait(self, bench: Bench) -> None:
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.ensure_disk(_uid(), "root", bench.image.uid, None)
+        assert refused.value.reason == "ImageNotReady"
+        assert refused.value.retryable
+
+    async def test_a_disk_smaller_than_its_image_is_refused(self, bench: Bench) -> None:
+        await bench.driver.import_image(bench.image, bench.source, _ignore)
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.ensure_disk(_uid(), "root", bench.image.uid, bench.virtual_size - 1)
+        assert refused.value.reason == "DiskTooSmall"
+        assert not refused.value.retryable
+
+    async def test_an_image_in_use_stays(self, bench: Bench) -> None:
+        made = await bench.driver.import_image(bench.image, bench.source, _ignore)
+        owner = _uid()
+        await bench.driver.ensure_disk(owner, "root", bench.image.uid, None)
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.remove_image(bench.image.uid)
+        assert refused.value.reason == "ImageInUse"
+        assert await bench.driver.image(bench.image.uid) == made
+        await bench.driver.remove_disks(owner)
+        await bench.driver.remove_image(bench.image.uid)
+        assert await bench.driver.image(bench.image.uid) is None
+
+    async def test_removing_what_is_not_there_is_fine(self, bench: Bench) -> None:
+        await bench.driver.remove_disks(_uid())
+        await bench.driver.remove_image(_uid())
+
+    async def test_a_removed_image_can_come_back(self, bench: Bench) -> None:
+        made = await bench.driver.import_image(bench.image, bench.source, _ignore)
+        await bench.driver.remove_image(bench.image.uid)
+        await bench.driver.remove_image(bench.image.uid)
+        assert (await bench.driver.import_image(bench.image, bench.source, _ignore)).virtual_size == made.virtual_size
+
+    @pytest.mark.parametrize(
+        "name", ["", ".", "..", "../../etc/passwd", "a/b", "-o x", "$(id)", "x\0y", "x\ny", "x" * 300, "A" * 36]
+    )
+    async def test_what_is_no_uid_never_becomes_a_name(self, bench: Bench, name: str) -> None:
+        image = bench.image.model_construct(uid=name, sha256=bench.image.sha256, format=bench.image.format)
+        calls = (
+            lambda: bench.driver.image(name),
+            lambda: bench.driver.import_image(image, bench.source, _ignore),
+            lambda: bench.driver.remove_image(name),
+            lambda: bench.driver.ensure_disk(name, "root", bench.image.uid, None),
+            lambda: bench.driver.ensure_disk(_uid(), "root", name, None),
+            lambda: bench.driver.remove_disks(name),
+        )
+        for call in calls:
+            with pytest.raises(StorageError) as refused:
+                await call()
+            assert refused.value.reason == "BadName"
+
+    @pytest.mark.parametrize("name", ["../../../root", "-o x", "$(id)", "a\0b", "a\nb", "x" * 300])
+    async def test_a_disk_name_may_be_any_text(self, bench: Bench, name: str) -> None:
+        await bench.driver.import_image(bench.image, bench.source, _ignore)
+        disk = await bench.driver.ensure_disk(_uid(), name, bench.image.uid, None)
+        assert name not in disk.path

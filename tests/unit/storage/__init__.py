@@ -1,0 +1,1 @@
+"""Storage on a host: drivers, fetching, inspecting, converting."""

@@ -1,0 +1,66 @@
+"""Small disks to import, and the orders that go with them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+import uuid
+from pathlib import Path
+
+import pytest
+
+from kumulus.api.host import HttpFetch, ImageRef, PoolRef
+from kumulus.api.storage import ImageFormat, PoolDriver, PoolParameters
+from kumulus_agents.storage.protocol import ImportProgress
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: images are read in a cage")
+
+MIB = 1 << 20
+
+
+def uid() -> str:
+    return str(uuid.uuid4())
+
+
+def pool_ref(path: Path) -> PoolRef:
+    return PoolRef(uid=uid(), name="fast", driver=PoolDriver.DIR, parameters=PoolParameters(path=str(path)))
+
+
+def image_ref(data: bytes, form: str, image_uid: str | None = None) -> ImageRef:
+    return ImageRef(uid=image_uid or uid(), sha256=hashlib.sha256(data).hexdigest(), format=ImageFormat(form))
+
+
+def http(url: str) -> HttpFetch:
+    return HttpFetch(url=url)
+
+
+def ignore(_: ImportProgress) -> None:
+    """A listener that does not care."""
+
+
+def disk(size: int = 4 * MIB) -> bytes:
+    """A raw disk with a partition table, some data and much nothing. The same each time."""
+    data = bytearray(size)
+    data[MIB : MIB + 300_000] = random.Random(7).randbytes(300_000)
+    data[446:462] = bytes.fromhex("80202100 83 410100 00080000 00100000".replace(" ", ""))
+    data[510:512] = b"\x55\xaa"
+    return bytes(data)
+
+
+def qemu_img(*arguments: str | Path) -> str:
+    done = subprocess.run(["qemu-img", *map(str, arguments)], capture_output=True, check=True, text=True, timeout=60)
+    return done.stdout
+
+
+def qcow2(directory: Path, *options: str, size: int = 4 * MIB, convert: tuple[str, ...] = ()) -> bytes:
+    """`disk` as a qcow2 file that qemu-img made."""
+    raw, made = directory / "made.raw", directory / "made.qcow2"
+    raw.write_bytes(disk(size))
+    chosen = ("-o", ",".join(options)) if options else ()
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", *convert, *chosen, raw, made)
+    data = made.read_bytes()
+    raw.unlink()
+    made.unlink()
+    return data
