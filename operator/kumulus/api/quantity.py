@@ -79,5 +79,5 @@ DiskSize = Annotated[
 ]
 """Size of a disk, such as `10Gi`."""
 
-Amount = Annotated[str, BeforeValidator(_text), WithJsonSchema(_schema(least="0", most="8Ei", what="an amount"))]
-"""Any amount, zero included."""
+Amount = Annotated[str, BeforeValidator(_text), WithJsonSchema(_schema(least="0", most="1Ei", what="an amount"))]
+"""Any amount, zero included. The API server cuts a quantity to 2**63 - 1 when it reads it, so no bound may be near that."""

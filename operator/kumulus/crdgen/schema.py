@@ -208,9 +208,23 @@ def _checked(schema: Schema, path: str) -> Schema:
         raise UnfitModelError(f"{path}: a union of several types; use one optional field for each")
     elif "type" not in schema:
         raise UnfitModelError(f"{path}: no type; unknown fields would have to be kept")
+    if schema.get("type") == "number":
+        _bound_fractions(schema)
     if schema.get("additionalProperties") is True:
         raise UnfitModelError(f"{path}: a map of anything; say what its values are")
     return _ordered(schema)
+
+
+def _bound_fractions(schema: Schema) -> None:
+    """Bounds that are no whole numbers, once more as rules.
+
+    The API server cuts such a bound to a whole number when the value is written as one: 0 passes `minimum: 0.1`
+    (k8s.io/kube-openapi, `MinimumNativeType`).
+    """
+    for keyword, sign, words in (("minimum", ">=", "at least"), ("maximum", "<=", "at most")):
+        bound = schema.get(keyword)
+        if bound is not None and bound != int(bound):
+            _add_rule(schema, Rule(f"self {sign} {bound}", f"must be {words} {bound}"))
 
 
 def _ordered(schema: Schema) -> Schema:

@@ -1,0 +1,690 @@
+"""What the API server refuses, and that it says which field; what it takes, and what it makes of it.
+
+Every case goes to a real API server with the generated CRDs. Refusals are tried by dry run, which passes
+through all of admission and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from kumulus.api.base import Kind, Resource
+from kumulus.api.compute import USER_DATA_MAX, ConsoleRequest, InstanceType, VirtualMachine
+from kumulus.api.fabric import HOST_NAME_MAX, Host, Zone
+from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.registry import KINDS
+from kumulus.api.storage import ClusterImage, Image, StoragePool
+from kumulus.cli.cluster import Cluster
+from kumulus.kube import errors
+from kumulus_lab import deadline
+from kumulus_lab.cluster import NativeCluster
+
+pytestmark = pytest.mark.cluster
+
+Raw = dict[str, Any]
+
+SHA = "0123456789abcdef" * 4
+UID = "6f3a0c7e-9d1b-4c55-8a2e-0123456789ab"
+OTHER_UID = "11111111-2222-3333-4444-555555555555"
+STRICT = {"fieldValidation": "Strict"}
+DRY = {"dryRun": "All", **STRICT}
+
+GONE = object()
+"""As a value: take the field away."""
+
+POOL = {"uid": UID, "name": "local", "driver": "dir", "parameters": {"path": "/var/lib/kumulus/pool"}}
+ORDERED_IMAGE = {"uid": UID, "sha256": SHA, "format": "qcow2"}
+INSTANCE = {
+    "uid": UID,
+    "epoch": 3,
+    "power": "Running",
+    "restartPolicy": "Always",
+    "cpus": 2,
+    "memory": 2**31,
+    "disks": [{"name": "root", "pool": POOL, "image": ORDERED_IMAGE, "bootOrder": 1}],
+    "seed": {"data": {"meta-data": "x"}},
+}
+FOR = {"kind": "VirtualMachine", "namespace": "default", "name": "web", "uid": UID}
+
+VM: Raw = {
+    "resources": {"cpus": 2, "memory": "2Gi"},
+    "zone": "z1",
+    "placement": {
+        "hostSelector": {"disk": "nvme", "example.com/rack": "r1"},
+        "tolerations": [{"key": "dedicated", "value": "web"}],
+    },
+    "disks": [
+        {"name": "root", "ephemeral": {"image": "debian-12", "size": "10Gi"}},
+        {"name": "data", "ephemeral": {"image": "empty"}, "bootOrder": 2},
+    ],
+    "cloudInit": {"userData": "#cloud-config\n", "metaData": {"role": "web"}},
+    "sshKeys": [{"publicKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 alice@example"}],
+}
+IMAGE: Raw = {
+    "source": {"http": {"url": "https://images.example.com/debian-12.qcow2?x=1"}},
+    "checksum": {"sha256": SHA},
+    "format": "qcow2",
+    "minDisk": "2Gi",
+}
+
+GOOD: Mapping[type[Resource], Raw] = {
+    VirtualMachine: VM,
+    InstanceType: {"cpus": 1, "memory": "512Mi", "allowedNamespaces": ["a", "b"]},
+    ConsoleRequest: {"vm": "web"},
+    Image: IMAGE,
+    ClusterImage: {**IMAGE, "allowedNamespaces": ["a"]},
+    StoragePool: {"driver": "dir", "parameters": {"path": "/var/lib/kumulus/pool"}, "reserved": "10Gi"},
+    Zone: {"displayName": "Room 1"},
+    Host: {"zone": "z1", "taints": [{"key": "dedicated", "value": "web"}], "reserved": {"cpu": 1, "memory": "1Gi"}},
+    WorkOrder: {"type": "Instance", "for": FOR, "term": 5, "instance": INSTANCE},
+    HostReport: {},
+}
+
+ORDERS: Mapping[str, Raw] = {
+    "instance": {"type": "Instance", "instance": INSTANCE},
+    "disk": {
+        "type": "Disk",
+        "disk": {"pool": POOL, "importImage": {"image": ORDERED_IMAGE, "http": {"url": "https://example.com/x"}}},
+    },
+    "pool": {"type": "Pool", "pool": {"pool": POOL}},
+    "console": {"type": "Console", "console": {"uid": UID, "maxBytes": 1024}},
+}
+
+
+def made(resource: type[Resource], spec: Raw | None = None, *, name: str = "web") -> Raw:
+    """A good object of the kind."""
+    kind = resource.KIND
+    return {
+        "apiVersion": kind.api_version,
+        "kind": kind.kind,
+        "metadata": {"name": name},
+        "spec": copy.deepcopy(GOOD[resource] if spec is None else spec),
+    }
+
+
+def put(target: Any, path: str, value: object) -> None:
+    """Set, or with `GONE` take away, what the dotted path leads to; numbers are places in lists."""
+    *way, last = path.split(".")
+    for step in way:
+        target = target[int(step)] if isinstance(target, list) else target.setdefault(step, {})
+    if isinstance(target, list):
+        target[int(last)] = value
+    elif value is GONE:
+        del target[last]
+    else:
+        target[last] = value
+
+
+@pytest.fixture(scope="module")
+def api(cluster: NativeCluster) -> Cluster:
+    """The API server, as an administrator."""
+    return Cluster.connect(cluster.kubeconfig)
+
+
+def within(kind: Kind, namespace: str) -> str | None:
+    return namespace if kind.namespaced else None
+
+
+def create(api: Cluster, raw: Raw, kind: Kind, namespace: str, *, query: Mapping[str, str] = STRICT) -> Raw:
+    return api.request("POST", kind.path(within(kind, namespace)), query=query, body=raw)
+
+
+def refusal(api: Cluster, raw: Raw, kind: Kind, namespace: str) -> str:
+    """What the API server says against creating it."""
+    with pytest.raises(errors.Refused) as refused:
+        create(api, raw, kind, namespace, query=DRY)
+    assert refused.value.status in (400, 422), refused.value
+    return refused.value.message
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A good object with one thing wrong, and the field the refusal has to name."""
+
+    resource: type[Resource]
+    path: str
+    value: object
+    field: str = ""
+
+    def __str__(self) -> str:
+        text = "absent" if self.value is GONE else repr(self.value)
+        return f"{self.resource.KIND.kind}-{self.path}-{text[:24]}"
+
+    @property
+    def named(self) -> str:
+        return self.field or self.path
+
+
+def disk(name: str) -> Raw:
+    return {"name": name, "ephemeral": {"image": "debian-12"}}
+
+
+KEY = {"publicKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 alice@example"}
+SECRET = {"name": "alice", "key": "id.pub"}
+TOO_LONG = "x" * 64
+
+BAD = [
+    # sizes
+    *(Bad(VirtualMachine, "spec.resources.cpus", cpus) for cpus in (0, -1, 1025, 10**12, 1.5, "2", True, None)),
+    *(
+        Bad(VirtualMachine, "spec.resources.memory", memory)
+        for memory in ("0", 0, "-1Gi", -1, "15Mi", "17Ti", "1e30", "9" * 33, "lots", "2 Gi", "", "2GiB", True, [], None)
+    ),
+    *(
+        Bad(VirtualMachine, "spec.disks.0.ephemeral.size", size, "spec.disks[0].ephemeral.size")
+        for size in ("0", "-1", "1", 0, -5, "257Ti", "8Ei", "ten", False)
+    ),
+    *(Bad(InstanceType, "spec.cpus", cpus) for cpus in (0, -4, 4096)),
+    *(Bad(InstanceType, "spec.memory", memory) for memory in ("0", "-2Gi", "1Pi", 1)),
+    *(Bad(Image, "spec.minDisk", size) for size in ("0", "-1Gi", "1Ei")),
+    *(Bad(StoragePool, "spec.reserved", amount) for amount in ("-1Gi", "much", "16Ei")),
+    *(Bad(StoragePool, "spec.overprovisioning", factor) for factor in (0, 0.5, -1, 101, "2")),
+    *(Bad(Host, "spec.overcommit.cpu", factor) for factor in (0, -1, 1000)),
+    *(Bad(Host, "spec.reserved.cpu", count) for count in (-1, 1.5, 2000)),
+    Bad(Host, "spec.reserved.memory", "-1"),
+    *(Bad(VirtualMachine, "spec.stop.gracePeriodSeconds", seconds) for seconds in (-1, 3601)),
+    *(Bad(VirtualMachine, "spec.disks.1.bootOrder", order, "spec.disks[1].bootOrder") for order in (0, -1, 65)),
+    *(Bad(ConsoleRequest, "spec.maxBytes", count) for count in (0, -1, 262145)),
+    *(Bad(ConsoleRequest, "spec.ttlSeconds", count) for count in (0, 3601)),
+    *(Bad(WorkOrder, f"spec.instance.{name}", 0) for name in ("cpus", "memory", "epoch")),
+    Bad(WorkOrder, "spec.term", -1),
+    # unions
+    Bad(VirtualMachine, "spec.instanceType", "small", "exactly one of instanceType and resources"),
+    Bad(VirtualMachine, "spec.resources", GONE, "exactly one of instanceType and resources"),
+    Bad(VirtualMachine, "spec.cloudInit.userDataSecret", SECRET, "either userData or userDataSecret"),
+    Bad(VirtualMachine, "spec.sshKeys", [{}], "spec.sshKeys[0]"),
+    Bad(VirtualMachine, "spec.sshKeys", [KEY, {**KEY, "secret": SECRET}], "spec.sshKeys[1]"),
+    Bad(VirtualMachine, "spec.disks.0.ephemeral", GONE, "spec.disks[0].ephemeral"),
+    Bad(Image, "spec.source", {}, "spec.source.http"),
+    Bad(StoragePool, "spec.parameters", GONE, "spec.parameters.path"),
+    Bad(StoragePool, "spec.parameters", {}, "spec.parameters.path"),
+    Bad(WorkOrder, "spec.instance", GONE, "field named like spec.type"),
+    Bad(WorkOrder, "spec.type", "Pool", "field named like spec.type"),
+    Bad(WorkOrder, "spec.pool", {"pool": POOL}, "field named like spec.type"),
+    Bad(WorkOrder, "spec.instance.seed.secret", "s", "spec.instance.seed"),
+    Bad(WorkOrder, "spec.instance.seed", {}, "spec.instance.seed"),
+    # enumerations
+    *(Bad(VirtualMachine, "spec.powerState", state) for state in ("running", "Off", "", 1)),
+    Bad(VirtualMachine, "spec.restartPolicy", "Sometimes"),
+    Bad(VirtualMachine, "spec.stop.mode", "Kill"),
+    Bad(VirtualMachine, "spec.placement.profile", "Random"),
+    Bad(VirtualMachine, "spec.placement.tolerations.0.operator", "In", "spec.placement.tolerations[0].operator"),
+    Bad(VirtualMachine, "spec.placement.tolerations.0.effect", "NoExecute", "spec.placement.tolerations[0].effect"),
+    Bad(ConsoleRequest, "spec.type", "Vnc"),
+    Bad(Image, "spec.format", "vmdk"),
+    Bad(StoragePool, "spec.driver", "nfs"),
+    Bad(Host, "spec.hypervisor", "xen"),
+    Bad(Host, "spec.taints.0.effect", "NoExecute", "spec.taints[0].effect"),
+    Bad(WorkOrder, "spec.type", "Reboot"),
+    Bad(WorkOrder, "spec.instance.power", "On"),
+    # types
+    Bad(VirtualMachine, "spec.resources", "small"),
+    Bad(VirtualMachine, "spec.resources", []),
+    Bad(VirtualMachine, "spec.disks", {"root": {}}),
+    Bad(VirtualMachine, "spec.disks", "root"),
+    Bad(VirtualMachine, "spec.zone", ["z1"]),
+    Bad(VirtualMachine, "spec.zone", {"name": "z1"}),
+    Bad(VirtualMachine, "spec.deletionProtection", "yes"),
+    Bad(VirtualMachine, "spec.restartRequest", 20261120),
+    Bad(VirtualMachine, "spec.cloudInit.userData", ["#cloud-config"]),
+    Bad(VirtualMachine, "spec.placement.hostSelector", ["nvme"]),
+    Bad(VirtualMachine, "spec.placement.hostSelector.disk", 1),
+    Bad(VirtualMachine, "spec", GONE),
+    Bad(VirtualMachine, "spec", "x"),
+    Bad(Image, "spec.source.http.url", ["https://example.com/x"]),
+    Bad(Host, "spec.unschedulable", "true"),
+    # what has to be there
+    Bad(VirtualMachine, "spec.resources.cpus", GONE),
+    Bad(VirtualMachine, "spec.disks.0.name", GONE, "spec.disks[0].name"),
+    Bad(VirtualMachine, "spec.disks.0.ephemeral.image", GONE, "spec.disks[0].ephemeral.image"),
+    Bad(Image, "spec.checksum", GONE),
+    Bad(Image, "spec.checksum.sha256", GONE),
+    Bad(Image, "spec.format", GONE),
+    Bad(Host, "spec.zone", GONE),
+    Bad(ConsoleRequest, "spec.vm", GONE),
+    Bad(WorkOrder, "spec.for", GONE),
+    Bad(WorkOrder, "spec.for.uid", GONE),
+    # names
+    *(
+        Bad(VirtualMachine, "metadata.name", name)
+        for name in ("web.example", "Web", "-web", "web-", "web_1", "x" * 64, "web/1", "..", "ünï", "web 1")
+    ),
+    *(Bad(resource, "metadata.name", "a.b") for resource in KINDS if resource is not VirtualMachine),
+    Bad(Host, "metadata.name", "h" * (HOST_NAME_MAX + 1)),
+    *(
+        Bad(VirtualMachine, "spec.disks.0.name", name, "spec.disks[0].name")
+        for name in ("", "Root", "a.b", "../x", "x" * 33, "a\nb", "-a")
+    ),
+    *(
+        Bad(VirtualMachine, "spec.disks.0.ephemeral.image", name, "spec.disks[0].ephemeral.image")
+        for name in ("", "Debian", "a/b", "../x", "$(id)", TOO_LONG)
+    ),
+    *(Bad(VirtualMachine, "spec.zone", zone) for zone in ("", "Z1", "z_1", TOO_LONG)),
+    *(Bad(ConsoleRequest, "spec.vm", name) for name in ("", "a.b", "../x")),
+    *(Bad(Host, "spec.zone", name) for name in ("", "Z1")),
+    Bad(InstanceType, "spec.allowedNamespaces", ["Not_a_namespace"], "spec.allowedNamespaces[0]"),
+    # limits
+    Bad(VirtualMachine, "spec.cloudInit.userData", "x" * (USER_DATA_MAX + 1)),
+    Bad(VirtualMachine, "spec.cloudInit.networkData", "x" * (USER_DATA_MAX + 1)),
+    Bad(VirtualMachine, "spec.cloudInit.metaData", {f"k{n}": "" for n in range(33)}),
+    Bad(VirtualMachine, "spec.cloudInit.metaData", {"role": "x" * 4097}),
+    Bad(VirtualMachine, "spec.restartRequest", "x" * 254),
+    Bad(VirtualMachine, "spec.disks", [disk(f"d{n}") for n in range(17)]),
+    Bad(VirtualMachine, "spec.sshKeys", [KEY] * 17),
+    Bad(VirtualMachine, "spec.placement.tolerations", [{"key": f"k{n}"} for n in range(17)]),
+    Bad(VirtualMachine, "spec.placement.hostSelector", {f"k{n}": "" for n in range(33)}),
+    Bad(VirtualMachine, "spec.sshKeys.0.publicKey", f"ssh-rsa {'A' * 8192}", "spec.sshKeys[0].publicKey"),
+    Bad(InstanceType, "spec.allowedNamespaces", [f"n{n}" for n in range(257)]),
+    Bad(Host, "spec.taints", [{"key": f"k{n}"} for n in range(33)]),
+    Bad(Zone, "spec.displayName", "x" * 129),
+    # said twice
+    Bad(VirtualMachine, "spec.disks", [disk("root"), disk("root")], "spec.disks[1]"),
+    Bad(InstanceType, "spec.allowedNamespaces", ["a", "a"], "spec.allowedNamespaces[1]"),
+    # form
+    *(
+        Bad(VirtualMachine, "spec.placement.hostSelector", {key: "x"})
+        for key in ("bad key", "", "-a", "a/b/c", "Example.com/x", "/x", "x" * 64, "$(id)")
+    ),
+    *(Bad(VirtualMachine, "spec.placement.hostSelector.disk", value) for value in ("a b", TOO_LONG, "-x", "$(id)")),
+    Bad(VirtualMachine, "spec.placement.tolerations.0.key", "a b", "spec.placement.tolerations[0].key"),
+    Bad(
+        VirtualMachine,
+        "spec.placement.tolerations",
+        [{"key": "a", "operator": "Exists", "value": "x"}],
+        "spec.placement.tolerations[0]",
+    ),
+    Bad(VirtualMachine, "spec.placement.tolerations", [{}], "spec.placement.tolerations[0]"),
+    Bad(Host, "spec.taints.0.key", "", "spec.taints[0].key"),
+    Bad(Host, "spec.taints.0.value", "a b", "spec.taints[0].value"),
+    *(Bad(VirtualMachine, "spec.cloudInit.metaData", {key: "x"}) for key in ("instance-id", "a b", "1", "a.b", "")),
+    *(
+        Bad(VirtualMachine, "spec.sshKeys.0.publicKey", key, "spec.sshKeys[0].publicKey")
+        for key in ("", "hello", "ssh-rsa", "ssh-rsa A\nssh-rsa B", 'command="id" ssh-rsa AAAA', "ssh-rsa A\n")
+    ),
+    *(
+        Bad(VirtualMachine, f"spec.cloudInit.userDataSecret.{name}", "", f"spec.cloudInit.userDataSecret.{name}")
+        for name in ("name", "key")
+    ),
+    *(
+        Bad(Image, "spec.source.http.url", url)
+        for url in (
+            "",
+            "debian.qcow2",
+            "/etc/shadow",
+            "file:///etc/shadow",
+            "ftp://example.com/x",
+            "nfs://example.com/x",
+            "gopher://example.com/",
+            "https://",
+            "https:///x",
+            "http://:80/x",
+            "https://user:secret@example.com/x",
+            "https://user@example.com/x",
+            "https://example.com/a b",
+            "https://example.com/a\nHost: x",
+            "https://a\\@b/x",
+            "javascript:alert(1)",
+            "https://example.com/" + "x" * 2048,
+        )
+    ),
+    *(
+        Bad(Image, "spec.checksum.sha256", digest)
+        for digest in ("", "abc", SHA[:-1], SHA + "0", SHA.upper(), "g" * 64, f"sha256:{SHA}")
+    ),
+    *(Bad(Image, "spec.architecture", name) for name in ("", "x86 64", "X86_64", "a" * 17)),
+    *(
+        Bad(StoragePool, "spec.parameters.path", path)
+        for path in (
+            "",
+            "pool",
+            "/",
+            "/a/../b",
+            "/a/./b",
+            "//a",
+            "/a/",
+            "/a b",
+            "/$(id)",
+            "/-o",
+            "/a\n/b",
+            "/" + "x" * 255,
+        )
+    ),
+    *(Bad(WorkOrder, "spec.instance.uid", uid) for uid in ("", "web", "../../etc", UID.upper(), UID + "0")),
+    Bad(WorkOrder, "spec.disk", {"pool": {**POOL, "uid": "x"}}, "spec.disk.pool.uid"),
+    # unknown
+    Bad(VirtualMachine, "spec.cpus", 2, 'unknown field "spec.cpus"'),
+    Bad(VirtualMachine, "spec.resources.cpu", 2, 'unknown field "spec.resources.cpu"'),
+    Bad(VirtualMachine, "spec.disks.0.volume", "data", 'unknown field "spec.disks[0].volume"'),
+    Bad(VirtualMachine, "specs", {}, 'unknown field "specs"'),
+    Bad(VirtualMachine, "status.nonsense", 1, 'unknown field "status.nonsense"'),
+    Bad(Host, "spec.overcommit.disk", 1, 'unknown field "spec.overcommit.disk"'),
+    Bad(HostReport, "spec.x", 1, 'unknown field "spec.x"'),
+    Bad(WorkOrder, "spec.instance.xml", "<x/>", 'unknown field "spec.instance.xml"'),
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=str)
+def test_nonsense_is_refused_by_the_field_s_name(api: Cluster, bad: Bad) -> None:
+    raw = made(bad.resource)
+    put(raw, bad.path, bad.value)
+    message = refusal(api, raw, bad.resource.KIND, "default")
+    assert bad.named in message
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of an object that exists, and the field the refusal has to name; `before` makes the object first."""
+
+    resource: type[Resource]
+    path: str
+    value: object
+    field: str = ""
+    before: Mapping[str, object] | None = None
+
+    def __str__(self) -> str:
+        text = "absent" if self.value is GONE else repr(self.value)
+        return f"{self.resource.KIND.kind}-{self.path}-{text[:24]}"
+
+
+SMALL = {"spec.resources": GONE, "spec.instanceType": "small"}
+CHANGES = [
+    Change(VirtualMachine, "spec.resources.cpus", 4, "spec.resources"),
+    Change(VirtualMachine, "spec.resources.memory", "4Gi", "spec.resources"),
+    Change(VirtualMachine, "spec.instanceType", "large", before=SMALL),
+    Change(VirtualMachine, "spec.zone", "z2"),
+    Change(VirtualMachine, "spec.zone", GONE),
+    Change(VirtualMachine, "spec.zone", "z1", before={"spec.zone": GONE}),
+    Change(VirtualMachine, "spec.disks", [disk("root")]),
+    Change(VirtualMachine, "spec.disks", [*VM["disks"], disk("more")]),
+    Change(VirtualMachine, "spec.disks", GONE),
+    Change(VirtualMachine, "spec.disks", [disk("root")], before={"spec.disks": GONE}),
+    Change(VirtualMachine, "spec.disks.0.ephemeral.image", "other", "spec.disks"),
+    Change(VirtualMachine, "spec.disks.0.ephemeral.size", "20Gi", "spec.disks"),
+    Change(VirtualMachine, "spec.disks.0.ephemeral.size", GONE, "spec.disks"),
+    Change(VirtualMachine, "spec.cloudInit.userData", "#!/bin/sh", "spec.cloudInit"),
+    Change(VirtualMachine, "spec.cloudInit", GONE),
+    Change(VirtualMachine, "spec.cloudInit", {"userData": "x"}, before={"spec.cloudInit": GONE}),
+    Change(ConsoleRequest, "spec.vm", "other", "spec"),
+    Change(ConsoleRequest, "spec.maxBytes", 1, "spec"),
+    Change(Image, "spec.source.http.url", "https://example.com/other", "spec.source"),
+    Change(Image, "spec.checksum.sha256", "f" * 64, "spec.checksum"),
+    Change(Image, "spec.format", "raw"),
+    Change(ClusterImage, "spec.format", "raw"),
+    Change(StoragePool, "spec.parameters.path", "/srv/other", "spec.parameters"),
+    Change(Host, "spec.zone", "z2"),
+    Change(Host, "spec.hypervisor", "simulated"),
+    Change(WorkOrder, "spec.term", 4),
+    Change(WorkOrder, "spec.instance.epoch", 2),
+    Change(WorkOrder, "spec.instance.uid", OTHER_UID),
+    Change(WorkOrder, "spec.for.uid", OTHER_UID, "spec.for"),
+    Change(WorkOrder, "spec.for.name", "other", "spec.for"),
+]
+
+
+def test_instance_type_and_resources_cannot_replace_each_other(api: Cluster, namespace: str) -> None:
+    raw = create(api, made(VirtualMachine), VirtualMachine.KIND, namespace)
+    put(raw, "spec.instanceType", "small")
+    put(raw, "spec.resources", GONE)
+    message = update_refusal(api, raw, VirtualMachine.KIND, namespace)
+    assert "spec.instanceType" in message
+    assert "spec.resources" in message
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_what_is_fixed_cannot_change_come_or_go(api: Cluster, namespace: str, change: Change) -> None:
+    kind = change.resource.KIND
+    raw = made(change.resource, name=namespace)
+    if kind.namespaced:
+        raw["metadata"]["namespace"] = namespace
+    for path, value in (change.before or {}).items():
+        put(raw, path, value)
+    exists = create(api, raw, kind, namespace)
+    try:
+        put(exists, change.path, change.value)
+        assert (change.field or change.path) in update_refusal(api, exists, kind, namespace)
+    finally:
+        if not kind.namespaced:
+            api.delete(kind, namespace)
+
+
+def test_a_work_order_keeps_its_type(api: Cluster, namespace: str) -> None:
+    raw = create(api, made(WorkOrder), WorkOrder.KIND, namespace)
+    raw["spec"] = {"for": FOR, "term": 5, **copy.deepcopy(ORDERS["pool"])}
+    assert "spec.type" in update_refusal(api, raw, WorkOrder.KIND, namespace)
+
+
+def update_refusal(api: Cluster, raw: Raw, kind: Kind, namespace: str) -> str:
+    """What the API server says against replacing it."""
+    path = kind.path(within(kind, namespace), raw["metadata"]["name"])
+    with pytest.raises(errors.Refused) as refused:
+        api.request("PUT", path, query=DRY, body=raw)
+    assert refused.value.status == 422, refused.value
+    return refused.value.message
+
+
+ALLOWED = [
+    Change(VirtualMachine, "spec.powerState", "Stopped"),
+    Change(VirtualMachine, "spec.restartRequest", "2026-11-20"),
+    Change(VirtualMachine, "spec.restartPolicy", "Never"),
+    Change(VirtualMachine, "spec.deletionProtection", False),
+    Change(VirtualMachine, "spec.sshKeys", []),
+    Change(VirtualMachine, "spec.placement.profile", "Pack"),
+    Change(Host, "spec.unschedulable", True),
+    Change(StoragePool, "spec.maintenance", True),
+    Change(WorkOrder, "spec.term", 6),
+    Change(WorkOrder, "spec.instance.epoch", 4),
+    Change(WorkOrder, "spec.instance.power", "Stopped"),
+]
+
+
+@pytest.mark.parametrize("change", ALLOWED, ids=str)
+def test_the_rest_can_change(api: Cluster, namespace: str, change: Change) -> None:
+    kind = change.resource.KIND
+    exists = create(api, made(change.resource, name=namespace), kind, namespace)
+    try:
+        put(exists, change.path, change.value)
+        path = kind.path(within(kind, namespace), namespace)
+        after = api.request("PUT", path, query=STRICT, body=exists)
+        assert after["metadata"]["generation"] in (1, 2)
+    finally:
+        if not kind.namespaced:
+            api.delete(kind, namespace)
+
+
+GOOD_VARIANTS = [
+    *((resource, None) for resource in GOOD),
+    *((WorkOrder, {"for": FOR, **order}) for order in ORDERS.values()),
+    (VirtualMachine, {"instanceType": "small"}),
+    (VirtualMachine, {"resources": {"cpus": 1, "memory": 2**30}}),
+    (VirtualMachine, {"resources": {"cpus": 1024, "memory": "16Ti"}}),
+    (VirtualMachine, {"resources": {"cpus": 1, "memory": "16Mi"}}),
+    (VirtualMachine, {"resources": {"cpus": 1, "memory": "1.5Gi"}}),
+    (VirtualMachine, {"resources": {"cpus": 1, "memory": "1e9"}}),
+    (VirtualMachine, {**VM, "cloudInit": {"userData": "x" * USER_DATA_MAX}}),
+    (VirtualMachine, {**VM, "cloudInit": {"userDataSecret": SECRET}}),
+    (VirtualMachine, {**VM, "sshKeys": [{"secret": SECRET}]}),
+    (VirtualMachine, {**VM, "placement": {"tolerations": [{"operator": "Exists"}]}}),
+    (Image, {**IMAGE, "source": {"http": {"url": "http://[2001:db8::1]:8080/x.img"}}}),
+    (Image, {**IMAGE, "source": {"http": {"url": "https://example.com"}}}),
+    (Image, {**IMAGE, "source": {"http": {"url": "https://example.com/a@b?c=@"}}}),
+]
+
+
+@pytest.mark.parametrize(("resource", "spec"), GOOD_VARIANTS)
+def test_what_is_good_is_taken_and_read_back(api: Cluster, resource: type[Resource], spec: Raw | None) -> None:
+    answer = create(api, made(resource, spec), resource.KIND, "default", query=DRY)
+    assert resource.parse(answer).name == "web"
+
+
+@pytest.mark.parametrize("resource", KINDS)
+def test_the_longest_name_is_taken(api: Cluster, resource: type[Resource]) -> None:
+    kind = resource.KIND
+    longest = "a" * kind.name_max
+    create(api, made(resource, name=longest), kind, "default", query=DRY)
+    if kind.name_max < 253:
+        assert "metadata.name" in refusal(api, made(resource, name=longest + "a"), kind, "default")
+
+
+def test_defaults_appear(api: Cluster) -> None:
+    vm = create(api, made(VirtualMachine, {"instanceType": "small"}), VirtualMachine.KIND, "default", query=DRY)
+    assert vm["spec"] == {
+        "instanceType": "small",
+        "powerState": "Running",
+        "restartPolicy": "Always",
+        "stop": {"mode": "Graceful", "gracePeriodSeconds": 60},
+        "placement": {"profile": "Spread"},
+        "deletionProtection": False,
+    }
+    host = create(api, made(Host, {"zone": "z1"}), Host.KIND, "default", query=DRY)
+    assert host["spec"] == {
+        "zone": "z1",
+        "hypervisor": "libvirt",
+        "unschedulable": False,
+        "overcommit": {"cpu": 4, "memory": 1},
+        "reserved": {"cpu": 0, "memory": "512Mi"},
+    }
+
+
+@pytest.mark.parametrize("resource", KINDS)
+def test_the_defaults_of_the_schema_are_those_of_the_model(api: Cluster, resource: type[Resource]) -> None:
+    """What the API server fills in is what the model would have: who reads either sees the same."""
+    raw = made(resource)
+    answer = create(api, raw, resource.KIND, "default", query=DRY)
+    ours = resource.parse(raw).to_json().get("spec", {})
+    assert resource.parse(answer).to_json().get("spec", {}) == ours
+
+
+def test_a_tenant_s_status_is_not_taken_at_creation(api: Cluster, namespace: str) -> None:
+    raw = made(VirtualMachine)
+    raw["status"] = {"phase": "Running", "host": "h1"}
+    assert "status" not in create(api, raw, VirtualMachine.KIND, namespace)
+
+
+def test_status_is_checked_too(api: Cluster, namespace: str) -> None:
+    create(api, made(VirtualMachine), VirtualMachine.KIND, namespace)
+    path = VirtualMachine.KIND.path(namespace, "web", "status")
+    for status, field in (
+        ({"phase": "Dancing"}, "status.phase"),
+        ({"conditions": [{"type": "Ready", "status": "Yes"}]}, "status.conditions[0].status"),
+        ({"conditions": [{"type": "Ready", "status": "True"}] * 2}, "status.conditions[1]"),
+    ):
+        with pytest.raises(errors.Refused, match="Invalid") as refused:
+            api.request("PATCH", path, body={"status": status}, content_type="application/merge-patch+json")
+        assert field in refused.value.message
+
+
+@pytest.mark.parametrize("resource", KINDS)
+def test_applying_twice_changes_nothing(cluster: NativeCluster, namespace: str, resource: type[Resource]) -> None:
+    raw = made(resource, name=namespace)
+    where = ["-n", namespace] if resource.KIND.namespaced else []
+    apply = [*where, "apply", "--server-side", "-o", "jsonpath={.metadata.resourceVersion}", "-f", "-"]
+    try:
+        first = cluster.kubectl_run(*apply, stdin=json.dumps(raw)).stdout
+        assert cluster.kubectl_run(*apply, stdin=json.dumps(raw)).stdout == first
+        assert cluster.kubectl_run(*where, "diff", "--server-side", "-f", "-", stdin=json.dumps(raw)).stdout == ""
+    finally:
+        if not resource.KIND.namespaced:
+            cluster.kubectl_run("delete", f"{resource.KIND.plural}.{resource.KIND.group}", namespace)
+
+
+def test_kubectl_refuses_unknown_fields_by_itself(cluster: NativeCluster, namespace: str) -> None:
+    raw = made(VirtualMachine)
+    raw["spec"]["resources"]["memmory"] = "2Gi"
+    done = cluster.kubectl_run("-n", namespace, "apply", "-f", "-", stdin=json.dumps(raw), check=False)
+    assert "spec.resources.memmory" in done.stderr
+
+
+def test_columns_short_names_and_categories(cluster: NativeCluster, api: Cluster, namespace: str) -> None:
+    create(api, made(VirtualMachine), VirtualMachine.KIND, namespace)
+    status = {
+        "phase": "Running",
+        "host": "h1",
+        "resources": {"cpus": 2, "memory": "2Gi"},
+        "conditions": [{"type": "Ready", "status": "True", "reason": "GuestRuns"}],
+    }
+    path = VirtualMachine.KIND.path(namespace, "web", "status")
+    api.request("PATCH", path, body={"status": status}, content_type="application/merge-patch+json")
+    for name in ("vm", "vms", "virtualmachine", "kumulus"):
+        heading, line = cluster.kubectl_run("-n", namespace, "get", name).stdout.splitlines()
+        assert heading.split() == ["NAME", "PHASE", "HOST", "CPUS", "MEMORY", "AGE"]
+        assert line.split()[1:5] == ["Running", "h1", "2", "2Gi"]
+    assert "GuestRuns" in cluster.kubectl_run("-n", namespace, "get", "vm", "-o", "wide").stdout
+
+
+@pytest.mark.parametrize("resource", KINDS)
+def test_every_short_name_leads_to_its_kind(cluster: NativeCluster, namespace: str, resource: type[Resource]) -> None:
+    kind = resource.KIND
+    for name in (*kind.short_names, kind.kind.lower(), kind.plural):
+        done = cluster.kubectl_run("-n", namespace, "get", name, "--ignore-not-found", "-o", "name", check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_field_selectors(api: Cluster, namespace: str) -> None:
+    create(api, made(VirtualMachine, name="one"), VirtualMachine.KIND, namespace)
+    create(
+        api,
+        made(VirtualMachine, {**VM, "zone": "z2", "powerState": "Stopped"}, name="two"),
+        VirtualMachine.KIND,
+        namespace,
+    )
+    for fields, names in (
+        ("spec.zone=z2", ["two"]),
+        ("spec.zone!=z2", ["one"]),
+        ("spec.powerState=Running", ["one"]),
+        ("spec.zone=z3", []),
+        ("metadata.name=one", ["one"]),
+    ):
+        found = api.objects(VirtualMachine.KIND, namespace, fields=fields)
+        assert [item["metadata"]["name"] for item in found] == names
+    for name, order in ORDERS.items():
+        create(api, made(WorkOrder, {"for": FOR, **order}, name=name), WorkOrder.KIND, namespace)
+    found = api.objects(WorkOrder.KIND, namespace, fields="spec.type=Disk")
+    assert [item["metadata"]["name"] for item in found] == ["disk"]
+
+
+@pytest.mark.parametrize("resource", KINDS)
+def test_explain_has_something_to_say(cluster: NativeCluster, resource: type[Resource]) -> None:
+    kind = resource.KIND
+    for path in (kind.plural, f"{kind.plural}.spec"):
+        text = cluster.kubectl_run("explain", path, f"--api-version={kind.api_version}").stdout
+        assert "<empty>" not in text
+        assert "DESCRIPTION:\n    <" not in text
+    assert " ".join((resource.__doc__ or "").split())[:40] in " ".join(
+        cluster.kubectl_run("explain", kind.plural, f"--api-version={kind.api_version}").stdout.split()
+    )
+
+
+def test_the_policies_are_sound(cluster: NativeCluster) -> None:
+    """The API server's own type check has nothing against any expression."""
+
+    def ours() -> list[Raw]:
+        policies = json.loads(cluster.kubectl_run("get", "validatingadmissionpolicies", "-o", "json").stdout)["items"]
+        return [policy for policy in policies if policy["metadata"]["name"].startswith("kumulus-")]
+
+    deadline.until(
+        lambda: all("typeChecking" in policy.get("status", {}) for policy in ours()), "type check", seconds=30
+    )
+    assert len(ours()) >= 7
+    for policy in ours():
+        assert policy["spec"]["failurePolicy"] == "Fail"
+        assert policy["status"]["typeChecking"].get("expressionWarnings", []) == [], policy["metadata"]["name"]
+
+
+def test_a_protected_machine_is_not_deleted(api: Cluster, namespace: str) -> None:
+    create(api, made(VirtualMachine, {**VM, "deletionProtection": True}), VirtualMachine.KIND, namespace)
+    with pytest.raises(errors.Refused) as refused:
+        api.delete(VirtualMachine.KIND, "web", namespace)
+    assert refused.value.status == 403
+    assert "spec.deletionProtection" in refused.value.message
+    assert 'deletionProtection":false' in refused.value.message
+    with pytest.raises(errors.Refused):
+        api.request("DELETE", VirtualMachine.KIND.path(namespace))
+    api.patch(VirtualMachine.KIND, "web", {"spec": {"deletionProtection": False}}, namespace)
+    api.delete(VirtualMachine.KIND, "web", namespace)
+    assert api.find(VirtualMachine.KIND, "web", namespace) is None
