@@ -29,8 +29,7 @@ demo-down: ## Take the demo down; nothing stays outside the cache.
 	@if [ -x $(BIN)/kumulus-lab ]; then $(BIN)/kumulus-lab down; else echo "there is no demo: .venv is not there"; fi
 
 test: setup lint verify ## Set up what tests need, check the sources, and run every test; ARGS go to pytest.
-	@if $(PYTHON) hack/setup.py --can-libvirt; then images="--image tiny --image debian"; else images=; fi
-	$(BIN)/kumulus-lab prepare $$images
+	@$(BIN)/kumulus-lab prepare --libvirt
 	$(BIN)/pytest $(ARGS)
 
 lint: setup ## Check style, types and layers of the sources.

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from kumulus_lab import binaries, demo, images, machine, network, state, status
+from kumulus_lab import binaries, demo, images, machine, network, places, state, status
 from kumulus_lab.errors import LabError
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.processes import Daemon
@@ -54,10 +54,15 @@ def up(
 
 
 @app.command()
-def down(name: Name = state.DEFAULT) -> None:
-    """Take a lab down; nothing of it stays outside the cache."""
-    _lab(name).down()
-    _console.print(f"lab {name} is gone")
+def down(
+    name: Name = state.DEFAULT,
+    every: Annotated[bool, typer.Option("--all", help="Every lab of this checkout.")] = False,
+) -> None:
+    """Take a lab down; nothing of it stays outside the cache. May be repeated."""
+    found = [path.name for path in sorted(places.labs().glob("*")) if path.is_dir()] if every else [name]
+    for each in found:
+        _lab(each).down()
+        _console.print(f"lab {each} is gone")
 
 
 @app.command("status")
@@ -76,19 +81,26 @@ def run_demo(
     name: Name = state.DEFAULT,
 ) -> None:
     """Bring a lab up and run the examples on it."""
-    demo.run(_lab(name), demo.wanted(hosts))
+    demo.run(_lab(name), demo.wanted(hosts), Console(highlight=False))
 
 
 @app.command()
 def prepare(
     kubernetes: Annotated[bool, typer.Option(help="The Kubernetes programs.")] = True,
     image: Annotated[list[str] | None, typer.Option(help="A guest image, such as tiny or debian.")] = None,
+    libvirt: Annotated[bool, typer.Option(help="All guest images, where there can be libvirt hosts.")] = False,
 ) -> None:
     """Make what the lab needs and the cache has not yet."""
     os.environ["PATH"] = machine.path()
     if kubernetes:
         binaries.ensure(_say)
-    for each in image or []:
+    wanted = list(image or [])
+    if libvirt:
+        if (why := machine.why_no_libvirt()) is not None:
+            _say(why)
+        else:
+            wanted = list(images.NAMES)
+    for each in wanted:
         images.ensure(each, _say)
 
 

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import time
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from kumulus_lab import commands, deadline, places, quickstart
 from kumulus_lab.errors import LabError
 from kumulus_lab.lab import Lab, Wanted
+from kumulus_lab.quickstart import ImageProgress, Machine
 from kumulus_lab.state import Hypervisor
 
 SIMULATED = 10
+_SECONDS = 600
+_COLOURS = {"Running": "green", "Failed": "red", "CrashLoopBackOff": "red", "Stopped": "dim"}
 
 
 def wanted(hosts: str) -> Wanted:
@@ -18,6 +32,104 @@ def wanted(hosts: str) -> Wanted:
     return Wanted(hosts=int(hosts))
 
 
-def run(lab: Lab, what: Wanted) -> None:
-    """Bring the lab up and run the examples."""
+def run(lab: Lab, what: Wanted, console: Console) -> None:
+    """Bring the lab up, apply the quickstart, follow it, and show a guest's console."""
+    start = time.monotonic()
     lab.up(what)
+    directory = quickstart.render(lab)
+    console.print(f"[dim]·[/] applying {escape(str(quickstart.SOURCE.relative_to(places.CHECKOUT)))}")
+    quickstart.apply(lab.cluster, directory)
+    machines = _follow(lab, quickstart.names(directory), console)
+    console.print()
+    console.print(_table(machines))
+    running = [machine for machine in machines if machine.phase == "Running"]
+    if running:
+        _show_console(lab, running[0], console)
+    _what_next(lab, running, console)
+    console.print(f"[dim]took {time.monotonic() - start:.0f} s[/]")
+
+
+def _follow(lab: Lab, names: set[tuple[str, str]], console: Console) -> list[Machine]:
+    cluster = lab.cluster
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        def probe() -> list[Machine] | None:
+            machines = quickstart.machines(cluster, names)
+            live.update(Group(_images(quickstart.images(cluster)), _table(machines)), refresh=True)
+            return machines if all(machine.settled for machine in machines) else None
+
+        try:
+            return deadline.until(probe, "the start of every machine", seconds=_SECONDS, every=0.3)
+        except LabError as error:
+            late = [each for each in quickstart.machines(cluster, names) if not each.settled]
+            said = [_explain(lab, machine) for machine in late[:3]]
+            raise LabError("\n".join([f"not every machine runs after {_SECONDS} s:", *said])) from error
+
+
+def _images(images: list[ImageProgress]) -> Table:
+    table = Table("image", "phase", "arrived", show_edge=False)
+    for image in images:
+        share: ProgressBar | Text = Text("")
+        if image.total:
+            share = ProgressBar(total=image.total, completed=image.arrived, width=30)
+        table.add_row(image.name, _phase(image.phase), share)
+    return table
+
+
+def _table(machines: list[Machine]) -> Table:
+    table = Table("namespace", "virtual machine", "phase", "host", "waits for")
+    for machine in machines:
+        why = "" if machine.settled else machine.why
+        table.add_row(machine.namespace, machine.name, _phase(machine.phase), machine.host, escape(why))
+    return table
+
+
+def _phase(phase: str) -> Text:
+    return Text(phase, style=_COLOURS.get(phase, "yellow" if phase != "Ready" else "green"))
+
+
+def _show_console(lab: Lab, machine: Machine, console: Console) -> None:
+    """The last lines of a guest's serial console, once it has come as far as its login prompt."""
+
+    def said(*, complete: bool) -> str:
+        argv = ["vm", "logs", machine.name, "--namespace", machine.namespace]
+        text = _kumulusctl(lab, *argv).stdout.strip()
+        return text if text and (not complete or "login:" in text) else ""
+
+    try:
+        text = deadline.until(lambda: said(complete=True), "a login prompt", seconds=20, every=1)
+    except LabError:
+        text = said(complete=False)
+    if text:
+        console.print(f"\nThe serial console of [bold]{escape(machine.name)}[/] ends with:")
+        for line in text.splitlines()[-8:]:
+            console.print(Text(f"  {line}", style="cyan"))
+
+
+def _explain(lab: Lab, machine: Machine) -> str:
+    done = _kumulusctl(lab, "vm", "explain", machine.name, "--namespace", machine.namespace)
+    return f"{machine.namespace}/{machine.name} is {machine.phase}: {done.stdout.strip() or machine.why}"
+
+
+def _kumulusctl(lab: Lab, *words: str) -> commands.Finished:
+    env = {**os.environ, "KUBECONFIG": str(lab.kubeconfig)}
+    return commands.run([places.script("kumulusctl"), *words], env=env, check=False)
+
+
+def _what_next(lab: Lab, running: list[Machine], console: Console) -> None:
+    option = "" if lab.name == "demo" else f" --name {lab.name}"
+    lines = [
+        f'eval "$(.venv/bin/kumulus-lab env{option})"    # kubectl, kumulusctl and this cluster',
+        "kubectl get vm -A",
+    ]
+    if running:
+        machine = running[0]
+        on = f"-n {machine.namespace} {machine.name}"
+        lines += [f"kubectl kumulus vm logs {on}", f"kubectl kumulus vm stop {on}", f"kubectl delete vm {on}"]
+    lines += ["kubectl kumulus host list"]
+    if lab.state.hosts:
+        lines += [f"kumulus-lab host kill {lab.state.hosts[0].name}{option}    # cut its power; `host start` boots it"]
+    lines += ["make demo-down"]
+    console.print("\nWhat to try next:")
+    for line in lines:
+        console.print(Text(f"  {line}"), soft_wrap=True)

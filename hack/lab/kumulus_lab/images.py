@@ -37,14 +37,17 @@ def ensure(name: str, say: Callable[[str], None] = lambda _: None) -> GuestImage
         raise LabError(f"there is no guest image {name}; there are: {', '.join(NAMES)}")
     directory = places.cache() / "images"
     directory.mkdir(parents=True, exist_ok=True)
-    key = _builder(name, "--key").stdout.strip()
+    asked = _builder(name, "--key")
+    if asked.returncode != 0:
+        raise LabError(asked.stderr.strip())
+    key = asked.stdout.strip()
     home = directory / f"{name}-{key}"
     if not (home / "manifest.json").exists():
         log = directory / f"{name}.log"
         say(f"building guest image {name} (log: {log})")
         done = _builder(name, "--into", str(home), "--log", str(log))
         if done.returncode != 0:
-            raise LabError(f"building guest image {name} failed: {done.stderr.strip().splitlines()[-1:]}; log: {log}")
+            raise LabError(f"guest image {name} was not built (log: {log}): {done.stderr.strip()}")
     manifest = json.loads((home / "manifest.json").read_text())
     return GuestImage(
         name=name,

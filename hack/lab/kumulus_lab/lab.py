@@ -149,7 +149,7 @@ class Lab:
             self.services.start_fleet()
             if wanted.controllers:
                 self._say("agents")
-                self.services.wait_for_hosts([host.name for host in self.hosts] + self._simulated_names())
+                self.services.wait_for_hosts([*(host.name for host in self.hosts), *self.services.simulated_hosts()])
 
     def add_host(self, name: str, *, agent: bool = True) -> LibvirtHost:
         """One more libvirt host."""
@@ -216,11 +216,6 @@ class Lab:
             raise LabError(f"{self.directory} cannot be removed; remove it by hand")
         with contextlib.suppress(OSError):
             self.directory.parent.rmdir()
-
-    def _simulated_names(self) -> list[str]:
-        found = self.cluster.kubectl_run("get", "hosts.fabric.kumulus.io", "-o", "name", check=False).stdout.split()
-        names = [line.rpartition("/")[2] for line in found]
-        return [name for name in names if name.startswith("sim-")]
 
     def _decide(self, wanted: Wanted) -> None:
         libvirt = wanted.hypervisor is Hypervisor.LIBVIRT

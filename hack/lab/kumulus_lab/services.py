@@ -24,6 +24,8 @@ from kumulus_lab.state import ZONE, LabState
 _MANIFESTS = places.CHECKOUT / "hack" / "lab" / "manifests"
 _SYSTEM = "kumulus-system"
 _AGENT = places.script("kumulus-agent")
+_CREDENTIALS = "credentials/identity.json"
+_PREFIX = "sim-"
 _ACCOUNT = "kumulus-controllers"
 AGENT_PORT = 9410
 """Where an agent answers for its health and metrics, inside its host."""
@@ -66,7 +68,7 @@ class Services:
 
     def join(self, host: LibvirtHost) -> None:
         """The host has an identity; made with a one-time token when it has none."""
-        if any(host.state_directory.glob("identity*")) or (host.state_directory / "joined").exists():
+        if (host.state_directory / _CREDENTIALS).exists():
             return
         bundle = host.directory / "join.bundle"
         server = f"https://{host.network.address}:{self.state.cluster_ports[2]}"
@@ -74,7 +76,6 @@ class Services:
         self._kumulusctl(*words, "--output", str(bundle))
         host.exec([_AGENT, "join", f"--bundle={bundle}", "--state=/var/lib/kumulus"], seconds=60)
         bundle.unlink(missing_ok=True)
-        (host.state_directory / "joined").touch()
 
     def start_agent(self, host: LibvirtHost) -> None:
         """The agent runs on that host."""
@@ -85,9 +86,13 @@ class Services:
     def start_fleet(self) -> None:
         """The simulated hosts run, all in one process."""
         if self.state.simulated:
-            options = [f"--count={self.state.simulated}", "--prefix=sim-", f"--zone={ZONE}"]
-            options.append(f"--kubeconfig={self.cluster.kubeconfig}")
+            options = [f"--count={self.state.simulated}", f"--prefix={_PREFIX}", f"--zone={ZONE}"]
+            options += [f"--kubeconfig={self.cluster.kubeconfig}", f"--http-port={self.state.fleet_port}"]
             self.fleet.start([_AGENT, "fleet", *options], {**self._env(None), "KUMULUS_LOG_FORMAT": "json"})
+
+    def simulated_hosts(self) -> list[str]:
+        """The names of the simulated hosts."""
+        return [f"{_PREFIX}{number}" for number in range(1, self.state.simulated + 1)]
 
     def wait_for_hosts(self, names: list[str], *, seconds: float = 90) -> None:
         """Return when each of these Hosts says Ready; with how far they are when they do not."""
