@@ -1,0 +1,1 @@
+"""Domains of libvirt and QEMU. Nothing outside this package imports `libvirt`."""

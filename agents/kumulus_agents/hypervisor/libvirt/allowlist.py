@@ -1,0 +1,120 @@
+"""What may be in a domain's XML: every element with its attributes and what they may say. Pure.
+
+The second look at what `domain_xml` made: whatever a mistake there lets through, a definition with
+another element, another attribute or another value does not get to libvirt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from xml.etree import ElementTree
+
+from kumulus_agents.hypervisor.libvirt import marks
+
+UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+NUMBER = r"[1-9][0-9]{0,18}"
+COUNT = r"0|[1-9][0-9]{0,9}"
+ENCODED = r"[A-Za-z0-9_.~%/:+,@= -]{0,4096}"
+PATH = r"/[^\x00-\x1f\x7f]{1,1023}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What an element may have: attributes and text as whole-match patterns, and how often it may occur."""
+
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    text: str = ""
+    most: int = 1
+
+
+RULES: Mapping[str, Rule] = {
+    "domain": Rule({"type": "kvm|qemu"}),
+    "domain/name": Rule(text=f"kumulus-{UUID}"),
+    "domain/uuid": Rule(text=UUID),
+    "domain/metadata": Rule(),
+    f"domain/metadata/{{{marks.NAMESPACE}}}instance": Rule(
+        {
+            "uid": UUID,
+            "epoch": COUNT,
+            "namespace": ENCODED,
+            "name": ENCODED,
+            "wanted": "Running|Stopped|Paused",
+            "restarts": COUNT,
+            "restartRequest": ENCODED,
+        }
+    ),
+    "domain/memory": Rule({"unit": "b"}, NUMBER),
+    "domain/vcpu": Rule({"placement": "static"}, NUMBER),
+    "domain/os": Rule(),
+    "domain/os/type": Rule({"arch": "x86_64", "machine": "q35"}, "hvm"),
+    "domain/features": Rule(),
+    "domain/features/acpi": Rule(),
+    "domain/features/apic": Rule(),
+    "domain/features/tcg": Rule(),
+    "domain/features/tcg/tb-cache": Rule({"unit": "MiB"}, NUMBER),
+    "domain/cpu": Rule({"mode": "host-model|maximum|custom", "match": "exact", "check": "none|partial"}),
+    "domain/cpu/model": Rule({"fallback": "forbid"}, r"[A-Za-z0-9_.-]{1,64}"),
+    "domain/cpu/topology": Rule({"sockets": "1", "dies": "1", "cores": NUMBER, "threads": "1"}),
+    "domain/clock": Rule({"offset": "utc"}),
+    "domain/on_poweroff": Rule(text="destroy"),
+    "domain/on_reboot": Rule(text="restart"),
+    "domain/on_crash": Rule(text="destroy"),
+    "domain/pm": Rule(),
+    "domain/pm/suspend-to-mem": Rule({"enabled": "no"}),
+    "domain/pm/suspend-to-disk": Rule({"enabled": "no"}),
+    "domain/devices": Rule(),
+    "domain/devices/disk": Rule({"type": "file", "device": "disk|cdrom"}, most=52),
+    "domain/devices/disk/driver": Rule(
+        {"name": "qemu", "type": "qcow2|raw", "cache": "none|writeback", "discard": "unmap"}
+    ),
+    "domain/devices/disk/source": Rule({"file": PATH}),
+    "domain/devices/disk/target": Rule({"dev": "[sv]d[a-z]", "bus": "virtio|sata"}),
+    "domain/devices/disk/serial": Rule(text=r"[A-Za-z0-9_.-]{1,20}"),
+    "domain/devices/disk/boot": Rule({"order": NUMBER}),
+    "domain/devices/disk/readonly": Rule(),
+    "domain/devices/controller": Rule({"type": "usb", "index": "0", "model": "none"}),
+    "domain/devices/serial": Rule({"type": "pty"}),
+    "domain/devices/serial/log": Rule({"file": PATH, "append": "on"}),
+    "domain/devices/serial/target": Rule({"type": "isa-serial", "port": "0"}),
+    "domain/devices/console": Rule({"type": "pty"}),
+    "domain/devices/console/target": Rule({"type": "serial", "port": "0"}),
+    "domain/devices/video": Rule(),
+    "domain/devices/video/model": Rule({"type": "none"}),
+    "domain/devices/memballoon": Rule({"model": "virtio", "freePageReporting": "on", "autodeflate": "on"}),
+    "domain/devices/rng": Rule({"model": "virtio"}),
+    "domain/devices/rng/backend": Rule({"model": "random"}, "/dev/urandom"),
+    "domain/devices/panic": Rule({"model": "isa"}),
+}
+
+
+def violation(xml: str) -> str | None:
+    """The first thing in the XML that is not allowed, in words, or None. Never quotes a value."""
+    try:
+        root = ElementTree.fromstring(xml)  # noqa: S314  # we have just written it
+    except ElementTree.ParseError:
+        return "a character that XML cannot carry"
+    return next(_violations(root, root.tag), None)
+
+
+def _violations(element: ElementTree.Element, path: str) -> Iterator[str]:
+    rule = RULES.get(path)
+    if rule is None:
+        yield f"an element {path}"
+        return
+    for name, value in element.attrib.items():
+        pattern = rule.attributes.get(name)
+        if pattern is None or not re.fullmatch(pattern, value):
+            yield f"an unexpected attribute {name} of {path}"
+    if not re.fullmatch(rule.text, (element.text or "").strip()):
+        yield f"an unexpected text in {path}"
+    seen: dict[str, int] = {}
+    for child in element:
+        if (child.tail or "").strip():
+            yield f"a text beside {path}/{child.tag}"
+        at = f"{path}/{child.tag}"
+        seen[at] = seen.get(at, 0) + 1
+        if at in RULES and seen[at] > RULES[at].most:
+            yield f"too many elements {at}"
+        yield from _violations(child, at)

@@ -1,0 +1,148 @@
+"""A domain's XML from its spec. Pure: made by a tree library, then held against an allow-list.
+
+The shape is fixed here; of a user's text only numbers, paths that a storage driver made and
+percent-encoded marks get in. https://libvirt.org/formatdomain.html decides what elements mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element, SubElement, indent, register_namespace, tostring
+
+from kumulus_agents.hypervisor.libvirt import allowlist, marks
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, HypervisorError
+
+SERIAL_MAX = 20
+"""virtio-blk shows the guest no more of a disk's serial."""
+
+KVM = "kvm"
+TCG = "tcg"
+
+register_namespace(marks.PREFIX, marks.NAMESPACE)
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What the host decides of a domain."""
+
+    acceleration: str
+    """kvm or tcg."""
+    emulated_cpu: str = "Nehalem"
+    """CPU model with tcg, or `maximum`."""
+    buffered: Set[str] = frozenset()
+    """Paths of disks whose file system cannot do O_DIRECT."""
+
+
+def render(spec: DomainSpec, platform: Platform) -> str:
+    """The XML to define. The same spec and platform give the same text.
+
+    Raises `HypervisorError(reason="InvalidDomain", retryable=False)` for a spec that cannot be a domain.
+    """
+    _check(spec)
+    domain = Element("domain", type="kvm" if platform.acceleration == KVM else "qemu")
+    _text(domain, "name", marks.domain_name(spec.marks.uid))
+    _text(domain, "uuid", spec.marks.uid)
+    metadata = SubElement(domain, "metadata")
+    SubElement(metadata, f"{{{marks.NAMESPACE}}}instance", marks.instance_attributes(spec.marks))
+    _text(domain, "memory", str(spec.memory), unit="b")
+    _text(domain, "vcpu", str(spec.cpus), placement="static")
+    _text(SubElement(domain, "os"), "type", "hvm", arch="x86_64", machine="q35")
+    _features(domain, platform)
+    _cpu(domain, spec.cpus, platform)
+    SubElement(domain, "clock", offset="utc")
+    _text(domain, "on_poweroff", "destroy")
+    _text(domain, "on_reboot", "restart")
+    _text(domain, "on_crash", "destroy")
+    power = SubElement(domain, "pm")
+    SubElement(power, "suspend-to-mem", enabled="no")
+    SubElement(power, "suspend-to-disk", enabled="no")
+    _devices(SubElement(domain, "devices"), spec, platform)
+    indent(domain)
+    xml = tostring(domain, encoding="unicode")
+    if found := allowlist.violation(xml):
+        raise HypervisorError(
+            f"The definition of the machine has {found}, which is not allowed.",
+            reason="InvalidDomain",
+            retryable=False,
+        )
+    return xml
+
+
+def _check(spec: DomainSpec) -> None:
+    orders = [disk.boot_order for disk in spec.disks if disk.boot_order is not None]
+    if len(orders) != len(set(orders)):
+        raise HypervisorError("Two disks have the same boot order.", reason="InvalidDomain", retryable=False)
+    for disk in spec.disks:
+        if disk.format not in ("qcow2", "raw"):
+            raise HypervisorError(
+                f"Disk {disk.name} has the format {disk.format}; only qcow2 and raw can be attached.",
+                reason="InvalidDomain",
+                retryable=False,
+            )
+
+
+def _features(domain: Element, platform: Platform) -> None:
+    features = SubElement(domain, "features")
+    SubElement(features, "acpi")
+    SubElement(features, "apic")
+    if platform.acceleration == TCG:
+        # Translated code is memory of the host that nobody accounts for; QEMU's own bound is 1 GiB a guest.
+        _text(SubElement(features, "tcg"), "tb-cache", "128", unit="MiB")
+
+
+def _cpu(domain: Element, cpus: int, platform: Platform) -> None:
+    if platform.acceleration == KVM:
+        cpu = SubElement(domain, "cpu", mode="host-model", check="partial")
+    elif platform.emulated_cpu == "maximum":
+        cpu = SubElement(domain, "cpu", mode="maximum", check="none")
+    else:
+        cpu = SubElement(domain, "cpu", mode="custom", match="exact", check="none")
+        _text(cpu, "model", platform.emulated_cpu, fallback="forbid")
+    # One socket: some guests are licensed or limited by sockets.
+    SubElement(cpu, "topology", sockets="1", dies="1", cores=str(cpus), threads="1")
+
+
+def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
+    for disk, target in zip(spec.disks, _targets(spec.disks), strict=True):
+        _disk(devices, disk, target, direct=disk.path not in platform.buffered)
+    SubElement(devices, "controller", type="usb", index="0", model="none")
+    serial = SubElement(devices, "serial", type="pty")
+    # virtlogd writes and rotates it, within max_size and max_backups of virtlogd.conf.
+    SubElement(serial, "log", file=spec.console_log, append="on")
+    SubElement(serial, "target", type="isa-serial", port="0")
+    console = SubElement(devices, "console", type="pty")
+    SubElement(console, "target", type="serial", port="0")
+    SubElement(SubElement(devices, "video"), "model", type="none")
+    SubElement(devices, "memballoon", model="virtio", freePageReporting="on", autodeflate="on")
+    _text(SubElement(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
+    SubElement(devices, "panic", model="isa")
+
+
+def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> None:
+    element = SubElement(devices, "disk", type="file", device="cdrom" if disk.cdrom else "disk")
+    driver = SubElement(element, "driver", name="qemu", type=disk.format, cache="none" if direct else "writeback")
+    if not (disk.cdrom or disk.read_only):
+        driver.set("discard", "unmap")
+    SubElement(element, "source", file=disk.path)
+    SubElement(element, "target", dev=target, bus="sata" if disk.cdrom else "virtio")
+    _text(element, "serial", disk.name[:SERIAL_MAX])
+    if disk.boot_order is not None:
+        SubElement(element, "boot", order=str(disk.boot_order))
+    if disk.cdrom or disk.read_only:
+        SubElement(element, "readonly")
+
+
+def _targets(disks: Sequence[DomainDisk]) -> Iterator[str]:
+    """Device names in the order of the list: vda, vdb, ...; sda, sdb, ... for CD-ROMs."""
+    virtio = iter("abcdefghijklmnopqrstuvwxyz")
+    sata = iter("abcdefghijklmnopqrstuvwxyz")
+    for disk in disks:
+        letter = next(sata if disk.cdrom else virtio, None)
+        if letter is None:
+            raise HypervisorError("A machine can have at most 26 disks.", reason="InvalidDomain", retryable=False)
+        yield f"sd{letter}" if disk.cdrom else f"vd{letter}"
+
+
+def _text(parent: Element, tag: str, text: str, **attributes: str) -> None:
+    SubElement(parent, tag, attributes).text = text

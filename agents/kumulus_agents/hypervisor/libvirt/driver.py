@@ -1,0 +1,224 @@
+"""The hypervisor protocol on libvirt and QEMU. Decides nothing; `protocol.Hypervisor` is the contract.
+
+Every verb is one function that runs in a thread under its domain's lock, looks at what is so first,
+and leaves domains alone that are not Kumulus' own, whatever their UUID.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import glob
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import libvirt
+
+from kumulus_agents.hypervisor.libvirt import acceleration, domain_xml, inventory, listing, marks, state, verbs
+from kumulus_agents.hypervisor.libvirt.connection import Connection, DomainEvent
+from kumulus_agents.hypervisor.libvirt.errors import is_code
+from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
+from kumulus_agents.hypervisor.libvirt.marks import Record
+from kumulus_agents.hypervisor.libvirt.settings import Acceleration, LibvirtSettings
+from kumulus_agents.hypervisor.protocol import (
+    Domain,
+    DomainListener,
+    DomainSpec,
+    DomainState,
+    ForeignDomain,
+    Hypervisor,
+    HypervisorError,
+    Inventory,
+    Marks,
+)
+
+T = TypeVar("T")
+
+UNDEFINE = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+NOWAIT = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+ON = (DomainState.RUNNING, DomainState.PAUSED)
+
+
+def create(settings: Mapping[str, object]) -> Hypervisor:
+    """A driver from its settings. Raises `pydantic.ValidationError`."""
+    return LibvirtHypervisor(LibvirtSettings.model_validate(settings))
+
+
+class LibvirtHypervisor:
+    """Domains of one libvirtd."""
+
+    def __init__(self, settings: LibvirtSettings) -> None:
+        self._settings = settings
+        self._connection = Connection(settings.uri, self)
+        self._listener: DomainListener = _ignore
+        self._exits = state.Exits()
+        self._records: dict[str, Record | None] = {}
+        """What is in the metadata of each domain, by UUID; None: not ours. Events about a domain drop it."""
+        self._changes = 0
+        """Grows with each event, so that what was read before one is not kept after it."""
+        self._inventory: Inventory | None = None
+        self._probing = asyncio.Lock()
+
+    # What the connection tells.
+
+    def connected(self) -> None:
+        """Observer: anything may have happened."""
+        self._changes += 1
+        self._records.clear()
+        self._listener("")
+
+    def happened(self, event: DomainEvent) -> None:
+        """Observer: forget what is known of the domain; tell the listener if it can be ours."""
+        self._changes += 1
+        self._records.pop(event.uuid, None)
+        if event.name != marks.domain_name(event.uuid):
+            return
+        if event.lifecycle is not None:
+            self._exits.note(event.uuid, *event.lifecycle)
+            self._listener(event.uuid)
+
+    # The protocol.
+
+    async def connect(self, listener: DomainListener) -> None:
+        self._listener = listener
+        self._connection.open()
+
+    async def close(self) -> None:
+        await self._connection.close()
+        self._listener = _ignore
+
+    async def inventory(self) -> Inventory:
+        async with self._probing:
+            if self._inventory is None:
+                self._inventory = await self._connection.call(self._measure, seconds=self._settings.verb_timeout)
+            return self._inventory
+
+    async def domain(self, uid: str) -> Domain | None:
+        found = await self._ask(functools.partial(_observe, uid))
+        return None if found is None else self._domain(*found)
+
+    async def domains(self) -> Sequence[Domain]:
+        known, before = dict(self._records), self._changes
+        found = await self._ask(functools.partial(listing.everything, known=known))
+        if before == self._changes:
+            self._records = {entry.uuid: entry.record for entry in found}
+        return [self._domain(entry.record, entry.state) for entry in found if entry.record is not None]
+
+    async def foreign(self) -> Sequence[ForeignDomain]:
+        return await self._ask(functools.partial(listing.foreign, known=dict(self._records)))
+
+    async def start(self, spec: DomainSpec) -> Domain:
+        platform = domain_xml.Platform(
+            acceleration=(await self.inventory()).acceleration or domain_xml.TCG,
+            emulated_cpu=self._settings.emulated_cpu,
+        )
+        return self._domain(*await self._do(spec.marks.uid, functools.partial(_start, spec, platform)))
+
+    async def mark(self, uid: str, marks: Marks) -> None:
+        await self._tell(uid, functools.partial(verbs.write_marks, marks))
+
+    async def power_button(self, uid: str) -> None:
+        await self._tell(uid, verbs.press)
+
+    async def force_off(self, uid: str) -> None:
+        await self._tell(uid, verbs.force_off)
+
+    async def pause(self, uid: str) -> None:
+        await self._tell(uid, verbs.pause)
+
+    async def resume(self, uid: str) -> None:
+        await self._tell(uid, verbs.resume)
+
+    async def remove(self, uid: str) -> None:
+        await self._tell(uid, verbs.remove)
+        if self._settings.log_dir is not None:
+            await asyncio.to_thread(_remove_logs, self._settings.log_dir, uid)
+
+    # In threads.
+
+    def _measure(self, connection: ConnectionHandle) -> Inventory:
+        found = inventory.read(connection)
+        wanted = self._settings.acceleration
+        if wanted is not Acceleration.AUTO:
+            return replace(found, acceleration=wanted.value)
+        emulator = inventory.emulator(connection.getCapabilities())
+        return replace(found, acceleration=acceleration.probe(emulator) if emulator else domain_xml.TCG)
+
+    def _domain(self, record: Record, told: tuple[int, int]) -> Domain:
+        now = state.state_of(*told)
+        if now in ON:
+            return Domain(record.marks, now, started_at=record.started_at)
+        why = self._exits.why(record.marks.uid, state.exit_of(*told))
+        return Domain(record.marks, now, exit_reason=why)
+
+    async def _ask(self, work: Callable[[ConnectionHandle], T]) -> T:
+        return await self._connection.call(work, seconds=self._settings.read_timeout)
+
+    async def _do(self, uid: str, work: Callable[[ConnectionHandle], T]) -> T:
+        return await self._connection.call(work, seconds=self._settings.verb_timeout, key=uid)
+
+    async def _tell(self, uid: str, verb: verbs.Verb) -> None:
+        await self._do(uid, functools.partial(verbs.if_ours, uid, verb))
+
+
+def _start(
+    spec: DomainSpec, platform: domain_xml.Platform, connection: ConnectionHandle
+) -> tuple[Record, tuple[int, int]]:
+    handle = verbs.lookup(connection, spec.marks.uid)
+    if handle is not None:
+        if marks.read(handle.XMLDesc(0)) is None:
+            raise HypervisorError(
+                f"There is a domain {handle.name()} with the UUID of this machine that is not Kumulus' own."
+                " Remove it, or delete the machine.",
+                reason="DomainConflict",
+                retryable=False,
+            )
+        if handle.isActive():
+            return _already_on(handle, spec.marks)
+    Path(spec.console_log).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    buffered = frozenset(disk.path for disk in spec.disks if not verbs.direct(disk.path))
+    handle = connection.defineXML(domain_xml.render(spec, replace(platform, buffered=buffered)))
+    try:
+        # FORCE_BOOT: a state that somebody saved belongs to another run, maybe to other disks.
+        handle.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
+    except libvirt.libvirtError as error:
+        if is_code(error, libvirt.VIR_ERR_OPERATION_INVALID) and handle.isActive():
+            return _already_on(handle, spec.marks)
+        raise
+    return Record(spec.marks, verbs.write_run(handle)), handle.state()
+
+
+def _already_on(handle: DomainHandle, wanted: Marks) -> tuple[Record, tuple[int, int]]:
+    verbs.write_marks(wanted, handle)
+    return marks.read(handle.XMLDesc(0)) or Record(wanted, None), handle.state()
+
+
+def _observe(uid: str, connection: ConnectionHandle) -> tuple[Record, tuple[int, int]] | None:
+    handle = verbs.lookup(connection, uid)
+    if handle is None:
+        return None
+    try:
+        record = marks.read(handle.XMLDesc(0))
+        return None if record is None else (record, handle.state())
+    except libvirt.libvirtError as error:
+        if is_code(error, libvirt.VIR_ERR_NO_DOMAIN):
+            return None
+        raise
+
+
+def _remove_logs(directory: Path, uid: str) -> None:
+    for file in directory.glob(f"{glob.escape(marks.domain_name(uid))}.log*"):
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
+def _ignore(_uid: str) -> None:
+    """Nobody listens."""

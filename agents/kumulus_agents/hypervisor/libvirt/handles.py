@@ -1,0 +1,52 @@
+"""The part of libvirt-python that the driver uses, with types: the binding has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+
+class DomainHandle(Protocol):
+    """`libvirt.virDomain`. Only `name` and `UUIDString` are answered without asking libvirtd."""
+
+    def name(self) -> str: ...
+    def UUIDString(self) -> str: ...  # noqa: N802
+    def XMLDesc(self, flags: int) -> str: ...  # noqa: N802
+    def state(self, flags: int = 0) -> tuple[int, int]: ...
+    def isActive(self) -> int: ...  # noqa: N802
+    def isPersistent(self) -> int: ...  # noqa: N802
+    def createWithFlags(self, flags: int) -> int: ...  # noqa: N802
+    def destroy(self) -> int: ...
+    def suspend(self) -> int: ...
+    def resume(self) -> int: ...
+    def shutdownFlags(self, flags: int) -> int: ...  # noqa: N802
+    def undefineFlags(self, flags: int) -> int: ...  # noqa: N802
+    def setMetadata(self, type: int, metadata: str, key: str, uri: str, flags: int) -> int: ...  # noqa: N802
+
+
+Stats = Sequence[tuple[DomainHandle, Mapping[str, int]]]
+
+LifecycleCallback = Callable[["ConnectionHandle", DomainHandle, int, int, None], None]
+MetadataCallback = Callable[["ConnectionHandle", DomainHandle, int, str, None], None]
+CloseCallback = Callable[["ConnectionHandle", int, None], None]
+
+
+class ConnectionHandle(Protocol):
+    """`libvirt.virConnect`."""
+
+    def close(self) -> int: ...
+    def setKeepAlive(self, interval: int, count: int) -> int: ...  # noqa: N802
+    def registerCloseCallback(self, callback: CloseCallback, opaque: None) -> int: ...  # noqa: N802
+    def unregisterCloseCallback(self) -> int: ...  # noqa: N802
+    def domainEventRegisterAny(  # noqa: N802
+        self, domain: None, event: int, callback: LifecycleCallback | MetadataCallback, opaque: None
+    ) -> int: ...
+    def domainEventDeregisterAny(self, callback: int) -> int: ...  # noqa: N802
+    def lookupByUUIDString(self, uuid: str) -> DomainHandle: ...  # noqa: N802
+    def defineXML(self, xml: str) -> DomainHandle: ...  # noqa: N802
+    def getAllDomainStats(self, stats: int, flags: int) -> Stats: ...  # noqa: N802
+    def domainListGetStats(self, domains: Sequence[DomainHandle], stats: int, flags: int) -> Stats: ...  # noqa: N802
+    def getCapabilities(self) -> str: ...  # noqa: N802
+    def getVersion(self) -> int: ...  # noqa: N802
+    def getLibVersion(self) -> int: ...  # noqa: N802
+    def getMemoryStats(self, cell: int, flags: int = 0) -> Mapping[str, int]: ...  # noqa: N802

@@ -1,0 +1,67 @@
+"""All domains of the host, in one question to libvirt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import libvirt
+
+from kumulus_agents.hypervisor.libvirt import marks, state
+from kumulus_agents.hypervisor.libvirt.errors import is_code
+from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
+from kumulus_agents.hypervisor.libvirt.marks import Record
+from kumulus_agents.hypervisor.protocol import ForeignDomain
+
+NOWAIT = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+"""A domain that is busy with something else does not hold up the list."""
+
+SIZE = libvirt.VIR_DOMAIN_STATS_VCPU | libvirt.VIR_DOMAIN_STATS_BALLOON
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A domain, ours or not."""
+
+    handle: DomainHandle
+    uuid: str
+    state: tuple[int, int]
+    """libvirt's state and reason."""
+    record: Record | None
+    """What its metadata says; None: it is not ours."""
+
+
+def everything(connection: ConnectionHandle, *, known: Mapping[str, Record | None]) -> Sequence[Entry]:
+    """Every domain. One call, and one more for each domain whose record is not `known`. Blocks."""
+    found: list[Entry] = []
+    for handle, stats in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, NOWAIT):
+        uuid = handle.UUIDString()
+        try:
+            record = known[uuid] if uuid in known else marks.read(handle.XMLDesc(0))
+        except libvirt.libvirtError as error:
+            if is_code(error, libvirt.VIR_ERR_NO_DOMAIN):
+                continue
+            raise
+        found.append(Entry(handle, uuid, (stats["state.state"], stats["state.reason"]), record))
+    return found
+
+
+def foreign(connection: ConnectionHandle, *, known: Mapping[str, Record | None]) -> Sequence[ForeignDomain]:
+    """Every domain that is not ours, with its size where libvirt tells it at once. Blocks."""
+    entries = [entry for entry in everything(connection, known=known) if entry.record is None]
+    if not entries:
+        return ()
+    stats = connection.domainListGetStats([entry.handle for entry in entries], SIZE, NOWAIT)
+    sizes = {handle.UUIDString(): size for handle, size in stats}
+    return [_foreign(entry, sizes.get(entry.uuid, {})) for entry in entries]
+
+
+def _foreign(entry: Entry, size: Mapping[str, int]) -> ForeignDomain:
+    memory = size.get("balloon.maximum")
+    return ForeignDomain(
+        uuid=entry.uuid,
+        name=entry.handle.name(),
+        state=state.NAMES.get(entry.state[0], "no state"),
+        cpus=size.get("vcpu.maximum"),
+        memory=None if memory is None else memory * 1024,
+    )

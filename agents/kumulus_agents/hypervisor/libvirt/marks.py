@@ -1,0 +1,110 @@
+"""The marks of Kumulus in a domain's own metadata, as XML. Pure.
+
+Two elements, one a namespace, as libvirt wants it: `instance` has the marks and is in the persistent
+and the live definition; `run` says when this run began and is in the live definition alone, so that
+it goes with the run, whoever ends it and starts another.
+
+Text is percent-encoded: XML cannot carry every character, and a name that is a DNS label stays as
+it is for whoever reads `virsh dumpxml`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+from xml.etree import ElementTree
+
+from kumulus.api.compute import PowerState
+from kumulus_agents.hypervisor.protocol import Marks
+
+NAMESPACE = "https://kumulus.io/xmlns/domain/1"
+PREFIX = "kumulus"
+RUN_NAMESPACE = "https://kumulus.io/xmlns/run/1"
+RUN_PREFIX = "kumulus-run"
+
+SAFE = "/:+,@= "
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a domain's metadata says of it."""
+
+    marks: Marks
+    started_at: float | None
+
+
+def domain_name(uid: str) -> str:
+    """Name of the domain of that machine. Derived from the uid alone."""
+    return f"kumulus-{uid}"
+
+
+def instance_attributes(marks: Marks) -> dict[str, str]:
+    """The marks as attributes of the `instance` element."""
+    attributes = {
+        "uid": _encode(marks.uid),
+        "epoch": str(marks.epoch),
+        "namespace": _encode(marks.namespace),
+        "name": _encode(marks.name),
+        "wanted": marks.wanted.value,
+        "restarts": str(marks.restarts),
+    }
+    if marks.restart_request is not None:
+        attributes["restartRequest"] = _encode(marks.restart_request)
+    return attributes
+
+
+def instance_xml(marks: Marks) -> str:
+    """The `instance` element for `virDomainSetMetadata`, which gives it its namespace."""
+    return ElementTree.tostring(ElementTree.Element("instance", instance_attributes(marks)), encoding="unicode")
+
+
+def run_xml(started_at: float) -> str:
+    """The `run` element for `virDomainSetMetadata`. Seconds since the epoch."""
+    return ElementTree.tostring(ElementTree.Element("run", {"startedAt": f"{started_at:.3f}"}), encoding="unicode")
+
+
+def read(domain_xml: str) -> Record | None:
+    """What the metadata of a domain says, or None if the domain is not Kumulus' own.
+
+    It is when its marks are whole and its UUID and name are those of the marks' uid: a copy of one of our
+    domains (`virt-clone`) carries our marks and is not ours.
+    """
+    root = ElementTree.fromstring(domain_xml)  # noqa: S314  # libvirt wrote it, not a user
+    instance = root.find(f"metadata/{{{NAMESPACE}}}instance")
+    if instance is None:
+        return None
+    try:
+        marks = _marks(instance)
+    except (KeyError, ValueError):
+        return None
+    if root.findtext("uuid") != marks.uid or root.findtext("name") != domain_name(marks.uid):
+        return None
+    return Record(marks, _started_at(root.find(f"metadata/{{{RUN_NAMESPACE}}}run")))
+
+
+def _marks(element: ElementTree.Element) -> Marks:
+    request = element.get("restartRequest")
+    return Marks(
+        uid=_decode(element.attrib["uid"]),
+        epoch=int(element.attrib["epoch"]),
+        namespace=_decode(element.attrib["namespace"]),
+        name=_decode(element.attrib["name"]),
+        wanted=PowerState(element.attrib["wanted"]),
+        restart_request=None if request is None else _decode(request),
+        restarts=int(element.attrib["restarts"]),
+    )
+
+
+def _started_at(element: ElementTree.Element | None) -> float | None:
+    try:
+        return None if element is None else float(element.attrib["startedAt"])
+    except (KeyError, ValueError):
+        return None
+
+
+def _encode(text: str) -> str:
+    return quote(text, safe=SAFE, errors="surrogatepass")
+
+
+def _decode(text: str) -> str:
+    return unquote(text, errors="surrogatepass")

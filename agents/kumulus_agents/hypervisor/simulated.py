@@ -1,0 +1,296 @@
+"""A hypervisor without a machine: the same protocol, believable delays, failures on request.
+
+For tests and for scale: thousands of hosts in one process, so a host is a few dictionaries, and a
+timer exists only while something is going to happen. `SimulatedHost` is the machine and outlives its
+driver, so that an agent can be restarted beside running guests; `SimulatedHypervisor` is the driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kumulus_agents.hypervisor.protocol import (
+    Domain,
+    DomainListener,
+    DomainSpec,
+    DomainState,
+    ExitReason,
+    ForeignDomain,
+    Hypervisor,
+    HypervisorError,
+    Inventory,
+    Marks,
+)
+
+GIB = 1 << 30
+
+
+class SimulatedSettings(BaseModel):
+    """What a simulated host has and how it behaves. Unknown settings are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cpus: int = Field(default=64, ge=1, description="Hardware threads.")
+    memory: int = Field(default=256 * GIB, ge=1, description="Bytes.")
+    cpu_model: str = Field(default="simulated", description="Model of the processor.")
+    start_seconds: float = Field(default=0, ge=0, description="How long a start takes.")
+    stop_seconds: float = Field(default=0, ge=0, description="How long QEMU takes to go.")
+    shutdown_seconds: float = Field(default=0, ge=0, description="How long a guest takes after the power button.")
+    jitter: float = Field(default=0.2, ge=0, le=1, description="How much of each delay is left to chance.")
+    failure_rate: float = Field(default=0, ge=0, le=1, description="Share of starts that fail.")
+    seed: int = Field(default=0, description="Of chance: the same seed, the same run.")
+    console: bool = Field(default=False, description="Whether guests print a line to their console log.")
+
+
+class SimulatedHost:
+    """A machine with a hypervisor. Its guests go on whether a driver is connected or not.
+
+    The methods are what can happen to it from outside; the driver uses the state.
+    """
+
+    def __init__(self, settings: SimulatedSettings | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self.settings = settings or SimulatedSettings()
+        self.domains: dict[str, Domain] = {}
+        self.foreign: dict[str, ForeignDomain] = {}
+        self.available = True
+        self.starts: dict[str, int] = {}
+        """How often each domain was really started."""
+        self.deaf: set[str] = set()
+        """Domains whose guest does not react to the power button."""
+        self._clock = clock
+        self._chance = random.Random(self.settings.seed)  # noqa: S311  # not a secret
+        self._failures: deque[HypervisorError] = deque()
+        self._drivers: weakref.WeakSet[SimulatedHypervisor] = weakref.WeakSet()
+
+    def fail_next_start(self, reason: str = "StartFailed", *, retryable: bool = True, times: int = 1) -> None:
+        """The next start, or so many of them, fail."""
+        error = HypervisorError(f"The simulated host was told to fail: {reason}.", reason=reason, retryable=retryable)
+        self._failures.extend([error] * times)
+
+    def end(self, uid: str, why: ExitReason = ExitReason.SHUTDOWN) -> None:
+        """The guest ends by itself: it powers off, it panics or QEMU dies (Crashed). Off already: nothing."""
+        domain = self.domains.get(uid)
+        if domain is not None and domain.state is not DomainState.STOPPED:
+            self.put(replace(domain, state=DomainState.STOPPED, exit_reason=why, started_at=None))
+
+    def plant(self, domain: ForeignDomain) -> None:
+        """Somebody else makes a domain here."""
+        self.foreign[domain.uuid] = domain
+
+    def disconnect(self) -> None:
+        """The hypervisor is out of reach; its guests go on."""
+        self.available = False
+
+    def reconnect(self) -> None:
+        """The hypervisor can be reached again."""
+        self.available = True
+        self.tell("")
+
+    def reboot(self) -> None:
+        """Power fails and comes back: every guest is off and nobody saw it end."""
+        for uid in list(self.domains):
+            self.end(uid, ExitReason.UNKNOWN)
+
+    def attach(self, driver: SimulatedHypervisor) -> None:
+        """A driver wants to hear of changes."""
+        self._drivers.add(driver)
+
+    def detach(self, driver: SimulatedHypervisor) -> None:
+        """A driver has heard enough."""
+        self._drivers.discard(driver)
+
+    def put(self, domain: Domain) -> None:
+        """A domain is so from now on; drivers are told."""
+        self.domains[domain.marks.uid] = domain
+        self.tell(domain.marks.uid)
+
+    def drop(self, uid: str) -> None:
+        """A domain is no more; drivers are told."""
+        if self.domains.pop(uid, None) is not None:
+            self.deaf.discard(uid)
+            self.tell(uid)
+
+    def tell(self, uid: str) -> None:
+        """Tell every driver that a domain has changed."""
+        if self.available:
+            for driver in list(self._drivers):
+                driver.told(uid)
+
+    def started(self, spec: DomainSpec) -> Domain:
+        """Start a domain that is off, now. Raises what it was told to, or by chance."""
+        if not self._failures and self._chance.random() < self.settings.failure_rate:
+            self.fail_next_start()
+        if self._failures:
+            self.put(Domain(spec.marks, DomainState.STOPPED, exit_reason=ExitReason.FAILED))
+            raise self._failures.popleft()
+        self.starts[spec.marks.uid] = self.starts.get(spec.marks.uid, 0) + 1
+        if self.settings.console:
+            _print(spec.console_log, f"{spec.marks.namespace}/{spec.marks.name}: simulated guest is up\n")
+        domain = Domain(spec.marks, DomainState.RUNNING, started_at=self._clock())
+        self.put(domain)
+        return domain
+
+    def delay(self, seconds: float) -> float:
+        """Seconds, more or less."""
+        if not seconds:
+            return 0
+        jitter = self.settings.jitter
+        return seconds * (1 + self._chance.uniform(-jitter, jitter))
+
+
+class SimulatedHypervisor:
+    """The driver of a simulated host. Verbs take the time that the host's settings say."""
+
+    def __init__(self, host: SimulatedHost) -> None:
+        self._host = host
+        self._listener: DomainListener | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    def told(self, uid: str) -> None:
+        """The host says that a domain has changed; the listener hears of it a moment later."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon(self._forward, uid)
+
+    def _forward(self, uid: str) -> None:
+        if self._listener is not None:
+            self._listener(uid)
+
+    async def connect(self, listener: DomainListener) -> None:
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._host.attach(self)
+        if self._host.available:
+            self.told("")
+
+    async def close(self) -> None:
+        self._host.detach(self)
+        self._listener = None
+
+    async def inventory(self) -> Inventory:
+        settings = self._reach().settings
+        return Inventory(
+            cpus=settings.cpus,
+            memory=settings.memory,
+            cpu_model=settings.cpu_model,
+            cpu_vendor="Kumulus",
+            architecture="x86_64",
+            acceleration="kvm",
+            hypervisor_version="0.0.0",
+            emulator_version="0.0.0",
+            machine_types=("q35",),
+        )
+
+    async def domain(self, uid: str) -> Domain | None:
+        return self._reach().domains.get(uid)
+
+    async def domains(self) -> Sequence[Domain]:
+        return tuple(self._reach().domains.values())
+
+    async def foreign(self) -> Sequence[ForeignDomain]:
+        return tuple(self._reach().foreign.values())
+
+    async def start(self, spec: DomainSpec) -> Domain:
+        uid = spec.marks.uid
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            if uid in host.foreign:
+                raise HypervisorError(
+                    "There is a domain with the UUID of this machine that is not Kumulus' own.",
+                    reason="DomainConflict",
+                    retryable=False,
+                )
+            domain = host.domains.get(uid)
+            if domain is None or domain.state is DomainState.STOPPED:
+                await self._pass(host.settings.start_seconds)
+                return self._reach().started(spec)
+            host.domains[uid] = replace(domain, marks=spec.marks)
+            return host.domains[uid]
+
+    async def mark(self, uid: str, marks: Marks) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            if domain := host.domains.get(uid):
+                host.domains[uid] = replace(domain, marks=marks)
+
+    async def power_button(self, uid: str) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is None or domain.state is not DomainState.RUNNING or uid in host.deaf:
+                return
+            run = domain.started_at
+            asyncio.get_running_loop().call_later(
+                host.delay(host.settings.shutdown_seconds), _shut_down, host, uid, run
+            )
+
+    async def force_off(self, uid: str) -> None:
+        async with self._one_at_a_time(uid):
+            await self._off(uid)
+
+    async def pause(self, uid: str) -> None:
+        await self._change(uid, DomainState.RUNNING, DomainState.PAUSED)
+
+    async def resume(self, uid: str) -> None:
+        await self._change(uid, DomainState.PAUSED, DomainState.RUNNING)
+
+    async def remove(self, uid: str) -> None:
+        async with self._one_at_a_time(uid):
+            await self._off(uid)
+            self._reach().drop(uid)
+
+    async def _off(self, uid: str) -> None:
+        host = self._reach()
+        domain = host.domains.get(uid)
+        if domain is not None and domain.state is not DomainState.STOPPED:
+            await self._pass(host.settings.stop_seconds)
+            self._reach().end(uid, ExitReason.DESTROYED)
+
+    async def _change(self, uid: str, before: DomainState, after: DomainState) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is not None and domain.state is before:
+                host.put(replace(domain, state=after))
+
+    async def _pass(self, seconds: float) -> None:
+        if delay := self._host.delay(seconds):
+            await asyncio.sleep(delay)
+
+    def _reach(self) -> SimulatedHost:
+        if self._listener is None or not self._host.available:
+            raise HypervisorError("The simulated hypervisor cannot be reached.", reason="HypervisorUnavailable")
+        return self._host
+
+    @asynccontextmanager
+    async def _one_at_a_time(self, uid: str) -> AsyncIterator[None]:
+        lock = self._locks.setdefault(uid, asyncio.Lock())
+        async with lock:
+            yield
+
+
+def create(settings: Mapping[str, object]) -> Hypervisor:
+    """A driver with a host of its own. Raises `pydantic.ValidationError`."""
+    return SimulatedHypervisor(SimulatedHost(SimulatedSettings.model_validate(settings)))
+
+
+def _shut_down(host: SimulatedHost, uid: str, run: float | None) -> None:
+    domain = host.domains.get(uid)
+    if domain is not None and domain.started_at == run and domain.state is DomainState.RUNNING:
+        host.end(uid, ExitReason.SHUTDOWN)
+
+
+def _print(path: str, text: str) -> None:
+    Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with Path(path).open("a") as log:
+        log.write(text)

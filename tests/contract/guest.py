@@ -1,0 +1,103 @@
+"""A disk that boots Linux in two seconds and does one thing, for tests of hypervisors.
+
+Made of the distribution's kernel and busybox: `linux-image-cloud-amd64`, `busybox-static`, `syslinux`,
+`mtools`, `dosfstools`, `cpio`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+from enum import StrEnum
+from pathlib import Path
+
+MODULES = (
+    "drivers/acpi/button",
+    "drivers/input/evdev",
+    "drivers/misc/pvpanic/pvpanic",
+    "drivers/misc/pvpanic/pvpanic-mmio",
+)
+
+INIT = """\
+#!/bin/busybox sh
+export PATH=/bin
+/bin/busybox --install -s /bin
+mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys
+for m in button evdev pvpanic pvpanic-mmio; do insmod /modules/$m.ko; done
+mode=$(sed -n 's/.*guest=\\([a-z]*\\).*/\\1/p' /proc/cmdline)
+exec 3</dev/input/event0 4</dev/input/event1
+for fd in 3 4; do (dd bs=24 count=1 <&$fd >/dev/null 2>&1; echo GUEST-DOWN; poweroff -f) & done
+echo GUEST-READY $mode
+case "$mode" in
+poweroff) poweroff -f ;;
+reboot) reboot -f ;;
+panic) echo c > /proc/sysrq-trigger ;;
+flood) exec cat /dev/zero | tr '\\0' 'x' ;;
+esac
+while :; do sleep 3600; done
+"""
+
+LOADER = """\
+DEFAULT linux
+PROMPT 0
+TIMEOUT 1
+LABEL linux
+ KERNEL vmlinuz
+ INITRD rd.gz
+ APPEND console=ttyS0 panic=-1 quiet guest={mode}
+"""
+
+READY = "GUEST-READY"
+
+
+class Guest(StrEnum):
+    """What a guest does once it has booted. Each reacts to the power button."""
+
+    WAIT = "wait"
+    POWEROFF = "poweroff"
+    REBOOT = "reboot"
+    PANIC = "panic"
+    FLOOD = "flood"
+
+
+def build(directory: Path) -> dict[Guest, Path]:
+    """Raw disks, one a kind of guest; to be used as backing files."""
+    kernel = max(Path("/boot").glob("vmlinuz-*-cloud-amd64"))
+    ramdisk = _ramdisk(directory, kernel.name.removeprefix("vmlinuz-"))
+    return {guest: _disk(directory, guest, kernel, ramdisk) for guest in Guest}
+
+
+def _ramdisk(directory: Path, version: str) -> Path:
+    root = directory / "root"
+    for name in ("bin", "dev", "proc", "sys", "modules"):
+        (root / name).mkdir(parents=True)
+    (root / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
+    (root / "init").write_text(INIT)
+    for file in ("bin/busybox", "init"):
+        (root / file).chmod(0o755)
+    for module in MODULES:
+        source = Path(f"/lib/modules/{version}/kernel/{module}.ko")
+        (root / "modules" / source.name).write_bytes(source.read_bytes())
+    names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
+    command = ["cpio", "-o", "-H", "newc", "--quiet"]
+    archive = subprocess.run(command, cwd=root, input=names.encode(), stdout=subprocess.PIPE, check=True)
+    ramdisk = directory / "rd.gz"
+    ramdisk.write_bytes(gzip.compress(archive.stdout, 1))
+    return ramdisk
+
+
+def _disk(directory: Path, guest: Guest, kernel: Path, ramdisk: Path) -> Path:
+    disk = directory / f"{guest}.img"
+    loader = directory / "syslinux.cfg"
+    loader.write_text(LOADER.format(mode=guest))
+    disk.touch()
+    os.truncate(disk, 24 << 20)
+    for command in (
+        ["mkfs.fat", "-F", "16", disk],
+        ["mcopy", "-i", disk, kernel, "::vmlinuz"],
+        ["mcopy", "-i", disk, ramdisk, loader, "::"],
+        ["syslinux", "--install", disk],
+    ):
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return disk

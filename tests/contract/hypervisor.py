@@ -1,0 +1,433 @@
+"""What every hypervisor driver must do. A driver's tests inherit `HypervisorContract` and give it a `world`.
+
+A third party's driver can be held against it in the same way:
+
+    class TestMine(HypervisorContract):
+        @pytest.fixture
+        async def world(self): yield MyWorld()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+
+from kumulus.api.compute import PowerState
+from kumulus_agents.hypervisor.protocol import (
+    Domain,
+    DomainSpec,
+    DomainState,
+    ExitReason,
+    Hypervisor,
+    HypervisorError,
+    Marks,
+)
+
+
+class World(ABC):
+    """A host, what can happen on it beside the driver, and drivers for it."""
+
+    @abstractmethod
+    def driver(self) -> Hypervisor:
+        """A new driver of the host, not connected."""
+
+    @abstractmethod
+    def spec(self) -> DomainSpec:
+        """A new machine whose guest goes on until its power button is pressed."""
+
+    @abstractmethod
+    def broken_spec(self) -> DomainSpec:
+        """A new machine that cannot be started."""
+
+    @abstractmethod
+    async def booted(self, spec: DomainSpec) -> None:
+        """Wait until the guest reacts to its power button."""
+
+    @abstractmethod
+    async def crash(self, spec: DomainSpec) -> None:
+        """Let the machine die a sudden death."""
+
+    @abstractmethod
+    async def plant(self) -> str:
+        """Make a running domain that is not Kumulus' own; its UUID."""
+
+    @abstractmethod
+    async def foreign_is_on(self, uuid: str) -> bool:
+        """Whether that domain still runs, without asking the driver."""
+
+    @abstractmethod
+    async def cut(self) -> None:
+        """Make the hypervisor unreachable. Guests go on."""
+
+    @abstractmethod
+    async def heal(self) -> None:
+        """Make it reachable again."""
+
+
+class Heard:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.uids: list[str] = []
+
+    def __call__(self, uid: str) -> None:
+        self.uids.append(uid)
+
+    def clear(self) -> None:
+        """Forget."""
+        self.uids.clear()
+
+    async def about(self, uid: str, seconds: float = 30) -> None:
+        """Wait until the driver said something about that domain."""
+        await eventually(lambda: uid in self.uids, f"the listener did not hear of {uid!r}", seconds)
+
+
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], what: str, seconds: float = 30) -> None:
+    """Wait for a condition; AssertionError with `what` when it does not come true in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        result = condition()
+        if result if isinstance(result, bool) else await result:
+            return
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} within {seconds} s")
+        await asyncio.sleep(0.01)
+
+
+def new_marks() -> Marks:
+    """Marks of a machine that never was."""
+    return Marks(str(uuid.uuid4()), epoch=1, namespace="tenant", name="web", wanted=PowerState.RUNNING)
+
+
+async def the(hypervisor: Hypervisor, spec: DomainSpec) -> Domain:
+    """The domain of that machine, which must exist."""
+    domain = await hypervisor.domain(spec.marks.uid)
+    assert domain is not None
+    return domain
+
+
+async def stopped(hypervisor: Hypervisor, spec: DomainSpec) -> Domain:
+    """The domain of that machine, once it is off."""
+
+    async def off() -> bool:
+        return (await the(hypervisor, spec)).state is DomainState.STOPPED
+
+    await eventually(off, "the domain did not stop")
+    return await the(hypervisor, spec)
+
+
+VERBS: tuple[Callable[[Hypervisor, str], Awaitable[None]], ...] = (
+    lambda hypervisor, uid: hypervisor.mark(uid, replace(new_marks(), uid=uid)),
+    lambda hypervisor, uid: hypervisor.power_button(uid),
+    lambda hypervisor, uid: hypervisor.pause(uid),
+    lambda hypervisor, uid: hypervisor.resume(uid),
+    lambda hypervisor, uid: hypervisor.force_off(uid),
+    lambda hypervisor, uid: hypervisor.remove(uid),
+)
+
+
+class HypervisorContract:
+    """The contract of `kumulus_agents.hypervisor.protocol.Hypervisor`."""
+
+    @pytest.fixture
+    async def heard(self) -> Heard:
+        return Heard()
+
+    @pytest.fixture
+    async def hypervisor(self, world: World, heard: Heard) -> AsyncIterator[Hypervisor]:
+        driver = world.driver()
+        await driver.connect(heard)
+        await heard.about("")
+        heard.clear()
+        yield driver
+        await driver.close()
+
+    @pytest.fixture
+    async def running(self, world: World, hypervisor: Hypervisor) -> DomainSpec:
+        spec = world.spec()
+        await hypervisor.start(spec)
+        return spec
+
+    # Connecting
+
+    async def test_before_the_connection_stands_everything_is_unavailable(self, world: World) -> None:
+        driver = world.driver()
+        with pytest.raises(HypervisorError) as caught:
+            await driver.domains()
+        assert caught.value.reason == "HypervisorUnavailable"
+        assert caught.value.retryable
+        await driver.close()
+
+    async def test_after_close_everything_is_unavailable(self, world: World, heard: Heard) -> None:
+        driver = world.driver()
+        await driver.connect(heard)
+        await heard.about("")
+        await driver.close()
+        with pytest.raises(HypervisorError) as caught:
+            await driver.domains()
+        assert caught.value.reason == "HypervisorUnavailable"
+
+    async def test_domains_survive_close_and_a_new_driver_finds_them(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        before = await the(hypervisor, running)
+        await hypervisor.close()
+        driver, heard = world.driver(), Heard()
+        await driver.connect(heard)
+        await heard.about("")
+        assert await driver.domain(running.marks.uid) == before
+        assert before in await driver.domains()
+        await driver.close()
+
+    async def test_losing_the_hypervisor_leaves_guests_alone_and_it_is_found_again(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec, heard: Heard
+    ) -> None:
+        before = await the(hypervisor, running)
+        await world.cut()
+
+        async def gone() -> bool:
+            try:
+                await hypervisor.domains()
+            except HypervisorError as error:
+                return error.reason == "HypervisorUnavailable"
+            return False
+
+        await eventually(gone, "the driver did not see that the hypervisor is gone")
+        heard.clear()
+        await world.heal()
+        await heard.about("", 5)
+        assert await the(hypervisor, running) == before
+
+    # Seeing
+
+    async def test_inventory(self, hypervisor: Hypervisor) -> None:
+        found = await hypervisor.inventory()
+        assert found.cpus > 0
+        assert found.memory > 1 << 28
+        assert found.acceleration in ("kvm", "tcg")
+        assert found.architecture
+        assert "q35" in found.machine_types
+        assert found == await hypervisor.inventory()
+
+    async def test_an_unknown_machine_is_none_and_every_verb_does_nothing(self, hypervisor: Hypervisor) -> None:
+        uid = str(uuid.uuid4())
+        for verb in VERBS:
+            await verb(hypervisor, uid)
+        assert await hypervisor.domain(uid) is None
+
+    async def test_foreign_domains_are_listed_and_never_touched(self, world: World, hypervisor: Hypervisor) -> None:
+        foreign = await world.plant()
+        assert foreign in [domain.uuid for domain in await hypervisor.foreign()]
+        assert await hypervisor.domain(foreign) is None
+        assert foreign not in [domain.marks.uid for domain in await hypervisor.domains()]
+        for verb in VERBS:
+            await verb(hypervisor, foreign)
+        spec = world.spec()
+        with pytest.raises(HypervisorError) as caught:
+            await hypervisor.start(replace(spec, marks=replace(spec.marks, uid=foreign)))
+        assert caught.value.reason == "DomainConflict"
+        assert not caught.value.retryable
+        assert await world.foreign_is_on(foreign)
+        assert foreign in [domain.uuid for domain in await hypervisor.foreign()]
+
+    async def test_our_domains_are_not_foreign(self, hypervisor: Hypervisor, running: DomainSpec) -> None:
+        assert running.marks.uid not in [domain.uuid for domain in await hypervisor.foreign()]
+
+    # Starting
+
+    async def test_start(self, world: World, hypervisor: Hypervisor, heard: Heard) -> None:
+        spec, before = world.spec(), time.time()
+        domain = await hypervisor.start(spec)
+        assert domain.marks == spec.marks
+        assert domain.state is DomainState.RUNNING
+        assert domain.exit_reason is None
+        assert domain.started_at is not None
+        assert before - 1 <= domain.started_at <= time.time() + 1
+        found = await the(hypervisor, spec)
+        assert found.started_at == pytest.approx(domain.started_at, abs=0.01)
+        assert replace(found, started_at=None) == replace(domain, started_at=None)
+        assert found in await hypervisor.domains()
+        await heard.about(spec.marks.uid)
+
+    async def test_starting_what_runs_only_brings_the_marks_up_to_date(
+        self, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        before = await the(hypervisor, running)
+        wanted = replace(running.marks, epoch=2, restarts=3, restart_request="now")
+        after = await hypervisor.start(replace(running, marks=wanted, memory=running.memory * 2))
+        assert after == replace(before, marks=wanted)
+        assert await the(hypervisor, running) == after
+
+    async def test_starting_what_is_paused_leaves_it_paused(self, hypervisor: Hypervisor, running: DomainSpec) -> None:
+        await hypervisor.pause(running.marks.uid)
+        after = await hypervisor.start(running)
+        assert after.state is DomainState.PAUSED
+
+    async def test_many_starts_at_once_make_one_run(self, world: World, hypervisor: Hypervisor) -> None:
+        spec = world.spec()
+        runs = await asyncio.gather(*(hypervisor.start(spec) for _ in range(4)))
+        assert len({round(run.started_at or 0, 2) for run in runs}) == 1
+
+    async def test_different_machines_start_side_by_side(self, world: World, hypervisor: Hypervisor) -> None:
+        specs = [world.spec() for _ in range(3)]
+        await asyncio.gather(*(hypervisor.start(spec) for spec in specs))
+        on = {domain.marks.uid for domain in await hypervisor.domains() if domain.state is DomainState.RUNNING}
+        assert {spec.marks.uid for spec in specs} <= on
+
+    async def test_a_cancelled_start_can_be_repeated(self, world: World, hypervisor: Hypervisor) -> None:
+        spec = world.spec()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                await hypervisor.start(spec)
+        assert (await hypervisor.start(spec)).state is DomainState.RUNNING
+
+    async def test_a_failed_start_says_why_and_leaves_it_off(self, world: World, hypervisor: Hypervisor) -> None:
+        spec = world.broken_spec()
+        with pytest.raises(HypervisorError) as caught:
+            await hypervisor.start(spec)
+        assert caught.value.reason
+        domain = await hypervisor.domain(spec.marks.uid)
+        assert domain is None or (domain.state, domain.exit_reason) == (DomainState.STOPPED, ExitReason.FAILED)
+        await hypervisor.remove(spec.marks.uid)
+        assert await hypervisor.domain(spec.marks.uid) is None
+
+    # Marks
+
+    async def test_marks_of_a_running_machine_last_beyond_its_run(
+        self, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        before = await the(hypervisor, running)
+        wanted = replace(running.marks, epoch=7, wanted=PowerState.STOPPED, restarts=2)
+        await hypervisor.mark(running.marks.uid, wanted)
+        assert await the(hypervisor, running) == replace(before, marks=wanted)
+        assert wanted in [domain.marks for domain in await hypervisor.domains()]
+        await hypervisor.force_off(running.marks.uid)
+        assert (await the(hypervisor, running)).marks == wanted
+
+    async def test_marks_of_a_machine_that_is_off(self, hypervisor: Hypervisor, running: DomainSpec) -> None:
+        await hypervisor.force_off(running.marks.uid)
+        wanted = replace(running.marks, restart_request="x", wanted=PowerState.STOPPED)
+        await hypervisor.mark(running.marks.uid, wanted)
+        assert (await the(hypervisor, running)).marks == wanted
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "</kumulus:instance></metadata><devices><hostdev/></devices>",
+            "<![CDATA[x]]>&lt;&amp;'\"",
+            "tab\tnewline\nreturn\r",
+            "\x01\x1b[2J\x7f",
+            "%41 100% \u00e9\u4e16\U0001f600",
+            " spaces ",
+            "",
+            "\u00ff" * 253,
+        ],
+    )
+    async def test_marks_carry_any_text(self, hypervisor: Hypervisor, running: DomainSpec, text: str) -> None:
+        wanted = replace(running.marks, restart_request=text, name=text, namespace=text)
+        await hypervisor.mark(running.marks.uid, wanted)
+        assert (await the(hypervisor, running)).marks == wanted
+        await hypervisor.force_off(running.marks.uid)
+        assert (await hypervisor.start(replace(running, marks=wanted))).marks == wanted
+        assert (await the(hypervisor, running)).marks == wanted
+
+    # Pausing
+
+    async def test_pause_and_resume(self, hypervisor: Hypervisor, running: DomainSpec, heard: Heard) -> None:
+        before = await the(hypervisor, running)
+        heard.clear()
+        for _ in range(2):
+            await hypervisor.pause(running.marks.uid)
+            assert await the(hypervisor, running) == replace(before, state=DomainState.PAUSED)
+        await heard.about(running.marks.uid)
+        for _ in range(2):
+            await hypervisor.resume(running.marks.uid)
+            assert await the(hypervisor, running) == before
+
+    # Ending
+
+    async def test_the_power_button_reaches_the_guest(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec, heard: Heard
+    ) -> None:
+        await world.booted(running)
+        heard.clear()
+        await hypervisor.power_button(running.marks.uid)
+        await heard.about(running.marks.uid)
+        domain = await stopped(hypervisor, running)
+        assert domain.exit_reason is ExitReason.SHUTDOWN
+        assert domain.started_at is None
+        assert domain.marks == running.marks
+        await hypervisor.power_button(running.marks.uid)
+        assert await the(hypervisor, running) == domain
+
+    async def test_force_off(self, hypervisor: Hypervisor, running: DomainSpec, heard: Heard) -> None:
+        await hypervisor.start(running)
+        heard.clear()
+        for _ in range(2):
+            await hypervisor.force_off(running.marks.uid)
+            domain = await the(hypervisor, running)
+            assert (domain.state, domain.exit_reason) == (DomainState.STOPPED, ExitReason.DESTROYED)
+        await heard.about(running.marks.uid)
+
+    async def test_force_off_of_a_paused_machine(self, hypervisor: Hypervisor, running: DomainSpec) -> None:
+        await hypervisor.pause(running.marks.uid)
+        await hypervisor.force_off(running.marks.uid)
+        domain = await the(hypervisor, running)
+        assert (domain.state, domain.exit_reason) == (DomainState.STOPPED, ExitReason.DESTROYED)
+
+    async def test_a_sudden_death_is_a_crash(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec, heard: Heard
+    ) -> None:
+        heard.clear()
+        await world.crash(running)
+        await heard.about(running.marks.uid)
+        assert (await stopped(hypervisor, running)).exit_reason is ExitReason.CRASHED
+
+    async def test_a_machine_that_ended_can_start_again(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        first = await the(hypervisor, running)
+        await world.crash(running)
+        await stopped(hypervisor, running)
+        second = await hypervisor.start(replace(running, marks=replace(running.marks, epoch=2, restarts=1), cpus=2))
+        assert second.state is DomainState.RUNNING
+        assert second.marks.restarts == 1
+        assert first.started_at is not None
+        assert second.started_at is not None
+        assert second.started_at > first.started_at
+
+    @pytest.mark.parametrize("on", [True, False])
+    async def test_remove(self, hypervisor: Hypervisor, running: DomainSpec, heard: Heard, on: bool) -> None:
+        if not on:
+            await hypervisor.force_off(running.marks.uid)
+        heard.clear()
+        for _ in range(2):
+            await hypervisor.remove(running.marks.uid)
+            assert await hypervisor.domain(running.marks.uid) is None
+            assert running.marks.uid not in [domain.marks.uid for domain in await hypervisor.domains()]
+            assert running.marks.uid not in [domain.uuid for domain in await hypervisor.foreign()]
+        await heard.about(running.marks.uid)
+        assert (await hypervisor.start(running)).state is DomainState.RUNNING
+
+    async def test_verbs_about_one_machine_at_once_end_as_the_last_one_says(
+        self, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        uid = running.marks.uid
+        await asyncio.gather(
+            hypervisor.pause(uid),
+            hypervisor.resume(uid),
+            hypervisor.mark(uid, replace(running.marks, epoch=5)),
+            hypervisor.force_off(uid),
+            hypervisor.start(replace(running, marks=replace(running.marks, epoch=6))),
+            hypervisor.pause(uid),
+        )
+        domain = await the(hypervisor, running)
+        assert domain.state is DomainState.PAUSED
+        assert domain.marks.epoch == 6

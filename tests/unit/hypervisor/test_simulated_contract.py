@@ -1,0 +1,61 @@
+"""The simulated hypervisor keeps the contract, at once and with delays."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+import pytest
+
+from kumulus_agents.hypervisor.protocol import DomainSpec, ExitReason, ForeignDomain
+from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
+from tests.contract.hypervisor import HypervisorContract, World, new_marks
+
+
+class SimulatedWorld(World):
+    """A simulated host."""
+
+    def __init__(self, settings: SimulatedSettings) -> None:
+        self.host = SimulatedHost(settings)
+
+    def driver(self) -> SimulatedHypervisor:
+        return SimulatedHypervisor(self.host)
+
+    def spec(self) -> DomainSpec:
+        return DomainSpec(new_marks(), cpus=1, memory=1 << 26, disks=(), console_log="/nowhere/console.log")
+
+    def broken_spec(self) -> DomainSpec:
+        self.host.fail_next_start()
+        return self.spec()
+
+    async def booted(self, spec: DomainSpec) -> None:
+        pass
+
+    async def crash(self, spec: DomainSpec) -> None:
+        self.host.end(spec.marks.uid, ExitReason.CRASHED)
+
+    async def plant(self) -> str:
+        domain = ForeignDomain(str(uuid.uuid4()), "by-hand", "running", 1, 1 << 26)
+        self.host.plant(domain)
+        return domain.uuid
+
+    async def foreign_is_on(self, uuid: str) -> bool:
+        return self.host.foreign[uuid].state == "running"
+
+    async def cut(self) -> None:
+        self.host.disconnect()
+
+    async def heal(self) -> None:
+        self.host.reconnect()
+
+
+BEHAVIOURS: Sequence[SimulatedSettings] = (
+    SimulatedSettings(),
+    SimulatedSettings(start_seconds=0.01, stop_seconds=0.005, shutdown_seconds=0.02),
+)
+
+
+class TestSimulated(HypervisorContract):
+    @pytest.fixture(params=BEHAVIOURS, ids=["at-once", "with-delays"])
+    def world(self, request: pytest.FixtureRequest) -> World:
+        return SimulatedWorld(request.param)
