@@ -18,13 +18,14 @@ _QUIET_WHEN_TRUE = frozenset({"Reconciling"})
 
 
 def show(printer: Printer, conditions: Sequence[Condition], now: datetime) -> None:
-    """A line each, with its message below."""
+    """A line each, with its message below; a message that several share is told once."""
     printer.heading("Conditions")
     if not conditions:
         printer.line("  none yet: no controller has looked at it")
         return
     kinds = max(len(c.type) for c in conditions)
     reasons = max(len(c.reason) for c in conditions)
+    said: set[str] = set()
     for condition in conditions:
         since = age(condition.last_transition_time, now)
         text = Text(f"  {one_line(condition.type):<{kinds}}  ")
@@ -32,7 +33,8 @@ def show(printer: Printer, conditions: Sequence[Condition], now: datetime) -> No
         text.append(f"  {one_line(condition.reason):<{reasons}}  {since}")
         text.rstrip()
         printer.out.print(text, soft_wrap=True)
-        if condition.message:
+        if condition.message and condition.message not in said:
+            said.add(condition.message)
             printer.indented(one_line(condition.message), by=6)
 
 

@@ -26,7 +26,8 @@ KIND = ConsoleRequest.KIND
 
 WINDOW = 65536
 WINDOW_MAX = 262144
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 40.0
+"""Longer than the controllers wait for a host, so that theirs is the answer."""
 TTL_SECONDS = 60
 PAUSE = 1.0
 """Seconds between two looks of --follow: each is an object made, answered and deleted."""

@@ -10,26 +10,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 
-from kumulus.api.base import FINALIZER, PAUSED
+from kumulus.api.base import FINALIZER, FORCE_DETACH, PAUSED
 from kumulus.api.compute import Phase, PowerState
 from kumulus.api.fabric import Host, HostPhase
 from kumulus.api.host import WorkOrder, WorkState
-from kumulus.api.storage import ImagePhase
-from kumulus.cli.amounts import age, duration, moment, size
+from kumulus.cli.amounts import age, duration, moment
 from kumulus.cli.facts import Absence, Facts, Finding, Level
+from kumulus.cli.needs import images, references
+from kumulus.cli.problem import as_sentence
 
 PATIENCE = timedelta(seconds=15)
 """How long nobody may look at a change before that is worth a word."""
 
-_ENDED = {"GuestShutDown": "its guest shut down by itself", "GuestCrashed": "its guest crashed or QEMU ended"}
-_MISSING = {
-    "InstanceTypeNotFound",
-    "InstanceTypeNotAllowed",
-    "ImageNotFound",
-    "ImageNotAllowed",
-    "SecretNotFound",
+_ENDED = {
+    "GuestShutDown": "its guest shut down by itself",
+    "GuestCrashed": "its guest crashed, or its QEMU died",
+    "ForcedOff": "somebody forced it off on the host",
+    "StartFailed": "it could not be started",
+    "EndedUnseen": "it ended while nobody watched, most likely with its host",
 }
-"""Reasons of Scheduled=False that `_references` tells better."""
+"""Reasons of Ready=False for a machine that ended by itself."""
+
+_MISSING = frozenset({"InstanceTypeNotFound", "SecretNotFound", "SecretKeyNotFound"})
+"""Reasons of Scheduled=False that `references` tells better."""
+
+_CONSEQUENCES = frozenset({"VolumesNotReady", "Pending"})
+"""Reasons of Scheduled=False that only point to something else."""
 
 
 def explain(facts: Facts) -> list[Finding]:
@@ -39,8 +45,8 @@ def explain(facts: Facts) -> list[Finding]:
     chain: tuple[Callable[[Facts], list[Finding]], ...] = (
         _paused,
         _unseen,
-        _references,
-        _images,
+        references,
+        images,
         _scheduled,
         _host,
         _order,
@@ -81,9 +87,9 @@ def _deleting(facts: Facts) -> list[Finding]:
         found.append(Finding(Level.PROBLEM, what, "Find out what set that finalizer, and why it does not take it off."))
     found += _host(facts)
     if isinstance(facts.order, WorkOrder) and facts.order.status.message:
-        found.append(Finding(Level.WAITING, f"Its host says: {_end(facts.order.status.message)}"))
+        found.append(Finding(Level.WAITING, f"Its host says: {as_sentence(facts.order.status.message)}"))
     if facts.controllers:
-        found.append(Finding(Level.PROBLEM, _end(facts.controllers), "Start the controllers (`kumulus run`)."))
+        found.append(Finding(Level.PROBLEM, as_sentence(facts.controllers), "Start the controllers (`kumulus run`)."))
     return found
 
 
@@ -96,76 +102,25 @@ def _unseen(facts: Facts) -> list[Finding]:
     fresh = seen is None and created is not None and facts.now - created < PATIENCE
     what = "No controller has looked at it yet." if seen is None else "No controller has looked at its last change yet."
     if facts.controllers and not fresh:
-        return [Finding(Level.PROBLEM, f"{what} {_end(facts.controllers)}", "Start the controllers (`kumulus run`).")]
+        return [
+            Finding(Level.PROBLEM, f"{what} {as_sentence(facts.controllers)}", "Start the controllers (`kumulus run`).")
+        ]
     return [Finding(Level.WAITING, what, "" if fresh else "`kumulusctl status` shows whether the controllers run.")]
-
-
-def _references(facts: Facts) -> list[Finding]:
-    """What the spec names and is not there. What was resolved once is kept, so it may go afterwards."""
-    vm, found = facts.vm, []
-    type_ = vm.spec.instance_type
-    if vm.status.resources is None and type_ and facts.instance_type is Absence.MISSING:
-        found.append(
-            Finding(
-                Level.PROBLEM,
-                f"There is no InstanceType {type_}.",
-                "`kubectl get instancetypes` lists the sizes there are; make this machine anew with one of them, or "
-                "ask the operator to make that one.",
-            )
-        )
-    for ref, there in facts.secrets.items():
-        if vm.status.host is not None:
-            break
-        if there is Absence.MISSING:
-            what = f"There is no Secret {ref.name}, which {ref.field} names."
-            found.append(Finding(Level.PROBLEM, what, f"Make it in namespace {vm.namespace}, with the key {ref.key}."))
-        elif there is False:
-            what = f"The Secret {ref.name} has no key {ref.key}, which {ref.field} names."
-            found.append(Finding(Level.PROBLEM, what, f"Add the key {ref.key} to the Secret."))
-    return found
-
-
-def _images(facts: Facts) -> list[Finding]:
-    if facts.vm.status.phase in (Phase.RUNNING, Phase.PAUSED, Phase.STOPPED):
-        return []
-    found = []
-    for name, image in facts.images.items():
-        if image is Absence.MISSING:
-            what = f"There is no image {name}, neither in namespace {facts.vm.namespace} nor in the cluster."
-            found.append(
-                Finding(Level.PROBLEM, what, f"`kumulusctl -n {facts.vm.namespace} image list` shows what there is.")
-            )
-        if isinstance(image, Absence) or image.status.phase is ImagePhase.READY:
-            continue
-        ready = image.status.condition("Ready")
-        message = f" {_end(ready.message)}" if ready is not None and ready.message else ""
-        if image.status.phase is ImagePhase.FAILED:
-            reason = f" ({ready.reason})" if ready is not None and ready.reason else ""
-            todo = f"Correct the {image.KIND.kind} {name}: its source cannot be changed, so delete it and make it anew."
-            found.append(Finding(Level.PROBLEM, f"The image {name} could not be imported{reason}.{message}", todo))
-        elif image.status.phase is ImagePhase.IMPORTING:
-            at = image.status.progress
-            done = f": {size(at.bytes)}" + (f" of {size(at.total)}" if at.total else "") if at else ""
-            found.append(Finding(Level.WAITING, f"The image {name} is being imported{done}."))
-        else:
-            found.append(Finding(Level.WAITING, f"The image {name} is not imported yet.{message}"))
-    return found
 
 
 def _scheduled(facts: Facts) -> list[Finding]:
     vm = facts.vm
     condition = vm.status.condition("Scheduled")
-    if condition is None or condition.status != "False":
+    if condition is None or condition.status != "False" or condition.reason in _CONSEQUENCES:
         return []
-    if condition.reason in _MISSING and (_references(facts) or _images(facts)):
+    if condition.reason in _MISSING and references(facts):
         return []
-    message = _end(condition.message or condition.reason)
+    message = as_sentence(condition.message or condition.reason)
     todo = {
         "NoHostFits": "Make room (delete or stop machines, add a host with `kumulusctl host add`), or ask for less: a smaller "
         "size, a wider placement. It is tried again by itself.",
         "ZoneNotFound": "`kubectl get zones` lists the zones; the zone of a machine cannot be changed, so make it anew.",
-        "InstanceTypeNotAllowed": "`kubectl get instancetypes` lists the sizes; ask the operator to allow it for this namespace.",
-        "ImageNotAllowed": "Ask the operator to allow the image for this namespace, or use another.",
+        "InstanceTypeNotAllowed": "`kubectl get instancetypes` lists the sizes; ask the operator to allow that one here.",
     }.get(condition.reason, "")
     return [Finding(Level.PROBLEM, f"No host was found for it ({condition.reason}): {message}", todo)]
 
@@ -180,12 +135,13 @@ def _host(facts: Facts) -> list[Finding]:
         return []
     ready = host.status.condition("Ready")
     since = f" since {age(ready.last_transition_time, facts.now)}" if ready and ready.last_transition_time else ""
-    message = f" {_end(ready.message)}" if ready is not None and ready.message else ""
+    message = f" {as_sentence(ready.message)}" if ready is not None and ready.message else ""
     if host.status.phase is HostPhase.UNKNOWN:
         what = f"Its host {name} has not been heard of{since}. Whether the machine still runs there is not known."
         todo = (
-            f"Look at the host and its network; the machine is not started elsewhere before it is known to be stopped. "
-            f"If {name} is gone for good: `kumulusctl host remove {name} --force-detach`."
+            "Look at the host and its network; the machine is not started elsewhere before it is known to be stopped. "
+            f"If {name} is gone for good and the machine may go with it, delete the machine and then: "
+            f"{_kubectl(facts)} annotate vm {facts.vm.name} {FORCE_DETACH}=true"
         )
         return [Finding(Level.PROBLEM, what, todo)]
     state = host.status.phase or "not seen yet"
@@ -204,7 +160,7 @@ def _order(facts: Facts) -> list[Finding]:
     if (status.observed_generation or 0) < order.metadata.generation and not _host(facts):
         return [Finding(Level.WAITING, f"The agent of {vm.status.host} has not answered its work order yet.")]
     because = f" ({status.reason})" if status.reason else ""
-    message = _end(status.message) if status.message else ""
+    message = as_sentence(status.message) if status.message else ""
     match status.state:
         case WorkState.FAILED:
             return [
@@ -219,13 +175,18 @@ def _order(facts: Facts) -> list[Finding]:
 
 
 def _ended(facts: Facts) -> list[Finding]:
-    """Guests that ended by themselves."""
+    """Guests that ended by themselves, or were paused by nobody."""
     vm = facts.vm
     ready = vm.status.condition("Ready")
     reason = ready.reason if ready is not None and ready.status != "True" else ""
-    if vm.status.phase is Phase.CRASH_LOOP_BACK_OFF or reason == "BackOff":
+    if vm.status.phase is Phase.CRASH_LOOP_BACK_OFF:
         return [_back_off(facts)]
-    if vm.spec.power_state is not PowerState.RUNNING or reason not in _ENDED:
+    if vm.spec.power_state is not PowerState.RUNNING:
+        return []
+    if vm.status.phase is Phase.PAUSED and reason == "PausedByItself":
+        what = "It is paused although nobody asked for it, most likely because its storage fails or is full."
+        return [Finding(Level.PROBLEM, what, "Ask the operator to look at the host's pool; it goes on by itself.")]
+    if vm.status.phase is not Phase.STOPPED or reason not in _ENDED:
         return []
     what = f"It is off because {_ENDED[reason]}, and restartPolicy {vm.spec.restart_policy} leaves it off."
     return [
@@ -275,13 +236,13 @@ def _general(facts: Facts) -> list[Finding]:
         return []
     stalled, ready = vm.status.condition("Stalled"), vm.status.condition("Ready")
     if stalled is not None and stalled.status == "True":
-        return [Finding(Level.PROBLEM, _end(stalled.message or stalled.reason))]
+        return [Finding(Level.PROBLEM, as_sentence(stalled.message or stalled.reason))]
     if ready is not None and ready.status == "True" and vm.status.phase is Phase.RUNNING:
         return []
     if ready is None or not (ready.message or ready.reason):
         return [Finding(Level.WAITING, f"It is {vm.status.phase or 'new'}, and shall be {vm.spec.power_state}.")]
     level = Level.PROBLEM if vm.status.phase in (Phase.FAILED, Phase.UNKNOWN) else Level.WAITING
-    message = f": {_end(ready.message)}" if ready.message else "."
+    message = f": {as_sentence(ready.message)}" if ready.message else "."
     return [Finding(level, f"{ready.reason}{message}")]
 
 
@@ -296,8 +257,3 @@ def _protection(facts: Facts) -> list[Finding]:
     if not facts.vm.spec.deletion_protection:
         return []
     return [Finding(Level.NOTE, "It is protected from deletion (spec.deletionProtection).")]
-
-
-def _end(text: str) -> str:
-    line = " ".join(text.split())
-    return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -105,10 +105,10 @@ def _explain(session: Session, name: Name) -> None:
     printer.line(f"{vm.name} shall be {vm.spec.power_state}; it {state}{gone}.")
     for finding in findings:
         mark, style = _MARKS[finding.level]
-        printer.line("")
-        printer.labelled(mark, one_line(finding.what), style=style)
+        printer.line()
+        printer.indented(one_line(finding.what), by=9, label=mark, label_style=style)
         if finding.todo:
-            printer.labelled("to do", one_line(finding.todo), style="bold")
+            printer.indented(one_line(finding.todo), by=9, label="to do", label_style="bold")
 
 
 def _for_programs(session: Session, vm: VirtualMachine, findings: list[Finding]) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kumulus.api.base import DOMAIN
+from kumulus.api.base import FORCE_DETACH
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Capacity, Host, host_namespace
 from kumulus.api.host import HostReport, UnmanagedDomain
@@ -22,7 +22,6 @@ from kumulus.kube import errors
 Raw = dict[str, Any]
 
 KIND = Host.KIND
-FORCE_DETACH = f"{DOMAIN}/force-detach"
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the host.", show_default=False)]
 

@@ -20,21 +20,19 @@ import typer
 
 from kumulus.api.base import DOMAIN
 from kumulus.api.fabric import Host, HostPhase, HypervisorType, Zone, host_namespace
-from kumulus.api.host import AGENT_SERVICE_ACCOUNT, JOIN_SERVICE_ACCOUNT
+from kumulus.api.host import JOIN_SERVICE_ACCOUNT
 from kumulus.cli import bundle
 from kumulus.cli.amounts import duration, moment
 from kumulus.cli.problem import Problem, Usage
 from kumulus.cli.session import Session, command
 from kumulus.cli.terminal import one_line
 from kumulus.kube import errors
-from kumulus.kube.builtin import ROLE_BINDING, SECRET, SERVICE_ACCOUNT
+from kumulus.kube.builtin import SECRET, SERVICE_ACCOUNT
 
 Raw = dict[str, Any]
 
 JOIN_SECRET = "kumulus-join"  # noqa: S105
 """Name of the Secret that a join token lives and dies with, in the host's namespace."""
-
-POLL = 0.25
 
 
 def ensure_zone(session: Session, zone: str, *, create: bool) -> None:
@@ -70,40 +68,23 @@ def ensure_host(session: Session, name: str, zone: str, hypervisor: HypervisorTy
     return host
 
 
-def missing(session: Session, name: str) -> str | None:
-    """What a join needs and is not there yet; None when all is. Raises `Problem` when it will never be."""
-    namespace = host_namespace(name)
-    host = Host.parse(session.cluster.get(Host.KIND, name))
-    stalled = host.status.condition("Stalled")
-    if stalled is not None and stalled.status == "True":
-        raise Problem(f"The host {name} cannot get its namespace: {one_line(stalled.message or stalled.reason)}")
-    if host.status.namespace != namespace:
-        return f"namespace {namespace}"
-    for account in (AGENT_SERVICE_ACCOUNT, JOIN_SERVICE_ACCOUNT):
-        if session.cluster.find(SERVICE_ACCOUNT, account, namespace) is None:
-            return f"ServiceAccount {account}"
-    bound = {
-        subject.get("name")
-        for binding in session.cluster.objects(ROLE_BINDING, namespace)
-        for subject in binding.get("subjects") or ()
-        if subject.get("kind") == "ServiceAccount" and subject.get("namespace", namespace) == namespace
-    }
-    for account in (AGENT_SERVICE_ACCOUNT, JOIN_SERVICE_ACCOUNT):
-        if account not in bound:
-            return f"RoleBinding of {account}"
-    return None
-
-
-def await_namespace(session: Session, name: str, seconds: float) -> None:
-    """Wait until the Host controller has made what a join needs."""
-    deadline = session.monotonic() + seconds
-    while (lacking := missing(session, name)) is not None:
-        if session.monotonic() >= deadline:
-            raise Problem(
-                f"The host {name} is made, but after {seconds:g}s there is no {lacking}: the controllers do not seem "
-                "to run (`kumulusctl status` shows them). Start them and repeat this command."
-            )
-        session.sleep(POLL)
+def await_namespace(session: Session, name: str, seconds: float) -> str:
+    """Wait until the Host controller has made the host's namespace with its accounts and roles, and has said so in
+    the Host's status: it says so only of a namespace that is the host's own. Returns the namespace."""
+    wanted = host_namespace(name)
+    for raw in session.cluster.follow(Host.KIND, name, seconds=seconds):
+        if raw is None:
+            raise Problem(f"The host {name} was removed meanwhile.")
+        host = Host.parse(raw)
+        stalled = host.status.condition("Stalled")
+        if stalled is not None and stalled.status == "True" and host.status.namespace is None:
+            raise Problem(f"The host {name} cannot get its namespace: {one_line(stalled.message or stalled.reason)}")
+        if host.status.namespace == wanted:
+            return wanted
+    raise Problem(
+        f"The host {name} is made, but after {seconds:g}s it has no namespace {wanted}: the controllers do not seem to "
+        "run (`kumulusctl status` shows them). Start them and repeat this command."
+    )
 
 
 def make_token(session: Session, name: str, namespace: str, seconds: int) -> tuple[str, datetime | None]:
@@ -204,8 +185,7 @@ def _add(
     url, ca = _server(session, server), _authority(session, certificate_authority)
     ensure_zone(session, zone, create=create_zone)
     ensure_host(session, name, zone, hypervisor)
-    namespace = host_namespace(name)
-    await_namespace(session, name, timeout)
+    namespace = await_namespace(session, name, timeout)
     token, ends = make_token(session, name, namespace, ttl)
     content = bundle.Bundle(server=url, ca=ca, host=name, namespace=namespace, token=token).to_json()
     if output is None:

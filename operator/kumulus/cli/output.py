@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +16,6 @@ from typing import Any, Generic, TypeVar
 
 import yaml
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -79,9 +79,9 @@ class Printer:
         sys.stdout.write(text + end)
         sys.stdout.flush()
 
-    def line(self, text: str, style: str = "") -> None:
-        """A line for people, wrapped between words."""
-        self.out.print(Text(text, style=style), soft_wrap=not self.out.is_terminal)
+    def line(self, text: str = "", style: str = "") -> None:
+        """A line for people, wrapped between words on a terminal."""
+        self.indented(text, by=0, style=style)
 
     def objects(self, kind: Kind, raws: Sequence[Raw], *, many: bool) -> bool:
         """Print for programs, if that was asked for. Returns whether it was."""
@@ -133,22 +133,17 @@ class Printer:
                 grid.add_row(f"{name}:", _cell(value))
         self._print(grid)
 
-    def indented(self, text: str, *, by: int, style: str = "") -> None:
-        """A paragraph, wrapped and moved to the right."""
-        self.out.print(Padding(Text(text, style=style), (0, 0, 0, by)), soft_wrap=False)
-
-    def labelled(self, label: str, text: str, *, style: str = "") -> None:
-        """A paragraph beside a word that says what it is."""
-        grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        grid.add_column(no_wrap=True, width=8)
-        grid.add_column()
-        grid.add_row(Text(label, style=style), Text(text))
-        self._print(grid)
+    def indented(self, text: str, *, by: int, style: str = "", label: str = "", label_style: str = "") -> None:
+        """A paragraph, moved to the right, beside a word that says what it is; wrapped on a terminal only."""
+        width = max(self.out.width - by, 20) if self.out.is_terminal else sys.maxsize
+        for number, part in enumerate(textwrap.wrap(text, width, break_on_hyphens=False) or [""]):
+            left = (f"{label if number == 0 else '':<{by}}", label_style)
+            self.out.print(Text.assemble(left, (part, style)), soft_wrap=True)
 
     def heading(self, text: str) -> None:
         """A title above a part of the answer."""
         self.out.print()
-        self.out.print(Text(text, style="bold"))
+        self.out.print(Text(text, style="bold"), soft_wrap=True)
 
     def _print(self, grid: Table) -> None:
         if self.out.is_terminal:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -14,7 +13,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.storage import ClusterImage, Image, StoragePool
 from kumulus.cli.amounts import age, count, moment, size
-from kumulus.cli.problem import Problem
+from kumulus.cli.install import install
 from kumulus.cli.session import Session, command
 from kumulus.kube import errors
 from kumulus.kube.builtin import LEASE
@@ -128,13 +127,7 @@ def _tolerant(part: Callable[[Session], str], session: Session) -> str:
 
 def _install(session: Session) -> None:
     """Install Kumulus in the cluster: its kinds and who may do what. May be repeated, to upgrade."""
-    try:
-        install = importlib.import_module("kumulus.cli.install")
-    except ModuleNotFoundError as error:
-        raise Problem(
-            "This build of kumulusctl cannot install; apply the files in crds/ with kubectl instead."
-        ) from error
-    install.install(session)
+    install(session)
 
 
 def register(app: typer.Typer) -> None:

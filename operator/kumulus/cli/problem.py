@@ -36,16 +36,16 @@ def sentence(error: errors.KubeError, *, server: str) -> str:
     if error.status == 401:
         return f"The API server {server} does not accept your credentials; log in again or check your kubeconfig."
     if error.status == 403:
-        return f"You may not do that: {_end(error.message)} Ask an administrator for a role that allows it."
+        return f"You may not do that: {as_sentence(error.message)} Ask an administrator for a role that allows it."
     if isinstance(error, errors.NotFound):
-        return f"Not found: {_end(error.message)}"
+        return f"Not found: {as_sentence(error.message)}"
     if isinstance(error, errors.Conflict):
-        return f"Somebody changed it at the same moment ({_end(error.message)[:-1]}); try again."
+        return f"Somebody changed it at the same moment ({as_sentence(error.message)[:-1]}); try again."
     if error.status == 422:
-        return f"The API server refuses that: {_end(error.message)}"
+        return f"The API server refuses that: {as_sentence(error.message)}"
     if error.status == 429 or error.status >= 500:
-        return f"The API server {server} has trouble ({_end(error.message)[:-1]}); try again in a moment."
-    return f"The API server refuses that: {_end(error.message)}"
+        return f"The API server {server} has trouble ({as_sentence(error.message)[:-1]}); try again in a moment."
+    return f"The API server refuses that: {as_sentence(error.message)}"
 
 
 def kinds_missing(error: errors.KubeError) -> bool:
@@ -53,7 +53,7 @@ def kinds_missing(error: errors.KubeError) -> bool:
     return isinstance(error, errors.NotFound) and error.reason != "NotFound"
 
 
-def _end(text: str) -> str:
+def as_sentence(text: str) -> str:
     """The text as one sentence: a single line that ends in a full stop."""
     line = " ".join(text.split())
     return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from kumulus.api.base import Condition
 from kumulus.api.compute import Phase, VirtualMachine
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age
@@ -80,15 +79,9 @@ def await_goal(session: Session, name: str, goal: Goal, seconds: float) -> Raw |
     )
 
 
-def _ready(vm: VirtualMachine) -> Condition | None:
-    return vm.status.condition("Ready")
-
-
 def _reason(vm: VirtualMachine) -> str:
     """Why it is not what it shall be, in a word; empty when it is."""
-    scheduled, ready = vm.status.condition("Scheduled"), _ready(vm)
-    if scheduled is not None and scheduled.status == "False":
-        return scheduled.reason
+    ready = vm.status.condition("Ready")
     return ready.reason if ready is not None and ready.status != "True" else ""
 
 
