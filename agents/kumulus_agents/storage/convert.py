@@ -90,8 +90,8 @@ def _judge(outcome: cage.Outcome) -> None:
         )
     if outcome.ended_by(signal.SIGXFSZ) or "File too large" in outcome.errors:
         raise rejected("unpacks to more than an import may have")
-    if outcome.ended_by(signal.SIGXCPU):
-        raise rejected("takes too long to convert")
+    if outcome.ended_by(signal.SIGXCPU) or outcome.ended_by(signal.SIGKILL):
+        raise rejected("takes too much time or memory to convert")
     if "Input/output error" in outcome.errors:
         raise rejected("has parts that cannot be read, or the pool has: qemu-img says Input/output error")
     raise rejected(f"cannot be converted by qemu-img (status {outcome.status})")

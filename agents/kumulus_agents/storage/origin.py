@@ -28,6 +28,7 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """The addresses of a host name, for a port. Raises `OSError` when there are none."""
 
 _HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9.])?", re.IGNORECASE)
+_AUTHORITY_WITH_USER = re.compile(r"[^:]*://[^/?#]*@")
 _NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)", re.IGNORECASE)
 
 
@@ -55,7 +56,7 @@ def parsed(text: str) -> URL:
         raise forbidden(f"The image's URL is not a URL: {error}.") from None
     if url.scheme not in ("http", "https"):
         raise forbidden("Images are fetched over http or https only.")
-    if url.raw_user is not None or url.raw_password is not None or "@" in url.raw_authority:
+    if url.raw_user is not None or url.raw_password is not None or _AUTHORITY_WITH_USER.match(text):
         raise forbidden("The image's URL must not have a user name or password in it.")
     if not host or not url.port:
         raise forbidden("The image's URL has no host or no port.")

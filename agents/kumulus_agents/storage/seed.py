@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 
 import pycdlib
 import yaml
@@ -28,22 +29,19 @@ MAX_BYTES = 8 << 20
 """Most that the files of a seed may have together."""
 
 
-class _StillTime:
-    """The clock that pycdlib stamps files with. It has no setting for it, and stamps would make each seed another."""
+def _still_time() -> ModuleType:
+    """A `time` that stands at 2000-01-01T00:00:00Z.
 
-    strftime = staticmethod(time.strftime)
-    strptime = staticmethod(time.strptime)
-    localtime = staticmethod(time.gmtime)
-    gmtime = staticmethod(time.gmtime)
-
-    @staticmethod
-    def time() -> float:
-        """2000-01-01T00:00:00Z."""
-        return 946684800.0
+    pycdlib stamps what it makes with its clock and has no setting for that; stamps would make each
+    seed another.
+    """
+    module = ModuleType("time")
+    vars(module).update(vars(time), time=lambda: 946684800.0, localtime=time.gmtime)
+    return module
 
 
 for _module in (dates, headervd, mastering):
-    _module.time = _StillTime
+    _module.time = _still_time()
 
 
 def meta_data(
