@@ -1,0 +1,598 @@
+"""What credentials can do, against a real API server: one host's against everything of another's (QUALITY.md S5).
+
+The Host controller makes namespaces, accounts, bindings and tokens; here they are made by hand under the same
+names. Refusals are real requests that must be answered 403, and nothing of the other host may have changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kumulus.api.base import FINALIZER, Kind, Scope
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import host_namespace
+from kumulus.api.host import AGENT_SERVICE_ACCOUNT, JOIN_SERVICE_ACCOUNT, LEASE, HostReport, WorkOrder
+from kumulus.api.registry import KINDS
+from kumulus.cli.cluster import Cluster
+from kumulus.kube import errors
+from kumulus_lab import deadline, kubeconfig
+from kumulus_lab.cluster import NativeCluster
+
+pytestmark = pytest.mark.cluster
+
+Raw = dict[str, Any]
+
+UID = "6f3a0c7e-9d1b-4c55-8a2e-0123456789ab"
+MERGE = "application/merge-patch+json"
+RBAC = "rbac.authorization.k8s.io"
+
+
+def builtin(group: str, kind: str, plural: str, scope: Scope = Scope.NAMESPACED, version: str = "v1") -> Kind:
+    return Kind(group=group, version=version, kind=kind, plural=plural, scope=scope, status=False)
+
+
+SECRET = builtin("", "Secret", "secrets")
+ACCOUNT = builtin("", "ServiceAccount", "serviceaccounts")
+NAMESPACE = builtin("", "Namespace", "namespaces", Scope.CLUSTER)
+LEASES = builtin("coordination.k8s.io", "Lease", "leases")
+BINDING = builtin(RBAC, "RoleBinding", "rolebindings")
+OTHERS = (
+    SECRET,
+    ACCOUNT,
+    LEASES,
+    BINDING,
+    builtin(RBAC, "Role", "roles"),
+    builtin("", "ConfigMap", "configmaps"),
+    builtin("", "Pod", "pods"),
+    builtin("", "Event", "events"),
+    builtin("apps", "Deployment", "deployments"),
+    NAMESPACE,
+    builtin("", "Node", "nodes", Scope.CLUSTER),
+    builtin(RBAC, "ClusterRole", "clusterroles", Scope.CLUSTER),
+    builtin(RBAC, "ClusterRoleBinding", "clusterrolebindings", Scope.CLUSTER),
+    builtin("apiextensions.k8s.io", "CustomResourceDefinition", "customresourcedefinitions", Scope.CLUSTER),
+    builtin("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", Scope.CLUSTER),
+    builtin("certificates.k8s.io", "CertificateSigningRequest", "certificatesigningrequests", Scope.CLUSTER),
+)
+ALL = (*(resource.KIND for resource in KINDS), *OTHERS)
+SUBRESOURCES = {
+    **{resource.KIND.plural: ("status",) for resource in KINDS if resource.KIND.status},
+    "serviceaccounts": ("token",),
+    "pods": ("exec", "log", "status"),
+    "nodes": ("proxy", "status"),
+    "namespaces": ("finalize", "status"),
+    "certificatesigningrequests": ("approval", "status"),
+}
+SINGLE = {"get": "GET", "update": "PUT", "delete": "DELETE"}
+ON_SUBRESOURCE = {"get": "GET", "update": "PUT", "create": "POST"}
+PATCHES = (MERGE, "application/json-patch+json", "application/apply-patch+yaml")
+MANY = {"list": "GET", "watch": "GET", "create": "POST", "deletecollection": "DELETE"}
+
+
+@dataclass(frozen=True)
+class HostSide:
+    """A host as the API server knows it: its namespace and its agent's credentials."""
+
+    name: str
+    namespace: str
+    agent: Cluster
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One request that must be refused."""
+
+    verb: str
+    method: str
+    path: str
+    query: Mapping[str, str]
+    content_type: str = "application/json"
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.path} {self.content_type}"
+
+
+@pytest.fixture(scope="module")
+def api(cluster: NativeCluster) -> Cluster:
+    """The API server, as an administrator."""
+    return Cluster.connect(cluster.kubeconfig)
+
+
+@pytest.fixture(scope="module")
+def login(cluster: NativeCluster, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Gives the API server as whoever has a token."""
+    folder, number = tmp_path_factory.mktemp("credentials"), itertools.count()
+
+    def as_(token: str) -> Cluster:
+        file: Path = folder / f"{next(number)}.kubeconfig"
+        authority = cluster.authority.pair.certificate
+        kubeconfig.write(file, server=cluster.server, authority=authority, token=token)
+        return Cluster.connect(file)
+
+    return as_
+
+
+def bind(api: Cluster, namespace: str, account: str, role: str) -> None:
+    api.create(ACCOUNT, {"metadata": {"name": account}}, namespace)
+    body = {
+        "metadata": {"name": account},
+        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role},
+        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
+    }
+    api.create(BINDING, body, namespace)
+
+
+def token(api: Cluster, namespace: str, account: str, **spec: Any) -> str:
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+    answer = api.request("POST", ACCOUNT.path(namespace, account, "token"), body=body)
+    return str(answer["status"]["token"])
+
+
+def order(name: str = "instance-1", *, host: str = "a") -> Raw:
+    return {
+        "metadata": {"name": name, "finalizers": [FINALIZER, "example.com/other"], "labels": {"kumulus.io/x": "y"}},
+        "spec": {
+            "type": "Console",
+            "for": {"kind": "VirtualMachine", "namespace": "default", "name": host, "uid": UID},
+            "console": {"uid": UID, "maxBytes": 1024},
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def hosts(api: Cluster, login: Any) -> Iterator[tuple[HostSide, HostSide]]:
+    """Two hosts with something to steal in each one's namespace."""
+    made = []
+    for name in ("iso-a", "iso-b"):
+        namespace = host_namespace(name)
+        api.create(NAMESPACE, {"metadata": {"name": namespace}})
+        bind(api, namespace, AGENT_SERVICE_ACCOUNT, "kumulus-host-agent")
+        bind(api, namespace, JOIN_SERVICE_ACCOUNT, "kumulus-host-join")
+        api.create(WorkOrder.KIND, order(host=name), namespace)
+        api.create(HostReport.KIND, {"metadata": {"name": name}, "spec": {}}, namespace)
+        api.create(SECRET, {"metadata": {"name": "seed"}, "stringData": {"user-data": "secret"}}, namespace)
+        api.create(LEASES, {"metadata": {"name": LEASE}, "spec": {"holderIdentity": name}}, namespace)
+        agent = login(token(api, namespace, AGENT_SERVICE_ACCOUNT, expirationSeconds=3600))
+        made.append(HostSide(name, namespace, agent))
+    yield made[0], made[1]
+    for side in made:
+        for raw in api.objects(WorkOrder.KIND, side.namespace):
+            api.patch(WorkOrder.KIND, raw["metadata"]["name"], {"metadata": {"finalizers": None}}, side.namespace)
+        api.delete(NAMESPACE, side.namespace)
+
+
+NAMES = {
+    "workorders": "instance-1",
+    "hostreports": "iso-b",
+    "secrets": "seed",
+    "serviceaccounts": AGENT_SERVICE_ACCOUNT,
+    "leases": LEASE,
+    "rolebindings": AGENT_SERVICE_ACCOUNT,
+    "namespaces": host_namespace("iso-b"),
+    "hosts": "iso-a",
+    "nodes": "iso-a",
+    "clusterroles": "kumulus-host-agent",
+    "clusterrolebindings": "kumulus-controllers",
+    "customresourcedefinitions": "workorders.host.kumulus.io",
+    "validatingadmissionpolicies": "kumulus-host-agent",
+}
+
+
+def cells(places: tuple[str | None, ...]) -> Iterator[Cell]:
+    """Every verb on every kind and subresource, in each of the namespaces; None is all namespaces at once."""
+    for kind in ALL:
+        name = NAMES.get(kind.plural, "x")
+        for place in places if kind.namespaced else (None,):
+            for verb, method in MANY.items():
+                yield Cell(verb, method, kind.path(place), {"watch": "1"} if verb == "watch" else {})
+            yield Cell("list one", "GET", kind.path(place), {"fieldSelector": f"metadata.name={name}"})
+            if kind.namespaced and place is None:
+                continue
+            for sub in (None, *SUBRESOURCES.get(kind.plural, ())):
+                path = kind.path(place, name, sub)
+                for verb, method in (SINGLE if sub is None else ON_SUBRESOURCE).items():
+                    yield Cell(verb, method, path, {})
+                for patch in PATCHES:
+                    query = {"fieldManager": "x", "force": "true"} if "apply" in patch else {}
+                    yield Cell("patch", "PATCH", path, query, patch)
+
+
+def status_of(client: Cluster, cell: Cell) -> int:
+    """The HTTP status that the request is answered with; 200 when it succeeds."""
+    body: object = None
+    if cell.method in ("POST", "PUT", "PATCH"):
+        body = {"metadata": {"name": "x"}}
+    if "json-patch" in cell.content_type:
+        body = [{"op": "add", "path": "/metadata/labels", "value": {}}]
+    elif "apply" in cell.content_type:
+        body = json.dumps(body).encode()
+    try:
+        client.request(cell.method, cell.path, query=cell.query, body=body, content_type=cell.content_type)
+    except errors.ApiError as error:
+        return error.status
+    return 200
+
+
+def versions(api: Cluster, namespace: str) -> Mapping[str, str]:
+    return {
+        f"{kind.plural}/{raw['metadata']['name']}": raw["metadata"]["resourceVersion"]
+        for kind in (WorkOrder.KIND, HostReport.KIND, SECRET, ACCOUNT, LEASES, BINDING)
+        for raw in api.objects(kind, namespace)
+    }
+
+
+def test_nothing_of_another_host_or_of_the_cluster_is_within_reach(
+    api: Cluster, hosts: tuple[HostSide, HostSide]
+) -> None:
+    a, b = hosts
+    before = versions(api, b.namespace)
+    matrix = list(cells((b.namespace, "kube-system", "kumulus-system", "default", "kube-public", None)))
+    answers = {str(cell): status_of(a.agent, cell) for cell in matrix}
+    assert len(matrix) > 1000
+    assert {cell: status for cell, status in answers.items() if status != 403} == {}
+    assert versions(api, b.namespace) == before
+
+
+def test_a_join_token_reaches_nothing_either(api: Cluster, login: Any, hosts: tuple[HostSide, HostSide]) -> None:
+    a, b = hosts
+    joining = login(join_token(api, a))
+    matrix = list(cells((b.namespace, "kube-system", None)))
+    assert len(matrix) > 200
+    assert {str(cell) for cell in matrix if status_of(joining, cell) != 403} == set()
+    api.delete(SECRET, "kumulus-join", a.namespace)
+
+
+def allowed(client: Cluster, namespace: str) -> set[str]:
+    """What the API server says these credentials may do in a namespace, beyond what everybody may."""
+    body = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": namespace},
+    }
+    answer = client.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", body=body)
+    return {
+        f"{verb} {resource}" + "".join(f" {name}" for name in rule.get("resourceNames", ()))
+        for rule in answer["status"]["resourceRules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+        if not resource.startswith("selfsubject")
+    }
+
+
+AGENT_MAY = {
+    "get workorders",
+    "list workorders",
+    "watch workorders",
+    "patch workorders",
+    "patch workorders/status",
+    "get hostreports",
+    "create hostreports",
+    "patch hostreports",
+    "patch hostreports/status",
+    "create leases",
+    f"get leases {LEASE}",
+    f"update leases {LEASE}",
+    f"patch leases {LEASE}",
+    "get secrets",
+    f"create serviceaccounts/token {AGENT_SERVICE_ACCOUNT}",
+}
+JOIN_MAY = {
+    f"create serviceaccounts/token {AGENT_SERVICE_ACCOUNT}",
+    "get secrets kumulus-join",
+    "delete secrets kumulus-join",
+}
+
+
+def test_at_home_an_agent_may_do_this_and_no_more(hosts: tuple[HostSide, HostSide]) -> None:
+    a, b = hosts
+    assert allowed(a.agent, a.namespace) == AGENT_MAY
+    assert allowed(a.agent, b.namespace) == set()
+
+
+def test_what_an_agent_does_works(api: Cluster, hosts: tuple[HostSide, HostSide]) -> None:
+    a, _ = hosts
+    home = a.namespace
+    assert [raw["metadata"]["name"] for raw in a.agent.objects(WorkOrder.KIND, home)] == ["instance-1"]
+    path = WorkOrder.KIND.path(home, "instance-1", "status")
+    a.agent.request("PATCH", path, body={"status": {"state": "Ready"}}, content_type=MERGE)
+    assert api.get(WorkOrder.KIND, "instance-1", home)["status"] == {"state": "Ready"}
+    path = HostReport.KIND.path(home, a.name, "status")
+    a.agent.request("PATCH", path, body={"status": {"hypervisorReady": True}}, content_type=MERGE)
+    assert a.agent.get(SECRET, "seed", home)["data"]
+    lease = a.agent.get(LEASES, LEASE, home)
+    lease["spec"]["leaseTransitions"] = 1
+    a.agent.request("PUT", LEASES.path(home, LEASE), body=lease)
+    api.delete(LEASES, LEASE, home)
+    a.agent.create(LEASES, {"metadata": {"name": LEASE}, "spec": {"holderIdentity": a.name}}, home)
+    api.delete(HostReport.KIND, a.name, home)
+    a.agent.create(HostReport.KIND, {"metadata": {"name": a.name}, "spec": {}}, home)
+    assert token(a.agent, home, AGENT_SERVICE_ACCOUNT, expirationSeconds=3600)
+
+
+@pytest.mark.parametrize(
+    ("patch", "field"),
+    [
+        ({"spec": {"console": {"maxBytes": 2}}}, "spec"),
+        ({"spec": {"term": 7}}, "spec"),
+        ({"metadata": {"labels": {"kumulus.io/x": "z"}}}, "metadata"),
+        ({"metadata": {"labels": None}}, "metadata"),
+        ({"metadata": {"annotations": {"kumulus.io/paused": "true"}}}, "metadata"),
+        (
+            {"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Secret", "name": "seed", "uid": UID}]}},
+            "metadata",
+        ),
+        ({"metadata": {"finalizers": None}}, "metadata.finalizers"),
+        ({"metadata": {"finalizers": ["example.com/other"]}}, "metadata.finalizers"),
+        ({"metadata": {"finalizers": [FINALIZER, "example.com/other", "example.com/more"]}}, "metadata.finalizers"),
+    ],
+    ids=json.dumps,
+)
+def test_an_agent_may_not_change_its_own_orders(hosts: tuple[HostSide, HostSide], patch: Raw, field: str) -> None:
+    a, _ = hosts
+    with pytest.raises(errors.Refused) as refused:
+        a.agent.patch(WorkOrder.KIND, "instance-1", patch, a.namespace)
+    assert refused.value.status == 403
+    assert f"{field}: a host's agent may" in refused.value.message
+
+
+def test_an_agent_takes_its_finalizer_off_a_deleted_order_and_no_other(
+    api: Cluster, hosts: tuple[HostSide, HostSide]
+) -> None:
+    a, _ = hosts
+    api.create(WorkOrder.KIND, order("going"), a.namespace)
+    api.delete(WorkOrder.KIND, "going", a.namespace)
+    for finalizers in ([], [FINALIZER]):
+        with pytest.raises(errors.Refused, match="finalizers"):
+            a.agent.patch(WorkOrder.KIND, "going", {"metadata": {"finalizers": finalizers}}, a.namespace)
+    with pytest.raises(errors.Refused, match="spec"):
+        a.agent.patch(WorkOrder.KIND, "going", {"spec": {"term": 9}}, a.namespace)
+    a.agent.patch(WorkOrder.KIND, "going", {"metadata": {"finalizers": ["example.com/other"]}}, a.namespace)
+    api.patch(WorkOrder.KIND, "going", {"metadata": {"finalizers": None}}, a.namespace)
+    assert api.find(WorkOrder.KIND, "going", a.namespace) is None
+
+
+def test_an_agent_has_one_lease_and_one_report(hosts: tuple[HostSide, HostSide]) -> None:
+    a, b = hosts
+    with pytest.raises(errors.Refused, match=r"metadata\.name"):
+        a.agent.create(LEASES, {"metadata": {"name": "other"}, "spec": {}}, a.namespace)
+    with pytest.raises(errors.Refused, match=r"metadata\.name"):
+        a.agent.create(HostReport.KIND, {"metadata": {"name": b.name}, "spec": {}}, a.namespace)
+
+
+def test_a_binding_too_many_still_opens_no_other_host(api: Cluster, hosts: tuple[HostSide, HostSide]) -> None:
+    """The second lock: were A's agent bound in B's namespace by mistake, the policy would refuse its writes."""
+    a, b = hosts
+    body = {
+        "metadata": {"name": "mistake"},
+        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "kumulus-host-agent"},
+        "subjects": [{"kind": "ServiceAccount", "name": AGENT_SERVICE_ACCOUNT, "namespace": a.namespace}],
+    }
+    api.create(BINDING, body, b.namespace)
+    try:
+        deadline.until(lambda: "patch workorders" in allowed(a.agent, b.namespace), "the mistake", seconds=10)
+        path = WorkOrder.KIND.path(b.namespace, "instance-1", "status")
+        with pytest.raises(errors.Refused, match="own namespace"):
+            a.agent.request("PATCH", path, body={"status": {"state": "Ready"}}, content_type=MERGE)
+        with pytest.raises(errors.Refused, match="own namespace"):
+            token(a.agent, b.namespace, AGENT_SERVICE_ACCOUNT, expirationSeconds=3600)
+    finally:
+        api.delete(BINDING, "mistake", b.namespace)
+
+
+def test_tokens_of_hosts_are_short(api: Cluster, hosts: tuple[HostSide, HostSide]) -> None:
+    a, _ = hosts
+    for client in (a.agent, api):
+        with pytest.raises(errors.Refused, match="expirationSeconds"):
+            token(client, a.namespace, AGENT_SERVICE_ACCOUNT, expirationSeconds=3601)
+    with pytest.raises(errors.Refused, match="boundObjectRef"):
+        token(api, a.namespace, JOIN_SERVICE_ACCOUNT, expirationSeconds=600)
+    with pytest.raises(errors.Refused):
+        token(a.agent, a.namespace, JOIN_SERVICE_ACCOUNT, expirationSeconds=600)
+    secret = {
+        "metadata": {"name": "for-ever", "annotations": {"kubernetes.io/service-account.name": AGENT_SERVICE_ACCOUNT}},
+        "type": "kubernetes.io/service-account-token",
+    }
+    with pytest.raises(errors.Refused, match="type"):
+        api.create(SECRET, secret, a.namespace)
+
+
+def join_token(api: Cluster, side: HostSide) -> str:
+    """A one-time token as `kumulusctl host add` makes it: bound to a Secret that is burnt with it."""
+    secret = api.create(SECRET, {"metadata": {"name": "kumulus-join"}}, side.namespace)
+    ref = {"apiVersion": "v1", "kind": "Secret", "name": "kumulus-join", "uid": secret["metadata"]["uid"]}
+    return token(api, side.namespace, JOIN_SERVICE_ACCOUNT, expirationSeconds=3600, boundObjectRef=ref)
+
+
+def test_a_join_token_is_good_for_one_agent_s_token(api: Cluster, login: Any, hosts: tuple[HostSide, HostSide]) -> None:
+    a, b = hosts
+    joining = login(join_token(api, a))
+    assert allowed(joining, a.namespace) == JOIN_MAY
+    with pytest.raises(errors.Refused):
+        token(joining, b.namespace, AGENT_SERVICE_ACCOUNT, expirationSeconds=3600)
+    with pytest.raises(errors.Refused):
+        joining.get(SECRET, "seed", a.namespace)
+    agent = login(token(joining, a.namespace, AGENT_SERVICE_ACCOUNT, expirationSeconds=3600))
+    assert agent.objects(WorkOrder.KIND, a.namespace)
+    joining.delete(SECRET, "kumulus-join", a.namespace)
+
+    def burnt() -> bool:
+        try:
+            token(joining, a.namespace, AGENT_SERVICE_ACCOUNT, expirationSeconds=3600)
+        except errors.Refused as error:
+            return error.status == 401
+        return False
+
+    # The API server remembers for ten seconds that a token was good.
+    deadline.until(burnt, "the end of the join token", seconds=20)
+    assert agent.objects(WorkOrder.KIND, a.namespace)
+
+
+def may(api: Cluster, user: str, verb: str, kind: Kind, namespace: str | None, *, groups: tuple[str, ...] = ()) -> bool:
+    attributes = {"verb": verb, "group": kind.group, "resource": kind.plural, "namespace": namespace or ""}
+    body = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {"user": user, "groups": ["system:authenticated", *groups], "resourceAttributes": attributes},
+    }
+    answer = api.request("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", body=body)
+    return bool(answer["status"]["allowed"])
+
+
+@pytest.mark.parametrize("role", ["view", "edit", "admin"])
+def test_tenants_get_their_kinds_through_the_roles_of_kubernetes(api: Cluster, namespace: str, role: str) -> None:
+    body = {
+        "metadata": {"name": "alice"},
+        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role},
+        "subjects": [{"kind": "User", "apiGroup": RBAC, "name": "alice"}],
+    }
+    api.create(BINDING, body, namespace)
+    deadline.until(
+        lambda: may(api, "alice", "list", VirtualMachine.KIND, namespace), "the roles to be aggregated", seconds=20
+    )
+    tenant = {"virtualmachines", "images", "consolerequests"}
+    writing = {"create", "update", "patch", "delete"}
+    for kind in (resource.KIND for resource in KINDS):
+        for verb in ("get", "list", "watch", *writing):
+            theirs = kind.plural in tenant and (verb not in writing or role != "view")
+            offered = kind.plural in {"instancetypes", "clusterimages", "zones"} and verb not in writing
+            if kind.namespaced or not offered:
+                assert may(api, "alice", verb, kind, namespace if kind.namespaced else None) == theirs, (
+                    verb,
+                    kind.plural,
+                )
+    for kind in (VirtualMachine.KIND, WorkOrder.KIND):
+        assert not may(api, "alice", "get", kind, "default")
+
+
+CONTROLLERS = "kumulus-controllers"
+
+
+@pytest.fixture(scope="module")
+def controllers(api: Cluster, login: Any) -> Cluster:
+    """The API server, as the controllers."""
+    client: Cluster = login(token(api, "kumulus-system", CONTROLLERS, expirationSeconds=3600))
+    return client
+
+
+def test_controllers_keep_within_their_bounds(
+    api: Cluster, controllers: Cluster, namespace: str, hosts: tuple[HostSide, HostSide]
+) -> None:
+    a, _ = hosts
+    secret = {"metadata": {"name": "s"}, "stringData": {"a": "b"}}
+    controllers.create(SECRET, secret, a.namespace)
+    controllers.delete(SECRET, "s", a.namespace)
+    binding = {
+        "metadata": {"name": "grab"},
+        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "kumulus-host-agent"},
+        "subjects": [{"kind": "ServiceAccount", "name": CONTROLLERS, "namespace": "kumulus-system"}],
+    }
+    for kind, body, where in (
+        (SECRET, secret, namespace),
+        (SECRET, secret, "kube-system"),
+        (ACCOUNT, {"metadata": {"name": "s"}}, namespace),
+        (NAMESPACE, {"metadata": {"name": "not-a-host"}}, None),
+        (BINDING, binding, namespace),
+        (WorkOrder.KIND, order(), namespace),
+        (BINDING, {**binding, "roleRef": {**binding["roleRef"], "name": "cluster-admin"}}, a.namespace),
+    ):
+        with pytest.raises(errors.Refused) as refused:
+            controllers.create(kind, body, where)
+        assert refused.value.status == 403
+    for name in ("default", "kube-system", namespace):
+        with pytest.raises(errors.Refused):
+            controllers.delete(NAMESPACE, name)
+    with pytest.raises(errors.Refused):
+        controllers.objects(SECRET, namespace)
+    with pytest.raises(errors.Refused):
+        token(controllers, a.namespace, AGENT_SERVICE_ACCOUNT, expirationSeconds=600)
+
+
+def test_controllers_never_write_what_a_user_wrote(api: Cluster, controllers: Cluster, namespace: str) -> None:
+    vm = {"metadata": {"name": "web"}, "spec": {"resources": {"cpus": 1, "memory": "1Gi"}}}
+    api.create(VirtualMachine.KIND, vm, namespace)
+    controllers.patch(VirtualMachine.KIND, "web", {"metadata": {"finalizers": [FINALIZER]}}, namespace)
+    path = VirtualMachine.KIND.path(namespace, "web", "status")
+    controllers.request("PATCH", path, body={"status": {"phase": "Pending"}}, content_type=MERGE)
+    with pytest.raises(errors.Refused, match="spec: "):
+        controllers.patch(VirtualMachine.KIND, "web", {"spec": {"powerState": "Stopped"}}, namespace)
+    controllers.patch(VirtualMachine.KIND, "web", {"metadata": {"finalizers": None}}, namespace)
+
+
+def test_a_host_s_life_as_the_controllers_make_it(api: Cluster, controllers: Cluster, login: Any) -> None:
+    home = host_namespace("iso-c")
+    controllers.create(NAMESPACE, {"metadata": {"name": home}})
+    bind(controllers, home, AGENT_SERVICE_ACCOUNT, "kumulus-host-agent")
+    bind(controllers, home, JOIN_SERVICE_ACCOUNT, "kumulus-host-join")
+    controllers.create(WorkOrder.KIND, order(), home)
+    controllers.patch(WorkOrder.KIND, "instance-1", {"spec": {"term": 3}}, home)
+    side = HostSide("iso-c", home, login(token(api, home, AGENT_SERVICE_ACCOUNT, expirationSeconds=600)))
+    assert side.agent.get(WorkOrder.KIND, "instance-1", home)["spec"]["term"] == 3
+    with pytest.raises(errors.Refused):
+        controllers.request(
+            "PATCH",
+            WorkOrder.KIND.path(home, "instance-1", "status"),
+            body={"status": {"state": "Ready"}},
+            content_type=MERGE,
+        )
+    controllers.delete(WorkOrder.KIND, "instance-1", home)
+    controllers.patch(WorkOrder.KIND, "instance-1", {"metadata": {"finalizers": None}}, home)
+    controllers.delete(NAMESPACE, home)
+    deadline.until(lambda: api.find(NAMESPACE, home) is None, "the end of the namespace", seconds=30)
+
+
+def test_an_operator_joins_hosts_and_reads_no_secret(
+    api: Cluster, login: Any, namespace: str, hosts: tuple[HostSide, HostSide]
+) -> None:
+    a, _ = hosts
+    api.create(ACCOUNT, {"metadata": {"name": "olga"}}, namespace)
+    roles = builtin(RBAC, "ClusterRoleBinding", "clusterrolebindings", Scope.CLUSTER)
+    body = {
+        "metadata": {"name": f"olga-{namespace}"},
+        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "kumulus-operator"},
+        "subjects": [{"kind": "ServiceAccount", "name": "olga", "namespace": namespace}],
+    }
+    api.create(roles, body)
+    try:
+        olga = login(token(api, namespace, "olga"))
+        deadline.until(lambda: "create secrets" in allowed(olga, a.namespace), "the role", seconds=10)
+        assert join_token(olga, a)
+        olga.delete(SECRET, "kumulus-join", a.namespace)
+        for where in (namespace, "kube-system"):
+            for name in ("s", "kumulus-join"):
+                with pytest.raises(errors.Refused):
+                    olga.create(SECRET, {"metadata": {"name": name}}, where)
+        with pytest.raises(errors.Refused):
+            olga.get(SECRET, "seed", a.namespace)
+        with pytest.raises(errors.Refused):
+            olga.objects(SECRET)
+        with pytest.raises(errors.Refused):
+            token(olga, a.namespace, AGENT_SERVICE_ACCOUNT, expirationSeconds=600)
+        with pytest.raises(errors.Refused):
+            olga.create(WorkOrder.KIND, order(), a.namespace)
+        assert olga.objects(WorkOrder.KIND, a.namespace)
+    finally:
+        api.delete(roles, f"olga-{namespace}")
+
+
+def test_a_tenant_with_everything_in_its_namespace_still_makes_secrets(
+    api: Cluster, login: Any, namespace: str
+) -> None:
+    """The policy on operators' Secrets is none on anybody else's."""
+    bind(api, namespace, "tenant", "edit")
+    tenant = login(token(api, namespace, "tenant"))
+    end = time.monotonic() + 10
+    while True:
+        try:
+            tenant.create(SECRET, {"metadata": {"name": "s"}}, namespace)
+            return
+        except errors.Refused:
+            assert time.monotonic() < end
+            time.sleep(0.2)
