@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -35,8 +36,7 @@ def main() -> int:
     if sys.version_info < (3, 11):  # noqa: UP036 - this runs with whatever Python a machine has
         return fail(f"Kumulus needs Python 3.11 or later; this is {sys.version.split()[0]}.")
     with Lock():
-        if not chosen.simulated:
-            packages()
+        packages(simulated=chosen.simulated)
         if not environment():
             return 1
     return 0
@@ -89,9 +89,17 @@ def step(what: str, commands: list[list[str]], log: Path, env: dict[str, str] | 
     return True
 
 
-def packages() -> None:
-    """The distribution packages that are missing; without them, what needs them says so."""
-    wanted = [
+def packages(*, simulated: bool) -> None:
+    """The distribution packages that are missing; without them, what needs them says so.
+
+    Simulated hosts need none, but Debian's Python cannot make virtual environments before python3-venv is there.
+    """
+    venv = [] if importlib.util.find_spec("ensurepip") else ["python3-venv"]
+    if simulated:
+        if venv and os.geteuid() == 0 and shutil.which("apt-get"):
+            install(venv)
+        return
+    wanted = venv + [
         line
         for name in PACKAGES
         for line in (CHECKOUT / "hack" / "packages" / f"{name}.txt").read_text().split("\n")
@@ -113,11 +121,17 @@ def packages() -> None:
     if os.geteuid() != 0:
         say(f"libvirt hosts and guest images need root to install {' '.join(missing)}; simulated hosts work without.")
         return
+    if not install(missing):
+        say("without them there are no libvirt hosts and no guest images; simulated hosts work without.")
+
+
+def install(missing: list[str]) -> bool:
+    """Install distribution packages, as root on Debian."""
     apt = ["apt-get", "-q", "-y", "-o", "Dpkg::Options::=--force-confold", "-o", "DPkg::Lock::Timeout=300"]
     commands = [[*apt, "update"], [*apt, "install", "--no-install-recommends", *missing]]
-    env = {**ENVIRONMENT, "DEBIAN_FRONTEND": "noninteractive", "POLICY_RC_D": "", "RUNLEVEL": "1"}
-    if not step(f"installing {len(missing)} distribution packages", commands, cache() / "packages.log", env):
-        say("without them there are no libvirt hosts and no guest images; simulated hosts work without.")
+    env = {**ENVIRONMENT, "DEBIAN_FRONTEND": "noninteractive"}
+    what = f"installing the distribution packages {' '.join(missing)}"
+    return step(what, commands, cache() / "packages.log", env)
 
 
 def environment() -> bool:

@@ -20,6 +20,7 @@ from kumulus_lab.state import Hypervisor
 
 SIMULATED = 10
 _SECONDS = 600
+_CONSOLE_LINES = 12
 _COLOURS = {"Running": "green", "Failed": "red", "CrashLoopBackOff": "red", "Stopped": "dim"}
 
 
@@ -90,19 +91,24 @@ def _phase(phase: str) -> Text:
 
 def _show_console(lab: Lab, machine: Machine, console: Console) -> None:
     """The last lines of a guest's serial console, once it has come as far as its login prompt."""
+    argv = ["vm", "logs", machine.name, "--namespace", machine.namespace]
 
-    def said(*, complete: bool) -> str:
-        argv = ["vm", "logs", machine.name, "--namespace", machine.namespace]
+    def said(words: tuple[str, ...]) -> str:
         text = _kumulusctl(lab, *argv).stdout.strip()
-        return text if text and (not complete or "login:" in text) else ""
+        return text if any(word in text for word in words) else ""
 
+    # A guest that runs for long has ticked its prompt out of what is kept.
+    words = ("login:", "tick ") if machine.host in {host.name for host in lab.hosts} else ("",)
     try:
-        text = deadline.until(lambda: said(complete=True), "a login prompt", seconds=20, every=1)
+        text = deadline.until(lambda: said(words), "a login prompt", seconds=60, every=0.5)
     except LabError:
-        text = said(complete=False)
-    if text:
+        text = said(("",))
+    lines = [line for line in text.splitlines() if line.strip()]
+    # Of the seconds a guest counts, the last one says enough.
+    lines = [line for line in lines[:-1] if " tick " not in line] + lines[-1:]
+    if lines:
         console.print(f"\nThe serial console of [bold]{escape(machine.name)}[/] ends with:")
-        for line in text.splitlines()[-8:]:
+        for line in lines[-_CONSOLE_LINES:]:
             console.print(Text(f"  {line}", style="cyan"))
 
 

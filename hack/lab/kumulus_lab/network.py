@@ -5,6 +5,7 @@ All names begin with the lab's, so everything of a lab can be found and removed 
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 from dataclasses import dataclass
@@ -77,7 +78,10 @@ class Network:
     def ensure(self) -> None:
         """The bridge is there and up."""
         if not _link_exists(self.bridge):
-            commands.run(["ip", "link", "add", self.bridge, "type", "bridge", "forward_delay", "0"])
+            # An address of its own: a bridge without one takes a cable's, and changes it when a host loses power,
+            # which cuts all other hosts off until they ask again who it is.
+            address = ["address", _hardware_address(self.lab)]
+            commands.run(["ip", "link", "add", self.bridge, *address, "type", "bridge", "forward_delay", "0"])
         prefix = ipaddress.ip_network(self.subnet).prefixlen
         for address in (self.address, self.image_address):
             commands.run(["ip", "address", "replace", f"{address}/{prefix}", "dev", self.bridge])
@@ -147,6 +151,11 @@ def remove_everything(lab: str) -> None:
 def namespaces(lab: str) -> list[str]:
     """The network namespaces of that lab's hosts."""
     return [path.name for path in Path("/run/netns").glob(f"kl-{lab}-*")]
+
+
+def _hardware_address(lab: str) -> str:
+    """A locally administered address, the same for the same lab."""
+    return ":".join(f"{byte:02x}" for byte in (0x02, *hashlib.sha256(lab.encode()).digest()[:5]))
 
 
 def _link_exists(name: str) -> bool:
