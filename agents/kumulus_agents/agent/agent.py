@@ -127,6 +127,11 @@ class Agent:
         """Stop gracefully: passes under way are finished, nothing new begins. `run` then returns."""
         self._stop.set()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a pass is under way."""
+        return self._flow.running > 0
+
     async def run(self) -> None:
         """Work until `stop` is called or the task is cancelled. Guests are left as they are."""
         await self._drivers.hypervisor.connect(self._domain_changed)

@@ -7,13 +7,17 @@ from typing import Protocol
 from kumulus.api.host import ConsoleFacts, ConsoleOrder, WorkOrder, WorkOrderStatus, WorkState
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.orders import Orders
+from kumulus_agents.hypervisor.protocol import HypervisorError
 
 
 class ConsoleReader(Protocol):
     """Reads console logs."""
 
     async def tail(self, uid: str, max_bytes: int) -> str | None:
-        """At most `max_bytes` bytes from the end of what that machine wrote; None when it has no log here."""
+        """At most `max_bytes` bytes from the end of what that machine wrote; None when it has no log here.
+
+        Raises `OSError` when it cannot be read, `HypervisorError` when nobody can say.
+        """
 
 
 class Consoles:
@@ -35,14 +39,15 @@ class Consoles:
         return Done()
 
     async def _read(self, order: WorkOrder, console: ConsoleOrder) -> WorkOrderStatus:
-        generation, text = order.metadata.generation, None
+        generation = order.metadata.generation
+        text, why = None, "this machine has no console log on this host; it may not have started here yet"
         if self._orders.of_instance(console.uid):
-            text = await self._reader.tail(console.uid, console.max_bytes)
+            try:
+                text = await self._reader.tail(console.uid, console.max_bytes)
+            except (OSError, HypervisorError) as error:
+                why = f"its console log cannot be read: {error}"
         if text is None:
             return WorkOrderStatus(
-                observed_generation=generation,
-                state=WorkState.FAILED,
-                reason="NoConsole",
-                message="this machine has no console log on this host; it may not have started here yet",
+                observed_generation=generation, state=WorkState.FAILED, reason="NoConsole", message=why[:4000]
             )
         return WorkOrderStatus(observed_generation=generation, state=WorkState.READY, console=ConsoleFacts(log=text))

@@ -31,13 +31,17 @@ def remember(scope: Scope, started: float | None, next_start: float | None) -> M
     elif memory.stopping_since is None:
         memory = replace(memory, stopping_since=scope.now)
     marks = marks_of(scope)
+    if ended := _ending(scope, seen):
+        memory = replace(memory, last_exit=ended)
     if seen is not Situation.ENDED:
         if seen is Situation.OFF and marks is not None and exit_of(scope) is not ExitReason.FAILED:
             memory = replace(memory, forgiven=marks.restarts)
         return replace(memory, next_start=None, next_start_wall=None)
     if memory.next_start is not None or marks is None:
         return memory
-    if scope.status.state is WorkState.BACK_OFF and next_start is not None:
+    facts = scope.status.instance
+    told = scope.status.state is WorkState.BACK_OFF and facts is not None and facts.restarts == marks.restarts
+    if told and next_start is not None:
         delay = min(max(next_start - scope.wall, 0.0), BACK_OFF_MOST)
         return replace(memory, next_start=scope.now + delay, next_start_wall=next_start)
     ran = scope.wall - started if started is not None else 0.0
@@ -51,3 +55,12 @@ def back_off(streak: int, ran: float) -> float:
     if streak == 0 and ran >= RAN_WELL:
         return 0.0
     return float(min(BACK_OFF_FIRST * 2 ** min(streak, 16), BACK_OFF_MOST))
+
+
+def _ending(scope: Scope, seen: Situation) -> str | None:
+    domain = scope.domain
+    if domain is None or domain.state is not DomainState.STOPPED or domain.exit_reason is None:
+        return None
+    if domain.exit_reason is ExitReason.UNKNOWN and seen is not Situation.ENDED:
+        return None
+    return domain.exit_reason.lower()

@@ -56,10 +56,25 @@ def plan(scope: Scope) -> Plan:
         )
     hold = scope.memory.hold
     if hold is not None and scope.now < hold.until:
-        return Plan(state=hold.state, reason=hold.reason, message=hold.message, after=hold.until - scope.now)
+        return Plan(
+            state=_state_while_on(scope) or hold.state,
+            reason=hold.reason,
+            message=hold.message,
+            after=hold.until - scope.now,
+        )
     if scope.deleting:
         return _delete(scope)
     return TRANSITIONS[situation(scope), scope.order.power](scope)
+
+
+def _state_while_on(scope: Scope) -> WorkState | None:
+    """What a machine that is on is reported as, even if something about it fails."""
+    domain = scope.domain
+    if domain is None or domain.state is DomainState.STOPPED:
+        return None
+    if scope.memory.stopping_since is not None:
+        return WorkState.STOPPING
+    return WorkState.PAUSED if domain.state is DomainState.PAUSED else WorkState.RUNNING
 
 
 def _new_marks(scope: Scope, *, wanted: PowerState, restarts: int) -> Marks:

@@ -42,6 +42,8 @@ class Memory:
     """The same for people, in seconds since the epoch."""
     forgiven: int = 0
     """Restarts that no longer count for the back-off."""
+    last_exit: str | None = None
+    """Why it last ended, as seen by this process."""
     hold: Hold | None = None
 
 

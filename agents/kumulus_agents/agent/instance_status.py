@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 
 from kumulus.api.host import InstanceFacts, WorkOrderStatus, WorkState
 from kumulus.runtime.clock import parse_time, rfc3339
-from kumulus_agents.agent.instance_scope import Plan, Scope, Situation, marks_of, situation
-from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
+from kumulus_agents.agent.instance_scope import Plan, Scope, marks_of
 
 SAME_START = 2.0
 """Two readings of when a guest started that are closer than this, in seconds, are the same start."""
@@ -47,7 +46,7 @@ def _facts(scope: Scope, plan: Plan) -> InstanceFacts:
         started_at=_started_at(scope, before.started_at),
         restarts=marks.restarts if marks is not None else None,
         last_restart_request=marks.restart_request if marks is not None else before.last_restart_request,
-        last_exit=_last_exit(scope) or before.last_exit,
+        last_exit=scope.memory.last_exit or before.last_exit,
         next_start_at=moment(due) if plan.state is WorkState.BACK_OFF and due is not None else None,
     )
 
@@ -57,12 +56,3 @@ def _started_at(scope: Scope, before: str | None) -> str | None:
         return before
     known, started = seconds(before), scope.domain.started_at
     return before if known is not None and abs(known - started) < SAME_START else moment(started)
-
-
-def _last_exit(scope: Scope) -> str | None:
-    domain = scope.domain
-    if domain is None or domain.state is not DomainState.STOPPED or domain.exit_reason is None:
-        return None
-    if domain.exit_reason is ExitReason.UNKNOWN and situation(scope) is not Situation.ENDED:
-        return None
-    return domain.exit_reason.lower()

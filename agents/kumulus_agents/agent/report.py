@@ -132,6 +132,13 @@ class Reporter:
         self._again = asyncio.Event()
         self._down = False
 
+    @property
+    def hypervisor_problem(self) -> str | None:
+        """Why the hypervisor does not answer; None when it does."""
+        if self._known is None:
+            return "the host was not reported yet"
+        return None if self._known.hypervisor_ready else self._known.hypervisor_message or "it does not answer"
+
     def refresh(self) -> None:
         """Something may have changed: look soon."""
         self._again.set()

@@ -21,10 +21,10 @@ from kumulus_agents.agent.agent import Agent, Drivers, Place
 from kumulus_agents.agent.instance_files import NoFiles
 from kumulus_agents.agent.report import MachineFacts
 from kumulus_agents.agent.settings import Timings
+from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor
 from kumulus_agents.storage.protocol import StorageDriver
 from kumulus_agents.storage.settings import SimulatedSettings, StorageSettings
 from kumulus_agents.storage.simulated import SimulatedPool, SimulatedStorage
-from tests.unit.agent.world import FakeHypervisor, World
 
 DEADLINE = 30.0
 POOL = {
@@ -64,14 +64,17 @@ class TestHost:
     __test__ = False
 
     client: KubeClient
+    """For the test, which plays the controllers."""
     name: str
-    world: World = field(default_factory=World)
+    agents_client: KubeClient = field(init=False)
+    machine: SimulatedHost = field(default_factory=SimulatedHost)
     pools: dict[str, SimulatedPool] = field(default_factory=dict)
     drivers: list[SimulatedStorage] = field(default_factory=list)
     simulated: SimulatedSettings = field(
         default_factory=lambda: SimulatedSettings(import_seconds=0, disk_seconds=0, image_bytes=1 << 20)
     )
     writes: list[tuple[str, str]] = field(default_factory=list)
+    """Verb and kind of every write that the host's agents made."""
 
     @property
     def namespace(self) -> str:
@@ -83,16 +86,25 @@ class TestHost:
         self.drivers.append(driver)
         return driver
 
+    @property
+    def storage(self) -> SimulatedStorage:
+        """The driver that the last agent made for the pool."""
+        return self.drivers[-1]
+
+    def count(self, verb: str, kind: str) -> int:
+        """How many such writes the agents made."""
+        return self.writes.count((verb, kind))
+
     def agent(self, client: KubeClient | None = None, **options: Any) -> Agent:
         drivers = Drivers(
-            hypervisor=FakeHypervisor(self.world),
+            hypervisor=SimulatedHypervisor(self.machine),
             pool=self._pool,
             files=NoFiles(),
             console=NoConsole(),
             facts=MachineFacts(addresses=lambda: ("192.0.2.7",), agent="test", kernel="6", os="Test"),
         )
         options.setdefault("timings", Timings(workers=2))
-        return Agent(Place(self.name, self.namespace), client or self.client, drivers, **options)
+        return Agent(Place(self.name, self.namespace), client or self.agents_client, drivers, **options)
 
     @asynccontextmanager
     async def running(self, client: KubeClient | None = None, **options: Any) -> AsyncIterator[Agent]:
@@ -174,10 +186,14 @@ async def host_on(kubeconfig: Path, **options: Any) -> AsyncIterator[TestHost]:
     """A host with a namespace of its own."""
     client = await KubeClient.from_kubeconfig(kubeconfig, user_agent="tests")
     host = TestHost(client, f"t{secrets.token_hex(4)}", **options)
+    host.agents_client = await KubeClient.from_kubeconfig(
+        kubeconfig, user_agent="tests-agent", on_write=lambda verb, kind, _: host.writes.append((verb, kind.kind))
+    )
     try:
         await client.create(NAMESPACE, {"metadata": {"name": host.namespace}})
         yield host
     finally:
         with contextlib.suppress(Exception):
             await client.delete(NAMESPACE, host.namespace)
+        await host.agents_client.close()
         await client.close()

@@ -1,0 +1,136 @@
+"""Puts together what an agent uses its machine through. The only module here that knows drivers by name."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import zlib
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from kumulus.api.host import PoolRef
+from kumulus_agents.agent import machine_facts
+from kumulus_agents.agent.agent import Drivers
+from kumulus_agents.agent.identity import StateDirectory
+from kumulus_agents.agent.instance_files import InstanceFiles, NoFiles, StoredFiles
+from kumulus_agents.agent.pools import PoolFactory
+from kumulus_agents.agent.report import MachineFacts
+from kumulus_agents.agent.settings import AgentSettings, Timings
+from kumulus_agents.console import log
+from kumulus_agents.hypervisor import registry as hypervisors
+from kumulus_agents.hypervisor.protocol import Hypervisor
+from kumulus_agents.storage import registry as pools
+from kumulus_agents.storage.protocol import StorageDriver
+from kumulus_agents.storage.settings import Network, StorageSettings
+
+SIMULATED = "simulated"
+
+
+def api_server_networks(server: str) -> tuple[Network, ...]:
+    """The addresses of the API server, from which no image may come. Resolves its name."""
+    host = urlsplit(server).hostname or ""
+    try:
+        found = {answer[4][0] for answer in socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)}
+    except OSError:
+        return ()
+    return tuple(ipaddress.ip_network(str(address).partition("%")[0]) for address in sorted(map(str, found)))
+
+
+def pool_factory(settings: StorageSettings, *, simulated: bool) -> PoolFactory:
+    """Makes drivers of pools; on simulated hosts every pool is simulated."""
+
+    def make(pool: PoolRef) -> StorageDriver:
+        return pools.load(SIMULATED if simulated else pool.driver.value, pool, settings)
+
+    return make
+
+
+def real(settings: AgentSettings, state: StateDirectory, server: str) -> Drivers:
+    """The drivers of the machine this process runs on. Raises `HypervisorError` when there is no such driver."""
+    simulated = settings.hypervisor == SIMULATED
+    files: InstanceFiles = NoFiles() if simulated else stored_files(state)
+    hypervisor = hypervisors.load(settings.hypervisor, settings.hypervisor_settings)
+    storage = settings.storage.forbidding(*api_server_networks(server))
+    return Drivers(
+        hypervisor=hypervisor,
+        pool=pool_factory(storage, simulated=simulated),
+        files=files,
+        console=SimulatedConsole(hypervisor) if simulated else LoggedConsole(files),
+        facts=MachineFacts(
+            addresses=machine_facts.addresses,
+            agent=machine_facts.agent_version(),
+            kernel=machine_facts.kernel(),
+            os=machine_facts.operating_system(),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What a simulated host is like."""
+
+    cpus: int
+    memory: int
+    """Bytes."""
+    start_seconds: float
+
+
+def simulated(name: str, settings: AgentSettings, simulation: Simulation) -> Drivers:
+    """The drivers of one simulated host of many. What runs there lives as long as they do."""
+    hypervisor = hypervisors.load(
+        SIMULATED,
+        {
+            **settings.hypervisor_settings,
+            "cpus": simulation.cpus,
+            "memory": simulation.memory,
+            "start_seconds": simulation.start_seconds,
+            "seed": zlib.crc32(name.encode()),
+        },
+    )
+    return Drivers(
+        hypervisor=hypervisor,
+        pool=pool_factory(settings.storage, simulated=True),
+        files=NoFiles(),
+        console=SimulatedConsole(hypervisor),
+        facts=MachineFacts(addresses=tuple, agent=machine_facts.agent_version(), kernel=None, os="simulated"),
+    )
+
+
+def fleet_timings(settings: AgentSettings) -> Timings:
+    """Timings of hosts that share a process: slower heartbeats and fewer workers, unless they were set."""
+    given = settings.model_dump(include=set(Timings.model_fields) & settings.model_fields_set)
+    return Timings.model_validate({"lease_seconds": 40, "renew_seconds": 10.0, "workers": 2, **given})
+
+
+class LoggedConsole:
+    """Consoles that are logged to files of this host."""
+
+    def __init__(self, files: InstanceFiles) -> None:
+        self._files = files
+
+    async def tail(self, uid: str, max_bytes: int) -> str:
+        """The end of the log. Raises `OSError` when it is not what it should be."""
+        path = self._files.console_log(uid)
+        return await asyncio.to_thread(log.tail, path.parent, path.name, max_bytes)
+
+
+class SimulatedConsole:
+    """Consoles of machines that only seem to run: they say so."""
+
+    def __init__(self, hypervisor: Hypervisor) -> None:
+        self._hypervisor = hypervisor
+
+    async def tail(self, uid: str, max_bytes: int) -> str | None:
+        """One line a machine; None when it is not there."""
+        domain = await self._hypervisor.domain(uid)
+        if domain is None:
+            return None
+        return f"{domain.marks.namespace}/{domain.marks.name}: simulated guest, {domain.state}\n"[-max_bytes:]
+
+
+def stored_files(state: StateDirectory) -> InstanceFiles:
+    """Files of machines below the state directory."""
+    from kumulus_agents.storage import seed  # brings an ISO writer along, which simulated hosts need not load
+
+    return StoredFiles(state.instances, seed.write)

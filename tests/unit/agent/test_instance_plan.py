@@ -1,0 +1,458 @@
+"""Transitions of a machine: every row of the table, and that repeating plan and act converges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kumulus.api.compute import PowerState, RestartPolicy, Stop, StopMode
+from kumulus.api.host import InstanceFacts, InstanceOrder, WorkOrderStatus, WorkState
+from kumulus_agents.agent import instance_memory, instance_plan, instance_status
+from kumulus_agents.agent.hold import Hold
+from kumulus_agents.agent.instance_scope import (
+    ForceOff,
+    Mark,
+    Memory,
+    Pause,
+    Plan,
+    PressButton,
+    Remove,
+    Resume,
+    Scope,
+    Situation,
+    Start,
+    Step,
+    situation,
+)
+from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason, Marks
+
+UID = "00000000-0000-0000-0000-000000000001"
+NOW, WALL = 5000.0, 1_800_000_000.0
+
+
+def order(**changes: Any) -> InstanceOrder:
+    fields: dict[str, Any] = {
+        "uid": UID,
+        "epoch": 3,
+        "power": PowerState.RUNNING,
+        "restart_policy": RestartPolicy.ALWAYS,
+        "cpus": 1,
+        "memory": 1 << 28,
+    }
+    return InstanceOrder(**(fields | changes))
+
+
+def marks(**changes: Any) -> Marks:
+    return replace(Marks(UID, 3, "tenant", "vm", PowerState.RUNNING), **changes)
+
+
+def on(**changes: Any) -> Domain:
+    return Domain(marks(**changes), DomainState.RUNNING, started_at=WALL - 100)
+
+
+def paused(**changes: Any) -> Domain:
+    return Domain(marks(**changes), DomainState.PAUSED, started_at=WALL - 100)
+
+
+def off(why: ExitReason = ExitReason.SHUTDOWN, **changes: Any) -> Domain:
+    return Domain(marks(**changes), DomainState.STOPPED, exit_reason=why)
+
+
+def reported(state: WorkState = WorkState.RUNNING, reason: str | None = None, **facts: Any) -> WorkOrderStatus:
+    full: dict[str, Any] = {
+        "epoch": 3,
+        "restarts": 0,
+        "started_at": instance_status.moment(WALL - 100),
+    }
+    return WorkOrderStatus(state=state, reason=reason, instance=InstanceFacts(**(full | facts)))
+
+
+def scope(domain: Domain | None, wanted: InstanceOrder | None = None, **changes: Any) -> Scope:
+    """What a pass that has just begun sees, memory brought up to date."""
+    fields: dict[str, Any] = {
+        "order": wanted or order(),
+        "deleting": False,
+        "term": 1,
+        "highest_term": 1,
+        "namespace": "tenant",
+        "name": "vm",
+        "domain": domain,
+        "status": WorkOrderStatus(),
+        "memory": Memory(),
+        "now": NOW,
+        "wall": WALL,
+    }
+    made = Scope(**(fields | changes))
+    facts = made.status.instance
+    memory = instance_memory.remember(
+        made,
+        instance_status.seconds(facts.started_at if facts else None),
+        instance_status.seconds(facts.next_start_at if facts else None),
+    )
+    return replace(made, memory=memory)
+
+
+def plan(domain: Domain | None, wanted: InstanceOrder | None = None, **changes: Any) -> Plan:
+    return instance_plan.plan(scope(domain, wanted, **changes))
+
+
+def steps(*args: Any, **changes: Any) -> tuple[Step, ...]:
+    return plan(*args, **changes).steps
+
+
+STOPPED, RUNNING, PAUSED = PowerState.STOPPED, PowerState.RUNNING, PowerState.PAUSED
+
+
+def test_the_table_is_whole() -> None:
+    assert set(instance_plan.TRANSITIONS) == {(row, power) for row in Situation for power in PowerState}
+
+
+@pytest.mark.parametrize(
+    ("domain", "status", "row"),
+    [
+        (None, WorkOrderStatus(), Situation.ABSENT),
+        (None, reported(), Situation.ENDED),
+        (None, reported(epoch=2), Situation.ABSENT),
+        (None, reported(WorkState.STOPPED), Situation.ABSENT),
+        (None, reported(WorkState.STOPPED, "GuestShutDown"), Situation.ENDED),
+        (on(), WorkOrderStatus(), Situation.RUNNING),
+        (on(wanted=STOPPED), reported(), Situation.STOPPING),
+        (on(restart_request="old"), reported(), Situation.STOPPING),
+        (paused(), reported(), Situation.PAUSED),
+        (off(wanted=STOPPED), reported(), Situation.OFF),
+        (off(epoch=2), reported(epoch=2), Situation.OFF),
+        (off(restart_request="old"), reported(), Situation.OFF),
+        (off(ExitReason.FAILED), reported(), Situation.OFF),
+        (off(ExitReason.UNKNOWN), WorkOrderStatus(), Situation.OFF),
+        (off(ExitReason.UNKNOWN), reported(WorkState.STOPPING), Situation.OFF),
+        (off(ExitReason.UNKNOWN), reported(), Situation.ENDED),
+        (off(), WorkOrderStatus(), Situation.ENDED),
+        (off(ExitReason.CRASHED, wanted=PAUSED), reported(WorkState.PAUSED), Situation.ENDED),
+    ],
+)
+def test_situations(domain: Domain | None, status: WorkOrderStatus, row: Situation) -> None:
+    assert situation(scope(domain, status=status)) is row
+
+
+@pytest.mark.parametrize(
+    ("domain", "power", "wanted"),
+    [
+        (None, RUNNING, (Start(marks()),)),
+        (None, PAUSED, (Start(marks(wanted=PAUSED)), Pause())),
+        (None, STOPPED, ()),
+        (off(wanted=STOPPED), RUNNING, (Start(marks()),)),
+        (off(wanted=STOPPED, restarts=4), RUNNING, (Start(marks(restarts=4)),)),
+        (off(epoch=2, restarts=4), RUNNING, (Start(marks()),)),
+        (off(wanted=STOPPED), PAUSED, (Start(marks(wanted=PAUSED)), Pause())),
+        (off(wanted=STOPPED), STOPPED, ()),
+        (off(epoch=2, wanted=STOPPED), STOPPED, (Mark(marks(wanted=STOPPED)),)),
+        (off(), STOPPED, (Mark(marks(wanted=STOPPED)),)),
+        (on(), RUNNING, ()),
+        (on(epoch=2), RUNNING, (Mark(marks()),)),
+        (on(wanted=PAUSED), RUNNING, (Mark(marks()),)),
+        (on(), PAUSED, (Mark(marks(wanted=PAUSED)), Pause())),
+        (on(), STOPPED, (Mark(marks(wanted=STOPPED)),)),
+        (on(wanted=STOPPED), STOPPED, (PressButton(),)),
+        (on(wanted=STOPPED), RUNNING, (PressButton(),)),
+        (on(wanted=STOPPED), PAUSED, (PressButton(),)),
+        (paused(wanted=PAUSED), RUNNING, (Mark(marks()), Resume())),
+        (paused(), RUNNING, (Resume(),)),
+        (paused(), PAUSED, (Mark(marks(wanted=PAUSED)),)),
+        (paused(wanted=PAUSED), PAUSED, ()),
+        (paused(wanted=PAUSED), STOPPED, (Mark(marks(wanted=STOPPED)),)),
+        (paused(wanted=STOPPED), STOPPED, (ForceOff(),)),
+    ],
+)
+def test_rows(domain: Domain | None, power: PowerState, wanted: tuple[Step, ...]) -> None:
+    assert steps(domain, order(power=power)) == wanted
+
+
+@pytest.mark.parametrize("state", list(DomainState))
+@pytest.mark.parametrize("power", list(PowerState))
+def test_an_older_placement_is_refused_whatever_is_wanted(state: DomainState, power: PowerState) -> None:
+    domain = Domain(marks(epoch=4), state, exit_reason=ExitReason.SHUTDOWN if state is DomainState.STOPPED else None)
+    refused = plan(domain, order(power=power))
+    assert (refused.steps, refused.state, refused.reason) == ((), WorkState.REFUSED, "StaleEpoch")
+    assert plan(domain, order(power=power), deleting=True) == Plan(release=True)
+
+
+def test_an_older_leader_is_refused() -> None:
+    refused = plan(None, term=4, highest_term=5)
+    assert (refused.steps, refused.state, refused.reason) == ((), WorkState.REFUSED, "StaleTerm")
+
+
+@pytest.mark.parametrize(
+    ("policy", "why", "again"),
+    [
+        (policy, why, policy is RestartPolicy.ALWAYS or (policy is RestartPolicy.ON_FAILURE and why != "Shutdown"))
+        for policy in RestartPolicy
+        for why in (ExitReason.SHUTDOWN, ExitReason.CRASHED, ExitReason.DESTROYED, ExitReason.UNKNOWN)
+    ],
+)
+def test_policies(policy: RestartPolicy, why: ExitReason, again: bool) -> None:
+    found = plan(off(why, restarts=0), order(restart_policy=policy), status=reported())
+    if again:
+        assert found.steps == (Start(marks(restarts=1)),)
+    else:
+        assert (found.steps, found.state) == ((), WorkState.STOPPED)
+        assert found.reason == instance_plan.ENDINGS[why][0]
+
+
+@pytest.mark.parametrize("policy", list(RestartPolicy))
+def test_a_start_that_failed_is_no_restart(policy: RestartPolicy) -> None:
+    found = steps(off(ExitReason.FAILED, restarts=2), order(restart_policy=policy), status=reported())
+    assert found == (Start(marks(restarts=2)),)
+
+
+@pytest.mark.parametrize(
+    ("streak", "ran", "seconds"),
+    [(0, 10, 0), (0, 9, 10), (1, 9, 20), (1, 60, 20), (2, 5, 40), (4, 5, 160), (5, 5, 300), (60, 5, 300)],
+)
+def test_back_off(streak: int, ran: float, seconds: float) -> None:
+    assert instance_memory.back_off(streak, ran) == seconds
+
+
+def test_restarts_are_forgiven_after_a_calm_run() -> None:
+    long_ago = reported(started_at=instance_status.moment(WALL - 700), restarts=9)
+    assert steps(off(ExitReason.CRASHED, restarts=9), status=long_ago) == (Start(marks(restarts=10)),)
+    short = reported(started_at=instance_status.moment(WALL - 60), restarts=9)
+    assert plan(off(ExitReason.CRASHED, restarts=9), status=short).after == 300
+
+
+def test_back_off_survives_the_agent_but_no_clock_that_jumped() -> None:
+    told = reported(WorkState.BACK_OFF, "GuestCrashed", restarts=1, next_start_at=instance_status.moment(WALL + 17))
+    assert plan(off(ExitReason.CRASHED, restarts=1), status=told).after == 17
+    far = reported(WorkState.BACK_OFF, "GuestCrashed", restarts=1, next_start_at=instance_status.moment(WALL + 3600))
+    assert plan(off(ExitReason.CRASHED, restarts=1), status=far).after == 300
+
+
+def test_a_machine_that_dies_at_once_after_its_restart_waits_longer() -> None:
+    """What was reported before that restart does not count for the next one."""
+    told = reported(WorkState.BACK_OFF, "GuestCrashed", restarts=1, next_start_at=instance_status.moment(WALL - 1))
+    assert plan(off(ExitReason.CRASHED, restarts=2), status=told).state is WorkState.BACK_OFF
+
+
+def test_the_button_is_pressed_again_and_then_the_power_goes() -> None:
+    stop = Stop(mode=StopMode.GRACEFUL, grace_period_seconds=12)
+    wanted, domain = order(power=STOPPED, stop=stop), on(wanted=STOPPED)
+    memory = Memory(stopping_since=NOW)
+    assert steps(domain, wanted, memory=memory) == (PressButton(),)
+    memory = replace(memory, pressed_at=NOW)
+    waiting = plan(domain, wanted, memory=memory, now=NOW + 1)
+    assert (waiting.steps, waiting.state, waiting.after) == ((), WorkState.STOPPING, 4.0)
+    assert steps(domain, wanted, memory=memory, now=NOW + 5) == (PressButton(),)
+    memory = replace(memory, pressed_at=NOW + 10)
+    assert plan(domain, wanted, memory=memory, now=NOW + 11).after == 1.0
+    assert steps(domain, wanted, memory=memory, now=NOW + 12) == (ForceOff(),)
+
+
+def test_force_and_no_grace_do_not_ask() -> None:
+    for stop in (Stop(mode=StopMode.FORCE), Stop(grace_period_seconds=0)):
+        assert steps(on(wanted=STOPPED), order(power=STOPPED, stop=stop)) == (ForceOff(),)
+
+
+def test_a_restart_is_marked_first_and_recorded_with_the_start() -> None:
+    wanted = order(restart_request="r1")
+    assert steps(on(), wanted) == (Mark(marks(wanted=STOPPED)),)
+    assert steps(on(wanted=STOPPED), wanted) == (PressButton(),)
+    assert steps(off(wanted=STOPPED), wanted) == (Start(marks(restart_request="r1")),)
+    assert steps(on(restart_request="r1"), wanted) == ()
+
+
+def test_a_guest_that_pauses_by_itself_is_resumed_now_and_then() -> None:
+    memory = Memory(resumed_at=NOW - 1)
+    found = plan(paused(), memory=memory)
+    assert (found.steps, found.state, found.reason, found.after) == ((), WorkState.PAUSED, "PausedByItself", 9.0)
+    assert steps(paused(), memory=memory, now=NOW + 9) == (Resume(),)
+    assert steps(paused(wanted=PAUSED), memory=memory) == (Mark(marks()), Resume())
+
+
+@pytest.mark.parametrize(
+    ("domain", "wanted", "first"),
+    [
+        (None, order(), Remove()),
+        (off(), order(), Remove()),
+        (on(), order(), Mark(marks(wanted=STOPPED))),
+        (on(wanted=STOPPED), order(), PressButton()),
+        (on(), order(stop=Stop(mode=StopMode.FORCE)), Remove()),
+        (on(wanted=STOPPED), order(stop=Stop(grace_period_seconds=0)), Remove()),
+        (on(), order(power=STOPPED), Remove()),
+        (paused(), order(), Remove()),
+    ],
+)
+def test_deleting(domain: Domain | None, wanted: InstanceOrder, first: Step) -> None:
+    assert steps(domain, wanted, deleting=True)[0] == first
+
+
+def test_deleting_asks_for_five_seconds_at_most() -> None:
+    memory = Memory(stopping_since=NOW - 5, pressed_at=NOW - 1)
+    assert plan(on(wanted=STOPPED), order(), deleting=True, memory=memory) == Plan((Remove(),), release=True)
+
+
+@pytest.mark.parametrize(
+    ("domain", "state"),
+    [(None, WorkState.FAILED), (on(), WorkState.RUNNING), (paused(wanted=PAUSED), WorkState.PAUSED)],
+)
+def test_a_hold_never_hides_that_a_machine_runs(domain: Domain | None, state: WorkState) -> None:
+    hold = Hold(WorkState.FAILED, "NoSpace", "the disk is full", NOW + 7, 1, 1)
+    found = plan(domain, memory=Memory(hold=hold))
+    assert (found.steps, found.state, found.reason, found.after) == ((), state, "NoSpace", 7.0)
+    assert plan(domain, memory=Memory(hold=hold), now=NOW + 7).reason is None
+
+
+class World:
+    """A host of one machine: what a plan's steps do to it."""
+
+    def __init__(self, domain: Domain | None, obeys: bool) -> None:
+        self.domain = domain
+        self.obeys = obeys
+        self.starts: list[Marks] = []
+
+    def take(self, step: Step, wall: float) -> None:
+        domain = self.domain
+        match step:
+            case Start(new):
+                assert domain is None or domain.state is DomainState.STOPPED, "started twice"
+                assert domain is None or domain.marks.epoch <= new.epoch, "an older placement was started"
+                self.starts.append(new)
+                self.domain = Domain(new, DomainState.RUNNING, started_at=wall)
+            case Mark(new):
+                assert domain is not None
+                assert new.epoch >= domain.marks.epoch
+                self.domain = replace(domain, marks=new)
+            case Pause():
+                assert domain is not None
+                self.domain = replace(domain, state=DomainState.PAUSED)
+            case Resume():
+                assert domain is not None
+                self.domain = replace(domain, state=DomainState.RUNNING)
+            case PressButton():
+                if self.obeys:
+                    self._off(ExitReason.SHUTDOWN)
+            case ForceOff():
+                self._off(ExitReason.DESTROYED)
+            case Remove():
+                self.domain = None
+
+    def _off(self, why: ExitReason) -> None:
+        assert self.domain is not None
+        self.domain = Domain(self.domain.marks, DomainState.STOPPED, exit_reason=why)
+
+
+REQUESTS = st.sampled_from([None, "r1", "r2"])
+DOMAINS = st.none() | st.builds(
+    lambda state, why, epoch, wanted, request, restarts: Domain(
+        Marks(UID, epoch, "tenant", "vm", wanted, request, restarts),
+        state,
+        exit_reason=why if state is DomainState.STOPPED else None,
+        started_at=None if state is DomainState.STOPPED else WALL - 30,
+    ),
+    st.sampled_from(DomainState),
+    st.sampled_from(ExitReason),
+    st.integers(1, 5),
+    st.sampled_from(PowerState),
+    REQUESTS,
+    st.integers(0, 20),
+)
+ORDERS = st.builds(
+    lambda epoch, power, policy, request, mode, grace: order(
+        epoch=epoch,
+        power=power,
+        restart_policy=policy,
+        restart_request=request,
+        stop=Stop(mode=mode, grace_period_seconds=grace),
+    ),
+    st.integers(1, 5),
+    st.sampled_from(PowerState),
+    st.sampled_from(RestartPolicy),
+    REQUESTS,
+    st.sampled_from(StopMode),
+    st.integers(0, 3600),
+)
+STATUSES = st.just(WorkOrderStatus()) | st.builds(
+    lambda state, reason, epoch, request, restarts: WorkOrderStatus(
+        state=state,
+        reason=reason,
+        instance=InstanceFacts(epoch=epoch, restarts=restarts, last_restart_request=request),
+    ),
+    st.sampled_from(WorkState),
+    st.sampled_from([None, "GuestShutDown"]),
+    st.integers(1, 5),
+    REQUESTS,
+    st.integers(0, 20),
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    domain=DOMAINS,
+    wanted=ORDERS,
+    status=STATUSES,
+    deleting=st.booleans(),
+    obeys=st.booleans(),
+    crash_after=st.none() | st.integers(0, 6),
+)
+def test_it_converges_whatever_was_and_wherever_the_agent_dies(
+    domain: Domain | None,
+    wanted: InstanceOrder,
+    status: WorkOrderStatus,
+    deleting: bool,
+    obeys: bool,
+    crash_after: int | None,
+) -> None:
+    world, memory, now, taken = World(domain, obeys), Memory(), NOW, 0
+    foreign = domain is not None and domain.marks.epoch > wanted.epoch
+    for _ in range(2000):
+        seen = scope(
+            world.domain, wanted, memory=memory, status=status, deleting=deleting, now=now, wall=WALL + now - NOW
+        )
+        found, memory = instance_plan.plan(seen), seen.memory
+        for step in found.steps:
+            world.take(step, seen.wall)
+            taken += 1
+            if isinstance(step, PressButton):
+                memory = replace(memory, pressed_at=now)
+            if isinstance(step, Resume):
+                memory = replace(memory, resumed_at=now)
+            if taken == crash_after:
+                memory = Memory()
+                break
+        else:
+            if found.release:
+                assert foreign or world.domain is None
+                break
+            if not found.steps:
+                status = instance_status.derive(seen, found, 1)
+                if found.after is None:
+                    break
+                now += max(found.after, 0.001)
+    else:
+        raise AssertionError("it does not settle")
+    if foreign:
+        assert world.domain == domain
+        assert not world.starts
+    elif not deleting:
+        _check_settled(world, wanted, status)
+    assert len(world.starts) <= 2
+
+
+def _check_settled(world: World, wanted: InstanceOrder, status: WorkOrderStatus) -> None:
+    domain = world.domain
+    ended = status.state is WorkState.STOPPED and wanted.power is not STOPPED
+    if ended:
+        assert wanted.restart_policy is not RestartPolicy.ALWAYS
+        assert status.reason is not None
+    expected: dict[PowerState, Callable[[], bool]] = {
+        RUNNING: lambda: domain is not None and domain.state is DomainState.RUNNING,
+        PAUSED: lambda: domain is not None and domain.state is DomainState.PAUSED,
+        STOPPED: lambda: domain is None or domain.state is DomainState.STOPPED,
+    }
+    assert ended or expected[wanted.power]()
+    if domain is not None and not ended:
+        assert domain.marks.epoch == wanted.epoch
+        assert domain.marks.wanted is wanted.power
