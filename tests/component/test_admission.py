@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.base import Kind, Resource
+from kumulus.api.base import Kind, Resource, Scope
 from kumulus.api.compute import USER_DATA_MAX, ConsoleRequest, InstanceType, VirtualMachine
 from kumulus.api.fabric import HOST_NAME_MAX, Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
@@ -688,3 +688,20 @@ def test_a_protected_machine_is_not_deleted(api: Cluster, namespace: str) -> Non
     api.patch(VirtualMachine.KIND, "web", {"spec": {"deletionProtection": False}}, namespace)
     api.delete(VirtualMachine.KIND, "web", namespace)
     assert api.find(VirtualMachine.KIND, "web", namespace) is None
+
+
+def test_a_protected_machine_outlives_the_deletion_of_its_namespace(api: Cluster, cluster: NativeCluster) -> None:
+    """The namespace waits, says why, and goes when the protection is taken off."""
+    namespaces = Kind(group="", version="v1", kind="Namespace", plural="namespaces", scope=Scope.CLUSTER)
+    api.create(namespaces, {"metadata": {"name": "protected"}})
+    create(api, made(VirtualMachine, {**VM, "deletionProtection": True}), VirtualMachine.KIND, "protected")
+    api.delete(namespaces, "protected")
+
+    def explained() -> bool:
+        conditions = api.get(namespaces, "protected").get("status", {}).get("conditions", [])
+        return any("spec.deletionProtection" in condition.get("message", "") for condition in conditions)
+
+    deadline.until(explained, "the namespace's explanation", seconds=30)
+    assert api.get(VirtualMachine.KIND, "web", "protected")
+    api.patch(VirtualMachine.KIND, "web", {"spec": {"deletionProtection": False}}, "protected")
+    deadline.until(lambda: api.find(namespaces, "protected") is None, "the end of the namespace", seconds=60)
