@@ -1,0 +1,162 @@
+"""What a tenant and an operator do and see, for tests on a lab with real hosts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kumulus_lab import commands, deadline, places
+from kumulus_lab.host import LibvirtHost
+from kumulus_lab.lab import Lab
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A namespace on a lab."""
+
+    lab: Lab
+    namespace: str
+
+    def apply(self, *objects: Mapping[str, Any]) -> None:
+        """`kubectl apply` of these objects."""
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
+        self.lab.cluster.kubectl_run("apply", "-n", self.namespace, "-f", "-", stdin=text)
+
+    def image(self, name: str, file: str | Path, *, sha256: str | None = None, format_: str = "qcow2") -> None:
+        """Apply an Image of a file on the lab's image server; a path is copied there first."""
+        if isinstance(file, Path):
+            served = self.lab.image_directory / f"{self.namespace}-{file.name}"
+            shutil.copyfile(file, served)
+            sha256 = sha256 or hashlib.sha256(served.read_bytes()).hexdigest()
+            file = served.name
+        self.apply(
+            {
+                "apiVersion": "storage.kumulus.io/v1alpha1",
+                "kind": "Image",
+                "metadata": {"name": name},
+                "spec": {
+                    "source": {"http": {"url": f"{self.lab.image_url}/{file}"}},
+                    "checksum": {"sha256": sha256 or self.lab.serve_image(Path(file).stem).sha256},
+                    "format": format_,
+                },
+            }
+        )
+
+    def machine(self, name: str, *lines: str, image: str | None = "tiny", **spec: Any) -> None:
+        """Apply a machine; `lines` are its user data."""
+        body: Object = {"resources": {"cpus": 1, "memory": "128Mi"}, **spec}
+        if image is not None:
+            body.setdefault("disks", [{"name": "root", "ephemeral": {"image": image}}])
+        if lines:
+            body["cloudInit"] = {"userData": "#cloud-config\n" + "\n".join(lines) + "\n"}
+        self.apply(
+            {
+                "apiVersion": "compute.kumulus.io/v1alpha1",
+                "kind": "VirtualMachine",
+                "metadata": {"name": name},
+                "spec": body,
+            }
+        )
+
+    def patch(self, kind: str, name: str, body: Mapping[str, Any]) -> None:
+        """Merge-patch an object."""
+        words = ["patch", kind, name, "-n", self.namespace, "--type=merge", "-p", json.dumps(body)]
+        self.lab.cluster.kubectl_run(*words)
+
+    def find(self, kind: str, name: str, namespace: str | None = None) -> Object | None:
+        """The object, or None; also None while the API server does not answer."""
+        words = ["get", kind, name, "-n", namespace or self.namespace, "-o", "json"]
+        done = self.lab.cluster.kubectl_run(*words, check=False)
+        return json.loads(done.stdout) if done.code == 0 and done.stdout else None
+
+    def wait(
+        self, kind: str, name: str, holds: Callable[[Object], object], what: str, *, seconds: float = 60
+    ) -> Object:
+        """The object, once `holds` is true of it. When it never is, the error shows what was there instead."""
+        last: Object | None = None
+
+        def probe() -> Object | None:
+            nonlocal last
+            last = self.find(kind, name)
+            return last if last is not None and holds(last) else None
+
+        try:
+            return deadline.until(probe, f"{kind} {name}: {what}", seconds=seconds, every=0.1)
+        except Exception as error:
+            raise AssertionError(f"{error}; its status: {json.dumps((last or {}).get('status'), indent=1)}") from error
+
+    def phase(self, name: str, phase: str, *, seconds: float = 60) -> Object:
+        """The machine, once it is in that phase."""
+        return self.wait(
+            "vm", name, lambda vm: vm.get("status", {}).get("phase") == phase, f"phase {phase}", seconds=seconds
+        )
+
+    def condition(self, kind: str, name: str, reason: str, *, type_: str = "Ready", seconds: float = 60) -> str:
+        """The message of a condition, once it has that reason."""
+
+        def holds(item: Object) -> bool:
+            return any(
+                c["type"] == type_ and c["reason"] == reason for c in item.get("status", {}).get("conditions", [])
+            )
+
+        item = self.wait(kind, name, holds, f"{type_} for the reason {reason}", seconds=seconds)
+        return next(str(c.get("message", "")) for c in item["status"]["conditions"] if c["type"] == type_)
+
+    def host_of(self, name: str) -> LibvirtHost:
+        """The host a machine is on."""
+        vm = self.find("vm", name)
+        assert vm is not None
+        return self.lab.host(vm["status"]["host"])
+
+    def console_file(self, name: str) -> Path:
+        """Where the machine's console is logged, seen from outside its host."""
+        vm = self.find("vm", name)
+        assert vm is not None
+        return self.host_of(name).state_directory / "instances" / vm["metadata"]["uid"] / "console.log"
+
+    def console(self, name: str, text: str, *, seconds: float = 60) -> str:
+        """What the console printed, once it has that text."""
+        path = self.console_file(name)
+
+        def probe() -> str | None:
+            try:
+                said = path.read_text(errors="replace")
+            except FileNotFoundError:
+                return None
+            return said if text in said else None
+
+        try:
+            return deadline.until(probe, f"{text!r} on the console of {name}", seconds=seconds, every=0.1)
+        except Exception as error:
+            tail = path.read_text(errors="replace")[-2000:] if path.exists() else "(no console log)"
+            raise AssertionError(f"{error}; it says:\n{tail}") from error
+
+    def delete(self, kind: str, name: str, *, seconds: float = 60) -> None:
+        """Delete and wait until it is gone."""
+        words = ["delete", kind, name, "-n", self.namespace, "--wait=true", f"--timeout={int(seconds)}s"]
+        self.lab.cluster.kubectl_run(*words)
+
+    def kumulusctl(self, *words: str, check: bool = True) -> commands.Finished:
+        """Run kumulusctl as the lab's administrator in this namespace."""
+        import os
+
+        env = {**os.environ, "KUBECONFIG": str(self.lab.kubeconfig)}
+        argv = [places.script("kumulusctl"), "-n", self.namespace, *words]
+        return commands.run(argv, env=env, seconds=60, check=check)
+
+    def left_over(self, uid: str) -> list[str]:
+        """Everything on the hosts and in the API that still has to do with a machine of that uid."""
+        found = []
+        for host in self.lab.hosts:
+            listed = host.exec(["virsh", "-q", "list", "--all", "--uuid"]).stdout.split()
+            found += [f"domain on {host.name}"] if uid in listed else []
+            found += [str(path) for path in host.state_directory.rglob(f"*{uid}*")]
+        orders = self.lab.cluster.kubectl_run("get", "workorders,secrets", "-A", "-o", "name").stdout.split()
+        return found + [order for order in orders if uid in order]
