@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import urllib3
+import yaml
 from kubernetes import client as kube_client
 from kubernetes import config as kube_config
 
@@ -26,6 +27,8 @@ Raw = dict[str, Any]
 PAGE = 500
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
+_MISSHAPEN = (ValueError, TypeError, KeyError, AttributeError)
+"""What the client library raises for a kubeconfig that is YAML, but not a kubeconfig."""
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -49,7 +52,7 @@ class Cluster:
         try:
             kube_config.load_kube_config(config_file=file, context=context, client_configuration=configuration)
             contexts, active = kube_config.list_kube_config_contexts(config_file=file)
-        except (kube_config.ConfigException, OSError, ValueError, TypeError) as error:
+        except (kube_config.ConfigException, yaml.YAMLError, OSError, *_MISSHAPEN) as error:
             if kubeconfig is None and context is None and _POD_NAMESPACE.exists():
                 kube_config.load_incluster_config(client_configuration=configuration)
                 return cls(configuration, namespace=_POD_NAMESPACE.read_text().strip())

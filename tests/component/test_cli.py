@@ -1,0 +1,363 @@
+"""`kumulusctl` against a real API server, as an operator, a tenant and a stranger would use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kumulus.api.compute import ConsoleRequest, VirtualMachine
+from kumulus.api.storage import Image
+from kumulus.cli.cluster import Cluster
+from kumulus.cli.people import main
+from kumulus_lab import deadline, places
+from kumulus_lab.cluster import NativeCluster
+
+pytestmark = pytest.mark.cluster
+
+Raw = dict[str, Any]
+
+VM: Raw = {"resources": {"cpus": 1, "memory": "128Mi"}, "disks": [{"name": "root", "ephemeral": {"image": "tiny"}}]}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Said]
+
+
+@pytest.fixture
+def run(cluster: NativeCluster, namespace: str, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `kumulusctl` as an administrator in the test's namespace, or with another kubeconfig."""
+
+    def run_it(*words: str, kubeconfig: Path | None = None) -> Said:
+        capsys.readouterr()
+        code = main(["--kubeconfig", str(kubeconfig or cluster.kubeconfig), "-n", namespace, *words])
+        captured = capsys.readouterr()
+        return Said(code, captured.out, captured.err)
+
+    return run_it
+
+
+@pytest.fixture
+def api(cluster: NativeCluster) -> Cluster:
+    """The API server, as an administrator."""
+    return Cluster.connect(cluster.kubeconfig)
+
+
+@pytest.fixture
+def vm(api: Cluster, namespace: str) -> Raw:
+    """A machine that no controller looks at."""
+    return api.create(VirtualMachine.KIND, {"metadata": {"name": "web1"}, "spec": VM}, namespace)
+
+
+@pytest.fixture
+def tenant(cluster: NativeCluster, namespace: str, tmp_path: Path) -> Path:
+    """Credentials of somebody with the role `edit` in the test's namespace."""
+    return _account(cluster, tmp_path, namespace, "tenant", "rolebinding", "--clusterrole=edit")
+
+
+def _account(cluster: NativeCluster, directory: Path, namespace: str, name: str, binding: str, role: str) -> Path:
+    cluster.kubectl_run("-n", namespace, "create", "serviceaccount", name)
+    subject = f"--serviceaccount={namespace}:{name}"
+    cluster.kubectl_run("-n", namespace, "create", binding, f"{namespace}-{name}", role, subject)
+    return cluster.kubeconfig_for(directory / f"{name}.kubeconfig", namespace, name)
+
+
+def patch_status(api: Cluster, raw: Raw, status: Raw) -> None:
+    """Write a status, as a controller would."""
+    kind = {"VirtualMachine": VirtualMachine.KIND, "ConsoleRequest": ConsoleRequest.KIND, "Image": Image.KIND}[
+        raw["kind"]
+    ]
+    path = kind.path(raw["metadata"]["namespace"], raw["metadata"]["name"], "status")
+    api.request("PATCH", path, body={"status": status}, content_type="application/merge-patch+json")
+
+
+def spec_of(api: Cluster, namespace: str, name: str = "web1") -> Raw:
+    spec: Raw = api.get(VirtualMachine.KIND, name, namespace)["spec"]
+    return spec
+
+
+def test_power_commands_change_the_spec(run: Run, api: Cluster, namespace: str, vm: Raw) -> None:
+    said = run("vm", "stop", "web1")
+    assert (said.code, said.out) == (0, "virtualmachine.compute.kumulus.io/web1 will stop\n")
+    assert spec_of(api, namespace)["powerState"] == "Stopped"
+    refused = run("vm", "restart", "web1")
+    assert refused.code == 1
+    assert "`kumulusctl vm start web1` starts it" in refused.err
+    assert run("vm", "stop", "web1", "--force").code == 0
+    assert spec_of(api, namespace)["stop"]["mode"] == "Force"
+    assert run("vm", "start", "web1").code == 0
+    spec = spec_of(api, namespace)
+    assert (spec["powerState"], spec["stop"]["mode"]) == ("Running", "Graceful")
+    assert run("vm", "restart", "web1").code == 0
+    first = spec_of(api, namespace)["restartRequest"]
+    assert run("vm", "pause", "web1", "-o", "name").out == "virtualmachine.compute.kumulus.io/web1\n"
+    assert spec_of(api, namespace)["powerState"] == "Paused"
+    assert run("vm", "resume", "web1").code == 0
+    assert spec_of(api, namespace)["powerState"] == "Running"
+    assert spec_of(api, namespace)["restartRequest"] == first
+
+
+def test_list_show_and_the_forms_for_programs(run: Run, api: Cluster, namespace: str, vm: Raw) -> None:
+    ready = {"type": "Ready", "status": "False", "reason": "NoHostFits", "message": "0 of 0 \x1b[31mhosts\x07 fit"}
+    patch_status(api, vm, {"phase": "Scheduling", "conditions": [ready]})
+    rows = run("vm", "list").out.splitlines()
+    assert rows[0].split() == ["NAME", "PHASE", "REASON", "HOST", "CPUS", "MEMORY", "AGE"]
+    assert rows[1].split()[:3] == ["web1", "Scheduling", "NoHostFits"]
+    assert any(line.split()[:2] == [namespace, "web1"] for line in run("vm", "list", "-A").out.splitlines())
+    shown = run("vm", "show", "web1").out
+    assert "0 of 0 hosts fit" in shown
+    assert "\x1b" not in shown
+    listed = json.loads(run("vm", "list", "-o", "json").out)
+    assert [item["metadata"]["name"] for item in listed["items"]] == ["web1"]
+    assert yaml.safe_load(run("-o", "yaml", "vm", "show", "web1").out)["kind"] == "VirtualMachine"
+
+
+def test_nothing_there_is_said_beside_the_answer(run: Run) -> None:
+    said = run("vm", "list")
+    assert (said.code, said.out) == (0, "")
+    assert "There are no machines" in said.err
+
+
+def test_wait_and_delete(run: Run, api: Cluster, namespace: str, vm: Raw) -> None:
+    late = run("vm", "wait", "web1", "--timeout", "1")
+    assert late.code == 1
+    assert "vm explain web1" in late.err
+    patch_status(api, vm, {"phase": "Running", "observedGeneration": vm["metadata"]["generation"]})
+    assert run("vm", "wait", "web1", "--for", "Running").out.endswith("is Running\n")
+    api.patch(VirtualMachine.KIND, "web1", {"spec": {"deletionProtection": True}}, namespace)
+    protected = run("vm", "delete", "web1")
+    assert protected.code == 1
+    assert "kubectl -n" in protected.err
+    api.patch(VirtualMachine.KIND, "web1", {"spec": {"deletionProtection": False}}, namespace)
+    assert run("vm", "delete", "web1").out.endswith("deleted\n")
+    assert run("vm", "show", "web1").code == 1
+
+
+def test_wait_sees_a_change_that_comes_while_it_waits(
+    cluster: NativeCluster, api: Cluster, namespace: str, vm: Raw
+) -> None:
+    api.patch(VirtualMachine.KIND, "web1", {"metadata": {"finalizers": ["kumulus.io/cleanup"]}}, namespace)
+    with _kumulusctl(cluster, namespace, "vm", "delete", "web1", "--timeout", "30") as deleting:
+        deadline.until(
+            lambda: "deletionTimestamp" in api.get(VirtualMachine.KIND, "web1", namespace)["metadata"],
+            "deletion",
+            seconds=30,
+        )
+        api.patch(VirtualMachine.KIND, "web1", {"metadata": {"finalizers": None}}, namespace)
+        out, err = deleting.communicate(timeout=30)
+    assert (deleting.returncode, err) == (0, "")
+    assert out.endswith("deleted\n")
+
+
+def _kumulusctl(cluster: NativeCluster, namespace: str, *words: str) -> subprocess.Popen[str]:
+    argv = [str(places.script("kumulusctl")), "--kubeconfig", str(cluster.kubeconfig), "-n", namespace, *words]
+    return subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "80"}
+    )
+
+
+def _answer(
+    api: Cluster, namespace: str, log: str | None, *, unlike: str = "", reason: str = "Read", message: str = ""
+) -> str:
+    """Answer the next console request, as a controller would; its name."""
+
+    def pending() -> Raw | None:
+        for raw in api.objects(ConsoleRequest.KIND, namespace):
+            if raw["metadata"]["name"] != unlike and "phase" not in raw.get("status", {}):
+                return raw
+        return None
+
+    request = deadline.until(pending, "a console request", seconds=30)
+    ready = {"type": "Ready", "status": "False" if log is None else "True", "reason": reason, "message": message}
+    patch_status(api, request, {"phase": "Failed" if log is None else "Ready", "log": log, "conditions": [ready]})
+    name: str = request["metadata"]["name"]
+    return name
+
+
+def test_logs_are_shown_without_what_a_terminal_would_obey(
+    cluster: NativeCluster, api: Cluster, namespace: str, vm: Raw
+) -> None:
+    with _kumulusctl(cluster, namespace, "vm", "logs", "web1", "--tail", "2") as logs:
+        _answer(api, namespace, "first\r\n\x1b]0;pwned\x07\x1b[2Jsecond\r\nlogin: \x1b[5n")
+        out, err = logs.communicate(timeout=30)
+    assert (logs.returncode, err) == (0, "")
+    assert out == "second\nlogin: \n"
+    assert api.objects(ConsoleRequest.KIND, namespace) == []
+
+
+def test_follow_prints_each_line_once_and_ends_with_the_interrupt(
+    cluster: NativeCluster, api: Cluster, namespace: str, vm: Raw
+) -> None:
+    with _kumulusctl(cluster, namespace, "vm", "logs", "web1", "--follow") as logs:
+        assert logs.stdout is not None
+        first = _answer(api, namespace, "one\ntwo\n")
+        assert [logs.stdout.readline(), logs.stdout.readline()] == ["one\n", "two\n"]
+        _answer(api, namespace, "one\ntwo\n\x1b[31mthree\n", unlike=first)
+        assert logs.stdout.readline() == "three\n"
+        logs.send_signal(signal.SIGINT)
+        rest, err = logs.communicate(timeout=30)
+    assert (rest, err) == ("", "")
+    assert logs.returncode == 130
+
+
+def test_logs_that_cannot_be_read_say_why(cluster: NativeCluster, api: Cluster, namespace: str, vm: Raw) -> None:
+    with _kumulusctl(cluster, namespace, "vm", "logs", "web1") as logs:
+        _answer(api, namespace, None, reason="NotPlaced", message="The machine is on no host yet.")
+        _, err = logs.communicate(timeout=30)
+    assert logs.returncode == 1
+    assert err == "error: The console of web1 cannot be read: The machine is on no host yet.\n"
+
+
+def test_explain_walks_to_what_is_missing(run: Run, api: Cluster, namespace: str) -> None:
+    spec = {
+        "instanceType": "not-there",
+        "disks": [{"name": "root", "ephemeral": {"image": "not-there-either"}}],
+        "cloudInit": {"userDataSecret": {"name": "boot", "key": "user-data"}},
+    }
+    api.create(VirtualMachine.KIND, {"metadata": {"name": "web1"}, "spec": spec}, namespace)
+    said = run("vm", "explain", "web1")
+    assert said.code == 0
+    for words in (
+        "shall be Running",
+        "No controller",
+        "InstanceType not-there",
+        "Secret boot",
+        "no image not-there-either",
+    ):
+        assert words in said.out
+    found = json.loads(run("vm", "explain", "web1", "-o", "json").out)["findings"]
+    assert {finding["level"] for finding in found} <= {"Problem", "Waiting"}
+    assert all(finding["what"] for finding in found)
+
+
+def test_a_tenant_sees_the_own_machines_and_gets_an_answer_to_why(
+    run: Run, api: Cluster, namespace: str, vm: Raw, tenant: Path
+) -> None:
+    ready = {"type": "Ready", "status": "Unknown", "reason": "HostUnknown", "message": "Host h1 does not answer."}
+    status = {"phase": "Unknown", "host": "h1", "observedGeneration": 1, "conditions": [ready]}
+    patch_status(api, vm, status)
+    assert run("vm", "list", kubeconfig=tenant).code == 0
+    explained = run("vm", "explain", "web1", kubeconfig=tenant)
+    assert explained.code == 0
+    assert "Host h1 does not answer." in explained.out
+    assert run("vm", "stop", "web1", kubeconfig=tenant).code == 0
+    for words in (["vm", "list", "-A"], ["host", "list"], ["host", "add", "h9", "--zone", "z1"]):
+        refused = run(*words, kubeconfig=tenant)
+        assert refused.code == 1
+        assert "You may not do that" in refused.err
+        assert "Traceback" not in refused.err
+    whole = run("status", kubeconfig=tenant)
+    assert whole.code == 0
+    assert "you may not see" in whole.out
+    assert "1: 1 Unknown" in whole.out
+
+
+def test_images_of_the_namespace_and_of_the_cluster(run: Run, api: Cluster, namespace: str) -> None:
+    spec = {
+        "source": {"http": {"url": "https://images.example/tiny"}},
+        "checksum": {"sha256": "a" * 64},
+        "format": "qcow2",
+    }
+    made = api.create(Image.KIND, {"metadata": {"name": "tiny"}, "spec": spec}, namespace)
+    failed = {
+        "type": "Ready",
+        "status": "False",
+        "reason": "ChecksumMismatch",
+        "message": "It adds up to something else.",
+    }
+    patch_status(
+        api, made, {"phase": "Importing", "progress": {"bytes": 2**20, "total": 2**22}, "conditions": [failed]}
+    )
+    row = next(line for line in run("image", "list").out.splitlines() if line.startswith("tiny"))
+    for words in (namespace, "Importing", "ChecksumMismatch", "25% of 4 MiB"):
+        assert words in row
+    assert "It adds up to something else." in run("image", "show", "tiny").out
+    assert run("image", "list", "-o", "name").out.splitlines().count("image.storage.kumulus.io/tiny") == 1
+    assert "image list -A" in run("image", "show", "nothing").err
+
+
+@pytest.fixture
+def bad_kubeconfigs(cluster: NativeCluster, tmp_path: Path) -> Iterator[dict[str, Path]]:
+    """Kubeconfigs that each miss something."""
+    good = yaml.safe_load(cluster.kubeconfig.read_text())
+    files = {}
+    for name in ("closed", "stranger", "empty", "garbage", "list"):
+        files[name] = tmp_path / name
+    closed = json.loads(json.dumps(good))
+    closed["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
+    files["closed"].write_text(yaml.safe_dump(closed))
+    stranger = json.loads(json.dumps(good))
+    stranger["users"][0]["user"] = {"token": "not-a-token"}
+    files["stranger"].write_text(yaml.safe_dump(stranger))
+    files["empty"].write_text("")
+    files["garbage"].write_text("{[")
+    files["list"].write_text("[a, b]")
+    files["missing"] = tmp_path / "not-there"
+    yield files
+
+
+@pytest.mark.parametrize(
+    ("which", "words"),
+    [
+        ("closed", "does not answer (connection refused)"),
+        ("stranger", "does not accept your credentials"),
+        ("empty", "no usable kubeconfig"),
+        ("garbage", "no usable kubeconfig"),
+        ("list", "no usable kubeconfig"),
+        ("missing", "no usable kubeconfig"),
+    ],
+)
+def test_errors_are_one_sentence(run: Run, bad_kubeconfigs: dict[str, Path], which: str, words: str) -> None:
+    said = run("vm", "list", kubeconfig=bad_kubeconfigs[which])
+    assert said.code == 1
+    assert words in said.err
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["vm", "nonsense"],
+        ["vm", "list", "-o", "xml"],
+        ["vm", "show"],
+        ["host", "add", "h1"],
+        ["vm", "logs", "x", "--tail", "-1"],
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_2(run: Run, words: list[str]) -> None:
+    assert run(*words).code == 2
+
+
+def test_what_is_not_there_is_named(run: Run, namespace: str) -> None:
+    for words in (
+        ["vm", "show", "x"],
+        ["vm", "start", "x"],
+        ["vm", "logs", "x"],
+        ["vm", "explain", "x"],
+        ["vm", "delete", "x"],
+    ):
+        said = run(*words)
+        assert said.code == 1
+        assert f"no machine x in namespace {namespace}" in said.err
+    assert "no host x" in run("host", "show", "x").err
+    unknown = run("vm", "list", "--context", "elsewhere")
+    assert unknown.code == 1
+    assert "elsewhere" in unknown.err
