@@ -70,11 +70,11 @@ RULES: Mapping[str, Rule] = {
         {"name": "qemu", "type": "qcow2|raw", "cache": "none|writeback", "discard": "unmap"}
     ),
     "domain/devices/disk/source": Rule({"file": PATH}),
-    "domain/devices/disk/target": Rule({"dev": "[sv]d[a-z]", "bus": "virtio|sata"}),
+    "domain/devices/disk/target": Rule({"dev": "[sv]d[a-z]", "bus": "virtio|scsi"}),
     "domain/devices/disk/serial": Rule(text=r"[A-Za-z0-9_.-]{1,20}"),
     "domain/devices/disk/boot": Rule({"order": NUMBER}),
     "domain/devices/disk/readonly": Rule(),
-    "domain/devices/controller": Rule({"type": "usb", "index": "0", "model": "none"}),
+    "domain/devices/controller": Rule({"type": "usb|scsi", "index": "0", "model": "none|virtio-scsi"}, most=2),
     "domain/devices/serial": Rule({"type": "pty"}),
     "domain/devices/serial/log": Rule({"file": PATH, "append": "on"}),
     "domain/devices/serial/target": Rule({"type": "isa-serial", "port": "0"}),

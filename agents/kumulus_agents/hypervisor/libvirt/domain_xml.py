@@ -107,6 +107,9 @@ def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
     for disk, target in zip(spec.disks, _targets(spec.disks), strict=True):
         _disk(devices, disk, target, direct=disk.path not in platform.buffered)
     SubElement(devices, "controller", type="usb", index="0", model="none")
+    if any(disk.cdrom for disk in spec.disks):
+        # Not SATA, q35's own: Debian's kernel for clouds, for one, is built without AHCI.
+        SubElement(devices, "controller", type="scsi", index="0", model="virtio-scsi")
     serial = SubElement(devices, "serial", type="pty")
     # virtlogd writes and rotates it, within max_size and max_backups of virtlogd.conf.
     SubElement(serial, "log", file=spec.console_log, append="on")
@@ -125,7 +128,7 @@ def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> N
     if not (disk.cdrom or disk.read_only):
         driver.set("discard", "unmap")
     SubElement(element, "source", file=disk.path)
-    SubElement(element, "target", dev=target, bus="sata" if disk.cdrom else "virtio")
+    SubElement(element, "target", dev=target, bus="scsi" if disk.cdrom else "virtio")
     _text(element, "serial", disk.name[:SERIAL_MAX])
     if disk.boot_order is not None:
         SubElement(element, "boot", order=str(disk.boot_order))
@@ -136,9 +139,9 @@ def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> N
 def _targets(disks: Sequence[DomainDisk]) -> Iterator[str]:
     """Device names in the order of the list: vda, vdb, ...; sda, sdb, ... for CD-ROMs."""
     virtio = iter("abcdefghijklmnopqrstuvwxyz")
-    sata = iter("abcdefghijklmnopqrstuvwxyz")
+    scsi = iter("abcdefghijklmnopqrstuvwxyz")
     for disk in disks:
-        letter = next(sata if disk.cdrom else virtio, None)
+        letter = next(scsi if disk.cdrom else virtio, None)
         if letter is None:
             raise HypervisorError("A machine can have at most 26 disks.", reason="InvalidDomain", retryable=False)
         yield f"sd{letter}" if disk.cdrom else f"vd{letter}"

@@ -1,0 +1,156 @@
+"""What a spec becomes: golden files, and text that tries to become more than text."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kumulus.api.compute import PowerState
+from kumulus_agents.hypervisor.libvirt import allowlist, marks
+from kumulus_agents.hypervisor.libvirt.domain_xml import Platform, render
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, HypervisorError, Marks
+
+GOLDEN = Path(__file__).parent / "golden"
+UID = "6f1c2d7e-0b51-4f0c-9a57-3c1d5e8f9a01"
+MARKS = Marks(UID, 3, "tenant-a", "web", PowerState.RUNNING, restart_request="2026-11-20 again", restarts=2)
+ROOT = DomainDisk("root", f"/var/lib/kumulus/pools/p/{UID}-root.qcow2", "qcow2", boot_order=1)
+DATA = DomainDisk("a-name-of-more-than-twenty", "/var/lib/kumulus/pools/p/data", "raw", boot_order=2)
+SEED = DomainDisk("seed", "/var/lib/kumulus/instances/seed.iso", "raw", read_only=True, cdrom=True)
+KEYS = DomainDisk("keys", "/var/lib/kumulus/instances/keys.img", "raw", read_only=True)
+SPEC = DomainSpec(MARKS, cpus=2, memory=1 << 30, disks=(ROOT,), console_log="/var/lib/kumulus/instances/console.log")
+
+CASES = {
+    "tcg": (SPEC, Platform("tcg")),
+    "tcg-maximum": (SPEC, Platform("tcg", emulated_cpu="maximum")),
+    "kvm": (SPEC, Platform("kvm")),
+    "disks": (
+        replace(SPEC, disks=(ROOT, SEED, DATA, KEYS)),
+        Platform("kvm", buffered=frozenset({DATA.path})),
+    ),
+    "diskless": (replace(SPEC, disks=(), marks=replace(MARKS, restart_request=None)), Platform("tcg")),
+}
+
+HOSTILE = (
+    "</name><devices><hostdev mode='subsystem' type='pci'/></devices>",
+    "<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/shadow'>]>&e;",
+    "<![CDATA[<qemu:commandline/>]]>",
+    "a\" b='c",
+    "../../etc/shadow",
+    "$(id)",
+    "-o x",
+    "nul\x00",
+    "line\nbreak",
+    "x" * 300,
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name: str) -> None:
+    xml = render(*CASES[name]) + "\n"
+    assert xml == (GOLDEN / f"{name}.xml").read_text(), f"if this is meant: write it to golden/{name}.xml"
+
+
+def shape(xml: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Every element with the names of its attributes, in order."""
+    return [(element.tag, tuple(element.attrib)) for element in ElementTree.fromstring(xml).iter()]
+
+
+@given(text=st.text(max_size=253), name=st.sampled_from(HOSTILE))
+def test_a_users_text_stays_text(text: str, name: str) -> None:
+    wanted = replace(MARKS, namespace=name, name=text, restart_request=text + name)
+    xml = render(replace(SPEC, marks=wanted), Platform("tcg"))
+    assert shape(xml) == shape(render(*CASES["tcg"]))
+    record = marks.read(xml)
+    assert record is not None
+    assert record.marks == wanted
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_disk_name_path_uid_or_cpu_is_refused_or_stays_in_its_place(text: str) -> None:
+    specs = (
+        (replace(SPEC, disks=(replace(ROOT, name=text),)), Platform("tcg")),
+        (replace(SPEC, disks=(replace(ROOT, path=text),)), Platform("tcg")),
+        (replace(SPEC, disks=(replace(ROOT, path="/pool/" + text),)), Platform("tcg")),
+        (replace(SPEC, console_log=text), Platform("tcg")),
+        (replace(SPEC, marks=replace(MARKS, uid=text)), Platform("tcg")),
+        (SPEC, Platform("tcg", emulated_cpu=text)),
+    )
+    for spec, platform in specs:
+        try:
+            xml = render(spec, platform)
+        except HypervisorError as error:
+            assert error.reason == "InvalidDomain"
+            assert not error.retryable
+        else:
+            assert shape(xml) == shape(render(*CASES["tcg"]))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        replace(SPEC, disks=(replace(ROOT, format="vmdk"),)),
+        replace(SPEC, disks=(replace(ROOT, format="qcow2' /><hostdev"),)),
+        replace(SPEC, disks=(ROOT, replace(DATA, boot_order=1))),
+        replace(SPEC, disks=(replace(ROOT, path="relative"),)),
+        replace(SPEC, disks=(replace(ROOT, boot_order=0),)),
+        replace(SPEC, disks=tuple(replace(ROOT, boot_order=None) for _ in range(27))),
+        replace(SPEC, cpus=0),
+        replace(SPEC, memory=-1),
+        replace(SPEC, marks=replace(MARKS, epoch=-1)),
+    ],
+)
+def test_what_cannot_be_a_domain_is_refused(spec: DomainSpec) -> None:
+    with pytest.raises(HypervisorError) as caught:
+        render(spec, Platform("tcg"))
+    assert caught.value.reason == "InvalidDomain"
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("<devices>", "<devices><hostdev mode='subsystem' type='pci'/>"),
+        ("<devices>", "<devices><interface type='bridge'/>"),
+        ("<devices>", "<devices><panic model='isa'/>"),
+        ("<devices>", "<devices>text"),
+        ("</os>", "<kernel>/etc/shadow</kernel></os>"),
+        ("</domain>", "<seclabel type='none'/></domain>"),
+        ("</domain>", "<commandline xmlns='http://libvirt.org/schemas/domain/qemu/1.0'/></domain>"),
+        ("<domain ", "<domain id='1' "),
+        ('cache="none"', 'cache="none" io="native"'),
+        ('type="kvm"', 'type="lxc"'),
+        ("<vcpu ", "<vcpu current='1' "),
+        (">/dev/urandom<", ">/dev/sda<"),
+        ('type="pty"', 'type="tcp"'),
+        ("<acpi />", "<acpi>x</acpi>"),
+        ("</pm>", "</pm>text"),
+        ("</domain>", "&x;</domain>"),
+    ],
+)
+def test_the_allow_list_refuses_everything_else(before: str, after: str) -> None:
+    xml = render(*CASES["kvm"])
+    assert allowlist.violation(xml) is None
+    assert before in xml
+    changed = xml.replace(before, after, 1)
+    assert allowlist.violation(changed) is not None
+
+
+def test_marks_of_others_are_not_ours() -> None:
+    xml = render(*CASES["kvm"])
+    assert marks.read(xml) is not None
+    for before, after in (
+        (f"<uuid>{UID}", f"<uuid>{uuid.uuid4()}"),
+        ("<name>kumulus-", "<name>copy-of-kumulus-"),
+        ('epoch="3"', 'epoch="x"'),
+        ('wanted="Running"', 'wanted="Sideways"'),
+        (' restarts="2"', ""),
+        (marks.NAMESPACE, "https://example.org/other"),
+    ):
+        assert before in xml
+        assert marks.read(xml.replace(before, after)) is None

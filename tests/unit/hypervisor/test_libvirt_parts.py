@@ -1,0 +1,149 @@
+"""The pure parts of the libvirt driver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from kumulus_agents.hypervisor.libvirt import acceleration, errors, inventory, verbs
+from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
+from kumulus_agents.hypervisor.libvirt.state import Exits, exit_of, state_of
+from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
+
+UID = "6f1c2d7e-0b51-4f0c-9a57-3c1d5e8f9a01"
+
+CAPABILITIES = """
+<capabilities>
+  <host>
+    <cpu><arch>x86_64</arch><model>EPYC-Rome</model><vendor>AMD</vendor></cpu>
+    <topology><cells num='2'>
+      <cell id='0'><cpus num='2'><cpu id='0'/><cpu id='2'/></cpus></cell>
+      <cell id='1'><cpus num='1'><cpu id='1'/></cpus></cell>
+    </cells></topology>
+  </host>
+  <guest><os_type>hvm</os_type><arch name='i686'><emulator>/usr/bin/qemu-system-i386</emulator>
+    <machine>pc-q35-1.0</machine></arch></guest>
+  <guest><os_type>hvm</os_type><arch name='x86_64'><emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <machine canonical='pc-q35-7.2'>q35</machine><machine>pc-q35-7.2</machine><machine>pc-i440fx-7.2</machine>
+    <machine>pc-q35-7.2</machine></arch></guest>
+</capabilities>
+"""
+
+
+def test_inventory() -> None:
+    found = inventory.parse(CAPABILITIES, 1 << 34, inventory.version(9_000_000), inventory.version(7_002_022))
+    assert (found.cpus, found.memory, found.cpu_model, found.cpu_vendor) == (3, 1 << 34, "EPYC-Rome", "AMD")
+    assert (found.architecture, found.hypervisor_version, found.emulator_version) == ("x86_64", "9.0.0", "7.2.22")
+    assert found.machine_types == ("pc-q35-7.2", "q35")
+    assert inventory.emulator(CAPABILITIES) == "/usr/bin/qemu-system-x86_64"
+    assert inventory.emulator("<capabilities><host/></capabilities>") is None
+
+
+def event(name: str) -> int:
+    """A constant of a lifecycle event."""
+    value: int = getattr(libvirt, f"VIR_DOMAIN_EVENT_{name}")
+    return value
+
+
+@pytest.mark.parametrize(
+    ("events", "told", "why"),
+    [
+        ([("SHUTDOWN", "SHUTDOWN_GUEST"), ("STOPPED", "STOPPED_SHUTDOWN")], "SHUTDOWN", ExitReason.SHUTDOWN),
+        ([("SHUTDOWN", "SHUTDOWN_HOST"), ("STOPPED", "STOPPED_SHUTDOWN")], "SHUTDOWN", ExitReason.DESTROYED),
+        ([("SHUTDOWN", "SHUTDOWN_HOST"), ("STOPPED", "STOPPED_DESTROYED")], "DESTROYED", ExitReason.DESTROYED),
+        ([("CRASHED", "CRASHED_PANICKED"), ("STOPPED", "STOPPED_CRASHED")], "CRASHED", ExitReason.CRASHED),
+        ([("STOPPED", "STOPPED_FAILED")], "CRASHED", ExitReason.CRASHED),
+        ([("STOPPED", "STOPPED_FAILED")], "UNKNOWN", ExitReason.CRASHED),
+        ([("STOPPED", "STOPPED_SHUTDOWN")], "UNKNOWN", ExitReason.SHUTDOWN),
+        ([], "UNKNOWN", ExitReason.UNKNOWN),
+        ([], "SAVED", ExitReason.UNKNOWN),
+        ([], "FAILED", ExitReason.FAILED),
+        ([("SHUTDOWN", "SHUTDOWN_HOST"), ("STARTED", "STARTED_BOOTED")], "SHUTDOWN", ExitReason.SHUTDOWN),
+        ([("SHUTDOWN", "SHUTDOWN_HOST"), ("UNDEFINED", "UNDEFINED_REMOVED")], "UNKNOWN", ExitReason.UNKNOWN),
+    ],
+)
+def test_why_a_run_ended(events: list[tuple[str, str]], told: str, why: ExitReason) -> None:
+    exits = Exits()
+    for name, detail in events:
+        exits.note(UID, event(name), event(detail))
+    reason: int = getattr(libvirt, f"VIR_DOMAIN_SHUTOFF_{told}")
+    assert exits.why(UID, exit_of(libvirt.VIR_DOMAIN_SHUTOFF, reason)) is why
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "what"),
+    [
+        ("RUNNING", 1, DomainState.RUNNING),
+        ("BLOCKED", 0, DomainState.RUNNING),
+        ("SHUTDOWN", 1, DomainState.RUNNING),
+        ("PAUSED", libvirt.VIR_DOMAIN_PAUSED_USER, DomainState.PAUSED),
+        ("PAUSED", libvirt.VIR_DOMAIN_PAUSED_IOERROR, DomainState.PAUSED),
+        ("PAUSED", libvirt.VIR_DOMAIN_PAUSED_STARTING_UP, DomainState.RUNNING),
+        ("SHUTOFF", 0, DomainState.STOPPED),
+        ("CRASHED", 0, DomainState.STOPPED),
+        ("NOSTATE", 0, DomainState.STOPPED),
+    ],
+)
+def test_states(state: str, reason: int, what: DomainState) -> None:
+    assert state_of(getattr(libvirt, f"VIR_DOMAIN_{state}"), reason) is what
+
+
+class FakeError(libvirt.libvirtError):  # type: ignore[misc, unused-ignore]
+    """An error of libvirt that nothing raised."""
+
+    def __init__(self, code: int, domain: int, message: str) -> None:
+        Exception.__init__(self, message)
+        self.err = (code, domain, message, 2, None, None, None, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "domain", "message", "reason", "retryable"),
+    [
+        (
+            libvirt.VIR_ERR_INTERNAL_ERROR,
+            libvirt.VIR_FROM_RPC,
+            "client socket is closed",
+            "HypervisorUnavailable",
+            True,
+        ),
+        (libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_FROM_RPC, "End of file", "HypervisorUnavailable", True),
+        (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_FROM_NONE, "no", "HypervisorUnavailable", True),
+        (libvirt.VIR_ERR_XML_ERROR, libvirt.VIR_FROM_DOMAIN, "no", "InvalidDomain", False),
+        (libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_FROM_QEMU, "no", "UnsupportedByHost", False),
+        (libvirt.VIR_ERR_OPERATION_TIMEOUT, libvirt.VIR_FROM_QEMU, "no", "HypervisorBusy", True),
+        (libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_QEMU, 'qemu: Failed to get "write" lock', "DiskInUse", True),
+        (
+            libvirt.VIR_ERR_INTERNAL_ERROR,
+            libvirt.VIR_FROM_QEMU,
+            "cannot set up guest memory 'pc.ram'",
+            "OutOfMemory",
+            True,
+        ),
+        (libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_QEMU, "something else" * 1000, "HypervisorError", True),
+    ],
+)
+def test_errors(code: int, domain: int, message: str, reason: str, retryable: bool) -> None:
+    error = errors.translate(FakeError(code, domain, message))
+    assert (error.reason, error.retryable) == (reason, retryable)
+    assert len(str(error)) <= errors.MESSAGE_MAX
+
+
+def test_the_probe_program_is_a_boot_sector() -> None:
+    assert len(acceleration.PROGRAM) <= acceleration.SECTOR - 2
+
+
+def test_without_the_device_there_is_no_kvm(tmp_path: Path) -> None:
+    assert acceleration.probe("/nowhere/qemu", tmp_path / "kvm") == "tcg"
+    (tmp_path / "kvm").touch()
+    assert acceleration.probe("/nowhere/qemu", tmp_path / "kvm") == "tcg"
+
+
+def test_direct_leaves_what_cannot_be_opened_to_qemu(tmp_path: Path) -> None:
+    assert verbs.direct(str(tmp_path / "missing"))
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="extra"):
+        LibvirtSettings.model_validate({"urii": "x"})
