@@ -107,6 +107,7 @@ class Agent:
             duration=timings.lease_seconds,
             every=timings.renew_seconds,
             phase=phase,
+            recovered=self._recovered,
         )
         self.reporter = Reporter(
             client,
@@ -121,6 +122,7 @@ class Agent:
         self._flow = _Flow()
         self._stop = asyncio.Event()
         self._orphans: set[str] = set()
+        self._unreported: set[Key] = set()
         self.orders.listen(self.queue.add)
 
     def stop(self) -> None:
@@ -172,6 +174,12 @@ class Agent:
     def _wake(self, name: str) -> None:
         self.queue.add(Key(self.place.namespace, name), urgent=True)
 
+    def _recovered(self) -> None:
+        """The API server answers again: what could not be reported is, without waiting out its back-off."""
+        for key in self._unreported:
+            self.queue.add(key, urgent=True)
+        self.reporter.refresh()
+
     def _domain_changed(self, uid: str) -> None:
         """The hypervisor's listener: one domain, or (reconnected) any of them."""
         if uid:
@@ -197,6 +205,7 @@ class Agent:
 
     async def _pass(self, key: Key) -> None:
         order = self.orders.get(key.name)
+        self._unreported.discard(key)
         if order is None:
             self.queue.forget(key)
             for performer in self._performers.values():
@@ -208,6 +217,7 @@ class Agent:
             result = await self._performers[order.spec.type].perform(order)
         except KubeError as error:
             log.debug("not reported", order=key.name, error=str(error))
+            self._unreported.add(key)
             self.queue.retry(key)
             PASSES.labels(controller, "unreported").inc()
         except Exception:

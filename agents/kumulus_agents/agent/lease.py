@@ -7,6 +7,7 @@ Stopping leaves it as it is: it then runs out, as it would if the host had died.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
@@ -18,6 +19,9 @@ from kumulus.kube.lease import Lease, LeaseSpec, lease_body, micro_time
 from kumulus.runtime.clock import Clock
 
 log = structlog.get_logger(__name__)
+
+RETRY = 2.0
+"""Seconds between attempts while renewing fails."""
 
 
 class Heartbeat:
@@ -33,8 +37,12 @@ class Heartbeat:
         duration: int,
         every: float,
         phase: float = 0.0,
+        recovered: Callable[[], None] = lambda: None,
     ) -> None:
-        """`phase`, from 0 to 1, is where in the interval the renewals lie: a process with many hosts spreads them."""
+        """`phase`, from 0 to 1, is where in the interval the renewals lie: a process with many hosts spreads them.
+
+        `recovered` is called when a renewal succeeds after one that did not.
+        """
         self._client = client
         self._namespace = namespace
         self._host = host
@@ -42,6 +50,7 @@ class Heartbeat:
         self._duration = duration
         self._every = every
         self._phase = phase
+        self._recovered = recovered
         self._known: Lease | None = None
         self._down = False
         self._renewed: float | None = None
@@ -57,9 +66,11 @@ class Heartbeat:
         await self.beat()
         due = loop.time() + self._every * (self._phase or 1.0)
         while True:
-            await asyncio.sleep(due - loop.time())
+            pause = due - loop.time()
+            await asyncio.sleep(min(pause, RETRY) if self._down else pause)
             await self.beat()
-            due += self._every * max(1, -(-(loop.time() - due) // self._every))
+            if loop.time() >= due:
+                due += self._every * max(1, -(-(loop.time() - due) // self._every))
 
     async def beat(self) -> None:
         """Renew once, and again if somebody changed the lease in between. Failures are logged once an outage."""
@@ -79,7 +90,8 @@ class Heartbeat:
         self._renewed = began
         if self._down:
             log.info("lease renewed again", host=self._host)
-        self._down = False
+            self._down = False
+            self._recovered()
 
     async def _renew(self) -> None:
         now = micro_time(self._clock.now())

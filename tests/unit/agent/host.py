@@ -182,7 +182,7 @@ class TestHost:
 
 
 @asynccontextmanager
-async def host_on(kubeconfig: Path, **options: Any) -> AsyncIterator[TestHost]:
+async def host_on(kubeconfig: Path, *, namespace_made: bool = True, **options: Any) -> AsyncIterator[TestHost]:
     """A host with a namespace of its own."""
     client = await KubeClient.from_kubeconfig(kubeconfig, user_agent="tests")
     host = TestHost(client, f"t{secrets.token_hex(4)}", **options)
@@ -190,7 +190,8 @@ async def host_on(kubeconfig: Path, **options: Any) -> AsyncIterator[TestHost]:
         kubeconfig, user_agent="tests-agent", on_write=lambda verb, kind, _: host.writes.append((verb, kind.kind))
     )
     try:
-        await client.create(NAMESPACE, {"metadata": {"name": host.namespace}})
+        if namespace_made:
+            await client.create(NAMESPACE, {"metadata": {"name": host.namespace}})
         yield host
     finally:
         with contextlib.suppress(Exception):
