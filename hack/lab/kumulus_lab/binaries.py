@@ -143,7 +143,6 @@ def _build(names: list[str], into: Path, say: Say) -> None:
             done = subprocess.run(
                 [go, "build", "-trimpath", "-ldflags", f"-s -w {stamp}", "-o", str(into / name), _PACKAGES[name]],
                 cwd=_SOURCES,
-                env={**os.environ, "CGO_ENABLED": "0"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -80,8 +80,8 @@ class Network:
         if not _link_exists(self.bridge):
             # An address of its own: a bridge without one takes a cable's, and changes it when a host loses power,
             # which cuts all other hosts off until they ask again who it is.
-            address = ["address", _hardware_address(self.lab)]
-            commands.run(["ip", "link", "add", self.bridge, *address, "type", "bridge", "forward_delay", "0"])
+            hardware = ["address", _hardware_address(self.lab)]
+            commands.run(["ip", "link", "add", self.bridge, *hardware, "type", "bridge", "forward_delay", "0"])
         prefix = ipaddress.ip_network(self.subnet).prefixlen
         for address in (self.address, self.image_address):
             commands.run(["ip", "address", "replace", f"{address}/{prefix}", "dev", self.bridge])

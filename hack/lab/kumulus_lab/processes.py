@@ -32,13 +32,21 @@ class Identity:
     def of(pid: int) -> Identity | None:
         """The identity of a process that runs now; None when there is none or it is only waiting to be reaped."""
         fields = _stat(pid)
-        if fields is None or fields[0] in {"Z", "X"}:
+        if fields is None or fields[0] == "X" or (fields[0] == "Z" and not _threads(pid)):
             return None
         return Identity(pid=pid, started=int(fields[19]))
 
     def alive(self) -> bool:
         """Whether this very process still runs."""
         return Identity.of(self.pid) == self
+
+
+def _threads(pid: int) -> bool:
+    """Whether other threads still run although the first has ended: until they have too, ports and files are held."""
+    try:
+        return sum(1 for _ in Path(f"/proc/{pid}/task").iterdir()) > 1
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _stat(pid: int) -> list[str] | None:
