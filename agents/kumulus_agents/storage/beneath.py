@@ -96,7 +96,7 @@ class Directory:
 
     def write(self, name: str, data: bytes, *, mode: int = 0o600, gid: int = -1) -> None:
         """Make the file have this content, all at once, also across a crash of the machine."""
-        temporary = f".{name}.new"
+        temporary = _unfinished(name)
         fd = self.fresh(temporary)
         try:
             try:
@@ -139,6 +139,11 @@ class Directory:
             return False
         return True
 
+    def erase(self, name: str) -> None:
+        """Remove the file, and what a `write` that was killed left of it."""
+        self.remove(name)
+        self.remove(_unfinished(name))
+
     def remove_directory(self, name: str) -> None:
         """Remove the directory if it is there; it must be empty."""
         with suppress(FileNotFoundError):
@@ -153,6 +158,10 @@ def _component(name: str) -> str:
     if not name or name in (".", "..") or "/" in name or "\0" in name or len(name) > 255:
         raise OSError(errno.EINVAL, "not the name of a file", name)
     return name
+
+
+def _unfinished(name: str) -> str:
+    return f".{name}.new"
 
 
 def _own(fd: int, mode: int, gid: int) -> None:

@@ -122,7 +122,7 @@ class Part:
 def discard(directory: Directory, name: str) -> None:
     """Remove the part of that name, if there is one. Blocks."""
     directory.remove(name)
-    directory.remove(_record_of(name))
+    directory.erase(_record_of(name))
 
 
 def _record_of(name: str) -> str:

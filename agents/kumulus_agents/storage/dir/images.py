@@ -61,7 +61,6 @@ async def take_in(
         with images.partial.reading(_source(image.uid)) as fd:
             found = await convert.inspect(fd, image.format, settings)
             await _converted(pool, images, image, fd, found, pace, settings)
-        await part.discard()
     except StorageError as error:
         if not error.retryable or error.reason == "NoSpace":
             await part.discard()
@@ -87,22 +86,13 @@ async def _converted(
     try:
         pace.stage("Converting", 0, found.virtual_size)
         virtual_size = await convert.convert(source, found, target, settings, pace.at)
-        await in_thread(
-            images.partial.settle,
-            target,
-            _converting(image.uid),
-            f"{image.uid}.qcow2",
-            mode=pool.image_mode,
-            gid=pool.gid,
-            into=images.whole,
-        )
         record: dict[str, object] = {
             "sha256": image.sha256,
             "sourceFormat": found.format,
             "virtualSize": virtual_size,
             "fileSize": os.fstat(target).st_size,
         }
-        await in_thread(write_record, images.whole, f"{image.uid}.json", record)
+        await in_thread(_settle, pool, images, image.uid, target, record)
     except BaseException:
         images.partial.remove(_converting(image.uid))
         raise
@@ -110,10 +100,25 @@ async def _converted(
         os.close(target)
 
 
+def _settle(pool: PoolDirectory, images: Images, uid: str, target: int, record: dict[str, object]) -> None:
+    """Give the file its name, drop what it was made from, and write the record last: then nothing is left over.
+
+    Blocks, and is one call, so that cancelling does not end it halfway.
+    """
+    name = f"{uid}.qcow2"
+    images.partial.settle(target, _converting(uid), name, mode=pool.image_mode, gid=pool.gid, into=images.whole)
+    discard(images.partial, _source(uid))
+    try:
+        write_record(images.whole, f"{uid}.json", record)
+    except BaseException:
+        images.whole.remove(name)
+        raise
+
+
 def remove(images: Images, uid: str) -> None:
     """Remove the image and everything on its way to it; the record first. Blocks."""
-    if images.whole.remove(f"{uid}.json"):
-        images.whole.flush()
+    images.whole.erase(f"{uid}.json")
+    images.whole.flush()
     images.whole.remove(f"{uid}.qcow2")
     discard(images.partial, _source(uid))
     images.partial.remove(_converting(uid))
