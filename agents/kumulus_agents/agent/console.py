@@ -9,6 +9,25 @@ from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.hypervisor.protocol import HypervisorError
 
+ENCODED_MAX = 384 * 1024
+"""Bytes that a log may have as JSON. A guest chooses its characters, and no watcher has to put up with any line."""
+
+
+def fitting(text: str, budget: int = ENCODED_MAX) -> str:
+    """The end of the text that surely fits the budget, in bytes, when the API server has written it as JSON. Pure.
+
+    Go's encoder writes control characters, `<`, `>`, `&` and two line separators as six bytes each.
+    """
+    if len(text) * 6 <= budget:
+        return text
+    for position in range(len(text) - 1, -1, -1):
+        character = text[position]
+        escaped = character < " " or character in '<>&"\\\x7f\u2028\u2029'
+        budget -= 6 if escaped else len(character.encode())
+        if budget < 0:
+            return text[position + 1 :]
+    return text
+
 
 class ConsoleReader(Protocol):
     """Reads console logs."""
@@ -50,4 +69,6 @@ class Consoles:
             return WorkOrderStatus(
                 observed_generation=generation, state=WorkState.FAILED, reason="NoConsole", message=why[:4000]
             )
-        return WorkOrderStatus(observed_generation=generation, state=WorkState.READY, console=ConsoleFacts(log=text))
+        return WorkOrderStatus(
+            observed_generation=generation, state=WorkState.READY, console=ConsoleFacts(log=fitting(text))
+        )
