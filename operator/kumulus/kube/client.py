@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +32,15 @@ WATCH_SECONDS = 300
 WATCH_SILENCE = 70.0
 """A watch that says nothing, not even a bookmark, for so long is taken for dead (bookmarks come every minute)."""
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]*")
+"""What a segment of a path may be. Names come from tenants too (of a Secret, say), and `../../other/secrets/x` is
+a path into another namespace."""
+
 TokenSource = Callable[[], str]
 WriteListener = Callable[[str, Kind, float], None]
 """Called with verb, kind and seconds after each write."""
+WriteGuard = Callable[[], bool]
+"""Whether writing is still allowed; asked before each write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +61,18 @@ class KubeClient:
         user_agent: str,
         token: TokenSource | None = None,
         on_write: WriteListener | None = None,
+        may_write: WriteGuard | None = None,
         pool_size: int = 100,
     ) -> None:
         configuration.connection_pool_maxsize = pool_size
-        configuration.retries = False
+        # None, and neither False nor 0: those are counts to the library, which then retries a 5xx for ever.
+        configuration.retries = None
         self._configuration = configuration
         self._rest = kube_client.rest.RESTClientObject(configuration)
         self._user_agent = user_agent
         self._token = token
         self._on_write = on_write
+        self._may_write = may_write
 
     @classmethod
     async def from_kubeconfig(
@@ -71,9 +81,13 @@ class KubeClient:
         *,
         user_agent: str,
         on_write: WriteListener | None = None,
+        may_write: WriteGuard | None = None,
         pool_size: int = 100,
     ) -> KubeClient:
-        """Connect as kubectl would: the given kubeconfig, else $KUBECONFIG, else the pod's own service account."""
+        """Connect as kubectl would: the given kubeconfig, else $KUBECONFIG, else the pod's own service account.
+
+        While `may_write` says no, writes raise `errors.NotLeading` before they are sent.
+        """
         configuration = kube_client.Configuration()
         try:
             await kube_config.load_kube_config(
@@ -83,7 +97,7 @@ class KubeClient:
             if path is not None:
                 raise
             kube_config.load_incluster_config(client_configuration=configuration)
-        return cls(configuration, user_agent=user_agent, on_write=on_write, pool_size=pool_size)
+        return cls(configuration, user_agent=user_agent, on_write=on_write, may_write=may_write, pool_size=pool_size)
 
     @classmethod
     def with_token(
@@ -161,12 +175,24 @@ class KubeClient:
             response.release()
         if response.status >= 400:
             raise errors.from_response(response.status, data)
-        parsed: Raw = json.loads(data) if data else {}
+        try:
+            parsed: Raw = json.loads(data) if data else {}
+        except ValueError as error:
+            raise errors.Unreachable(f"what answers at {self.server} is no API server: {data[:80]!r}") from error
         return parsed
+
+    @staticmethod
+    def _path(kind: Kind, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
+        for part in (namespace, name, subresource):
+            if part is not None and _NAME.fullmatch(part) is None:
+                raise errors.NotFound(404, "NotFound", f"{kind.plural}: {part[:80]!r} cannot be a name")
+        return kind.path(namespace, name, subresource)
 
     async def _write(
         self, verb: str, kind: Kind, method: str, path: str, *, body: object, content_type: str = "application/json"
     ) -> Raw:
+        if self._may_write is not None and not self._may_write():
+            raise errors.NotLeading(f"{verb} of a {kind.kind} not sent: this process does not lead any more")
         started = asyncio.get_running_loop().time()
         try:
             return await self.request(method, path, body=body, content_type=content_type)
@@ -176,7 +202,7 @@ class KubeClient:
 
     async def get(self, kind: Kind, name: str, namespace: str | None = None) -> Raw:
         """The object, live. Raises `errors.NotFound`."""
-        return await self.request("GET", kind.path(namespace, name))
+        return await self.request("GET", self._path(kind, namespace, name))
 
     async def find(self, kind: Kind, name: str, namespace: str | None = None) -> Raw | None:
         """The object, live, or None."""
@@ -193,7 +219,7 @@ class KubeClient:
         if fields:
             query["fieldSelector"] = fields
         while True:
-            answer = await self.request("GET", kind.path(namespace), query=query)
+            answer = await self.request("GET", self._path(kind, namespace), query=query)
             metadata = answer["metadata"]
             yield answer["items"], metadata["resourceVersion"]
             if not metadata.get("continue"):
@@ -215,7 +241,7 @@ class KubeClient:
         }
         if fields:
             query["fieldSelector"] = fields
-        response = await self._send("GET", kind.path(namespace), query=query, timeout=WATCH_SILENCE)
+        response = await self._send("GET", self._path(kind, namespace), query=query, timeout=WATCH_SILENCE)
         try:
             if response.status >= 400:
                 raise errors.from_response(response.status, await response.read())
@@ -233,18 +259,20 @@ class KubeClient:
     async def create(self, kind: Kind, body: Mapping[str, Any], namespace: str | None = None) -> Raw:
         """Create it. Raises `errors.AlreadyExists`."""
         full = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
-        return await self._write("create", kind, "POST", kind.path(namespace), body=full)
+        return await self._write("create", kind, "POST", self._path(kind, namespace), body=full)
 
     async def create_sub(
         self, kind: Kind, name: str, subresource: str, body: Mapping[str, Any], namespace: str | None = None
     ) -> Raw:
         """Create a subresource of an object, such as a token of a ServiceAccount."""
-        return await self._write("create", kind, "POST", kind.path(namespace, name, subresource), body=body)
+        return await self._write("create", kind, "POST", self._path(kind, namespace, name, subresource), body=body)
 
     async def replace(self, kind: Kind, body: Mapping[str, Any], namespace: str | None = None) -> Raw:
         """Replace the whole object; its `metadata.resourceVersion` must be current, else `errors.Conflict`."""
         full = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
-        return await self._write("update", kind, "PUT", kind.path(namespace, body["metadata"]["name"]), body=full)
+        return await self._write(
+            "update", kind, "PUT", self._path(kind, namespace, body["metadata"]["name"]), body=full
+        )
 
     async def patch(
         self,
@@ -261,7 +289,7 @@ class KubeClient:
             "patch",
             kind,
             "PATCH",
-            kind.path(namespace, name, subresource),
+            self._path(kind, namespace, name, subresource),
             body=patch,
             content_type="application/merge-patch+json",
         )
@@ -274,5 +302,5 @@ class KubeClient:
         if uid is not None:
             body["preconditions"] = {"uid": uid}
         with contextlib.suppress(errors.NotFound):
-            return await self._write("delete", kind, "DELETE", kind.path(namespace, name), body=body)
+            return await self._write("delete", kind, "DELETE", self._path(kind, namespace, name), body=body)
         return None

@@ -15,6 +15,10 @@ class Unreachable(KubeError):
     """No answer: connection refused, reset or timed out. Whether a write arrived is not known."""
 
 
+class NotLeading(KubeError):
+    """Not sent: the process has stopped leading in the middle of a pass, and somebody else may lead by now."""
+
+
 class ApiError(KubeError):
     """The API server answered with an error.
 
