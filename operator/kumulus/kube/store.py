@@ -1,17 +1,27 @@
 """What a process knows of the objects of one kind: a cache fed by a watch, typed, with indexes.
 
 Own writes go in as well (`apply` with the server's answer), and an older version never replaces a
-newer one, so whoever wrote reads what it wrote. Used from one event loop only. Does no I/O.
+newer one, so whoever wrote reads what it wrote. Answers, pages of a list and watches arrive over
+different connections and so in any order: an object that was removed does not come back by an answer
+that was slower than its end. Used from one event loop only. Does no I/O.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
+
+import structlog
 
 from kumulus.api.base import Resource
 
 R = TypeVar("R", bound=Resource)
+
+log = structlog.get_logger(__name__)
+
+REMEMBERED = 4096
+"""So many removed objects are remembered, by uid: far more than end while one answer is on its way."""
 
 
 class Key(NamedTuple):
@@ -26,7 +36,7 @@ class Key(NamedTuple):
 
 Index = Callable[[R], Iterable[str]]
 Listener = Callable[[R | None, R | None], None]
-"""Called with the object before and after; None for not there."""
+"""Called with the object before and after; None for not there. One that raises is logged and keeps nobody else."""
 
 
 def key_of(raw: Mapping[str, Any]) -> Key:
@@ -48,6 +58,7 @@ class Store(Generic[R]):
         self._objects: dict[Key, R] = {}
         self._buckets: dict[str, dict[str, dict[Key, R]]] = {name: {} for name in self._indexes}
         self._listeners: list[Listener[R]] = []
+        self._removed: OrderedDict[str, None] = OrderedDict()
         self.synced = False
         """Whether everything that exists has been seen once. Before that, absence means nothing."""
 
@@ -88,13 +99,15 @@ class Store(Generic[R]):
         """Take in an object, from the watch or from an own write. False when it is known already or older."""
         metadata = raw["metadata"]
         key = key_of(raw)
-        before = self._objects.get(key)
-        if (
-            before is not None
-            and before.metadata.uid == metadata.get("uid")
-            and _version(before.metadata.resource_version) >= _version(metadata.get("resourceVersion", ""))
-        ):
+        uid = metadata.get("uid", "")
+        if uid in self._removed:
             return False
+        before = self._objects.get(key)
+        if before is not None:
+            # Versions of one kind grow across objects, so this also tells which of two namesakes is the later one.
+            known = _version(before.metadata.resource_version)
+            if known >= _version(metadata.get("resourceVersion", "")) and (known > 0 or before.uid == uid):
+                return False
         after = self.model.parse(raw)
         self._put(key, before, after)
         return True
@@ -102,6 +115,7 @@ class Store(Generic[R]):
     def remove(self, key: Key, uid: str | None = None) -> bool:
         """Forget an object, with `uid` only that very one."""
         before = self._objects.get(key)
+        self._remember(uid or (before.uid if before else ""))
         if before is None or (uid is not None and before.uid != uid):
             return False
         self._put(key, before, None)
@@ -112,7 +126,14 @@ class Store(Generic[R]):
         kept, limit = set(keys), _version(as_of)
         for key, item in list(self._objects.items()):
             if key not in kept and _version(item.metadata.resource_version) <= limit:
+                self._remember(item.uid)
                 self._put(key, item, None)
+
+    def _remember(self, uid: str) -> None:
+        if uid:
+            self._removed[uid] = None
+            if len(self._removed) > REMEMBERED:
+                self._removed.popitem(last=False)
 
     def _put(self, key: Key, before: R | None, after: R | None) -> None:
         if before is not None:
@@ -133,4 +154,7 @@ class Store(Generic[R]):
                 for value in index(after):
                     bucket.setdefault(value, {})[key] = after
         for listener in self._listeners:
-            listener(before, after)
+            try:
+                listener(before, after)
+            except Exception:
+                log.exception("listener failed", kind=self.model.KIND.kind, key=str(key))
