@@ -10,15 +10,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import structlog
 
 from kumulus.kube.builtin import LEASE
 from kumulus.kube.client import KubeClient
-from kumulus.kube.errors import AlreadyExists, Conflict, KubeError
+from kumulus.kube.errors import KubeError
 from kumulus.kube.lease import Lease, LeaseSpec, lease_body, micro_time
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """The lease is ours in this term, counted from when we began to ask for it."""
+
+    term: int
+    since: float
 
 
 class Elector:
@@ -45,8 +54,11 @@ class Elector:
         self._duration = duration
         self._on_started = on_started
         self._on_stopped = on_stopped
-        self._seen: tuple[str, float] = ("", 0.0)
+        self._seen: tuple[str, float] | None = None
+        """Version of the lease (none while there is no lease) and when we saw it first."""
         self._renewed = 0.0
+        self._highest = 0
+        """The highest term seen, so that terms grow even when somebody deletes the lease."""
         self.term: int | None = None
         """The term we lead in; None while somebody else leads."""
 
@@ -63,46 +75,61 @@ class Elector:
         """Campaign and renew until cancelled; then give the lease back."""
         try:
             while True:
+                held: _Held | None = None
                 try:
-                    async with asyncio.timeout(self._duration / 3):
-                        await self._turn()
+                    async with asyncio.timeout(self._patience):
+                        held = await self._turn()
                 except (KubeError, TimeoutError) as error:
                     log.warning("election", lease=self._name, error=str(error) or "timed out")
+                else:
+                    if held is None and self.term is not None:
+                        await self._lost()
+                # Beginning and ending may take their time: they are not part of the turn that may time out.
+                if held is not None:
+                    await self._won(held)
                 if self.term is not None and not self.leading:
                     await self._lost()
                 await asyncio.sleep(self._duration / 5)
         finally:
             await self._release()
 
-    async def _turn(self) -> None:
+    @property
+    def _patience(self) -> float:
+        """How long a turn may take. While leading it ends with the leadership, so that its end is not noticed late."""
+        if self.term is None:
+            return self._duration / 3
+        left = self._renewed + self._duration * 2 / 3 - self._now()
+        return max(min(left, self._duration / 3), 0.0)
+
+    async def _turn(self) -> _Held | None:
+        """Take or renew the lease if we may: the term, and since when it counts; None when somebody else has it.
+
+        Raises `KubeError`, which `Conflict` with a competitor is too: then the next turn tells.
+        """
         raw = await self._client.find(LEASE, self._name, self._namespace)
         started = self._now()
-        if raw is None:
-            try:
-                await self._client.create(LEASE, lease_body(self._name, self._mine(1, None)), self._namespace)
-            except AlreadyExists:
-                return
-            await self._won(1, started)
-            return
-        lease = Lease.parse(raw)
-        spec, version = lease.spec, lease.metadata.resource_version
-        if version != self._seen[0]:
+        lease = Lease.parse(raw) if raw is not None else None
+        spec = lease.spec if lease else LeaseSpec()
+        version = lease.metadata.resource_version if lease else ""
+        self._highest = max(self._highest, spec.lease_transitions or 0)
+        first_look = self._seen is None
+        if self._seen is None or version != self._seen[0]:
             self._seen = (version, started)
-        held_by_us = spec.holder_identity == self._identity and self.term is not None
         expired = started >= self._seen[1] + (spec.lease_duration_seconds or self._duration)
+        if lease is None:
+            # A lease that vanished under its holder's hands still counts for as long as it would have.
+            if self.term is None and not first_look and not expired:
+                return None
+            term = self.term or self._highest + 1
+            await self._client.create(LEASE, lease_body(self._name, self._mine(term, None)), self._namespace)
+            return _Held(term, started)
+        held_by_us = spec.holder_identity == self._identity and self.term is not None
         if not held_by_us and spec.holder_identity and not expired:
-            if self.term is not None:
-                await self._lost()
-            return
-        term = (spec.lease_transitions or 0) + (0 if held_by_us else 1)
+            return None
+        term = self.term if held_by_us and self.term is not None else self._highest + 1
         acquired = spec.acquire_time if held_by_us else None
-        try:
-            await self._client.replace(
-                LEASE, lease_body(self._name, self._mine(term, acquired), version), self._namespace
-            )
-        except Conflict:
-            return
-        await self._won(term, started)
+        await self._client.replace(LEASE, lease_body(self._name, self._mine(term, acquired), version), self._namespace)
+        return _Held(term, started)
 
     def _mine(self, term: int, acquired: str | None) -> LeaseSpec:
         now = micro_time()
@@ -114,12 +141,13 @@ class Elector:
             lease_transitions=term,
         )
 
-    async def _won(self, term: int, at: float) -> None:
-        self._renewed = at
-        if self.term != term:
-            self.term = term
-            log.info("leading", lease=self._name, term=term)
-            await self._on_started(term)
+    async def _won(self, held: _Held) -> None:
+        self._renewed = held.since
+        if self.term != held.term:
+            self.term = held.term
+            self._highest = max(self._highest, held.term)
+            log.info("leading", lease=self._name, term=held.term)
+            await self._on_started(held.term)
 
     async def _lost(self) -> None:
         self.term = None
@@ -131,11 +159,15 @@ class Elector:
             return
         term, self.term = self.term, None
         try:
-            raw = await self._client.find(LEASE, self._name, self._namespace)
-            if raw is None or Lease.parse(raw).spec.holder_identity != self._identity:
-                return
-            released = LeaseSpec(lease_duration_seconds=1, renew_time=micro_time(), lease_transitions=term)
-            body = lease_body(self._name, released, raw["metadata"]["resourceVersion"])
-            await self._client.replace(LEASE, body, self._namespace)
-        except KubeError as error:
-            log.info("lease not given back; it will expire", lease=self._name, error=str(error))
+            async with asyncio.timeout(self._duration / 3):
+                await self._give_back(term)
+        except (KubeError, TimeoutError) as error:
+            log.info("lease not given back; it will expire", lease=self._name, error=str(error) or "timed out")
+
+    async def _give_back(self, term: int) -> None:
+        raw = await self._client.find(LEASE, self._name, self._namespace)
+        if raw is None or Lease.parse(raw).spec.holder_identity != self._identity:
+            return
+        released = LeaseSpec(lease_duration_seconds=1, renew_time=micro_time(), lease_transitions=term)
+        body = lease_body(self._name, released, raw["metadata"]["resourceVersion"])
+        await self._client.replace(LEASE, body, self._namespace)
