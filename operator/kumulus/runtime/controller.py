@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
-from kumulus.kube.errors import Conflict, KubeError
+from kumulus.kube.errors import Conflict, KubeError, NotLeading
 from kumulus.kube.queue import WorkQueue
 from kumulus.kube.store import Key
 from kumulus.runtime import metrics
@@ -98,6 +98,9 @@ class Controller:
                 outcome = "conflict"
                 log.debug("conflict", controller=name, key=str(key), error=str(error))
                 self._queue.retry(key)
+            except NotLeading:
+                outcome = "not leading"
+                self._queue.add_after(key, 1.0)
             except KubeError as error:
                 again = self._queue.retry(key)
                 log.warning("pass failed", controller=name, key=str(key), error=str(error), again_in=round(again, 1))

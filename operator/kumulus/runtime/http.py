@@ -37,10 +37,10 @@ async def serve(
 
     application = web.Application()
     application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
-    runner = web.AppRunner(application, access_log=None)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, address, port, shutdown_timeout=1.0)
+        site = web.TCPSite(runner, address, port)
         await site.start()
         yield runner.addresses[0][1]
     finally:

@@ -61,9 +61,16 @@ class Process:
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
                 loop.add_signal_handler(number, self.stop)
         client = await KubeClient.from_kubeconfig(
-            settings.kubeconfig, user_agent="kumulus-controllers", on_write=metrics.count_write
+            settings.kubeconfig,
+            user_agent="kumulus-controllers",
+            on_write=metrics.count_write,
+            may_write=self._leading,
         )
         self._client = client
+        # The seat itself is taken and held with a client of its own: no pass may be in its way, nor the guard above.
+        seat = await KubeClient.from_kubeconfig(
+            settings.kubeconfig, user_agent="kumulus-election", on_write=metrics.count_write, pool_size=2
+        )
         tree = ModuleTree(discover(), include=settings.include, exclude=settings.exclude)
         try:
             async with http.serve(
@@ -72,12 +79,13 @@ class Process:
                 healthy={"process": lambda: None},
                 ready={"caches": lambda: None if self._caches.synced else "still reading what there is"},
             ) as self.port:
-                await self._run(client, tree)
+                await self._run(client, seat, tree)
         finally:
             await tree.stop()
             await client.close()
+            await seat.close()
 
-    async def _run(self, client: KubeClient, tree: ModuleTree) -> None:
+    async def _run(self, client: KubeClient, seat: KubeClient, tree: ModuleTree) -> None:
         settings = self._settings
         services = Services(client, self._caches, self._clock, self._term)
         reconcilers = await tree.setup(services, settings.modules)
@@ -88,7 +96,7 @@ class Process:
         self._by_kind = {store.model.KIND: store for store in self._caches.watched()}
         shell = KopfShell(list(self._by_kind), self._feed)
         self._elector = Elector(
-            client,
+            seat,
             namespace=settings.namespace,
             name=settings.lease,
             identity=settings.identity,

@@ -11,6 +11,11 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class Gone:
+    """There is no such object, or there is not any more: it needs no further pass, not even now and then."""
+
+
+@dataclass(frozen=True, slots=True)
 class Requeue:
     """Look again in so many seconds, whatever happens meanwhile."""
 
@@ -32,4 +37,4 @@ class Failed:
     reason: str
 
 
-Result = Done | Requeue | Wait | Failed
+Result = Done | Gone | Requeue | Wait | Failed
