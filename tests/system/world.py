@@ -74,7 +74,7 @@ class World:
         """The object, or None; also None while the API server does not answer."""
         words = ["get", kind, name, "-n", namespace or self.namespace, "-o", "json"]
         done = self.lab.cluster.kubectl_run(*words, check=False)
-        return json.loads(done.stdout) if done.code == 0 and done.stdout else None
+        return json.loads(done.stdout) if done.returncode == 0 and done.stdout else None
 
     def wait(
         self, kind: str, name: str, holds: Callable[[Object], object], what: str, *, seconds: float = 60
