@@ -99,5 +99,5 @@ def _disk(directory: Path, guest: Guest, kernel: Path, ramdisk: Path) -> Path:
         ["mcopy", "-i", disk, ramdisk, loader, "::"],
         ["syslinux", "--install", disk],
     ):
-        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run([str(part) for part in command], stdout=subprocess.DEVNULL, check=True)
     return disk

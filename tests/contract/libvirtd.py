@@ -24,6 +24,11 @@ cgroup_controllers = [ ]
 namespaces = []
 """
 
+VIRTLOGD_CONF = """\
+max_size = {size}
+max_backups = {backups}
+"""
+
 MOUNTS = {
     "etc": "/etc/libvirt",
     "lib": "/var/lib/libvirt",
@@ -50,6 +55,10 @@ class PrivateLibvirtd:
     once, which the first process of a machine may be slow to do.
     """
 
+    log_size = 65536
+    log_backups = 3
+    """How big a log gets before virtlogd rotates it, and how many older ones it keeps."""
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.uri = f"qemu+unix:///system?socket={root}/run/libvirt/libvirt-sock"
@@ -57,6 +66,8 @@ class PrivateLibvirtd:
             (root / name).mkdir(parents=True)
         (root / "etc/libvirtd.conf").write_text(LIBVIRTD_CONF)
         (root / "etc/qemu.conf").write_text(QEMU_CONF)
+        virtlogd = VIRTLOGD_CONF.format(size=self.log_size, backups=self.log_backups)
+        (root / "etc/virtlogd.conf").write_text(virtlogd)
         with (root / "daemons.log").open("wb") as output:
             self._shell = subprocess.Popen(
                 ["tini", "-s", "--", "unshare", "-m", "--propagation", "private", "bash", "-e"],
@@ -79,6 +90,16 @@ class PrivateLibvirtd:
         pid = self._pid("libvirtd")
         os.kill(pid, signal.SIGKILL)
         until(lambda: not Path(f"/proc/{pid}").exists(), "libvirtd did not die")
+
+    @contextlib.contextmanager
+    def hanging(self) -> Iterator[None]:
+        """libvirtd does not answer."""
+        pid = self._pid("libvirtd")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def qemu(self, name: str) -> int:
         """Process id of the QEMU of the domain with that name."""

@@ -2,111 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import pickle
+import re
 import signal
-import subprocess
-import uuid
-from collections.abc import Iterator
+import sys
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kumulus_agents.console import log
+from kumulus.api.compute import PowerState
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.protocol import (
     DomainDisk,
-    DomainSpec,
+    DomainState,
+    ExitReason,
+    HypervisorError,
 )
 from tests.contract import guest
 from tests.contract.guest import Guest
-from tests.contract.hypervisor import HypervisorContract, World, eventually, new_marks
+from tests.contract.hypervisor import Heard, HypervisorContract, eventually, stopped, the
+from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
 
 pytestmark = pytest.mark.libvirt
 
-MEMORY = 96 << 20
-
-FOREIGN = """\
-<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>32</memory><vcpu>1</vcpu>
-<os><type arch='x86_64' machine='q35'>hvm</type></os><devices/></domain>
-"""
-
-
-class LibvirtWorld(World):
-    """A private libvirtd; machines and their files under one directory."""
-
-    def __init__(self, libvirtd: PrivateLibvirtd, images: dict[Guest, Path], directory: Path) -> None:
-        self.libvirtd = libvirtd
-        self.directory = directory
-        self._images = images
-
-    def driver(self, **settings: object) -> LibvirtHypervisor:
-        given = {"uri": self.libvirtd.uri, "log_dir": self.libvirtd.root / "log/qemu", **settings}
-        return LibvirtHypervisor(LibvirtSettings.model_validate(given))
-
-    def spec(self, kind: Guest = Guest.WAIT) -> DomainSpec:
-        marks = new_marks()
-        home = self.directory / marks.uid
-        home.mkdir(mode=0o700)
-        disk = home / "root.qcow2"
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", self._images[kind], disk]
-        subprocess.run(command, check=True)
-        disks = (DomainDisk("root", str(disk), "qcow2", boot_order=1),)
-        return DomainSpec(marks, cpus=1, memory=MEMORY, disks=disks, console_log=str(home / "console.log"))
-
-    def broken_spec(self) -> DomainSpec:
-        spec = self.spec()
-        return replace(spec, disks=(replace(spec.disks[0], path=str(self.directory / "missing.qcow2")),))
-
-    def console(self, spec: DomainSpec, limit: int = 65536) -> str:
-        """What the guest printed."""
-        path = Path(spec.console_log)
-        return log.tail(path.parent, path.name, limit)
-
-    async def booted(self, spec: DomainSpec) -> None:
-        await eventually(lambda: guest.READY in self.console(spec), "the guest did not boot", 60)
-
-    async def crash(self, spec: DomainSpec) -> None:
-        os.kill(self.qemu(spec), signal.SIGKILL)
-
-    def qemu(self, spec: DomainSpec) -> int:
-        """Process id of the machine's QEMU."""
-        return self.libvirtd.qemu(domain_name(spec.marks.uid))
-
-    def virsh(self, *arguments: str) -> str:
-        """What virsh says."""
-        command = ["virsh", "-q", "-c", self.libvirtd.uri, *arguments]
-        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-
-    async def plant(self, name: str = "by-hand") -> str:
-        domain = str(uuid.uuid4())
-        file = self.directory / f"{domain}.xml"
-        file.write_text(FOREIGN.format(name=f"{name}-{domain}", uuid=domain))
-        self.virsh("define", str(file))
-        self.virsh("start", domain)
-        return domain
-
-    async def foreign_is_on(self, uuid: str) -> bool:
-        return self.virsh("domstate", uuid) == "running"
-
-    async def cut(self) -> None:
-        self.libvirtd.kill()
-
-    async def heal(self) -> None:
-        self.libvirtd.start()
-
-    def clear(self) -> None:
-        """Remove every domain."""
-        for domain in self.virsh("list", "--all", "--uuid").split():
-            subprocess.run(
-                ["virsh", "-q", "-c", self.libvirtd.uri, "destroy", domain], capture_output=True, check=False
-            )
-            subprocess.run(
-                ["virsh", "-q", "-c", self.libvirtd.uri, "undefine", domain], capture_output=True, check=False
-            )
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +62,292 @@ def world(libvirtd: PrivateLibvirtd, images: dict[Guest, Path], tmp_path: Path) 
 
 class TestLibvirt(HypervisorContract):
     """The contract."""
+
+
+@contextlib.asynccontextmanager
+async def connected(world: LibvirtWorld, **settings: object) -> AsyncIterator[tuple[LibvirtHypervisor, Heard]]:
+    """A driver of the host, and what it says."""
+    driver, heard = world.driver(**settings), Heard()
+    await driver.connect(heard)
+    try:
+        await heard.about("")
+        heard.clear()
+        yield driver, heard
+    finally:
+        await driver.close()
+
+
+def open_files() -> int:
+    """How many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def restarted(world: LibvirtWorld, heard: Heard) -> None:
+    """Kill libvirtd, start it again, and wait for the driver to have noticed."""
+    await world.cut()
+    heard.clear()
+    await world.heal()
+    await heard.about("", 5)
+
+
+class TestExits:
+    """Why a run ended."""
+
+    @pytest.mark.parametrize(
+        ("kind", "why"), [(Guest.POWEROFF, ExitReason.SHUTDOWN), (Guest.PANIC, ExitReason.CRASHED)]
+    )
+    async def test_a_guest_that_ends_by_itself(self, world: LibvirtWorld, kind: Guest, why: ExitReason) -> None:
+        async with connected(world) as (driver, _):
+            spec = world.spec(kind)
+            await driver.start(spec)
+            assert (await stopped(driver, spec)).exit_reason is why
+
+    async def test_a_reboot_is_no_exit(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            spec = world.spec(Guest.REBOOT)
+            first = await driver.start(spec)
+            await eventually(lambda: world.console(spec).count(guest.READY) > 1, "the guest did not reboot", 90)
+            now = await the(driver, spec)
+            assert now.state is DomainState.RUNNING
+            assert now.started_at == pytest.approx(first.started_at, abs=0.01)
+
+    async def test_a_sigterm_from_outside_is_not_taken_for_a_guest_that_powered_off(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            spec = world.spec()
+            await driver.start(spec)
+            os.kill(world.qemu(spec), signal.SIGTERM)
+            assert (await stopped(driver, spec)).exit_reason is ExitReason.DESTROYED
+
+    async def test_a_death_while_libvirtd_is_gone_is_a_crash(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, heard):
+            spec = world.spec()
+            await driver.start(spec)
+            qemu = world.qemu(spec)
+            await world.cut()
+            os.kill(qemu, signal.SIGKILL)
+            heard.clear()
+            await world.heal()
+            await heard.about("", 5)
+            assert (await stopped(driver, spec)).exit_reason is ExitReason.CRASHED
+
+    async def test_a_guest_that_powers_off_while_libvirtd_is_gone_has_shut_down(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, heard):
+            spec = world.spec(Guest.POWEROFF)
+            await driver.start(spec)
+            await world.cut()
+            await eventually(lambda: "Power down" in world.console(spec), "the guest did not power off", 60)
+            heard.clear()
+            await world.heal()
+            await heard.about("", 5)
+            assert (await stopped(driver, spec)).exit_reason is ExitReason.SHUTDOWN
+
+    async def test_a_restart_of_libvirtd_does_not_make_the_driver_forget(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, heard):
+            spec = world.spec()
+            await driver.start(spec)
+            await world.crash(spec)
+            await stopped(driver, spec)
+            await restarted(world, heard)
+            assert (await the(driver, spec)).exit_reason is ExitReason.CRASHED
+
+
+class TestConnection:
+    """libvirtd comes and goes."""
+
+    async def test_ten_restarts_leave_the_guest_alone_and_nothing_behind(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, heard):
+            spec = world.spec()
+            await driver.start(spec)
+            before, qemu = await the(driver, spec), world.qemu(spec)
+            await restarted(world, heard)
+            files = open_files()
+            for _ in range(9):
+                await restarted(world, heard)
+                assert await the(driver, spec) == before
+            assert world.qemu(spec) == qemu
+            await eventually(lambda: open_files() <= files, "files stayed open")
+
+    async def test_where_nobody_listens_it_goes_on_trying(self, tmp_path: Path) -> None:
+        uri = f"qemu+unix:///system?socket={tmp_path}/nobody"
+        driver = LibvirtHypervisor(LibvirtSettings(uri=uri))
+        await driver.connect(Heard())
+
+        async def tried() -> bool:
+            with pytest.raises(HypervisorError) as caught:
+                await driver.domains()
+            assert caught.value.reason == "HypervisorUnavailable"
+            return "nobody" in str(caught.value)
+
+        await eventually(tried, "the driver did not say what it cannot reach")
+        await driver.close()
+
+    async def test_a_libvirtd_that_hangs_holds_up_nobody_for_ever(self, world: LibvirtWorld) -> None:
+        spec = world.spec()
+        async with connected(world) as (driver, _):
+            await driver.start(spec)
+        async with connected(world, read_timeout=0.5, verb_timeout=0.5) as (driver, _):
+            with world.libvirtd.hanging():
+                for attempt in (driver.domains(), driver.pause(spec.marks.uid), driver.resume(spec.marks.uid)):
+                    with pytest.raises(HypervisorError) as caught:
+                        await attempt
+                    assert caught.value.reason == "HypervisorTimeout"
+
+            async def answers() -> bool:
+                with contextlib.suppress(HypervisorError):
+                    await driver.resume(spec.marks.uid)
+                    return (await the(driver, spec)).state is DomainState.RUNNING
+                return False
+
+            await eventually(answers, "the driver did not recover")
+
+
+class TestNeighbours:
+    """Others use the same libvirt."""
+
+    async def test_a_copy_of_ours_is_foreign(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            spec = world.spec()
+            await driver.start(spec)
+            copy = world.copy(spec)
+            assert [domain.uuid for domain in await driver.foreign()] == [copy]
+            await driver.remove(copy)
+            await driver.mark(copy, replace(spec.marks, uid=copy))
+            assert [domain.uuid for domain in await driver.foreign()] == [copy]
+            assert [domain.marks.uid for domain in await driver.domains()] == [spec.marks.uid]
+
+    async def test_a_foreign_domain_shows_its_size(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            foreign = await world.plant()
+            (found,) = await driver.foreign()
+            assert (found.uuid, found.state, found.cpus, found.memory) == (foreign, "running", 1, 32 << 20)
+            assert found.name.startswith("by-hand")
+
+    async def test_a_foreign_domain_with_our_name_is_a_conflict(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            spec = world.spec()
+            await world.plant(domain_name(spec.marks.uid), exact=True)
+            with pytest.raises(HypervisorError) as caught:
+                await driver.start(spec)
+            assert (caught.value.reason, caught.value.retryable) == ("DomainConflict", False)
+
+    async def test_a_disk_that_another_machine_uses_is_not_shared(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            first, second = world.spec(), world.spec()
+            await driver.start(first)
+            with pytest.raises(HypervisorError) as caught:
+                await driver.start(replace(second, disks=first.disks))
+            assert caught.value.reason == "DiskInUse"
+
+    async def test_what_others_do_to_ours_is_seen(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, heard):
+            spec = world.spec()
+            uid = spec.marks.uid
+            await driver.start(spec)
+            heard.clear()
+            world.virsh("destroy", uid)
+            await heard.about(uid)
+            assert (await stopped(driver, spec)).exit_reason is ExitReason.DESTROYED
+            world.virsh("start", uid)
+            assert (await the(driver, spec)).state is DomainState.RUNNING
+            await driver.mark(uid, spec.marks)
+            assert (await the(driver, spec)).started_at is not None
+
+    async def test_a_machine_that_somebody_undefined_still_obeys(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            spec = world.spec()
+            await driver.start(spec)
+            world.virsh("undefine", spec.marks.uid)
+            wanted = replace(spec.marks, epoch=2, wanted=PowerState.STOPPED)
+            await driver.mark(spec.marks.uid, wanted)
+            assert (await the(driver, spec)).marks == wanted
+            await driver.remove(spec.marks.uid)
+            assert await driver.domain(spec.marks.uid) is None
+
+    async def test_a_state_that_somebody_saved_is_not_resumed(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            spec = world.spec()
+            await driver.start(spec)
+            await world.booted(spec)
+            world.virsh("managedsave", spec.marks.uid)
+            assert (await the(driver, spec)).state is DomainState.STOPPED
+            await driver.start(spec)
+            await eventually(lambda: world.console(spec).count(guest.READY) == 2, "the guest did not boot anew", 60)
+            await driver.remove(spec.marks.uid)
+
+    @pytest.mark.parametrize("place", ["virConnect.defineXML", "virDomain.createWithFlags", "virDomain.setMetadata"])
+    async def test_an_agent_killed_while_it_starts_a_machine_finds_it(self, world: LibvirtWorld, place: str) -> None:
+        spec = world.spec()
+        command = [sys.executable, "-m", "tests.contract.doomed_agent", world.libvirtd.uri, place]
+        agent = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, cwd=CHECKOUT)
+        await agent.communicate(pickle.dumps(spec))
+        assert agent.returncode == -signal.SIGKILL
+        async with connected(world) as (driver, _):
+            assert (await the(driver, spec)).marks == spec.marks
+            domain = await driver.start(spec)
+            assert domain.state is DomainState.RUNNING
+            assert domain.started_at is not None
+            assert [domain.marks for domain in await driver.domains()] == [spec.marks]
+
+
+class TestFiles:
+    """What a machine leaves on the host, and what its QEMU opens."""
+
+    async def test_a_guest_that_floods_its_console_cannot_fill_the_disk(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            spec = world.spec(Guest.FLOOD)
+            await driver.start(spec)
+            directory = Path(spec.console_log).parent
+            full = directory / "console.log.2"
+            await eventually(full.exists, "the log was not rotated", 90)
+            inode = full.stat().st_ino
+            await eventually(lambda: full.exists() and full.stat().st_ino != inode, "it was not rotated again", 90)
+            logs = [file.stat() for file in directory.glob("console.log*")]
+            assert len(logs) <= 1 + world.libvirtd.log_backups
+            assert sum(file.st_size for file in logs) <= (1 + world.libvirtd.log_backups) * world.libvirtd.log_size
+            assert {file.st_mode & 0o077 for file in logs} == {0}
+            assert len(world.console(spec, 100_000)) == 100_000
+
+    async def test_remove_leaves_nothing_of_libvirts(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            spec = world.spec()
+            await driver.start(spec)
+            assert world.files_about(spec.marks.uid)
+            await driver.remove(spec.marks.uid)
+            assert world.files_about(spec.marks.uid) == []
+            assert world.disks() == [spec.disks[0].path]
+
+    async def test_qemu_listens_on_no_port(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            spec = world.spec()
+            await driver.start(spec)
+            process = Path(f"/proc/{world.qemu(spec)}")
+            links = [str(file.readlink()) for file in (process / "fd").iterdir()]
+            sockets = {match[1] for link in links if (match := re.fullmatch(r"socket:\[(\d+)\]", link))}
+            ports = {
+                line.split()[9]
+                for table in ("tcp", "tcp6", "udp", "udp6")
+                for line in (process / "net" / table).read_text().splitlines()[1:]
+            }
+            assert sockets
+            assert not sockets & ports
+
+    async def test_seeds_and_plain_disks(self, world: LibvirtWorld) -> None:
+        spec = world.spec()
+        directory = Path(spec.disks[0].path).parent
+        for name in ("seed.iso", "data.raw"):
+            (directory / name).write_bytes(b"\0" * (1 << 20))
+        disks = (
+            *spec.disks,
+            DomainDisk("seed", str(directory / "seed.iso"), "raw", read_only=True, cdrom=True),
+            DomainDisk("keys", str(directory / "seed.iso"), "raw", read_only=True),
+            DomainDisk("data", str(directory / "data.raw"), "raw"),
+        )
+        async with connected(world) as (driver, _):
+            await driver.start(replace(spec, disks=disks))
+            listed = world.virsh("domblklist", spec.marks.uid, "--details").splitlines()
+            assert sorted(tuple(line.split()[1:3]) for line in listed) == [
+                ("cdrom", "sda"),
+                ("disk", "vda"),
+                ("disk", "vdb"),
+                ("disk", "vdc"),
+            ]

@@ -1,0 +1,117 @@
+"""A host with a private libvirtd, as contracts and system tests use it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+from kumulus_agents.console import log
+from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
+from kumulus_agents.hypervisor.libvirt.marks import domain_name
+from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec
+from tests.contract import guest
+from tests.contract.guest import Guest
+from tests.contract.hypervisor import World, eventually, new_marks
+from tests.contract.libvirtd import PrivateLibvirtd
+
+MEMORY = 96 << 20
+
+FOREIGN = """\
+<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>32</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='q35'>hvm</type></os><devices/></domain>
+"""
+
+
+class LibvirtWorld(World):
+    """A private libvirtd; machines and their files under one directory."""
+
+    def __init__(self, libvirtd: PrivateLibvirtd, images: dict[Guest, Path], directory: Path) -> None:
+        self.libvirtd = libvirtd
+        self.directory = directory
+        self._images = images
+
+    def driver(self, **settings: object) -> LibvirtHypervisor:
+        given = {"uri": self.libvirtd.uri, "log_dir": self.libvirtd.root / "log/qemu", **settings}
+        return LibvirtHypervisor(LibvirtSettings.model_validate(given))
+
+    def spec(self, kind: Guest = Guest.WAIT) -> DomainSpec:
+        marks = new_marks()
+        home = self.directory / marks.uid
+        home.mkdir(mode=0o700)
+        disk = home / "root.qcow2"
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(self._images[kind]), str(disk)]
+        subprocess.run(command, check=True)
+        disks = (DomainDisk("root", str(disk), "qcow2", boot_order=1),)
+        return DomainSpec(marks, cpus=1, memory=MEMORY, disks=disks, console_log=str(home / "console.log"))
+
+    def broken_spec(self) -> DomainSpec:
+        spec = self.spec()
+        return replace(spec, disks=(replace(spec.disks[0], path=str(self.directory / "missing.qcow2")),))
+
+    def console(self, spec: DomainSpec, limit: int = 65536) -> str:
+        """What the guest printed."""
+        path = Path(spec.console_log)
+        return log.tail(path.parent, path.name, limit)
+
+    async def booted(self, spec: DomainSpec) -> None:
+        await eventually(lambda: guest.READY in self.console(spec), "the guest did not boot", 60)
+
+    async def crash(self, spec: DomainSpec) -> None:
+        os.kill(self.qemu(spec), signal.SIGKILL)
+
+    def qemu(self, spec: DomainSpec) -> int:
+        """Process id of the machine's QEMU."""
+        return self.libvirtd.qemu(domain_name(spec.marks.uid))
+
+    def virsh(self, *arguments: str) -> str:
+        """What virsh says."""
+        command = ["virsh", "-q", "-c", self.libvirtd.uri, *arguments]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+    async def plant(self, name: str = "by-hand", *, exact: bool = False) -> str:
+        domain = str(uuid.uuid4())
+        self._define(FOREIGN.format(name=name if exact else f"{name}-{domain}", uuid=domain))
+        self.virsh("start", domain)
+        return domain
+
+    def copy(self, spec: DomainSpec) -> str:
+        """Define a copy of the machine's domain, marks and all, with another name and UUID; that UUID."""
+        domain = str(uuid.uuid4())
+        xml = self.virsh("dumpxml", "--inactive", spec.marks.uid)
+        name = domain_name(spec.marks.uid)
+        xml = xml.replace(f"<name>{name}</name>", "<name>copy</name>")
+        self._define(xml.replace(f"<uuid>{spec.marks.uid}</uuid>", f"<uuid>{domain}</uuid>"))
+        return domain
+
+    def files_about(self, uid: str) -> list[Path]:
+        """What libvirt keeps on the machine of that uid."""
+        return list(self.libvirtd.root.rglob(f"*{uid}*"))
+
+    def disks(self) -> list[str]:
+        """The disks there are."""
+        return [str(path) for path in self.directory.glob("*/*.qcow2")]
+
+    def _define(self, xml: str) -> None:
+        file = self.directory / f"{uuid.uuid4()}.xml"
+        file.write_text(xml)
+        self.virsh("define", str(file))
+
+    async def foreign_is_on(self, uuid: str) -> bool:
+        return self.virsh("domstate", uuid) == "running"
+
+    async def cut(self) -> None:
+        self.libvirtd.kill()
+
+    async def heal(self) -> None:
+        self.libvirtd.start()
+
+    def clear(self) -> None:
+        """Remove every domain."""
+        for domain in self.virsh("list", "--all", "--uuid").split():
+            for command in (["destroy", domain], ["undefine", domain, "--managed-save"]):
+                subprocess.run(["virsh", "-q", "-c", self.libvirtd.uri, *command], capture_output=True, check=False)
