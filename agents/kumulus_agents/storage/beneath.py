@@ -94,8 +94,11 @@ class Directory:
         except FileNotFoundError:
             return None
 
-    def write(self, name: str, data: bytes, *, mode: int = 0o600, gid: int = -1) -> None:
-        """Make the file have this content, all at once, also across a crash of the machine."""
+    def write(self, name: str, data: bytes, *, flush: bool = True) -> None:
+        """Make the file have this content, all at once, mode 0600.
+
+        Without `flush` the name may be lost in a crash of the machine, until the directory is flushed.
+        """
         temporary = _unfinished(name)
         fd = self.fresh(temporary)
         try:
@@ -103,7 +106,7 @@ class Directory:
                 view = memoryview(data)
                 while view:
                     view = view[os.write(fd, view) :]
-                self.settle(fd, temporary, name, mode=mode, gid=gid)
+                self.settle(fd, temporary, name, flush=flush)
             finally:
                 os.close(fd)
         except BaseException:
@@ -111,14 +114,23 @@ class Directory:
             raise
 
     def settle(
-        self, fd: int, temporary: str, name: str, *, mode: int = 0o600, gid: int = -1, into: Directory | None = None
+        self,
+        fd: int,
+        temporary: str,
+        name: str,
+        *,
+        mode: int = 0o600,
+        gid: int = -1,
+        into: Directory | None = None,
+        flush: bool = True,
     ) -> None:
         """Flush the file that `fd` has open and give it its name, here or in another directory, mode and group."""
         into = into or self
         _own(fd, mode, gid)
         os.fsync(fd)
         os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=into.fd)
-        into.flush()
+        if flush:
+            into.flush()
 
     def flush(self) -> None:
         """Make names that were added or removed outlive a crash."""

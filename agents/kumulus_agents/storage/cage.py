@@ -90,12 +90,15 @@ async def inspect(fd: int, declared: str, max_virtual_size: int, *, settings: Ca
     plan = _plan((), limits, settings, programs=False)
     argv = [sys.executable, "-I", "-B", "-m", _INSPECTOR, plan, declared, str(max_virtual_size)]
     outcome = await _spawn(argv, (), limits, stdin=fd)
+    if outcome.status >= 128:
+        return {"rejected": "takes too much time or memory to inspect"}
     try:
-        answer = json.loads(outcome.output) if outcome.status == 0 else None
+        answer = json.loads(outcome.output)
     except ValueError:
         answer = None
-    if not isinstance(answer, dict):
-        return {"rejected": "could not be inspected within the limits"}
+    if outcome.status or not isinstance(answer, dict):
+        last = outcome.errors.strip().rpartition("\n")[2]
+        raise StorageError(f"The program that inspects images does not work: {last}.", reason="CageUnavailable")
     return answer
 
 

@@ -23,6 +23,8 @@ def main(arguments: list[str]) -> int:
         answer = {"format": found.format, "virtualSize": found.virtual_size}
     except Rejected as rejected:
         answer = {"rejected": str(rejected)}
+    except Exception as error:  # whatever a parser trips over is the file's doing: all it needs was loaded before
+        answer = {"rejected": f"could not be understood ({type(error).__name__})"}
     sys.stdout.write(json.dumps(answer))
     sys.stdout.flush()
     return 0

@@ -16,6 +16,6 @@ def read_record(directory: Directory, name: str) -> dict[str, object] | None:
     return record if isinstance(record, dict) else None
 
 
-def write_record(directory: Directory, name: str, record: dict[str, object]) -> None:
-    """Make the file have this object, all at once. Blocks."""
-    directory.write(name, json.dumps(record, sort_keys=True).encode())
+def write_record(directory: Directory, name: str, record: dict[str, object], *, flush: bool = True) -> None:
+    """Make the file have this object, all at once; `flush` as `Directory.write` has it. Blocks."""
+    directory.write(name, json.dumps(record, sort_keys=True).encode(), flush=flush)

@@ -230,3 +230,27 @@ async def test_the_inspector_sees_only_its_file(tmp_path) -> None:
     answer = await cage.inspect(fd, "raw", 1 << 40, settings=SETTINGS)
     os.close(fd)
     assert json.loads(json.dumps(answer)) == {"format": "raw", "virtualSize": MIB}
+
+
+async def test_a_parser_that_trips_refuses_the_image(tmp_path) -> None:
+    """A declared format nobody knows stands for any surprise inside the cage."""
+    fd = os.open("/dev/null", os.O_RDONLY)
+    answer = await cage.inspect(fd, "floppy", 1 << 40, settings=SETTINGS)
+    os.close(fd)
+    assert "not supported" in str(answer["rejected"])
+
+
+async def test_an_inspector_that_cannot_be_loaded_is_not_the_images_fault(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(cage, "_INSPECTOR", "kumulus_agents.storage.nowhere")
+    fd = os.open("/dev/null", os.O_RDONLY)
+    with pytest.raises(StorageError) as error:
+        await cage.inspect(fd, "raw", 1 << 40, settings=SETTINGS)
+    os.close(fd)
+    assert (error.value.reason, error.value.retryable) == ("CageUnavailable", True)
+
+
+async def test_an_inspector_without_memory_refuses_the_image(tmp_path) -> None:
+    fd = os.open("/dev/null", os.O_RDONLY)
+    answer = await cage.inspect(fd, "raw", 1 << 40, settings=CageSettings(inspect_seconds=30, address_space=64 << 20))
+    os.close(fd)
+    assert "rejected" in answer

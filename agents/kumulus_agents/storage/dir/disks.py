@@ -91,7 +91,8 @@ def _make(
     fd = mine.fresh(temporary)
     try:
         _create(settings, fd, pool.backing(image_uid), virtual_size)
-        write_record(mine, f"{disk}.json", {"image": image_uid, "virtualSize": virtual_size})
+        record: dict[str, object] = {"image": image_uid, "virtualSize": virtual_size}
+        write_record(mine, f"{disk}.json", record, flush=False)  # the disk's own flush keeps both names
         mine.settle(fd, temporary, f"{disk}.qcow2")
     except BaseException:
         mine.remove(temporary)

@@ -106,7 +106,9 @@ def _settle(pool: PoolDirectory, images: Images, uid: str, target: int, record: 
     Blocks, and is one call, so that cancelling does not end it halfway.
     """
     name = f"{uid}.qcow2"
-    images.partial.settle(target, _converting(uid), name, mode=pool.image_mode, gid=pool.gid, into=images.whole)
+    images.partial.settle(
+        target, _converting(uid), name, mode=pool.image_mode, gid=pool.gid, into=images.whole, flush=False
+    )
     discard(images.partial, _source(uid))
     try:
         write_record(images.whole, f"{uid}.json", record)
