@@ -6,17 +6,13 @@ made to be thrown away. Every start method may be repeated and finds what runs.
 
 from __future__ import annotations
 
-import http.client
 import signal
-import ssl
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import urlsplit
 
-from kumulus_lab import certificates, commands, deadline, kubeconfig
+from kumulus_lab import certificates, deadline, kubeconfig
 from kumulus_lab.binaries import Binaries
 from kumulus_lab.certificates import Authority, Pair
+from kumulus_lab.controlplane import AUDIT_POLICY, ControlPlane
 from kumulus_lab.processes import Daemon
 
 _START_SECONDS = 60
@@ -33,53 +29,16 @@ _CONTROLLERS = (
     "validatingadmissionpolicy-status-controller",
 )
 
-_AUDIT_POLICY = """\
-apiVersion: audit.k8s.io/v1
-kind: Policy
-omitStages: [RequestReceived]
-rules:
-- level: None
-  nonResourceURLs: ["*"]
-- level: Metadata
-"""
 
+class NativeCluster(ControlPlane):
+    """A control plane whose ports were chosen before: etcd's two, the API server's, the controller manager's."""
 
-class Cluster(Protocol):
-    """A Kubernetes cluster that Kumulus can be put on."""
-
-    @property
-    def kubeconfig(self) -> Path:
-        """Credentials of an administrator."""
-
-    @property
-    def kubectl(self) -> Path:
-        """A kubectl of its version."""
-
-    @property
-    def audit_log(self) -> Path | None:
-        """Who wrote what, one JSON object a line; None when this kind of cluster keeps none."""
-
-    def start(self) -> None:
-        """Bring it up and wait until it answers."""
-
-    def remove(self) -> None:
-        """End everything of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class NativeCluster:
-    """A control plane whose files are in one directory and whose ports were chosen before."""
-
-    directory: Path
-    binaries: Binaries
-    ports: tuple[int, int, int, int]
-    address: str | None = None
-    """An address besides loopback where hosts reach the API server."""
-
-    @property
-    def kubeconfig(self) -> Path:
-        """Credentials of an administrator, by client certificate."""
-        return self.directory / "admin.kubeconfig"
+    def __init__(
+        self, directory: Path, binaries: Binaries, ports: tuple[int, int, int, int], address: str | None = None
+    ) -> None:
+        super().__init__(directory, ports[2], address)
+        self.binaries = binaries
+        self.ports = ports
 
     @property
     def kubectl(self) -> Path:
@@ -87,14 +46,14 @@ class NativeCluster:
         return self.binaries.kubectl
 
     @property
-    def audit_log(self) -> Path:
-        """Every request but health checks, at level Metadata, one JSON object a line."""
-        return self.directory / "logs" / "audit.log"
+    def certificate_authority(self) -> Path:
+        """The lab's own."""
+        return self._pki / "ca.crt"
 
     @property
-    def server(self) -> str:
-        """The API server's address on this machine."""
-        return f"https://127.0.0.1:{self.ports[2]}"
+    def administrator(self) -> Pair:
+        """The lab's administrator."""
+        return self._pair("admin")
 
     @property
     def authority(self) -> Authority:
@@ -154,34 +113,6 @@ class NativeCluster:
         """Let it go on."""
         self.daemon("kube-apiserver").signal(signal.SIGCONT)
 
-    def ready(self) -> bool:
-        """Whether the API server says that it is ready."""
-        context = ssl.create_default_context(cafile=str(self._pki / "ca.crt"))
-        context.load_cert_chain(self._pki / "admin.crt", self._pki / "admin.key")
-        parts = urlsplit(self.server)
-        connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=5, context=context)
-        try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
-    def token(self, namespace: str, account: str, *, seconds: int = 7 * 24 * 3600) -> str:
-        """A token of a service account."""
-        words = ["-n", namespace, "create", "token", account, f"--duration={seconds}s"]
-        return self.kubectl_run(*words).stdout.strip()
-
-    def kubectl_run(self, *words: str | Path, check: bool = True, stdin: str | None = None) -> commands.Finished:
-        """Run kubectl as an administrator."""
-        return commands.run([self.kubectl, "--kubeconfig", self.kubeconfig, *words], check=check, stdin=stdin)
-
-    def kubeconfig_for(self, path: Path, namespace: str, account: str) -> Path:
-        """Write credentials of a service account, for a process on this machine."""
-        token = self.token(namespace, account)
-        return kubeconfig.write(path, server=self.server, authority=self._pki / "ca.crt", token=token)
-
     def _credentials(self) -> None:
         authority = Authority.ensure(self._pki)
         names = ["127.0.0.1", "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "10.96.0.1"]
@@ -195,7 +126,7 @@ class NativeCluster:
         ca = authority.pair.certificate
         kubeconfig.write(self.kubeconfig, server=self.server, authority=ca, client=admin)
         kubeconfig.write(self._manager_kubeconfig, server=self.server, authority=ca, client=manager)
-        (self.directory / "audit-policy.yaml").write_text(_AUDIT_POLICY)
+        (self.directory / "audit-policy.yaml").write_text(AUDIT_POLICY)
 
     @property
     def _manager_kubeconfig(self) -> Path:
