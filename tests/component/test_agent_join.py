@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from kumulus.api.fabric import Host
 from kumulus.api.host import JOIN_SERVICE_ACCOUNT
@@ -151,3 +152,28 @@ async def test_joining_again_replaces_the_credentials(host: TestHost, cluster: N
     before = await join(read_bundle(await bundle_for(host, cluster)), state, SystemClock())
     after = await join(read_bundle(await bundle_for(host, cluster)), state, SystemClock())
     assert state.load().token == after.token != before.token
+
+
+async def test_a_running_agent_takes_up_credentials_of_a_new_join(
+    host: TestHost, cluster: NativeCluster, tmp_path: Path
+) -> None:
+    """Its own have ended, and somebody runs `kumulus-agent join` beside it."""
+    state = StateDirectory(tmp_path)
+    fresh = await join(read_bundle(await bundle_for(host, cluster)), state, SystemClock())
+    ended = fresh.model_copy(update={"token": SecretStr("ended")})
+    renewed = asyncio.Event()
+
+    async def skip(_: float) -> None:
+        await asyncio.sleep(0) if not renewed.is_set() else await asyncio.Event().wait()
+
+    keeper = TokenKeeper(state, ended, SystemClock(), renewed=renewed.set, sleep=skip)
+    client = agent_client(state, keeper, cluster)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(keeper.run(client))
+            await renewed.wait()
+            task.cancel()
+    finally:
+        await client.close()
+    assert keeper.problem is None
+    assert keeper.token() not in ("ended", fresh.token.get_secret_value())

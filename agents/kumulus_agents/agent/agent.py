@@ -216,7 +216,8 @@ class Agent:
         try:
             result = await self._performers[order.spec.type].perform(order)
         except KubeError as error:
-            log.debug("not reported", order=key.name, error=str(error))
+            told = log.debug if error.retryable else log.warning
+            told("not reported", host=self.place.host, order=key.name, error=str(error))
             self._unreported.add(key)
             self.queue.retry(key)
             PASSES.labels(controller, "unreported").inc()

@@ -116,7 +116,7 @@ async def _run(state: StateDirectory, settings: AgentSettings) -> None:
         expires_at=lambda: keeper.expires_at,
     )
     try:
-        async with _serving(settings, lambda: [agent], _readiness(agent, settings)):
+        async with _serving(settings, lambda: [agent], _readiness(agent, settings, keeper)):
             log.info("agent runs", host=credentials.host, server=credentials.server, hypervisor=settings.hypervisor)
             async with asyncio.TaskGroup() as tasks:
                 renewing = tasks.create_task(keeper.run(client))
@@ -149,7 +149,7 @@ async def _fleet(
         await client.close()
 
 
-def _readiness(agent: Agent, settings: Timings) -> Mapping[str, http.Check]:
+def _readiness(agent: Agent, settings: Timings, keeper: TokenKeeper) -> Mapping[str, http.Check]:
     def lease() -> str | None:
         age = agent.heartbeat.age
         return None if age is not None and age < settings.lease_seconds else "the lease is not renewed"
@@ -157,6 +157,7 @@ def _readiness(agent: Agent, settings: Timings) -> Mapping[str, http.Check]:
     return {
         "orders": lambda: None if agent.reflector.synced.is_set() else "work orders were not read yet",
         "lease": lease,
+        "credentials": lambda: keeper.problem,
         "hypervisor": lambda: agent.reporter.hypervisor_problem,
     }
 

@@ -15,7 +15,7 @@ from kumulus.kube.builtin import SERVICE_ACCOUNT
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import ApiError, KubeError
 from kumulus.runtime.clock import Clock, parse_time
-from kumulus_agents.agent.identity import Credentials, Identity, StateDirectory
+from kumulus_agents.agent.identity import Credentials, Identity, IdentityProblem, StateDirectory
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +71,8 @@ class TokenKeeper:
         self._clock = clock
         self._renewed = renewed
         self._sleep = sleep
+        self.problem: str | None = None
+        """Why it could not be renewed; None when all is well."""
 
     def token(self) -> str:
         """The current token; fits `KubeClient.with_token`."""
@@ -101,13 +103,29 @@ class TokenKeeper:
                 self._credentials = fresh
                 self._state.store(fresh)
             except (KubeError, OSError) as error:
+                if self._replaced():
+                    continue
+                self.problem = f"credentials, which end {self.expires_at.isoformat()}, not renewed: {_harmless(error)}"
                 log.warning("credentials not renewed", expires_at=self.expires_at.isoformat(), error=_harmless(error))
                 await self._sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - spread, not secret
                 pause = min(pause * 2, RETRY_MOST)
                 continue
+            self.problem = None
             log.info("credentials renewed", expires_at=self.expires_at.isoformat())
             self._renewed()
             return
+
+    def _replaced(self) -> bool:
+        """Whether somebody has joined this host anew meanwhile, as the same host; takes those credentials."""
+        try:
+            stored = self._state.load()
+        except IdentityProblem:
+            return False
+        mine = self._credentials
+        if stored.token == mine.token or (stored.server, stored.namespace) != (mine.server, mine.namespace):
+            return False
+        self._credentials = stored
+        return True
 
 
 def _harmless(error: Exception) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 
 from kumulus.api.host import JOIN_SERVICE_ACCOUNT
@@ -18,14 +16,16 @@ log = structlog.get_logger(__name__)
 
 JOIN_SECRET = JOIN_SERVICE_ACCOUNT
 """The Secret that a join token is bound to: when it goes, the token ends."""
-ATTEMPTS = 3
+USED = "this join token was used or has expired; run kumulusctl host add again"
 USER_AGENT = "kumulus-agent-join"
 
 
 async def join(bundle: JoinBundle, state: StateDirectory, clock: Clock) -> Credentials:
-    """Make `state` an agent of the bundle's host; credentials that were there are replaced once the new ones work.
+    """Make `state` an agent of the bundle's host; credentials that were there are replaced once the new ones are ours.
 
-    May be repeated with a bundle that was not used up. Raises `IdentityProblem`.
+    Deleting the Secret is what counts as using the bundle: of several that hold it, one succeeds, and the others
+    learn that it was used. (An API server remembers a good token for ten seconds, so that one whose Secret is
+    gone may still be let in for a moment; what it then gets is not kept.) Raises `IdentityProblem`.
     """
     state.prepare()
     client = KubeClient.with_token(
@@ -33,39 +33,16 @@ async def join(bundle: JoinBundle, state: StateDirectory, clock: Clock) -> Crede
     )
     try:
         credentials = await request_token(client, bundle, clock)
-        state.store(credentials)
-        await _burn(client, bundle)
+        if await client.delete(SECRET, JOIN_SECRET, bundle.namespace) is None:
+            raise IdentityProblem(USED)
     except ApiError as error:
         if error.status == 401:
-            raise IdentityProblem("this join token was used or has expired; run kumulusctl host add again") from None
+            raise IdentityProblem(USED) from None
         raise IdentityProblem(f"the API server refuses: {error.message}") from None
     except KubeError as error:
-        raise IdentityProblem(f"{bundle.server}: {error}; nothing was changed, try again") from None
+        raise IdentityProblem(f"{bundle.server}: {error}; nothing was changed here, try again") from None
     finally:
         await client.close()
+    state.store(credentials)
     log.info("joined", host=bundle.host, server=bundle.server, expires_at=credentials.expires_at.isoformat())
     return credentials
-
-
-async def _burn(client: KubeClient, bundle: JoinBundle) -> None:
-    """Delete the Secret the token is bound to. A token that cannot be burnt is reported: it could be used again."""
-    for attempt in range(ATTEMPTS):
-        try:
-            await client.delete(SECRET, JOIN_SECRET, bundle.namespace)
-        except ApiError as error:
-            if error.status == 401:
-                return
-            if not error.retryable or attempt == ATTEMPTS - 1:
-                raise IdentityProblem(
-                    f"the host has joined, but its join token could not be revoked ({error.message});"
-                    f" delete the Secret {JOIN_SECRET} in namespace {bundle.namespace}"
-                ) from None
-        except KubeError:
-            if attempt == ATTEMPTS - 1:
-                raise IdentityProblem(
-                    "the host has joined, but its join token could not be revoked;"
-                    f" delete the Secret {JOIN_SECRET} in namespace {bundle.namespace}"
-                ) from None
-        else:
-            return
-        await asyncio.sleep(1.0)

@@ -21,6 +21,7 @@ from kumulus_agents.agent.agent import Agent, Drivers, Place
 from kumulus_agents.agent.instance_files import NoFiles
 from kumulus_agents.agent.report import MachineFacts
 from kumulus_agents.agent.settings import Timings
+from kumulus_agents.hypervisor.protocol import Hypervisor
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor
 from kumulus_agents.storage.protocol import StorageDriver
 from kumulus_agents.storage.settings import SimulatedSettings, StorageSettings
@@ -95,9 +96,9 @@ class TestHost:
         """How many such writes the agents made."""
         return self.writes.count((verb, kind))
 
-    def agent(self, client: KubeClient | None = None, **options: Any) -> Agent:
+    def agent(self, client: KubeClient | None = None, hypervisor: Hypervisor | None = None, **options: Any) -> Agent:
         drivers = Drivers(
-            hypervisor=SimulatedHypervisor(self.machine),
+            hypervisor=hypervisor or SimulatedHypervisor(self.machine),
             pool=self._pool,
             files=NoFiles(),
             console=NoConsole(),

@@ -1,0 +1,133 @@
+"""The agent dies after each thing it does to its host; the next one finishes, and nothing happens twice or stays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from kumulus.api.host import instance_order_name
+from kumulus_agents.agent.agent import Agent
+from kumulus_agents.hypervisor.protocol import (
+    Domain,
+    DomainListener,
+    DomainSpec,
+    ForeignDomain,
+    Inventory,
+    Marks,
+)
+from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
+from kumulus_lab.cluster import NativeCluster
+from tests.unit.agent.host import IMAGE, POOL, TestHost, eventually, host_on
+
+pytestmark = pytest.mark.cluster
+
+DISK = {"name": "root", "pool": POOL, "image": IMAGE, "bootOrder": 1}
+
+
+class Mortal:
+    """A hypervisor driver after whose n-th deed the agent is dead; the deed is done."""
+
+    def __init__(self, inner: SimulatedHypervisor, life: int) -> None:
+        self._inner = inner
+        self.left = life
+        self.died = asyncio.Event()
+
+    async def _deed(self, work: Any) -> Any:
+        if self.died.is_set():
+            work.close()
+            await asyncio.Event().wait()
+        done = await work
+        self.left -= 1
+        if self.left == 0:
+            self.died.set()
+            await asyncio.Event().wait()
+        return done
+
+    async def connect(self, listener: DomainListener) -> None:
+        await self._inner.connect(listener)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+    async def inventory(self) -> Inventory:
+        return await self._inner.inventory()
+
+    async def domain(self, uid: str) -> Domain | None:
+        return await self._inner.domain(uid)
+
+    async def domains(self) -> Sequence[Domain]:
+        return await self._inner.domains()
+
+    async def foreign(self) -> Sequence[ForeignDomain]:
+        return await self._inner.foreign()
+
+    async def start(self, spec: DomainSpec) -> Domain:
+        started: Domain = await self._deed(self._inner.start(spec))
+        return started
+
+    async def mark(self, uid: str, marks: Marks) -> None:
+        await self._deed(self._inner.mark(uid, marks))
+
+    async def power_button(self, uid: str) -> None:
+        await self._deed(self._inner.power_button(uid))
+
+    async def force_off(self, uid: str) -> None:
+        await self._deed(self._inner.force_off(uid))
+
+    async def pause(self, uid: str) -> None:
+        await self._deed(self._inner.pause(uid))
+
+    async def resume(self, uid: str) -> None:
+        await self._deed(self._inner.resume(uid))
+
+    async def remove(self, uid: str) -> None:
+        await self._deed(self._inner.remove(uid))
+
+
+@pytest.mark.parametrize("life", range(1, 15))
+async def test_dying_after_any_deed_changes_nothing(cluster: NativeCluster, life: int) -> None:
+    async with host_on(cluster.kubeconfig) as host:
+        mortal = Mortal(SimulatedHypervisor(host.machine), life)
+        async with asyncio.TaskGroup() as tasks:
+            agents = tasks.create_task(_succession(host, mortal))
+            uid = await _life_of_a_machine(host)
+            agents.cancel()
+        assert not host.machine.domains
+        assert not host.storage.state.disks
+        assert host.machine.starts[uid] == 3
+
+
+async def _succession(host: TestHost, mortal: Mortal) -> None:
+    """One agent until it dies, then another that lives."""
+    await _until_dead(host.agent(hypervisor=mortal), mortal)
+    await host.agent().run()
+
+
+async def _until_dead(agent: Agent, mortal: Mortal) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(agent.run())
+        await mortal.died.wait()
+        running.cancel()
+
+
+async def _life_of_a_machine(host: TestHost) -> str:
+    """Create, restart, pause, go on, stop, start, delete; returns the uid."""
+    await host.import_order()
+    uid = await host.order(disks=[DISK], restartPolicy="Never")
+    await host.until_instance(uid, state="Running")
+    await host.change(uid, restartRequest="once")
+    await host.until_instance(uid, state="Running", observedGeneration=2)
+    await host.change(uid, power="Paused")
+    await host.until_instance(uid, state="Paused")
+    await host.change(uid, power="Running")
+    await host.until_instance(uid, state="Running", observedGeneration=4)
+    await host.change(uid, power="Stopped")
+    await host.until_instance(uid, state="Stopped")
+    await host.change(uid, power="Running")
+    await host.until_instance(uid, state="Running", observedGeneration=6)
+    await host.delete(instance_order_name(uid))
+    await eventually(lambda: host.gone(instance_order_name(uid)), "the order's end")
+    return uid
