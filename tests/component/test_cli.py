@@ -340,6 +340,10 @@ def test_errors_are_one_sentence(run: Run, bad_kubeconfigs: dict[str, Path], whi
         ["vm", "show"],
         ["host", "add", "h1"],
         ["vm", "logs", "x", "--tail", "-1"],
+        ["vm", "delete", "../../configmaps/x"],
+        ["vm", "show", "web1/status"],
+        ["vm", "show", ""],
+        ["vm", "show", ".."],
     ],
 )
 def test_a_command_line_that_makes_no_sense_is_2(run: Run, words: list[str]) -> None:

@@ -7,6 +7,7 @@ a command that runs for a second has no use for an event loop. Errors are those 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ from kubernetes import client as kube_client
 from kubernetes import config as kube_config
 
 from kumulus.api.base import Kind
-from kumulus.cli.problem import Problem
+from kumulus.cli.problem import Problem, Usage
+from kumulus.cli.terminal import one_line
 from kumulus.kube import errors
 
 Raw = dict[str, Any]
@@ -29,6 +31,7 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
 _MISSHAPEN = (ValueError, TypeError, KeyError, AttributeError)
 """What the client library raises for a kubeconfig that is YAML, but not a kubeconfig."""
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9:._-]*[A-Za-z0-9])?")
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -125,7 +128,7 @@ class Cluster:
 
     def get(self, kind: Kind, name: str, namespace: str | None = None) -> Raw:
         """The object. Raises `errors.NotFound`."""
-        return self.request("GET", kind.path(namespace, name))
+        return self.request("GET", _path(kind, namespace, name))
 
     def find(self, kind: Kind, name: str, namespace: str | None = None) -> Raw | None:
         """The object, or None when there is none (but `errors.NotFound` when the kind itself is unknown)."""
@@ -141,7 +144,7 @@ class Cluster:
         query = {"limit": str(PAGE)} | ({"fieldSelector": fields} if fields else {})
         found: list[Raw] = []
         while True:
-            answer = self.request("GET", kind.path(namespace), query=query)
+            answer = self.request("GET", _path(kind, namespace), query=query)
             for item in answer["items"]:
                 found.append({"apiVersion": kind.api_version, "kind": kind.kind, **item})
             if not answer["metadata"].get("continue"):
@@ -151,11 +154,11 @@ class Cluster:
     def create(self, kind: Kind, body: Mapping[str, Any], namespace: str | None = None) -> Raw:
         """Create it. Raises `errors.AlreadyExists`."""
         full = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
-        return self.request("POST", kind.path(namespace), body=full)
+        return self.request("POST", _path(kind, namespace), body=full)
 
     def patch(self, kind: Kind, name: str, patch: Mapping[str, Any], namespace: str | None = None) -> Raw:
         """Merge-patch the object as the user (RFC 7386)."""
-        path = kind.path(namespace, name)
+        path = _path(kind, namespace, name)
         return self.request("PATCH", path, body=patch, content_type="application/merge-patch+json")
 
     def delete(self, kind: Kind, name: str, namespace: str | None = None, *, uid: str | None = None) -> None:
@@ -163,7 +166,7 @@ class Cluster:
         body: Raw = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if uid is not None:
             body["preconditions"] = {"uid": uid}
-        self.request("DELETE", kind.path(namespace, name), body=body)
+        self.request("DELETE", _path(kind, namespace, name), body=body)
 
     def follow(self, kind: Kind, name: str, namespace: str | None = None, *, seconds: float) -> Iterator[Raw | None]:
         """The object as it is, then again at each change, None when it is gone; ends after so many seconds.
@@ -188,7 +191,7 @@ class Cluster:
         query = {"watch": "1", "fieldSelector": f"metadata.name={name}", "timeoutSeconds": str(max(1, int(seconds)))}
         if since is not None:
             query["resourceVersion"] = since
-        response = self._open("GET", kind.path(namespace), query=query, timeout=max(1.0, seconds))
+        response = self._open("GET", _path(kind, namespace), query=query, timeout=max(1.0, seconds))
         try:
             if response.status >= 400:
                 raise errors.from_response(response.status, response.read())
@@ -201,6 +204,14 @@ class Cluster:
             return
         finally:
             response.close()
+
+
+def _path(kind: Kind, namespace: str | None, name: str | None = None) -> str:
+    """The path of a collection or an object. Names come from a command line: none reaches another path."""
+    for text in (namespace, name):
+        if text is not None and not _NAME.fullmatch(text):
+            raise Usage(f"{one_line(text)!r} is not a name: a name is made of letters, digits, - and the like.")
+    return kind.path(namespace, name)
 
 
 def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:

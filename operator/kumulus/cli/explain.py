@@ -134,13 +134,14 @@ def _host(facts: Facts) -> list[Finding]:
     if not isinstance(host, Host) or host.status.phase is HostPhase.READY:
         return []
     ready = host.status.condition("Ready")
-    since = f" since {age(ready.last_transition_time, facts.now)}" if ready and ready.last_transition_time else ""
+    since = f" for {age(ready.last_transition_time, facts.now)}" if ready and ready.last_transition_time else ""
     message = f" {as_sentence(ready.message)}" if ready is not None and ready.message else ""
     if host.status.phase is HostPhase.UNKNOWN:
         what = f"Its host {name} has not been heard of{since}. Whether the machine still runs there is not known."
+        first = "" if facts.vm.deleting else ", delete the machine and then"
         todo = (
             "Look at the host and its network; the machine is not started elsewhere before it is known to be stopped. "
-            f"If {name} is gone for good and the machine may go with it, delete the machine and then: "
+            f"If {name} is gone for good and the machine may go with it{first}: "
             f"{_kubectl(facts)} annotate vm {facts.vm.name} {FORCE_DETACH}=true"
         )
         return [Finding(Level.PROBLEM, what, todo)]

@@ -103,7 +103,7 @@ def _show(session: Session, name: Name) -> None:
             ("Namespace", status.namespace or ""),
             ("Addresses", ", ".join(status.addresses)),
             ("Processor", _join(cpu.vendor, cpu.model, cpu.architecture, cpu.acceleration) if cpu else ""),
-            ("Has", f"{status.capacity.cpus} CPUs, {size(status.capacity.memory)}" if status.capacity else ""),
+            ("Has", f"{count(status.capacity.cpus, 'CPU')}, {size(status.capacity.memory)}" if status.capacity else ""),
             ("Promised", share(status.allocatable, status.allocated)),
             ("Agent", (versions.agent if versions else None) or ""),
             ("Hypervisor", _join(host.spec.hypervisor, versions.hypervisor if versions else None)),
@@ -133,7 +133,7 @@ def _machines(session: Session, name: str) -> None:
         session.printer.line("  none")
         return
     columns: list[Column[VirtualMachine]] = [
-        Column("Namespace", lambda vm: f"  {vm.namespace or ''}"),
+        Column("Namespace", lambda vm: vm.namespace or ""),
         Column("Name", lambda vm: vm.name),
         Column("Phase", lambda vm: vm.status.phase or "-"),
         Column("CPUs", lambda vm: str(vm.status.resources.cpus) if vm.status.resources else "", right=True),
@@ -212,7 +212,7 @@ def _remove(
     if on_it and not force_detach:
         names = ", ".join(f"{vm.namespace}/{vm.name}" for vm in on_it[:5]) + (", ..." if len(on_it) > 5 else "")
         raise Problem(
-            f"{count(len(on_it), 'machine')} still on {name} ({names}): delete them first. If the host itself is gone for "
+            f"On {name} there is still {count(len(on_it), 'machine')} ({names}): delete them first. If the host itself is gone for "
             "good, --force-detach removes it all the same."
         )
     if force_detach:

@@ -9,7 +9,7 @@ import typer
 
 from kumulus.api.compute import Phase, VirtualMachine
 from kumulus.cli import conditions
-from kumulus.cli.amounts import age
+from kumulus.cli.amounts import age, count
 from kumulus.cli.output import Column, qualified
 from kumulus.cli.problem import Problem
 from kumulus.cli.session import Session, command
@@ -117,7 +117,7 @@ def _show(session: Session, name: Name) -> None:
         return
     vm, printer, now = VirtualMachine.parse(raw), session.printer, session.now
     status, spec = vm.status, vm.spec
-    size = f"{status.resources.cpus} CPUs, {status.resources.memory}" if status.resources else ""
+    size = f"{count(status.resources.cpus, 'CPU')}, {status.resources.memory}" if status.resources else ""
     if spec.instance_type:
         size = f"{spec.instance_type} ({size})" if size else spec.instance_type
     disks = [f"{d.name} (image {d.ephemeral.image})" for d in spec.disks if d.ephemeral]

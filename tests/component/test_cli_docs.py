@@ -1,0 +1,57 @@
+"""Every manifest in the guides and examples is one that the API server takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kumulus_lab.cluster import NativeCluster
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDES = ("docs/user-guide.md", "docs/operator-guide.md")
+QUICKSTART = ROOT / "examples" / "quickstart"
+_BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def manifests() -> Iterator[str]:
+    """Whole objects, not the pieces of them that the guides show too."""
+    for guide in GUIDES:
+        for block in _BLOCK.findall((ROOT / guide).read_text()):
+            if block.startswith("apiVersion:"):
+                yield block
+
+
+@pytest.mark.parametrize("manifest", list(manifests()))
+def test_a_manifest_of_the_guides_is_taken(cluster: NativeCluster, namespace: str, manifest: str) -> None:
+    cluster.kubectl_run(
+        "-n", namespace, "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-", stdin=manifest
+    )
+
+
+def test_the_quickstart_applies_in_one_go_once_its_placeholders_are_filled_in(cluster: NativeCluster) -> None:
+    rendered = "".join(file.read_text() for file in sorted(QUICKSTART.glob("*.yaml")))
+    rendered = rendered.replace("${TINY_IMAGE_URL}", "https://images.example.com/tiny.qcow2")
+    rendered = rendered.replace("${TINY_IMAGE_SHA256}", "a" * 64)
+    kinds = [document["kind"] for document in yaml.safe_load_all(rendered)]
+    assert kinds.count("VirtualMachine") == 3
+    try:
+        cluster.kubectl_run("apply", "-f", "-", stdin=rendered)
+        told = cluster.kubectl_run("-n", "quickstart", "get", "vm,images,secrets", "-o", "name").stdout
+        for name in ("hello-1", "hello-2", "hello-3", "image.storage.kumulus.io/tiny", "secret/hello-3-first-boot"):
+            assert name in told
+    finally:
+        cluster.kubectl_run("delete", "--ignore-not-found", "--wait=false", "-f", "-", stdin=rendered)
+
+
+def test_a_forgotten_placeholder_is_refused_with_the_fields_name(cluster: NativeCluster, namespace: str) -> None:
+    image = (QUICKSTART / "3-image.yaml").read_text().replace("namespace: quickstart", f"namespace: {namespace}")
+    done = cluster.kubectl_run("apply", "--dry-run=server", "-f", "-", stdin=image, check=False)
+    assert done.returncode != 0
+    assert "spec.source.http.url" in done.stderr
+    assert "spec.checksum.sha256" in done.stderr
