@@ -18,6 +18,9 @@ from kumulus_lab.cluster import NativeCluster
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.processes import Identity
 
+# Tests stop, kill and freeze parts of the control plane, which only our own processes allow.
+os.environ.setdefault("KUMULUS_LAB_CLUSTER", "native")
+
 _PREFIX = "test"
 
 

@@ -110,7 +110,7 @@ def kubectl(context: typer.Context, name: Name = state.DEFAULT) -> None:
     lab = _lab(name)
     _ = lab.state
     os.environ["KUBECONFIG"] = str(lab.kubeconfig)
-    os.execv(lab.cluster.kubectl, ["kubectl", *context.args])  # noqa: S606
+    os.execv(lab.control_plane.kubectl, ["kubectl", *context.args])  # noqa: S606
 
 
 @app.command()
@@ -123,7 +123,7 @@ def env(name: Name = state.DEFAULT) -> None:
         "KUMULUS_LAB": name,
         "KUMULUS_LAB_AUDIT_LOG": lab.audit_log,
         "KUMULUS_LAB_IMAGES": lab.image_url,
-        "PATH": f"{lab.cluster.kubectl.parent}:{Path(sys.executable).parent}:$PATH",
+        "PATH": f"{lab.control_plane.kubectl.parent}:{Path(sys.executable).parent}:$PATH",
     }
     for key, value in out.items():
         print(f'export {key}="{value}"')
@@ -181,7 +181,7 @@ def restart(
         lab.services.start_fleet()
 
     ways: dict[str, Callable[[], None]] = {
-        "apiserver": lambda: lab.cluster.restart_apiserver(),
+        "apiserver": lambda: lab.control_plane.restart_apiserver(),
         "controllers": controllers,
         "fleet": fleet,
         "agent": agent,

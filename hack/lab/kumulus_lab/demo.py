@@ -39,7 +39,7 @@ def run(lab: Lab, what: Wanted, console: Console) -> None:
     lab.up(what)
     directory = quickstart.render(lab)
     console.print(f"[dim]·[/] applying {escape(str(quickstart.SOURCE.relative_to(places.CHECKOUT)))}")
-    quickstart.apply(lab.cluster, directory)
+    quickstart.apply(lab.control_plane, directory)
     machines = _follow(lab, quickstart.names(directory), console)
     console.print()
     console.print(_table(machines))
@@ -51,7 +51,7 @@ def run(lab: Lab, what: Wanted, console: Console) -> None:
 
 
 def _follow(lab: Lab, names: set[tuple[str, str]], console: Console) -> list[Machine]:
-    cluster = lab.cluster
+    cluster = lab.control_plane
     with Live(console=console, auto_refresh=False, transient=True) as live:
 
         def probe() -> list[Machine] | None:

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kumulus_lab import binaries, images, machine, network, ports, state
+from kumulus_lab import binaries, images, kind, machine, network, ports, state
 from kumulus_lab.cluster import NativeCluster
+from kumulus_lab.controlplane import ControlPlane
 from kumulus_lab.errors import LabError
 from kumulus_lab.host import LibvirtHost, end_all_within
+from kumulus_lab.kind import KindCluster
 from kumulus_lab.network import Network
 from kumulus_lab.processes import Daemon, end, owned
 from kumulus_lab.services import Services
@@ -72,8 +74,19 @@ class Lab:
         return Network(lab=self.name, subnet=subnet) if subnet else None
 
     @property
+    def control_plane(self) -> ControlPlane:
+        """The Kubernetes cluster, whatever runs it."""
+        if not self.state.kind:
+            return self.cluster
+        network_ = self.network
+        address = network_.address if network_ else None
+        return KindCluster(self.name, self.directory, self.state.cluster_ports[2], address)
+
+    @property
     def cluster(self) -> NativeCluster:
-        """The control plane."""
+        """The control plane as processes of our own, which can be stopped, killed and frozen one by one."""
+        if self.state.kind:
+            raise LabError(f"lab {self.name} runs on kind, which does not let its parts be handled one by one")
         network_ = self.network
         return NativeCluster(
             directory=self.directory,
@@ -98,7 +111,7 @@ class Lab:
         return Services(
             directory=self.directory,
             state=self.state,
-            cluster=self.cluster,
+            cluster=self.control_plane,
         )
 
     @property
@@ -134,7 +147,7 @@ class Lab:
         if (network_ := self.network) is not None:
             network_.ensure()
         self._say("control plane")
-        self.cluster.start()
+        self.control_plane.start()
         self.start_image_server()
         if wanted.controllers or wanted.agents:
             self._say("kinds, roles and admission policies")
@@ -203,6 +216,8 @@ class Lab:
 
     def down(self) -> None:
         """Nothing of it is left: no process, namespace, bridge, mount or file. Needs none of its records."""
+        if shutil.which("kind"):
+            KindCluster(self.name, self.directory, port=0).remove()
         for record in sorted((self.directory / "run").glob("*.json")):
             Daemon.within(self.directory, record.stem).kill()
         for identity in owned(self.directory):
@@ -250,4 +265,5 @@ class Lab:
             fleet_port=chosen[5],
             image_port=chosen[6],
             subnet=network.choose_subnet() if with_network else None,
+            kind=kind.chosen(),
         )

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from kumulus_lab import places
-from kumulus_lab.cluster import NativeCluster
+from kumulus_lab.controlplane import ControlPlane
 from kumulus_lab.errors import LabError
 from kumulus_lab.lab import Lab
 from kumulus_lab.state import Hypervisor
@@ -65,7 +65,7 @@ def render(lab: Lab) -> Path:
     return target
 
 
-def apply(cluster: NativeCluster, directory: Path) -> None:
+def apply(cluster: ControlPlane, directory: Path) -> None:
     """Apply the rendered manifests, as a tenant would."""
     try:
         cluster.kubectl_run("apply", "--server-side", "--field-manager=quickstart", "-f", directory)
@@ -84,7 +84,7 @@ def names(directory: Path) -> set[tuple[str, str]]:
     return found
 
 
-def machines(cluster: NativeCluster, wanted: set[tuple[str, str]]) -> list[Machine]:
+def machines(cluster: ControlPlane, wanted: set[tuple[str, str]]) -> list[Machine]:
     """How those machines are now."""
     found = {}
     for item in _items(cluster, "virtualmachines.compute.kumulus.io"):
@@ -102,7 +102,7 @@ def machines(cluster: NativeCluster, wanted: set[tuple[str, str]]) -> list[Machi
     return [found.get(key) or Machine(*key, phase=_NOT_STARTED, host="-", why="") for key in sorted(wanted)]
 
 
-def images(cluster: NativeCluster) -> list[ImageProgress]:
+def images(cluster: ControlPlane) -> list[ImageProgress]:
     """How far the imports are."""
     found = []
     for kind in ("clusterimages.storage.kumulus.io", "images.storage.kumulus.io"):
@@ -129,7 +129,7 @@ def _why(status: Mapping[str, Any]) -> str:
     return ""
 
 
-def _items(cluster: NativeCluster, kind: str) -> Iterator[dict[str, Any]]:
+def _items(cluster: ControlPlane, kind: str) -> Iterator[dict[str, Any]]:
     output = cluster.kubectl_run("get", kind, "--all-namespaces", "-o", "json", check=False).stdout
     yield from json.loads(output or "{}").get("items", [])
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kumulus_lab import commands, deadline, places
-from kumulus_lab.cluster import NativeCluster
+from kumulus_lab.controlplane import ControlPlane
 from kumulus_lab.errors import LabError
 from kumulus_lab.host import LibvirtHost
 from kumulus_lab.processes import Daemon
@@ -37,7 +37,7 @@ class Services:
 
     directory: Path
     state: LabState
-    cluster: NativeCluster
+    cluster: ControlPlane
 
     @property
     def controllers(self) -> Daemon:
