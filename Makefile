@@ -53,8 +53,8 @@ bench: setup ## Measure creation, deletion, API writes and memory, beside the fl
 	$(BIN)/python -m tests.bench $(ARGS)
 
 fault: setup ## Run the fault tests: power cuts, partitions, restarts, killed processes.
-	@$(BIN)/kumulus-lab prepare
-	$(BIN)/pytest tests/fault $(ARGS)
+	@$(BIN)/kumulus-lab prepare --libvirt
+	$(BIN)/pytest tests/system/test_interruptions.py tests/system/test_lab.py $(wildcard tests/fault) $(ARGS)
 
 docs: generate ## Write the generated parts of the documentation.
 	@echo "docs/reference is up to date; start at docs/architecture.md"
