@@ -40,8 +40,10 @@ class DomainDisk:
     format: str
     """qcow2 or raw; pinned, never guessed."""
     boot_order: int | None = None
+    """Position in the boot order, from 1; each at most once a domain. None: not booted from."""
     read_only: bool = False
     cdrom: bool = False
+    """A CD-ROM drive, which a guest needs another driver for than for its disks; always read-only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +169,10 @@ class Hypervisor(Protocol):
     async def start(self, spec: DomainSpec) -> Domain:
         """Define the domain as `spec` says (replacing an older definition of the same uid) and start it.
 
-        Already running or paused: only the marks are brought up to date, the guest is not touched.
-        Raises `HypervisorError`.
+        Already running or paused: only the marks are brought up to date, the guest is not touched. Otherwise it
+        boots anew: a state that somebody saved is dropped. The directory of the console log is made.
+        Raises `HypervisorError`, with reason `DomainConflict` when a domain that is not Kumulus' own has its
+        UUID or name, `DiskInUse` when another process holds a disk (maybe another copy of the machine).
         """
 
     async def mark(self, uid: str, marks: Marks) -> None:
@@ -181,10 +185,11 @@ class Hypervisor(Protocol):
         """Take the power away; returns when QEMU is gone. Off or gone already: nothing."""
 
     async def pause(self, uid: str) -> None:
-        """Halt the CPUs. Paused already: nothing."""
+        """Halt the CPUs. Paused, off or gone already: nothing."""
 
     async def resume(self, uid: str) -> None:
-        """Let the CPUs go on. Running already: nothing."""
+        """Let the CPUs go on. Running, off or gone already: nothing."""
 
     async def remove(self, uid: str) -> None:
-        """Force off and forget the domain and what the hypervisor keeps for it (nvram, saves). Files of disks stay."""
+        """Force off and forget the domain and what the hypervisor keeps for it (nvram, saves, its own log). Files of
+        disks and the console log stay."""

@@ -135,6 +135,7 @@ class Connection:
             finally:
                 self._handle = None
                 link.close()
+            await asyncio.sleep(pause)
 
 
 class _Link:
