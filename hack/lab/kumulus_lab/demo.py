@@ -105,7 +105,7 @@ def _show_console(lab: Lab, machine: Machine, console: Console) -> None:
         text = said(("",))
     lines = [line for line in text.splitlines() if line.strip()]
     # Of the seconds a guest counts, the last one says enough.
-    lines = [line for line in lines[:-1] if " tick " not in line] + lines[-1:]
+    lines = [line for line in lines[:-1] if not line.startswith("kumulus-guest: tick ")] + lines[-1:]
     if lines:
         console.print(f"\nThe serial console of [bold]{escape(machine.name)}[/] ends with:")
         for line in lines[-_CONSOLE_LINES:]:

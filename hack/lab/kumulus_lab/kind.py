@@ -86,7 +86,13 @@ class KindCluster(ControlPlane):
             (self.directory / "audit-policy.yaml").write_text(AUDIT_POLICY)
             settings = self.directory / "kind.yaml"
             settings.write_text(yaml.safe_dump(self.settings(), sort_keys=False))
-            words: list[str | Path] = ["--config", settings, "--kubeconfig", self.kubeconfig, f"--wait={_START_SECONDS}s"]
+            words: list[str | Path] = [
+                "--config",
+                settings,
+                "--kubeconfig",
+                self.kubeconfig,
+                f"--wait={_START_SECONDS}s",
+            ]
             self._kind("create", "cluster", *words, seconds=2 * _START_SECONDS)
         self._credentials()
         self.start_apiserver()

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from kumulus_lab import commands, deadline, places
@@ -67,8 +68,8 @@ class Services:
         deadline.until(lambda: answers(url), "the controllers' readiness", seconds=60, alive=daemon.ended)
 
     def join(self, host: LibvirtHost) -> None:
-        """The host has an identity; made with a one-time token when it has none."""
-        if (host.state_directory / _CREDENTIALS).exists():
+        """The host has an identity; made with a one-time token when it has none, or was off for too long to renew it."""
+        if _valid(host.state_directory / _CREDENTIALS):
             return
         bundle = host.directory / "join.bundle"
         server = f"https://{host.network.address}:{self.state.cluster_ports[2]}"
@@ -130,6 +131,15 @@ class Services:
         if credentials is not None:
             env["KUBECONFIG"] = str(credentials)
         return env
+
+
+def _valid(credentials: Path) -> bool:
+    """Whether an agent's credentials are there and will be for a while."""
+    try:
+        expires = datetime.fromisoformat(json.loads(credentials.read_text())["expiresAt"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+    return expires > datetime.now(UTC) + timedelta(minutes=1)
 
 
 def answers(url: str) -> bool:
