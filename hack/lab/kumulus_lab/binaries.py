@@ -58,27 +58,43 @@ def cached() -> Path:
 
 def ensure(say: Say = lambda _: None) -> Binaries:
     """All programs, ready to run. `say` hears of what takes long. Raises LabError when there is no way to them."""
-    found: dict[str, Path] = {}
-    assets = os.environ.get("KUBEBUILDER_ASSETS")
-    for name in NAMES:
-        for directory in (Path(assets) if assets else None, cached()):
-            if name not in found and directory is not None and os.access(directory / name, os.X_OK):
-                found[name] = directory / name
-    missing = [name for name in NAMES if name not in found]
-    if missing:
-        directory = cached()
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as partial:
-            _fetch(missing, Path(partial), say)
-            for name in missing:
-                (Path(partial) / name).rename(directory / name)
-                found[name] = directory / name
+    found = _found()
+    if len(found) < len(NAMES):
+        with places.exclusive("kubernetes"):
+            missing = [name for name in NAMES if name not in _found()]
+            if missing:
+                _fill(missing, say)
+        found = _found()
     return Binaries(
         etcd=found["etcd"],
         apiserver=found["kube-apiserver"],
         controller_manager=found["kube-controller-manager"],
         kubectl=found["kubectl"],
     )
+
+
+def _found() -> dict[str, Path]:
+    """What is there already."""
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    given = [Path(assets)] if assets else []
+    found: dict[str, Path] = {}
+    for directory in (*given, cached()):
+        for name in NAMES:
+            if os.access(directory / name, os.X_OK):
+                found.setdefault(name, directory / name)
+    return found
+
+
+def _fill(missing: list[str], say: Say) -> None:
+    """Put what is missing into the cache, each program by one rename."""
+    directory = cached()
+    directory.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.glob(".partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as partial:
+        _fetch(missing, Path(partial), say)
+        for name in missing:
+            (Path(partial) / name).rename(directory / name)
 
 
 def _fetch(names: list[str], into: Path, say: Say) -> None:

@@ -6,6 +6,7 @@ The builders are in hack/images; here is only which there are, whether one is in
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from kumulus_lab import places
 from kumulus_lab.errors import LabError
 
 NAMES = ("tiny", "debian")
+_KEPT = 3
 _BUILDER = places.CHECKOUT / "hack" / "images" / "build.py"
 
 
@@ -43,11 +45,9 @@ def ensure(name: str, say: Callable[[str], None] = lambda _: None) -> GuestImage
     key = asked.stdout.strip()
     home = directory / f"{name}-{key}"
     if not (home / "manifest.json").exists():
-        log = directory / f"{name}.log"
-        say(f"building guest image {name} (log: {log})")
-        done = _builder(name, "--into", str(home), "--log", str(log))
-        if done.returncode != 0:
-            raise LabError(f"guest image {name} was not built (log: {log}): {done.stderr.strip()}")
+        with places.exclusive(f"images/{name}"):
+            if not (home / "manifest.json").exists():
+                _build(name, home, say)
     manifest = json.loads((home / "manifest.json").read_text())
     return GuestImage(
         name=name,
@@ -57,6 +57,20 @@ def ensure(name: str, say: Callable[[str], None] = lambda _: None) -> GuestImage
         virtual_size=manifest["virtualSize"],
         format=manifest["format"],
     )
+
+
+def _build(name: str, home: Path, say: Callable[[str], None]) -> None:
+    log = home.parent / f"{name}.log"
+    for leftover in home.parent.glob(f".{name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    say(f"building guest image {name} (log: {log})")
+    done = _builder(name, "--into", str(home), "--log", str(log))
+    if done.returncode != 0:
+        raise LabError(f"guest image {name} was not built (log: {log}): {done.stderr.strip()}")
+    # The few before it may still be served to a lab that runs.
+    known = sorted(home.parent.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime)
+    for old in known[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _builder(name: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kumulus_lab import binaries, images, kind, machine, network, ports, state
+from kumulus_lab import binaries, images, kind, machine, network, places, ports, state
 from kumulus_lab.cluster import NativeCluster
 from kumulus_lab.controlplane import ControlPlane
 from kumulus_lab.errors import LabError
@@ -244,7 +244,7 @@ class Lab:
                 " or choose another name"
             )
         if found is None:
-            with state.exclusive():
+            with places.exclusive("lab"):
                 found = self._new(wanted.hypervisor, with_network=libvirt and wanted.hosts > 0)
                 state.save(found)
                 if (network_ := self.network) is not None:

@@ -5,10 +5,7 @@ Facts (what runs, what answers) are never stored here; they are looked up.
 
 from __future__ import annotations
 
-import fcntl
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
@@ -100,13 +97,3 @@ def save(state: LabState) -> None:
     draft = home / "lab.json.new"
     draft.write_text(state.model_dump_json(indent=2))
     draft.replace(home / "lab.json")
-
-
-@contextmanager
-def exclusive() -> Iterator[None]:
-    """Held while ports and subnets are chosen, so that two labs never choose the same."""
-    lock = places.cache() / "lab.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
