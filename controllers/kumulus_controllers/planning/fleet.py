@@ -70,7 +70,7 @@ class Fleet:
         scorers: Mapping[str, Scorer] | None = None,
         on_change: Callable[[str], None] | None = None,
     ) -> None:
-        self._filters = list((filters or built_in_filters.BUILT_IN).values())
+        self._filters = list((filters or built_in_filters.BUILT_IN).items())
         self._scorers = list((scorers or built_in_scorers.BUILT_IN).values())
         self._on_change = on_change
         self._hosts: dict[str, HostView] = {}
@@ -104,7 +104,7 @@ class Fleet:
 
     def _renew_pools(self, host: str) -> None:
         if host in self._hosts:
-            self._hosts[host] = replace(self._hosts[host], pools=tuple(self._pools[host].values()))
+            self._hosts[host] = replace(self._hosts[host], pools=tuple(self._pools.get(host, {}).values()))
 
     def host(self, name: str) -> HostView | None:
         """A host, as placement sees it."""
@@ -176,10 +176,13 @@ class Fleet:
         return Placement(best.name, self.pool_for(request.demand, best))
 
     def refusal(self, request: Request, host: HostView) -> str | None:
-        """Why the host does not take the machine; None when it does."""
+        """Why the host does not take the machine; None when it does. A filter that fails lets nothing through."""
         load = self.load(host.name)
-        for may in self._filters:
-            reason = may(request, host, load)
+        for name, may in self._filters:
+            try:
+                reason = may(request, host, load)
+            except Exception as error:
+                reason = f"refused because the filter {name} failed ({type(error).__name__})"
             if reason is not None:
                 return reason
         return None
@@ -188,14 +191,20 @@ class Fleet:
         load = self.load(host.name)
         return sum(scorer(request, host, load) for scorer in self._scorers)
 
-    def pool_for(self, demand: Demand, host: HostView) -> PoolRef | None:
-        """The pool on that host with the most room left; None when the machine has no disks."""
+    def pool_for(self, demand: Demand, host: HostView, uid: str | None = None) -> PoolRef | None:
+        """The pool on that host with the most room left, or the one that is promised to the machine `uid` already;
+        None when the machine has no disks."""
         if demand.disk == 0:
             return None
         load = self.load(host.name)
         fitting = [pool for pool in host.pools if pool.open]
         if not fitting:
             return None
+        promised = self._promises.get(uid) if uid else None
+        if promised is not None and promised[0] == host.name:
+            kept = next((pool.ref for pool in fitting if pool.ref.uid == promised[2]), None)
+            if kept is not None:
+                return kept
         return max(fitting, key=lambda pool: pool.promisable - load.disks.get(pool.ref.uid, 0)).ref
 
     def _explain(self, request: Request) -> Refusal:
