@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from kumulus.api.base import FORCE_DETACH, ConditionStatus
 from kumulus.api.compute import VirtualMachine
@@ -23,7 +23,7 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import parse_time, rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
-from kumulus.runtime.result import Done, Requeue, Result, Wait
+from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.fabric.credentials import NamespaceTaken, ensure_namespace, remove_namespace
 from kumulus_controllers.fabric.liveness import LeaseBook, Liveness, Verdict
 from kumulus_controllers.orders import NAMESPACE, host_of, work_orders
@@ -55,10 +55,20 @@ def allocatable(host: Host, capacity: Capacity) -> Capacity:
     )
 
 
+def _liveness(scope: Scope) -> Liveness:
+    """What the Lease says; a host that was lost when we last looked stays lost until its Lease is renewed before our
+    eyes, else every restart of the controllers would open dead hosts for machines."""
+    before = scope.host.status.condition(HostCondition.READY)
+    was_lost = before is not None and before.status is ConditionStatus.UNKNOWN
+    if scope.verdict.liveness is Liveness.ALIVE and not scope.verdict.witnessed and was_lost:
+        return Liveness.EXPIRED
+    return scope.verdict.liveness
+
+
 def readiness(scope: Scope) -> Fact:
     """The condition Ready."""
     ready = HostCondition.READY
-    match scope.verdict.liveness:
+    match _liveness(scope):
         case Liveness.NEVER_SEEN:
             return Fact(
                 ready,
@@ -165,6 +175,15 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
     )
 
 
+def _ends_before(text: str, moment: datetime) -> bool:
+    """Whether a time that an agent wrote is before `moment`. What is no time counts as past: it must not keep the rest
+    of a host's status from being written."""
+    try:
+        return parse_time(text) < moment
+    except (ValueError, TypeError):
+        return True
+
+
 class HostReconciler:
     """Brings a Host's namespace about, follows its agent, and lets it go when nothing is on it."""
 
@@ -233,7 +252,8 @@ class HostReconciler:
         host = self._hosts.get(key.name)
         if host is None:
             self._book.forget(key.name)
-            return Done()
+            self._counted.pop(key.name, None)
+            return Gone()
         if host.paused:
             return Done()
         if not host.deleting and await ensure_finalizer(client, self._hosts, host):
@@ -246,7 +266,7 @@ class HostReconciler:
                 taken = True
         scope = self._observe(host, taken)
         if host.deleting and await self._remove(scope):
-            return Done()
+            return Gone()
         wait = await self._report(scope)
         if host.deleting or taken:
             return Wait("Removing" if host.deleting else "NamespaceTaken", 10.0)
@@ -256,7 +276,7 @@ class HostReconciler:
         """Write the status when it differs; returns in how many seconds to look again for counts that wait."""
         clock, host = self._services.clock, scope.host
         expires = scope.report.status.credentials_expire_at if scope.report else None
-        expiring = bool(expires) and parse_time(expires or "") - clock.now() < EXPIRING
+        expiring = bool(expires) and _ends_before(expires or "", clock.now() + EXPIRING)
         after = derive_status(scope, rfc3339(clock.now()), expiring)
         counts = {"instances": host.status.instances, "allocated": host.status.allocated}
         since = clock.monotonic() - self._counted.get(host.name, float("-inf"))

@@ -26,6 +26,8 @@ class Verdict:
 
     liveness: Liveness
     valid_for: float
+    witnessed: bool = True
+    """Whether we have seen a renewal ourselves. Of a Lease seen for the first time nobody can say how old it is."""
 
 
 @dataclass(slots=True)
@@ -33,6 +35,7 @@ class _Seen:
     renewed: str | None
     at: float
     duration: float
+    witnessed: bool
 
 
 class LeaseBook:
@@ -51,7 +54,7 @@ class LeaseBook:
         known = self._seen.get(host)
         if known is None or known.renewed != renewed:
             duration = float(lease.spec.lease_duration_seconds or DEFAULT_DURATION)
-            self._seen[host] = _Seen(renewed, self._clock.monotonic(), duration)
+            self._seen[host] = _Seen(renewed, self._clock.monotonic(), duration, witnessed=known is not None)
         return host
 
     def forget(self, host: str) -> None:
@@ -66,4 +69,4 @@ class LeaseBook:
         left = seen.at + seen.duration - self._clock.monotonic()
         if left <= 0:
             return Verdict(Liveness.EXPIRED, 60.0)
-        return Verdict(Liveness.ALIVE, left)
+        return Verdict(Liveness.ALIVE, left, seen.witnessed)
