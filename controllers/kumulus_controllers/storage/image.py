@@ -26,7 +26,7 @@ from kumulus.kube.store import Key, Store
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
-from kumulus.runtime.result import Done, Result, Wait
+from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.orders import FOR_UID, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Demand, Refusal, Request
@@ -41,6 +41,21 @@ _PHASES = {
     WorkState.WORKING: ImagePhase.IMPORTING,
     WorkState.WAITING: ImagePhase.IMPORTING,
 }
+
+
+_RANK: Mapping[WorkState | None, int] = {
+    state: rank
+    for rank, state in enumerate(
+        (WorkState.READY, WorkState.WORKING, WorkState.WAITING, WorkState.PENDING, None, WorkState.FAILED)
+    )
+}
+"""Which of several hosts' states is the image's: the one that is furthest, and a failure only when nothing else is left."""
+
+LISTED = 256
+"""Pools that a status lists at most; the API takes 1,024, and there may be more hosts than that."""
+
+SETTLE_SECONDS = 5.0
+"""News of further pools are gathered for so long before the status is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +105,10 @@ async def order_import(
 def derive_status(scope: Scope, now: str) -> ImageStatus:
     """The whole status from what was read. Pure. What was verified once stays known."""
     image, before = scope.image, scope.image.status
-    ready = [order for order in scope.orders if order.status.state is WorkState.READY and not order.deleting]
-    leading = ready[0] if ready else next(iter(scope.orders), None)
+    # One and the same order speaks for the image whatever order they come in, else its status would flap.
+    orders = sorted(scope.orders, key=lambda order: (_RANK.get(order.status.state, len(_RANK)), host_of(order)))
+    ready = [order for order in orders if order.status.state is WorkState.READY and not order.deleting]
+    leading = next(iter(ready or orders), None)
     disk = leading.status.disk if leading else None
     if ready or before.phase is ImagePhase.READY:
         phase, fact = (
@@ -132,7 +149,7 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
     elif phase is not ImagePhase.READY:
         facts.append(Fact("Reconciling", True, fact.reason, fact.message))
     facts_known: Mapping[str, object] = {}
-    if disk is not None and phase is ImagePhase.READY:
+    if disk is not None and ready:
         facts_known = {
             "sha256": disk.sha256,
             "format": disk.format,
@@ -158,7 +175,7 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
                     _PHASES.get(order.status.state, ImagePhase.PENDING) if order.status.state else ImagePhase.PENDING
                 ),
             )
-            for order in sorted(scope.orders, key=host_of)
+            for order in sorted(scope.orders, key=host_of)[:LISTED]
             if order.spec.disk is not None
         ),
         **facts_known,
@@ -175,6 +192,7 @@ class ImageReconciler:
         self._kind = model.KIND.kind
         self._images: Store[AnyImage] = services.caches.store(model)
         self._orders = work_orders(services.caches)
+        self._written: dict[str, float] = {}
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes, and what agents say of imports."""
@@ -200,7 +218,9 @@ class ImageReconciler:
         """One pass over an image."""
         client = self._services.client
         image = self._images.get(key.name, key.namespace)
-        if image is None or image.paused:
+        if image is None:
+            return Gone()
+        if image.paused:
             return Done()
         if not image.deleting and await ensure_finalizer(client, self._images, image):
             image = self._images.get(key.name, key.namespace) or image
@@ -214,7 +234,8 @@ class ImageReconciler:
                         self._orders.apply(raw)
             if not orders:
                 await drop_finalizer(client, self._images, image)
-                return Done()
+                self._written.pop(image.uid, None)
+                return Gone()
         elif image.status.phase is not ImagePhase.READY and not self._alive(orders):
             found = self._fleet.place(Request(uid=image.uid, demand=Demand(0, 0, 1)))
             if isinstance(found, Refusal) or found.pool is None:
@@ -224,14 +245,25 @@ class ImageReconciler:
                     await order_import(client, self._orders, image, found.host, found.pool, self._services.term())
                 except NotFound:
                     refusal = f"the namespace of host {found.host} is gone"
-        scope = Scope(image, self._orders_of(image), refusal)
-        await write_status(
-            client, self._images, image, image.status, derive_status(scope, rfc3339(self._services.clock.now()))
-        )
+        wait = await self._report(Scope(image, self._orders_of(image), refusal))
+        if wait > 0:
+            return Requeue(wait)
         return Wait("Deleting", 30.0) if image.deleting else Wait("NoHostFits", 10.0) if refusal else Done()
 
+    async def _report(self, scope: Scope) -> float:
+        """Write the status when it differs; in how many seconds to look again when it was only the pools that did."""
+        clock, image = self._services.clock, scope.image
+        after = derive_status(scope, rfc3339(clock.now()))
+        since = clock.monotonic() - self._written.get(image.uid, float("-inf"))
+        same = after.model_copy(update={"caches": image.status.caches}).to_json() == image.status.to_json()
+        if same and after.caches != image.status.caches and since < SETTLE_SECONDS:
+            return SETTLE_SECONDS - since
+        if await write_status(self._services.client, self._images, image, image.status, after):
+            self._written[image.uid] = clock.monotonic()
+        return 0.0
+
     def _orders_of(self, image: AnyImage) -> tuple[WorkOrder, ...]:
-        return tuple(self._orders.by(FOR_UID, f"{WorkType.DISK}/{image.uid}"))
+        return tuple(sorted(self._orders.by(FOR_UID, f"{WorkType.DISK}/{image.uid}"), key=host_of))
 
     def _alive(self, orders: tuple[WorkOrder, ...]) -> bool:
         """Whether an import is under way, or has failed, on a host that can be heard."""

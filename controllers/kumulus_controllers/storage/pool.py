@@ -8,12 +8,12 @@ from kumulus.api.base import FINALIZER, ObjectRef
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import PoolOrder, PoolRef, WorkOrder, WorkOrderSpec, WorkState, WorkType, pool_order_name
 from kumulus.api.storage import PoolHost, StoragePool, StoragePoolStatus
-from kumulus.kube.errors import AlreadyExists, NotFound
+from kumulus.kube.errors import AlreadyExists, KubeError, NotFound, NotLeading, Unreachable
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
-from kumulus.runtime.result import Done, Requeue, Result, Wait
+from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.orders import FOR_UID, host_of, work_orders
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 
@@ -144,7 +144,9 @@ class PoolReconciler:
         """One pass over a StoragePool."""
         client = self._services.client
         pool = self._pools.get(key.name)
-        if pool is None or pool.paused:
+        if pool is None:
+            return Gone()
+        if pool.paused:
             return Done()
         now = self._services.clock.monotonic()
         if now - self._passed.get(pool.uid, float("-inf")) < PASS_SECONDS:
@@ -155,17 +157,28 @@ class PoolReconciler:
         orders = tuple(self._orders.by(FOR_UID, f"{WorkType.POOL}/{pool.uid}"))
         scope = Scope(pool, tuple(host for host in self._hosts if belongs(pool, host)), orders)
         wanted, there = {host.name for host in scope.hosts}, {host_of(order) for order in orders}
+        failed: KubeError | None = None
         for host in sorted(wanted - there):
-            await self._order(pool, host)
+            try:
+                await self._order(pool, host)
+            except (NotLeading, Unreachable):
+                raise
+            except KubeError as error:  # one host's namespace must not keep the pool from the others
+                failed = error
         for order in orders:
             if host_of(order) not in wanted and not order.deleting:
                 await client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
         if pool.deleting:
             if not orders:
                 await drop_finalizer(client, self._pools, pool)
-                return Done()
+                self._passed.pop(pool.uid, None)
+                self._written.pop(pool.uid, None)
+                return Gone()
             return Wait("Deleting", 10.0)
-        return await self._report(scope)
+        result = await self._report(scope)
+        if failed is not None:
+            raise failed
+        return result
 
     async def _order(self, pool: StoragePool, host: str) -> None:
         spec = WorkOrderSpec(

@@ -1,0 +1,92 @@
+"""A pool's status from what its hosts say, and which hosts it is on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kumulus.api.fabric import Host
+from kumulus.api.host import WorkOrder
+from kumulus.api.storage import StoragePool
+from kumulus_controllers.storage.pool import LISTED, Scope, belongs, derive_status
+
+NOW = "2026-01-01T00:00:00Z"
+UID = "6f3a0c7e-9d1b-4c55-8a2e-0123456789ab"
+
+
+def pool(*, deleting: bool = False, **spec: Any) -> StoragePool:
+    metadata = {"name": "local", "uid": UID, "generation": 2, **({"deletionTimestamp": NOW} if deleting else {})}
+    return StoragePool.parse({"metadata": metadata, "spec": {"driver": "dir", "parameters": {"path": "/x"}, **spec}})
+
+
+def host(name: str = "a", *, deleting: bool = False, namespace: str | None = "kumulus-host-a", **labels: str) -> Host:
+    metadata = {"name": name, "uid": name, "labels": labels, **({"deletionTimestamp": NOW} if deleting else {})}
+    return Host.parse({"metadata": metadata, "spec": {"zone": "z1"}, "status": {"namespace": namespace}})
+
+
+def order(name: str, state: str | None, message: str = "", capacity: int | None = None) -> WorkOrder:
+    ref = {"uid": UID, "name": "local", "driver": "dir", "parameters": {"path": "/x"}}
+    return WorkOrder.parse(
+        {
+            "metadata": {"name": "pool", "namespace": f"kumulus-host-{name}"},
+            "spec": {
+                "type": "Pool",
+                "for": {"kind": "StoragePool", "name": "local", "uid": UID},
+                "pool": {"pool": ref},
+            },
+            "status": {
+                "state": state,
+                "message": message,
+                "pool": {"capacity": capacity, "used": 1} if capacity else None,
+            },
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("some", "where", "expected"),
+    [
+        (pool(), host(), True),
+        (pool(deleting=True), host(), False),
+        (pool(), host(deleting=True), False),
+        (pool(), host(namespace=None), False),
+        (pool(zone="z2"), host(), False),
+        (pool(zone="z1", hostSelector={"disk": "nvme"}), host(disk="nvme"), True),
+        (pool(hostSelector={"disk": "nvme"}), host(), False),
+    ],
+)
+def test_where_a_pool_is(some: StoragePool, where: Host, expected: bool) -> None:
+    assert belongs(some, where) is expected
+
+
+@pytest.mark.parametrize(
+    ("orders", "phase", "reason", "says"),
+    [
+        ((), "Pending", "NoHosts", "hostSelector"),
+        ((order("a", None),), "Pending", "NotReadyAnywhere", "a: the agent has not answered yet"),
+        ((order("a", "Failed", "no such directory"),), "Pending", "NotReadyAnywhere", "a: no such directory"),
+        (
+            (order("a", "Ready", capacity=10), order("b", "Failed", "full")),
+            "Degraded",
+            "Degraded",
+            "1 of 2 hosts; b: full",
+        ),
+        ((order("a", "Ready", capacity=10),), "Ready", "Ready", "1 hosts"),
+    ],
+)
+def test_phases(orders: tuple[WorkOrder, ...], phase: str, reason: str, says: str) -> None:
+    after = derive_status(Scope(pool(), (), orders), NOW)
+    ready = after.condition("Ready")
+    assert after.phase == phase and ready is not None and ready.reason == reason and says in ready.message
+
+
+def test_maintenance_is_not_ready_but_counts() -> None:
+    after = derive_status(Scope(pool(maintenance=True), (), (order("a", "Ready", capacity=10),)), NOW)
+    assert after.phase == "Maintenance" and after.ready_hosts == 1 and after.capacity == 10
+
+
+def test_many_hosts_are_summed_and_some_listed() -> None:
+    orders = tuple(order(f"h{number:04}", "Ready", capacity=10) for number in range(LISTED + 44))
+    after = derive_status(Scope(pool(), (), orders), NOW)
+    assert after.capacity == 10 * (LISTED + 44) and after.ready_hosts == LISTED + 44 and len(after.hosts) == LISTED
