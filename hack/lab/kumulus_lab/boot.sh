@@ -8,6 +8,7 @@ directory=$1 name=$2
 # /proc is still the outer one: this is the number this machine knows the host by.
 read -r pid _ </proc/self/stat
 
+cd /
 hostname "$name"
 # Other hosts' network namespaces would be kept alive by the mounts this one inherited.
 umount --recursive --lazy /run/netns 2>/dev/null || true

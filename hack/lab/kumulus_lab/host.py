@@ -145,7 +145,9 @@ class LibvirtHost:
         return identity
 
     def _enter(self) -> list[str]:
-        return ["nsenter", f"--target={self._init().pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--wd=/"]
+        # Root and working directory too: the lab may itself run in a chroot.
+        spaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd"]
+        return ["nsenter", f"--target={self._init().pid}", *spaces]
 
     def _boot(self) -> None:
         marker = self.directory / "init"
