@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import platform
 import re
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def kernel() -> str:
     return platform.release()
 
 
+@cache
 def agent_version() -> str:
     """Version of Kumulus."""
     try:
