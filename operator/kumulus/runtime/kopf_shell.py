@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import kopf
 import structlog
@@ -40,7 +40,9 @@ def _settings() -> kopf.OperatorSettings:
 class KopfShell:
     """Watches kinds cluster-wide until stopped."""
 
-    def __init__(self, kinds: list[Kind], feed: Feed) -> None:
+    def __init__(self, kinds: list[Kind], feed: Feed, identity: str) -> None:
+        # Named, because kopf would ask for the user's name, which a container's uid need not have.
+        self._identity = identity
         self._kinds = kinds
         self._feed = feed
         self._loop = asyncio.get_running_loop()
@@ -72,7 +74,12 @@ class KopfShell:
         try:
             asyncio.run(
                 kopf.operator(
-                    registry=registry, settings=_settings(), clusterwide=True, standalone=True, stop_flag=self._stop
+                    registry=registry,
+                    settings=_settings(),
+                    clusterwide=True,
+                    standalone=True,
+                    identity=cast(Any, self._identity),
+                    stop_flag=self._stop,
                 )
             )
         except Exception:

@@ -94,7 +94,7 @@ class Process:
         ]
         log.info("modules", loaded=[node.name for node in tree.nodes if node.module and node.state == "loaded"])
         self._by_kind = {store.model.KIND: store for store in self._caches.watched()}
-        shell = KopfShell(list(self._by_kind), self._feed)
+        shell = KopfShell(list(self._by_kind), self._feed, settings.identity)
         self._elector = Elector(
             seat,
             namespace=settings.namespace,
