@@ -6,7 +6,7 @@ import pytest
 
 from tests.system.world import World
 
-pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(900)]
 
 
 def test_debian_runs_its_user_data(world: World) -> None:
@@ -27,7 +27,7 @@ runcmd:
         sshKeys=[{"publicKey": key}],
     )
     world.phase("deb", "Running", seconds=120)
-    said = world.console("deb", "kumulus-test: user data ran on deb", seconds=240)
+    said = world.console("deb", "kumulus-test: user data ran on deb", seconds=420)
     said = world.console("deb", "kumulus-test: keys", seconds=60)
     assert "kumulus-test: keys 0\n" not in said
     world.console("deb", "login:", seconds=120)
