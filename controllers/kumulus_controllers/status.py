@@ -12,23 +12,17 @@ from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key, Store
 
 
-async def write_status(
-    client: KubeClient,
-    store: Store[Any],
-    item: Resource,
-    before: Status,
-    after: Status,
-    *,
-    only_if_unchanged: bool = False,
-) -> bool:
-    """Bring `status` from `before` to `after`; False when nothing differed. With `only_if_unchanged`, `errors.Conflict`
-    when anybody changed the object since it was read."""
+async def write_status(client: KubeClient, store: Store[Any], item: Resource, before: Status, after: Status) -> bool:
+    """Bring `status` from `before` to `after`; False when nothing differed.
+
+    Raises `errors.Conflict` when anybody changed the object since `item` was read: a pass that began with what is no
+    longer so must not have the last word, and least of all on a successor of the same name. (The API server does not
+    look at the uid in a patch of the status; the version tells both.)
+    """
     patch = merge_patch(before.to_json(), after.to_json())
     if not patch:
         return False
-    body: dict[str, Any] = {"status": patch}
-    if only_if_unchanged:
-        body["metadata"] = {"resourceVersion": item.metadata.resource_version, "uid": item.uid}
+    body = {"metadata": {"resourceVersion": item.metadata.resource_version}, "status": patch}
     raw = await client.patch(item.KIND, item.name, body, item.namespace, subresource="status")
     store.apply(raw)
     return True

@@ -6,12 +6,12 @@ from kumulus.api.base import ObjectRef
 from kumulus.api.compute import ConsoleRequest, ConsoleRequestStatus, VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import ConsoleOrder, WorkOrder, WorkOrderSpec, WorkState, WorkType, console_order_name
-from kumulus.kube.errors import AlreadyExists
+from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import parse_time, rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
-from kumulus.runtime.result import Done, Requeue, Result
+from kumulus.runtime.result import Done, Gone, Requeue, Result
 from kumulus_controllers.orders import FOR_NAME, FOR_UID, work_orders
 from kumulus_controllers.status import write_status
 
@@ -59,7 +59,7 @@ class ConsoleReconciler:
         request = self._requests.get(key.name, key.namespace)
         if request is None or request.deleting:
             await self._clean_up(key)
-            return Done()
+            return Gone()
         if request.status.phase in ("Ready", "Failed"):
             await self._clean_up(key)
             return await self._expire(request)
@@ -74,7 +74,12 @@ class ConsoleReconciler:
             )
         orders = self._orders.by(FOR_UID, f"{WorkType.CONSOLE}/{request.uid}")
         if not orders:
-            await self._order(request, machine)
+            try:
+                await self._order(request, machine)
+            except NotFound:
+                return await self._answer(
+                    request, None, "HostGone", f"Host {machine.status.host} is not there any more."
+                )
             return Requeue(PATIENCE)
         status = orders[0].status
         if status.state is WorkState.READY:

@@ -14,15 +14,23 @@ import structlog
 from kumulus.api.base import FINALIZER, FORCE_DETACH
 from kumulus.api.compute import InstanceType, Phase, VirtualMachine
 from kumulus.api.fabric import Host, HostPhase, Zone, host_namespace
-from kumulus.api.host import SeedRef, WorkOrder, WorkOrderSpec, WorkType, instance_order_name
-from kumulus.api.storage import ClusterImage, Image
+from kumulus.api.host import (
+    PoolRef,
+    SeedRef,
+    WorkOrder,
+    WorkOrderSpec,
+    WorkState,
+    WorkType,
+    instance_order_name,
+)
+from kumulus.api.storage import ClusterImage, Image, StoragePool
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
-from kumulus.runtime.result import Done, Requeue, Result, Wait
+from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.compute.order import instance_order, renewed, seed_secret_name
 from kumulus_controllers.compute.phase import Placed, derive_status, placed
 from kumulus_controllers.compute.resolve import Problem, Resolution, placement_request, resolve
@@ -38,6 +46,9 @@ log = structlog.get_logger(__name__)
 
 TERMINATING_SHOWN_AFTER = 2.0
 """A deletion that takes longer is shown in the status; most do not, and save a write."""
+
+NOT_BEGUN = (None, WorkState.PENDING, WorkState.WAITING)
+"""States of a work order in which the agent may still wait for what comes with it: images, a Secret."""
 
 USES = "uses"
 
@@ -67,11 +78,14 @@ class MachineReconciler:
         self._cluster_images = caches.store(ClusterImage)
         self._hosts = caches.store(Host)
         self._zones = caches.store(Zone)
+        self._pools = caches.store(StoragePool)
         self._orders = work_orders(caches)
         self._machines.add_index(USES, _uses)
         self._machines.add_index("host", lambda vm: (vm.status.host,) if vm.status.host else ())
         self._machines.add_index("unplaced", lambda vm: () if vm.status.host else ("yes",))
         self._deleting_since: dict[str, float] = {}
+        self._handed_over: set[str] = set()
+        """Uids of work orders not begun yet whose Secret this process has seen to."""
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes; work orders first of all; what unplaced machines wait for; hosts that vanish and return."""
@@ -86,11 +100,17 @@ class MachineReconciler:
         def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
             order = after or before
             if order is not None and order.spec.type is WorkType.INSTANCE:
+                if after is None:
+                    self._handed_over.discard(order.uid)
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name), urgent=True)
+            elif after is not None and after.spec.type is WorkType.POOL and _room(before) != _room(after):
+                self._retry_unplaced(enqueue)
 
         def image_changed(before: AnyImage | None, after: AnyImage | None) -> None:
             item = after or before
-            if item is not None and not (before and after and before.status.conditions == after.status.conditions):
+            if item is not None and not (
+                before and after and before.status.conditions == after.status.conditions and before.spec == after.spec
+            ):
                 self._enqueue_users(enqueue, f"image/{item.name}", item.namespace)
 
         def type_changed(before: InstanceType | None, after: InstanceType | None) -> None:
@@ -108,12 +128,22 @@ class MachineReconciler:
             if after is not None and (before is None or _offer(before) != _offer(after)):
                 self._retry_unplaced(enqueue)
 
+        def pool_changed(before: StoragePool | None, after: StoragePool | None) -> None:
+            if before is not None and after is not None and before.spec != after.spec:
+                self._retry_unplaced(enqueue)
+
+        def zone_changed(before: Zone | None, after: Zone | None) -> None:
+            if before is None:
+                self._retry_unplaced(enqueue)
+
         self._machines.listen(machine_changed)
         self._orders.listen(order_changed)
         self._images.listen(image_changed)
         self._cluster_images.listen(image_changed)
         self._types.listen(type_changed)
         self._hosts.listen(host_changed)
+        self._pools.listen(pool_changed)
+        self._zones.listen(zone_changed)
 
     def _enqueue_users(self, enqueue: Enqueue, what: str, namespace: str | None) -> None:
         for vm in self._machines.by(USES, what):
@@ -161,7 +191,9 @@ class MachineReconciler:
         """One pass over a machine."""
         vm = self._machines.get(key.name, key.namespace)
         await self._remove_orphans(key, vm)
-        if vm is None or vm.paused:
+        if vm is None:
+            return Gone()
+        if vm.paused:
             return Done()
         if vm.deleting:
             return await self._delete(self._observe(vm))
@@ -173,7 +205,8 @@ class MachineReconciler:
         if scope.order is None:
             return await self._bring_about(scope)
         await self._renew(scope.order, vm)
-        return await self._report(self._observe(vm), placed(scope), None, None)
+        problem = await self._provide(scope) if scope.order.status.state in NOT_BEGUN else None
+        return await self._report(self._observe(vm), placed(scope), None, problem)
 
     async def _adopt(self, scope: Scope) -> Result:
         """A work order exists that the status does not know (the status was lost), or one that is on its way out."""
@@ -204,17 +237,54 @@ class MachineReconciler:
             placement = self._fleet.place(placement_request(scope, resolution))
             if isinstance(placement, Refusal):
                 return await self._report(scope, None, resolution, Problem("NoHostFits", str(placement), stalled=False))
-            return await self._place(
-                scope, resolution, placement.host, placement.pool.uid if placement.pool else None, seed
-            )
-        return await self._order(scope, resolution, where, seed)
+            return await self._place(scope, resolution, placement.host, placement.pool, seed)
+        if not await self._still_wanted(scope.vm):
+            return Wait("CacheBehind", 5.0)
+        view = self._fleet.host(where.host)
+        pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid) if view else None
+        return await self._order(scope, resolution, where, pool, seed)
+
+    async def _still_wanted(self, vm: VirtualMachine) -> bool:
+        """Before ordering anew what was placed by an earlier pass: the cache of machines may be behind that of work orders."""
+        live = await self._services.client.find(VirtualMachine.KIND, vm.name, vm.namespace)
+        if live is None:
+            return False
+        self._machines.apply(live)
+        now = VirtualMachine.parse(live)
+        return (
+            now.uid == vm.uid
+            and not now.deleting
+            and (now.status.host, now.status.epoch) == (vm.status.host, vm.status.epoch)
+        )
+
+    async def _provide(self, scope: Scope) -> Problem | None:
+        """See that what the work order waits for is there. It is made right after the order, and a crash may have come between."""
+        vm, order = scope.vm, scope.order
+        assert order is not None and order.spec.instance is not None
+        images = {image.uid: image for image in scope.images.values()}
+        for disk in order.spec.instance.disks:
+            image = images.get(disk.image.uid)
+            if image is not None and not image.deleting:
+                await order_import(
+                    self._services.client, self._orders, image, host_of(order), disk.pool, self._services.term()
+                )
+        seed = order.spec.instance.seed
+        if seed is None or seed.secret is None or order.uid in self._handed_over:
+            return None
+        try:
+            gathered = await gather(self._services.client, vm)
+        except SeedProblem as problem:
+            return Problem(problem.reason, str(problem), "VolumesReady")
+        if gathered is not None:
+            await self._hand_over(vm, gathered, order.name, order.uid, order.namespace or "")
+        return None
 
     async def _place(
-        self, scope: Scope, resolution: Resolution, host: str, pool_uid: str | None, seed: Seed | None
+        self, scope: Scope, resolution: Resolution, host: str, pool: PoolRef | None, seed: Seed | None
     ) -> Result:
         vm, client = scope.vm, self._services.client
         view = self._fleet.host(host)
-        self._fleet.assign(vm.uid, host, resolution.demand, pool_uid)
+        self._fleet.assign(vm.uid, host, resolution.demand, pool.uid if pool else None)
         where = Placed(host, view.zone if view else "", (vm.status.epoch or 0) + 1)
         try:
             after = derive_status(
@@ -224,7 +294,7 @@ class MachineReconciler:
                 None,
                 self._now(),
             )
-            await write_status(client, self._machines, vm, vm.status, after, only_if_unchanged=True)
+            await write_status(client, self._machines, vm, vm.status, after)
         except BaseException:
             self._fleet.release(vm.uid)
             raise
@@ -232,13 +302,14 @@ class MachineReconciler:
         if current is None or current.uid != vm.uid:
             self._fleet.release(vm.uid)
             return Done()
-        return await self._order(self._observe(current), resolution, where, seed)
+        return await self._order(self._observe(current), resolution, where, pool, seed)
 
-    async def _order(self, scope: Scope, resolution: Resolution, where: Placed, seed: Seed | None) -> Result:
+    async def _order(
+        self, scope: Scope, resolution: Resolution, where: Placed, pool: PoolRef | None, seed: Seed | None
+    ) -> Result:
         """Write the work order for a machine that is placed; then its images and its Secret, which the agent waits for."""
         vm, client = scope.vm, self._services.client
         view = self._fleet.host(where.host)
-        pool = self._fleet.pool_for(resolution.demand, view) if view else None
         if view is None or (pool is None and resolution.disks):
             why = "is gone" if view is None else "has no storage pool that is ready"
             return await self._report(
@@ -256,31 +327,37 @@ class MachineReconciler:
             raw = await client.get(WorkOrder.KIND, instance_order_name(vm.uid), namespace)
         self._orders.apply(raw)
         if seed is not None and seed.secret:
-            await self._hand_over(vm, seed, raw, namespace)
+            await self._hand_over(vm, seed, raw["metadata"]["name"], raw["metadata"]["uid"], namespace)
         if pool is not None:
             for disk in resolution.disks:
                 await order_import(client, self._orders, disk.image, where.host, pool, self._services.term())
         return await self._report(self._observe(vm), where, resolution, None)
 
-    async def _hand_over(self, vm: VirtualMachine, seed: Seed, order: Mapping[str, object], namespace: str) -> None:
+    async def _hand_over(self, vm: VirtualMachine, seed: Seed, order_name: str, order_uid: str, namespace: str) -> None:
         """Copy first-boot data with secrets in it into the host's namespace; it goes when the work order goes."""
-        metadata = order["metadata"]
-        assert isinstance(metadata, Mapping)
         owner = {
             "apiVersion": WorkOrder.KIND.api_version,
             "kind": "WorkOrder",
-            "name": metadata["name"],
-            "uid": metadata["uid"],
+            "name": order_name,
+            "uid": order_uid,
         }
         body = {
             "metadata": {"name": seed_secret_name(vm.uid), "ownerReferences": [owner]},
             "immutable": True,
             "stringData": dict(seed.files),
         }
+        client = self._services.client
         try:
-            await self._services.client.create(SECRET, body, namespace)
+            await client.create(SECRET, body, namespace)
         except AlreadyExists:
-            return
+            found = await client.find(SECRET, seed_secret_name(vm.uid), namespace)
+            owners = found["metadata"].get("ownerReferences", []) if found else []
+            if order_uid not in {item["uid"] for item in owners}:
+                # It belongs to an earlier work order and goes with it, whenever the garbage collector comes by.
+                if found is not None:
+                    await client.delete(SECRET, seed_secret_name(vm.uid), namespace, uid=found["metadata"]["uid"])
+                await client.create(SECRET, body, namespace)
+        self._handed_over.add(order_uid)
 
     async def _renew(self, order: WorkOrder, vm: VirtualMachine) -> None:
         """Bring what may change of a placed machine into its work order."""
@@ -308,7 +385,7 @@ class MachineReconciler:
             await drop_finalizer(client, self._machines, vm)
             self._deleting_since.pop(vm.uid, None)
             self._fleet.release(vm.uid)
-            return Done()
+            return Gone()
         now = self._services.clock.monotonic()
         since = self._deleting_since.setdefault(vm.uid, now)
         if now - since < TERMINATING_SHOWN_AFTER and vm.status.phase is not Phase.TERMINATING:
@@ -374,9 +451,16 @@ def _same_but_status(before: VirtualMachine, after: VirtualMachine) -> bool:
         and before.metadata.generation == after.metadata.generation
         and before.metadata.deletion_timestamp == after.metadata.deletion_timestamp
         and before.metadata.finalizers == after.metadata.finalizers
-        and before.paused == after.paused
+        and before.metadata.annotations == after.metadata.annotations
         and before.status.host == after.status.host
     )
+
+
+def _room(order: WorkOrder | None) -> tuple[object, ...]:
+    """What of a pool's work order decides whether disks fit into it."""
+    if order is None:
+        return ()
+    return (order.status.state, order.deleting, order.status.pool.capacity if order.status.pool else None)
 
 
 def _offer(host: Host) -> tuple[object, ...]:

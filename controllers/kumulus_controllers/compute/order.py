@@ -24,7 +24,11 @@ def instance_order(
         assert pool is not None
         disks.append(
             InstanceDisk(
-                name=disk.name, pool=pool, image=image_ref(disk.image), size=disk.size, boot_order=order_of[disk.name]
+                name=disk.name,
+                pool=pool,
+                image=image_ref(disk.image),
+                size=disk.size or None,
+                boot_order=order_of[disk.name],
             )
         )
     return WorkOrderSpec(
