@@ -38,12 +38,22 @@ class ProcessSettings(BaseModel):
 _LISTS = {"include", "exclude"}
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OSError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise OSError(f"{path} must be a mapping of settings, such as `workers: 16`")
+    return values
+
+
 def load(overrides: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None) -> ProcessSettings:
     """Read the settings. Raises `pydantic.ValidationError` or `OSError`, which name the field or the file."""
     environment = os.environ if environment is None else environment
     values: dict[str, Any] = {}
     if environment.get("KUMULUS_CONFIG"):
-        values = yaml.safe_load(Path(environment["KUMULUS_CONFIG"]).read_text()) or {}
+        values = _read(Path(environment["KUMULUS_CONFIG"]))
     for name in ProcessSettings.model_fields:
         text = environment.get(f"KUMULUS_{name.upper()}")
         if text is not None and name != "modules":
