@@ -12,7 +12,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """There is no such object, or there is not any more: it needs no further pass, not even now and then."""
+    """There is no such object, or not any more: it needs no further pass, not even now and then."""
 
 
 @dataclass(frozen=True, slots=True)
