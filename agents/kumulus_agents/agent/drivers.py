@@ -6,7 +6,9 @@ import asyncio
 import ipaddress
 import socket
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from kumulus.api.host import PoolRef
@@ -139,6 +141,10 @@ class SimulatedConsole:
 
 def stored_files(state: StateDirectory) -> InstanceFiles:
     """Files of machines below the state directory."""
-    from kumulus_agents.storage import seed  # brings an ISO writer along, which simulated hosts need not load
 
-    return StoredFiles(state.instances, seed.write)
+    async def write_seed(path: Path, files: Mapping[str, bytes]) -> None:
+        from kumulus_agents.storage import seed  # an ISO writer: 8 MiB that an idle host does without
+
+        await seed.write(path, files)
+
+    return StoredFiles(state.instances, write_seed)
