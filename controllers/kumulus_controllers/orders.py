@@ -12,6 +12,7 @@ from kumulus.runtime.reconciler import Caches
 FOR_UID = "for-uid"
 FOR_NAME = "for-name"
 NAMESPACE = "namespace"
+DISKS_IN = "disks-in"
 
 
 def _for_uid(order: WorkOrder) -> Iterable[str]:
@@ -26,12 +27,17 @@ def _namespace(order: WorkOrder) -> Iterable[str]:
     return (order.namespace or "",)
 
 
+def _disks_in(order: WorkOrder) -> Iterable[str]:
+    return {disk.pool.uid for disk in order.spec.instance.disks} if order.spec.instance is not None else ()
+
+
 def work_orders(caches: Caches) -> Store[WorkOrder]:
-    """The store, indexed by what an order is for and by its namespace."""
+    """The store, indexed by what an order is for, by its namespace and by the pools its disks are in."""
     store = caches.store(WorkOrder)
     store.add_index(FOR_UID, _for_uid)
     store.add_index(FOR_NAME, _for_name)
     store.add_index(NAMESPACE, _namespace)
+    store.add_index(DISKS_IN, _disks_in)
     return store
 
 

@@ -29,6 +29,7 @@ class ConsoleReconciler:
         self._requests = services.caches.store(ConsoleRequest)
         self._machines = services.caches.store(VirtualMachine)
         self._orders = work_orders(services.caches)
+        self._asked: dict[str, float] = {}
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes, and answers of hosts."""
@@ -88,7 +89,8 @@ class ConsoleReconciler:
             return await self._answer(
                 request, None, status.reason or "Failed", status.message or "The host could not read it."
             )
-        age = (self._services.clock.now() - parse_time(request.metadata.creation_timestamp or "")).total_seconds()
+        now = self._services.clock.monotonic()
+        age = now - self._asked.setdefault(request.uid, now)
         if age > PATIENCE:
             return await self._answer(request, None, "HostSilent", f"Host {machine.status.host} does not answer.")
         return Requeue(max(PATIENCE - age, 0.5))
@@ -109,6 +111,7 @@ class ConsoleReconciler:
 
     async def _answer(self, request: ConsoleRequest, log: str | None, reason: str, message: str) -> Result:
         now = rfc3339(self._services.clock.now())
+        self._asked.pop(request.uid, None)
         generation = request.metadata.generation
         fact = Fact("Ready", log is not None, reason, message)
         after = ConsoleRequestStatus(

@@ -50,6 +50,9 @@ TERMINATING_SHOWN_AFTER = 2.0
 NOT_BEGUN = (None, WorkState.PENDING, WorkState.WAITING)
 """States of a work order in which the agent may still wait for what comes with it: images, a Secret."""
 
+WOKEN = 32
+"""So many machines that wait for room are woken when some comes, in turn: each looks at every host."""
+
 USES = "uses"
 
 
@@ -84,6 +87,7 @@ class MachineReconciler:
         self._machines.add_index("host", lambda vm: (vm.status.host,) if vm.status.host else ())
         self._machines.add_index("unplaced", lambda vm: () if vm.status.host else ("yes",))
         self._deleting_since: dict[str, float] = {}
+        self._turn = 0
         self._handed_over: set[str] = set()
         """Uids of work orders not begun yet whose Secret this process has seen to."""
 
@@ -151,8 +155,13 @@ class MachineReconciler:
                 enqueue(Key(vm.namespace, vm.name))
 
     def _retry_unplaced(self, enqueue: Enqueue) -> None:
-        for vm in self._machines.by("unplaced", "yes")[:256]:
+        """Room has come: let the next few that wait try. Each that fits makes no room, so the rest need not be asked."""
+        waiting = self._machines.by("unplaced", "yes")
+        for vm in (
+            (waiting[self._turn % len(waiting) :] + waiting[: self._turn % len(waiting)])[:WOKEN] if waiting else ()
+        ):
             enqueue(Key(vm.namespace, vm.name))
+        self._turn += WOKEN
 
     def everything(self) -> list[Key]:
         """All machines, and those that only a left-over work order remembers."""
@@ -213,7 +222,7 @@ class MachineReconciler:
         order = scope.order
         assert order is not None and order.spec.instance is not None
         if order.deleting:
-            return Wait("OrderDeleting", 10.0)
+            return await self._report(scope, placed(scope), None, None)
         host = host_of(order)
         found = self._hosts.get(host)
         where = Placed(host, found.spec.zone if found else "", order.spec.instance.epoch)

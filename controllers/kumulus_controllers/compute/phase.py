@@ -102,6 +102,13 @@ def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
     ready = VirtualMachineCondition.READY
     if problem is not None and not scope.vm.deleting:
         return Fact(ready, False, problem.reason, problem.message)
+    if phase is Phase.UNKNOWN and scope.host is None:
+        return Fact(
+            ready,
+            False,
+            "HostGone",
+            f"Host {scope.vm.status.host} was removed, and the machine's ephemeral disks with it: delete the machine and make it again.",
+        )
     if phase is Phase.UNKNOWN:
         host = scope.vm.status.host
         return Fact(

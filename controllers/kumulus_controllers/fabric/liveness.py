@@ -10,6 +10,8 @@ from kumulus.kube.lease import Lease
 from kumulus.runtime.clock import Clock
 
 DEFAULT_DURATION = 40.0
+LONGEST_DURATION = 300.0
+"""An agent may not ask to be believed alive for longer than this."""
 
 
 class Liveness(StrEnum):
@@ -53,7 +55,7 @@ class LeaseBook:
         renewed = lease.spec.renew_time
         known = self._seen.get(host)
         if known is None or known.renewed != renewed:
-            duration = float(lease.spec.lease_duration_seconds or DEFAULT_DURATION)
+            duration = min(float(lease.spec.lease_duration_seconds or DEFAULT_DURATION), LONGEST_DURATION)
             self._seen[host] = _Seen(renewed, self._clock.monotonic(), duration, witnessed=known is not None)
         return host
 

@@ -14,7 +14,7 @@ from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
-from kumulus_controllers.orders import FOR_UID, host_of, work_orders
+from kumulus_controllers.orders import DISKS_IN, FOR_UID, host_of, work_orders
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 
 LISTED = 256
@@ -33,6 +33,8 @@ class Scope:
     hosts: tuple[Host, ...]
     """Hosts on which the pool shall be."""
     orders: tuple[WorkOrder, ...]
+    users: tuple[WorkOrder, ...] = ()
+    """Work orders of machines that have disks in it."""
 
 
 def pool_ref(pool: StoragePool) -> PoolRef:
@@ -43,8 +45,7 @@ def pool_ref(pool: StoragePool) -> PoolRef:
 def belongs(pool: StoragePool, host: Host) -> bool:
     """Whether the pool is on that host."""
     return (
-        not pool.deleting
-        and not host.deleting
+        not host.deleting
         and host.status.namespace is not None
         and (pool.spec.zone is None or pool.spec.zone == host.spec.zone)
         and all(host.metadata.labels.get(key) == value for key, value in pool.spec.host_selector.items())
@@ -88,10 +89,15 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
         )
     else:
         phase, fact = "Ready", Fact("Ready", True, "Ready", f"Ready on {len(hosts)} hosts.")
+    facts_found = [fact]
+    if scope.pool.deleting and scope.users:
+        names = ", ".join(sorted(f"{o.spec.for_.namespace}/{o.spec.for_.name}" for o in scope.users)[:5])
+        message = f"{len(scope.users)} machines have disks in the pool ({names}): delete them first."
+        facts_found.append(Fact("Stalled", True, "PoolInUse", message))
     generation = scope.pool.metadata.generation
     return StoragePoolStatus(
         observed_generation=generation,
-        conditions=derive(scope.pool.status.conditions, [fact], generation=generation, now=now),
+        conditions=derive(scope.pool.status.conditions, facts_found, generation=generation, now=now),
         phase=phase,
         capacity=sum(host.capacity or 0 for host in hosts),
         used=sum(host.used or 0 for host in hosts),
@@ -131,6 +137,10 @@ class PoolReconciler:
             order = after or before
             if order is not None and order.spec.type is WorkType.POOL:
                 enqueue(Key(None, order.spec.for_.name))
+            elif after is None and before is not None and before.spec.instance is not None:
+                for disk in before.spec.instance.disks:
+                    if (pool := self._pools.get(disk.pool.name)) is not None and pool.deleting:
+                        enqueue(Key(None, pool.name))
 
         self._pools.listen(pool_changed)
         self._hosts.listen(host_changed)
@@ -155,7 +165,10 @@ class PoolReconciler:
         if not pool.deleting and await ensure_finalizer(client, self._pools, pool):
             pool = self._pools.get(key.name) or pool
         orders = tuple(self._orders.by(FOR_UID, f"{WorkType.POOL}/{pool.uid}"))
-        scope = Scope(pool, tuple(host for host in self._hosts if belongs(pool, host)), orders)
+        users = tuple(self._orders.by(DISKS_IN, pool.uid))
+        going = pool.deleting and not users
+        hosts = () if going else tuple(host for host in self._hosts if belongs(pool, host))
+        scope = Scope(pool, hosts, orders, users)
         wanted, there = {host.name for host in scope.hosts}, {host_of(order) for order in orders}
         failed: KubeError | None = None
         for host in sorted(wanted - there):
@@ -174,6 +187,7 @@ class PoolReconciler:
                 self._passed.pop(pool.uid, None)
                 self._written.pop(pool.uid, None)
                 return Gone()
+            await self._report(scope)
             return Wait("Deleting", 10.0)
         result = await self._report(scope)
         if failed is not None:

@@ -268,8 +268,13 @@ class Status(Model):
 class LocalSecretKey(Model):
     """A key of a Secret in the same namespace."""
 
-    name: str = Field(description="Name of the Secret.", min_length=1, max_length=253)
-    key: str = Field(description="Key within the Secret.", min_length=1, max_length=253)
+    name: str = Field(
+        description="Name of the Secret.",
+        min_length=1,
+        max_length=253,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+    )
+    key: str = Field(description="Key within the Secret.", min_length=1, max_length=253, pattern=r"^[-._A-Za-z0-9]+$")
 
 
 class ObjectRef(Model):

@@ -143,6 +143,8 @@ class ModuleTree:
     def __init__(self, nodes: list[Node], *, include: Sequence[str], exclude: Sequence[str] = ()) -> None:
         self.nodes = nodes
         self._by_name = {node.name: node for node in nodes}
+        self.unknown = [name for name in (*include, *exclude) if name not in self._by_name]
+        """Names in the settings that no module has."""
         for node in nodes:
             wanted = _below(node.name, include) or any(root.startswith(node.name + ".") for root in include)
             if _below(node.name, exclude):

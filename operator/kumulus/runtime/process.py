@@ -60,6 +60,10 @@ class Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
                 loop.add_signal_handler(number, self.stop)
+        tree = ModuleTree(discover(), include=settings.include, exclude=settings.exclude)
+        if tree.unknown:
+            known = ", ".join(node.name for node in tree.nodes)
+            raise RuntimeError(f"there is no module {', '.join(tree.unknown)}; there are: {known}")
         client = await KubeClient.from_kubeconfig(
             settings.kubeconfig,
             user_agent="kumulus-controllers",
@@ -71,7 +75,6 @@ class Process:
         seat = await KubeClient.from_kubeconfig(
             settings.kubeconfig, user_agent="kumulus-election", on_write=metrics.count_write, pool_size=2
         )
-        tree = ModuleTree(discover(), include=settings.include, exclude=settings.exclude)
         try:
             async with http.serve(
                 settings.http_port,

@@ -230,3 +230,8 @@ async def test_one_that_fails_to_stop_keeps_nobody_else(workshop: Workshop) -> N
 def test_our_own_modules_are_there() -> None:
     names = {item.name for item in discover()}
     assert {"controllers", "controllers.compute", "controllers.fabric", "controllers.storage"} <= names
+
+
+def test_a_name_that_no_module_has_is_told() -> None:
+    tree = ModuleTree([], include=["controllers.compute"], exclude=["controllers.typo"])
+    assert tree.unknown == ["controllers.compute", "controllers.typo"]

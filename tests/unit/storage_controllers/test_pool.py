@@ -48,7 +48,6 @@ def order(name: str, state: str | None, message: str = "", capacity: int | None 
     ("some", "where", "expected"),
     [
         (pool(), host(), True),
-        (pool(deleting=True), host(), False),
         (pool(), host(deleting=True), False),
         (pool(), host(namespace=None), False),
         (pool(zone="z2"), host(), False),
@@ -58,6 +57,21 @@ def order(name: str, state: str | None, message: str = "", capacity: int | None 
 )
 def test_where_a_pool_is(some: StoragePool, where: Host, expected: bool) -> None:
     assert belongs(some, where) is expected
+
+
+def test_a_pool_that_is_deleted_with_disks_in_it_says_whose() -> None:
+    user = WorkOrder.parse(
+        {
+            "metadata": {"name": "instance", "namespace": "kumulus-host-a"},
+            "spec": {
+                "type": "Instance",
+                "for": {"kind": "VirtualMachine", "namespace": "t", "name": "web", "uid": UID},
+            },
+        }
+    )
+    status = derive_status(Scope(pool(deleting=True), (host(),), (order("a", "Ready"),), (user,)), NOW)
+    stalled = status.condition("Stalled")
+    assert stalled is not None and stalled.reason == "PoolInUse" and "t/web" in stalled.message
 
 
 @pytest.mark.parametrize(
