@@ -116,6 +116,7 @@ def _plan(handed: Sequence[Handed], limits: Limits, settings: CageSettings, *, p
                 "RLIMIT_FSIZE": min(limits.file_size, resource.getrlimit(resource.RLIMIT_FSIZE)[1] & (1 << 63) - 1),
                 "RLIMIT_NOFILE": limits.open_files,
                 "RLIMIT_CORE": 0,
+                "RLIMIT_STACK": 1 << 20,
                 "RLIMIT_MEMLOCK": 0,
             },
         }

@@ -111,10 +111,10 @@ async def test_set_uid_programs_give_nothing(tmp_path) -> None:
     assert outcome.output.strip().endswith(str(SETTINGS.uid))
 
 
-async def test_the_environment_is_empty(monkeypatch) -> None:
+async def test_nothing_of_the_agent_s_environment_gets_in(monkeypatch) -> None:
     monkeypatch.setenv("SECRET", "s3cret")
     outcome = await cage.run(["/usr/bin/env"], (), limits=LIMITS, settings=SETTINGS)
-    assert outcome.output == ""
+    assert outcome.output == "MALLOC_ARENA_MAX=1\n"
 
 
 async def test_only_what_was_handed_over_is_open(tmp_path) -> None:
