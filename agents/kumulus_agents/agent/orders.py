@@ -24,6 +24,17 @@ def _instance_uid(order: WorkOrder) -> Iterable[str]:
     return (order.spec.instance.uid,) if order.spec.instance is not None else ()
 
 
+def _same(before: WorkOrder, after: WorkOrder) -> bool:
+    """Whether nothing but the status differs, as far as it matters here."""
+    one, other = before.metadata, after.metadata
+    return (one.uid, one.generation, one.deletion_timestamp, one.finalizers) == (
+        other.uid,
+        other.generation,
+        other.deletion_timestamp,
+        other.finalizers,
+    )
+
+
 def unfit(order: WorkOrder) -> WorkOrderStatus | None:
     """The refusal of an order that could be deleted behind our back: it must come with our finalizer. Pure."""
     if FINALIZER in order.metadata.finalizers or order.deleting:
@@ -44,14 +55,19 @@ class Orders:
         self.namespace = namespace
         self.store: Store[WorkOrder] = Store(WorkOrder, {INSTANCE: _instance_uid})
         self._own_write = False
+        self._reporting: set[str] = set()
+        """Orders whose status is being written: the watch may tell of it before the answer comes."""
 
     def listen(self, changed: Callable[[Key], None]) -> None:
         """Have `changed` called when an order appears, changes or goes, but not after an own write."""
 
         def listener(before: WorkOrder | None, after: WorkOrder | None) -> None:
             item = after or before
-            if item is not None and not self._own_write:
-                changed(Key(item.namespace, item.name))
+            if item is None or self._own_write:
+                return
+            if item.name in self._reporting and before is not None and after is not None and _same(before, after):
+                return
+            changed(Key(item.namespace, item.name))
 
         self.store.listen(listener)
 
@@ -70,12 +86,15 @@ class Orders:
         patch = merge_patch(before.to_json(), status.to_json())
         if not patch:
             return False
+        self._reporting.add(order.name)
         try:
             answer = await self._client.patch(
                 WorkOrder.KIND, order.name, {"status": patch}, self.namespace, subresource="status"
             )
         except NotFound:
             return False
+        finally:
+            self._reporting.discard(order.name)
         self._take(answer)
         return True
 
