@@ -110,9 +110,9 @@ def _records(context: Context, bursts: Bursts) -> list[Record]:
     assert bursts.idle is not None and bursts.full is not None
     machines = context.scale.burst
     memory = {
-        "idle_peak_mib": round(bursts.idle.peak / MIB, 1),
+        "before_peak_mib": round(bursts.idle.peak / MIB, 1),
         "full_peak_mib": round(bursts.full.peak / MIB, 1),
-        "idle_pss_mib": round(bursts.idle.pss / MIB, 1),
+        "before_pss_mib": round(bursts.idle.pss / MIB, 1),
         "full_pss_mib": round(bursts.full.pss / MIB, 1),
     }
     bare, kubevirt = bursts.theirs[Bare.name], bursts.theirs[KubeVirt.name]
@@ -148,14 +148,13 @@ def _records(context: Context, bursts: Bursts) -> list[Record]:
             1000 * percentiles.median(bursts.cpu),
             rounds=[1000 * each for each in bursts.cpu],
         ),
-        record("controllers' RSS, idle", Goal(id="G5", limit=90), "MiB", bursts.idle.rss / MIB, detail=memory),
         record(
-            f"controllers' RSS with {machines} machines",
+            f"controllers' memory with {machines} machines (VmHWM)",
             Goal(id="G5", limit=180e6 / MIB),
             "MiB",
-            bursts.full.rss / MIB,
+            bursts.full.peak / MIB,
             detail=memory,
-            note="highest ever: " + f"{bursts.full.peak / MIB:.0f} MiB",
+            note=f"RSS {bursts.full.rss / MIB:.0f} MiB, before the burst {bursts.idle.rss / MIB:.0f} MiB",
         ),
         record(
             "controllers' memory for each machine",

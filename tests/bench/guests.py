@@ -230,7 +230,7 @@ async def residence(context: Context) -> list[Record]:
             await guests.user.remove(wanted, recorder)
     finally:
         await client.close()
-    note = "fewer than the goal's 50: memory and two cores" if machines < 50 else ""
+    note = "; fewer machines than the goal's 50, for want of cores and memory" if machines < 50 else ""
     return [
         *agent_records("libvirt", idle, full, machines, note),
         record("helper processes for each real guest", Goal(id="G12", limit=0), "", more),

@@ -7,10 +7,11 @@ import asyncio
 from tests.bench.audit import AGENT, CONTROLLERS, AuditLog, Tally
 from tests.bench.bench import Bystanders, Context
 from tests.bench.cloud import Cloud
-from tests.bench.procfs import Meter
+from tests.bench.procfs import Memory, Meter
 from tests.bench.record import Goal, Record, record
 
 REQUESTS = {"create", "update", "patch", "delete", "deletecollection", "get", "list", "watch"}
+MIB = 1 << 20
 SETTLE = 10.0
 """Reports, pools and counts have been written by then."""
 
@@ -38,7 +39,7 @@ async def _measure(context: Context, hosts: int, agents: dict[str, list[int]], k
     pids = {**agents, "controllers": [cloud.controllers], "apiserver": [cloud.apiserver], "etcd": [cloud.etcd]}
     watching, meter = Bystanders(), Meter(pids)
     await asyncio.sleep(seconds)
-    used = meter.read()
+    used, memory = meter.read(), Memory.of(cloud.controllers)
     tally = Tally.of(audit.requests())
     share = {name: 100 * spent / seconds for name, spent in used.items()}
     records = [
@@ -62,6 +63,13 @@ async def _measure(context: Context, hosts: int, agents: dict[str, list[int]], k
             "% of a core",
             share["agents"] / hosts,
             detail={name: round(value, 2) for name, value in share.items()},
+        ),
+        record(
+            f"memory of idle controllers (VmHWM), {hosts} {kind} hosts",
+            Goal(id="G5", limit=90),
+            "MiB",
+            memory.peak / MIB,
+            detail={"rss_mib": round(memory.rss / MIB, 1), "pss_mib": round(memory.pss / MIB, 1)},
         ),
     ]
     load = watching.load(sum(used.values()))

@@ -17,14 +17,14 @@ from tests.bench.scale import Scale
 
 BENCHES: Sequence[Bench] = (
     Bench("placement", ("G6",), Needs.NOTHING, placement.run, "decisions of the planner"),
-    Bench("idle", ("G11",), Needs.SIMULATED, idle.simulated, "traffic while nothing happens"),
+    Bench("idle", ("G5", "G11"), Needs.SIMULATED, idle.simulated, "traffic while nothing happens"),
     Bench("creation", ("G1", "G2", "G4", "G8"), Needs.SIMULATED, creation.run, "machines at a pace, beside B1 and B2"),
     Bench("burst", ("G3", "G4", "G5"), Needs.SIMULATED, burst.run, "many machines at once, beside B1 and B2"),
     Bench("restart", ("G16",), Needs.SIMULATED, restart.run, "controllers and API server end and come back"),
     Bench("residence", ("G12",), Needs.SIMULATED, residence.simulated, "memory of a simulated agent"),
     Bench("crowd", ("G1", "G4"), Needs.SIMULATED, creation.crowd, "machines at a pace on more hosts"),
     Bench("guests", ("G7", "G8"), Needs.LIBVIRT, guests.run, "real guests, beside virsh"),
-    Bench("hosts-idle", ("G11",), Needs.LIBVIRT, idle.libvirt, "traffic and CPU of idle libvirt agents"),
+    Bench("hosts-idle", ("G5", "G11"), Needs.LIBVIRT, idle.libvirt, "traffic and CPU of idle libvirt agents"),
     Bench("hosts-residence", ("G12",), Needs.LIBVIRT, guests.residence, "memory of a libvirt agent and its guests"),
 )
 """The order matters: an empty cloud first, the most hosts last."""
