@@ -382,7 +382,7 @@ class MachineReconciler:
         if FINALIZER not in vm.metadata.finalizers:
             return Done()
         orders = self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{vm.uid}")
-        if not orders and vm.status.host is not None:
+        if not orders and vm.status.host is not None and vm.uid not in self._deleting_since:
             orders = await self._live_orders(vm)
         forced = vm.metadata.annotations.get(FORCE_DETACH) == "true"
         for order in orders:
@@ -402,7 +402,7 @@ class MachineReconciler:
         return await self._report(self._observe(vm), placed(scope), None, None)
 
     async def _live_orders(self, vm: VirtualMachine) -> list[WorkOrder]:
-        """Before letting a placed machine go: is there really no work order? The cache may be behind."""
+        """Before letting a placed machine go whose work order this process has not seen go: is there really none?"""
         namespace = host_namespace(vm.status.host or "")
         raw = await self._services.client.find(WorkOrder.KIND, instance_order_name(vm.uid), namespace)
         if raw is None:

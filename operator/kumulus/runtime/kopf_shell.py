@@ -34,6 +34,8 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.initial_streaming = False
     settings.queueing.idle_timeout = 1
     settings.networking.request_timeout = 30
+    # By default the pauses grow to 21 s, and so would the time in which nobody notices that the API server is back.
+    settings.networking.error_backoffs = (0.2, 0.5, *([1.0] * 600))
     return settings
 
 
