@@ -56,6 +56,8 @@ class Elector:
         self._on_stopped = on_stopped
         self._seen: tuple[str, float] | None = None
         """Version of the lease (none while there is no lease) and when we saw it first."""
+        self._written: tuple[str, str | None] | None = None
+        """Version and acquire time of the lease as we wrote it last; None when somebody may have written since."""
         self._renewed = 0.0
         self._highest = 0
         """The highest term seen, so that terms grow even when somebody deletes the lease."""
@@ -89,7 +91,11 @@ class Elector:
                     await self._won(held)
                 if self.term is not None and not self.leading:
                     await self._lost()
-                await asyncio.sleep(self._duration / 5)
+                pause = self._duration / 5
+                if held is not None:
+                    # Beginning to lead may have taken a while, of the time that the lease is good for.
+                    pause = max(held.since + pause - self._now(), 0.0)
+                await asyncio.sleep(pause)
         finally:
             await self._release()
 
@@ -106,6 +112,8 @@ class Elector:
 
         Raises `KubeError`, which `Conflict` with a competitor is too: then the next turn tells.
         """
+        if self.term is not None and self._written is not None:
+            return await self._renew(self.term, *self._written)
         raw = await self._client.find(LEASE, self._name, self._namespace)
         started = self._now()
         lease = Lease.parse(raw) if raw is not None else None
@@ -123,13 +131,26 @@ class Elector:
             term = self.term or self._highest + 1
             await self._client.create(LEASE, lease_body(self._name, self._mine(term, None)), self._namespace)
             return _Held(term, started)
-        held_by_us = spec.holder_identity == self._identity and self.term is not None
-        if not held_by_us and spec.holder_identity and not expired:
+        ours = spec.holder_identity == self._identity
+        held_by_us = ours and self.term is not None
+        # Ours from before an outage in which we stopped leading: nobody else can have led since, so we need not wait.
+        if not ours and spec.holder_identity and not expired:
             return None
         term = self.term if held_by_us and self.term is not None else self._highest + 1
         acquired = spec.acquire_time if held_by_us else None
-        await self._client.replace(LEASE, lease_body(self._name, self._mine(term, acquired), version), self._namespace)
+        await self._write(term, version, acquired)
         return _Held(term, started)
+
+    async def _renew(self, term: int, version: str, acquired: str | None) -> _Held:
+        """Renew what we wrote last without looking first: one request, and a conflict if anybody wrote since."""
+        self._written, started = None, self._now()
+        await self._write(term, version, acquired)
+        return _Held(term, started)
+
+    async def _write(self, term: int, version: str, acquired: str | None) -> None:
+        mine = self._mine(term, acquired)
+        raw = await self._client.replace(LEASE, lease_body(self._name, mine, version), self._namespace)
+        self._written = (raw["metadata"]["resourceVersion"], mine.acquire_time)
 
     def _mine(self, term: int, acquired: str | None) -> LeaseSpec:
         now = micro_time()
@@ -150,7 +171,7 @@ class Elector:
             await self._on_started(held.term)
 
     async def _lost(self) -> None:
-        self.term = None
+        self.term = self._written = None
         log.warning("no longer leading", lease=self._name)
         await self._on_stopped()
 

@@ -21,7 +21,7 @@ R = TypeVar("R", bound=Resource)
 log = structlog.get_logger(__name__)
 
 BACK_OFF_FIRST = 0.5
-BACK_OFF_MOST = 15.0
+BACK_OFF_MOST = 4.0
 
 _PASSING = (429, 500, 502, 503)
 """Answers after which the same watch may go on. Any other may be about the version we ask for (such as 504, "too large

@@ -91,6 +91,6 @@ class KopfShell:
 
     def _register(self, registry: kopf.OperatorRegistry, kind: Kind) -> None:
         @kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=f"{kind.plural}-{kind.group}")
-        def seen(event: Any, **_: Any) -> None:
+        async def seen(event: Any, **_: Any) -> None:  # a plain function would take a thread an event
             if not self._stop.is_set():
                 self._loop.call_soon_threadsafe(self._feed, kind, event["type"], dict(event["object"]))
