@@ -32,7 +32,7 @@ async def test_an_import_takes_one_write(host: TestHost) -> None:
     async with host.running():
         await host.import_order()
         status = await host.until("image-1", state="Ready")
-        assert host.count("patch", "WorkOrder") == 1
+    assert host.count("patch", "WorkOrder") == 1
     assert status["disk"] == {
         "sha256": IMAGE["sha256"],
         "format": "qcow2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 
 import pytest
@@ -80,13 +81,12 @@ async def test_the_report_says_what_there_is(host: TestHost) -> None:
         assert len(unmanaged[0]["name"]) == 253
         assert "\n" not in unmanaged[0]["name"]
         assert status["addresses"] == ["192.0.2.7"]
-        written = host.count("patch", "HostReport")
         host.machine.disconnect()
         await eventually(lambda: _ready(host, False), "a report that the hypervisor is away")
         assert (await report_of(host))["capacity"] == status["capacity"]
         host.machine.reconnect()
         await eventually(lambda: _ready(host, True), "a report that it is back")
-        assert host.count("patch", "HostReport") == written + 2
+    assert host.count("patch", "HostReport") == 3
 
 
 async def _ready(host: TestHost, wanted: bool) -> bool:
@@ -115,7 +115,7 @@ async def test_machines_outlive_an_api_server_and_work_is_caught_up(host: TestHo
 
 
 async def test_a_hundred_hosts_in_one_process(cluster: NativeCluster) -> None:
-    count, prefix = 100, "fleet-"
+    count, prefix = 100, f"f{secrets.token_hex(2)}-"
     names = [f"{prefix}{number}" for number in range(1, count + 1)]
     client = await KubeClient.from_kubeconfig(cluster.kubeconfig, user_agent="tests-fleet", pool_size=count + 100)
     settings = agent_settings.load(None, {"hypervisor": "simulated"}, {})

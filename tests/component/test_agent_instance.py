@@ -40,7 +40,7 @@ async def test_a_machine_comes_to_run_with_one_write(host: TestHost) -> None:
     async with host.running():
         uid = await host.order()
         status = await host.until_instance(uid, state="Running")
-        assert host.count("patch", "WorkOrder") == 1
+    assert host.count("patch", "WorkOrder") == 1
     assert status["observedGeneration"] == 1
     assert status["instance"]["epoch"] == 1
     assert status["instance"]["restarts"] == 0
@@ -51,10 +51,11 @@ async def test_a_machine_comes_to_run_with_one_write(host: TestHost) -> None:
 
 async def test_a_slow_start_is_told(cluster: NativeCluster) -> None:
     slow = SimulatedHost(SimulatedSettings(start_seconds=2.0, jitter=0))
-    async with host_on(cluster.kubeconfig, machine=slow) as host, host.running():
-        uid = await host.order()
-        await host.until_instance(uid, state="Starting")
-        status = await host.until_instance(uid, state="Running")
+    async with host_on(cluster.kubeconfig, machine=slow) as host:
+        async with host.running():
+            uid = await host.order()
+            await host.until_instance(uid, state="Starting")
+            status = await host.until_instance(uid, state="Running")
         assert "reason" not in status
         assert host.count("patch", "WorkOrder") == 2
 
