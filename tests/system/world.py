@@ -140,7 +140,16 @@ class World:
 
     def delete(self, kind: str, name: str, *, seconds: float = 60) -> None:
         """Delete and wait until it is gone."""
-        words = ["delete", kind, name, "-n", self.namespace, "--wait=true", f"--timeout={int(seconds)}s", "--ignore-not-found"]
+        words = [
+            "delete",
+            kind,
+            name,
+            "-n",
+            self.namespace,
+            "--wait=true",
+            f"--timeout={int(seconds)}s",
+            "--ignore-not-found",
+        ]
         self.lab.cluster.kubectl_run(*words)
 
     def kumulusctl(self, *words: str, check: bool = True) -> commands.Finished:
