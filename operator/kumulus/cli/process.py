@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.tree import Tree
 
+from kumulus.kube.errors import KubeError
 from kumulus.runtime import logging as kumulus_logging
 from kumulus.runtime import settings as process_settings
 from kumulus.runtime.modules import ModuleTree, Node, State, discover
@@ -52,7 +53,7 @@ def run(
 
     try:
         asyncio.run(main())
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, KubeError) as error:
         sys.stderr.write(f"kumulus: {error}\n")
         raise typer.Exit(1) from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -60,6 +61,21 @@ def _proxy_for(url: str) -> str | None:
     return getproxies().get(parts.scheme)
 
 
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """The lines of a stream, however long: aiohttp's own splitting gives up at 512 KiB, and an object may have 1.5 MiB."""
+    rest = bytearray()
+    async for chunk in content.iter_any():
+        rest += chunk
+        if b"\n" in chunk:
+            *whole, last = rest.split(b"\n")
+            rest = bytearray(last)
+            for line in whole:
+                if line.strip():
+                    yield bytes(line)
+    if rest.strip():
+        yield bytes(rest)
+
+
 class KubeClient:
     """One API server, one identity."""
 
@@ -98,17 +114,20 @@ class KubeClient:
     ) -> KubeClient:
         """Connect as kubectl would: the given kubeconfig, else $KUBECONFIG, else the pod's own service account.
 
-        While `may_write` says no, writes raise `errors.NotLeading` before they are sent.
+        While `may_write` says no, writes raise `errors.NotLeading` before they are sent. Raises `errors.NoCluster`.
         """
         configuration = kube_client.Configuration()
         try:
             await kube_config.load_kube_config(
                 config_file=str(path) if path else None, client_configuration=configuration
             )
-        except kube_config.ConfigException:
+        except kube_config.ConfigException as error:
             if path is not None:
-                raise
-            kube_config.load_incluster_config(client_configuration=configuration)
+                raise errors.NoCluster(f"{path}: {error}") from error
+            try:
+                kube_config.load_incluster_config(client_configuration=configuration)
+            except kube_config.ConfigException:
+                raise errors.NoCluster(f"{error} Set $KUBECONFIG, or name one by --kubeconfig.") from error
         return cls(configuration, user_agent=user_agent, on_write=on_write, may_write=may_write, pool_size=pool_size)
 
     @classmethod
@@ -249,7 +268,8 @@ class KubeClient:
             "watch": "1",
             "allowWatchBookmarks": "true",
             "resourceVersion": since,
-            "timeoutSeconds": str(WATCH_SECONDS),
+            # Spread, so that a thousand agents do not begin anew together.
+            "timeoutSeconds": str(random.randint(WATCH_SECONDS * 4 // 5, WATCH_SECONDS)),  # noqa: S311
         }
         if fields:
             query["fieldSelector"] = fields
@@ -257,7 +277,7 @@ class KubeClient:
         try:
             if response.status >= 400:
                 raise errors.from_response(response.status, await response.read())
-            async for line in response.content:
+            async for line in _lines(response.content):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
                     status = event["object"]

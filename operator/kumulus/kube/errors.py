@@ -19,6 +19,12 @@ class NotLeading(KubeError):
     """Not sent: the process has stopped leading in the middle of a pass, and somebody else may lead by now."""
 
 
+class NoCluster(KubeError):
+    """Nothing says which API server to talk to, or what says it cannot be read."""
+
+    retryable = False
+
+
 class ApiError(KubeError):
     """The API server answered with an error.
 
