@@ -99,7 +99,7 @@ async def test_two_processes_one_leader_an_outage_and_a_handover(
             for name in (one, two):
                 await client.delete(Host.KIND, name)
             for name in (one, two):
-                await until(lambda name=name: gone(name), "a host that never joined goes, with its namespace", 60)
+                await until(lambda name=name: gone(name), "a host that never joined goes, with its namespace", 120)
             assert second.port is not None
         assert await holder(client, namespace) is None, "the seat is given back"
         await client.delete(Zone.KIND, tag)

@@ -183,6 +183,10 @@ class NativeCluster(ControlPlane):
             [
                 self.binaries.controller_manager,
                 f"--kubeconfig={self._manager_kubeconfig}",
+                # A hundred namespaces that go at once are common in a lab; by default that takes minutes.
+                "--kube-api-qps=400",
+                "--kube-api-burst=800",
+                "--concurrent-namespace-syncs=20",
                 f"--root-ca-file={self._pki / 'ca.crt'}",
                 f"--service-account-private-key-file={self._pki / 'service-accounts.key'}",
                 "--use-service-account-credentials=true",
@@ -190,7 +194,6 @@ class NativeCluster(ControlPlane):
                 "--leader-elect=false",
                 "--bind-address=127.0.0.1",
                 f"--secure-port={self.ports[3]}",
-                "--concurrent-namespace-syncs=10",
                 "--concurrent-gc-syncs=10",
             ]
         )
