@@ -1,0 +1,147 @@
+"""What wakes a machine: which changes elsewhere mean a pass over it. Reads caches, writes nothing."""
+
+from __future__ import annotations
+
+from kumulus.api.compute import InstanceType, VirtualMachine
+from kumulus.api.fabric import Host, HostPhase, Zone
+from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.storage import ClusterImage, Image, StoragePool
+from kumulus.kube.store import Key
+from kumulus.runtime.reconciler import Caches, Enqueue
+from kumulus_controllers.compute.scope import AnyImage
+from kumulus_controllers.orders import work_orders
+
+WOKEN = 32
+"""So many machines that wait for room are woken when some comes, in turn: each looks at every host."""
+
+USES = "uses"
+UNPLACED = "unplaced"
+HOST = "host"
+
+
+def _uses(vm: VirtualMachine) -> list[str]:
+    """What the machine waits for by name, while it is not placed."""
+    if vm.status.host is not None:
+        return []
+    names = [f"image/{disk.ephemeral.image}" for disk in vm.spec.disks if disk.ephemeral]
+    if vm.spec.instance_type:
+        names.append(f"instancetype/{vm.spec.instance_type}")
+    return names
+
+
+class Wakeups:
+    """Listens for the machines' sake."""
+
+    def __init__(self, caches: Caches) -> None:
+        self._machines = caches.store(VirtualMachine)
+        self._types = caches.store(InstanceType)
+        self._images = caches.store(Image)
+        self._cluster_images = caches.store(ClusterImage)
+        self._hosts = caches.store(Host)
+        self._zones = caches.store(Zone)
+        self._pools = caches.store(StoragePool)
+        self._orders = work_orders(caches)
+        self._turn = 0
+        self._machines.add_index(USES, _uses)
+        self._machines.add_index(HOST, lambda vm: (vm.status.host,) if vm.status.host else ())
+        self._machines.add_index(UNPLACED, lambda vm: () if vm.status.host else ("yes",))
+
+    def attach(self, enqueue: Enqueue) -> None:
+        """Listen to the stores whose changes mean a pass. Called once."""
+
+        def machine_changed(before: VirtualMachine | None, after: VirtualMachine | None) -> None:
+            item = after or before
+            if item is not None and not (before and after and _same_but_status(before, after)):
+                enqueue(Key(item.namespace, item.name), urgent=item.deleting)
+            if before is not None and after is None:
+                self._retry_unplaced(enqueue)
+
+        def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
+            order = after or before
+            if order is not None and order.spec.type is WorkType.INSTANCE:
+                enqueue(Key(order.spec.for_.namespace, order.spec.for_.name), urgent=True)
+            elif after is not None and after.spec.type is WorkType.POOL and _room(before) != _room(after):
+                self._retry_unplaced(enqueue)
+
+        def image_changed(before: AnyImage | None, after: AnyImage | None) -> None:
+            item = after or before
+            if item is not None and not (
+                before and after and before.status.conditions == after.status.conditions and before.spec == after.spec
+            ):
+                self._enqueue_users(enqueue, f"image/{item.name}", item.namespace)
+
+        def type_changed(before: InstanceType | None, after: InstanceType | None) -> None:
+            item = after or before
+            if item is not None:
+                self._enqueue_users(enqueue, f"instancetype/{item.name}", None)
+
+        def host_changed(before: Host | None, after: Host | None) -> None:
+            item = after or before
+            if item is None:
+                return
+            if before is None or after is None or before.status.phase is not after.status.phase:
+                for vm in self._machines.by(HOST, item.name):
+                    enqueue(Key(vm.namespace, vm.name))
+            if after is not None and (before is None or _offer(before) != _offer(after)):
+                self._retry_unplaced(enqueue)
+
+        def pool_changed(before: StoragePool | None, after: StoragePool | None) -> None:
+            if before is not None and after is not None and before.spec != after.spec:
+                self._retry_unplaced(enqueue)
+
+        def zone_changed(before: Zone | None, after: Zone | None) -> None:
+            if before is None:
+                self._retry_unplaced(enqueue)
+
+        self._machines.listen(machine_changed)
+        self._orders.listen(order_changed)
+        self._images.listen(image_changed)
+        self._cluster_images.listen(image_changed)
+        self._types.listen(type_changed)
+        self._hosts.listen(host_changed)
+        self._pools.listen(pool_changed)
+        self._zones.listen(zone_changed)
+
+    def _enqueue_users(self, enqueue: Enqueue, what: str, namespace: str | None) -> None:
+        for vm in self._machines.by(USES, what):
+            if namespace is None or vm.namespace == namespace:
+                enqueue(Key(vm.namespace, vm.name))
+
+    def _retry_unplaced(self, enqueue: Enqueue) -> None:
+        """Room has come: let the next few that wait try. Each that fits makes no room, so the rest need not be asked."""
+        waiting = self._machines.by(UNPLACED, "yes")
+        for vm in (
+            (waiting[self._turn % len(waiting) :] + waiting[: self._turn % len(waiting)])[:WOKEN] if waiting else ()
+        ):
+            enqueue(Key(vm.namespace, vm.name))
+        self._turn += WOKEN
+
+
+def _same_but_status(before: VirtualMachine, after: VirtualMachine) -> bool:
+    """Whether only the status changed, which is our own writing."""
+    return (
+        before.uid == after.uid
+        and before.metadata.generation == after.metadata.generation
+        and before.metadata.deletion_timestamp == after.metadata.deletion_timestamp
+        and before.metadata.finalizers == after.metadata.finalizers
+        and before.metadata.annotations == after.metadata.annotations
+        and before.status.host == after.status.host
+    )
+
+
+def _room(order: WorkOrder | None) -> tuple[object, ...]:
+    """What of a pool's work order decides whether disks fit into it."""
+    if order is None:
+        return ()
+    return (order.status.state, order.deleting, order.status.pool.capacity if order.status.pool else None)
+
+
+def _offer(host: Host) -> tuple[object, ...]:
+    """What of a host decides whether machines fit on it."""
+    return (
+        host.status.phase is HostPhase.READY,
+        host.status.allocatable,
+        host.spec.unschedulable,
+        host.spec.taints,
+        dict(host.metadata.labels),
+    )
