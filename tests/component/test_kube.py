@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -94,6 +95,29 @@ async def test_a_name_that_is_a_path_reads_nothing_of_others(cluster: NativeClus
         await client.create(SECRET, {"metadata": {"name": "theirs"}, "stringData": {"key": "secret"}}, namespace)
         assert await client.find(SECRET, "theirs", namespace) is not None
         assert await client.find(SECRET, f"../../{namespace}/secrets/theirs", "default") is None
+
+
+async def test_a_closed_client_leaves_no_socket_behind(cluster: NativeCluster, namespace: str) -> None:
+    def sockets() -> set[str]:
+        return {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+
+    before = sockets()
+    async with connected(cluster) as client:
+        await client.create(LEASE, lease("one"), namespace)
+        watch = aiter(client.watch(LEASE, namespace, since="0"))
+        assert (await anext(watch)).type == "ADDED"
+        assert sockets() - before
+        # A server that says nothing answers no good-bye either.
+        cluster.freeze_apiserver()
+        try:
+            call = asyncio.create_task(client.get(LEASE, "one", namespace))
+            await asyncio.sleep(0)
+            call.cancel()
+            await cast(AsyncGenerator[WatchEvent, None], watch).aclose()
+            await client.close()
+            assert sockets() <= before
+        finally:
+            cluster.thaw_apiserver()
 
 
 @asynccontextmanager

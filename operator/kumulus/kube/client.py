@@ -19,6 +19,7 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from kubernetes.aio import client as kube_client
 from kubernetes.aio import config as kube_config
 
@@ -61,6 +62,47 @@ def _proxy_for(url: str) -> str | None:
     return getproxies().get(parts.scheme)
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Closed when its last socket is.
+
+    aiohttp forgets a connection that was given up (a watch that ended, a request that was cancelled) while the two
+    sides still say good-bye, and a loop that ends meanwhile leaves its socket open.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._sockets: dict[asyncio.Future[None], asyncio.BaseTransport] = {}
+
+    async def _create_connection(self, *args: Any, **more: Any) -> ResponseHandler:
+        protocol = await super()._create_connection(*args, **more)
+        closed, transport = protocol.closed, protocol.transport
+        if closed is not None and transport is not None:
+            self._sockets[closed] = transport
+            closed.add_done_callback(self._forget)
+        return protocol
+
+    def _forget(self, closed: asyncio.Future[None]) -> None:
+        self._sockets.pop(closed, None)
+        if not closed.cancelled():
+            closed.exception()
+
+    async def close(self, *, abort_ssl: bool = False) -> None:
+        """Close all connections, without a good-bye, and return when they are."""
+        await super().close(abort_ssl=abort_ssl)
+        for transport in self._sockets.values():
+            if isinstance(transport, asyncio.Transport):
+                transport.abort()
+        if self._sockets:
+            await asyncio.wait(list(self._sockets), timeout=1.0)
+
+
+class _Rest(kube_client.rest.RESTClientObject):  # type: ignore[misc]
+    """The library's connections, through our connector."""
+
+    def _create_connector(self) -> aiohttp.TCPConnector:
+        return _Connector(limit=self.maxsize, ssl=self.ssl_context)
+
+
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     """The lines of a stream, however long: aiohttp's own splitting gives up at 512 KiB, and an object may have 1.5 MiB."""
     rest = bytearray()
@@ -96,7 +138,7 @@ class KubeClient:
         configuration.proxy = configuration.proxy or _proxy_for(str(configuration.host))
         configuration.client_session_kwargs = {"trust_env": False}
         self._configuration = configuration
-        self._rest = kube_client.rest.RESTClientObject(configuration)
+        self._rest = _Rest(configuration)
         self._user_agent = user_agent
         self._token = token
         self._on_write = on_write
