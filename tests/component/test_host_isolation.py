@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 
 from kumulus.api.base import FINALIZER, Kind, Scope
 from kumulus.api.compute import VirtualMachine
@@ -33,6 +34,7 @@ Raw = dict[str, Any]
 UID = "6f3a0c7e-9d1b-4c55-8a2e-0123456789ab"
 MERGE = "application/merge-patch+json"
 RBAC = "rbac.authorization.k8s.io"
+ADMISSION = "admissionregistration.k8s.io"
 
 
 def builtin(group: str, kind: str, plural: str, scope: Scope = Scope.NAMESPACED, version: str = "v1") -> Kind:
@@ -44,29 +46,44 @@ ACCOUNT = builtin("", "ServiceAccount", "serviceaccounts")
 NAMESPACE = builtin("", "Namespace", "namespaces", Scope.CLUSTER)
 LEASES = builtin("coordination.k8s.io", "Lease", "leases")
 BINDING = builtin(RBAC, "RoleBinding", "rolebindings")
+ROLE = builtin(RBAC, "Role", "roles")
+CLUSTER_ROLE = builtin(RBAC, "ClusterRole", "clusterroles", Scope.CLUSTER)
+CLUSTER_BINDING = builtin(RBAC, "ClusterRoleBinding", "clusterrolebindings", Scope.CLUSTER)
 OTHERS = (
     SECRET,
     ACCOUNT,
     LEASES,
     BINDING,
-    builtin(RBAC, "Role", "roles"),
+    ROLE,
     builtin("", "ConfigMap", "configmaps"),
     builtin("", "Pod", "pods"),
     builtin("", "Event", "events"),
+    builtin("", "Service", "services"),
+    builtin("", "PersistentVolumeClaim", "persistentvolumeclaims"),
     builtin("apps", "Deployment", "deployments"),
+    builtin("apps", "DaemonSet", "daemonsets"),
+    builtin("batch", "Job", "jobs"),
+    builtin("networking.k8s.io", "NetworkPolicy", "networkpolicies"),
     NAMESPACE,
     builtin("", "Node", "nodes", Scope.CLUSTER),
-    builtin(RBAC, "ClusterRole", "clusterroles", Scope.CLUSTER),
-    builtin(RBAC, "ClusterRoleBinding", "clusterrolebindings", Scope.CLUSTER),
+    CLUSTER_ROLE,
+    CLUSTER_BINDING,
     builtin("apiextensions.k8s.io", "CustomResourceDefinition", "customresourcedefinitions", Scope.CLUSTER),
-    builtin("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", Scope.CLUSTER),
+    builtin(ADMISSION, "ValidatingAdmissionPolicy", "validatingadmissionpolicies", Scope.CLUSTER),
+    builtin(ADMISSION, "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", Scope.CLUSTER),
+    builtin(ADMISSION, "ValidatingWebhookConfiguration", "validatingwebhookconfigurations", Scope.CLUSTER),
+    builtin(ADMISSION, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", Scope.CLUSTER),
+    builtin("apiregistration.k8s.io", "APIService", "apiservices", Scope.CLUSTER),
+    builtin("", "PersistentVolume", "persistentvolumes", Scope.CLUSTER),
     builtin("certificates.k8s.io", "CertificateSigningRequest", "certificatesigningrequests", Scope.CLUSTER),
 )
 ALL = (*(resource.KIND for resource in KINDS), *OTHERS)
 SUBRESOURCES = {
     **{resource.KIND.plural: ("status",) for resource in KINDS if resource.KIND.status},
     "serviceaccounts": ("token",),
-    "pods": ("exec", "log", "status"),
+    "pods": ("attach", "ephemeralcontainers", "eviction", "exec", "log", "portforward", "status"),
+    "services": ("proxy",),
+    "deployments": ("scale", "status"),
     "nodes": ("proxy", "status"),
     "namespaces": ("finalize", "status"),
     "certificatesigningrequests": ("approval", "status"),
@@ -83,6 +100,7 @@ class HostSide:
 
     name: str
     namespace: str
+    token: str
     agent: Cluster
 
 
@@ -160,8 +178,8 @@ def hosts(api: Cluster, login: Any) -> Iterator[tuple[HostSide, HostSide]]:
         api.create(HostReport.KIND, {"metadata": {"name": name}, "spec": {}}, namespace)
         api.create(SECRET, {"metadata": {"name": "seed"}, "stringData": {"user-data": "secret"}}, namespace)
         api.create(LEASES, {"metadata": {"name": LEASE}, "spec": {"holderIdentity": name}}, namespace)
-        agent = login(token(api, namespace, AGENT_SERVICE_ACCOUNT, expirationSeconds=3600))
-        made.append(HostSide(name, namespace, agent))
+        secret = token(api, namespace, AGENT_SERVICE_ACCOUNT, expirationSeconds=3600)
+        made.append(HostSide(name, namespace, secret, login(secret)))
     yield made[0], made[1]
     for side in made:
         for raw in api.objects(WorkOrder.KIND, side.namespace):
@@ -193,7 +211,9 @@ def cells(places: tuple[str | None, ...]) -> Iterator[Cell]:
         for place in places if kind.namespaced else (None,):
             for verb, method in MANY.items():
                 yield Cell(verb, method, kind.path(place), {"watch": "1"} if verb == "watch" else {})
-            yield Cell("list one", "GET", kind.path(place), {"fieldSelector": f"metadata.name={name}"})
+            one = {"fieldSelector": f"metadata.name={name}"}
+            yield Cell("list one", "GET", kind.path(place), one)
+            yield Cell("watch one", "GET", kind.path(place), {"watch": "1", **one})
             if kind.namespaced and place is None:
                 continue
             for sub in (None, *SUBRESOURCES.get(kind.plural, ())):
@@ -230,15 +250,67 @@ def versions(api: Cluster, namespace: str) -> Mapping[str, str]:
 
 
 def test_nothing_of_another_host_or_of_the_cluster_is_within_reach(
-    api: Cluster, hosts: tuple[HostSide, HostSide]
+    api: Cluster, namespace: str, hosts: tuple[HostSide, HostSide]
 ) -> None:
     a, b = hosts
     before = versions(api, b.namespace)
-    matrix = list(cells((b.namespace, "kube-system", "kumulus-system", "default", "kube-public", None)))
-    answers = {str(cell): status_of(a.agent, cell) for cell in matrix}
-    assert len(matrix) > 1000
+    tenant, system = namespace, ("kube-system", "kumulus-system", "default", "kube-public", "kube-node-lease")
+    answers = {str(cell): status_of(a.agent, cell) for cell in cells((b.namespace, tenant, *system, None))}
+    assert len(answers) >= 2000
     assert {cell: status for cell, status in answers.items() if status != 403} == {}
     assert versions(api, b.namespace) == before
+
+
+@pytest.mark.parametrize("home", [True, False], ids=["at home", "of another"])
+def test_an_agent_gives_itself_no_rights(api: Cluster, hosts: tuple[HostSide, HostSide], home: bool) -> None:
+    a, b = hosts
+    place = (a if home else b).namespace
+    everything = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*", "escalate", "bind", "impersonate"]}]
+    me = [{"kind": "ServiceAccount", "name": AGENT_SERVICE_ACCOUNT, "namespace": a.namespace}]
+    roles = (
+        (ROLE, {"rules": everything}, place),
+        (CLUSTER_ROLE, {"rules": everything}, None),
+        *(
+            (kind, {"roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role}, "subjects": me}, where)
+            for kind, where in ((BINDING, place), (CLUSTER_BINDING, None))
+            for role in ("cluster-admin", "admin", "kumulus-controllers", "kumulus-host-agent")
+        ),
+    )
+    for kind, body, where in roles:
+        with pytest.raises(errors.Refused) as refused:
+            a.agent.create(kind, {"metadata": {"name": "grab"}, **body}, where)
+        assert refused.value.status == 403
+    for kind, name, change in (
+        (CLUSTER_ROLE, "kumulus-host-agent", {"rules": everything}),
+        (CLUSTER_BINDING, "kumulus-controllers", {"subjects": me}),
+        (BINDING, AGENT_SERVICE_ACCOUNT, {"subjects": me}),
+    ):
+        with pytest.raises(errors.Refused) as refused:
+            a.agent.patch(kind, name, change, place if kind.namespaced else None)
+        assert refused.value.status == 403
+
+
+def test_an_agent_cannot_act_as_somebody_else(api: Cluster, namespace: str, hosts: tuple[HostSide, HostSide]) -> None:
+    a, b = hosts
+    account = "system:serviceaccount:{}:{}".format
+    somebody = (
+        {"Impersonate-User": account(b.namespace, AGENT_SERVICE_ACCOUNT)},
+        {"Impersonate-User": account("kumulus-system", "kumulus-controllers")},
+        {"Impersonate-User": account(a.namespace, AGENT_SERVICE_ACCOUNT), "Impersonate-Group": "system:masters"},
+        {"Impersonate-User": "system:admin", "Impersonate-Group": "system:masters"},
+        {"Impersonate-User": "system:kube-controller-manager"},
+        {"Impersonate-User": "system:node:iso-b", "Impersonate-Group": "system:nodes"},
+        {"Impersonate-User": "alice", "Impersonate-Uid": UID, "Impersonate-Extra-scopes": "x"},
+    )
+    got: dict[tuple[str, ...], int] = {}
+    with urllib3.PoolManager(ca_cert_data=(api.ca or b"").decode()) as pool:
+        for kind in (SECRET, WorkOrder.KIND, BINDING, VirtualMachine.KIND):
+            for where in (a.namespace, b.namespace, namespace, "kube-system", "kumulus-system"):
+                for who in somebody:
+                    headers = {"Authorization": f"Bearer {a.token}", **who}
+                    answer = pool.request("GET", api.server + kind.path(where), headers=headers)
+                    got[kind.plural, where, *who.values()] = answer.status
+    assert {request: status for request, status in got.items() if status != 403} == {}
 
 
 def test_a_join_token_reaches_nothing_either(api: Cluster, login: Any, hosts: tuple[HostSide, HostSide]) -> None:
@@ -533,8 +605,8 @@ def test_a_host_s_life_as_the_controllers_make_it(api: Cluster, controllers: Clu
     bind(controllers, home, JOIN_SERVICE_ACCOUNT, "kumulus-host-join")
     controllers.create(WorkOrder.KIND, order(), home)
     controllers.patch(WorkOrder.KIND, "instance-1", {"spec": {"term": 3}}, home)
-    side = HostSide("iso-c", home, login(token(api, home, AGENT_SERVICE_ACCOUNT, expirationSeconds=600)))
-    assert side.agent.get(WorkOrder.KIND, "instance-1", home)["spec"]["term"] == 3
+    agent = login(token(api, home, AGENT_SERVICE_ACCOUNT, expirationSeconds=600))
+    assert agent.get(WorkOrder.KIND, "instance-1", home)["spec"]["term"] == 3
     with pytest.raises(errors.Refused):
         controllers.request(
             "PATCH",
@@ -553,13 +625,12 @@ def test_an_operator_joins_hosts_and_reads_no_secret(
 ) -> None:
     a, _ = hosts
     api.create(ACCOUNT, {"metadata": {"name": "olga"}}, namespace)
-    roles = builtin(RBAC, "ClusterRoleBinding", "clusterrolebindings", Scope.CLUSTER)
     body = {
         "metadata": {"name": f"olga-{namespace}"},
         "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "kumulus-operator"},
         "subjects": [{"kind": "ServiceAccount", "name": "olga", "namespace": namespace}],
     }
-    api.create(roles, body)
+    api.create(CLUSTER_BINDING, body)
     try:
         olga = login(token(api, namespace, "olga"))
         deadline.until(lambda: "create secrets" in allowed(olga, a.namespace), "the role", seconds=10)
@@ -579,7 +650,7 @@ def test_an_operator_joins_hosts_and_reads_no_secret(
             olga.create(WorkOrder.KIND, order(), a.namespace)
         assert olga.objects(WorkOrder.KIND, a.namespace)
     finally:
-        api.delete(roles, f"olga-{namespace}")
+        api.delete(CLUSTER_BINDING, f"olga-{namespace}")
 
 
 def test_a_tenant_with_everything_in_its_namespace_still_makes_secrets(
