@@ -1,14 +1,16 @@
-"""Every manifest in the guides and examples is one that the API server takes."""
+"""Every manifest in the guides and examples is one that the API server takes, and bindings give what the guides say."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from kumulus_lab import deadline
 from kumulus_lab.cluster import NativeCluster
 
 pytestmark = pytest.mark.cluster
@@ -32,6 +34,32 @@ def test_a_manifest_of_the_guides_is_taken(cluster: NativeCluster, namespace: st
     cluster.kubectl_run(
         "-n", namespace, "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-", stdin=manifest
     )
+
+
+_BINDING = re.compile(r"^kubectl (create (?:clusterrolebinding|rolebinding) .*)$", re.MULTILINE)
+
+
+def test_the_bindings_of_the_operator_guide_give_tenants_their_rights(cluster: NativeCluster, namespace: str) -> None:
+    """With the first, tenants see their machines; only with the second what is offered."""
+    group = f"team-{namespace}"
+    guide = (ROOT / "docs/operator-guide.md").read_text().replace("shop-team", group)
+    commands = [shlex.split(line.replace("=shop", f"={namespace}"), comments=True) for line in _BINDING.findall(guide)]
+
+    def sees(kind: str) -> bool:
+        words = ("get", kind, "-n", namespace, "--as=alice", f"--as-group={group}")
+        return cluster.kubectl_run(*words, check=False).returncode == 0
+
+    role, catalog = commands
+    offers = ("instancetypes", "clusterimages", "zones")
+    try:
+        cluster.kubectl_run(*role)
+        deadline.until(lambda: sees("virtualmachines"), "the tenant's role", seconds=20)
+        assert [sees(kind) for kind in offers] == [False] * 3
+        cluster.kubectl_run(*catalog)
+        deadline.until(lambda: all(sees(kind) for kind in offers), "the catalog", seconds=20)
+        assert not sees("storagepools")
+    finally:
+        cluster.kubectl_run("delete", "clusterrolebinding", catalog[2], "--ignore-not-found")
 
 
 def test_the_quickstart_applies_in_one_go_once_its_placeholders_are_filled_in(cluster: NativeCluster) -> None:

@@ -203,6 +203,7 @@ def test_an_operator_without_an_administrators_rights_can_add_hosts(
         assert who(as_joining(json.loads(said.out), tmp_path)).endswith(":kumulus-join")
         for words in (["host", "list"], ["host", "show", name], ["status"], ["host", "cordon", name]):
             assert run(*words, kubeconfig=operator).code == 0
+        assert "may not see" not in run("status", kubeconfig=operator).out
     finally:
         cluster.kubectl_run("delete", "clusterrolebinding", binding)
 
