@@ -42,11 +42,13 @@ fmt: setup ## Format the sources, and repair what can be repaired without though
 	@$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-generate: setup ## Write the CRDs and the reference from the models.
+generate: setup ## Write the CRDs, the reference and the table of states from what is in the code.
 	@$(BIN)/python -m kumulus.crdgen
+	$(BIN)/python -m kumulus_agents.agent.state_table
 
-verify: setup ## Fail when generated files differ from what the models say.
+verify: setup ## Fail when generated files differ from what the code says.
 	@$(BIN)/python -m kumulus.crdgen --check
+	$(BIN)/python -m kumulus_agents.agent.state_table --check
 
 bench: setup ## Measure creation, deletion, API writes and memory, beside the floor; results as JSON in bench-results/.
 	@$(BIN)/kumulus-lab prepare

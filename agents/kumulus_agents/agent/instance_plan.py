@@ -2,7 +2,8 @@
 
 A pass observes, plans, acts and observes again until the plan has no steps; then it reports. All
 that decides about a machine's life (epochs, power, restarts, deletion) is here and in the two
-modules beside it. The table at the end is the whole state machine.
+modules beside it. The table at the end is the whole state machine; `state_table` renders it, and the
+first lines of the docstrings of what is in it, into the documentation.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def _remark(scope: Scope, wanted: PowerState) -> tuple[Mark, ...]:
 
 
 def _start(scope: Scope) -> Plan:
+    """Make what is missing and start it; pause it at once if that is wanted."""
     marks = marks_of(scope)
     restarts = marks.restarts if marks is not None and marks.epoch == scope.order.epoch else 0
     return _start_with(scope, restarts)
@@ -110,6 +112,7 @@ def _start_with(scope: Scope, restarts: int) -> Plan:
 
 
 def _after_end(scope: Scope) -> Plan:
+    """Start it again if `restartPolicy` says so, after pauses that grow; else leave it off."""
     policy, exit_reason = scope.order.restart_policy, exit_of(scope)
     if policy is RestartPolicy.NEVER or (policy is RestartPolicy.ON_FAILURE and exit_reason is ExitReason.SHUTDOWN):
         reason, message = ENDINGS[exit_reason]
@@ -142,18 +145,22 @@ ENDINGS: Mapping[ExitReason, tuple[str, str]] = {
 
 
 def _keep(scope: Scope) -> Plan:
+    """Leave it on."""
     return Plan(_remark(scope, scope.order.power), state=WorkState.RUNNING)
 
 
 def _pause(scope: Scope) -> Plan:
+    """Halt its CPUs."""
     return Plan((*_remark(scope, PowerState.PAUSED), Pause()))
 
 
 def _keep_paused(scope: Scope) -> Plan:
+    """Leave it paused."""
     return Plan(_remark(scope, PowerState.PAUSED), state=WorkState.PAUSED)
 
 
 def _resume(scope: Scope) -> Plan:
+    """Let its CPUs go on; if it paused by itself, not again before 10 s have passed."""
     since, marks = scope.memory.resumed_at, marks_of(scope)
     by_itself = marks is not None and marks.wanted is PowerState.RUNNING
     if by_itself and since is not None and scope.now < since + RESUME_EVERY:
@@ -167,6 +174,7 @@ def _resume(scope: Scope) -> Plan:
 
 
 def _stop(scope: Scope) -> Plan:
+    """Press its power button until it is off or its grace period ends, then force it off."""
     return _stop_within(scope, float(scope.order.stop.grace_period_seconds))
 
 
@@ -189,10 +197,12 @@ def _stop_within(scope: Scope, grace: float) -> Plan:
 
 
 def _record_stop(scope: Scope) -> Plan:
+    """Note that it is to be off, and leave it off."""
     return Plan(_remark(scope, PowerState.STOPPED), state=WorkState.STOPPED)
 
 
 def _stay_off(_: Scope) -> Plan:
+    """Leave it off."""
     return Plan(state=WorkState.STOPPED)
 
 

@@ -21,7 +21,9 @@ class Situation(StrEnum):
     ENDED = "Ended"
     """Off although it was wanted to run: the guest or QEMU ended by itself, or the host was restarted."""
     RUNNING = "Running"
+    """On, and its CPUs run."""
     PAUSED = "Paused"
+    """On, and its CPUs are halted: by us, by somebody on the host, or by itself when its storage fails."""
     STOPPING = "Stopping"
     """On, and a stop has begun or a restart is asked for. A stop that has begun is finished."""
 
