@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 
 import structlog
 import typer
+import uvloop
 from prometheus_client import Gauge
 
 from kumulus.api.quantity import to_bytes
@@ -68,7 +69,7 @@ def run(
     logging.configure()
     try:
         settings = agent_settings.load(state, {"hypervisor": hypervisor, "http_port": http_port})
-        asyncio.run(_run(StateDirectory(state), settings))
+        uvloop.run(_run(StateDirectory(state), settings))
     except (IdentityProblem, SettingsProblem, DriverError, OSError) as problem:
         _fail(str(problem))
 
@@ -90,7 +91,7 @@ def fleet(
         settings = agent_settings.load(None, {"hypervisor": drivers.SIMULATED, "http_port": http_port})
         wanted = FleetSettings(count, prefix, zone, drivers.fleet_timings(settings))
         simulation = drivers.Simulation(cpus=cpus, memory=to_bytes(memory), start_seconds=start_delay / 1000)
-        asyncio.run(_fleet(kubeconfig, settings, wanted, simulation))
+        uvloop.run(_fleet(kubeconfig, settings, wanted, simulation))
     except (SettingsProblem, DriverError, KubeError, ValueError, OSError) as problem:
         _fail(str(problem))
 

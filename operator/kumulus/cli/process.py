@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import uvloop
 from pydantic import ValidationError
 from rich.console import Console
 from rich.tree import Tree
@@ -52,7 +52,7 @@ def run(
         await Process(_settings(module, without, kubeconfig, http_port)).run()
 
     try:
-        asyncio.run(main())
+        uvloop.run(main())
     except (OSError, RuntimeError, KubeError) as error:
         sys.stderr.write(f"kumulus: {error}\n")
         raise typer.Exit(1) from error

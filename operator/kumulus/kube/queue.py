@@ -8,9 +8,10 @@ Used from one event loop only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import random
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
@@ -32,7 +33,8 @@ class WorkQueue(Generic[K]):
         self._heap: list[tuple[float, int, K]] = []
         self._sequence = 0
         self._failures: dict[K, int] = {}
-        self._wake = asyncio.Event()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._alarm: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._urgent) + len(self._ready)
@@ -57,12 +59,13 @@ class WorkQueue(Generic[K]):
         if key in self._running:
             self._running[key] = bool(self._running[key]) or urgent
             return
-        if urgent:
-            self._ready.pop(key, None)
+        if key in self._urgent or (not urgent and key in self._ready):
+            return
+        if urgent and self._ready.pop(key, self) is None:
             self._urgent[key] = None
-        elif key not in self._urgent:
-            self._ready[key] = None
-        self._wake.set()
+            return
+        (self._urgent if urgent else self._ready)[key] = None
+        self._wake_one()
 
     def add_after(self, key: K, delay: float) -> None:
         """Have a pass in `delay` seconds at the latest; an earlier one that is planned stays."""
@@ -73,7 +76,8 @@ class WorkQueue(Generic[K]):
         self._due[key] = due
         self._sequence += 1
         heapq.heappush(self._heap, (due, self._sequence, key))
-        self._wake.set()
+        if self._heap[0][2] == key:
+            self._set_alarm()
 
     def retry(self, key: K) -> float:
         """Have another pass after a failure: 1 s, doubling to 60 s, with jitter. Returns the seconds."""
@@ -89,38 +93,48 @@ class WorkQueue(Generic[K]):
 
     async def get(self) -> K:
         """The next key; call `done` with it afterwards."""
-        while True:
-            wait = self._release_due()
-            lane = self._urgent or self._ready
-            if lane:
-                key, _ = lane.popitem(last=False)
-                self._running[key] = None
-                return key
-            self._wake.clear()
+        while not (lane := self._urgent or self._ready):
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
             try:
-                async with asyncio.timeout(wait):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+                await waiter
+            except BaseException:
+                with contextlib.suppress(ValueError):
+                    self._waiting.remove(waiter)
+                if self._urgent or self._ready:  # it may have been woken already, and another must do what it will not
+                    self._wake_one()
+                raise
+        key, _ = lane.popitem(last=False)
+        self._running[key] = None
+        return key
 
     def done(self, key: K) -> None:
         """The pass over `key` has ended, however."""
         again = self._running.pop(key)
         if again is not None:
             self.add(key, urgent=again)
-        elif self._urgent or self._ready:
-            self._wake.set()
 
-    def _release_due(self) -> float | None:
+    def _wake_one(self) -> None:
+        """One key, one worker: waking them all for each key cost more than the passes."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_at(self._heap[0][0], self._release_due) if self._heap else None
+
+    def _release_due(self) -> None:
         now = asyncio.get_running_loop().time()
         while self._heap:
             due, _, key = self._heap[0]
-            if self._due.get(key) != due:
-                heapq.heappop(self._heap)
-                continue
-            if due > now:
-                return due - now
+            if self._due.get(key) == due:
+                if due > now:
+                    break
+                del self._due[key]
+                self.add(key)
             heapq.heappop(self._heap)
-            del self._due[key]
-            self.add(key)
-        return None
+        self._set_alarm()

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import kopf
 import structlog
+import uvloop
 
 from kumulus.api.base import Kind
 
@@ -89,7 +90,7 @@ class KopfShell:
         for kind in self._kinds:
             self._register(registry, kind)
         try:
-            asyncio.run(
+            uvloop.run(
                 kopf.operator(
                     registry=registry,
                     settings=_settings(),

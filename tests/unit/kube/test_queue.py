@@ -160,6 +160,32 @@ def test_a_worker_cancelled_while_it_waits_takes_nothing_with_it() -> None:
     run(main())
 
 
+def test_a_key_wakes_one_worker_and_every_key_wakes_one() -> None:
+    async def main() -> None:
+        queue: WorkQueue[str] = WorkQueue()
+        woken: list[str] = []
+
+        async def work(name: str) -> None:
+            key = await queue.get()
+            woken.append(f"{name} {key}")
+
+        workers = [asyncio.create_task(work(str(number))) for number in range(4)]
+        await asyncio.sleep(0)
+        queue.add("a")
+        queue.add("a")
+        queue.add("a", urgent=True)
+        queue.add_after("b", 5)
+        queue.add_after("c", 5)
+        await asyncio.sleep(1)
+        assert woken == ["0 a"]
+        await asyncio.sleep(4.5)
+        assert woken == ["0 a", "1 b", "2 c"]
+        workers[3].cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+    run(main())
+
+
 KEYS = st.sampled_from("abcd")
 
 
@@ -209,7 +235,6 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         got = self.loop.run_until_complete(taken(self.queue))
-        self._ripen()
         if got is None:
             assert not self.pending
         else:
@@ -229,6 +254,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self._ripen()
         assert self.queue.running == len(self.running)
         assert self.queue.delayed == len(self.due)
 
