@@ -19,7 +19,7 @@ from kumulus.api.compute import USER_DATA_MAX, ConsoleRequest, InstanceType, Vir
 from kumulus.api.fabric import HOST_NAME_MAX, Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.registry import KINDS
-from kumulus.api.storage import ClusterImage, Image, StoragePool
+from kumulus.api.storage import ClusterImage, Image, ImageStatus, Progress, StoragePool, StoragePoolStatus
 from kumulus.cli.cluster import Cluster
 from kumulus.kube import errors
 from kumulus_lab import deadline
@@ -615,6 +615,26 @@ def test_columns_short_names_and_categories(cluster: NativeCluster, api: Cluster
         assert heading.split() == ["NAME", "PHASE", "HOST", "CPUS", "MEMORY", "AGE"]
         assert line.split()[1:5] == ["Running", "h1", "2", "2Gi"]
     assert "GuestRuns" in cluster.kubectl_run("-n", namespace, "get", "vm", "-o", "wide").stdout
+
+
+def test_sizes_are_shown_in_the_units_of_people(cluster: NativeCluster, api: Cluster, namespace: str) -> None:
+    progress = Progress(bytes=5 * 2**20, total=2**31)
+    create(api, made(Image), Image.KIND, namespace)
+    create(api, made(StoragePool, name=namespace), StoragePool.KIND, namespace)
+    try:
+        for kind, where, name, status in (
+            (Image.KIND, namespace, "web", ImageStatus(virtual_size=2**31, progress=progress)),
+            (StoragePool.KIND, None, namespace, StoragePoolStatus(capacity=105089261568, used=20 * 2**30)),
+        ):
+            path = kind.path(where, name, "status")
+            body = {"status": status.to_json()}
+            api.request("PATCH", path, body=body, content_type="application/merge-patch+json")
+        _, line = cluster.kubectl_run("-n", namespace, "get", "images", "-o", "wide").stdout.splitlines()
+        assert line.split()[2:5] == ["5Mi", "2Gi", "2Gi"], line
+        _, line = cluster.kubectl_run("get", "pools", namespace).stdout.splitlines()
+        assert line.split()[-3:-1] == ["97.9Gi", "20Gi"]
+    finally:
+        api.delete(StoragePool.KIND, namespace)
 
 
 @pytest.mark.parametrize("resource", KINDS)

@@ -46,7 +46,7 @@ async def test_a_long_import_shows_its_progress(cluster: NativeCluster) -> None:
     async with host_on(cluster.kubeconfig, simulated=slow) as host, host.running():
         await host.import_order()
         status = await host.until("image-1", state="Working", reason="Downloading")
-        assert status["disk"]["progress"]["total"] == 1 << 20
+        assert status["disk"]["progress"]["total"] == "1Mi"
         status = await host.until("image-1", state="Ready")
         assert "progress" not in status["disk"]
         assert host.count("patch", "WorkOrder") <= 4

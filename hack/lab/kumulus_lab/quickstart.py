@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from kumulus.api.quantity import to_bytes
 from kumulus_lab import places
 from kumulus_lab.controlplane import ControlPlane
 from kumulus_lab.errors import LabError
@@ -114,8 +115,8 @@ def images(cluster: ControlPlane) -> list[ImageProgress]:
                 ImageProgress(
                     name=item["metadata"]["name"],
                     phase=str(status.get("phase", _NOT_STARTED)),
-                    arrived=int(progress.get("bytes") or 0),
-                    total=int(total) if total else None,
+                    arrived=to_bytes(progress.get("bytes") or 0),
+                    total=to_bytes(total) if total else None,
                 )
             )
     return found

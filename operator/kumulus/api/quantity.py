@@ -9,7 +9,7 @@ import re
 from decimal import ROUND_CEILING, Decimal
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 _PATTERN = r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)(([KMGTPE]i)|[numkMGTPE]|([eE][-+]?[0-9]{1,2}))?$"
 _MAX_LENGTH = 32
@@ -46,6 +46,19 @@ def from_bytes(count: int) -> str:
     return str(count)
 
 
+def rounded(count: int) -> str:
+    """A count of bytes as a quantity of three digits, as people read it: 105089261568 is `97.9Gi`.
+
+    What was rounded once is not changed by rounding again, so a status that is read and written stays the same.
+    """
+    for suffix, unit in reversed(_BINARY.items()):
+        value = count / unit
+        if value >= 0.9995:  # else 1023.9Mi would be written as 1024Mi
+            text = f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+            return (text.rstrip("0").rstrip(".") if "." in text else text) + suffix
+    return str(count)
+
+
 def _text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ValueError("a quantity is a string or a whole number")
@@ -53,12 +66,17 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+_FORM: dict[str, Any] = {
+    "x-kubernetes-int-or-string": True,
+    "anyOf": [{"type": "integer"}, {"type": "string"}],
+    "pattern": _PATTERN,
+    "maxLength": _MAX_LENGTH,
+}
+
+
 def _schema(*, least: str, most: str, what: str) -> dict[str, Any]:
     return {
-        "x-kubernetes-int-or-string": True,
-        "anyOf": [{"type": "integer"}, {"type": "string"}],
-        "pattern": _PATTERN,
-        "maxLength": _MAX_LENGTH,
+        **_FORM,
         "x-kubernetes-validations": [
             {
                 "rule": f"isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('{least}')) >= 0"
@@ -81,3 +99,11 @@ DiskSize = Annotated[
 
 Amount = Annotated[str, BeforeValidator(_text), WithJsonSchema(_schema(least="0", most="1Ei", what="an amount"))]
 """Any amount, zero included. The API server cuts a quantity to 2**63 - 1 when it reads it, so no bound may be near that."""
+
+_READ_BYTES = BeforeValidator(lambda value: to_bytes(_text(value)))
+
+Bytes = Annotated[int, _READ_BYTES, PlainSerializer(from_bytes, when_used="json"), WithJsonSchema(_FORM)]
+"""Bytes in a status: a whole number for us, and to the byte a quantity such as `2Gi` in the API."""
+
+MeasuredBytes = Annotated[int, _READ_BYTES, PlainSerializer(rounded, when_used="json"), WithJsonSchema(_FORM)]
+"""Bytes that were measured: the same, but rounded to three digits in the API, such as `97.9Gi`."""

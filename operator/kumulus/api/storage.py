@@ -23,7 +23,7 @@ from kumulus.api.base import (
 )
 from kumulus.api.compute import DnsLabel
 from kumulus.api.placement import Selector
-from kumulus.api.quantity import Amount, DiskSize, Memory
+from kumulus.api.quantity import Amount, Bytes, DiskSize, MeasuredBytes, Memory
 
 GROUP = f"storage.{DOMAIN}"
 
@@ -117,9 +117,9 @@ class ImagePhase(StrEnum):
 class Progress(Model):
     """How far a transfer is."""
 
-    bytes: int = Field(default=0, description="Bytes that have arrived.")
-    total: int | None = Field(default=None, description="Bytes there are, when known.")
-    rate: int | None = Field(default=None, description="Bytes per second, lately.")
+    bytes: MeasuredBytes = Field(default=0, description="What has arrived.")
+    total: MeasuredBytes | None = Field(default=None, description="What there is to fetch, when known.")
+    rate: MeasuredBytes | None = Field(default=None, description="Bytes per second, lately.")
 
 
 class ImageCache(Model):
@@ -138,8 +138,8 @@ class ImageStatus(Status):
     progress: Progress | None = Field(default=None, description="How far the import is.")
     sha256: str | None = Field(default=None, description="The digest as verified.")
     format: str | None = Field(default=None, description="What it turned out to be.")
-    virtual_size: int | None = Field(default=None, description="Size of the disk inside, in bytes.")
-    size: int | None = Field(default=None, description="Bytes it takes in a pool.")
+    virtual_size: Bytes | None = Field(default=None, description="Size of the disk inside.")
+    size: MeasuredBytes | None = Field(default=None, description="What it takes in a pool.")
     caches: tuple[ImageCache, ...] = Field(
         default=(), description="The pools that hold it.", max_length=1024, json_schema_extra=list_map("name")
     )
@@ -148,9 +148,9 @@ class ImageStatus(Status):
 _IMAGE_COLUMNS = (
     Column("Phase", ".status.phase"),
     Column("Format", ".spec.format"),
-    Column("Bytes", ".status.progress.bytes", "integer", priority=1),
-    Column("Total", ".status.progress.total", "integer", priority=1),
-    Column("Virtual-Size", ".status.virtualSize", "integer"),
+    Column("Arrived", ".status.progress.bytes", priority=1),
+    Column("Total", ".status.progress.total", priority=1),
+    Column("Virtual-Size", ".status.virtualSize"),
     Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
     Column("Age", ".metadata.creationTimestamp", "date"),
 )
@@ -242,8 +242,8 @@ class PoolHost(Model):
 
     name: str = Field(description="Name of the host.")
     ready: bool = Field(description="Whether the pool can be used there.")
-    capacity: int | None = Field(default=None, description="Bytes there are.")
-    used: int | None = Field(default=None, description="Bytes in use, by anybody.")
+    capacity: MeasuredBytes | None = Field(default=None, description="Space there is.")
+    used: MeasuredBytes | None = Field(default=None, description="Space in use, by anybody.")
     message: str | None = Field(default=None, description="Why it is not ready.")
 
 
@@ -251,8 +251,8 @@ class StoragePoolStatus(Status):
     """What is known of the pool."""
 
     phase: str | None = Field(default=None, description="Pending, Ready, Degraded or Maintenance.")
-    capacity: int | None = Field(default=None, description="Bytes on all hosts together.")
-    used: int | None = Field(default=None, description="Bytes in use on all hosts together.")
+    capacity: MeasuredBytes | None = Field(default=None, description="Space on all hosts together.")
+    used: MeasuredBytes | None = Field(default=None, description="Space in use on all hosts together.")
     ready_hosts: int | None = Field(default=None, description="Hosts on which it can be used.")
     hosts: tuple[PoolHost, ...] = Field(
         default=(),
@@ -277,8 +277,8 @@ class StoragePool(Resource):
             Column("Driver", ".spec.driver"),
             Column("Phase", ".status.phase"),
             Column("Hosts", ".status.readyHosts", "integer"),
-            Column("Capacity", ".status.capacity", "integer"),
-            Column("Used", ".status.used", "integer"),
+            Column("Capacity", ".status.capacity"),
+            Column("Used", ".status.used"),
             Column("Age", ".metadata.creationTimestamp", "date"),
         ),
     )

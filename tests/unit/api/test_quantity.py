@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kumulus.api.compute import Resources
-from kumulus.api.quantity import from_bytes, parse, to_bytes
+from kumulus.api.quantity import from_bytes, parse, rounded, to_bytes
+from kumulus.api.storage import ImageStatus, Progress
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,39 @@ def test_bytes_are_rounded_up() -> None:
 @given(st.integers(min_value=0, max_value=2**63))
 def test_bytes_survive_writing(count: int) -> None:
     assert to_bytes(from_bytes(count)) == count
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"),
+        (1023, "1023"),
+        (1024, "1Ki"),
+        (20 * 2**30, "20Gi"),
+        (105089261568, "97.9Gi"),
+        (2**40 - 1, "1Ti"),
+        (1000 * 2**30, "1000Gi"),
+        (5 * 2**60, "5Ei"),
+    ],
+)
+def test_what_was_measured_is_written_as_people_read_it(count: int, text: str) -> None:
+    assert rounded(count) == text
+
+
+@given(st.integers(min_value=0, max_value=2**63))
+def test_rounding_is_close_and_settles_at_once(count: int) -> None:
+    once = rounded(count)
+    assert rounded(to_bytes(once)) == once
+    assert abs(to_bytes(once) - count) <= 0.006 * count + 1
+
+
+def test_a_status_has_quantities_and_the_code_whole_numbers() -> None:
+    status = ImageStatus(virtual_size=2**31 + 512, size=105089261568, progress=Progress(bytes=2**20))
+    written = status.to_json()
+    assert written["virtualSize"] == str(2**31 + 512)
+    assert (written["size"], written["progress"]["bytes"]) == ("97.9Gi", "1Mi")
+    assert ImageStatus.model_validate(written).virtual_size == 2**31 + 512
+    assert ImageStatus.model_validate({"virtualSize": 2**31}).to_json()["virtualSize"] == "2Gi"
 
 
 def test_a_model_keeps_the_text_as_it_was_written() -> None:
