@@ -13,6 +13,7 @@ FOR_UID = "for-uid"
 FOR_NAME = "for-name"
 NAMESPACE = "namespace"
 DISKS_IN = "disks-in"
+HAS_VOLUME = "has-volume"
 
 
 def _for_uid(order: WorkOrder) -> Iterable[str]:
@@ -28,16 +29,29 @@ def _namespace(order: WorkOrder) -> Iterable[str]:
 
 
 def _disks_in(order: WorkOrder) -> Iterable[str]:
-    return {disk.pool.uid for disk in order.spec.instance.disks} if order.spec.instance is not None else ()
+    if order.spec.instance is not None:
+        return {disk.pool.uid for disk in order.spec.instance.disks}
+    if order.spec.disk is not None and order.spec.disk.volume is not None:
+        return (order.spec.disk.pool.uid,)
+    return ()
+
+
+def volumes_in(order: WorkOrder) -> set[str]:
+    """Uids of the volumes that a machine shall have, or has still as far as its agent knows."""
+    if order.spec.instance is None:
+        return set()
+    wanted = {disk.volume for disk in order.spec.instance.disks if disk.volume is not None}
+    return wanted | set(order.status.instance.volumes if order.status.instance else ())
 
 
 def work_orders(caches: Caches) -> Store[WorkOrder]:
-    """The store, indexed by what an order is for, by its namespace and by the pools its disks are in."""
+    """The store, indexed by what an order is for, by its namespace, by the pools its disks are in and by its volumes."""
     store = caches.store(WorkOrder)
     store.add_index(FOR_UID, _for_uid)
     store.add_index(FOR_NAME, _for_name)
     store.add_index(NAMESPACE, _namespace)
     store.add_index(DISKS_IN, _disks_in)
+    store.add_index(HAS_VOLUME, volumes_in)
     return store
 
 

@@ -100,7 +100,7 @@ def derive_status(
 
 def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
     ready = VirtualMachineCondition.READY
-    if problem is not None and not scope.vm.deleting:
+    if problem is not None and problem.hinders and not scope.vm.deleting:
         return Fact(ready, False, problem.reason, problem.message)
     if phase is Phase.UNKNOWN and scope.host is None:
         return Fact(
@@ -174,7 +174,7 @@ def _progress(scope: Scope, phase: Phase, ready: Fact, problem: Problem | None) 
     """Reconciling or Stalled (kstatus), whichever holds; neither when the guest has ended and shall stay so."""
     if phase is Phase.STOPPED and scope.order is not None and _current(scope.order):
         return Fact(VirtualMachineCondition.RECONCILING, None)
-    if phase in (Phase.FAILED, Phase.CRASH_LOOP_BACK_OFF) or (problem is not None and problem.stalled):
+    if phase in (Phase.FAILED, Phase.CRASH_LOOP_BACK_OFF) or (problem is not None and problem.stalled and problem.hinders):
         return Fact(VirtualMachineCondition.STALLED, True, ready.reason, ready.message)
     if ready.status is False:
         return Fact(VirtualMachineCondition.RECONCILING, True, ready.reason, ready.message)

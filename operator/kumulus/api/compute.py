@@ -152,6 +152,12 @@ class Disk(Model):
         default=None, description="Position in the boot order; default is the order of the list.", ge=1, le=64
     )
 
+    def volume_of(self, machine: str) -> str | None:
+        """Name of the Volume that the disk is, in a machine of that name; None for a disk that is none."""
+        if self.volume_template is not None:
+            return f"{machine}-{self.name}"
+        return self.volume
+
 
 class CloudInit(Model):
     """First-boot configuration, given to the guest as a NoCloud disk (cloud-init)."""
