@@ -122,7 +122,8 @@ class MachineReconciler:
         if vm is None:
             return Gone()
         if vm.paused:
-            return Done()
+            # Nothing is done to it, also not removed; only whoever waits for its end is told what it waits for.
+            return await self._report(scope := self._observe(vm), placed(scope), None, None) if vm.deleting else Done()
         if vm.deleting:
             return await self._delete(self._observe(vm))
         if await ensure_finalizer(self._services.client, self._machines, vm):
@@ -330,6 +331,10 @@ class MachineReconciler:
         return [WorkOrder.parse(raw)]
 
     async def _delete_order(self, order: WorkOrder) -> None:
+        """Ask for the end of a work order. Its Secret goes first: the garbage collector may take half a minute."""
+        seed = order.spec.instance.seed if order.spec.instance is not None else None
+        if seed is not None and seed.secret is not None:
+            await self._services.client.delete(SECRET, seed.secret, order.namespace)
         raw = await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
         if raw is None or "spec" not in raw or FINALIZER not in raw["metadata"].get("finalizers", ()):
             self._orders.remove(Key(order.namespace, order.name), order.uid)
