@@ -82,6 +82,8 @@ async def test_two_processes_one_leader_an_outage_and_a_handover(
         one, two = f"{tag}-1", f"{tag}-2"
         async with running(cluster, namespace, "second") as second:
             async with running(cluster, namespace, "first"):
+                async with aiohttp.request("GET", f"http://127.0.0.1:{second.port}/healthz") as answer:
+                    assert (answer.status, await answer.text()) == (200, "[+]loop ok\n[+]kopf ok\n")
                 await make(one)
                 await until(lambda: joining(one), "the host has its namespace", 20)
                 leader = await holder(client, namespace)

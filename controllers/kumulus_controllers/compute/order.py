@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kumulus.api.base import ObjectRef
-from kumulus.api.compute import VirtualMachine
+from kumulus.api.compute import VirtualMachine, VolumeTemplate
 from kumulus.api.host import InstanceDisk, InstanceOrder, PoolRef, SeedRef, WorkOrderSpec, WorkType
+from kumulus.api.volumes import ReclaimPolicy
 from kumulus_controllers.compute.resolve import Resolution, boot_order
 from kumulus_controllers.storage.image import image_ref
+from kumulus_controllers.storage.volume_plan import MADE_FOR
 
 
 def seed_secret_name(vm_uid: str) -> str:
     """Name of the Secret in the host's namespace that carries a seed with secrets in it."""
     return f"seed-{vm_uid}"
+
+
+def template_volume(vm: VirtualMachine, template: VolumeTemplate, name: str, policy: ReclaimPolicy) -> dict[str, Any]:
+    """The volume that a machine brings along. It goes with the machine, unless it is to be retained."""
+    spec: dict[str, Any] = template.to_json()
+    metadata: dict[str, Any] = {"name": name, "annotations": {MADE_FOR: vm.uid}}
+    if policy is not ReclaimPolicy.RETAIN:
+        owner = {"apiVersion": vm.KIND.api_version, "kind": vm.KIND.kind, "name": vm.name, "uid": vm.uid}
+        metadata["ownerReferences"] = [owner]
+    return {"metadata": metadata, "spec": spec}
 
 
 def instance_order(
@@ -56,9 +70,7 @@ def instance_order(
     )
 
 
-def renewed(
-    vm: VirtualMachine, order: WorkOrderSpec, volumes: tuple[InstanceDisk, ...], term: int
-) -> WorkOrderSpec:
+def renewed(vm: VirtualMachine, order: WorkOrderSpec, volumes: tuple[InstanceDisk, ...], term: int) -> WorkOrderSpec:
     """The order as the machine's spec has it now: what may change while it is placed, the rest as it was ordered."""
     assert order.instance is not None
     instance = order.instance.model_copy(

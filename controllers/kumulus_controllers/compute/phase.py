@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kumulus.api.base import FORCE_DETACH, ConditionStatus
+from kumulus.api.base import FORCE_DETACH, PAUSED, ConditionStatus
 from kumulus.api.compute import Phase, PowerState, VirtualMachineCondition, VirtualMachineStatus
 from kumulus.api.fabric import HostPhase
 from kumulus.api.host import WorkOrder, WorkState
@@ -100,6 +100,14 @@ def derive_status(
 
 def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
     ready = VirtualMachineCondition.READY
+    if _left_alone(scope):
+        return Fact(
+            ready,
+            False,
+            "LeftAlone",
+            f"The annotation {PAUSED} tells Kumulus to leave the machine alone, so it is not removed either. To let it go:"
+            f" kubectl annotate vm {scope.vm.name} {PAUSED}-",
+        )
     if problem is not None and problem.hinders and not scope.vm.deleting:
         return Fact(ready, False, problem.reason, problem.message)
     if phase is Phase.UNKNOWN and scope.host is None:
@@ -132,6 +140,11 @@ def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
     if phase is wanted and scope.order is not None and _current(scope.order):
         return Fact(ready, True, str(phase), message)
     return Fact(ready, False, reason or str(phase), message)
+
+
+def _left_alone(scope: Scope) -> bool:
+    """Whether its owner asked for two things that exclude each other: to delete it, and to leave it alone."""
+    return scope.vm.deleting and scope.vm.paused
 
 
 def _said(order: WorkOrder | None) -> tuple[str, str]:
@@ -174,7 +187,11 @@ def _progress(scope: Scope, phase: Phase, ready: Fact, problem: Problem | None) 
     """Reconciling or Stalled (kstatus), whichever holds; neither when the guest has ended and shall stay so."""
     if phase is Phase.STOPPED and scope.order is not None and _current(scope.order):
         return Fact(VirtualMachineCondition.RECONCILING, None)
-    if phase in (Phase.FAILED, Phase.CRASH_LOOP_BACK_OFF) or (problem is not None and problem.stalled and problem.hinders):
+    if (
+        _left_alone(scope)
+        or phase in (Phase.FAILED, Phase.CRASH_LOOP_BACK_OFF)
+        or (problem is not None and problem.stalled and problem.hinders)
+    ):
         return Fact(VirtualMachineCondition.STALLED, True, ready.reason, ready.message)
     if ready.status is False:
         return Fact(VirtualMachineCondition.RECONCILING, True, ready.reason, ready.message)

@@ -55,21 +55,21 @@ class Volumes:
         image = None
         if spec.source is not None and spec.source.image is not None:
             image = self.images.get(spec.source.image, volume.namespace) or self.cluster_images.get(spec.source.image)
-        if spec.volume_class is not None:
-            offered = self.classes.get(spec.volume_class)
-        else:
-            offered = default_class(self.classes)
         return Scope(
             volume=volume,
             order=next(iter(orders), None),
             host=self.hosts.get(volume.status.host) if volume.status.host else None,
-            volume_class=offered,
+            volume_class=self.offered(spec.volume_class),
             image=image,
             source=source,
             source_busy=self._writer(source) if source else None,
             users=tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}")),
             instances=tuple(self.orders.by(HAS_VOLUME, volume.uid)),
         )
+
+    def offered(self, name: str | None) -> VolumeClass | None:
+        """The class of that name; without a name the default one, if there is any."""
+        return self.classes.get(name) if name is not None else default_class(self.classes)
 
     def wanted(self, volume: Volume) -> Wanted | Lack:
         """What the volume is to be, or why that cannot be said yet."""

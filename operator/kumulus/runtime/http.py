@@ -1,26 +1,72 @@
-"""Health, readiness and metrics over HTTP: /healthz, /readyz, /metrics. Serves nothing else."""
+"""Health, readiness and metrics over HTTP: /healthz, /readyz, /metrics. Serves nothing else.
+
+Served in a thread and loop of its own, so that it can tell when the process's loop is stuck.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from kumulus.runtime.pulse import PATIENCE, Pulse
+
 Check = Callable[[], str | None]
-"""Why something is not well, or None."""
+"""Why something is not well, or None. Called in another thread: it looks at values, and changes nothing."""
+
+STOP_SECONDS = 5.0
 
 
 @asynccontextmanager
 async def serve(
-    port: int, *, healthy: Mapping[str, Check], ready: Mapping[str, Check], address: str = "127.0.0.1"
+    port: int,
+    *,
+    healthy: Mapping[str, Check],
+    ready: Mapping[str, Check],
+    address: str = "127.0.0.1",
+    patience: float = PATIENCE,
 ) -> AsyncIterator[int]:
     """Serve until the context ends; yields the port (0 asks for a free one).
 
-    Raises `OSError` when the port is taken.
+    A process is healthy while the loop of the caller turns (it may be stuck for `patience` seconds) and no check of
+    `healthy` finds anything. Raises `OSError` when the port is taken.
     """
+    pulse = Pulse(patience=patience)
+    application = _application({"loop": pulse.why, **healthy}, ready)
+    started: Future[tuple[int, Callable[[], object]]] = Future()
 
+    async def work() -> None:
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        try:
+            await runner.setup()
+            await web.TCPSite(runner, address, port).start()
+        except BaseException as error:
+            await runner.cleanup()
+            started.set_exception(error)
+            return
+        started.set_result((runner.addresses[0][1], lambda: loop.call_soon_threadsafe(ended.set)))
+        await ended.wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: asyncio.run(work()), name="health", daemon=True)
+    thread.start()
+    given, end = await asyncio.wrap_future(started)
+    pulse.start()
+    try:
+        yield given
+    finally:
+        pulse.stop()
+        end()
+        await asyncio.to_thread(thread.join, STOP_SECONDS)
+
+
+def _application(healthy: Mapping[str, Check], ready: Mapping[str, Check]) -> web.Application:
     def answer(checks: Mapping[str, Check]) -> web.Response:
         found = {name: check() for name, check in checks.items()}
         lines = [f"[{'-' if why else '+'}]{name} {why or 'ok'}" for name, why in found.items()]
@@ -37,11 +83,4 @@ async def serve(
 
     application = web.Application()
     application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, address, port)
-        await site.start()
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
+    return application

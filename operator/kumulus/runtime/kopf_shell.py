@@ -17,6 +17,7 @@ import structlog
 import uvloop
 
 from kumulus.api.base import Kind
+from kumulus.runtime.pulse import Pulse
 
 log = structlog.get_logger(__name__)
 
@@ -68,11 +69,18 @@ class KopfShell:
         self._thread: threading.Thread | None = None
         self.failed = asyncio.Event()
         """Set when kopf ended without being asked to."""
+        self._pulse = Pulse()
 
     def start(self) -> None:
         """Begin to watch."""
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
         self._thread.start()
+
+    def why(self) -> str | None:
+        """Why it does not watch although it was started and not stopped; None when it does. From any thread."""
+        if self._thread is None or self._stop.is_set():
+            return None
+        return self._pulse.why() if self._thread.is_alive() else "ended by itself; see the log"
 
     async def stop(self) -> None:
         """Stop watching; returns when kopf has ended, or after 10 s."""
@@ -90,20 +98,22 @@ class KopfShell:
         for kind in self._kinds:
             self._register(registry, kind)
         try:
-            uvloop.run(
-                kopf.operator(
-                    registry=registry,
-                    settings=_settings(),
-                    clusterwide=True,
-                    standalone=True,
-                    identity=cast(Any, self._identity),
-                    stop_flag=self._stop,
-                )
-            )
+            uvloop.run(self._operate(registry))
         except Exception:
             log.exception("kopf ended")
         if not self._stop.is_set():
             self._loop.call_soon_threadsafe(self.failed.set)
+
+    async def _operate(self, registry: kopf.OperatorRegistry) -> None:
+        self._pulse.start()
+        await kopf.operator(
+            registry=registry,
+            settings=_settings(),
+            clusterwide=True,
+            standalone=True,
+            identity=cast(Any, self._identity),
+            stop_flag=self._stop,
+        )
 
     def _register(self, registry: kopf.OperatorRegistry, kind: Kind) -> None:
         @kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=f"{kind.plural}-{kind.group}")

@@ -40,6 +40,7 @@ class Process:
         self._controllers: list[Controller] = []
         self._stop = asyncio.Event()
         self._elector: Elector | None = None
+        self._shell: KopfShell | None = None
         self._sweeps: dict[str, asyncio.TimerHandle] = {}
         self._sweeping: set[asyncio.Task[None]] = set()
         self._client: KubeClient | None = None
@@ -79,7 +80,7 @@ class Process:
             async with http.serve(
                 settings.http_port,
                 address=settings.http_address,
-                healthy={"process": lambda: None},
+                healthy={"kopf": lambda: self._shell.why() if self._shell is not None else None},
                 ready={"caches": lambda: None if self._caches.synced else "still reading what there is"},
             ) as self.port:
                 await self._run(client, seat, tree)
@@ -97,7 +98,7 @@ class Process:
         ]
         log.info("modules", loaded=[node.name for node in tree.nodes if node.module and node.state == "loaded"])
         self._by_kind = {store.model.KIND: store for store in self._caches.watched()}
-        shell = KopfShell(list(self._by_kind), self._feed, settings.identity)
+        shell = self._shell = KopfShell(list(self._by_kind), self._feed, settings.identity)
         self._elector = Elector(
             seat,
             namespace=settings.namespace,

@@ -51,8 +51,8 @@ class Caches:
 
     @property
     def synced(self) -> bool:
-        """Whether every store has seen everything once."""
-        return all(store.synced for store in self._stores.values())
+        """Whether every store has seen everything once. May be asked from any thread."""
+        return all(store.synced for store in tuple(self._stores.values()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.base import ConditionStatus
+from kumulus.api.base import PAUSED, ConditionStatus
 from kumulus.api.compute import Phase, VirtualMachine, VirtualMachineStatus
 from kumulus.api.fabric import Host
 from kumulus.api.host import PoolRef, SeedRef, WorkOrder, WorkState
@@ -183,6 +183,19 @@ def test_terminating_shows_why_it_takes_long_and_what_to_do() -> None:
     after = derived(scope(vm, order("Running"), host("Unknown")))
     ready = after.condition("Ready")
     assert ready is not None and ready.reason == "HostUnknown" and "kumulus.io/force-detach=true" in ready.message
+
+
+def test_a_machine_that_is_left_alone_is_not_removed_and_says_so() -> None:
+    vm = machine(deleting=True, status=PLACED)
+    vm = vm.model_copy(update={"metadata": vm.metadata.model_copy(update={"annotations": {PAUSED: "true"}})})
+    for where in (host(), host("Unknown")):
+        after = derived(scope(vm, order("Running"), where))
+        ready = after.condition("Ready")
+        assert after.phase is Phase.TERMINATING
+        assert (
+            ready is not None and ready.reason == "LeftAlone" and "annotate vm web kumulus.io/paused-" in ready.message
+        )
+        assert says(after, "Stalled") == ("True", "LeftAlone")
 
 
 def test_a_condition_keeps_the_time_of_its_last_change() -> None:

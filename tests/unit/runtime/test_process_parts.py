@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import aiohttp
@@ -9,8 +13,10 @@ import pytest
 from pydantic import ValidationError
 
 from kumulus.api.base import Condition, ConditionStatus
-from kumulus.runtime import http
+from kumulus.api.compute import VirtualMachine
+from kumulus.runtime import http, metrics
 from kumulus.runtime.conditions import MESSAGE_MAX, Fact, derive
+from kumulus.runtime.kopf_shell import KopfShell
 from kumulus.runtime.settings import load
 
 OLD, NOW = "2025-01-01T00:00:00Z", "2026-01-01T00:00:00Z"
@@ -91,7 +97,56 @@ async def test_health_says_what_is_wrong() -> None:
         for path in ("/readyz", "/healthz"):
             async with session.get(path) as answer:
                 assert answer.status == 200 and "ok" in await answer.text()
+        metrics.QUEUE_DEPTH.labels("test").set(3)
         async with session.get("/metrics") as answer:
-            assert "kumulus_queue_depth" in await answer.text()
+            assert 'kumulus_queue_depth{controller="test"} 3.0' in await answer.text()
         async with session.get("/other") as answer:
             assert answer.status == 404
+
+
+def fetch(port: int, path: str) -> tuple[int, str]:
+    """A request that holds up the loop it is made in."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+async def test_a_stuck_loop_is_not_healthy_until_it_turns_again() -> None:
+    async with http.serve(0, healthy={}, ready={"caches": lambda: None}, patience=0.3) as port:
+        assert fetch(port, "/healthz") == (200, "[+]loop ok\n")
+        end = time.monotonic() + 10
+        while (found := fetch(port, "/healthz"))[0] == 200:  # nothing else runs in this loop meanwhile
+            assert time.monotonic() < end
+        assert found[0] == 503 and found[1].startswith("[-]loop stuck: nothing has run in its loop for")
+        assert fetch(port, "/readyz")[0] == 200, "it is not for readiness to end a process"
+        while (await asyncio.to_thread(fetch, port, "/healthz"))[0] != 200:
+            assert time.monotonic() < end
+
+
+async def test_a_port_that_is_taken_is_said() -> None:
+    async with http.serve(0, healthy={}, ready={}) as port:
+        with pytest.raises(OSError, match=str(port)):
+            async with http.serve(port, healthy={}, ready={}):
+                pass
+
+
+async def test_kopf_that_ended_by_itself_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ends(**_: object) -> None:
+        """What kopf does when it cannot go on; it takes more than a minute to see that by itself."""
+
+    monkeypatch.setattr("kumulus.runtime.kopf_shell.kopf.operator", ends)
+    shell = KopfShell([VirtualMachine.KIND], lambda *_: None, "test")
+    assert shell.why() is None, "it was not started"
+    shell.start()
+    try:
+        async with asyncio.timeout(20):
+            await shell.failed.wait()
+            while shell.why() is None:  # noqa: ASYNC110 - the thread is at its last line
+                await asyncio.sleep(0)
+        assert shell.why() == "ended by itself; see the log"
+    finally:
+        await shell.stop()
+    assert shell.why() is None, "it was asked to stop"
