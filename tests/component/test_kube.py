@@ -15,7 +15,7 @@ from kumulus.api.base import FINALIZER, Kind
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import WorkOrder, pool_order_name
-from kumulus.api.storage import ClusterImage, Image, StoragePool
+from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
 from kumulus.kube import errors
 from kumulus.kube.builtin import LEASE, NAMESPACE, SECRET
 from kumulus.kube.client import KubeClient, WatchEvent
@@ -233,7 +233,7 @@ class MortalClient(KubeClient):
         return answer
 
 
-KINDS = (VirtualMachine, InstanceType, Image, ClusterImage, Host, Zone, StoragePool, WorkOrder)
+KINDS = (VirtualMachine, InstanceType, Image, ClusterImage, Host, Zone, StoragePool, Volume, VolumeClass, WorkOrder)
 
 
 class Brain:

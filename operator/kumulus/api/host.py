@@ -143,6 +143,10 @@ class VolumeOrder(Model):
     origin: VolumeOrigin | None = Field(
         default=None, description="What it begins with; blank when empty.", json_schema_extra=immutable("origin")
     )
+    existing: bool = Field(
+        default=False,
+        description="It was made already: when it is not there any more, that is a failure (VolumeLost), and it is not made anew.",
+    )
     retain: bool = Field(default=False, description="Deleting the order leaves the data where it is.")
 
 
