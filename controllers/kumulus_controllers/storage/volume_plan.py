@@ -202,7 +202,12 @@ def volume_order(volume: Volume, want: Wanted, place: Place, term: int) -> WorkO
         disk=DiskOrder(
             pool=place.pool,
             volume=VolumeOrder(
-                uid=volume.uid, size=want.size, thick=want.thick, origin=want.origin, retain=want.retain
+                uid=volume.uid,
+                size=want.size,
+                thick=want.thick,
+                origin=want.origin,
+                existing=volume.status.size is not None,
+                retain=want.retain,
             ),
         ),
     )
