@@ -1,5 +1,7 @@
 """The agent dies by SIGKILL at any step; what it left is never taken for whole, and the next try succeeds."""
 
+# ruff: noqa: ASYNC240 - small files, in tests
+
 from __future__ import annotations
 
 import asyncio
