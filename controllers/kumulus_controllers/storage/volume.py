@@ -29,6 +29,7 @@ from kumulus_controllers.storage.volume_plan import (
     derive_status,
     held,
     host_lost,
+    keeper,
     renewed,
     volume_order,
     wanted,
@@ -127,14 +128,14 @@ class VolumeReconciler:
         if volume.deleting:
             return await self._delete(scope)
         if (lost := host_lost(scope)) is not None:
-            return await self._report(scope, None, attachment(scope), lost)
+            return await self._report(scope, None, keeper(scope), lost)
         want = wanted(scope)
         if isinstance(want, Lack):
-            return await self._report(scope, None, attachment(scope), want)
+            return await self._report(scope, None, keeper(scope), want)
         attached = attachment(scope)
         place = self._place(scope, want, attached)
         if isinstance(place, Lack):
-            return await self._report(scope, None, None, place)
+            return await self._report(scope, None, keeper(scope), place)
         if place is None:
             return await self._report(scope, None, None, None)
         # Where it is, and who may write, is on record before anything is made of it.
@@ -207,7 +208,7 @@ class VolumeReconciler:
         if FINALIZER not in volume.metadata.finalizers:
             return Done()
         if (busy := held(scope)) is not None:
-            return await self._report(scope, None, attachment(scope), busy)
+            return await self._report(scope, None, keeper(scope), busy)
         if order is None and volume.status.host is not None:
             order = await self._live_order(volume)
         if order is None:

@@ -97,19 +97,17 @@ class Wanted:
 
 
 def wanted(scope: Scope) -> Wanted | Lack:
-    """What the volume is to be, or why that cannot be said yet."""
+    """What the volume is to be, or why that cannot be said yet. A class that goes later changes nothing of what was made."""
     volume, spec = scope.volume, scope.volume.spec
     offered = scope.volume_class
-    if spec.volume_class is not None and offered is None:
-        return Lack("VolumeClassNotFound", f"There is no VolumeClass {spec.volume_class}: ask your operator.")
-    if (
-        offered is not None
-        and offered.spec.allowed_namespaces
-        and volume.namespace not in offered.spec.allowed_namespaces
-    ):
-        return Lack(
-            "VolumeClassNotAllowed", f"VolumeClass {offered.name} may not be used in namespace {volume.namespace}."
-        )
+    if scope.order is None and volume.status.size is None:
+        if spec.volume_class is not None and offered is None:
+            return Lack("VolumeClassNotFound", f"There is no VolumeClass {spec.volume_class}: ask your operator.")
+        allowed = offered.spec.allowed_namespaces if offered is not None else ()
+        if offered is not None and allowed and volume.namespace not in allowed:
+            return Lack(
+                "VolumeClassNotAllowed", f"VolumeClass {offered.name} may not be used in namespace {volume.namespace}."
+            )
     least, origin = 0, None
     if spec.source is not None and scope.order is None and volume.status.size is None:
         found = _origin(scope)
@@ -119,7 +117,6 @@ def wanted(scope: Scope) -> Wanted | Lack:
     size = max(to_bytes(spec.size) if spec.size else least, 1)
     if spec.size and size < least:
         return Lack("DiskTooSmall", f"Its source has {from_bytes(least)}: make a volume of at least that size.")
-    policy = spec.reclaim_policy or (offered.spec.reclaim_policy if offered else ReclaimPolicy.DELETE)
     return Wanted(
         size=size,
         demand=VolumeDemand(
@@ -129,9 +126,19 @@ def wanted(scope: Scope) -> Wanted | Lack:
             pool=spec.pool,
         ),
         thick=offered is not None and offered.spec.provisioning is Provisioning.THICK,
-        retain=policy is ReclaimPolicy.RETAIN,
+        retain=_retain(scope),
         origin=origin,
     )
+
+
+def _retain(scope: Scope) -> bool:
+    """Whether the data outlives the volume. Data is never given up because a class went."""
+    if scope.volume.spec.reclaim_policy is not None:
+        return scope.volume.spec.reclaim_policy is ReclaimPolicy.RETAIN
+    if scope.volume_class is not None:
+        return scope.volume_class.spec.reclaim_policy is ReclaimPolicy.RETAIN
+    disk = scope.order.spec.disk if scope.order is not None else None
+    return disk is not None and disk.volume is not None and disk.volume.retain
 
 
 def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
@@ -170,14 +177,21 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
     return VolumeOrigin(image=image_ref(image)), least
 
 
+def keeper(scope: Scope) -> Attachment | None:
+    """The machine that has it, and keeps it until it wants it no more and its agent no longer has it."""
+    before = scope.volume.status.attached_to
+    if before is None:
+        return None
+    had = any(order.spec.for_.uid == before.uid for order in scope.instances)
+    wants = any(vm.uid == before.uid and not vm.deleting for vm in scope.users)
+    return before if had or wants else None
+
+
 def attachment(scope: Scope) -> Attachment | None:
-    """The one machine that may write: whoever has it keeps it until its agent no longer has it; then the oldest
-    machine that wants it and is where it is."""
-    volume, before = scope.volume, scope.volume.status.attached_to
-    if before is not None:
-        had = any(order.spec.for_.uid == before.uid for order in scope.instances)
-        if had or any(vm.uid == before.uid and not vm.deleting for vm in scope.users):
-            return before
+    """The one machine that may write: whoever has it, else the oldest machine that wants it and is where it is."""
+    volume = scope.volume
+    if (before := keeper(scope)) is not None:
+        return before
     if volume.deleting or scope.instances:
         return None
     fitting = [
