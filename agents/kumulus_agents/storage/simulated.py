@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from kumulus.api.host import HttpFetch, ImageRef, PoolRef, VolumeOrigin
-from kumulus_agents.storage.dir.creation import whole_sectors
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
@@ -21,6 +20,7 @@ from kumulus_agents.storage.protocol import (
     StoredVolume,
     Usage,
 )
+from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
 
 _STEPS = 4

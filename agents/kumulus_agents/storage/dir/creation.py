@@ -7,15 +7,9 @@ import subprocess
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import StorageSettings
 
-SECTOR = 512
 _TIMEOUT = 60.0
 _THICK_TIMEOUT = 3600.0
 """A file system that cannot reserve space has it written."""
-
-
-def whole_sectors(size: int) -> int:
-    """Bytes, rounded up to what a disk can have."""
-    return -(-size // SECTOR) * SECTOR
 
 
 def create(

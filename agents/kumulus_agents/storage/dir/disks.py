@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 
 from kumulus_agents.storage.beneath import Directory
-from kumulus_agents.storage.dir.creation import create, whole_sectors
+from kumulus_agents.storage.dir.creation import create
 from kumulus_agents.storage.dir.images import stored
 from kumulus_agents.storage.dir.pool import PoolDirectory, disk_of, uid_of
 from kumulus_agents.storage.protocol import StorageError, StoredDisk, StoredImage
 from kumulus_agents.storage.record import read_record, write_record
+from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
 
 

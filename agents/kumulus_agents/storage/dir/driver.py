@@ -11,7 +11,6 @@ from weakref import WeakValueDictionary
 from kumulus.api.host import HttpFetch, ImageRef, PoolRef, VolumeOrigin
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.dir import disks, images, volumes
-from kumulus_agents.storage.dir.creation import whole_sectors
 from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
@@ -27,6 +26,7 @@ from kumulus_agents.storage.protocol import (
     StoredVolume,
     Usage,
 )
+from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
 
 

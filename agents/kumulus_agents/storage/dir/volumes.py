@@ -16,12 +16,13 @@ from kumulus_agents.storage import chain
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.chain import Chain
-from kumulus_agents.storage.dir.creation import create, whole_sectors
+from kumulus_agents.storage.dir.creation import create
 from kumulus_agents.storage.dir.images import stored as stored_image
 from kumulus_agents.storage.dir.pool import PoolDirectory
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import StorageError, StoredVolume
 from kumulus_agents.storage.record import read_record, write_record
+from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
 
 
