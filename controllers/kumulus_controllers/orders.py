@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kumulus.api.fabric import HOST_NAMESPACE_PREFIX
-from kumulus.api.host import WorkOrder
+from kumulus.api.host import PoolRef, WorkOrder
 from kumulus.kube.store import Store
 from kumulus.runtime.reconciler import Caches
 
@@ -28,12 +28,22 @@ def _namespace(order: WorkOrder) -> Iterable[str]:
     return (order.namespace or "",)
 
 
-def _disks_in(order: WorkOrder) -> Iterable[str]:
+def _pools(order: WorkOrder) -> tuple[PoolRef, ...]:
+    """The pools in which a machine's order or a volume's has data."""
     if order.spec.instance is not None:
-        return {disk.pool.uid for disk in order.spec.instance.disks}
+        return tuple(disk.pool for disk in order.spec.instance.disks)
     if order.spec.disk is not None and order.spec.disk.volume is not None:
-        return (order.spec.disk.pool.uid,)
+        return (order.spec.disk.pool,)
     return ()
+
+
+def pools_of(order: WorkOrder) -> set[str]:
+    """Names of the pools in which it has data."""
+    return {pool.name for pool in _pools(order)}
+
+
+def _disks_in(order: WorkOrder) -> Iterable[str]:
+    return {pool.uid for pool in _pools(order)}
 
 
 def volumes_in(order: WorkOrder) -> set[str]:
