@@ -255,15 +255,15 @@ async def test_a_slow_guest_is_waited_for(cluster: NativeCluster) -> None:
         assert "reason" not in status
 
 
-async def test_a_volume_grows_under_a_running_machine(host: TestHost) -> None:
-    async with host.running():
-        volume = await host.volume_order(size=GIB)
-        uid = await host.order(disks=[disk(volume)])
-        await host.until_instance(uid, state="Running")
-        await host.change_volume(volume, size=2 * GIB)
-        status = await host.until_volume(volume, state="Ready", observedGeneration=2)
+async def test_a_volume_grows_under_a_running_machine(real: TestHost) -> None:
+    async with real.running():
+        volume = await real.volume_order(size=GIB)
+        uid = await real.order(disks=[disk(volume)])
+        await real.until_instance(uid, state="Running")
+        await real.change_volume(volume, size=2 * GIB)
+        status = await real.until_volume(volume, state="Ready", observedGeneration=2)
         assert status["disk"]["virtualSize"] == 2 * GIB
-        assert host.machine.sizes == {volume: 2 * GIB}
+        assert real.machine.sizes == {volume: 2 * GIB}
 
 
 async def test_disks_of_a_machine_that_is_off_go_at_once_and_come_at_its_next_start(host: TestHost) -> None:

@@ -144,7 +144,7 @@ class Instances:
             volume: other.spec.for_.name
             for volume in sorted(wanted)
             for other in self._orders.of_volume(volume)
-            if other.name != order.name and _comes_first(other, order, volume)
+            if other.name != order.name and comes_first(other, order, volume)
         }
 
     def _highest_term(self, order: WorkOrder) -> int:
@@ -244,7 +244,7 @@ class Instances:
         return Done()
 
 
-def _comes_first(other: WorkOrder, order: WorkOrder, volume: str) -> bool:
+def comes_first(other: WorkOrder, order: WorkOrder, volume: str) -> bool:
     """Whether `other` has the volume, or has asked for it earlier than `order`, whose machine has not got it. Pure."""
     if other.status.instance is not None and volume in other.status.instance.volumes:
         return True

@@ -3,12 +3,14 @@
 For tests and for scale: thousands of hosts in one process, so a host is a few dictionaries, and a
 timer exists only while something is going to happen. `SimulatedHost` is the machine and outlives its
 driver, so that an agent can be restarted beside running guests; `SimulatedHypervisor` is the driver.
+Files of disks are not touched, but for a volume that is grown while a guest has it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
 import time
 import weakref
 from collections import deque
@@ -271,7 +273,11 @@ class SimulatedHypervisor:
             domain = host.domains.get(uid)
             if domain is None or domain.state is DomainState.STOPPED or volume not in domain.volumes:
                 raise HypervisorError("The simulated machine has no such disk now.", reason="DiskNotAttached")
-            host.sizes[volume] = max(size, host.sizes.get(volume, 0))
+            if size > host.sizes.get(volume, 0):
+                for disk in domain.disks:
+                    if disk.volume == volume:
+                        await asyncio.to_thread(_grow, disk.path, size)
+                host.sizes[volume] = size
 
     async def power_button(self, uid: str) -> None:
         async with self._one_at_a_time(uid):
@@ -346,6 +352,12 @@ def _attached(spec: DomainSpec) -> tuple[AttachedDisk, ...]:
 
 def _as_attached(disk: DomainDisk) -> AttachedDisk:
     return AttachedDisk(disk.name, disk.path, disk.volume)
+
+
+def _grow(path: str, size: int) -> None:
+    """What QEMU does to the file of a disk that it grows; simulated pools have none."""
+    if Path(path).is_file():
+        subprocess.run(["/usr/bin/qemu-img", "resize", "-q", "-f", "qcow2", path, str(size)], check=True)
 
 
 def _print(path: str, text: str) -> None:

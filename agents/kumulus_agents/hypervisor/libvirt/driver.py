@@ -128,10 +128,10 @@ class LibvirtHypervisor:
         await self._tell(uid, functools.partial(verbs.write_marks, marks))
 
     async def attach_disk(self, uid: str, disk: DomainDisk) -> None:
-        await self._tell(uid, functools.partial(verbs.attach_disk, disk))
+        await self._tell_of_disk(uid, functools.partial(verbs.attach_disk, disk))
 
     async def detach_disk(self, uid: str, volume: str) -> None:
-        await self._tell(uid, functools.partial(verbs.detach_disk, volume))
+        await self._tell_of_disk(uid, functools.partial(verbs.detach_disk, volume))
 
     async def resize_disk(self, uid: str, volume: str, size: int) -> None:
         resized = await self._do(uid, functools.partial(verbs.resize_disk, uid, volume, size))
@@ -180,6 +180,14 @@ class LibvirtHypervisor:
 
     async def _tell(self, uid: str, verb: verbs.Verb) -> None:
         await self._do(uid, functools.partial(verbs.if_ours, uid, verb))
+
+    async def _tell_of_disk(self, uid: str, verb: verbs.Verb) -> None:
+        """The event comes a moment later: until then nobody shall be told of the disks there were before."""
+        try:
+            await self._tell(uid, verb)
+        finally:
+            self._changes += 1
+            self._records.pop(uid, None)
 
 
 def _start(
