@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, cast
 
 from kumulus.api.host import WorkOrder
@@ -11,6 +12,7 @@ from kumulus_agents.agent.instance import comes_first
 from kumulus_agents.agent.orders import Orders
 from tests.unit.agent.host import POOL
 
+VERSIONS = itertools.count(1)
 NAMESPACE = "kumulus-host-a"
 V1, V2 = "00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"
 
@@ -19,7 +21,7 @@ def raw(name: str, *wants: str, has: tuple[str, ...] = (), made: str = "2026-11-
     disks = [{"name": f"d{uid[-1]}", "pool": POOL, "volume": uid, "bootOrder": 1} for uid in wants]
     uid = f"10000000-0000-4000-8000-{name[-1]:0>12}"
     return {
-        "metadata": {"name": name, "namespace": NAMESPACE, "uid": uid, "resourceVersion": "1", "creationTimestamp": made},
+        "metadata": {"name": name, "namespace": NAMESPACE, "uid": uid, "resourceVersion": str(next(VERSIONS)), "creationTimestamp": made},
         "spec": {
             "type": "Instance",
             "for": {"kind": "VirtualMachine", "namespace": "t", "name": name, "uid": uid},
