@@ -24,7 +24,7 @@ from kumulus.cli.people import main
 from kumulus.kube import errors
 from kumulus.kube.builtin import NAMESPACE, SECRET, SERVICE_ACCOUNT
 from kumulus.kube.client import KubeClient
-from kumulus_controllers.fabric.credentials import ensure_namespace
+from kumulus_controllers.fabric.credentials import NamespaceEnding, NamespaceTaken, ensure_namespace
 from kumulus_lab import deadline, places
 from kumulus_lab.cluster import NativeCluster
 
@@ -226,6 +226,22 @@ def test_a_namespace_that_belongs_to_something_else_is_not_used(run: Run, api: C
     said = run("host", "add", name, "--zone", "z1")
     assert (said.code, said.out) == (1, "")
     assert "It belongs to something else." in said.err
+
+
+def test_a_namespace_that_still_goes_is_waited_for(cluster: NativeCluster, api: Cluster, name: str) -> None:
+    """Something in the namespace of an earlier host of that name keeps it."""
+    home = host_namespace(name)
+    api.create(Host.KIND, {"metadata": {"name": name}, "spec": {"zone": "z1"}})
+    api.create(NAMESPACE, {"metadata": {"name": home}})
+    api.create(SECRET, {"metadata": {"name": "keeps", "finalizers": ["example.com/keeps"]}}, home)
+    try:
+        with pytest.raises(NamespaceTaken):
+            reconcile(cluster, api, name)
+        api.delete(NAMESPACE, home)
+        with pytest.raises(NamespaceEnding):
+            reconcile(cluster, api, name)
+    finally:
+        api.patch(SECRET, "keeps", {"metadata": {"finalizers": None}}, home)
 
 
 def test_a_zone_that_is_not_there(run: Run, api: Cluster, name: str) -> None:

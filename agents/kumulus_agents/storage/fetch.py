@@ -142,11 +142,8 @@ class Fetcher:
         else:
             raise _answer(response.status, response.url.host or "")
         self._bound(total if total is not None else part.size)
-        if total is not None and total - part.size > part.room():
-            raise StorageError(
-                "Could not keep what would be downloaded: the pool is full. Free space in it or choose another pool.",
-                reason="NoSpace",
-            )
+        if total is not None:
+            part.claim(total)
         await self._take(response.content, part, total, pace)
 
     async def _take(self, body: aiohttp.StreamReader, part: Part, total: int | None, pace: Pace) -> None:

@@ -13,6 +13,7 @@ import os
 
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread
+from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.record import read_record, write_record
@@ -24,7 +25,8 @@ _DOING = "keep what was downloaded"
 class Part:
     """A partial download. One writer at a time, also across processes (flock). Close it with `close()`."""
 
-    def __init__(self, directory: Directory, name: str, fd: int) -> None:
+    def __init__(self, directory: Directory, name: str, fd: int, claims: Claims) -> None:
+        self._claims = claims
         self._directory = directory
         self._name = name
         self._fd = fd
@@ -40,11 +42,11 @@ class Part:
         """What `If-Range` may be sent with: a strong entity tag or a date."""
 
     @classmethod
-    async def open(cls, directory: Directory, name: str) -> Part:
+    async def open(cls, directory: Directory, name: str, claims: Claims) -> Part:
         """Open or begin the part of that name. Raises `StorageError(reason="Busy")` when another process has it."""
         with told_as(_DOING):
             fd = await in_thread(directory.open, name, os.O_RDWR | os.O_CREAT)
-        part = cls(directory, name, fd)
+        part = cls(directory, name, fd, claims)
         try:
             await part._recover()
         except BaseException:
@@ -53,7 +55,9 @@ class Part:
         return part
 
     def close(self) -> None:
-        """Give it up, keeping what has arrived."""
+        """Give it up, keeping what has arrived. Its claim ends."""
+        if self._fd >= 0:
+            self._claims.drop(self._name)
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -62,10 +66,10 @@ class Part:
         """SHA-256 of what has arrived, in hexadecimal."""
         return self._hash.hexdigest()
 
-    def room(self) -> int:
-        """Bytes that are free in the file system it lies in."""
+    def claim(self, total: int) -> None:
+        """Claim the room that an image of `total` bytes takes. Raises `StorageError(reason="InsufficientCapacity")`."""
         stat = os.fstatvfs(self._fd)
-        return stat.f_bavail * stat.f_frsize
+        self._claims.take(self._name, total, lambda: self.size, stat.f_bavail * stat.f_frsize)
 
     async def append(self, data: bytes) -> None:
         """Add bytes at the end. Raises `StorageError`."""

@@ -26,10 +26,14 @@ class NamespaceTaken(Exception):
     """A namespace of that name exists and belongs to something else."""
 
 
+class NamespaceEnding(Exception):
+    """A namespace of that name, most likely of an earlier host of that name, is still being deleted."""
+
+
 async def ensure_namespace(client: KubeClient, host: Host) -> str:
     """Make the namespace, the ServiceAccounts and their bindings; there already: nothing. Returns the namespace.
 
-    Raises `NamespaceTaken`.
+    Raises `NamespaceTaken` and `NamespaceEnding`.
     """
     name = host_namespace(host.name)
     labels = {HOST_LABEL: host.name, HOST_UID_LABEL: host.uid}
@@ -37,10 +41,9 @@ async def ensure_namespace(client: KubeClient, host: Host) -> str:
         await client.create(NAMESPACE, {"metadata": {"name": name, "labels": labels}})
     except AlreadyExists:
         found = await client.get(NAMESPACE, name)
-        if (
-            found["metadata"].get("labels", {}).get(HOST_UID_LABEL) != host.uid
-            or "deletionTimestamp" in found["metadata"]
-        ):
+        if "deletionTimestamp" in found["metadata"]:
+            raise NamespaceEnding(name) from None
+        if found["metadata"].get("labels", {}).get(HOST_UID_LABEL) != host.uid:
             raise NamespaceTaken(name) from None
     for account, role in ROLES.items():
         await _create(

@@ -24,7 +24,7 @@ from kumulus.runtime.clock import parse_time, rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
-from kumulus_controllers.fabric.credentials import NamespaceTaken, ensure_namespace, remove_namespace
+from kumulus_controllers.fabric.credentials import NamespaceEnding, NamespaceTaken, ensure_namespace, remove_namespace
 from kumulus_controllers.fabric.liveness import LeaseBook, Liveness, Verdict
 from kumulus_controllers.orders import NAMESPACE, host_of, work_orders
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
@@ -44,6 +44,9 @@ class Scope:
     orders: tuple[WorkOrder, ...]
     machines: tuple[VirtualMachine, ...]
     taken: bool = False
+    """Its namespace belongs to something else."""
+    ending: bool = False
+    """A namespace of that name is still being deleted."""
 
     @property
     def volumes(self) -> tuple[WorkOrder, ...]:
@@ -142,6 +145,15 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
                 f"The namespace {host_namespace(host.name)} belongs to something else: delete it, or give the host another name.",
             )
         )
+    elif scope.ending:
+        facts.append(
+            Fact(
+                HostCondition.RECONCILING,
+                True,
+                "NamespaceEnding",
+                f"An earlier namespace {host_namespace(host.name)} is still being deleted; wait, it goes on by itself.",
+            )
+        )
     elif host.deleting and scope.machines:
         names = ", ".join(sorted(f"{vm.namespace}/{vm.name}" for vm in scope.machines)[:5])
         facts.append(
@@ -176,7 +188,7 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
         observed_generation=host.metadata.generation,
         conditions=derive(host.status.conditions, facts, generation=host.metadata.generation, now=now_text),
         phase=phase_of(scope, ready),
-        namespace=None if scope.taken else host_namespace(host.name),
+        namespace=None if scope.taken or scope.ending else host_namespace(host.name),
         capacity=capacity,
         allocatable=allocatable(host, capacity) if capacity else None,
         allocated=Capacity(
@@ -253,7 +265,7 @@ class HostReconciler:
         """All hosts."""
         return self._hosts.keys()
 
-    def _observe(self, host: Host, taken: bool) -> Scope:
+    def _observe(self, host: Host, *, taken: bool, ending: bool) -> Scope:
         return Scope(
             host=host,
             report=self._reports.get(host.name, host_namespace(host.name)),
@@ -261,6 +273,7 @@ class HostReconciler:
             orders=tuple(self._orders.by(NAMESPACE, host_namespace(host.name))),
             machines=tuple(self._machines.by("host", host.name)),
             taken=taken,
+            ending=ending,
         )
 
     async def reconcile(self, key: Key) -> Result:
@@ -275,18 +288,22 @@ class HostReconciler:
             return Done()
         if not host.deleting and await ensure_finalizer(client, self._hosts, host):
             host = self._hosts.get(key.name) or host
-        taken = False
+        taken = ending = False
         if not host.deleting and host.status.namespace is None:
             try:
                 await ensure_namespace(client, host)
             except NamespaceTaken:
                 taken = True
-        scope = self._observe(host, taken)
+            except NamespaceEnding:
+                ending = True
+        scope = self._observe(host, taken=taken, ending=ending)
         if host.deleting and await self._remove(scope):
             return Gone()
         wait = await self._report(scope)
         if host.deleting or taken:
             return Wait("Removing" if host.deleting else "NamespaceTaken", 10.0)
+        if ending:
+            return Wait("NamespaceEnding", 2.0)
         return Requeue(max(0.1, min(wait, scope.verdict.valid_for + 0.05)))
 
     async def _report(self, scope: Scope) -> float:

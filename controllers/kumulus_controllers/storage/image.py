@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import structlog
+
 from kumulus.api.base import FINALIZER, ObjectRef
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import (
@@ -27,10 +29,12 @@ from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
-from kumulus_controllers.orders import FOR_UID, host_of, work_orders
+from kumulus_controllers.orders import FOR_NAME, FOR_UID, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Demand, Refusal, Request
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+
+log = structlog.get_logger(__name__)
 
 AnyImage = Image | ClusterImage
 
@@ -211,13 +215,18 @@ class ImageReconciler:
         self._orders.listen(order_changed)
 
     def everything(self) -> list[Key]:
-        """All images."""
-        return self._images.keys()
+        """All images, and those that only a left-over work order remembers."""
+        keys = set(self._images.keys())
+        for order in self._orders:
+            if order.spec.type is WorkType.DISK and order.spec.for_.kind == self._kind:
+                keys.add(Key(order.spec.for_.namespace, order.spec.for_.name))
+        return list(keys)
 
     async def reconcile(self, key: Key) -> Result:
         """One pass over an image."""
         client = self._services.client
         image = self._images.get(key.name, key.namespace)
+        await self._remove_orphans(key, image)
         if image is None:
             return Gone()
         if image.paused:
@@ -229,9 +238,7 @@ class ImageReconciler:
         if image.deleting:
             for order in orders:
                 if not order.deleting:
-                    raw = await client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
-                    if raw is not None and "spec" in raw:
-                        self._orders.apply(raw)
+                    await self._delete_order(order)
             if not orders:
                 await drop_finalizer(client, self._images, image)
                 self._written.pop(image.uid, None)
@@ -249,6 +256,26 @@ class ImageReconciler:
         if wait > 0:
             return Requeue(wait)
         return Wait("Deleting", 30.0) if image.deleting else Wait("NoHostFits", 10.0) if refusal else Done()
+
+    async def _delete_order(self, order: WorkOrder) -> None:
+        raw = await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
+        if raw is not None and "spec" in raw:
+            self._orders.apply(raw)
+
+    async def _remove_orphans(self, key: Key, image: AnyImage | None) -> None:
+        """Work orders of an image of that name that is no more (somebody took its finalizer off): removed after a
+        live look. The agent keeps the image for as long as disks are made from it."""
+        for order in self._orders.by(FOR_NAME, f"{self._kind}/{key.namespace or ''}/{key.name}"):
+            if (
+                order.spec.type is not WorkType.DISK
+                or order.deleting
+                or (image is not None and order.spec.for_.uid == image.uid)
+            ):
+                continue
+            live = await self._services.client.find(self._images.model.KIND, key.name, key.namespace)
+            if live is None or live["metadata"]["uid"] != order.spec.for_.uid:
+                log.info("removing the work order of an image that is gone", namespace=key.namespace, name=key.name)
+                await self._delete_order(order)
 
     async def _report(self, scope: Scope) -> float:
         """Write the status when it differs; in how many seconds to look again when it was only the pools that did."""

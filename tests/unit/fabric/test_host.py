@@ -212,6 +212,14 @@ def test_what_keeps_a_host_is_said_with_what_to_do(scope: Scope, reason: str, sa
     assert stalled is not None and stalled.reason == reason and says in stalled.message
 
 
+def test_an_earlier_namespace_that_still_goes_is_waited_for() -> None:
+    after = status_of(replace(GOOD, ending=True))
+    going = after.condition("Reconciling")
+    assert going is not None and going.reason == "NamespaceEnding"
+    assert "kumulus-host-h1 is still being deleted; wait" in going.message
+    assert after.condition("Stalled") is None and after.namespace is None
+
+
 def test_what_may_be_promised() -> None:
     some = host(reserved={"cpu": 2, "memory": "1Gi"}, overcommit={"cpu": 2.0, "memory": 1.5})
     assert allocatable(some, Capacity(cpus=8, memory=9 * 2**30)) == Capacity(cpus=12, memory=12 * 2**30)

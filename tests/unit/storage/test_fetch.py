@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from kumulus.api.host import HttpFetch
 from kumulus_agents.storage.beneath import Directory
+from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part
@@ -39,7 +40,7 @@ def directory(tmp_path: Path) -> Iterator[Directory]:
 
 @pytest.fixture
 async def part(directory: Directory) -> AsyncIterator[Part]:
-    made = await Part.open(directory, "part")
+    made = await Part.open(directory, "part", Claims("local"))
     yield made
     made.close()
 
@@ -116,12 +117,12 @@ async def test_a_range_that_is_not_the_one_asked_for_starts_again(server, part, 
 
 async def test_the_agent_may_die_and_go_on(server, directory, limits, tmp_path) -> None:
     url = server.on("/i", Answer(BODY, etag='"1"', cut=2 * MIB), Answer(status=503), Answer(BODY, etag='"1"'))
-    first = await Part.open(directory, "part")
+    first = await Part.open(directory, "part", Claims("local"))
     await refused(url, first, limits.model_copy(update={"retries": 0}))
     had = first.size
     first.close()
     assert had > MIB
-    second = await Part.open(directory, "part")
+    second = await Part.open(directory, "part", Claims("local"))
     await fetch(url, second, limits)
     second.close()
     assert server.requests[-1].headers["range"] == f"bytes={had}-"
@@ -131,7 +132,7 @@ async def test_the_agent_may_die_and_go_on(server, directory, limits, tmp_path) 
 
 async def test_a_whole_part_costs_no_request(server, directory, limits, tmp_path) -> None:
     (tmp_path / "part").write_bytes(BODY)
-    part = await Part.open(directory, "part")
+    part = await Part.open(directory, "part", Claims("local"))
     await fetch(server.url("/i"), part, limits)
     part.close()
     assert server.connections == 0
@@ -139,7 +140,7 @@ async def test_a_whole_part_costs_no_request(server, directory, limits, tmp_path
 
 async def test_a_part_that_is_longer_than_the_file_starts_again(server, directory, limits, tmp_path) -> None:
     (tmp_path / "part").write_bytes(BODY + b"more")
-    part = await Part.open(directory, "part")
+    part = await Part.open(directory, "part", Claims("local"))
     await fetch(server.on("/i", Answer(BODY)), part, limits)
     part.close()
     assert (tmp_path / "part").read_bytes() == BODY
@@ -147,7 +148,7 @@ async def test_a_part_that_is_longer_than_the_file_starts_again(server, director
 
 async def test_two_agents_do_not_write_one_part(directory, part) -> None:
     with pytest.raises(StorageError) as error:
-        await Part.open(directory, "part")
+        await Part.open(directory, "part", Claims("local"))
     assert (error.value.reason, error.value.retryable) == ("Busy", True)
 
 
@@ -226,7 +227,7 @@ async def test_more_than_an_import_may_have_is_refused(server, part, limits, len
 async def test_more_than_there_is_room_for_is_refused_before_it_comes(server, part, limits) -> None:
     endless = limits.model_copy(update={"max_bytes": 1 << 60})
     error = await refused(server.on("/i", Answer(BODY, more_length=1 << 55)), part, endless)
-    assert (error.reason, error.retryable) == ("NoSpace", True)
+    assert (error.reason, error.retryable) == ("InsufficientCapacity", True)
     assert part.size == 0
 
 

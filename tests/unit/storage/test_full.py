@@ -17,7 +17,7 @@ import pytest
 
 from kumulus.api.host import VolumeOrigin
 from kumulus_agents.storage.dir.driver import DirStorage
-from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.protocol import ImportProgress, StorageError
 from kumulus_agents.storage.settings import StorageSettings
 from tests.unit.storage.material import MIB, http, ignore, image_ref, needs_root, pool_ref, qemu_img, uid
 from tests.unit.storage.server import Answer
@@ -69,7 +69,8 @@ async def test_an_import_into_a_full_pool(driver, small, server, length, leave) 
     filler = fill(small, leave)
     with pytest.raises(StorageError) as error:
         await driver.import_image(image, http(url), ignore)
-    assert (error.value.reason, error.value.retryable) == ("NoSpace", True)
+    known = length and leave < len(DATA)
+    assert (error.value.reason, error.value.retryable) == ("InsufficientCapacity" if known else "NoSpace", True)
     assert files(small / "pool") == []
     assert await driver.image(image.uid) is None
     if length and leave < len(DATA):
@@ -77,6 +78,35 @@ async def test_an_import_into_a_full_pool(driver, small, server, length, leave) 
     filler.unlink()
     made = await driver.import_image(image, http(url), ignore)
     assert made.virtual_size == len(DATA)
+
+
+async def test_two_imports_into_a_pool_with_room_for_one(driver, small, server) -> None:
+    """The second is told which pool, what it needs and what is free, and the first is not in danger."""
+    await driver.prepare()
+    fill(small, 3 * len(DATA) + MIB)
+    first, second = image_ref(DATA, "raw"), image_ref(DATA, "raw")
+    url = server.on("/i", Answer(DATA))
+    refused: list[StorageError] = []
+
+    async def beside() -> None:
+        try:
+            await driver.import_image(second, http(url), ignore)
+        except StorageError as error:
+            refused.append(error)
+
+    tasks: list[asyncio.Task[None]] = []
+
+    def begun(progress: ImportProgress) -> None:
+        if not tasks and progress.stage == "Downloading":
+            tasks.append(asyncio.create_task(beside()))
+
+    assert (await driver.import_image(first, http(url), begun)).virtual_size == len(DATA)
+    await asyncio.gather(*tasks)
+    (error,) = refused
+    assert (error.reason, error.retryable) == ("InsufficientCapacity", True)
+    assert "The pool fast has no room for the image: 8Mi needed, " in str(error)
+    assert await driver.image(second.uid) is None
+    assert (await driver.import_image(second, http(url), ignore)).virtual_size == len(DATA), "now there is room"
 
 
 async def test_a_disk_in_a_full_pool(driver, small, server) -> None:

@@ -6,6 +6,7 @@ import ipaddress
 
 import pytest
 
+from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.origin import checked, parsed, system_resolve
 from kumulus_agents.storage.pace import Pace
@@ -65,7 +66,7 @@ async def fetch(url: str, settings: FetchSettings, path, resolve=system_resolve,
     from kumulus_agents.storage.beneath import Directory
 
     with Directory.trusted(PurePosixPath(path)) as directory:
-        part = await Part.open(directory, "part")
+        part = await Part.open(directory, "part", Claims("local"))
         try:
             await Fetcher(settings, resolve=resolve).fetch(http(url), part, sha256, Pace(ignore))
         finally:

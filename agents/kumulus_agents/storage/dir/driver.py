@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 from kumulus.api.host import HttpFetch, ImageRef, PoolRef, VolumeOrigin
 from kumulus_agents.storage.blocking import in_thread
+from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.dir import disks, images, volumes
 from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.faults import told_as
@@ -36,6 +37,7 @@ class DirStorage:
     def __init__(self, pool: PoolRef, settings: StorageSettings, *, fetcher: Fetcher | None = None) -> None:
         self._pool = PoolDirectory(pool, settings)
         self._settings = settings
+        self._claims = Claims(pool.name)
         self._fetcher = fetcher or Fetcher(settings.fetch)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._making: Counter[str] = Counter()
@@ -63,7 +65,14 @@ class DirStorage:
                 if found is None:
                     with self._pool.images() as directories:
                         await images.take_in(
-                            self._pool, directories, image, source, Pace(progress), self._fetcher, self._settings
+                            self._pool,
+                            directories,
+                            image,
+                            source,
+                            Pace(progress),
+                            self._fetcher,
+                            self._settings,
+                            self._claims,
                         )
                     found = await in_thread(self._stored, uid)
         if found is None:

@@ -8,6 +8,7 @@ from kumulus.api.host import HttpFetch, ImageRef
 from kumulus_agents.storage import convert
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread
+from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.dir.pool import Images, PoolDirectory
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
@@ -48,13 +49,14 @@ async def take_in(
     pace: Pace,
     fetcher: Fetcher,
     settings: StorageSettings,
+    claims: Claims,
 ) -> None:
     """Make the image whole: fetch, inspect, convert, record. Raises `StorageError` or `OSError`.
 
     What was downloaded stays when another attempt can use it, and goes when the image is refused or
     the pool is full.
     """
-    part = await Part.open(images.partial, _source(image.uid))
+    part = await Part.open(images.partial, _source(image.uid), claims)
     try:
         await fetcher.fetch(source, part, image.sha256, pace)
         pace.stage("Inspecting", part.size, part.size)
@@ -62,7 +64,7 @@ async def take_in(
             found = await convert.inspect(fd, image.format, settings)
             await _converted(pool, images, image, fd, found, pace, settings)
     except StorageError as error:
-        if not error.retryable or error.reason == "NoSpace":
+        if not error.retryable or error.reason in ("NoSpace", "InsufficientCapacity"):
             await part.discard()
         raise
     except OSError:
