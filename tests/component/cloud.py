@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -139,29 +139,18 @@ class Cloud:
         *,
         memory: int = 32 * GIB,
         failure_rate: float = 0,
-        labels: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
         """One more host, labelled with its role. Images are first fetched by the host with the most memory."""
         settings = SimulatedSettings(cpus=32, memory=memory, failure_rate=failure_rate)
         host = self.hosts[role] = SimHost(role, self.directory / role, self.client, settings, **options)
         body = {
-            "metadata": {"name": role, "labels": {"role": role, **(labels or {})}},
+            "metadata": {"name": role, "labels": {"role": role}},
             "spec": {"zone": ZONE, "hypervisor": "simulated"},
         }
         await self.client.create(Host.KIND, body)
         await until(lambda: self.client.find(NAMESPACE, host_namespace(role)), f"the namespace of host {role}")
         host.start()
-
-    async def remove_host(self, role: str) -> None:
-        """Take a host away, with all that is on it."""
-        await self.client.delete(Host.KIND, role)
-
-        async def gone() -> bool:
-            return await self.client.find(Host.KIND, role) is None
-
-        await until(gone, f"host {role} is gone")
-        await self.hosts.pop(role).kill()
 
     async def listed(self, kind: Kind, namespace: str | None = None) -> list[Raw]:
         return [item async for page, _ in self.client.list_pages(kind, namespace) for item in page]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from kumulus.api.base import Kind
 from kumulus.api.compute import VirtualMachine
@@ -20,16 +21,17 @@ from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.errors import Refused
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
-from tests.component.cloud import GIB, Cloud, Raw, cloud, condition, phase, until
+from tests.component.cloud import Cloud, Raw, cloud, condition, phase, until
 from tests.conftest import new_lab
 from tests.unit.storage.material import disk, needs_root
 from tests.unit.storage.server import Answer
 
-pytestmark = [pytest.mark.cluster, needs_root]
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), needs_root]
 
 DISK = disk()
 SHA256 = hashlib.sha256(DISK).hexdigest()
 MIB = 1 << 20
+HOSTS = ("host-a", "host-b")
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +46,19 @@ def lab() -> Iterator[Lab]:
 
 
 class Tenant:
-    """A namespace, and two hosts that are nobody else's."""
+    """A namespace, and two hosts."""
 
     def __init__(self, cloud: Cloud, tag: str) -> None:
         self.cloud, self.client, self.tag = cloud, cloud.client, tag
         self.namespace = f"tenant-{tag}"
-        self.hosts = (f"{tag}-a", f"{tag}-b")
+        self.hosts = HOSTS
 
     async def volume(self, name: str, **spec: Any) -> None:
         await self._make(Volume.KIND, name, spec or {"size": "64Mi"})
 
     async def machine(self, name: str, *disks: Raw, on: int | None = None, **spec: Any) -> None:
         """A machine; `on` binds it to the first or second host."""
-        role = {"hostSelector": {"role": self.hosts[on]}} if on is not None else {"hostSelector": {"test": self.tag}}
+        role = {"hostSelector": {"role": self.hosts[on]}} if on is not None else {}
         body = {"resources": {"cpus": 1, "memory": "64Mi"}, "placement": role, "disks": list(disks), **spec}
         await self._make(VirtualMachine.KIND, name, body)
 
@@ -132,26 +134,29 @@ class Tenant:
         return {item.name: item.path for item in domain.disks}
 
 
-@pytest.fixture
-async def tenant(lab: Lab, tmp_path: Path) -> AsyncIterator[Tenant]:
-    tag = secrets.token_hex(3)
-    async with cloud(lab, tmp_path) as made:
-        tenant = Tenant(made, tag)
-        await made.client.create(NAMESPACE, {"metadata": {"name": tenant.namespace}})
-        for name in tenant.hosts:
-            await made.add_host(name, memory=32 * GIB, labels={"test": tag})
-        await asyncio.to_thread(lab.services.wait_for_hosts, list(tenant.hosts))
-        try:
-            yield tenant
-        finally:
-            for kind in (VirtualMachine.KIND, Volume.KIND, Image.KIND):
-                for item in await made.listed(kind, tenant.namespace):
-                    await made.client.delete(kind, item["metadata"]["name"], tenant.namespace)
-            for kind in (VirtualMachine.KIND, Volume.KIND, Image.KIND):
-                await until(lambda kind=kind: _none(made, kind, tenant.namespace), f"no {kind.plural} are left")
-            await made.client.delete(NAMESPACE, tenant.namespace)
-            for name in tenant.hosts:
-                await made.remove_host(name)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def made(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]:
+    """Two hosts for all tests: taking hosts away takes a namespace controller its time."""
+    async with cloud(lab, tmp_path_factory.mktemp("hosts")) as made:
+        for name in HOSTS:
+            await made.add_host(name)
+        await asyncio.to_thread(lab.services.wait_for_hosts, list(HOSTS))
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def tenant(made: Cloud) -> AsyncIterator[Tenant]:
+    tenant = Tenant(made, secrets.token_hex(3))
+    await made.client.create(NAMESPACE, {"metadata": {"name": tenant.namespace}})
+    try:
+        yield tenant
+    finally:
+        for kind in (VirtualMachine.KIND, Volume.KIND, Image.KIND):
+            for item in await made.listed(kind, tenant.namespace):
+                await made.client.delete(kind, item["metadata"]["name"], tenant.namespace)
+        for kind in (VirtualMachine.KIND, Volume.KIND, Image.KIND):
+            await until(lambda kind=kind: _none(made, kind, tenant.namespace), f"no {kind.plural} are left")
+        await made.client.delete(NAMESPACE, tenant.namespace)
 
 
 async def _none(made: Cloud, kind: Kind, namespace: str) -> bool:

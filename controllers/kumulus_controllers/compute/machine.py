@@ -367,6 +367,7 @@ class MachineReconciler:
             elif forced:
                 await drop_finalizer(client, self._orders, order)
         if not self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{vm.uid}"):
+            await self._delete_own_volumes(vm)
             await drop_finalizer(client, self._machines, vm)
             self._deleting_since.pop(vm.uid, None)
             self._fleet.release(vm.uid)
@@ -376,6 +377,14 @@ class MachineReconciler:
         if now - since < TERMINATING_SHOWN_AFTER and vm.status.phase is not Phase.TERMINATING:
             return Requeue(TERMINATING_SHOWN_AFTER)
         return await self._report(self._observe(vm), placed(scope), None, None)
+
+    async def _delete_own_volumes(self, vm: VirtualMachine) -> None:
+        """The volumes that go with the machine. The garbage collector would see to them as well, half a minute later."""
+        for volume in self._volumes.of(vm).values():
+            if not volume.deleting and any(owner.uid == vm.uid for owner in volume.metadata.owner_references):
+                raw = await self._services.client.delete(Volume.KIND, volume.name, volume.namespace, uid=volume.uid)
+                if raw is not None and "spec" in raw:
+                    self._volumes.store.apply(raw)
 
     async def _live_orders(self, vm: VirtualMachine) -> list[WorkOrder]:
         """Before letting a placed machine go whose work order this process has not seen go: is there really none?"""

@@ -88,7 +88,7 @@ class Wakeups:
                 self._retry_unplaced(enqueue)
 
         def pool_changed(before: StoragePool | None, after: StoragePool | None) -> None:
-            if before is not None and after is not None and before.spec != after.spec:
+            if before is not None and after is not None and _takes(before) != _takes(after):
                 self._retry_unplaced(enqueue)
 
         def zone_changed(before: Zone | None, after: Zone | None) -> None:
@@ -143,6 +143,11 @@ def _use(volume: Volume) -> tuple[object, ...]:
     """What of a volume decides whether its machine can have it."""
     status = volume.status
     return (volume.uid, volume.deleting, status.pool, status.host, status.attached_to, status.condition("Ready"))
+
+
+def _takes(pool: StoragePool) -> tuple[object, ...]:
+    """What of a pool decides which disks it takes."""
+    return (pool.spec, dict(pool.metadata.labels))
 
 
 def _room(order: WorkOrder | None) -> tuple[object, ...]:

@@ -34,7 +34,7 @@ from kumulus_controllers.storage.volume_plan import (
     volume_order,
     wanted,
 )
-from kumulus_controllers.storage.volumes import UID, Volumes
+from kumulus_controllers.storage.volumes import COPY_OF, UID, Volumes, at_rest
 
 log = structlog.get_logger(__name__)
 
@@ -59,9 +59,7 @@ class VolumeReconciler:
             if item is None:
                 return
             enqueue(Key(item.namespace, item.name))
-            for other in volumes.store:
-                if other.namespace == item.namespace and other.spec.source and other.spec.source.volume == item.name:
-                    enqueue(Key(other.namespace, other.name))
+            self._enqueue_copies(enqueue, item)
 
         def machine_changed(before: VirtualMachine | None, after: VirtualMachine | None) -> None:
             if before is not None and after is not None and _using(before) == _using(after):
@@ -83,6 +81,10 @@ class VolumeReconciler:
                 for uid in had ^ has:
                     for volume in volumes.store.by(UID, uid):
                         enqueue(Key(volume.namespace, volume.name), urgent=True)
+                if before is None or after is None or at_rest(before) != at_rest(after):
+                    for uid in had | has:
+                        for volume in volumes.store.by(UID, uid):
+                            self._enqueue_copies(enqueue, volume)
 
         def origin_changed(before: Image | ClusterImage | None, after: Image | ClusterImage | None) -> None:
             item = after or before
@@ -99,6 +101,11 @@ class VolumeReconciler:
         volumes.images.listen(origin_changed)
         volumes.cluster_images.listen(origin_changed)
         volumes.classes.listen(class_changed)
+
+    def _enqueue_copies(self, enqueue: Enqueue, volume: Volume) -> None:
+        """Volumes that are to be copies of this one."""
+        for other in self._volumes.store.by(COPY_OF, f"{volume.namespace}/{volume.name}"):
+            enqueue(Key(other.namespace, other.name))
 
     def _enqueue_unmade(self, enqueue: Enqueue) -> None:
         for volume in self._volumes.store:

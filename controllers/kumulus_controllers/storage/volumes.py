@@ -15,11 +15,17 @@ from kumulus_controllers.storage.volume_plan import Lack, Scope, Wanted, default
 
 USES_VOLUME = "uses-volume"
 UID = "uid"
+COPY_OF = "copy-of"
 
 
 def _uses(vm: VirtualMachine) -> Iterable[str]:
     names = (disk.volume_of(vm.name) for disk in vm.spec.disks)
     return {f"{vm.namespace}/{name}" for name in names if name is not None}
+
+
+def _copy_of(volume: Volume) -> Iterable[str]:
+    source = volume.spec.source
+    return (f"{volume.namespace}/{source.volume}",) if source is not None and source.volume is not None else ()
 
 
 class Volumes:
@@ -35,6 +41,7 @@ class Volumes:
         self.hosts = caches.store(Host)
         self.orders = work_orders(caches)
         self.store.add_index(UID, lambda volume: (volume.uid,))
+        self.store.add_index(COPY_OF, _copy_of)
         self.machines.add_index(USES_VOLUME, _uses)
 
     def of(self, vm: VirtualMachine) -> Mapping[str, Volume]:
@@ -83,12 +90,13 @@ class Volumes:
     def _writer(self, volume: Volume) -> str | None:
         """Name of a machine that may be writing to it now."""
         for order in self.orders.by(HAS_VOLUME, volume.uid):
-            if not _at_rest(order):
+            if not at_rest(order):
                 return order.spec.for_.name
         return None
 
 
-def _at_rest(order: WorkOrder) -> bool:
+def at_rest(order: WorkOrder) -> bool:
+    """Whether a machine is off and is to stay so: it writes to nothing."""
     return (
         order.spec.instance is not None
         and order.spec.instance.power is PowerState.STOPPED
