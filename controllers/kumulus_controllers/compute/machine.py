@@ -28,7 +28,7 @@ from kumulus.api.host import (
 from kumulus.api.storage import ClusterImage, Image, Volume
 from kumulus.api.volumes import ReclaimPolicy
 from kumulus.kube.builtin import SECRET
-from kumulus.kube.errors import AlreadyExists, NotFound
+from kumulus.kube.errors import AlreadyExists, NotFound, Refused
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
@@ -382,7 +382,11 @@ class MachineReconciler:
         """The volumes that go with the machine. The garbage collector would see to them as well, half a minute later."""
         for volume in self._volumes.of(vm).values():
             if not volume.deleting and any(owner.uid == vm.uid for owner in volume.metadata.owner_references):
-                raw = await self._services.client.delete(Volume.KIND, volume.name, volume.namespace, uid=volume.uid)
+                try:
+                    raw = await self._services.client.delete(Volume.KIND, volume.name, volume.namespace, uid=volume.uid)
+                except Refused:  # protected from deletion: it outlives the machine after all
+                    log.info("a volume of a machine that goes is protected", namespace=vm.namespace, name=volume.name)
+                    continue
                 if raw is not None and "spec" in raw:
                     self._volumes.store.apply(raw)
 
