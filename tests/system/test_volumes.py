@@ -88,4 +88,6 @@ def test_a_machine_boots_from_a_volume_made_from_an_image(world: World) -> None:
     world.phase("again", "Running")
     world.console("again", "kumulus-guest: boot 2 of this disk")
     world.delete("vm", "again")
+    # What is retained stands on its image, and would keep that from being deleted.
+    world.patch("volume", "vm-root", {"spec": {"reclaimPolicy": "Delete"}})
     world.delete("volume", "vm-root")
