@@ -61,7 +61,8 @@ def _apply(lab: Lab, example: Path, console: Console) -> list[Machine]:
 def _show_volumes(lab: Lab, console: Console) -> None:
     """The disks with a life of their own."""
     console.print("\nVolumes:")
-    for line in _kumulusctl(lab, "volume", "list", "--all-namespaces").stdout.rstrip().splitlines():
+    listed = lab.control_plane.kubectl_run("get", "volumes", "--all-namespaces", check=False)
+    for line in listed.stdout.rstrip().splitlines():
         console.print(Text(f"  {line}", style="cyan"))
 
 
