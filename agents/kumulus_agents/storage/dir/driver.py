@@ -101,7 +101,7 @@ class DirStorage:
         if users:
             raise StorageError(
                 f"The image is in use: disks and volumes made from it ({users}) are in the pool."
-                " Delete their machines and the volumes first.",
+                " Delete their machines and the volumes first; of retained volumes, the files.",
                 reason="ImageInUse",
             )
 
