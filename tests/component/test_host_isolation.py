@@ -534,7 +534,9 @@ def test_tenants_get_their_kinds_through_the_roles_of_kubernetes(api: Cluster, n
     for kind in (resource.KIND for resource in KINDS):
         for verb in ("get", "list", "watch", *writing):
             theirs = kind.plural in tenant and (verb not in writing or role != "view")
-            offered = kind.plural in {"instancetypes", "volumeclasses", "clusterimages", "zones"} and verb not in writing
+            offered = (
+                kind.plural in {"instancetypes", "volumeclasses", "clusterimages", "zones"} and verb not in writing
+            )
             if kind.namespaced or not offered:
                 assert may(api, "alice", verb, kind, namespace if kind.namespaced else None) == theirs, (
                     verb,

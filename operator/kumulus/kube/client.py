@@ -19,12 +19,12 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 from kubernetes.aio import client as kube_client
 from kubernetes.aio import config as kube_config
 
 from kumulus.api.base import Kind
 from kumulus.kube import errors
+from kumulus.kube.connector import Connector
 
 Raw = dict[str, Any]
 """An object as the API server gives it."""
@@ -62,45 +62,11 @@ def _proxy_for(url: str) -> str | None:
     return getproxies().get(parts.scheme)
 
 
-class _Connector(aiohttp.TCPConnector):
-    """Closed when its last socket is.
-
-    aiohttp forgets a connection that was given up (a watch that ended, a request that was cancelled) while the two
-    sides still say good-bye, and a loop that ends meanwhile leaves its socket open.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._sockets: dict[asyncio.Future[None], asyncio.BaseTransport] = {}
-
-    async def _create_connection(self, *args: Any, **more: Any) -> ResponseHandler:
-        protocol = await super()._create_connection(*args, **more)
-        closed, transport = protocol.closed, protocol.transport
-        if closed is not None and transport is not None:
-            self._sockets[closed] = transport
-            closed.add_done_callback(self._forget)
-        return protocol
-
-    def _forget(self, closed: asyncio.Future[None]) -> None:
-        self._sockets.pop(closed, None)
-        if not closed.cancelled():
-            closed.exception()
-
-    async def close(self, *, abort_ssl: bool = False) -> None:
-        """Close all connections, without a good-bye, and return when they are."""
-        await super().close(abort_ssl=abort_ssl)
-        for transport in self._sockets.values():
-            if isinstance(transport, asyncio.Transport):
-                transport.abort()
-        if self._sockets:
-            await asyncio.wait(list(self._sockets), timeout=1.0)
-
-
 class _Rest(kube_client.rest.RESTClientObject):  # type: ignore[misc]
     """The library's connections, through our connector."""
 
     def _create_connector(self) -> aiohttp.TCPConnector:
-        return _Connector(limit=self.maxsize, ssl=self.ssl_context)
+        return Connector(limit=self.maxsize, ssl=self.ssl_context)
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

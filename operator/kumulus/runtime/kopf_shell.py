@@ -12,11 +12,13 @@ import threading
 from collections.abc import Callable
 from typing import Any, cast
 
+import aiohttp
 import kopf
 import structlog
 import uvloop
 
 from kumulus.api.base import Kind
+from kumulus.kube.connector import Connector
 from kumulus.runtime.pulse import Pulse
 
 log = structlog.get_logger(__name__)
@@ -56,6 +58,19 @@ def _settings() -> kopf.OperatorSettings:
     return settings
 
 
+def _session(info: kopf.ConnectionInfo) -> kopf.AiohttpSession:
+    """kopf's connections, as it would make them itself, but for a pool whose sockets are gone when it is closed."""
+    connector = Connector(limit=0, ssl=info.as_ssl_context())
+    return kopf.AiohttpSession(
+        server=info.server,
+        default_namespace=info.default_namespace,
+        expiration=info.expiration,
+        aiohttp_session=aiohttp.ClientSession(
+            connector=connector, headers=info.as_http_headers(), proxy=info.proxy_url, trust_env=info.trust_env
+        ),
+    )
+
+
 class KopfShell:
     """Watches kinds cluster-wide until stopped."""
 
@@ -92,8 +107,9 @@ class KopfShell:
         registry = kopf.OperatorRegistry()
 
         @kopf.on.login(registry=registry)
-        def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-            return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+        async def login(**kwargs: Any) -> kopf.AiohttpSession | None:
+            info = kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+            return _session(info) if info is not None else None
 
         for kind in self._kinds:
             self._register(registry, kind)
