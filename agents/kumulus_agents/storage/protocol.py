@@ -42,7 +42,7 @@ class StoredImage:
     uid: str
     path: str
     format: str
-    """Format of the file in the pool (qcow2)."""
+    """Format of the file in the pool: qcow2, or raw for a disc, of which no volume is made."""
     source_format: str
     """What the source turned out to be."""
     sha256: str
@@ -66,7 +66,7 @@ class ImportProgress:
     """How far an import is."""
 
     stage: str
-    """Downloading, Inspecting or Converting."""
+    """Downloading, Unpacking, Inspecting or Converting."""
     bytes: int
     total: int | None
     rate: int | None
@@ -86,8 +86,8 @@ class StorageDriver(Protocol):
         """The image of that uid, if it is whole."""
 
     async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
-        """Bring an image into the pool: fetch (resuming a cut transfer), verify while streaming, inspect by a
-        parser that does not trust it, convert in a cage. There already: nothing. Cancelling leaves a resumable part.
+        """Bring an image into the pool: fetch (resuming a cut transfer), verify while streaming, unpack, inspect by a
+        parser that does not trust it, convert, all in a cage. There already: nothing. Cancelling leaves a resumable part.
 
         Raises `StorageError`; nothing of a refused image stays.
         """

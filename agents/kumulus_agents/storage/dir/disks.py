@@ -31,8 +31,10 @@ def ensure(
             return StoredDisk(pool.disk_path(owner, disk), "qcow2", int(str(record["virtualSize"])))
         with pool.images() as images:
             image = stored(pool, images.whole, image_uid)
+        if image is None:
+            raise StorageError("The disk's image is not in the pool yet.", reason="ImageNotReady")
         virtual_size = _size(image, size)
-        _make(pool, settings, mine, disk, image_uid, virtual_size)
+        _make(pool, settings, mine, disk, image, virtual_size)
     return StoredDisk(pool.disk_path(owner, disk), "qcow2", virtual_size)
 
 
@@ -69,9 +71,7 @@ def users(pool: PoolDirectory, image_uid: str) -> int:
     return count
 
 
-def _size(image: StoredImage | None, size: int | None) -> int:
-    if image is None:
-        raise StorageError("The disk's image is not in the pool yet.", reason="ImageNotReady")
+def _size(image: StoredImage, size: int | None) -> int:
     if size is None:
         return image.virtual_size
     if size < image.virtual_size:
@@ -85,13 +85,13 @@ def _size(image: StoredImage | None, size: int | None) -> int:
 
 
 def _make(
-    pool: PoolDirectory, settings: StorageSettings, mine: Directory, disk: str, image_uid: str, virtual_size: int
+    pool: PoolDirectory, settings: StorageSettings, mine: Directory, disk: str, image: StoredImage, virtual_size: int
 ) -> None:
     temporary = f".{disk}.new"
     fd = mine.fresh(temporary)
     try:
-        _create(settings, fd, pool.backing(image_uid), virtual_size)
-        record: dict[str, object] = {"image": image_uid, "virtualSize": virtual_size}
+        _create(settings, fd, pool.backing(image.uid, image.format), image.format, virtual_size)
+        record: dict[str, object] = {"image": image.uid, "virtualSize": virtual_size}
         write_record(mine, f"{disk}.json", record, flush=False)  # the disk's own flush keeps both names
         mine.settle(fd, temporary, f"{disk}.qcow2")
     except BaseException:
@@ -102,7 +102,7 @@ def _make(
         os.close(fd)
 
 
-def _create(settings: StorageSettings, fd: int, backing: str, virtual_size: int) -> None:
+def _create(settings: StorageSettings, fd: int, backing: str, form: str, virtual_size: int) -> None:
     """Write an empty overlay into the open file.
 
     With size and formats given, and `-u`, qemu-img opens nothing but this file: no image is read
@@ -112,7 +112,7 @@ def _create(settings: StorageSettings, fd: int, backing: str, virtual_size: int)
         done = subprocess.run(
             [
                 *(str(settings.cage.qemu_img), "create", "-q", "-u", "-f", "qcow2", "-o", "compat=1.1"),
-                *("-F", "qcow2", "-b", backing, f"/proc/self/fd/{fd}", str(virtual_size)),
+                *("-F", form, "-b", backing, f"/proc/self/fd/{fd}", str(virtual_size)),
             ],
             pass_fds=(fd,),
             stdin=subprocess.DEVNULL,
