@@ -15,7 +15,7 @@ import pytest
 from kumulus.api.host import HttpFetch, ImageRef
 from kumulus_agents.storage.protocol import ImportProgress, StorageDriver, StorageError
 
-STAGES = ("Downloading", "Inspecting", "Converting")
+STAGES = ("Downloading", "Unpacking", "Inspecting", "Converting")
 
 
 @dataclass(frozen=True)

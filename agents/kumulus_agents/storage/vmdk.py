@@ -154,7 +154,8 @@ def _descriptor(header: Header, read: Read) -> None:
     _fields(header, fields)
     if len(extents) != 1:
         raise Rejected(f"has {len(extents)} extents; make one file of it with qemu-img convert")
-    if extents[0] != header.capacity:
+    # VirtualBox rounds the header's up to whole grains.
+    if not header.capacity - header.grain < extents[0] <= header.capacity:
         raise Rejected(f"has a disk of {header.capacity} sectors and an extent of {extents[0]}")
 
 

@@ -162,9 +162,27 @@ def vmdk_with(*replaced: tuple[str, str], options: tuple[str, ...] = ()) -> byte
 
 
 STREAM = ("subformat=streamOptimized",)
+VIRTUALBOX = (
+    'isNativeSnapshot="no"', 'ddb.uuid.image="8c2c1f6c-8d4b-4a66-9788-77665f0c1e0f"',
+    'ddb.uuid.parent="00000000-0000-0000-0000-000000000000"', 'ddb.comment=""', 'ddb.geometry.biosSectors="63"',
+)  # fmt: skip
+OVFTOOL = (
+    'encoding="windows-1252"',
+    'ddb.longContentID = "64fcb4b5ac2ab6d9d2b4eb8c4bb5d4aa"',
+    'ddb.encoding = "UTF-8"',
+)
 EXTENT = 'RW 8192 SPARSE "made.other"'
 DIRECTORY, REDUNDANT = 56, 48
 WORD, LONG = "<I", "<Q"
+
+
+@pytest.mark.parametrize("lines", [VIRTUALBOX, OVFTOOL])
+@pytest.mark.parametrize(
+    "extent", ['RW 8192 SPARSE "generated-stream.vmdk"', 'RDONLY 8065 SPARSE "call-me-stream.vmdk"']
+)
+def test_descriptors_of_other_programs_come_in(lines, extent) -> None:
+    data = vmdk_with((EXTENT, extent), ("version=1", "\r\n".join(("version=1", *lines))), options=STREAM)
+    assert look(data, "vmdk").virtual_size == SIZE
 
 
 def directory() -> int:
@@ -193,7 +211,8 @@ VMDK: dict[str, Callable[[], bytes]] = {
     "extent above": lambda: vmdk_with((EXTENT, 'RW 8192 SPARSE "../x.vmdk"')),
     "two extents": lambda: vmdk_with((EXTENT, f"{EXTENT}\n{EXTENT}")),
     "no extent": lambda: vmdk_with((EXTENT, "")),
-    "extent of another size": lambda: vmdk_with((EXTENT, EXTENT.replace("8192", "8193"))),
+    "extent that is larger": lambda: vmdk_with((EXTENT, EXTENT.replace("8192", "8193"))),
+    "extent that is a grain shorter": lambda: vmdk_with((EXTENT, EXTENT.replace("8192", "8064"))),
     "VMFS extent": lambda: vmdk_with((EXTENT, 'RW 8192 VMFS "x-flat.vmdk"')),
     "device": lambda: vmdk_with((EXTENT, 'RW 8192 FLAT "\\\\.\\PhysicalDrive0" 0')),
     "twoGbMaxExtentSparse": lambda: vmdk_with(("monolithicSparse", "twoGbMaxExtentSparse")),
