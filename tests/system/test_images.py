@@ -56,8 +56,8 @@ def test_hostile_image_is_refused_before_anything_reads_it(world: World, tmp_pat
     assert not left
 
 
-def test_machine_boots_from_a_packed_image_of_another_cloud(world: World, tmp_path: Path) -> None:
-    """A stream-optimized VMDK in gzip is unpacked, looked at, and becomes a disk that boots."""
+def test_packed_image_of_another_cloud_comes_in(world: World, tmp_path: Path) -> None:
+    """A stream-optimized VMDK in gzip is unpacked, looked at, and becomes a disk."""
     file = tmp_path / "tiny.vmdk"
     qcow2 = world.lab.image_directory / "tiny.qcow2"
     words = ["convert", "-f", "qcow2", "-O", "vmdk", "-o", "subformat=streamOptimized", str(qcow2), str(file)]
@@ -65,8 +65,6 @@ def test_machine_boots_from_a_packed_image_of_another_cloud(world: World, tmp_pa
     packed = tmp_path / "tiny.vmdk.gz"
     packed.write_bytes(gzip.compress(file.read_bytes(), 1))
     world.image("elsewhere", packed, format_="vmdk", compression="gzip")
-    world.machine("vm", image="elsewhere")
-    world.phase("vm", "Running", seconds=90)
     status = world.wait("image", "elsewhere", lambda i: i["status"].get("phase") == "Ready", "an import")["status"]
     assert status["format"] == "vmdk"
 

