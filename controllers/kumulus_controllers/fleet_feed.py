@@ -7,7 +7,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, HostCondition
 from kumulus.api.host import WorkOrder, WorkState, WorkType
 from kumulus.api.quantity import to_bytes
-from kumulus.api.storage import StoragePool
+from kumulus.api.storage import StoragePool, Volume
 from kumulus.kube.store import Store
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.orders import FOR_UID, host_of, work_orders
@@ -48,8 +48,8 @@ def order_demand(order: WorkOrder) -> tuple[Demand, str | None]:
     """What the machine of an Instance order takes, and the uid of the pool of its disks."""
     instance = order.spec.instance
     assert instance is not None
-    disk = sum(d.size or 0 for d in instance.disks)
-    return Demand(instance.cpus, instance.memory, disk), instance.disks[0].pool.uid if instance.disks else None
+    own = [disk for disk in instance.disks if disk.volume is None]
+    return Demand(instance.cpus, instance.memory, sum(d.size or 0 for d in own)), own[0].pool.uid if own else None
 
 
 class FleetFeed:
@@ -65,6 +65,8 @@ class FleetFeed:
         self._orders.listen(self._order_changed)
         self._machines.listen(self._machine_changed)
         self._pools.listen(self._pool_changed)
+        self._volumes: Store[Volume] = caches.store(Volume)
+        self._volumes.listen(self._volume_changed)
 
     def _host_changed(self, before: Host | None, after: Host | None) -> None:
         if after is not None:
@@ -100,6 +102,7 @@ class FleetFeed:
                 and not order.deleting
                 and not pool.deleting
                 and not pool.spec.maintenance,
+                labels=pool.metadata.labels,
             ),
         )
 
@@ -107,6 +110,17 @@ class FleetFeed:
         if after is not None:
             for order in self._orders.by(FOR_UID, f"{WorkType.POOL}/{after.uid}"):
                 self._put_pool(order)
+
+    def _volume_changed(self, before: Volume | None, after: Volume | None) -> None:
+        """A volume has a promise from when it is bound until it is gone."""
+        if before is not None and (after is None or after.uid != before.uid):
+            self._fleet.let_go(before.uid)
+        if after is None or after.status.pool is None or after.status.host is None:
+            return
+        pool = self._pools.get(after.status.pool)
+        size = max(to_bytes(after.spec.size) if after.spec.size else 0, after.status.size or 0)
+        if pool is not None:
+            self._fleet.keep(after.uid, after.status.host, pool.uid, size)
 
     def _machine_changed(self, before: VirtualMachine | None, after: VirtualMachine | None) -> None:
         machine = after or before

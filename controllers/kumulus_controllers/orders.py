@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kumulus.api.fabric import HOST_NAMESPACE_PREFIX
-from kumulus.api.host import WorkOrder
+from kumulus.api.host import PoolRef, WorkOrder
 from kumulus.kube.store import Store
 from kumulus.runtime.reconciler import Caches
 
@@ -13,6 +13,7 @@ FOR_UID = "for-uid"
 FOR_NAME = "for-name"
 NAMESPACE = "namespace"
 DISKS_IN = "disks-in"
+HAS_VOLUME = "has-volume"
 
 
 def _for_uid(order: WorkOrder) -> Iterable[str]:
@@ -27,17 +28,40 @@ def _namespace(order: WorkOrder) -> Iterable[str]:
     return (order.namespace or "",)
 
 
+def _pools(order: WorkOrder) -> tuple[PoolRef, ...]:
+    """The pools in which a machine's order or a volume's has data."""
+    if order.spec.instance is not None:
+        return tuple(disk.pool for disk in order.spec.instance.disks)
+    if order.spec.disk is not None and order.spec.disk.volume is not None:
+        return (order.spec.disk.pool,)
+    return ()
+
+
+def pools_of(order: WorkOrder) -> set[str]:
+    """Names of the pools in which it has data."""
+    return {pool.name for pool in _pools(order)}
+
+
 def _disks_in(order: WorkOrder) -> Iterable[str]:
-    return {disk.pool.uid for disk in order.spec.instance.disks} if order.spec.instance is not None else ()
+    return {pool.uid for pool in _pools(order)}
+
+
+def volumes_in(order: WorkOrder) -> set[str]:
+    """Uids of the volumes that a machine shall have, or has still as far as its agent knows."""
+    if order.spec.instance is None:
+        return set()
+    wanted = {disk.volume for disk in order.spec.instance.disks if disk.volume is not None}
+    return wanted | set(order.status.instance.volumes if order.status.instance else ())
 
 
 def work_orders(caches: Caches) -> Store[WorkOrder]:
-    """The store, indexed by what an order is for, by its namespace and by the pools its disks are in."""
+    """The store, indexed by what an order is for, by its namespace, by the pools its disks are in and by its volumes."""
     store = caches.store(WorkOrder)
     store.add_index(FOR_UID, _for_uid)
     store.add_index(FOR_NAME, _for_name)
     store.add_index(NAMESPACE, _namespace)
     store.add_index(DISKS_IN, _disks_in)
+    store.add_index(HAS_VOLUME, volumes_in)
     return store
 
 

@@ -18,7 +18,7 @@ PACKAGES = ("linux-image-cloud-amd64", "busybox-static", "syslinux", "syslinux-c
 # In the order of their need: the disk and the seed; a seed on a drive of another kind; what can come after hello.
 _MODULES = {
     "first": ("virtio_pci", "virtio_blk", "isofs"),
-    "drives": ("sr_mod", "ata_piix", "virtio_scsi"),
+    "drives": ("sr_mod", "sd_mod", "ata_piix", "virtio_scsi"),
     "rest": ("evdev", "button", "virtio_net", "pvpanic-mmio", "pvpanic-pci"),
 }
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from kumulus.api.host import instance_order_name
+from kumulus.api.host import instance_order_name, volume_order_name
 from kumulus_agents.agent.agent import Agent
 from kumulus_agents.hypervisor.protocol import (
     Domain,
+    DomainDisk,
     DomainListener,
     DomainSpec,
     ForeignDomain,
@@ -19,6 +20,7 @@ from kumulus_agents.hypervisor.protocol import (
     Marks,
 )
 from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
+from kumulus_agents.storage.protocol import StorageDriver
 from kumulus_lab.cluster import NativeCluster
 from tests.unit.agent.host import IMAGE, POOL, TestHost, eventually, host_on
 
@@ -28,14 +30,14 @@ DISK = {"name": "root", "pool": POOL, "image": IMAGE, "bootOrder": 1}
 
 
 class Mortal:
-    """A hypervisor driver after whose n-th deed the agent is dead; the deed is done."""
+    """A hypervisor driver after whose n-th deed the agent is dead; the deed is done. Deeds on volumes count too."""
 
     def __init__(self, inner: SimulatedHypervisor, life: int) -> None:
         self._inner = inner
         self.left = life
         self.died = asyncio.Event()
 
-    async def _deed(self, work: Any) -> Any:
+    async def deed(self, work: Any) -> Any:
         if self.died.is_set():
             work.close()
             await asyncio.Event().wait()
@@ -65,26 +67,49 @@ class Mortal:
         return await self._inner.foreign()
 
     async def start(self, spec: DomainSpec) -> Domain:
-        started: Domain = await self._deed(self._inner.start(spec))
+        started: Domain = await self.deed(self._inner.start(spec))
         return started
 
     async def mark(self, uid: str, marks: Marks) -> None:
-        await self._deed(self._inner.mark(uid, marks))
+        await self.deed(self._inner.mark(uid, marks))
+
+    async def attach_disk(self, uid: str, disk: DomainDisk) -> None:
+        await self.deed(self._inner.attach_disk(uid, disk))
+
+    async def detach_disk(self, uid: str, volume: str) -> None:
+        await self.deed(self._inner.detach_disk(uid, volume))
+
+    async def resize_disk(self, uid: str, volume: str, size: int) -> None:
+        await self.deed(self._inner.resize_disk(uid, volume, size))
 
     async def power_button(self, uid: str) -> None:
-        await self._deed(self._inner.power_button(uid))
+        await self.deed(self._inner.power_button(uid))
 
     async def force_off(self, uid: str) -> None:
-        await self._deed(self._inner.force_off(uid))
+        await self.deed(self._inner.force_off(uid))
 
     async def pause(self, uid: str) -> None:
-        await self._deed(self._inner.pause(uid))
+        await self.deed(self._inner.pause(uid))
 
     async def resume(self, uid: str) -> None:
-        await self._deed(self._inner.resume(uid))
+        await self.deed(self._inner.resume(uid))
 
     async def remove(self, uid: str) -> None:
-        await self._deed(self._inner.remove(uid))
+        await self.deed(self._inner.remove(uid))
+
+
+class MortalStorage:
+    """A storage driver whose deeds on volumes count as those of a `Mortal`."""
+
+    def __init__(self, inner: StorageDriver, mortal: Mortal) -> None:
+        self._inner = inner
+        self._mortal = mortal
+
+    def __getattr__(self, name: str) -> Any:
+        verb = getattr(self._inner, name)
+        if name in ("ensure_volume", "grow_volume", "remove_volume"):
+            return lambda *arguments: self._mortal.deed(verb(*arguments))
+        return verb
 
 
 @pytest.mark.parametrize("life", range(1, 15))
@@ -98,6 +123,29 @@ async def test_dying_after_any_deed_changes_nothing(cluster: NativeCluster, life
         assert not host.machine.domains
         assert not host.storage.state.disks
         assert host.machine.starts[uid] == 3
+
+
+@pytest.mark.parametrize("life", range(1, 13))
+async def test_dying_after_any_deed_on_volumes_changes_nothing(cluster: NativeCluster, life: int) -> None:
+    async with host_on(cluster.kubeconfig) as host:
+        mortal = Mortal(SimulatedHypervisor(host.machine), life)
+        host.wrap = lambda driver: cast("StorageDriver", MortalStorage(driver, mortal))
+        first = host.agent(hypervisor=mortal)
+        async with asyncio.TaskGroup() as tasks:
+
+            async def agents() -> None:
+                await _until_dead(first, mortal)
+                host.wrap = lambda driver: driver
+                await host.agent().run()
+
+            succession = tasks.create_task(agents())
+            uid, grown = await _life_of_volumes(host)
+            succession.cancel()
+        assert mortal.died.is_set()
+        assert not host.machine.domains
+        assert not host.storage.state.volumes
+        assert host.machine.starts[uid] == 1
+        assert host.machine.sizes == {grown: 2 << 30}
 
 
 async def _succession(host: TestHost, mortal: Mortal) -> None:
@@ -131,3 +179,29 @@ async def _life_of_a_machine(host: TestHost) -> str:
     await host.delete(instance_order_name(uid))
     await eventually(lambda: host.gone(instance_order_name(uid)), "the order's end")
     return uid
+
+
+async def _life_of_volumes(host: TestHost) -> tuple[str, str]:
+    """Make one, start a machine with it, attach another, grow that, detach the first, delete all; returns the uids of
+    the machine and of the second volume."""
+    first = await host.volume_order(size=1 << 30)
+    uid = await host.order(disks=[_disk("one", first)])
+    await host.until_attached(uid, first)
+    second = await host.volume_order(size=1 << 30)
+    await host.change(uid, disks=[_disk("one", first), _disk("two", second)])
+    await host.until_attached(uid, first, second)
+    await host.change_volume(second, size=2 << 30)
+    await host.until_volume(second, state="Ready", observedGeneration=2)
+    await host.change(uid, disks=[_disk("two", second)])
+    await host.until_attached(uid, second)
+    await host.delete(volume_order_name(first))
+    await eventually(lambda: host.gone(volume_order_name(first)), "the first volume's end")
+    await host.delete(volume_order_name(second))
+    await host.delete(instance_order_name(uid))
+    for name in (instance_order_name(uid), volume_order_name(second)):
+        await eventually(lambda name=name: host.gone(name), f"the end of {name}")  # type: ignore[misc]
+    return uid, second
+
+
+def _disk(name: str, volume: str) -> dict[str, object]:
+    return {"name": name, "pool": POOL, "volume": volume, "bootOrder": 1 if name == "one" else 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -15,7 +16,7 @@ from kumulus.api.base import FINALIZER, Kind
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import WorkOrder, pool_order_name
-from kumulus.api.storage import ClusterImage, Image, StoragePool
+from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
 from kumulus.kube import errors
 from kumulus.kube.builtin import LEASE, NAMESPACE, SECRET
 from kumulus.kube.client import KubeClient, WatchEvent
@@ -31,6 +32,7 @@ from kumulus_controllers.fleet_feed import FleetFeed
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Demand
 from kumulus_controllers.status import write_status
+from kumulus_controllers.storage.volume import VolumeReconciler
 from kumulus_lab.cluster import NativeCluster
 
 pytestmark = pytest.mark.cluster
@@ -233,7 +235,7 @@ class MortalClient(KubeClient):
         return answer
 
 
-KINDS = (VirtualMachine, InstanceType, Image, ClusterImage, Host, Zone, StoragePool, WorkOrder)
+KINDS = (VirtualMachine, InstanceType, Image, ClusterImage, Host, Zone, StoragePool, Volume, VolumeClass, WorkOrder)
 
 
 class Brain:
@@ -244,13 +246,22 @@ class Brain:
         self.caches = Caches()
         self.fleet = Fleet()
         FleetFeed(self.caches, self.fleet)
-        self.machines = MachineReconciler(Services(client, self.caches, SystemClock(), lambda: term), self.fleet)
-        self.machines.attach(lambda key, *, urgent=False: None)
+        services = Services(client, self.caches, SystemClock(), lambda: term)
+        self.machines = MachineReconciler(services, self.fleet)
+        self.volumes = VolumeReconciler(services, self.fleet)
+        for reconciler in (self.machines, self.volumes):
+            reconciler.attach(lambda key, *, urgent=False: None)
 
     async def look(self) -> Brain:
         for model in KINDS:
             await fill(self.caches.store(model), self.client, model.KIND, None)
         return self
+
+    async def passes(self, key: Key) -> None:
+        """One over a machine, one over the volume it brings along."""
+        for reconciler, item in ((self.machines, key), (self.volumes, Key(key.namespace, f"{key.name}-data"))):
+            with suppress(errors.Conflict):
+                await reconciler.reconcile(item)
 
 
 class Scenery:
@@ -322,7 +333,10 @@ class Scenery:
         spec = {
             "resources": {"cpus": 1, "memory": "64Mi"},
             "zone": self.tag,
-            "disks": [{"name": "root", "ephemeral": {"image": self.tag}}],
+            "disks": [
+                {"name": "root", "ephemeral": {"image": self.tag}},
+                {"name": "data", "volumeTemplate": {"size": "1Gi", "reclaimPolicy": "Retain"}},
+            ],
             "cloudInit": {"userDataSecret": {"name": "boot", "key": "user"}},
         }
         await self.client.create(VirtualMachine.KIND, {"metadata": {"name": name}, "spec": spec}, self.namespace)
@@ -363,8 +377,20 @@ class Scenery:
                     imports += [
                         image["spec"]["disk"]["pool"]["name"] == self.tag for image in await self.orders(host, "Disk")
                     ]
+        volume = await self.client.find(Volume.KIND, f"{name}-data", self.namespace)
+        kept = [
+            host
+            for host in self.hosts
+            for order in await self.orders(host, "Disk")
+            if order["spec"]["for"]["name"] == f"{name}-data"
+        ]
+        data = volume.get("status", {}) if volume else {}
+        assert len(kept) <= 1 and (not kept or data.get("host") == kept[0]), (
+            "a volume is made once, where it is said to be"
+        )
+        volumes = {"orders": len(kept), "attached": "attachedTo" in data, "phase": data.get("phase")}
         if vm is None:
-            return {"vm": None, "instances": len(instances)}
+            return {"vm": None, "instances": len(instances), "volume": volumes}
         status = vm.get("status", {})
         assert len(instances) <= 1, "never two work orders"
         assert not instances or status.get("host") in (None, instances[0][0]), "the order is where the status says"
@@ -378,11 +404,13 @@ class Scenery:
             "instances": [_without(order["spec"], vm["metadata"]["uid"]) for _, order in instances],
             "seeds": seeds,
             "imports": imports[:1],
+            "volume": volumes,
         }
 
 
 def _without(spec: Mapping[str, Any], uid: str) -> str:
-    return repr({**spec, "term": "whoever leads"}).replace(uid, "UID").replace(spec["for"]["name"], "NAME")
+    text = repr({**spec, "term": "whoever leads"}).replace(uid, "UID").replace(spec["for"]["name"], "NAME")
+    return re.sub(r"'volume': '[-0-9a-f]+'", "'volume': 'VOLUME'", text)
 
 
 @pytest.fixture
@@ -406,8 +434,7 @@ async def settle(brain: Brain, scenery: Scenery, key: Key, *, passes: int = 4) -
     """Passes as the queue would make them, with agents doing their part in between."""
     for _ in range(passes):
         await brain.look()
-        with suppress(errors.Conflict):
-            await brain.machines.reconcile(key)
+        await brain.passes(key)
         await scenery.agents()
 
 
@@ -435,8 +462,8 @@ async def life(scenery: Scenery, name: str, lives: int | None, *, delete: bool, 
         if placed is not None:
             old.fleet.assign("ballast", placed["status"]["host"], Demand(99, 2**37), None)
         for _ in range(2):
-            with suppress(errors.Conflict, errors.NotFound):
-                await old.machines.reconcile(key)
+            with suppress(errors.NotFound):
+                await old.passes(key)
         await scenery.agents()
         await settle(Brain(scenery.client, term=2), scenery, key, passes=2)
     return await scenery.state(name), writes
@@ -450,7 +477,7 @@ async def test_a_crash_after_any_write_ends_as_if_there_had_been_none(
     wanted, writes = await life(scenery, "calm", None, delete=delete, stale=False)
     assert writes >= (2 if delete else 5)
     if delete:
-        assert wanted == {"vm": None, "instances": 0}
+        assert wanted == {"vm": None, "instances": 0, "volume": {"orders": 1, "attached": False, "phase": "Creating"}}
     else:
         assert wanted["epoch"] == 1 and len(wanted["instances"]) == 1
         assert wanted["seeds"] == [True] and wanted["imports"] == [True]
@@ -466,7 +493,7 @@ async def test_two_leaders_at_once_choose_one_host_for_each_machine(scenery: Sce
         await asyncio.gather(one.look(), two.look())
         one.fleet.assign("ballast", scenery.hosts[0], Demand(50, 2**37), None)
         two.fleet.assign("ballast", scenery.hosts[1], Demand(50, 2**37), None)
-        passes = [brain.machines.reconcile(key) for key in keys for brain in (one, two)]
+        passes = [brain.passes(key) for key in keys for brain in (one, two)]
         for outcome in await asyncio.gather(*passes, return_exceptions=True):
             assert not isinstance(outcome, BaseException) or isinstance(outcome, errors.KubeError), outcome
     for key in keys:

@@ -19,6 +19,19 @@ MODULES = (
     "drivers/misc/pvpanic/pvpanic-mmio",
 )
 
+DISK_MODULES = (
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_pci_modern_dev",
+    "drivers/virtio/virtio_pci_legacy_dev",
+    "drivers/virtio/virtio_pci",
+    "drivers/scsi/scsi_common",
+    "drivers/scsi/scsi_mod",
+    "drivers/scsi/virtio_scsi",
+    "drivers/scsi/sd_mod",
+)
+"""In the order of their need."""
+
 INIT = """\
 #!/bin/busybox sh
 export PATH=/bin
@@ -33,6 +46,19 @@ case "$mode" in
 poweroff) poweroff -f ;;
 reboot) reboot -f ;;
 panic) echo c > /proc/sysrq-trigger ;;
+disks)
+    for m in {disks}; do insmod /modules/$m.ko; done
+    while :; do
+        now=
+        for d in /sys/block/sd*; do
+            [ -e $d/size ] || continue
+            serial=$(tr -cd 'a-zA-Z0-9.-' <$d/device/vpd_pg80)
+            now="$now $serial:$(($(cat $d/size) * 512))"
+        done
+        [ "$now" = "$was" ] || echo "GUEST-DISKS$now."
+        was=$now
+        sleep 0.2
+    done ;;
 flood) exec cat /dev/zero | tr '\\0' 'x' ;;
 esac
 while :; do sleep 3600; done
@@ -59,6 +85,8 @@ class Guest(StrEnum):
     REBOOT = "reboot"
     PANIC = "panic"
     FLOOD = "flood"
+    DISKS = "disks"
+    """Says which SCSI disks it sees, by serial and bytes, whenever that changes."""
 
 
 def build(directory: Path) -> dict[Guest, Path]:
@@ -73,10 +101,11 @@ def _ramdisk(directory: Path, version: str) -> Path:
     for name in ("bin", "dev", "proc", "sys", "modules"):
         (root / name).mkdir(parents=True)
     (root / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
-    (root / "init").write_text(INIT)
+    names = " ".join(Path(module).name for module in DISK_MODULES)
+    (root / "init").write_text(INIT.replace("{disks}", names))
     for file in ("bin/busybox", "init"):
         (root / file).chmod(0o755)
-    for module in MODULES:
+    for module in (*MODULES, *DISK_MODULES):
         source = Path(f"/lib/modules/{version}/kernel/{module}.ko")
         (root / "modules" / source.name).write_bytes(source.read_bytes())
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))

@@ -21,7 +21,9 @@ import pytest
 
 from kumulus.api.compute import PowerState
 from kumulus_agents.hypervisor.protocol import (
+    AttachedDisk,
     Domain,
+    DomainDisk,
     DomainSpec,
     DomainState,
     ExitReason,
@@ -41,6 +43,10 @@ class World(ABC):
     @abstractmethod
     def spec(self) -> DomainSpec:
         """A new machine whose guest goes on until its power button is pressed."""
+
+    @abstractmethod
+    def volume(self) -> DomainDisk:
+        """A new volume of at most 16 MiB that no machine has."""
 
     @abstractmethod
     def broken_spec(self) -> DomainSpec:
@@ -129,8 +135,26 @@ VERBS: tuple[Callable[[Hypervisor, str], Awaitable[None]], ...] = (
     lambda hypervisor, uid: hypervisor.pause(uid),
     lambda hypervisor, uid: hypervisor.resume(uid),
     lambda hypervisor, uid: hypervisor.force_off(uid),
+    lambda hypervisor, uid: hypervisor.attach_disk(uid, DomainDisk("data", "/nowhere", "raw", volume=uid)),
+    lambda hypervisor, uid: hypervisor.detach_disk(uid, uid),
     lambda hypervisor, uid: hypervisor.remove(uid),
 )
+
+
+def volume_of(disk: DomainDisk) -> str:
+    """The uid of the Volume that the disk is."""
+    assert disk.volume is not None
+    return disk.volume
+
+
+async def detached(hypervisor: Hypervisor, spec: DomainSpec, disk: DomainDisk) -> Domain:
+    """The domain of that machine, once it has let go of the disk."""
+
+    async def gone() -> bool:
+        return disk.volume not in (await the(hypervisor, spec)).volumes
+
+    await eventually(gone, "the machine did not let go of the disk")
+    return await the(hypervisor, spec)
 
 
 class HypervisorContract:
@@ -350,6 +374,116 @@ class HypervisorContract:
         for _ in range(2):
             await hypervisor.resume(running.marks.uid)
             assert await the(hypervisor, running) == before
+
+    # Disks that come and go
+
+    async def test_a_machine_shows_the_disks_it_was_started_with(self, world: World, hypervisor: Hypervisor) -> None:
+        spec, disk = world.spec(), world.volume()
+        domain = await hypervisor.start(replace(spec, disks=(*spec.disks, disk)))
+        attached = AttachedDisk(disk.name, disk.path, disk.volume)
+        assert list(domain.disks) == [*(AttachedDisk(d.name, d.path) for d in spec.disks), attached]
+        assert domain.volumes == {disk.volume}
+        for seen in (await the(hypervisor, spec), *await hypervisor.domains()):
+            assert set(seen.disks) == set(domain.disks)
+        await hypervisor.force_off(spec.marks.uid)
+        assert (await the(hypervisor, spec)).volumes == {disk.volume}
+
+    @pytest.mark.parametrize("paused", [False, True])
+    async def test_attach(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec, heard: Heard, paused: bool
+    ) -> None:
+        if paused:
+            await hypervisor.pause(running.marks.uid)
+        before, disk = await the(hypervisor, running), world.volume()
+        heard.clear()
+        for _ in range(2):
+            await hypervisor.attach_disk(running.marks.uid, disk)
+            after = await the(hypervisor, running)
+            attached = AttachedDisk(disk.name, disk.path, disk.volume)
+            assert set(after.disks) == {*before.disks, attached}
+            assert len(after.disks) == len(before.disks) + 1
+            assert replace(after, disks=()) == replace(before, disks=())
+            assert after in await hypervisor.domains()
+        await heard.about(running.marks.uid)
+        await hypervisor.force_off(running.marks.uid)
+        assert (await the(hypervisor, running)).volumes == {disk.volume}
+
+    @pytest.mark.parametrize("paused", [False, True])
+    async def test_detach(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec, heard: Heard, paused: bool
+    ) -> None:
+        kept, disk, before = world.volume(), world.volume(), await the(hypervisor, running)
+        for one in (disk, kept):
+            await hypervisor.attach_disk(running.marks.uid, one)
+        if paused:
+            await hypervisor.pause(running.marks.uid)
+        heard.clear()
+        for _ in range(2):
+            await hypervisor.detach_disk(running.marks.uid, volume_of(disk))
+        after = await detached(hypervisor, running, disk)
+        await heard.about(running.marks.uid)
+        assert set(after.disks) == {*before.disks, AttachedDisk(kept.name, kept.path, kept.volume)}
+        assert after in await hypervisor.domains()
+        await hypervisor.detach_disk(running.marks.uid, volume_of(disk))
+        await hypervisor.force_off(running.marks.uid)
+        assert (await the(hypervisor, running)).volumes == {kept.volume}
+
+    async def test_what_was_detached_can_come_back(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        disk = world.volume()
+        for _ in range(3):
+            await hypervisor.attach_disk(running.marks.uid, disk)
+            assert disk.volume in (await the(hypervisor, running)).volumes
+            await hypervisor.detach_disk(running.marks.uid, volume_of(disk))
+            await detached(hypervisor, running, disk)
+
+    async def test_a_machine_that_is_off_gets_no_disk_and_loses_one_at_once(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        uid, disk = running.marks.uid, world.volume()
+        await hypervisor.attach_disk(uid, disk)
+        await hypervisor.force_off(uid)
+        await hypervisor.attach_disk(uid, world.volume())
+        assert (await the(hypervisor, running)).volumes == {disk.volume}
+        for _ in range(2):
+            await hypervisor.detach_disk(uid, volume_of(disk))
+            assert (await the(hypervisor, running)).volumes == frozenset()
+        assert (await hypervisor.start(running)).volumes == frozenset()
+
+    async def test_sixteen_disks_come_one_after_the_other(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        disks = [world.volume() for _ in range(16)]
+        for disk in disks:
+            await hypervisor.attach_disk(running.marks.uid, disk)
+        assert (await the(hypervisor, running)).volumes == {disk.volume for disk in disks}
+
+    async def test_a_disk_that_another_machine_has_is_not_attached(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        other, disk = world.spec(), world.volume()
+        await hypervisor.start(other)
+        await hypervisor.attach_disk(other.marks.uid, disk)
+        with pytest.raises(HypervisorError) as caught:
+            await hypervisor.attach_disk(running.marks.uid, disk)
+        assert caught.value.reason == "DiskInUse"
+        assert (await the(hypervisor, running)).volumes == frozenset()
+        await hypervisor.detach_disk(other.marks.uid, volume_of(disk))
+        await detached(hypervisor, other, disk)
+        await hypervisor.attach_disk(running.marks.uid, disk)
+        assert (await the(hypervisor, running)).volumes == {disk.volume}
+
+    async def test_resize(self, world: World, hypervisor: Hypervisor, running: DomainSpec) -> None:
+        uid, disk = running.marks.uid, world.volume()
+        await hypervisor.attach_disk(uid, disk)
+        for size in (32 << 20, 32 << 20, 1 << 20):
+            await hypervisor.resize_disk(uid, volume_of(disk), size)
+        await hypervisor.force_off(uid)
+        for machine, volume in ((uid, volume_of(disk)), (str(uuid.uuid4()), volume_of(disk)), (uid, str(uuid.uuid4()))):
+            with pytest.raises(HypervisorError) as caught:
+                await hypervisor.resize_disk(machine, volume, 64 << 20)
+            assert caught.value.reason == "DiskNotAttached"
 
     # Ending
 

@@ -20,6 +20,7 @@ from tests.contract.hypervisor import World, eventually, new_marks
 from tests.contract.libvirtd import PrivateLibvirtd
 
 MEMORY = 96 << 20
+VOLUME = 16 << 20
 
 FOREIGN = """\
 <domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>32</memory><vcpu>1</vcpu>
@@ -48,6 +49,12 @@ class LibvirtWorld(World):
         subprocess.run(command, check=True)
         disks = (DomainDisk("root", str(disk), "qcow2", boot_order=1),)
         return DomainSpec(marks, cpus=1, memory=MEMORY, disks=disks, console_log=str(home / "console.log"))
+
+    def volume(self) -> DomainDisk:
+        volume = str(uuid.uuid4())
+        path = self.directory / f"{volume}.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(VOLUME)], check=True)
+        return DomainDisk("data", str(path), "qcow2", volume=volume)
 
     def broken_spec(self) -> DomainSpec:
         spec = self.spec()

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from kumulus.api.host import HttpFetch, ImageRef
+from kumulus.api.host import HttpFetch, ImageRef, VolumeOrigin
 from kumulus_agents.storage.protocol import ImportProgress, StorageDriver, StorageError
 
+MIB = 1 << 20
 STAGES = ("Downloading", "Unpacking", "Inspecting", "Converting")
 
 
@@ -163,6 +164,12 @@ class StorageContract:
             lambda: bench.driver.ensure_disk(name, "root", bench.image.uid, None),
             lambda: bench.driver.ensure_disk(_uid(), "root", name, None),
             lambda: bench.driver.remove_disks(name),
+            lambda: bench.driver.volume(name),
+            lambda: bench.driver.ensure_volume(name, MIB, None, False),
+            lambda: bench.driver.ensure_volume(_uid(), MIB, VolumeOrigin.model_construct(volume=name), False),
+            lambda: bench.driver.ensure_volume(_uid(), MIB, VolumeOrigin.model_construct(image=image), False),
+            lambda: bench.driver.grow_volume(name, MIB),
+            lambda: bench.driver.remove_volume(name),
         )
         for call in calls:
             with pytest.raises(StorageError) as refused:
@@ -174,3 +181,139 @@ class StorageContract:
         await bench.driver.import_image(bench.image, bench.source, _ignore)
         disk = await bench.driver.ensure_disk(_uid(), name, bench.image.uid, None)
         assert name not in disk.path
+
+    async def test_a_blank_volume_has_the_size_asked_for(self, bench: Bench) -> None:
+        one = _uid()
+        assert await bench.driver.volume(one) is None
+        made = await bench.driver.ensure_volume(one, 4 * MIB + 1, None, False)
+        assert made.virtual_size == 4 * MIB + 512
+        assert made.format in ("qcow2", "raw")
+        assert 0 <= made.used < 4 * MIB
+        assert await bench.driver.volume(one) == made
+        other = await bench.driver.ensure_volume(_uid(), 4 * MIB, None, False)
+        assert other.path != made.path
+
+    async def test_a_thick_volume_takes_its_space_at_once(self, bench: Bench) -> None:
+        made = await bench.driver.ensure_volume(_uid(), 4 * MIB, None, True)
+        assert made.used >= 4 * MIB
+
+    async def test_a_blank_volume_without_a_size_is_refused(self, bench: Bench) -> None:
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.ensure_volume(_uid(), None, None, False)
+        assert (refused.value.reason, refused.value.retryable) == ("SizeMissing", False)
+
+    async def test_a_volume_is_made_once_and_found_again(self, bench: Bench) -> None:
+        one = _uid()
+        made = await asyncio.gather(*(bench.driver.ensure_volume(one, MIB, None, False) for _ in range(5)))
+        assert len(set(made)) == 1
+        again = bench.again()
+        assert await again.volume(one) == made[0]
+        assert await again.ensure_volume(one, 2 * MIB, None, True) == made[0]
+
+    @pytest.mark.parametrize("thick", [False, True])
+    async def test_a_volume_of_an_image(self, bench: Bench, thick: bool) -> None:
+        await bench.driver.import_image(bench.image, bench.source, _ignore)
+        origin = VolumeOrigin(image=bench.image)
+        same = await bench.driver.ensure_volume(_uid(), None, origin, thick)
+        large = await bench.driver.ensure_volume(_uid(), bench.virtual_size * 2, origin, thick)
+        assert (same.virtual_size, large.virtual_size) == (bench.virtual_size, bench.virtual_size * 2)
+
+    async def test_a_volume_without_its_origin_has_to_wait(self, bench: Bench) -> None:
+        for origin, reason in (
+            (VolumeOrigin(image=bench.image), "ImageNotReady"),
+            (VolumeOrigin(volume=_uid()), "VolumeNotReady"),
+        ):
+            with pytest.raises(StorageError) as refused:
+                await bench.driver.ensure_volume(_uid(), None, origin, False)
+            assert (refused.value.reason, refused.value.retryable) == (reason, True)
+
+    async def test_a_volume_smaller_than_its_origin_is_refused(self, bench: Bench) -> None:
+        await bench.driver.import_image(bench.image, bench.source, _ignore)
+        source = _uid()
+        await bench.driver.ensure_volume(source, 2 * MIB, None, False)
+        for origin, size in (
+            (VolumeOrigin(image=bench.image), bench.virtual_size - 1),
+            (VolumeOrigin(volume=source), MIB),
+        ):
+            with pytest.raises(StorageError) as refused:
+                await bench.driver.ensure_volume(_uid(), size, origin, False)
+            assert (refused.value.reason, refused.value.retryable) == ("DiskTooSmall", False)
+
+    async def test_an_image_that_a_volume_stands_on_stays(self, bench: Bench) -> None:
+        made = await bench.driver.import_image(bench.image, bench.source, _ignore)
+        volume = _uid()
+        await bench.driver.ensure_volume(volume, None, VolumeOrigin(image=bench.image), False)
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.remove_image(bench.image.uid)
+        assert refused.value.reason == "ImageInUse"
+        assert await bench.driver.image(bench.image.uid) == made
+        await bench.driver.remove_volume(volume)
+        await bench.driver.remove_image(bench.image.uid)
+        assert await bench.driver.image(bench.image.uid) is None
+
+    async def test_a_copy_stands_on_nothing_of_its_source(self, bench: Bench) -> None:
+        await bench.driver.import_image(bench.image, bench.source, _ignore)
+        source, copy, told = _uid(), _uid(), list[ImportProgress]()
+        await bench.driver.ensure_volume(source, None, VolumeOrigin(image=bench.image), False)
+        made = await bench.driver.ensure_volume(copy, None, VolumeOrigin(volume=source), False, told.append)
+        assert made.virtual_size == bench.virtual_size
+        assert {progress.stage for progress in told} == {"Copying"}
+        await bench.driver.remove_volume(source)
+        await bench.driver.remove_image(bench.image.uid)
+        assert await bench.driver.volume(copy) == made
+
+    async def test_growing(self, bench: Bench) -> None:
+        volume = _uid()
+        await bench.driver.ensure_volume(volume, MIB, None, False)
+        for _ in range(2):
+            assert (await bench.driver.grow_volume(volume, 3 * MIB - 5)).virtual_size == 3 * MIB
+        assert (await bench.again().volume(volume) or pytest.fail("it is gone")).virtual_size == 3 * MIB
+
+    async def test_growing_what_stands_on_an_image(self, bench: Bench) -> None:
+        await bench.driver.import_image(bench.image, bench.source, _ignore)
+        volume, wanted = _uid(), bench.virtual_size * 2
+        await bench.driver.ensure_volume(volume, None, VolumeOrigin(image=bench.image), False)
+        assert (await bench.driver.grow_volume(volume, wanted)).virtual_size == wanted
+
+    async def test_growing_live_is_left_to_the_emulator(self, bench: Bench) -> None:
+        volume, asked = _uid(), list[int]()
+        await bench.driver.ensure_volume(volume, MIB, None, False)
+
+        async def fail(size: int) -> None:
+            asked.append(size)
+            raise StorageError("no", reason="Told")
+
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.grow_volume(volume, 2 * MIB, fail)
+        assert (refused.value.reason, asked) == ("Told", [2 * MIB])
+        await bench.driver.grow_volume(volume, MIB, fail)
+        assert asked == [2 * MIB]
+
+    async def test_a_volume_never_shrinks(self, bench: Bench) -> None:
+        volume = _uid()
+        made = await bench.driver.ensure_volume(volume, 2 * MIB, None, False)
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.grow_volume(volume, MIB)
+        assert (refused.value.reason, refused.value.retryable) == ("ShrinkRefused", False)
+        assert await bench.driver.volume(volume) == made
+
+    async def test_growing_what_is_not_there(self, bench: Bench) -> None:
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.grow_volume(_uid(), MIB)
+        assert refused.value.reason == "VolumeNotReady"
+
+    async def test_a_removed_volume_is_gone_and_can_be_made_anew(self, bench: Bench) -> None:
+        volume = _uid()
+        await bench.driver.ensure_volume(volume, MIB, None, False)
+        for _ in range(2):
+            await bench.driver.remove_volume(volume)
+            assert await bench.driver.volume(volume) is None
+        assert (await bench.driver.ensure_volume(volume, 2 * MIB, None, False)).virtual_size == 2 * MIB
+
+    async def test_machines_and_volumes_are_apart(self, bench: Bench) -> None:
+        await bench.driver.import_image(bench.image, bench.source, _ignore)
+        one = _uid()
+        await bench.driver.ensure_disk(one, one, bench.image.uid, None)
+        volume = await bench.driver.ensure_volume(one, MIB, None, False)
+        await bench.driver.remove_disks(one)
+        assert await bench.driver.volume(one) == volume

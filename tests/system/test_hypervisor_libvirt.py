@@ -9,13 +9,16 @@ import pickle
 import re
 import signal
 import sys
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import libvirt
 import pytest
 
 from kumulus.api.compute import PowerState
+from kumulus.api.host import VolumeOrigin
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
@@ -25,11 +28,15 @@ from kumulus_agents.hypervisor.protocol import (
     ExitReason,
     HypervisorError,
 )
+from kumulus_agents.storage.dir.driver import DirStorage
+from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.settings import StorageSettings
 from tests.contract import guest
 from tests.contract.guest import Guest
-from tests.contract.hypervisor import Heard, HypervisorContract, eventually, stopped, the
+from tests.contract.hypervisor import Heard, HypervisorContract, detached, eventually, stopped, the, volume_of
 from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
+from tests.unit.storage.material import pool_ref
 
 pytestmark = pytest.mark.libvirt
 
@@ -287,6 +294,112 @@ class TestNeighbours:
             assert domain.state is DomainState.RUNNING
             assert domain.started_at is not None
             assert [domain.marks for domain in await driver.domains()] == [spec.marks]
+
+
+class TestVolumes:
+    """Disks that come and go, as a guest sees them."""
+
+    async def test_a_guest_sees_a_volume_come_grow_and_go(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            spec, volume = world.spec(Guest.DISKS), world.volume()
+            uid = spec.marks.uid
+            await driver.start(spec)
+            await world.booted(spec)
+
+            async def sees(disks: str) -> None:
+                def seen() -> bool:
+                    said = [line for line in world.console(spec).splitlines() if line.startswith("GUEST-DISKS")]
+                    return bool(said) and said[-1].strip() == f"GUEST-DISKS{disks}."
+
+                await eventually(seen, f"the guest did not see{disks or ' no disk'}", 60)
+
+            await driver.attach_disk(uid, volume)
+            await sees(f" data:{16 << 20}")
+            await driver.resize_disk(uid, volume_of(volume), 32 << 20)
+            await sees(f" data:{32 << 20}")
+            await driver.detach_disk(uid, volume_of(volume))
+            await detached(driver, spec, volume)
+            await sees("")
+            assert ">data<" not in world.virsh("dumpxml", uid)
+            assert ">data<" not in world.virsh("dumpxml", "--inactive", uid)
+
+    async def test_a_volume_is_where_it_was_after_a_restart(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            spec, volume = world.spec(Guest.DISKS), world.volume()
+            await driver.start(replace(spec, disks=(*spec.disks, volume)))
+            said = f"GUEST-DISKS data:{16 << 20}."
+            await eventually(lambda: said in world.console(spec), "the guest did not see the volume", 60)
+
+    @pytest.mark.parametrize("place", ["virDomain.attachDeviceFlags", "virDomain.detachDeviceFlags"])
+    async def test_who_dies_between_definition_and_guest_does_the_rest_the_next_time(
+        self, world: LibvirtWorld, monkeypatch: pytest.MonkeyPatch, place: str
+    ) -> None:
+        """The first of two calls of libvirt works, the second does not."""
+        attach = place.endswith("attachDeviceFlags")
+        async with connected(world) as (driver, _):
+            spec, volume = world.spec(), world.volume()
+            uid = spec.marks.uid
+            await driver.start(spec)
+            if not attach:
+                await driver.attach_disk(uid, volume)
+            method = place.partition(".")[2]
+            original, calls = getattr(libvirt.virDomain, method), iter((True, False))
+
+            def once(*arguments: object) -> object:
+                if not next(calls):
+                    raise libvirt.libvirtError("the agent has died")
+                return original(*arguments)
+
+            monkeypatch.setattr(libvirt.virDomain, method, once)
+            with pytest.raises(HypervisorError):
+                await (driver.attach_disk(uid, volume) if attach else driver.detach_disk(uid, volume_of(volume)))
+            monkeypatch.undo()
+            assert (">data<" in world.virsh("dumpxml", "--inactive", uid)) is attach
+            assert (volume.volume in (await the(driver, spec)).volumes) is not attach
+            if attach:
+                await driver.attach_disk(uid, volume)
+                assert (await the(driver, spec)).volumes == {volume.volume}
+            else:
+                await driver.detach_disk(uid, volume_of(volume))
+                await detached(driver, spec, volume)
+
+    async def test_what_a_guest_has_open_is_grown_by_its_emulator_and_by_nobody_else(
+        self, world: LibvirtWorld, tmp_path: Path
+    ) -> None:
+        """A real pool beside a real guest: QEMU's locks keep two writers apart."""
+        pool = DirStorage(pool_ref(tmp_path / "pool"), StorageSettings(roots=(PurePosixPath(tmp_path),), readers=()))
+        stored = await pool.ensure_volume(volume := str(uuid.uuid4()), 16 << 20, None, False)
+        copies = VolumeOrigin(volume=volume)
+        async with connected(world) as (driver, _):
+            spec, disk = world.spec(), DomainDisk("data", stored.path, stored.format, volume=volume)
+            uid = spec.marks.uid
+            await driver.start(spec)
+            await driver.attach_disk(uid, disk)
+            for attempt in (
+                pool.grow_volume(volume, 32 << 20),
+                pool.ensure_volume(str(uuid.uuid4()), None, copies, False),
+            ):
+                with pytest.raises(StorageError) as refused:
+                    await attempt
+                assert refused.value.reason == "VolumeInUse"
+            grown = await pool.grow_volume(volume, 32 << 20, lambda size: driver.resize_disk(uid, volume, size))
+            assert grown.virtual_size == 32 << 20
+            await driver.detach_disk(uid, volume)
+            await detached(driver, spec, disk)
+            assert (await pool.grow_volume(volume, 64 << 20)).virtual_size == 64 << 20
+            await pool.ensure_volume(str(uuid.uuid4()), None, copies, False)
+
+    async def test_a_new_driver_finds_them_and_hears_of_what_others_detach(self, world: LibvirtWorld) -> None:
+        spec, volume = world.spec(), world.volume()
+        async with connected(world) as (driver, _):
+            await driver.start(spec)
+            await driver.attach_disk(spec.marks.uid, volume)
+        async with connected(world) as (driver, heard):
+            assert (await the(driver, spec)).volumes == {volume.volume}
+            await driver.domains()
+            world.virsh("detach-device-alias", spec.marks.uid, f"ua-volume-{volume.volume}", "--live")
+            await heard.about(spec.marks.uid)
+            assert (await detached(driver, spec, volume)) in await driver.domains()
 
 
 class TestFiles:

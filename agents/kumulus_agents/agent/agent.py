@@ -25,6 +25,8 @@ from kumulus.runtime.metrics import PASS_SECONDS, PASSES
 from kumulus.runtime.result import Done, Failed, Requeue, Result, Wait
 from kumulus_agents.agent.console import ConsoleReader, Consoles
 from kumulus_agents.agent.disk import Disks
+from kumulus_agents.agent.disk_work import DiskWork
+from kumulus_agents.agent.image import Images
 from kumulus_agents.agent.instance import Instances
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_steps import InstanceSteps
@@ -35,6 +37,7 @@ from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
 from kumulus_agents.agent.report import MachineFacts, Reporter
 from kumulus_agents.agent.settings import Timings
+from kumulus_agents.agent.volume import Volumes
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 
 log = structlog.get_logger(__name__)
@@ -161,9 +164,31 @@ class Agent:
             steps,
             self._clock,
             wake=self._wake,
-            removed=lambda: disks.machine_removed(),
+            removed=lambda: images.disks_removed(),
         )
-        disks = Disks(self.orders, pools, self._clock, tasks, wake=self._wake, arrived=instances.image_arrived)
+
+        def arrived(uid: str) -> None:
+            instances.arrived(uid)
+            volumes.origin_arrived(uid)
+
+        def let_go(volume: str) -> None:
+            volumes.let_go(volume)
+            for order in self.orders.of_volume(volume):
+                self._wake(order.name)
+
+        work = DiskWork(self.orders, self._clock, tasks, wake=self._wake)
+        images = Images(self.orders, pools, work, wake=self._wake, arrived=arrived)
+        volumes = Volumes(
+            self.orders,
+            pools,
+            drivers.hypervisor,
+            work,
+            wake=self._wake,
+            arrived=arrived,
+            removed=images.disks_removed,
+        )
+        disks = Disks(self.orders, work, images, volumes)
+        self.orders.listen_let_go(let_go)
         return {
             WorkType.INSTANCE: instances,
             WorkType.DISK: disks,

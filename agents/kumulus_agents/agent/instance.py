@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import structlog
@@ -13,7 +13,7 @@ from kumulus.kube.errors import KubeError
 from kumulus.runtime.clock import Clock
 from kumulus.runtime.result import Done, Requeue, Result, Wait
 from kumulus_agents.agent import hold, instance_memory, instance_plan, instance_status
-from kumulus_agents.agent.instance_scope import Memory, Plan, PressButton, Resume, Scope, Step
+from kumulus_agents.agent.instance_scope import Attach, Detach, Memory, Plan, PressButton, Resume, Scope, Step
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.orders import Orders, unfit
@@ -26,7 +26,7 @@ ROUNDS = 8
 """Observations in one pass at most; what needs more is looked at again a second later."""
 TERMS_KEPT = 4096
 UNAVAILABLE = "HypervisorUnavailable"
-IMAGE_NOT_READY = "ImageNotReady"
+NOT_READY = ("ImageNotReady", "VolumeNotReady")
 
 
 STOPPING_SAID_AFTER = 2.0
@@ -69,15 +69,16 @@ class Instances:
         """The order of that name is gone. The highest term seen for it is kept, so that no older leader brings it back."""
         self._memory.pop(name, None)
 
-    def image_arrived(self, image_uid: str) -> None:
-        """An image is whole in a pool: who waits for it need not wait longer."""
+    def arrived(self, uid: str) -> None:
+        """An image or a volume is whole in a pool: who waits for it need not wait longer."""
         self._arrivals += 1
         for name, memory in list(self._memory.items()):
-            if memory.hold is None or memory.hold.reason != IMAGE_NOT_READY:
+            if memory.hold is None or memory.hold.reason not in NOT_READY:
                 continue
             order = self._orders.get(name)
             instance = order.spec.instance if order is not None else None
-            if instance is not None and any(disk.image.uid == image_uid for disk in instance.disks):
+            disks = instance.disks if instance is not None else ()
+            if any(uid in (disk.volume, disk.image.uid if disk.image is not None else None) for disk in disks):
                 self._memory[name] = replace(memory, hold=None)
                 self._wake(name)
 
@@ -125,6 +126,7 @@ class Instances:
             memory=replace(memory, hold=hold.current(memory.hold, order)),
             now=self._clock.monotonic(),
             wall=self._clock.now().timestamp(),
+            taken=self._taken(order, instance, domain),
         )
         memory = instance_memory.remember(
             scope,
@@ -133,6 +135,17 @@ class Instances:
         )
         self._memory[order.name] = memory
         return replace(scope, memory=memory)
+
+    def _taken(self, order: WorkOrder, instance: InstanceOrder, domain: Domain | None) -> Mapping[str, str]:
+        """Volumes that the machine has not got and may not get yet, because another one of this host comes first."""
+        has = domain.volumes if domain is not None else frozenset()
+        wanted = {disk.volume for disk in instance.disks if disk.volume is not None} - has
+        return {
+            volume: other.spec.for_.name
+            for volume in sorted(wanted)
+            for other in self._orders.of_volume(volume)
+            if other.name != order.name and comes_first(other, order, volume)
+        }
 
     def _highest_term(self, order: WorkOrder) -> int:
         highest = max(self._terms.pop(order.name, 0), order.spec.term)
@@ -144,7 +157,7 @@ class Instances:
 
     async def _act(self, plan: Plan, order: WorkOrder, scope: Scope) -> None:
         """Take the steps of a plan; what goes wrong is kept as a hold, for the next round to see."""
-        arrivals = self._arrivals
+        arrivals, done = self._arrivals, True
 
         async def say_starting() -> None:
             starting = Plan(state=WorkState.STARTING, reason="Starting", message="the machine is being started")
@@ -157,31 +170,35 @@ class Instances:
             try:
                 await self._steps.take(step, order, say_starting)
             except Missing as missing:
-                if missing.reason != IMAGE_NOT_READY or arrivals == self._arrivals:
+                if missing.reason not in NOT_READY or arrivals == self._arrivals:
                     self._hold(order, waiting=missing)
-                return
             except (HypervisorError, StorageError) as error:
                 if error.reason == UNAVAILABLE:
                     raise
                 self._hold(order, failed=error)
-                return
             except KubeError:
                 raise
             except Exception as error:
                 log.exception("step failed", order=order.name, step=type(step).__name__)
                 self._hold(order, failed=_unexpected(error))
+            else:
+                self._done(step, order)
+                continue
+            done = False
+            if not isinstance(step, Attach):
                 return
-            self._taken(step, order)
-        if plan.steps:
+        if plan.steps and done:
             self._memory[order.name] = replace(self._memory[order.name], hold=None)
 
-    def _taken(self, step: Step, order: WorkOrder) -> None:
+    def _done(self, step: Step, order: WorkOrder) -> None:
         log.info("step taken", order=order.name, vm=order.spec.for_.name, step=type(step).__name__)
         memory, now = self._memory[order.name], self._clock.monotonic()
         if isinstance(step, PressButton):
             self._memory[order.name] = replace(memory, pressed_at=now)
         elif isinstance(step, Resume):
             self._memory[order.name] = replace(memory, resumed_at=now)
+        elif isinstance(step, Detach):
+            self._memory[order.name] = replace(memory, asked={**memory.asked, step.volume: now})
 
     def _hold(
         self,
@@ -191,7 +208,7 @@ class Instances:
         failed: HypervisorError | StorageError | None = None,
     ) -> None:
         memory, now = self._memory[order.name], self._clock.monotonic()
-        if waiting is None and failed is not None and failed.reason in (IMAGE_NOT_READY, "ImageInUse"):
+        if waiting is None and failed is not None and failed.reason in (*NOT_READY, "ImageInUse"):
             waiting = Missing(failed.reason, str(failed))
         if waiting is not None:
             held = hold.waiting(waiting.reason, str(waiting), order=order, before=memory.hold, now=now)
@@ -225,6 +242,14 @@ class Instances:
         await self._orders.release(order)
         self._removed()
         return Done()
+
+
+def comes_first(other: WorkOrder, order: WorkOrder, volume: str) -> bool:
+    """Whether `other` has the volume, or has asked for it earlier than `order`, whose machine has not got it. Pure."""
+    if other.status.instance is not None and volume in other.status.instance.volumes:
+        return True
+    one, two = other.metadata, order.metadata
+    return (one.creation_timestamp or "", one.name) < (two.creation_timestamp or "", two.name)
 
 
 def _unexpected(error: Exception) -> HypervisorError:

@@ -30,6 +30,9 @@ def remember(scope: Scope, started: float | None, next_start: float | None) -> M
         memory = replace(memory, stopping_since=None, pressed_at=None)
     elif memory.stopping_since is None:
         memory = replace(memory, stopping_since=scope.now)
+    has = scope.domain.volumes if scope.domain is not None else frozenset()
+    if memory.asked.keys() - has:
+        memory = replace(memory, asked={volume: at for volume, at in memory.asked.items() if volume in has})
     marks = marks_of(scope)
     if ended := _ending(scope, seen):
         memory = replace(memory, last_exit=ended)

@@ -14,6 +14,8 @@ from dataclasses import replace
 from kumulus.api.compute import PowerState, RestartPolicy, StopMode
 from kumulus.api.host import WorkState
 from kumulus_agents.agent.instance_scope import (
+    Attach,
+    Detach,
     ForceOff,
     Mark,
     Pause,
@@ -24,6 +26,7 @@ from kumulus_agents.agent.instance_scope import (
     Scope,
     Situation,
     Start,
+    Step,
     exit_of,
     marks_of,
     situation,
@@ -36,6 +39,10 @@ DELETE_GRACE = 5.0
 """At most so many seconds does a machine get to shut down when it is deleted."""
 RESUME_EVERY = 10.0
 """A guest that pauses by itself (its storage fails) is resumed at most so often."""
+DETACH_EVERY = 15.0
+"""Seconds between two requests to a guest to let go of the same volume."""
+TAKEN_EVERY = 10.0
+"""Whether another machine has let go of a volume is looked at so often, should nobody tell."""
 
 
 def plan(scope: Scope) -> Plan:
@@ -107,6 +114,8 @@ def _start(scope: Scope) -> Plan:
 
 
 def _start_with(scope: Scope, restarts: int) -> Plan:
+    if scope.taken:
+        return Plan(state=WorkState.REFUSED, reason="VolumeInUse", message=_taken(scope), after=TAKEN_EVERY)
     start = Start(_new_marks(scope, wanted=scope.order.power, restarts=restarts))
     return Plan((start, Pause()) if scope.order.power is PowerState.PAUSED else (start,))
 
@@ -117,6 +126,7 @@ def _after_end(scope: Scope) -> Plan:
     if policy is RestartPolicy.NEVER or (policy is RestartPolicy.ON_FAILURE and exit_reason is ExitReason.SHUTDOWN):
         reason, message = ENDINGS[exit_reason]
         return Plan(
+            _detaches(scope),
             state=WorkState.STOPPED,
             reason=reason,
             message=f"{message}; restartPolicy {policy} leaves it off until it is started or restarted",
@@ -128,6 +138,7 @@ def _after_end(scope: Scope) -> Plan:
         return _start_with(scope, restarts + 1)
     reason, message = ENDINGS[exit_reason]
     return Plan(
+        _detaches(scope),
         state=WorkState.BACK_OFF,
         reason=reason,
         message=f"{message}; it was started again {restarts} times and will be again after a pause",
@@ -145,8 +156,55 @@ ENDINGS: Mapping[ExitReason, tuple[str, str]] = {
 
 
 def _keep(scope: Scope) -> Plan:
-    """Leave it on."""
-    return Plan(_remark(scope, scope.order.power), state=WorkState.RUNNING)
+    """Leave it on; attach and detach volumes."""
+    return _keep_on(scope, WorkState.RUNNING)
+
+
+def _keep_on(scope: Scope, state: WorkState) -> Plan:
+    steps = (*_remark(scope, scope.order.power), *_detaches(scope), *_attaches(scope))
+    if steps:
+        return Plan(steps)
+    held = _surplus(scope)
+    if held and scope.domain is not None:
+        names = ", ".join(sorted(disk.name for disk in scope.domain.disks if disk.volume in held))
+        due = min(scope.memory.asked.get(volume, scope.now) for volume in held) + DETACH_EVERY
+        return Plan(
+            state=state,
+            reason="Detaching",
+            message=f"the guest has not let go of {names} yet; it is asked again every {DETACH_EVERY:.0f} s,"
+            " and loses it at the latest when it is stopped",
+            after=max(due - scope.now, 0.0),
+        )
+    if scope.taken:
+        return Plan(state=state, reason="VolumeInUse", message=_taken(scope), after=TAKEN_EVERY)
+    return Plan(state=state)
+
+
+def _surplus(scope: Scope) -> list[str]:
+    """Volumes that the machine has and its order does not name."""
+    has = scope.domain.volumes if scope.domain is not None else frozenset()
+    return sorted(has - {disk.volume for disk in scope.order.disks})
+
+
+def _detaches(scope: Scope) -> tuple[Step, ...]:
+    """Requests to let go of what the order does not name; none for what was asked a moment ago."""
+    asked = scope.memory.asked
+    due = (volume for volume in _surplus(scope) if scope.now >= asked.get(volume, float("-inf")) + DETACH_EVERY)
+    return tuple(Detach(volume) for volume in due)
+
+
+def _attaches(scope: Scope) -> tuple[Step, ...]:
+    """What the order names and the machine, which is on, has not got; but nothing that another machine has."""
+    has = scope.domain.volumes if scope.domain is not None else frozenset()
+    wanted = (disk.volume for disk in scope.order.disks)
+    return tuple(Attach(volume) for volume in wanted if volume is not None and volume not in {*has, *scope.taken})
+
+
+def _taken(scope: Scope) -> str:
+    names = [
+        f"{disk.name} ({machine})" for disk in scope.order.disks if (machine := scope.taken.get(disk.volume or ""))
+    ]
+    return f"other machines have volumes of this one and must let go first: {', '.join(names)}"
 
 
 def _pause(scope: Scope) -> Plan:
@@ -155,8 +213,8 @@ def _pause(scope: Scope) -> Plan:
 
 
 def _keep_paused(scope: Scope) -> Plan:
-    """Leave it paused."""
-    return Plan(_remark(scope, PowerState.PAUSED), state=WorkState.PAUSED)
+    """Leave it paused; attach and detach volumes."""
+    return _keep_on(scope, WorkState.PAUSED)
 
 
 def _resume(scope: Scope) -> Plan:
@@ -198,7 +256,7 @@ def _stop_within(scope: Scope, grace: float) -> Plan:
 
 def _record_stop(scope: Scope) -> Plan:
     """Note that it is to be off, and leave it off."""
-    return Plan(_remark(scope, PowerState.STOPPED), state=WorkState.STOPPED)
+    return Plan((*_remark(scope, PowerState.STOPPED), *_detaches(scope)), state=WorkState.STOPPED)
 
 
 def _stay_off(_: Scope) -> Plan:

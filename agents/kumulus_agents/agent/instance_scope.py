@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kumulus.api.compute import PowerState
@@ -47,6 +48,8 @@ class Memory:
     last_exit: str | None = None
     """Why it last ended, as seen by this process."""
     hold: Hold | None = None
+    asked: Mapping[str, float] = field(default_factory=dict)
+    """When the guest was last asked to let go of a volume."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class Scope:
     """Monotonic seconds."""
     wall: float
     """Seconds since the epoch."""
+    taken: Mapping[str, str] = field(default_factory=dict)
+    """Volumes of the order that another machine of this host had first, and that machine's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +110,25 @@ class ForceOff:
 
 
 @dataclass(frozen=True, slots=True)
+class Attach:
+    """Give the guest, which is on, a volume of its order."""
+
+    volume: str
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    """Ask the guest to let go of a volume; of a machine that is off, take it out of the definition."""
+
+    volume: str
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     """Remove the domain and everything that was made for it."""
 
 
-Step = Mark | Start | Pause | Resume | PressButton | ForceOff | Remove
+Step = Mark | Start | Pause | Resume | PressButton | ForceOff | Attach | Detach | Remove
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ SAME_START = 2.0
 """Two readings of when a guest started that are closer than this, in seconds, are the same start."""
 
 
+VOLUMES_MOST = 16
+
+
 def seconds(text: str | None) -> float | None:
     """A time of the API in seconds since the epoch; None for none, or for what is none."""
     if text is None:
@@ -48,7 +51,15 @@ def _facts(scope: Scope, plan: Plan) -> InstanceFacts:
         last_restart_request=marks.restart_request if marks is not None else before.last_restart_request,
         last_exit=scope.memory.last_exit or before.last_exit,
         next_start_at=moment(due) if plan.state is WorkState.BACK_OFF and due is not None else None,
+        volumes=_volumes(scope),
     )
+
+
+def _volumes(scope: Scope) -> tuple[str, ...]:
+    """What the hypervisor says; those the order does not name first, should there be more than can be said."""
+    has = scope.domain.volumes if scope.domain is not None else frozenset()
+    wanted = {disk.volume for disk in scope.order.disks}
+    return tuple(sorted(has, key=lambda volume: (volume in wanted, volume))[:VOLUMES_MOST])
 
 
 def _started_at(scope: Scope, before: str | None) -> str | None:

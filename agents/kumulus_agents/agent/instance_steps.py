@@ -7,11 +7,22 @@ import base64
 import binascii
 from collections.abc import Awaitable, Callable, Mapping
 
-from kumulus.api.host import InstanceOrder, SeedRef, WorkOrder
+from kumulus.api.host import InstanceDisk, InstanceOrder, SeedRef, WorkOrder
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
 from kumulus_agents.agent.instance_files import InstanceFiles
-from kumulus_agents.agent.instance_scope import ForceOff, Mark, Pause, PressButton, Remove, Resume, Start, Step
+from kumulus_agents.agent.instance_scope import (
+    Attach,
+    Detach,
+    ForceOff,
+    Mark,
+    Pause,
+    PressButton,
+    Remove,
+    Resume,
+    Start,
+    Step,
+)
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, Hypervisor, Marks
@@ -55,12 +66,18 @@ class InstanceSteps:
                 await self._hypervisor.power_button(uid)
             case ForceOff():
                 await self._hypervisor.force_off(uid)
+            case Attach(volume):
+                await self._attach(instance, volume)
+            case Detach(volume):
+                await self._hypervisor.detach_disk(uid, volume)
             case Remove():
                 await self._remove(instance)
 
     async def _start(self, order: InstanceOrder, marks: Marks, slow: Callable[[], Awaitable[None]]) -> None:
         for disk in order.disks:
-            if await self._pools.driver(disk.pool).image(disk.image.uid) is None:
+            if disk.volume is not None:
+                await self._volume(disk, disk.volume)
+            elif disk.image is not None and await self._pools.driver(disk.pool).image(disk.image.uid) is None:
                 raise Missing(
                     "ImageNotReady", f"the image of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
                 )
@@ -77,8 +94,12 @@ class InstanceSteps:
     async def _make_and_start(self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None) -> None:
         disks = []
         for disk in order.disks:
-            stored = await self._pools.driver(disk.pool).ensure_disk(order.uid, disk.name, disk.image.uid, disk.size)
-            disks.append(DomainDisk(disk.name, stored.path, stored.format, boot_order=disk.boot_order))
+            if disk.volume is not None:
+                disks.append(await self._volume(disk, disk.volume))
+            elif disk.image is not None:
+                pool = self._pools.driver(disk.pool)
+                stored = await pool.ensure_disk(order.uid, disk.name, disk.image.uid, disk.size)
+                disks.append(DomainDisk(disk.name, stored.path, stored.format, boot_order=disk.boot_order))
         path = await self._files.prepare(order.uid, seed)
         if path is not None:
             disks.append(DomainDisk(SEED_DISK, str(path), "raw", read_only=True, cdrom=True))
@@ -92,6 +113,19 @@ class InstanceSteps:
             )
         )
 
+    async def _attach(self, order: InstanceOrder, volume: str) -> None:
+        for disk in order.disks:
+            if disk.volume == volume:
+                await self._hypervisor.attach_disk(order.uid, await self._volume(disk, volume))
+
+    async def _volume(self, disk: InstanceDisk, volume: str) -> DomainDisk:
+        stored = await self._pools.driver(disk.pool).volume(volume)
+        if stored is None:
+            raise Missing(
+                "VolumeNotReady", f"the volume of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
+            )
+        return DomainDisk(disk.name, stored.path, stored.format, boot_order=disk.boot_order, volume=volume)
+
     async def _seed(self, seed: SeedRef) -> Mapping[str, bytes]:
         if seed.secret is None:
             return {name: text.encode() for name, text in (seed.data or {}).items()}
@@ -104,6 +138,7 @@ class InstanceSteps:
             raise Missing("SecretUnreadable", f"the Secret {seed.secret} is not valid base64") from None
 
     async def _remove(self, order: InstanceOrder) -> None:
+        """What was made for the machine alone; volumes have a life of their own."""
         await self._hypervisor.remove(order.uid)
         for pool in {disk.pool.uid: disk.pool for disk in order.disks}.values():
             await self._pools.driver(pool).remove_disks(order.uid)

@@ -20,8 +20,28 @@ INSTANCE = "instance"
 """Index of Instance orders by the machine's uid."""
 
 
+VOLUME = "volume"
+"""Index of Instance orders by the volumes they want, or were reported to have still."""
+
+KEEPER = "keeper"
+"""Index of Disk orders by the volume they keep."""
+
+
 def _instance_uid(order: WorkOrder) -> Iterable[str]:
     return (order.spec.instance.uid,) if order.spec.instance is not None else ()
+
+
+def volumes_of(order: WorkOrder | None) -> frozenset[str]:
+    """Volumes that a machine's order wants, or that the machine was last reported to have. Pure."""
+    if order is None or order.spec.instance is None:
+        return frozenset()
+    has = order.status.instance.volumes if order.status.instance is not None else ()
+    return frozenset({disk.volume for disk in order.spec.instance.disks if disk.volume is not None}.union(has))
+
+
+def _kept_volume(order: WorkOrder) -> Iterable[str]:
+    disk = order.spec.disk
+    return (disk.volume.uid,) if disk is not None and disk.volume is not None else ()
 
 
 def _same(before: WorkOrder, after: WorkOrder) -> bool:
@@ -53,7 +73,9 @@ class Orders:
     def __init__(self, client: KubeClient, namespace: str) -> None:
         self._client = client
         self.namespace = namespace
-        self.store: Store[WorkOrder] = Store(WorkOrder, {INSTANCE: _instance_uid})
+        self.store: Store[WorkOrder] = Store(
+            WorkOrder, {INSTANCE: _instance_uid, VOLUME: volumes_of, KEEPER: _kept_volume}
+        )
         self._own_write = False
         self._reporting: set[str] = set()
         """Orders whose status is being written: the watch may tell of it before the answer comes."""
@@ -71,6 +93,15 @@ class Orders:
 
         self.store.listen(listener)
 
+    def listen_let_go(self, let_go: Callable[[str], None]) -> None:
+        """Have `let_go` called with the uid of each volume that a machine neither wants any more nor has."""
+
+        def listener(before: WorkOrder | None, after: WorkOrder | None) -> None:
+            for volume in volumes_of(before) - volumes_of(after):
+                let_go(volume)
+
+        self.store.listen(listener)
+
     def get(self, name: str) -> WorkOrder | None:
         """The order as last seen."""
         return self.store.get(name, self.namespace)
@@ -78,6 +109,14 @@ class Orders:
     def of_instance(self, uid: str) -> list[WorkOrder]:
         """The orders about the machine of that uid."""
         return self.store.by(INSTANCE, uid)
+
+    def of_volume(self, volume: str) -> list[WorkOrder]:
+        """The orders about machines that want the volume or have it still."""
+        return self.store.by(VOLUME, volume)
+
+    def keepers(self, volume: str) -> list[WorkOrder]:
+        """The Disk orders that keep the volume."""
+        return self.store.by(KEEPER, volume)
 
     async def report(self, order: WorkOrder, status: WorkOrderStatus) -> bool:
         """Write the status if it differs from what is known. Gone meanwhile: nothing. Raises `KubeError`."""

@@ -44,6 +44,19 @@ class DomainDisk:
     read_only: bool = False
     cdrom: bool = False
     """A CD-ROM drive, which a guest needs another driver for than for its disks; always read-only."""
+    volume: str | None = None
+    """Uid of the Volume that it is: it can come and go while the machine is on. None: it stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedDisk:
+    """A disk that a domain has."""
+
+    name: str
+    """Serial that the guest sees."""
+    path: str
+    volume: str | None = None
+    """Uid of the Volume that it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +121,13 @@ class Domain:
     """Why it is off; None unless Stopped."""
     started_at: float | None = None
     """When this run began, in seconds since the epoch; None unless it is on."""
+    disks: Sequence[AttachedDisk] = ()
+    """What the guest has, also what it has not let go of yet; of a domain that is off, what its definition has."""
+
+    @property
+    def volumes(self) -> frozenset[str]:
+        """Uids of the Volumes among its disks."""
+        return frozenset(disk.volume for disk in self.disks if disk.volume is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +197,25 @@ class Hypervisor(Protocol):
 
     async def mark(self, uid: str, marks: Marks) -> None:
         """Write the marks into the domain's metadata, persistent and live. Gone already: nothing."""
+
+    async def attach_disk(self, uid: str, disk: DomainDisk) -> None:
+        """Give the guest a disk that is a volume; its definition gets it too. Its boot order counts from the next
+        start on. The domain has that volume, is off or gone: nothing; `start` makes the definition anew.
+
+        Raises `HypervisorError`: `DiskInUse` when another process holds the file.
+        """
+
+    async def detach_disk(self, uid: str, volume: str) -> None:
+        """Take the disk that is this volume out of the definition and ask the guest to let go of it. Waits for the
+        guest some seconds at most: it is done when `domain` shows the disk no longer, which the listener is told.
+        Asked again, it asks again. The domain has not got it, or is gone: nothing."""
+
+    async def resize_disk(self, uid: str, volume: str, size: int) -> None:
+        """Make the disk that is this volume `size` bytes large, in its file too; the guest sees it at once. It is as
+        large or larger: nothing.
+
+        Raises `HypervisorError(reason="DiskNotAttached")` when the domain is off, gone or has not got it.
+        """
 
     async def power_button(self, uid: str) -> None:
         """Ask the guest to shut down (ACPI). Returns at once. Off or gone already: nothing."""

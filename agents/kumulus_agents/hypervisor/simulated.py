@@ -3,12 +3,14 @@
 For tests and for scale: thousands of hosts in one process, so a host is a few dictionaries, and a
 timer exists only while something is going to happen. `SimulatedHost` is the machine and outlives its
 driver, so that an agent can be restarted beside running guests; `SimulatedHypervisor` is the driver.
+Files of disks are not touched, but for a volume that is grown while a guest has it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
 import time
 import weakref
 from collections import deque
@@ -20,7 +22,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from kumulus_agents.hypervisor.protocol import (
+    AttachedDisk,
     Domain,
+    DomainDisk,
     DomainListener,
     DomainSpec,
     DomainState,
@@ -33,6 +37,8 @@ from kumulus_agents.hypervisor.protocol import (
 )
 
 GIB = 1 << 30
+DETACH_WAITS = 5.0
+"""Seconds that `detach_disk` waits for a guest."""
 
 
 class SimulatedSettings(BaseModel):
@@ -46,6 +52,7 @@ class SimulatedSettings(BaseModel):
     start_seconds: float = Field(default=0, ge=0, description="How long a start takes.")
     stop_seconds: float = Field(default=0, ge=0, description="How long QEMU takes to go.")
     shutdown_seconds: float = Field(default=0, ge=0, description="How long a guest takes after the power button.")
+    detach_seconds: float = Field(default=0, ge=0, description="How long a guest takes to let go of a disk.")
     jitter: float = Field(default=0.2, ge=0, le=1, description="How much of each delay is left to chance.")
     failure_rate: float = Field(default=0, ge=0, le=1, description="Share of starts that fail.")
     seed: int = Field(default=0, description="Of chance: the same seed, the same run.")
@@ -67,6 +74,10 @@ class SimulatedHost:
         """How often each domain was really started."""
         self.deaf: set[str] = set()
         """Domains whose guest does not react to the power button."""
+        self.clinging: set[str] = set()
+        """Domains whose guest does not let go of a disk."""
+        self.sizes: dict[str, int] = {}
+        """Volumes that were resized while a guest had them: bytes the guest sees."""
         self._clock = clock
         self._chance = random.Random(self.settings.seed)  # noqa: S311  # not a secret
         self._failures: deque[HypervisorError] = deque()
@@ -118,6 +129,7 @@ class SimulatedHost:
         """A domain is no more; drivers are told."""
         if self.domains.pop(uid, None) is not None:
             self.deaf.discard(uid)
+            self.clinging.discard(uid)
             self.tell(uid)
 
     def tell(self, uid: str) -> None:
@@ -131,14 +143,20 @@ class SimulatedHost:
         if not self._failures and self._chance.random() < self.settings.failure_rate:
             self.fail_next_start()
         if self._failures:
-            self.put(Domain(spec.marks, DomainState.STOPPED, exit_reason=ExitReason.FAILED))
+            self.put(Domain(spec.marks, DomainState.STOPPED, exit_reason=ExitReason.FAILED, disks=_attached(spec)))
             raise self._failures.popleft()
         self.starts[spec.marks.uid] = self.starts.get(spec.marks.uid, 0) + 1
         if self.settings.console:
             _print(spec.console_log, f"{spec.marks.namespace}/{spec.marks.name}: simulated guest is up\n")
-        domain = Domain(spec.marks, DomainState.RUNNING, started_at=self._clock())
+        domain = Domain(spec.marks, DomainState.RUNNING, started_at=self._clock(), disks=_attached(spec))
         self.put(domain)
         return domain
+
+    def let_go(self, uid: str, volume: str, run: float | None) -> None:
+        """The guest has let go of a volume, unless that was another run, or it clings to it."""
+        domain = self.domains.get(uid)
+        if domain is not None and domain.started_at == run and volume in domain.volumes and uid not in self.clinging:
+            self.put(replace(domain, disks=tuple(disk for disk in domain.disks if disk.volume != volume)))
 
     def delay(self, seconds: float) -> float:
         """Seconds, more or less."""
@@ -223,6 +241,44 @@ class SimulatedHypervisor:
             if domain := host.domains.get(uid):
                 host.domains[uid] = replace(domain, marks=marks)
 
+    async def attach_disk(self, uid: str, disk: DomainDisk) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is None or domain.state is DomainState.STOPPED or disk.volume in domain.volumes:
+                return
+            others = (other for other in host.domains.values() if other.state is not DomainState.STOPPED)
+            if any(disk.volume in other.volumes for other in others):
+                raise HypervisorError("Another simulated machine holds the disk.", reason="DiskInUse")
+            host.put(replace(domain, disks=(*domain.disks, _as_attached(disk))))
+
+    async def detach_disk(self, uid: str, volume: str) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is None or volume not in domain.volumes:
+                return
+            if domain.state is DomainState.STOPPED:
+                host.put(replace(domain, disks=tuple(disk for disk in domain.disks if disk.volume != volume)))
+                return
+            if not (pause := host.delay(host.settings.detach_seconds)):
+                host.let_go(uid, volume, domain.started_at)
+                return
+            asyncio.get_running_loop().call_later(pause, host.let_go, uid, volume, domain.started_at)
+            await asyncio.sleep(min(pause, DETACH_WAITS))
+
+    async def resize_disk(self, uid: str, volume: str, size: int) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is None or domain.state is DomainState.STOPPED or volume not in domain.volumes:
+                raise HypervisorError("The simulated machine has no such disk now.", reason="DiskNotAttached")
+            if size > host.sizes.get(volume, 0):
+                for disk in domain.disks:
+                    if disk.volume == volume:
+                        await asyncio.to_thread(_grow, disk.path, size)
+                host.sizes[volume] = size
+
     async def power_button(self, uid: str) -> None:
         async with self._one_at_a_time(uid):
             host = self._reach()
@@ -288,6 +344,20 @@ def _shut_down(host: SimulatedHost, uid: str, run: float | None) -> None:
     domain = host.domains.get(uid)
     if domain is not None and domain.started_at == run and domain.state is DomainState.RUNNING:
         host.end(uid, ExitReason.SHUTDOWN)
+
+
+def _attached(spec: DomainSpec) -> tuple[AttachedDisk, ...]:
+    return tuple(_as_attached(disk) for disk in spec.disks)
+
+
+def _as_attached(disk: DomainDisk) -> AttachedDisk:
+    return AttachedDisk(disk.name, disk.path, disk.volume)
+
+
+def _grow(path: str, size: int) -> None:
+    """What QEMU does to the file of a disk that it grows; simulated pools have none."""
+    if Path(path).is_file():
+        subprocess.run(["/usr/bin/qemu-img", "resize", "-q", "-f", "qcow2", path, str(size)], check=True)
 
 
 def _print(path: str, text: str) -> None:

@@ -49,8 +49,8 @@ async def convert(
     os.fchmod(source, 0o400)
 
     def on_output(data: bytes) -> None:
-        if percents := _PERCENT.findall(data):
-            progress(min(found.virtual_size, found.virtual_size * int(percents[-1]) // 100), found.virtual_size)
+        if (percent := percent_done(data)) is not None:
+            progress(min(found.virtual_size, found.virtual_size * percent // 100), found.virtual_size)
 
     try:
         outcome = await cage.run(
@@ -74,6 +74,12 @@ async def convert(
             os.fchmod(fd, 0o600)
     _judge(outcome)
     return _checked(target, found)
+
+
+def percent_done(output: bytes) -> int | None:
+    """What `qemu-img -p` said last in this piece of its output."""
+    percents = _PERCENT.findall(output)
+    return int(percents[-1]) if percents else None
 
 
 def _opened(form: str) -> tuple[str, ...]:

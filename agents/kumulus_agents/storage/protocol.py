@@ -6,11 +6,11 @@ at any line: a half-made file is never taken for a whole one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from kumulus.api.host import HttpFetch, ImageRef
+from kumulus.api.host import HttpFetch, ImageRef, VolumeOrigin
 
 
 class StorageError(Exception):
@@ -62,11 +62,23 @@ class StoredDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredVolume:
+    """A volume that is whole, in the pool."""
+
+    path: str
+    format: str
+    virtual_size: int
+    """Bytes of the disk inside, as it is now: an emulator may have grown it."""
+    used: int
+    """Bytes it takes."""
+
+
+@dataclass(frozen=True, slots=True)
 class ImportProgress:
-    """How far an import is."""
+    """How far an import or a copy is."""
 
     stage: str
-    """Downloading, Unpacking, Inspecting or Converting."""
+    """Downloading, Unpacking, Inspecting or Converting; Copying."""
     bytes: int
     total: int | None
     rate: int | None
@@ -74,6 +86,9 @@ class ImportProgress:
 
 
 ProgressListener = Callable[[ImportProgress], None]
+
+Resize = Callable[[int], Awaitable[None]]
+"""Has the emulator that uses a volume make its disk so many bytes large; returns when it is."""
 
 
 class StorageDriver(Protocol):
@@ -93,7 +108,8 @@ class StorageDriver(Protocol):
         """
 
     async def remove_image(self, uid: str) -> None:
-        """Remove the image and parts of it. Disks made from it must be gone, or `StorageError(reason="ImageInUse")`."""
+        """Remove the image and parts of it. Disks and volumes that stand on it must be gone, or
+        `StorageError(reason="ImageInUse")`."""
 
     async def ensure_disk(self, owner: str, name: str, image_uid: str, size: int | None) -> StoredDisk:
         """The disk `name` of the machine with uid `owner`: made as an overlay of the image, or found as it is.
@@ -104,3 +120,41 @@ class StorageDriver(Protocol):
 
     async def remove_disks(self, owner: str) -> None:
         """Remove every disk of that machine."""
+
+    async def volume(self, uid: str) -> StoredVolume | None:
+        """The volume of that uid, if it is whole. Cheap."""
+
+    async def ensure_volume(
+        self,
+        uid: str,
+        size: int | None,
+        origin: VolumeOrigin | None,
+        thick: bool,
+        progress: ProgressListener | None = None,
+    ) -> StoredVolume:
+        """The volume of that uid: made, or found as it is, whatever size it has by now.
+
+        `size` is in bytes, rounded up to sectors; that of the origin when None. Without origin it is blank. With an
+        image it has the image's content and may stand on it, which keeps the image in use; with a volume it is a full
+        copy that stands on nothing the copied one could take away. `thick` takes all of its space at once.
+        Cancelling a copy leaves nothing that is taken for a volume.
+
+        Raises `StorageError`: ImageNotReady or VolumeNotReady when the origin is missing, VolumeInUse when somebody
+        writes to the volume that is to be copied, DiskTooSmall (not retryable) when `size` is less than the origin's,
+        NoSpace.
+        """
+
+    async def grow_volume(self, uid: str, size: int, live: Resize | None = None) -> StoredVolume:
+        """Make the volume at least `size` bytes large, rounded up to sectors. It is so large: nothing.
+
+        With `live` a running machine has it: what is in the file is changed by calling that and by nobody else.
+
+        Raises `StorageError`: ShrinkRefused (not retryable) when it is larger already, VolumeNotReady when it is
+        missing, VolumeInUse when it is being copied, or is used by an emulator and there is no `live`; NoSpace.
+        """
+
+    async def remove_volume(self, uid: str) -> None:
+        """Remove the volume and what a creation that was cut short left of it. Nobody may use it: the caller knows.
+
+        Raises `StorageError(reason="VolumeInUse")` while it is being copied.
+        """

@@ -8,6 +8,7 @@ before the work order is made. Whoever lost that race reads again.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -15,6 +16,7 @@ from kumulus.api.base import FINALIZER, FORCE_DETACH
 from kumulus.api.compute import InstanceType, Phase, VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import (
+    InstanceDisk,
     PoolRef,
     SeedRef,
     WorkOrder,
@@ -23,25 +25,28 @@ from kumulus.api.host import (
     WorkType,
     instance_order_name,
 )
-from kumulus.api.storage import ClusterImage, Image
+from kumulus.api.storage import ClusterImage, Image, Volume
+from kumulus.api.volumes import ReclaimPolicy
 from kumulus.kube.builtin import SECRET
-from kumulus.kube.errors import AlreadyExists, NotFound
+from kumulus.kube.errors import AlreadyExists, NotFound, Refused
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
-from kumulus_controllers.compute.order import instance_order, renewed, seed_secret_name
+from kumulus_controllers.compute.order import instance_order, renewed, seed_secret_name, template_volume
 from kumulus_controllers.compute.phase import Placed, derive_status, placed
-from kumulus_controllers.compute.resolve import Problem, Resolution, placement_request, resolve
-from kumulus_controllers.compute.scope import AnyImage, Scope
+from kumulus_controllers.compute.resolve import Problem, Resolution, attached_disks, placement_request, resolve
+from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.compute.seed import Seed, SeedProblem, gather
 from kumulus_controllers.compute.wakeups import Wakeups
 from kumulus_controllers.orders import FOR_NAME, FOR_UID, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
-from kumulus_controllers.planning.views import Refusal
+from kumulus_controllers.planning.views import Placement, Refusal
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage.image import order_import
+from kumulus_controllers.storage.volume_plan import Wanted
+from kumulus_controllers.storage.volumes import Volumes
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +72,7 @@ class MachineReconciler:
         self._cluster_images = caches.store(ClusterImage)
         self._hosts = caches.store(Host)
         self._zones = caches.store(Zone)
+        self._volumes = Volumes(caches)
         self._orders = work_orders(caches)
         self._deleting_since: dict[str, float] = {}
         self._handed_over: set[str] = set()
@@ -103,6 +109,10 @@ class MachineReconciler:
             instance_type=self._types.get(vm.spec.instance_type) if vm.spec.instance_type else None,
             images=self._images_of(vm),
             zone_exists=vm.spec.zone is None or self._zones.get(vm.spec.zone) is not None,
+            volumes={
+                disk: Use(volume, self._volumes.wanted(volume), self._volumes.pool(volume))
+                for disk, volume in self._volumes.of(vm).items()
+            },
         )
 
     def _images_of(self, vm: VirtualMachine) -> Mapping[str, AnyImage]:
@@ -133,8 +143,12 @@ class MachineReconciler:
             return await self._adopt(scope)
         if scope.order is None:
             return await self._bring_about(scope)
-        await self._renew(scope.order, vm)
-        problem = await self._provide(scope) if scope.order.status.state in NOT_BEGUN else None
+        volumes, problem = attached_disks(scope, host_of(scope.order))
+        await self._renew(scope.order, vm, volumes)
+        if scope.order.status.state in NOT_BEGUN:
+            problem = await self._provide(scope) or problem
+        elif problem is not None:
+            problem = replace(problem, hinders=False)
         return await self._report(self._observe(vm), placed(scope), None, problem)
 
     async def _adopt(self, scope: Scope) -> Result:
@@ -153,7 +167,9 @@ class MachineReconciler:
         return await self._report(scope, where, None if isinstance(resolution, Problem) else resolution, None)
 
     async def _bring_about(self, scope: Scope) -> Result:
-        """There is no work order: resolve, place unless placed, order."""
+        """There is no work order: make the volumes it brings along, resolve, place unless placed, order."""
+        if await self._make_volumes(scope):
+            scope = self._observe(scope.vm)
         resolution = resolve(scope)
         where = placed(scope)
         if isinstance(resolution, Problem):
@@ -166,9 +182,11 @@ class MachineReconciler:
             placement = self._fleet.place(placement_request(scope, resolution))
             if isinstance(placement, Refusal):
                 return await self._report(scope, None, resolution, Problem("NoHostFits", str(placement), stalled=False))
-            return await self._place(scope, resolution, placement.host, placement.pool, seed)
+            return await self._place(scope, resolution, placement, seed)
         if not await self._still_wanted(scope.vm):
             return Wait("CacheBehind", 5.0)
+        if any(item.use.volume.status.host not in (None, where.host) for item in resolution.volumes):
+            return await self._unplace(scope, resolution)
         view = self._fleet.host(where.host)
         pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid) if view else None
         return await self._order(scope, resolution, where, pool, seed)
@@ -192,7 +210,7 @@ class MachineReconciler:
         assert order is not None and order.spec.instance is not None
         images = {image.uid: image for image in scope.images.values()}
         for disk in order.spec.instance.disks:
-            image = images.get(disk.image.uid)
+            image = images.get(disk.image.uid) if disk.image is not None else None
             if image is not None and not image.deleting:
                 await order_import(
                     self._services.client, self._orders, image, host_of(order), disk.pool, self._services.term()
@@ -208,16 +226,49 @@ class MachineReconciler:
             await self._hand_over(vm, gathered, order.name, order.uid, order.namespace or "")
         return None
 
-    async def _place(
-        self, scope: Scope, resolution: Resolution, host: str, pool: PoolRef | None, seed: Seed | None
-    ) -> Result:
+    async def _make_volumes(self, scope: Scope) -> bool:
+        """Make the volumes that the machine brings along; True when one was made. They go with it unless they are retained."""
+        vm, made = scope.vm, False
+        for disk in vm.spec.disks:
+            name = disk.volume_of(vm.name)
+            if disk.volume_template is None or name is None or disk.name in scope.volumes:
+                continue
+            offered = self._volumes.offered(disk.volume_template.volume_class)
+            policy = disk.volume_template.reclaim_policy or (
+                offered.spec.reclaim_policy if offered else ReclaimPolicy.DELETE
+            )
+            body = template_volume(vm, disk.volume_template, name, policy)
+            try:
+                raw = await self._services.client.create(Volume.KIND, body, vm.namespace)
+            except AlreadyExists:
+                raw = await self._services.client.get(Volume.KIND, name, vm.namespace)
+            self._volumes.store.apply(raw)
+            made = True
+        return made
+
+    async def _unplace(self, scope: Scope, resolution: Resolution) -> Result:
+        """A volume went elsewhere before the machine had a work order: nothing runs, so it may be placed anew."""
+        vm = scope.vm
+        log.info("placed anew", namespace=vm.namespace, name=vm.name, host=vm.status.host)
+        self._fleet.release(vm.uid)
+        return await self._report(scope, None, resolution, None)
+
+    async def _place(self, scope: Scope, resolution: Resolution, placement: Placement, seed: Seed | None) -> Result:
         vm, client = scope.vm, self._services.client
+        host, pool = placement.host, placement.pool
         view = self._fleet.host(host)
         self._fleet.assign(vm.uid, host, resolution.demand, pool.uid if pool else None)
+        sizes = {
+            item.use.volume.uid: item.use.wanted.size
+            for item in resolution.volumes
+            if isinstance(item.use.wanted, Wanted)
+        }
+        for uid, ref in placement.volumes.items():
+            self._fleet.keep(uid, host, ref.uid, sizes[uid])
         where = Placed(host, view.zone if view else "", (vm.status.epoch or 0) + 1)
         try:
             after = derive_status(
-                Scope(vm, None, self._hosts.get(host), scope.instance_type, scope.images),
+                replace(scope, order=None, host=self._hosts.get(host)),
                 where,
                 resolution,
                 None,
@@ -226,6 +277,8 @@ class MachineReconciler:
             await write_status(client, self._machines, vm, vm.status, after)
         except BaseException:
             self._fleet.release(vm.uid)
+            for uid in placement.volumes:
+                self._fleet.let_go(uid)
             raise
         current = self._machines.get(vm.name, vm.namespace)
         if current is None or current.uid != vm.uid:
@@ -247,7 +300,10 @@ class MachineReconciler:
         ref = None
         if seed is not None:
             ref = SeedRef(secret=seed_secret_name(vm.uid)) if seed.secret else SeedRef(data=dict(seed.files))
-        spec = instance_order(vm, resolution, pool, where.epoch, self._services.term(), ref)
+        volumes, problem = attached_disks(scope, where.host)
+        if problem is not None:
+            return await self._report(scope, where, resolution, problem)
+        spec = instance_order(vm, resolution, pool, volumes, where.epoch, self._services.term(), ref)
         body = {"metadata": {"name": instance_order_name(vm.uid), "finalizers": [FINALIZER]}, "spec": spec.to_json()}
         namespace = host_namespace(where.host)
         try:
@@ -288,9 +344,9 @@ class MachineReconciler:
                 await client.create(SECRET, body, namespace)
         self._handed_over.add(order_uid)
 
-    async def _renew(self, order: WorkOrder, vm: VirtualMachine) -> None:
+    async def _renew(self, order: WorkOrder, vm: VirtualMachine, volumes: tuple[InstanceDisk, ...]) -> None:
         """Bring what may change of a placed machine into its work order."""
-        wanted: WorkOrderSpec = renewed(vm, order.spec, self._services.term())
+        wanted: WorkOrderSpec = renewed(vm, order.spec, volumes, self._services.term())
         patch = merge_patch(order.spec.to_json(), wanted.to_json())
         if not patch:
             return
@@ -311,6 +367,7 @@ class MachineReconciler:
             elif forced:
                 await drop_finalizer(client, self._orders, order)
         if not self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{vm.uid}"):
+            await self._delete_own_volumes(vm)
             await drop_finalizer(client, self._machines, vm)
             self._deleting_since.pop(vm.uid, None)
             self._fleet.release(vm.uid)
@@ -320,6 +377,18 @@ class MachineReconciler:
         if now - since < TERMINATING_SHOWN_AFTER and vm.status.phase is not Phase.TERMINATING:
             return Requeue(TERMINATING_SHOWN_AFTER)
         return await self._report(self._observe(vm), placed(scope), None, None)
+
+    async def _delete_own_volumes(self, vm: VirtualMachine) -> None:
+        """The volumes that go with the machine. The garbage collector would see to them as well, half a minute later."""
+        for volume in self._volumes.of(vm).values():
+            if not volume.deleting and any(owner.uid == vm.uid for owner in volume.metadata.owner_references):
+                try:
+                    raw = await self._services.client.delete(Volume.KIND, volume.name, volume.namespace, uid=volume.uid)
+                except Refused:  # protected from deletion: it outlives the machine after all
+                    log.info("a volume of a machine that goes is protected", namespace=vm.namespace, name=volume.name)
+                    continue
+                if raw is not None and "spec" in raw:
+                    self._volumes.store.apply(raw)
 
     async def _live_orders(self, vm: VirtualMachine) -> list[WorkOrder]:
         """Before letting a placed machine go whose work order this process has not seen go: is there really none?"""
@@ -361,7 +430,7 @@ class MachineReconciler:
         vm = self._machines.get(scope.vm.name, scope.vm.namespace) or scope.vm
         if vm.uid != scope.vm.uid:
             return Done()
-        current = Scope(vm, scope.order, scope.host, scope.instance_type, scope.images, scope.zone_exists)
+        current = replace(scope, vm=vm)
         after = derive_status(current, where, resolution, problem, self._now())
         try:
             await write_status(self._services.client, self._machines, vm, vm.status, after)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kumulus.api.base import ObjectRef
-from kumulus.api.compute import VirtualMachine
+from kumulus.api.compute import VirtualMachine, VolumeTemplate
 from kumulus.api.host import InstanceDisk, InstanceOrder, PoolRef, SeedRef, WorkOrderSpec, WorkType
-from kumulus_controllers.compute.resolve import Resolution
+from kumulus.api.volumes import ReclaimPolicy
+from kumulus_controllers.compute.resolve import Resolution, boot_order
 from kumulus_controllers.storage.image import image_ref
+from kumulus_controllers.storage.volume_plan import MADE_FOR
 
 
 def seed_secret_name(vm_uid: str) -> str:
@@ -14,12 +18,28 @@ def seed_secret_name(vm_uid: str) -> str:
     return f"seed-{vm_uid}"
 
 
+def template_volume(vm: VirtualMachine, template: VolumeTemplate, name: str, policy: ReclaimPolicy) -> dict[str, Any]:
+    """The volume that a machine brings along. It goes with the machine, unless it is to be retained."""
+    spec: dict[str, Any] = template.to_json()
+    metadata: dict[str, Any] = {"name": name, "annotations": {MADE_FOR: vm.uid}}
+    if policy is not ReclaimPolicy.RETAIN:
+        owner = {"apiVersion": vm.KIND.api_version, "kind": vm.KIND.kind, "name": vm.name, "uid": vm.uid}
+        metadata["ownerReferences"] = [owner]
+    return {"metadata": metadata, "spec": spec}
+
+
 def instance_order(
-    vm: VirtualMachine, resolution: Resolution, pool: PoolRef | None, epoch: int, term: int, seed: SeedRef | None
+    vm: VirtualMachine,
+    resolution: Resolution,
+    pool: PoolRef | None,
+    volumes: tuple[InstanceDisk, ...],
+    epoch: int,
+    term: int,
+    seed: SeedRef | None,
 ) -> WorkOrderSpec:
-    """The order for a machine that was just placed."""
-    disks = []
-    order_of = _boot_order(vm)
+    """The order for a machine that was just placed. `pool` is for its own disks."""
+    disks = list(volumes)
+    order_of = boot_order(vm)
     for disk in resolution.disks:
         assert pool is not None
         disks.append(
@@ -50,7 +70,7 @@ def instance_order(
     )
 
 
-def renewed(vm: VirtualMachine, order: WorkOrderSpec, term: int) -> WorkOrderSpec:
+def renewed(vm: VirtualMachine, order: WorkOrderSpec, volumes: tuple[InstanceDisk, ...], term: int) -> WorkOrderSpec:
     """The order as the machine's spec has it now: what may change while it is placed, the rest as it was ordered."""
     assert order.instance is not None
     instance = order.instance.model_copy(
@@ -59,6 +79,7 @@ def renewed(vm: VirtualMachine, order: WorkOrderSpec, term: int) -> WorkOrderSpe
             "restart_policy": vm.spec.restart_policy,
             "restart_request": vm.spec.restart_request,
             "stop": vm.spec.stop,
+            "disks": _with_volumes(order.instance.disks, volumes, {disk.name for disk in vm.spec.disks}),
         }
     )
     if instance == order.instance:
@@ -66,7 +87,12 @@ def renewed(vm: VirtualMachine, order: WorkOrderSpec, term: int) -> WorkOrderSpe
     return order.model_copy(update={"instance": instance, "term": max(term, order.term)})
 
 
-def _boot_order(vm: VirtualMachine) -> dict[str, int]:
-    """Positions from 1 without gaps: by bootOrder first, then as listed."""
-    ranked = sorted(enumerate(vm.spec.disks), key=lambda item: (item[1].boot_order or 1000, item[0]))
-    return {disk.name: place for place, (_, disk) in enumerate(ranked, start=1)}
+def _with_volumes(
+    ordered: tuple[InstanceDisk, ...], volumes: tuple[InstanceDisk, ...], wanted: set[str]
+) -> tuple[InstanceDisk, ...]:
+    """What was ordered and is still wanted, as it was; then volumes that have come."""
+    kept = [disk for disk in ordered if disk.volume is None or disk.name in wanted]
+    names = {disk.name for disk in kept}
+    last = max((disk.boot_order for disk in ordered), default=0)
+    come = [disk for disk in volumes if disk.name not in names]
+    return (*kept, *(disk.model_copy(update={"boot_order": last + n}) for n, disk in enumerate(come, start=1)))

@@ -108,7 +108,7 @@ def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
             f"The annotation {PAUSED} tells Kumulus to leave the machine alone, so it is not removed either. To let it go:"
             f" kubectl annotate vm {scope.vm.name} {PAUSED}-",
         )
-    if problem is not None and not scope.vm.deleting:
+    if problem is not None and problem.hinders and not scope.vm.deleting:
         return Fact(ready, False, problem.reason, problem.message)
     if phase is Phase.UNKNOWN and scope.host is None:
         return Fact(
@@ -190,7 +190,7 @@ def _progress(scope: Scope, phase: Phase, ready: Fact, problem: Problem | None) 
     if (
         _left_alone(scope)
         or phase in (Phase.FAILED, Phase.CRASH_LOOP_BACK_OFF)
-        or (problem is not None and problem.stalled)
+        or (problem is not None and problem.stalled and problem.hinders)
     ):
         return Fact(VirtualMachineCondition.STALLED, True, ready.reason, ready.message)
     if ready.status is False:

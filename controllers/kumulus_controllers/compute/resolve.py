@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kumulus.api.compute import ResolvedImage, ResolvedSize
+from kumulus.api.compute import Disk, ResolvedImage, ResolvedSize, VirtualMachine
+from kumulus.api.host import InstanceDisk
 from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import ClusterImage, ImagePhase
-from kumulus_controllers.compute.scope import AnyImage, Scope
+from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.planning.views import Demand, Request
+from kumulus_controllers.storage.volume_plan import MADE_FOR, Lack, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class Problem:
     aspect: str = "Scheduled"
     stalled: bool = True
     """Somebody has to do something; False when it will pass by itself."""
+    hinders: bool = True
+    """The machine cannot be ready; False when it runs all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,15 @@ class ResolvedDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class ResolvedVolume:
+    """A disk that is a volume."""
+
+    name: str
+    """Of the disk."""
+    use: Use
+
+
+@dataclass(frozen=True, slots=True)
 class Resolution:
     """What the machine gets."""
 
@@ -44,6 +57,7 @@ class Resolution:
     """Bytes."""
     disks: tuple[ResolvedDisk, ...]
     selector: dict[str, str]
+    volumes: tuple[ResolvedVolume, ...] = ()
 
     @property
     def images(self) -> tuple[ResolvedImage, ...]:
@@ -72,10 +86,14 @@ def resolve(scope: Scope) -> Resolution | Problem:
         return size
     if scope.vm.spec.zone is not None and not scope.zone_exists:
         return Problem("ZoneNotFound", f"There is no Zone {scope.vm.spec.zone}. Zones: kubectl get zones.")
-    disks = []
+    disks, volumes = [], []
     for disk in scope.vm.spec.disks:
         if disk.ephemeral is None:
-            return Problem("DiskNotSupported", f"Disk {disk.name} has no source this version knows.", "VolumesReady")
+            use = volume_of(scope, disk)
+            if isinstance(use, Problem):
+                return use
+            volumes.append(ResolvedVolume(disk.name, use))
+            continue
         found = _image(scope, disk.name, disk.ephemeral.image)
         if isinstance(found, Problem):
             return found
@@ -93,7 +111,76 @@ def resolve(scope: Scope) -> Resolution | Problem:
             )
         disks.append(ResolvedDisk(disk.name, found, size_bytes))
     selector = dict(scope.instance_type.spec.host_selector) if scope.instance_type else {}
-    return Resolution(size, to_bytes(size.memory), tuple(disks), {**selector, **scope.vm.spec.placement.host_selector})
+    return Resolution(
+        size,
+        to_bytes(size.memory),
+        tuple(disks),
+        {**selector, **scope.vm.spec.placement.host_selector},
+        tuple(volumes),
+    )
+
+
+def volume_of(scope: Scope, disk: Disk) -> Use | Problem:
+    """The volume that a disk is, or why the machine cannot have it."""
+    ready = "VolumesReady"
+    vm = scope.vm
+    use = scope.volumes.get(disk.name)
+    if use is None or use.volume.deleting:
+        return Problem("VolumeNotFound", f"There is no Volume {disk.volume_of(vm.name)} in the namespace.", ready)
+    volume = use.volume
+    if disk.volume_template is not None and volume.metadata.annotations.get(MADE_FOR) != vm.uid:
+        return Problem(
+            "VolumeExists",
+            f"Volume {volume.name} was there before the machine, and disk {disk.name} would make one of that name:"
+            f" delete it, or give it to the disk by `volume: {volume.name}`.",
+            ready,
+        )
+    user = volume.status.attached_to
+    if user is not None and user.uid != vm.uid:
+        return Problem(
+            "VolumeInUse",
+            f"Volume {volume.name} is attached to machine {user.vm}: take it out of that machine's spec.disks first.",
+            ready,
+        )
+    if isinstance(use.wanted, Lack):
+        lack = use.wanted
+        return Problem(lack.reason, f"Volume {volume.name}: {lack.message}", ready, stalled=lack.stalled)
+    return use
+
+
+def attached_disks(scope: Scope, host: str) -> tuple[tuple[InstanceDisk, ...], Problem | None]:
+    """The disks that are volumes which the machine may use now on that host, and why others cannot be yet."""
+    disks: list[InstanceDisk] = []
+    problem: Problem | None = None
+    places = boot_order(scope.vm)
+    for disk in scope.vm.spec.disks:
+        if disk.ephemeral is not None:
+            continue
+        use = volume_of(scope, disk)
+        if isinstance(use, Problem):
+            problem = problem or use
+            continue
+        volume, user = use.volume, use.volume.status.attached_to
+        if volume.status.host is not None and volume.status.host != host:
+            problem = problem or Problem(
+                "VolumeElsewhere",
+                f"Volume {volume.name} is on host {volume.status.host}, the machine on {host}: a disk that is local to a"
+                " host can only be used there.",
+                "VolumesReady",
+            )
+        elif user is None or use.pool is None:
+            problem = problem or Problem(
+                "VolumeNotAttached", f"Volume {volume.name} is not attached yet.", "VolumesReady", stalled=False
+            )
+        else:
+            disks.append(InstanceDisk(name=disk.name, pool=use.pool, volume=volume.uid, boot_order=places[disk.name]))
+    return tuple(disks), problem
+
+
+def boot_order(vm: VirtualMachine) -> dict[str, int]:
+    """Positions from 1 without gaps: by bootOrder first, then as listed."""
+    ranked = sorted(enumerate(vm.spec.disks), key=lambda item: (item[1].boot_order or 1000, item[0]))
+    return {disk.name: place for place, (_, disk) in enumerate(ranked, start=1)}
 
 
 def _size(scope: Scope) -> ResolvedSize | Problem:
@@ -152,4 +239,14 @@ def placement_request(scope: Scope, resolution: Resolution) -> Request:
         selector=resolution.selector,
         tolerations=placement.tolerations,
         profile=placement.profile,
+        volumes=tuple(
+            item.use.wanted.demand
+            for item in resolution.volumes
+            if item.use.volume.status.host is None and isinstance(item.use.wanted, Wanted)
+        ),
+        bound={
+            item.use.volume.name: item.use.volume.status.host
+            for item in resolution.volumes
+            if item.use.volume.status.host is not None
+        },
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.host import WorkOrder
-from kumulus.api.storage import ClusterImage, Image
+from kumulus.api.host import PoolRef, WorkOrder
+from kumulus.api.storage import ClusterImage, Image, Volume
+from kumulus_controllers.storage.volume_plan import Lack, Wanted
 
 AnyImage = Image | ClusterImage
 
@@ -26,3 +27,15 @@ class Scope:
     images: Mapping[str, AnyImage]
     """By the name that a disk uses."""
     zone_exists: bool = True
+    volumes: Mapping[str, Use] = field(default_factory=dict)
+    """By the name of the disk; only those that exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A volume that a disk of the machine is."""
+
+    volume: Volume
+    wanted: Wanted | Lack
+    pool: PoolRef | None
+    """The pool it is in, once it is in one."""

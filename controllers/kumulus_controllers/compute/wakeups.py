@@ -5,11 +5,12 @@ from __future__ import annotations
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, HostPhase, Zone
 from kumulus.api.host import WorkOrder, WorkType
-from kumulus.api.storage import ClusterImage, Image, StoragePool
+from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Enqueue
 from kumulus_controllers.compute.scope import AnyImage
 from kumulus_controllers.orders import work_orders
+from kumulus_controllers.storage.volumes import USES_VOLUME, Volumes
 
 WOKEN = 32
 """So many machines that wait for room are woken when some comes, in turn: each looks at every host."""
@@ -40,6 +41,7 @@ class Wakeups:
         self._hosts = caches.store(Host)
         self._zones = caches.store(Zone)
         self._pools = caches.store(StoragePool)
+        self._volumes = Volumes(caches).store
         self._orders = work_orders(caches)
         self._turn = 0
         self._machines.add_index(USES, _uses)
@@ -86,13 +88,21 @@ class Wakeups:
                 self._retry_unplaced(enqueue)
 
         def pool_changed(before: StoragePool | None, after: StoragePool | None) -> None:
-            if before is not None and after is not None and before.spec != after.spec:
+            if before is not None and after is not None and _takes(before) != _takes(after):
                 self._retry_unplaced(enqueue)
 
         def zone_changed(before: Zone | None, after: Zone | None) -> None:
             if before is None:
                 self._retry_unplaced(enqueue)
 
+        def volume_changed(before: Volume | None, after: Volume | None) -> None:
+            item = after or before
+            if item is None or (before and after and _use(before) == _use(after)):
+                return
+            for vm in self._machines.by(USES_VOLUME, f"{item.namespace}/{item.name}"):
+                enqueue(Key(vm.namespace, vm.name), urgent=vm.status.host is not None)
+
+        self._volumes.listen(volume_changed)
         self._machines.listen(machine_changed)
         self._orders.listen(order_changed)
         self._images.listen(image_changed)
@@ -127,6 +137,17 @@ def _same_but_status(before: VirtualMachine, after: VirtualMachine) -> bool:
         and before.metadata.annotations == after.metadata.annotations
         and before.status.host == after.status.host
     )
+
+
+def _use(volume: Volume) -> tuple[object, ...]:
+    """What of a volume decides whether its machine can have it."""
+    status = volume.status
+    return (volume.uid, volume.deleting, status.pool, status.host, status.attached_to, status.condition("Ready"))
+
+
+def _takes(pool: StoragePool) -> tuple[object, ...]:
+    """What of a pool decides which disks it takes."""
+    return (pool.spec, dict(pool.metadata.labels))
 
 
 def _room(order: WorkOrder | None) -> tuple[object, ...]:

@@ -48,6 +48,13 @@ class Scope:
     ending: bool = False
     """A namespace of that name is still being deleted."""
 
+    @property
+    def volumes(self) -> tuple[WorkOrder, ...]:
+        """Orders of volumes that have their data on the host."""
+        return tuple(
+            order for order in self.orders if order.spec.disk is not None and order.spec.disk.volume is not None
+        )
+
 
 def allocatable(host: Host, capacity: Capacity) -> Capacity:
     """What may be promised: what there is, less what is reserved, times overcommit."""
@@ -155,6 +162,16 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
                 True,
                 "HasMachines",
                 f"{len(scope.machines)} machines are on the host ({names}): delete them first.",
+            )
+        )
+    elif host.deleting and scope.volumes:
+        names = ", ".join(sorted(f"{order.spec.for_.namespace}/{order.spec.for_.name}" for order in scope.volumes)[:5])
+        facts.append(
+            Fact(
+                HostCondition.STALLED,
+                True,
+                "HasVolumes",
+                f"{len(scope.volumes)} volumes have their data on the host ({names}): it would be lost. Delete them first.",
             )
         )
     elif host.deleting and scope.orders and scope.verdict.liveness is Liveness.EXPIRED:
@@ -308,7 +325,7 @@ class HostReconciler:
         client, host = self._services.client, scope.host
         never_joined = scope.verdict.liveness is Liveness.NEVER_SEEN and scope.report is None
         forced = never_joined or host.metadata.annotations.get(FORCE_DETACH) == "true"
-        if scope.machines and not forced:
+        if (scope.machines or scope.volumes) and not forced:
             return False
         for order in scope.orders:
             if order.spec.type is not WorkType.INSTANCE and not order.deleting:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kumulus.api.placement import TaintEffect
+from kumulus_controllers.planning.pools import choose
 from kumulus_controllers.planning.views import HostView, Load, Request
 
 Filter = Callable[[Request, HostView, Load], str | None]
@@ -50,20 +51,25 @@ def memory(request: Request, host: HostView, load: Load) -> str | None:
 
 
 def storage(request: Request, host: HostView, load: Load) -> str | None:
-    """A pool that takes the machine's disks."""
-    if request.demand.disk == 0:
+    """Pools that take the machine's disks and the volumes that have no place yet."""
+    if request.demand.disk == 0 and not request.volumes:
         return None
-    if not any(pool.open for pool in host.pools):
-        return "without a storage pool that is ready"
-    for pool in host.pools:
-        if pool.open and load.disks.get(pool.ref.uid, 0) + request.demand.disk <= pool.promisable:
-            return None
-    return "without enough disk space"
+    chosen = choose(host, load, request.demand.disk, request.volumes)
+    return chosen if isinstance(chosen, str) else None
+
+
+def bound(request: Request, host: HostView, load: Load) -> str | None:
+    """The machine's volumes are there. Data that is local to a host pins its machine to it."""
+    for volume, where in request.bound.items():
+        if where != host.name:
+            return f"without volume {volume}, which is on host {where}"
+    return None
 
 
 BUILT_IN: Mapping[str, Filter] = {
     "open": is_open,
     "zone": zone,
+    "bound": bound,
     "selector": selector,
     "taints": taints,
     "cpus": cpus,

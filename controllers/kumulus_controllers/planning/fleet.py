@@ -17,6 +17,7 @@ from kumulus.api.placement import Profile
 from kumulus_controllers.planning import filters as built_in_filters
 from kumulus_controllers.planning import scorers as built_in_scorers
 from kumulus_controllers.planning.filters import Filter
+from kumulus_controllers.planning.pools import Pools, choose
 from kumulus_controllers.planning.scorers import Scorer
 from kumulus_controllers.planning.views import Demand, HostView, Load, Placement, PoolView, Refusal, Request
 
@@ -77,6 +78,7 @@ class Fleet:
         self._loads: dict[str, Load] = {}
         self._pools: dict[str, dict[str, PoolView]] = {}
         self._promises: dict[str, tuple[str, Demand, str | None]] = {}
+        self._volumes: dict[str, tuple[str, str, int]] = {}
         self._by_room = _Order(_room)
         self._by_share = _Order(_share)
 
@@ -134,6 +136,33 @@ class Fleet:
         if promise is not None:
             self._add(*promise, -1)
 
+    def keep(self, volume_uid: str, host: str, pool_uid: str, size: int) -> None:
+        """Promise room for a volume in a pool on `host`, in place of an earlier promise to it. Bytes."""
+        kept = (host, pool_uid, size)
+        if self._volumes.get(volume_uid) == kept:
+            return
+        self.let_go(volume_uid)
+        self._volumes[volume_uid] = kept
+        self._fill(*kept)
+
+    def let_go(self, volume_uid: str) -> None:
+        """Take back what is promised to a volume. Nothing promised: nothing."""
+        kept = self._volumes.pop(volume_uid, None)
+        if kept is not None:
+            host, pool_uid, size = kept
+            self._fill(host, pool_uid, -size)
+
+    def kept(self, volume_uid: str) -> tuple[str, str] | None:
+        """Host and uid of the pool that have room promised to a volume."""
+        kept = self._volumes.get(volume_uid)
+        return (kept[0], kept[1]) if kept else None
+
+    def _fill(self, host: str, pool_uid: str, size: int) -> None:
+        load = self.load(host)
+        self._loads[host] = replace(load, disks={**load.disks, pool_uid: load.disks.get(pool_uid, 0) + size})
+        if self._on_change is not None:
+            self._on_change(host)
+
     def _add(self, host: str, demand: Demand, pool_uid: str | None, sign: int) -> None:
         load = self.load(host)
         disks = dict(load.disks)
@@ -173,7 +202,9 @@ class Fleet:
         if not fitting:
             return self._explain(request)
         best = max(fitting, key=lambda host: self._score(request, host))
-        return Placement(best.name, self.pool_for(request.demand, best))
+        pools = choose(best, self.load(best.name), request.demand.disk, request.volumes)
+        assert isinstance(pools, Pools), "the storage filter let it through"
+        return Placement(best.name, pools.own, pools.volumes)
 
     def refusal(self, request: Request, host: HostView) -> str | None:
         """Why the host does not take the machine; None when it does. A filter that fails lets nothing through."""

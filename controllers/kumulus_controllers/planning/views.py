@@ -18,6 +18,20 @@ class PoolView:
     """What may be promised: (capacity - reserved) x overprovisioning."""
     open: bool = True
     """Takes new disks: ready, and not in maintenance."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeDemand:
+    """A volume that has no place yet and gets one with its machine."""
+
+    uid: str
+    size: int
+    """Bytes."""
+    selector: Mapping[str, str] = field(default_factory=dict)
+    """Labels the pool must have: its class's."""
+    pool: str | None = None
+    """Name of the one pool it may be in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +60,7 @@ class Demand:
     memory: int
     """Bytes."""
     disk: int = 0
-    """Bytes promised in a pool."""
+    """Bytes promised in a pool, for the machine's own disks together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +73,10 @@ class Request:
     selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
     profile: Profile = Profile.SPREAD
+    volumes: tuple[VolumeDemand, ...] = ()
+    """Volumes to find room for on the same host."""
+    bound: Mapping[str, str] = field(default_factory=dict)
+    """The host that has a volume, by the volume's name: the machine has to go there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +96,9 @@ class Placement:
 
     host: str
     pool: PoolRef | None
+    """Of the machine's own disks."""
+    volumes: Mapping[str, PoolRef] = field(default_factory=dict)
+    """Pools by uid of volume."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
-from kumulus_controllers.orders import DISKS_IN, FOR_UID, host_of, work_orders
+from kumulus_controllers.orders import DISKS_IN, FOR_UID, host_of, pools_of, work_orders
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 
 LISTED = 256
@@ -34,7 +34,7 @@ class Scope:
     """Hosts on which the pool shall be."""
     orders: tuple[WorkOrder, ...]
     users: tuple[WorkOrder, ...] = ()
-    """Work orders of machines that have disks in it."""
+    """Work orders of machines that have disks in it, and of volumes."""
 
 
 def pool_ref(pool: StoragePool) -> PoolRef:
@@ -92,7 +92,7 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
     facts_found = [fact]
     if scope.pool.deleting and scope.users:
         names = ", ".join(sorted(f"{o.spec.for_.namespace}/{o.spec.for_.name}" for o in scope.users)[:5])
-        message = f"{len(scope.users)} machines have disks in the pool ({names}): delete them first."
+        message = f"{len(scope.users)} machines and volumes have data in the pool ({names}): delete them first."
         facts_found.append(Fact("Stalled", True, "PoolInUse", message))
     generation = scope.pool.metadata.generation
     return StoragePoolStatus(
@@ -137,9 +137,9 @@ class PoolReconciler:
             order = after or before
             if order is not None and order.spec.type is WorkType.POOL:
                 enqueue(Key(None, order.spec.for_.name))
-            elif after is None and before is not None and before.spec.instance is not None:
-                for disk in before.spec.instance.disks:
-                    if (pool := self._pools.get(disk.pool.name)) is not None and pool.deleting:
+            elif after is None and before is not None:
+                for name in pools_of(before):
+                    if (pool := self._pools.get(name)) is not None and pool.deleting:
                         enqueue(Key(None, pool.name))
 
         self._pools.listen(pool_changed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,10 +13,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kumulus_lab import commands, deadline, places, quickstart
+from kumulus_lab import commands, deadline, examples, places
 from kumulus_lab.errors import LabError
+from kumulus_lab.examples import ImageProgress, Machine
 from kumulus_lab.lab import Lab, Wanted
-from kumulus_lab.quickstart import ImageProgress, Machine
 from kumulus_lab.state import Hypervisor
 
 SIMULATED = 10
@@ -34,15 +35,14 @@ def wanted(hosts: str) -> Wanted:
 
 
 def run(lab: Lab, what: Wanted, console: Console) -> None:
-    """Bring the lab up, apply the quickstart, follow it, and show a guest's console."""
+    """Bring the lab up, apply the examples, follow them, and show a guest's console and the volumes."""
     start = time.monotonic()
     lab.up(what)
-    directory = quickstart.render(lab)
-    console.print(f"[dim]·[/] applying {escape(str(quickstart.SOURCE.relative_to(places.CHECKOUT)))}")
-    quickstart.apply(lab.control_plane, directory)
-    machines = _follow(lab, quickstart.names(directory), console)
+    machines = _apply(lab, examples.QUICKSTART, console)
+    machines += _apply(lab, examples.STORAGE, console)
     console.print()
     console.print(_table(machines))
+    _show_volumes(lab, console)
     running = [machine for machine in machines if machine.phase == "Running"]
     if running:
         _show_console(lab, running[0], console)
@@ -50,19 +50,35 @@ def run(lab: Lab, what: Wanted, console: Console) -> None:
     console.print(f"[dim]took {time.monotonic() - start:.0f} s[/]")
 
 
+def _apply(lab: Lab, example: Path, console: Console) -> list[Machine]:
+    """Apply an example and follow its machines."""
+    directory = examples.render(lab, example)
+    console.print(f"[dim]·[/] applying {escape(str(example.relative_to(places.CHECKOUT)))}")
+    examples.apply(lab.control_plane, directory)
+    return _follow(lab, examples.names(directory), console)
+
+
+def _show_volumes(lab: Lab, console: Console) -> None:
+    """The disks with a life of their own."""
+    console.print("\nVolumes:")
+    listed = lab.control_plane.kubectl_run("get", "volumes", "--all-namespaces", check=False)
+    for line in listed.stdout.rstrip().splitlines():
+        console.print(Text(f"  {line}", style="cyan"))
+
+
 def _follow(lab: Lab, names: set[tuple[str, str]], console: Console) -> list[Machine]:
     cluster = lab.control_plane
     with Live(console=console, auto_refresh=False, transient=True) as live:
 
         def probe() -> list[Machine] | None:
-            machines = quickstart.machines(cluster, names)
-            live.update(Group(_images(quickstart.images(cluster)), _table(machines)), refresh=True)
+            machines = examples.machines(cluster, names)
+            live.update(Group(_images(examples.images(cluster)), _table(machines)), refresh=True)
             return machines if all(machine.settled for machine in machines) else None
 
         try:
             return deadline.until(probe, "the start of every machine", seconds=_SECONDS, every=0.3)
         except LabError as error:
-            late = [each for each in quickstart.machines(cluster, names) if not each.settled]
+            late = [each for each in examples.machines(cluster, names) if not each.settled]
             said = [_explain(lab, machine) for machine in late[:3]]
             raise LabError("\n".join([f"not every machine runs after {_SECONDS} s:", *said])) from error
 

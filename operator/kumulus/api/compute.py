@@ -25,6 +25,7 @@ from kumulus.api.base import (
 )
 from kumulus.api.placement import Profile, Selector, Toleration
 from kumulus.api.quantity import DiskSize, Memory
+from kumulus.api.volumes import ImageContent, ObjectName, ReclaimPolicy
 
 GROUP = f"compute.{DOMAIN}"
 
@@ -108,18 +109,54 @@ class EphemeralDisk(Model):
     )
 
 
+class VolumeTemplate(Model):
+    """A volume that the machine brings along: it is made with the machine, as `<machine>-<disk>`."""
+
+    rules = (Rule("has(self.size) || has(self.source)", "set size, source or both", field=".size"),)
+
+    size: DiskSize | None = Field(
+        default=None, description="Size of the disk; default and least is the size of its source."
+    )
+    volume_class: DnsLabel | None = Field(
+        default=None, alias="class", description="Name of a VolumeClass; the default one when empty."
+    )
+    source: ImageContent | None = Field(default=None, description="What it begins with; blank when empty.")
+    reclaim_policy: ReclaimPolicy | None = Field(
+        default=None,
+        description="Delete: the volume goes with the machine. Retain: it stays, and so does its data. Default is the class's.",
+    )
+
+
 class Disk(Model):
     """A disk of the machine."""
 
-    rules = (Rule("has(self.ephemeral)", "a disk needs a source: set ephemeral", field=".ephemeral"),)
+    rules = (
+        Rule(
+            "[has(self.ephemeral), has(self.volumeTemplate), has(self.volume)].filter(set, set).size() == 1",
+            "a disk needs one source: set exactly one of volumeTemplate, volume and ephemeral",
+        ),
+    )
 
     name: DiskName = Field(description="Name of the disk within the machine; the guest sees it as the disk's serial.")
+    volume_template: VolumeTemplate | None = Field(
+        default=None, description="A volume of the machine's own, made with it."
+    )
+    volume: ObjectName | None = Field(
+        default=None,
+        description="Name of a Volume of the namespace. Such disks can be added and taken away while the machine runs.",
+    )
     ephemeral: EphemeralDisk | None = Field(
         default=None, description="A disk made from an image; it is deleted with the machine."
     )
     boot_order: int | None = Field(
         default=None, description="Position in the boot order; default is the order of the list.", ge=1, le=64
     )
+
+    def volume_of(self, machine: str) -> str | None:
+        """Name of the Volume that the disk is, in a machine of that name; None for a disk that is none."""
+        if self.volume_template is not None:
+            return f"{machine}-{self.name}"
+        return self.volume
 
 
 class CloudInit(Model):
@@ -207,7 +244,14 @@ class VirtualMachineSpec(Model):
         default=(),
         description="Disks, in boot order unless bootOrder is set.",
         max_length=16,
-        json_schema_extra=list_map("name") | immutable("disks", " yet: make a new machine"),
+        json_schema_extra=list_map("name")
+        | cel(
+            Rule(
+                "self.filter(d, !has(d.volume)) == oldSelf.filter(d, !has(d.volume))"
+                " && self.all(d, !oldSelf.exists(o, o.name == d.name && o != d))",
+                "only disks with a volume can be added and taken away, and none can be changed",
+            )
+        ),
     )
     cloud_init: CloudInit | None = Field(
         default=None,

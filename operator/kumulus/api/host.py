@@ -65,10 +65,19 @@ class ImageRef(Model):
 class InstanceDisk(Model):
     """A disk of an instance."""
 
+    rules = (Rule("has(self.image) != has(self.volume)", "set exactly one of image and volume"),)
+
     name: DiskName = Field(description="Name within the machine; the serial the guest sees.")
     pool: PoolRef = Field(description="Where it lives.")
-    image: ImageRef = Field(description="What it is made from.")
-    size: int | None = Field(default=None, description="Size in bytes; the image's own when empty.", ge=1)
+    image: ImageRef | None = Field(
+        default=None, description="The image that a disk of the machine's own is made from; it goes with the machine."
+    )
+    volume: Uid | None = Field(
+        default=None, description="Uid of the Volume that the disk is. A Disk order makes it; the machine waits for it."
+    )
+    size: int | None = Field(
+        default=None, description="Size in bytes of a disk made from an image; its own when empty.", ge=1
+    )
     boot_order: int = Field(description="Position in the boot order, from 1.", ge=1)
 
 
@@ -117,12 +126,42 @@ class ImageImport(Model):
     http: HttpFetch = Field(description="Where its bytes are.")
 
 
+class VolumeOrigin(Model):
+    """What a volume begins with."""
+
+    rules = (Rule("has(self.image) != has(self.volume)", "set exactly one of image and volume"),)
+
+    image: ImageRef | None = Field(default=None, description="An image in the same pool; the volume waits for it.")
+    volume: Uid | None = Field(default=None, description="Uid of a Volume in the same pool: a full copy.")
+
+
+class VolumeOrder(Model):
+    """A volume in a pool on this host. It is made, and grown when `size` grows."""
+
+    uid: Uid = Field(description="Uid of the Volume; names the file.", json_schema_extra=immutable("uid"))
+    size: int | None = Field(default=None, description="Size in bytes; that of its origin when empty.", ge=1)
+    thick: bool = Field(default=False, description="Take all of its space at once.")
+    origin: VolumeOrigin | None = Field(
+        default=None, description="What it begins with; blank when empty.", json_schema_extra=immutable("origin")
+    )
+    existing: bool = Field(
+        default=False,
+        description="It was made already: when it is not there any more, that is a failure (VolumeLost), and it is not made anew.",
+    )
+    retain: bool = Field(default=False, description="Deleting the order leaves the data where it is.")
+
+
 class DiskOrder(Model):
     """Work on a volume or an image."""
 
+    rules = (Rule("has(self.importImage) != has(self.volume)", "set exactly one of importImage and volume"),)
+
     pool: PoolRef = Field(description="Where.")
-    import_image: ImageImport = Field(
-        description="Bring an image into the pool. Deleting the order removes it from there."
+    import_image: ImageImport | None = Field(
+        default=None, description="Bring an image into the pool. Deleting the order removes it from there."
+    )
+    volume: VolumeOrder | None = Field(
+        default=None, description="Have a volume in the pool. Deleting the order removes it, unless it says retain."
     )
 
 
@@ -199,6 +238,12 @@ class InstanceFacts(Model):
         default=None, description="Why it last ended: shutdown, crashed, destroyed, ...", max_length=64
     )
     next_start_at: str | None = Field(default=None, description="When it will be started again, in BackOff (RFC 3339).")
+    volumes: tuple[Uid, ...] = Field(
+        default=(),
+        description="Volumes that the hypervisor says the machine has, also one that is still being detached.",
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
 
 
 class DiskFacts(Model):
@@ -329,6 +374,11 @@ def instance_order_name(vm_uid: str) -> str:
 def image_order_name(image_uid: str, pool_uid: str) -> str:
     """Name of the work order that keeps an image in a pool: one an image and pool on each host."""
     return f"image-{image_uid[:8]}-{image_uid[-12:]}-{pool_uid[:8]}-{pool_uid[-12:]}"
+
+
+def volume_order_name(volume_uid: str) -> str:
+    """Name of the work order that keeps a volume on a host."""
+    return f"volume-{volume_uid}"
 
 
 def console_order_name(request_uid: str) -> str:

@@ -6,7 +6,7 @@ from kumulus.api.base import Resource
 from kumulus.api.compute import ConsoleRequest, InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
-from kumulus.api.storage import ClusterImage, Image, StoragePool
+from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
 
 KINDS: tuple[type[Resource], ...] = (
     VirtualMachine,
@@ -15,6 +15,8 @@ KINDS: tuple[type[Resource], ...] = (
     Image,
     ClusterImage,
     StoragePool,
+    VolumeClass,
+    Volume,
     Zone,
     Host,
     WorkOrder,

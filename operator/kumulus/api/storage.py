@@ -24,6 +24,7 @@ from kumulus.api.base import (
 from kumulus.api.compute import DnsLabel
 from kumulus.api.placement import Selector
 from kumulus.api.quantity import Amount, Bytes, DiskSize, MeasuredBytes, Memory
+from kumulus.api.volumes import ReclaimPolicy, VolumeSource
 
 GROUP = f"storage.{DOMAIN}"
 
@@ -311,3 +312,145 @@ class StoragePool(Resource):
 
     spec: StoragePoolSpec = Field(description="Where disks live.")
     status: StoragePoolStatus = Field(default_factory=StoragePoolStatus, description="What is known of it.")
+
+
+class Provisioning(StrEnum):
+    """When a volume's space is taken."""
+
+    THIN = "Thin"
+    THICK = "Thick"
+
+
+class VolumeClassSpec(Model):
+    """How volumes of the class are made."""
+
+    default: bool = Field(
+        default=False, description="Volumes that name no class are of this one. One class should say so."
+    )
+    pool_selector: Selector = Field(default_factory=dict, description="Labels of the StoragePools they may be in.")
+    provisioning: Provisioning = Field(
+        default=Provisioning.THIN, description="Thin takes space as it is written, Thick all of it at once."
+    )
+    reclaim_policy: ReclaimPolicy = Field(
+        default=ReclaimPolicy.DELETE, description="What becomes of the data of a deleted volume that does not say."
+    )
+    allowed_namespaces: tuple[DnsLabel, ...] = Field(
+        default=(),
+        description="Namespaces that may use it; empty means all.",
+        max_length=256,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+
+
+class VolumeClass(Resource):
+    """A kind of volume that an operator offers."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="VolumeClass",
+        plural="volumeclasses",
+        scope=Scope.CLUSTER,
+        short_names=("volclass",),
+        categories=("kumulus-admin",),
+        columns=(
+            Column("Default", ".spec.default", "boolean"),
+            Column("Provisioning", ".spec.provisioning"),
+            Column("Reclaim", ".spec.reclaimPolicy"),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+        status=False,
+    )
+
+    spec: VolumeClassSpec = Field(description="How volumes of the class are made.")
+
+
+class VolumeSpec(Model):
+    """What the volume shall be."""
+
+    rules = (Rule("has(self.size) || has(self.source)", "set size, source or both", field=".size"),)
+
+    size: DiskSize | None = Field(
+        default=None,
+        description="Size of the disk; default and least is the size of its source. It can grow, also while a machine uses it.",
+        json_schema_extra=cel(
+            Rule(
+                "quantity(self).compareTo(quantity(oldSelf)) >= 0", "size can grow, but not shrink: data would be lost"
+            )
+        ),
+    )
+    volume_class: DnsLabel | None = Field(
+        default=None,
+        alias="class",
+        description="Name of a VolumeClass; the default one when empty.",
+        json_schema_extra=immutable("class"),
+    )
+    source: VolumeSource | None = Field(
+        default=None, description="What it begins with; blank when empty.", json_schema_extra=immutable("source")
+    )
+    pool: DnsLabel | None = Field(
+        default=None,
+        description="Name of the StoragePool to be in; chosen when empty.",
+        json_schema_extra=immutable("pool", " yet: moving volumes is to come"),
+    )
+    reclaim_policy: ReclaimPolicy | None = Field(
+        default=None, description="What becomes of the data when the volume is deleted; default is the class's."
+    )
+    deletion_protection: bool = Field(default=False, description="Refuse to delete the volume while true.")
+
+
+class VolumePhase(StrEnum):
+    """A volume's state in one word; derived."""
+
+    PENDING = "Pending"
+    CREATING = "Creating"
+    AVAILABLE = "Available"
+    IN_USE = "InUse"
+    RESIZING = "Resizing"
+    DELETING = "Deleting"
+    FAILED = "Failed"
+
+
+class Attachment(Model):
+    """The one machine that may write to a volume."""
+
+    vm: str = Field(description="Name of the VirtualMachine.")
+    uid: str = Field(description="Its uid.")
+
+
+class VolumeStatus(Status):
+    """What the volume is."""
+
+    phase: VolumePhase | None = Field(default=None, description="The state in one word.")
+    pool: str | None = Field(default=None, description="The StoragePool it is in.")
+    host: str | None = Field(default=None, description="The host that has it, for a pool that is local to hosts.")
+    size: Bytes | None = Field(default=None, description="Size of the disk as it is now.")
+    used: MeasuredBytes | None = Field(default=None, description="What it takes in the pool.")
+    attached_to: Attachment | None = Field(default=None, description="The one machine that may write to it.")
+
+
+class Volume(Resource):
+    """A disk with a life of its own: it outlives the machines that use it."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="Volume",
+        plural="volumes",
+        short_names=("vol", "vols"),
+        categories=("kumulus",),
+        columns=(
+            Column("Phase", ".status.phase"),
+            Column("Size", ".status.size"),
+            Column("VM", ".status.attachedTo.vm"),
+            Column("Pool", ".status.pool"),
+            Column("Host", ".status.host"),
+            Column("Class", ".spec.class", priority=1),
+            Column("Used", ".status.used", priority=1),
+            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+
+    spec: VolumeSpec = Field(description="What the volume shall be.")
+    status: VolumeStatus = Field(default_factory=VolumeStatus, description="What the volume is.")

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import typer
 
-from kumulus.cli import console, explaining, host, image, join, overview, power, vm
+from kumulus.cli import console, explaining, host, image, join, overview, power, vm, volume
 from kumulus.cli.problem import Problem
 from kumulus.cli.session import remember
 from kumulus.cli.terminal import one_line
 
 app = typer.Typer(
-    help="Virtual machines, images and hosts of a Kumulus cloud.",
+    help="Virtual machines, images, volumes and hosts of a Kumulus cloud.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -31,15 +31,18 @@ app.callback()(remember)
 
 _vm = typer.Typer(help="Virtual machines.", no_args_is_help=True)
 _image = typer.Typer(help="Disk images.", no_args_is_help=True)
+_volume = typer.Typer(help="Volumes: disks with a life of their own.", no_args_is_help=True)
 _host = typer.Typer(help="Hosts, which run the machines.", no_args_is_help=True)
 app.add_typer(_vm, name="vm")
 app.add_typer(_image, name="image")
+app.add_typer(_volume, name="volume")
 app.add_typer(_host, name="host")
 vm.register(_vm)
 power.register(_vm)
 console.register(_vm)
 explaining.register(_vm)
 image.register(_image)
+volume.register(_volume)
 join.register(_host)
 host.register(_host)
 overview.register(app)

@@ -120,7 +120,10 @@ def _show(session: Session, name: Name) -> None:
     size = f"{count(status.resources.cpus, 'CPU')}, {status.resources.memory}" if status.resources else ""
     if spec.instance_type:
         size = f"{spec.instance_type} ({size})" if size else spec.instance_type
-    disks = [f"{d.name} (image {d.ephemeral.image})" for d in spec.disks if d.ephemeral]
+    disks = [
+        f"{d.name} (image {d.ephemeral.image})" if d.ephemeral else f"{d.name} (volume {d.volume_of(vm.name)})"
+        for d in spec.disks
+    ]
     printer.facts(
         [
             ("Name", vm.name),
@@ -147,7 +150,7 @@ def _delete(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is gone.")] = True,
     timeout: Annotated[float, typer.Option(min=1, max=86400, help="Seconds to wait.")] = 120,
 ) -> None:
-    """Delete a machine and its disks."""
+    """Delete a machine, its disks and the volumes it brought along."""
     vm = VirtualMachine.parse(fetch(session, name))
     if vm.spec.deletion_protection and not vm.deleting:
         raise Problem(

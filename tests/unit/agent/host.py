@@ -9,12 +9,13 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kumulus.api.base import FINALIZER
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import PoolRef, WorkOrder, instance_order_name
+from kumulus.api.host import PoolRef, WorkOrder, instance_order_name, volume_order_name
+from kumulus.api.storage import PoolParameters
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient
 from kumulus_agents.agent.agent import Agent, Drivers, Place
@@ -23,6 +24,7 @@ from kumulus_agents.agent.report import MachineFacts
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.hypervisor.protocol import Hypervisor
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor
+from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageDriver
 from kumulus_agents.storage.settings import SimulatedSettings, StorageSettings
 from kumulus_agents.storage.simulated import SimulatedPool, SimulatedStorage
@@ -74,6 +76,10 @@ class TestHost:
     simulated: SimulatedSettings = field(
         default_factory=lambda: SimulatedSettings(import_seconds=0, disk_seconds=0, image_bytes=1 << 20)
     )
+    directory: Path | None = None
+    """Where pools really are, with the driver dir; None: they are simulated."""
+    wrap: Callable[[StorageDriver], StorageDriver] = lambda driver: driver
+    """What the agents get in place of a pool's driver."""
     writes: list[tuple[str, str]] = field(default_factory=list)
     """Verb and kind of every write that the host's agents made."""
 
@@ -82,10 +88,14 @@ class TestHost:
         return host_namespace(self.name)
 
     def _pool(self, pool: PoolRef) -> StorageDriver:
+        if self.directory is not None:
+            parameters = PoolParameters(path=str(self.directory / "pool"))
+            settings = StorageSettings(roots=(PurePosixPath(self.directory),), readers=())
+            return DirStorage(pool.model_copy(update={"parameters": parameters}), settings)
         state = self.pools.setdefault(pool.uid, SimulatedPool())
         driver = SimulatedStorage(pool, StorageSettings(simulated=self.simulated), state=state)
         self.drivers.append(driver)
-        return driver
+        return self.wrap(driver)
 
     @property
     def storage(self) -> SimulatedStorage:
@@ -140,6 +150,32 @@ class TestHost:
         image = image or IMAGE
         disk = {"pool": POOL, "importImage": {"image": image, "http": {"url": "http://images.example/a.qcow2"}}}
         await self.create(name, {"type": "Disk", "for": self._for("Image", "debian", image["uid"]), "disk": disk})
+
+    async def volume_order(self, uid: str | None = None, **volume: Any) -> str:
+        """Create the order of a volume; returns the volume's uid."""
+        uid = uid or str(uuid.uuid4())
+        disk = {"pool": POOL, "volume": {"uid": uid, "thick": False, "retain": False} | volume}
+        await self.create(
+            volume_order_name(uid), {"type": "Disk", "for": self._for("Volume", "data", uid), "disk": disk}
+        )
+        return uid
+
+    async def change_volume(self, uid: str, **volume: Any) -> None:
+        patch = {"spec": {"disk": {"volume": volume}}}
+        await self.client.patch(WorkOrder.KIND, volume_order_name(uid), patch, self.namespace)
+
+    async def until_volume(self, uid: str, seconds: float = DEADLINE, **wanted: Any) -> dict[str, Any]:
+        return await self.until(volume_order_name(uid), seconds, **wanted)
+
+    async def until_attached(self, uid: str, *volumes: str, seconds: float = DEADLINE) -> dict[str, Any]:
+        """Wait until the machine is reported to have just these volumes."""
+
+        async def reached() -> dict[str, Any] | None:
+            status = await self.status(instance_order_name(uid))
+            return status if set((status.get("instance") or {}).get("volumes") or ()) == set(volumes) else None
+
+        found: dict[str, Any] = await eventually(reached, f"volumes {volumes}", seconds)
+        return found
 
     async def create(self, name: str, spec: dict[str, Any]) -> None:
         body = {"metadata": {"name": name, "finalizers": [FINALIZER]}, "spec": spec}

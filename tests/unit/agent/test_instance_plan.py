@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kumulus.api.compute import PowerState, RestartPolicy, Stop, StopMode
-from kumulus.api.host import InstanceFacts, InstanceOrder, WorkOrderStatus, WorkState
+from kumulus.api.host import InstanceDisk, InstanceFacts, InstanceOrder, PoolRef, WorkOrderStatus, WorkState
+from kumulus.api.storage import PoolDriver
 from kumulus_agents.agent import instance_memory, instance_plan, instance_status
 from kumulus_agents.agent.hold import Hold
 from kumulus_agents.agent.instance_scope import (
+    Attach,
+    Detach,
     ForceOff,
     Mark,
     Memory,
@@ -29,7 +32,7 @@ from kumulus_agents.agent.instance_scope import (
     Step,
     situation,
 )
-from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason, Marks
+from kumulus_agents.hypervisor.protocol import AttachedDisk, Domain, DomainState, ExitReason, Marks
 
 UID = "00000000-0000-0000-0000-000000000001"
 NOW, WALL = 5000.0, 1_800_000_000.0
@@ -456,3 +459,94 @@ def _check_settled(world: World, wanted: InstanceOrder, status: WorkOrderStatus)
     if domain is not None and not ended:
         assert domain.marks.epoch == wanted.epoch
         assert domain.marks.wanted is wanted.power
+
+
+V1, V2, V3 = (f"00000000-0000-0000-0000-00000000000{number}" for number in (7, 8, 9))
+POOL_REF = PoolRef(uid=UID, name="local", driver=PoolDriver.DIR)
+
+
+def with_volumes(*volumes: str, **changes: Any) -> InstanceOrder:
+    disks = tuple(
+        InstanceDisk(name=f"d-{uid[-1]}", pool=POOL_REF, volume=uid, boot_order=number + 1)
+        for number, uid in enumerate(volumes)
+    )
+    return order(disks=disks, **changes)
+
+
+def having(domain: Domain, *volumes: str) -> Domain:
+    return replace(domain, disks=tuple(AttachedDisk(f"d-{uid[-1]}", f"/pool/{uid}", uid) for uid in volumes))
+
+
+@pytest.mark.parametrize(("domain", "power"), [(on(), RUNNING), (paused(wanted=PAUSED), PAUSED)])
+def test_disks_come_and_go_while_a_machine_is_on(domain: Domain, power: PowerState) -> None:
+    seen = having(domain, V1, V2)
+    assert steps(seen, with_volumes(V1, V2, power=power)) == ()
+    assert steps(seen, with_volumes(V2, V3, power=power)) == (Detach(V1), Attach(V3))
+    assert steps(seen, order(power=power)) == (Detach(V1), Detach(V2))
+
+
+def test_marks_come_before_disks() -> None:
+    assert [type(step) for step in steps(having(on(epoch=2), V1), with_volumes(V2))] == [Mark, Detach, Attach]
+
+
+def test_a_guest_that_does_not_let_go_is_asked_again_after_a_pause() -> None:
+    memory = Memory(asked={V1: NOW - 5})
+    made = plan(having(on(), V1, V2), with_volumes(V2), memory=memory)
+    assert (made.steps, made.state, made.reason) == ((), WorkState.RUNNING, "Detaching")
+    assert made.message is not None
+    assert "d-7" in made.message
+    assert made.after == instance_plan.DETACH_EVERY - 5
+    memory = Memory(asked={V1: NOW - instance_plan.DETACH_EVERY})
+    assert steps(having(on(), V1), memory=memory) == (Detach(V1),)
+
+
+def test_what_a_guest_was_asked_is_forgotten_when_it_let_go() -> None:
+    assert scope(having(on(), V2), memory=Memory(asked={V1: NOW, V2: NOW})).memory.asked == {V2: NOW}
+
+
+@pytest.mark.parametrize(
+    ("domain", "wanted", "state"),
+    [
+        (off(wanted=STOPPED), {"power": STOPPED}, WorkState.STOPPED),
+        (off(), {"restart_policy": RestartPolicy.NEVER}, WorkState.STOPPED),
+        (off(ExitReason.CRASHED, restarts=3), {}, WorkState.BACK_OFF),
+    ],
+)
+def test_a_machine_that_is_off_loses_disks_at_once_and_gets_them_at_its_next_start(
+    domain: Domain, wanted: dict[str, Any], state: WorkState
+) -> None:
+    assert plan(having(domain, V1, V2), with_volumes(V2, V3, **wanted), status=reported()).steps == (Detach(V1),)
+    after = plan(having(domain, V2), with_volumes(V2, V3, **wanted), status=reported())
+    assert (after.steps, after.state) == ((), state)
+
+
+def test_a_machine_whose_volume_another_has_is_not_started() -> None:
+    for domain in (None, off(wanted=STOPPED), off(ExitReason.FAILED)):
+        made = plan(domain, with_volumes(V1, V2), taken={V2: "other"})
+        assert (made.steps, made.state, made.reason) == ((), WorkState.REFUSED, "VolumeInUse")
+        assert made.message is not None
+        assert "d-8 (other)" in made.message
+
+
+def test_a_machine_that_is_on_waits_for_a_volume_that_another_has() -> None:
+    wanted = with_volumes(V1, V2)
+    assert steps(on(), wanted, taken={V2: "other"}) == (Attach(V1),)
+    made = plan(having(on(), V1), wanted, taken={V2: "other"})
+    assert (made.steps, made.state, made.reason) == ((), WorkState.RUNNING, "VolumeInUse")
+    assert steps(on(), replace_power(wanted, STOPPED), taken={V2: "other"})
+    assert steps(on(), wanted, taken={V2: "other"}, deleting=True)
+
+
+def replace_power(wanted: InstanceOrder, power: PowerState) -> InstanceOrder:
+    return wanted.model_copy(update={"power": power})
+
+
+def test_facts_say_what_the_hypervisor_has() -> None:
+    seen = scope(having(on(), V2, V1), with_volumes(V2))
+    facts = instance_status.derive(seen, instance_plan.plan(seen), 1).instance
+    assert facts is not None
+    assert facts.volumes == (V1, V2)
+    seen = scope(None, with_volumes(V2))
+    facts = instance_status.derive(seen, instance_plan.plan(seen), 1).instance
+    assert facts is not None
+    assert facts.volumes == ()

@@ -181,11 +181,25 @@ def test_what_an_agent_writes_for_a_time_breaks_nothing(text: str) -> None:
     assert not _ends_before("2026-06-01T01:00:00Z", datetime(2026, 6, 1, tzinfo=UTC) + timedelta(minutes=10))
 
 
+UID = "6f3a0c7e-9d1b-4c55-8a2e-0123456789ab"
+VOLUME = WorkOrder.parse(
+    {
+        "metadata": {"name": "volume", "namespace": "kumulus-host-h1"},
+        "spec": {
+            "type": "Disk",
+            "for": {"kind": "Volume", "namespace": "ns", "name": "data", "uid": UID},
+            "disk": {"pool": {"uid": UID, "name": "local", "driver": "dir"}, "volume": {"uid": UID}},
+        },
+    }
+)
+
+
 @pytest.mark.parametrize(
     ("scope", "reason", "says"),
     [
         (replace(GOOD, taken=True), "NamespaceTaken", "kumulus-host-h1"),
         (replace(GOOD, host=host(deleting=True), machines=(machine("web"),)), "HasMachines", "ns/web"),
+        (replace(GOOD, host=host(deleting=True), orders=(VOLUME,)), "HasVolumes", "ns/data"),
         (
             replace(GOOD, host=host(deleting=True), verdict=EXPIRED, orders=(ORDER,)),
             "AgentGone",

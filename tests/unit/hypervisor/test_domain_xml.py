@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kumulus.api.compute import PowerState
-from kumulus_agents.hypervisor.libvirt import allowlist, marks
-from kumulus_agents.hypervisor.libvirt.domain_xml import Platform, render
+from kumulus_agents.hypervisor.libvirt import allowlist, attached, marks
+from kumulus_agents.hypervisor.libvirt.domain_xml import Platform, as_attached, render, render_volume
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, HypervisorError, Marks
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -23,6 +23,8 @@ ROOT = DomainDisk("root", f"/var/lib/kumulus/pools/p/{UID}-root.qcow2", "qcow2",
 DATA = DomainDisk("a-name-of-more-than-twenty", "/var/lib/kumulus/pools/p/data", "raw", boot_order=2)
 SEED = DomainDisk("seed", "/var/lib/kumulus/instances/seed.iso", "raw", read_only=True, cdrom=True)
 KEYS = DomainDisk("keys", "/var/lib/kumulus/instances/keys.img", "raw", read_only=True)
+VOLUME_UID = "0d6a5f52-2d4c-4a34-8a53-3f5a3b2f9d11"
+VOLUME = DomainDisk("pg", f"/var/lib/kumulus/pools/p/volumes/{VOLUME_UID}.qcow2", "qcow2", 3, volume=VOLUME_UID)
 SPEC = DomainSpec(MARKS, cpus=2, memory=1 << 30, disks=(ROOT,), console_log="/var/lib/kumulus/instances/console.log")
 
 CASES = {
@@ -33,6 +35,7 @@ CASES = {
         replace(SPEC, disks=(ROOT, SEED, DATA, KEYS)),
         Platform("kvm", buffered=frozenset({DATA.path})),
     ),
+    "volumes": (replace(SPEC, disks=(ROOT, VOLUME, SEED)), Platform("kvm")),
     "diskless": (replace(SPEC, disks=(), marks=replace(MARKS, restart_request=None)), Platform("tcg")),
 }
 
@@ -139,6 +142,45 @@ def test_the_allow_list_refuses_everything_else(before: str, after: str) -> None
     assert before in xml
     changed = xml.replace(before, after, 1)
     assert allowlist.violation(changed) is not None
+
+
+def test_a_volume_is_the_same_disk_whether_it_was_there_at_the_start_or_came_later() -> None:
+    domain = ElementTree.fromstring(
+        render(replace(SPEC, disks=(ROOT, SEED, replace(VOLUME, boot_order=None))), Platform("kvm"))
+    )
+    late = ElementTree.fromstring(render_volume(VOLUME, "sdb", direct=True))
+    (early,) = (disk for disk in domain.iterfind("devices/disk") if disk.findtext("serial") == "pg")
+    assert [(e.tag, e.attrib, (e.text or "").strip()) for e in early.iter()] == [
+        (e.tag, e.attrib, (e.text or "").strip()) for e in late.iter()
+    ]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_volume_is_refused_or_stays_in_its_place(text: str) -> None:
+    for volume in (replace(VOLUME, name=text), replace(VOLUME, path="/pool/" + text), replace(VOLUME, volume=text)):
+        try:
+            xml = render_volume(volume, "sdb", direct=True)
+        except HypervisorError as error:
+            assert (error.reason, error.retryable) == ("InvalidDomain", False)
+        else:
+            assert shape(xml) == shape(render_volume(VOLUME, "sdb", direct=True))
+
+
+def test_the_disks_of_a_domain_are_found_in_its_xml() -> None:
+    xml = render(*CASES["volumes"])
+    assert [(disk.name, disk.volume) for disk in attached.disks(ElementTree.fromstring(xml))] == [
+        ("root", None),
+        ("pg", VOLUME_UID),
+        ("seed", None),
+    ]
+    for spec, platform in CASES.values():
+        assert attached.disks(ElementTree.fromstring(render(spec, platform))) == as_attached(spec.disks)
+    assert attached.target_of(xml, VOLUME_UID) == "sda"
+    assert attached.target_of(xml, UID) is None
+    assert attached.free_target([xml, render(*CASES["diskless"])]) == "sdc"
+    full = replace(SPEC, disks=[replace(SEED, name=str(number)) for number in range(26)])
+    with pytest.raises(HypervisorError):
+        attached.free_target([render(full, Platform("kvm"))])
 
 
 def test_marks_of_others_are_not_ours() -> None:

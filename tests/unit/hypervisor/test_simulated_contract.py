@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from kumulus_agents.hypervisor.protocol import DomainSpec, ExitReason, ForeignDomain
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, ExitReason, ForeignDomain
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
 from tests.contract.hypervisor import HypervisorContract, World, new_marks
 
@@ -23,6 +23,10 @@ class SimulatedWorld(World):
 
     def spec(self) -> DomainSpec:
         return DomainSpec(new_marks(), cpus=1, memory=1 << 26, disks=(), console_log="/nowhere/console.log")
+
+    def volume(self) -> DomainDisk:
+        volume = str(uuid.uuid4())
+        return DomainDisk("data", f"/simulated/{volume}.qcow2", "qcow2", volume=volume)
 
     def broken_spec(self) -> DomainSpec:
         self.host.fail_next_start()
@@ -51,7 +55,7 @@ class SimulatedWorld(World):
 
 BEHAVIOURS: Sequence[SimulatedSettings] = (
     SimulatedSettings(),
-    SimulatedSettings(start_seconds=0.01, stop_seconds=0.005, shutdown_seconds=0.02),
+    SimulatedSettings(start_seconds=0.01, stop_seconds=0.005, shutdown_seconds=0.02, detach_seconds=0.01),
 )
 
 

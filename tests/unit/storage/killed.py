@@ -1,6 +1,6 @@
 """Does a thing again and again, killed with SIGKILL at its first, second, third, ... step; then lets it end.
 
-A program, because forking is for processes without threads: `killed.py import|disk POOL URL SHA UID OWNER STRIDE`.
+A program, because forking is for processes without threads: `killed.py import|disk|volume|grow POOL URL SHA UID OWNER STRIDE`.
 A step is a call that changes the disk, or starts a program. After each death it says what a fresh
 agent finds: one line of JSON.
 """
@@ -16,11 +16,13 @@ import subprocess
 import sys
 from pathlib import Path, PurePosixPath
 
-from kumulus.api.host import HttpFetch, ImageRef
+from kumulus.api.host import HttpFetch, ImageRef, VolumeOrigin
 from kumulus.api.storage import ImageFormat
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
 from tests.unit.storage.material import ignore, pool_ref
+
+GROWN = 64 << 20
 
 _STEPS = ("open", "mkdir", "pwrite", "write", "ftruncate", "fchown", "fchmod", "fsync", "rename", "unlink", "rmdir")
 
@@ -58,12 +60,16 @@ def main() -> None:
         driver = DirStorage(pool_ref(Path(pool)), settings)
         if verb == "import":
             await driver.import_image(image, HttpFetch(url=url), ignore)
-        else:
+        elif verb == "disk":
             await driver.ensure_disk(owner, "root", uid, None)
+        elif verb == "volume":
+            await driver.ensure_volume(owner, None, VolumeOrigin(image=image), thick=True)
+        else:
+            await driver.grow_volume(owner, GROWN)
 
     async def found() -> str | None:
         driver = DirStorage(pool_ref(Path(pool)), settings)
-        whole = await driver.image(uid)
+        whole = await (driver.image(uid) if verb in ("import", "disk") else driver.volume(owner))
         return whole.path if whole else None
 
     steps = 1

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from kumulus.api.host import VolumeOrigin
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import ImportProgress, StorageError
 from kumulus_agents.storage.settings import StorageSettings
@@ -120,6 +121,25 @@ async def test_a_disk_in_a_full_pool(driver, small, server) -> None:
     filler.unlink()
     made = await driver.ensure_disk(owner, "root", image.uid, None)
     assert json.loads(qemu_img("info", "-f", "qcow2", "--output=json", made.path))["virtual-size"] == len(DATA)
+
+
+@pytest.mark.parametrize("leave", [65536, 2 * MIB], ids=["its header", "its content"])
+async def test_a_volume_in_a_full_pool(driver, small, server, leave) -> None:
+    image, volume, copy = image_ref(DATA, "raw"), uid(), uid()
+    await driver.import_image(image, http(server.on("/i", Answer(DATA))), ignore)
+    await driver.ensure_volume(volume, None, VolumeOrigin(image=image), False)
+    before = files(small / "pool")
+    filler = fill(small, leave)
+    for attempt in (
+        driver.ensure_volume(copy, None, VolumeOrigin(volume=volume), False),
+        driver.ensure_volume(copy, 4 * MIB, None, True),
+    ):
+        with pytest.raises(StorageError) as error:
+            await attempt
+        assert (error.value.reason, error.value.retryable) == ("NoSpace", True)
+        assert files(small / "pool") == before
+    filler.unlink()
+    await driver.ensure_volume(copy, None, VolumeOrigin(volume=volume), False)
 
 
 async def test_a_full_pool_lets_go(driver, small, server) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kumulus.api.host import VolumeOrigin
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import ImportProgress, StorageError
 from kumulus_agents.storage.settings import StorageSettings
@@ -107,6 +108,10 @@ async def test_a_disc_stays_as_it_is_and_is_fit_for_a_disk_that_goes_with_its_ma
     assert files(path) == [f"{image.uid}.json", f"{image.uid}.raw"]
     assert await driver.import_image(image, http(url), ignore) == stored
     assert len(server.requests) == 1
+    for thick in (False, True):
+        with pytest.raises(StorageError) as refused:
+            await driver.ensure_volume(uid(), 8 * MIB, VolumeOrigin(image=image), thick)
+        assert (refused.value.reason, refused.value.retryable) == ("ImageNotADisk", False)
     owner = uid()
     made_disk = await driver.ensure_disk(owner, "cd", image.uid, 8 * MIB)
     info = json.loads(qemu_img("info", "-f", "qcow2", "--output=json", made_disk.path))

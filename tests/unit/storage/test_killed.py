@@ -1,17 +1,21 @@
 """The agent dies by SIGKILL at any step; what it left is never taken for whole, and the next try succeeds."""
 
+# ruff: noqa: ASYNC240 - small files, in tests
+
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
 import os
+import stat
 import sys
 from pathlib import Path
 
 import pytest
 
 from kumulus_agents.storage.dir.driver import DirStorage
+from tests.unit.storage.killed import GROWN
 from tests.unit.storage.material import MIB, disk, http, ignore, image_ref, needs_root, pool_ref, qemu_img, uid
 from tests.unit.storage.server import Answer
 
@@ -63,3 +67,23 @@ async def test_a_disk_killed_at_any_step(server, settings, tmp_path) -> None:
     assert len([entry for entry in Path(made.path).parent.iterdir() if entry.suffix == ".qcow2"]) == 1
     await driver.remove_disks(owner)
     assert not list((pool / "disks").iterdir())
+
+
+async def test_a_volume_killed_at_any_step(server, settings, tmp_path) -> None:
+    pool, volume = tmp_path / "pool", uid()
+    driver = DirStorage(pool_ref(pool), settings)
+    image = image_ref(DATA, "raw")
+    await driver.import_image(image, http(server.on("/i", Answer(DATA))), ignore)
+    said = await deaths("volume", pool, server.url("/i"), image.uid, volume, stride=3)
+    assert len(said) > 3
+    (tmp_path / "raw").write_bytes(DATA)
+    for entry in said:
+        if entry["image"]:  # whole whenever it is there
+            assert "identical" in qemu_img("compare", "-f", "qcow2", "-F", "raw", entry["image"], tmp_path / "raw")
+    assert said[-1]["image"]
+    assert {entry.name for entry in (pool / "volumes").iterdir()} == {f"{volume}.qcow2", f"{volume}.json"}
+    said = await deaths("grow", pool, server.url("/i"), image.uid, volume, stride=1)
+    assert all(entry["image"] for entry in said)
+    qemu_img("check", "-q", "-f", "qcow2", said[-1]["image"])
+    made = await driver.grow_volume(volume, GROWN)
+    assert (made.virtual_size, stat.S_IMODE(Path(made.path).stat().st_mode)) == (GROWN, 0o600)

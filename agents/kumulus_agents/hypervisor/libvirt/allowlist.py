@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
 from kumulus_agents.hypervisor.libvirt import marks
+from kumulus_agents.hypervisor.libvirt.attached import VOLUME_ALIAS
 
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 NUMBER = r"[1-9][0-9]{0,18}"
@@ -74,6 +75,10 @@ RULES: Mapping[str, Rule] = {
     "domain/devices/disk/serial": Rule(text=r"[A-Za-z0-9_.-]{1,20}"),
     "domain/devices/disk/boot": Rule({"order": NUMBER}),
     "domain/devices/disk/readonly": Rule(),
+    "domain/devices/disk/alias": Rule({"name": f"{VOLUME_ALIAS}{UUID}"}),
+    "domain/devices/disk/address": Rule(
+        {"type": "drive", "controller": "0", "bus": "0", "target": "[0-9]|1[0-9]|2[0-5]", "unit": "0"}
+    ),
     "domain/devices/controller": Rule({"type": "usb|scsi", "index": "0", "model": "none|virtio-scsi"}, most=2),
     "domain/devices/serial": Rule({"type": "pty"}),
     "domain/devices/serial/log": Rule({"file": PATH, "append": "on"}),
@@ -89,13 +94,18 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def violation(xml: str) -> str | None:
-    """The first thing in the XML that is not allowed, in words, or None. Never quotes a value."""
+def violation(xml: str, place: str = "domain") -> str | None:
+    """The first thing in the XML that is not allowed, in words, or None. Never quotes a value.
+
+    `place` is where the XML belongs: a whole domain, or an element of one.
+    """
     try:
         root = ElementTree.fromstring(xml)  # noqa: S314  # we have just written it
     except ElementTree.ParseError:
         return "a character that XML cannot carry"
-    return next(_violations(root, root.tag), None)
+    if root.tag != place.rpartition("/")[2]:
+        return f"an element {root.tag}"
+    return next(_violations(root, place), None)
 
 
 def _violations(element: ElementTree.Element, path: str) -> Iterator[str]:

@@ -32,16 +32,24 @@ BACK_OFF_MOST = 2.0
 KEEP_ALIVE = (5, 3)
 """Seconds between questions whether libvirtd lives, and how many may stay unanswered."""
 
+DEVICE_EVENTS = (
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED,
+)
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class DomainEvent:
-    """Something happened to a domain. `lifecycle` is libvirt's event and detail; None: its metadata changed."""
+    """Something happened to a domain. `lifecycle` is libvirt's event and detail, or None."""
 
     uuid: str
     name: str
-    lifecycle: tuple[int, int] | None
+    lifecycle: tuple[int, int] | None = None
+    devices: bool = False
+    """A device came, went, or did not go. With neither, its metadata changed."""
 
 
 class Observer(Protocol):
@@ -189,6 +197,8 @@ class _Link:
                 register = functools.partial(handle.domainEventRegisterAny, None)
                 self._callbacks.append(register(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None))
                 self._callbacks.append(register(libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._on_metadata, None))
+                for event in DEVICE_EVENTS:
+                    self._callbacks.append(register(event, self._on_device, None))
             except libvirt.libvirtError as error:
                 self._closed.set()
                 _settle(result, error=errors.translate(error))
@@ -218,7 +228,11 @@ class _Link:
     def _on_metadata(
         self, _handle: ConnectionHandle, domain: DomainHandle, _type: int, _uri: str, _opaque: None
     ) -> None:
-        told = DomainEvent(domain.UUIDString(), domain.name(), None)
+        told = DomainEvent(domain.UUIDString(), domain.name())
+        self._hand_over(functools.partial(self._observer.happened, told))
+
+    def _on_device(self, _handle: ConnectionHandle, domain: DomainHandle, _alias: str, _opaque: None) -> None:
+        told = DomainEvent(domain.UUIDString(), domain.name(), devices=True)
         self._hand_over(functools.partial(self._observer.happened, told))
 
     def _hand_over(self, what: Callable[[], None]) -> None:

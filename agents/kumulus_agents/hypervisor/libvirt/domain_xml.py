@@ -7,11 +7,12 @@ percent-encoded marks get in. https://libvirt.org/formatdomain.html decides what
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element, SubElement, indent, register_namespace, tostring
 
 from kumulus_agents.hypervisor.libvirt import allowlist, marks
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, HypervisorError
+from kumulus_agents.hypervisor.libvirt.attached import TARGETS, VOLUME_ALIAS, too_many
+from kumulus_agents.hypervisor.protocol import AttachedDisk, DomainDisk, DomainSpec, HypervisorError
 
 SERIAL_MAX = 20
 """virtio-blk shows the guest no more of a disk's serial."""
@@ -60,7 +61,27 @@ def render(spec: DomainSpec, platform: Platform) -> str:
     _devices(SubElement(domain, "devices"), spec, platform)
     indent(domain)
     xml = tostring(domain, encoding="unicode")
-    if found := allowlist.violation(xml):
+    return _allowed(xml, "domain")
+
+
+def render_volume(disk: DomainDisk, target: str, *, direct: bool) -> str:
+    """The XML of a disk that is attached to a domain as `target`, sda or the like. Boot order is the definition's.
+
+    Raises `HypervisorError(reason="InvalidDomain", retryable=False)`.
+    """
+    _check_format(disk)
+    devices = Element("devices")
+    _disk(devices, replace(disk, boot_order=None), target, direct=direct)
+    return _allowed(tostring(devices[0], encoding="unicode"), "domain/devices/disk")
+
+
+def as_attached(disks: Sequence[DomainDisk]) -> tuple[AttachedDisk, ...]:
+    """The disks as `attached.disks` finds them in the XML of a domain that has them."""
+    return tuple(AttachedDisk(disk.name[:SERIAL_MAX], disk.path, disk.volume) for disk in disks)
+
+
+def _allowed(xml: str, place: str) -> str:
+    if found := allowlist.violation(xml, place):
         raise HypervisorError(
             f"The definition of the machine has {found}, which is not allowed.",
             reason="InvalidDomain",
@@ -74,12 +95,16 @@ def _check(spec: DomainSpec) -> None:
     if len(orders) != len(set(orders)):
         raise HypervisorError("Two disks have the same boot order.", reason="InvalidDomain", retryable=False)
     for disk in spec.disks:
-        if disk.format not in ("qcow2", "raw"):
-            raise HypervisorError(
-                f"Disk {disk.name} has the format {disk.format}; only qcow2 and raw can be attached.",
-                reason="InvalidDomain",
-                retryable=False,
-            )
+        _check_format(disk)
+
+
+def _check_format(disk: DomainDisk) -> None:
+    if disk.format not in ("qcow2", "raw"):
+        raise HypervisorError(
+            f"Disk {disk.name} has the format {disk.format}; only qcow2 and raw can be attached.",
+            reason="InvalidDomain",
+            retryable=False,
+        )
 
 
 def _features(domain: Element, platform: Platform) -> None:
@@ -107,9 +132,11 @@ def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
     for disk, target in zip(spec.disks, _targets(spec.disks), strict=True):
         _disk(devices, disk, target, direct=disk.path not in platform.buffered)
     SubElement(devices, "controller", type="usb", index="0", model="none")
-    if any(disk.cdrom for disk in spec.disks):
-        # Not SATA, q35's own: Debian's kernel for clouds, for one, is built without AHCI.
-        SubElement(devices, "controller", type="scsi", index="0", model="virtio-scsi")
+    # For CD-ROMs, not SATA, q35's own: Debian's kernel for clouds, for one, is built without AHCI. For volumes, because
+    # disks come and go on it in any state of the guest and in any number. A virtio-blk disk each is a PCI device: q35
+    # has no free slot for one but in pcie-root-ports that every machine would have to have in spare, and a guest that
+    # is still booting, or has halted, never lets go of it. So there is always one, with or without disks.
+    SubElement(devices, "controller", type="scsi", index="0", model="virtio-scsi")
     serial = SubElement(devices, "serial", type="pty")
     # virtlogd writes and rotates it, within max_size and max_backups of virtlogd.conf.
     SubElement(serial, "log", file=spec.console_log, append="on")
@@ -128,23 +155,33 @@ def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> N
     if not (disk.cdrom or disk.read_only):
         driver.set("discard", "unmap")
     SubElement(element, "source", file=disk.path)
-    SubElement(element, "target", dev=target, bus="scsi" if disk.cdrom else "virtio")
+    SubElement(element, "target", dev=target, bus="scsi" if _on_scsi(disk) else "virtio")
     _text(element, "serial", disk.name[:SERIAL_MAX])
     if disk.boot_order is not None:
         SubElement(element, "boot", order=str(disk.boot_order))
     if disk.cdrom or disk.read_only:
         SubElement(element, "readonly")
+    if disk.volume is not None:
+        SubElement(element, "alias", name=f"{VOLUME_ALIAS}{disk.volume}")
+    if _on_scsi(disk):
+        # By itself libvirt puts 15 disks on a controller and the 16th on another one.
+        number = str(TARGETS.index(target[-1]))
+        SubElement(element, "address", type="drive", controller="0", bus="0", target=number, unit="0")
+
+
+def _on_scsi(disk: DomainDisk) -> bool:
+    """Volumes are on the same bus whether they were there at the start or came later: a guest finds them again."""
+    return disk.cdrom or disk.volume is not None
 
 
 def _targets(disks: Sequence[DomainDisk]) -> Iterator[str]:
-    """Device names in the order of the list: vda, vdb, ...; sda, sdb, ... for CD-ROMs."""
-    virtio = iter("abcdefghijklmnopqrstuvwxyz")
-    scsi = iter("abcdefghijklmnopqrstuvwxyz")
+    """Device names in the order of the list: vda, vdb, ...; sda, sdb, ... for CD-ROMs and volumes."""
+    virtio, scsi = iter(TARGETS), iter(TARGETS)
     for disk in disks:
-        letter = next(scsi if disk.cdrom else virtio, None)
+        letter = next(scsi if _on_scsi(disk) else virtio, None)
         if letter is None:
-            raise HypervisorError("A machine can have at most 26 disks.", reason="InvalidDomain", retryable=False)
-        yield f"sd{letter}" if disk.cdrom else f"vd{letter}"
+            raise too_many()
+        yield f"sd{letter}" if _on_scsi(disk) else f"vd{letter}"
 
 
 def _text(parent: Element, tag: str, text: str, **attributes: str) -> None:

@@ -25,6 +25,7 @@ from kumulus_agents.hypervisor.libvirt.marks import Record
 from kumulus_agents.hypervisor.libvirt.settings import Acceleration, LibvirtSettings
 from kumulus_agents.hypervisor.protocol import (
     Domain,
+    DomainDisk,
     DomainListener,
     DomainSpec,
     DomainState,
@@ -83,6 +84,7 @@ class LibvirtHypervisor:
             return
         if event.lifecycle is not None:
             self._exits.note(event.uuid, *event.lifecycle)
+        if event.lifecycle is not None or event.devices:
             self._listener(event.uuid)
 
     # The protocol.
@@ -125,6 +127,17 @@ class LibvirtHypervisor:
     async def mark(self, uid: str, marks: Marks) -> None:
         await self._tell(uid, functools.partial(verbs.write_marks, marks))
 
+    async def attach_disk(self, uid: str, disk: DomainDisk) -> None:
+        await self._tell_of_disk(uid, functools.partial(verbs.attach_disk, disk))
+
+    async def detach_disk(self, uid: str, volume: str) -> None:
+        await self._tell_of_disk(uid, functools.partial(verbs.detach_disk, volume))
+
+    async def resize_disk(self, uid: str, volume: str, size: int) -> None:
+        resized = await self._do(uid, functools.partial(verbs.resize_disk, uid, volume, size))
+        if not resized:
+            raise HypervisorError("The machine has not got the disk, or is off.", reason="DiskNotAttached")
+
     async def power_button(self, uid: str) -> None:
         await self._tell(uid, verbs.press)
 
@@ -155,9 +168,9 @@ class LibvirtHypervisor:
     def _domain(self, record: Record, told: tuple[int, int]) -> Domain:
         now = state.state_of(*told)
         if now in ON:
-            return Domain(record.marks, now, started_at=record.started_at)
+            return Domain(record.marks, now, started_at=record.started_at, disks=record.disks)
         why = self._exits.why(record.marks.uid, state.exit_of(*told))
-        return Domain(record.marks, now, exit_reason=why)
+        return Domain(record.marks, now, exit_reason=why, disks=record.disks)
 
     async def _ask(self, work: Callable[[ConnectionHandle], T]) -> T:
         return await self._connection.call(work, seconds=self._settings.read_timeout)
@@ -167,6 +180,14 @@ class LibvirtHypervisor:
 
     async def _tell(self, uid: str, verb: verbs.Verb) -> None:
         await self._do(uid, functools.partial(verbs.if_ours, uid, verb))
+
+    async def _tell_of_disk(self, uid: str, verb: verbs.Verb) -> None:
+        """The event comes a moment later: until then nobody shall be told of the disks there were before."""
+        try:
+            await self._tell(uid, verb)
+        finally:
+            self._changes += 1
+            self._records.pop(uid, None)
 
 
 def _start(
@@ -193,7 +214,7 @@ def _start(
         if is_code(error, libvirt.VIR_ERR_OPERATION_INVALID) and handle.isActive():
             return _already_on(handle, spec.marks)
         raise
-    return Record(spec.marks, verbs.write_run(handle)), handle.state()
+    return Record(spec.marks, verbs.write_run(handle), domain_xml.as_attached(spec.disks)), handle.state()
 
 
 def _already_on(handle: DomainHandle, wanted: Marks) -> tuple[Record, tuple[int, int]]:

@@ -10,6 +10,7 @@ from kumulus_agents.hypervisor.protocol import HypervisorError
 
 UNAVAILABLE = "HypervisorUnavailable"
 TIMEOUT = "HypervisorTimeout"
+UNPLUGGING = "Unplugging"
 
 LOST = frozenset(
     {
@@ -43,6 +44,8 @@ TEXTS: Sequence[tuple[str, str, bool]] = (
     ("No such file or directory", "FileMissing", True),
     ("Permission denied", "AccessDenied", True),
     ("No space left on device", "NoSpace", True),
+    ("is already in the process of unplug", UNPLUGGING, True),
+    ("No more available PCI slots", "NoFreeSlot", True),
     ("unknown machine type", "UnsupportedByHost", False),
     ("exceeds maximum", "UnsupportedByHost", False),
     ("greater than max", "UnsupportedByHost", False),

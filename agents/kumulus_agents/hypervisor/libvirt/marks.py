@@ -15,7 +15,8 @@ from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 
 from kumulus.api.compute import PowerState
-from kumulus_agents.hypervisor.protocol import Marks
+from kumulus_agents.hypervisor.libvirt import attached
+from kumulus_agents.hypervisor.protocol import AttachedDisk, Marks
 
 NAMESPACE = "https://kumulus.io/xmlns/domain/1"
 PREFIX = "kumulus"
@@ -31,6 +32,8 @@ class Record:
 
     marks: Marks
     started_at: float | None
+    disks: tuple[AttachedDisk, ...] = ()
+    """What devices it has, which is read along with it."""
 
 
 def domain_name(uid: str) -> str:
@@ -79,7 +82,7 @@ def read(domain_xml: str) -> Record | None:
         return None
     if root.findtext("uuid") != marks.uid or root.findtext("name") != domain_name(marks.uid):
         return None
-    return Record(marks, _started_at(root.find(f"metadata/{{{RUN_NAMESPACE}}}run")))
+    return Record(marks, _started_at(root.find(f"metadata/{{{RUN_NAMESPACE}}}run")), attached.disks(root))
 
 
 def _marks(element: ElementTree.Element) -> Marks:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 import libvirt
 
-from kumulus_agents.hypervisor.libvirt import marks
-from kumulus_agents.hypervisor.libvirt.errors import is_code
+from kumulus_agents.hypervisor.libvirt import attached, domain_xml, marks
+from kumulus_agents.hypervisor.libvirt.errors import UNPLUGGING, is_code, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
-from kumulus_agents.hypervisor.protocol import Marks
+from kumulus_agents.hypervisor.protocol import DomainDisk, Marks
 
 Verb = Callable[[DomainHandle], None]
 
@@ -75,6 +75,65 @@ def remove(handle: DomainHandle) -> None:
     with _tolerating(libvirt.VIR_ERR_NO_DOMAIN):
         handle.undefineFlags(UNDEFINE)
         force_off(handle)
+
+
+def attach_disk(disk: DomainDisk, handle: DomainHandle) -> None:
+    """Attach a volume to the definition, then to the guest: who dies in between does the rest the next time."""
+    if disk.volume is None or not handle.isActive():
+        return
+    xmls = _definitions(handle)
+    targets = (attached.target_of(xml, disk.volume) for xml in xmls.values())
+    target = next((found for found in targets if found is not None), None) or attached.free_target(list(xmls.values()))
+    xml = domain_xml.render_volume(disk, target, direct=direct(disk.path))
+    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+        for where, now in xmls.items():
+            if attached.target_of(now, disk.volume) is None:
+                handle.attachDeviceFlags(xml, where)
+
+
+def detach_disk(volume: str, handle: DomainHandle) -> None:
+    """Take a volume out of the definition, then ask the guest to let go of it; waits 5 s at most for that.
+
+    Not by `virDomainDetachDeviceAlias`, which does not wait: libvirtd 9.0 dies of a second request beside the first.
+    """
+    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+        for where, now in _definitions(handle).items():
+            xml = attached.xml_of(now, volume)
+            if xml is None:
+                continue
+            try:
+                handle.detachDeviceFlags(xml, where)
+            except libvirt.libvirtError as error:
+                if translate(error).reason == UNPLUGGING:
+                    continue  # asked before, and the guest thinks about it
+                # It may have gone while we asked, or by the request of an agent that has died since.
+                if attached.target_of(_definitions(handle).get(where, "<domain/>"), volume) is not None:
+                    raise
+
+
+def resize_disk(uid: str, volume: str, size: int, connection: ConnectionHandle) -> bool:
+    """Have QEMU grow the disk that is this volume; False when the machine is off, gone or has not got it."""
+    handle = lookup(connection, uid)
+    if handle is None or not handle.isActive():
+        return False
+    xml = handle.XMLDesc(0)
+    target = attached.target_of(xml, volume)
+    if marks.read(xml) is None or target is None:
+        return False
+    capacity = handle.blockInfo(target)[0]
+    if capacity < size:  # blockResize would shrink it as well
+        handle.blockResize(target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+    return True
+
+
+def _definitions(handle: DomainHandle) -> dict[int, str]:
+    """What the domain is, by the flag that changes it: persistent first, then live, as far as it has them."""
+    found: dict[int, str] = {}
+    if handle.isPersistent():
+        found[libvirt.VIR_DOMAIN_AFFECT_CONFIG] = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    if handle.isActive():
+        found[libvirt.VIR_DOMAIN_AFFECT_LIVE] = handle.XMLDesc(0)
+    return found
 
 
 def write_marks(wanted: Marks, handle: DomainHandle) -> None:

@@ -7,17 +7,15 @@ disk stands on is told by the record alone; the disk's own header belongs to a g
 from __future__ import annotations
 
 import os
-import subprocess
 
 from kumulus_agents.storage.beneath import Directory
+from kumulus_agents.storage.dir.creation import create
 from kumulus_agents.storage.dir.images import stored
 from kumulus_agents.storage.dir.pool import PoolDirectory, disk_of, uid_of
 from kumulus_agents.storage.protocol import StorageError, StoredDisk, StoredImage
 from kumulus_agents.storage.record import read_record, write_record
+from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
-
-_SECTOR = 512
-_TIMEOUT = 60.0
 
 
 def ensure(
@@ -81,7 +79,7 @@ def _size(image: StoredImage, size: int | None) -> int:
             reason="DiskTooSmall",
             retryable=False,
         )
-    return -(-size // _SECTOR) * _SECTOR
+    return whole_sectors(size)
 
 
 def _make(
@@ -90,7 +88,7 @@ def _make(
     temporary = f".{disk}.new"
     fd = mine.fresh(temporary)
     try:
-        _create(settings, fd, pool.backing(image.uid, image.format), image.format, virtual_size)
+        create(settings, fd, virtual_size, backing=pool.backing(image.uid, image.format), form=image.format)
         record: dict[str, object] = {"image": image.uid, "virtualSize": virtual_size}
         write_record(mine, f"{disk}.json", record, flush=False)  # the disk's own flush keeps both names
         mine.settle(fd, temporary, f"{disk}.qcow2")
@@ -100,34 +98,3 @@ def _make(
         raise
     finally:
         os.close(fd)
-
-
-def _create(settings: StorageSettings, fd: int, backing: str, form: str, virtual_size: int) -> None:
-    """Write an empty overlay into the open file.
-
-    With size and formats given, and `-u`, qemu-img opens nothing but this file: no image is read
-    outside the cage.
-    """
-    try:
-        done = subprocess.run(
-            [
-                *(str(settings.cage.qemu_img), "create", "-q", "-u", "-f", "qcow2", "-o", "compat=1.1"),
-                *("-F", form, "-b", backing, f"/proc/self/fd/{fd}", str(virtual_size)),
-            ],
-            pass_fds=(fd,),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={},
-            timeout=_TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise StorageError("The pool does not answer: making a disk took too long.", reason="PoolFailed") from None
-    if done.returncode:
-        errors = done.stderr.decode(errors="replace")
-        if "No space left" in errors or "quota exceeded" in errors:
-            raise StorageError(
-                "Could not make the disk: the pool is full. Free space in it or choose another pool.", reason="NoSpace"
-            )
-        raise StorageError(f"Could not make the disk: qemu-img ended with status {done.returncode}.")

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from weakref import WeakValueDictionary
 
-from kumulus.api.host import HttpFetch, ImageRef, PoolRef
+from kumulus.api.host import HttpFetch, ImageRef, PoolRef, VolumeOrigin
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.claims import Claims
-from kumulus_agents.storage.dir import disks, images
+from kumulus_agents.storage.dir import disks, images, volumes
 from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
+    ImportProgress,
     ProgressListener,
+    Resize,
     StorageDriver,
     StorageError,
     StoredDisk,
     StoredImage,
+    StoredVolume,
     Usage,
 )
+from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
 
 
@@ -35,7 +41,10 @@ class DirStorage:
         self._fetcher = fetcher or Fetcher(settings.fetch)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._making: Counter[str] = Counter()
+        """Images by how many disks and volumes are being made of them."""
         self._removing: set[str] = set()
+        self._copying: Counter[str] = Counter()
+        """Volumes by how many copies of them are being made."""
 
     async def prepare(self) -> Usage:
         """See `StorageDriver.prepare`. PathNotAllowed, PoolUnsafe and PoolReadOnly are its own reasons."""
@@ -84,14 +93,15 @@ class DirStorage:
             self._removing.add(uid)
             try:
                 with told_as("remove the image"):
-                    users = users or await in_thread(disks.users, self._pool, uid)
+                    users = users or await in_thread(self._image_users, uid)
                     if not users:
                         await in_thread(self._remove_image, uid)
             finally:
                 self._removing.discard(uid)
         if users:
             raise StorageError(
-                f"The image is in use: disks made from it ({users}) are in the pool. Delete their machines first.",
+                f"The image is in use: disks and volumes made from it ({users}) are in the pool."
+                " Delete their machines and the volumes first.",
                 reason="ImageInUse",
             )
 
@@ -99,21 +109,127 @@ class DirStorage:
         """See `StorageDriver.ensure_disk`."""
         uid_of(image_uid)
         async with self._lock(f"disks {uid_of(owner)}"):
-            if image_uid in self._removing:
-                raise StorageError("The disk's image is being removed.", reason="ImageNotReady")
-            self._making[image_uid] += 1
-            try:
-                with told_as("make the disk"):
-                    return await in_thread(disks.ensure, self._pool, self._settings, owner, name, image_uid, size)
-            finally:
-                self._making[image_uid] -= 1
-                self._making += Counter()  # forget zeros
+            with self._made_of(image_uid), told_as("make the disk"):
+                return await in_thread(disks.ensure, self._pool, self._settings, owner, name, image_uid, size)
 
     async def remove_disks(self, owner: str) -> None:
         """See `StorageDriver.remove_disks`."""
         async with self._lock(f"disks {uid_of(owner)}"):
             with told_as("remove the machine's disks"):
                 await in_thread(disks.remove, self._pool, owner)
+
+    async def volume(self, uid: str) -> StoredVolume | None:
+        """See `StorageDriver.volume`."""
+        with told_as("look for the volume"):
+            return await in_thread(volumes.stored, self._pool, uid_of(uid))
+
+    async def ensure_volume(
+        self,
+        uid: str,
+        size: int | None,
+        origin: VolumeOrigin | None,
+        thick: bool,
+        progress: ProgressListener | None = None,
+    ) -> StoredVolume:
+        """See `StorageDriver.ensure_volume`. A thick volume is a copy of its image, not an overlay."""
+        image = uid_of(origin.image.uid) if origin is not None and origin.image is not None else None
+        source = uid_of(origin.volume) if origin is not None and origin.volume is not None else None
+        async with self._lock(f"volume {uid_of(uid)}"):
+            if (found := await self.volume(uid)) is not None:
+                await self._take_back(uid)
+                return found
+            pace = Pace(progress or _ignore)
+            with told_as("make the volume"):
+                if image is not None:
+                    with self._made_of(image):
+                        await self._make_on_image(uid, image, size, thick, pace)
+                elif source is not None:
+                    await self._make_copy(uid, source, size, thick, pace)
+                else:
+                    await volumes.make(self._pool, self._settings, uid, volumes.plan_blank(size, thick), None, pace)
+            return await self._present(uid)
+
+    async def grow_volume(self, uid: str, size: int, live: Resize | None = None) -> StoredVolume:
+        """See `StorageDriver.grow_volume`. An emulator grows a qcow2 file all by itself."""
+        wanted = whole_sectors(size)
+        async with self._lock(f"volume {uid_of(uid)}"):
+            volume = await self._present(uid)
+            if volume.virtual_size > wanted:
+                raise StorageError(
+                    f"The volume has {volume.virtual_size} bytes; it cannot be made smaller, to {size} bytes."
+                    " Copy what it has to a smaller one.",
+                    reason="ShrinkRefused",
+                    retryable=False,
+                )
+            if volume.virtual_size == wanted:
+                await self._take_back(uid)
+                return volume
+            self._refuse_copied(uid)
+            if live is not None:
+                await live(wanted)
+            else:
+                with told_as("grow the volume"):
+                    await volumes.grow(self._pool, self._settings, uid, wanted)
+            grown = await self._present(uid)
+        if grown.virtual_size < wanted:
+            raise StorageError("The volume did not grow, although nothing failed.", reason="VolumeNotGrown")
+        return grown
+
+    async def remove_volume(self, uid: str) -> None:
+        """See `StorageDriver.remove_volume`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            self._refuse_copied(uid)
+            with told_as("remove the volume"):
+                await in_thread(volumes.remove, self._pool, uid)
+
+    async def _present(self, uid: str) -> StoredVolume:
+        found = await self.volume(uid)
+        if found is None:
+            raise StorageError("The volume is not in the pool.", reason="VolumeNotReady")
+        return found
+
+    async def _take_back(self, uid: str) -> None:
+        """An agent that died may have lent the volume's file to the cage. Under the volume's lock."""
+        if not self._copying[uid]:
+            with told_as("look for the volume"):
+                await in_thread(volumes.take_back, self._pool, uid)
+
+    async def _make_on_image(self, uid: str, image: str, size: int | None, thick: bool, pace: Pace) -> None:
+        plan = await in_thread(volumes.plan_on_image, self._pool, image, size, thick)
+        with ExitStack() as stack:
+            copied = stack.enter_context(volumes.open_image(self._pool, image)) if plan.copied else None
+            await volumes.make(self._pool, self._settings, uid, plan, copied, pace)
+
+    async def _make_copy(self, uid: str, source: str, size: int | None, thick: bool, pace: Pace) -> None:
+        """One copy of the same volume at a time: they lend its file."""
+        self._copying[source] += 1
+        try:
+            async with self._lock(f"copy of {source}"):
+                plan = await in_thread(volumes.plan_copy, self._pool, source, size, thick)
+                with volumes.open_chain(self._pool, source) as copied:
+                    await volumes.make(self._pool, self._settings, uid, plan, copied, pace)
+        finally:
+            self._copying[source] -= 1
+            self._copying += Counter()  # forget zeros
+
+    def _refuse_copied(self, uid: str) -> None:
+        if self._copying[uid]:
+            raise StorageError("The volume is being copied. Wait until the copy is done.", reason="VolumeInUse")
+
+    @contextmanager
+    def _made_of(self, image_uid: str) -> Iterator[None]:
+        """Something is being made of that image, which is not removed meanwhile."""
+        if image_uid in self._removing:
+            raise StorageError("The disk's image is being removed.", reason="ImageNotReady")
+        self._making[image_uid] += 1
+        try:
+            yield
+        finally:
+            self._making[image_uid] -= 1
+            self._making += Counter()  # forget zeros
+
+    def _image_users(self, uid: str) -> int:
+        return disks.users(self._pool, uid) + volumes.users(self._pool, uid)
 
     def _stored(self, uid: str) -> StoredImage | None:
         with self._pool.images() as directories:
@@ -125,6 +241,10 @@ class DirStorage:
 
     def _lock(self, what: str) -> asyncio.Lock:
         return self._locks.setdefault(what, asyncio.Lock())
+
+
+def _ignore(_: ImportProgress) -> None:
+    """Nobody listens."""
 
 
 def make(pool: PoolRef, settings: StorageSettings) -> StorageDriver:

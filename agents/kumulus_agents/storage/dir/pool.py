@@ -5,6 +5,7 @@
     images/<image uid>.json            what is known of it; an image without this record is none
     images/.partial/<image uid>.*      what is on its way
     disks/<machine uid>/<disk id>.qcow2, .json   a disk and what it was made from
+    volumes/<volume uid>.qcow2, .json  a volume and what it stands on
 
 All names derive from uids.
 """
@@ -24,7 +25,7 @@ from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.protocol import StorageError, Usage
 from kumulus_agents.storage.settings import StorageSettings
 
-_IMAGES, _PARTIAL, _DISKS = "images", ".partial", "disks"
+_IMAGES, _PARTIAL, _DISKS, _VOLUMES = "images", ".partial", "disks", "volumes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,12 @@ class PoolDirectory:
 
     def prepare(self) -> Usage:
         """Make the directories, with their modes, and say how much room there is."""
-        with self._open(make=True) as pool, self._images(pool, make=True), self._disks(pool, make=True):
+        with (
+            self._open(make=True) as pool,
+            self._images(pool, make=True),
+            self._disks(pool, make=True),
+            self._volumes(pool, make=True),
+        ):
             stat = os.fstatvfs(pool.fd)
         if stat.f_flag & os.ST_RDONLY:
             raise StorageError(f"The pool {self._name} is mounted read-only on this host.", reason="PoolReadOnly")
@@ -83,6 +89,12 @@ class PoolDirectory:
         with self._open(make=True) as pool, self._disks(pool, make=True) as disks:
             yield disks
 
+    @contextmanager
+    def volumes(self) -> Iterator[Directory]:
+        """The directory of volumes; made when missing."""
+        with self._open(make=True) as pool, self._volumes(pool, make=True) as volumes:
+            yield volumes
+
     def directory_of(self, disks: Directory, owner: str) -> Directory:
         """The directory of a machine's disks; made when missing."""
         return disks.directory(uid_of(owner), make=True, mode=self._mode, gid=self.gid)
@@ -95,9 +107,17 @@ class PoolDirectory:
         """Absolute path of a disk, for programs."""
         return str(self.path / _DISKS / owner / f"{disk}.qcow2")
 
+    def volume_path(self, uid: str) -> str:
+        """Absolute path of a volume, for programs."""
+        return str(self.path / _VOLUMES / f"{uid}.qcow2")
+
     def backing(self, image: str, form: str = "qcow2") -> str:
         """An image as its disks name it: relative, so that a pool may be moved or mounted elsewhere."""
         return f"../../{_IMAGES}/{image}.{form}"
+
+    def backing_of_volume(self, image: str) -> str:
+        """An image as its volumes name it."""
+        return f"../{_IMAGES}/{image}.qcow2"
 
     @contextmanager
     def _open(self, *, make: bool) -> Iterator[Directory]:
@@ -140,6 +160,9 @@ class PoolDirectory:
 
     def _disks(self, pool: Directory, *, make: bool) -> Directory:
         return pool.directory(_DISKS, make=make, mode=self._mode, gid=self.gid)
+
+    def _volumes(self, pool: Directory, *, make: bool) -> Directory:
+        return pool.directory(_VOLUMES, make=make, mode=self._mode, gid=self.gid)
 
 
 def _group(names: tuple[str, ...]) -> int:

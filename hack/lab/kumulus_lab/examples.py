@@ -1,4 +1,4 @@
-"""The quickstart's manifests, with the lab's image filled in, and what became of the machines in them."""
+"""The manifests in examples/, with the lab's image filled in, and what became of the machines in them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from kumulus_lab.errors import LabError
 from kumulus_lab.lab import Lab
 from kumulus_lab.state import Hypervisor
 
-SOURCE = places.CHECKOUT / "examples" / "quickstart"
+QUICKSTART = places.CHECKOUT / "examples" / "quickstart"
+STORAGE = places.CHECKOUT / "examples" / "storage"
+"""Goes on where the quickstart ended."""
+
 _NOT_STARTED = "Pending"
 
 
@@ -50,14 +53,14 @@ class ImageProgress:
     total: int | None
 
 
-def render(lab: Lab) -> Path:
-    """Write the manifests into the lab's directory, with the image's address and checksum."""
+def render(lab: Lab, example: Path) -> Path:
+    """Write an example's manifests into the lab's directory, with the image's address and checksum."""
     values = _values(lab)
-    target = lab.directory / "quickstart"
+    target = lab.directory / "examples" / example.name
     target.mkdir(parents=True, exist_ok=True)
-    sources = sorted(SOURCE.glob("*.yaml"))
+    sources = sorted(example.glob("*.yaml"))
     if not sources:
-        raise LabError(f"there are no manifests in {SOURCE}")
+        raise LabError(f"there are no manifests in {example}")
     for source in sources:
         text = source.read_text()
         for name, value in values.items():
@@ -69,7 +72,7 @@ def render(lab: Lab) -> Path:
 def apply(cluster: ControlPlane, directory: Path) -> None:
     """Apply the rendered manifests, as a tenant would."""
     try:
-        cluster.kubectl_run("apply", "--server-side", "--field-manager=quickstart", "-f", directory)
+        cluster.kubectl_run("apply", "--server-side", "--field-manager=examples", "-f", directory)
     except LabError as error:
         raise LabError(f"{error}\nIf the demo ran with older manifests or images, `make demo-down` first.") from error
 

@@ -1,0 +1,181 @@
+"""Volumes in pools: what Disk orders with `volume` ask for. They are made, grown and removed beside other work.
+
+A volume that was made once is never made anew: an empty disk in place of a lost one is worse than none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import structlog
+
+from kumulus.api.host import DiskFacts, PoolRef, VolumeOrder, WorkOrder, WorkOrderStatus, WorkState
+from kumulus.runtime.result import Done, Result
+from kumulus_agents.agent.disk_work import DiskWork
+from kumulus_agents.agent.orders import Orders
+from kumulus_agents.agent.pool import steady
+from kumulus_agents.agent.pools import Pools
+from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
+from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredVolume
+from kumulus_agents.storage.sectors import whole_sectors
+
+log = structlog.get_logger(__name__)
+
+COPIES = 2
+"""Copies at once. What is made in a moment does not wait for them."""
+
+
+class Volumes:
+    """The volumes in this host's pools."""
+
+    def __init__(
+        self,
+        orders: Orders,
+        pools: Pools,
+        hypervisor: Hypervisor,
+        work: DiskWork,
+        *,
+        wake: Callable[[str], None],
+        arrived: Callable[[str], None],
+        removed: Callable[[], None],
+    ) -> None:
+        """`wake` has an order looked at soon, by name; `arrived` is told the uid of each volume that was made,
+        `removed` that one is gone."""
+        self._orders = orders
+        self._pools = pools
+        self._hypervisor = hypervisor
+        self._work = work
+        self._wake = wake
+        self._arrived = arrived
+        self._removed = removed
+        self._slots = asyncio.Semaphore(COPIES)
+        self._seen: set[str] = set()
+        """Orders whose volume was whole, as this process has made sure of."""
+
+    def forget(self, name: str) -> None:
+        """The order of that name is gone."""
+        self._seen.discard(name)
+
+    def let_go(self, volume: str) -> None:
+        """A machine neither wants the volume any more nor has it: it may be removed, grown or copied now."""
+        for order in self._orders.keepers(volume):
+            self._work.wake_waiting(order.name)
+            self._wake(order.name)
+        self.origin_arrived(volume)
+
+    def origin_arrived(self, uid: str) -> None:
+        """An image or volume is there, or free: who begins with it need not wait longer."""
+        for order in self._orders.store:
+            wanted = order.spec.disk.volume if order.spec.disk is not None else None
+            origin = wanted.origin if wanted is not None else None
+            if origin is not None and uid in (origin.volume, origin.image.uid if origin.image else None):
+                self._work.wake_waiting(order.name)
+
+    async def perform(self, order: WorkOrder, pool: PoolRef, wanted: VolumeOrder) -> Result:
+        """One pass over a volume. Raises `KubeError`."""
+        known = order.status.disk or DiskFacts()
+        known = known.model_copy(update={"progress": None})
+        try:
+            driver = self._pools.driver(pool)
+            if order.deleting:
+                return await self._remove(order, wanted, driver, known)
+            return await self._ensure(order, wanted, driver, known)
+        except (StorageError, HypervisorError) as error:
+            if order.deleting and error.reason == "VolumeInUse":
+                held = self._work.in_use(order, error.reason, str(error))
+            else:
+                held = self._work.hold(order, error)
+            return await self._work.report_hold(order, held, known)
+
+    async def _ensure(self, order: WorkOrder, wanted: VolumeOrder, driver: StorageDriver, known: DiskFacts) -> Result:
+        if (result := await self._work.under_way(order, known)) is not None:
+            return result
+        volume = await driver.volume(wanted.uid)
+        if volume is None and (wanted.existing or known.virtual_size is not None):
+            raise StorageError(
+                "The volume was made and its file is not in the pool any more. Bring the file or the pool's file system"
+                " back; if the data is lost, delete the volume and restore it from a backup.",
+                reason="VolumeLost",
+                retryable=False,
+            )
+        if volume is None or order.name not in self._seen or volume.virtual_size < (wanted.size or 0):
+            return self._work.begin(order, lambda progress: self._bring_about(order, wanted, driver, progress))
+        self._work.settled(order.name)
+        await self._orders.report(order, _ready(order, wanted, volume, known))
+        return Done()
+
+    async def _bring_about(
+        self, order: WorkOrder, wanted: VolumeOrder, driver: StorageDriver, progress: ProgressListener
+    ) -> None:
+        """Make the volume and let it grow, whatever of that is left to do."""
+        copies = wanted.origin is not None and (wanted.thick or wanted.origin.volume is not None)
+        try:
+            async with AsyncExitStack() as stack:
+                if copies and await driver.volume(wanted.uid) is None:
+                    await stack.enter_async_context(self._slots)
+                volume = await driver.ensure_volume(wanted.uid, wanted.size, wanted.origin, wanted.thick, progress)
+        finally:
+            if wanted.origin is not None and wanted.origin.volume is not None:
+                self._wake_deleted(wanted.origin.volume)
+        if wanted.size is not None and volume.virtual_size < wanted.size:
+            volume = await self._grow(wanted.uid, wanted.size, driver)
+        log.info("volume is there", order=order.name, volume=order.spec.for_.name, size=volume.virtual_size)
+        self._seen.add(order.name)
+        self._arrived(wanted.uid)
+
+    def _wake_deleted(self, volume: str) -> None:
+        """A copy of the volume has ended: it may be removed."""
+        for order in self._orders.keepers(volume):
+            if order.deleting:
+                self._wake(order.name)
+
+    async def _grow(self, volume: str, size: int, driver: StorageDriver) -> StoredVolume:
+        machine = next((domain.marks.uid for domain in await self._having(volume) if _is_on(domain)), None)
+        if machine is None:
+            return await driver.grow_volume(volume, size)
+        return await driver.grow_volume(
+            volume, size, lambda wanted: self._hypervisor.resize_disk(machine, volume, wanted)
+        )
+
+    async def _remove(self, order: WorkOrder, wanted: VolumeOrder, driver: StorageDriver, known: DiskFacts) -> Result:
+        await self._work.cancel(order.name)
+        if (user := await self._user(wanted.uid)) is not None:
+            message = f"machine {user} has the volume: delete the machine, or take the disk out of its spec.disks"
+            return await self._work.report_hold(order, self._work.in_use(order, "VolumeInUse", message), known)
+        if not wanted.retain or await driver.volume(wanted.uid) is None:
+            await driver.remove_volume(wanted.uid)
+        await self._orders.release(order)
+        log.info("volume is gone", order=order.name, volume=order.spec.for_.name, retained=wanted.retain)
+        self._removed()
+        return Done()
+
+    async def _user(self, volume: str) -> str | None:
+        """Name of a machine that wants the volume or has it, of whatever namespace."""
+        for order in self._orders.of_volume(volume):
+            return order.spec.for_.name
+        for domain in await self._having(volume):
+            return domain.marks.name
+        return None
+
+    async def _having(self, volume: str) -> list[Domain]:
+        return [domain for domain in await self._hypervisor.domains() if volume in domain.volumes]
+
+
+def _is_on(domain: Domain) -> bool:
+    return domain.state is not DomainState.STOPPED
+
+
+def _ready(order: WorkOrder, wanted: VolumeOrder, volume: StoredVolume, known: DiskFacts) -> WorkOrderStatus:
+    reason, message = None, None
+    if wanted.size is not None and volume.virtual_size > whole_sectors(wanted.size):
+        reason = "ShrinkRefused"
+        message = f"the volume has {volume.virtual_size} bytes and is never made smaller, to {wanted.size} bytes"
+    return WorkOrderStatus(
+        observed_generation=order.metadata.generation,
+        state=WorkState.READY,
+        reason=reason,
+        message=message,
+        disk=DiskFacts(format=volume.format, virtual_size=volume.virtual_size, size=steady(volume.used, known.size)),
+    )

@@ -1,0 +1,75 @@
+"""The disks of a domain as libvirt tells them. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+from kumulus_agents.hypervisor.protocol import AttachedDisk, HypervisorError
+
+TARGETS = "abcdefghijklmnopqrstuvwxyz"
+"""Last letters of device names."""
+
+VOLUME_ALIAS = "ua-volume-"
+"""A disk that is a volume has an alias of this and the volume's uid; "ua-" keeps libvirt from giving its own."""
+
+_ALIAS = re.compile(f"{VOLUME_ALIAS}([0-9a-f-]{{36}})")
+
+
+def disks(root: Element) -> tuple[AttachedDisk, ...]:
+    """The disks in a domain's XML that are files."""
+    found = []
+    for element in root.iterfind("devices/disk"):
+        source = element.find("source")
+        path = source.get("file") if source is not None else None
+        if path is not None:
+            found.append(AttachedDisk(element.findtext("serial") or "", path, _volume(element)))
+    return tuple(found)
+
+
+def target_of(domain_xml: str, volume: str) -> str | None:
+    """Device name of the disk that is this volume, or None when the domain has not got it."""
+    element = _find(domain_xml, volume)
+    return None if element is None else _target(element)
+
+
+def xml_of(domain_xml: str, volume: str) -> str | None:
+    """The disk that is this volume, as the domain has it, or None."""
+    element = _find(domain_xml, volume)
+    return None if element is None else ElementTree.tostring(element, encoding="unicode")
+
+
+def free_target(domain_xmls: Sequence[str]) -> str:
+    """The first device name for a SCSI disk that none of these definitions of a domain has. Raises `HypervisorError`."""
+    taken = {_target(element) for xml in domain_xmls for element in _root(xml).iterfind("devices/disk")}
+    for letter in TARGETS:
+        if f"sd{letter}" not in taken:
+            return f"sd{letter}"
+    raise too_many()
+
+
+def too_many() -> HypervisorError:
+    """There is no name for one more disk."""
+    return HypervisorError("A machine can have at most 26 disks.", reason="InvalidDomain", retryable=False)
+
+
+def _find(domain_xml: str, volume: str) -> Element | None:
+    found = (element for element in _root(domain_xml).iterfind("devices/disk") if _volume(element) == volume)
+    return next(found, None)
+
+
+def _volume(element: Element) -> str | None:
+    alias = element.find("alias")
+    match = _ALIAS.fullmatch(alias.get("name", "")) if alias is not None else None
+    return match[1] if match is not None else None
+
+
+def _target(element: Element) -> str:
+    target = element.find("target")
+    return target.get("dev", "") if target is not None else ""
+
+
+def _root(domain_xml: str) -> Element:
+    return ElementTree.fromstring(domain_xml)  # noqa: S314  # libvirt wrote it

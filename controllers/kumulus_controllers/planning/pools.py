@@ -1,0 +1,67 @@
+"""Which pools of a host take a machine's disks and volumes: all of them, or none. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kumulus.api.host import PoolRef
+from kumulus_controllers.planning.views import HostView, Load, PoolView, VolumeDemand
+
+NO_POOL = "without a storage pool that is ready"
+NO_SPACE = "without enough disk space"
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """A pool for everything."""
+
+    own: PoolRef | None = None
+    """For the machine's own disks; None when it has none."""
+    volumes: Mapping[str, PoolRef] = field(default_factory=dict)
+    """By uid of volume."""
+
+
+def choose(host: HostView, load: Load, own: int, volumes: Sequence[VolumeDemand]) -> Pools | str:
+    """A pool for each, the one with the most room left, the largest first; or why not, in a few words.
+
+    `own` is what the machine's own disks take together, in bytes; 0 for none.
+    """
+    left = {pool.ref.uid: pool.promisable - load.disks.get(pool.ref.uid, 0) for pool in host.pools}
+
+    def take(size: int, fitting: Sequence[PoolView], missing: str) -> PoolRef | str:
+        if not fitting:
+            return missing
+        best = max(fitting, key=lambda pool: left[pool.ref.uid])
+        if left[best.ref.uid] < size:
+            return NO_SPACE
+        left[best.ref.uid] -= size
+        return best.ref
+
+    ready = [pool for pool in host.pools if pool.open]
+    own_pool = take(own, ready, NO_POOL) if own else None
+    if isinstance(own_pool, str):
+        return own_pool
+    chosen: dict[str, PoolRef] = {}
+    for volume in sorted(volumes, key=lambda item: (-item.size, item.uid)):
+        found = take(volume.size, [pool for pool in ready if suits(pool, volume)], _missing(volume))
+        if isinstance(found, str):
+            return found
+        chosen[volume.uid] = found
+    return Pools(own_pool, chosen)
+
+
+def suits(pool: PoolView, volume: VolumeDemand) -> bool:
+    """Whether the volume may be in that pool."""
+    return (volume.pool is None or volume.pool == pool.ref.name) and all(
+        pool.labels.get(key) == value for key, value in volume.selector.items()
+    )
+
+
+def _missing(volume: VolumeDemand) -> str:
+    if volume.pool is not None:
+        return f"without storage pool {volume.pool} ready"
+    if volume.selector:
+        labels = ",".join(f"{key}={value}" for key, value in sorted(volume.selector.items()))
+        return f"without a ready storage pool labelled {labels}"
+    return NO_POOL

@@ -1,0 +1,271 @@
+"""Volume: given a place with its first machine, made there, grown, handed to one machine at a time, removed."""
+
+from __future__ import annotations
+
+import structlog
+
+from kumulus.api.base import FINALIZER, FORCE_DETACH
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import host_namespace
+from kumulus.api.host import WorkOrder, WorkType, volume_order_name
+from kumulus.api.storage import Attachment, ClusterImage, Image, Volume, VolumeClass
+from kumulus.kube.errors import AlreadyExists, NotFound
+from kumulus.kube.patching import merge_patch
+from kumulus.kube.store import Key
+from kumulus.runtime.clock import rfc3339
+from kumulus.runtime.reconciler import Enqueue, Services
+from kumulus.runtime.result import Done, Gone, Result, Wait
+from kumulus_controllers.orders import FOR_NAME, volumes_in
+from kumulus_controllers.planning.fleet import Fleet
+from kumulus_controllers.planning.pools import choose
+from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage.image import order_import
+from kumulus_controllers.storage.volume_plan import (
+    Lack,
+    Place,
+    Scope,
+    Wanted,
+    attachment,
+    derive_status,
+    held,
+    host_lost,
+    keeper,
+    renewed,
+    volume_order,
+    wanted,
+)
+from kumulus_controllers.storage.volumes import COPY_OF, UID, Volumes, at_rest
+
+log = structlog.get_logger(__name__)
+
+
+class VolumeReconciler:
+    """Brings a volume to what its spec says. The only writer of its status."""
+
+    name = "volume"
+
+    def __init__(self, services: Services, fleet: Fleet) -> None:
+        self._services = services
+        self._fleet = fleet
+        self._volumes = Volumes(services.caches)
+        self._orders = self._volumes.orders
+
+    def attach(self, enqueue: Enqueue) -> None:
+        """Own changes; machines that use them and their orders; what they are made from; their classes."""
+        volumes = self._volumes
+
+        def volume_changed(before: Volume | None, after: Volume | None) -> None:
+            item = after or before
+            if item is None:
+                return
+            enqueue(Key(item.namespace, item.name))
+            self._enqueue_copies(enqueue, item)
+
+        def machine_changed(before: VirtualMachine | None, after: VirtualMachine | None) -> None:
+            if before is not None and after is not None and _using(before) == _using(after):
+                return
+            for vm in (before, after):
+                for disk in vm.spec.disks if vm else ():
+                    name = disk.volume_of(vm.name) if vm else None
+                    if vm is not None and name is not None:
+                        enqueue(Key(vm.namespace, name))
+
+        def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
+            order = after or before
+            if order is None:
+                return
+            if order.spec.type is WorkType.DISK and order.spec.for_.kind == Volume.KIND.kind:
+                enqueue(Key(order.spec.for_.namespace, order.spec.for_.name), urgent=True)
+            elif order.spec.type is WorkType.INSTANCE:
+                had, has = (volumes_in(item) if item else set() for item in (before, after))
+                for uid in had ^ has:
+                    for volume in volumes.store.by(UID, uid):
+                        enqueue(Key(volume.namespace, volume.name), urgent=True)
+                if before is None or after is None or at_rest(before) != at_rest(after):
+                    for uid in had | has:
+                        for volume in volumes.store.by(UID, uid):
+                            self._enqueue_copies(enqueue, volume)
+
+        def origin_changed(before: Image | ClusterImage | None, after: Image | ClusterImage | None) -> None:
+            item = after or before
+            if item is None or (before and after and before.status.phase is after.status.phase):
+                return
+            self._enqueue_unmade(enqueue)
+
+        def class_changed(before: VolumeClass | None, after: VolumeClass | None) -> None:
+            self._enqueue_unmade(enqueue)
+
+        volumes.store.listen(volume_changed)
+        volumes.machines.listen(machine_changed)
+        volumes.orders.listen(order_changed)
+        volumes.images.listen(origin_changed)
+        volumes.cluster_images.listen(origin_changed)
+        volumes.classes.listen(class_changed)
+
+    def _enqueue_copies(self, enqueue: Enqueue, volume: Volume) -> None:
+        """Volumes that are to be copies of this one."""
+        for other in self._volumes.store.by(COPY_OF, f"{volume.namespace}/{volume.name}"):
+            enqueue(Key(other.namespace, other.name))
+
+    def _enqueue_unmade(self, enqueue: Enqueue) -> None:
+        for volume in self._volumes.store:
+            if volume.status.pool is None:
+                enqueue(Key(volume.namespace, volume.name))
+
+    def everything(self) -> list[Key]:
+        """All volumes, and those that only a left-over work order remembers."""
+        keys = set(self._volumes.store.keys())
+        for order in self._orders:
+            if order.spec.type is WorkType.DISK and order.spec.for_.kind == Volume.KIND.kind:
+                keys.add(Key(order.spec.for_.namespace, order.spec.for_.name))
+        return list(keys)
+
+    async def reconcile(self, key: Key) -> Result:
+        """One pass over a volume."""
+        volume = self._volumes.store.get(key.name, key.namespace)
+        await self._remove_orphans(key, volume)
+        if volume is None:
+            return Gone()
+        if volume.paused:
+            return Done()
+        client = self._services.client
+        if not volume.deleting and await ensure_finalizer(client, self._volumes.store, volume):
+            volume = self._volumes.store.get(key.name, key.namespace) or volume
+        scope = self._volumes.scope(volume)
+        if volume.deleting:
+            return await self._delete(scope)
+        if (lost := host_lost(scope)) is not None:
+            return await self._report(scope, None, keeper(scope), lost)
+        want = wanted(scope)
+        if isinstance(want, Lack):
+            return await self._report(scope, None, keeper(scope), want)
+        attached = attachment(scope)
+        place = self._place(scope, want, attached)
+        if isinstance(place, Lack):
+            return await self._report(scope, None, keeper(scope), place)
+        if place is None:
+            return await self._report(scope, None, None, None)
+        # Where it is, and who may write, is on record before anything is made of it.
+        result = await self._report(scope, place, attached, None)
+        current = self._volumes.store.get(key.name, key.namespace)
+        if current is None or current.uid != volume.uid:
+            return Done()
+        if await self._order(current, want, place):
+            return await self._report(self._volumes.scope(current), place, attached, None)
+        return result
+
+    def _place(self, scope: Scope, want: Wanted, attached: Attachment | None) -> Place | Lack | None:
+        """Where the volume is; a new one goes where its origin is, else where its first machine is. None: nobody needs it yet."""
+        volume = scope.volume
+        if volume.status.pool is not None:
+            pool = self._volumes.pool(volume)
+            if pool is None or volume.status.host is None:
+                return Lack("PoolGone", f"StoragePool {volume.status.pool} is gone, and the data with it.")
+            return Place(pool, volume.status.host)
+        if scope.source is not None and want.origin is not None and want.origin.volume is not None:
+            pool = self._volumes.pool(scope.source)
+            if pool is None or scope.source.status.host is None:
+                return Lack("SourceNotReady", f"Volume {scope.source.name} cannot be reached.")
+            return Place(pool, scope.source.status.host)
+        host = next((vm.status.host for vm in scope.users if attached and vm.uid == attached.uid), None)
+        view = self._fleet.host(host) if host else None
+        if host is None:
+            return None
+        if view is None:
+            return Lack("HostNotUsable", f"Host {host} is gone.", stalled=False)
+        kept = self._fleet.kept(volume.uid)
+        if kept is not None and kept[0] == host:
+            for found in view.pools:
+                if found.ref.uid == kept[1]:
+                    return Place(found.ref, host)
+        chosen = choose(view, self._fleet.load(host), 0, (want.demand,))
+        if isinstance(chosen, str):
+            return Lack("NoPoolFits", f"Host {host}, where the machine is, is {chosen}.", stalled=False)
+        return Place(chosen.volumes[volume.uid], host)
+
+    async def _order(self, volume: Volume, want: Wanted, place: Place) -> bool:
+        """Have the host make it, or grow it; True when something was written."""
+        client, term = self._services.client, self._services.term()
+        namespace, name = host_namespace(place.host), volume_order_name(volume.uid)
+        if want.origin is not None and want.origin.image is not None:
+            image = self._volumes.scope(volume).image
+            if image is not None:
+                await order_import(client, self._orders, image, place.host, place.pool, term)
+        order = self._orders.get(name, namespace)
+        if order is None:
+            body = {
+                "metadata": {"name": name, "finalizers": [FINALIZER]},
+                "spec": volume_order(volume, want, place, term).to_json(),
+            }
+            try:
+                raw = await client.create(WorkOrder.KIND, body, namespace)
+            except AlreadyExists:
+                raw = await client.get(WorkOrder.KIND, name, namespace)
+            self._orders.apply(raw)
+            return True
+        patch = merge_patch(order.spec.to_json(), renewed(order.spec, want, term).to_json())
+        if not patch:
+            return False
+        change = {"metadata": {"resourceVersion": order.metadata.resource_version}, "spec": patch}
+        self._orders.apply(await client.patch(WorkOrder.KIND, name, change, namespace))
+        return True
+
+    async def _delete(self, scope: Scope) -> Result:
+        volume, order, client = scope.volume, scope.order, self._services.client
+        if FINALIZER not in volume.metadata.finalizers:
+            return Done()
+        if (busy := held(scope)) is not None:
+            return await self._report(scope, None, keeper(scope), busy)
+        if order is None and volume.status.host is not None:
+            order = await self._live_order(volume)
+        if order is None:
+            await drop_finalizer(client, self._volumes.store, volume)
+            return Gone()
+        if not order.deleting:
+            raw = await client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
+            if raw is None or "spec" not in raw:
+                self._orders.remove(Key(order.namespace, order.name), order.uid)
+            else:
+                self._orders.apply(raw)
+        elif volume.metadata.annotations.get(FORCE_DETACH) == "true":
+            await drop_finalizer(client, self._orders, order)
+        await self._report(self._volumes.scope(volume), None, None, None)
+        return Wait("Deleting", 30.0)
+
+    async def _live_order(self, volume: Volume) -> WorkOrder | None:
+        """Before letting a volume go whose order this process has not seen go: is there really none?"""
+        namespace = host_namespace(volume.status.host or "")
+        raw = await self._services.client.find(WorkOrder.KIND, volume_order_name(volume.uid), namespace)
+        if raw is None:
+            return None
+        self._orders.apply(raw)
+        return WorkOrder.parse(raw)
+
+    async def _remove_orphans(self, key: Key, volume: Volume | None) -> None:
+        """Orders of a volume of that name that is no more are removed after a live look. Their data stays if they say so."""
+        for order in self._orders.by(FOR_NAME, f"Volume/{key.namespace or ''}/{key.name}"):
+            if order.deleting or (volume is not None and order.spec.for_.uid == volume.uid):
+                continue
+            live = await self._services.client.find(Volume.KIND, key.name, key.namespace)
+            if live is None or live["metadata"]["uid"] != order.spec.for_.uid:
+                log.info("removing the work order of a volume that is gone", namespace=key.namespace, name=key.name)
+                await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
+
+    async def _report(
+        self, scope: Scope, place: Place | None, attached: Attachment | None, lack: Lack | None
+    ) -> Result:
+        store = self._volumes.store
+        volume = store.get(scope.volume.name, scope.volume.namespace) or scope.volume
+        if volume.uid != scope.volume.uid:
+            return Done()
+        after = derive_status(scope, place, attached, lack, rfc3339(self._services.clock.now()))
+        try:
+            await write_status(self._services.client, store, volume, volume.status, after)
+        except NotFound:
+            return Done()
+        return Wait(lack.reason, 30.0) if lack is not None else Done()
+
+
+def _using(vm: VirtualMachine) -> tuple[object, ...]:
+    """What of a machine decides which volumes it may have."""
+    return (vm.uid, vm.spec.disks, vm.status.host, vm.deleting)

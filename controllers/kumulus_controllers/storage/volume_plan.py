@@ -1,0 +1,345 @@
+"""What a volume is to be and who may write to it, from what was read. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kumulus.api.base import DOMAIN, FORCE_DETACH, ObjectRef
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import Host
+from kumulus.api.host import (
+    DiskOrder,
+    PoolRef,
+    VolumeOrder,
+    VolumeOrigin,
+    WorkOrder,
+    WorkOrderSpec,
+    WorkState,
+    WorkType,
+)
+from kumulus.api.quantity import from_bytes, to_bytes
+from kumulus.api.storage import (
+    OPTICAL,
+    Attachment,
+    ClusterImage,
+    Image,
+    ImagePhase,
+    Provisioning,
+    Volume,
+    VolumeClass,
+    VolumePhase,
+    VolumeStatus,
+)
+from kumulus.api.volumes import ReclaimPolicy
+from kumulus.runtime.conditions import Fact, derive
+from kumulus_controllers.orders import host_of
+from kumulus_controllers.planning.views import VolumeDemand
+from kumulus_controllers.storage.image import image_ref
+
+AnyImage = Image | ClusterImage
+
+MADE_FOR = f"{DOMAIN}/made-for"
+"""Annotation of a volume that a machine brought along: the machine's uid."""
+
+FIRST_USE = "WaitForFirstConsumer"
+"""Reason of a volume that is made when its first machine has a host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Why the volume cannot be made, used or removed yet."""
+
+    reason: str
+    message: str
+    stalled: bool = True
+    """Somebody has to do something; False when it will pass by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a volume is."""
+
+    pool: PoolRef
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Everything one pass has read."""
+
+    volume: Volume
+    order: WorkOrder | None = None
+    """The order that keeps it on its host."""
+    host: Host | None = None
+    """The host it is on, if that host exists."""
+    volume_class: VolumeClass | None = None
+    """The class it names, else the default one, if there is any."""
+    image: AnyImage | None = None
+    source: Volume | None = None
+    source_busy: str | None = None
+    """Name of a machine that writes to the source."""
+    users: tuple[VirtualMachine, ...] = ()
+    """Machines of the namespace that name it."""
+    instances: tuple[WorkOrder, ...] = ()
+    """Orders of machines that have it, or have it still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the volume is to be."""
+
+    size: int
+    """Bytes."""
+    demand: VolumeDemand
+    thick: bool
+    retain: bool
+    origin: VolumeOrigin | None
+
+
+def wanted(scope: Scope) -> Wanted | Lack:
+    """What the volume is to be, or why that cannot be said yet. A class that goes later changes nothing of what was made."""
+    volume, spec = scope.volume, scope.volume.spec
+    offered = scope.volume_class
+    if scope.order is None and volume.status.size is None:
+        if spec.volume_class is not None and offered is None:
+            return Lack("VolumeClassNotFound", f"There is no VolumeClass {spec.volume_class}: ask your operator.")
+        allowed = offered.spec.allowed_namespaces if offered is not None else ()
+        if offered is not None and allowed and volume.namespace not in allowed:
+            return Lack(
+                "VolumeClassNotAllowed", f"VolumeClass {offered.name} may not be used in namespace {volume.namespace}."
+            )
+    least, origin = 0, None
+    if spec.source is not None and scope.order is None and volume.status.size is None:
+        found = _origin(scope)
+        if isinstance(found, Lack):
+            return found
+        origin, least = found
+    size = max(to_bytes(spec.size) if spec.size else least, 1)
+    if spec.size and size < least:
+        return Lack("DiskTooSmall", f"Its source has {from_bytes(least)}: make a volume of at least that size.")
+    return Wanted(
+        size=size,
+        demand=VolumeDemand(
+            uid=volume.uid,
+            size=size,
+            selector=offered.spec.pool_selector if offered else {},
+            pool=spec.pool,
+        ),
+        thick=offered is not None and offered.spec.provisioning is Provisioning.THICK,
+        retain=_retain(scope),
+        origin=origin,
+    )
+
+
+def _retain(scope: Scope) -> bool:
+    """Whether the data outlives the volume. Data is never given up because a class went."""
+    if scope.volume.spec.reclaim_policy is not None:
+        return scope.volume.spec.reclaim_policy is ReclaimPolicy.RETAIN
+    if scope.volume_class is not None:
+        return scope.volume_class.spec.reclaim_policy is ReclaimPolicy.RETAIN
+    disk = scope.order.spec.disk if scope.order is not None else None
+    return disk is not None and disk.volume is not None and disk.volume.retain
+
+
+def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
+    """What it begins with, and how many bytes that has."""
+    source = scope.volume.spec.source
+    assert source is not None
+    if source.volume is not None:
+        other = scope.source
+        if other is None or other.deleting:
+            return Lack("SourceNotFound", f"There is no Volume {source.volume} in the namespace.")
+        if other.status.pool is None or other.status.size is None:
+            return Lack("SourceNotReady", f"Volume {other.name} is not made yet.", stalled=False)
+        if scope.source_busy is not None:
+            return Lack(
+                "SourceInUse",
+                f"Machine {scope.source_busy} writes to Volume {other.name}: stop it until the copy is made.",
+                stalled=False,
+            )
+        return VolumeOrigin(volume=other.uid), other.status.size
+    image = scope.image
+    if image is None or image.deleting:
+        return Lack(
+            "ImageNotFound", f"There is no Image {source.image} in the namespace and no ClusterImage of that name."
+        )
+    allowed = image.spec.allowed_namespaces if isinstance(image, ClusterImage) else ()
+    if allowed and scope.volume.namespace not in allowed:
+        return Lack(
+            "ImageNotAllowed", f"ClusterImage {image.name} may not be used in namespace {scope.volume.namespace}."
+        )
+    if image.spec.format in OPTICAL:
+        return Lack(
+            "ImageNotADisk",
+            f"{image.KIND.kind} {image.name} is a disc ({image.spec.format}), of which no volume is made:"
+            " use it for an ephemeral disk, or name an image of a disk.",
+        )
+    if image.status.phase is not ImagePhase.READY:
+        ready = image.status.condition("Ready")
+        failed = image.status.phase is ImagePhase.FAILED
+        why = ready.message if ready else "its import has not begun"
+        return Lack("ImageFailed" if failed else "ImageNotReady", f"{image.KIND.kind} {image.name}: {why}", failed)
+    least = max(image.status.virtual_size or 0, to_bytes(image.spec.min_disk) if image.spec.min_disk else 0)
+    return VolumeOrigin(image=image_ref(image)), least
+
+
+def keeper(scope: Scope) -> Attachment | None:
+    """The machine that has it, and keeps it until it wants it no more and its agent no longer has it."""
+    before = scope.volume.status.attached_to
+    if before is None:
+        return None
+    had = any(order.spec.for_.uid == before.uid for order in scope.instances)
+    wants = any(vm.uid == before.uid and not vm.deleting for vm in scope.users)
+    return before if had or wants else None
+
+
+def attachment(scope: Scope) -> Attachment | None:
+    """The one machine that may write: whoever has it, else the oldest machine that wants it and is where it is."""
+    volume = scope.volume
+    if (before := keeper(scope)) is not None:
+        return before
+    if volume.deleting or scope.instances:
+        return None
+    fitting = [
+        vm
+        for vm in scope.users
+        if not vm.deleting
+        and vm.status.host is not None
+        and (volume.status.host is None or volume.status.host == vm.status.host)
+    ]
+    if not fitting:
+        return None
+    first = min(fitting, key=lambda vm: (vm.metadata.creation_timestamp or "", vm.name))
+    return Attachment(vm=first.name, uid=first.uid)
+
+
+def volume_order(volume: Volume, want: Wanted, place: Place, term: int) -> WorkOrderSpec:
+    """The order that makes the volume and keeps it."""
+    return WorkOrderSpec(
+        type=WorkType.DISK,
+        for_=ObjectRef(kind="Volume", namespace=volume.namespace, name=volume.name, uid=volume.uid),
+        term=term,
+        disk=DiskOrder(
+            pool=place.pool,
+            volume=VolumeOrder(
+                uid=volume.uid,
+                size=want.size,
+                thick=want.thick,
+                origin=want.origin,
+                existing=volume.status.size is not None,
+                retain=want.retain,
+            ),
+        ),
+    )
+
+
+def renewed(order: WorkOrderSpec, want: Wanted, term: int) -> WorkOrderSpec:
+    """The order as the volume's spec has it now: it may grow, and its reclaim policy may change."""
+    assert order.disk is not None and order.disk.volume is not None
+    before = order.disk.volume
+    size = max(want.size, before.size or 0)
+    if (before.size, before.retain) == (size, want.retain):
+        return order
+    after = before.model_copy(update={"size": size, "retain": want.retain})
+    return order.model_copy(
+        update={"disk": order.disk.model_copy(update={"volume": after}), "term": max(term, order.term)}
+    )
+
+
+def derive_status(
+    scope: Scope, place: Place | None, attached: Attachment | None, lack: Lack | None, now: str
+) -> VolumeStatus:
+    """The whole status."""
+    volume, before = scope.volume, scope.volume.status
+    facts_known = scope.order.status.disk if scope.order else None
+    phase, ready, stalled = _state(scope, attached, lack)
+    facts = [ready]
+    if stalled:
+        facts.append(Fact("Stalled", True, ready.reason, ready.message))
+    elif ready.status is False and ready.reason != FIRST_USE:
+        facts.append(Fact("Reconciling", True, ready.reason, ready.message))
+    generation = volume.metadata.generation
+    size = facts_known.virtual_size if facts_known else None
+    return VolumeStatus(
+        observed_generation=generation,
+        conditions=derive(before.conditions, facts, generation=generation, now=now),
+        phase=phase,
+        pool=place.pool.name if place else before.pool,
+        host=place.host if place else before.host,
+        size=size if size is not None else before.size,
+        used=facts_known.size if facts_known and facts_known.size is not None else before.used,
+        attached_to=attached,
+    )
+
+
+def _state(scope: Scope, attached: Attachment | None, lack: Lack | None) -> tuple[VolumePhase, Fact, bool]:
+    """Phase, the Ready condition, and whether somebody has to do something."""
+    volume, order = scope.volume, scope.order
+    if volume.deleting:
+        return VolumePhase.DELETING, *_deleting(scope, lack)
+    if lack is not None:
+        known = order is not None and order.status.state is WorkState.READY
+        phase = VolumePhase.FAILED if lack.stalled and known else VolumePhase.PENDING
+        return phase, Fact("Ready", False, lack.reason, lack.message), lack.stalled
+    if order is None:
+        return (
+            VolumePhase.PENDING,
+            Fact("Ready", False, FIRST_USE, "The volume is made on the host of the first machine that uses it."),
+            False,
+        )
+    state, reason = order.status.state, order.status.reason or ""
+    message = order.status.message or ""
+    current = (order.status.observed_generation or 0) >= order.metadata.generation
+    made = volume.status.size is not None
+    if state in (WorkState.FAILED, WorkState.REFUSED):
+        return VolumePhase.FAILED, Fact("Ready", False, reason or "Failed", message), True
+    if state is WorkState.READY and current:
+        phase = VolumePhase.IN_USE if attached else VolumePhase.AVAILABLE
+        said = f"Attached to machine {attached.vm}." if attached else "Not attached to any machine."
+        return phase, Fact("Ready", True, str(phase), said), False
+    phase = VolumePhase.RESIZING if made else VolumePhase.CREATING
+    return phase, Fact("Ready", False, reason or str(phase), message or f"{host_of(order)} works on it."), False
+
+
+def _deleting(scope: Scope, lack: Lack | None) -> tuple[Fact, bool]:
+    if lack is not None:
+        return Fact("Ready", False, lack.reason, lack.message), lack.stalled
+    if scope.order is not None and scope.order.status.reason:
+        return Fact("Ready", False, scope.order.status.reason, scope.order.status.message or ""), False
+    return Fact("Ready", False, "Deleting", "The volume is being removed from its pool."), False
+
+
+def held(scope: Scope) -> Lack | None:
+    """Why the volume cannot be removed now."""
+    names = sorted({order.spec.for_.name for order in scope.instances})
+    if names:
+        return Lack(
+            "VolumeInUse",
+            f"Machine {', '.join(names)} has it: delete the machine, or take the disk out of its spec.disks.",
+        )
+    return None
+
+
+def host_lost(scope: Scope) -> Lack | None:
+    """Why the volume cannot be reached."""
+    name = scope.volume.status.host
+    if name is None or scope.host is not None:
+        return None
+    return Lack(
+        "HostGone",
+        f"Host {name} was removed, and the data with it. Delete the volume"
+        + (
+            f"; if it does not go: kubectl annotate volume {scope.volume.name} {FORCE_DETACH}=true"
+            if scope.order
+            else ""
+        )
+        + ".",
+    )
+
+
+def default_class(classes: Iterable[VolumeClass]) -> VolumeClass | None:
+    """The class of volumes that name none; of several the first by name, so that it is always the same."""
+    return min(
+        (item for item in classes if item.spec.default and not item.deleting), key=lambda c: c.name, default=None
+    )

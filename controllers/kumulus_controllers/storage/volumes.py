@@ -1,0 +1,105 @@
+"""What there is around volumes: their classes, origins, orders and users, looked up in the caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from kumulus.api.compute import PowerState, VirtualMachine
+from kumulus.api.fabric import Host
+from kumulus.api.host import PoolRef, WorkOrder, WorkState, WorkType
+from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
+from kumulus.runtime.reconciler import Caches
+from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, work_orders
+from kumulus_controllers.storage.pool import pool_ref
+from kumulus_controllers.storage.volume_plan import Lack, Scope, Wanted, default_class, wanted
+
+USES_VOLUME = "uses-volume"
+UID = "uid"
+COPY_OF = "copy-of"
+
+
+def _uses(vm: VirtualMachine) -> Iterable[str]:
+    names = (disk.volume_of(vm.name) for disk in vm.spec.disks)
+    return {f"{vm.namespace}/{name}" for name in names if name is not None}
+
+
+def _copy_of(volume: Volume) -> Iterable[str]:
+    source = volume.spec.source
+    return (f"{volume.namespace}/{source.volume}",) if source is not None and source.volume is not None else ()
+
+
+class Volumes:
+    """The caches, as volumes need them."""
+
+    def __init__(self, caches: Caches) -> None:
+        self.store = caches.store(Volume)
+        self.classes = caches.store(VolumeClass)
+        self.pools = caches.store(StoragePool)
+        self.machines = caches.store(VirtualMachine)
+        self.images = caches.store(Image)
+        self.cluster_images = caches.store(ClusterImage)
+        self.hosts = caches.store(Host)
+        self.orders = work_orders(caches)
+        self.store.add_index(UID, lambda volume: (volume.uid,))
+        self.store.add_index(COPY_OF, _copy_of)
+        self.machines.add_index(USES_VOLUME, _uses)
+
+    def of(self, vm: VirtualMachine) -> Mapping[str, Volume]:
+        """The volumes of a machine that exist, by the name of the disk."""
+        found: dict[str, Volume] = {}
+        for disk in vm.spec.disks:
+            name = disk.volume_of(vm.name)
+            volume = self.store.get(name, vm.namespace) if name else None
+            if volume is not None:
+                found[disk.name] = volume
+        return found
+
+    def scope(self, volume: Volume) -> Scope:
+        """All that one pass over a volume looks at."""
+        spec = volume.spec
+        orders = self.orders.by(FOR_UID, f"{WorkType.DISK}/{volume.uid}")
+        source = self.store.get(spec.source.volume, volume.namespace) if spec.source and spec.source.volume else None
+        image = None
+        if spec.source is not None and spec.source.image is not None:
+            image = self.images.get(spec.source.image, volume.namespace) or self.cluster_images.get(spec.source.image)
+        return Scope(
+            volume=volume,
+            order=next(iter(orders), None),
+            host=self.hosts.get(volume.status.host) if volume.status.host else None,
+            volume_class=self.offered(spec.volume_class),
+            image=image,
+            source=source,
+            source_busy=self._writer(source) if source else None,
+            users=tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}")),
+            instances=tuple(self.orders.by(HAS_VOLUME, volume.uid)),
+        )
+
+    def offered(self, name: str | None) -> VolumeClass | None:
+        """The class of that name; without a name the default one, if there is any."""
+        return self.classes.get(name) if name is not None else default_class(self.classes)
+
+    def wanted(self, volume: Volume) -> Wanted | Lack:
+        """What the volume is to be, or why that cannot be said yet."""
+        return wanted(self.scope(volume))
+
+    def pool(self, volume: Volume) -> PoolRef | None:
+        """The pool it is in, with what a driver has to know."""
+        pool = self.pools.get(volume.status.pool) if volume.status.pool else None
+        return pool_ref(pool) if pool else None
+
+    def _writer(self, volume: Volume) -> str | None:
+        """Name of a machine that may be writing to it now."""
+        for order in self.orders.by(HAS_VOLUME, volume.uid):
+            if not at_rest(order):
+                return order.spec.for_.name
+        return None
+
+
+def at_rest(order: WorkOrder) -> bool:
+    """Whether a machine is off and is to stay so: it writes to nothing."""
+    return (
+        order.spec.instance is not None
+        and order.spec.instance.power is PowerState.STOPPED
+        and order.status.state is WorkState.STOPPED
+        and (order.status.observed_generation or 0) >= order.metadata.generation
+    )

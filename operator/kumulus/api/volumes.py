@@ -1,0 +1,39 @@
+"""What volumes are made from and what becomes of them. Shared by machines and storage."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from kumulus.api.base import Model, Rule
+
+ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+"""Name of an object of the namespace: a DNS label."""
+
+
+class ReclaimPolicy(StrEnum):
+    """What becomes of the data when its volume is deleted."""
+
+    DELETE = "Delete"
+    RETAIN = "Retain"
+
+
+class ImageContent(Model):
+    """Content that a volume begins with, when its machine brings it along."""
+
+    image: ObjectName = Field(description="Name of an Image of the namespace, else of a ClusterImage.")
+
+
+class VolumeSource(Model):
+    """What a volume begins with."""
+
+    rules = (Rule("has(self.image) != has(self.volume)", "set exactly one of image and volume"),)
+
+    image: ObjectName | None = Field(
+        default=None, description="Name of an Image of the namespace, else of a ClusterImage."
+    )
+    volume: ObjectName | None = Field(
+        default=None, description="Name of a Volume of the namespace that no running machine writes to: a full copy."
+    )

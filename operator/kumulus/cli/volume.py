@@ -1,0 +1,99 @@
+"""`kumulusctl volume`: the volumes of a namespace."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from kumulus.api.quantity import to_bytes
+from kumulus.api.storage import Volume
+from kumulus.cli import conditions
+from kumulus.cli.amounts import age, size
+from kumulus.cli.output import Column
+from kumulus.cli.problem import Problem
+from kumulus.cli.session import Session, command
+from kumulus.cli.terminal import one_line
+
+Raw = dict[str, Any]
+
+KIND = Volume.KIND
+
+
+def wanted(volume: Volume) -> int | None:
+    """Bytes it has, or shall have; None while that is not known."""
+    asked = to_bytes(volume.spec.size) if volume.spec.size else 0
+    return max(asked, volume.status.size or 0) or None
+
+
+def reason(volume: Volume) -> str:
+    """Why it cannot be used, in a word; empty when it can."""
+    ready = volume.status.condition("Ready")
+    return ready.reason if ready is not None and ready.status != "True" else ""
+
+
+def _list(
+    session: Session,
+    all_namespaces: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Of all namespaces.")] = False,
+) -> None:
+    """Show the volumes: how large they are, where, and which machine has them."""
+    namespace = None if all_namespaces else session.namespace
+    raws = session.cluster.objects(KIND, namespace)
+    if session.printer.objects(KIND, raws, many=True):
+        return
+    now = session.now
+    columns: list[Column[Volume]] = [
+        Column("Name", lambda v: v.name),
+        Column("Phase", lambda v: v.status.phase or "-"),
+        Column("Reason", reason),
+        Column("Size", lambda v: size(wanted(v)), right=True),
+        Column("Used", lambda v: size(v.status.used), right=True),
+        Column("Machine", lambda v: v.status.attached_to.vm if v.status.attached_to else ""),
+        Column("Pool", lambda v: v.status.pool or ""),
+        Column("Host", lambda v: v.status.host or ""),
+        Column("Age", lambda v: age(v.metadata.creation_timestamp, now), right=True),
+    ]
+    if all_namespaces:
+        columns.insert(0, Column("Namespace", lambda v: v.namespace or ""))
+    where = "in any namespace" if all_namespaces else f"in namespace {namespace} (-A shows all)"
+    session.printer.table(columns, map(Volume.parse, raws), empty=f"There are no volumes {where}.")
+
+
+def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the volume.")]) -> None:
+    """Show one volume with its conditions."""
+    raw = session.cluster.find(KIND, name, session.namespace)
+    if raw is None:
+        raise Problem(
+            f"There is no volume {one_line(name)} in namespace {session.namespace}; "
+            "`kumulusctl volume list -A` shows all."
+        )
+    volume, printer, now = Volume.parse(raw), session.printer, session.now
+    if printer.objects(KIND, [raw], many=False):
+        return
+    status, spec, source = volume.status, volume.spec, volume.spec.source
+    begins = f"image {source.image}" if source and source.image else f"volume {source.volume}" if source else "blank"
+    printer.facts(
+        [
+            ("Name", volume.name),
+            ("Namespace", volume.namespace or ""),
+            ("Phase", status.phase or "-"),
+            ("Size", size(wanted(volume))),
+            ("Takes", size(status.used) if status.used else ""),
+            ("Began as", begins),
+            ("Class", spec.volume_class or "the default"),
+            ("Pool", status.pool or spec.pool or "not chosen yet"),
+            ("Host", status.host or ""),
+            ("Machine", status.attached_to.vm if status.attached_to else "none"),
+            ("When deleted", f"its data: {spec.reclaim_policy}" if spec.reclaim_policy else "as its class says"),
+            ("Protected", "from deletion" if spec.deletion_protection else ""),
+            ("Created", f"{age(volume.metadata.creation_timestamp, now)} ago"),
+            ("Deleted", f"{age(volume.metadata.deletion_timestamp, now)} ago" if volume.deleting else ""),
+        ]
+    )
+    conditions.show(printer, status.conditions, now)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    command(app, "list")(_list)
+    command(app, "show")(_show)

@@ -1,0 +1,360 @@
+"""Volumes as their owner sees them: the API server, the controllers, agents with real pools; simulated hypervisors."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from kumulus.api.base import Kind
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.storage import Image, StoragePool, Volume, VolumeClass
+from kumulus.kube.builtin import NAMESPACE
+from kumulus.kube.errors import Refused
+from kumulus_lab.lab import Lab, Wanted
+from kumulus_lab.state import Hypervisor
+from tests.component.cloud import Cloud, Raw, cloud, condition, phase, until
+from tests.conftest import new_lab
+from tests.unit.storage.material import disk, needs_root
+from tests.unit.storage.server import Answer
+
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), needs_root]
+
+DISK = disk()
+SHA256 = hashlib.sha256(DISK).hexdigest()
+MIB = 1 << 20
+HOSTS = ("host-a", "host-b")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """A control plane with controllers; hosts are the tests' own."""
+    made = new_lab()
+    try:
+        made.up(Wanted(hosts=0, hypervisor=Hypervisor.SIMULATED, agents=False))
+        yield made
+    finally:
+        made.down()
+
+
+class Tenant:
+    """A namespace, and two hosts."""
+
+    def __init__(self, cloud: Cloud, tag: str) -> None:
+        self.cloud, self.client, self.tag = cloud, cloud.client, tag
+        self.namespace = f"tenant-{tag}"
+        self.hosts = HOSTS
+
+    async def volume(self, name: str, **spec: Any) -> None:
+        await self._make(Volume.KIND, name, spec or {"size": "64Mi"})
+
+    async def machine(self, name: str, *disks: Raw, on: int | None = None, **spec: Any) -> None:
+        """A machine; `on` binds it to the first or second host."""
+        role = {"hostSelector": {"role": self.hosts[on]}} if on is not None else {}
+        body = {"resources": {"cpus": 1, "memory": "64Mi"}, "placement": role, "disks": list(disks), **spec}
+        await self._make(VirtualMachine.KIND, name, body)
+
+    async def image(self, name: str = "system") -> None:
+        url = self.cloud.images.on(f"/{self.namespace}/{name}.raw", Answer(DISK))
+        await self._make(
+            Image.KIND, name, {"source": {"http": {"url": url}}, "checksum": {"sha256": SHA256}, "format": "raw"}
+        )
+        await self.wait(Image.KIND, name, phase("Ready"), "imported")
+
+    async def _make(self, kind: Kind, name: str, spec: Raw) -> None:
+        await self.client.create(kind, {"metadata": {"name": name}, "spec": spec}, self.namespace)
+
+    async def patch(self, kind: Kind, name: str, **spec: Any) -> None:
+        await self.client.patch(kind, name, {"spec": spec}, self.namespace)
+
+    async def delete(self, kind: Kind, name: str) -> None:
+        await self.client.delete(kind, name, self.namespace)
+
+    async def gone(self, kind: Kind, name: str) -> None:
+        async def probe() -> bool:
+            return await self.client.find(kind, name, self.namespace) is None
+
+        await until(probe, f"{kind.kind} {name} is gone")
+
+    async def wait(self, kind: Kind, name: str, holds: Callable[[Raw], bool], what: str) -> Raw:
+        """The object, once that is so; what it is instead is in the error."""
+        last: Raw | None = None
+
+        async def probe() -> Raw | None:
+            nonlocal last
+            last = await self.client.find(kind, name, self.namespace)
+            return last if last is not None and holds(last) else None
+
+        try:
+            found: Raw = await until(probe, f"{kind.kind} {name}: {what}", 30)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its status: {json.dumps((last or {}).get('status'), indent=1)}") from error
+        return found
+
+    async def runs(self, name: str) -> Raw:
+        return await self.wait(VirtualMachine.KIND, name, phase("Running"), "runs")
+
+    async def says(self, kind: Kind, name: str, reason: str, type_: str = "Ready") -> str:
+        """The message of that condition, once it has that reason."""
+        item = await self.wait(kind, name, lambda i: condition(i, type_).get("reason") == reason, f"says {reason}")
+        return str(condition(item, type_)["message"])
+
+    async def is_(self, name: str, wanted: str, machine: str | None = None) -> Raw:
+        """The volume, once it is in that phase, and attached to that machine or to none."""
+
+        def holds(item: Raw) -> bool:
+            attached = item.get("status", {}).get("attachedTo", {}).get("vm")
+            return phase(wanted)(item) and attached == machine
+
+        return await self.wait(Volume.KIND, name, holds, f"{wanted}, attached to {machine}")
+
+    def file(self, volume: Raw) -> Path:
+        """The one file of a volume on the host it is said to be on."""
+        root = self.cloud.hosts[volume["status"]["host"]].directory / "pools"
+        found = list(root.rglob(f"*{volume['metadata']['uid']}*.qcow2"))
+        assert len(found) == 1, found
+        return found[0]
+
+    def files(self, volume: Raw) -> list[Path]:
+        """All files of a volume, on whichever host."""
+        uid = volume["metadata"]["uid"]
+        return [path for name in self.hosts for path in self.cloud.hosts[name].directory.rglob(f"*{uid}*")]
+
+    def disks_of(self, vm: Raw) -> dict[str, str]:
+        """Paths of the disks that the hypervisor's books give the machine, by name."""
+        domain = self.cloud.hosts[vm["status"]["host"]].machine.domains[vm["metadata"]["uid"]]
+        return {item.name: item.path for item in domain.disks}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def made(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]:
+    """Two hosts for all tests: taking hosts away takes a namespace controller its time."""
+    async with cloud(lab, tmp_path_factory.mktemp("hosts")) as made:
+        for name in HOSTS:
+            await made.add_host(name)
+        await asyncio.to_thread(lab.services.wait_for_hosts, list(HOSTS))
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def tenant(made: Cloud) -> AsyncIterator[Tenant]:
+    tenant = Tenant(made, secrets.token_hex(3))
+    await made.client.create(NAMESPACE, {"metadata": {"name": tenant.namespace}})
+    try:
+        yield tenant
+    finally:
+        for kind in (VirtualMachine.KIND, Volume.KIND, Image.KIND):
+            for item in await made.listed(kind, tenant.namespace):
+                await made.client.delete(kind, item["metadata"]["name"], tenant.namespace)
+        for kind in (VirtualMachine.KIND, Volume.KIND, Image.KIND):
+            await until(lambda kind=kind: _none(made, kind, tenant.namespace), f"no {kind.plural} are left")
+        await made.client.delete(NAMESPACE, tenant.namespace)
+
+
+async def _none(made: Cloud, kind: Kind, namespace: str) -> bool:
+    return not await made.listed(kind, namespace)
+
+
+def virtual_size(path: Path) -> int:
+    """Bytes of the disk in a file, as qemu-img says."""
+    done = subprocess.run(
+        ["qemu-img", "info", "-U", "--output=json", str(path)], check=True, capture_output=True, text=True
+    )
+    return int(json.loads(done.stdout)["virtual-size"])
+
+
+def same_content(one: Path, other: Path) -> bool:
+    """Whether two disks have the same content, in whatever format."""
+    return subprocess.run(["qemu-img", "compare", "-U", str(one), str(other)], check=False).returncode == 0
+
+
+DATA = {"name": "data", "volume": "data"}
+
+
+async def test_a_volume_outlives_its_machine_and_pins_the_next_to_its_host(tenant: Tenant) -> None:
+    await tenant.volume("data")
+    assert "first machine" in await tenant.says(Volume.KIND, "data", "WaitForFirstConsumer")
+    await tenant.machine("one", DATA, on=1)
+    vm = await tenant.runs("one")
+    volume = await tenant.is_("data", "InUse", "one")
+    assert volume["status"]["host"] == tenant.hosts[1] and volume["status"]["size"] == "64Mi"
+    file = tenant.file(volume)
+    assert tenant.disks_of(vm) == {"data": str(file)} and virtual_size(file) == 64 * MIB
+    await tenant.delete(VirtualMachine.KIND, "one")
+    await tenant.gone(VirtualMachine.KIND, "one")
+    await tenant.is_("data", "Available")
+    assert file.exists()
+
+    await tenant.machine("two", DATA)
+    assert (await tenant.runs("two"))["status"]["host"] == tenant.hosts[1]
+    await tenant.machine("three", {"name": "d", "volume": "data"}, on=0)
+    assert "attached to machine two" in await tenant.says(VirtualMachine.KIND, "three", "VolumeInUse")
+    await tenant.delete(VirtualMachine.KIND, "two")
+    said = await tenant.says(VirtualMachine.KIND, "three", "NoHostFits", "Scheduled")
+    assert f"without volume data, which is on host {tenant.hosts[1]}" in said
+    await tenant.delete(VirtualMachine.KIND, "three")
+    await tenant.delete(Volume.KIND, "data")
+    await tenant.gone(Volume.KIND, "data")
+    assert tenant.files(volume) == []
+
+
+async def test_one_volume_has_one_machine_at_a_time(tenant: Tenant) -> None:
+    await tenant.volume("data")
+    names = [f"vm-{number}" for number in range(4)]
+    for name in names:
+        await tenant.machine(name, DATA)
+    left = set(names)
+    while left:
+
+        async def running() -> list[str]:
+            listed = await tenant.cloud.listed(VirtualMachine.KIND, tenant.namespace)
+            return [item["metadata"]["name"] for item in listed if phase("Running")(item)]
+
+        (winner,) = await until(running, f"one of {left} runs")
+        uid = (await tenant.client.get(Volume.KIND, "data", tenant.namespace))["metadata"]["uid"]
+        having = [
+            domain
+            for host in tenant.hosts
+            for domain in tenant.cloud.hosts[host].machine.domains.values()
+            if any(uid in item.path for item in domain.disks)
+        ]
+        assert len(having) == 1
+        for name in left - {winner}:
+            assert winner in await tenant.says(VirtualMachine.KIND, name, "VolumeInUse")
+        await tenant.delete(VirtualMachine.KIND, winner)
+        await tenant.gone(VirtualMachine.KIND, winner)
+        left.discard(winner)
+    await tenant.is_("data", "Available")
+
+
+async def test_a_disk_comes_and_goes_while_the_machine_runs(tenant: Tenant) -> None:
+    await tenant.volume("data")
+    await tenant.machine("vm")
+    vm = await tenant.runs("vm")
+    await tenant.patch(VirtualMachine.KIND, "vm", disks=[DATA])
+    volume = await tenant.is_("data", "InUse", "vm")
+
+    async def has(names: set[str]) -> bool:
+        return set(tenant.disks_of(vm)) == names
+
+    await until(lambda: has({"data"}), "the machine has the disk")
+    await tenant.patch(Volume.KIND, "data", size="128Mi")
+    await tenant.wait(Volume.KIND, "data", lambda v: v["status"].get("size") == "128Mi", "has grown")
+    assert virtual_size(tenant.file(volume)) == 128 * MIB
+    await tenant.patch(VirtualMachine.KIND, "vm", disks=[])
+    await tenant.is_("data", "Available")
+    assert await has(set()), "it is free only when the hypervisor no longer has it"
+    after = await tenant.runs("vm")
+    assert after["status"]["startedAt"] == vm["status"]["startedAt"], "it ran all the time"
+    await tenant.patch(Volume.KIND, "data", size="192Mi")
+    await tenant.wait(Volume.KIND, "data", lambda v: v["status"].get("size") == "192Mi", "has grown, unattached")
+    with pytest.raises(Refused, match="can grow, but not shrink"):
+        await tenant.patch(Volume.KIND, "data", size="1Mi")
+
+
+async def test_a_volume_elsewhere_does_not_stop_a_running_machine(tenant: Tenant) -> None:
+    await tenant.volume("data")
+    await tenant.machine("owner", DATA, on=0)
+    await tenant.runs("owner")
+    await tenant.machine("other", on=1)
+    await tenant.runs("other")
+    await tenant.patch(VirtualMachine.KIND, "other", disks=[DATA])
+    await tenant.says(VirtualMachine.KIND, "other", "VolumeInUse", "VolumesReady")
+    await tenant.delete(VirtualMachine.KIND, "owner")
+    said = await tenant.says(VirtualMachine.KIND, "other", "VolumeElsewhere", "VolumesReady")
+    assert tenant.hosts[0] in said and tenant.hosts[1] in said
+    vm = await tenant.runs("other")
+    assert condition(vm)["status"] == "True"
+
+
+async def test_volumes_that_a_machine_brings_along_go_with_it_or_stay(tenant: Tenant) -> None:
+    await tenant.image()
+    own = {"name": "root", "volumeTemplate": {"source": {"image": "system"}, "size": "96Mi"}}
+    kept = {"name": "kept", "volumeTemplate": {"size": "64Mi", "reclaimPolicy": "Retain"}}
+    await tenant.machine("vm", own, kept)
+    vm = await tenant.runs("vm")
+    root, keeper = await tenant.is_("vm-root", "InUse", "vm"), await tenant.is_("vm-kept", "InUse", "vm")
+    assert virtual_size(tenant.file(root)) == 96 * MIB
+    assert tenant.disks_of(vm) == {"root": str(tenant.file(root)), "kept": str(tenant.file(keeper))}
+    await tenant.delete(VirtualMachine.KIND, "vm")
+    await tenant.gone(VirtualMachine.KIND, "vm")
+    await tenant.gone(Volume.KIND, "vm-root")
+    assert tenant.files(root) == []
+    await tenant.is_("vm-kept", "Available")
+
+    await tenant.machine("vm", kept)
+    assert "was there before" in await tenant.says(VirtualMachine.KIND, "vm", "VolumeExists")
+    await tenant.delete(VirtualMachine.KIND, "vm")
+    await tenant.delete(Volume.KIND, "vm-kept")
+    await tenant.gone(Volume.KIND, "vm-kept")
+    assert tenant.files(keeper), "Retain keeps the data of a deleted volume"
+
+
+async def test_a_copy_of_a_volume_waits_until_nobody_writes_to_it(tenant: Tenant) -> None:
+    await tenant.image()
+    await tenant.volume("data", source={"image": "system"})
+    await tenant.machine("vm", DATA)
+    await tenant.runs("vm")
+    await tenant.volume("copy", source={"volume": "data"})
+    assert "vm" in await tenant.says(Volume.KIND, "copy", "SourceInUse")
+    await tenant.patch(VirtualMachine.KIND, "vm", powerState="Stopped")
+    copy, data = await tenant.is_("copy", "Available"), await tenant.is_("data", "InUse", "vm")
+    assert copy["status"]["host"] == data["status"]["host"]
+    assert same_content(tenant.file(data), tenant.file(copy))
+    await tenant.delete(VirtualMachine.KIND, "vm")
+    await tenant.delete(Volume.KIND, "data")
+    await tenant.gone(Volume.KIND, "data")
+    assert tenant.file(copy).exists(), "a copy does not need what it was made from"
+
+
+async def test_a_volume_in_use_is_deleted_when_its_machine_lets_go(tenant: Tenant) -> None:
+    await tenant.volume("data")
+    await tenant.machine("vm", DATA)
+    await tenant.runs("vm")
+    volume = await tenant.is_("data", "InUse", "vm")
+    await tenant.delete(Volume.KIND, "data")
+    assert "vm" in await tenant.says(Volume.KIND, "data", "VolumeInUse")
+    assert tenant.file(volume).exists()
+    await tenant.patch(VirtualMachine.KIND, "vm", disks=[])
+    await tenant.gone(Volume.KIND, "data")
+    assert tenant.files(volume) == []
+    await tenant.runs("vm")
+
+
+async def test_a_protected_volume_is_not_deleted(tenant: Tenant) -> None:
+    await tenant.volume("data", size="64Mi", deletionProtection=True)
+    with pytest.raises(Refused, match=r"deletionProtection of data is true.*patch volumes\.storage\.kumulus\.io data"):
+        await tenant.delete(Volume.KIND, "data")
+    await tenant.patch(Volume.KIND, "data", deletionProtection=False)
+    await tenant.delete(Volume.KIND, "data")
+    await tenant.gone(Volume.KIND, "data")
+
+
+async def test_what_is_missing_is_said_and_heals_when_it_comes(tenant: Tenant) -> None:
+    name = f"class-{tenant.tag}"
+    await tenant.volume("data", **{"size": "64Mi", "class": name})
+    assert name in await tenant.says(Volume.KIND, "data", "VolumeClassNotFound")
+    await tenant.machine("vm", DATA, {"name": "none", "volume": "nothing"})
+    await tenant.says(VirtualMachine.KIND, "vm", "VolumeClassNotFound")
+    offered = {"poolSelector": {"tier": tenant.tag}}
+    await tenant.client.create(VolumeClass.KIND, {"metadata": {"name": name}, "spec": offered})
+    pool = (await tenant.cloud.listed(StoragePool.KIND))[0]["metadata"]["name"]
+    try:
+        assert "nothing" in await tenant.says(VirtualMachine.KIND, "vm", "VolumeNotFound")
+        await tenant.volume("nothing")
+        said = await tenant.says(VirtualMachine.KIND, "vm", "NoHostFits", "Scheduled")
+        assert f"without a ready storage pool labelled tier={tenant.tag}" in said
+        await tenant.client.patch(StoragePool.KIND, pool, {"metadata": {"labels": {"tier": tenant.tag}}})
+        await tenant.runs("vm")
+        await tenant.is_("data", "InUse", "vm")
+    finally:
+        await tenant.client.patch(StoragePool.KIND, pool, {"metadata": {"labels": {"tier": None}}})
+        await tenant.client.delete(VolumeClass.KIND, name)

@@ -1,0 +1,120 @@
+"""Which pools of a host take a machine's disks and volumes: all of them, or none with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kumulus.api.host import PoolRef
+from kumulus.api.storage import PoolDriver
+from kumulus_controllers.planning.fleet import Fleet
+from kumulus_controllers.planning.pools import NO_POOL, NO_SPACE, Pools, choose, suits
+from kumulus_controllers.planning.views import (
+    Demand,
+    HostView,
+    Load,
+    Placement,
+    PoolView,
+    Refusal,
+    Request,
+    VolumeDemand,
+)
+
+
+def pool(name: str, promisable: int, *, open_: bool = True, **labels: str) -> PoolView:
+    uid = f"00000000-0000-0000-0000-{sum(name.encode()):012d}"
+    return PoolView(PoolRef(uid=uid, name=name, driver=PoolDriver.DIR), promisable, open_, labels)
+
+
+def host(*pools: PoolView, name: str = "h") -> HostView:
+    return HostView(name, f"uid-{name}", "z", 8, 100, pools=pools)
+
+
+def want(size: int, uid: str = "v", *, pool: str | None = None, **selector: str) -> VolumeDemand:
+    return VolumeDemand(uid, size, selector, pool)
+
+
+@pytest.mark.parametrize(
+    ("pools", "volume", "said"),
+    [
+        ((), want(1), NO_POOL),
+        ((pool("a", 10, open_=False),), want(1), NO_POOL),
+        ((pool("a", 10),), want(11), NO_SPACE),
+        ((pool("a", 10),), want(1, pool="b"), "without storage pool b ready"),
+        ((pool("a", 10, tier="hdd"),), want(1, tier="nvme"), "without a ready storage pool labelled tier=nvme"),
+        ((pool("a", 10), pool("b", 11)), want(1), "b"),
+        ((pool("a", 10), pool("b", 11)), want(1, pool="a"), "a"),
+        ((pool("a", 10, tier="nvme"), pool("b", 11)), want(1, tier="nvme"), "a"),
+    ],
+)
+def test_a_volume_goes_into_a_pool_that_suits_it(pools: tuple[PoolView, ...], volume: VolumeDemand, said: str) -> None:
+    found = choose(host(*pools), Load(), 0, (volume,))
+    assert (found.volumes["v"].name if isinstance(found, Pools) else found) == said
+
+
+SIZES = st.integers(0, 40)
+
+
+@given(
+    st.lists(SIZES, max_size=3),
+    st.lists(SIZES, max_size=3),
+    st.integers(0, 30),
+    st.lists(st.integers(1, 30), max_size=4),
+)
+def test_what_is_chosen_together_fits_together(rooms: list[int], used: list[int], own: int, volumes: list[int]) -> None:
+    pools = [pool(f"p{number}", room) for number, room in enumerate(rooms)]
+    load = Load(disks={item.ref.uid: taken for item, taken in zip(pools, used, strict=False)})
+    wants = tuple(want(size, f"v{number}") for number, size in enumerate(volumes))
+    found = choose(host(*pools), load, own, wants)
+    if not isinstance(found, Pools):
+        return
+    assert (found.own is not None) == (own > 0) and set(found.volumes) == {item.uid for item in wants}
+    promised: dict[str, int] = dict(load.disks)
+    if found.own is not None:
+        promised[found.own.uid] = promised.get(found.own.uid, 0) + own
+    for item in wants:
+        ref = found.volumes[item.uid]
+        promised[ref.uid] = promised.get(ref.uid, 0) + item.size
+        assert any(each.ref == ref and suits(each, item) for each in pools)
+    touched = {ref.uid for ref in found.volumes.values()} | ({found.own.uid} if found.own else set())
+    assert all(promised[each.ref.uid] <= each.promisable for each in pools if each.ref.uid in touched)
+
+
+def fleet(**rooms: int) -> Fleet:
+    made = Fleet()
+    for name, room in rooms.items():
+        made.put_host(host(name=name))
+        made.put_pool(name, pool("local", room))
+    return made
+
+
+def place(made: Fleet, volumes: tuple[VolumeDemand, ...] = (), bound: Mapping[str, str] | None = None) -> str:
+    found = made.place(Request(uid="vm", demand=Demand(1, 1), volumes=volumes, bound=bound or {}))
+    if isinstance(found, Refusal):
+        return str(found)
+    assert isinstance(found, Placement) and set(found.volumes) == {item.uid for item in volumes}
+    return found.host
+
+
+def test_a_volume_pins_its_machine_to_its_host_and_says_so() -> None:
+    made = fleet(a=10, b=10)
+    assert place(made, bound={"data": "b"}) == "b"
+    assert place(made, bound={"data": "gone"}) == (
+        "0 of 2 hosts fit: 2 without volume data, which is on host gone (a, b)"
+    )
+
+
+def test_room_that_is_promised_to_a_volume_is_not_promised_again() -> None:
+    made = fleet(a=10, b=4)
+    first = pool("local", 10).ref.uid
+    made.keep("one", "a", first, 8)
+    assert made.kept("one") == ("a", first)
+    assert place(made, (want(4, "two"),)) == "b"
+    made.keep("one", "a", first, 3)
+    assert place(made, (want(7, "two"),)) == "a"
+    made.let_go("one")
+    made.let_go("one")
+    assert place(made, (want(10, "two"),)) == "a"

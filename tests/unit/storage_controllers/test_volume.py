@@ -1,0 +1,266 @@
+"""What a volume is to be, who may write to it, and what its status says: state in, state out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import Host
+from kumulus.api.host import PoolRef, VolumeOrigin, WorkOrder
+from kumulus.api.storage import Attachment, ClusterImage, Image, Volume, VolumeClass, VolumePhase
+from kumulus_controllers.storage.volume_plan import (
+    FIRST_USE,
+    Lack,
+    Place,
+    Scope,
+    Wanted,
+    attachment,
+    default_class,
+    derive_status,
+    held,
+    host_lost,
+    renewed,
+    volume_order,
+    wanted,
+)
+
+NOW = "2026-01-01T00:00:00Z"
+UID = "6f3a0c7e-9d1b-4c55-8a2e-0123456789ab"
+OTHER = "6f3a0c7e-9d1b-4c55-8a2e-0123456789ac"
+GI = 2**30
+POOL = PoolRef.model_validate({"uid": UID, "name": "local", "driver": "dir", "parameters": {"path": "/x"}})
+PLACE = Place(POOL, "h1")
+
+
+def volume(*, deleting: bool = False, status: dict[str, Any] | None = None, **spec: Any) -> Volume:
+    metadata = {"name": "data", "namespace": "ns", "uid": UID, "generation": 2}
+    if deleting:
+        metadata["deletionTimestamp"] = NOW
+    return Volume.parse({"metadata": metadata, "spec": spec or {"size": "1Gi"}, "status": status or {}})
+
+
+def volume_class(name: str = "fast", **spec: Any) -> VolumeClass:
+    return VolumeClass.parse({"metadata": {"name": name}, "spec": spec})
+
+
+def image(kind: type[Image] | type[ClusterImage] = Image, phase: str = "Ready", **spec: Any) -> Image | ClusterImage:
+    full = {
+        "source": {"http": {"url": "https://x.example.com/i"}},
+        "checksum": {"sha256": "ab" * 32},
+        "format": "qcow2",
+        **spec,
+    }
+    return kind.parse(
+        {"metadata": {"name": "i", "uid": OTHER}, "spec": full, "status": {"phase": phase, "virtualSize": "2Gi"}}
+    )
+
+
+def machine(
+    name: str = "vm", uid: str = OTHER, *, host: str | None = "h1", deleting: bool = False, made: str = NOW
+) -> VirtualMachine:
+    metadata = {"name": name, "namespace": "ns", "uid": uid, "creationTimestamp": made}
+    if deleting:
+        metadata["deletionTimestamp"] = NOW
+    spec = {"resources": {"cpus": 1, "memory": "1Gi"}, "disks": [{"name": "d", "volume": "data"}]}
+    return VirtualMachine.parse({"metadata": metadata, "spec": spec, "status": {"host": host} if host else {}})
+
+
+def order(state: str | None, *, generation: int = 1, **status: Any) -> WorkOrder:
+    spec = volume_order(volume(), Wanted(GI, None, False, False, None), PLACE, 1)  # type: ignore[arg-type]
+    return WorkOrder.parse(
+        {
+            "metadata": {"name": f"volume-{UID}", "namespace": "kumulus-host-h1", "generation": generation},
+            "spec": spec.to_json(),
+            "status": {"state": state, "observedGeneration": 1, **status},
+        }
+    )
+
+
+def instance(uid: str = OTHER, name: str = "vm") -> WorkOrder:
+    disk = {"name": "d", "pool": POOL.to_json(), "volume": UID, "bootOrder": 1}
+    work = {
+        "uid": uid,
+        "epoch": 1,
+        "power": "Running",
+        "restartPolicy": "Always",
+        "cpus": 1,
+        "memory": 1,
+        "disks": [disk],
+    }
+    return WorkOrder.parse(
+        {
+            "metadata": {"name": f"instance-{uid}", "namespace": "kumulus-host-h1"},
+            "spec": {
+                "type": "Instance",
+                "for": {"kind": "VirtualMachine", "namespace": "ns", "name": name, "uid": uid},
+                "instance": work,
+            },
+        }
+    )
+
+
+def test_a_blank_volume_of_no_class_is_thin_and_goes_with_its_object() -> None:
+    found = wanted(Scope(volume()))
+    assert isinstance(found, Wanted)
+    assert (found.size, found.thick, found.retain, found.origin) == (GI, False, False, None)
+    assert found.demand.size == GI and not found.demand.selector and found.demand.pool is None
+
+
+def test_a_class_says_how_and_the_volume_has_the_last_word() -> None:
+    offered = volume_class(poolSelector={"tier": "nvme"}, provisioning="Thick", reclaimPolicy="Retain")
+    found = wanted(Scope(volume(), volume_class=offered))
+    assert isinstance(found, Wanted) and found.thick and found.retain and found.demand.selector == {"tier": "nvme"}
+    found = wanted(Scope(volume(size="1Gi", reclaimPolicy="Delete"), volume_class=offered))
+    assert isinstance(found, Wanted) and not found.retain
+
+
+def test_the_default_class_is_always_the_same() -> None:
+    classes = [volume_class("b", default=True), volume_class("a"), volume_class("c", default=True)]
+    assert getattr(default_class(classes), "name", None) == "b"
+    assert default_class([volume_class("a")]) is None
+
+
+CLONE = {"source": {"volume": "old"}}
+IMAGE = {"source": {"image": "i"}}
+SOURCE = volume(status={"pool": "local", "host": "h1", "size": "2Gi"})
+
+
+@pytest.mark.parametrize(
+    ("scope", "reason", "stalled"),
+    [
+        (Scope(volume(**{"size": "1Gi", "class": "fast"})), "VolumeClassNotFound", True),
+        (
+            Scope(volume(**{"size": "1Gi", "class": "fast"}), volume_class=volume_class(allowedNamespaces=["other"])),
+            "VolumeClassNotAllowed",
+            True,
+        ),
+        (Scope(volume(**IMAGE)), "ImageNotFound", True),
+        (Scope(volume(**IMAGE), image=image(phase="Importing")), "ImageNotReady", False),
+        (Scope(volume(**IMAGE), image=image(phase="Failed")), "ImageFailed", True),
+        (Scope(volume(**IMAGE), image=image(ClusterImage, allowedNamespaces=["other"])), "ImageNotAllowed", True),
+        (Scope(volume(**IMAGE), image=image(format="iso")), "ImageNotADisk", True),
+        (Scope(volume(size="1Gi", **IMAGE), image=image()), "DiskTooSmall", True),
+        (Scope(volume(**CLONE)), "SourceNotFound", True),
+        (Scope(volume(**CLONE), source=volume()), "SourceNotReady", False),
+        (Scope(volume(**CLONE), source=SOURCE, source_busy="vm"), "SourceInUse", False),
+    ],
+)
+def test_what_is_missing_has_a_name(scope: Scope, reason: str, stalled: bool) -> None:
+    found = wanted(scope)
+    assert isinstance(found, Lack) and (found.reason, found.stalled) == (reason, stalled) and found.message
+
+
+def test_a_volume_has_the_size_of_its_source_unless_it_asks_for_more() -> None:
+    found = wanted(Scope(volume(**IMAGE), image=image(minDisk="3Gi")))
+    assert isinstance(found, Wanted) and found.size == 3 * GI
+    assert found.origin is not None and found.origin.image is not None and found.origin.image.uid == OTHER
+    found = wanted(Scope(volume(size="5Gi", **CLONE), source=SOURCE))
+    assert isinstance(found, Wanted) and found.size == 5 * GI and found.origin == VolumeOrigin(volume=UID)
+
+
+def test_a_made_volume_needs_its_source_no_more() -> None:
+    made = volume(size="3Gi", status={"pool": "local", "host": "h1", "size": "2Gi"}, **IMAGE)
+    assert isinstance(wanted(Scope(made)), Wanted)
+    ordered = volume(size="3Gi", status={"pool": "local", "host": "h1"}, **IMAGE)
+    assert isinstance(wanted(Scope(ordered, order=order(None))), Wanted)
+    assert isinstance(wanted(Scope(ordered)), Lack), "bound but never ordered: it would be made blank"
+
+
+def test_the_oldest_placed_machine_gets_it_and_keeps_it() -> None:
+    younger = machine("b", UID, made="2026-01-02T00:00:00Z")
+    older = machine("c", OTHER)
+    unplaced = machine("a", UID, host=None, made="2025-01-01T00:00:00Z")
+    got = attachment(Scope(volume(), users=(younger, older, unplaced)))
+    assert got == Attachment(vm="c", uid=OTHER)
+    before = volume(status={"attachedTo": {"vm": "b", "uid": UID}})
+    assert attachment(Scope(before, users=(younger, older))) == Attachment(vm="b", uid=UID)
+
+
+def test_a_volume_is_free_only_when_no_agent_has_it() -> None:
+    before = volume(status={"attachedTo": {"vm": "vm", "uid": OTHER}})
+    mine = Attachment(vm="vm", uid=OTHER)
+    assert attachment(Scope(before, instances=(instance(),))) == mine, "taken out of the spec, not yet detached"
+    assert attachment(Scope(before, users=(machine(deleting=True),), instances=(instance(),))) == mine
+    assert attachment(Scope(before, users=(machine(deleting=True),))) is None
+    next_one = machine("next", UID)
+    assert attachment(Scope(before, users=(next_one,), instances=(instance(),))) == mine
+    assert attachment(Scope(before, users=(next_one,))) == Attachment(vm="next", uid=UID)
+    assert attachment(Scope(volume(), users=(next_one,), instances=(instance(),))) is None, "status lost: still had"
+
+
+def test_a_machine_elsewhere_does_not_get_it() -> None:
+    there = volume(status={"host": "h2", "pool": "local"})
+    assert attachment(Scope(there, users=(machine(),))) is None
+
+
+def test_an_order_grows_and_never_shrinks() -> None:
+    want = wanted(Scope(volume()))
+    assert isinstance(want, Wanted)
+    spec = volume_order(volume(), want, PLACE, 3)
+    assert renewed(spec, want, 9) is spec, "nothing differs, nothing is written"
+    grown = renewed(spec, replace(want, size=2 * GI, retain=True), 9)
+    assert grown.disk is not None and grown.disk.volume is not None
+    assert (grown.disk.volume.size, grown.disk.volume.retain, grown.term) == (2 * GI, True, 9)
+    assert renewed(spec, replace(want, size=1), 9) is spec
+
+
+USED = Attachment(vm="vm", uid=OTHER)
+MADE = {"disk": {"virtualSize": GI, "size": 4096}}
+
+
+@pytest.mark.parametrize(
+    ("scope", "attached", "lack", "phase", "reason"),
+    [
+        (Scope(volume()), None, None, VolumePhase.PENDING, FIRST_USE),
+        (Scope(volume()), None, Lack("ImageNotFound", "x"), VolumePhase.PENDING, "ImageNotFound"),
+        (Scope(volume(), order=order(None)), USED, None, VolumePhase.CREATING, "Creating"),
+        (
+            Scope(volume(), order=order("Waiting", reason="ImageNotReady")),
+            USED,
+            None,
+            VolumePhase.CREATING,
+            "ImageNotReady",
+        ),
+        (Scope(volume(), order=order("Ready", **MADE)), None, None, VolumePhase.AVAILABLE, "Available"),
+        (Scope(volume(), order=order("Ready", **MADE)), USED, None, VolumePhase.IN_USE, "InUse"),
+        (
+            Scope(volume(status={"size": "1Gi"}), order=order("Ready", generation=2, **MADE)),
+            USED,
+            None,
+            VolumePhase.RESIZING,
+            "Resizing",
+        ),
+        (Scope(volume(), order=order("Failed", reason="NoSpace")), USED, None, VolumePhase.FAILED, "NoSpace"),
+        (Scope(volume(deleting=True), order=order("Ready")), None, None, VolumePhase.DELETING, "Deleting"),
+        (
+            Scope(volume(deleting=True), order=order("Ready"), instances=(instance(),)),
+            USED,
+            Lack("VolumeInUse", "x"),
+            VolumePhase.DELETING,
+            "VolumeInUse",
+        ),
+    ],
+)
+def test_the_status_says_what_is_so(
+    scope: Scope, attached: Attachment | None, lack: Lack | None, phase: VolumePhase, reason: str
+) -> None:
+    after = derive_status(scope, PLACE if scope.order else None, attached, lack, NOW)
+    ready = after.condition("Ready")
+    assert (after.phase, ready.reason if ready else None) == (phase, reason)
+    assert after.attached_to == attached and after.observed_generation == 2
+    assert (str(ready.status) == "True") == (phase in (VolumePhase.AVAILABLE, VolumePhase.IN_USE)) if ready else False
+    again = replace(scope, volume=scope.volume.model_copy(update={"status": after}))
+    assert derive_status(again, None, attached, lack, "2027-01-01T00:00:00Z").to_json() == after.to_json()
+
+
+def test_a_volume_that_is_used_is_held_and_one_whose_host_is_gone_is_lost() -> None:
+    assert held(Scope(volume())) is None
+    busy = held(Scope(volume(), instances=(instance(),)))
+    assert busy is not None and "Machine vm" in busy.message
+    there = volume(status={"host": "h1", "pool": "local"})
+    assert host_lost(Scope(there, host=Host.parse({"metadata": {"name": "h1"}, "spec": {"zone": "z"}}))) is None
+    lost = host_lost(Scope(there))
+    assert lost is not None and lost.reason == "HostGone"
