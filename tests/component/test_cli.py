@@ -272,7 +272,8 @@ def test_images_of_the_namespace_and_of_the_cluster(run: Run, api: Cluster, name
     spec = {
         "source": {"http": {"url": "https://images.example/tiny"}},
         "checksum": {"sha256": "a" * 64},
-        "format": "qcow2",
+        "compression": "xz",
+        "format": "vhdx",
     }
     made = api.create(Image.KIND, {"metadata": {"name": "tiny"}, "spec": spec}, namespace)
     failed = {
@@ -287,7 +288,9 @@ def test_images_of_the_namespace_and_of_the_cluster(run: Run, api: Cluster, name
     row = next(line for line in run("image", "list").out.splitlines() if line.startswith("tiny"))
     for words in (namespace, "Importing", "ChecksumMismatch", "25% of 4 MiB"):
         assert words in row
-    assert "It adds up to something else." in run("image", "show", "tiny").out
+    shown = run("image", "show", "tiny").out
+    assert "It adds up to something else." in shown
+    assert {("Compression:", "xz"), ("Format:", "vhdx")} <= {tuple(line.split()) for line in shown.splitlines()}
     assert run("image", "list", "-o", "name").out.splitlines().count("image.storage.kumulus.io/tiny") == 1
     assert "image list -A" in run("image", "show", "nothing").err
 

@@ -16,7 +16,7 @@ from kumulus.api.host import HttpFetch, ImageRef, VolumeOrigin
 from kumulus_agents.storage.protocol import ImportProgress, StorageDriver, StorageError
 
 MIB = 1 << 20
-STAGES = ("Downloading", "Inspecting", "Converting")
+STAGES = ("Downloading", "Unpacking", "Inspecting", "Converting")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 from pathlib import Path
 
@@ -53,6 +54,19 @@ def test_hostile_image_is_refused_before_anything_reads_it(world: World, tmp_pat
     assert "backing" in world.condition("image", "hostile", "ImageRejected")
     left = [path for host in world.lab.hosts for path in host.state_directory.rglob("*") if path.suffix == ".part"]
     assert not left
+
+
+def test_packed_image_of_another_cloud_comes_in(world: World, tmp_path: Path) -> None:
+    """A stream-optimized VMDK in gzip is unpacked, looked at, and becomes a disk."""
+    file = tmp_path / "tiny.vmdk"
+    qcow2 = world.lab.image_directory / "tiny.qcow2"
+    words = ["convert", "-f", "qcow2", "-O", "vmdk", "-o", "subformat=streamOptimized", str(qcow2), str(file)]
+    subprocess.run(["qemu-img", *words], check=True, stdin=subprocess.DEVNULL)
+    packed = tmp_path / "tiny.vmdk.gz"
+    packed.write_bytes(gzip.compress(file.read_bytes(), 1))
+    world.image("elsewhere", packed, format_="vmdk", compression="gzip")
+    status = world.wait("image", "elsewhere", lambda i: i["status"].get("phase") == "Ready", "an import")["status"]
+    assert status["format"] == "vmdk"
 
 
 def test_image_on_a_forbidden_address_is_refused(world: World) -> None:

@@ -29,7 +29,15 @@ class World:
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
         self.lab.cluster.kubectl_run("apply", "-n", self.namespace, "-f", "-", stdin=text)
 
-    def image(self, name: str, file: str | Path, *, sha256: str | None = None, format_: str = "qcow2") -> None:
+    def image(
+        self,
+        name: str,
+        file: str | Path,
+        *,
+        sha256: str | None = None,
+        format_: str = "qcow2",
+        compression: str = "None",
+    ) -> None:
         """Apply an Image of a file on the lab's image server; a path is copied there first."""
         if isinstance(file, Path):
             served = self.lab.image_directory / f"{self.namespace}-{file.name}"
@@ -44,6 +52,7 @@ class World:
                 "spec": {
                     "source": {"http": {"url": f"{self.lab.image_url}/{file}"}},
                     "checksum": {"sha256": sha256 or self.lab.serve_image(Path(file).stem).sha256},
+                    "compression": compression,
                     "format": format_,
                 },
             }

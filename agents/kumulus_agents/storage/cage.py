@@ -26,6 +26,7 @@ from kumulus_agents.storage.settings import CageSettings
 
 _CELL = str(Path(cell.__file__).resolve())
 _INSPECTOR = "kumulus_agents.storage.inspector"
+_UNPACKER = "kumulus_agents.storage.unpacker"
 _OUTPUT = 64 << 10
 
 
@@ -89,16 +90,43 @@ async def inspect(fd: int, declared: str, max_virtual_size: int, *, settings: Ca
     limits = Limits(settings.address_space, settings.inspect_seconds, settings.inspect_seconds)
     plan = _plan((), limits, settings, programs=False)
     argv = [sys.executable, "-I", "-B", "-m", _INSPECTOR, plan, declared, str(max_virtual_size)]
-    outcome = await _spawn(argv, (), limits, stdin=fd)
+    return _answer(await _spawn(argv, (), limits, stdin=fd), "inspect")
+
+
+async def unpack(
+    fd: int,
+    target: int,
+    compression: str,
+    limit: int,
+    room: int,
+    *,
+    settings: CageSettings,
+    on_output: Callable[[bytes], None],
+) -> dict[str, object]:
+    """What the unpacker, caged, says: the `size` of what it made of the open file, or why there is none.
+
+    That is `rejected`, `tooLarge` for more than `limit` bytes, `noRoom` for more than `room` that are not zeros, or
+    `failed`, an error number of the target.
+    """
+    seconds = settings.convert_seconds
+    limits = Limits(settings.address_space, seconds, seconds, file_size=limit)
+    handed = [Handed(target, "target", write=True)]
+    plan = _plan(handed, limits, settings, programs=False)
+    argv = [sys.executable, "-I", "-B", "-m", _UNPACKER, plan, compression, "/target", str(limit), str(room)]
+    return _answer(await _spawn(argv, handed, limits, stdin=fd, on_output=on_output), "unpack")
+
+
+def _answer(outcome: Outcome, doing: str) -> dict[str, object]:
+    """The JSON object that is the last line of a program of our own."""
     if outcome.status >= 128:
-        return {"rejected": "takes too much time or memory to inspect"}
+        return {"rejected": f"takes too much time or memory to {doing}"}
     try:
-        answer = json.loads(outcome.output)
+        answer = json.loads(outcome.output.rpartition("\n")[2])
     except ValueError:
         answer = None
     if outcome.status or not isinstance(answer, dict):
         last = outcome.errors.strip().rpartition("\n")[2]
-        raise StorageError(f"The program that inspects images does not work: {last}.", reason="CageUnavailable")
+        raise StorageError(f"The program that is to {doing} images does not work: {last}.", reason="CageUnavailable")
     return answer
 
 
@@ -158,6 +186,8 @@ async def _spawn(
             reason="ImageTimeout",
             retryable=False,
         ) from None
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None  # what `on_output` raised
     finally:
         await _end(process)
     outcome = Outcome(process.returncode or 0, output.result(), errors.result())

@@ -26,17 +26,33 @@ class Claims:
         Raises `StorageError(reason="InsufficientCapacity")`.
         """
         self.drop(name)
-        others = sum(max(2 * other - there(), 0) for other, there in self._claims.values())
+        others = self._taken()
         needed = (2 * size if others else size) - arrived()
         if needed > max(free - others, 0):
-            beside = f", of which imports under way will take up to {rounded(others)}" if others else ""
-            raise StorageError(
-                f"The pool {self._pool} has no room for the image: {rounded(needed)} needed, {rounded(free)} free{beside}."
-                " It is tried again; free space in the pool or choose another one.",
-                reason="InsufficientCapacity",
-            )
+            raise self._refusal(rounded(needed), free)
         self._claims[name] = (size, arrived)
+
+    def most(self, free: int) -> int:
+        """Bytes that an image without a claim may take while it is unpacked. More is what `exceeded` is for."""
+        others = self._taken()
+        return max(free - others, 0) // (2 if others else 1)
+
+    def exceeded(self, most: int, free: int) -> StorageError:
+        """The error for an image that turned out to be larger than `most`, which it had been let in with."""
+        return self._refusal(f"more than {rounded(most)}", free)
 
     def drop(self, name: str) -> None:
         """The import of that name has ended. No claim: nothing."""
         self._claims.pop(name, None)
+
+    def _taken(self) -> int:
+        return sum(max(2 * size - arrived(), 0) for size, arrived in self._claims.values())
+
+    def _refusal(self, needed: str, free: int) -> StorageError:
+        others = self._taken()
+        beside = f", of which imports under way will take up to {rounded(others)}" if others else ""
+        return StorageError(
+            f"The pool {self._pool} has no room for the image: {needed} needed, {rounded(free)} free{beside}."
+            " It is tried again; free space in the pool or choose another one.",
+            reason="InsufficientCapacity",
+        )

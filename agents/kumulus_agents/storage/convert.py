@@ -55,8 +55,8 @@ async def convert(
     try:
         outcome = await cage.run(
             [
-                *(str(settings.cage.qemu_img), "convert", "-p", "-f", found.format, "-O", "qcow2"),
-                *("-o", "compat=1.1", f"/{_SOURCE}", f"/{_TARGET}"),
+                *(str(settings.cage.qemu_img), "convert", "-p", "-O", "qcow2", "-o", "compat=1.1"),
+                *(*_opened(found.format), f"/{_TARGET}"),
             ],
             [Handed(source, _SOURCE), Handed(target, _TARGET, write=True)],
             limits=Limits(
@@ -80,6 +80,16 @@ def percent_done(output: bytes) -> int | None:
     """What `qemu-img -p` said last in this piece of its output."""
     percents = _PERCENT.findall(output)
     return int(percents[-1]) if percents else None
+
+
+def _opened(form: str) -> tuple[str, ...]:
+    """The source as qemu-img is told to open it, its format pinned.
+
+    A VHD's footer has the size of its disk twice; which one counts would depend on who wrote it.
+    """
+    if form == "vhd":
+        return "--image-opts", f"driver=vpc,force_size_calc=current_size,file.driver=file,file.filename=/{_SOURCE}"
+    return "-f", form, f"/{_SOURCE}"
 
 
 def _largest(virtual_size: int, settings: StorageSettings) -> int:

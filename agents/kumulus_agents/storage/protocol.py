@@ -42,7 +42,7 @@ class StoredImage:
     uid: str
     path: str
     format: str
-    """Format of the file in the pool (qcow2)."""
+    """Format of the file in the pool: qcow2, or raw for a disc, of which no volume is made."""
     source_format: str
     """What the source turned out to be."""
     sha256: str
@@ -78,7 +78,7 @@ class ImportProgress:
     """How far an import or a copy is."""
 
     stage: str
-    """Downloading, Inspecting or Converting; Copying."""
+    """Downloading, Unpacking, Inspecting or Converting; Copying."""
     bytes: int
     total: int | None
     rate: int | None
@@ -101,8 +101,8 @@ class StorageDriver(Protocol):
         """The image of that uid, if it is whole."""
 
     async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
-        """Bring an image into the pool: fetch (resuming a cut transfer), verify while streaming, inspect by a
-        parser that does not trust it, convert in a cage. There already: nothing. Cancelling leaves a resumable part.
+        """Bring an image into the pool: fetch (resuming a cut transfer), verify while streaming, unpack, inspect by a
+        parser that does not trust it, convert, all in a cage. There already: nothing. Cancelling leaves a resumable part.
 
         Raises `StorageError`; nothing of a refused image stays.
         """

@@ -28,7 +28,7 @@ class FetchSettings(_Section):
     allowed_networks: tuple[Network, ...] = Field(
         default=(), description="Addresses images may come from although a rule forbids them. Wins over everything."
     )
-    max_bytes: int = Field(default=100 * GIB, description="Largest download in bytes.", ge=1)
+    max_bytes: int = Field(default=100 * GIB, description="Largest download, and largest file in one, in bytes.", ge=1)
     connect_timeout: float = Field(default=10.0, description="Seconds to connect, TLS included.", gt=0)
     idle_timeout: float = Field(default=30.0, description="Seconds without a byte.", gt=0)
     total_timeout: float = Field(default=12 * 3600.0, description="Seconds for one import's download in all.", gt=0)
@@ -49,7 +49,9 @@ class CageSettings(_Section):
     qemu_img: PurePosixPath = Field(default=PurePosixPath("/usr/bin/qemu-img"), description="The program, below /usr.")
     address_space: int = Field(default=GIB, description="Address space in bytes.", ge=64 << 20)
     inspect_seconds: float = Field(default=30.0, description="Seconds to inspect an image.", gt=0)
-    convert_seconds: float = Field(default=2 * 3600.0, description="Seconds to convert an image.", gt=0)
+    convert_seconds: float = Field(
+        default=2 * 3600.0, description="Seconds to convert an image; as many to unpack it.", gt=0
+    )
 
 
 class SimulatedSettings(_Section):

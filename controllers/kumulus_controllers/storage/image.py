@@ -87,7 +87,10 @@ def import_order(image: AnyImage, pool: PoolRef, term: int) -> WorkOrderSpec:
         term=term,
         disk=DiskOrder(
             pool=pool,
-            import_image=ImageImport(image=image_ref(image), http=HttpFetch(url=http.url, ca_bundle=http.ca_bundle)),
+            import_image=ImageImport(
+                image=image_ref(image),
+                http=HttpFetch(url=http.url, ca_bundle=http.ca_bundle, compression=image.spec.compression),
+            ),
         ),
     )
 

@@ -20,6 +20,7 @@ from kumulus.api.host import (
 )
 from kumulus.api.quantity import from_bytes, to_bytes
 from kumulus.api.storage import (
+    OPTICAL,
     Attachment,
     ClusterImage,
     Image,
@@ -167,6 +168,12 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
     if allowed and scope.volume.namespace not in allowed:
         return Lack(
             "ImageNotAllowed", f"ClusterImage {image.name} may not be used in namespace {scope.volume.namespace}."
+        )
+    if image.spec.format in OPTICAL:
+        return Lack(
+            "ImageNotADisk",
+            f"{image.KIND.kind} {image.name} is a disc ({image.spec.format}), of which no volume is made:"
+            " use it for an ephemeral disk, or name an image of a disk.",
         )
     if image.status.phase is not ImagePhase.READY:
         ready = image.status.condition("Ready")

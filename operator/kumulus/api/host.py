@@ -16,7 +16,7 @@ from pydantic import Field, StringConstraints
 from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
 from kumulus.api.compute import DiskName, PowerState, RestartPolicy, Stop
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
-from kumulus.api.storage import ImageFormat, PoolDriver, PoolParameters, Progress, Sha256
+from kumulus.api.storage import Compression, ImageFormat, PoolDriver, PoolParameters, Progress, Sha256
 
 GROUP = f"host.{DOMAIN}"
 
@@ -116,6 +116,7 @@ class HttpFetch(Model):
 
     url: str = Field(description="Where it is.", max_length=2048)
     ca_bundle: str | None = Field(default=None, description="PEM certificates to trust for it.", max_length=65536)
+    compression: Compression = Field(default=Compression.NONE, description="How what is there is packed.")
 
 
 class ImageImport(Model):

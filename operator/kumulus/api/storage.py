@@ -71,6 +71,24 @@ class ImageFormat(StrEnum):
 
     QCOW2 = "qcow2"
     RAW = "raw"
+    VMDK = "vmdk"
+    VHD = "vhd"
+    VHDX = "vhdx"
+    ISO = "iso"
+
+
+OPTICAL = frozenset({ImageFormat.ISO})
+"""Formats of what is no disk but a disc: fit for a CD-ROM, or for a disk that goes with its machine. Never a volume's."""
+
+
+class Compression(StrEnum):
+    """How a download is packed. Said, never guessed from its name or content."""
+
+    NONE = "None"
+    GZIP = "gzip"
+    XZ = "xz"
+    ZSTD = "zstd"
+    BZIP2 = "bzip2"
 
 
 class OperatingSystem(Model):
@@ -86,7 +104,15 @@ class ImageSpec(Model):
 
     source: ImageSource = Field(description="Where it comes from.", json_schema_extra=immutable("source"))
     checksum: Checksum = Field(description="What it must add up to.", json_schema_extra=immutable("checksum"))
-    format: ImageFormat = Field(description="What it must turn out to be.", json_schema_extra=immutable("format"))
+    compression: Compression = Field(
+        default=Compression.NONE,
+        description="How the download is packed. It is unpacked after its checksum was verified.",
+        json_schema_extra=immutable("compression"),
+    )
+    format: ImageFormat = Field(
+        description="What it must turn out to be, unpacked. An iso can be a CD-ROM or an ephemeral disk, not a volume.",
+        json_schema_extra=immutable("format"),
+    )
     architecture: str = Field(
         default="x86_64", description="The processor it is for.", max_length=16, pattern=r"^[a-z0-9_]+$"
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kumulus.api.storage import ClusterImage, Image
+from kumulus.api.storage import ClusterImage, Compression, Image
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age, size
 from kumulus.cli.output import Column
@@ -93,6 +93,7 @@ def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", 
             ("Progress", progress(image)),
             ("Source", image.spec.source.http.url if image.spec.source.http else ""),
             ("SHA-256", image.spec.checksum.sha256),
+            ("Compression", "" if image.spec.compression is Compression.NONE else image.spec.compression),
             ("Format", image.spec.format),
             ("Disk size", size(status.virtual_size) if status.virtual_size else ""),
             ("Takes", size(status.size) if status.size else ""),

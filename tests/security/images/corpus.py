@@ -6,6 +6,7 @@ listener on loopback that none may reach. Where a published attack stands behind
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import lzma
 import struct
@@ -27,6 +28,7 @@ class Hostile:
     name: str
     declared: str
     data: bytes
+    compression: str = "None"
 
 
 def honest(*, version: int = 3, size: int = MIB, cluster_bits: int = 16) -> bytearray:
@@ -86,20 +88,42 @@ def vmdk(extent: str) -> bytes:
     ).encode().ljust(4096, b"\0")  # fmt: skip
 
 
-def vmdk_sparse() -> bytes:
-    """A sparse VMDK with an embedded descriptor."""
+def vmdk_sparse(descriptor: bytes | None = None, *, capacity: int = 2048) -> bytes:
+    """A sparse VMDK with an embedded descriptor; one of a flat extent, or another."""
     data = bytearray(2 * MIB)
-    struct.pack_into("<4sIIQQQQ", data, 0, b"KDMV", 1, 3, 2048, 128, 1, 20)
-    data[512:1024] = vmdk("/etc/shadow")[:512]
+    struct.pack_into(
+        "<4sIIQQQQIQQQB4sH", data, 0, b"KDMV", 1, 1, capacity, 128, 1, 20, 512, 0, 21, 128, 0, b"\n \r\n", 0
+    )
+    struct.pack_into("<I", data, 21 * 512, 22)
+    text = descriptor or vmdk("/etc/shadow")
+    data[512 : 512 + 20 * 512] = text.rstrip(b"\0").ljust(20 * 512, b"\0")
     return bytes(data)
 
 
-def vhd_footer() -> bytes:
+def vmdk_text(*more: str, kind: str = "monolithicSparse", extent: str = 'RW 2048 SPARSE "x.vmdk"') -> bytes:
+    """A descriptor in order, but for what is said."""
+    lines = ("# Disk DescriptorFile", "version=1", "CID=fffffffe", "parentCID=ffffffff", f'createType="{kind}"')
+    return "\n".join((*lines, extent, *more, "")).encode()
+
+
+def vhd_footer(*, kind: int = 2, header: int = (1 << 64) - 1) -> bytes:
     footer = bytearray(512)
-    struct.pack_into(">8sIIQ", footer, 0, b"conectix", 2, 0x10000, 0xFFFFFFFFFFFFFFFF)
+    struct.pack_into(">8sIIQ", footer, 0, b"conectix", 2, 0x10000, header)
     struct.pack_into(">QQ", footer, 40, MIB, MIB)
-    struct.pack_into(">I", footer, 60, 2)
+    struct.pack_into(">I", footer, 60, kind)
+    struct.pack_into(">I", footer, 64, ~sum(footer) & 0xFFFFFFFF)
     return bytes(footer)
+
+
+def vhd_dynamic(*, kind: int = 3, parent: str = "", entry: int = 0xFFFFFFFF) -> bytes:
+    """A dynamic VHD of one block, with a parent if one is said."""
+    header = bytearray(1024)
+    struct.pack_into(">8sQQIII", header, 0, b"cxsparse", (1 << 64) - 1, 1536, 0x10000, 1, 2 * MIB)
+    name = parent.encode("utf-16-be")
+    header[64 : 64 + len(name)] = name
+    struct.pack_into(">I", header, 36, ~sum(header) & 0xFFFFFFFF)
+    footer = vhd_footer(kind=kind, header=512)
+    return footer + bytes(header) + struct.pack(">I", entry).ljust(512, b"\xff") + footer
 
 
 def at(offset: int, magic: bytes, size: int = MIB) -> bytes:
@@ -237,10 +261,42 @@ def _other(canary: str, port: int) -> Iterator[tuple[str, str, bytes]]:
     yield "qcow2 that is a partitioned disk too", "qcow2", put(honest(), (450, "B", 0x83), (510, "H", 0x55AA))
 
 
+def _clouds(canary: str, port: int) -> Iterator[tuple[str, str, bytes]]:
+    """Of other clouds. That each part of a header is looked at is tried in tests/unit/storage/test_formats.py."""
+    yield "VMDK descriptor of a flat extent (CVE-2022-47951)", "vmdk", vmdk(canary)
+    yield "VMDK descriptor of a device", "vmdk", vmdk("/dev/vda")
+    yield "VMDK descriptor of a server", "vmdk", vmdk(f"nbd://127.0.0.1:{port}/x")
+    yield "VMDK without a disk, so that its descriptor counts", "vmdk", vmdk_sparse(vmdk(canary), capacity=0)
+    yield "VMDK of a flat extent in a sparse one", "vmdk", vmdk_sparse(vmdk(canary))
+    yield "VMDK of many files", "vmdk", vmdk_sparse(vmdk_text(kind="twoGbMaxExtentSparse"))
+    hint = f'parentFileNameHint="{canary}"'
+    yield "VMDK with a parent", "vmdk", vmdk_sparse(vmdk_text(hint))
+    yield "VMDK with a parent behind its text", "vmdk", vmdk_sparse(vmdk_text() + b"\0" + hint.encode())
+    yield "VMDK with change tracking", "vmdk", vmdk_sparse(vmdk_text(f'changeTrackPath="{canary}"'))
+    yield "VMDK of 8 ZiB", "vmdk", vmdk_sparse(vmdk_text(), capacity=(1 << 64) - 1)
+    yield "VHD with a parent", "vhd", vhd_dynamic(kind=4, parent=canary)
+    yield "VHD with a parent that says it has none", "vhd", vhd_dynamic(parent=canary)
+    yield "VHD cut off within a block", "vhd", vhd_dynamic(entry=4)
+    yield "VHDX of nothing", "vhdx", at(0, b"vhdxfile", 4 * MIB)
+    yield "ISO 9660 of nothing", "iso", iso()
+    for declared in ("vmdk", "vhd", "vhdx", "iso"):
+        yield f"qcow2 with backing file as {declared}", declared, backed(canary)
+
+
+def _packed(canary: str) -> Iterator[Hostile]:
+    for compression, pack in (("gzip", gzip.compress), ("xz", lzma.compress), ("bzip2", bz2.compress)):
+        yield Hostile(f"qcow2 with backing file in {compression}", "qcow2", pack(backed(canary)), compression)
+    twice = gzip.compress(gzip.compress(bytes(honest())))
+    yield Hostile("qcow2 that is packed twice", "qcow2", twice, "gzip")
+    yield Hostile("half of a qcow2 in gzip", "qcow2", gzip.compress(bytes(honest()))[:-9], "gzip")
+    yield Hostile("qcow2 that is said to be packed", "qcow2", bytes(honest()), "gzip")
+
+
 def hostile(canary: str, port: int) -> list[Hostile]:
     """All of them. Deterministic but for the canary's path and the port."""
     files = [Hostile(name, "qcow2", data) for name, data in _qcow2(canary, port)]
-    return files + [Hostile(*entry) for entry in _other(canary, port)]
+    files += [Hostile(*entry) for entry in (*_other(canary, port), *_clouds(canary, port))]
+    return files + list(_packed(canary))
 
 
 Make = Callable[[str, int], list[Hostile]]

@@ -103,7 +103,7 @@ async def test_refused(name, declared, trap: Trap, settings: StorageSettings, se
     url = server.on("/i", Answer(file.data))
     began, worked = time.monotonic(), work()
     with pytest.raises(StorageError) as refused:
-        await driver.import_image(image, http(url), ignore)
+        await driver.import_image(image, http(url, file.compression), ignore)
     assert work() - worked < LIMIT
     assert time.monotonic() - began < DEADLINE
     assert (refused.value.reason, refused.value.retryable) == ("ImageRejected", False)
@@ -115,7 +115,13 @@ async def test_refused(name, declared, trap: Trap, settings: StorageSettings, se
 
 
 DANGEROUS = [
-    name for name, declared in corpus.NAMES if declared == "qcow2" and any(w in name for w in ("backing", "data file"))
+    (file.name, file.declared)
+    for file in corpus.hostile("/tmp/canary", 9)
+    if file.compression == "None"
+    and (
+        (file.declared == "qcow2" and any(word in file.name for word in ("backing", "data file")))
+        or (file.declared in ("vmdk", "vhd") and any(word in file.name for word in ("descriptor", "extent", "parent")))
+    )
 ]
 
 
@@ -141,9 +147,9 @@ async def converted(data: bytes, form: str, source: Path, settings: StorageSetti
     return target.read_bytes()
 
 
-@pytest.mark.parametrize("name", DANGEROUS)
-async def test_nothing_is_reached_even_if_the_inspector_is_fooled(name, trap, settings, source) -> None:
-    out = await converted(made(name, "qcow2", trap).data, "qcow2", source, settings)
+@pytest.mark.parametrize(("name", "declared"), DANGEROUS, ids=[f"{name} as {said}" for name, said in DANGEROUS])
+async def test_nothing_is_reached_even_if_the_inspector_is_fooled(name, declared, trap, settings, source) -> None:
+    out = await converted(made(name, declared, trap).data, declared, source, settings)
     assert trap.untouched()
     assert trap.secret[:64] not in out
 
@@ -169,6 +175,28 @@ async def test_control_without_a_cage_the_canary_is_read(trap, tmp_path) -> None
     qemu_img("convert", "-f", "qcow2", "-O", "raw", tmp_path / "i", tmp_path / "out")
     assert trap.secret[:64] in (tmp_path / "out").read_bytes()
     assert not trap.untouched()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["VMDK descriptor of a flat extent (CVE-2022-47951)", "VMDK without a disk, so that its descriptor counts"],
+)
+async def test_control_without_a_cage_the_canary_is_read_by_vmdk_too(name, trap, tmp_path) -> None:
+    (tmp_path / "i").write_bytes(made(name, "vmdk", trap).data)
+    qemu_img("convert", "-f", "vmdk", "-O", "raw", tmp_path / "i", tmp_path / "out")
+    assert trap.secret[:64] in (tmp_path / "out").read_bytes()
+    assert not trap.untouched()
+
+
+@pytest.mark.parametrize(
+    ("declared", "data"),
+    [("vmdk", corpus.vmdk_sparse(corpus.vmdk_text())), ("vhd", corpus.vhd_dynamic())],
+    ids=["vmdk", "vhd"],
+)
+async def test_control_what_is_made_hostile_is_honest_before(declared, data, settings, server, tmp_path) -> None:
+    driver = DirStorage(pool_ref(tmp_path / "pool"), settings)
+    image = await driver.import_image(image_ref(data, declared), http(server.on("/i", Answer(data))), ignore)
+    assert image.virtual_size == corpus.MIB
 
 
 async def test_control_an_honest_file_comes_in(trap, settings, server, tmp_path) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
+import io
+import lzma
 import os
 import random
 import subprocess
 import uuid
 from pathlib import Path
 
+import pycdlib
 import pytest
+import zstandard
 
 from kumulus.api.host import HttpFetch, ImageRef, PoolRef
-from kumulus.api.storage import ImageFormat, PoolDriver, PoolParameters
+from kumulus.api.storage import Compression, ImageFormat, PoolDriver, PoolParameters
 from kumulus_agents.storage.protocol import ImportProgress
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: images are read in a cage")
@@ -32,8 +38,8 @@ def image_ref(data: bytes, form: str, image_uid: str | None = None) -> ImageRef:
     return ImageRef(uid=image_uid or uid(), sha256=hashlib.sha256(data).hexdigest(), format=ImageFormat(form))
 
 
-def http(url: str) -> HttpFetch:
-    return HttpFetch(url=url)
+def http(url: str, compression: str = "None") -> HttpFetch:
+    return HttpFetch(url=url, compression=Compression(compression))
 
 
 def ignore(_: ImportProgress) -> None:
@@ -64,3 +70,39 @@ def qcow2(directory: Path, *options: str, size: int = 4 * MIB, convert: tuple[st
     raw.unlink()
     made.unlink()
     return data
+
+
+def made(directory: Path, driver: str, *options: str, size: int = 4 * MIB) -> bytes:
+    """`disk` as a file of another format, by qemu-img's name for it."""
+    raw, target = directory / "made.raw", directory / "made.other"
+    raw.write_bytes(disk(size))
+    chosen = ("-o", ",".join(options)) if options else ()
+    qemu_img("convert", "-f", "raw", "-O", driver, *chosen, raw, target)
+    data = target.read_bytes()
+    raw.unlink()
+    target.unlink()
+    return data
+
+
+def iso(*, hybrid: bool = False) -> bytes:
+    """A disc with a file on it; a hybrid has a partition table too."""
+    disc = pycdlib.PyCdlib()
+    disc.new(interchange_level=3, vol_ident="installer", joliet=3)
+    data = random.Random(3).randbytes(100_000)
+    disc.add_fp(io.BytesIO(data), len(data), "/INSTALL.;1", joliet_path="/install")
+    out = io.BytesIO()
+    disc.write_fp(out)
+    disc.close()
+    image = bytearray(out.getvalue())
+    if hybrid:
+        image[446:512] = disk(MIB)[446:512]
+    return bytes(image)
+
+
+PACK = {
+    "gzip": lambda data: gzip.compress(data, 6),
+    "xz": lambda data: lzma.compress(data, preset=1),
+    "zstd": lambda data: zstandard.ZstdCompressor(level=3).compress(data),
+    "bzip2": lambda data: bz2.compress(data, 9),
+}
+"""What packs, by the name of the compression."""

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from kumulus.api.base import ConditionStatus
-from kumulus.api.host import WorkOrder
-from kumulus.api.storage import Image, ImagePhase, ImageStatus
+from kumulus.api.host import PoolRef, WorkOrder
+from kumulus.api.storage import Compression, Image, ImageFormat, ImagePhase, ImageStatus
 from kumulus_controllers.storage import image as images
 from kumulus_controllers.storage.image import Scope, derive_status
 
@@ -105,6 +105,18 @@ def test_what_was_verified_stays_known_while_another_host_fetches_it() -> None:
 def test_a_thousand_hosts_fit_into_a_status() -> None:
     orders = tuple(order(f"h{number:04}", "Ready", disk=DISK) for number in range(1500))
     assert len(status_of(Scope(image(), orders)).caches) == images.LISTED
+
+
+def test_the_order_says_how_the_download_is_packed_and_what_it_has_to_be() -> None:
+    packed = image()
+    spec = packed.spec.model_copy(update={"compression": Compression.XZ, "format": ImageFormat.VMDK})
+    packed = packed.model_copy(update={"spec": spec})
+    pool = PoolRef.model_validate(order("a", None).spec.disk.pool.to_json())  # type: ignore[union-attr]
+    disk = images.import_order(packed, pool, 7).to_json()["disk"]
+    assert disk["importImage"]["http"] == {"url": "https://x.example/y", "compression": "xz"}
+    assert disk["importImage"]["image"]["format"] == "vmdk"
+    unsaid = images.import_order(image(), pool, 7).disk
+    assert unsaid is not None and unsaid.import_image.http.compression is Compression.NONE
 
 
 def test_an_image_in_use_says_where_when_it_is_deleted() -> None:

@@ -141,6 +141,7 @@ SOURCE = volume(status={"pool": "local", "host": "h1", "size": "2Gi"})
         (Scope(volume(**IMAGE), image=image(phase="Importing")), "ImageNotReady", False),
         (Scope(volume(**IMAGE), image=image(phase="Failed")), "ImageFailed", True),
         (Scope(volume(**IMAGE), image=image(ClusterImage, allowedNamespaces=["other"])), "ImageNotAllowed", True),
+        (Scope(volume(**IMAGE), image=image(format="iso")), "ImageNotADisk", True),
         (Scope(volume(size="1Gi", **IMAGE), image=image()), "DiskTooSmall", True),
         (Scope(volume(**CLONE)), "SourceNotFound", True),
         (Scope(volume(**CLONE), source=volume()), "SourceNotReady", False),

@@ -13,15 +13,21 @@ _THICK_TIMEOUT = 3600.0
 
 
 def create(
-    settings: StorageSettings, fd: int, virtual_size: int, *, backing: str | None = None, thick: bool = False
+    settings: StorageSettings,
+    fd: int,
+    virtual_size: int,
+    *,
+    backing: str | None = None,
+    form: str = "qcow2",
+    thick: bool = False,
 ) -> None:
-    """Write an empty disk of so many bytes into the open file: an overlay of `backing`, or one that takes all of its
-    space at once. Not both: qcow2 has no preallocated overlays. Raises `StorageError`.
+    """Write an empty disk of so many bytes into the open file: an overlay of `backing`, which is of the format `form`,
+    or one that takes all of its space at once. Not both: qcow2 has no preallocated overlays. Raises `StorageError`.
 
     With size and formats given, and `-u`, qemu-img opens nothing but this file.
     """
     options = "compat=1.1,preallocation=falloc" if thick else "compat=1.1"
-    below = ("-F", "qcow2", "-b", backing) if backing is not None else ()
+    below = ("-F", form, "-b", backing) if backing is not None else ()
     try:
         done = subprocess.run(
             [

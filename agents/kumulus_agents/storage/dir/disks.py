@@ -29,8 +29,10 @@ def ensure(
             return StoredDisk(pool.disk_path(owner, disk), "qcow2", int(str(record["virtualSize"])))
         with pool.images() as images:
             image = stored(pool, images.whole, image_uid)
+        if image is None:
+            raise StorageError("The disk's image is not in the pool yet.", reason="ImageNotReady")
         virtual_size = _size(image, size)
-        _make(pool, settings, mine, disk, image_uid, virtual_size)
+        _make(pool, settings, mine, disk, image, virtual_size)
     return StoredDisk(pool.disk_path(owner, disk), "qcow2", virtual_size)
 
 
@@ -67,9 +69,7 @@ def users(pool: PoolDirectory, image_uid: str) -> int:
     return count
 
 
-def _size(image: StoredImage | None, size: int | None) -> int:
-    if image is None:
-        raise StorageError("The disk's image is not in the pool yet.", reason="ImageNotReady")
+def _size(image: StoredImage, size: int | None) -> int:
     if size is None:
         return image.virtual_size
     if size < image.virtual_size:
@@ -83,13 +83,13 @@ def _size(image: StoredImage | None, size: int | None) -> int:
 
 
 def _make(
-    pool: PoolDirectory, settings: StorageSettings, mine: Directory, disk: str, image_uid: str, virtual_size: int
+    pool: PoolDirectory, settings: StorageSettings, mine: Directory, disk: str, image: StoredImage, virtual_size: int
 ) -> None:
     temporary = f".{disk}.new"
     fd = mine.fresh(temporary)
     try:
-        create(settings, fd, virtual_size, backing=pool.backing(image_uid))
-        record: dict[str, object] = {"image": image_uid, "virtualSize": virtual_size}
+        create(settings, fd, virtual_size, backing=pool.backing(image.uid, image.format), form=image.format)
+        record: dict[str, object] = {"image": image.uid, "virtualSize": virtual_size}
         write_record(mine, f"{disk}.json", record, flush=False)  # the disk's own flush keeps both names
         mine.settle(fd, temporary, f"{disk}.qcow2")
     except BaseException:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from kumulus.api.host import HttpFetch, ImageRef
+from kumulus.api.storage import OPTICAL, Compression
 from kumulus_agents.storage import convert
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread
@@ -17,6 +20,13 @@ from kumulus_agents.storage.protocol import StorageError, StoredImage
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.rejection import Found
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.unpack import NoRoom, unpack
+
+_FORMATS = ("qcow2", "raw")
+"""What a file in the pool may be of."""
+_AHEAD = 8
+"""An image that is unpacked claims room for as much again, divided by this."""
+_LEAST = 1 << 20
 
 
 def stored(pool: PoolDirectory, images: Directory, uid: str) -> StoredImage | None:
@@ -25,13 +35,16 @@ def stored(pool: PoolDirectory, images: Directory, uid: str) -> StoredImage | No
     if record is None:
         return None
     try:
-        file = os.stat(f"{uid}.qcow2", dir_fd=images.fd, follow_symlinks=False)
+        form = str(record.get("format", "qcow2"))
+        if form not in _FORMATS:
+            return None
+        file = os.stat(f"{uid}.{form}", dir_fd=images.fd, follow_symlinks=False)
         if file.st_size != record["fileSize"]:
             return None
         return StoredImage(
             uid=uid,
-            path=pool.image_path(uid),
-            format="qcow2",
+            path=pool.image_path(uid, form),
+            format=form,
             source_format=str(record["sourceFormat"]),
             sha256=str(record["sha256"]),
             virtual_size=int(str(record["virtualSize"])),
@@ -51,7 +64,7 @@ async def take_in(
     settings: StorageSettings,
     claims: Claims,
 ) -> None:
-    """Make the image whole: fetch, inspect, convert, record. Raises `StorageError` or `OSError`.
+    """Make the image whole: fetch, unpack, inspect, convert, record. Raises `StorageError` or `OSError`.
 
     What was downloaded stays when another attempt can use it, and goes when the image is refused or
     the pool is full.
@@ -59,10 +72,16 @@ async def take_in(
     part = await Part.open(images.partial, _source(image.uid), claims)
     try:
         await fetcher.fetch(source, part, image.sha256, pace)
-        pace.stage("Inspecting", part.size, part.size)
-        with images.partial.reading(_source(image.uid)) as fd:
+        async with _plain(images, image.uid, source.compression, pace, settings, claims) as (name, fd):
+            size = os.fstat(fd).st_size
+            pace.stage("Inspecting", size, size)
             found = await convert.inspect(fd, image.format, settings)
-            await _converted(pool, images, image, fd, found, pace, settings)
+            if image.format in OPTICAL:
+                sectors = -(-size // 512) * 512
+                record = {**_known(image, found), "format": "raw", "virtualSize": sectors, "fileSize": size}
+                await in_thread(_settle, pool, images, image.uid, fd, name, record)
+            else:
+                await _converted(pool, images, image, fd, found, pace, settings)
     except StorageError as error:
         if not error.retryable or error.reason in ("NoSpace", "InsufficientCapacity"):
             await part.discard()
@@ -72,6 +91,47 @@ async def take_in(
         raise
     finally:
         part.close()
+
+
+@asynccontextmanager
+async def _plain(
+    images: Images, uid: str, compression: Compression, pace: Pace, settings: StorageSettings, claims: Claims
+) -> AsyncIterator[tuple[str, int]]:
+    """The name and a descriptor of what was downloaded, or of what is packed in it; that is gone at the end."""
+    with images.partial.reading(_source(uid)) as packed:
+        if compression is Compression.NONE:
+            yield _source(uid), packed
+            return
+        name = _unpacked(uid)
+        target = images.partial.fresh(name)
+        total = os.fstat(packed).st_size
+
+        def taken() -> int:
+            return os.fstat(target).st_blocks * 512
+
+        def free() -> int:
+            room = os.fstatvfs(target)
+            return room.f_bavail * room.f_frsize
+
+        def progress(done: int) -> None:
+            now = taken()
+            claims.take(name, max(min(now + max(now // _AHEAD, _LEAST), most), now), taken, free())
+            pace.at(done, total)
+
+        try:
+            claims.drop(_source(uid))  # it is all there, and nothing is converted from it
+            most = claims.most(free())
+            pace.stage("Unpacking", 0, total)
+            progress(0)
+            try:
+                await unpack(packed, compression, target, most, settings, progress)
+            except NoRoom:
+                raise claims.exceeded(most, free() + taken()) from None
+            yield name, target
+        finally:
+            claims.drop(name)
+            os.close(target)
+            images.partial.remove(name)
 
 
 async def _converted(
@@ -88,13 +148,8 @@ async def _converted(
     try:
         pace.stage("Converting", 0, found.virtual_size)
         virtual_size = await convert.convert(source, found, target, settings, pace.at)
-        record: dict[str, object] = {
-            "sha256": image.sha256,
-            "sourceFormat": found.format,
-            "virtualSize": virtual_size,
-            "fileSize": os.fstat(target).st_size,
-        }
-        await in_thread(_settle, pool, images, image.uid, target, record)
+        record = {**_known(image, found), "virtualSize": virtual_size, "fileSize": os.fstat(target).st_size}
+        await in_thread(_settle, pool, images, image.uid, target, _converting(image.uid), record)
     except BaseException:
         images.partial.remove(_converting(image.uid))
         raise
@@ -102,15 +157,19 @@ async def _converted(
         os.close(target)
 
 
-def _settle(pool: PoolDirectory, images: Images, uid: str, target: int, record: dict[str, object]) -> None:
+def _known(image: ImageRef, found: Found) -> dict[str, object]:
+    return {"sha256": image.sha256, "sourceFormat": found.format}
+
+
+def _settle(
+    pool: PoolDirectory, images: Images, uid: str, target: int, temporary: str, record: dict[str, object]
+) -> None:
     """Give the file its name, drop what it was made from, and write the record last: then nothing is left over.
 
     Blocks, and is one call, so that cancelling does not end it halfway.
     """
-    name = f"{uid}.qcow2"
-    images.partial.settle(
-        target, _converting(uid), name, mode=pool.image_mode, gid=pool.gid, into=images.whole, flush=False
-    )
+    name = f"{uid}.{record.get('format', 'qcow2')}"
+    images.partial.settle(target, temporary, name, mode=pool.image_mode, gid=pool.gid, into=images.whole, flush=False)
     discard(images.partial, _source(uid))
     try:
         write_record(images.whole, f"{uid}.json", record)
@@ -123,13 +182,19 @@ def remove(images: Images, uid: str) -> None:
     """Remove the image and everything on its way to it; the record first. Blocks."""
     images.whole.erase(f"{uid}.json")
     images.whole.flush()
-    images.whole.remove(f"{uid}.qcow2")
+    for form in _FORMATS:
+        images.whole.remove(f"{uid}.{form}")
     discard(images.partial, _source(uid))
+    images.partial.remove(_unpacked(uid))
     images.partial.remove(_converting(uid))
 
 
 def _source(uid: str) -> str:
     return f"{uid}.source"
+
+
+def _unpacked(uid: str) -> str:
+    return f"{uid}.unpacked"
 
 
 def _converting(uid: str) -> str:

@@ -1,6 +1,7 @@
 """The directory of a pool: where it may lie, how it is reached, what lies where. Blocks; no image is opened.
 
     images/<image uid>.qcow2           the converted image, never written again
+    images/<image uid>.raw             in its place, a disc as it came
     images/<image uid>.json            what is known of it; an image without this record is none
     images/.partial/<image uid>.*      what is on its way
     disks/<machine uid>/<disk id>.qcow2, .json   a disk and what it was made from
@@ -98,9 +99,9 @@ class PoolDirectory:
         """The directory of a machine's disks; made when missing."""
         return disks.directory(uid_of(owner), make=True, mode=self._mode, gid=self.gid)
 
-    def image_path(self, uid: str) -> str:
+    def image_path(self, uid: str, form: str = "qcow2") -> str:
         """Absolute path of an image, for programs."""
-        return str(self.path / _IMAGES / f"{uid}.qcow2")
+        return str(self.path / _IMAGES / f"{uid}.{form}")
 
     def disk_path(self, owner: str, disk: str) -> str:
         """Absolute path of a disk, for programs."""
@@ -110,9 +111,9 @@ class PoolDirectory:
         """Absolute path of a volume, for programs."""
         return str(self.path / _VOLUMES / f"{uid}.qcow2")
 
-    def backing(self, image: str) -> str:
+    def backing(self, image: str, form: str = "qcow2") -> str:
         """An image as its disks name it: relative, so that a pool may be moved or mounted elsewhere."""
-        return f"../../{_IMAGES}/{image}.qcow2"
+        return f"../../{_IMAGES}/{image}.{form}"
 
     def backing_of_volume(self, image: str) -> str:
         """An image as its volumes name it."""

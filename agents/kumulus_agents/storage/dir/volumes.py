@@ -75,6 +75,13 @@ def plan_on_image(pool: PoolDirectory, image_uid: str, size: int | None, thick: 
         image = stored_image(pool, images.whole, image_uid)
     if image is None:
         raise StorageError("The volume's image is not in the pool yet.", reason="ImageNotReady")
+    if image.format != "qcow2":
+        raise StorageError(
+            f"The volume's image is a disc ({image.source_format}), of which no volume is made."
+            " Name an image of a disk.",
+            reason="ImageNotADisk",
+            retryable=False,
+        )
     wanted = _at_least(size, image.virtual_size, "image")
     if thick:
         return Plan(wanted, thick, copied=image.virtual_size)
