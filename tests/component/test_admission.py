@@ -19,7 +19,16 @@ from kumulus.api.compute import USER_DATA_MAX, ConsoleRequest, InstanceType, Vir
 from kumulus.api.fabric import HOST_NAME_MAX, Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.registry import KINDS
-from kumulus.api.storage import ClusterImage, Image, ImageStatus, Progress, StoragePool, StoragePoolStatus
+from kumulus.api.storage import (
+    ClusterImage,
+    Image,
+    ImageStatus,
+    Progress,
+    StoragePool,
+    StoragePoolStatus,
+    Volume,
+    VolumeClass,
+)
 from kumulus.cli.cluster import Cluster
 from kumulus.kube import errors
 from kumulus_lab import deadline
@@ -80,6 +89,8 @@ GOOD: Mapping[type[Resource], Raw] = {
     Image: IMAGE,
     ClusterImage: {**IMAGE, "allowedNamespaces": ["a"]},
     StoragePool: {"driver": "dir", "parameters": {"path": "/var/lib/kumulus/pool"}, "reserved": "10Gi"},
+    VolumeClass: {"poolSelector": {"tier": "nvme"}, "allowedNamespaces": ["a"]},
+    Volume: {"size": "1Gi", "class": "fast", "pool": "local", "source": {"image": "debian-12"}},
     Zone: {"displayName": "Room 1"},
     Host: {"zone": "z1", "taints": [{"key": "dedicated", "value": "web"}], "reserved": {"cpu": 1, "memory": "1Gi"}},
     WorkOrder: {"type": "Instance", "for": FOR, "term": 5, "instance": INSTANCE},
@@ -92,6 +103,7 @@ ORDERS: Mapping[str, Raw] = {
         "type": "Disk",
         "disk": {"pool": POOL, "importImage": {"image": ORDERED_IMAGE, "http": {"url": "https://example.com/x"}}},
     },
+    "volume": {"type": "Disk", "disk": {"pool": POOL, "volume": {"uid": UID, "size": 2**30}}},
     "pool": {"type": "Pool", "pool": {"pool": POOL}},
     "console": {"type": "Console", "console": {"uid": UID, "maxBytes": 1024}},
 }
@@ -200,7 +212,27 @@ BAD = [
     Bad(VirtualMachine, "spec.cloudInit.userDataSecret", SECRET, "either userData or userDataSecret"),
     Bad(VirtualMachine, "spec.sshKeys", [{}], "spec.sshKeys[0]"),
     Bad(VirtualMachine, "spec.sshKeys", [KEY, {**KEY, "secret": SECRET}], "spec.sshKeys[1]"),
-    Bad(VirtualMachine, "spec.disks.0.ephemeral", GONE, "spec.disks[0].ephemeral"),
+    Bad(VirtualMachine, "spec.disks.0.ephemeral", GONE, "spec.disks[0]"),
+    Bad(VirtualMachine, "spec.disks.0.volume", "data", "exactly one of volumeTemplate, volume and ephemeral"),
+    Bad(VirtualMachine, "spec.disks.0", {"name": "x", "volumeTemplate": {}}, "spec.disks[0].volumeTemplate.size"),
+    Bad(VirtualMachine, "spec.disks.0", {"name": "x", "volume": "../x"}, "spec.disks[0].volume"),
+    Bad(Volume, "spec", {"class": "fast"}, "spec.size"),
+    Bad(Volume, "spec.source", {}, "exactly one of image and volume"),
+    Bad(Volume, "spec.source.volume", "other", "exactly one of image and volume"),
+    *(Bad(Volume, "spec.size", size) for size in ("0", "-1Gi", "257Ti", "much", 5)),
+    *(Bad(Volume, "spec.source.image", name) for name in ("", "../x", "A")),
+    Bad(Volume, "spec.reclaimPolicy", "Recycle"),
+    Bad(Volume, "spec.pool", "a/b"),
+    Bad(VolumeClass, "spec.provisioning", "Fat"),
+    Bad(VolumeClass, "spec.poolSelector", {"bad key": "x"}),
+    Bad(VolumeClass, "spec.allowedNamespaces", ["A_"], "spec.allowedNamespaces[0]"),
+    Bad(
+        WorkOrder,
+        "spec",
+        {**ORDERS["volume"], "for": FOR, "disk": {"pool": POOL}},
+        "exactly one of importImage and volume",
+    ),
+    Bad(WorkOrder, "spec.instance.disks.0.volume", UID, "exactly one of image and volume"),
     Bad(Image, "spec.source", {}, "spec.source.http"),
     Bad(StoragePool, "spec.parameters", GONE, "spec.parameters.path"),
     Bad(StoragePool, "spec.parameters", {}, "spec.parameters.path"),
@@ -362,7 +394,7 @@ BAD = [
     # unknown
     Bad(VirtualMachine, "spec.cpus", 2, 'unknown field "spec.cpus"'),
     Bad(VirtualMachine, "spec.resources.cpu", 2, 'unknown field "spec.resources.cpu"'),
-    Bad(VirtualMachine, "spec.disks.0.volume", "data", 'unknown field "spec.disks[0].volume"'),
+    Bad(VirtualMachine, "spec.disks.0.nfs", "data", 'unknown field "spec.disks[0].nfs"'),
     Bad(VirtualMachine, "specs", {}, 'unknown field "specs"'),
     Bad(VirtualMachine, "status.nonsense", 1, 'unknown field "status.nonsense"'),
     Bad(Host, "spec.overcommit.disk", 1, 'unknown field "spec.overcommit.disk"'),
@@ -405,6 +437,15 @@ CHANGES = [
     Change(VirtualMachine, "spec.disks", [disk("root")]),
     Change(VirtualMachine, "spec.disks", [*VM["disks"], disk("more")]),
     Change(VirtualMachine, "spec.disks", GONE),
+    Change(
+        VirtualMachine, "spec.disks.0.volume", "b", "spec.disks", before={"spec.disks": [{"name": "d", "volume": "a"}]}
+    ),
+    Change(Volume, "spec.size", "512Mi"),
+    Change(Volume, "spec.class", "slow"),
+    Change(Volume, "spec.class", GONE),
+    Change(Volume, "spec.pool", "other"),
+    Change(Volume, "spec.source.image", "other", "spec.source"),
+    Change(Volume, "spec.source", GONE),
     Change(VirtualMachine, "spec.disks", [disk("root")], before={"spec.disks": GONE}),
     Change(VirtualMachine, "spec.disks.0.ephemeral.image", "other", "spec.disks"),
     Change(VirtualMachine, "spec.disks.0.ephemeral.size", "20Gi", "spec.disks"),
@@ -668,7 +709,7 @@ def test_field_selectors(api: Cluster, namespace: str) -> None:
     for name, order in ORDERS.items():
         create(api, made(WorkOrder, {"for": FOR, **order}, name=name), WorkOrder.KIND, namespace)
     found = api.objects(WorkOrder.KIND, namespace, fields="spec.type=Disk")
-    assert [item["metadata"]["name"] for item in found] == ["disk"]
+    assert {item["metadata"]["name"] for item in found} == {"disk", "volume"}
 
 
 @pytest.mark.parametrize("resource", KINDS)

@@ -37,6 +37,8 @@ DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern
 
 DiskName = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 
+DISKS_FIXED = "only disks with a volume can be added and taken away, and none can be changed"
+
 Cpus = Annotated[int, Field(ge=1, le=1024)]
 
 
@@ -211,7 +213,20 @@ class SshKey(Model):
 class VirtualMachineSpec(Model):
     """What a machine shall be."""
 
-    rules = (Rule("has(self.instanceType) != has(self.resources)", "set exactly one of instanceType and resources"),)
+    rules = (
+        Rule("has(self.instanceType) != has(self.resources)", "set exactly one of instanceType and resources"),
+        # A rule of the list is not asked when the list as a whole comes or goes.
+        Rule(
+            "has(self.disks) || !has(oldSelf.disks) || oldSelf.disks.all(d, has(d.volume))",
+            DISKS_FIXED,
+            field=".disks",
+        ),
+        Rule(
+            "has(oldSelf.disks) || !has(self.disks) || self.disks.all(d, has(d.volume))",
+            DISKS_FIXED,
+            field=".disks",
+        ),
+    )
 
     instance_type: DnsLabel | None = Field(
         default=None,
@@ -249,7 +264,7 @@ class VirtualMachineSpec(Model):
             Rule(
                 "self.filter(d, !has(d.volume)) == oldSelf.filter(d, !has(d.volume))"
                 " && self.all(d, !oldSelf.exists(o, o.name == d.name && o != d))",
-                "only disks with a volume can be added and taken away, and none can be changed",
+                DISKS_FIXED,
             )
         ),
     )
