@@ -9,6 +9,8 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 HOSTS ?= 2
 ARGS ?=
+# Test processes side by side: tests of labs wait more than they work.
+PROCESSES ?= 2
 BIN := .venv/bin
 # `make demo HOSTS=simulated` needs neither root nor libvirt.
 SETUP := $(PYTHON) hack/setup.py $(if $(filter simulated,$(HOSTS)),--simulated)
@@ -30,7 +32,7 @@ demo-down: ## Take the demo down; nothing stays outside the cache.
 
 test: setup lint verify ## Set up what tests need, check the sources, and run every test; ARGS go to pytest.
 	@$(BIN)/kumulus-lab prepare --libvirt
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses=$(PROCESSES) --dist=loadgroup $(ARGS)
 
 lint: setup ## Check style, types and layers of the sources.
 	@$(BIN)/ruff check

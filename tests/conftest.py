@@ -24,8 +24,17 @@ os.environ.setdefault("KUMULUS_LAB_CLUSTER", "native")
 _PREFIX = "test"
 
 
+LABS = ("component", "system", "fault")
+"""Folders whose tests share labs, one lab a folder. Two test processes side by side (`make test`) take whole folders of
+these, so that each lab is made once; all other tests go to whichever process is free."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs libvirt where it cannot be had, with the one sentence that says why."""
+    """Keep the tests of a lab together, and skip what needs libvirt where it cannot be had, with the sentence that says why."""
+    for item in items:
+        folder = item.path.relative_to(places.CHECKOUT / "tests").parts[0]
+        if folder in LABS:
+            item.add_marker(pytest.mark.xdist_group(folder))
     wanting = [item for item in items if item.get_closest_marker("libvirt")]
     if wanting and (why := machine.why_no_libvirt()) is not None:
         for item in wanting:
