@@ -29,6 +29,7 @@ LABS = ("component", "system", "fault")
 these, so that each lab is made once; all other tests go to whichever process is free."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a lab together, and skip what needs libvirt where it cannot be had, with the sentence that says why."""
     for item in items:
