@@ -12,6 +12,8 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from kumulus_lab import machine, places
 from kumulus_lab.cluster import NativeCluster
@@ -25,17 +27,26 @@ _PREFIX = "test"
 
 
 LABS = ("component", "system", "fault")
-"""Folders whose tests share labs, one lab a folder. Two test processes side by side (`make test`) take whole folders of
-these, so that each lab is made once; all other tests go to whichever process is free."""
+"""Folders whose tests share a lab."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+class Folders(LoadScopeScheduling):
+    """How two test processes side by side (`make test`) share the tests: each takes whole folders of those that need a
+    lab, so that each lab is made once, and then files of the others."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        folder = file.split("/")[1]
+        return folder if folder in LABS else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Folders:
+    """Have pytest-xdist share tests by folders."""
+    return Folders(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a lab together, and skip what needs libvirt where it cannot be had, with the sentence that says why."""
-    for item in items:
-        folder = item.path.relative_to(places.CHECKOUT / "tests").parts[0]
-        if folder in LABS:
-            item.add_marker(pytest.mark.xdist_group(folder))
+    """Skip what needs libvirt where it cannot be had, with the one sentence that says why."""
     wanting = [item for item in items if item.get_closest_marker("libvirt")]
     if wanting and (why := machine.why_no_libvirt()) is not None:
         for item in wanting:
