@@ -30,14 +30,17 @@ LABS = ("component", "system", "fault")
 """Folders whose tests share a lab."""
 
 
+def _folder(nodeid: str) -> str:
+    return nodeid.split("/")[1]
+
+
 class Folders(LoadScopeScheduling):
     """How two test processes side by side (`make test`) share the tests: each takes whole folders of those that need a
     lab, so that each lab is made once, and then files of the others."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        folder = file.split("/")[1]
-        return folder if folder in LABS else file
+        folder = _folder(nodeid)
+        return folder if folder in LABS else nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Folders:
@@ -46,7 +49,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Folders
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs libvirt where it cannot be had, with the one sentence that says why."""
+    """Put the tests of labs first, because they take longest, and skip what needs libvirt where it cannot be had, with
+    the one sentence that says why."""
+    items.sort(key=lambda item: _folder(item.nodeid) not in LABS)
     wanting = [item for item in items if item.get_closest_marker("libvirt")]
     if wanting and (why := machine.why_no_libvirt()) is not None:
         for item in wanting:
