@@ -411,6 +411,16 @@ def test_nonsense_is_refused_by_the_field_s_name(api: Cluster, bad: Bad) -> None
     assert bad.named in message
 
 
+@pytest.mark.parametrize("length", [54, 55])
+def test_a_machine_whose_volume_could_have_no_name_is_refused(api: Cluster, length: int) -> None:
+    template = {"name": "scratch8", "volumeTemplate": {"size": "1Gi"}}
+    raw = made(VirtualMachine, {"resources": VM["resources"], "disks": [template]}, name="m" * length)
+    if length + len("-scratch8") <= 63:
+        create(api, raw, VirtualMachine.KIND, "default", query=DRY)
+    else:
+        assert "take shorter names" in refusal(api, raw, VirtualMachine.KIND, "default")
+
+
 @dataclass(frozen=True)
 class Change:
     """A change of an object that exists, and the field the refusal has to name; `before` makes the object first."""

@@ -45,7 +45,11 @@ async def test_a_shell_hands_over_what_it_sees_and_leaves_no_connection(
         await asyncio.wait_for(seen.wait(), 30)
         assert len(sockets() - before) > len(KINDS) / 2, "a watch a kind"
         await client.delete(InstanceType.KIND, name)
+        # A server that says nothing answers no good-bye either.
+        cluster.freeze_apiserver()
     finally:
         await client.close()
         await shell.stop()
-    assert sockets() <= before
+        left = sockets() - before
+        cluster.thaw_apiserver()
+    assert not left

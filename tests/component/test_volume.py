@@ -315,6 +315,16 @@ async def test_a_copy_of_a_volume_waits_until_nobody_writes_to_it(tenant: Tenant
     assert tenant.file(copy).exists(), "a copy does not need what it was made from"
 
 
+async def test_a_volume_that_may_not_be_made_is_explained(tenant: Tenant) -> None:
+    quota = Kind(group="", version="v1", kind="ResourceQuota", plural="resourcequotas")
+    hard = {"count/volumes.storage.kumulus.io": "0"}
+    await tenant.client.create(quota, {"metadata": {"name": "none"}, "spec": {"hard": hard}}, tenant.namespace)
+    await tenant.machine("vm", {"name": "own", "volumeTemplate": {"size": "64Mi"}})
+    assert "quota" in await tenant.says(VirtualMachine.KIND, "vm", "VolumeRefused")
+    await tenant.delete(VirtualMachine.KIND, "vm")
+    await tenant.gone(VirtualMachine.KIND, "vm")
+
+
 async def test_a_volume_in_use_is_deleted_when_its_machine_lets_go(tenant: Tenant) -> None:
     await tenant.volume("data")
     await tenant.machine("vm", DATA)

@@ -168,8 +168,14 @@ class MachineReconciler:
 
     async def _bring_about(self, scope: Scope) -> Result:
         """There is no work order: make the volumes it brings along, resolve, place unless placed, order."""
-        if await self._make_volumes(scope):
-            scope = self._observe(scope.vm)
+        try:
+            if await self._make_volumes(scope):
+                scope = self._observe(scope.vm)
+        except Refused as refused:  # by a quota, say, or because the namespace ends
+            problem = Problem(
+                "VolumeRefused", f"The machine's volume cannot be made: {refused.message}", "VolumesReady"
+            )
+            return await self._report(scope, placed(scope), None, problem)
         resolution = resolve(scope)
         where = placed(scope)
         if isinstance(resolution, Problem):
@@ -371,6 +377,9 @@ class MachineReconciler:
             await drop_finalizer(client, self._machines, vm)
             self._deleting_since.pop(vm.uid, None)
             self._fleet.release(vm.uid)
+            for volume in self._volumes.of(vm).values():
+                if volume.status.pool is None:  # it had room with the machine, and was never made
+                    self._fleet.let_go(volume.uid)
             return Gone()
         now = self._services.clock.monotonic()
         since = self._deleting_since.setdefault(vm.uid, now)

@@ -364,6 +364,14 @@ class VirtualMachine(Resource):
             Column("Restarts", ".status.restarts", "integer", priority=1),
             Column("Age", ".metadata.creationTimestamp", "date"),
         ),
+        rules=(
+            Rule(
+                "!has(self.spec.disks) || self.spec.disks.all(d, !has(d.volumeTemplate)"
+                " || size(self.metadata.name) + size(d.name) < 63)",
+                "volumeTemplate makes a Volume called <machine>-<disk>, which may have 63 characters: take shorter names",
+                field=".spec.disks",
+            ),
+        ),
     )
 
     spec: VirtualMachineSpec = Field(description="What the machine shall be.")
