@@ -34,7 +34,7 @@ from kumulus_controllers.storage.volume_plan import (
     volume_order,
     wanted,
 )
-from kumulus_controllers.storage.volumes import COPY_OF, UID, Volumes, at_rest
+from kumulus_controllers.storage.volumes import COPY_OF, UID, UNMADE, Volumes, at_rest, volume_keys
 
 log = structlog.get_logger(__name__)
 
@@ -65,10 +65,8 @@ class VolumeReconciler:
             if before is not None and after is not None and _using(before) == _using(after):
                 return
             for vm in (before, after):
-                for disk in vm.spec.disks if vm else ():
-                    name = disk.volume_of(vm.name) if vm else None
-                    if vm is not None and name is not None:
-                        enqueue(Key(vm.namespace, name))
+                for key in volume_keys(vm) if vm is not None else ():
+                    enqueue(key)
 
         def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
             order = after or before
@@ -108,9 +106,8 @@ class VolumeReconciler:
             enqueue(Key(other.namespace, other.name))
 
     def _enqueue_unmade(self, enqueue: Enqueue) -> None:
-        for volume in self._volumes.store:
-            if volume.status.pool is None:
-                enqueue(Key(volume.namespace, volume.name))
+        for volume in self._volumes.store.by(UNMADE, "yes"):
+            enqueue(Key(volume.namespace, volume.name))
 
     def everything(self) -> list[Key]:
         """All volumes, and those that only a left-over work order remembers."""

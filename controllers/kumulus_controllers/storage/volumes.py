@@ -8,6 +8,7 @@ from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import PoolRef, WorkOrder, WorkState, WorkType
 from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
+from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, work_orders
 from kumulus_controllers.storage.pool import pool_ref
@@ -16,11 +17,17 @@ from kumulus_controllers.storage.volume_plan import Lack, Scope, Wanted, default
 USES_VOLUME = "uses-volume"
 UID = "uid"
 COPY_OF = "copy-of"
+UNMADE = "unmade"
+
+
+def volume_keys(vm: VirtualMachine) -> set[Key]:
+    """The volumes that a machine's disks are, whether they exist or not."""
+    names = (disk.volume_of(vm.name) for disk in vm.spec.disks)
+    return {Key(vm.namespace, name) for name in names if name is not None}
 
 
 def _uses(vm: VirtualMachine) -> Iterable[str]:
-    names = (disk.volume_of(vm.name) for disk in vm.spec.disks)
-    return {f"{vm.namespace}/{name}" for name in names if name is not None}
+    return map(str, volume_keys(vm))
 
 
 def _copy_of(volume: Volume) -> Iterable[str]:
@@ -42,6 +49,7 @@ class Volumes:
         self.orders = work_orders(caches)
         self.store.add_index(UID, lambda volume: (volume.uid,))
         self.store.add_index(COPY_OF, _copy_of)
+        self.store.add_index(UNMADE, lambda volume: ("yes",) if volume.status.pool is None else ())
         self.machines.add_index(USES_VOLUME, _uses)
 
     def of(self, vm: VirtualMachine) -> Mapping[str, Volume]:
