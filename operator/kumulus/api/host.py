@@ -16,6 +16,7 @@ from pydantic import Field, StringConstraints
 from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
 from kumulus.api.compute import DiskName, PowerState, RestartPolicy, Stop
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
+from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.storage import Compression, ImageFormat, PoolDriver, PoolParameters, Progress, Sha256
 
 GROUP = f"host.{DOMAIN}"
@@ -41,6 +42,7 @@ class WorkType(StrEnum):
 
     INSTANCE = "Instance"
     DISK = "Disk"
+    SNAPSHOT = "Snapshot"
     POOL = "Pool"
     CONSOLE = "Console"
 
@@ -126,13 +128,39 @@ class ImageImport(Model):
     http: HttpFetch = Field(description="Where its bytes are.")
 
 
+class SnapshotRef(Model):
+    """The content that a volume had at one instant."""
+
+    snapshot: Uid = Field(description="Uid of the VolumeSnapshot.")
+    volume: Uid = Field(description="Uid of the Volume that it was taken of.")
+
+
 class VolumeOrigin(Model):
     """What a volume begins with."""
 
-    rules = (Rule("has(self.image) != has(self.volume)", "set exactly one of image and volume"),)
+    rules = (
+        Rule(
+            "(has(self.image) ? 1 : 0) + (has(self.volume) ? 1 : 0) + (has(self.snapshot) ? 1 : 0) == 1",
+            "set exactly one of image, volume and snapshot",
+        ),
+        Rule("!has(self.linked) || !self.linked || has(self.snapshot)", "only a snapshot can be linked to"),
+    )
 
     image: ImageRef | None = Field(default=None, description="An image in the same pool; the volume waits for it.")
     volume: Uid | None = Field(default=None, description="Uid of a Volume in the same pool: a full copy.")
+    snapshot: SnapshotRef | None = Field(
+        default=None, description="A snapshot in the same pool: a full copy, or linked to it."
+    )
+    linked: bool = Field(
+        default=False, description="Stand on the snapshot, which cannot be removed then, in place of copying it."
+    )
+
+
+class Revert(Model):
+    """Give a volume the content of one of its snapshots again. What it has now is lost."""
+
+    snapshot: Uid = Field(description="Uid of the VolumeSnapshot; the volume's own.")
+    request: Uid = Field(description="Uid of the VirtualMachineRestore that asks: each is carried out once.")
 
 
 class VolumeOrder(Model):
@@ -148,6 +176,9 @@ class VolumeOrder(Model):
         default=False,
         description="It was made already: when it is not there any more, that is a failure (VolumeLost), and it is not made anew.",
     )
+    revert: Revert | None = Field(
+        default=None, description="Give it the content of a snapshot, once; no machine may have it meanwhile."
+    )
     retain: bool = Field(default=False, description="Deleting the order leaves the data where it is.")
 
 
@@ -162,6 +193,35 @@ class DiskOrder(Model):
     )
     volume: VolumeOrder | None = Field(
         default=None, description="Have a volume in the pool. Deleting the order removes it, unless it says retain."
+    )
+
+
+class SnapshotItem(Model):
+    """One volume's part of a snapshot."""
+
+    snapshot: Uid = Field(description="Uid of the VolumeSnapshot; names the layer.")
+    volume: Uid = Field(description="Uid of the Volume.")
+    pool: PoolRef = Field(description="The pool that the volume is in.")
+
+
+class SnapshotOrder(Model):
+    """Keep the content of volumes of this host as it is at one instant. Deleting the order removes the snapshots."""
+
+    items: tuple[SnapshotItem, ...] = Field(
+        description="The volumes: of one machine, or one that no machine that is on has.",
+        min_length=1,
+        max_length=16,
+        json_schema_extra=list_map("snapshot"),
+    )
+    quiesce: QuiesceMode = Field(
+        default=QuiesceMode.IF_POSSIBLE, description="Whether the guest's file systems are brought to rest for it."
+    )
+    quiesce_seconds: int = Field(
+        default=30, description="How long the guest may take for that, in seconds.", ge=1, le=600
+    )
+    taken: bool = Field(
+        default=False,
+        description="It was taken already: when it is not there any more, that is a failure (SnapshotLost), and none is taken in its place.",
     )
 
 
@@ -184,8 +244,9 @@ class WorkOrderSpec(Model):
     rules = (
         Rule(
             "(self.type == 'Instance') == has(self.instance) && (self.type == 'Disk') == has(self.disk)"
+            " && (self.type == 'Snapshot') == has(self.snapshot)"
             " && (self.type == 'Pool') == has(self.pool) && (self.type == 'Console') == has(self.console)",
-            "exactly the field named like spec.type must be set: instance, disk, pool or console",
+            "exactly the field named like spec.type must be set: instance, disk, snapshot, pool or console",
         ),
         Rule("self.term >= oldSelf.term", "a controller that is no longer the leader wrote this", field=".term"),
         Rule(
@@ -206,6 +267,7 @@ class WorkOrderSpec(Model):
     )
     instance: InstanceOrder | None = Field(default=None, description="A machine on this host.")
     disk: DiskOrder | None = Field(default=None, description="Work on a volume or an image.")
+    snapshot: SnapshotOrder | None = Field(default=None, description="Volumes as they are at one instant.")
     pool: PoolOrder | None = Field(default=None, description="A pool's presence on this host.")
     console: ConsoleOrder | None = Field(default=None, description="Read the end of an instance's console log, once.")
 
@@ -256,6 +318,29 @@ class DiskFacts(Model):
     size: int | None = Field(default=None, description="Bytes it takes.")
 
 
+class SnapshotSize(Model):
+    """What one volume's part of a snapshot is."""
+
+    snapshot: Uid = Field(description="Uid of the VolumeSnapshot.")
+    virtual_size: int | None = Field(default=None, description="Size of the disk at that instant, in bytes.")
+    size: int | None = Field(default=None, description="Bytes it takes.")
+
+
+class SnapshotFacts(Model):
+    """What is so of a snapshot."""
+
+    taken_at: str | None = Field(default=None, description="The instant (RFC 3339).")
+    indications: tuple[Indication, ...] = Field(
+        default=(),
+        description="How far its content can be trusted.",
+        max_length=8,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    items: tuple[SnapshotSize, ...] = Field(
+        default=(), description="The parts, by volume.", max_length=16, json_schema_extra=list_map("snapshot")
+    )
+
+
 class PoolFacts(Model):
     """What is so of a pool on this host."""
 
@@ -278,6 +363,7 @@ class WorkOrderStatus(Model):
     message: str | None = Field(default=None, description="Why, in a sentence that says what to do.", max_length=4096)
     instance: InstanceFacts | None = Field(default=None, description="What is so of an instance.")
     disk: DiskFacts | None = Field(default=None, description="What is so of a volume or an image.")
+    snapshot: SnapshotFacts | None = Field(default=None, description="What is so of a snapshot.")
     pool: PoolFacts | None = Field(default=None, description="What is so of a pool.")
     console: ConsoleFacts | None = Field(default=None, description="What was read of a console.")
 
@@ -379,6 +465,11 @@ def image_order_name(image_uid: str, pool_uid: str) -> str:
 def volume_order_name(volume_uid: str) -> str:
     """Name of the work order that keeps a volume on a host."""
     return f"volume-{volume_uid}"
+
+
+def snapshot_order_name(snapshot_uid: str) -> str:
+    """Name of the work order that keeps a snapshot: of a VolumeSnapshot or of a VirtualMachineSnapshot."""
+    return f"snapshot-{snapshot_uid}"
 
 
 def console_order_name(request_uid: str) -> str:
