@@ -9,8 +9,6 @@ from pydantic import Field, StringConstraints
 
 from kumulus.api.base import Model, Rule, cel
 
-_SET = {"x-kubernetes-list-type": "set"}
-
 _LVM_NAME = r"^[A-Za-z0-9_+][A-Za-z0-9_+.-]*$"
 _CEPH_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 _ABSOLUTE = r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$"
@@ -71,7 +69,7 @@ class NfsParameters(Model):
         description="Further options for the kernel's client: of speed, time limits and security. It always mounts hard,"
         " nosuid, nodev and noexec, and with locks. QEMU's own client does not know them.",
         max_length=16,
-        json_schema_extra=_SET,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
 
@@ -102,7 +100,7 @@ class RbdParameters(Model):
         description="Addresses of its monitors, `host` or `host:port`; IPv6 addresses in brackets.",
         min_length=1,
         max_length=16,
-        json_schema_extra=_SET,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     pool: str = Field(description="Name of the pool there.", max_length=100, pattern=_CEPH_NAME)
     namespace: str | None = Field(
