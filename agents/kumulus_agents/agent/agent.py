@@ -36,6 +36,7 @@ from kumulus_agents.agent.performer import Performer
 from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
 from kumulus_agents.agent.report import MachineFacts, Reporter
+from kumulus_agents.agent.secrets import HostSecrets
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.agent.volume import Volumes
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
@@ -156,7 +157,8 @@ class Agent:
             await self._drivers.hypervisor.close()
 
     def _assemble(self, tasks: asyncio.TaskGroup) -> Mapping[WorkType, Performer]:
-        drivers, pools = self._drivers, Pools(self._drivers.pool)
+        drivers = self._drivers
+        pools = Pools(drivers.pool, HostSecrets(self._client, self.place.namespace))
         steps = InstanceSteps(self._client, self.place.namespace, drivers.hypervisor, pools, drivers.files)
         instances = Instances(
             self.orders,

@@ -6,23 +6,25 @@ from collections.abc import Callable
 
 from kumulus.api.host import PoolRef
 from kumulus_agents.storage.protocol import StorageDriver
+from kumulus_agents.storage.secrets import Secrets
 
-PoolFactory = Callable[[PoolRef], StorageDriver]
+PoolFactory = Callable[[PoolRef, Secrets], StorageDriver]
 """Makes the driver of a pool. Raises `StorageError` when it cannot exist on this host."""
 
 
 class Pools:
     """Drivers by pool. Driver and parameters of a pool never change."""
 
-    def __init__(self, factory: PoolFactory) -> None:
+    def __init__(self, factory: PoolFactory, secrets: Secrets) -> None:
         self._factory = factory
+        self._secrets = secrets
         self._drivers: dict[str, StorageDriver] = {}
 
     def driver(self, pool: PoolRef) -> StorageDriver:
         """The driver of that pool. Raises `StorageError`."""
         driver = self._drivers.get(pool.uid)
         if driver is None:
-            driver = self._drivers[pool.uid] = self._factory(pool)
+            driver = self._drivers[pool.uid] = self._factory(pool, self._secrets)
         return driver
 
     def forget(self, uid: str) -> None:

@@ -20,6 +20,7 @@ from kumulus_agents.storage.protocol import (
     StoredVolume,
     Usage,
 )
+from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.source import FileSource
@@ -241,6 +242,6 @@ class SimulatedStorage:
             raise self._failures[verb].popleft()
 
 
-def make(pool: PoolRef, settings: StorageSettings) -> StorageDriver:
+def make(pool: PoolRef, settings: StorageSettings, _: Secrets) -> StorageDriver:
     """The driver for a pool; what the entry point names."""
     return SimulatedStorage(pool, settings)

@@ -27,6 +27,7 @@ from kumulus_agents.storage.protocol import (
     StoredVolume,
     Usage,
 )
+from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
 
@@ -247,6 +248,6 @@ def _ignore(_: ImportProgress) -> None:
     """Nobody listens."""
 
 
-def make(pool: PoolRef, settings: StorageSettings) -> StorageDriver:
+def make(pool: PoolRef, settings: StorageSettings, _: Secrets) -> StorageDriver:
     """The driver for a pool; what the entry point names."""
     return DirStorage(pool, settings)

@@ -1,0 +1,327 @@
+"""The driver rbd against a real Ceph cluster, and guests that have its images as disks."""
+
+# ruff: noqa: ASYNC240 - small files, in tests
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import json
+import subprocess
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin, pool_secret_name
+from kumulus.api.pools import PoolDriver, PoolParameters, PoolSecret, RbdParameters
+from kumulus.api.storage import ImageFormat
+from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.rbd import names
+from kumulus_agents.storage.rbd.driver import RbdStorage
+from kumulus_agents.storage.settings import CephSettings, FetchSettings, StorageSettings
+from tests.contract.ceph import POOL, STRANGER, USER, CephCluster, why_none
+from tests.contract.storage import Bench, StorageContract
+from tests.unit.storage.material import disk, http, ignore
+from tests.unit.storage.server import Answer, Server, serving
+
+MIB = 1 << 20
+ANSWERS = 30.0
+"""Seconds; a busy machine is no stalled cluster."""
+PATIENCE = 4.0
+"""Seconds, where nothing will answer."""
+
+
+@pytest.fixture(scope="module")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephCluster]:
+    if (why := why_none()) is not None:
+        pytest.skip(why)
+    cluster = CephCluster(tmp_path_factory.mktemp("ceph") / "root")
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@dataclass
+class Given:
+    """Secrets that a test gives out."""
+
+    secrets: Mapping[str, Mapping[str, bytes]]
+    reads: int = 0
+
+    async def read(self, name: str) -> Mapping[str, bytes]:
+        self.reads += 1
+        if name not in self.secrets:
+            raise StorageError("There is no such Secret.", reason="SecretNotFound")
+        return self.secrets[name]
+
+
+def pool_of(ceph: CephCluster, **changes: object) -> PoolRef:
+    parameters = RbdParameters(monitors=ceph.monitors, pool=POOL, user=USER, secret=PoolSecret(name="ceph"))
+    rbd = parameters.model_copy(update=changes)
+    return PoolRef(uid=str(uuid.uuid4()), name="far", driver=PoolDriver.RBD, parameters=PoolParameters(rbd=rbd))
+
+
+def secrets_of(pool: PoolRef, key: str) -> Given:
+    return Given({pool_secret_name(pool.uid): {"key": f"{key}\n".encode()}})
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> StorageSettings:
+    return StorageSettings(
+        scratch=PurePosixPath(tmp_path / "scratch"),
+        ceph=CephSettings(runtime=PurePosixPath(tmp_path / "run"), answer_seconds=ANSWERS),
+        fetch=FetchSettings(allowed_networks=(ipaddress.ip_network("127.0.0.1/32"),), backoff=0),
+    )
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with serving("127.0.0.1") as made:
+        yield made
+
+
+class TestContract(StorageContract):
+    """The contract, against the cluster."""
+
+    @pytest.fixture
+    def bench(self, ceph: CephCluster, settings: StorageSettings, server: Server) -> Bench:
+        pool = pool_of(ceph)
+        secrets, data = secrets_of(pool, ceph.key()), disk()
+        url = server.on("/disk.raw", Answer(data))
+        image = ImageRef(uid=str(uuid.uuid4()), sha256=hashlib.sha256(data).hexdigest(), format=ImageFormat.RAW)
+
+        def driver() -> RbdStorage:
+            return RbdStorage(pool, settings, secrets)
+
+        return Bench(
+            driver=driver(),
+            again=driver,
+            image=image,
+            source=http(url),
+            virtual_size=len(data),
+            fetches=lambda: len(server.requests),
+            format="raw",
+        )
+
+
+@dataclass(frozen=True)
+class Far:
+    """A driver, what it was made of, and an image that is in its pool."""
+
+    driver: RbdStorage
+    pool: PoolRef
+    secrets: Given
+    settings: StorageSettings
+    image: ImageRef
+
+    def again(self, **changes: object) -> RbdStorage:
+        """The driver as a restarted agent, with other settings of Ceph, would make it."""
+        ceph = self.settings.ceph.model_copy(update=changes)
+        return RbdStorage(self.pool, self.settings.model_copy(update={"ceph": ceph}), self.secrets)
+
+
+RAW = disk()
+
+
+@pytest.fixture
+async def far(ceph: CephCluster, settings: StorageSettings, server: Server) -> Far:
+    pool = pool_of(ceph)
+    secrets = secrets_of(pool, ceph.key())
+    driver = RbdStorage(pool, settings, secrets)
+    image = ImageRef(uid=new_uid(), sha256=hashlib.sha256(RAW).hexdigest(), format=ImageFormat.RAW)
+    await driver.import_image(image, http(server.on("/disk.raw", Answer(RAW))), ignore)
+    return Far(driver, pool, secrets, settings, image)
+
+
+def new_uid() -> str:
+    return str(uuid.uuid4())
+
+
+def content(ceph: CephCluster, name: str, directory: Path) -> bytes:
+    """The bytes of an image of the pool."""
+    file = directory / f"{new_uid()}.raw"
+    subprocess.run(["qemu-img", "convert", "--image-opts", ceph.opened(name), "-O", "raw", str(file)], check=True)
+    return file.read_bytes()
+
+
+def write(ceph: CephCluster, name: str, offset: int, size: int, byte: int) -> None:
+    subprocess.run(
+        ["qemu-io", "--image-opts", ceph.opened(name), "-c", f"write -P {byte} {offset} {size}"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+async def refused(attempt: Awaitable[object]) -> StorageError:
+    with pytest.raises(StorageError) as caught:
+        await attempt
+    return caught.value
+
+
+class TestData:
+    """What is in the pool is what was meant."""
+
+    async def test_disks_volumes_and_copies_have_what_their_origin_has(
+        self, ceph: CephCluster, far: Far, tmp_path: Path
+    ) -> None:
+        owner, thin, thick, copy = new_uid(), new_uid(), new_uid(), new_uid()
+        made = await far.driver.ensure_disk(owner, "root", far.image.uid, 8 * MIB)
+        origin = VolumeOrigin(image=far.image)
+        await far.driver.ensure_volume(thin, 6 * MIB, origin, False)
+        await far.driver.ensure_volume(thick, 8 * MIB, origin, True)
+        write(ceph, names.volume(thin), 5 * MIB, 4096, 7)
+        await far.driver.ensure_volume(copy, 10 * MIB, VolumeOrigin(volume=thin), False)
+        written = RAW + bytes(MIB) + b"\7" * 4096
+        assert made.path == f"rbd:{POOL}/{names.disk(owner, made.path[-36:])}"
+        assert content(ceph, made.path.rpartition("/")[2], tmp_path) == RAW.ljust(8 * MIB, b"\0")
+        assert content(ceph, names.volume(thick), tmp_path) == RAW.ljust(8 * MIB, b"\0")
+        assert content(ceph, names.volume(copy), tmp_path) == written.ljust(10 * MIB, b"\0")
+        assert json.loads(ceph.rbd("snap", "ls", f"{POOL}/{names.volume(thin)}", "--format", "json")) == []
+        for volume in (thin, thick, copy):
+            await far.driver.remove_volume(volume)
+        await far.driver.remove_disks(owner)
+        await far.driver.remove_image(far.image.uid)
+        assert far.image.uid not in ceph.rbd("ls", POOL)
+        assert json.loads(ceph.rbd("trash", "ls", POOL, "--format", "json")) == []
+        assert [path for path in Path(far.settings.scratch).rglob("*") if path.is_file()] == []
+
+    async def test_a_disk_that_was_removed_is_nobodys(self, ceph: CephCluster, far: Far, tmp_path: Path) -> None:
+        before, after = new_uid(), new_uid()
+        await far.driver.ensure_volume(before, 8 * MIB, None, False)
+        write(ceph, names.volume(before), 0, 8 * MIB, 0x42)
+        await far.driver.remove_volume(before)
+        for thick in (False, True):
+            await far.driver.ensure_volume(after, 8 * MIB, None, thick)
+            assert content(ceph, names.volume(after), tmp_path) == bytes(8 * MIB)
+            await far.driver.remove_volume(after)
+
+    async def test_what_was_cut_short_is_never_taken_for_whole(self, ceph: CephCluster, far: Far) -> None:
+        volume, copy = new_uid(), new_uid()
+        ceph.rbd("create", "--size", "1M", f"{POOL}/{names.making(names.volume(volume))}")
+        assert await far.driver.volume(volume) is None
+        assert (await far.driver.ensure_volume(volume, 2 * MIB, None, False)).virtual_size == 2 * MIB
+        # A copy whose agent died: a snapshot of its source, and half of itself.
+        ceph.rbd("snap", "create", f"{POOL}/{names.volume(volume)}@{names.copied(copy)}")
+        ceph.rbd("create", "--size", "1M", f"{POOL}/{names.making(names.volume(copy))}")
+        assert await far.driver.volume(copy) is None
+        await far.driver.ensure_volume(copy, None, VolumeOrigin(volume=volume), False)
+        ceph.rbd("snap", "create", f"{POOL}/{names.volume(volume)}@{names.copied(new_uid())}")
+        await far.driver.remove_volume(volume)
+        assert volume not in ceph.rbd("ls", POOL)
+        # An image whose removal was cut short after each of its steps.
+        base = f"{POOL}/{names.image(far.image.uid)}@{names.BASE}"
+        ceph.rbd("snap", "unprotect", base)
+        await far.driver.ensure_volume(volume, None, VolumeOrigin(image=far.image), False)
+        await far.driver.remove_volume(volume)
+        ceph.rbd("snap", "unprotect", base)
+        ceph.rbd("rename", base.partition("@")[0], f"{POOL}/{names.making(names.image(far.image.uid))}")
+        assert await far.driver.image(far.image.uid) is None
+        await far.driver.remove_image(far.image.uid)
+        assert far.image.uid not in ceph.rbd("ls", POOL)
+
+    async def test_what_somebody_has_open_is_neither_copied_nor_grown_nor_removed(
+        self, ceph: CephCluster, far: Far
+    ) -> None:
+        volume = new_uid()
+        await far.driver.ensure_volume(volume, MIB, None, False)
+        writer = await asyncio.create_subprocess_exec(
+            *("qemu-io", "--image-opts", ceph.opened(names.volume(volume))),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        writer.stdin.write(b"write -P 1 0 512\n")
+        await writer.stdout.readuntil(b"wrote")
+        attempts: list[Callable[[], Awaitable[object]]] = [
+            lambda: far.driver.grow_volume(volume, 2 * MIB),
+            lambda: far.driver.ensure_volume(new_uid(), None, VolumeOrigin(volume=volume), False),
+            lambda: far.driver.remove_volume(volume),
+        ]
+        for attempt in attempts:
+            assert (await refused(attempt())).reason == "VolumeInUse"
+        writer.stdin.close()
+        await writer.wait()
+        assert (await far.driver.grow_volume(volume, 2 * MIB)).virtual_size == 2 * MIB
+        await far.driver.remove_volume(volume)
+
+
+class TestCluster:
+    """A cluster that is not as it should be."""
+
+    async def test_one_that_falls_silent_hangs_nobody_and_heals(self, ceph: CephCluster, far: Far) -> None:
+        """With a pool in use: a question, a change, and everything that comes after them."""
+        driver, volume = far.again(answer_seconds=2.0), new_uid()
+        await driver.ensure_volume(volume, MIB, None, False)
+        for daemons in (("osd",), ()):
+            with ceph.silent(*daemons):
+                began = time.monotonic()
+                error = await refused(driver.volume(volume))
+                assert (error.reason, error.retryable) == ("PoolStalled", True)
+                assert "ceph status" in str(error)
+                assert time.monotonic() - began < 5
+                attempts = [driver.ensure_volume(new_uid(), MIB, None, False) for _ in range(20)]
+                answers = await asyncio.gather(*attempts, driver.remove_volume(volume), return_exceptions=True)
+                assert {error.reason for error in answers if isinstance(error, StorageError)} == {"PoolStalled"}
+                assert time.monotonic() - began < 12
+                leave = await refused(far.again(answer_seconds=2.0).prepare() if not daemons else driver.volume(volume))
+                assert leave.reason == "PoolStalled"
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert await driver.volume(volume) is not None
+                break
+            except StorageError as error:
+                assert error.reason == "PoolStalled"
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.1)
+        await driver.remove_volume(volume)
+
+    async def test_a_key_that_is_wrong_or_missing_is_asked_for_again(self, ceph: CephCluster, far: Far) -> None:
+        good = far.secrets.secrets
+        name = pool_secret_name(far.pool.uid)
+        for secrets, reason in (
+            ({}, "SecretNotFound"),
+            ({name: {}}, "SecretUnreadable"),
+            ({name: {"key": b"\xff"}}, "SecretUnreadable"),
+            ({name: {"key": b"a b\nkeyring = /etc/shadow"}}, "SecretUnreadable"),
+            ({name: {"key": ceph.key(STRANGER).encode()}}, "PoolForbidden"),
+        ):
+            far.secrets.secrets = secrets
+            driver = far.again(answer_seconds=PATIENCE)
+            assert (await refused(driver.volume(new_uid()))).reason == reason
+            assert (await refused(driver.prepare())).reason == reason
+            far.secrets.secrets = good
+            assert (await driver.prepare()).capacity > 0
+
+    async def test_pools_and_users_that_are_not_there(self, ceph: CephCluster, settings: StorageSettings) -> None:
+        for changes, reason in (
+            ({"pool": "nowhere"}, "PoolMissing"),
+            ({"user": "nobody"}, "PoolForbidden"),
+            ({"user": STRANGER}, "PoolForbidden"),
+            ({"namespace": "tenants"}, "DriverUnsupported"),
+        ):
+            pool = pool_of(ceph, **changes)
+            key = ceph.key(STRANGER if changes.get("user") == STRANGER else USER)
+            impatient = settings.ceph.model_copy(update={"answer_seconds": PATIENCE})
+            hasty = settings.model_copy(update={"ceph": impatient})
+            driver = RbdStorage(pool, hasty, secrets_of(pool, key))
+            assert (await refused(driver.prepare())).reason == reason
+            if reason != "DriverUnsupported":
+                assert (await refused(driver.volume(new_uid()))).reason == reason
+
+    async def test_the_key_is_in_a_private_file_and_nowhere_else(self, ceph: CephCluster, far: Far) -> None:
+        files = [path for path in Path(far.settings.ceph.runtime).rglob("*") if path.is_file()]
+        having = [path for path in files if ceph.key() in path.read_text()]
+        assert [path.name for path in having] == ["keyring"]
+        assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+        assert having[0].parent.stat().st_mode & 0o777 == 0o700
+        volume = await far.driver.ensure_volume(new_uid(), MIB, None, False)
+        assert ceph.key() not in repr(volume) + repr(far.driver.__dict__)
