@@ -15,6 +15,7 @@ from typing import Protocol
 
 from kumulus.api.compute import PowerState
 from kumulus.api.snapshots import Indication, QuiesceMode
+from kumulus_agents.storage.source import DiskSource, LayerFile
 
 
 class HypervisorError(Exception):
@@ -31,22 +32,13 @@ class HypervisorError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class BackingFile:
-    """A file that another one stands on."""
-
-    path: str
-    format: str
-    """qcow2 or raw."""
-
-
-@dataclass(frozen=True, slots=True)
 class DomainDisk:
     """A disk as the hypervisor sees it."""
 
     name: str
     """Serial that the guest sees, at most 20 characters of it."""
-    path: str
-    """Absolute path of the file, made by a storage driver."""
+    source: DiskSource
+    """Where it is, said by a storage driver."""
     format: str
     """qcow2 or raw; pinned, never guessed."""
     boot_order: int | None = None
@@ -56,16 +48,8 @@ class DomainDisk:
     """A CD-ROM drive, which a guest needs another driver for than for its disks; always read-only."""
     volume: str | None = None
     """Uid of the Volume that it is: it can come and go while the machine is on. None: it stays."""
-    below: tuple[BackingFile, ...] = ()
+    below: tuple[LayerFile, ...] = ()
     """What the file stands on, all the way down. No header is asked: a guest may have written it."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewLayer:
-    """An empty file that stands on what a domain writes to now."""
-
-    path: str
-    format: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +59,11 @@ class Quiesce:
     mode: QuiesceMode
     seconds: int = 30
 
+    @property
+    def path(self) -> str:
+        """Of its source."""
+        return self.source.path
+
 
 @dataclass(frozen=True, slots=True)
 class AttachedDisk:
@@ -83,6 +72,7 @@ class AttachedDisk:
     name: str
     """Serial that the guest sees."""
     path: str
+    """Of its source."""
     volume: str | None = None
     """Uid of the Volume that it is."""
 
@@ -246,7 +236,7 @@ class Hypervisor(Protocol):
         """
 
     async def snapshot_disks(
-        self, uid: str, layers: Mapping[str, NewLayer], quiesce: Quiesce
+        self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
     ) -> tuple[Indication, ...]:
         """Have the guest write to these new layers from now on, all at one instant; they are by uid of the volume. What it
         wrote to until then is not written any more. It has the layers already: nothing. Says how far the content can be

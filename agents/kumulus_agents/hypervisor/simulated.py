@@ -35,9 +35,9 @@ from kumulus_agents.hypervisor.protocol import (
     HypervisorError,
     Inventory,
     Marks,
-    NewLayer,
     Quiesce,
 )
+from kumulus_agents.storage.source import LayerFile
 
 GIB = 1 << 30
 DETACH_WAITS = 5.0
@@ -287,7 +287,7 @@ class SimulatedHypervisor:
                 host.sizes[volume] = size
 
     async def snapshot_disks(
-        self, uid: str, layers: Mapping[str, NewLayer], quiesce: Quiesce
+        self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
     ) -> tuple[Indication, ...]:
         async with self._one_at_a_time(uid):
             host = self._reach()

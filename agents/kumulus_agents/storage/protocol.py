@@ -12,6 +12,7 @@ from typing import Protocol
 
 from kumulus.api.host import HttpFetch, ImageRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
+from kumulus_agents.storage.source import DiskSource, LayerFile
 
 
 class StorageError(Exception):
@@ -54,35 +55,32 @@ class StoredImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Below:
-    """A file that another one stands on."""
-
-    path: str
-    format: str
-
-
-@dataclass(frozen=True, slots=True)
 class StoredDisk:
     """A disk in the pool."""
 
-    path: str
+    source: DiskSource
     format: str
     virtual_size: int
-    below: tuple[Below, ...] = ()
+    below: tuple[LayerFile, ...] = ()
     """What it stands on, all the way down."""
+
+    @property
+    def path(self) -> str:
+        """Of its source."""
+        return self.source.path
 
 
 @dataclass(frozen=True, slots=True)
 class StoredVolume:
     """A volume that is whole, in the pool."""
 
-    path: str
+    source: DiskSource
     format: str
     virtual_size: int
     """Bytes of the disk inside, as it is now: an emulator may have grown it."""
     used: int
     """Bytes it takes, with its snapshots."""
-    below: tuple[Below, ...] = ()
+    below: tuple[LayerFile, ...] = ()
     """What the file stands on, all the way down: layers that keep snapshots, an image. Never read from a header."""
 
 
@@ -108,6 +106,11 @@ class Merge:
     """Path of the file that stays."""
     active: bool
     """The upper one is what the volume is written to."""
+
+    @property
+    def path(self) -> str:
+        """Of its source."""
+        return self.source.path
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from kumulus_agents.storage.dir.pool import disk_of, uid_of
 from kumulus_agents.storage.layers import Layers, Taken
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
-    Below,
     Merge,
     ProgressListener,
     Resize,
@@ -28,6 +27,7 @@ from kumulus_agents.storage.protocol import (
 )
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.source import FileSource, LayerFile
 
 _STEPS = 4
 _THIN = 200 << 10
@@ -139,10 +139,10 @@ class SimulatedStorage:
                 retryable=False,
             )
         made = StoredDisk(
-            f"{self._path}/disks/{owner}/{disk}.qcow2",
+            FileSource(f"{self._path}/disks/{owner}/{disk}.qcow2"),
             "qcow2",
             whole_sectors(size or image.virtual_size),
-            (Below(image.path, image.format),),
+            (LayerFile(image.path, image.format),),
         )
         return self.state.disks.setdefault(owner, {}).setdefault(name, (image_uid, made))[1]
 
@@ -191,7 +191,9 @@ class SimulatedStorage:
             if source is not None and progress is not None:
                 Pace(progress).stage("Copying", used, used)
             whole = whole_sectors(wanted)
-            made = StoredVolume(f"{self._path}/volumes/{uid}.qcow2", "qcow2", whole, whole if thick else used)
+            made = StoredVolume(
+                FileSource(f"{self._path}/volumes/{uid}.qcow2"), "qcow2", whole, whole if thick else used
+            )
             self.state.volumes[uid] = (None if thick else image, made)
             self.state.layers[uid] = Layers.first(uid)
             return self._seen(uid, *self.state.volumes[uid])
@@ -335,11 +337,11 @@ class SimulatedStorage:
     def _seen(self, uid: str, image: str | None, volume: StoredVolume) -> StoredVolume:
         layers = self.state.layers.setdefault(uid, Layers.first(uid))
         path, *below = (self._file(uid, layer) for layer in layers.chain(layers.active))
-        files = [Below(each, "qcow2") for each in below]
+        files = [LayerFile(each, "qcow2") for each in below]
         if image is not None:
-            files.append(Below(f"{self._path}/images/{image}.qcow2", "qcow2"))
+            files.append(LayerFile(f"{self._path}/images/{image}.qcow2", "qcow2"))
         used = volume.used + (len(layers.parents) - 1) * _THIN
-        return replace(volume, path=path, used=used, below=tuple(files))
+        return replace(volume, source=FileSource(path), used=used, below=tuple(files))
 
     def _origin(self, image: str | None, source: str | None, snapshot: str | None) -> tuple[int | None, int]:
         """Bytes of the disk that a volume begins as (None: of no disk), and bytes the volume takes."""

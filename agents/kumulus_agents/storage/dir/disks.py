@@ -13,10 +13,11 @@ from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.dir.creation import create
 from kumulus_agents.storage.dir.images import stored
 from kumulus_agents.storage.dir.pool import PoolDirectory, disk_of, uid_of
-from kumulus_agents.storage.protocol import Below, StorageError, StoredDisk, StoredImage
+from kumulus_agents.storage.protocol import StorageError, StoredDisk, StoredImage
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.source import FileSource, LayerFile
 
 
 def ensure(
@@ -28,15 +29,15 @@ def ensure(
         record = read_record(mine, f"{disk}.json")
         if record is not None and mine.exists(f"{disk}.qcow2"):
             size, below = int(str(record["virtualSize"])), _below(pool, record)
-            return StoredDisk(pool.disk_path(owner, disk), "qcow2", size, below)
+            return StoredDisk(FileSource(pool.disk_path(owner, disk)), "qcow2", size, below)
         with pool.images() as images:
             image = stored(pool, images.whole, image_uid)
         if image is None:
             raise StorageError("The disk's image is not in the pool yet.", reason="ImageNotReady")
         virtual_size = _size(image, size)
         _make(pool, settings, mine, disk, image, virtual_size)
-    below = (Below(image.path, image.format),)
-    return StoredDisk(pool.disk_path(owner, disk), "qcow2", virtual_size, below)
+    below = (LayerFile(image.path, image.format),)
+    return StoredDisk(FileSource(pool.disk_path(owner, disk)), "qcow2", virtual_size, below)
 
 
 def remove(pool: PoolDirectory, owner: str) -> None:
@@ -72,13 +73,13 @@ def users(pool: PoolDirectory, image_uid: str) -> int:
     return count
 
 
-def _below(pool: PoolDirectory, record: Mapping[str, object]) -> tuple[Below, ...]:
+def _below(pool: PoolDirectory, record: Mapping[str, object]) -> tuple[LayerFile, ...]:
     """What the disk stands on. A record that is older than this question does not name the format."""
     image, form = uid_of(str(record.get("image"))), record.get("format")
     if form not in ("qcow2", "raw"):
         with pool.images() as images:
             form = "raw" if images.whole.exists(f"{image}.raw") else "qcow2"
-    return (Below(pool.image_path(image, str(form)), str(form)),)
+    return (LayerFile(pool.image_path(image, str(form)), str(form)),)
 
 
 def _size(image: StoredImage, size: int | None) -> int:

@@ -22,10 +22,11 @@ from kumulus_agents.storage.dir.images import stored as stored_image
 from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.layers import Layers, from_record, to_record
 from kumulus_agents.storage.pace import Pace
-from kumulus_agents.storage.protocol import Below, StorageError, StoredVolume
+from kumulus_agents.storage.protocol import StorageError, StoredVolume
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.source import FileSource, LayerFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +105,10 @@ def _whole(pool: PoolDirectory, volumes: Directory, uid: str, record: Record) ->
         size = chain.virtual_size(fd)
     used = sum(bytes_of(volumes, file_of(uid, layer)) for layer in layers.parents)
     path, *below = (pool.volume_path(file_of(uid, layer)) for layer in layers.chain(layers.active))
-    files = [Below(each, "qcow2") for each in below]
+    files = [LayerFile(each, "qcow2") for each in below]
     if record.image is not None:
-        files.append(Below(pool.image_path(record.image), "qcow2"))
-    return StoredVolume(path, "qcow2", size, used, tuple(files))
+        files.append(LayerFile(pool.image_path(record.image), "qcow2"))
+    return StoredVolume(FileSource(path), "qcow2", size, used, tuple(files))
 
 
 def users(pool: PoolDirectory, image_uid: str) -> int:
