@@ -14,7 +14,7 @@ from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec
-from kumulus_agents.storage.source import FileSource
+from kumulus_agents.storage.source import FileSource, LayerFile
 from tests.contract import guest
 from tests.contract.guest import Guest
 from tests.contract.hypervisor import World, eventually, new_marks
@@ -48,7 +48,8 @@ class LibvirtWorld(World):
         disk = home / "root.qcow2"
         command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(self._images[kind]), str(disk)]
         subprocess.run(command, check=True)
-        disks = (DomainDisk("root", FileSource(str(disk)), "qcow2", boot_order=1),)
+        below = (LayerFile(str(self._images[kind]), "raw"),)
+        disks = (DomainDisk("root", FileSource(str(disk)), "qcow2", boot_order=1, below=below),)
         return DomainSpec(marks, cpus=1, memory=MEMORY, disks=disks, console_log=str(home / "console.log"))
 
     def volume(self) -> DomainDisk:

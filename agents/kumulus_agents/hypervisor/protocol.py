@@ -51,6 +51,11 @@ class DomainDisk:
     below: tuple[LayerFile, ...] = ()
     """What the file stands on, all the way down. No header is asked: a guest may have written it."""
 
+    @property
+    def path(self) -> str:
+        """Of its source."""
+        return self.source.path
+
 
 @dataclass(frozen=True, slots=True)
 class Quiesce:
@@ -58,11 +63,6 @@ class Quiesce:
 
     mode: QuiesceMode
     seconds: int = 30
-
-    @property
-    def path(self) -> str:
-        """Of its source."""
-        return self.source.path
 
 
 @dataclass(frozen=True, slots=True)

@@ -300,7 +300,8 @@ class SimulatedHypervisor:
             if quiesce.mode is QuiesceMode.REQUIRED and rest is not Indication.GUEST_AGENT:
                 raise HypervisorError("The simulated guest did not come to rest.", reason="QuiesceFailed")
             moved = tuple(
-                replace(disk, path=layers[disk.volume].path) if disk.volume in layers else disk for disk in domain.disks
+                replace(disk, path=layers[disk.volume].path) if disk.volume and disk.volume in layers else disk
+                for disk in domain.disks
             )
             if moved != tuple(domain.disks):
                 host.snapshots.append((uid, frozenset(layers)))

@@ -83,6 +83,11 @@ class StoredVolume:
     below: tuple[LayerFile, ...] = ()
     """What the file stands on, all the way down: layers that keep snapshots, an image. Never read from a header."""
 
+    @property
+    def path(self) -> str:
+        """Of its source."""
+        return self.source.path
+
 
 @dataclass(frozen=True, slots=True)
 class StoredSnapshot:
@@ -106,11 +111,6 @@ class Merge:
     """Path of the file that stays."""
     active: bool
     """The upper one is what the volume is written to."""
-
-    @property
-    def path(self) -> str:
-        """Of its source."""
-        return self.source.path
 
 
 @dataclass(frozen=True, slots=True)

@@ -304,7 +304,8 @@ class SimulatedStorage:
                 layers = self.state.layers[volume] = layers.without(useless[0])
             if (found := layers.next_merge(frozenset())) is None:
                 return None
-            return Merge(*(self._file(volume, layer) for layer in found), found[0] == layers.active)
+            upper, lower = found
+            return Merge(self._file(volume, upper), self._file(volume, lower), upper == layers.active)
 
     async def merge(self, volume: str, merge: Merge, progress: ProgressListener | None = None) -> None:
         """See `StorageDriver.merge`."""
@@ -332,7 +333,8 @@ class SimulatedStorage:
         return layers
 
     def _file(self, volume: str, layer: str) -> str:
-        return f"{self._path}/volumes/{volume}{'' if layer == volume else f'.{layer}'}.qcow2"
+        first = self.state.volumes[volume][1].path
+        return first if layer == volume else f"{first.removesuffix('.qcow2')}.{layer}.qcow2"
 
     def _seen(self, uid: str, image: str | None, volume: StoredVolume) -> StoredVolume:
         layers = self.state.layers.setdefault(uid, Layers.first(uid))
