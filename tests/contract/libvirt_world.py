@@ -58,6 +58,20 @@ class LibvirtWorld(World):
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(VOLUME)], check=True)
         return DomainDisk("data", FileSource(str(path)), "qcow2", volume=volume)
 
+    def layer(self, below: str) -> LayerFile:
+        path = self.directory / f"{uuid.uuid4()}.qcow2"
+        command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", below, str(path), str(VOLUME)]
+        subprocess.run(command, check=True)
+        return LayerFile(str(path), "qcow2")
+
+    def guest_io(self, spec: DomainSpec, volume: str, *commands: str) -> str:
+        """What `qemu-io` says within the machine's QEMU: reads and writes as its guest would do them."""
+        said = ""
+        for command in commands:
+            order = f'qemu-io -d ua-volume-{volume} "{command}"'
+            said += self.virsh("qemu-monitor-command", spec.marks.uid, "--hmp", order)
+        return said
+
     def broken_spec(self) -> DomainSpec:
         spec = self.spec()
         return replace(spec, disks=(replace(spec.disks[0], source=FileSource(str(self.directory / "missing.qcow2"))),))
