@@ -165,7 +165,7 @@ async def test_dying_after_any_deed_on_volumes_changes_nothing(cluster: NativeCl
         assert host.machine.sizes == {grown: 2 << 30}
 
 
-@pytest.mark.parametrize("life", range(1, 7))
+@pytest.mark.parametrize("life", range(1, 8))
 async def test_dying_after_any_deed_on_snapshots_changes_nothing(cluster: NativeCluster, life: int) -> None:
     """Two layers, the switch, two notes, and what is left of an attempt that was cut short."""
     async with host_on(cluster.kubeconfig) as host:
@@ -177,7 +177,6 @@ async def test_dying_after_any_deed_on_snapshots_changes_nothing(cluster: Native
         snapshot = await host.snapshot_order(*volumes)
         mortal = Mortal(SimulatedHypervisor(host.machine), life)
         host.wrap = lambda driver: cast("StorageDriver", MortalStorage(driver, mortal))
-        # What it does before to volumes it sees for the first time is a deed as well, but changes nothing.
         first = host.agent(hypervisor=mortal)
         async with asyncio.TaskGroup() as tasks:
 

@@ -24,6 +24,9 @@ from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import Merge, StorageError, StoredSnapshot
 from kumulus_agents.storage.settings import StorageSettings
 
+MOST = 40
+"""Layers of a volume: reading through more is slow, and every one of them is open in the emulator and in the cage."""
+
 
 def stored(pool: PoolDirectory, volume: str, snapshot: str) -> StoredSnapshot | None:
     """The snapshot, if its layer is there. Blocks."""
@@ -56,6 +59,12 @@ def begin(pool: PoolDirectory, settings: StorageSettings, volume: str, snapshot:
         if before is not None and before.taken is not None:
             return
         layers = record.layers.forgotten(snapshot)
+        if len(layers.parents) >= MOST:
+            raise StorageError(
+                f"The volume has {MOST} layers, one a snapshot. Delete a snapshot, or copy the volume to a new one.",
+                reason="TooManySnapshots",
+                retryable=False,
+            )
         layer = str(uuid.uuid4())
         below = file_of(volume, layers.active)
         with volumes.reading(below) as fd:
