@@ -12,7 +12,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -20,11 +20,16 @@ import pytest
 from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin, pool_secret_name
 from kumulus.api.pools import PoolDriver, PoolParameters, PoolSecret, RbdParameters
 from kumulus.api.storage import ImageFormat
+from kumulus_agents.hypervisor.protocol import DomainDisk
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.rbd import names
 from kumulus_agents.storage.rbd.driver import RbdStorage
 from kumulus_agents.storage.settings import CephSettings, FetchSettings, StorageSettings
+from tests.contract import guest
 from tests.contract.ceph import POOL, STRANGER, USER, CephCluster, why_none
+from tests.contract.hypervisor import Heard, detached, the
+from tests.contract.libvirt_world import LibvirtWorld
+from tests.contract.libvirtd import PrivateLibvirtd
 from tests.contract.storage import Bench, StorageContract
 from tests.unit.storage.material import disk, http, ignore
 from tests.unit.storage.server import Answer, Server, serving
@@ -247,10 +252,48 @@ class TestData:
         ]
         for attempt in attempts:
             assert (await refused(attempt())).reason == "VolumeInUse"
+        assert (await refused(far.driver.begin_snapshot(volume, new_uid()))).reason == "SnapshotUnsupported"
         writer.stdin.close()
         await writer.wait()
         assert (await far.driver.grow_volume(volume, 2 * MIB)).virtual_size == 2 * MIB
         await far.driver.remove_volume(volume)
+
+
+class TestSnapshots:
+    """Snapshots are the cluster's own."""
+
+    async def test_a_snapshot_keeps_what_there_was_until_it_goes(
+        self, ceph: CephCluster, far: Far, tmp_path: Path
+    ) -> None:
+        volume, snapshot, copy = new_uid(), new_uid(), new_uid()
+        origin = VolumeOrigin.model_validate({"snapshot": {"volume": volume, "snapshot": snapshot}})
+        made = await far.driver.ensure_volume(volume, MIB, None, False)
+        write(ceph, names.volume(volume), 0, 4096, 1)
+        assert await far.driver.snapshot(volume, snapshot) is None
+        assert (await far.driver.begin_snapshot(volume, snapshot)).source == made.source
+        begun = await far.driver.snapshot(volume, snapshot)
+        assert begun is not None
+        assert begun.taken_at is None
+        assert (await refused(far.driver.ensure_volume(copy, None, origin, False))).reason == "SnapshotNotReady"
+        write(ceph, names.volume(volume), 0, 4096, 2)
+        await far.driver.begin_snapshot(volume, snapshot)  # nobody knows how far the first attempt came
+        for at in ("2026-11-20T12:00:00Z", "2027-01-01T00:00:00Z"):
+            taken = await far.driver.confirm_snapshot(volume, snapshot, at, ())
+            assert (taken.virtual_size, taken.taken_at) == (MIB, "2026-11-20T12:00:00Z")
+        write(ceph, names.volume(volume), 0, 4096, 3)
+        await far.driver.begin_snapshot(volume, snapshot)
+        await far.driver.grow_volume(volume, 2 * MIB)
+        await far.driver.ensure_volume(copy, None, origin, False)
+        assert content(ceph, names.volume(copy), tmp_path) == (b"\2" * 4096).ljust(MIB, b"\0")
+        assert (await refused(far.driver.remove_volume(volume))).reason == "VolumeInUse"
+        await far.driver.adopt(volume, made.path)
+        assert (await refused(far.driver.adopt(volume, "/elsewhere"))).reason == "ChainMismatch"
+        for _ in range(2):
+            await far.driver.forget_snapshot(volume, snapshot)
+            assert await far.again().snapshot(volume, snapshot) is None
+        assert (await refused(far.driver.confirm_snapshot(volume, snapshot, "x", ()))).reason == "SnapshotLost"
+        await far.driver.remove_volume(volume)
+        assert (await refused(far.driver.begin_snapshot(volume, snapshot))).reason == "VolumeNotReady"
 
 
 class TestCluster:
@@ -325,3 +368,68 @@ class TestCluster:
         assert having[0].parent.stat().st_mode & 0o777 == 0o700
         volume = await far.driver.ensure_volume(new_uid(), MIB, None, False)
         assert ceph.key() not in repr(volume) + repr(far.driver.__dict__)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[LibvirtWorld]:
+    libvirtd = PrivateLibvirtd(tmp_path / "libvirtd")
+    try:
+        libvirtd.start()
+        (tmp_path / "machines").mkdir()
+        made = LibvirtWorld(libvirtd, guest.build(tmp_path), tmp_path / "machines")
+        yield made
+        made.clear()
+    finally:
+        libvirtd.stop()
+
+
+@pytest.mark.libvirt
+class TestGuest:
+    """A guest on QEMU has images of the cluster as its disks."""
+
+    async def test_it_boots_from_one_and_gets_and_loses_another(
+        self, ceph: CephCluster, far: Far, server: Server, world: LibvirtWorld, tmp_path: Path
+    ) -> None:
+        bootable = await asyncio.to_thread((tmp_path / "wait.img").read_bytes)
+        digest = hashlib.sha256(bootable).hexdigest()
+        image = ImageRef(uid=new_uid(), sha256=digest, format=ImageFormat.RAW)
+        await far.driver.import_image(image, http(server.on("/boot.raw", Answer(bootable))), ignore)
+        volume, spec = new_uid(), world.spec()
+        uid = spec.marks.uid
+        root = await far.driver.ensure_disk(uid, "root", image.uid, None)
+        data = await far.driver.ensure_volume(volume, MIB, None, False)
+        spec = replace(spec, disks=(DomainDisk("root", root.source, root.format, boot_order=1),))
+        disk_of_volume = DomainDisk("data", data.source, data.format, volume=volume)
+        driver, heard = world.driver(), Heard()
+        await driver.connect(heard)
+        try:
+            await heard.about("")
+            await driver.start(spec)
+            await world.booted(spec)
+            await driver.attach_disk(uid, disk_of_volume)
+            attached = (await the(driver, spec)).disks
+            assert [(one.path, one.volume) for one in attached] == [(root.path, None), (data.path, volume)]
+            for attempt in (far.driver.grow_volume(volume, 2 * MIB), far.driver.remove_volume(volume)):
+                assert (await refused(attempt)).reason == "VolumeInUse"
+            grown = await far.driver.grow_volume(volume, 4 * MIB, lambda size: driver.resize_disk(uid, volume, size))
+            assert grown.virtual_size == 4 * MIB
+            assert f"Capacity:       {4 * MIB}" in world.virsh("domblkinfo", uid, "sda")
+            told = [
+                world.virsh("dumpxml", "--security-info", uid),
+                (Path("/proc") / str(world.qemu(spec)) / "cmdline").read_text(),
+                *(path.read_text(errors="replace") for path in world.files_about(uid) if path.is_file()),
+            ]
+            assert [text for text in told if ceph.key() in text] == []
+            assert world.virsh("secret-list") == ""
+            await driver.detach_disk(uid, volume)
+            await detached(driver, spec, disk_of_volume)
+            assert (await far.driver.grow_volume(volume, 5 * MIB)).virtual_size == 5 * MIB
+            await driver.force_off(uid)
+            await driver.start(spec)
+            await driver.remove(uid)
+        finally:
+            await driver.close()
+        await far.driver.remove_disks(uid)
+        await far.driver.remove_volume(volume)
+        await far.driver.remove_image(image.uid)
+        assert not {uid, volume, image.uid} & set(ceph.rbd("ls", POOL).split())

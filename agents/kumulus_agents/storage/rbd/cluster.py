@@ -53,13 +53,13 @@ class Cluster:
         self._silent_until = 0.0
 
     async def ask(self, *command: str) -> Any:
-        """What an `rbd` command answers, parsed from JSON; within the time for questions.
+        """What an `rbd` command answers, parsed from JSON, or None for nothing; within the time for questions.
 
         Raises `StorageError`: NotThere, PoolStalled, PoolForbidden, PoolMissing, PoolFailed.
         """
         output = await self._rbd((*command, "--format", "json"), self._settings.answer_seconds)
         try:
-            return json.loads(output)
+            return json.loads(output) if output.strip() else None
         except ValueError:
             raise StorageError("The rbd command answered what cannot be read.", reason="PoolFailed") from None
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from weakref import WeakValueDictionary
 
-from kumulus.api.host import HttpFetch, ImageRef, PoolRef, VolumeOrigin
+from kumulus.api.host import HttpFetch, ImageRef, PoolRef, SnapshotRef, VolumeOrigin
 from kumulus.api.pools import PoolDriver, PoolParameters
+from kumulus.api.snapshots import Indication
 from kumulus.api.storage import OPTICAL
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread
@@ -27,12 +28,14 @@ from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
     ImportProgress,
+    Merge,
     ProgressListener,
     Resize,
     StorageDriver,
     StorageError,
     StoredDisk,
     StoredImage,
+    StoredSnapshot,
     StoredVolume,
     Usage,
 )
@@ -40,6 +43,7 @@ from kumulus_agents.storage.rbd import names
 from kumulus_agents.storage.rbd.cluster import Cluster
 from kumulus_agents.storage.rbd.faults import Busy
 from kumulus_agents.storage.rbd.images import RbdImages
+from kumulus_agents.storage.rbd.snapshots import RbdSnapshots
 from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
@@ -74,8 +78,9 @@ class RbdStorage:
             fetcher=fetcher,
         )
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._snapshots = RbdSnapshots(self._images)
         self._copying: Counter[str] = Counter()
-        """Volumes by how many copies of them are being made here."""
+        """Volumes and snapshots by how many copies of them are being made here."""
 
     async def prepare(self) -> Usage:
         """See `StorageDriver.prepare`. PoolStalled, PoolForbidden, PoolMissing, SecretNotFound, SecretUnreadable and
@@ -188,12 +193,18 @@ class RbdStorage:
         """See `StorageDriver.ensure_volume`. A thick volume is a copy of its image; what it grows by later is thin."""
         image = uid_of(origin.image.uid) if origin is not None and origin.image is not None else None
         source = uid_of(origin.volume) if origin is not None and origin.volume is not None else None
+        snapshot = origin.snapshot if origin is not None else None
+        if snapshot is not None:
+            uid_of(snapshot.volume)
+            uid_of(snapshot.snapshot)
         async with self._lock(f"volume {uid_of(uid)}"):
             if (found := await self.volume(uid)) is not None:
                 return found
             pace = Pace(progress or _ignore)
             if image is not None:
                 await self._make_on_image(uid, image, size, thick, pace)
+            elif snapshot is not None:
+                await self._make_of_snapshot(uid, snapshot, size, thick, pace)
             elif source is not None:
                 await self._make_copy(uid, source, size, thick, pace)
             elif size is None:
@@ -234,9 +245,54 @@ class RbdStorage:
         async with self._lock(f"volume {uid}"):
             self._refuse_copied(uid)
             with _in_use("volume"):
-                await self._end_copies(name)
+                await self._free(name)
                 await self._images.drop(names.making(name))
                 await self._images.drop(name)
+
+    async def snapshot(self, volume: str, snapshot: str) -> StoredSnapshot | None:
+        """See `StorageDriver.snapshot`."""
+        return await self._snapshots.find(volume, snapshot)
+
+    async def begin_snapshot(self, volume: str, snapshot: str) -> StoredVolume:
+        """See `StorageDriver.begin_snapshot`. The volume stays the image that it is. SnapshotUnsupported (not
+        retryable) when a machine that is on has it."""
+        uid_of(snapshot)
+        async with self._lock(f"volume {uid_of(volume)}"):
+            found = await self._present(volume)
+            await self._snapshots.begin(volume, snapshot)
+            return found
+
+    async def confirm_snapshot(
+        self, volume: str, snapshot: str, taken_at: str, indications: tuple[Indication, ...]
+    ) -> StoredSnapshot:
+        """See `StorageDriver.confirm_snapshot`."""
+        async with self._lock(f"volume {uid_of(volume)}"):
+            return await self._snapshots.confirm(volume, snapshot, taken_at, indications)
+
+    async def forget_snapshot(self, volume: str, snapshot: str) -> None:
+        """See `StorageDriver.forget_snapshot`."""
+        async with self._lock(f"volume {uid_of(volume)}"):
+            if self._copying[uid_of(snapshot)]:
+                raise StorageError("The snapshot is being copied. Wait until the copy is done.", reason="SnapshotInUse")
+            await self._snapshots.forget(volume, snapshot)
+
+    async def adopt(self, volume: str, path: str) -> None:
+        """See `StorageDriver.adopt`. A volume is one image, always the same."""
+        if (await self._present(volume)).path != path:
+            raise StorageError(
+                "A machine writes to an image that is not the volume's.", reason="ChainMismatch", retryable=False
+            )
+
+    async def next_merge(self, volume: str) -> Merge | None:
+        """See `StorageDriver.next_merge`. Never any."""
+        uid_of(volume)
+        return None
+
+    async def merge(self, volume: str, merge: Merge, progress: ProgressListener | None = None) -> None:
+        """See `StorageDriver.merge`."""
+
+    async def merged(self, volume: str, merge: Merge) -> None:
+        """See `StorageDriver.merged`."""
 
     async def _take_in(self, staged: StoredImage, pace: Pace) -> None:
         """Make an image of the pool of the one in the scratch directory."""
@@ -310,8 +366,25 @@ class RbdStorage:
             self._copying[source_uid] -= 1
             self._copying += Counter()  # forget zeros
 
-    async def _end_copies(self, volume: str) -> None:
-        """Remove what copies that were cut short left of themselves in their source."""
+    async def _make_of_snapshot(self, uid: str, ref: SnapshotRef, size: int | None, thick: bool, pace: Pace) -> None:
+        self._copying[ref.snapshot] += 1
+        try:
+            found = await self._snapshots.find(ref.volume, ref.snapshot)
+            if found is None or found.taken_at is None:
+                raise StorageError("The snapshot is not in the pool yet.", reason="SnapshotNotReady")
+            making = names.making(names.volume(uid))
+            wanted = _at_least(size, found.virtual_size, "volume", "snapshot")
+            await self._images.create(making, wanted, thick=thick)
+            pace.stage("Copying", 0, found.virtual_size)
+            source = f"{names.volume(ref.volume)}@{names.snapshot(ref.snapshot)}"
+            await self._cluster.copy(source, making, _share(pace, found.virtual_size))
+        finally:
+            self._copying[ref.snapshot] -= 1
+            self._copying += Counter()  # forget zeros
+
+    async def _free(self, volume: str) -> None:
+        """Remove what copies that were cut short left of themselves in their source. Raises `StorageError` when it has
+        snapshots of another kind, or is being copied."""
         try:
             snapshots = await self._images.snapshots(volume)
         except StorageError as error:
@@ -321,7 +394,7 @@ class RbdStorage:
         for snapshot in snapshots:
             target = names.target_of(snapshot)
             if target is None:
-                continue
+                raise StorageError("The volume has snapshots. Delete them first.", reason="VolumeInUse")
             if await self._images.in_use(names.making(names.volume(target))):
                 raise _being_copied()
             await self._images.thaw(volume, snapshot)

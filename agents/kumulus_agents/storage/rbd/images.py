@@ -41,10 +41,19 @@ class RbdImages:
         used = sum(int(entry["used_size"]) for entry in entries)
         return next((int(entry["provisioned_size"]), used) for entry in entries if "snapshot" not in entry)
 
-    async def record(self, name: str) -> Mapping[str, Any] | None:
+    async def snapshot_usage(self, name: str, snapshot: str) -> tuple[int, int] | None:
+        """Bytes of the disk in a snapshot and bytes that it takes; None when there is none."""
+        try:
+            entries = (await self._cluster.ask("du", self._at(name)))["images"]
+        except NotThere:
+            return None
+        found = (entry for entry in entries if entry.get("snapshot") == snapshot)
+        return next(((int(entry["provisioned_size"]), int(entry["used_size"])) for entry in found), None)
+
+    async def record(self, name: str, key: str = RECORD) -> Mapping[str, Any] | None:
         """What was recorded of it; None when there is no such image, or nothing was."""
         try:
-            found = (await self._cluster.ask("image-meta", "list", self._at(name))).get(RECORD)
+            found = (await self._cluster.ask("image-meta", "list", self._at(name)) or {}).get(key)
         except NotThere:
             return None
         try:
@@ -53,9 +62,14 @@ class RbdImages:
             return None
         return record if isinstance(record, dict) else None
 
-    async def keep_record(self, name: str, record: Mapping[str, object]) -> None:
+    async def keep_record(self, name: str, record: Mapping[str, object], key: str = RECORD) -> None:
         """Record it."""
-        await self._cluster.do("image-meta", "set", self._at(name), RECORD, json.dumps(record, sort_keys=True))
+        await self._cluster.do("image-meta", "set", self._at(name), key, json.dumps(record, sort_keys=True))
+
+    async def drop_record(self, name: str, key: str) -> None:
+        """Forget what was recorded; nothing was: nothing."""
+        with suppress(NotThere):
+            await self._cluster.do("image-meta", "remove", self._at(name), key)
 
     async def create(self, name: str, size: int, *, thick: bool = False) -> None:
         """A blank image, in place of what an attempt that was cut short left under that name."""

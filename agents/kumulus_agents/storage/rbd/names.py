@@ -5,6 +5,7 @@ volume-<volume uid>             a volume
 disk-<machine uid>-<disk id>    a disk of a machine
 new-<any of these>              what is being made; it becomes the above when it is whole, by a rename
 <volume>@copy-<volume uid>      what the volume of that uid is being copied from
+<volume>@snap-<snapshot uid>    a snapshot of it
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ def making(name: str) -> str:
 def copied(target: str) -> str:
     """The snapshot of a volume from which that volume is copied."""
     return f"copy-{target}"
+
+
+def snapshot(uid: str) -> str:
+    """Of a snapshot."""
+    return f"snap-{uid}"
 
 
 def target_of(snapshot: str) -> str | None:
