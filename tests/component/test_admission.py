@@ -89,7 +89,12 @@ GOOD: Mapping[type[Resource], Raw] = {
     Image: IMAGE,
     ClusterImage: {**IMAGE, "allowedNamespaces": ["a"]},
     StoragePool: {"driver": "dir", "parameters": {"path": "/var/lib/kumulus/pool"}, "reserved": "10Gi"},
-    VolumeClass: {"poolSelector": {"tier": "nvme"}, "allowedNamespaces": ["a"]},
+    VolumeClass: {
+        "poolSelector": {"tier": "nvme"},
+        "allowedNamespaces": ["a"],
+        "qos": {"iops": 100, "readBytesPerSecond": "10Mi", "burst": {"iops": 200, "seconds": 30}},
+        "cache": "directsync",
+    },
     Volume: {"size": "1Gi", "class": "fast", "pool": "local", "source": {"image": "debian-12"}},
     Zone: {"displayName": "Room 1"},
     Host: {"zone": "z1", "taints": [{"key": "dedicated", "value": "web"}], "reserved": {"cpu": 1, "memory": "1Gi"}},
@@ -224,6 +229,19 @@ BAD = [
     Bad(Volume, "spec.reclaimPolicy", "Recycle"),
     Bad(Volume, "spec.pool", "a/b"),
     Bad(VolumeClass, "spec.provisioning", "Fat"),
+    *(Bad(VolumeClass, "spec.cache", cache) for cache in ("unsafe", "None", "", "default")),
+    *(Bad(VolumeClass, "spec.qos.iops", iops) for iops in (0, -1, 100_000_001, "1k", 1.5)),
+    *(
+        Bad(VolumeClass, "spec.qos.readBytesPerSecond", rate)
+        for rate in ("0", "-1Mi", "201Gi", "fast", 10**18, "1" * 33)
+    ),
+    Bad(VolumeClass, "spec.qos.readIops", 10, "a total leaves no room"),
+    Bad(VolumeClass, "spec.qos.bytesPerSecond", "20Mi", "a total leaves no room"),
+    Bad(VolumeClass, "spec.qos.iops", 201, "burst.iops needs a iops that is not above it"),
+    Bad(VolumeClass, "spec.qos.burst.writeBytesPerSecond", "1Mi", "burst.writeBytesPerSecond needs"),
+    Bad(VolumeClass, "spec.qos.burst.readBytesPerSecond", "9Mi", "burst.readBytesPerSecond needs"),
+    Bad(VolumeClass, "spec.qos.burst", {"seconds": 5}, "a burst needs a rate"),
+    *(Bad(VolumeClass, "spec.qos.burst.seconds", seconds) for seconds in (0, 3601)),
     Bad(VolumeClass, "spec.poolSelector", {"bad key": "x"}),
     Bad(VolumeClass, "spec.allowedNamespaces", ["A_"], "spec.allowedNamespaces[0]"),
     Bad(

@@ -8,6 +8,7 @@ import json
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest_asyncio
 
 from kumulus.api.base import Kind
 from kumulus.api.compute import VirtualMachine
+from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.storage import Image, StoragePool, Volume, VolumeClass
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.errors import Refused
@@ -367,4 +369,51 @@ async def test_what_is_missing_is_said_and_heals_when_it_comes(tenant: Tenant) -
         await tenant.is_("data", "InUse", "vm")
     finally:
         await tenant.client.patch(StoragePool.KIND, pool, {"metadata": {"labels": {"tier": None}}})
+        await tenant.client.delete(VolumeClass.KIND, name)
+
+
+async def test_a_class_says_how_fast_its_volumes_are_while_they_are_in_use(tenant: Tenant) -> None:
+    name = f"class-{tenant.tag}"
+    qos = {"iops": 100, "bytesPerSecond": "10Mi", "burst": {"iops": 400, "seconds": 30}}
+    offered = {"qos": qos, "cache": "writeback"}
+    await tenant.client.create(VolumeClass.KIND, {"metadata": {"name": name}, "spec": offered})
+    try:
+        await tenant.volume("data", **{"size": "64Mi", "class": name})
+        await tenant.machine("vm", DATA)
+        vm = await tenant.runs("vm")
+        host, uid = tenant.cloud.hosts[vm["status"]["host"]].machine, vm["metadata"]["uid"]
+
+        async def has(wanted: Qos, cache: str) -> Raw:
+            """The hypervisor's books and the volume's status say so."""
+
+            async def probe() -> bool:
+                (disk,) = host.domains[uid].disks
+                return (disk.qos, disk.cache) == (wanted, cache)
+
+            await until(probe, f"the disk has {wanted} and {cache}")
+            said = {"qos": wanted.to_json(), "cache": cache}
+            return await tenant.wait(
+                Volume.KIND, "data", lambda v: {key: v["status"].get(key) for key in said} == said, f"says {said}"
+            )
+
+        volume = await has(Qos.model_validate(qos), "writeback")
+        assert volume["status"]["class"] == name
+        faster = Qos(write_iops=200)
+        await tenant.client.patch(VolumeClass.KIND, name, {"spec": {"qos": None, "cache": "none"}})
+        await tenant.client.patch(VolumeClass.KIND, name, {"spec": {"qos": faster.to_json()}})
+        await has(faster, "writeback")
+        (disk,) = host.domains[uid].disks
+        host.put(replace(host.domains[uid], disks=(replace(disk, qos=UNLIMITED),)))
+        await has(faster, "writeback")
+        assert (await tenant.runs("vm"))["status"]["startedAt"] == vm["status"]["startedAt"], "it ran all the time"
+        await tenant.patch(VirtualMachine.KIND, "vm", restartRequest="now")
+        await has(faster, "none")
+        await tenant.client.delete(VolumeClass.KIND, name)
+        await tenant.patch(VirtualMachine.KIND, "vm", restartRequest="again")
+        again = "again"
+        await tenant.wait(
+            VirtualMachine.KIND, "vm", lambda v: v["status"].get("lastRestartRequest") == again, "is restarted"
+        )
+        await has(faster, "none")
+    finally:
         await tenant.client.delete(VolumeClass.KIND, name)

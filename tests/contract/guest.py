@@ -43,11 +43,18 @@ exec 3</dev/input/event0 4</dev/input/event1
 for fd in 3 4; do (dd bs=24 count=1 <&$fd >/dev/null 2>&1; echo GUEST-DOWN; poweroff -f) & done
 echo GUEST-READY $mode
 case "$mode" in
+disks|read) for m in {disks}; do insmod /modules/$m.ko; done ;;
+esac
+case "$mode" in
 poweroff) poweroff -f ;;
 reboot) reboot -f ;;
 panic) echo c > /proc/sysrq-trigger ;;
+read)
+    while :; do
+        echo 3 >/proc/sys/vm/drop_caches
+        dd if=/dev/sda of=/dev/null bs=64k count=64 2>/dev/null || sleep 0.1
+    done ;;
 disks)
-    for m in {disks}; do insmod /modules/$m.ko; done
     while :; do
         now=
         for d in /sys/block/sd*; do
@@ -87,6 +94,8 @@ class Guest(StrEnum):
     FLOOD = "flood"
     DISKS = "disks"
     """Says which SCSI disks it sees, by serial and bytes, whenever that changes."""
+    READ = "read"
+    """Reads the first SCSI disk as fast as it can."""
 
 
 def build(directory: Path) -> dict[Guest, Path]:

@@ -20,6 +20,8 @@ from dataclasses import replace
 import pytest
 
 from kumulus.api.compute import PowerState
+from kumulus.api.qos import UNLIMITED, Burst, Qos
+from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.protocol import (
     AttachedDisk,
     Domain,
@@ -129,6 +131,21 @@ async def stopped(hypervisor: Hypervisor, spec: DomainSpec) -> Domain:
     return await the(hypervisor, spec)
 
 
+LIMITS = (
+    Qos(iops=500, bytes_per_second=10 << 20),
+    Qos(read_iops=100, write_iops=50, read_bytes_per_second=2 << 20),
+    Qos(
+        iops=100,
+        read_bytes_per_second=1 << 20,
+        write_bytes_per_second=1 << 20,
+        burst=Burst(iops=1000, write_bytes_per_second=8 << 20, seconds=30),
+    ),
+    Qos(bytes_per_second=100 << 30, burst=Burst(bytes_per_second=200 << 30, seconds=3600)),
+)
+
+BUFFERED = {CacheMode.NONE: CacheMode.WRITEBACK, CacheMode.DIRECTSYNC: CacheMode.WRITETHROUGH}
+"""What a driver may do where a file cannot be opened past the host's memory: the same promise about writes."""
+
 VERBS: tuple[Callable[[Hypervisor, str], Awaitable[None]], ...] = (
     lambda hypervisor, uid: hypervisor.mark(uid, replace(new_marks(), uid=uid)),
     lambda hypervisor, uid: hypervisor.power_button(uid),
@@ -137,6 +154,7 @@ VERBS: tuple[Callable[[Hypervisor, str], Awaitable[None]], ...] = (
     lambda hypervisor, uid: hypervisor.force_off(uid),
     lambda hypervisor, uid: hypervisor.attach_disk(uid, DomainDisk("data", "/nowhere", "raw", volume=uid)),
     lambda hypervisor, uid: hypervisor.detach_disk(uid, uid),
+    lambda hypervisor, uid: hypervisor.limit_disk(uid, uid, Qos(iops=1)),
     lambda hypervisor, uid: hypervisor.remove(uid),
 )
 
@@ -145,6 +163,17 @@ def volume_of(disk: DomainDisk) -> str:
     """The uid of the Volume that the disk is."""
     assert disk.volume is not None
     return disk.volume
+
+
+def bare(disk: DomainDisk | AttachedDisk) -> tuple[str, str, str | None]:
+    """What tells one disk from another."""
+    return disk.name, disk.path, disk.volume
+
+
+async def manner(hypervisor: Hypervisor, spec: DomainSpec, disk: DomainDisk) -> tuple[Qos, CacheMode | None]:
+    """How fast the machine's disk may be, and how it is cached."""
+    (found,) = (item for item in (await the(hypervisor, spec)).disks if item.volume == disk.volume)
+    return found.qos, found.cache
 
 
 async def detached(hypervisor: Hypervisor, spec: DomainSpec, disk: DomainDisk) -> Domain:
@@ -380,8 +409,7 @@ class HypervisorContract:
     async def test_a_machine_shows_the_disks_it_was_started_with(self, world: World, hypervisor: Hypervisor) -> None:
         spec, disk = world.spec(), world.volume()
         domain = await hypervisor.start(replace(spec, disks=(*spec.disks, disk)))
-        attached = AttachedDisk(disk.name, disk.path, disk.volume)
-        assert list(domain.disks) == [*(AttachedDisk(d.name, d.path) for d in spec.disks), attached]
+        assert [bare(found) for found in domain.disks] == [bare(wanted) for wanted in (*spec.disks, disk)]
         assert domain.volumes == {disk.volume}
         for seen in (await the(hypervisor, spec), *await hypervisor.domains()):
             assert set(seen.disks) == set(domain.disks)
@@ -399,8 +427,7 @@ class HypervisorContract:
         for _ in range(2):
             await hypervisor.attach_disk(running.marks.uid, disk)
             after = await the(hypervisor, running)
-            attached = AttachedDisk(disk.name, disk.path, disk.volume)
-            assert set(after.disks) == {*before.disks, attached}
+            assert set(map(bare, after.disks)) == {*map(bare, before.disks), bare(disk)}
             assert len(after.disks) == len(before.disks) + 1
             assert replace(after, disks=()) == replace(before, disks=())
             assert after in await hypervisor.domains()
@@ -422,7 +449,7 @@ class HypervisorContract:
             await hypervisor.detach_disk(running.marks.uid, volume_of(disk))
         after = await detached(hypervisor, running, disk)
         await heard.about(running.marks.uid)
-        assert set(after.disks) == {*before.disks, AttachedDisk(kept.name, kept.path, kept.volume)}
+        assert set(map(bare, after.disks)) == {*map(bare, before.disks), bare(kept)}
         assert after in await hypervisor.domains()
         await hypervisor.detach_disk(running.marks.uid, volume_of(disk))
         await hypervisor.force_off(running.marks.uid)
@@ -484,6 +511,41 @@ class HypervisorContract:
             with pytest.raises(HypervisorError) as caught:
                 await hypervisor.resize_disk(machine, volume, 64 << 20)
             assert caught.value.reason == "DiskNotAttached"
+
+    @pytest.mark.parametrize("limited", LIMITS)
+    async def test_a_disk_is_limited_at_the_start_and_while_the_machine_is_on(
+        self, world: World, hypervisor: Hypervisor, limited: Qos, heard: Heard
+    ) -> None:
+        spec, disk = world.spec(), world.volume()
+        uid = spec.marks.uid
+        await hypervisor.start(replace(spec, disks=(*spec.disks, replace(disk, qos=limited))))
+        assert (await manner(hypervisor, spec, disk))[0] == limited
+        heard.clear()
+        for wanted in (UNLIMITED, limited, limited, Qos(iops=7), UNLIMITED):
+            await hypervisor.limit_disk(uid, volume_of(disk), wanted)
+            assert (await manner(hypervisor, spec, disk))[0] == wanted
+            assert (await the(hypervisor, spec)) in await hypervisor.domains()
+        await heard.about(uid)
+        await hypervisor.limit_disk(uid, volume_of(disk), limited)
+        await hypervisor.limit_disk(uid, str(uuid.uuid4()), limited)
+        await hypervisor.force_off(uid)
+        assert (await manner(hypervisor, spec, disk))[0] == limited
+        await hypervisor.limit_disk(uid, volume_of(disk), UNLIMITED)
+        assert (await manner(hypervisor, spec, disk))[0] == limited
+
+    async def test_a_disk_that_comes_later_is_limited_from_the_first(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        limited, disk = Qos(iops=100, burst=Burst(iops=300, seconds=9)), world.volume()
+        await hypervisor.attach_disk(running.marks.uid, replace(disk, qos=limited, cache=CacheMode.WRITETHROUGH))
+        assert await manner(hypervisor, running, disk) == (limited, CacheMode.WRITETHROUGH)
+
+    async def test_every_cache_mode_starts(self, world: World, hypervisor: Hypervisor) -> None:
+        spec = world.spec()
+        disks = {mode: replace(world.volume(), cache=mode) for mode in CacheMode}
+        await hypervisor.start(replace(spec, disks=(*spec.disks, *disks.values())))
+        for mode, disk in disks.items():
+            assert (await manner(hypervisor, spec, disk))[1] in (mode, BUFFERED.get(mode))
 
     # Ending
 

@@ -9,6 +9,7 @@ import pickle
 import re
 import signal
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ import pytest
 
 from kumulus.api.compute import PowerState
 from kumulus.api.host import VolumeOrigin
+from kumulus.api.qos import UNLIMITED, Qos
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
@@ -329,6 +331,40 @@ class TestVolumes:
             await driver.start(replace(spec, disks=(*spec.disks, volume)))
             said = f"GUEST-DISKS data:{16 << 20}."
             await eventually(lambda: said in world.console(spec), "the guest did not see the volume", 60)
+
+    async def test_a_guest_is_as_fast_as_its_limit_lets_it(self, world: LibvirtWorld) -> None:
+        rate = 256 << 10
+        async with connected(world) as (driver, _):
+            spec, volume = world.spec(Guest.READ), replace(world.volume(), qos=Qos(bytes_per_second=rate))
+            uid = spec.marks.uid
+            await driver.start(replace(spec, disks=(*spec.disks, volume)))
+
+            def read() -> int:
+                said = world.virsh("domblkstat", uid, "sda")
+                return int(re.search(r"rd_bytes (\d+)", said)[1])
+
+            await eventually(lambda: read() > rate, "the guest did not read", 60)
+            before, since = read(), time.monotonic()
+            await eventually(lambda: read() > before + rate, "it does not read at all", 30)
+            assert read() - before <= 2.5 * rate * (time.monotonic() - since)
+            await driver.limit_disk(uid, volume_of(volume), UNLIMITED)
+            before = read()
+            await eventually(lambda: read() > before + 20 * rate, "it is held back by a limit that is gone", 10)
+
+    async def test_a_limit_that_somebody_else_sets_is_heard_of(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, heard):
+            spec, volume = world.spec(), world.volume()
+            uid = spec.marks.uid
+            await driver.start(replace(spec, disks=(*spec.disks, volume)))
+            await driver.domains()
+            heard.clear()
+            world.virsh("blkdeviotune", uid, "sda", "--total-iops-sec", "7", "--live")
+            await heard.about(uid)
+            for seen in (await the(driver, spec), *await driver.domains()):
+                assert [disk.qos for disk in seen.disks if disk.volume] == [Qos(iops=7)]
+            await driver.limit_disk(uid, volume_of(volume), Qos(write_iops=9))
+            told = dict(re.findall(r"(\w+) *: (\d+)", world.virsh("blkdeviotune", uid, "sda", "--live")))
+            assert {name: value for name, value in told.items() if value != "0"} == {"write_iops_sec": "9"}
 
     @pytest.mark.parametrize("place", ["virDomain.attachDeviceFlags", "virDomain.detachDeviceFlags"])
     async def test_who_dies_between_definition_and_guest_does_the_rest_the_next_time(

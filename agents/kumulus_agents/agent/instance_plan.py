@@ -13,10 +13,12 @@ from dataclasses import replace
 
 from kumulus.api.compute import PowerState, RestartPolicy, StopMode
 from kumulus.api.host import WorkState
+from kumulus.api.qos import UNLIMITED
 from kumulus_agents.agent.instance_scope import (
     Attach,
     Detach,
     ForceOff,
+    Limit,
     Mark,
     Pause,
     Plan,
@@ -156,12 +158,12 @@ ENDINGS: Mapping[ExitReason, tuple[str, str]] = {
 
 
 def _keep(scope: Scope) -> Plan:
-    """Leave it on; attach and detach volumes."""
+    """Leave it on; attach, detach and limit volumes."""
     return _keep_on(scope, WorkState.RUNNING)
 
 
 def _keep_on(scope: Scope, state: WorkState) -> Plan:
-    steps = (*_remark(scope, scope.order.power), *_detaches(scope), *_attaches(scope))
+    steps = (*_remark(scope, scope.order.power), *_detaches(scope), *_attaches(scope), *_limits(scope))
     if steps:
         return Plan(steps)
     held = _surplus(scope)
@@ -200,6 +202,15 @@ def _attaches(scope: Scope) -> tuple[Step, ...]:
     return tuple(Attach(volume) for volume in wanted if volume is not None and volume not in {*has, *scope.taken})
 
 
+def _limits(scope: Scope) -> tuple[Step, ...]:
+    """Volumes that are faster or slower than the order says: it changed, or somebody on the host did that."""
+    wanted = {disk.volume: disk.qos or UNLIMITED for disk in scope.order.disks if disk.volume is not None}
+    has = scope.domain.disks if scope.domain is not None else ()
+    return tuple(
+        Limit(disk.volume) for disk in has if disk.volume is not None and wanted.get(disk.volume, disk.qos) != disk.qos
+    )
+
+
 def _taken(scope: Scope) -> str:
     names = [
         f"{disk.name} ({machine})" for disk in scope.order.disks if (machine := scope.taken.get(disk.volume or ""))
@@ -213,7 +224,7 @@ def _pause(scope: Scope) -> Plan:
 
 
 def _keep_paused(scope: Scope) -> Plan:
-    """Leave it paused; attach and detach volumes."""
+    """Leave it paused; attach, detach and limit volumes."""
     return _keep_on(scope, WorkState.PAUSED)
 
 

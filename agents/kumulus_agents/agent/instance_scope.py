@@ -124,11 +124,18 @@ class Detach:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """Make a volume that the guest has as fast as its order says, and no faster."""
+
+    volume: str
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     """Remove the domain and everything that was made for it."""
 
 
-Step = Mark | Start | Pause | Resume | PressButton | ForceOff | Attach | Detach | Remove
+Step = Mark | Start | Pause | Resume | PressButton | ForceOff | Attach | Detach | Limit | Remove
 
 
 @dataclass(frozen=True, slots=True)

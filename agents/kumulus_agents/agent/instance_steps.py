@@ -8,6 +8,8 @@ import binascii
 from collections.abc import Awaitable, Callable, Mapping
 
 from kumulus.api.host import InstanceDisk, InstanceOrder, SeedRef, WorkOrder
+from kumulus.api.qos import UNLIMITED
+from kumulus.api.volumes import CacheMode
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
 from kumulus_agents.agent.instance_files import InstanceFiles
@@ -15,6 +17,7 @@ from kumulus_agents.agent.instance_scope import (
     Attach,
     Detach,
     ForceOff,
+    Limit,
     Mark,
     Pause,
     PressButton,
@@ -70,6 +73,8 @@ class InstanceSteps:
                 await self._attach(instance, volume)
             case Detach(volume):
                 await self._hypervisor.detach_disk(uid, volume)
+            case Limit(volume):
+                await self._limit(instance, volume)
             case Remove():
                 await self._remove(instance)
 
@@ -118,13 +123,26 @@ class InstanceSteps:
             if disk.volume == volume:
                 await self._hypervisor.attach_disk(order.uid, await self._volume(disk, volume))
 
+    async def _limit(self, order: InstanceOrder, volume: str) -> None:
+        for disk in order.disks:
+            if disk.volume == volume:
+                await self._hypervisor.limit_disk(order.uid, volume, disk.qos or UNLIMITED)
+
     async def _volume(self, disk: InstanceDisk, volume: str) -> DomainDisk:
         stored = await self._pools.driver(disk.pool).volume(volume)
         if stored is None:
             raise Missing(
                 "VolumeNotReady", f"the volume of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
             )
-        return DomainDisk(disk.name, stored.path, stored.format, boot_order=disk.boot_order, volume=volume)
+        return DomainDisk(
+            disk.name,
+            stored.path,
+            stored.format,
+            boot_order=disk.boot_order,
+            volume=volume,
+            qos=disk.qos or UNLIMITED,
+            cache=disk.cache or CacheMode.NONE,
+        )
 
     async def _seed(self, seed: SeedRef) -> Mapping[str, bytes]:
         if seed.secret is None:

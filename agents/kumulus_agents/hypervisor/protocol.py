@@ -14,6 +14,8 @@ from enum import StrEnum
 from typing import Protocol
 
 from kumulus.api.compute import PowerState
+from kumulus.api.qos import UNLIMITED, Qos
+from kumulus.api.volumes import CacheMode
 
 
 class HypervisorError(Exception):
@@ -46,6 +48,11 @@ class DomainDisk:
     """A CD-ROM drive, which a guest needs another driver for than for its disks; always read-only."""
     volume: str | None = None
     """Uid of the Volume that it is: it can come and go while the machine is on. None: it stays."""
+    qos: Qos = UNLIMITED
+    """How fast it may be."""
+    cache: CacheMode = CacheMode.NONE
+    """How the host caches it. Where its file cannot be opened past the host's memory, it is cached in it, with the
+    same promise about writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,10 @@ class AttachedDisk:
     path: str
     volume: str | None = None
     """Uid of the Volume that it is."""
+    qos: Qos = UNLIMITED
+    """How fast it may be."""
+    cache: CacheMode | None = None
+    """How the host caches it; None when the hypervisor does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +227,10 @@ class Hypervisor(Protocol):
 
         Raises `HypervisorError(reason="DiskNotAttached")` when the domain is off, gone or has not got it.
         """
+
+    async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
+        """Let the disk that is this volume be so fast and no faster, from now on and in the definition. The domain has
+        not got it, is off or gone: nothing; `start` makes the definition anew."""
 
     async def power_button(self, uid: str) -> None:
         """Ask the guest to shut down (ACPI). Returns at once. Off or gone already: nothing."""

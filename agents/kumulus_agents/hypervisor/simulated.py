@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kumulus.api.qos import Qos
 from kumulus_agents.hypervisor.protocol import (
     AttachedDisk,
     Domain,
@@ -279,6 +280,16 @@ class SimulatedHypervisor:
                         await asyncio.to_thread(_grow, disk.path, size)
                 host.sizes[volume] = size
 
+    async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is None or domain.state is DomainState.STOPPED or volume not in domain.volumes:
+                return
+            disks = tuple(replace(disk, qos=qos) if disk.volume == volume else disk for disk in domain.disks)
+            if disks != tuple(domain.disks):
+                host.put(replace(domain, disks=disks))
+
     async def power_button(self, uid: str) -> None:
         async with self._one_at_a_time(uid):
             host = self._reach()
@@ -351,7 +362,7 @@ def _attached(spec: DomainSpec) -> tuple[AttachedDisk, ...]:
 
 
 def _as_attached(disk: DomainDisk) -> AttachedDisk:
-    return AttachedDisk(disk.name, disk.path, disk.volume)
+    return AttachedDisk(disk.name, disk.path, disk.volume, disk.qos, disk.cache)
 
 
 def _grow(path: str, size: int) -> None:

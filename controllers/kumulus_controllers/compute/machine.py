@@ -110,7 +110,9 @@ class MachineReconciler:
             images=self._images_of(vm),
             zone_exists=vm.spec.zone is None or self._zones.get(vm.spec.zone) is not None,
             volumes={
-                disk: Use(volume, self._volumes.wanted(volume), self._volumes.pool(volume))
+                disk: Use(
+                    volume, self._volumes.wanted(volume), self._volumes.pool(volume), self._volumes.manner(volume)
+                )
                 for disk, volume in self._volumes.of(vm).items()
             },
         )

@@ -90,9 +90,18 @@ def renewed(vm: VirtualMachine, order: WorkOrderSpec, volumes: tuple[InstanceDis
 def _with_volumes(
     ordered: tuple[InstanceDisk, ...], volumes: tuple[InstanceDisk, ...], wanted: set[str]
 ) -> tuple[InstanceDisk, ...]:
-    """What was ordered and is still wanted, as it was; then volumes that have come."""
-    kept = [disk for disk in ordered if disk.volume is None or disk.name in wanted]
+    """What was ordered and is still wanted, as it was but for its manner; then volumes that have come."""
+    now = {(disk.name, disk.volume): disk for disk in volumes}
+    kept = [
+        _in_manner_of(disk, now.get((disk.name, disk.volume)))
+        for disk in ordered
+        if disk.volume is None or disk.name in wanted
+    ]
     names = {disk.name for disk in kept}
     last = max((disk.boot_order for disk in ordered), default=0)
     come = [disk for disk in volumes if disk.name not in names]
     return (*kept, *(disk.model_copy(update={"boot_order": last + n}) for n, disk in enumerate(come, start=1)))
+
+
+def _in_manner_of(ordered: InstanceDisk, now: InstanceDisk | None) -> InstanceDisk:
+    return ordered if now is None else ordered.model_copy(update={"qos": now.qos, "cache": now.cache})

@@ -14,7 +14,7 @@ from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import ClusterImage, ImagePhase
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.planning.views import Demand, Request
-from kumulus_controllers.storage.volume_plan import MADE_FOR, Lack, Wanted
+from kumulus_controllers.storage.volume_plan import MADE_FOR, Lack, Manner, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +173,25 @@ def attached_disks(scope: Scope, host: str) -> tuple[tuple[InstanceDisk, ...], P
                 "VolumeNotAttached", f"Volume {volume.name} is not attached yet.", "VolumesReady", stalled=False
             )
         else:
-            disks.append(InstanceDisk(name=disk.name, pool=use.pool, volume=volume.uid, boot_order=places[disk.name]))
+            manner = use.manner or _ordered_manner(scope, volume.uid)
+            disks.append(
+                InstanceDisk(
+                    name=disk.name,
+                    pool=use.pool,
+                    volume=volume.uid,
+                    boot_order=places[disk.name],
+                    qos=manner.qos,
+                    cache=manner.cache,
+                )
+            )
     return tuple(disks), problem
+
+
+def _ordered_manner(scope: Scope, volume: str) -> Manner:
+    """How the machine has it by its order: a class that is gone changes nothing."""
+    instance = scope.order.spec.instance if scope.order is not None else None
+    ordered = next((disk for disk in instance.disks if disk.volume == volume), None) if instance is not None else None
+    return Manner(ordered.qos, ordered.cache) if ordered is not None else Manner()
 
 
 def boot_order(vm: VirtualMachine) -> dict[str, int]:

@@ -16,8 +16,10 @@ from pydantic import Field, StringConstraints
 from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
 from kumulus.api.compute import DiskName, PowerState, RestartPolicy, Stop
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
+from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.storage import Compression, ImageFormat, PoolDriver, PoolParameters, Progress, Sha256
+from kumulus.api.volumes import CacheMode
 
 GROUP = f"host.{DOMAIN}"
 
@@ -81,6 +83,10 @@ class InstanceDisk(Model):
         default=None, description="Size in bytes of a disk made from an image; its own when empty.", ge=1
     )
     boot_order: int = Field(description="Position in the boot order, from 1.", ge=1)
+    qos: Qos | None = Field(default=None, description="How fast a volume may be. A change applies at once.")
+    cache: CacheMode | None = Field(
+        default=None, description="How the host caches a volume; none when empty. A change applies at the next start."
+    )
 
 
 class SeedRef(Model):
@@ -289,6 +295,14 @@ class WorkState(StrEnum):
     REFUSED = "Refused"
 
 
+class DiskManner(Model):
+    """How a machine that is on has one of its volumes."""
+
+    volume: Uid = Field(description="Uid of the Volume.")
+    qos: Qos | None = Field(default=None, description="How fast it may be.")
+    cache: CacheMode | None = Field(default=None, description="How the host caches it.")
+
+
 class InstanceFacts(Model):
     """What is so of an instance."""
 
@@ -305,6 +319,12 @@ class InstanceFacts(Model):
         description="Volumes that the hypervisor says the machine has, also one that is still being detached.",
         max_length=16,
         json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    manners: tuple[DiskManner, ...] = Field(
+        default=(),
+        description="How a machine that is on has them, as the hypervisor says, where that was asked for.",
+        max_length=16,
+        json_schema_extra=list_map("volume"),
     )
 
 

@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 
 from kumulus.api.compute import PowerState, RestartPolicy, Stop, StopMode
 from kumulus.api.host import InstanceDisk, InstanceFacts, InstanceOrder, PoolRef, WorkOrderStatus, WorkState
+from kumulus.api.qos import Qos
 from kumulus.api.storage import PoolDriver
+from kumulus.api.volumes import CacheMode
 from kumulus_agents.agent import instance_memory, instance_plan, instance_status
 from kumulus_agents.agent.hold import Hold
 from kumulus_agents.agent.instance_scope import (
     Attach,
     Detach,
     ForceOff,
+    Limit,
     Mark,
     Memory,
     Pause,
@@ -465,9 +468,9 @@ V1, V2, V3 = (f"00000000-0000-0000-0000-00000000000{number}" for number in (7, 8
 POOL_REF = PoolRef(uid=UID, name="local", driver=PoolDriver.DIR)
 
 
-def with_volumes(*volumes: str, **changes: Any) -> InstanceOrder:
+def with_volumes(*volumes: str, qos: Qos | None = None, **changes: Any) -> InstanceOrder:
     disks = tuple(
-        InstanceDisk(name=f"d-{uid[-1]}", pool=POOL_REF, volume=uid, boot_order=number + 1)
+        InstanceDisk(name=f"d-{uid[-1]}", pool=POOL_REF, volume=uid, boot_order=number + 1, qos=qos)
         for number, uid in enumerate(volumes)
     )
     return order(disks=disks, **changes)
@@ -483,6 +486,36 @@ def test_disks_come_and_go_while_a_machine_is_on(domain: Domain, power: PowerSta
     assert steps(seen, with_volumes(V1, V2, power=power)) == ()
     assert steps(seen, with_volumes(V2, V3, power=power)) == (Detach(V1), Attach(V3))
     assert steps(seen, order(power=power)) == (Detach(V1), Detach(V2))
+
+
+SLOW = Qos(iops=10)
+
+
+@pytest.mark.parametrize(("domain", "power"), [(on(), RUNNING), (paused(wanted=PAUSED), PAUSED)])
+def test_a_volume_is_as_fast_as_its_order_says(domain: Domain, power: PowerState) -> None:
+    seen = having(domain, V1, V2)
+    limited = with_volumes(V1, V2, power=power, qos=SLOW)
+    assert steps(seen, limited) == (Limit(V1), Limit(V2))
+    drifted = replace(seen, disks=tuple(replace(disk, qos=SLOW) for disk in seen.disks))
+    assert steps(drifted, limited) == ()
+    assert steps(drifted, with_volumes(V1, V2, power=power)) == (Limit(V1), Limit(V2))
+    assert steps(drifted, with_volumes(V2, power=power, qos=SLOW)) == (Detach(V1),)
+    assert steps(having(off(wanted=STOPPED), V1), with_volumes(V1, power=STOPPED, qos=SLOW)) == ()
+
+
+def test_how_a_volume_is_had_is_said_where_that_was_asked_for() -> None:
+    def said(domain: Domain, wanted: InstanceOrder) -> list[tuple[str, Qos | None, CacheMode | None]]:
+        seen = scope(domain, wanted)
+        facts = instance_status.derive(seen, instance_plan.plan(seen), 1).instance
+        assert facts is not None
+        return [(manner.volume, manner.qos, manner.cache) for manner in facts.manners]
+
+    drifted = having(on(), V1, V2)
+    drifted = replace(drifted, disks=(drifted.disks[0], replace(drifted.disks[1], qos=SLOW, cache=CacheMode.NONE)))
+    assert said(having(on(), V1), with_volumes(V1)) == []
+    assert said(drifted, with_volumes(V1, V2)) == [(V2, SLOW, CacheMode.NONE)]
+    assert said(drifted, with_volumes(V1, V2, qos=SLOW)) == [(V1, None, None), (V2, SLOW, CacheMode.NONE)]
+    assert said(having(off(wanted=STOPPED), V1), with_volumes(V1, qos=SLOW, power=STOPPED)) == []
 
 
 def test_marks_come_before_disks() -> None:

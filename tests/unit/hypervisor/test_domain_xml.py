@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kumulus.api.compute import PowerState
+from kumulus.api.qos import Burst, Qos
+from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.libvirt import allowlist, attached, marks
 from kumulus_agents.hypervisor.libvirt.domain_xml import Platform, as_attached, render, render_volume
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, HypervisorError, Marks
@@ -25,6 +27,7 @@ SEED = DomainDisk("seed", "/var/lib/kumulus/instances/seed.iso", "raw", read_onl
 KEYS = DomainDisk("keys", "/var/lib/kumulus/instances/keys.img", "raw", read_only=True)
 VOLUME_UID = "0d6a5f52-2d4c-4a34-8a53-3f5a3b2f9d11"
 VOLUME = DomainDisk("pg", f"/var/lib/kumulus/pools/p/volumes/{VOLUME_UID}.qcow2", "qcow2", 3, volume=VOLUME_UID)
+LIMITED = Qos(iops=500, read_bytes_per_second=1 << 20, burst=Burst(iops=2000, seconds=30))
 SPEC = DomainSpec(MARKS, cpus=2, memory=1 << 30, disks=(ROOT,), console_log="/var/lib/kumulus/instances/console.log")
 
 CASES = {
@@ -36,6 +39,17 @@ CASES = {
         Platform("kvm", buffered=frozenset({DATA.path})),
     ),
     "volumes": (replace(SPEC, disks=(ROOT, VOLUME, SEED)), Platform("kvm")),
+    "limits": (
+        replace(
+            SPEC,
+            disks=(
+                ROOT,
+                replace(VOLUME, qos=LIMITED, cache=CacheMode.DIRECTSYNC),
+                replace(DATA, boot_order=4, cache=CacheMode.DIRECTSYNC),
+            ),
+        ),
+        Platform("kvm", buffered=frozenset({DATA.path})),
+    ),
     "diskless": (replace(SPEC, disks=(), marks=replace(MARKS, restart_request=None)), Platform("tcg")),
 }
 
@@ -174,7 +188,9 @@ def test_the_disks_of_a_domain_are_found_in_its_xml() -> None:
         ("seed", None),
     ]
     for spec, platform in CASES.values():
-        assert attached.disks(ElementTree.fromstring(render(spec, platform))) == as_attached(spec.disks)
+        assert attached.disks(ElementTree.fromstring(render(spec, platform))) == as_attached(
+            spec.disks, platform.buffered
+        )
     assert attached.target_of(xml, VOLUME_UID) == "sda"
     assert attached.target_of(xml, UID) is None
     assert attached.free_target([xml, render(*CASES["diskless"])]) == "sdc"

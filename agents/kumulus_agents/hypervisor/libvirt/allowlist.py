@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
-from kumulus_agents.hypervisor.libvirt import marks
+from kumulus.api.volumes import CacheMode
+from kumulus_agents.hypervisor.libvirt import iotune, marks
 from kumulus_agents.hypervisor.libvirt.attached import VOLUME_ALIAS
 
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -68,10 +69,16 @@ RULES: Mapping[str, Rule] = {
     "domain/devices": Rule(),
     "domain/devices/disk": Rule({"type": "file", "device": "disk|cdrom"}, most=52),
     "domain/devices/disk/driver": Rule(
-        {"name": "qemu", "type": "qcow2|raw", "cache": "none|writeback", "discard": "unmap"}
+        {"name": "qemu", "type": "qcow2|raw", "cache": "|".join(CacheMode), "discard": "unmap"}
     ),
     "domain/devices/disk/source": Rule({"file": PATH}),
     "domain/devices/disk/target": Rule({"dev": "[sv]d[a-z]", "bus": "virtio|scsi"}),
+    "domain/devices/disk/iotune": Rule(),
+    **{
+        f"domain/devices/disk/iotune/{name}{suffix}": Rule(text=NUMBER)
+        for name in iotune.NAMES.values()
+        for suffix in ("", "_max", "_max_length")
+    },
     "domain/devices/disk/serial": Rule(text=r"[A-Za-z0-9_.-]{1,20}"),
     "domain/devices/disk/boot": Rule({"order": NUMBER}),
     "domain/devices/disk/readonly": Rule(),

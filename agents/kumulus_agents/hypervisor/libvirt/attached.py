@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from kumulus.api.volumes import CacheMode
+from kumulus_agents.hypervisor.libvirt import iotune
 from kumulus_agents.hypervisor.protocol import AttachedDisk, HypervisorError
 
 TARGETS = "abcdefghijklmnopqrstuvwxyz"
@@ -15,6 +17,7 @@ TARGETS = "abcdefghijklmnopqrstuvwxyz"
 VOLUME_ALIAS = "ua-volume-"
 """A disk that is a volume has an alias of this and the volume's uid; "ua-" keeps libvirt from giving its own."""
 
+_CACHES = frozenset(CacheMode)
 _ALIAS = re.compile(f"{VOLUME_ALIAS}([0-9a-f-]{{36}})")
 
 
@@ -25,7 +28,8 @@ def disks(root: Element) -> tuple[AttachedDisk, ...]:
         source = element.find("source")
         path = source.get("file") if source is not None else None
         if path is not None:
-            found.append(AttachedDisk(element.findtext("serial") or "", path, _volume(element)))
+            serial = element.findtext("serial") or ""
+            found.append(AttachedDisk(serial, path, _volume(element), iotune.read(element), _cache(element)))
     return tuple(found)
 
 
@@ -64,6 +68,12 @@ def _volume(element: Element) -> str | None:
     alias = element.find("alias")
     match = _ALIAS.fullmatch(alias.get("name", "")) if alias is not None else None
     return match[1] if match is not None else None
+
+
+def _cache(element: Element) -> CacheMode | None:
+    driver = element.find("driver")
+    cache = driver.get("cache") if driver is not None else None
+    return CacheMode(cache) if cache in _CACHES else None
 
 
 def _target(element: Element) -> str:

@@ -6,16 +6,23 @@ percent-encoded marks get in. https://libvirt.org/formatdomain.html decides what
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element, SubElement, indent, register_namespace, tostring
 
-from kumulus_agents.hypervisor.libvirt import allowlist, marks
+from kumulus.api.volumes import CacheMode
+from kumulus_agents.hypervisor.libvirt import allowlist, iotune, marks
 from kumulus_agents.hypervisor.libvirt.attached import TARGETS, VOLUME_ALIAS, too_many
 from kumulus_agents.hypervisor.protocol import AttachedDisk, DomainDisk, DomainSpec, HypervisorError
 
 SERIAL_MAX = 20
 """virtio-blk shows the guest no more of a disk's serial."""
+
+BUFFERED: Mapping[CacheMode, CacheMode] = {
+    CacheMode.NONE: CacheMode.WRITEBACK,
+    CacheMode.DIRECTSYNC: CacheMode.WRITETHROUGH,
+}
+"""What comes nearest where O_DIRECT cannot be."""
 
 KVM = "kvm"
 TCG = "tcg"
@@ -75,9 +82,14 @@ def render_volume(disk: DomainDisk, target: str, *, direct: bool) -> str:
     return _allowed(tostring(devices[0], encoding="unicode"), "domain/devices/disk")
 
 
-def as_attached(disks: Sequence[DomainDisk]) -> tuple[AttachedDisk, ...]:
+def as_attached(disks: Sequence[DomainDisk], buffered: Set[str]) -> tuple[AttachedDisk, ...]:
     """The disks as `attached.disks` finds them in the XML of a domain that has them."""
-    return tuple(AttachedDisk(disk.name[:SERIAL_MAX], disk.path, disk.volume) for disk in disks)
+    return tuple(
+        AttachedDisk(
+            disk.name[:SERIAL_MAX], disk.path, disk.volume, disk.qos, _cache(disk, direct=disk.path not in buffered)
+        )
+        for disk in disks
+    )
 
 
 def _allowed(xml: str, place: str) -> str:
@@ -151,11 +163,12 @@ def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
 
 def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> None:
     element = SubElement(devices, "disk", type="file", device="cdrom" if disk.cdrom else "disk")
-    driver = SubElement(element, "driver", name="qemu", type=disk.format, cache="none" if direct else "writeback")
+    driver = SubElement(element, "driver", name="qemu", type=disk.format, cache=_cache(disk, direct=direct))
     if not (disk.cdrom or disk.read_only):
         driver.set("discard", "unmap")
     SubElement(element, "source", file=disk.path)
     SubElement(element, "target", dev=target, bus="scsi" if _on_scsi(disk) else "virtio")
+    iotune.render(element, disk.qos)
     _text(element, "serial", disk.name[:SERIAL_MAX])
     if disk.boot_order is not None:
         SubElement(element, "boot", order=str(disk.boot_order))
@@ -167,6 +180,10 @@ def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> N
         # By itself libvirt puts 15 disks on a controller and the 16th on another one.
         number = str(TARGETS.index(target[-1]))
         SubElement(element, "address", type="drive", controller="0", bus="0", target=number, unit="0")
+
+
+def _cache(disk: DomainDisk, *, direct: bool) -> CacheMode:
+    return disk.cache if direct else BUFFERED.get(disk.cache, disk.cache)
 
 
 def _on_scsi(disk: DomainDisk) -> bool:

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import libvirt
 
+from kumulus.api.qos import Qos
 from kumulus_agents.hypervisor.libvirt import acceleration, domain_xml, inventory, listing, marks, state, verbs
 from kumulus_agents.hypervisor.libvirt.connection import Connection, DomainEvent
 from kumulus_agents.hypervisor.libvirt.errors import is_code
@@ -138,6 +139,9 @@ class LibvirtHypervisor:
         if not resized:
             raise HypervisorError("The machine has not got the disk, or is off.", reason="DiskNotAttached")
 
+    async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
+        await self._tell_of_disk(uid, functools.partial(verbs.limit_disk, volume, qos))
+
     async def power_button(self, uid: str) -> None:
         await self._tell(uid, verbs.press)
 
@@ -214,7 +218,7 @@ def _start(
         if is_code(error, libvirt.VIR_ERR_OPERATION_INVALID) and handle.isActive():
             return _already_on(handle, spec.marks)
         raise
-    return Record(spec.marks, verbs.write_run(handle), domain_xml.as_attached(spec.disks)), handle.state()
+    return Record(spec.marks, verbs.write_run(handle), domain_xml.as_attached(spec.disks, buffered)), handle.state()
 
 
 def _already_on(handle: DomainHandle, wanted: Marks) -> tuple[Record, tuple[int, int]]:

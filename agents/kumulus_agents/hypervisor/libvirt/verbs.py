@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 
 import libvirt
 
-from kumulus_agents.hypervisor.libvirt import attached, domain_xml, marks
+from kumulus.api.qos import Qos
+from kumulus_agents.hypervisor.libvirt import attached, domain_xml, iotune, marks
 from kumulus_agents.hypervisor.libvirt.errors import UNPLUGGING, is_code, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
 from kumulus_agents.hypervisor.protocol import DomainDisk, Marks
@@ -124,6 +125,16 @@ def resize_disk(uid: str, volume: str, size: int, connection: ConnectionHandle) 
     if capacity < size:  # blockResize would shrink it as well
         handle.blockResize(target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
     return True
+
+
+def limit_disk(volume: str, qos: Qos, handle: DomainHandle) -> None:
+    """Limit a volume in the definition, then in QEMU: who dies in between does the rest the next time."""
+    if not handle.isActive():
+        return
+    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+        for where, now in _definitions(handle).items():
+            if (target := attached.target_of(now, volume)) is not None:
+                handle.setBlockIoTune(target, iotune.parameters(qos), where)
 
 
 def _definitions(handle: DomainHandle) -> dict[int, str]:
