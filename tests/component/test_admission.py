@@ -218,7 +218,11 @@ BAD = [
     Bad(VirtualMachine, "spec.sshKeys", [{}], "spec.sshKeys[0]"),
     Bad(VirtualMachine, "spec.sshKeys", [KEY, {**KEY, "secret": SECRET}], "spec.sshKeys[1]"),
     Bad(VirtualMachine, "spec.disks.0.ephemeral", GONE, "spec.disks[0]"),
-    Bad(VirtualMachine, "spec.disks.0.volume", "data", "exactly one of volumeTemplate, volume and ephemeral"),
+    Bad(VirtualMachine, "spec.disks.0.volume", "data", "exactly one of volumeTemplate, volume, ephemeral and cdrom"),
+    Bad(VirtualMachine, "spec.disks.0.cdrom", {}, "exactly one of volumeTemplate, volume, ephemeral and cdrom"),
+    Bad(VirtualMachine, "spec.disks.0", {"name": "x", "cdrom": {"image": "../x"}}, "spec.disks[0].cdrom.image"),
+    Bad(VirtualMachine, "spec.disks.0", {"name": "x", "cdrom": {"bus": "ide"}}, "spec.disks[0].cdrom.bus"),
+    Bad(VirtualMachine, "spec.disks", [{"name": f"d{n}", "cdrom": {}} for n in range(5)], "at most 4 CD-ROM drives"),
     Bad(VirtualMachine, "spec.disks.0", {"name": "x", "volumeTemplate": {}}, "spec.disks[0].volumeTemplate.size"),
     Bad(VirtualMachine, "spec.disks.0", {"name": "x", "volume": "../x"}, "spec.disks[0].volume"),
     Bad(Volume, "spec", {"class": "fast"}, "spec.size"),
@@ -454,6 +458,7 @@ class Change:
         return f"{self.resource.KIND.kind}-{self.path}-{text[:24]}"
 
 
+CD: Raw = {"name": "cd", "cdrom": {"image": "installer"}}
 SMALL = {"spec.resources": GONE, "spec.instanceType": "small"}
 CHANGES = [
     Change(VirtualMachine, "spec.resources.cpus", 4, "spec.resources"),
@@ -468,6 +473,13 @@ CHANGES = [
     Change(
         VirtualMachine, "spec.disks.0.volume", "b", "spec.disks", before={"spec.disks": [{"name": "d", "volume": "a"}]}
     ),
+    Change(VirtualMachine, "spec.disks", [disk("root"), CD], before={"spec.disks": [disk("root")]}),
+    Change(VirtualMachine, "spec.disks", [disk("root")], before={"spec.disks": [disk("root"), CD]}),
+    Change(VirtualMachine, "spec.disks", [CD], before={"spec.disks": GONE}),
+    Change(VirtualMachine, "spec.disks", GONE, before={"spec.disks": [CD]}),
+    Change(VirtualMachine, "spec.disks.0.cdrom.bus", "scsi", "spec.disks", before={"spec.disks": [CD]}),
+    Change(VirtualMachine, "spec.disks.0.bootOrder", 2, "spec.disks", before={"spec.disks": [CD]}),
+    Change(VirtualMachine, "spec.disks.0", disk("cd"), "spec.disks", before={"spec.disks": [CD]}),
     Change(Volume, "spec.size", "512Mi"),
     Change(Volume, "spec.class", "slow"),
     Change(Volume, "spec.class", GONE),
@@ -547,6 +559,11 @@ ALLOWED = [
     Change(VirtualMachine, "spec.deletionProtection", False),
     Change(VirtualMachine, "spec.sshKeys", []),
     Change(VirtualMachine, "spec.placement.profile", "Pack"),
+    Change(VirtualMachine, "spec.disks.0.cdrom.image", "other", before={"spec.disks": [CD, disk("root")]}),
+    Change(VirtualMachine, "spec.disks.0.cdrom", {}, before={"spec.disks": [CD, disk("root")]}),
+    Change(VirtualMachine, "spec.disks.0.cdrom.image", "new", before={"spec.disks": [{"name": "cd", "cdrom": {}}]}),
+    Change(VolumeClass, "spec.qos", GONE),
+    Change(VolumeClass, "spec.cache", "writeback"),
     Change(Host, "spec.unschedulable", True),
     Change(StoragePool, "spec.maintenance", True),
     Change(WorkOrder, "spec.term", 6),
@@ -558,7 +575,10 @@ ALLOWED = [
 @pytest.mark.parametrize("change", ALLOWED, ids=str)
 def test_the_rest_can_change(api: Cluster, namespace: str, change: Change) -> None:
     kind = change.resource.KIND
-    exists = create(api, made(change.resource, name=namespace), kind, namespace)
+    raw = made(change.resource, name=namespace)
+    for path, value in (change.before or {}).items():
+        put(raw, path, value)
+    exists = create(api, raw, kind, namespace)
     try:
         put(exists, change.path, change.value)
         path = kind.path(within(kind, namespace), namespace)

@@ -21,17 +21,17 @@ from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.storage import Image, StoragePool, Volume, VolumeClass
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.errors import Refused
+from kumulus_agents.agent import instance_plan
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
-from tests.component.cloud import Cloud, Raw, cloud, condition, phase, until
+from tests.component.cloud import Cloud, Raw, cloud, condition, phase, reason, until
 from tests.conftest import new_lab
-from tests.unit.storage.material import disk, needs_root
+from tests.unit.storage.material import disk, iso, needs_root
 from tests.unit.storage.server import Answer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), needs_root]
 
 DISK = disk()
-SHA256 = hashlib.sha256(DISK).hexdigest()
 MIB = 1 << 20
 HOSTS = ("host-a", "host-b")
 
@@ -64,11 +64,10 @@ class Tenant:
         body = {"resources": {"cpus": 1, "memory": "64Mi"}, "placement": role, "disks": list(disks), **spec}
         await self._make(VirtualMachine.KIND, name, body)
 
-    async def image(self, name: str = "system") -> None:
-        url = self.cloud.images.on(f"/{self.namespace}/{name}.raw", Answer(DISK))
-        await self._make(
-            Image.KIND, name, {"source": {"http": {"url": url}}, "checksum": {"sha256": SHA256}, "format": "raw"}
-        )
+    async def image(self, name: str = "system", data: bytes = DISK, form: str = "raw") -> None:
+        url = self.cloud.images.on(f"/{self.namespace}/{name}", Answer(data))
+        checksum = {"sha256": hashlib.sha256(data).hexdigest()}
+        await self._make(Image.KIND, name, {"source": {"http": {"url": url}}, "checksum": checksum, "format": form})
         await self.wait(Image.KIND, name, phase("Ready"), "imported")
 
     async def _make(self, kind: Kind, name: str, spec: Raw) -> None:
@@ -79,6 +78,10 @@ class Tenant:
 
     async def delete(self, kind: Kind, name: str) -> None:
         await self.client.delete(kind, name, self.namespace)
+
+    async def find(self, kind: Kind, name: str) -> Raw:
+        found: Raw = await self.client.get(kind, name, self.namespace)
+        return found
 
     async def gone(self, kind: Kind, name: str) -> None:
         async def probe() -> bool:
@@ -417,3 +420,54 @@ async def test_a_class_says_how_fast_its_volumes_are_while_they_are_in_use(tenan
         await has(faster, "none")
     finally:
         await tenant.client.delete(VolumeClass.KIND, name)
+
+
+async def test_discs_are_inserted_and_ejected_while_a_machine_runs(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("installer", "drivers"):
+        await tenant.image(name, iso(label=name), "iso")
+    await tenant.image()
+
+    def cd(image: str | None) -> Raw:
+        return {"name": "cd", "cdrom": {"image": image} if image else {}}
+
+    other = {"name": "more", "cdrom": {}}
+    await tenant.machine("vm", cd("installer"), other)
+    vm = await tenant.runs("vm")
+    host, uid = tenant.cloud.hosts[vm["status"]["host"]].machine, vm["metadata"]["uid"]
+    images = {name: (await tenant.find(Image.KIND, name))["metadata"]["uid"] for name in ("installer", "drivers")}
+
+    async def has(disc: str | None, more: str | None = None) -> None:
+        async def probe() -> bool:
+            paths = [drive.path for drive in host.domains[uid].drives]
+            return [path and Path(path).name for path in paths] == [
+                image and f"{images[image]}.raw" for image in (disc, more)
+            ]
+
+        await until(probe, f"the drives have {disc} and {more}")
+
+    await has("installer")
+    await tenant.patch(
+        VirtualMachine.KIND, "vm", disks=[cd("drivers"), {"name": "more", "cdrom": {"image": "installer"}}]
+    )
+    await has("drivers", "installer")
+    await tenant.delete(Image.KIND, "drivers")
+    await tenant.patch(VirtualMachine.KIND, "vm", disks=[cd("drivers"), other])
+    await has("drivers")
+    await tenant.says(VirtualMachine.KIND, "vm", "ImageNotFound", "VolumesReady")
+    assert await tenant.find(Image.KIND, "drivers"), "an image is kept while it is in a drive"
+
+    await tenant.patch(VirtualMachine.KIND, "vm", disks=[cd("system"), other])
+    assert "iso" in await tenant.says(VirtualMachine.KIND, "vm", "ImageNotADisc", "VolumesReady")
+    await has("drivers")
+
+    monkeypatch.setattr(instance_plan, "TRAY_EVERY", 0.2)
+    monkeypatch.setattr(instance_plan, "TRAY_PATIENCE", 2.0)
+    host.clinging.add(uid)
+    await tenant.patch(VirtualMachine.KIND, "vm", disks=[cd(None), other])
+    assert "by force" in await tenant.says(VirtualMachine.KIND, "vm", "TrayLocked")
+    await has(None)
+    await tenant.gone(Image.KIND, "drivers")
+    after = await tenant.wait(VirtualMachine.KIND, "vm", reason("Running"), "is content")
+    assert after["status"]["startedAt"] == vm["status"]["startedAt"], "it ran all the time"

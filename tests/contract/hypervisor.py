@@ -19,13 +19,15 @@ from dataclasses import replace
 
 import pytest
 
-from kumulus.api.compute import PowerState
+from kumulus.api.compute import DriveBus, PowerState
 from kumulus.api.qos import UNLIMITED, Burst, Qos
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.protocol import (
     AttachedDisk,
+    AttachedDrive,
     Domain,
     DomainDisk,
+    DomainDrive,
     DomainSpec,
     DomainState,
     ExitReason,
@@ -49,6 +51,10 @@ class World(ABC):
     @abstractmethod
     def volume(self) -> DomainDisk:
         """A new volume of at most 16 MiB that no machine has."""
+
+    @abstractmethod
+    def disc(self) -> str:
+        """Path of a new disc."""
 
     @abstractmethod
     def broken_spec(self) -> DomainSpec:
@@ -155,6 +161,7 @@ VERBS: tuple[Callable[[Hypervisor, str], Awaitable[None]], ...] = (
     lambda hypervisor, uid: hypervisor.attach_disk(uid, DomainDisk("data", "/nowhere", "raw", volume=uid)),
     lambda hypervisor, uid: hypervisor.detach_disk(uid, uid),
     lambda hypervisor, uid: hypervisor.limit_disk(uid, uid, Qos(iops=1)),
+    lambda hypervisor, uid: hypervisor.change_disc(uid, "cd", "/nowhere"),
     lambda hypervisor, uid: hypervisor.remove(uid),
 )
 
@@ -546,6 +553,42 @@ class HypervisorContract:
         await hypervisor.start(replace(spec, disks=(*spec.disks, *disks.values())))
         for mode, disk in disks.items():
             assert (await manner(hypervisor, spec, disk))[1] in (mode, BUFFERED.get(mode))
+
+    # Discs
+
+    async def test_discs_come_and_go_while_a_machine_is_on(
+        self, world: World, hypervisor: Hypervisor, heard: Heard
+    ) -> None:
+        one, two, spec = world.disc(), world.disc(), world.spec()
+        given = (DomainDrive("cd", DriveBus.SATA, one, boot_order=2), DomainDrive("more", DriveBus.SCSI))
+        spec = replace(spec, drives=given)
+        uid = spec.marks.uid
+
+        async def has(cd: str | None, more: str | None) -> None:
+            now = await the(hypervisor, spec)
+            assert tuple(now.drives) == (AttachedDrive("cd", cd), AttachedDrive("more", more))
+            assert now in await hypervisor.domains()
+            assert [bare(disk) for disk in now.disks] == [bare(disk) for disk in spec.disks]
+
+        assert tuple((await hypervisor.start(spec)).drives) == (AttachedDrive("cd", one), AttachedDrive("more", None))
+        await has(one, None)
+        for _ in range(2):
+            await hypervisor.change_disc(uid, "more", two)
+            await has(one, two)
+        await hypervisor.change_disc(uid, "cd", two)
+        await has(two, two)
+        for _ in range(2):
+            await hypervisor.change_disc(uid, "cd", None)
+            await has(None, two)
+        await hypervisor.change_disc(uid, "more", one, force=True)
+        await hypervisor.change_disc(uid, "nothing", one)
+        await has(None, one)
+        await hypervisor.force_off(uid)
+        await has(None, one)
+        await hypervisor.change_disc(uid, "cd", one)
+        await has(None, one)
+        await hypervisor.start(spec)
+        await has(one, None)
 
     # Ending
 

@@ -18,6 +18,7 @@ from tests.contract import guest
 from tests.contract.guest import Guest
 from tests.contract.hypervisor import World, eventually, new_marks
 from tests.contract.libvirtd import PrivateLibvirtd
+from tests.unit.storage.material import iso
 
 MEMORY = 96 << 20
 VOLUME = 16 << 20
@@ -55,6 +56,11 @@ class LibvirtWorld(World):
         path = self.directory / f"{volume}.qcow2"
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(VOLUME)], check=True)
         return DomainDisk("data", str(path), "qcow2", volume=volume)
+
+    def disc(self) -> str:
+        path = self.directory / f"{uuid.uuid4()}.raw"
+        path.write_bytes(iso())
+        return str(path)
 
     def broken_spec(self) -> DomainSpec:
         spec = self.spec()

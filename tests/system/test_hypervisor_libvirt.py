@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import pickle
 import re
@@ -18,27 +19,31 @@ from pathlib import Path, PurePosixPath
 import libvirt
 import pytest
 
-from kumulus.api.compute import PowerState
-from kumulus.api.host import VolumeOrigin
+from kumulus.api.compute import DriveBus, PowerState
+from kumulus.api.host import HttpFetch, VolumeOrigin
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.protocol import (
+    TRAY_LOCKED,
+    AttachedDrive,
     DomainDisk,
+    DomainDrive,
     DomainState,
     ExitReason,
     HypervisorError,
 )
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageError
-from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.settings import FetchSettings, StorageSettings
 from tests.contract import guest
 from tests.contract.guest import Guest
 from tests.contract.hypervisor import Heard, HypervisorContract, detached, eventually, stopped, the, volume_of
 from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
-from tests.unit.storage.material import pool_ref
+from tests.unit.storage.material import image_ref, iso, pool_ref
+from tests.unit.storage.server import Answer, serving
 
 pytestmark = pytest.mark.libvirt
 
@@ -436,6 +441,78 @@ class TestVolumes:
             world.virsh("detach-device-alias", spec.marks.uid, f"ua-volume-{volume.volume}", "--live")
             await heard.about(spec.marks.uid)
             assert (await detached(driver, spec, volume)) in await driver.domains()
+
+
+class TestDiscs:
+    """Discs in drives, as a guest sees them."""
+
+    async def test_a_guest_reads_what_is_inserted_and_boots_from_it(self, world: LibvirtWorld, tmp_path: Path) -> None:
+        """From a web server into a real pool, from there into a drive: what is an image is a disc."""
+        pool = DirStorage(
+            pool_ref(tmp_path / "pool"),
+            StorageSettings(
+                roots=(PurePosixPath(tmp_path),),
+                readers=(),
+                fetch=FetchSettings(allowed_networks=(ipaddress.ip_network("127.0.0.1/32"),)),
+            ),
+        )
+        await pool.prepare()
+        paths = {}
+        async with serving() as server:
+            for label in ("first", "second"):
+                data = iso(label=label)
+                source = HttpFetch(url=server.on(f"/{label}", Answer(data)))
+                paths[label] = (await pool.import_image(image_ref(data, "iso"), source, lambda _: None)).path
+        async with connected(world) as (driver, _):
+            empty, first = DomainDrive("cd", DriveBus.SCSI), DomainDrive("boot", DriveBus.SATA, paths["first"], 1)
+            spec = replace(world.spec(Guest.DISC), drives=(empty,))
+            uid = spec.marks.uid
+            await driver.start(spec)
+            await world.booted(spec)
+
+            async def sees(label: str) -> None:
+                def seen() -> bool:
+                    said = [line for line in world.console(spec).splitlines() if line.startswith("GUEST-DISC:")]
+                    return said[-1].strip() == f"GUEST-DISC:{label}." if said else not label
+
+                await eventually(seen, f"the guest did not see the disc {label!r}", 60)
+
+            async def change(path: str | None) -> None:
+                async def done() -> bool:
+                    try:
+                        await driver.change_disc(uid, "cd", path)
+                    except HypervisorError as error:  # it was reading just then
+                        assert error.reason == TRAY_LOCKED
+                        return False
+                    return True
+
+                await eventually(done, "the guest does not open the tray", 60)
+
+            await sees("")
+            for label, path in (*paths.items(), ("", None), *paths.items()):
+                await change(path)
+                await sees(label)
+            bootable = replace(world.spec(), drives=(first,))
+            bootable = replace(bootable, disks=[replace(disk, boot_order=2) for disk in bootable.disks])
+            await driver.start(bootable)
+            await eventually(lambda: "DISC-BOOTED" in world.console(bootable), "it did not boot from the disc", 60)
+
+    async def test_a_guest_that_holds_the_tray_shut_is_not_forced_unless_asked(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            disc, spec = world.disc(), world.spec(Guest.TRAY)
+            spec = replace(spec, drives=(DomainDrive("cd", DriveBus.SCSI, disc),))
+            uid = spec.marks.uid
+            await driver.start(spec)
+            await eventually(
+                lambda: "GUEST-DISC:installer" in world.console(spec), "the guest did not see the disc", 60
+            )
+            for _ in range(2):
+                with pytest.raises(HypervisorError) as caught:
+                    await driver.change_disc(uid, "cd", None)
+                assert (caught.value.reason, caught.value.retryable) == (TRAY_LOCKED, True)
+                assert tuple((await the(driver, spec)).drives) == (AttachedDrive("cd", disc),)
+            await driver.change_disc(uid, "cd", None, force=True)
+            assert tuple((await the(driver, spec)).drives) == (AttachedDrive("cd", None),)
 
 
 class TestFiles:

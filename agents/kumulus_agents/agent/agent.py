@@ -177,7 +177,7 @@ class Agent:
                 self._wake(order.name)
 
         work = DiskWork(self.orders, self._clock, tasks, wake=self._wake)
-        images = Images(self.orders, pools, work, wake=self._wake, arrived=arrived)
+        images = Images(self.orders, pools, drivers.hypervisor, work, wake=self._wake, arrived=arrived)
         volumes = Volumes(
             self.orders,
             pools,

@@ -30,6 +30,15 @@ class Situation(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Tray:
+    """A guest holds the tray of a drive shut. Moments are monotonic seconds."""
+
+    first: float
+    """When it was asked first."""
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What this process remembers of a machine between passes. Losing it costs patience, never correctness.
 
@@ -50,6 +59,8 @@ class Memory:
     hold: Hold | None = None
     asked: Mapping[str, float] = field(default_factory=dict)
     """When the guest was last asked to let go of a volume."""
+    trays: Mapping[str, Tray] = field(default_factory=dict)
+    """By name of the drive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +84,8 @@ class Scope:
     """Seconds since the epoch."""
     taken: Mapping[str, str] = field(default_factory=dict)
     """Volumes of the order that another machine of this host had first, and that machine's name."""
+    discs: Mapping[str, str] = field(default_factory=dict)
+    """Paths of the discs that the order wants in drives, by the drive's name; only those that are in their pools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +144,20 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeDisc:
+    """Put a disc into a drive, or take out what is in it; by force when the guest has held the tray shut for long."""
+
+    drive: str
+    path: str | None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     """Remove the domain and everything that was made for it."""
 
 
-Step = Mark | Start | Pause | Resume | PressButton | ForceOff | Attach | Detach | Limit | Remove
+Step = Mark | Start | Pause | Resume | PressButton | ForceOff | Attach | Detach | Limit | ChangeDisc | Remove
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from kumulus.kube.client import KubeClient
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_scope import (
     Attach,
+    ChangeDisc,
     Detach,
     ForceOff,
     Limit,
@@ -28,7 +29,8 @@ from kumulus_agents.agent.instance_scope import (
 )
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.pools import Pools
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, Hypervisor, Marks
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainSpec, Hypervisor, Marks
+from kumulus_agents.storage.protocol import StorageError
 
 SLOW = 1.0
 """A start that takes longer than this, in seconds, is worth a word."""
@@ -75,8 +77,27 @@ class InstanceSteps:
                 await self._hypervisor.detach_disk(uid, volume)
             case Limit(volume):
                 await self._limit(instance, volume)
+            case ChangeDisc(drive, path, force):
+                await self._hypervisor.change_disc(uid, drive, path, force=force)
             case Remove():
                 await self._remove(instance)
+
+    async def discs(self, order: InstanceOrder) -> dict[str, str]:
+        """Paths of the discs that the machine is to have in its drives, by name of the drive, as far as they are there.
+
+        A pool that fails has none.
+        """
+        found: dict[str, str] = {}
+        for drive in order.drives:
+            if drive.image is None or drive.pool is None:
+                continue
+            try:
+                image = await self._pools.driver(drive.pool).image(drive.image.uid)
+            except StorageError:
+                continue
+            if image is not None and image.format == "raw":
+                found[drive.name] = image.path
+        return found
 
     async def _start(self, order: InstanceOrder, marks: Marks, slow: Callable[[], Awaitable[None]]) -> None:
         for disk in order.disks:
@@ -86,9 +107,13 @@ class InstanceSteps:
                 raise Missing(
                     "ImageNotReady", f"the image of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
                 )
+        discs = await self.discs(order)
+        for drive in order.drives:
+            if drive.image is not None and drive.name not in discs:
+                raise Missing("ImageNotReady", f"the disc of drive {drive.name} is not in its pool on this host yet")
         seed = await self._seed(order.seed) if order.seed is not None else None
         async with asyncio.TaskGroup() as group:
-            work = group.create_task(_failure_of(self._make_and_start(order, marks, seed)))
+            work = group.create_task(_failure_of(self._make_and_start(order, marks, seed, discs)))
             await asyncio.wait([work], timeout=SLOW)
             if not work.done():
                 await slow()
@@ -96,7 +121,9 @@ class InstanceSteps:
         if failure is not None:
             raise failure
 
-    async def _make_and_start(self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None) -> None:
+    async def _make_and_start(
+        self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None, discs: Mapping[str, str]
+    ) -> None:
         disks = []
         for disk in order.disks:
             if disk.volume is not None:
@@ -115,6 +142,10 @@ class InstanceSteps:
                 memory=order.memory,
                 disks=disks,
                 console_log=str(self._files.console_log(order.uid)),
+                drives=[
+                    DomainDrive(drive.name, drive.bus, discs.get(drive.name), drive.boot_order)
+                    for drive in order.drives
+                ],
             )
         )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from kumulus.api.compute import PowerState
+from kumulus.api.compute import DriveBus, PowerState
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.volumes import CacheMode
 
@@ -53,6 +53,31 @@ class DomainDisk:
     cache: CacheMode = CacheMode.NONE
     """How the host caches it. Where its file cannot be opened past the host's memory, it is cached in it, with the
     same promise about writes."""
+
+
+TRAY_LOCKED = "TrayLocked"
+"""Reason of an error: the guest holds the tray of a drive shut."""
+
+
+@dataclass(frozen=True, slots=True)
+class DomainDrive:
+    """A CD-ROM drive."""
+
+    name: str
+    """Serial that the guest sees; tells the drives of a domain from each other."""
+    bus: DriveBus
+    path: str | None = None
+    """Absolute path of the disc in it, as it is, made by a storage driver. None: it is empty."""
+    boot_order: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedDrive:
+    """A CD-ROM drive that a domain has."""
+
+    name: str
+    path: str | None = None
+    """Of the disc in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +122,7 @@ class DomainSpec:
     disks: Sequence[DomainDisk]
     console_log: str
     """Absolute path of the file that the serial console is logged to."""
+    drives: Sequence[DomainDrive] = ()
 
 
 class DomainState(StrEnum):
@@ -134,6 +160,8 @@ class Domain:
     """When this run began, in seconds since the epoch; None unless it is on."""
     disks: Sequence[AttachedDisk] = ()
     """What the guest has, also what it has not let go of yet; of a domain that is off, what its definition has."""
+    drives: Sequence[AttachedDrive] = ()
+    """Its CD-ROM drives; the same holds of the discs in them."""
 
     @property
     def volumes(self) -> frozenset[str]:
@@ -231,6 +259,14 @@ class Hypervisor(Protocol):
     async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
         """Let the disk that is this volume be so fast and no faster, from now on and in the definition. The domain has
         not got it, is off or gone: nothing; `start` makes the definition anew."""
+
+    async def change_disc(self, uid: str, drive: str, path: str | None, *, force: bool = False) -> None:
+        """Put the disc at `path` into the drive, or take out what is in it; the definition follows. It is so already,
+        or the domain has no such drive, is off or gone: nothing; `start` makes the definition anew.
+
+        Waits for the guest some seconds at most. Raises `HypervisorError(reason=TRAY_LOCKED)` when it holds the tray
+        shut, unless by `force`, which it may take for a broken disc.
+        """
 
     async def power_button(self, uid: str) -> None:
         """Ask the guest to shut down (ACPI). Returns at once. Off or gone already: nothing."""

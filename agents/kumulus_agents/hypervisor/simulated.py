@@ -23,7 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kumulus.api.qos import Qos
 from kumulus_agents.hypervisor.protocol import (
+    TRAY_LOCKED,
     AttachedDisk,
+    AttachedDrive,
     Domain,
     DomainDisk,
     DomainListener,
@@ -76,7 +78,7 @@ class SimulatedHost:
         self.deaf: set[str] = set()
         """Domains whose guest does not react to the power button."""
         self.clinging: set[str] = set()
-        """Domains whose guest does not let go of a disk."""
+        """Domains whose guest does not let go of a disk or a disc."""
         self.sizes: dict[str, int] = {}
         """Volumes that were resized while a guest had them: bytes the guest sees."""
         self._clock = clock
@@ -144,12 +146,15 @@ class SimulatedHost:
         if not self._failures and self._chance.random() < self.settings.failure_rate:
             self.fail_next_start()
         if self._failures:
-            self.put(Domain(spec.marks, DomainState.STOPPED, exit_reason=ExitReason.FAILED, disks=_attached(spec)))
+            failed = Domain(spec.marks, DomainState.STOPPED, exit_reason=ExitReason.FAILED, disks=_attached(spec))
+            self.put(replace(failed, drives=_drives(spec)))
             raise self._failures.popleft()
         self.starts[spec.marks.uid] = self.starts.get(spec.marks.uid, 0) + 1
         if self.settings.console:
             _print(spec.console_log, f"{spec.marks.namespace}/{spec.marks.name}: simulated guest is up\n")
-        domain = Domain(spec.marks, DomainState.RUNNING, started_at=self._clock(), disks=_attached(spec))
+        domain = Domain(
+            spec.marks, DomainState.RUNNING, started_at=self._clock(), disks=_attached(spec), drives=_drives(spec)
+        )
         self.put(domain)
         return domain
 
@@ -290,6 +295,19 @@ class SimulatedHypervisor:
             if disks != tuple(domain.disks):
                 host.put(replace(domain, disks=disks))
 
+    async def change_disc(self, uid: str, drive: str, path: str | None, *, force: bool = False) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is None or domain.state is DomainState.STOPPED:
+                return
+            drives = tuple(replace(item, path=path) if item.name == drive else item for item in domain.drives)
+            if drives == tuple(domain.drives):
+                return
+            if uid in host.clinging and not force:
+                raise HypervisorError("The simulated guest holds the tray shut.", reason=TRAY_LOCKED)
+            host.put(replace(domain, drives=drives))
+
     async def power_button(self, uid: str) -> None:
         async with self._one_at_a_time(uid):
             host = self._reach()
@@ -359,6 +377,10 @@ def _shut_down(host: SimulatedHost, uid: str, run: float | None) -> None:
 
 def _attached(spec: DomainSpec) -> tuple[AttachedDisk, ...]:
     return tuple(_as_attached(disk) for disk in spec.disks)
+
+
+def _drives(spec: DomainSpec) -> tuple[AttachedDrive, ...]:
+    return tuple(AttachedDrive(drive.name, drive.path) for drive in spec.drives)
 
 
 def _as_attached(disk: DomainDisk) -> AttachedDisk:

@@ -21,10 +21,10 @@ HOST = "host"
 
 
 def _uses(vm: VirtualMachine) -> list[str]:
-    """What the machine waits for by name, while it is not placed."""
+    """What the machine waits for by name: while it is not placed, and of discs for drives always."""
     if vm.status.host is not None:
-        return []
-    names = [f"image/{disk.ephemeral.image}" for disk in vm.spec.disks if disk.ephemeral]
+        return [f"image/{disk.image}" for disk in vm.spec.disks if disk.cdrom and disk.image]
+    names = [f"image/{disk.image}" for disk in vm.spec.disks if disk.image]
     if vm.spec.instance_type:
         names.append(f"instancetype/{vm.spec.instance_type}")
     return names

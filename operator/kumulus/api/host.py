@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, NewType
 from pydantic import Field, StringConstraints
 
 from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
-from kumulus.api.compute import DiskName, PowerState, RestartPolicy, Stop
+from kumulus.api.compute import DRIVES_MOST, DiskName, DriveBus, PowerState, RestartPolicy, Stop
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
 from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
@@ -89,6 +89,18 @@ class InstanceDisk(Model):
     )
 
 
+class Drive(Model):
+    """A CD-ROM drive of an instance, with a disc in it or empty."""
+
+    rules = (Rule("has(self.image) == has(self.pool)", "set image and pool, or neither"),)
+
+    name: DiskName = Field(description="Name within the machine; the serial the guest sees.")
+    bus: DriveBus = Field(description="What it is connected to.")
+    image: ImageRef | None = Field(default=None, description="The disc in it.")
+    pool: PoolRef | None = Field(default=None, description="Where the disc is.")
+    boot_order: int = Field(description="Position in the boot order, from 1.", ge=1)
+
+
 class SeedRef(Model):
     """First-boot data: a NoCloud seed, inline or in a Secret of this namespace with the same keys."""
 
@@ -115,6 +127,9 @@ class InstanceOrder(Model):
     memory: int = Field(description="Memory in bytes.", ge=1)
     disks: tuple[InstanceDisk, ...] = Field(
         default=(), description="Its disks.", max_length=16, json_schema_extra=list_map("name")
+    )
+    drives: tuple[Drive, ...] = Field(
+        default=(), description="Its CD-ROM drives.", max_length=DRIVES_MOST, json_schema_extra=list_map("name")
     )
     seed: SeedRef | None = Field(default=None, description="First-boot data.")
 

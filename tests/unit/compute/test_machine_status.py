@@ -348,7 +348,7 @@ def test_the_order_is_fully_resolved() -> None:
     vm = machine(disks=disks, restartRequest="today")
     resolution = resolve(Scope(vm, None, None, None, {"debian": image()}))
     assert isinstance(resolution, Resolution)
-    spec = instance_order(vm, resolution, PoolRef.model_validate(POOL), (), 3, 7, SeedRef(data={"meta-data": "x"}))
+    spec = instance_order(vm, resolution, PoolRef.model_validate(POOL), (), (), 3, 7, SeedRef(data={"meta-data": "x"}))
     assert spec.instance is not None and spec.term == 7 and spec.instance.epoch == 3
     assert {disk.name: disk.boot_order for disk in spec.instance.disks} == {"b": 1, "a": 2}
     assert spec.instance.memory == 2 * GI and spec.instance.restart_request == "today"

@@ -11,12 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kumulus.api.compute import PowerState
+from kumulus.api.compute import DriveBus, PowerState
 from kumulus.api.qos import Burst, Qos
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.libvirt import allowlist, attached, marks
-from kumulus_agents.hypervisor.libvirt.domain_xml import Platform, as_attached, render, render_volume
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, HypervisorError, Marks
+from kumulus_agents.hypervisor.libvirt.domain_xml import (
+    Platform,
+    as_attached,
+    drives_as_attached,
+    render,
+    render_volume,
+)
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainSpec, HypervisorError, Marks
 
 GOLDEN = Path(__file__).parent / "golden"
 UID = "6f1c2d7e-0b51-4f0c-9a57-3c1d5e8f9a01"
@@ -28,6 +34,11 @@ KEYS = DomainDisk("keys", "/var/lib/kumulus/instances/keys.img", "raw", read_onl
 VOLUME_UID = "0d6a5f52-2d4c-4a34-8a53-3f5a3b2f9d11"
 VOLUME = DomainDisk("pg", f"/var/lib/kumulus/pools/p/volumes/{VOLUME_UID}.qcow2", "qcow2", 3, volume=VOLUME_UID)
 LIMITED = Qos(iops=500, read_bytes_per_second=1 << 20, burst=Burst(iops=2000, seconds=30))
+DRIVES = (
+    DomainDrive("cd", DriveBus.SATA, f"/var/lib/kumulus/pools/p/images/{VOLUME_UID}.raw", boot_order=2),
+    DomainDrive("empty", DriveBus.SATA),
+    DomainDrive("drivers", DriveBus.SCSI, boot_order=4),
+)
 SPEC = DomainSpec(MARKS, cpus=2, memory=1 << 30, disks=(ROOT,), console_log="/var/lib/kumulus/instances/console.log")
 
 CASES = {
@@ -50,6 +61,7 @@ CASES = {
         ),
         Platform("kvm", buffered=frozenset({DATA.path})),
     ),
+    "drives": (replace(SPEC, disks=(ROOT, SEED, VOLUME), drives=DRIVES), Platform("kvm")),
     "diskless": (replace(SPEC, disks=(), marks=replace(MARKS, restart_request=None)), Platform("tcg")),
 }
 
@@ -191,12 +203,37 @@ def test_the_disks_of_a_domain_are_found_in_its_xml() -> None:
         assert attached.disks(ElementTree.fromstring(render(spec, platform))) == as_attached(
             spec.disks, platform.buffered
         )
+        found = attached.drives(ElementTree.fromstring(render(spec, platform)))
+        assert found == drives_as_attached(spec.drives)
     assert attached.target_of(xml, VOLUME_UID) == "sda"
     assert attached.target_of(xml, UID) is None
     assert attached.free_target([xml, render(*CASES["diskless"])]) == "sdc"
     full = replace(SPEC, disks=[replace(SEED, name=str(number)) for number in range(26)])
     with pytest.raises(HypervisorError):
         attached.free_target([render(full, Platform("kvm"))])
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_drive_is_refused_or_stays_in_its_place(text: str) -> None:
+    for drive in (replace(DRIVES[0], name=text), replace(DRIVES[0], path=text), replace(DRIVES[0], path="/p/" + text)):
+        try:
+            xml = render(replace(SPEC, drives=(drive,)), Platform("tcg"))
+        except HypervisorError as error:
+            assert (error.reason, error.retryable) == ("InvalidDomain", False)
+        else:
+            assert shape(xml) == shape(render(replace(SPEC, drives=DRIVES[:1]), Platform("tcg")))
+
+
+def test_a_disc_is_changed_in_the_drive_that_is_meant() -> None:
+    xml = render(*CASES["drives"])
+    assert attached.with_disc(xml, "cd", DRIVES[0].path) is None
+    assert attached.with_disc(xml, "empty", None) is None
+    assert attached.with_disc(xml, "seed", "/x") is None
+    for name, path in (("cd", None), ("cd", "/new"), ("empty", "/new"), ("drivers", "/a'\"<>&b")):
+        changed = attached.with_disc(xml, name, path)
+        assert changed is not None
+        root = ElementTree.fromstring(f"<domain><devices>{changed}</devices></domain>")
+        assert [(drive.name, drive.path) for drive in attached.drives(root)] == [(name, path)]
 
 
 def test_marks_of_others_are_not_ours() -> None:

@@ -28,6 +28,9 @@ class SimulatedWorld(World):
         volume = str(uuid.uuid4())
         return DomainDisk("data", f"/simulated/{volume}.qcow2", "qcow2", volume=volume)
 
+    def disc(self) -> str:
+        return f"/simulated/{uuid.uuid4()}.raw"
+
     def broken_spec(self) -> DomainSpec:
         self.host.fail_next_start()
         return self.spec()

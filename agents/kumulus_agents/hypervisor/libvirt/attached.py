@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, SubElement
 
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.libvirt import iotune
-from kumulus_agents.hypervisor.protocol import AttachedDisk, HypervisorError
+from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, HypervisorError
 
 TARGETS = "abcdefghijklmnopqrstuvwxyz"
 """Last letters of device names."""
@@ -17,20 +17,53 @@ TARGETS = "abcdefghijklmnopqrstuvwxyz"
 VOLUME_ALIAS = "ua-volume-"
 """A disk that is a volume has an alias of this and the volume's uid; "ua-" keeps libvirt from giving its own."""
 
+DRIVE_ALIAS = "ua-drive-"
+"""A CD-ROM drive that a user asked for has an alias of this and its name."""
+
 _CACHES = frozenset(CacheMode)
 _ALIAS = re.compile(f"{VOLUME_ALIAS}([0-9a-f-]{{36}})")
 
 
 def disks(root: Element) -> tuple[AttachedDisk, ...]:
-    """The disks in a domain's XML that are files."""
+    """The disks in a domain's XML that are files; not what is in CD-ROM drives that a user asked for."""
     found = []
     for element in root.iterfind("devices/disk"):
         source = element.find("source")
         path = source.get("file") if source is not None else None
-        if path is not None:
+        if path is not None and _drive(element) is None:
             serial = element.findtext("serial") or ""
             found.append(AttachedDisk(serial, path, _volume(element), iotune.read(element), _cache(element)))
     return tuple(found)
+
+
+def drives(root: Element) -> tuple[AttachedDrive, ...]:
+    """The CD-ROM drives in a domain's XML that a user asked for."""
+    found = []
+    for element in root.iterfind("devices/disk"):
+        if (name := _drive(element)) is not None:
+            source = element.find("source")
+            found.append(AttachedDrive(name, source.get("file") if source is not None else None))
+    return tuple(found)
+
+
+def with_disc(domain_xml: str, drive: str, path: str | None) -> str | None:
+    """The drive as the domain has it, with another disc in it or empty; None when it has no such drive, or is so already."""
+    for element in _root(domain_xml).iterfind("devices/disk"):
+        if _drive(element) != drive:
+            continue
+        source = element.find("source")
+        if path == (source.get("file") if source is not None else None):
+            return None
+        for tag in ("source", "backingStore"):
+            for child in element.findall(tag):
+                element.remove(child)
+        if path is not None:
+            SubElement(element, "source", file=path)
+        driver = element.find("driver")
+        if driver is not None:
+            driver.set("type", "raw")  # of an empty drive libvirt forgets it
+        return ElementTree.tostring(element, encoding="unicode")
+    return None
 
 
 def target_of(domain_xml: str, volume: str) -> str | None:
@@ -74,6 +107,12 @@ def _cache(element: Element) -> CacheMode | None:
     driver = element.find("driver")
     cache = driver.get("cache") if driver is not None else None
     return CacheMode(cache) if cache in _CACHES else None
+
+
+def _drive(element: Element) -> str | None:
+    alias = element.find("alias")
+    name = alias.get("name", "") if alias is not None else ""
+    return name.removeprefix(DRIVE_ALIAS) if name.startswith(DRIVE_ALIAS) else None
 
 
 def _target(element: Element) -> str:

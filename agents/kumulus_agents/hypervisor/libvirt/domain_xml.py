@@ -8,12 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import count
 from xml.etree.ElementTree import Element, SubElement, indent, register_namespace, tostring
 
+from kumulus.api.compute import DriveBus
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.libvirt import allowlist, iotune, marks
-from kumulus_agents.hypervisor.libvirt.attached import TARGETS, VOLUME_ALIAS, too_many
-from kumulus_agents.hypervisor.protocol import AttachedDisk, DomainDisk, DomainSpec, HypervisorError
+from kumulus_agents.hypervisor.libvirt.attached import DRIVE_ALIAS, TARGETS, VOLUME_ALIAS, too_many
+from kumulus_agents.hypervisor.protocol import (
+    AttachedDisk,
+    AttachedDrive,
+    DomainDisk,
+    DomainDrive,
+    DomainSpec,
+    HypervisorError,
+)
 
 SERIAL_MAX = 20
 """virtio-blk shows the guest no more of a disk's serial."""
@@ -92,6 +101,11 @@ def as_attached(disks: Sequence[DomainDisk], buffered: Set[str]) -> tuple[Attach
     )
 
 
+def drives_as_attached(drives: Sequence[DomainDrive]) -> tuple[AttachedDrive, ...]:
+    """The drives as `attached.drives` finds them in the XML of a domain that has them."""
+    return tuple(AttachedDrive(drive.name, drive.path) for drive in drives)
+
+
 def _allowed(xml: str, place: str) -> str:
     if found := allowlist.violation(xml, place):
         raise HypervisorError(
@@ -103,7 +117,8 @@ def _allowed(xml: str, place: str) -> str:
 
 
 def _check(spec: DomainSpec) -> None:
-    orders = [disk.boot_order for disk in spec.disks if disk.boot_order is not None]
+    places = (*(disk.boot_order for disk in spec.disks), *(drive.boot_order for drive in spec.drives))
+    orders = [place for place in places if place is not None]
     if len(orders) != len(set(orders)):
         raise HypervisorError("Two disks have the same boot order.", reason="InvalidDomain", retryable=False)
     for disk in spec.disks:
@@ -141,8 +156,12 @@ def _cpu(domain: Element, cpus: int, platform: Platform) -> None:
 
 
 def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
-    for disk, target in zip(spec.disks, _targets(spec.disks), strict=True):
+    targets = _targets(spec.disks, spec.drives)
+    for disk, target in zip(spec.disks, targets, strict=False):
         _disk(devices, disk, target, direct=disk.path not in platform.buffered)
+    ports = count()
+    for drive, target in zip(spec.drives, targets, strict=True):
+        _drive(devices, drive, target, ports)
     SubElement(devices, "controller", type="usb", index="0", model="none")
     # For CD-ROMs, not SATA, q35's own: Debian's kernel for clouds, for one, is built without AHCI. For volumes, because
     # disks come and go on it in any state of the guest and in any number. A virtio-blk disk each is a PCI device: q35
@@ -182,6 +201,25 @@ def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> N
         SubElement(element, "address", type="drive", controller="0", bus="0", target=number, unit="0")
 
 
+def _drive(devices: Element, drive: DomainDrive, target: str, ports: Iterator[int]) -> None:
+    element = SubElement(devices, "disk", type="file", device="cdrom")
+    # Through the host's memory: many machines may read the same disc.
+    SubElement(element, "driver", name="qemu", type="raw", cache=CacheMode.WRITEBACK)
+    if drive.path is not None:
+        SubElement(element, "source", file=drive.path)
+    SubElement(element, "target", dev=target, bus=drive.bus)
+    _text(element, "serial", drive.name[:SERIAL_MAX])
+    if drive.boot_order is not None:
+        SubElement(element, "boot", order=str(drive.boot_order))
+    SubElement(element, "readonly")
+    SubElement(element, "alias", name=f"{DRIVE_ALIAS}{drive.name}")
+    if drive.bus is DriveBus.SATA:
+        SubElement(element, "address", type="drive", controller="0", bus="0", target="0", unit=str(next(ports)))
+    else:
+        number = str(TARGETS.index(target[-1]))
+        SubElement(element, "address", type="drive", controller="0", bus="0", target=number, unit="0")
+
+
 def _cache(disk: DomainDisk, *, direct: bool) -> CacheMode:
     return disk.cache if direct else BUFFERED.get(disk.cache, disk.cache)
 
@@ -191,14 +229,19 @@ def _on_scsi(disk: DomainDisk) -> bool:
     return disk.cdrom or disk.volume is not None
 
 
-def _targets(disks: Sequence[DomainDisk]) -> Iterator[str]:
-    """Device names in the order of the list: vda, vdb, ...; sda, sdb, ... for CD-ROMs and volumes."""
+def _targets(disks: Sequence[DomainDisk], drives: Sequence[DomainDrive]) -> Iterator[str]:
+    """Device names in the order of the list: vda, vdb, ...; sda, sdb, ... for CD-ROMs and volumes; then the drives'."""
     virtio, scsi = iter(TARGETS), iter(TARGETS)
     for disk in disks:
         letter = next(scsi if _on_scsi(disk) else virtio, None)
         if letter is None:
             raise too_many()
         yield f"sd{letter}" if _on_scsi(disk) else f"vd{letter}"
+    for _ in drives:
+        letter = next(scsi, None)
+        if letter is None:
+            raise too_many()
+        yield f"sd{letter}"
 
 
 def _text(parent: Element, tag: str, text: str, **attributes: str) -> None:

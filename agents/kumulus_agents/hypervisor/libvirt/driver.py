@@ -142,6 +142,9 @@ class LibvirtHypervisor:
     async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
         await self._tell_of_disk(uid, functools.partial(verbs.limit_disk, volume, qos))
 
+    async def change_disc(self, uid: str, drive: str, path: str | None, *, force: bool = False) -> None:
+        await self._tell_of_disk(uid, functools.partial(verbs.change_disc, drive, path, force))
+
     async def power_button(self, uid: str) -> None:
         await self._tell(uid, verbs.press)
 
@@ -172,9 +175,9 @@ class LibvirtHypervisor:
     def _domain(self, record: Record, told: tuple[int, int]) -> Domain:
         now = state.state_of(*told)
         if now in ON:
-            return Domain(record.marks, now, started_at=record.started_at, disks=record.disks)
+            return Domain(record.marks, now, started_at=record.started_at, disks=record.disks, drives=record.drives)
         why = self._exits.why(record.marks.uid, state.exit_of(*told))
-        return Domain(record.marks, now, exit_reason=why, disks=record.disks)
+        return Domain(record.marks, now, exit_reason=why, disks=record.disks, drives=record.drives)
 
     async def _ask(self, work: Callable[[ConnectionHandle], T]) -> T:
         return await self._connection.call(work, seconds=self._settings.read_timeout)
@@ -218,7 +221,8 @@ def _start(
         if is_code(error, libvirt.VIR_ERR_OPERATION_INVALID) and handle.isActive():
             return _already_on(handle, spec.marks)
         raise
-    return Record(spec.marks, verbs.write_run(handle), domain_xml.as_attached(spec.disks, buffered)), handle.state()
+    disks, drives = domain_xml.as_attached(spec.disks, buffered), domain_xml.drives_as_attached(spec.drives)
+    return Record(spec.marks, verbs.write_run(handle), disks, drives), handle.state()
 
 
 def _already_on(handle: DomainHandle, wanted: Marks) -> tuple[Record, tuple[int, int]]:

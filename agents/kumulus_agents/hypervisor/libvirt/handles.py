@@ -23,6 +23,7 @@ class DomainHandle(Protocol):
     def undefineFlags(self, flags: int) -> int: ...  # noqa: N802
     def attachDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
     def detachDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
+    def updateDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
     def blockInfo(self, path: str, flags: int = 0) -> Sequence[int]: ...  # noqa: N802
     def blockResize(self, disk: str, size: int, flags: int) -> int: ...  # noqa: N802
     def setBlockIoTune(self, disk: str, params: Mapping[str, int], flags: int) -> int: ...  # noqa: N802

@@ -14,9 +14,12 @@ from kumulus.api.qos import Qos
 from kumulus_agents.hypervisor.libvirt import attached, domain_xml, iotune, marks
 from kumulus_agents.hypervisor.libvirt.errors import UNPLUGGING, is_code, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
-from kumulus_agents.hypervisor.protocol import DomainDisk, Marks
+from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, DomainDisk, HypervisorError, Marks
 
 Verb = Callable[[DomainHandle], None]
+
+LOCKED = ("to open tray", "is locked and force was not specified")
+"""What libvirt and QEMU say of a tray that the guest holds shut."""
 
 UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -125,6 +128,26 @@ def resize_disk(uid: str, volume: str, size: int, connection: ConnectionHandle) 
     if capacity < size:  # blockResize would shrink it as well
         handle.blockResize(target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
     return True
+
+
+def change_disc(drive: str, path: str | None, force: bool, handle: DomainHandle) -> None:
+    """Change the disc in the definition, then in the guest, which has some seconds to open its tray."""
+    if not handle.isActive():
+        return
+    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+        for where, now in _definitions(handle).items():
+            xml = attached.with_disc(now, drive, path)
+            if xml is None:
+                continue
+            live = where == libvirt.VIR_DOMAIN_AFFECT_LIVE
+            try:
+                handle.updateDeviceFlags(xml, where | (libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE if live and force else 0))
+            except libvirt.libvirtError as error:
+                if live and any(text in (error.get_error_message() or "") for text in LOCKED):
+                    raise HypervisorError(
+                        f"The guest holds the tray of drive {drive} shut.", reason=TRAY_LOCKED
+                    ) from error
+                raise
 
 
 def limit_disk(volume: str, qos: Qos, handle: DomainHandle) -> None:
