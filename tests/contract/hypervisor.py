@@ -35,6 +35,7 @@ from kumulus_agents.hypervisor.protocol import (
     HypervisorError,
     Marks,
 )
+from kumulus_agents.storage.source import DiskSource, FileSource
 
 
 class World(ABC):
@@ -53,8 +54,8 @@ class World(ABC):
         """A new volume of at most 16 MiB that no machine has."""
 
     @abstractmethod
-    def disc(self) -> str:
-        """Path of a new disc."""
+    def disc(self) -> DiskSource:
+        """A new disc."""
 
     @abstractmethod
     def broken_spec(self) -> DomainSpec:
@@ -158,10 +159,10 @@ VERBS: tuple[Callable[[Hypervisor, str], Awaitable[None]], ...] = (
     lambda hypervisor, uid: hypervisor.pause(uid),
     lambda hypervisor, uid: hypervisor.resume(uid),
     lambda hypervisor, uid: hypervisor.force_off(uid),
-    lambda hypervisor, uid: hypervisor.attach_disk(uid, DomainDisk("data", "/nowhere", "raw", volume=uid)),
+    lambda hypervisor, uid: hypervisor.attach_disk(uid, DomainDisk("data", FileSource("/nowhere"), "raw", volume=uid)),
     lambda hypervisor, uid: hypervisor.detach_disk(uid, uid),
     lambda hypervisor, uid: hypervisor.limit_disk(uid, uid, Qos(iops=1)),
-    lambda hypervisor, uid: hypervisor.change_disc(uid, "cd", "/nowhere"),
+    lambda hypervisor, uid: hypervisor.change_disc(uid, "cd", FileSource("/nowhere")),
     lambda hypervisor, uid: hypervisor.remove(uid),
 )
 
@@ -564,13 +565,16 @@ class HypervisorContract:
         spec = replace(spec, drives=given)
         uid = spec.marks.uid
 
-        async def has(cd: str | None, more: str | None) -> None:
+        def drives(cd: DiskSource | None, more: DiskSource | None) -> tuple[AttachedDrive, ...]:
+            return AttachedDrive("cd", cd and cd.path), AttachedDrive("more", more and more.path)
+
+        async def has(cd: DiskSource | None, more: DiskSource | None) -> None:
             now = await the(hypervisor, spec)
-            assert tuple(now.drives) == (AttachedDrive("cd", cd), AttachedDrive("more", more))
+            assert tuple(now.drives) == drives(cd, more)
             assert now in await hypervisor.domains()
             assert [bare(disk) for disk in now.disks] == [bare(disk) for disk in spec.disks]
 
-        assert tuple((await hypervisor.start(spec)).drives) == (AttachedDrive("cd", one), AttachedDrive("more", None))
+        assert tuple((await hypervisor.start(spec)).drives) == drives(one, None)
         await has(one, None)
         for _ in range(2):
             await hypervisor.change_disc(uid, "more", two)

@@ -37,6 +37,7 @@ from kumulus_agents.hypervisor.protocol import (
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
+from kumulus_agents.storage.source import FileSource
 from tests.contract import guest
 from tests.contract.guest import Guest
 from tests.contract.hypervisor import Heard, HypervisorContract, detached, eventually, stopped, the, volume_of
@@ -412,7 +413,7 @@ class TestVolumes:
         stored = await pool.ensure_volume(volume := str(uuid.uuid4()), 16 << 20, None, False)
         copies = VolumeOrigin(volume=volume)
         async with connected(world) as (driver, _):
-            spec, disk = world.spec(), DomainDisk("data", stored.path, stored.format, volume=volume)
+            spec, disk = world.spec(), DomainDisk("data", stored.source, stored.format, volume=volume)
             uid = spec.marks.uid
             await driver.start(spec)
             await driver.attach_disk(uid, disk)
@@ -457,14 +458,15 @@ class TestDiscs:
             ),
         )
         await pool.prepare()
-        paths = {}
+        discs: dict[str, FileSource] = {}
         async with serving() as server:
             for label in ("first", "second"):
                 data = iso(label=label)
                 source = HttpFetch(url=server.on(f"/{label}", Answer(data)))
-                paths[label] = (await pool.import_image(image_ref(data, "iso"), source, lambda _: None)).path
+                image = await pool.import_image(image_ref(data, "iso"), source, lambda _: None)
+                discs[label] = FileSource(image.path)
         async with connected(world) as (driver, _):
-            empty, first = DomainDrive("cd", DriveBus.SCSI), DomainDrive("boot", DriveBus.SATA, paths["first"], 1)
+            empty, first = DomainDrive("cd", DriveBus.SCSI), DomainDrive("boot", DriveBus.SATA, discs["first"], 1)
             spec = replace(world.spec(Guest.DISC), drives=(empty,))
             uid = spec.marks.uid
             await driver.start(spec)
@@ -477,10 +479,10 @@ class TestDiscs:
 
                 await eventually(seen, f"the guest did not see the disc {label!r}", 60)
 
-            async def change(path: str | None) -> None:
+            async def change(disc: FileSource | None) -> None:
                 async def done() -> bool:
                     try:
-                        await driver.change_disc(uid, "cd", path)
+                        await driver.change_disc(uid, "cd", disc)
                     except HypervisorError as error:  # it was reading just then
                         assert error.reason == TRAY_LOCKED
                         return False
@@ -489,8 +491,8 @@ class TestDiscs:
                 await eventually(done, "the guest does not open the tray", 60)
 
             await sees("")
-            for label, path in (*paths.items(), ("", None), *paths.items()):
-                await change(path)
+            for label, disc in (*discs.items(), ("", None), *discs.items()):
+                await change(disc)
                 await sees(label)
             bootable = replace(world.spec(), drives=(first,))
             bootable = replace(bootable, disks=[replace(disk, boot_order=2) for disk in bootable.disks])
@@ -510,7 +512,7 @@ class TestDiscs:
                 with pytest.raises(HypervisorError) as caught:
                     await driver.change_disc(uid, "cd", None)
                 assert (caught.value.reason, caught.value.retryable) == (TRAY_LOCKED, True)
-                assert tuple((await the(driver, spec)).drives) == (AttachedDrive("cd", disc),)
+                assert tuple((await the(driver, spec)).drives) == (AttachedDrive("cd", disc.path),)
             await driver.change_disc(uid, "cd", None, force=True)
             assert tuple((await the(driver, spec)).drives) == (AttachedDrive("cd", None),)
 
@@ -564,9 +566,9 @@ class TestFiles:
             (directory / name).write_bytes(b"\0" * (1 << 20))
         disks = (
             *spec.disks,
-            DomainDisk("seed", str(directory / "seed.iso"), "raw", read_only=True, cdrom=True),
-            DomainDisk("keys", str(directory / "seed.iso"), "raw", read_only=True),
-            DomainDisk("data", str(directory / "data.raw"), "raw"),
+            DomainDisk("seed", FileSource(str(directory / "seed.iso")), "raw", read_only=True, cdrom=True),
+            DomainDisk("keys", FileSource(str(directory / "seed.iso")), "raw", read_only=True),
+            DomainDisk("data", FileSource(str(directory / "data.raw")), "raw"),
         )
         async with connected(world) as (driver, _):
             await driver.start(replace(spec, disks=disks))

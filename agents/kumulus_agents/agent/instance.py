@@ -30,6 +30,7 @@ from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.orders import Orders, unfit
 from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, Domain, Hypervisor, HypervisorError
 from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.source import DiskSource
 
 log = structlog.get_logger(__name__)
 
@@ -129,7 +130,7 @@ class Instances:
         return Requeue(1.0)
 
     def _observe(
-        self, order: WorkOrder, instance: InstanceOrder, domain: Domain | None, discs: Mapping[str, str]
+        self, order: WorkOrder, instance: InstanceOrder, domain: Domain | None, discs: Mapping[str, DiskSource]
     ) -> Scope:
         memory = self._memory.get(order.name, Memory())
         facts = order.status.instance

@@ -35,6 +35,7 @@ from kumulus_agents.agent.instance_scope import (
     situation,
 )
 from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, DomainState, ExitReason, Marks
+from kumulus_agents.storage.source import DiskSource
 
 PRESS_EVERY = 5.0
 """Seconds between two presses of the power button: a guest that is still booting misses the first."""
@@ -212,25 +213,26 @@ def _drives(scope: Scope, state: WorkState) -> Plan:
     return Plan(state=state)
 
 
-def _other_discs(scope: Scope) -> dict[str, str | None]:
-    """Drives that have another disc than the order says, and the path of that one; not those whose disc is not there."""
+def _other_discs(scope: Scope) -> dict[str, DiskSource | None]:
+    """Drives that have another disc than the order says, and that one; not those whose disc is not there."""
     has = {drive.name: drive.path for drive in scope.domain.drives} if scope.domain is not None else {}
-    found: dict[str, str | None] = {}
+    found: dict[str, DiskSource | None] = {}
     for drive in scope.order.drives:
-        path = scope.discs.get(drive.name)
-        if drive.name in has and (path is not None or drive.image is None) and has[drive.name] != path:
-            found[drive.name] = path
+        disc = scope.discs.get(drive.name)
+        there = disc is not None or drive.image is None
+        if drive.name in has and there and has[drive.name] != (disc.path if disc is not None else None):
+            found[drive.name] = disc
     return found
 
 
 def _discs(scope: Scope) -> tuple[Step, ...]:
     """Changes of discs; none for what the guest was asked a moment ago."""
     steps = []
-    for name, path in _other_discs(scope).items():
+    for name, disc in _other_discs(scope).items():
         tray = scope.memory.trays.get(name)
         if tray is None or scope.now >= tray.last + TRAY_EVERY:
             force = tray is not None and scope.now >= tray.first + TRAY_PATIENCE
-            steps.append(ChangeDisc(name, path, force))
+            steps.append(ChangeDisc(name, disc, force))
     return tuple(steps)
 
 

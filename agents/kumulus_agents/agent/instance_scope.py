@@ -10,6 +10,7 @@ from kumulus.api.compute import PowerState
 from kumulus.api.host import InstanceOrder, WorkOrderStatus, WorkState
 from kumulus_agents.agent.hold import Hold
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason, Marks
+from kumulus_agents.storage.source import DiskSource
 
 
 class Situation(StrEnum):
@@ -84,8 +85,8 @@ class Scope:
     """Seconds since the epoch."""
     taken: Mapping[str, str] = field(default_factory=dict)
     """Volumes of the order that another machine of this host had first, and that machine's name."""
-    discs: Mapping[str, str] = field(default_factory=dict)
-    """Paths of the discs that the order wants in drives, by the drive's name; only those that are in their pools."""
+    discs: Mapping[str, DiskSource] = field(default_factory=dict)
+    """Where the discs are that the order wants in drives, by the drive's name; only those that are in their pools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ class ChangeDisc:
     """Put a disc into a drive, or take out what is in it; by force when the guest has held the tray shut for long."""
 
     drive: str
-    path: str | None
+    disc: DiskSource | None
     force: bool = False
 
 

@@ -31,6 +31,7 @@ from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainSpec, Hypervisor, Marks
 from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.source import DiskSource, FileSource
 
 SLOW = 1.0
 """A start that takes longer than this, in seconds, is worth a word."""
@@ -77,17 +78,17 @@ class InstanceSteps:
                 await self._hypervisor.detach_disk(uid, volume)
             case Limit(volume):
                 await self._limit(instance, volume)
-            case ChangeDisc(drive, path, force):
-                await self._hypervisor.change_disc(uid, drive, path, force=force)
+            case ChangeDisc(drive, disc, force):
+                await self._hypervisor.change_disc(uid, drive, disc, force=force)
             case Remove():
                 await self._remove(instance)
 
-    async def discs(self, order: InstanceOrder) -> dict[str, str]:
-        """Paths of the discs that the machine is to have in its drives, by name of the drive, as far as they are there.
+    async def discs(self, order: InstanceOrder) -> dict[str, DiskSource]:
+        """Where the discs are that the machine is to have in its drives, by name of the drive, as far as they are there.
 
         A pool that fails has none.
         """
-        found: dict[str, str] = {}
+        found: dict[str, DiskSource] = {}
         for drive in order.drives:
             if drive.image is None or drive.pool is None:
                 continue
@@ -96,7 +97,7 @@ class InstanceSteps:
             except StorageError:
                 continue
             if image is not None and image.format == "raw":
-                found[drive.name] = image.path
+                found[drive.name] = FileSource(image.path)
         return found
 
     async def _start(self, order: InstanceOrder, marks: Marks, slow: Callable[[], Awaitable[None]]) -> None:
@@ -122,7 +123,7 @@ class InstanceSteps:
             raise failure
 
     async def _make_and_start(
-        self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None, discs: Mapping[str, str]
+        self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None, discs: Mapping[str, DiskSource]
     ) -> None:
         disks = []
         for disk in order.disks:
@@ -131,10 +132,10 @@ class InstanceSteps:
             elif disk.image is not None:
                 pool = self._pools.driver(disk.pool)
                 stored = await pool.ensure_disk(order.uid, disk.name, disk.image.uid, disk.size)
-                disks.append(DomainDisk(disk.name, stored.path, stored.format, boot_order=disk.boot_order))
+                disks.append(DomainDisk(disk.name, stored.source, stored.format, boot_order=disk.boot_order))
         path = await self._files.prepare(order.uid, seed)
         if path is not None:
-            disks.append(DomainDisk(SEED_DISK, str(path), "raw", read_only=True, cdrom=True))
+            disks.append(DomainDisk(SEED_DISK, FileSource(str(path)), "raw", read_only=True, cdrom=True))
         await self._hypervisor.start(
             DomainSpec(
                 marks=marks,
@@ -167,7 +168,7 @@ class InstanceSteps:
             )
         return DomainDisk(
             disk.name,
-            stored.path,
+            stored.source,
             stored.format,
             boot_order=disk.boot_order,
             volume=volume,

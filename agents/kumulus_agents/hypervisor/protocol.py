@@ -16,6 +16,7 @@ from typing import Protocol
 from kumulus.api.compute import DriveBus, PowerState
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.volumes import CacheMode
+from kumulus_agents.storage.source import DiskSource
 
 
 class HypervisorError(Exception):
@@ -37,8 +38,8 @@ class DomainDisk:
 
     name: str
     """Serial that the guest sees, at most 20 characters of it."""
-    path: str
-    """Absolute path of the file, made by a storage driver."""
+    source: DiskSource
+    """Where it is, said by a storage driver."""
     format: str
     """qcow2 or raw; pinned, never guessed."""
     boot_order: int | None = None
@@ -54,6 +55,11 @@ class DomainDisk:
     """How the host caches it. Where its file cannot be opened past the host's memory, it is cached in it, with the
     same promise about writes."""
 
+    @property
+    def path(self) -> str:
+        """Of its source."""
+        return self.source.path
+
 
 TRAY_LOCKED = "TrayLocked"
 """Reason of an error: the guest holds the tray of a drive shut."""
@@ -66,8 +72,8 @@ class DomainDrive:
     name: str
     """Serial that the guest sees; tells the drives of a domain from each other."""
     bus: DriveBus
-    path: str | None = None
-    """Absolute path of the disc in it, as it is, made by a storage driver. None: it is empty."""
+    source: DiskSource | None = None
+    """Where the disc in it is, byte by byte, made by a storage driver. None: it is empty."""
     boot_order: int | None = None
 
 
@@ -77,7 +83,7 @@ class AttachedDrive:
 
     name: str
     path: str | None = None
-    """Of the disc in it."""
+    """Of the source of the disc in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,7 @@ class AttachedDisk:
     name: str
     """Serial that the guest sees."""
     path: str
+    """Of its source."""
     volume: str | None = None
     """Uid of the Volume that it is."""
     qos: Qos = UNLIMITED
@@ -260,8 +267,8 @@ class Hypervisor(Protocol):
         """Let the disk that is this volume be so fast and no faster, from now on and in the definition. The domain has
         not got it, is off or gone: nothing; `start` makes the definition anew."""
 
-    async def change_disc(self, uid: str, drive: str, path: str | None, *, force: bool = False) -> None:
-        """Put the disc at `path` into the drive, or take out what is in it; the definition follows. It is so already,
+    async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
+        """Put the disc into the drive, or take out what is in it; the definition follows. It is so already,
         or the domain has no such drive, is off or gone: nothing; `start` makes the definition anew.
 
         Waits for the guest some seconds at most. Raises `HypervisorError(reason=TRAY_LOCKED)` when it holds the tray

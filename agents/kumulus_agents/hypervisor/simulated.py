@@ -38,6 +38,7 @@ from kumulus_agents.hypervisor.protocol import (
     Inventory,
     Marks,
 )
+from kumulus_agents.storage.source import DiskSource
 
 GIB = 1 << 30
 DETACH_WAITS = 5.0
@@ -295,12 +296,13 @@ class SimulatedHypervisor:
             if disks != tuple(domain.disks):
                 host.put(replace(domain, disks=disks))
 
-    async def change_disc(self, uid: str, drive: str, path: str | None, *, force: bool = False) -> None:
+    async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
         async with self._one_at_a_time(uid):
             host = self._reach()
             domain = host.domains.get(uid)
             if domain is None or domain.state is DomainState.STOPPED:
                 return
+            path = disc.path if disc is not None else None
             drives = tuple(replace(item, path=path) if item.name == drive else item for item in domain.drives)
             if drives == tuple(domain.drives):
                 return
@@ -380,7 +382,7 @@ def _attached(spec: DomainSpec) -> tuple[AttachedDisk, ...]:
 
 
 def _drives(spec: DomainSpec) -> tuple[AttachedDrive, ...]:
-    return tuple(AttachedDrive(drive.name, drive.path) for drive in spec.drives)
+    return tuple(AttachedDrive(drive.name, drive.source.path if drive.source else None) for drive in spec.drives)
 
 
 def _as_attached(disk: DomainDisk) -> AttachedDisk:

@@ -21,8 +21,9 @@ from kumulus.api.host import (
     WorkOrderStatus,
     WorkState,
 )
+from kumulus.api.pools import PoolDriver
 from kumulus.api.qos import Qos
-from kumulus.api.storage import ImageFormat, PoolDriver
+from kumulus.api.storage import ImageFormat
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.agent import instance_memory, instance_plan, instance_status
 from kumulus_agents.agent.hold import Hold
@@ -47,6 +48,7 @@ from kumulus_agents.agent.instance_scope import (
     situation,
 )
 from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, Domain, DomainState, ExitReason, Marks
+from kumulus_agents.storage.source import FileSource
 
 UID = "00000000-0000-0000-0000-000000000001"
 NOW, WALL = 5000.0, 1_800_000_000.0
@@ -529,7 +531,7 @@ def test_how_a_volume_is_had_is_said_where_that_was_asked_for() -> None:
     assert said(having(off(wanted=STOPPED), V1), with_volumes(V1, qos=SLOW, power=STOPPED)) == []
 
 
-DISC = "/pool/images/disc.raw"
+DISC = FileSource("/pool/images/disc.raw")
 
 
 def with_drive(disc: bool, **changes: Any) -> InstanceOrder:
@@ -545,10 +547,10 @@ def with_disc(domain: Domain, path: str | None) -> Domain:
 @pytest.mark.parametrize(("domain", "power"), [(on(), RUNNING), (paused(wanted=PAUSED), PAUSED)])
 def test_discs_are_changed_while_a_machine_is_on(domain: Domain, power: PowerState) -> None:
     there = {"cd": DISC}
-    assert steps(with_disc(domain, DISC), with_drive(True, power=power), discs=there) == ()
+    assert steps(with_disc(domain, DISC.path), with_drive(True, power=power), discs=there) == ()
     assert steps(with_disc(domain, None), with_drive(True, power=power), discs=there) == (ChangeDisc("cd", DISC),)
     assert steps(with_disc(domain, "/old"), with_drive(True, power=power), discs=there) == (ChangeDisc("cd", DISC),)
-    assert steps(with_disc(domain, DISC), with_drive(False, power=power)) == (ChangeDisc("cd", None),)
+    assert steps(with_disc(domain, DISC.path), with_drive(False, power=power)) == (ChangeDisc("cd", None),)
     assert steps(with_disc(domain, None), with_drive(False, power=power)) == ()
     assert steps(domain, with_drive(True, power=power), discs=there) == (), "drives come and go with starts alone"
     assert steps(with_disc(off(wanted=STOPPED), None), with_drive(True, power=STOPPED), discs=there) == ()
@@ -563,7 +565,7 @@ def test_a_guest_that_holds_the_tray_shut_is_asked_then_told_of_then_forced() ->
     def at(first: float, last: float) -> Memory:
         return Memory(trays={"cd": Tray(NOW - first, NOW - last)})
 
-    seen, wanted, every = with_disc(on(), DISC), with_drive(False), instance_plan.TRAY_EVERY
+    seen, wanted, every = with_disc(on(), DISC.path), with_drive(False), instance_plan.TRAY_EVERY
     made = plan(seen, wanted, memory=at(1, 1))
     assert (made.steps, made.state, made.reason, made.after) == ((), WorkState.RUNNING, "TrayLocked", every - 1)
     assert made.message is not None and "tray of cd" in made.message and "force" in made.message

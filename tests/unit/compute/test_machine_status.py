@@ -361,7 +361,7 @@ def test_an_image_of_unknown_size_gets_a_disk_without_one() -> None:
     vm = machine(disks=[{"name": "a", "ephemeral": {"image": "debian"}}])
     resolution = resolve(Scope(vm, None, None, None, {"debian": unknown}))
     assert isinstance(resolution, Resolution)
-    spec = instance_order(vm, resolution, PoolRef.model_validate(POOL), (), 1, 1, None)
+    spec = instance_order(vm, resolution, PoolRef.model_validate(POOL), (), (), 1, 1, None)
     assert spec.instance is not None and spec.instance.disks[0].size is None
 
 

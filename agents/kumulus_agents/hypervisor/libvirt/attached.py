@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
-from xml.etree.ElementTree import Element, SubElement
+from xml.etree.ElementTree import Element
 
 from kumulus.api.volumes import CacheMode
-from kumulus_agents.hypervisor.libvirt import iotune
+from kumulus_agents.hypervisor.libvirt import iotune, sources
 from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, HypervisorError
+from kumulus_agents.storage.source import DiskSource
 
 TARGETS = "abcdefghijklmnopqrstuvwxyz"
 """Last letters of device names."""
@@ -25,11 +26,10 @@ _ALIAS = re.compile(f"{VOLUME_ALIAS}([0-9a-f-]{{36}})")
 
 
 def disks(root: Element) -> tuple[AttachedDisk, ...]:
-    """The disks in a domain's XML that are files; not what is in CD-ROM drives that a user asked for."""
+    """The disks in a domain's XML that have a source; not what is in CD-ROM drives that a user asked for."""
     found = []
     for element in root.iterfind("devices/disk"):
-        source = element.find("source")
-        path = source.get("file") if source is not None else None
+        path = sources.path_of(element)
         if path is not None and _drive(element) is None:
             serial = element.findtext("serial") or ""
             found.append(AttachedDisk(serial, path, _volume(element), iotune.read(element), _cache(element)))
@@ -41,24 +41,22 @@ def drives(root: Element) -> tuple[AttachedDrive, ...]:
     found = []
     for element in root.iterfind("devices/disk"):
         if (name := _drive(element)) is not None:
-            source = element.find("source")
-            found.append(AttachedDrive(name, source.get("file") if source is not None else None))
+            found.append(AttachedDrive(name, sources.path_of(element)))
     return tuple(found)
 
 
-def with_disc(domain_xml: str, drive: str, path: str | None) -> str | None:
+def with_disc(domain_xml: str, drive: str, disc: DiskSource | None) -> str | None:
     """The drive as the domain has it, with another disc in it or empty; None when it has no such drive, or is so already."""
     for element in _root(domain_xml).iterfind("devices/disk"):
         if _drive(element) != drive:
             continue
-        source = element.find("source")
-        if path == (source.get("file") if source is not None else None):
+        if sources.path_of(element) == (disc.path if disc is not None else None):
             return None
         for tag in ("source", "backingStore"):
             for child in element.findall(tag):
                 element.remove(child)
-        if path is not None:
-            SubElement(element, "source", file=path)
+        if disc is not None:
+            sources.add(element, disc)
         driver = element.find("driver")
         if driver is not None:
             driver.set("type", "raw")  # of an empty drive libvirt forgets it

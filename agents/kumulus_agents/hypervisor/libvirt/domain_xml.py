@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, register_namespac
 
 from kumulus.api.compute import DriveBus
 from kumulus.api.volumes import CacheMode
-from kumulus_agents.hypervisor.libvirt import allowlist, iotune, marks
+from kumulus_agents.hypervisor.libvirt import allowlist, iotune, marks, sources
 from kumulus_agents.hypervisor.libvirt.attached import DRIVE_ALIAS, TARGETS, VOLUME_ALIAS, too_many
 from kumulus_agents.hypervisor.protocol import (
     AttachedDisk,
@@ -103,7 +103,7 @@ def as_attached(disks: Sequence[DomainDisk], buffered: Set[str]) -> tuple[Attach
 
 def drives_as_attached(drives: Sequence[DomainDrive]) -> tuple[AttachedDrive, ...]:
     """The drives as `attached.drives` finds them in the XML of a domain that has them."""
-    return tuple(AttachedDrive(drive.name, drive.path) for drive in drives)
+    return tuple(AttachedDrive(drive.name, drive.source.path if drive.source else None) for drive in drives)
 
 
 def _allowed(xml: str, place: str) -> str:
@@ -181,11 +181,11 @@ def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
 
 
 def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> None:
-    element = SubElement(devices, "disk", type="file", device="cdrom" if disk.cdrom else "disk")
+    element = SubElement(devices, "disk", type="", device="cdrom" if disk.cdrom else "disk")
     driver = SubElement(element, "driver", name="qemu", type=disk.format, cache=_cache(disk, direct=direct))
     if not (disk.cdrom or disk.read_only):
         driver.set("discard", "unmap")
-    SubElement(element, "source", file=disk.path)
+    sources.add(element, disk.source)
     SubElement(element, "target", dev=target, bus="scsi" if _on_scsi(disk) else "virtio")
     iotune.render(element, disk.qos)
     _text(element, "serial", disk.name[:SERIAL_MAX])
@@ -205,8 +205,8 @@ def _drive(devices: Element, drive: DomainDrive, target: str, ports: Iterator[in
     element = SubElement(devices, "disk", type="file", device="cdrom")
     # Through the host's memory: many machines may read the same disc.
     SubElement(element, "driver", name="qemu", type="raw", cache=CacheMode.WRITEBACK)
-    if drive.path is not None:
-        SubElement(element, "source", file=drive.path)
+    if drive.source is not None:
+        sources.add(element, drive.source)
     SubElement(element, "target", dev=target, bus=drive.bus)
     _text(element, "serial", drive.name[:SERIAL_MAX])
     if drive.boot_order is not None:

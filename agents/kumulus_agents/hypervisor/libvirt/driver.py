@@ -18,7 +18,7 @@ from typing import TypeVar
 import libvirt
 
 from kumulus.api.qos import Qos
-from kumulus_agents.hypervisor.libvirt import acceleration, domain_xml, inventory, listing, marks, state, verbs
+from kumulus_agents.hypervisor.libvirt import acceleration, domain_xml, inventory, listing, marks, secrets, state, verbs
 from kumulus_agents.hypervisor.libvirt.connection import Connection, DomainEvent
 from kumulus_agents.hypervisor.libvirt.errors import is_code
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
@@ -36,6 +36,7 @@ from kumulus_agents.hypervisor.protocol import (
     Inventory,
     Marks,
 )
+from kumulus_agents.storage.source import DiskSource
 
 T = TypeVar("T")
 
@@ -142,8 +143,8 @@ class LibvirtHypervisor:
     async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
         await self._tell_of_disk(uid, functools.partial(verbs.limit_disk, volume, qos))
 
-    async def change_disc(self, uid: str, drive: str, path: str | None, *, force: bool = False) -> None:
-        await self._tell_of_disk(uid, functools.partial(verbs.change_disc, drive, path, force))
+    async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
+        await self._tell_of_disk(uid, functools.partial(verbs.change_disc, drive, disc, force))
 
     async def power_button(self, uid: str) -> None:
         await self._tell(uid, verbs.press)
@@ -212,11 +213,12 @@ def _start(
         if handle.isActive():
             return _already_on(handle, spec.marks)
     Path(spec.console_log).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    buffered = frozenset(disk.path for disk in spec.disks if not verbs.direct(disk.path))
+    buffered = frozenset(disk.path for disk in spec.disks if not verbs.direct(disk.source))
     handle = connection.defineXML(domain_xml.render(spec, replace(platform, buffered=buffered)))
     try:
         # FORCE_BOOT: a state that somebody saved belongs to another run, maybe to other disks.
-        handle.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
+        with secrets.lent(connection, (*spec.disks, *spec.drives)):
+            handle.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
     except libvirt.libvirtError as error:
         if is_code(error, libvirt.VIR_ERR_OPERATION_INVALID) and handle.isActive():
             return _already_on(handle, spec.marks)

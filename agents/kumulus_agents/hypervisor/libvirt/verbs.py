@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 import libvirt
 
 from kumulus.api.qos import Qos
-from kumulus_agents.hypervisor.libvirt import attached, domain_xml, iotune, marks
+from kumulus_agents.hypervisor.libvirt import attached, domain_xml, iotune, marks, secrets
 from kumulus_agents.hypervisor.libvirt.errors import UNPLUGGING, is_code, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
 from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, DomainDisk, HypervisorError, Marks
+from kumulus_agents.storage.source import DiskSource, RbdSource
 
 Verb = Callable[[DomainHandle], None]
 
@@ -88,8 +89,8 @@ def attach_disk(disk: DomainDisk, handle: DomainHandle) -> None:
     xmls = _definitions(handle)
     targets = (attached.target_of(xml, disk.volume) for xml in xmls.values())
     target = next((found for found in targets if found is not None), None) or attached.free_target(list(xmls.values()))
-    xml = domain_xml.render_volume(disk, target, direct=direct(disk.path))
-    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+    xml = domain_xml.render_volume(disk, target, direct=direct(disk.source))
+    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID), secrets.lent(handle.connect(), (disk,)):
         for where, now in xmls.items():
             if attached.target_of(now, disk.volume) is None:
                 handle.attachDeviceFlags(xml, where)
@@ -130,24 +131,23 @@ def resize_disk(uid: str, volume: str, size: int, connection: ConnectionHandle) 
     return True
 
 
-def change_disc(drive: str, path: str | None, force: bool, handle: DomainHandle) -> None:
+def change_disc(drive: str, disc: DiskSource | None, force: bool, handle: DomainHandle) -> None:
     """Change the disc in the definition, then in the guest, which has some seconds to open its tray."""
     if not handle.isActive():
         return
-    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
-        for where, now in _definitions(handle).items():
-            xml = attached.with_disc(now, drive, path)
-            if xml is None:
-                continue
-            live = where == libvirt.VIR_DOMAIN_AFFECT_LIVE
-            try:
-                handle.updateDeviceFlags(xml, where | (libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE if live and force else 0))
-            except libvirt.libvirtError as error:
-                if live and any(text in (error.get_error_message() or "") for text in LOCKED):
-                    raise HypervisorError(
-                        f"The guest holds the tray of drive {drive} shut.", reason=TRAY_LOCKED
-                    ) from error
-                raise
+    for where, now in _definitions(handle).items():
+        xml = attached.with_disc(now, drive, disc)
+        if xml is None:
+            continue
+        live = where == libvirt.VIR_DOMAIN_AFFECT_LIVE
+        forced = libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE if live and force else 0
+        try:
+            with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID), secrets.lent_to(handle.connect(), (disc,)):
+                handle.updateDeviceFlags(xml, where | forced)
+        except libvirt.libvirtError as error:
+            if live and any(text in (error.get_error_message() or "") for text in LOCKED):
+                raise HypervisorError(f"The guest holds the tray of drive {drive} shut.", reason=TRAY_LOCKED) from error
+            raise
 
 
 def limit_disk(volume: str, qos: Qos, handle: DomainHandle) -> None:
@@ -204,11 +204,13 @@ def write_run(handle: DomainHandle) -> float:
     return now
 
 
-def direct(path: str) -> bool:
+def direct(source: DiskSource) -> bool:
     """Whether the file can be opened with O_DIRECT, which QEMU's cache=none needs. A file that cannot be
     opened at all is left for QEMU to complain about."""
+    if isinstance(source, RbdSource):
+        return True  # it is librbd's cache that is off then
     try:
-        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC))
+        os.close(os.open(source.path, os.O_RDONLY | os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         return error.errno != errno.EINVAL
     return True
