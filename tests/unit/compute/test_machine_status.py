@@ -367,8 +367,8 @@ def test_an_image_of_unknown_size_gets_a_disk_without_one() -> None:
 
 def test_only_what_may_change_is_renewed_and_the_term_never_goes_back() -> None:
     work = order("Running").spec
-    assert renewed(machine(), work, (), 9) is work, "nothing differs, nothing is written"
-    changed = renewed(machine(powerState="Stopped", resources={"cpus": 64, "memory": "1Ti"}), work, (), 2)
+    assert renewed(machine(), work, (), (), 9) is work, "nothing differs, nothing is written"
+    changed = renewed(machine(powerState="Stopped", resources={"cpus": 64, "memory": "1Ti"}), work, (), (), 2)
     assert changed.instance is not None and changed.instance.power == "Stopped"
     assert changed.term == 4 and changed.instance.cpus == 2 and changed.instance.epoch == 1
-    assert renewed(machine(powerState="Paused"), work, (), 9).term == 9
+    assert renewed(machine(powerState="Paused"), work, (), (), 9).term == 9
