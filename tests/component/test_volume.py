@@ -466,8 +466,8 @@ async def test_discs_are_inserted_and_ejected_while_a_machine_runs(
     monkeypatch.setattr(instance_plan, "TRAY_PATIENCE", 2.0)
     host.clinging.add(uid)
     await tenant.patch(VirtualMachine.KIND, "vm", disks=[cd(None), other])
-    assert "by force" in await tenant.says(VirtualMachine.KIND, "vm", "TrayLocked")
+    assert "by force" in await tenant.says(VirtualMachine.KIND, "vm", "TrayLocked", "VolumesReady")
     await has(None)
     await tenant.gone(Image.KIND, "drivers")
-    after = await tenant.wait(VirtualMachine.KIND, "vm", reason("Running"), "is content")
+    after = await tenant.wait(VirtualMachine.KIND, "vm", reason("DisksReady", "VolumesReady"), "is content")
     assert after["status"]["startedAt"] == vm["status"]["startedAt"], "it ran all the time"
