@@ -29,6 +29,9 @@ DISC = "disc"
 KEEPER = "keeper"
 """Index of Disk orders by the volume they keep."""
 
+SNAPSHOT = "snapshot"
+"""Index of Snapshot orders by their volumes."""
+
 
 def _instance_uid(order: WorkOrder) -> Iterable[str]:
     return (order.spec.instance.uid,) if order.spec.instance is not None else ()
@@ -50,6 +53,10 @@ def _discs(order: WorkOrder) -> Iterable[str]:
 def _kept_volume(order: WorkOrder) -> Iterable[str]:
     disk = order.spec.disk
     return (disk.volume.uid,) if disk is not None and disk.volume is not None else ()
+
+
+def _kept_in_snapshot(order: WorkOrder) -> Iterable[str]:
+    return (item.volume for item in order.spec.snapshot.items) if order.spec.snapshot is not None else ()
 
 
 def _same(before: WorkOrder, after: WorkOrder) -> bool:
@@ -82,7 +89,14 @@ class Orders:
         self._client = client
         self.namespace = namespace
         self.store: Store[WorkOrder] = Store(
-            WorkOrder, {INSTANCE: _instance_uid, VOLUME: volumes_of, DISC: _discs, KEEPER: _kept_volume}
+            WorkOrder,
+            {
+                INSTANCE: _instance_uid,
+                VOLUME: volumes_of,
+                DISC: _discs,
+                KEEPER: _kept_volume,
+                SNAPSHOT: _kept_in_snapshot,
+            },
         )
         self._own_write = False
         self._reporting: set[str] = set()
@@ -129,6 +143,10 @@ class Orders:
     def keepers(self, volume: str) -> list[WorkOrder]:
         """The Disk orders that keep the volume."""
         return self.store.by(KEEPER, volume)
+
+    def snapshots_of(self, volume: str) -> list[WorkOrder]:
+        """The Snapshot orders that have a part in the volume."""
+        return self.store.by(SNAPSHOT, volume)
 
     async def report(self, order: WorkOrder, status: WorkOrderStatus) -> bool:
         """Write the status if it differs from what is known. Gone meanwhile: nothing. Raises `KubeError`."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from kumulus.api.qos import Qos
+from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus_agents.hypervisor.protocol import (
     TRAY_LOCKED,
     AttachedDisk,
@@ -37,8 +38,9 @@ from kumulus_agents.hypervisor.protocol import (
     HypervisorError,
     Inventory,
     Marks,
+    Quiesce,
 )
-from kumulus_agents.storage.source import DiskSource
+from kumulus_agents.storage.source import DiskSource, LayerFile
 
 GIB = 1 << 30
 DETACH_WAITS = 5.0
@@ -82,6 +84,10 @@ class SimulatedHost:
         """Domains whose guest does not let go of a disk or a disc."""
         self.sizes: dict[str, int] = {}
         """Volumes that were resized while a guest had them: bytes the guest sees."""
+        self.agents: dict[str, bool] = {}
+        """Domains whose guest has an agent, and whether that can bring the file systems to rest."""
+        self.snapshots: list[tuple[str, frozenset[str]]] = []
+        """Every snapshot that was taken: of which domain and volumes."""
         self._clock = clock
         self._chance = random.Random(self.settings.seed)  # noqa: S311  # not a secret
         self._failures: deque[HypervisorError] = deque()
@@ -309,6 +315,30 @@ class SimulatedHypervisor:
             if uid in host.clinging and not force:
                 raise HypervisorError("The simulated guest holds the tray shut.", reason=TRAY_LOCKED)
             host.put(replace(domain, drives=drives))
+
+    async def snapshot_disks(
+        self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
+    ) -> tuple[Indication, ...]:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is None or domain.state is DomainState.STOPPED or not layers.keys() <= domain.volumes:
+                raise HypervisorError("The simulated machine has not got the disks now.", reason="DiskNotAttached")
+            rest = Indication.NO_GUEST_AGENT
+            if quiesce.mode is not QuiesceMode.NEVER and (able := host.agents.get(uid)) is not None:
+                rest = Indication.GUEST_AGENT if able else Indication.QUIESCE_FAILED
+            if quiesce.mode is QuiesceMode.REQUIRED and rest is not Indication.GUEST_AGENT:
+                raise HypervisorError("The simulated guest did not come to rest.", reason="QuiesceFailed")
+            moved = tuple(
+                replace(disk, path=layers[disk.volume].path) if disk.volume and disk.volume in layers else disk
+                for disk in domain.disks
+            )
+            if moved != tuple(domain.disks):
+                host.snapshots.append((uid, frozenset(layers)))
+                host.put(replace(domain, disks=moved))
+            if quiesce.mode is QuiesceMode.NEVER:
+                return (Indication.ONLINE,)
+            return (Indication.ONLINE, rest)
 
     async def power_button(self, uid: str) -> None:
         async with self._one_at_a_time(uid):

@@ -9,7 +9,7 @@ import pytest
 
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, ExitReason, ForeignDomain
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
-from kumulus_agents.storage.source import FileSource
+from kumulus_agents.storage.source import FileSource, LayerFile
 from tests.contract.hypervisor import HypervisorContract, World, new_marks
 
 
@@ -31,6 +31,9 @@ class SimulatedWorld(World):
 
     def disc(self) -> FileSource:
         return FileSource(f"/simulated/{uuid.uuid4()}.raw")
+
+    def layer(self, below: str) -> LayerFile:
+        return LayerFile(f"{below}.{uuid.uuid4()}", "qcow2")
 
     def broken_spec(self) -> DomainSpec:
         self.host.fail_next_start()
