@@ -19,8 +19,11 @@ from kumulus_agents.storage.source import DiskSource, RbdSource
 
 Verb = Callable[[DomainHandle], None]
 
-LOCKED = ("to open tray", "is locked and force was not specified")
-"""What libvirt and QEMU say of a tray that the guest holds shut."""
+LOCKED = ("to open tray", "is locked and force was not specified", "is not open")
+"""What libvirt and QEMU say of a tray that the guest holds shut, or shuts again before the disc is out."""
+
+FORCED_TRIES = 10
+"""A guest that reads the drive all the time shuts a tray again that was opened by force."""
 
 UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -141,13 +144,17 @@ def change_disc(drive: str, disc: DiskSource | None, force: bool, handle: Domain
             continue
         live = where == libvirt.VIR_DOMAIN_AFFECT_LIVE
         forced = libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE if live and force else 0
-        try:
-            with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID), secrets.lent_to(handle.connect(), (disc,)):
-                handle.updateDeviceFlags(xml, where | forced)
-        except libvirt.libvirtError as error:
-            if live and any(text in (error.get_error_message() or "") for text in LOCKED):
-                raise HypervisorError(f"The guest holds the tray of drive {drive} shut.", reason=TRAY_LOCKED) from error
-            raise
+        for attempts_left in reversed(range(FORCED_TRIES if forced else 1)):
+            try:
+                with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID), secrets.lent_to(handle.connect(), (disc,)):
+                    handle.updateDeviceFlags(xml, where | forced)
+                break
+            except libvirt.libvirtError as error:
+                if not live or not any(text in (error.get_error_message() or "") for text in LOCKED):
+                    raise
+                if not attempts_left:
+                    text = f"The guest holds the tray of drive {drive} shut."
+                    raise HypervisorError(text, reason=TRAY_LOCKED) from error
 
 
 def limit_disk(volume: str, qos: Qos, handle: DomainHandle) -> None:
