@@ -237,7 +237,7 @@ async def life(cluster: NativeCluster, stage: Stage, name: str, deed: str, lives
 @pytest.mark.parametrize(
     ("deed", "words"),
     [
-        ("take", ("NAME-all-root", "NAME-all-data", "'readyToUse': True", "'volumes': [{'disk': 'data'")),
+        ("take", ("NAME-all-root", "NAME-all-data", "'readyToUse': True", "'volumes': [{'disk': 'root'")),
         ("restore", ("'phase': 'Succeeded'", "'state': 'Restored'")),
         ("anew", ("NAME-new ('VirtualMachine'", "NAME-new-data ('Volume'", "'phase': 'Restoring'")),
         ("delete", ()),
