@@ -161,7 +161,7 @@ class Agent:
     def _assemble(self, tasks: asyncio.TaskGroup) -> Mapping[WorkType, Performer]:
         drivers, pools = self._drivers, Pools(self._drivers.pool)
         reservations = Reservations(lambda volume: freed(volume))
-        tidying = Tidying(drivers.hypervisor)
+        tidying = Tidying(drivers.hypervisor, reservations)
         steps = InstanceSteps(
             self._client, self.place.namespace, drivers.hypervisor, pools, drivers.files, reservations
         )
