@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kumulus.api.host import HttpFetch, ImageRef, VolumeOrigin
+from kumulus.api.storage import ImageContent
 
 
 class StorageError(Exception):
@@ -50,6 +51,8 @@ class StoredImage:
     virtual_size: int
     size: int
     """Bytes it takes."""
+    content: ImageContent | None = None
+    """The file, to the byte, when that is known (`whole.WholeImages`)."""
 
 
 @dataclass(frozen=True, slots=True)

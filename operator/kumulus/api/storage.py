@@ -149,6 +149,14 @@ class Progress(Model):
     rate: MeasuredBytes | None = Field(default=None, description="Bytes per second, lately.")
 
 
+class ImageContent(Model):
+    """The file of an image as a pool has it, to the byte."""
+
+    sha256: Sha256 = Field(description="SHA-256 of the file.")
+    size: int = Field(description="Its bytes.", ge=1)
+    format: ImageFormat = Field(description="qcow2, or raw for a disc.")
+
+
 class ImageCache(Model):
     """A pool that holds the image."""
 
@@ -156,6 +164,9 @@ class ImageCache(Model):
     pool: str = Field(description="Name of the StoragePool.")
     host: str | None = Field(default=None, description="The host, for a pool that is local to it.")
     state: str = Field(default="", description="Importing, Ready or Failed.")
+    copied_from: str | None = Field(
+        default=None, description="The host it was copied from; empty when it came from the source."
+    )
 
 
 class ImageStatus(Status):
@@ -167,6 +178,10 @@ class ImageStatus(Status):
     format: str | None = Field(default=None, description="What it turned out to be.")
     virtual_size: Bytes | None = Field(default=None, description="Size of the disk inside.")
     size: MeasuredBytes | None = Field(default=None, description="What it takes in a pool.")
+    content: ImageContent | None = Field(
+        default=None,
+        description="The file that the first import made of it. Hosts copy it from each other and take nothing else for it.",
+    )
     caches: tuple[ImageCache, ...] = Field(
         default=(), description="The pools that hold it.", max_length=1024, json_schema_extra=list_map("name")
     )
