@@ -15,7 +15,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import CERTIFICATE_ORDER, WorkOrder
 from kumulus.api.storage import Image, StoragePool
-from kumulus.kube.builtin import NAMESPACE, SECRET
+from kumulus.kube.builtin import EVENT, NAMESPACE, SECRET
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
 from tests.component.cloud import GIB, Cloud, Raw, cloud, phase, until
@@ -192,3 +192,35 @@ async def test_an_agent_that_starts_anew_makes_a_new_key_and_gets_a_certificate_
     assert set(secret["data"]) == {"tls.crt", "tls.key"}
     for order in await made.listed(WorkOrder.KIND):
         assert "PRIVATE" not in str(order)
+
+
+async def test_an_image_that_is_to_be_everywhere_is_in_every_pool_beforehand(tenant: Tenant) -> None:
+    asked = tenant.downloads()
+    await tenant.image(cachePolicy="Everywhere")
+    image = await tenant.until_image("system", lambda i: len(tenant.ways(i)) == len(HOSTS))
+    assert list(tenant.ways(image).values()).count("the source") == 1 and tenant.downloads() == asked + 1
+    try:
+        await tenant.client.patch(Image.KIND, "system", {"spec": {"cachePolicy": "OnDemand"}}, tenant.namespace)
+        await tenant.machine("a", "third")
+        await limit(tenant.cloud, "1")
+        image = await tenant.until_image("system", lambda i: set(tenant.ways(i)) == {"third"})
+        assert image["status"]["phase"] == "Ready", "it can be had again"
+        for role in ("first", "second"):
+            uid = image["metadata"]["uid"]
+            await until(lambda: _gone(tenant.cloud, role, uid), f"no file of it is on {role}")  # noqa: B023
+        events = [e for e in await tenant.cloud.listed(EVENT, tenant.namespace) if e["reason"] == "ImageEvicted"]
+        assert {e["regarding"]["uid"] for e in events} == {image["metadata"]["uid"]}
+    finally:
+        await limit(tenant.cloud, None)
+    await tenant.machine("b", "second")
+    image = await tenant.until_image("system", lambda i: "second" in tenant.ways(i))
+    assert tenant.ways(image)["second"] == "third", "what was evicted comes back from who has it"
+
+
+async def limit(cloud: Cloud, size: str | None) -> None:
+    """Set how much room images may take in the pool."""
+    await cloud.client.patch(StoragePool.KIND, "local", {"spec": {"imageCache": {"maxSize": size}}})
+
+
+async def _gone(cloud: Cloud, role: str, uid: str) -> bool:
+    return not list(cloud.hosts[role].directory.rglob(f"images/*{uid}*"))
