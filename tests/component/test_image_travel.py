@@ -98,13 +98,6 @@ async def made(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> AsyncItera
     async with cloud(lab, tmp_path_factory.mktemp("hosts")) as made:
         for number, role in enumerate(HOSTS):
             await made.add_host(role, memory=(64 - number) * GIB, transfer=True)
-        await made.client.create(
-            StoragePool.KIND,
-            {
-                "metadata": {"name": "local"},
-                "spec": {"driver": "dir", "parameters": {"path": "/var/lib/kumulus/pools/local"}},
-            },
-        )
 
         async def ready() -> bool:
             pool = await made.client.find(StoragePool.KIND, "local")
