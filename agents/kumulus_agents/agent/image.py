@@ -203,7 +203,7 @@ class Images:
 
     def _ready(self, order: WorkOrder, image: StoredImage, measuring: bool) -> WorkOrderStatus:
         known = order.status.disk or DiskFacts()
-        way = self._ways.get(order.name) or _Way(known.copied_from, known.dropped)
+        way = self._ways.get(order.name) or _Way(known.copied_from, known.dropped or ())
         return WorkOrderStatus(
             observed_generation=order.metadata.generation,
             state=WorkState.READY,
@@ -215,6 +215,6 @@ class Images:
                 size=image.size,
                 content=image.content,
                 copied_from=way.host,
-                dropped=way.dropped,
+                dropped=way.dropped or None,
             ),
         )

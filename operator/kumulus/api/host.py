@@ -373,8 +373,8 @@ class DiskFacts(Model):
         default=None, description="The file of an image in the pool, as other hosts may copy it."
     )
     copied_from: str | None = Field(default=None, description="The host an image was copied from.", max_length=63)
-    dropped: tuple[DroppedPeer, ...] = Field(
-        default=(),
+    dropped: tuple[DroppedPeer, ...] | None = Field(
+        default=None,
         description="Hosts that an image could not be copied from.",
         max_length=8,
         json_schema_extra=list_map("host"),
