@@ -37,7 +37,10 @@ from kumulus_agents.agent.performer import Performer
 from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
 from kumulus_agents.agent.report import MachineFacts, Reporter
+from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.settings import Timings
+from kumulus_agents.agent.snapshot import Snapshots
+from kumulus_agents.agent.tidying import Tidying
 from kumulus_agents.agent.volume import Volumes
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.transfer.transfer import Transfer
@@ -167,7 +170,11 @@ class Agent:
 
     def _assemble(self, tasks: asyncio.TaskGroup, pools: Pools) -> Mapping[WorkType, Performer]:
         drivers = self._drivers
-        steps = InstanceSteps(self._client, self.place.namespace, drivers.hypervisor, pools, drivers.files)
+        reservations = Reservations(lambda volume: freed(volume))
+        tidying = Tidying(drivers.hypervisor)
+        steps = InstanceSteps(
+            self._client, self.place.namespace, drivers.hypervisor, pools, drivers.files, reservations
+        )
         instances = Instances(
             self.orders,
             drivers.hypervisor,
@@ -186,6 +193,11 @@ class Agent:
             for order in self.orders.of_volume(volume):
                 self._wake(order.name)
 
+        def freed(volume: str) -> None:
+            instances.arrived(volume)
+            volumes.let_go(volume)
+            snapshots.freed(volume)
+
         work = DiskWork(self.orders, self._clock, tasks, wake=self._wake)
         images = Images(
             self.orders,
@@ -201,15 +213,29 @@ class Agent:
             pools,
             drivers.hypervisor,
             work,
+            reservations,
+            tidying,
             wake=self._wake,
             arrived=arrived,
             removed=images.disks_removed,
+        )
+        snapshots = Snapshots(
+            self.orders,
+            pools,
+            drivers.hypervisor,
+            work,
+            reservations,
+            tidying,
+            self._clock,
+            arrived=arrived,
+            removed=freed,
         )
         disks = Disks(self.orders, work, images, volumes)
         self.orders.listen_let_go(let_go)
         return {
             WorkType.INSTANCE: instances,
             WorkType.DISK: disks,
+            WorkType.SNAPSHOT: snapshots,
             WorkType.POOL: PoolPresences(self.orders, pools),
             WorkType.CONSOLE: Consoles(self.orders, drivers.console),
             WorkType.CERTIFICATE: Certificates(self.orders, drivers.transfer),

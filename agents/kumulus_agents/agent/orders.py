@@ -26,6 +26,9 @@ VOLUME = "volume"
 KEEPER = "keeper"
 """Index of Disk orders by the volume they keep."""
 
+SNAPSHOT = "snapshot"
+"""Index of Snapshot orders by their volumes."""
+
 
 IMAGE = "image"
 """Index of Disk orders by the image they keep in a pool."""
@@ -51,6 +54,10 @@ def volumes_of(order: WorkOrder | None) -> frozenset[str]:
 def _kept_volume(order: WorkOrder) -> Iterable[str]:
     disk = order.spec.disk
     return (disk.volume.uid,) if disk is not None and disk.volume is not None else ()
+
+
+def _kept_in_snapshot(order: WorkOrder) -> Iterable[str]:
+    return (item.volume for item in order.spec.snapshot.items) if order.spec.snapshot is not None else ()
 
 
 def _same(before: WorkOrder, after: WorkOrder) -> bool:
@@ -83,7 +90,14 @@ class Orders:
         self._client = client
         self.namespace = namespace
         self.store: Store[WorkOrder] = Store(
-            WorkOrder, {INSTANCE: _instance_uid, VOLUME: volumes_of, KEEPER: _kept_volume, IMAGE: _kept_image}
+            WorkOrder,
+            {
+                INSTANCE: _instance_uid,
+                VOLUME: volumes_of,
+                KEEPER: _kept_volume,
+                SNAPSHOT: _kept_in_snapshot,
+                IMAGE: _kept_image,
+            },
         )
         self._own_write = False
         self._reporting: set[str] = set()
@@ -130,6 +144,10 @@ class Orders:
     def of_image(self, uid: str) -> list[WorkOrder]:
         """The Disk orders that keep the image in a pool."""
         return self.store.by(IMAGE, uid)
+
+    def snapshots_of(self, volume: str) -> list[WorkOrder]:
+        """The Snapshot orders that have a part in the volume."""
+        return self.store.by(SNAPSHOT, volume)
 
     async def report(self, order: WorkOrder, status: WorkOrderStatus) -> bool:
         """Write the status if it differs from what is known. Gone meanwhile: nothing. Raises `KubeError`."""

@@ -434,6 +434,7 @@ class VolumePhase(StrEnum):
     AVAILABLE = "Available"
     IN_USE = "InUse"
     RESIZING = "Resizing"
+    RESTORING = "Restoring"
     DELETING = "Deleting"
     FAILED = "Failed"
 
