@@ -158,6 +158,7 @@ class Stage:
             status["snapshot"] = {"takenAt": NOW, "indications": ["GuestAgent"], "items": items}
         elif revert := order["spec"]["disk"]["volume"].get("revert"):
             self.reverted.append((order["spec"]["for"]["name"], revert["request"]))
+            status["disk"] = {"reverted": revert["request"]}
         name = order["metadata"]["name"]
         await self.client.patch(WorkOrder.KIND, name, {"status": status}, self.home, subresource="status")
 

@@ -204,7 +204,7 @@ def state_of(scope: Scope, disk: RestoredDisk) -> RestoreState:
     order = kept.order
     if (order.status.observed_generation or 0) < order.metadata.generation:
         return RestoreState.RESTORING
-    if order.status.state is WorkState.READY:
+    if order.status.disk is not None and order.status.disk.reverted == scope.restore.uid:
         return RestoreState.RESTORED
     failed = order.status.state in (WorkState.FAILED, WorkState.REFUSED)
     return RestoreState.FAILED if failed else RestoreState.RESTORING
@@ -325,7 +325,8 @@ def _said(scope: Scope, disk: RestoredDisk) -> str:
     if kept is None:
         return f"Volume {disk.volume} is not made yet."
     if scope.in_place:
-        return (kept.order.status.message if kept.order is not None else None) or ""
+        said = kept.order.status.message if kept.order is not None else None
+        return said or f"Its host does not say yet that volume {disk.volume} was restored."
     ready = kept.volume.status.condition("Ready")
     return ready.message if ready is not None else ""
 

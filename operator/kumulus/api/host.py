@@ -379,6 +379,10 @@ class DiskFacts(Model):
         max_length=8,
         json_schema_extra=list_map("host"),
     )
+    reverted: Uid | None = Field(
+        default=None,
+        description="The last request to revert that was carried out, as the volume's record has it. Whoever asked waits for it: an agent that knows of no reverts is `Ready` as well.",
+    )
 
 
 class SnapshotSize(Model):

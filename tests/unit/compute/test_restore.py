@@ -92,7 +92,8 @@ def asked(item: Kept, state: str | None = "Ready", *, seen: int = 2, by: str = R
     assert item.order is not None
     raw = item.order.spec.to_json()
     raw["disk"]["volume"]["revert"] = {"snapshot": uid(10), "request": by}
-    status = {"state": state, "observedGeneration": seen, **said}
+    done = {"disk": {"reverted": by}} if state == "Ready" else {}
+    status = {"state": state, "observedGeneration": seen, **done, **said}
     order = WorkOrder.parse(
         {
             "metadata": {"name": "x", "namespace": item.order.namespace, "generation": 2},
@@ -202,6 +203,13 @@ def test_what_was_restored_stays_so_whatever_becomes_of_the_order() -> None:
     after = derive_status(again, RestorePhase.RESTORING, None, NOW)
     assert [disk.state for disk in after.volumes] == [RestoreState.RESTORED, RestoreState.RESTORING]
     assert begun(again)
+
+
+def test_a_host_that_is_ready_and_did_not_revert_has_restored_nothing() -> None:
+    both = {name: asked(item, disk={"reverted": OTHER}) for name, item in place().volumes.items()}
+    status = derive_status(place(restore=running_restore(), volumes=both), RestorePhase.RESTORING, None, NOW)
+    assert status.phase is RestorePhase.RESTORING
+    assert {disk.state for disk in status.volumes} == {RestoreState.RESTORING}
 
 
 def test_a_request_of_an_earlier_restore_counts_for_nothing() -> None:
