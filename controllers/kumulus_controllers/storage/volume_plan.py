@@ -94,6 +94,8 @@ class Scope:
     """Name of a machine that writes to the source."""
     snapshot: VolumeSnapshot | None = None
     """The snapshot that it is to be made from."""
+    snapshot_going: bool = False
+    """That snapshot is being removed."""
     snapshots: tuple[str, ...] = ()
     """What is kept of it, as `kubectl delete` takes it."""
     users: tuple[VirtualMachine, ...] = ()
@@ -180,7 +182,7 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
             )
         return VolumeOrigin(volume=other.uid), other.status.size
     if source.snapshot is not None:
-        return _snapshot_origin(scope.snapshot, source.snapshot, linked=source.clone_mode is CloneMode.LINKED)
+        return _snapshot_origin(scope, source.snapshot, linked=source.clone_mode is CloneMode.LINKED)
     image = scope.image
     if image is None or image.deleting:
         return Lack(
@@ -206,10 +208,11 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
     return VolumeOrigin(image=image_ref(image)), least
 
 
-def _snapshot_origin(snapshot: VolumeSnapshot | None, name: str, *, linked: bool) -> tuple[VolumeOrigin, int] | Lack:
+def _snapshot_origin(scope: Scope, name: str, *, linked: bool) -> tuple[VolumeOrigin, int] | Lack:
+    snapshot = scope.snapshot
     if snapshot is None:
         return Lack("SnapshotNotFound", f"There is no VolumeSnapshot {name} in the namespace.")
-    if snapshot.deleting:
+    if scope.snapshot_going:
         return Lack("SnapshotNotFound", f"VolumeSnapshot {name} is being deleted.")
     status = snapshot.status
     if not status.ready_to_use or status.size is None or status.volume_uid is None:

@@ -108,10 +108,19 @@ class Volumes:
             source=source,
             source_busy=self._writer(source) if source else None,
             snapshot=snapshot,
+            snapshot_going=snapshot is not None and self.going(snapshot),
             snapshots=self.kept(volume),
             users=tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}")),
             instances=tuple(self.orders.by(HAS_VOLUME, volume.uid)),
         )
+
+    def going(self, snapshot: VolumeSnapshot) -> bool:
+        """Whether a snapshot is being removed. One that is part of a machine's goes when that goes, and not before."""
+        owner = owner_of(snapshot)
+        if owner is None:
+            return snapshot.deleting
+        whole = self.machine_snapshots.get(owner.name, snapshot.namespace)
+        return whole is None or whole.uid != owner.uid or whole.deleting
 
     def kept(self, volume: Volume) -> tuple[str, ...]:
         """What is kept of it, as `kubectl delete` takes it."""
