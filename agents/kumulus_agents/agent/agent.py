@@ -149,7 +149,10 @@ class Agent:
     async def run(self) -> None:
         """Work until `stop` is called or the task is cancelled. Guests are left as they are."""
         await self._drivers.hypervisor.connect(self._domain_changed)
-        transfer, pools = self._drivers.transfer, Pools(self._drivers.pool, HostSecrets(self._client, self.place.namespace))
+        transfer, pools = (
+            self._drivers.transfer,
+            Pools(self._drivers.pool, HostSecrets(self._client, self.place.namespace)),
+        )
         try:
             if transfer is not None:
                 await transfer.open(lambda uid, sha256: given_image(self.orders, pools, uid, sha256))

@@ -43,9 +43,9 @@ class StoredImage:
     """An image that is whole, verified and converted, in the pool."""
 
     uid: str
-    path: str
+    source: DiskSource
     format: str
-    """Format of the file in the pool: qcow2, or raw for a disc, of which no volume is made."""
+    """Format of what is in the pool. Of a file qcow2, or raw for a disc."""
     source_format: str
     """What the source turned out to be."""
     sha256: str
@@ -55,6 +55,11 @@ class StoredImage:
     """Bytes it takes."""
     content: ImageContent | None = None
     """The file, to the byte, when that is known (`whole.WholeImages`)."""
+
+    @property
+    def path(self) -> str:
+        """Of its source."""
+        return self.source.path
 
 
 @dataclass(frozen=True, slots=True)

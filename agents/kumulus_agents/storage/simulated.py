@@ -98,7 +98,7 @@ class SimulatedStorage:
                 self._perhaps_fail("import_image.end")
                 made = StoredImage(
                     uid=uid,
-                    path=f"{self._path}/images/{uid}.qcow2",
+                    source=FileSource(f"{self._path}/images/{uid}.qcow2"),
                     format="qcow2",
                     source_format=image.format,
                     sha256=image.sha256,

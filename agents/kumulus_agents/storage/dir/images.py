@@ -21,6 +21,7 @@ from kumulus_agents.storage.protocol import StorageError, StoredImage
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.rejection import Found
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.source import FileSource
 from kumulus_agents.storage.unpack import NoRoom, unpack
 from kumulus_agents.storage.whole import Receive
 
@@ -47,7 +48,7 @@ def stored(pool: PoolDirectory, images: Directory, uid: str) -> StoredImage | No
             return None
         return StoredImage(
             uid=uid,
-            path=pool.image_path(uid, form),
+            source=FileSource(pool.image_path(uid, form)),
             format=form,
             source_format=str(record["sourceFormat"]),
             sha256=str(record["sha256"]),

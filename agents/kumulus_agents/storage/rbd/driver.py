@@ -106,7 +106,7 @@ class RbdStorage:
         try:
             return StoredImage(
                 uid=uid,
-                path=(await self._cluster.source(names.image(uid))).path,
+                source=await self._cluster.source(names.image(uid)),
                 format=RAW,
                 source_format=str(record["sourceFormat"]),
                 sha256=str(record["sha256"]),
