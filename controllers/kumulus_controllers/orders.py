@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kumulus.api.fabric import HOST_NAMESPACE_PREFIX
-from kumulus.api.host import PoolRef, WorkOrder
+from kumulus.api.host import PoolRef, WorkOrder, WorkState
 from kumulus.kube.store import Store
 from kumulus.runtime.reconciler import Caches
 
@@ -14,6 +14,10 @@ FOR_NAME = "for-name"
 NAMESPACE = "namespace"
 DISKS_IN = "disks-in"
 HAS_VOLUME = "has-volume"
+SNAPSHOT_OF = "snapshot-of"
+
+NOT_BEGUN = (None, WorkState.PENDING, WorkState.WAITING)
+"""States of a work order in which the agent may still wait for what comes with it: images, a Secret."""
 
 
 def _for_uid(order: WorkOrder) -> Iterable[str]:
@@ -54,6 +58,10 @@ def volumes_in(order: WorkOrder) -> set[str]:
     return wanted | set(order.status.instance.volumes if order.status.instance else ())
 
 
+def _snapshot_of(order: WorkOrder) -> Iterable[str]:
+    return {item.volume for item in order.spec.snapshot.items} if order.spec.snapshot is not None else ()
+
+
 def work_orders(caches: Caches) -> Store[WorkOrder]:
     """The store, indexed by what an order is for, by its namespace, by the pools its disks are in and by its volumes."""
     store = caches.store(WorkOrder)
@@ -62,6 +70,7 @@ def work_orders(caches: Caches) -> Store[WorkOrder]:
     store.add_index(NAMESPACE, _namespace)
     store.add_index(DISKS_IN, _disks_in)
     store.add_index(HAS_VOLUME, volumes_in)
+    store.add_index(SNAPSHOT_OF, _snapshot_of)
     return store
 
 

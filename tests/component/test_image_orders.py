@@ -53,7 +53,9 @@ async def test_orders_of_an_image_that_lost_its_finalizer_are_removed(
         async def made() -> Image:
             raw = await client.create(Image.KIND, {"metadata": {"name": key.name}, "spec": SPEC}, namespace)
             image = Image.parse(raw)
-            await order_import(client, Caches().store(WorkOrder), image, host, pool_ref(pool()), 1)
+            await order_import(
+                Services(client, Caches(), SystemClock(), lambda: 1), Fleet(), image, host, pool_ref(pool())
+            )
             return image
 
         async def orders() -> dict[str, bool]:

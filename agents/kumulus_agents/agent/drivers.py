@@ -50,12 +50,12 @@ def pool_factory(settings: StorageSettings, *, simulated: bool) -> PoolFactory:
     return make
 
 
-def real(settings: AgentSettings, state: StateDirectory, server: str) -> Drivers:
+def real(settings: AgentSettings, state: StateDirectory, server: str, host: str) -> Drivers:
     """The drivers of the machine this process runs on. Raises `HypervisorError` when there is no such driver."""
     simulated = settings.hypervisor == SIMULATED
     files: InstanceFiles = NoFiles() if simulated else stored_files(state)
     hypervisor = hypervisors.load(settings.hypervisor, settings.hypervisor_settings)
-    storage = settings.storage.forbidding(*api_server_networks(server))
+    storage = settings.storage.forbidding(*api_server_networks(server)).model_copy(update={"host": host})
     return Drivers(
         hypervisor=hypervisor,
         pool=pool_factory(storage, simulated=simulated),

@@ -76,7 +76,10 @@ class Images:
         image = await driver.image(wanted.image.uid)
         if image is not None:
             self._work.settled(order.name)
+            found = order.status.state is not WorkState.READY
             await self._orders.report(order, _ready(order, image))
+            if found:  # another host that shares the pool may have brought it
+                self._arrived(wanted.image.uid)
             return Done()
         log.info("import begins", order=order.name, image=order.spec.for_.name, pool=pool.name)
         return self._work.begin(order, lambda progress: self._import(order, wanted, driver, progress))

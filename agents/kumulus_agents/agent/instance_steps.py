@@ -45,7 +45,11 @@ class InstanceSteps:
         pools: Pools,
         files: InstanceFiles,
         reservations: Reservations,
+        *,
+        has: Callable[[str], bool],
     ) -> None:
+        """`has` says whether this host sees to a volume of a pool that hosts share."""
+        self._has = has
         self._client = client
         self._namespace = namespace
         self._hypervisor = hypervisor
@@ -147,6 +151,11 @@ class InstanceSteps:
             await self._hypervisor.resume(order.uid)
 
     async def _volume(self, disk: InstanceDisk, volume: str) -> DomainDisk:
+        if disk.pool.shared and not self._has(volume):
+            raise Missing(
+                "VolumeNotReady",
+                f"the volume of disk {disk.name} is in pool {disk.pool.name}, and another host may still have it",
+            )
         stored = await self._pools.driver(disk.pool).volume(volume)
         if stored is None:
             raise Missing(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from kumulus.api.host import HttpFetch, ImageRef, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
+from kumulus_agents.storage.keepers import refuse_older
 from kumulus_agents.storage.layers import Layers, Taken
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
@@ -47,6 +48,8 @@ class SimulatedPool:
     """Volume -> its layers."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Layer that is written no more -> bytes of the disk then."""
+    keepers: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Volume -> epoch and host of its mark."""
 
 
 class SimulatedStorage:
@@ -152,6 +155,12 @@ class SimulatedStorage:
         if self.state.disks.pop(uid_of(owner), None):
             await self._sleep(self._settings.disk_seconds)
 
+    async def claim_volume(self, uid: str, host: str, epoch: int) -> None:
+        """See `StorageDriver.claim_volume`."""
+        self._perhaps_fail("claim_volume")
+        refuse_older(self.state.keepers.get(uid_of(uid)), host, epoch)
+        self.state.keepers[uid] = (epoch, host)
+
     async def volume(self, uid: str) -> StoredVolume | None:
         """See `StorageDriver.volume`."""
         self._perhaps_fail("volume")
@@ -225,6 +234,7 @@ class SimulatedStorage:
         if uid_of(uid) in self.state.layers and self.state.layers[uid].snapshots:
             raise StorageError("The volume has snapshots. Delete them first.", reason="VolumeInUse")
         self.state.layers.pop(uid, None)
+        self.state.keepers.pop(uid, None)
         if self.state.volumes.pop(uid, None):
             await self._sleep(self._settings.disk_seconds)
         if (lock := self._locks.get(uid)) is not None and not lock.locked():

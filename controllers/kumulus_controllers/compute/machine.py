@@ -21,7 +21,6 @@ from kumulus.api.host import (
     SeedRef,
     WorkOrder,
     WorkOrderSpec,
-    WorkState,
     WorkType,
     instance_order_name,
 )
@@ -36,11 +35,18 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.compute.order import instance_order, renewed, seed_secret_name, template_volume
 from kumulus_controllers.compute.phase import Placed, derive_status, placed
-from kumulus_controllers.compute.resolve import Problem, Resolution, attached_disks, placement_request, resolve
+from kumulus_controllers.compute.resolve import (
+    Problem,
+    Resolution,
+    attached_disks,
+    misplaced,
+    placement_request,
+    resolve,
+)
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.compute.seed import Seed, SeedProblem, gather
 from kumulus_controllers.compute.wakeups import Wakeups
-from kumulus_controllers.orders import FOR_NAME, FOR_UID, host_of, work_orders
+from kumulus_controllers.orders import FOR_NAME, FOR_UID, NOT_BEGUN, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Placement, Refusal
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
@@ -52,9 +58,6 @@ log = structlog.get_logger(__name__)
 
 TERMINATING_SHOWN_AFTER = 2.0
 """A deletion that takes longer is shown in the status; most do not, and save a write."""
-
-NOT_BEGUN = (None, WorkState.PENDING, WorkState.WAITING)
-"""States of a work order in which the agent may still wait for what comes with it: images, a Secret."""
 
 
 class MachineReconciler:
@@ -109,11 +112,13 @@ class MachineReconciler:
             instance_type=self._types.get(vm.spec.instance_type) if vm.spec.instance_type else None,
             images=self._images_of(vm),
             zone_exists=vm.spec.zone is None or self._zones.get(vm.spec.zone) is not None,
-            volumes={
-                disk: Use(volume, self._volumes.wanted(volume), self._volumes.pool(volume))
-                for disk, volume in self._volumes.of(vm).items()
-            },
+            volumes={disk: self._use(volume, host) for disk, volume in self._volumes.of(vm).items()},
         )
+
+    def _use(self, volume: Volume, host: str | None) -> Use:
+        pool = self._volumes.pool(volume)
+        usable = pool is None or host is None or not pool.shared or self._volumes.usable(pool, host)
+        return Use(volume, self._volumes.wanted(volume), pool, usable)
 
     def _images_of(self, vm: VirtualMachine) -> Mapping[str, AnyImage]:
         found: dict[str, AnyImage] = {}
@@ -191,7 +196,7 @@ class MachineReconciler:
             return await self._place(scope, resolution, placement, seed)
         if not await self._still_wanted(scope.vm):
             return Wait("CacheBehind", 5.0)
-        if any(item.use.volume.status.host not in (None, where.host) for item in resolution.volumes):
+        if misplaced(resolution, where.host):
             return await self._unplace(scope, resolution)
         view = self._fleet.host(where.host)
         pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid) if view else None
@@ -218,9 +223,7 @@ class MachineReconciler:
         for disk in order.spec.instance.disks:
             image = images.get(disk.image.uid) if disk.image is not None else None
             if image is not None and not image.deleting:
-                await order_import(
-                    self._services.client, self._orders, image, host_of(order), disk.pool, self._services.term()
-                )
+                await order_import(self._services, self._fleet, image, host_of(order), disk.pool)
         seed = order.spec.instance.seed
         if seed is None or seed.secret is None or order.uid in self._handed_over:
             return None
@@ -321,7 +324,7 @@ class MachineReconciler:
             await self._hand_over(vm, seed, raw["metadata"]["name"], raw["metadata"]["uid"], namespace)
         if pool is not None:
             for disk in resolution.disks:
-                await order_import(client, self._orders, disk.image, where.host, pool, self._services.term())
+                await order_import(self._services, self._fleet, disk.image, where.host, pool)
         return await self._report(self._observe(vm), where, resolution, None)
 
     async def _hand_over(self, vm: VirtualMachine, seed: Seed, order_name: str, order_uid: str, namespace: str) -> None:

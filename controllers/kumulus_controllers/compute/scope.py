@@ -39,3 +39,10 @@ class Use:
     wanted: Wanted | Lack
     pool: PoolRef | None
     """The pool it is in, once it is in one."""
+    usable: bool = True
+    """Whether the host that the machine is placed on can use that pool."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether several hosts could use it: the machine may be on any of them."""
+        return self.pool is not None and self.pool.shared
