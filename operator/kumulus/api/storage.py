@@ -396,6 +396,7 @@ class VolumePhase(StrEnum):
     IN_USE = "InUse"
     RESIZING = "Resizing"
     MOVING = "Moving"
+    RESTORING = "Restoring"
     DELETING = "Deleting"
     FAILED = "Failed"
 
