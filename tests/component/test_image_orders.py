@@ -16,6 +16,7 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import SystemClock
 from kumulus.runtime.reconciler import Caches, Services
 from kumulus_controllers.planning.fleet import Fleet
+from kumulus_controllers.storage.copies import Copies
 from kumulus_controllers.storage.image import ImageReconciler, order_import
 from kumulus_controllers.storage.pool import pool_ref
 from kumulus_lab.cluster import NativeCluster
@@ -53,9 +54,9 @@ async def test_orders_of_an_image_that_lost_its_finalizer_are_removed(
         async def made() -> Image:
             raw = await client.create(Image.KIND, {"metadata": {"name": key.name}, "spec": SPEC}, namespace)
             image = Image.parse(raw)
-            await order_import(
-                Services(client, Caches(), SystemClock(), lambda: 1), Fleet(), image, host, pool_ref(pool())
-            )
+            caches = Caches()
+            services = Services(client, caches, SystemClock(), lambda: 1)
+            await order_import(services, Fleet(), Copies(caches), image, host, pool_ref(pool()))
             return image
 
         async def orders() -> dict[str, bool]:

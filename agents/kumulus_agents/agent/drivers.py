@@ -27,6 +27,7 @@ from kumulus_agents.storage import registry as pools
 from kumulus_agents.storage.protocol import StorageDriver
 from kumulus_agents.storage.settings import Network, StorageSettings
 from kumulus_agents.storage.simulated import SimulatedStorage
+from kumulus_agents.transfer.transfer import Transfer
 
 SIMULATED = "simulated"
 
@@ -67,6 +68,7 @@ def real(settings: AgentSettings, state: StateDirectory, server: str, host: str)
             kernel=machine_facts.kernel(),
             os=machine_facts.operating_system(),
         ),
+        transfer=Transfer(host, settings.transfer, server) if settings.transfer.enabled and not simulated else None,
     )
 
 

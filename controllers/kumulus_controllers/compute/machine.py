@@ -52,6 +52,7 @@ from kumulus_controllers.orders import FOR_NAME, FOR_UID, NOT_BEGUN, host_of, wo
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Placement, Refusal
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage.copies import Copies
 from kumulus_controllers.storage.image import order_import
 from kumulus_controllers.storage.volume_plan import Wanted
 from kumulus_controllers.storage.volumes import Volumes
@@ -80,6 +81,7 @@ class MachineReconciler:
         self._volumes = Volumes(caches)
         self._restores = restores(caches)
         self._orders = work_orders(caches)
+        self._copies = Copies(caches)
         self._deleting_since: dict[str, float] = {}
         self._handed_over: set[str] = set()
         """Uids of work orders not begun yet whose Secret this process has seen to."""
@@ -229,7 +231,7 @@ class MachineReconciler:
         for disk in order.spec.instance.disks:
             image = images.get(disk.image.uid) if disk.image is not None else None
             if image is not None and not image.deleting:
-                await order_import(self._services, self._fleet, image, host_of(order), disk.pool)
+                await order_import(self._services, self._fleet, self._copies, image, host_of(order), disk.pool)
         seed = order.spec.instance.seed
         if seed is None or seed.secret is None or order.uid in self._handed_over:
             return None
@@ -330,7 +332,7 @@ class MachineReconciler:
             await self._hand_over(vm, seed, raw["metadata"]["name"], raw["metadata"]["uid"], namespace)
         if pool is not None:
             for disk in resolution.disks:
-                await order_import(self._services, self._fleet, disk.image, where.host, pool)
+                await order_import(self._services, self._fleet, self._copies, disk.image, where.host, pool)
         return await self._report(self._observe(vm), where, resolution, None)
 
     async def _hand_over(self, vm: VirtualMachine, seed: Seed, order_name: str, order_uid: str, namespace: str) -> None:

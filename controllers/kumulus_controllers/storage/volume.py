@@ -27,6 +27,7 @@ from kumulus_controllers.orders import DISKS_IN, FOR_NAME, NOT_BEGUN, host_of, v
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.pools import choose
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage.copies import Copies
 from kumulus_controllers.storage.image import arrived, heard, order_import
 from kumulus_controllers.storage.volume_plan import (
     HANDING_OVER,
@@ -63,6 +64,7 @@ class VolumeReconciler:
         self._fleet = fleet
         self._volumes = Volumes(services.caches)
         self._orders = self._volumes.orders
+        self._copies = Copies(services.caches)
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes; machines that use them and their orders; what they are made from; their classes."""
@@ -330,7 +332,7 @@ class VolumeReconciler:
         if want.origin is not None and want.origin.image is not None:
             image = self._volumes.scope(volume).image
             if image is not None:
-                await order_import(self._services, self._fleet, image, place.host, place.pool)
+                await order_import(self._services, self._fleet, self._copies, image, place.host, place.pool)
         order = self._orders.get(name, namespace)
         if order is None:
             body = {
