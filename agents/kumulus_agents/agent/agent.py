@@ -208,6 +208,7 @@ class Agent:
         images = Images(
             self.orders,
             pools,
+            drivers.hypervisor,
             work,
             tasks,
             wake=self._wake,
