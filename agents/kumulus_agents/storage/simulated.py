@@ -195,6 +195,10 @@ class SimulatedStorage:
             if source is not None and progress is not None:
                 Pace(progress).stage("Copying", used, used)
             whole = whole_sectors(wanted)
+            if thick and origin is not None and origin.linked:
+                raise StorageError(
+                    "A volume of a thick class cannot be linked to a snapshot.", reason="LinkedThick", retryable=False
+                )
             made = StoredVolume(
                 FileSource(f"{self._path}/volumes/{uid}.qcow2"), "qcow2", whole, whole if thick else used
             )
@@ -369,9 +373,11 @@ class SimulatedStorage:
         layers = self.state.layers.setdefault(uid, Layers.first(uid))
         path, *below = (self._file(uid, layer) for layer in layers.chain(layers.active))
         files = [LayerFile(each, "qcow2") for each in below]
-        if (base := self.state.bases.get(uid)) is not None:
-            image = self.state.volumes[base[0]][0]
-            files += [LayerFile(self._file(base[0], one), "qcow2") for one in self.state.layers[base[0]].chain(base[1])]
+        below_it = uid
+        while (base := self.state.bases.get(below_it)) is not None:
+            below_it, layer = base
+            image = self.state.volumes[below_it][0]
+            files += [LayerFile(self._file(below_it, one), "qcow2") for one in self.state.layers[below_it].chain(layer)]
         if image is not None:
             files.append(LayerFile(f"{self._path}/images/{image}.qcow2", "qcow2"))
         used = volume.used + (len(layers.parents) - 1) * _THIN

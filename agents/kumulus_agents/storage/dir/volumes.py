@@ -163,7 +163,7 @@ def linked(volumes: Directory, uid: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for file in sorted(volumes.names()):
         other = file.removesuffix(".json")
-        if file.startswith(".") or other == file or other == uid:
+        if file.startswith(".") or other in (file, uid):
             continue
         record = known(volumes, other)
         if record is not None and record.base is not None and record.base[0] == uid:
