@@ -204,6 +204,7 @@ class Agent:
         images = Images(
             self.orders,
             pools,
+            drivers.hypervisor,
             work,
             tasks,
             wake=self._wake,
