@@ -29,6 +29,7 @@ from kumulus_agents.agent.settings import Timings
 from kumulus_agents.hypervisor.protocol import Domain, DomainSpec
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
 from kumulus_agents.storage.dir.driver import DirStorage
+from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
 from kumulus_agents.transfer.settings import TransferSettings
 from kumulus_agents.transfer.transfer import Transfer
@@ -120,7 +121,7 @@ class SimHost:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def _pool(self, pool: PoolRef) -> DirStorage:
+    def _pool(self, pool: PoolRef, _: Secrets) -> DirStorage:
         root = self.directory.parent / "shared" if pool.shared else self.directory / "pools"
         fetch = FetchSettings(allowed_networks=(ipaddress.ip_network("127.0.0.1/32"),), backoff=0, retries=0)
         parameters = PoolParameters(path=str(root / pool.name), shared=pool.shared or None)

@@ -261,6 +261,13 @@ class TestSnapshots:
         await far.driver.grow_volume(volume, 2 * MIB)
         await far.driver.ensure_volume(copy, None, origin, False)
         assert content(ceph, names.volume(copy), tmp_path) == (b"\2" * 4096).ljust(MIB, b"\0")
+        request = new_uid()
+        for byte in (2, 4):
+            reverted = await far.driver.revert_volume(volume, snapshot, request)
+            assert (reverted.virtual_size, reverted.reverted) == (2 * MIB, request)
+            assert content(ceph, names.volume(volume), tmp_path)[:4096] == bytes([byte]) * 4096
+            write(ceph, names.volume(volume), 0, 4096, 4)
+        assert (await refused(far.driver.revert_volume(volume, new_uid(), new_uid()))).reason == "SnapshotNotReady"
         assert (await refused(far.driver.remove_volume(volume))).reason == "VolumeInUse"
         await far.driver.adopt(volume, made.path)
         assert (await refused(far.driver.adopt(volume, "/elsewhere"))).reason == "ChainMismatch"

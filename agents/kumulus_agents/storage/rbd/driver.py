@@ -25,6 +25,7 @@ from kumulus_agents.storage.dir.pool import disk_of, uid_of
 from kumulus_agents.storage.expand import expand
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
+from kumulus_agents.storage.keepers import refuse_older
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
     ImportProgress,
@@ -41,7 +42,7 @@ from kumulus_agents.storage.protocol import (
 )
 from kumulus_agents.storage.rbd import names
 from kumulus_agents.storage.rbd.cluster import Cluster
-from kumulus_agents.storage.rbd.faults import Busy
+from kumulus_agents.storage.rbd.faults import Busy, NotThere
 from kumulus_agents.storage.rbd.images import RbdImages
 from kumulus_agents.storage.rbd.snapshots import RbdSnapshots
 from kumulus_agents.storage.secrets import Secrets
@@ -49,6 +50,8 @@ from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
 
 RAW = "raw"
+_KEEPER, _REVERTED = "kumulus.keeper", "kumulus.reverted"
+"""Metadata keys of a volume: which host sees to it, and the last request to revert it that was carried out."""
 SWEEP = 10.0
 """Seconds that looking at the pool may take for clearing away what was removed."""
 
@@ -179,8 +182,24 @@ class RbdStorage:
     async def volume(self, uid: str) -> StoredVolume | None:
         """See `StorageDriver.volume`."""
         name = names.volume(uid_of(uid))
-        found = await self._images.usage(name)
-        return None if found is None else StoredVolume(await self._cluster.source(name), RAW, *found)
+        found, record = await asyncio.gather(self._images.usage(name), self._images.record(name, key=_REVERTED))
+        if found is None:
+            return None
+        reverted = str(record["request"]) if record is not None and "request" in record else None
+        return StoredVolume(
+            await self._cluster.source(name), RAW, virtual_size=found[0], used=found[1], reverted=reverted
+        )
+
+    async def claim_volume(self, uid: str, host: str, epoch: int) -> None:
+        """See `StorageDriver.claim_volume`. What is not made yet cannot be marked."""
+        name = names.volume(uid_of(uid))
+        async with self._lock(f"volume {uid}"):
+            found = await self._images.record(name, key=_KEEPER)
+            keeper = (int(found["epoch"]), str(found["host"])) if found is not None else None
+            refuse_older(keeper, host, epoch)
+            if keeper != (epoch, host):
+                with suppress(NotThere):
+                    await self._images.keep_record(name, {"epoch": epoch, "host": host}, key=_KEEPER)
 
     async def ensure_volume(
         self,
@@ -275,6 +294,25 @@ class RbdStorage:
             if self._copying[uid_of(snapshot)]:
                 raise StorageError("The snapshot is being copied. Wait until the copy is done.", reason="SnapshotInUse")
             await self._snapshots.forget(volume, snapshot)
+
+    async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
+        """See `StorageDriver.revert_volume`. Cut short, it is done again from its beginning."""
+        uid_of(request)
+        async with self._lock(f"volume {uid_of(volume)}"):
+            found = await self._present(volume)
+            if found.reverted == request:
+                return found
+            kept = await self._snapshots.find(volume, snapshot)
+            if kept is None or kept.taken_at is None:
+                raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
+            self._refuse_copied(volume)
+            await self._refuse_used(volume, "revert")
+            name = names.volume(volume)
+            await self._images.roll_back(name, names.snapshot(snapshot))
+            if kept.virtual_size != found.virtual_size:
+                await self._images.resize(name, found.virtual_size)
+            await self._images.keep_record(name, {"request": request}, key=_REVERTED)
+            return await self._present(volume)
 
     async def adopt(self, volume: str, path: str) -> None:
         """See `StorageDriver.adopt`. A volume is one image, always the same."""

@@ -111,6 +111,10 @@ class RbdImages:
         except AlreadyThere:
             await self.drop(names.making(name))
 
+    async def roll_back(self, name: str, snapshot: str) -> None:
+        """Give it what the snapshot has, and its size."""
+        await self._cluster.do("snap", "rollback", "--no-progress", self._at(name, snapshot), long=True)
+
     async def keep_base(self, name: str) -> None:
         """Let others stand on what it has now: for that it cannot be removed."""
         await self._cluster.do("snap", "create", "--no-progress", self._at(name, names.BASE))
