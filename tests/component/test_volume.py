@@ -368,3 +368,40 @@ async def test_what_is_missing_is_said_and_heals_when_it_comes(tenant: Tenant) -
     finally:
         await tenant.client.patch(StoragePool.KIND, pool, {"metadata": {"labels": {"tier": None}}})
         await tenant.client.delete(VolumeClass.KIND, name)
+
+
+async def test_a_pool_that_is_full_or_for_others_says_so_and_heals(tenant: Tenant) -> None:
+    pool = (await tenant.cloud.listed(StoragePool.KIND))[0]["metadata"]["name"]
+
+    async def patch(**spec: Any) -> None:
+        await tenant.client.patch(StoragePool.KIND, pool, {"spec": spec})
+
+    async def pool_says(holds: Callable[[Raw], bool], what: str) -> None:
+        async def probe() -> bool:
+            return holds(await tenant.client.get(StoragePool.KIND, pool))
+
+        await until(probe, f"the pool says {what}")
+
+    try:
+        await patch(thresholds={"stopNewVolumesAt": 1}, allowedNamespaces=["somebody-else"])
+        await tenant.volume("asked", size="64Mi", pool=pool)
+        assert pool in await tenant.says(Volume.KIND, "asked", "PoolNotAllowed")
+        await tenant.volume("data")
+        await tenant.machine("vm", DATA)
+        said = await tenant.says(VirtualMachine.KIND, "vm", "NoHostFits", "Scheduled")
+        assert f"with storage pool {pool} not allowed for namespace {tenant.namespace}" in said
+        await patch(allowedNamespaces=[tenant.namespace])
+        await tenant.wait(
+            VirtualMachine.KIND,
+            "vm",
+            lambda vm: f"with storage pool {pool} filled to 1%" in str(condition(vm, "Scheduled").get("message")),
+            "says that the pool is full",
+        )
+        await pool_says(
+            lambda item: condition(item, "AcceptsVolumes").get("reason") == "OverThreshold", "OverThreshold"
+        )
+        await patch(thresholds=None, allowedNamespaces=None)
+        await tenant.runs("vm")
+        await pool_says(lambda item: item["status"].get("allocated") == "64Mi", "what is promised")
+    finally:
+        await patch(thresholds=None, allowedNamespaces=None)

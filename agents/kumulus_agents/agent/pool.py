@@ -19,11 +19,15 @@ STEP = 64 * 1024 * 1024
 """What is in use is reported in steps of so many bytes, so that it changes seldom."""
 
 
-def steady(used: int, before: int | None) -> int:
-    """What to report as in use: what was reported as long as that is nearly so, else rounded up to a whole step. Pure."""
-    if before is not None and abs(used - before) < STEP:
+def steady(used: int, before: int | None, capacity: int | None = None) -> int:
+    """What to report as in use: what was reported as long as that is nearly so, else rounded up to a whole step. Pure.
+
+    A step is at most a hundredth of `capacity`, so that percents of small pools are right.
+    """
+    step = STEP if capacity is None else min(STEP, max(capacity // 100, 4096))
+    if before is not None and abs(used - before) < step:
         return before
-    return -(-used // STEP) * STEP
+    return -(-used // step) * step
 
 
 class PoolPresences:
@@ -61,7 +65,9 @@ class PoolPresences:
             status = WorkOrderStatus(
                 observed_generation=order.metadata.generation,
                 state=WorkState.READY,
-                pool=PoolFacts(capacity=usage.capacity, used=min(steady(usage.used, before), usage.capacity)),
+                pool=PoolFacts(
+                    capacity=usage.capacity, used=min(steady(usage.used, before, usage.capacity), usage.capacity)
+                ),
             )
         await self._orders.report(order, status)
         return Requeue(REFRESH * random.uniform(0.9, 1.1))  # noqa: S311 - spread, not secret

@@ -8,7 +8,7 @@ from kumulus.api.base import FINALIZER, FORCE_DETACH
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder, WorkType, volume_order_name
-from kumulus.api.storage import Attachment, ClusterImage, Image, Volume, VolumeClass
+from kumulus.api.storage import Attachment, ClusterImage, Image, StoragePool, Volume, VolumeClass
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key
@@ -90,6 +90,10 @@ class VolumeReconciler:
                 return
             self._enqueue_unmade(enqueue)
 
+        def pool_changed(before: StoragePool | None, after: StoragePool | None) -> None:
+            if before is None or after is None or before.spec != after.spec:
+                self._enqueue_unmade(enqueue)
+
         def class_changed(before: VolumeClass | None, after: VolumeClass | None) -> None:
             self._enqueue_unmade(enqueue)
 
@@ -99,6 +103,7 @@ class VolumeReconciler:
         volumes.images.listen(origin_changed)
         volumes.cluster_images.listen(origin_changed)
         volumes.classes.listen(class_changed)
+        volumes.pools.listen(pool_changed)
 
     def _enqueue_copies(self, enqueue: Enqueue, volume: Volume) -> None:
         """Volumes that are to be copies of this one."""
@@ -163,6 +168,8 @@ class VolumeReconciler:
             pool = self._volumes.pool(scope.source)
             if pool is None or scope.source.status.host is None:
                 return Lack("SourceNotReady", f"Volume {scope.source.name} cannot be reached.")
+            if (refused := self._refused(pool.uid, scope.source.status.host, volume.namespace)) is not None:
+                return refused
             return Place(pool, scope.source.status.host)
         host = next((vm.status.host for vm in scope.users if attached and vm.uid == attached.uid), None)
         view = self._fleet.host(host) if host else None
@@ -175,10 +182,24 @@ class VolumeReconciler:
             for found in view.pools:
                 if found.ref.uid == kept[1]:
                     return Place(found.ref, host)
-        chosen = choose(view, self._fleet.load(host), 0, (want.demand,))
+        chosen = choose(view, self._fleet.load(host), 0, (want.demand,), volume.namespace)
         if isinstance(chosen, str):
             return Lack("NoPoolFits", f"Host {host}, where the machine is, is {chosen}.", stalled=False)
         return Place(chosen.volumes[volume.uid], host)
+
+    def _refused(self, pool_uid: str, host: str, namespace: str | None) -> Lack | None:
+        """Why a copy cannot be beside its source, because of the pool that is in."""
+        view = self._fleet.host(host)
+        for pool in view.pools if view is not None else ():
+            if pool.ref.uid == pool_uid and not pool.admits(namespace):
+                return Lack("PoolNotAllowed", f"StoragePool {pool.ref.name} may not be used in namespace {namespace}.")
+            if pool.ref.uid == pool_uid and pool.stops_at is not None:
+                return Lack(
+                    "PoolFull",
+                    f"StoragePool {pool.ref.name}, where its source is, is filled to {pool.stops_at}% on host {host} and"
+                    " takes nothing new: ask your operator for room.",
+                )
+        return None
 
     async def _order(self, volume: Volume, want: Wanted, place: Place) -> bool:
         """Have the host make it, or grow it; True when something was written."""

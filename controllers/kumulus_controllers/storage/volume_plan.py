@@ -26,6 +26,7 @@ from kumulus.api.storage import (
     Image,
     ImagePhase,
     Provisioning,
+    StoragePool,
     Volume,
     VolumeClass,
     VolumePhase,
@@ -75,6 +76,8 @@ class Scope:
     """The host it is on, if that host exists."""
     volume_class: VolumeClass | None = None
     """The class it names, else the default one, if there is any."""
+    asked: StoragePool | None = None
+    """The pool it asks for by name, if that exists."""
     image: AnyImage | None = None
     source: Volume | None = None
     source_busy: str | None = None
@@ -109,6 +112,13 @@ def wanted(scope: Scope) -> Wanted | Lack:
             return Lack(
                 "VolumeClassNotAllowed", f"VolumeClass {offered.name} may not be used in namespace {volume.namespace}."
             )
+        asked = scope.asked
+        if (
+            asked is not None
+            and asked.spec.allowed_namespaces
+            and volume.namespace not in asked.spec.allowed_namespaces
+        ):
+            return Lack("PoolNotAllowed", f"StoragePool {asked.name} may not be used in namespace {volume.namespace}.")
     least, origin = 0, None
     if spec.source is not None and scope.order is None and volume.status.size is None:
         found = _origin(scope)

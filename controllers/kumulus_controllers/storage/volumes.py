@@ -75,6 +75,7 @@ class Volumes:
             order=next(iter(orders), None),
             host=self.hosts.get(volume.status.host) if volume.status.host else None,
             volume_class=self.offered(spec.volume_class),
+            asked=self.pools.get(spec.pool) if spec.pool is not None else None,
             image=image,
             source=source,
             source_busy=self._writer(source) if source else None,

@@ -235,6 +235,31 @@ class PoolParameters(Model):
     )
 
 
+class PoolThresholds(Model):
+    """Shares of a pool's space on a host from which something is done. What is in use counts, by anybody."""
+
+    rules = (
+        Rule(
+            "!has(self.warnAt) || !has(self.stopNewVolumesAt) || self.warnAt <= self.stopNewVolumesAt",
+            "must not be more than stopNewVolumesAt",
+            field=".warnAt",
+        ),
+    )
+
+    warn_at: int | None = Field(
+        default=None,
+        description="Percent of the capacity in use from which the pool says SpaceLow.",
+        ge=1,
+        le=100,
+    )
+    stop_new_volumes_at: int | None = Field(
+        default=None,
+        description="Percent of the capacity in use from which a host takes no new volumes and disks in the pool.",
+        ge=1,
+        le=100,
+    )
+
+
 class StoragePoolSpec(Model):
     """Where disks live."""
 
@@ -261,6 +286,16 @@ class StoragePoolSpec(Model):
         le=100,
     )
     reserved: Amount = Field(default="0", description="Space on each host that is never given out.")
+    thresholds: PoolThresholds = Field(
+        default_factory=PoolThresholds,
+        description="From when on the pool warns and takes nothing new; never when empty.",
+    )
+    allowed_namespaces: tuple[DnsLabel, ...] = Field(
+        default=(),
+        description="Namespaces whose volumes and machines may have data in it; empty means all. What is there already stays.",
+        max_length=256,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
     maintenance: bool = Field(default=False, description="No new disks while true.")
 
 
@@ -271,6 +306,7 @@ class PoolHost(Model):
     ready: bool = Field(description="Whether the pool can be used there.")
     capacity: MeasuredBytes | None = Field(default=None, description="Space there is.")
     used: MeasuredBytes | None = Field(default=None, description="Space in use, by anybody.")
+    allocated: MeasuredBytes | None = Field(default=None, description="Space promised to volumes and machines' disks.")
     message: str | None = Field(default=None, description="Why it is not ready.")
 
 
@@ -280,6 +316,9 @@ class StoragePoolStatus(Status):
     phase: str | None = Field(default=None, description="Pending, Ready, Degraded or Maintenance.")
     capacity: MeasuredBytes | None = Field(default=None, description="Space on all hosts together.")
     used: MeasuredBytes | None = Field(default=None, description="Space in use on all hosts together.")
+    allocated: MeasuredBytes | None = Field(
+        default=None, description="Space promised to volumes and machines' disks, on all hosts together."
+    )
     ready_hosts: int | None = Field(default=None, description="Hosts on which it can be used.")
     hosts: tuple[PoolHost, ...] = Field(
         default=(),
@@ -306,6 +345,8 @@ class StoragePool(Resource):
             Column("Hosts", ".status.readyHosts", "integer"),
             Column("Capacity", ".status.capacity"),
             Column("Used", ".status.used"),
+            Column("Allocated", ".status.allocated"),
+            Column("Reason", ".status.conditions[?(@.type=='AcceptsVolumes')].reason", priority=1),
             Column("Age", ".metadata.creationTimestamp", "date"),
         ),
     )

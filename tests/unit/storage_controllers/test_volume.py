@@ -10,7 +10,7 @@ import pytest
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import PoolRef, VolumeOrigin, WorkOrder
-from kumulus.api.storage import Attachment, ClusterImage, Image, Volume, VolumeClass, VolumePhase
+from kumulus.api.storage import Attachment, ClusterImage, Image, StoragePool, Volume, VolumeClass, VolumePhase
 from kumulus_controllers.storage.volume_plan import (
     FIRST_USE,
     Lack,
@@ -264,3 +264,13 @@ def test_a_volume_that_is_used_is_held_and_one_whose_host_is_gone_is_lost() -> N
     assert host_lost(Scope(there, host=Host.parse({"metadata": {"name": "h1"}, "spec": {"zone": "z"}}))) is None
     lost = host_lost(Scope(there))
     assert lost is not None and lost.reason == "HostGone"
+
+
+@pytest.mark.parametrize(("namespaces", "reason"), [((), None), (("ns",), None), (("other",), "PoolNotAllowed")])
+def test_a_pool_that_is_asked_for_must_be_for_the_namespace(namespaces: tuple[str, ...], reason: str | None) -> None:
+    spec = {"driver": "dir", "parameters": {"path": "/x"}, "allowedNamespaces": namespaces}
+    asked = StoragePool.parse({"metadata": {"name": "local", "uid": UID}, "spec": spec})
+    found = wanted(Scope(volume(size="1Gi", pool="local"), asked=asked))
+    assert (found.reason if isinstance(found, Lack) else None) == reason
+    placed = volume(size="1Gi", pool="local", status={"pool": "local", "host": "h1", "size": "1Gi"})
+    assert isinstance(wanted(Scope(placed, asked=asked)), Wanted), "what is there stays"
