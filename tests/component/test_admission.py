@@ -106,6 +106,8 @@ GOOD: Mapping[type[Resource], Raw] = {
     HostReport: {},
 }
 
+EXISTING: Raw = {"pool": "local", "host": "h1", "id": UID}
+
 ORDERS: Mapping[str, Raw] = {
     "instance": {"type": "Instance", "instance": INSTANCE},
     "disk": {
@@ -206,6 +208,15 @@ BAD = [
     *(Bad(Image, "spec.minDisk", size) for size in ("0", "-1Gi", "1Ei")),
     *(Bad(StoragePool, "spec.reserved", amount) for amount in ("-1Gi", "much", "16Ei")),
     *(Bad(StoragePool, "spec.overprovisioning", factor) for factor in (0, 0.5, -1, 101, "2")),
+    *(
+        Bad(Volume, "spec.source", {"existing": {**EXISTING, "id": id}})
+        for id in ("x", "../../etc/shadow-file-of-36-letters-xx", 1)
+    ),
+    *(
+        Bad(Volume, "spec.source", {"existing": {**EXISTING, name: value}})
+        for name, value in (("pool", "/"), ("host", ""))
+    ),
+    Bad(Volume, "spec.source", {"image": "x", "existing": EXISTING}, "exactly one of image, volume and existing"),
     *(Bad(StoragePool, "spec.thresholds.stopNewVolumesAt", share) for share in (0, 101, "90%")),
     Bad(StoragePool, "spec.thresholds.warnAt", 91, "spec.thresholds.warnAt"),
     Bad(StoragePool, "spec.allowedNamespaces", ["A"]),
@@ -229,8 +240,8 @@ BAD = [
     Bad(VirtualMachine, "spec.disks.0", {"name": "x", "volumeTemplate": {}}, "spec.disks[0].volumeTemplate.size"),
     Bad(VirtualMachine, "spec.disks.0", {"name": "x", "volume": "../x"}, "spec.disks[0].volume"),
     Bad(Volume, "spec", {"class": "fast"}, "spec.size"),
-    Bad(Volume, "spec.source", {}, "exactly one of image and volume"),
-    Bad(Volume, "spec.source.volume", "other", "exactly one of image and volume"),
+    Bad(Volume, "spec.source", {}, "exactly one of image, volume and existing"),
+    Bad(Volume, "spec.source.volume", "other", "exactly one of image, volume and existing"),
     *(Bad(Volume, "spec.size", size) for size in ("0", "-1Gi", "257Ti", "much", 5)),
     *(Bad(Volume, "spec.source.image", name) for name in ("", "../x", "A")),
     Bad(Volume, "spec.reclaimPolicy", "Recycle"),

@@ -176,6 +176,12 @@ class Agent:
             for order in self.orders.of_volume(volume):
                 self._wake(order.name)
 
+        def removed() -> None:
+            images.disks_removed()
+            for order in self.orders.store:
+                if order.spec.type is WorkType.POOL:
+                    self.queue.add_after(Key(self.place.namespace, order.name), 1.0)
+
         work = DiskWork(self.orders, self._clock, tasks, wake=self._wake)
         images = Images(self.orders, pools, work, wake=self._wake, arrived=arrived)
         volumes = Volumes(
@@ -185,14 +191,14 @@ class Agent:
             work,
             wake=self._wake,
             arrived=arrived,
-            removed=images.disks_removed,
+            removed=removed,
         )
         disks = Disks(self.orders, work, images, volumes)
         self.orders.listen_let_go(let_go)
         return {
             WorkType.INSTANCE: instances,
             WorkType.DISK: disks,
-            WorkType.POOL: PoolPresences(self.orders, pools),
+            WorkType.POOL: PoolPresences(self.orders, pools, complete=self.reflector.synced.is_set),
             WorkType.CONSOLE: Consoles(self.orders, drivers.console),
         }
 

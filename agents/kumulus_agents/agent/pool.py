@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import structlog
 
-from kumulus.api.host import PoolFacts, WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.host import PoolFacts, PoolRef, UnownedFile, WorkOrder, WorkOrderStatus, WorkState
 from kumulus.runtime.result import Done, Requeue, Result
 from kumulus_agents.agent.orders import Orders
+from kumulus_agents.agent.ownership import owned
 from kumulus_agents.agent.pools import Pools
-from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.adoption import Adopting, Unclaimed, Unowned
+from kumulus_agents.storage.protocol import StorageDriver, StorageError
 
 log = structlog.get_logger(__name__)
 
@@ -33,9 +36,11 @@ def steady(used: int, before: int | None, capacity: int | None = None) -> int:
 class PoolPresences:
     """The pools this host can use."""
 
-    def __init__(self, orders: Orders, pools: Pools) -> None:
+    def __init__(self, orders: Orders, pools: Pools, *, complete: Callable[[], bool]) -> None:
+        """`complete` says whether all orders of this host are known."""
         self._orders = orders
         self._pools = pools
+        self._complete = complete
 
     def forget(self, name: str) -> None:
         """The order of that name is gone."""
@@ -49,8 +54,12 @@ class PoolPresences:
             self._pools.forget(pool.uid)
             await self._orders.release(order)
             return Done()
+        if not self._complete():
+            return Requeue(1.0)
         try:
-            usage = await self._pools.driver(pool).prepare()
+            driver = self._pools.driver(pool)
+            usage = await driver.prepare()
+            unclaimed = await self._unclaimed(driver, pool)
         except StorageError as error:
             if order.status.reason != error.reason:
                 log.warning("pool not usable", pool=pool.name, reason=error.reason, error=str(error))
@@ -66,8 +75,30 @@ class PoolPresences:
                 observed_generation=order.metadata.generation,
                 state=WorkState.READY,
                 pool=PoolFacts(
-                    capacity=usage.capacity, used=min(steady(usage.used, before, usage.capacity), usage.capacity)
+                    capacity=usage.capacity,
+                    used=min(steady(usage.used, before, usage.capacity), usage.capacity),
+                    unowned=tuple(map(_told, unclaimed.files)),
+                    unowned_count=unclaimed.count,
+                    unowned_bytes=unclaimed.size,
                 ),
             )
         await self._orders.report(order, status)
         return Requeue(REFRESH * random.uniform(0.9, 1.1))  # noqa: S311 - spread, not secret
+
+    async def _unclaimed(self, driver: StorageDriver, pool: PoolRef) -> Unclaimed:
+        """What nobody owns. Of a pool that other hosts use as well, this host cannot say that."""
+        if pool.shared or not isinstance(driver, Adopting):
+            return Unclaimed((), 0, 0)
+        return await driver.unowned(owned(self._orders.store))
+
+
+def _told(item: Unowned) -> UnownedFile:
+    return UnownedFile(
+        id=item.id,
+        kind=item.kind,
+        name=item.name,
+        size=item.size,
+        virtual_size=item.virtual_size,
+        namespace=item.namespace,
+        volume=item.volume,
+    )

@@ -11,13 +11,15 @@ from contextlib import AsyncExitStack
 
 import structlog
 
-from kumulus.api.host import DiskFacts, PoolRef, VolumeOrder, WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.host import DiskFacts, ExistingFile, PoolRef, VolumeOrder, WorkOrder, WorkOrderStatus, WorkState
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork
 from kumulus_agents.agent.orders import Orders
+from kumulus_agents.agent.ownership import owned
 from kumulus_agents.agent.pool import steady
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
+from kumulus_agents.storage.adoption import Adopting, not_offered
 from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredVolume
 from kumulus_agents.storage.sectors import whole_sectors
 
@@ -115,7 +117,10 @@ class Volumes:
             async with AsyncExitStack() as stack:
                 if copies and await driver.volume(wanted.uid) is None:
                     await stack.enter_async_context(self._slots)
-                volume = await driver.ensure_volume(wanted.uid, wanted.size, wanted.origin, wanted.thick, progress)
+                if wanted.origin is not None and wanted.origin.existing is not None:
+                    volume = await self._adopt(order, wanted, wanted.origin.existing, driver)
+                else:
+                    volume = await driver.ensure_volume(wanted.uid, wanted.size, wanted.origin, wanted.thick, progress)
         finally:
             if wanted.origin is not None and wanted.origin.volume is not None:
                 self._wake_deleted(wanted.origin.volume)
@@ -124,6 +129,21 @@ class Volumes:
         log.info("volume is there", order=order.name, volume=order.spec.for_.name, size=volume.virtual_size)
         self._seen.add(order.name)
         self._arrived(wanted.uid)
+
+    async def _adopt(
+        self, order: WorkOrder, wanted: VolumeOrder, file: ExistingFile, driver: StorageDriver
+    ) -> StoredVolume:
+        """What nobody on this host owns becomes the volume."""
+        pool = order.spec.disk.pool if order.spec.disk is not None else None
+        if pool is None or pool.shared or not isinstance(driver, Adopting):
+            raise not_offered(pool.name if pool is not None else "")
+        return await driver.adopt_volume(
+            wanted.uid,
+            file.id,
+            owned(self._orders.store),
+            order.spec.for_.namespace,
+            foreign=file.foreign,
+        )
 
     def _wake_deleted(self, volume: str) -> None:
         """A copy of the volume has ended: it may be removed."""
@@ -146,6 +166,8 @@ class Volumes:
             return await self._work.report_hold(order, self._work.in_use(order, "VolumeInUse", message), known)
         if not wanted.retain or await driver.volume(wanted.uid) is None:
             await driver.remove_volume(wanted.uid)
+        elif isinstance(driver, Adopting):
+            await driver.retain_volume(wanted.uid, order.spec.for_.namespace, order.spec.for_.name)
         await self._orders.release(order)
         log.info("volume is gone", order=order.name, volume=order.spec.for_.name, retained=wanted.retain)
         self._removed()

@@ -71,6 +71,7 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
                 ready=ready,
                 capacity=facts.capacity if facts else None,
                 used=facts.used if facts else None,
+                unowned=facts.unowned_count if facts else None,
                 allocated=scope.promised.get(host_of(order), 0),
                 message=None if ready else order.status.message or "the agent has not answered yet",
             )
@@ -103,6 +104,7 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
         message = f"{len(scope.users)} machines and volumes have data in the pool ({names}): delete them first."
         facts_found.append(Fact("Stalled", True, "PoolInUse", message))
     generation = scope.pool.metadata.generation
+    facts_of = [order.status.pool for order in scope.orders if order.status.pool is not None]
     return StoragePoolStatus(
         observed_generation=generation,
         conditions=derive(scope.pool.status.conditions, facts_found, generation=generation, now=now),
@@ -110,6 +112,8 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
         capacity=sum(host.capacity or 0 for host in hosts),
         used=sum(host.used or 0 for host in hosts),
         allocated=sum(host.allocated or 0 for host in hosts),
+        unowned_files=sum(facts.unowned_count for facts in facts_of),
+        unowned_bytes=sum(facts.unowned_bytes for facts in facts_of),
         ready_hosts=len(ready_hosts),
         hosts=tuple(hosts[:LISTED]),
     )

@@ -7,7 +7,7 @@ import structlog
 from kumulus.api.base import FINALIZER, FORCE_DETACH
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import WorkOrder, WorkType, volume_order_name
+from kumulus.api.host import UnownedFile, WorkOrder, WorkType, volume_order_name
 from kumulus.api.storage import Attachment, ClusterImage, Image, StoragePool, Volume, VolumeClass
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.patching import merge_patch
@@ -20,6 +20,7 @@ from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.pools import choose
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage.image import order_import
+from kumulus_controllers.storage.pool import pool_ref
 from kumulus_controllers.storage.volume_plan import (
     Lack,
     Place,
@@ -74,6 +75,9 @@ class VolumeReconciler:
                 return
             if order.spec.type is WorkType.DISK and order.spec.for_.kind == Volume.KIND.kind:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name), urgent=True)
+            elif order.spec.type is WorkType.POOL:
+                if _unowned(before) != _unowned(after):
+                    self._enqueue_unmade(enqueue)
             elif order.spec.type is WorkType.INSTANCE:
                 had, has = (volumes_in(item) if item else set() for item in (before, after))
                 for uid in had ^ has:
@@ -164,6 +168,11 @@ class VolumeReconciler:
             if pool is None or volume.status.host is None:
                 return Lack("PoolGone", f"StoragePool {volume.status.pool} is gone, and the data with it.")
             return Place(pool, volume.status.host)
+        existing = volume.spec.source.existing if volume.spec.source is not None else None
+        if existing is not None:
+            if scope.asked is None or self._fleet.host(existing.host) is None:
+                return Lack("HostNotUsable", f"Host {existing.host} is gone.")
+            return Place(pool_ref(scope.asked), existing.host)
         if scope.source is not None and want.origin is not None and want.origin.volume is not None:
             pool = self._volumes.pool(scope.source)
             if pool is None or scope.source.status.host is None:
@@ -282,6 +291,11 @@ class VolumeReconciler:
         except NotFound:
             return Done()
         return Wait(lack.reason, 30.0) if lack is not None else Done()
+
+
+def _unowned(order: WorkOrder | None) -> tuple[UnownedFile, ...]:
+    """What a host lists that volumes may be made of."""
+    return order.status.pool.unowned if order is not None and order.status.pool is not None else ()
 
 
 def _using(vm: VirtualMachine) -> tuple[object, ...]:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.host import PoolRef, WorkOrder, WorkState, WorkType
+from kumulus.api.host import PoolRef, UnownedFile, WorkOrder, WorkState, WorkType
 from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
-from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, work_orders
+from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, host_of, work_orders
 from kumulus_controllers.storage.pool import pool_ref
 from kumulus_controllers.storage.volume_plan import Lack, Scope, Wanted, default_class, wanted
 
@@ -70,18 +70,38 @@ class Volumes:
         image = None
         if spec.source is not None and spec.source.image is not None:
             image = self.images.get(spec.source.image, volume.namespace) or self.cluster_images.get(spec.source.image)
+        existing = spec.source.existing if spec.source else None
         return Scope(
             volume=volume,
             order=next(iter(orders), None),
             host=self.hosts.get(volume.status.host) if volume.status.host else None,
             volume_class=self.offered(spec.volume_class),
-            asked=self.pools.get(spec.pool) if spec.pool is not None else None,
+            asked=self._asked(volume),
+            existing=self._existing(volume),
+            existing_owned=existing is not None and bool(self.store.by(UID, existing.id)),
             image=image,
             source=source,
             source_busy=self._writer(source) if source else None,
             users=tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}")),
             instances=tuple(self.orders.by(HAS_VOLUME, volume.uid)),
         )
+
+    def _asked(self, volume: Volume) -> StoragePool | None:
+        """The pool that it names."""
+        source = volume.spec.source
+        name = source.existing.pool if source is not None and source.existing is not None else volume.spec.pool
+        return self.pools.get(name) if name is not None else None
+
+    def _existing(self, volume: Volume) -> UnownedFile | None:
+        """The data that it is to be, as its host lists it."""
+        asked = volume.spec.source.existing if volume.spec.source is not None else None
+        pool = self.pools.get(asked.pool) if asked is not None else None
+        if asked is None or pool is None or volume.status.pool is not None:
+            return None
+        for order in self.orders.by(FOR_UID, f"{WorkType.POOL}/{pool.uid}"):
+            if host_of(order) == asked.host and order.status.pool is not None:
+                return next((file for file in order.status.pool.unowned if file.id == asked.id), None)
+        return None
 
     def offered(self, name: str | None) -> VolumeClass | None:
         """The class of that name; without a name the default one, if there is any."""

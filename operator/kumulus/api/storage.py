@@ -292,6 +292,7 @@ class PoolHost(Model):
     capacity: MeasuredBytes | None = Field(default=None, description="Space there is.")
     used: MeasuredBytes | None = Field(default=None, description="Space in use, by anybody.")
     allocated: MeasuredBytes | None = Field(default=None, description="Space promised to volumes and machines' disks.")
+    unowned: int | None = Field(default=None, description="Files that nobody owns.")
     message: str | None = Field(default=None, description="Why it is not ready.")
 
 
@@ -306,6 +307,10 @@ class StoragePoolStatus(Status):
     allocated: MeasuredBytes | None = Field(
         default=None, description="Space promised to volumes and machines' disks, counted likewise."
     )
+    unowned_files: int | None = Field(
+        default=None, description="Files in it that nobody owns: `kumulusctl pool unowned` lists them."
+    )
+    unowned_bytes: MeasuredBytes | None = Field(default=None, description="Space they take.")
     ready_hosts: int | None = Field(default=None, description="Hosts on which it can be used.")
     hosts: tuple[PoolHost, ...] = Field(
         default=(),
@@ -334,6 +339,7 @@ class StoragePool(Resource):
             Column("Used", ".status.used"),
             Column("Allocated", ".status.allocated"),
             Column("Reason", ".status.conditions[?(@.type=='AcceptsVolumes')].reason", priority=1),
+            Column("Unowned", ".status.unownedFiles", "integer", priority=1),
             Column("Age", ".metadata.creationTimestamp", "date"),
         ),
     )

@@ -26,14 +26,39 @@ class ImageContent(Model):
     image: ObjectName = Field(description="Name of an Image of the namespace, else of a ClusterImage.")
 
 
+class ExistingData(Model):
+    """Data that lies in a pool and that nobody owns: it becomes the volume, and is not copied."""
+
+    pool: ObjectName = Field(description="Name of the StoragePool.")
+    host: ObjectName = Field(description="The host that has it.")
+    id: str = Field(
+        description="Its id: the uid of the Volume that it was, or what `kumulusctl pool unowned` shows.",
+        min_length=36,
+        max_length=36,
+        pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+    )
+    foreign: bool = Field(
+        default=False,
+        description="It was no volume of this namespace. Only who has the verb adopt on the StoragePool may say so.",
+    )
+
+
 class VolumeSource(Model):
     """What a volume begins with."""
 
-    rules = (Rule("has(self.image) != has(self.volume)", "set exactly one of image and volume"),)
+    rules = (
+        Rule(
+            "(has(self.image) ? 1 : 0) + (has(self.volume) ? 1 : 0) + (has(self.existing) ? 1 : 0) == 1",
+            "set exactly one of image, volume and existing",
+        ),
+    )
 
     image: ObjectName | None = Field(
         default=None, description="Name of an Image of the namespace, else of a ClusterImage."
     )
     volume: ObjectName | None = Field(
         default=None, description="Name of a Volume of the namespace that no running machine writes to: a full copy."
+    )
+    existing: ExistingData | None = Field(
+        default=None, description="Data in a pool that nobody owns, such as that of a retained volume."
     )

@@ -8,6 +8,7 @@ import typer
 
 from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import Volume
+from kumulus.api.volumes import VolumeSource
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age, size
 from kumulus.cli.output import Column
@@ -59,6 +60,12 @@ def _list(
     session.printer.table(columns, map(Volume.parse, raws), empty=f"There are no volumes {where}.")
 
 
+def _origin(source: VolumeSource) -> str:
+    if source.existing is not None:
+        return f"data {source.existing.id} in pool {source.existing.pool}"
+    return f"image {source.image}" if source.image else f"volume {source.volume}"
+
+
 def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the volume.")]) -> None:
     """Show one volume with its conditions."""
     raw = session.cluster.find(KIND, name, session.namespace)
@@ -71,7 +78,7 @@ def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", 
     if printer.objects(KIND, [raw], many=False):
         return
     status, spec, source = volume.status, volume.spec, volume.spec.source
-    begins = f"image {source.image}" if source and source.image else f"volume {source.volume}" if source else "blank"
+    begins = _origin(source) if source else "blank"
     printer.facts(
         [
             ("Name", volume.name),

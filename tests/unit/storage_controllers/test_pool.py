@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kumulus.api.fabric import Host
-from kumulus.api.host import WorkOrder
+from kumulus.api.host import PoolFacts, WorkOrder
 from kumulus.api.storage import StoragePool
 from kumulus_controllers.storage.pool import LISTED, Scope, belongs, derive_status
 
@@ -126,6 +126,22 @@ def test_what_is_promised_is_summed() -> None:
     orders = (order("a", "Ready", capacity=10), order("b", "Failed"))
     after = derive_status(Scope(pool(), (), orders, (), {"a": 30, "b": 5}), NOW)
     assert after.allocated == 35 and [host.allocated for host in after.hosts] == [30, 5]
+
+
+def test_what_nobody_owns_is_summed() -> None:
+    orders = tuple(
+        item.model_copy(
+            update={
+                "status": item.status.model_copy(
+                    update={"pool": PoolFacts(capacity=10, unowned_count=number, unowned_bytes=number * 100)}
+                )
+            }
+        )
+        for number, item in enumerate((order("a", "Ready"), order("b", "Ready"), order("c", "Ready")))
+    )
+    after = derive_status(Scope(pool(), (), orders), NOW)
+    assert (after.unowned_files, after.unowned_bytes) == (3, 300)
+    assert [host.unowned for host in after.hosts] == [0, 1, 2]
 
 
 def test_many_hosts_are_summed_and_some_listed() -> None:

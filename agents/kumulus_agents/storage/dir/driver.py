@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from weakref import WeakValueDictionary
 
 from kumulus.api.host import HttpFetch, ImageRef, PoolRef, VolumeOrigin
+from kumulus_agents.storage.adoption import Unclaimed
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.claims import Claims
-from kumulus_agents.storage.dir import disks, images, volumes
+from kumulus_agents.storage.dir import adopted, disks, images, unowned, volumes
 from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
@@ -181,6 +182,28 @@ class DirStorage:
             self._refuse_copied(uid)
             with told_as("remove the volume"):
                 await in_thread(volumes.remove, self._pool, uid)
+
+    async def unowned(self, owned: Collection[str]) -> Unclaimed:
+        """See `Adopting.unowned`."""
+        with told_as("look for files that nobody owns"):
+            return await in_thread(unowned.summary, self._pool, owned)
+
+    async def adopt_volume(
+        self, uid: str, id: str, owned: Collection[str], namespace: str | None, *, foreign: bool
+    ) -> StoredVolume:
+        """See `Adopting.adopt_volume`."""
+        async with self._lock("adoption"), self._lock(f"volume {uid_of(uid)}"):
+            if (found := await self.volume(uid)) is not None:
+                return found
+            with told_as("adopt the data"):
+                await adopted.adopt(self._pool, self._settings, uid, uid_of(id), owned, namespace, foreign=foreign)
+            return await self._present(uid)
+
+    async def retain_volume(self, uid: str, namespace: str | None, name: str) -> None:
+        """See `Adopting.retain_volume`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            with told_as("note whose the volume was"):
+                await in_thread(adopted.retain, self._pool, uid, namespace, name)
 
     async def _present(self, uid: str) -> StoredVolume:
         found = await self.volume(uid)

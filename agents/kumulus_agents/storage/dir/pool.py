@@ -57,6 +57,7 @@ class PoolDirectory:
 
     def __init__(self, pool: PoolRef, settings: StorageSettings) -> None:
         self.path = PurePosixPath(pool.parameters.path or "")
+        self.uid = pool.uid
         self._name = pool.name
         self._roots = settings.roots
         self.gid = _group(settings.readers)
@@ -94,6 +95,12 @@ class PoolDirectory:
         """The directory of volumes; made when missing."""
         with self._open(make=True) as pool, self._volumes(pool, make=True) as volumes:
             yield volumes
+
+    @contextmanager
+    def top(self) -> Iterator[Directory]:
+        """The pool's own directory; made when missing."""
+        with self._open(make=True) as pool:
+            yield pool
 
     def directory_of(self, disks: Directory, owner: str) -> Directory:
         """The directory of a machine's disks; made when missing."""
