@@ -22,6 +22,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import AGENT_SERVICE_ACCOUNT, JOIN_SERVICE_ACCOUNT, LEASE, HostReport, WorkOrder
 from kumulus.api.registry import KINDS
+from kumulus.api.storage import Volume
 from kumulus.cli.cluster import Cluster
 from kumulus.kube import errors
 from kumulus_lab import deadline, kubeconfig
