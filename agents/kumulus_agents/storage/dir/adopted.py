@@ -17,6 +17,7 @@ import struct
 from collections.abc import Collection
 from contextlib import suppress
 
+from kumulus.api.host import UnownedKind
 from kumulus_agents.storage import cage, qcow2
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread
@@ -78,13 +79,13 @@ def retain(pool: PoolDirectory, uid: str, namespace: str | None, name: str) -> N
 
 def _find(pool: PoolDirectory, id: str, owned: Collection[str]) -> Found | None:
     found = next((item for item in unowned.scan(pool, owned) if item.about.id == id), None)
-    if found is not None and found.about.kind not in (unowned.UnownedKind.VOLUME, unowned.UnownedKind.FILE):
+    if found is not None and found.about.kind not in (UnownedKind.VOLUME, UnownedKind.FILE):
         raise _refused("is not a file of its own that a volume could be made of")
     return found
 
 
 def _is_of(found: Found, namespace: str | None) -> bool:
-    return found.about.kind is unowned.UnownedKind.VOLUME and found.about.namespace == namespace is not None
+    return found.about.kind is UnownedKind.VOLUME and found.about.namespace == namespace is not None
 
 
 def _open(where: Directory, name: str) -> int:
