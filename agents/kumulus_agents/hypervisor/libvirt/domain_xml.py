@@ -154,6 +154,9 @@ def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> N
     driver = SubElement(element, "driver", name="qemu", type=disk.format, cache="none" if direct else "writeback")
     if not (disk.cdrom or disk.read_only):
         driver.set("discard", "unmap")
+        # The guest is paused and told nothing: it goes on, and the write with it, when there is room or the disk is back.
+        driver.set("error_policy", "stop")
+        driver.set("rerror_policy", "stop")
     sources.add(element, disk.source)
     SubElement(element, "target", dev=target, bus="scsi" if _on_scsi(disk) else "virtio")
     _text(element, "serial", disk.name[:SERIAL_MAX])
