@@ -14,7 +14,7 @@ from datetime import datetime
 
 import structlog
 
-from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.host import WorkOrder, WorkType, pool_order_name
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import KubeError
 from kumulus.kube.queue import WorkQueue
@@ -156,7 +156,7 @@ class Agent:
             await self._drivers.hypervisor.close()
 
     def _assemble(self, tasks: asyncio.TaskGroup) -> Mapping[WorkType, Performer]:
-        drivers, pools = self._drivers, Pools(self._drivers.pool)
+        drivers, pools = self._drivers, Pools(self._drivers.pool, met=self._met)
         steps = InstanceSteps(self._client, self.place.namespace, drivers.hypervisor, pools, drivers.files)
         instances = Instances(
             self.orders,
@@ -198,9 +198,16 @@ class Agent:
         return {
             WorkType.INSTANCE: instances,
             WorkType.DISK: disks,
-            WorkType.POOL: PoolPresences(self.orders, pools, complete=self.reflector.synced.is_set),
+            WorkType.POOL: PoolPresences(
+                self.orders, pools, complete=self.reflector.synced.is_set, returned=work.pool_returned
+            ),
             WorkType.CONSOLE: Consoles(self.orders, drivers.console),
         }
+
+    def _met(self, pool: str) -> bool:
+        """Whether this host had the pool of that uid before, as it reported."""
+        order = self.orders.get(pool_order_name(pool))
+        return order is not None and order.status.pool is not None and order.status.pool.met
 
     def _wake(self, name: str) -> None:
         self.queue.add(Key(self.place.namespace, name), urgent=True)

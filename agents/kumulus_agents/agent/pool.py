@@ -18,6 +18,8 @@ from kumulus_agents.storage.protocol import StorageDriver, StorageError
 log = structlog.get_logger(__name__)
 
 REFRESH = 60.0
+AGAIN = 5.0
+"""A pool that is away is looked for so often, in seconds."""
 STEP = 64 * 1024 * 1024
 """What is in use is reported in steps of so many bytes, so that it changes seldom."""
 
@@ -36,11 +38,14 @@ def steady(used: int, before: int | None, capacity: int | None = None) -> int:
 class PoolPresences:
     """The pools this host can use."""
 
-    def __init__(self, orders: Orders, pools: Pools, *, complete: Callable[[], bool]) -> None:
-        """`complete` says whether all orders of this host are known."""
+    def __init__(
+        self, orders: Orders, pools: Pools, *, complete: Callable[[], bool], returned: Callable[[], None]
+    ) -> None:
+        """`complete` says whether all orders of this host are known; `returned` is told when a pool can be used again."""
         self._orders = orders
         self._pools = pools
         self._complete = complete
+        self._returned = returned
 
     def forget(self, name: str) -> None:
         """The order of that name is gone."""
@@ -63,18 +68,23 @@ class PoolPresences:
         except StorageError as error:
             if order.status.reason != error.reason:
                 log.warning("pool not usable", pool=pool.name, reason=error.reason, error=str(error))
+            met = order.status.pool is not None and order.status.pool.met
             status = WorkOrderStatus(
                 observed_generation=order.metadata.generation,
                 state=WorkState.FAILED,
                 reason=error.reason,
                 message=str(error)[:4000],
+                pool=PoolFacts(met=True) if met else None,
             )
+            await self._orders.report(order, status)
+            return Requeue(AGAIN)
         else:
             before = order.status.pool.used if order.status.pool is not None else None
             status = WorkOrderStatus(
                 observed_generation=order.metadata.generation,
                 state=WorkState.READY,
                 pool=PoolFacts(
+                    met=True,
                     capacity=usage.capacity,
                     used=min(steady(usage.used, before, usage.capacity), usage.capacity),
                     unowned=tuple(map(_told, unclaimed.files)),
@@ -82,7 +92,10 @@ class PoolPresences:
                     unowned_bytes=unclaimed.size,
                 ),
             )
+        returned = order.status.state is WorkState.FAILED
         await self._orders.report(order, status)
+        if returned:
+            self._returned()
         return Requeue(REFRESH * random.uniform(0.9, 1.1))  # noqa: S311 - spread, not secret
 
     async def _unclaimed(self, driver: StorageDriver, pool: PoolRef) -> Unclaimed:

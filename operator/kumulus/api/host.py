@@ -389,6 +389,9 @@ class UnownedFile(Model):
 class PoolFacts(Model):
     """What is so of a pool on this host."""
 
+    met: bool = Field(
+        default=False, description="The host had the pool once: its directory is not made anew when it is away."
+    )
     capacity: int | None = Field(default=None, description="Bytes there are.")
     used: int | None = Field(default=None, description="Bytes in use, by anybody; rounded so that it changes seldom.")
     unowned: tuple[UnownedFile, ...] = Field(

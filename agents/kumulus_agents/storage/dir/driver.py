@@ -47,6 +47,10 @@ class DirStorage:
         self._copying: Counter[str] = Counter()
         """Volumes by how many copies of them are being made."""
 
+    def expect(self) -> None:
+        """See `Expecting.expect`."""
+        self._pool.expect()
+
     async def prepare(self) -> Usage:
         """See `StorageDriver.prepare`. PathNotAllowed, PoolUnsafe and PoolReadOnly are its own reasons."""
         with told_as("prepare the pool"):

@@ -18,12 +18,13 @@ from kumulus.api.host import UnownedKind
 from kumulus_agents.storage import qcow2
 from kumulus_agents.storage.adoption import LISTED, LOOKED_AT, Unclaimed, Unowned
 from kumulus_agents.storage.beneath import Directory
+from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.dir.pool import PoolDirectory
 from kumulus_agents.storage.record import read_record
 from kumulus_agents.storage.rejection import Rejected
 
 _UID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_OURS = frozenset({"images", "disks", "volumes", "lost+found"})
+_OURS = frozenset({"images", "disks", "volumes", "lost+found", marker.NAME})
 _NAME_MAX = 200
 _ADOPTABLE = (UnownedKind.VOLUME, UnownedKind.FILE)
 
