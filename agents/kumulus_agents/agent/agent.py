@@ -36,7 +36,10 @@ from kumulus_agents.agent.performer import Performer
 from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
 from kumulus_agents.agent.report import MachineFacts, Reporter
+from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.settings import Timings
+from kumulus_agents.agent.snapshot import Snapshots
+from kumulus_agents.agent.tidying import Tidying
 from kumulus_agents.agent.volume import Volumes
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 
@@ -157,7 +160,11 @@ class Agent:
 
     def _assemble(self, tasks: asyncio.TaskGroup) -> Mapping[WorkType, Performer]:
         drivers, pools = self._drivers, Pools(self._drivers.pool, met=self._met)
-        steps = InstanceSteps(self._client, self.place.namespace, drivers.hypervisor, pools, drivers.files)
+        reservations = Reservations(lambda volume: freed(volume))
+        tidying = Tidying(drivers.hypervisor)
+        steps = InstanceSteps(
+            self._client, self.place.namespace, drivers.hypervisor, pools, drivers.files, reservations
+        )
         instances = Instances(
             self.orders,
             drivers.hypervisor,
@@ -182,6 +189,11 @@ class Agent:
                 if order.spec.type is WorkType.POOL:
                     self.queue.add_after(Key(self.place.namespace, order.name), 1.0)
 
+        def freed(volume: str) -> None:
+            instances.arrived(volume)
+            volumes.let_go(volume)
+            snapshots.freed(volume)
+
         work = DiskWork(self.orders, self._clock, tasks, wake=self._wake)
         images = Images(self.orders, pools, work, wake=self._wake, arrived=arrived)
         volumes = Volumes(
@@ -189,15 +201,29 @@ class Agent:
             pools,
             drivers.hypervisor,
             work,
+            reservations,
+            tidying,
             wake=self._wake,
             arrived=arrived,
             removed=removed,
+        )
+        snapshots = Snapshots(
+            self.orders,
+            pools,
+            drivers.hypervisor,
+            work,
+            reservations,
+            tidying,
+            self._clock,
+            arrived=arrived,
+            removed=freed,
         )
         disks = Disks(self.orders, work, images, volumes)
         self.orders.listen_let_go(let_go)
         return {
             WorkType.INSTANCE: instances,
             WorkType.DISK: disks,
+            WorkType.SNAPSHOT: snapshots,
             WorkType.POOL: PoolPresences(
                 self.orders, pools, complete=self.reflector.synced.is_set, returned=work.pool_returned
             ),

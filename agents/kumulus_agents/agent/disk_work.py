@@ -1,4 +1,5 @@
-"""What goes on for Disk orders beside their passes: imports, copies, and the pauses after what went wrong."""
+"""What goes on for Disk and Snapshot orders beside their passes: imports, copies, merges, and the pauses after what
+went wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +28,17 @@ QUIET = 1.0
 RETRY_FIRST = 10.0
 IN_USE_EVERY = 10.0
 
-WAITED_FOR = frozenset({"ImageNotReady", "VolumeNotReady", "VolumeInUse", "HypervisorUnavailable"})
+WAITED_FOR = frozenset(
+    {
+        "ImageNotReady",
+        "VolumeNotReady",
+        "SnapshotNotReady",
+        "VolumeInUse",
+        "VolumeBusy",
+        "SnapshotInUse",
+        "HypervisorUnavailable",
+    }
+)
 """Reasons that nobody has to do anything about but wait."""
 
 AWAY = frozenset({"PoolNotThere", "PoolFailed", "PoolReadOnly", "PoolUnsafe"})
@@ -150,6 +161,7 @@ class DiskWork:
                 reason=held.reason,
                 message=held.message,
                 disk=facts if facts != DiskFacts() else None,
+                snapshot=order.status.snapshot,
             ),
         )
         return Wait(held.reason, max(held.until - self._clock.monotonic(), 0.0))
@@ -195,6 +207,7 @@ class DiskWork:
                 state=WorkState.WORKING,
                 reason=done.stage if done is not None else "Queued",
                 disk=facts,
+                snapshot=order.status.snapshot,
             ),
         )
         return Requeue(REPORT_EVERY)

@@ -20,10 +20,31 @@ class ReclaimPolicy(StrEnum):
     RETAIN = "Retain"
 
 
-class ImageContent(Model):
+class CloneMode(StrEnum):
+    """How a volume is made from a snapshot."""
+
+    FULL = "Full"
+    LINKED = "Linked"
+
+
+_CLONE_MODE = Rule("!has(self.cloneMode) || has(self.snapshot)", "cloneMode is for a snapshot", field=".cloneMode")
+
+_CLONE_MODE_IS = (
+    "Full, the default, copies the snapshot: slower to make, and independent of it. Linked stands on it: made at once,"
+    " and the snapshot cannot be deleted while such a volume is there."
+)
+
+
+class Content(Model):
     """Content that a volume begins with, when its machine brings it along."""
 
-    image: ObjectName = Field(description="Name of an Image of the namespace, else of a ClusterImage.")
+    rules = (Rule("has(self.image) != has(self.snapshot)", "set exactly one of image and snapshot"), _CLONE_MODE)
+
+    image: ObjectName | None = Field(
+        default=None, description="Name of an Image of the namespace, else of a ClusterImage."
+    )
+    snapshot: ObjectName | None = Field(default=None, description="Name of a VolumeSnapshot of the namespace.")
+    clone_mode: CloneMode | None = Field(default=None, description=_CLONE_MODE_IS)
 
 
 class ExistingData(Model):
@@ -48,9 +69,10 @@ class VolumeSource(Model):
 
     rules = (
         Rule(
-            "(has(self.image) ? 1 : 0) + (has(self.volume) ? 1 : 0) + (has(self.existing) ? 1 : 0) == 1",
-            "set exactly one of image, volume and existing",
+            "[has(self.image), has(self.volume), has(self.snapshot), has(self.existing)].filter(set, set).size() == 1",
+            "set exactly one of image, volume, snapshot and existing",
         ),
+        _CLONE_MODE,
     )
 
     image: ObjectName | None = Field(
@@ -59,6 +81,8 @@ class VolumeSource(Model):
     volume: ObjectName | None = Field(
         default=None, description="Name of a Volume of the namespace that no running machine writes to: a full copy."
     )
+    snapshot: ObjectName | None = Field(default=None, description="Name of a VolumeSnapshot of the namespace.")
+    clone_mode: CloneMode | None = Field(default=None, description=_CLONE_MODE_IS)
     existing: ExistingData | None = Field(
         default=None, description="Data in a pool that nobody owns, such as that of a retained volume."
     )

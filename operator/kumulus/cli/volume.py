@@ -8,7 +8,7 @@ import typer
 
 from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import Volume
-from kumulus.api.volumes import VolumeSource
+from kumulus.api.volumes import CloneMode, VolumeSource
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age, size
 from kumulus.cli.output import Column
@@ -63,7 +63,9 @@ def _list(
 def _origin(source: VolumeSource) -> str:
     if source.existing is not None:
         return f"data {source.existing.id} in pool {source.existing.pool}"
-    return f"image {source.image}" if source.image else f"volume {source.volume}"
+    kinds = (("image", source.image), ("volume", source.volume), ("snapshot", source.snapshot))
+    linked = " (linked to it)" if source.clone_mode is CloneMode.LINKED else ""
+    return next(f"{kind} {name}" for kind, name in kinds if name is not None) + linked
 
 
 def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the volume.")]) -> None:

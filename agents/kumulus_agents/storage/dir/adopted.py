@@ -25,13 +25,14 @@ from kumulus_agents.storage.dir import unowned
 from kumulus_agents.storage.dir.images import stored as stored_image
 from kumulus_agents.storage.dir.pool import PoolDirectory
 from kumulus_agents.storage.dir.unowned import Found
+from kumulus_agents.storage.layers import Layers, from_record
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.rejection import Rejected
 from kumulus_agents.storage.settings import StorageSettings
 
-_KNOWN = frozenset({"image", "thick", "retained"})
-"""What a record says of a volume that is one file, on an image or on nothing."""
+_KNOWN = frozenset({"image", "thick", "retained", "active", "layers", "snapshots"})
+"""What a record says of a volume."""
 _DATA_FILE = 1 << 2
 _LOCKS = (100, 200)
 """QEMU's locks of an open image are bytes from 100 and from 200 (block/file-posix.c)."""
@@ -60,7 +61,7 @@ async def adopt(
         record = await in_thread(read_record, volumes, f"{old}.json") or {}
         fd = await in_thread(_open, where, name)
         try:
-            await _judge(pool, settings, fd, record)
+            await _judge(pool, settings, fd, old, record)
             if not waiting:
                 await in_thread(_take, where, name, volumes, uid, fd)
             await in_thread(_settle, volumes, uid, old, fd, record)
@@ -111,10 +112,14 @@ def _open(where: Directory, name: str) -> int:
     return fd
 
 
-async def _judge(pool: PoolDirectory, settings: StorageSettings, fd: int, record: dict[str, object]) -> None:
+async def _judge(pool: PoolDirectory, settings: StorageSettings, fd: int, old: str, record: dict[str, object]) -> None:
     """Whether the file may be used: as an import when it is foreign, by what our record says when it was a volume."""
-    if more := record.keys() - _KNOWN:
-        raise _refused(f"stands on more than an image ({', '.join(sorted(more))}): it had snapshots")
+    try:
+        one_file = from_record(old, record) == Layers.first(old) and not record.keys() - _KNOWN
+    except ValueError:
+        one_file = False
+    if not one_file:
+        raise _refused("is not all there is of the volume that it was, which had snapshots or stood on one")
     image = record.get("image")
     if isinstance(image, str):
         with pool.images() as images:
