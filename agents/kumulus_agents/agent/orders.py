@@ -23,11 +23,23 @@ INSTANCE = "instance"
 VOLUME = "volume"
 """Index of Instance orders by the volumes they want, or were reported to have still."""
 
+DISC = "disc"
+"""Index of Instance orders by the images that are to be in drives."""
+
 KEEPER = "keeper"
 """Index of Disk orders by the volume they keep."""
 
 SNAPSHOT = "snapshot"
 """Index of Snapshot orders by their volumes."""
+
+
+IMAGE = "image"
+"""Index of Disk orders by the image they keep in a pool."""
+
+
+def _kept_image(order: WorkOrder) -> Iterable[str]:
+    disk = order.spec.disk
+    return (disk.import_image.image.uid,) if disk is not None and disk.import_image is not None else ()
 
 
 def _instance_uid(order: WorkOrder) -> Iterable[str]:
@@ -40,6 +52,11 @@ def volumes_of(order: WorkOrder | None) -> frozenset[str]:
         return frozenset()
     has = order.status.instance.volumes if order.status.instance is not None else ()
     return frozenset({disk.volume for disk in order.spec.instance.disks if disk.volume is not None}.union(has))
+
+
+def _discs(order: WorkOrder) -> Iterable[str]:
+    drives = order.spec.instance.drives if order.spec.instance is not None else ()
+    return {drive.image.uid for drive in drives if drive.image is not None}
 
 
 def _kept_volume(order: WorkOrder) -> Iterable[str]:
@@ -81,7 +98,15 @@ class Orders:
         self._client = client
         self.namespace = namespace
         self.store: Store[WorkOrder] = Store(
-            WorkOrder, {INSTANCE: _instance_uid, VOLUME: volumes_of, KEEPER: _kept_volume, SNAPSHOT: _kept_in_snapshot}
+            WorkOrder,
+            {
+                INSTANCE: _instance_uid,
+                VOLUME: volumes_of,
+                DISC: _discs,
+                KEEPER: _kept_volume,
+                SNAPSHOT: _kept_in_snapshot,
+                IMAGE: _kept_image,
+            },
         )
         self._own_write = False
         self._reporting: set[str] = set()
@@ -121,9 +146,17 @@ class Orders:
         """The orders about machines that want the volume or have it still."""
         return self.store.by(VOLUME, volume)
 
+    def of_disc(self, image: str) -> list[WorkOrder]:
+        """The orders about machines that are to have the image in a drive."""
+        return self.store.by(DISC, image)
+
     def keepers(self, volume: str) -> list[WorkOrder]:
         """The Disk orders that keep the volume."""
         return self.store.by(KEEPER, volume)
+
+    def of_image(self, uid: str) -> list[WorkOrder]:
+        """The Disk orders that keep the image in a pool."""
+        return self.store.by(IMAGE, uid)
 
     def snapshots_of(self, volume: str) -> list[WorkOrder]:
         """The Snapshot orders that have a part in the volume."""

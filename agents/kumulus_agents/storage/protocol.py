@@ -12,6 +12,7 @@ from typing import Protocol
 
 from kumulus.api.host import HttpFetch, ImageRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
+from kumulus.api.storage import ImageContent
 from kumulus_agents.storage.source import DiskSource, LayerFile
 
 
@@ -52,6 +53,8 @@ class StoredImage:
     virtual_size: int
     size: int
     """Bytes it takes."""
+    content: ImageContent | None = None
+    """The file, to the byte, when that is known (`whole.WholeImages`)."""
 
 
 @dataclass(frozen=True, slots=True)

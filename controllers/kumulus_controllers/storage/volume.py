@@ -21,6 +21,7 @@ from kumulus_controllers.orders import FOR_NAME, volumes_in
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.pools import choose
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage.copies import Copies
 from kumulus_controllers.storage.image import order_import
 from kumulus_controllers.storage.pool import pool_ref
 from kumulus_controllers.storage.volume_plan import (
@@ -52,6 +53,7 @@ class VolumeReconciler:
         self._fleet = fleet
         self._volumes = Volumes(services.caches)
         self._orders = self._volumes.orders
+        self._copies = Copies(services.caches)
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes; machines that use them and their orders; what they are made from; their classes."""
@@ -82,7 +84,7 @@ class VolumeReconciler:
                     self._enqueue_unmade(enqueue)
             elif order.spec.type is WorkType.INSTANCE:
                 had, has = (volumes_in(item) if item else set() for item in (before, after))
-                for uid in had ^ has:
+                for uid in (had ^ has) | _otherwise(before, after):
                     for volume in volumes.store.by(UID, uid):
                         enqueue(Key(volume.namespace, volume.name), urgent=True)
                 if before is None or after is None or at_rest(before) != at_rest(after):
@@ -256,7 +258,7 @@ class VolumeReconciler:
         if want.origin is not None and want.origin.image is not None:
             image = self._volumes.scope(volume).image
             if image is not None:
-                await order_import(client, self._orders, image, place.host, place.pool, term)
+                await order_import(client, self._orders, self._copies, image, place.host, place.pool, term)
         order = self._orders.get(name, namespace)
         if order is None:
             body = {
@@ -335,6 +337,12 @@ class VolumeReconciler:
 def _unowned(order: WorkOrder | None) -> tuple[UnownedFile, ...]:
     """What a host lists that volumes may be made of."""
     return order.status.pool.unowned if order is not None and order.status.pool is not None else ()
+
+
+def _otherwise(before: WorkOrder | None, after: WorkOrder | None) -> set[str]:
+    """Uids of the volumes that a machine has in another manner than before."""
+    one, two = (set(o.status.instance.manners) if o and o.status.instance else set() for o in (before, after))
+    return {manner.volume for manner in one ^ two}
 
 
 def _offers(snapshot: VolumeSnapshot) -> tuple[object, ...]:

@@ -24,8 +24,9 @@ from kumulus.api.base import (
 from kumulus.api.compute import DnsLabel
 from kumulus.api.placement import Selector
 from kumulus.api.pools import PARAMETER_RULES, PoolDriver, PoolParameters, is_shared
+from kumulus.api.qos import Qos
 from kumulus.api.quantity import Amount, Bytes, DiskSize, MeasuredBytes, Memory
-from kumulus.api.volumes import ReclaimPolicy, VolumeSource
+from kumulus.api.volumes import CacheMode, ReclaimPolicy, VolumeSource
 
 GROUP = f"storage.{DOMAIN}"
 
@@ -100,6 +101,13 @@ class OperatingSystem(Model):
     version: str | None = Field(default=None, description="Version, such as 12.", max_length=64)
 
 
+class CachePolicy(StrEnum):
+    """When pools get an image."""
+
+    ON_DEMAND = "OnDemand"
+    EVERYWHERE = "Everywhere"
+
+
 class ImageSpec(Model):
     """What the image is and where it comes from."""
 
@@ -120,6 +128,10 @@ class ImageSpec(Model):
     os: OperatingSystem = Field(default_factory=OperatingSystem, description="What is in it.")
     min_disk: DiskSize | None = Field(default=None, description="The smallest disk it boots from.")
     min_memory: Memory | None = Field(default=None, description="The smallest memory it boots with.")
+    cache_policy: CachePolicy = Field(
+        default=CachePolicy.ON_DEMAND,
+        description="OnDemand: a pool gets the image with the first disk made of it, and may give its room to others when there is none any more. Everywhere: every pool that is ready has it beforehand, and keeps it.",
+    )
 
 
 class ClusterImageSpec(ImageSpec):
@@ -150,6 +162,14 @@ class Progress(Model):
     rate: MeasuredBytes | None = Field(default=None, description="Bytes per second, lately.")
 
 
+class ImageContent(Model):
+    """The file of an image as a pool has it, to the byte."""
+
+    sha256: Sha256 = Field(description="SHA-256 of the file.")
+    size: int = Field(description="Its bytes.", ge=1)
+    format: ImageFormat = Field(description="qcow2, or raw for a disc.")
+
+
 class ImageCache(Model):
     """A pool that holds the image."""
 
@@ -157,6 +177,9 @@ class ImageCache(Model):
     pool: str = Field(description="Name of the StoragePool.")
     host: str | None = Field(default=None, description="The host, for a pool that is local to it.")
     state: str = Field(default="", description="Importing, Ready or Failed.")
+    copied_from: str | None = Field(
+        default=None, description="The host it was copied from; empty when it came from the source."
+    )
 
 
 class ImageStatus(Status):
@@ -168,6 +191,10 @@ class ImageStatus(Status):
     format: str | None = Field(default=None, description="What it turned out to be.")
     virtual_size: Bytes | None = Field(default=None, description="Size of the disk inside.")
     size: MeasuredBytes | None = Field(default=None, description="What it takes in a pool.")
+    content: ImageContent | None = Field(
+        default=None,
+        description="The file that the first import made of it. Hosts copy it from each other and take nothing else for it.",
+    )
     caches: tuple[ImageCache, ...] = Field(
         default=(), description="The pools that hold it.", max_length=1024, json_schema_extra=list_map("name")
     )
@@ -244,6 +271,17 @@ class PoolThresholds(Model):
     )
 
 
+class ImageCacheLimits(Model):
+    """How much room images may take that no disk is made of. Those that have not been needed for longest go first."""
+
+    max_size: Amount | None = Field(
+        default=None, description="All images of the pool together, on each host; empty means no limit."
+    )
+    min_free: Amount = Field(
+        default="1Gi", description="Room to be kept free on each host by removing images, as far as that goes."
+    )
+
+
 class StoragePoolSpec(Model):
     """Where disks live."""
 
@@ -277,6 +315,9 @@ class StoragePoolSpec(Model):
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     maintenance: bool = Field(default=False, description="No new disks while true.")
+    image_cache: ImageCacheLimits = Field(
+        default_factory=ImageCacheLimits, description="How much room images may take that no disk is made of."
+    )
 
     @property
     def shared(self) -> bool:
@@ -368,6 +409,14 @@ class VolumeClassSpec(Model):
     reclaim_policy: ReclaimPolicy = Field(
         default=ReclaimPolicy.DELETE, description="What becomes of the data of a deleted volume that does not say."
     )
+    qos: Qos | None = Field(
+        default=None,
+        description="How fast volumes of the class may be. A change applies at once to all of them, in use or not.",
+    )
+    cache: CacheMode | None = Field(
+        default=None,
+        description="How hosts cache them; none when empty. A change applies when a machine starts, or a volume is attached.",
+    )
     allowed_namespaces: tuple[DnsLabel, ...] = Field(
         default=(),
         description="Namespaces that may use it; empty means all.",
@@ -391,6 +440,9 @@ class VolumeClass(Resource):
             Column("Default", ".spec.default", "boolean"),
             Column("Provisioning", ".spec.provisioning"),
             Column("Reclaim", ".spec.reclaimPolicy"),
+            Column("IOPS", ".spec.qos.iops", "integer", priority=1),
+            Column("Bytes/s", ".spec.qos.bytesPerSecond", priority=1),
+            Column("Cache", ".spec.cache", priority=1),
             Column("Age", ".metadata.creationTimestamp", "date"),
         ),
         status=False,
@@ -465,6 +517,18 @@ class VolumeStatus(Status):
     size: Bytes | None = Field(default=None, description="Size of the disk as it is now.")
     used: MeasuredBytes | None = Field(default=None, description="What it takes in the pool.")
     attached_to: Attachment | None = Field(default=None, description="The one machine that may write to it.")
+    volume_class: str | None = Field(
+        default=None,
+        alias="class",
+        description="Name of the VolumeClass it got when it was given a place; empty when there was none. It stays so.",
+    )
+    qos: Qos | None = Field(
+        default=None,
+        description="How fast it may be, as the hypervisor says of a machine that is on; empty: no limits.",
+    )
+    cache: CacheMode | None = Field(
+        default=None, description="How its host caches it, as the hypervisor says of a machine that is on."
+    )
 
 
 class Volume(Resource):
