@@ -128,7 +128,7 @@ class Volumes:
         """The data that it is to be, as its host lists it."""
         asked = volume.spec.source.existing if volume.spec.source is not None else None
         pool = self.pools.get(asked.pool) if asked is not None else None
-        if asked is None or pool is None or volume.status.pool is not None:
+        if asked is None or pool is None or volume.status.size is not None:
             return None
         for order in self.orders.by(FOR_UID, f"{WorkType.POOL}/{pool.uid}"):
             if host_of(order) == asked.host and order.status.pool is not None:
