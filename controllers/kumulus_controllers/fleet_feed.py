@@ -111,6 +111,7 @@ class FleetFeed:
                 labels=pool.metadata.labels,
                 stops_at=stops_at if facts is not None and reached(facts, stops_at) else None,
                 namespaces=pool.spec.allowed_namespaces,
+                usable=order.status.state is WorkState.READY and not order.deleting,
             ),
         )
 

@@ -90,6 +90,7 @@ class PoolPresences:
                     unowned=tuple(map(_told, unclaimed.files)),
                     unowned_count=unclaimed.count,
                     unowned_bytes=unclaimed.size,
+                    access=usage.access,
                 ),
             )
         returned = order.status.state is WorkState.FAILED

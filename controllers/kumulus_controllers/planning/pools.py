@@ -29,7 +29,7 @@ def choose(
 
     `own` is what the machine's own disks take together, in bytes; 0 for none. `namespace` is whose they are.
     """
-    left = {pool.ref.uid: pool.promisable - load.disks.get(pool.ref.uid, 0) for pool in host.pools}
+    left = {pool.ref.uid: pool.promisable - load.promised(pool.ref) for pool in host.pools}
 
     def take(size: int, suiting: Sequence[PoolView], missing: str) -> PoolRef | str:
         allowed = [pool for pool in suiting if pool.admits(namespace)]

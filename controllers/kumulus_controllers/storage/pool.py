@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kumulus.api.base import FINALIZER, ObjectRef
 from kumulus.api.fabric import Host, host_namespace
@@ -19,6 +19,7 @@ from kumulus_controllers.fleet_feed import reached
 from kumulus_controllers.orders import DISKS_IN, FOR_UID, data_in, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage.pool_secrets import PoolSecrets
 
 LISTED = 256
 NAMED = 5
@@ -42,6 +43,8 @@ class Scope:
     """Work orders of machines that have disks in it, and of volumes."""
     promised: Mapping[str, int] = field(default_factory=dict)
     """Bytes that are promised in it, by host."""
+    lack: str | None = None
+    """What a driver needs and the operators have not provided."""
 
 
 def pool_ref(pool: StoragePool) -> PoolRef:
@@ -59,6 +62,11 @@ def belongs(pool: StoragePool, host: Host) -> bool:
     )
 
 
+def together(pool: StoragePool, on_hosts: Sequence[int]) -> int:
+    """What hosts say of a pool, as one number: of one that they share they all speak of the same bytes."""
+    return max(on_hosts, default=0) if pool.spec.shared else sum(on_hosts)
+
+
 def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
     """The whole status from what was read. Pure."""
     hosts = []
@@ -73,6 +81,7 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
                 used=facts.used if facts else None,
                 unowned=facts.unowned_count if facts else None,
                 allocated=scope.promised.get(host_of(order), 0),
+                access=facts.access if facts else None,
                 message=None if ready else order.status.message or "the agent has not answered yet",
             )
         )
@@ -82,6 +91,8 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
             "Maintenance",
             Fact("Ready", False, "Maintenance", "The pool takes no new disks (spec.maintenance)."),
         )
+    elif scope.lack is not None:
+        phase, fact = "Pending", Fact("Ready", False, "SecretNotFound", scope.lack)
     elif not hosts:
         phase, fact = "Pending", Fact("Ready", False, "NoHosts", "No host matches the pool's zone and hostSelector.")
     elif not ready_hosts:
@@ -97,7 +108,8 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
             f"Not ready on {len(missing)} of {len(hosts)} hosts; {missing[0].name}: {missing[0].message}",
         )
     else:
-        phase, fact = "Ready", Fact("Ready", True, "Ready", f"Ready on {len(hosts)} hosts.")
+        ways = "".join(f" {way}" for way in sorted({host.access for host in hosts if host.access}))
+        phase, fact = "Ready", Fact("Ready", True, "Ready", f"Ready on {len(hosts)} hosts.{ways}")
     facts_found = [fact, _accepts(scope), *_space_low(scope)]
     if scope.pool.deleting and scope.users:
         names = ", ".join(sorted(f"{o.spec.for_.namespace}/{o.spec.for_.name}" for o in scope.users)[:5])
@@ -109,9 +121,9 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
         observed_generation=generation,
         conditions=derive(scope.pool.status.conditions, facts_found, generation=generation, now=now),
         phase=phase,
-        capacity=sum(host.capacity or 0 for host in hosts),
-        used=sum(host.used or 0 for host in hosts),
-        allocated=sum(host.allocated or 0 for host in hosts),
+        capacity=together(scope.pool, [host.capacity or 0 for host in hosts]),
+        used=together(scope.pool, [host.used or 0 for host in hosts]),
+        allocated=together(scope.pool, [host.allocated or 0 for host in hosts]),
         unowned_files=sum(facts.unowned_count for facts in facts_of),
         unowned_bytes=sum(facts.unowned_bytes for facts in facts_of),
         ready_hosts=len(ready_hosts),
@@ -166,6 +178,7 @@ class PoolReconciler:
         self._pools = services.caches.store(StoragePool)
         self._hosts = services.caches.store(Host)
         self._orders = work_orders(services.caches)
+        self._secrets = PoolSecrets(services.client)
         self._written: dict[str, float] = {}
         self._passed: dict[str, float] = {}
 
@@ -186,6 +199,8 @@ class PoolReconciler:
         def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
             order = after or before
             if order is not None and order.spec.type is WorkType.POOL:
+                if after is None:
+                    self._secrets.forget(order.uid)
                 enqueue(Key(None, order.spec.for_.name))
             elif (had := data_in(before)) != (has := data_in(after)):
                 for name in {pool for pool, _ in had ^ has}:
@@ -217,7 +232,7 @@ class PoolReconciler:
         users = tuple(self._orders.by(DISKS_IN, pool.uid))
         going = pool.deleting and not users
         hosts = () if going else tuple(host for host in self._hosts if belongs(pool, host))
-        promised = {host_of(order): self._fleet.load(host_of(order)).disks.get(pool.uid, 0) for order in orders}
+        promised = {host_of(order): self._fleet.load(host_of(order)).promised(pool_ref(pool)) for order in orders}
         scope = Scope(pool, hosts, orders, users, promised)
         wanted, there = {host.name for host in scope.hosts}, {host_of(order) for order in orders}
         failed: KubeError | None = None
@@ -239,7 +254,11 @@ class PoolReconciler:
                 return Gone()
             await self._report(scope)
             return Wait("Deleting", 10.0)
+        orders = tuple(self._orders.by(FOR_UID, f"{WorkType.POOL}/{pool.uid}"))
+        scope = replace(scope, lack=await self._secrets.copy(pool, orders))
         result = await self._report(scope)
+        if scope.lack is not None:
+            result = Wait("SecretNotFound", 15.0)
         if failed is not None:
             raise failed
         return result

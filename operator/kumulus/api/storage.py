@@ -334,6 +334,7 @@ class PoolHost(Model):
     used: MeasuredBytes | None = Field(default=None, description="Space in use, by anybody.")
     allocated: MeasuredBytes | None = Field(default=None, description="Space promised to volumes and machines' disks.")
     unowned: int | None = Field(default=None, description="Files that nobody owns.")
+    access: str | None = Field(default=None, description="How it reaches the pool and locks its disks, for people.")
     message: str | None = Field(default=None, description="Why it is not ready.")
 
 
@@ -493,6 +494,7 @@ class VolumePhase(StrEnum):
     AVAILABLE = "Available"
     IN_USE = "InUse"
     RESIZING = "Resizing"
+    MOVING = "Moving"
     RESTORING = "Restoring"
     DELETING = "Deleting"
     FAILED = "Failed"
@@ -513,6 +515,9 @@ class VolumeStatus(Status):
     host: str | None = Field(
         default=None,
         description="The host that has it; in a pool that hosts share, the one whose agent sees to it now.",
+    )
+    epoch: int | None = Field(
+        default=None, description="How often it was handed from host to host, in a pool that hosts share."
     )
     size: Bytes | None = Field(default=None, description="Size of the disk as it is now.")
     used: MeasuredBytes | None = Field(default=None, description="What it takes in the pool.")

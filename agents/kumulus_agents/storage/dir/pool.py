@@ -8,6 +8,8 @@
     disks/<machine uid>/<disk id>.qcow2, .json   a disk and what it was made from
     volumes/<volume uid>.qcow2, .json  a volume's first layer, and of which layers it is
     volumes/<volume uid>.<layer>.qcow2 another layer, which began with a snapshot
+    keepers/<volume uid>.json          which host sees to it, in a pool that hosts share
+    uses/<image uid>.*                 who makes something of it, or removes it, in a pool that hosts share
 
 All names derive from uids.
 """
@@ -15,6 +17,7 @@ All names derive from uids.
 from __future__ import annotations
 
 import grp
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -28,7 +31,7 @@ from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.protocol import StorageError, Usage
 from kumulus_agents.storage.settings import StorageSettings
 
-_IMAGES, _PARTIAL, _DISKS, _VOLUMES = "images", ".partial", "disks", "volumes"
+_IMAGES, _PARTIAL, _DISKS, _VOLUMES, _KEEPERS, _USES = "images", ".partial", "disks", "volumes", "keepers", "uses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ class PoolDirectory:
         self._met = False
         """This host had the pool before: its directory has a marker, and is not made anew."""
         self._roots = settings.roots
+        self.shared = pool.shared
+        self.mark = f".{hashlib.sha256(settings.host.encode()).hexdigest()[:12]}" if pool.shared else ""
         self.gid = _group(settings.readers)
         """Group that may pass through and read images; -1 for none."""
         self._mode = 0o710 if self.gid >= 0 else 0o700
@@ -111,9 +116,25 @@ class PoolDirectory:
         with self._open(make=True) as pool:
             yield pool
 
+    @contextmanager
+    def uses(self) -> Iterator[Directory]:
+        """The directory of marks of what is being made of images; made when missing."""
+        with self._open(make=True) as pool, pool.directory(_USES, make=True) as uses:
+            yield uses
+
+    @contextmanager
+    def keepers(self) -> Iterator[Directory]:
+        """The directory of the marks of volumes; made when missing."""
+        with self._open(make=True) as pool, pool.directory(_KEEPERS, make=True) as keepers:
+            yield keepers
+
     def directory_of(self, disks: Directory, owner: str) -> Directory:
         """The directory of a machine's disks; made when missing."""
         return disks.directory(uid_of(owner), make=True, mode=self._mode, gid=self.gid)
+
+    def unfinished(self, uid: str, what: str) -> str:
+        """Name of a file on the way to an image; in a pool that hosts share each host has its own."""
+        return f"{uid}{self.mark}.{what}"
 
     def image_path(self, uid: str, form: str = "qcow2") -> str:
         """Absolute path of an image, for programs."""
@@ -148,7 +169,7 @@ class PoolDirectory:
         try:
             if anew:
                 Path(root).mkdir(mode=0o711, parents=True, exist_ok=True)
-            at = stack.enter_context(Directory.trusted(root))
+            at = stack.enter_context(Directory.trusted(root, self.mark))
             for part in above:
                 at = stack.enter_context(self._between(at, part, make=anew))
             if self._met:
