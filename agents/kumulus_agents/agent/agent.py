@@ -202,6 +202,7 @@ class Agent:
         images = Images(
             self.orders,
             pools,
+            drivers.hypervisor,
             work,
             tasks,
             wake=self._wake,
