@@ -175,7 +175,13 @@ class Agent:
         reservations = Reservations(lambda volume: freed(volume))
         tidying = Tidying(drivers.hypervisor, reservations)
         steps = InstanceSteps(
-            self._client, self.place.namespace, drivers.hypervisor, pools, drivers.files, reservations
+            self._client,
+            self.place.namespace,
+            drivers.hypervisor,
+            pools,
+            drivers.files,
+            reservations,
+            has=lambda volume: volumes.has(volume),
         )
         instances = Instances(
             self.orders,
@@ -218,6 +224,7 @@ class Agent:
             work,
             reservations,
             tidying,
+            host=self.place.host,
             wake=self._wake,
             arrived=arrived,
             removed=images.disks_removed,
