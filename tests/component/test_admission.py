@@ -82,6 +82,11 @@ IMAGE: Raw = {
     "minDisk": "2Gi",
 }
 
+OCI: Raw = {
+    "source": {"oci": {"reference": "quay.io/containerdisks/debian:12", "secret": "quay", "layout": "ContainerDisk"}},
+    "format": "qcow2",
+}
+
 GOOD: Mapping[type[Resource], Raw] = {
     VirtualMachine: VM,
     InstanceType: {"cpus": 1, "memory": "512Mi", "allowedNamespaces": ["a", "b"]},
@@ -233,7 +238,51 @@ BAD = [
         "exactly one of importImage and volume",
     ),
     Bad(WorkOrder, "spec.instance.disks.0.volume", UID, "exactly one of image and volume"),
-    Bad(Image, "spec.source", {}, "spec.source.http"),
+    Bad(Image, "spec.source", {}, "exactly one of http and oci"),
+    Bad(Image, "spec.source.oci", OCI["source"]["oci"], "exactly one of http and oci"),
+    Bad(
+        WorkOrder,
+        "spec",
+        {"type": "Disk", "for": FOR, "disk": {"pool": POOL, "importImage": {"image": ORDERED_IMAGE}}},
+        "exactly one of http and oci",
+    ),
+    Bad(Image, "spec", {**OCI, "source": {"oci": {}}}, "spec.source.oci.reference"),
+    *(
+        Bad(Image, "spec", {**OCI, "source": {"oci": {"reference": reference}}}, "spec.source.oci.reference")
+        for reference in (
+            "",
+            "debian",
+            "debian:12",
+            "library/debian",
+            "https://quay.io/a",
+            "quay.io",
+            "quay.io/",
+            "quay.io/A",
+            "quay.io/../a",
+            "quay.io/a:",
+            "quay.io/a@sha256:0",
+            "user@quay.io/a",
+            "quay.io/a?b",
+            "quay.io/a b",
+            "quay.io/a\n",
+            "quay.io/" + "a" * 600,
+        )
+    ),
+    *(
+        Bad(
+            Image,
+            "spec",
+            {**OCI, "source": {"oci": {**OCI["source"]["oci"], field: value}}},
+            f"spec.source.oci.{field}",
+        )
+        for field, value in (
+            ("secret", ""),
+            ("secret", "../x"),
+            ("secret", "A"),
+            ("layout", "Docker"),
+            ("caBundle", "x" * 70000),
+        )
+    ),
     Bad(StoragePool, "spec.parameters", GONE, "spec.parameters.path"),
     Bad(StoragePool, "spec.parameters", {}, "spec.parameters.path"),
     Bad(WorkOrder, "spec.instance", GONE, "field named like spec.type"),
@@ -467,6 +516,10 @@ CHANGES = [
     Change(ConsoleRequest, "spec.maxBytes", 1, "spec"),
     Change(Image, "spec.source.http.url", "https://example.com/other", "spec.source"),
     Change(Image, "spec.checksum.sha256", "f" * 64, "spec.checksum"),
+    Change(Image, "spec.checksum", GONE, before={"spec.source": OCI["source"]}),
+    Change(Image, "spec.source", OCI["source"]),
+    Change(Image, "spec.source.oci.reference", "quay.io/other", "spec.source", before={"spec.source": OCI["source"]}),
+    Change(Image, "spec.source.oci.secret", GONE, "spec.source", before={"spec.source": OCI["source"]}),
     Change(Image, "spec.compression", "xz"),
     Change(Image, "spec.format", "raw"),
     Change(ClusterImage, "spec.format", "raw"),

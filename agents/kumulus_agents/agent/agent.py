@@ -36,6 +36,7 @@ from kumulus_agents.agent.performer import Performer
 from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
 from kumulus_agents.agent.report import MachineFacts, Reporter
+from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.agent.volume import Volumes
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
@@ -157,7 +158,8 @@ class Agent:
 
     def _assemble(self, tasks: asyncio.TaskGroup) -> Mapping[WorkType, Performer]:
         drivers, pools = self._drivers, Pools(self._drivers.pool)
-        steps = InstanceSteps(self._client, self.place.namespace, drivers.hypervisor, pools, drivers.files)
+        secrets = Secrets(self._client, self.place.namespace)
+        steps = InstanceSteps(secrets, drivers.hypervisor, pools, drivers.files)
         instances = Instances(
             self.orders,
             drivers.hypervisor,
@@ -177,7 +179,7 @@ class Agent:
                 self._wake(order.name)
 
         work = DiskWork(self.orders, self._clock, tasks, wake=self._wake)
-        images = Images(self.orders, pools, work, wake=self._wake, arrived=arrived)
+        images = Images(self.orders, pools, work, secrets, wake=self._wake, arrived=arrived)
         volumes = Volumes(
             self.orders,
             pools,

@@ -27,7 +27,7 @@ QUIET = 1.0
 RETRY_FIRST = 10.0
 IN_USE_EVERY = 10.0
 
-WAITED_FOR = frozenset({"ImageNotReady", "VolumeNotReady", "VolumeInUse", "HypervisorUnavailable"})
+WAITED_FOR = frozenset({"ImageNotReady", "VolumeNotReady", "VolumeInUse", "HypervisorUnavailable", "SecretNotFound"})
 """Reasons that nobody has to do anything about but wait."""
 
 Work = Callable[[ProgressListener], Awaitable[None]]

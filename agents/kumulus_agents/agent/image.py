@@ -8,11 +8,22 @@ from collections.abc import Callable
 import structlog
 
 from kumulus.api.host import DiskFacts, ImageImport, PoolRef, WorkOrder, WorkOrderStatus, WorkState
+from kumulus.kube.errors import KubeError
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork
+from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.pools import Pools
-from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredImage
+from kumulus_agents.agent.secrets import Secrets
+from kumulus_agents.storage.protocol import (
+    ImageSource,
+    Login,
+    ProgressListener,
+    RegistrySource,
+    StorageDriver,
+    StorageError,
+    StoredImage,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +39,7 @@ class Images:
         orders: Orders,
         pools: Pools,
         work: DiskWork,
+        secrets: Secrets,
         *,
         wake: Callable[[str], None],
         arrived: Callable[[str], None],
@@ -36,6 +48,7 @@ class Images:
         self._orders = orders
         self._pools = pools
         self._work = work
+        self._secrets = secrets
         self._wake = wake
         self._arrived = arrived
         self._slots = asyncio.Semaphore(IMPORTS)
@@ -75,6 +88,14 @@ class Images:
             return result
         image = await driver.image(wanted.image.uid)
         if image is not None:
+            pinned = wanted.oci.digest if wanted.oci is not None else None
+            if pinned is not None and image.digest != pinned:
+                raise StorageError(
+                    f"The pool has this image as {image.digest}, not {pinned}. Delete the machines made from it here;"
+                    " then remove the image and make a new one.",
+                    reason="ImageConflict",
+                    retryable=False,
+                )
             self._work.settled(order.name)
             await self._orders.report(order, _ready(order, image))
             return Done()
@@ -86,9 +107,35 @@ class Images:
     ) -> None:
         async with self._slots:
             await driver.prepare()
-            await driver.import_image(wanted.image, wanted.http, progress)
+            await driver.import_image(wanted.image, await self._source(wanted), progress)
         log.info("import done", order=order.name, image=order.spec.for_.name)
         self._arrived(wanted.image.uid)
+
+    async def _source(self, wanted: ImageImport) -> ImageSource:
+        """Where the image comes from, with the login to it. Raises `StorageError`."""
+        if wanted.http is not None:
+            return wanted.http
+        if wanted.oci is None:
+            raise StorageError(
+                "The order names no source that this agent knows. Update the agent.",
+                reason="SourceUnknown",
+                retryable=False,
+            )
+        if wanted.oci.secret is None:
+            return RegistrySource(wanted.oci)
+        try:
+            login = await self._secrets.read(wanted.oci.secret, "the login to the registry")
+            return RegistrySource(wanted.oci, Login(login["username"].decode(), login["password"].decode()))
+        except Missing as missing:
+            raise StorageError(f"{missing}.", reason=missing.reason) from None
+        except (KeyError, UnicodeDecodeError):
+            raise StorageError(
+                "The Secret for the registry has no user name and password in it.", reason="SecretUnreadable"
+            ) from None
+        except KubeError as error:
+            raise StorageError(
+                f"The login to the registry could not be read: {error}.", reason="ApiUnavailable"
+            ) from error
 
 
 def _ready(order: WorkOrder, image: StoredImage) -> WorkOrderStatus:
@@ -96,6 +143,10 @@ def _ready(order: WorkOrder, image: StoredImage) -> WorkOrderStatus:
         observed_generation=order.metadata.generation,
         state=WorkState.READY,
         disk=DiskFacts(
-            sha256=image.sha256, format=image.source_format, virtual_size=image.virtual_size, size=image.size
+            sha256=image.sha256,
+            digest=image.digest,
+            format=image.source_format,
+            virtual_size=image.virtual_size,
+            size=image.size,
         ),
     )

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import Awaitable, Callable, Mapping
 
 from kumulus.api.host import InstanceDisk, InstanceOrder, SeedRef, WorkOrder
-from kumulus.kube.builtin import SECRET
-from kumulus.kube.client import KubeClient
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_scope import (
     Attach,
@@ -25,6 +21,7 @@ from kumulus_agents.agent.instance_scope import (
 )
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.pools import Pools
+from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, Hypervisor, Marks
 
 SLOW = 1.0
@@ -35,11 +32,8 @@ SEED_DISK = "seed"
 class InstanceSteps:
     """The hands of the agent on one host's machines."""
 
-    def __init__(
-        self, client: KubeClient, namespace: str, hypervisor: Hypervisor, pools: Pools, files: InstanceFiles
-    ) -> None:
-        self._client = client
-        self._namespace = namespace
+    def __init__(self, secrets: Secrets, hypervisor: Hypervisor, pools: Pools, files: InstanceFiles) -> None:
+        self._secrets = secrets
         self._hypervisor = hypervisor
         self._pools = pools
         self._files = files
@@ -129,13 +123,7 @@ class InstanceSteps:
     async def _seed(self, seed: SeedRef) -> Mapping[str, bytes]:
         if seed.secret is None:
             return {name: text.encode() for name, text in (seed.data or {}).items()}
-        secret = await self._client.find(SECRET, seed.secret, self._namespace)
-        if secret is None:
-            raise Missing("SecretNotFound", f"the Secret {seed.secret} with the first-boot data is not there")
-        try:
-            return {name: base64.b64decode(data, validate=True) for name, data in (secret.get("data") or {}).items()}
-        except binascii.Error:
-            raise Missing("SecretUnreadable", f"the Secret {seed.secret} is not valid base64") from None
+        return await self._secrets.read(seed.secret, "the first-boot data")
 
     async def _remove(self, order: InstanceOrder) -> None:
         """What was made for the machine alone; volumes have a life of their own."""

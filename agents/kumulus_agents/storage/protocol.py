@@ -7,10 +7,10 @@ at any line: a half-made file is never taken for a whole one.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from kumulus.api.host import HttpFetch, ImageRef, VolumeOrigin
+from kumulus.api.host import HttpFetch, ImageRef, OciFetch, VolumeOrigin
 
 
 class StorageError(Exception):
@@ -36,6 +36,26 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """Who asks a registry. Never in a log, a status, an argument or a file."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySource:
+    """An image in a registry, and what opens that."""
+
+    fetch: OciFetch
+    login: Login | None = None
+
+
+ImageSource = HttpFetch | RegistrySource
+"""Where an image comes from."""
+
+
+@dataclass(frozen=True, slots=True)
 class StoredImage:
     """An image that is whole, verified and converted, in the pool."""
 
@@ -50,6 +70,8 @@ class StoredImage:
     virtual_size: int
     size: int
     """Bytes it takes."""
+    digest: str | None = None
+    """What its reference was resolved to, of an image from a registry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +113,18 @@ Resize = Callable[[int], Awaitable[None]]
 """Has the emulator that uses a volume make its disk so many bytes large; returns when it is."""
 
 
+def same(found: StoredImage, image: ImageRef, source: ImageSource) -> StoredImage:
+    """The image that was found in a pool, if it is the wanted one. Raises `StorageError(reason="ImageConflict")`."""
+    pinned = source.fetch.digest if isinstance(source, RegistrySource) else None
+    if (image.sha256 or found.sha256) != found.sha256 or (pinned or found.digest) != found.digest:
+        raise StorageError(
+            "The pool has this image with another checksum. Remove the image and make a new one.",
+            reason="ImageConflict",
+            retryable=False,
+        )
+    return found
+
+
 class StorageDriver(Protocol):
     """A pool as this host sees it."""
 
@@ -100,9 +134,11 @@ class StorageDriver(Protocol):
     async def image(self, uid: str) -> StoredImage | None:
         """The image of that uid, if it is whole."""
 
-    async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
+    async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
         """Bring an image into the pool: fetch (resuming a cut transfer), verify while streaming, unpack, inspect by a
         parser that does not trust it, convert, all in a cage. There already: nothing. Cancelling leaves a resumable part.
+
+        A registry's reference is resolved once: what it was resolved to is in the image's `digest`.
 
         Raises `StorageError`; nothing of a refused image stays.
         """

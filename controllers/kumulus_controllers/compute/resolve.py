@@ -14,6 +14,7 @@ from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import ClusterImage, ImagePhase
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.planning.views import Demand, Request
+from kumulus_controllers.storage.image import image_ref
 from kumulus_controllers.storage.volume_plan import MADE_FOR, Lack, Wanted
 
 
@@ -68,7 +69,7 @@ class Resolution:
                 kind=disk.image.KIND.kind,
                 name=disk.image.name,
                 uid=disk.image.uid,
-                sha256=disk.image.spec.checksum.sha256,
+                sha256=image_ref(disk.image).sha256 or "",
             )
             for disk in self.disks
         )

@@ -28,6 +28,13 @@ from kumulus.api.volumes import ReclaimPolicy, VolumeSource
 
 GROUP = f"storage.{DOMAIN}"
 
+SecretName = Annotated[
+    str,
+    StringConstraints(
+        min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+    ),
+]
+
 Sha256 = Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -52,18 +59,58 @@ class HttpSource(Model):
     )
 
 
+class OciLayout(StrEnum):
+    """How a disk image lies in a registry."""
+
+    AUTO = "Auto"
+    ARTIFACT = "Artifact"
+    CONTAINER_DISK = "ContainerDisk"
+
+
+class OciSource(Model):
+    """An image in an OCI registry. Always over TLS."""
+
+    reference: str = Field(
+        description="Registry, repository and perhaps a tag and a digest, such as quay.io/containerdisks/debian:12; the tag is latest when there is neither. A tag is looked up once: the digest that it had at the first import is kept in the status.",
+        max_length=512,
+        json_schema_extra=cel(
+            Rule(
+                r"self.matches('^([a-z0-9]([a-z0-9-]*[.])+[a-z0-9-]*[a-z0-9](:[0-9]{1,5})?|[a-z0-9][a-z0-9-]*:[0-9]{1,5})"
+                r"(/[a-z0-9]+(([.]|_|__|-+)[a-z0-9]+)*)+(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[a-f0-9]{64})?$')",
+                "must name a registry, a repository and perhaps a tag and a sha256 digest, such as quay.io/containerdisks/debian:12",
+            )
+        ),
+    )
+    secret: SecretName | None = Field(
+        default=None,
+        description="Name of a Secret of type kubernetes.io/dockerconfigjson in the image's namespace (kumulus-system for a ClusterImage) that has a login to the registry.",
+    )
+    ca_bundle: str | None = Field(
+        default=None,
+        description="PEM certificates to trust for this source, instead of the host's own.",
+        max_length=65536,
+    )
+    layout: OciLayout = Field(
+        default=OciLayout.AUTO,
+        description="Artifact: the one layer that is the file, as oras pushes it. ContainerDisk: a container image whose largest layer has exactly one file below disk/. Auto: by what the manifest says it is.",
+    )
+
+
 class ImageSource(Model):
     """Where the image comes from."""
 
-    rules = (Rule("has(self.http)", "an image needs a source: set http", field=".http"),)
+    rules = (Rule("has(self.http) != has(self.oci)", "an image needs one source: set exactly one of http and oci"),)
 
     http: HttpSource | None = Field(default=None, description="From a web server.")
+    oci: OciSource | None = Field(default=None, description="From an OCI registry.")
 
 
 class Checksum(Model):
     """What the bytes must add up to."""
 
-    sha256: Sha256 = Field(description="SHA-256 of the file as it is downloaded, 64 hexadecimal digits.")
+    sha256: Sha256 = Field(
+        description="SHA-256 of the file as it is downloaded, 64 hexadecimal digits; of a registry, of the layer."
+    )
 
 
 class ImageFormat(StrEnum):
@@ -102,8 +149,20 @@ class OperatingSystem(Model):
 class ImageSpec(Model):
     """What the image is and where it comes from."""
 
+    rules = (
+        Rule(
+            "has(self.checksum) || !has(self.source.http)",
+            "an image from a web server needs its checksum: set checksum.sha256",
+            field=".checksum",
+        ),
+    )
+
     source: ImageSource = Field(description="Where it comes from.", json_schema_extra=immutable("source"))
-    checksum: Checksum = Field(description="What it must add up to.", json_schema_extra=immutable("checksum"))
+    checksum: Checksum | None = Field(
+        default=None,
+        description="What it must add up to. Not needed for a registry, which says so itself: every download is verified against the digest in its manifest.",
+        json_schema_extra=immutable("checksum"),
+    )
     compression: Compression = Field(
         default=Compression.NONE,
         description="How the download is packed. It is unpacked after its checksum was verified.",
@@ -163,7 +222,10 @@ class ImageStatus(Status):
 
     phase: ImagePhase | None = Field(default=None, description="The state in one word.")
     progress: Progress | None = Field(default=None, description="How far the import is.")
-    sha256: str | None = Field(default=None, description="The digest as verified.")
+    sha256: str | None = Field(default=None, description="SHA-256 of the download, as verified.")
+    digest: str | None = Field(
+        default=None, description="What the reference of a registry was resolved to at the first import; kept."
+    )
     format: str | None = Field(default=None, description="What it turned out to be.")
     virtual_size: Bytes | None = Field(default=None, description="Size of the disk inside.")
     size: MeasuredBytes | None = Field(default=None, description="What it takes in a pool.")

@@ -41,6 +41,13 @@ def resolve(session: Session, name: str, namespace: str) -> Raw | None:
     return session.cluster.find(ClusterImage.KIND, name)
 
 
+def _source(image: AnyImage) -> str:
+    source = image.spec.source
+    if source.oci is not None:
+        return source.oci.reference
+    return source.http.url if source.http is not None else ""
+
+
 def _reason(image: AnyImage) -> str:
     ready = image.status.condition("Ready")
     return ready.reason if ready is not None and ready.status != "True" else ""
@@ -91,8 +98,9 @@ def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", 
             ("Of", f"namespace {image.namespace}" if image.namespace else "the cluster"),
             ("Phase", status.phase or "-"),
             ("Progress", progress(image)),
-            ("Source", image.spec.source.http.url if image.spec.source.http else ""),
-            ("SHA-256", image.spec.checksum.sha256),
+            ("Source", _source(image)),
+            ("Digest", status.digest or ""),
+            ("SHA-256", image.spec.checksum.sha256 if image.spec.checksum else status.sha256 or ""),
             ("Compression", "" if image.spec.compression is Compression.NONE else image.spec.compression),
             ("Format", image.spec.format),
             ("Disk size", size(status.virtual_size) if status.virtual_size else ""),

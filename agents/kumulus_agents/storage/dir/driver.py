@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from weakref import WeakValueDictionary
 
-from kumulus.api.host import HttpFetch, ImageRef, PoolRef, VolumeOrigin
+from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.dir import disks, images, volumes
@@ -17,6 +17,7 @@ from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
+    ImageSource,
     ImportProgress,
     ProgressListener,
     Resize,
@@ -26,6 +27,7 @@ from kumulus_agents.storage.protocol import (
     StoredImage,
     StoredVolume,
     Usage,
+    same,
 )
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
@@ -56,7 +58,7 @@ class DirStorage:
         with told_as("look for the image"):
             return await in_thread(self._stored, uid_of(uid))
 
-    async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
+    async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
         """See `StorageDriver.import_image`. Requests at the same time import once."""
         uid = uid_of(image.uid)
         async with self._lock(f"image {uid}"):
@@ -77,13 +79,7 @@ class DirStorage:
                     found = await in_thread(self._stored, uid)
         if found is None:
             raise StorageError("The image was removed while it was imported.", reason="ImageNotReady")
-        if found.sha256 != image.sha256:
-            raise StorageError(
-                "The pool has this image with another checksum. Remove the image and make a new one.",
-                reason="ImageConflict",
-                retryable=False,
-            )
-        return found
+        return same(found, image, source)
 
     async def remove_image(self, uid: str) -> None:
         """See `StorageDriver.remove_image`."""
