@@ -17,7 +17,7 @@ from typing import Any
 from kumulus.api.base import Kind
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import PoolRef, WorkOrder
-from kumulus.api.storage import PoolParameters
+from kumulus.api.pools import PoolParameters
 from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import KubeError

@@ -1,5 +1,7 @@
 """A real registry for a test: Debian's docker-registry, with TLS and a user, and pushes to it by oras."""
 
+# ruff: noqa: ASYNC220, ASYNC240 - small files and one child, in tests
+
 from __future__ import annotations
 
 import asyncio

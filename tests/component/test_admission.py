@@ -48,6 +48,9 @@ GONE = object()
 """As a value: take the field away."""
 
 POOL = {"uid": UID, "name": "local", "driver": "dir", "parameters": {"path": "/var/lib/kumulus/pool"}}
+NFS: Raw = {"server": "nfs.example.com", "path": "/export/kumulus", "version": "4.2", "mountOptions": ["noatime"]}
+RBD: Raw = {"monitors": ["10.0.0.1", "[fd00::1]:6789"], "pool": "vms", "user": "kumulus", "secret": {"name": "ceph"}}
+LVM: Raw = {"volumeGroup": "vg0", "thinPool": "thin"}
 ORDERED_IMAGE = {"uid": UID, "sha256": SHA, "format": "qcow2"}
 INSTANCE = {
     "uid": UID,
@@ -285,6 +288,46 @@ BAD = [
     ),
     Bad(StoragePool, "spec.parameters", GONE, "spec.parameters.path"),
     Bad(StoragePool, "spec.parameters", {}, "spec.parameters.path"),
+    Bad(StoragePool, "spec", {"driver": "nfs"}, "spec.parameters.nfs"),
+    Bad(StoragePool, "spec", {"driver": "nfs", "parameters": {"rbd": RBD}}, "spec.parameters.rbd"),
+    Bad(StoragePool, "spec", {"driver": "nfs", "parameters": {"nfs": NFS, "path": "/x"}}, "spec.parameters.path"),
+    Bad(StoragePool, "spec", {"driver": "nfs", "parameters": {"nfs": NFS, "shared": True}}, "spec.parameters.shared"),
+    Bad(StoragePool, "spec.parameters.lvm", LVM),
+    *(
+        Bad(StoragePool, "spec", {"driver": "nfs", "parameters": {"nfs": {**NFS, **wrong}}}, "spec.parameters.nfs")
+        for wrong in (
+            {"server": ""},
+            {"server": "a,b"},
+            {"server": "-o"},
+            {"server": "nfs.example.com:/x"},
+            {"server": "UPPER"},
+            {"path": "relative"},
+            {"path": "/a,b"},
+            {"path": "/a/../b"},
+            {"version": "2"},
+            {"mountOptions": ["soft"]},
+            {"mountOptions": ["nolock"]},
+            {"mountOptions": ["noatime,suid"]},
+            {"mountOptions": ["nconnect=17"]},
+        )
+    ),
+    *(
+        Bad(StoragePool, "spec", {"driver": "rbd", "parameters": {"rbd": {**RBD, **wrong}}}, "spec.parameters.rbd")
+        for wrong in (
+            {"monitors": []},
+            {"monitors": ["a;b"]},
+            {"monitors": ["a:b:c"]},
+            {"pool": "a/b"},
+            {"pool": "-a"},
+            {"namespace": "a@b"},
+            {"user": "a:key=x"},
+            {"secret": {"name": "../x"}},
+        )
+    ),
+    *(
+        Bad(StoragePool, "spec", {"driver": "lvm", "parameters": {"lvm": {**LVM, **wrong}}}, "spec.parameters.lvm")
+        for wrong in ({"volumeGroup": "a/b"}, {"volumeGroup": "-a"}, {"volumeGroup": ".."}, {"thinPool": "a b"})
+    ),
     Bad(WorkOrder, "spec.instance", GONE, "field named like spec.type"),
     Bad(WorkOrder, "spec.type", "Pool", "field named like spec.type"),
     Bad(WorkOrder, "spec.pool", {"pool": POOL}, "field named like spec.type"),
@@ -301,7 +344,7 @@ BAD = [
     Bad(Image, "spec.format", "vdi"),
     Bad(Image, "spec.compression", "lz4"),
     Bad(Image, "spec.compression", ""),
-    Bad(StoragePool, "spec.driver", "nfs"),
+    Bad(StoragePool, "spec.driver", "zfs"),
     Bad(Host, "spec.hypervisor", "xen"),
     Bad(Host, "spec.taints.0.effect", "NoExecute", "spec.taints[0].effect"),
     Bad(WorkOrder, "spec.type", "Reboot"),
@@ -524,6 +567,7 @@ CHANGES = [
     Change(Image, "spec.format", "raw"),
     Change(ClusterImage, "spec.format", "raw"),
     Change(StoragePool, "spec.parameters.path", "/srv/other", "spec.parameters"),
+    Change(StoragePool, "spec.parameters.shared", True, "spec.parameters"),
     Change(Host, "spec.zone", "z2"),
     Change(Host, "spec.hypervisor", "simulated"),
     Change(WorkOrder, "spec.term", 4),
@@ -605,6 +649,11 @@ def test_the_rest_can_change(api: Cluster, namespace: str, change: Change) -> No
 
 
 GOOD_VARIANTS = [
+    (StoragePool, {"driver": "dir", "parameters": {"path": "/var/lib/kumulus/pools/a", "shared": True}}),
+    (StoragePool, {"driver": "nfs", "parameters": {"nfs": NFS}}),
+    (StoragePool, {"driver": "nfs", "parameters": {"nfs": {"server": "fd00::1", "path": "/vol"}}}),
+    (StoragePool, {"driver": "rbd", "parameters": {"rbd": RBD}}),
+    (StoragePool, {"driver": "lvm", "parameters": {"lvm": LVM}}),
     *((resource, None) for resource in GOOD),
     *((WorkOrder, {"for": FOR, **order}) for order in ORDERS.values()),
     (VirtualMachine, {"instanceType": "small"}),

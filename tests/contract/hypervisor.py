@@ -31,6 +31,7 @@ from kumulus_agents.hypervisor.protocol import (
     HypervisorError,
     Marks,
 )
+from kumulus_agents.storage.source import FileSource
 
 
 class World(ABC):
@@ -135,7 +136,7 @@ VERBS: tuple[Callable[[Hypervisor, str], Awaitable[None]], ...] = (
     lambda hypervisor, uid: hypervisor.pause(uid),
     lambda hypervisor, uid: hypervisor.resume(uid),
     lambda hypervisor, uid: hypervisor.force_off(uid),
-    lambda hypervisor, uid: hypervisor.attach_disk(uid, DomainDisk("data", "/nowhere", "raw", volume=uid)),
+    lambda hypervisor, uid: hypervisor.attach_disk(uid, DomainDisk("data", FileSource("/nowhere"), "raw", volume=uid)),
     lambda hypervisor, uid: hypervisor.detach_disk(uid, uid),
     lambda hypervisor, uid: hypervisor.remove(uid),
 )

@@ -14,6 +14,7 @@ from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec
+from kumulus_agents.storage.source import FileSource
 from tests.contract import guest
 from tests.contract.guest import Guest
 from tests.contract.hypervisor import World, eventually, new_marks
@@ -47,18 +48,18 @@ class LibvirtWorld(World):
         disk = home / "root.qcow2"
         command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(self._images[kind]), str(disk)]
         subprocess.run(command, check=True)
-        disks = (DomainDisk("root", str(disk), "qcow2", boot_order=1),)
+        disks = (DomainDisk("root", FileSource(str(disk)), "qcow2", boot_order=1),)
         return DomainSpec(marks, cpus=1, memory=MEMORY, disks=disks, console_log=str(home / "console.log"))
 
     def volume(self) -> DomainDisk:
         volume = str(uuid.uuid4())
         path = self.directory / f"{volume}.qcow2"
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(VOLUME)], check=True)
-        return DomainDisk("data", str(path), "qcow2", volume=volume)
+        return DomainDisk("data", FileSource(str(path)), "qcow2", volume=volume)
 
     def broken_spec(self) -> DomainSpec:
         spec = self.spec()
-        return replace(spec, disks=(replace(spec.disks[0], path=str(self.directory / "missing.qcow2")),))
+        return replace(spec, disks=(replace(spec.disks[0], source=FileSource(str(self.directory / "missing.qcow2"))),))
 
     def console(self, spec: DomainSpec, limit: int = 65536) -> str:
         """What the guest printed."""

@@ -31,6 +31,7 @@ from kumulus_agents.hypervisor.protocol import (
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.source import FileSource
 from tests.contract import guest
 from tests.contract.guest import Guest
 from tests.contract.hypervisor import Heard, HypervisorContract, detached, eventually, stopped, the, volume_of
@@ -371,7 +372,7 @@ class TestVolumes:
         stored = await pool.ensure_volume(volume := str(uuid.uuid4()), 16 << 20, None, False)
         copies = VolumeOrigin(volume=volume)
         async with connected(world) as (driver, _):
-            spec, disk = world.spec(), DomainDisk("data", stored.path, stored.format, volume=volume)
+            spec, disk = world.spec(), DomainDisk("data", stored.source, stored.format, volume=volume)
             uid = spec.marks.uid
             await driver.start(spec)
             await driver.attach_disk(uid, disk)
@@ -451,9 +452,9 @@ class TestFiles:
             (directory / name).write_bytes(b"\0" * (1 << 20))
         disks = (
             *spec.disks,
-            DomainDisk("seed", str(directory / "seed.iso"), "raw", read_only=True, cdrom=True),
-            DomainDisk("keys", str(directory / "seed.iso"), "raw", read_only=True),
-            DomainDisk("data", str(directory / "data.raw"), "raw"),
+            DomainDisk("seed", FileSource(str(directory / "seed.iso")), "raw", read_only=True, cdrom=True),
+            DomainDisk("keys", FileSource(str(directory / "seed.iso")), "raw", read_only=True),
+            DomainDisk("data", FileSource(str(directory / "data.raw")), "raw"),
         )
         async with connected(world) as (driver, _):
             await driver.start(replace(spec, disks=disks))

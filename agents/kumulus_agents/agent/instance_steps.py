@@ -23,6 +23,7 @@ from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, Hypervisor, Marks
+from kumulus_agents.storage.source import FileSource
 
 SLOW = 1.0
 """A start that takes longer than this, in seconds, is worth a word."""
@@ -93,10 +94,10 @@ class InstanceSteps:
             elif disk.image is not None:
                 pool = self._pools.driver(disk.pool)
                 stored = await pool.ensure_disk(order.uid, disk.name, disk.image.uid, disk.size)
-                disks.append(DomainDisk(disk.name, stored.path, stored.format, boot_order=disk.boot_order))
+                disks.append(DomainDisk(disk.name, stored.source, stored.format, boot_order=disk.boot_order))
         path = await self._files.prepare(order.uid, seed)
         if path is not None:
-            disks.append(DomainDisk(SEED_DISK, str(path), "raw", read_only=True, cdrom=True))
+            disks.append(DomainDisk(SEED_DISK, FileSource(str(path)), "raw", read_only=True, cdrom=True))
         await self._hypervisor.start(
             DomainSpec(
                 marks=marks,
@@ -118,7 +119,7 @@ class InstanceSteps:
             raise Missing(
                 "VolumeNotReady", f"the volume of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
             )
-        return DomainDisk(disk.name, stored.path, stored.format, boot_order=disk.boot_order, volume=volume)
+        return DomainDisk(disk.name, stored.source, stored.format, boot_order=disk.boot_order, volume=volume)
 
     async def _seed(self, seed: SeedRef) -> Mapping[str, bytes]:
         if seed.secret is None:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from kumulus.api.compute import PowerState
+from kumulus_agents.storage.source import DiskSource
 
 
 class HypervisorError(Exception):
@@ -35,8 +36,8 @@ class DomainDisk:
 
     name: str
     """Serial that the guest sees, at most 20 characters of it."""
-    path: str
-    """Absolute path of the file, made by a storage driver."""
+    source: DiskSource
+    """Where it is, said by a storage driver."""
     format: str
     """qcow2 or raw; pinned, never guessed."""
     boot_order: int | None = None
@@ -47,6 +48,11 @@ class DomainDisk:
     volume: str | None = None
     """Uid of the Volume that it is: it can come and go while the machine is on. None: it stays."""
 
+    @property
+    def path(self) -> str:
+        """Of its source."""
+        return self.source.path
+
 
 @dataclass(frozen=True, slots=True)
 class AttachedDisk:
@@ -55,6 +61,7 @@ class AttachedDisk:
     name: str
     """Serial that the guest sees."""
     path: str
+    """Of its source."""
     volume: str | None = None
     """Uid of the Volume that it is."""
 

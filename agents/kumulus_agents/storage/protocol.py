@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kumulus.api.host import HttpFetch, ImageRef, OciFetch, VolumeOrigin
+from kumulus_agents.storage.source import DiskSource
 
 
 class StorageError(Exception):
@@ -78,21 +79,31 @@ class StoredImage:
 class StoredDisk:
     """A disk in the pool."""
 
-    path: str
+    source: DiskSource
     format: str
     virtual_size: int
+
+    @property
+    def path(self) -> str:
+        """Of its source."""
+        return self.source.path
 
 
 @dataclass(frozen=True, slots=True)
 class StoredVolume:
     """A volume that is whole, in the pool."""
 
-    path: str
+    source: DiskSource
     format: str
     virtual_size: int
     """Bytes of the disk inside, as it is now: an emulator may have grown it."""
     used: int
     """Bytes it takes."""
+
+    @property
+    def path(self) -> str:
+        """Of its source."""
+        return self.source.path
 
 
 @dataclass(frozen=True, slots=True)

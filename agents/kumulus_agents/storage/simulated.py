@@ -26,6 +26,7 @@ from kumulus_agents.storage.protocol import (
 )
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.source import FileSource
 
 _STEPS = 4
 _THIN = 200 << 10
@@ -134,7 +135,7 @@ class SimulatedStorage:
                 retryable=False,
             )
         made = StoredDisk(
-            f"{self._path}/disks/{owner}/{disk}.qcow2", "qcow2", whole_sectors(size or image.virtual_size)
+            FileSource(f"{self._path}/disks/{owner}/{disk}.qcow2"), "qcow2", whole_sectors(size or image.virtual_size)
         )
         return self.state.disks.setdefault(owner, {}).setdefault(name, (image_uid, made))[1]
 
@@ -179,7 +180,9 @@ class SimulatedStorage:
             if source is not None and progress is not None:
                 Pace(progress).stage("Copying", used, used)
             whole = whole_sectors(wanted)
-            made = StoredVolume(f"{self._path}/volumes/{uid}.qcow2", "qcow2", whole, whole if thick else used)
+            made = StoredVolume(
+                FileSource(f"{self._path}/volumes/{uid}.qcow2"), "qcow2", whole, whole if thick else used
+            )
             self.state.volumes[uid] = (None if thick else image, made)
             return made
 

@@ -16,8 +16,9 @@ from pydantic import Field, StringConstraints
 from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
 from kumulus.api.compute import DiskName, PowerState, RestartPolicy, Stop
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
+from kumulus.api.pools import PoolDriver, PoolParameters, is_shared
 from kumulus.api.snapshots import Indication, QuiesceMode
-from kumulus.api.storage import Compression, ImageFormat, OciLayout, PoolDriver, PoolParameters, Progress, Sha256
+from kumulus.api.storage import Compression, ImageFormat, OciLayout, Progress, Sha256
 
 GROUP = f"host.{DOMAIN}"
 
@@ -54,6 +55,11 @@ class PoolRef(Model):
     name: str = Field(description="Its name, for people.", max_length=63)
     driver: PoolDriver = Field(description="How disks are kept.")
     parameters: PoolParameters = Field(default_factory=PoolParameters, description="What the driver has to know.")
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is one and the same pool on all of its hosts: other agents work in it too."""
+        return is_shared(self.driver, self.parameters)
 
 
 class ImageRef(Model):
@@ -513,4 +519,9 @@ def console_order_name(request_uid: str) -> str:
 
 def pool_order_name(pool_uid: str) -> str:
     """Name of the work order of a pool's presence on a host."""
+    return f"pool-{pool_uid}"
+
+
+def pool_secret_name(pool_uid: str) -> str:
+    """Name of the copy, in a host's namespace, of the Secret that a pool's parameters name."""
     return f"pool-{pool_uid}"

@@ -23,6 +23,7 @@ from kumulus.api.base import (
 )
 from kumulus.api.compute import DnsLabel
 from kumulus.api.placement import Selector
+from kumulus.api.pools import PARAMETER_RULES, PoolDriver, PoolParameters, is_shared
 from kumulus.api.quantity import Amount, Bytes, DiskSize, MeasuredBytes, Memory
 from kumulus.api.volumes import ReclaimPolicy, VolumeSource
 
@@ -280,33 +281,10 @@ class ClusterImage(Resource):
     status: ImageStatus = Field(default_factory=ImageStatus, description="What is known of it.")
 
 
-class PoolDriver(StrEnum):
-    """How a pool keeps its disks."""
-
-    DIR = "dir"
-
-
-class PoolParameters(Model):
-    """What the driver has to know."""
-
-    path: str | None = Field(
-        default=None,
-        description="dir: directory on each host, an absolute path below one of the roots the agents allow.",
-        max_length=255,
-        pattern=r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$",
-    )
-
-
 class StoragePoolSpec(Model):
     """Where disks live."""
 
-    rules = (
-        Rule(
-            "self.driver != 'dir' || (has(self.parameters) && has(self.parameters.path))",
-            "driver dir needs parameters.path",
-            field=".parameters.path",
-        ),
-    )
+    rules = PARAMETER_RULES
 
     driver: PoolDriver = Field(description="How disks are kept.", json_schema_extra=immutable("driver"))
     parameters: PoolParameters = Field(
@@ -322,8 +300,15 @@ class StoragePoolSpec(Model):
         ge=1,
         le=100,
     )
-    reserved: Amount = Field(default="0", description="Space on each host that is never given out.")
+    reserved: Amount = Field(
+        default="0", description="Space that is never given out: on each host, or of a shared pool once."
+    )
     maintenance: bool = Field(default=False, description="No new disks while true.")
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is one and the same pool on all of its hosts."""
+        return is_shared(self.driver, self.parameters)
 
 
 class PoolHost(Model):
@@ -340,8 +325,10 @@ class StoragePoolStatus(Status):
     """What is known of the pool."""
 
     phase: str | None = Field(default=None, description="Pending, Ready, Degraded or Maintenance.")
-    capacity: MeasuredBytes | None = Field(default=None, description="Space on all hosts together.")
-    used: MeasuredBytes | None = Field(default=None, description="Space in use on all hosts together.")
+    capacity: MeasuredBytes | None = Field(
+        default=None, description="Space on all hosts together; of a shared pool counted once."
+    )
+    used: MeasuredBytes | None = Field(default=None, description="Space in use, counted likewise.")
     ready_hosts: int | None = Field(default=None, description="Hosts on which it can be used.")
     hosts: tuple[PoolHost, ...] = Field(
         default=(),
@@ -485,7 +472,10 @@ class VolumeStatus(Status):
 
     phase: VolumePhase | None = Field(default=None, description="The state in one word.")
     pool: str | None = Field(default=None, description="The StoragePool it is in.")
-    host: str | None = Field(default=None, description="The host that has it, for a pool that is local to hosts.")
+    host: str | None = Field(
+        default=None,
+        description="The host that has it; in a pool that hosts share, the one whose agent sees to it now.",
+    )
     size: Bytes | None = Field(default=None, description="Size of the disk as it is now.")
     used: MeasuredBytes | None = Field(default=None, description="What it takes in the pool.")
     attached_to: Attachment | None = Field(default=None, description="The one machine that may write to it.")

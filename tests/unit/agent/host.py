@@ -15,7 +15,7 @@ from typing import Any
 from kumulus.api.base import FINALIZER
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import PoolRef, WorkOrder, instance_order_name, volume_order_name
-from kumulus.api.storage import PoolParameters
+from kumulus.api.pools import PoolParameters
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient
 from kumulus_agents.agent.agent import Agent, Drivers, Place

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kumulus.api.compute import PowerState, RestartPolicy, Stop, StopMode
 from kumulus.api.host import InstanceDisk, InstanceFacts, InstanceOrder, PoolRef, WorkOrderStatus, WorkState
-from kumulus.api.storage import PoolDriver
+from kumulus.api.pools import PoolDriver
 from kumulus_agents.agent import instance_memory, instance_plan, instance_status
 from kumulus_agents.agent.hold import Hold
 from kumulus_agents.agent.instance_scope import (

@@ -15,16 +15,24 @@ from kumulus.api.compute import PowerState
 from kumulus_agents.hypervisor.libvirt import allowlist, attached, marks
 from kumulus_agents.hypervisor.libvirt.domain_xml import Platform, as_attached, render, render_volume
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, HypervisorError, Marks
+from kumulus_agents.storage.source import BlockSource, FileSource, RbdSource
 
 GOLDEN = Path(__file__).parent / "golden"
 UID = "6f1c2d7e-0b51-4f0c-9a57-3c1d5e8f9a01"
 MARKS = Marks(UID, 3, "tenant-a", "web", PowerState.RUNNING, restart_request="2026-11-20 again", restarts=2)
-ROOT = DomainDisk("root", f"/var/lib/kumulus/pools/p/{UID}-root.qcow2", "qcow2", boot_order=1)
-DATA = DomainDisk("a-name-of-more-than-twenty", "/var/lib/kumulus/pools/p/data", "raw", boot_order=2)
-SEED = DomainDisk("seed", "/var/lib/kumulus/instances/seed.iso", "raw", read_only=True, cdrom=True)
-KEYS = DomainDisk("keys", "/var/lib/kumulus/instances/keys.img", "raw", read_only=True)
+ROOT = DomainDisk("root", FileSource(f"/var/lib/kumulus/pools/p/{UID}-root.qcow2"), "qcow2", boot_order=1)
+DATA = DomainDisk("a-name-of-more-than-twenty", FileSource("/var/lib/kumulus/pools/p/data"), "raw", boot_order=2)
+SEED = DomainDisk("seed", FileSource("/var/lib/kumulus/instances/seed.iso"), "raw", read_only=True, cdrom=True)
+KEYS = DomainDisk("keys", FileSource("/var/lib/kumulus/instances/keys.img"), "raw", read_only=True)
 VOLUME_UID = "0d6a5f52-2d4c-4a34-8a53-3f5a3b2f9d11"
-VOLUME = DomainDisk("pg", f"/var/lib/kumulus/pools/p/volumes/{VOLUME_UID}.qcow2", "qcow2", 3, volume=VOLUME_UID)
+VOLUME = DomainDisk(
+    "pg", FileSource(f"/var/lib/kumulus/pools/p/volumes/{VOLUME_UID}.qcow2"), "qcow2", 3, volume=VOLUME_UID
+)
+RBD = RbdSource(
+    ("10.0.0.1", "ceph-b.example.org:16789", "[fd00::c]:3300"), "vms", f"volume.{VOLUME_UID}", "kumulus", "c2VjcmV0"
+)
+NETWORK = DomainDisk("far", RBD, "raw", volume=VOLUME_UID)
+LVM = DomainDisk("near", BlockSource(f"/dev/vg0/disk.{UID}"), "raw")
 SPEC = DomainSpec(MARKS, cpus=2, memory=1 << 30, disks=(ROOT,), console_log="/var/lib/kumulus/instances/console.log")
 
 CASES = {
@@ -36,6 +44,7 @@ CASES = {
         Platform("kvm", buffered=frozenset({DATA.path})),
     ),
     "volumes": (replace(SPEC, disks=(ROOT, VOLUME, SEED)), Platform("kvm")),
+    "sources": (replace(SPEC, disks=(ROOT, NETWORK, LVM)), Platform("kvm")),
     "diskless": (replace(SPEC, disks=(), marks=replace(MARKS, restart_request=None)), Platform("tcg")),
 }
 
@@ -78,8 +87,8 @@ def test_a_users_text_stays_text(text: str, name: str) -> None:
 def test_a_hostile_disk_name_path_uid_or_cpu_is_refused_or_stays_in_its_place(text: str) -> None:
     specs = (
         (replace(SPEC, disks=(replace(ROOT, name=text),)), Platform("tcg")),
-        (replace(SPEC, disks=(replace(ROOT, path=text),)), Platform("tcg")),
-        (replace(SPEC, disks=(replace(ROOT, path="/pool/" + text),)), Platform("tcg")),
+        (replace(SPEC, disks=(replace(ROOT, source=FileSource(text)),)), Platform("tcg")),
+        (replace(SPEC, disks=(replace(ROOT, source=FileSource("/pool/" + text)),)), Platform("tcg")),
         (replace(SPEC, console_log=text), Platform("tcg")),
         (replace(SPEC, marks=replace(MARKS, uid=text)), Platform("tcg")),
         (SPEC, Platform("tcg", emulated_cpu=text)),
@@ -100,7 +109,7 @@ def test_a_hostile_disk_name_path_uid_or_cpu_is_refused_or_stays_in_its_place(te
         replace(SPEC, disks=(replace(ROOT, format="vmdk"),)),
         replace(SPEC, disks=(replace(ROOT, format="qcow2' /><hostdev"),)),
         replace(SPEC, disks=(ROOT, replace(DATA, boot_order=1))),
-        replace(SPEC, disks=(replace(ROOT, path="relative"),)),
+        replace(SPEC, disks=(replace(ROOT, source=FileSource("relative")),)),
         replace(SPEC, disks=(replace(ROOT, boot_order=0),)),
         replace(SPEC, disks=tuple(replace(ROOT, boot_order=None) for _ in range(27))),
         replace(SPEC, cpus=0),
@@ -157,13 +166,40 @@ def test_a_volume_is_the_same_disk_whether_it_was_there_at_the_start_or_came_lat
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_volume_is_refused_or_stays_in_its_place(text: str) -> None:
-    for volume in (replace(VOLUME, name=text), replace(VOLUME, path="/pool/" + text), replace(VOLUME, volume=text)):
+    for volume in (
+        replace(VOLUME, name=text),
+        replace(VOLUME, source=FileSource("/pool/" + text)),
+        replace(VOLUME, volume=text),
+    ):
         try:
             xml = render_volume(volume, "sdb", direct=True)
         except HypervisorError as error:
             assert (error.reason, error.retryable) == ("InvalidDomain", False)
         else:
             assert shape(xml) == shape(render_volume(VOLUME, "sdb", direct=True))
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "a/b", "a,b=c", ""])
+def test_a_hostile_network_disk_is_refused_or_stays_in_its_place(text: str) -> None:
+    for source in (
+        replace(RBD, pool=text),
+        replace(RBD, image=text),
+        replace(RBD, user=text),
+        replace(RBD, monitors=(*RBD.monitors[:2], text)),
+        replace(RBD, key=text),
+    ):
+        try:
+            xml = render_volume(replace(NETWORK, source=source), "sdb", direct=True)
+        except HypervisorError as error:
+            assert (error.reason, error.retryable) == ("InvalidDomain", False)
+        else:
+            assert source.key == text
+            assert xml == render_volume(replace(NETWORK, source=replace(source, key="other")), "sdb", direct=True)
+
+
+def test_a_key_is_in_no_definition_and_no_text() -> None:
+    assert RBD.key not in repr(NETWORK) + str(NETWORK) + render(*CASES["sources"])
+    assert NETWORK.path == f"rbd:vms/volume.{VOLUME_UID}"
 
 
 def test_the_disks_of_a_domain_are_found_in_its_xml() -> None:

@@ -11,6 +11,7 @@ from kumulus_agents.hypervisor.libvirt import acceleration, errors, inventory, v
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.libvirt.state import Exits, exit_of, state_of
 from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
+from kumulus_agents.storage.source import FileSource
 
 UID = "6f1c2d7e-0b51-4f0c-9a57-3c1d5e8f9a01"
 
@@ -141,7 +142,7 @@ def test_without_the_device_there_is_no_kvm(tmp_path: Path) -> None:
 
 
 def test_direct_leaves_what_cannot_be_opened_to_qemu(tmp_path: Path) -> None:
-    assert verbs.direct(str(tmp_path / "missing"))
+    assert verbs.direct(FileSource(str(tmp_path / "missing")))
 
 
 def test_unknown_settings_are_refused() -> None:

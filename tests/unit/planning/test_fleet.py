@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kumulus.api.host import PoolRef
 from kumulus.api.placement import Profile, Taint, TaintEffect, Toleration, TolerationOperator
-from kumulus.api.storage import PoolDriver
+from kumulus.api.pools import PoolDriver
 from kumulus_controllers.planning import filters, scorers
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Demand, HostView, Load, Placement, PoolView, Refusal, Request

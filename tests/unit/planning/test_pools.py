@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kumulus.api.host import PoolRef
-from kumulus.api.storage import PoolDriver
+from kumulus.api.pools import PoolDriver
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.pools import NO_POOL, NO_SPACE, Pools, choose, suits
 from kumulus_controllers.planning.views import (

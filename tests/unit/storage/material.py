@@ -18,7 +18,8 @@ import pytest
 import zstandard
 
 from kumulus.api.host import HttpFetch, ImageRef, PoolRef
-from kumulus.api.storage import Compression, ImageFormat, PoolDriver, PoolParameters
+from kumulus.api.pools import PoolDriver, PoolParameters
+from kumulus.api.storage import Compression, ImageFormat
 from kumulus_agents.storage.protocol import ImportProgress
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: images are read in a cage")

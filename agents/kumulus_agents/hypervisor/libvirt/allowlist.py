@@ -19,6 +19,8 @@ NUMBER = r"[1-9][0-9]{0,18}"
 COUNT = r"0|[1-9][0-9]{0,9}"
 ENCODED = r"[A-Za-z0-9_.~%/:+,@= -]{0,4096}"
 PATH = r"/[^\x00-\x1f\x7f]{1,1023}"
+DEVICE = r"/dev/[A-Za-z0-9_+./-]{1,255}"
+CEPH = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +68,14 @@ RULES: Mapping[str, Rule] = {
     "domain/pm/suspend-to-mem": Rule({"enabled": "no"}),
     "domain/pm/suspend-to-disk": Rule({"enabled": "no"}),
     "domain/devices": Rule(),
-    "domain/devices/disk": Rule({"type": "file", "device": "disk|cdrom"}, most=52),
+    "domain/devices/disk": Rule({"type": "file|block|network", "device": "disk|cdrom"}, most=52),
     "domain/devices/disk/driver": Rule(
         {"name": "qemu", "type": "qcow2|raw", "cache": "none|writeback", "discard": "unmap"}
     ),
-    "domain/devices/disk/source": Rule({"file": PATH}),
+    "domain/devices/disk/source": Rule({"file": PATH, "dev": DEVICE, "protocol": "rbd", "name": f"{CEPH}/{CEPH}"}),
+    "domain/devices/disk/source/host": Rule({"name": r"[A-Za-z0-9.:-]{1,253}", "port": r"[0-9]{1,5}"}, most=16),
+    "domain/devices/disk/source/auth": Rule({"username": CEPH}),
+    "domain/devices/disk/source/auth/secret": Rule({"type": "ceph", "uuid": UUID}),
     "domain/devices/disk/target": Rule({"dev": "[sv]d[a-z]", "bus": "virtio|scsi"}),
     "domain/devices/disk/serial": Rule(text=r"[A-Za-z0-9_.-]{1,20}"),
     "domain/devices/disk/boot": Rule({"order": NUMBER}),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from kumulus_agents.hypervisor.libvirt import sources
 from kumulus_agents.hypervisor.protocol import AttachedDisk, HypervisorError
 
 TARGETS = "abcdefghijklmnopqrstuvwxyz"
@@ -19,12 +20,10 @@ _ALIAS = re.compile(f"{VOLUME_ALIAS}([0-9a-f-]{{36}})")
 
 
 def disks(root: Element) -> tuple[AttachedDisk, ...]:
-    """The disks in a domain's XML that are files."""
+    """The disks in a domain's XML that have a source."""
     found = []
     for element in root.iterfind("devices/disk"):
-        source = element.find("source")
-        path = source.get("file") if source is not None else None
-        if path is not None:
+        if (path := sources.path_of(element)) is not None:
             found.append(AttachedDisk(element.findtext("serial") or "", path, _volume(element)))
     return tuple(found)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element, SubElement, indent, register_namespace, tostring
 
-from kumulus_agents.hypervisor.libvirt import allowlist, marks
+from kumulus_agents.hypervisor.libvirt import allowlist, marks, sources
 from kumulus_agents.hypervisor.libvirt.attached import TARGETS, VOLUME_ALIAS, too_many
 from kumulus_agents.hypervisor.protocol import AttachedDisk, DomainDisk, DomainSpec, HypervisorError
 
@@ -150,11 +150,11 @@ def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
 
 
 def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> None:
-    element = SubElement(devices, "disk", type="file", device="cdrom" if disk.cdrom else "disk")
+    element = SubElement(devices, "disk", type="", device="cdrom" if disk.cdrom else "disk")
     driver = SubElement(element, "driver", name="qemu", type=disk.format, cache="none" if direct else "writeback")
     if not (disk.cdrom or disk.read_only):
         driver.set("discard", "unmap")
-    SubElement(element, "source", file=disk.path)
+    sources.add(element, disk.source)
     SubElement(element, "target", dev=target, bus="scsi" if _on_scsi(disk) else "virtio")
     _text(element, "serial", disk.name[:SERIAL_MAX])
     if disk.boot_order is not None:

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import libvirt
 
-from kumulus_agents.hypervisor.libvirt import acceleration, domain_xml, inventory, listing, marks, state, verbs
+from kumulus_agents.hypervisor.libvirt import acceleration, domain_xml, inventory, listing, marks, secrets, state, verbs
 from kumulus_agents.hypervisor.libvirt.connection import Connection, DomainEvent
 from kumulus_agents.hypervisor.libvirt.errors import is_code
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
@@ -205,11 +205,12 @@ def _start(
         if handle.isActive():
             return _already_on(handle, spec.marks)
     Path(spec.console_log).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    buffered = frozenset(disk.path for disk in spec.disks if not verbs.direct(disk.path))
+    buffered = frozenset(disk.path for disk in spec.disks if not verbs.direct(disk.source))
     handle = connection.defineXML(domain_xml.render(spec, replace(platform, buffered=buffered)))
     try:
         # FORCE_BOOT: a state that somebody saved belongs to another run, maybe to other disks.
-        handle.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
+        with secrets.lent(connection, spec.disks):
+            handle.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
     except libvirt.libvirtError as error:
         if is_code(error, libvirt.VIR_ERR_OPERATION_INVALID) and handle.isActive():
             return _already_on(handle, spec.marks)

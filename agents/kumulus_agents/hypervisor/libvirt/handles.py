@@ -10,6 +10,7 @@ class DomainHandle(Protocol):
     """`libvirt.virDomain`. Only `name` and `UUIDString` are answered without asking libvirtd."""
 
     def name(self) -> str: ...
+    def connect(self) -> ConnectionHandle: ...
     def UUIDString(self) -> str: ...  # noqa: N802
     def XMLDesc(self, flags: int) -> str: ...  # noqa: N802
     def state(self, flags: int = 0) -> tuple[int, int]: ...
@@ -26,6 +27,13 @@ class DomainHandle(Protocol):
     def blockInfo(self, path: str, flags: int = 0) -> Sequence[int]: ...  # noqa: N802
     def blockResize(self, disk: str, size: int, flags: int) -> int: ...  # noqa: N802
     def setMetadata(self, type: int, metadata: str, key: str, uri: str, flags: int) -> int: ...  # noqa: N802
+
+
+class SecretHandle(Protocol):
+    """`libvirt.virSecret`."""
+
+    def setValue(self, value: bytes, flags: int) -> int: ...  # noqa: N802
+    def undefine(self) -> int: ...
 
 
 Stats = Sequence[tuple[DomainHandle, Mapping[str, int]]]
@@ -49,6 +57,8 @@ class ConnectionHandle(Protocol):
     def domainEventDeregisterAny(self, callback: int) -> int: ...  # noqa: N802
     def lookupByUUIDString(self, uuid: str) -> DomainHandle: ...  # noqa: N802
     def defineXML(self, xml: str) -> DomainHandle: ...  # noqa: N802
+    def secretDefineXML(self, xml: str, flags: int) -> SecretHandle: ...  # noqa: N802
+    def secretLookupByUUIDString(self, uuid: str) -> SecretHandle: ...  # noqa: N802
     def getAllDomainStats(self, stats: int, flags: int) -> Stats: ...  # noqa: N802
     def domainListGetStats(self, domains: Sequence[DomainHandle], stats: int, flags: int) -> Stats: ...  # noqa: N802
     def getCapabilities(self) -> str: ...  # noqa: N802

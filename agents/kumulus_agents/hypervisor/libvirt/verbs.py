@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 
 import libvirt
 
-from kumulus_agents.hypervisor.libvirt import attached, domain_xml, marks
+from kumulus_agents.hypervisor.libvirt import attached, domain_xml, marks, secrets
 from kumulus_agents.hypervisor.libvirt.errors import UNPLUGGING, is_code, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
 from kumulus_agents.hypervisor.protocol import DomainDisk, Marks
+from kumulus_agents.storage.source import DiskSource, RbdSource
 
 Verb = Callable[[DomainHandle], None]
 
@@ -84,8 +85,8 @@ def attach_disk(disk: DomainDisk, handle: DomainHandle) -> None:
     xmls = _definitions(handle)
     targets = (attached.target_of(xml, disk.volume) for xml in xmls.values())
     target = next((found for found in targets if found is not None), None) or attached.free_target(list(xmls.values()))
-    xml = domain_xml.render_volume(disk, target, direct=direct(disk.path))
-    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+    xml = domain_xml.render_volume(disk, target, direct=direct(disk.source))
+    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID), secrets.lent(handle.connect(), (disk,)):
         for where, now in xmls.items():
             if attached.target_of(now, disk.volume) is None:
                 handle.attachDeviceFlags(xml, where)
@@ -170,11 +171,13 @@ def write_run(handle: DomainHandle) -> float:
     return now
 
 
-def direct(path: str) -> bool:
+def direct(source: DiskSource) -> bool:
     """Whether the file can be opened with O_DIRECT, which QEMU's cache=none needs. A file that cannot be
     opened at all is left for QEMU to complain about."""
+    if isinstance(source, RbdSource):
+        return True  # it is librbd's cache that is off then
     try:
-        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC))
+        os.close(os.open(source.path, os.O_RDONLY | os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         return error.errno != errno.EINVAL
     return True

@@ -16,6 +16,7 @@ from kumulus_agents.storage.protocol import StorageError, StoredDisk, StoredImag
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.source import FileSource
 
 
 def ensure(
@@ -26,14 +27,14 @@ def ensure(
     with pool.disks() as disks, pool.directory_of(disks, owner) as mine:
         record = read_record(mine, f"{disk}.json")
         if record is not None and mine.exists(f"{disk}.qcow2"):
-            return StoredDisk(pool.disk_path(owner, disk), "qcow2", int(str(record["virtualSize"])))
+            return StoredDisk(FileSource(pool.disk_path(owner, disk)), "qcow2", int(str(record["virtualSize"])))
         with pool.images() as images:
             image = stored(pool, images.whole, image_uid)
         if image is None:
             raise StorageError("The disk's image is not in the pool yet.", reason="ImageNotReady")
         virtual_size = _size(image, size)
         _make(pool, settings, mine, disk, image, virtual_size)
-    return StoredDisk(pool.disk_path(owner, disk), "qcow2", virtual_size)
+    return StoredDisk(FileSource(pool.disk_path(owner, disk)), "qcow2", virtual_size)
 
 
 def remove(pool: PoolDirectory, owner: str) -> None:

@@ -24,6 +24,7 @@ from kumulus_agents.storage.protocol import StorageError, StoredVolume
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.source import FileSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def stored(pool: PoolDirectory, uid: str) -> StoredVolume | None:
         try:
             with volumes.reading(_file(uid)) as fd:
                 return StoredVolume(
-                    pool.volume_path(uid), "qcow2", chain.virtual_size(fd), os.fstat(fd).st_blocks * 512
+                    FileSource(pool.volume_path(uid)), "qcow2", chain.virtual_size(fd), os.fstat(fd).st_blocks * 512
                 )
         except FileNotFoundError:
             return None

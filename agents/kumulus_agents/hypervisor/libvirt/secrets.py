@@ -1,0 +1,53 @@
+"""Keys of network disks, lent to libvirt while it gives them to an emulator.
+
+Such a secret is in libvirtd's memory only (ephemeral), cannot be read back (private), and is gone when
+the emulator has the disk: it gets the key encrypted, over its own socket.
+https://libvirt.org/formatsecret.html
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from xml.etree.ElementTree import Element, SubElement, tostring
+
+import libvirt
+
+from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle
+from kumulus_agents.hypervisor.libvirt.sources import secret_of
+from kumulus_agents.hypervisor.protocol import DomainDisk, HypervisorError
+from kumulus_agents.storage.source import RbdSource
+
+
+@contextmanager
+def lent(connection: ConnectionHandle, disks: Iterable[DomainDisk]) -> Iterator[None]:
+    """The keys of these disks are libvirt's inside. Blocks. Raises `libvirtError`."""
+    sources = [disk.source for disk in disks if isinstance(disk.source, RbdSource)]
+    try:
+        for source in sources:
+            connection.secretDefineXML(_xml(source), 0).setValue(_value(source), 0)
+        yield
+    finally:
+        for source in sources:
+            with suppress(libvirt.libvirtError):
+                connection.secretLookupByUUIDString(secret_of(source)).undefine()
+
+
+def _xml(source: RbdSource) -> str:
+    secret = Element("secret", ephemeral="yes", private="yes")
+    SubElement(secret, "uuid").text = secret_of(source)
+    usage = SubElement(secret, "usage", type="ceph")
+    SubElement(usage, "name").text = f"kumulus {secret_of(source)}"
+    return tostring(secret, encoding="unicode")
+
+
+def _value(source: RbdSource) -> bytes:
+    """libvirt gives QEMU the key in base64 again, which is how Ceph writes it."""
+    try:
+        return binascii.a2b_base64(source.key, strict_mode=True)
+    except binascii.Error:
+        raise HypervisorError(
+            "The key of the Ceph user is no base64. Put the key as `ceph auth get-key` prints it into the pool's Secret.",
+            reason="SecretUnreadable",
+        ) from None

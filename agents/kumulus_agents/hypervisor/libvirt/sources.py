@@ -1,0 +1,54 @@
+"""Where a disk is, as libvirt says it: the part of a disk's XML that depends on the kind of its source. Pure."""
+
+from __future__ import annotations
+
+import uuid
+from xml.etree.ElementTree import Element, SubElement
+
+from kumulus_agents.storage.source import BlockSource, DiskSource, FileSource, RbdSource
+
+_SECRETS = uuid.UUID("7b1c0d3e-54a2-4c0e-9d0a-0f6a6f1f3b52")
+"""Names of secrets derive from this one."""
+
+
+def add(disk: Element, source: DiskSource) -> None:
+    """Say in the element of a disk where it is. A key is not in it, but the name of the secret that has it."""
+    match source:
+        case FileSource(path):
+            disk.set("type", "file")
+            SubElement(disk, "source", file=path)
+        case BlockSource(path):
+            disk.set("type", "block")
+            SubElement(disk, "source", dev=path)
+        case RbdSource():
+            disk.set("type", "network")
+            element = SubElement(disk, "source", protocol="rbd", name=f"{source.pool}/{source.image}")
+            for monitor in source.monitors:
+                host, port = host_and_port(monitor)
+                SubElement(element, "host", {"name": host} if port is None else {"name": host, "port": port})
+            auth = SubElement(element, "auth", username=source.user)
+            SubElement(auth, "secret", type="ceph", uuid=secret_of(source))
+
+
+def path_of(disk: Element) -> str | None:
+    """The path of the source in the element of a disk, as `DiskSource.path` has it; None when it has none we know."""
+    source = disk.find("source")
+    if source is None:
+        return None
+    if source.get("protocol") == "rbd":
+        return f"rbd:{source.get('name')}"
+    return source.get("file") or source.get("dev")
+
+
+def secret_of(source: RbdSource) -> str:
+    """UUID of the libvirt secret with the source's key: one an image, so that no machine needs another one's."""
+    return str(uuid.uuid5(_SECRETS, "\n".join((*sorted(source.monitors), source.path, source.user))))
+
+
+def host_and_port(monitor: str) -> tuple[str, str | None]:
+    """The two parts of `host`, `host:port`, `[v6]` or `[v6]:port`; no port is None."""
+    if monitor.startswith("["):
+        host, _, rest = monitor[1:].partition("]")
+        return host, rest.removeprefix(":") or None
+    host, _, port = monitor.partition(":")
+    return host, port or None
