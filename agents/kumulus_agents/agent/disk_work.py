@@ -175,7 +175,9 @@ class DiskWork:
         job.reported_at = now
         done = job.progress
         if done is not None:
-            progress = Progress(bytes=done.bytes, total=done.total, rate=done.rate)
+            progress = Progress(
+                bytes=done.bytes, total=done.total, rate=done.rate, remaining_seconds=done.remaining
+            )
             facts = facts.model_copy(update={"progress": progress})
         await self._orders.report(
             order,

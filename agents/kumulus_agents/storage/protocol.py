@@ -117,6 +117,13 @@ class ImportProgress:
     rate: int | None
     """Bytes per second, lately."""
 
+    @property
+    def remaining(self) -> int | None:
+        """Seconds that the stage still takes at that rate, rounded up; None when that cannot be said."""
+        if self.total is None or not self.rate:
+            return None
+        return -(-max(self.total - self.bytes, 0) // self.rate)
+
 
 ProgressListener = Callable[[ImportProgress], None]
 

@@ -207,6 +207,9 @@ class Progress(Model):
     bytes: MeasuredBytes = Field(default=0, description="What has arrived.")
     total: MeasuredBytes | None = Field(default=None, description="What there is to fetch, when known.")
     rate: MeasuredBytes | None = Field(default=None, description="Bytes per second, lately.")
+    remaining_seconds: int | None = Field(
+        default=None, description="How long this stage still takes at that rate, in seconds.", ge=0
+    )
 
 
 class ImageCache(Model):
@@ -240,6 +243,8 @@ _IMAGE_COLUMNS = (
     Column("Format", ".spec.format"),
     Column("Arrived", ".status.progress.bytes", priority=1),
     Column("Total", ".status.progress.total", priority=1),
+    Column("Rate", ".status.progress.rate", priority=1),
+    Column("Seconds-Left", ".status.progress.remainingSeconds", "integer", priority=1),
     Column("Virtual-Size", ".status.virtualSize"),
     Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
     Column("Age", ".metadata.creationTimestamp", "date"),
