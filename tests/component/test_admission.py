@@ -111,6 +111,21 @@ ORDERS: Mapping[str, Raw] = {
         "type": "Disk",
         "disk": {"pool": POOL, "importImage": {"image": ORDERED_IMAGE, "http": {"url": "https://example.com/x"}}},
     },
+    "registry": {
+        "type": "Disk",
+        "disk": {
+            "pool": POOL,
+            "importImage": {
+                "image": {"uid": UID, "format": "raw"},
+                "oci": {
+                    "reference": "quay.io/a:1",
+                    "architecture": "x86_64",
+                    "secret": "pull-1",
+                    "digest": f"sha256:{SHA}",
+                },
+            },
+        },
+    },
     "volume": {"type": "Disk", "disk": {"pool": POOL, "volume": {"uid": UID, "size": 2**30}}},
     "pool": {"type": "Pool", "pool": {"pool": POOL}},
     "console": {"type": "Console", "console": {"uid": UID, "maxBytes": 1024}},
@@ -242,6 +257,14 @@ BAD = [
     ),
     Bad(WorkOrder, "spec.instance.disks.0.volume", UID, "exactly one of image and volume"),
     Bad(Image, "spec.source", {}, "exactly one of http and oci"),
+    Bad(Image, "spec.allowedNamespaces", ["A_"], "spec.allowedNamespaces[0]"),
+    Bad(Image, "spec.allowedNamespaces", ["a"] * 300, "spec.allowedNamespaces"),
+    Bad(Volume, "spec.source", {"volume": "other", "imageNamespace": "golden"}, "imageNamespace is for image"),
+    *(Bad(Volume, "spec.source.imageNamespace", name) for name in ("", "../x", "A", "a.b")),
+    *(
+        Bad(VirtualMachine, "spec.disks.0.ephemeral.imageNamespace", name, "spec.disks[0].ephemeral.imageNamespace")
+        for name in ("", "../x", "A")
+    ),
     Bad(Image, "spec.source.oci", OCI["source"]["oci"], "exactly one of http and oci"),
     Bad(
         WorkOrder,
@@ -551,6 +574,8 @@ CHANGES = [
     Change(VirtualMachine, "spec.disks", [disk("root")], before={"spec.disks": GONE}),
     Change(VirtualMachine, "spec.disks.0.ephemeral.image", "other", "spec.disks"),
     Change(VirtualMachine, "spec.disks.0.ephemeral.size", "20Gi", "spec.disks"),
+    Change(VirtualMachine, "spec.disks.0.ephemeral.imageNamespace", "other", "spec.disks"),
+    Change(Volume, "spec.source.imageNamespace", "other", "spec.source"),
     Change(VirtualMachine, "spec.disks.0.ephemeral.size", GONE, "spec.disks"),
     Change(VirtualMachine, "spec.cloudInit.userData", "#!/bin/sh", "spec.cloudInit"),
     Change(VirtualMachine, "spec.cloudInit", GONE),
@@ -628,6 +653,7 @@ ALLOWED = [
     Change(VirtualMachine, "spec.placement.profile", "Pack"),
     Change(Host, "spec.unschedulable", True),
     Change(StoragePool, "spec.maintenance", True),
+    Change(Image, "spec.allowedNamespaces", ["a"]),
     Change(WorkOrder, "spec.term", 6),
     Change(WorkOrder, "spec.instance.epoch", 4),
     Change(WorkOrder, "spec.instance.power", "Stopped"),
@@ -668,6 +694,24 @@ GOOD_VARIANTS = [
     (VirtualMachine, {**VM, "placement": {"tolerations": [{"operator": "Exists"}]}}),
     (Image, {**IMAGE, "source": {"http": {"url": "http://[2001:db8::1]:8080/x.img"}}}),
     (Image, {**IMAGE, "source": {"http": {"url": "https://example.com"}}}),
+    *(
+        (kind, {**OCI, "source": {"oci": {"reference": reference}}})
+        for kind in (Image, ClusterImage)
+        for reference in (
+            "quay.io/a",
+            "127.0.0.1:5000/a/b_c/d--e:1.0_x",
+            "localhost:5000/a",
+            f"r.example/a@sha256:{SHA}",
+            f"r.example:1/a:b@sha256:{SHA}",
+        )
+    ),
+    (Image, {**OCI, "checksum": {"sha256": SHA}, "allowedNamespaces": ["team-a", "team-b"]}),
+    (Volume, {"source": {"image": "debian", "imageNamespace": "golden"}}),
+    (VirtualMachine, {**VM, "disks": [{"name": "d", "ephemeral": {"image": "debian", "imageNamespace": "golden"}}]}),
+    (
+        VirtualMachine,
+        {**VM, "disks": [{"name": "d", "volumeTemplate": {"source": {"image": "d", "imageNamespace": "golden"}}}]},
+    ),
     (Image, {**IMAGE, "source": {"http": {"url": "https://example.com/a@b?c=@"}}}),
 ]
 

@@ -15,7 +15,7 @@ import pytest_asyncio
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
-from kumulus.api.storage import Image, StoragePool
+from kumulus.api.storage import Image, StoragePool, Volume
 from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
@@ -161,3 +161,36 @@ async def test_a_wrong_login_is_said_and_an_anonymous_user_refused(tenant: Tenan
     await tenant.client.create(SECRET, {"metadata": {"name": "hub"}, "stringData": {"a": "b"}}, tenant.namespace)
     await image(tenant, hub, "unusable", "disks/private:1")
     assert "docker-registry" in await tenant.says(Image.KIND, "unusable", "SecretUnusable")
+
+
+async def test_an_image_is_used_by_the_namespaces_that_it_names_and_nobody_else_learns_of_it(
+    tenant: Tenant, hub: Registry
+) -> None:
+    other = Tenant(tenant.cloud, secrets.token_hex(3))
+    await tenant.client.create(NAMESPACE, {"metadata": {"name": other.namespace}})
+    try:
+        await tenant.image("golden")
+        theirs = {"image": "golden", "imageNamespace": tenant.namespace}
+        none = {"image": "none", "imageNamespace": tenant.namespace}
+        await other.machine("mine", {"name": "root", "ephemeral": theirs})
+        await other.machine("with-volume", {"name": "root", "volumeTemplate": {"source": theirs}})
+        await other.machine("lost", {"name": "root", "ephemeral": none})
+        await other.volume("data", source=theirs)
+        said = [
+            await other.says(VirtualMachine.KIND, "mine", "ImageNotAllowed"),
+            await other.says(Volume.KIND, "data", "ImageNotAllowed"),
+            (await other.says(VirtualMachine.KIND, "lost", "ImageNotAllowed")).replace("none", "golden"),
+        ]
+        assert len(set(said)) == 1, "whether there is one is not said"
+
+        await tenant.patch(Image.KIND, "golden", allowedNamespaces=[other.namespace])
+        for name in ("mine", "with-volume"):
+            await other.runs(name)
+        status = (await other.client.get(VirtualMachine.KIND, "mine", other.namespace))["status"]
+        assert status["images"][0]["namespace"] == tenant.namespace
+        await tenant.patch(Image.KIND, "golden", allowedNamespaces=None)
+        await other.machine("late", {"name": "root", "ephemeral": theirs})
+        await other.says(VirtualMachine.KIND, "late", "ImageNotAllowed")
+        await other.runs("mine")
+    finally:
+        await tenant.client.delete(NAMESPACE, other.namespace)

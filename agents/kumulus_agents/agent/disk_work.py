@@ -175,9 +175,7 @@ class DiskWork:
         job.reported_at = now
         done = job.progress
         if done is not None:
-            progress = Progress(
-                bytes=done.bytes, total=done.total, rate=done.rate, remaining_seconds=done.remaining
-            )
+            progress = Progress(bytes=done.bytes, total=done.total, rate=done.rate, remaining_seconds=done.remaining)
             facts = facts.model_copy(update={"progress": progress})
         await self._orders.report(
             order,

@@ -25,7 +25,7 @@ from kumulus.api.host import (
     WorkType,
     instance_order_name,
 )
-from kumulus.api.storage import ClusterImage, Image, Volume
+from kumulus.api.storage import Volume
 from kumulus.api.volumes import ReclaimPolicy
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.errors import AlreadyExists, NotFound, Refused
@@ -36,7 +36,14 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.compute.order import instance_order, renewed, seed_secret_name, template_volume
 from kumulus_controllers.compute.phase import Placed, derive_status, placed
-from kumulus_controllers.compute.resolve import Problem, Resolution, attached_disks, placement_request, resolve
+from kumulus_controllers.compute.resolve import (
+    Problem,
+    Resolution,
+    attached_disks,
+    image_of,
+    placement_request,
+    resolve,
+)
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.compute.seed import Seed, SeedProblem, gather
 from kumulus_controllers.compute.wakeups import Wakeups
@@ -45,6 +52,7 @@ from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Placement, Refusal
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage.image import order_import
+from kumulus_controllers.storage.sharing import Images
 from kumulus_controllers.storage.volume_plan import Wanted
 from kumulus_controllers.storage.volumes import Volumes
 
@@ -68,8 +76,7 @@ class MachineReconciler:
         self._fleet = fleet
         self._machines = caches.store(VirtualMachine)
         self._types = caches.store(InstanceType)
-        self._images = caches.store(Image)
-        self._cluster_images = caches.store(ClusterImage)
+        self._images = Images(caches)
         self._hosts = caches.store(Host)
         self._zones = caches.store(Zone)
         self._volumes = Volumes(caches)
@@ -119,10 +126,10 @@ class MachineReconciler:
         found: dict[str, AnyImage] = {}
         for disk in vm.spec.disks:
             if disk.ephemeral is not None:
-                name = disk.ephemeral.image
-                image = self._images.get(name, vm.namespace) or self._cluster_images.get(name)
+                wanted = image_of(vm, disk.ephemeral)
+                image = self._images.find(wanted)
                 if image is not None:
-                    found[name] = image
+                    found[wanted.key] = image
         return found
 
     async def reconcile(self, key: Key) -> Result:

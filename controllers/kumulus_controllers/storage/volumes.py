@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import PoolRef, WorkOrder, WorkState, WorkType
-from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
+from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, work_orders
 from kumulus_controllers.storage.pool import pool_ref
+from kumulus_controllers.storage.sharing import Images, Reference
 from kumulus_controllers.storage.volume_plan import Lack, Scope, Wanted, default_class, wanted
 
 USES_VOLUME = "uses-volume"
@@ -43,8 +44,7 @@ class Volumes:
         self.classes = caches.store(VolumeClass)
         self.pools = caches.store(StoragePool)
         self.machines = caches.store(VirtualMachine)
-        self.images = caches.store(Image)
-        self.cluster_images = caches.store(ClusterImage)
+        self.images = Images(caches)
         self.hosts = caches.store(Host)
         self.orders = work_orders(caches)
         self.store.add_index(UID, lambda volume: (volume.uid,))
@@ -69,7 +69,8 @@ class Volumes:
         source = self.store.get(spec.source.volume, volume.namespace) if spec.source and spec.source.volume else None
         image = None
         if spec.source is not None and spec.source.image is not None:
-            image = self.images.get(spec.source.image, volume.namespace) or self.cluster_images.get(spec.source.image)
+            wanted_image = Reference(spec.source.image, volume.namespace or "", spec.source.image_namespace)
+            image = self.images.find(wanted_image)
         return Scope(
             volume=volume,
             order=next(iter(orders), None),

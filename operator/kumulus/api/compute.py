@@ -25,7 +25,7 @@ from kumulus.api.base import (
 )
 from kumulus.api.placement import Profile, Selector, Toleration
 from kumulus.api.quantity import DiskSize, Memory
-from kumulus.api.volumes import ImageContent, ObjectName, ReclaimPolicy
+from kumulus.api.volumes import IMAGE_NAMESPACE, ImageContent, ObjectName, ReclaimPolicy
 
 GROUP = f"compute.{DOMAIN}"
 
@@ -106,6 +106,7 @@ class EphemeralDisk(Model):
         max_length=63,
         pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
     )
+    image_namespace: ObjectName | None = Field(default=None, description=IMAGE_NAMESPACE)
     size: DiskSize | None = Field(
         default=None, description="Size of the disk; default and least is the image's own size."
     )
@@ -319,6 +320,7 @@ class ResolvedImage(Model):
 
     disk: str = Field(description="Name of the disk.")
     kind: str = Field(description="Image or ClusterImage.")
+    namespace: str | None = Field(default=None, description="Its namespace, when that is another one.")
     name: str = Field(description="Name of the image.")
     uid: str = Field(description="Uid of the image.")
     sha256: str = Field(default="", description="Its digest, as verified.")

@@ -181,6 +181,17 @@ class ImageSpec(Model):
     min_memory: Memory | None = Field(default=None, description="The smallest memory it boots with.")
 
 
+class OwnedImageSpec(ImageSpec):
+    """What the image of a namespace is, where it comes from, and who else may use it."""
+
+    allowed_namespaces: tuple[DnsLabel, ...] = Field(
+        default=(),
+        description="Other namespaces that may use it; empty means none. What is made from it already stays.",
+        max_length=256,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+
+
 class ClusterImageSpec(ImageSpec):
     """What a shared image is, where it comes from, and who may use it."""
 
@@ -252,7 +263,7 @@ _IMAGE_COLUMNS = (
 
 
 class Image(Resource):
-    """A disk image that machines of its namespace start from."""
+    """A disk image that machines of its namespace start from, and of those it names."""
 
     KIND: ClassVar[Kind] = Kind(
         group=GROUP,
@@ -264,7 +275,7 @@ class Image(Resource):
         columns=_IMAGE_COLUMNS,
     )
 
-    spec: ImageSpec = Field(description="What the image is and where it comes from.")
+    spec: OwnedImageSpec = Field(description="What the image is, where it comes from, and who else may use it.")
     status: ImageStatus = Field(default_factory=ImageStatus, description="What is known of it.")
 
 

@@ -20,20 +20,30 @@ class ReclaimPolicy(StrEnum):
     RETAIN = "Retain"
 
 
+IMAGE_NAMESPACE = (
+    "Namespace of the Image when it is another one's, which has to name this one in its spec.allowedNamespaces."
+)
+
+
 class ImageContent(Model):
     """Content that a volume begins with, when its machine brings it along."""
 
     image: ObjectName = Field(description="Name of an Image of the namespace, else of a ClusterImage.")
+    image_namespace: ObjectName | None = Field(default=None, description=IMAGE_NAMESPACE)
 
 
 class VolumeSource(Model):
     """What a volume begins with."""
 
-    rules = (Rule("has(self.image) != has(self.volume)", "set exactly one of image and volume"),)
+    rules = (
+        Rule("has(self.image) != has(self.volume)", "set exactly one of image and volume"),
+        Rule("has(self.image) || !has(self.imageNamespace)", "imageNamespace is for image", field=".imageNamespace"),
+    )
 
     image: ObjectName | None = Field(
         default=None, description="Name of an Image of the namespace, else of a ClusterImage."
     )
+    image_namespace: ObjectName | None = Field(default=None, description=IMAGE_NAMESPACE)
     volume: ObjectName | None = Field(
         default=None, description="Name of a Volume of the namespace that no running machine writes to: a full copy."
     )

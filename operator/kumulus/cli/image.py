@@ -38,7 +38,13 @@ def progress(image: AnyImage) -> str:
 
 
 def resolve(session: Session, name: str, namespace: str) -> Raw | None:
-    """The Image of the namespace, else the ClusterImage of that name, as machines find it; else None."""
+    """The Image of the namespace, else the ClusterImage of that name, as machines find it; else None.
+
+    `namespace/name` is an Image of that namespace.
+    """
+    other, slash, foreign = name.partition("/")
+    if slash:
+        return session.cluster.find(Image.KIND, foreign, other)
     raw = session.cluster.find(Image.KIND, name, namespace)
     if raw is not None:
         return raw
@@ -109,6 +115,7 @@ def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", 
             ("Format", image.spec.format),
             ("Disk size", size(status.virtual_size) if status.virtual_size else ""),
             ("Takes", size(status.size) if status.size else ""),
+            ("Shared with", ", ".join(image.spec.allowed_namespaces) or ("" if image.namespace else "all namespaces")),
             ("System", " ".join(filter(None, (os.name, os.version))) or (os.family or "")),
             ("Created", f"{age(image.metadata.creation_timestamp, now)} ago"),
         ]
