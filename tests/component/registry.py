@@ -53,9 +53,9 @@ class Registry:
         return self._push(reference, f"layer:{TAR_GZIP}", f"{self.directory / 'config.json'}:{CONTAINER}")
 
     def _push(self, reference: str, file: str, config: str | None) -> str:
-        client = oras.client.OrasClient(self.name, tls_verify=str(self.directory / "server.pem"), auth_backend="basic")
+        client = oras.client.OrasClient(self.name, tls_verify=str(self.directory / "server.pem"))
+        client.session.auth = (USER, PASSWORD)  # asked first, the registry closes the connection on a large body
         try:
-            client.auth.set_basic_auth(USER, PASSWORD)
             done = client.push(
                 f"{self.name}/{reference}",
                 files=[str(self.directory / file)],

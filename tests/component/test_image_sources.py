@@ -15,7 +15,7 @@ import pytest_asyncio
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
-from kumulus.api.storage import Image, StoragePool, Volume
+from kumulus.api.storage import Image, Volume
 from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
@@ -46,10 +46,6 @@ def lab() -> Iterator[Lab]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def ours(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]:
     async with cloud(lab, tmp_path_factory.mktemp("hosts")) as made:
-        await made.client.create(
-            StoragePool.KIND,
-            {"metadata": {"name": "local"}, "spec": {"driver": "dir", "parameters": {"path": "/srv/local"}}},
-        )
         for role in HOSTS:
             await made.add_host(role)
         yield made
