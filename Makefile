@@ -13,7 +13,8 @@ ARGS ?=
 PROCESSES ?= 2
 BIN := .venv/bin
 # `make demo HOSTS=simulated` needs neither root nor libvirt.
-SETUP := $(PYTHON) hack/setup.py $(if $(filter simulated,$(HOSTS)),--simulated)
+# Only tests need the servers that they talk to.
+SETUP := $(PYTHON) hack/setup.py $(if $(filter simulated,$(HOSTS)),--simulated) $(if $(filter test fault,$(MAKECMDGOALS)),--tests)
 
 .PHONY: help setup demo demo-down test pytest lint fmt generate verify bench fault docs clean
 

@@ -4,7 +4,7 @@
 Runs with the system's Python and its standard library only. Done steps leave a stamp, so that a second call is
 quick. What cannot be had is said in one sentence; simulated hosts need neither root nor packages.
 
-usage: hack/setup.py [--simulated]
+usage: hack/setup.py [--simulated | --tests]
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 VENV = CHECKOUT / ".venv"
 UV = "uv==0.13.8"
 LOCKS = ("requirements.lock", "requirements-libvirt.lock")
-PACKAGES = ("host", "image", "test")
+PACKAGES = ("host", "image")
+TEST_PACKAGES = ("test",)
+"""What only tests need: servers that they talk to, and programs that make what they read."""
 ENVIRONMENT = {**os.environ, "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"}
 
 
@@ -32,11 +34,12 @@ def main() -> int:
     """Do what is not done yet."""
     parser = argparse.ArgumentParser(description="Set up what a checkout needs.")
     parser.add_argument("--simulated", action="store_true", help="only what simulated hosts need")
+    parser.add_argument("--tests", action="store_true", help="what tests talk to, too")
     chosen = parser.parse_args()
     if sys.version_info < (3, 11):  # noqa: UP036 - this runs with whatever Python a machine has
         return fail(f"Kumulus needs Python 3.11 or later; this is {sys.version.split()[0]}.")
     with Lock():
-        packages(simulated=chosen.simulated)
+        packages(simulated=chosen.simulated, names=PACKAGES + (TEST_PACKAGES if chosen.tests else ()))
         if not environment():
             return 1
     return 0
@@ -89,7 +92,7 @@ def step(what: str, commands: list[list[str]], log: Path, env: dict[str, str] | 
     return True
 
 
-def packages(*, simulated: bool) -> None:
+def packages(*, simulated: bool, names: tuple[str, ...]) -> None:
     """The distribution packages that are missing; without them, what needs them says so.
 
     Simulated hosts need none, but Debian's Python cannot make virtual environments before python3-venv is there.
@@ -101,7 +104,7 @@ def packages(*, simulated: bool) -> None:
         return
     wanted = venv + [
         line
-        for name in PACKAGES
+        for name in names
         for line in (CHECKOUT / "hack" / "packages" / f"{name}.txt").read_text().split("\n")
         if line and not line.startswith("#")
     ]

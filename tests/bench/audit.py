@@ -11,7 +11,7 @@ from typing import Any
 
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 READS = frozenset({"get", "list"})
-PER_MACHINE = frozenset({"virtualmachines", "workorders", "secrets", "events"})
+PER_MACHINE = frozenset({"virtualmachines", "volumes", "workorders", "secrets", "events"})
 """What is written for a machine. Hosts, reports, pools and leases are written whether there are machines or not."""
 
 CONTROLLERS = "controllers"

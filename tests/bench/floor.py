@@ -82,7 +82,7 @@ def template(host: LibvirtHost, domain: str) -> Template:
 def bring_up(of: Template) -> float:
     """Overlay, define, start; seconds."""
     disk = DIRECTORY / "floor.qcow2"
-    return _timed(
+    return timed(
         of.host,
         f"qemu-img create -q -f qcow2 -b '{of.base}' -F qcow2 '{disk}' {of.size}",
         f"virsh -q define '{DIRECTORY / 'floor.xml'}' >/dev/null",
@@ -93,7 +93,7 @@ def bring_up(of: Template) -> float:
 def remove(of: Template) -> float:
     """Destroy, undefine, remove the files; seconds."""
     disk = DIRECTORY / "floor.qcow2"
-    return _timed(of.host, "virsh -q destroy floor", "virsh -q undefine floor", f"rm -f '{disk}'")
+    return timed(of.host, "virsh -q destroy floor", "virsh -q undefine floor", f"rm -f '{disk}'")
 
 
 def clear(host: LibvirtHost) -> None:
@@ -103,6 +103,7 @@ def clear(host: LibvirtHost) -> None:
     host.exec(["rm", "-rf", str(DIRECTORY)])
 
 
-def _timed(host: LibvirtHost, *commands: str) -> float:
+def timed(host: LibvirtHost, *commands: str) -> float:
+    """Run the commands in one shell on the host; seconds they took."""
     script = _TIMED.format(commands="\n".join(commands))
     return int(host.exec(["bash", "-c", script], seconds=120).stdout.strip().splitlines()[-1]) / 1e6

@@ -49,7 +49,7 @@ class _Rounds:
     floor_down: list[float] = field(default_factory=list)
 
 
-class _Guests:
+class Guests:
     """Machines with guests, made and removed one by one."""
 
     def __init__(self, cloud: Cloud, client: KubeClient, recorder: Recorder) -> None:
@@ -80,7 +80,7 @@ class _Guests:
         return host, raw["metadata"]["uid"]
 
 
-async def _prepare(cloud: Cloud, client: KubeClient) -> None:
+async def prepare(cloud: Cloud, client: KubeClient) -> None:
     """The namespace and the image are there, and hosts can be told apart."""
     await ensure_namespace(client)
     image = await asyncio.to_thread(cloud.lab.serve_image, IMAGE)
@@ -104,9 +104,9 @@ async def run(context: Context) -> list[Record]:
     rounds = _Rounds()
     hosts = cloud.lab.hosts
     try:
-        await _prepare(cloud, client)
+        await prepare(cloud, client)
         async with Recorder(client, VirtualMachine.KIND, USER_NAMESPACE) as recorder:
-            guests = _Guests(cloud, client, recorder)
+            guests = Guests(cloud, client, recorder)
             templates = {}
             for host in hosts:
                 context.say(f"a first guest on {host.name}, which fetches the image")
@@ -135,7 +135,7 @@ async def run(context: Context) -> list[Record]:
     return [each.model_copy(update={"load": load}) for each in _records(rounds, left)]
 
 
-async def _round(guests: _Guests, host: LibvirtHost, template: floor.Template, rounds: _Rounds, number: int) -> None:
+async def _round(guests: Guests, host: LibvirtHost, template: floor.Template, rounds: _Rounds, number: int) -> None:
     name = f"g{number}"
     rounds.up.append(await guests.up(name, host.name))
     await asyncio.sleep(0.5)
@@ -215,9 +215,9 @@ async def residence(context: Context) -> list[Record]:
     agent, init = cloud.pid(host.daemon("agent")), cloud.pid(host.daemon("init"))
     client = await cloud.client(16)
     try:
-        await _prepare(cloud, client)
+        await prepare(cloud, client)
         async with Recorder(client, VirtualMachine.KIND, USER_NAMESPACE) as recorder:
-            guests, wanted = _Guests(cloud, client, recorder), names("res", machines)
+            guests, wanted = Guests(cloud, client, recorder), names("res", machines)
             idle, helpers = Memory.of(agent), _helpers(init)
             for name in wanted:
                 await guests.up(name, host.name, seconds=180)

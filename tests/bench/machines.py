@@ -20,9 +20,11 @@ RUNNING = "Running"
 USER_NAMESPACE = "bench"
 
 
-def body(name: str, *, selector: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """A machine without disk and NIC."""
+def body(name: str, *, selector: Mapping[str, str] | None = None, volume: bool = False) -> dict[str, Any]:
+    """A machine without NIC, with a blank volume of its own or without disk."""
     spec: dict[str, Any] = {"resources": {"cpus": 1, "memory": "64Mi"}}
+    if volume:
+        spec["disks"] = [{"name": "root", "volumeTemplate": {"size": "64Mi"}}]
     if selector:
         spec["placement"] = {"hostSelector": dict(selector)}
     return {"metadata": {"name": name}, "spec": spec}
@@ -73,13 +75,16 @@ async def at_once(names: Sequence[str], abreast: int, act: Callable[[str], Await
 class User:
     """Somebody with machines in one namespace."""
 
-    def __init__(self, client: KubeClient, namespace: str = USER_NAMESPACE) -> None:
+    def __init__(self, client: KubeClient, namespace: str = USER_NAMESPACE, *, volumes: bool = False) -> None:
+        """`volumes`: each machine has one."""
         self._client = client
         self._namespace = namespace
+        self._volumes = volumes
 
     async def create(self, name: str, *, selector: Mapping[str, str] | None = None) -> None:
         """Ask for a machine."""
-        await self._client.create(VirtualMachine.KIND, body(name, selector=selector), self._namespace)
+        wanted = body(name, selector=selector, volume=self._volumes)
+        await self._client.create(VirtualMachine.KIND, wanted, self._namespace)
 
     async def delete(self, name: str) -> None:
         """Ask for its removal."""

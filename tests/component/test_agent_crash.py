@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import pytest
 
-from kumulus.api.host import instance_order_name, volume_order_name
+from kumulus.api.host import instance_order_name, snapshot_order_name, volume_order_name
+from kumulus.api.snapshots import Indication
 from kumulus_agents.agent.agent import Agent
 from kumulus_agents.hypervisor.protocol import (
     Domain,
@@ -18,15 +19,25 @@ from kumulus_agents.hypervisor.protocol import (
     ForeignDomain,
     Inventory,
     Marks,
+    Quiesce,
 )
 from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
+from kumulus_agents.storage.layers import Layers
 from kumulus_agents.storage.protocol import StorageDriver
+from kumulus_agents.storage.source import LayerFile
 from kumulus_lab.cluster import NativeCluster
 from tests.unit.agent.host import IMAGE, POOL, TestHost, eventually, host_on
 
 pytestmark = pytest.mark.cluster
 
 DISK = {"name": "root", "pool": POOL, "image": IMAGE, "bootOrder": 1}
+
+
+DEEDS = (
+    *("ensure_volume", "grow_volume", "remove_volume"),
+    *("begin_snapshot", "confirm_snapshot", "forget_snapshot", "merge", "merged"),
+)
+"""What a storage driver does to volumes."""
 
 
 class Mortal:
@@ -82,6 +93,12 @@ class Mortal:
     async def resize_disk(self, uid: str, volume: str, size: int) -> None:
         await self.deed(self._inner.resize_disk(uid, volume, size))
 
+    async def snapshot_disks(
+        self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
+    ) -> tuple[Indication, ...]:
+        how: tuple[Indication, ...] = await self.deed(self._inner.snapshot_disks(uid, layers, quiesce))
+        return how
+
     async def power_button(self, uid: str) -> None:
         await self.deed(self._inner.power_button(uid))
 
@@ -107,7 +124,7 @@ class MortalStorage:
 
     def __getattr__(self, name: str) -> Any:
         verb = getattr(self._inner, name)
-        if name in ("ensure_volume", "grow_volume", "remove_volume"):
+        if name in DEEDS:
             return lambda *arguments: self._mortal.deed(verb(*arguments))
         return verb
 
@@ -146,6 +163,48 @@ async def test_dying_after_any_deed_on_volumes_changes_nothing(cluster: NativeCl
         assert not host.storage.state.volumes
         assert host.machine.starts[uid] == 1
         assert host.machine.sizes == {grown: 2 << 30}
+
+
+@pytest.mark.parametrize("life", range(1, 8))
+async def test_dying_after_any_deed_on_snapshots_changes_nothing(cluster: NativeCluster, life: int) -> None:
+    """Two layers, the switch, two notes, and what is left of an attempt that was cut short."""
+    async with host_on(cluster.kubeconfig) as host:
+        volumes = [await host.volume_order(size=1 << 30) for _ in range(2)]
+        disks = [_disk("one", volumes[0]), _disk("two", volumes[1])]
+        async with host.running():
+            uid = await host.order(disks=disks)
+            await host.until_attached(uid, *volumes)
+        snapshot = await host.snapshot_order(*volumes)
+        mortal = Mortal(SimulatedHypervisor(host.machine), life)
+        host.wrap = lambda driver: cast("StorageDriver", MortalStorage(driver, mortal))
+        first = host.agent(hypervisor=mortal)
+        async with asyncio.TaskGroup() as tasks:
+
+            async def agents() -> None:
+                running = tasks.create_task(first.run())
+                await eventually(lambda: mortal.died.is_set() or not mortal.left, "its death", 60)
+                running.cancel()
+                host.wrap = lambda driver: driver
+                await host.agent().run()
+
+            succession = tasks.create_task(agents())
+            status = await host.until_snapshot(snapshot, state="Ready")
+            kept = [host.storage.state.layers[volume].snapshots for volume in volumes]
+            assert {one.taken.at for each in kept for one in each.values() if one.taken} == {
+                status["snapshot"]["takenAt"]
+            }
+            written = {disk.volume: disk.path for disk in host.machine.domains[uid].disks}
+            for volume in volumes:
+                stored = await host.storage.volume(volume)
+                assert stored is not None
+                assert stored.path == written[volume]
+            await host.delete(instance_order_name(uid))
+            await eventually(lambda: host.gone(instance_order_name(uid)), "the machine's end")
+            await host.delete(snapshot_order_name(snapshot))
+            await eventually(lambda: host.gone(snapshot_order_name(snapshot)), "the snapshot's end")
+            assert all(host.storage.state.layers[volume] == Layers.first(volume) for volume in volumes)
+            succession.cancel()
+        assert host.machine.starts[uid] == 1
 
 
 async def _succession(host: TestHost, mortal: Mortal) -> None:

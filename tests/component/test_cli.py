@@ -166,7 +166,9 @@ def test_wait_sees_a_change_that_comes_while_it_waits(
 
 
 def _kumulusctl(cluster: NativeCluster, namespace: str, *words: str) -> subprocess.Popen[str]:
-    argv = [str(places.script("kumulusctl")), "--kubeconfig", str(cluster.kubeconfig), "-n", namespace, *words]
+    # Interrupts are heard: a shell that runs the tests in the background would have them ignored.
+    heard = ["env", "--default-signal=INT"]
+    argv = [*heard, str(places.script("kumulusctl")), "--kubeconfig", str(cluster.kubeconfig), "-n", namespace, *words]
     return subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "80"}
     )

@@ -20,6 +20,7 @@ from dataclasses import replace
 import pytest
 
 from kumulus.api.compute import PowerState
+from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus_agents.hypervisor.protocol import (
     AttachedDisk,
     Domain,
@@ -30,8 +31,9 @@ from kumulus_agents.hypervisor.protocol import (
     Hypervisor,
     HypervisorError,
     Marks,
+    Quiesce,
 )
-from kumulus_agents.storage.source import FileSource
+from kumulus_agents.storage.source import FileSource, LayerFile
 
 
 class World(ABC):
@@ -48,6 +50,10 @@ class World(ABC):
     @abstractmethod
     def volume(self) -> DomainDisk:
         """A new volume of at most 16 MiB that no machine has."""
+
+    @abstractmethod
+    def layer(self, below: str) -> LayerFile:
+        """A new, empty file that stands on the file of a volume."""
 
     @abstractmethod
     def broken_spec(self) -> DomainSpec:
@@ -485,6 +491,59 @@ class HypervisorContract:
             with pytest.raises(HypervisorError) as caught:
                 await hypervisor.resize_disk(machine, volume, 64 << 20)
             assert caught.value.reason == "DiskNotAttached"
+
+    # Snapshots
+
+    @pytest.mark.parametrize("paused", [False, True])
+    async def test_a_snapshot_of_several_disks_lets_the_guest_go_on_with_new_layers(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec, paused: bool
+    ) -> None:
+        uid, one, two, other = running.marks.uid, world.volume(), world.volume(), world.volume()
+        for disk in (one, two, other):
+            await hypervisor.attach_disk(uid, disk)
+        if paused:
+            await hypervisor.pause(uid)
+        before = await the(hypervisor, running)
+        layers = {volume_of(disk): world.layer(disk.path) for disk in (one, two)}
+        for _ in range(2):
+            how = await hypervisor.snapshot_disks(uid, layers, Quiesce(QuiesceMode.IF_POSSIBLE))
+            assert set(how) == {Indication.ONLINE, Indication.NO_GUEST_AGENT}
+            after = await the(hypervisor, running)
+            paths = {disk.volume: disk.path for disk in after.disks if disk.volume is not None}
+            assert paths == {**{uid: layer.path for uid, layer in layers.items()}, other.volume: other.path}
+            assert replace(after, disks=()) == replace(before, disks=())
+            assert after in await hypervisor.domains()
+        layers = {volume_of(one): world.layer(layers[volume_of(one)].path)}
+        assert await hypervisor.snapshot_disks(uid, layers, Quiesce(QuiesceMode.NEVER)) == (Indication.ONLINE,)
+        await hypervisor.detach_disk(uid, volume_of(one))
+        await detached(hypervisor, running, one)
+        await hypervisor.force_off(uid)
+
+    async def test_a_snapshot_that_must_be_at_rest_is_not_taken_without(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        uid, disk = running.marks.uid, world.volume()
+        await hypervisor.attach_disk(uid, disk)
+        layers = {volume_of(disk): world.layer(disk.path)}
+        with pytest.raises(HypervisorError) as caught:
+            await hypervisor.snapshot_disks(uid, layers, Quiesce(QuiesceMode.REQUIRED, 1))
+        assert (caught.value.reason, caught.value.retryable) == ("QuiesceFailed", True)
+        assert disk.path in {one.path for one in (await the(hypervisor, running)).disks}
+
+    async def test_no_snapshot_of_disks_that_are_not_attached(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        uid, disk, missing = running.marks.uid, world.volume(), world.volume()
+        await hypervisor.attach_disk(uid, disk)
+        both = {volume_of(one): world.layer(one.path) for one in (disk, missing)}
+        for machine in (uid, str(uuid.uuid4())):
+            with pytest.raises(HypervisorError) as caught:
+                await hypervisor.snapshot_disks(machine, both, Quiesce(QuiesceMode.NEVER))
+            assert caught.value.reason == "DiskNotAttached"
+        await hypervisor.force_off(uid)
+        with pytest.raises(HypervisorError) as caught:
+            await hypervisor.snapshot_disks(uid, {volume_of(disk): both[volume_of(disk)]}, Quiesce(QuiesceMode.NEVER))
+        assert caught.value.reason == "DiskNotAttached"
 
     # Ending
 

@@ -14,7 +14,7 @@ from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec
-from kumulus_agents.storage.source import FileSource
+from kumulus_agents.storage.source import FileSource, LayerFile
 from tests.contract import guest
 from tests.contract.guest import Guest
 from tests.contract.hypervisor import World, eventually, new_marks
@@ -48,7 +48,8 @@ class LibvirtWorld(World):
         disk = home / "root.qcow2"
         command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(self._images[kind]), str(disk)]
         subprocess.run(command, check=True)
-        disks = (DomainDisk("root", FileSource(str(disk)), "qcow2", boot_order=1),)
+        below = (LayerFile(str(self._images[kind]), "raw"),)
+        disks = (DomainDisk("root", FileSource(str(disk)), "qcow2", boot_order=1, below=below),)
         return DomainSpec(marks, cpus=1, memory=MEMORY, disks=disks, console_log=str(home / "console.log"))
 
     def volume(self) -> DomainDisk:
@@ -56,6 +57,20 @@ class LibvirtWorld(World):
         path = self.directory / f"{volume}.qcow2"
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(VOLUME)], check=True)
         return DomainDisk("data", FileSource(str(path)), "qcow2", volume=volume)
+
+    def layer(self, below: str) -> LayerFile:
+        path = self.directory / f"{uuid.uuid4()}.qcow2"
+        command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", below, str(path), str(VOLUME)]
+        subprocess.run(command, check=True)
+        return LayerFile(str(path), "qcow2")
+
+    def guest_io(self, spec: DomainSpec, volume: str, *commands: str) -> str:
+        """What `qemu-io` says within the machine's QEMU: reads and writes as its guest would do them."""
+        said = ""
+        for command in commands:
+            order = f'qemu-io -d ua-volume-{volume} "{command}"'
+            said += self.virsh("qemu-monitor-command", spec.marks.uid, "--hmp", order)
+        return said
 
     def broken_spec(self) -> DomainSpec:
         spec = self.spec()

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import signal
+import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -19,24 +20,28 @@ import pytest
 
 from kumulus.api.compute import PowerState
 from kumulus.api.host import VolumeOrigin
+from kumulus.api.snapshots import QuiesceMode
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.protocol import (
     DomainDisk,
+    DomainSpec,
     DomainState,
     ExitReason,
     HypervisorError,
+    Quiesce,
 )
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import StorageSettings
-from kumulus_agents.storage.source import FileSource
+from kumulus_agents.storage.source import FileSource, LayerFile
 from tests.contract import guest
 from tests.contract.guest import Guest
 from tests.contract.hypervisor import Heard, HypervisorContract, detached, eventually, stopped, the, volume_of
 from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
+from tests.contract.snapshots import of_snapshot
 from tests.unit.storage.material import pool_ref
 
 pytestmark = pytest.mark.libvirt
@@ -401,6 +406,86 @@ class TestVolumes:
             world.virsh("detach-device-alias", spec.marks.uid, f"ua-volume-{volume.volume}", "--live")
             await heard.about(spec.marks.uid)
             assert (await detached(driver, spec, volume)) in await driver.domains()
+
+
+class TestSnapshots:
+    """What is in a snapshot, with a real pool and a QEMU that goes on writing. The witness is data."""
+
+    async def test_each_snapshot_has_what_was_written_before_it(self, world: LibvirtWorld, tmp_path: Path) -> None:
+        async with writing(world, tmp_path) as (driver, pool, spec, volume):
+            assert world.guest_io(spec, volume, "write -P 1 0 4M") == ""
+            snapshots = []
+            for number in range(3):
+                snapshots.append(await snapshot(driver, pool, spec, volume))
+                assert world.guest_io(spec, volume, f"write -P {number + 2} {number}M 1M") == ""
+            for number, one in enumerate(snapshots):
+                copy = await pool.ensure_volume(str(uuid.uuid4()), None, of_snapshot(volume, one), False)
+                has = [index + 2 if index < number else 1 for index in range(4)]
+                assert reads(copy.path, *(f"-P {what} {index}M 1M" for index, what in enumerate(has)))
+            await driver.force_off(spec.marks.uid)
+            stored = await pool.volume(volume)
+            assert stored is not None
+            assert reads(stored.path, "-P 2 0 1M", "-P 3 1M 1M", "-P 4 2M 1M", "-P 1 3M 1M")
+
+    async def test_no_header_decides_what_a_guest_gets_to_see(self, world: LibvirtWorld, tmp_path: Path) -> None:
+        """A guest that took over its QEMU can name any file as what its disk stands on."""
+        secret = tmp_path / "secret"
+        secret.write_bytes(b"s" * (1 << 20))
+        async with connected(world) as (driver, _):
+            spec, volume, other = world.spec(), world.volume(), world.volume()
+            for disk in (volume, other):
+                names_below(disk.path, secret)
+            await driver.start(replace(spec, disks=(*spec.disks, volume)))
+            await driver.attach_disk(spec.marks.uid, other)
+            for disk in (volume, other):
+                world.guest_io(spec, volume_of(disk), "flush")
+            files = opened(world.qemu(spec))
+            assert other.path in files
+            assert str(secret) not in files
+
+
+@contextlib.asynccontextmanager
+async def writing(
+    world: LibvirtWorld, directory: Path
+) -> AsyncIterator[tuple[LibvirtHypervisor, DirStorage, DomainSpec, str]]:
+    """A machine that is on and has a volume of 16 MiB of a real pool."""
+    pool = DirStorage(pool_ref(directory / "pool"), StorageSettings(roots=(PurePosixPath(directory),), readers=()))
+    volume, spec = str(uuid.uuid4()), world.spec()
+    stored = await pool.ensure_volume(volume, 16 << 20, None, False)
+    async with connected(world) as (driver, _):
+        await driver.start(spec)
+        await driver.attach_disk(
+            spec.marks.uid, DomainDisk("data", stored.source, stored.format, volume=volume, below=stored.below)
+        )
+        yield driver, pool, spec, volume
+
+
+async def snapshot(driver: LibvirtHypervisor, pool: DirStorage, spec: DomainSpec, volume: str) -> str:
+    """Take a snapshot of a machine that is on; its uid."""
+    one = str(uuid.uuid4())
+    made = await pool.begin_snapshot(volume, one)
+    layers = {volume: LayerFile(made.path, made.format)}
+    how = await driver.snapshot_disks(spec.marks.uid, layers, Quiesce(QuiesceMode.IF_POSSIBLE))
+    await pool.confirm_snapshot(volume, one, "2026-11-20T12:00:00Z", how)
+    return one
+
+
+def names_below(path: str, below: Path) -> None:
+    """Make the file one that names another one as what it stands on."""
+    command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", str(below), path, "16M"]
+    subprocess.run(command, check=True)
+
+
+def opened(process: int) -> set[str]:
+    """The files that a process has open."""
+    return {str(link.readlink()) for link in Path(f"/proc/{process}/fd").iterdir()}
+
+
+def reads(path: str, *what: str) -> bool:
+    """Whether the disk in the file has this, as arguments of `read` of qemu-io say it."""
+    commands = [argument for one in what for argument in ("-c", f"read {one}")]
+    done = subprocess.run(["qemu-io", "-r", "-f", "qcow2", *commands, path], capture_output=True, text=True, check=True)
+    return "verification failed" not in done.stdout
 
 
 class TestFiles:

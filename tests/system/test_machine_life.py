@@ -120,7 +120,7 @@ def test_qemu_killed_is_started_again_once(world: World) -> None:
     vm = world.phase("vm", "Running")
     world.console("vm", "kumulus-guest: ready")
     uid = vm["metadata"]["uid"]
-    world.host_of("vm").exec(["pkill", "-KILL", "-f", f"guest=kumulus-{uid}"])
+    world.host_of("vm").exec(["bash", "-c", f"kill -KILL $(cat /run/libvirt/qemu/kumulus-{uid}.pid)"])
     world.wait("vm", "vm", lambda vm: vm["status"].get("restarts") == 1, "one restart")
     world.console("vm", "boot 2 of this disk")
     world.console("vm", "kumulus-guest: tick 3")

@@ -36,8 +36,11 @@ from kumulus_agents.agent.performer import Performer
 from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
 from kumulus_agents.agent.report import MachineFacts, Reporter
+from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.agent.settings import Timings
+from kumulus_agents.agent.snapshot import Snapshots
+from kumulus_agents.agent.tidying import Tidying
 from kumulus_agents.agent.volume import Volumes
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 
@@ -158,8 +161,10 @@ class Agent:
 
     def _assemble(self, tasks: asyncio.TaskGroup) -> Mapping[WorkType, Performer]:
         drivers, pools = self._drivers, Pools(self._drivers.pool)
+        reservations = Reservations(lambda volume: freed(volume))
+        tidying = Tidying(drivers.hypervisor)
         secrets = Secrets(self._client, self.place.namespace)
-        steps = InstanceSteps(secrets, drivers.hypervisor, pools, drivers.files)
+        steps = InstanceSteps(secrets, drivers.hypervisor, pools, drivers.files, reservations)
         instances = Instances(
             self.orders,
             drivers.hypervisor,
@@ -178,6 +183,11 @@ class Agent:
             for order in self.orders.of_volume(volume):
                 self._wake(order.name)
 
+        def freed(volume: str) -> None:
+            instances.arrived(volume)
+            volumes.let_go(volume)
+            snapshots.freed(volume)
+
         work = DiskWork(self.orders, self._clock, tasks, wake=self._wake)
         images = Images(self.orders, pools, work, secrets, wake=self._wake, arrived=arrived)
         volumes = Volumes(
@@ -185,15 +195,29 @@ class Agent:
             pools,
             drivers.hypervisor,
             work,
+            reservations,
+            tidying,
             wake=self._wake,
             arrived=arrived,
             removed=images.disks_removed,
+        )
+        snapshots = Snapshots(
+            self.orders,
+            pools,
+            drivers.hypervisor,
+            work,
+            reservations,
+            tidying,
+            self._clock,
+            arrived=arrived,
+            removed=freed,
         )
         disks = Disks(self.orders, work, images, volumes)
         self.orders.listen_let_go(let_go)
         return {
             WorkType.INSTANCE: instances,
             WorkType.DISK: disks,
+            WorkType.SNAPSHOT: snapshots,
             WorkType.POOL: PoolPresences(self.orders, pools),
             WorkType.CONSOLE: Consoles(self.orders, drivers.console),
         }

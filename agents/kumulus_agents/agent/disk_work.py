@@ -1,4 +1,5 @@
-"""What goes on for Disk orders beside their passes: imports, copies, and the pauses after what went wrong."""
+"""What goes on for Disk and Snapshot orders beside their passes: imports, copies, merges, and the pauses after what
+went wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +28,18 @@ QUIET = 1.0
 RETRY_FIRST = 10.0
 IN_USE_EVERY = 10.0
 
-WAITED_FOR = frozenset({"ImageNotReady", "VolumeNotReady", "VolumeInUse", "HypervisorUnavailable", "SecretNotFound"})
+WAITED_FOR = frozenset(
+    {
+        "ImageNotReady",
+        "VolumeNotReady",
+        "SnapshotNotReady",
+        "VolumeInUse",
+        "VolumeBusy",
+        "SnapshotInUse",
+        "HypervisorUnavailable",
+        "SecretNotFound",
+    }
+)
 """Reasons that nobody has to do anything about but wait."""
 
 Work = Callable[[ProgressListener], Awaitable[None]]
@@ -139,6 +151,7 @@ class DiskWork:
                 reason=held.reason,
                 message=held.message,
                 disk=facts if facts != DiskFacts() else None,
+                snapshot=order.status.snapshot,
             ),
         )
         return Wait(held.reason, max(held.until - self._clock.monotonic(), 0.0))
@@ -184,6 +197,7 @@ class DiskWork:
                 state=WorkState.WORKING,
                 reason=done.stage if done is not None else "Queued",
                 disk=facts,
+                snapshot=order.status.snapshot,
             ),
         )
         return Requeue(REPORT_EVERY)

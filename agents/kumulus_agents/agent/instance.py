@@ -26,7 +26,7 @@ ROUNDS = 8
 """Observations in one pass at most; what needs more is looked at again a second later."""
 TERMS_KEPT = 4096
 UNAVAILABLE = "HypervisorUnavailable"
-NOT_READY = ("ImageNotReady", "VolumeNotReady")
+NOT_READY = ("ImageNotReady", "VolumeNotReady", "VolumeBusy")
 
 
 STOPPING_SAID_AFTER = 2.0
@@ -70,7 +70,7 @@ class Instances:
         self._memory.pop(name, None)
 
     def arrived(self, uid: str) -> None:
-        """An image or a volume is whole in a pool: who waits for it need not wait longer."""
+        """An image or a volume is whole in a pool, or free: who waits for it need not wait longer."""
         self._arrivals += 1
         for name, memory in list(self._memory.items()):
             if memory.hold is None or memory.hold.reason not in NOT_READY:

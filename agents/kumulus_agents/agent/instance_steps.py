@@ -21,6 +21,7 @@ from kumulus_agents.agent.instance_scope import (
 )
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.pools import Pools
+from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, Hypervisor, Marks
 from kumulus_agents.storage.source import FileSource
@@ -33,11 +34,19 @@ SEED_DISK = "seed"
 class InstanceSteps:
     """The hands of the agent on one host's machines."""
 
-    def __init__(self, secrets: Secrets, hypervisor: Hypervisor, pools: Pools, files: InstanceFiles) -> None:
+    def __init__(
+        self,
+        secrets: Secrets,
+        hypervisor: Hypervisor,
+        pools: Pools,
+        files: InstanceFiles,
+        reservations: Reservations,
+    ) -> None:
         self._secrets = secrets
         self._hypervisor = hypervisor
         self._pools = pools
         self._files = files
+        self._reservations = reservations
 
     async def take(self, step: Step, order: WorkOrder, slow: Callable[[], Awaitable[None]]) -> None:
         """Take one step; it may have been taken already. `slow` is awaited once when a start takes its time.
@@ -56,7 +65,7 @@ class InstanceSteps:
             case Pause():
                 await self._hypervisor.pause(uid)
             case Resume():
-                await self._hypervisor.resume(uid)
+                await self._resume(instance)
             case PressButton():
                 await self._hypervisor.power_button(uid)
             case ForceOff():
@@ -64,7 +73,8 @@ class InstanceSteps:
             case Attach(volume):
                 await self._attach(instance, volume)
             case Detach(volume):
-                await self._hypervisor.detach_disk(uid, volume)
+                with self._reservations.hold((volume,), "a machine is asked to let go of it"):
+                    await self._hypervisor.detach_disk(uid, volume)
             case Remove():
                 await self._remove(instance)
 
@@ -87,6 +97,11 @@ class InstanceSteps:
             raise failure
 
     async def _make_and_start(self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None) -> None:
+        volumes = [disk.volume for disk in order.disks if disk.volume is not None]
+        with self._reservations.hold(volumes, "a machine that has it is being started"):
+            await self._make_and_start_now(order, marks, seed)
+
+    async def _make_and_start_now(self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None) -> None:
         disks = []
         for disk in order.disks:
             if disk.volume is not None:
@@ -94,7 +109,9 @@ class InstanceSteps:
             elif disk.image is not None:
                 pool = self._pools.driver(disk.pool)
                 stored = await pool.ensure_disk(order.uid, disk.name, disk.image.uid, disk.size)
-                disks.append(DomainDisk(disk.name, stored.source, stored.format, boot_order=disk.boot_order))
+                disks.append(
+                    DomainDisk(disk.name, stored.source, stored.format, boot_order=disk.boot_order, below=stored.below)
+                )
         path = await self._files.prepare(order.uid, seed)
         if path is not None:
             disks.append(DomainDisk(SEED_DISK, FileSource(str(path)), "raw", read_only=True, cdrom=True))
@@ -109,9 +126,20 @@ class InstanceSteps:
         )
 
     async def _attach(self, order: InstanceOrder, volume: str) -> None:
-        for disk in order.disks:
-            if disk.volume == volume:
-                await self._hypervisor.attach_disk(order.uid, await self._volume(disk, volume))
+        with self._reservations.hold((volume,), "it is being attached to a machine"):
+            for disk in order.disks:
+                if disk.volume == volume:
+                    await self._hypervisor.attach_disk(order.uid, await self._volume(disk, volume))
+
+    async def _resume(self, order: InstanceOrder) -> None:
+        """Before a guest writes, the pools learn what it writes to: an agent may have died before it noted that."""
+        volumes = {disk.volume: disk.pool for disk in order.disks if disk.volume is not None}
+        with self._reservations.hold(volumes, "a machine that has it is being resumed"):
+            domain = await self._hypervisor.domain(order.uid)
+            for disk in domain.disks if domain is not None else ():
+                if disk.volume in volumes:
+                    await self._pools.driver(volumes[disk.volume]).adopt(disk.volume, disk.path)
+            await self._hypervisor.resume(order.uid)
 
     async def _volume(self, disk: InstanceDisk, volume: str) -> DomainDisk:
         stored = await self._pools.driver(disk.pool).volume(volume)
@@ -119,7 +147,9 @@ class InstanceSteps:
             raise Missing(
                 "VolumeNotReady", f"the volume of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
             )
-        return DomainDisk(disk.name, stored.source, stored.format, boot_order=disk.boot_order, volume=volume)
+        return DomainDisk(
+            disk.name, stored.source, stored.format, boot_order=disk.boot_order, volume=volume, below=stored.below
+        )
 
     async def _seed(self, seed: SeedRef) -> Mapping[str, bytes]:
         if seed.secret is None:

@@ -26,6 +26,9 @@ VOLUME = "volume"
 KEEPER = "keeper"
 """Index of Disk orders by the volume they keep."""
 
+SNAPSHOT = "snapshot"
+"""Index of Snapshot orders by their volumes."""
+
 
 def _instance_uid(order: WorkOrder) -> Iterable[str]:
     return (order.spec.instance.uid,) if order.spec.instance is not None else ()
@@ -42,6 +45,10 @@ def volumes_of(order: WorkOrder | None) -> frozenset[str]:
 def _kept_volume(order: WorkOrder) -> Iterable[str]:
     disk = order.spec.disk
     return (disk.volume.uid,) if disk is not None and disk.volume is not None else ()
+
+
+def _kept_in_snapshot(order: WorkOrder) -> Iterable[str]:
+    return (item.volume for item in order.spec.snapshot.items) if order.spec.snapshot is not None else ()
 
 
 def _same(before: WorkOrder, after: WorkOrder) -> bool:
@@ -74,7 +81,7 @@ class Orders:
         self._client = client
         self.namespace = namespace
         self.store: Store[WorkOrder] = Store(
-            WorkOrder, {INSTANCE: _instance_uid, VOLUME: volumes_of, KEEPER: _kept_volume}
+            WorkOrder, {INSTANCE: _instance_uid, VOLUME: volumes_of, KEEPER: _kept_volume, SNAPSHOT: _kept_in_snapshot}
         )
         self._own_write = False
         self._reporting: set[str] = set()
@@ -117,6 +124,10 @@ class Orders:
     def keepers(self, volume: str) -> list[WorkOrder]:
         """The Disk orders that keep the volume."""
         return self.store.by(KEEPER, volume)
+
+    def snapshots_of(self, volume: str) -> list[WorkOrder]:
+        """The Snapshot orders that have a part in the volume."""
+        return self.store.by(SNAPSHOT, volume)
 
     async def report(self, order: WorkOrder, status: WorkOrderStatus) -> bool:
         """Write the status if it differs from what is known. Gone meanwhile: nothing. Raises `KubeError`."""

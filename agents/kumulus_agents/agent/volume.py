@@ -6,17 +6,19 @@ A volume that was made once is never made anew: an empty disk in place of a lost
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 
 import structlog
 
-from kumulus.api.host import DiskFacts, PoolRef, VolumeOrder, WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.host import DiskFacts, PoolRef, VolumeOrder, VolumeOrigin, WorkOrder, WorkOrderStatus, WorkState
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.pool import steady
 from kumulus_agents.agent.pools import Pools
+from kumulus_agents.agent.reservations import Reservations
+from kumulus_agents.agent.tidying import Tidying
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
 from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredVolume
 from kumulus_agents.storage.sectors import whole_sectors
@@ -36,6 +38,8 @@ class Volumes:
         pools: Pools,
         hypervisor: Hypervisor,
         work: DiskWork,
+        reservations: Reservations,
+        tidying: Tidying,
         *,
         wake: Callable[[str], None],
         arrived: Callable[[str], None],
@@ -47,6 +51,8 @@ class Volumes:
         self._pools = pools
         self._hypervisor = hypervisor
         self._work = work
+        self._reservations = reservations
+        self._tidying = tidying
         self._wake = wake
         self._arrived = arrived
         self._removed = removed
@@ -66,11 +72,11 @@ class Volumes:
         self.origin_arrived(volume)
 
     def origin_arrived(self, uid: str) -> None:
-        """An image or volume is there, or free: who begins with it need not wait longer."""
+        """An image, a volume or a snapshot is there, or free: who begins with it need not wait longer."""
         for order in self._orders.store:
             wanted = order.spec.disk.volume if order.spec.disk is not None else None
             origin = wanted.origin if wanted is not None else None
-            if origin is not None and uid in (origin.volume, origin.image.uid if origin.image else None):
+            if origin is not None and uid in _begins_with(origin):
                 self._work.wake_waiting(order.name)
 
     async def perform(self, order: WorkOrder, pool: PoolRef, wanted: VolumeOrder) -> Result:
@@ -83,7 +89,7 @@ class Volumes:
                 return await self._remove(order, wanted, driver, known)
             return await self._ensure(order, wanted, driver, known)
         except (StorageError, HypervisorError) as error:
-            if order.deleting and error.reason == "VolumeInUse":
+            if order.deleting and error.reason in ("VolumeInUse", "VolumeBusy"):
                 held = self._work.in_use(order, error.reason, str(error))
             else:
                 held = self._work.hold(order, error)
@@ -110,34 +116,48 @@ class Volumes:
         self, order: WorkOrder, wanted: VolumeOrder, driver: StorageDriver, progress: ProgressListener
     ) -> None:
         """Make the volume and let it grow, whatever of that is left to do."""
-        copies = wanted.origin is not None and (wanted.thick or wanted.origin.volume is not None)
+        origin = wanted.origin
+        copied = (origin.volume or (origin.snapshot.volume if origin.snapshot else None)) if origin else None
+        copies = copied is not None or (origin is not None and wanted.thick)
         try:
             async with AsyncExitStack() as stack:
                 if copies and await driver.volume(wanted.uid) is None:
                     await stack.enter_async_context(self._slots)
                 volume = await driver.ensure_volume(wanted.uid, wanted.size, wanted.origin, wanted.thick, progress)
         finally:
-            if wanted.origin is not None and wanted.origin.volume is not None:
-                self._wake_deleted(wanted.origin.volume)
+            if copied is not None:
+                self._wake_deleted(copied)
+        await self._set_right(wanted.uid, driver, progress)
         if wanted.size is not None and volume.virtual_size < wanted.size:
             volume = await self._grow(wanted.uid, wanted.size, driver)
         log.info("volume is there", order=order.name, volume=order.spec.for_.name, size=volume.virtual_size)
         self._seen.add(order.name)
         self._arrived(wanted.uid)
 
+    async def _set_right(self, volume: str, driver: StorageDriver, progress: ProgressListener) -> None:
+        """What an agent that died left: what a machine writes to is the volume, and what nobody needs goes.
+
+        Somebody is at it just now: then that is seen to there.
+        """
+        at_it = self._reservations.hold((volume,), "its layers are being merged")
+        with _tolerating("VolumeBusy", "VolumeInUse"), at_it:
+            await self._tidying.tidy(driver, volume, progress)
+
     def _wake_deleted(self, volume: str) -> None:
-        """A copy of the volume has ended: it may be removed."""
-        for order in self._orders.keepers(volume):
+        """A copy of the volume, or of a snapshot of it, has ended: they may be removed."""
+        for order in (*self._orders.keepers(volume), *self._orders.snapshots_of(volume)):
+            self._work.wake_waiting(order.name)
             if order.deleting:
                 self._wake(order.name)
 
     async def _grow(self, volume: str, size: int, driver: StorageDriver) -> StoredVolume:
         machine = next((domain.marks.uid for domain in await self._having(volume) if _is_on(domain)), None)
-        if machine is None:
-            return await driver.grow_volume(volume, size)
-        return await driver.grow_volume(
-            volume, size, lambda wanted: self._hypervisor.resize_disk(machine, volume, wanted)
-        )
+        with self._reservations.hold((volume,), "it is being grown"):
+            if machine is None:
+                return await driver.grow_volume(volume, size)
+            return await driver.grow_volume(
+                volume, size, lambda wanted: self._hypervisor.resize_disk(machine, volume, wanted)
+            )
 
     async def _remove(self, order: WorkOrder, wanted: VolumeOrder, driver: StorageDriver, known: DiskFacts) -> Result:
         await self._work.cancel(order.name)
@@ -145,7 +165,8 @@ class Volumes:
             message = f"machine {user} has the volume: delete the machine, or take the disk out of its spec.disks"
             return await self._work.report_hold(order, self._work.in_use(order, "VolumeInUse", message), known)
         if not wanted.retain or await driver.volume(wanted.uid) is None:
-            await driver.remove_volume(wanted.uid)
+            with self._reservations.hold((wanted.uid,), "it is being removed"):
+                await driver.remove_volume(wanted.uid)
         await self._orders.release(order)
         log.info("volume is gone", order=order.name, volume=order.spec.for_.name, retained=wanted.retain)
         self._removed()
@@ -161,6 +182,23 @@ class Volumes:
 
     async def _having(self, volume: str) -> list[Domain]:
         return [domain for domain in await self._hypervisor.domains() if volume in domain.volumes]
+
+
+def _begins_with(origin: VolumeOrigin) -> tuple[str | None, ...]:
+    """Uids of what the volume waits for."""
+    snapshot = origin.snapshot
+    parts = (snapshot.snapshot, snapshot.volume) if snapshot is not None else ()
+    return (origin.volume, origin.image.uid if origin.image else None, *parts)
+
+
+@contextmanager
+def _tolerating(*reasons: str) -> Iterator[None]:
+    """Go on after a `StorageError` with one of these reasons."""
+    try:
+        yield
+    except StorageError as error:
+        if error.reason not in reasons:
+            raise
 
 
 def _is_on(domain: Domain) -> bool:

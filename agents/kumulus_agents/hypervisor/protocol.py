@@ -8,13 +8,14 @@ the driver; different domains proceed in parallel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from kumulus.api.compute import PowerState
-from kumulus_agents.storage.source import DiskSource
+from kumulus.api.snapshots import Indication, QuiesceMode
+from kumulus_agents.storage.source import DiskSource, LayerFile
 
 
 class HypervisorError(Exception):
@@ -47,11 +48,21 @@ class DomainDisk:
     """A CD-ROM drive, which a guest needs another driver for than for its disks; always read-only."""
     volume: str | None = None
     """Uid of the Volume that it is: it can come and go while the machine is on. None: it stays."""
+    below: tuple[LayerFile, ...] = ()
+    """What the file stands on, all the way down. No header is asked: a guest may have written it."""
 
     @property
     def path(self) -> str:
         """Of its source."""
         return self.source.path
+
+
+@dataclass(frozen=True, slots=True)
+class Quiesce:
+    """Whether a guest's file systems are brought to rest, and how long that may take."""
+
+    mode: QuiesceMode
+    seconds: int = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +233,17 @@ class Hypervisor(Protocol):
         large or larger: nothing.
 
         Raises `HypervisorError(reason="DiskNotAttached")` when the domain is off, gone or has not got it.
+        """
+
+    async def snapshot_disks(
+        self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
+    ) -> tuple[Indication, ...]:
+        """Have the guest write to these new layers from now on, all at one instant; they are by uid of the volume. What it
+        wrote to until then is not written any more. It has the layers already: nothing. Says how far the content can be
+        trusted. The guest's file systems are never left frozen.
+
+        Raises `HypervisorError`: `DiskNotAttached` when the domain is off, gone or has not got one of the volumes,
+        `QuiesceFailed` when rest is required and the guest does not come to it. `domain` tells whether it happened.
         """
 
     async def power_button(self, uid: str) -> None:

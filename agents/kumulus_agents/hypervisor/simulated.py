@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus_agents.hypervisor.protocol import (
     AttachedDisk,
     Domain,
@@ -34,7 +35,9 @@ from kumulus_agents.hypervisor.protocol import (
     HypervisorError,
     Inventory,
     Marks,
+    Quiesce,
 )
+from kumulus_agents.storage.source import LayerFile
 
 GIB = 1 << 30
 DETACH_WAITS = 5.0
@@ -78,6 +81,10 @@ class SimulatedHost:
         """Domains whose guest does not let go of a disk."""
         self.sizes: dict[str, int] = {}
         """Volumes that were resized while a guest had them: bytes the guest sees."""
+        self.agents: dict[str, bool] = {}
+        """Domains whose guest has an agent, and whether that can bring the file systems to rest."""
+        self.snapshots: list[tuple[str, frozenset[str]]] = []
+        """Every snapshot that was taken: of which domain and volumes."""
         self._clock = clock
         self._chance = random.Random(self.settings.seed)  # noqa: S311  # not a secret
         self._failures: deque[HypervisorError] = deque()
@@ -278,6 +285,30 @@ class SimulatedHypervisor:
                     if disk.volume == volume:
                         await asyncio.to_thread(_grow, disk.path, size)
                 host.sizes[volume] = size
+
+    async def snapshot_disks(
+        self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
+    ) -> tuple[Indication, ...]:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is None or domain.state is DomainState.STOPPED or not layers.keys() <= domain.volumes:
+                raise HypervisorError("The simulated machine has not got the disks now.", reason="DiskNotAttached")
+            rest = Indication.NO_GUEST_AGENT
+            if quiesce.mode is not QuiesceMode.NEVER and (able := host.agents.get(uid)) is not None:
+                rest = Indication.GUEST_AGENT if able else Indication.QUIESCE_FAILED
+            if quiesce.mode is QuiesceMode.REQUIRED and rest is not Indication.GUEST_AGENT:
+                raise HypervisorError("The simulated guest did not come to rest.", reason="QuiesceFailed")
+            moved = tuple(
+                replace(disk, path=layers[disk.volume].path) if disk.volume and disk.volume in layers else disk
+                for disk in domain.disks
+            )
+            if moved != tuple(domain.disks):
+                host.snapshots.append((uid, frozenset(layers)))
+                host.put(replace(domain, disks=moved))
+            if quiesce.mode is QuiesceMode.NEVER:
+                return (Indication.ONLINE,)
+            return (Indication.ONLINE, rest)
 
     async def power_button(self, uid: str) -> None:
         async with self._one_at_a_time(uid):

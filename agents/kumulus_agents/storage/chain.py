@@ -1,16 +1,18 @@
-"""A volume and the image it stands on, as qemu-img in the cage works with them.
+"""A volume's layers and the image below them, as qemu-img in the cage works with them.
 
 A volume's header belongs to the emulator that wrote it last, and that to a guest, perhaps: what a
-volume stands on is told to qemu-img here, never read from the header, and no other file exists for
+layer stands on is told to qemu-img here, never read from the header, and no other file exists for
 it. Whoever is in the cage is "others" to the files: they are lent by that part of their modes, which
 changes nothing for anybody else, because their directories let in root and the emulators' group alone.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,37 +27,47 @@ from kumulus_agents.storage.settings import StorageSettings
 MODE = 0o600
 """Of a volume's file, when it is not lent."""
 
-_VOLUME, _IMAGE, _TARGET = "volume", "image", "target"
+_IMAGE, _TARGET = "image", "target"
 _TABLES = 64 << 20
 """Bytes beside a disk's data, and its eighth, that a file of it may have."""
 _LOCKED = ('Failed to get "write" lock', 'Failed to get shared "write" lock')
 
+_lent: Counter[tuple[int, int]] = Counter()
+"""Files of volumes by how many programs have them just now: device and inode."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Open files: a volume, and the image it stands on or None. They stay the caller's to close."""
+    """Open files: layers from the top, and the image below them or None. They stay the caller's to close."""
 
-    volume: int
-    image: int | None
-    shared: bool = False
-    """What is called volume is an image, which others read too."""
+    layers: tuple[int, ...]
+    image: int | None = None
+    frozen: bool = False
+    """Nobody writes to any of them, although an emulator may have them open."""
 
     def options(self) -> str:
         """What qemu-img shall open, by the names inside the cage.
 
-        Locks are asked for: by itself QEMU does without where it finds no /dev/null to try them on.
+        Locks are asked for: by itself QEMU does without where it finds no /dev/null to try them on. A layer that is
+        frozen may be locked by the emulator that wrote to it once.
         """
-        below = (
-            ",backing.driver=qcow2,backing.file.driver=file,backing.file.filename=/image"
-            if self.image is not None
-            else ""
-        )
-        return f"driver=qcow2,file.driver=file,file.locking=on,file.filename=/volume{below}"
+        node: dict[str, object] | None = None
+        for name in reversed(self._names()):
+            file = {"driver": "file", "locking": "on", "filename": f"/{name}"}
+            node = {"driver": "qcow2", "file": file, "backing": node}
+        return "json:" + json.dumps({**(node or {}), **({"force-share": True} if self.frozen else {})})
 
-    def handed(self, *, write: bool) -> list[Handed]:
-        """The files, for the cage."""
-        files = [Handed(self.volume, _VOLUME, write=write)]
-        return files if self.image is None else [*files, Handed(self.image, _IMAGE)]
+    def handed(self, *, write: int = 0) -> list[Handed]:
+        """The files, for the cage. The topmost `write` of them may be written."""
+        fds = (*self.layers, *(() if self.image is None else (self.image,)))
+        return [
+            Handed(fd, name, write=number < write)
+            for number, (fd, name) in enumerate(zip(fds, self._names(), strict=True))
+        ]
+
+    def _names(self) -> list[str]:
+        layers = [f"layer{number}" for number in range(len(self.layers))]
+        return layers if self.image is None else [*layers, _IMAGE]
 
 
 def virtual_size(fd: int) -> int:
@@ -81,14 +93,14 @@ async def copy(
             progress(min(size, size * percent // 100), size)
 
     try:
-        with _lent(source, write=False):
+        with _lending(source):
             outcome = await cage.run(
                 [
                     *(str(settings.cage.qemu_img), "convert", "-p", "-n", "--target-is-zero"),
-                    *("--image-opts", "--target-image-opts", source.options()),
+                    *("--target-image-opts", source.options()),
                     f"driver=qcow2,file.driver=file,file.filename=/{_TARGET}",
                 ],
-                [*source.handed(write=False), Handed(target, _TARGET, write=True)],
+                [*source.handed(), Handed(target, _TARGET, write=True)],
                 limits=_limits(virtual_size(target), settings.cage.convert_seconds, settings),
                 settings=settings.cage,
                 on_output=on_output,
@@ -110,34 +122,73 @@ async def grow(volume: Chain, size: int, settings: StorageSettings, *, thick: bo
     Raises `StorageError`: VolumeInUse when an emulator has, NoSpace, CageUnavailable.
     """
     reserve = ("--preallocation=falloc",) if thick else ()
-    with _lent(volume, write=True):
+    with _lending(volume, write=1):
         outcome = await cage.run(
-            [
-                *(str(settings.cage.qemu_img), "resize", "-q", *reserve),
-                *("--image-opts", volume.options(), str(size)),
-            ],
-            volume.handed(write=True),
+            [str(settings.cage.qemu_img), "resize", "-q", *reserve, volume.options(), str(size)],
+            volume.handed(write=1),
             limits=_limits(size, settings.cage.convert_seconds, settings),
             settings=settings.cage,
         )
     _judge(outcome, "grow the volume")
-    os.fsync(volume.volume)
+    os.fsync(volume.layers[0])
+
+
+async def commit(volume: Chain, size: int, settings: StorageSettings, progress: Callable[[int, int], None]) -> None:
+    """Write all that the topmost layer has into the one below it; flushed. Nobody may have the two open.
+
+    What is read through the topmost layer is the same before, after and at every moment of it: it may be repeated.
+    Raises `StorageError`: VolumeInUse when an emulator has them, NoSpace, CageUnavailable.
+    """
+
+    def on_output(data: bytes) -> None:
+        if (percent := percent_done(data)) is not None:
+            progress(min(size, size * percent // 100), size)
+
+    with _lending(volume, write=2):
+        outcome = await cage.run(
+            [str(settings.cage.qemu_img), "commit", "-p", "-d", volume.options()],
+            volume.handed(write=2),
+            limits=_limits(size, settings.cage.convert_seconds, settings),
+            settings=settings.cage,
+            on_output=on_output,
+        )
+    _judge(outcome, "merge the volume's layers")
+    os.fsync(volume.layers[1])
+
+
+async def name_below(layer: int, below: str, settings: StorageSettings) -> None:
+    """Write the name of the file it stands on into the layer's header, for people who look at it by hand."""
+    alone = Chain((layer,))
+    with _lending(alone, write=1):
+        outcome = await cage.run(
+            [str(settings.cage.qemu_img), "rebase", "-u", "-F", "qcow2", "-b", below, alone.options()],
+            alone.handed(write=1),
+            limits=_limits(_TABLES, settings.cage.convert_seconds, settings),
+            settings=settings.cage,
+        )
+    _judge(outcome, "merge the volume's layers")
 
 
 @contextmanager
-def _lent(chain: Chain, *, write: bool) -> Iterator[None]:
-    for image in (chain.image, chain.volume if chain.shared else None):
-        if image is not None:
-            # Not taken back: another copy may be about to open it.
-            os.fchmod(image, stat.S_IMODE(os.fstat(image).st_mode) | stat.S_IROTH)
-    if chain.shared:
-        yield
-        return
-    os.fchmod(chain.volume, MODE | (0o006 if write else 0o004))
+def _lending(chain: Chain, *, write: int = 0) -> Iterator[None]:
+    """Let others read the files, and write the topmost `write` of them."""
+    if chain.image is not None:
+        # Not taken back: another copy may be about to open it.
+        os.fchmod(chain.image, stat.S_IMODE(os.fstat(chain.image).st_mode) | stat.S_IROTH)
+    keys = []
+    for number, fd in enumerate(chain.layers):
+        now = os.fstat(fd)
+        keys.append((now.st_dev, now.st_ino))
+        _lent[keys[-1]] += 1
+        os.fchmod(fd, stat.S_IMODE(now.st_mode) & 0o006 | MODE | (0o006 if number < write else 0o004))
     try:
         yield
     finally:
-        os.fchmod(chain.volume, MODE)
+        for key, fd in zip(keys, chain.layers, strict=True):
+            _lent[key] -= 1
+            if not _lent[key]:
+                del _lent[key]
+                os.fchmod(fd, MODE)
 
 
 def _limits(size: int, seconds: float, settings: StorageSettings) -> Limits:

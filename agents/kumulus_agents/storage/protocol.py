@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kumulus.api.host import HttpFetch, ImageRef, OciFetch, VolumeOrigin
-from kumulus_agents.storage.source import DiskSource
+from kumulus.api.snapshots import Indication
+from kumulus_agents.storage.source import DiskSource, LayerFile
 
 
 class StorageError(Exception):
@@ -82,6 +83,8 @@ class StoredDisk:
     source: DiskSource
     format: str
     virtual_size: int
+    below: tuple[LayerFile, ...] = ()
+    """What it stands on, all the way down."""
 
     @property
     def path(self) -> str:
@@ -98,7 +101,9 @@ class StoredVolume:
     virtual_size: int
     """Bytes of the disk inside, as it is now: an emulator may have grown it."""
     used: int
-    """Bytes it takes."""
+    """Bytes it takes, with its snapshots."""
+    below: tuple[LayerFile, ...] = ()
+    """What the file stands on, all the way down: layers that keep snapshots, an image. Never read from a header."""
 
     @property
     def path(self) -> str:
@@ -107,11 +112,35 @@ class StoredVolume:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredSnapshot:
+    """The content that a volume had at one instant."""
+
+    virtual_size: int
+    used: int
+    """Bytes that its layer takes, which it may share with later content."""
+    taken_at: str | None
+    """The instant (RFC 3339). None: it was begun, nobody knows how far that came, and it is to be begun anew."""
+    indications: tuple[Indication, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Two files of a volume that are to become one: what is in the upper one goes down into the lower one."""
+
+    upper: str
+    """Path of the file that goes."""
+    lower: str
+    """Path of the file that stays."""
+    active: bool
+    """The upper one is what the volume is written to."""
+
+
+@dataclass(frozen=True, slots=True)
 class ImportProgress:
     """How far an import or a copy is."""
 
     stage: str
-    """Downloading, Unpacking, Inspecting or Converting; Copying."""
+    """Downloading, Unpacking, Inspecting or Converting; Copying; Merging."""
     bytes: int
     total: int | None
     rate: int | None
@@ -189,13 +218,13 @@ class StorageDriver(Protocol):
         """The volume of that uid: made, or found as it is, whatever size it has by now.
 
         `size` is in bytes, rounded up to sectors; that of the origin when None. Without origin it is blank. With an
-        image it has the image's content and may stand on it, which keeps the image in use; with a volume it is a full
-        copy that stands on nothing the copied one could take away. `thick` takes all of its space at once.
+        image it has the image's content and may stand on it, which keeps the image in use; with a volume or a snapshot
+        it is a full copy that stands on nothing the copied one could take away. `thick` takes all of its space at once.
         Cancelling a copy leaves nothing that is taken for a volume.
 
-        Raises `StorageError`: ImageNotReady or VolumeNotReady when the origin is missing, VolumeInUse when somebody
-        writes to the volume that is to be copied, DiskTooSmall (not retryable) when `size` is less than the origin's,
-        NoSpace.
+        Raises `StorageError`: ImageNotReady, VolumeNotReady or SnapshotNotReady when the origin is missing, VolumeInUse
+        when somebody writes to the volume that is to be copied (a snapshot can be copied at any time), DiskTooSmall (not
+        retryable) when `size` is less than the origin's, NoSpace.
         """
 
     async def grow_volume(self, uid: str, size: int, live: Resize | None = None) -> StoredVolume:
@@ -204,11 +233,59 @@ class StorageDriver(Protocol):
         With `live` a running machine has it: what is in the file is changed by calling that and by nobody else.
 
         Raises `StorageError`: ShrinkRefused (not retryable) when it is larger already, VolumeNotReady when it is
-        missing, VolumeInUse when it is being copied, or is used by an emulator and there is no `live`; NoSpace.
+        missing, VolumeInUse when it is being copied, or is used by an emulator and there is no `live`, VolumeBusy while
+        a snapshot was begun and not confirmed; NoSpace.
         """
 
     async def remove_volume(self, uid: str) -> None:
         """Remove the volume and what a creation that was cut short left of it. Nobody may use it: the caller knows.
 
-        Raises `StorageError(reason="VolumeInUse")` while it is being copied.
+        Raises `StorageError(reason="VolumeInUse")` while it is being copied or has snapshots.
         """
+
+    async def snapshot(self, volume: str, snapshot: str) -> StoredSnapshot | None:
+        """The volume's snapshot of that uid. Cheap."""
+
+    async def begin_snapshot(self, volume: str, snapshot: str) -> StoredVolume:
+        """Put a new, empty layer on the volume: what there is becomes the snapshot as soon as nobody writes to it any more.
+
+        Durable when it returns: whoever opens the volume from now on opens the new layer. An emulator that has the
+        volume must be given the new one, or `adopt` must be told what it has. A snapshot of that uid that was begun and
+        not confirmed is given up first; one that was confirmed is left as it is.
+
+        Raises `StorageError`: VolumeNotReady, NoSpace.
+        """
+
+    async def confirm_snapshot(
+        self, volume: str, snapshot: str, taken_at: str, indications: tuple[Indication, ...]
+    ) -> StoredSnapshot:
+        """Nobody writes below the new layer: the snapshot that was begun was taken. Confirmed already: nothing.
+
+        Raises `StorageError(reason="SnapshotLost")` when it was not begun.
+        """
+
+    async def forget_snapshot(self, volume: str, snapshot: str) -> None:
+        """The snapshot is wanted no more. Its space is free after the merges that `next_merge` asks for. Gone: nothing.
+
+        Raises `StorageError(reason="SnapshotInUse")` while it is being copied.
+        """
+
+    async def adopt(self, volume: str, path: str) -> None:
+        """An emulator that is on writes to this file of the volume. That decides what the volume is: after a crash
+        between `begin_snapshot` and the emulator, or between the emulator and `merged`, the record may say otherwise.
+
+        Raises `StorageError(reason="ChainMismatch", retryable=False)` for a file that it must not write.
+        """
+
+    async def next_merge(self, volume: str) -> Merge | None:
+        """Remove files of the volume that nobody needs, and say which two should become one next. None: it is tidy."""
+
+    async def merge(self, volume: str, merge: Merge, progress: ProgressListener | None = None) -> None:
+        """Do what `next_merge` asked for; nobody may use the volume. May be repeated, and cancelled at any time.
+
+        Raises `StorageError`: VolumeInUse when an emulator has it or it is being copied, NoSpace.
+        """
+
+    async def merged(self, volume: str, merge: Merge) -> None:
+        """An emulator did what `next_merge` asked for and has let go of the upper file. Durable when it returns; the
+        file goes. May be repeated."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import uuid
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from kumulus.api.host import ImageRef, OciFetch, PoolRef, VolumeOrigin
+from kumulus.api.snapshots import Indication
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
+from kumulus_agents.storage.layers import Layers, Taken
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
     ImageSource,
+    Merge,
     ProgressListener,
     RegistrySource,
     Resize,
@@ -20,13 +24,14 @@ from kumulus_agents.storage.protocol import (
     StorageError,
     StoredDisk,
     StoredImage,
+    StoredSnapshot,
     StoredVolume,
     Usage,
     same,
 )
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
-from kumulus_agents.storage.source import FileSource
+from kumulus_agents.storage.source import FileSource, LayerFile
 
 _STEPS = 4
 _THIN = 200 << 10
@@ -41,7 +46,11 @@ class SimulatedPool:
     disks: dict[str, dict[str, tuple[str, StoredDisk]]] = field(default_factory=dict)
     """Machine -> disk name -> image uid and the disk."""
     volumes: dict[str, tuple[str | None, StoredVolume]] = field(default_factory=dict)
-    """Volume -> uid of the image it stands on, and the volume."""
+    """Volume -> uid of the image it stands on, and the volume as if it had one layer."""
+    layers: dict[str, Layers] = field(default_factory=dict)
+    """Volume -> its layers."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Layer that is written no more -> bytes of the disk then."""
 
 
 class SimulatedStorage:
@@ -135,7 +144,10 @@ class SimulatedStorage:
                 retryable=False,
             )
         made = StoredDisk(
-            FileSource(f"{self._path}/disks/{owner}/{disk}.qcow2"), "qcow2", whole_sectors(size or image.virtual_size)
+            FileSource(f"{self._path}/disks/{owner}/{disk}.qcow2"),
+            "qcow2",
+            whole_sectors(size or image.virtual_size),
+            (LayerFile(image.path, image.format),),
         )
         return self.state.disks.setdefault(owner, {}).setdefault(name, (image_uid, made))[1]
 
@@ -149,7 +161,7 @@ class SimulatedStorage:
         """See `StorageDriver.volume`."""
         self._perhaps_fail("volume")
         found = self.state.volumes.get(uid_of(uid))
-        return found[1] if found is not None else None
+        return self._seen(uid, *found) if found is not None else None
 
     async def ensure_volume(
         self,
@@ -163,12 +175,16 @@ class SimulatedStorage:
         uid_of(uid)
         image = uid_of(origin.image.uid) if origin is not None and origin.image is not None else None
         source = uid_of(origin.volume) if origin is not None and origin.volume is not None else None
+        snapshot = origin.snapshot if origin is not None else None
+        if snapshot is not None:
+            source = uid_of(snapshot.volume)
+            uid_of(snapshot.snapshot)
         async with self._locks[uid]:
             if (found := await self.volume(uid)) is not None:
                 return found
             self._perhaps_fail("ensure_volume")
             await self._sleep(self._settings.disk_seconds)
-            least, used = self._origin(image, source)
+            least, used = self._origin(image, source, snapshot.snapshot if snapshot is not None else None)
             if (wanted := size if size is not None else least) is None:
                 raise StorageError("A blank volume needs a size.", reason="SizeMissing", retryable=False)
             if least is not None and wanted < least:
@@ -184,7 +200,8 @@ class SimulatedStorage:
                 FileSource(f"{self._path}/volumes/{uid}.qcow2"), "qcow2", whole, whole if thick else used
             )
             self.state.volumes[uid] = (None if thick else image, made)
-            return made
+            self.state.layers[uid] = Layers.first(uid)
+            return self._seen(uid, *self.state.volumes[uid])
 
     async def grow_volume(self, uid: str, size: int, live: Resize | None = None) -> StoredVolume:
         """See `StorageDriver.grow_volume`."""
@@ -199,28 +216,154 @@ class SimulatedStorage:
                     reason="ShrinkRefused",
                     retryable=False,
                 )
+            if any(kept.taken is None for kept in self.state.layers[uid].snapshots.values()):
+                raise StorageError("A snapshot of the volume is being taken.", reason="VolumeBusy")
             if live is not None and found.virtual_size < wanted:
                 await live(wanted)
-            grown = replace(found, virtual_size=wanted)
-            self.state.volumes[uid] = (self.state.volumes[uid][0], grown)
-            return grown
+            image, volume = self.state.volumes[uid]
+            self.state.volumes[uid] = (image, replace(volume, virtual_size=wanted))
+            return self._seen(uid, *self.state.volumes[uid])
 
     async def remove_volume(self, uid: str) -> None:
         """See `StorageDriver.remove_volume`."""
         self._perhaps_fail("remove_volume")
-        if self.state.volumes.pop(uid_of(uid), None):
+        if uid_of(uid) in self.state.layers and self.state.layers[uid].snapshots:
+            raise StorageError("The volume has snapshots. Delete them first.", reason="VolumeInUse")
+        self.state.layers.pop(uid, None)
+        if self.state.volumes.pop(uid, None):
             await self._sleep(self._settings.disk_seconds)
         if (lock := self._locks.get(uid)) is not None and not lock.locked():
             del self._locks[uid]
 
-    def _origin(self, image: str | None, source: str | None) -> tuple[int | None, int]:
+    async def snapshot(self, volume: str, snapshot: str) -> StoredSnapshot | None:
+        """See `StorageDriver.snapshot`."""
+        self._perhaps_fail("snapshot")
+        layers = self.state.layers.get(uid_of(volume))
+        kept = layers.snapshots.get(uid_of(snapshot)) if layers is not None else None
+        if kept is None or volume not in self.state.volumes:
+            return None
+        size = self.state.sizes.get(kept.layer, self.state.volumes[volume][1].virtual_size)
+        if kept.taken is None:
+            return StoredSnapshot(size, _THIN, None)
+        return StoredSnapshot(size, _THIN, kept.taken.at, tuple(Indication(one) for one in kept.taken.indications))
+
+    async def begin_snapshot(self, volume: str, snapshot: str) -> StoredVolume:
+        """See `StorageDriver.begin_snapshot`."""
+        uid_of(snapshot)
+        async with self._locks[uid_of(volume)]:
+            self._perhaps_fail("begin_snapshot")
+            layers = self._layers(volume)
+            if (kept := layers.snapshots.get(snapshot)) is None or kept.taken is None:
+                await self._sleep(self._settings.disk_seconds)
+                self.state.sizes[layers.active] = self.state.volumes[volume][1].virtual_size
+                self.state.layers[volume] = layers.forgotten(snapshot).frozen(snapshot, str(uuid.uuid4()))
+            return self._seen(volume, *self.state.volumes[volume])
+
+    async def confirm_snapshot(
+        self, volume: str, snapshot: str, taken_at: str, indications: tuple[Indication, ...]
+    ) -> StoredSnapshot:
+        """See `StorageDriver.confirm_snapshot`."""
+        uid_of(snapshot)
+        async with self._locks[uid_of(volume)]:
+            self._perhaps_fail("confirm_snapshot")
+            layers = self.state.layers.get(volume)
+            if layers is None or (kept := layers.snapshots.get(snapshot)) is None:
+                raise StorageError("The snapshot was not begun.", reason="SnapshotLost", retryable=False)
+            if kept.taken is None:
+                self.state.layers[volume] = layers.confirmed(snapshot, Taken(taken_at, indications))
+        found = await self.snapshot(volume, snapshot)
+        if found is None:
+            raise StorageError("The snapshot is gone.", reason="SnapshotLost", retryable=False)
+        return found
+
+    async def forget_snapshot(self, volume: str, snapshot: str) -> None:
+        """See `StorageDriver.forget_snapshot`."""
+        uid_of(snapshot)
+        async with self._locks[uid_of(volume)]:
+            self._perhaps_fail("forget_snapshot")
+            if (layers := self.state.layers.get(volume)) is not None:
+                self.state.layers[volume] = layers.forgotten(snapshot)
+
+    async def adopt(self, volume: str, path: str) -> None:
+        """See `StorageDriver.adopt`."""
+        async with self._locks[uid_of(volume)]:
+            self._perhaps_fail("adopt")
+            layers = self._layers(volume)
+            found = [layer for layer in layers.parents if self._file(volume, layer) == path]
+            try:
+                self.state.layers[volume] = layers.adopted(found[0])
+            except (IndexError, ValueError) as error:
+                raise StorageError(
+                    "A machine writes to a file of the volume that it must not write.",
+                    reason="ChainMismatch",
+                    retryable=False,
+                ) from error
+
+    async def next_merge(self, volume: str) -> Merge | None:
+        """See `StorageDriver.next_merge`."""
+        async with self._locks[uid_of(volume)]:
+            self._perhaps_fail("next_merge")
+            if (layers := self.state.layers.get(volume)) is None:
+                return None
+            while useless := layers.useless(frozenset()):
+                layers = self.state.layers[volume] = layers.without(useless[0])
+            if (found := layers.next_merge(frozenset())) is None:
+                return None
+            upper, lower = found
+            return Merge(self._file(volume, upper), self._file(volume, lower), upper == layers.active)
+
+    async def merge(self, volume: str, merge: Merge, progress: ProgressListener | None = None) -> None:
+        """See `StorageDriver.merge`."""
+        self._perhaps_fail("merge")
+        if progress is not None:
+            Pace(progress).stage("Merging", 0, self.state.volumes[uid_of(volume)][1].virtual_size)
+        await self._sleep(self._settings.disk_seconds)
+        await self.merged(volume, merge)
+
+    async def merged(self, volume: str, merge: Merge) -> None:
+        """See `StorageDriver.merged`."""
+        async with self._locks[uid_of(volume)]:
+            self._perhaps_fail("merged")
+            layers = self._layers(volume)
+            by_path = {self._file(volume, layer): layer for layer in layers.parents}
+            upper, lower = by_path.get(merge.upper), by_path.get(merge.lower)
+            if upper is not None and lower is not None:
+                self.state.layers[volume] = layers.merged(upper, lower)
+                if upper in self.state.sizes:
+                    self.state.sizes[lower] = self.state.sizes[upper]
+
+    def _layers(self, volume: str) -> Layers:
+        if (layers := self.state.layers.get(volume)) is None or volume not in self.state.volumes:
+            raise StorageError("The volume is not in the pool.", reason="VolumeNotReady")
+        return layers
+
+    def _file(self, volume: str, layer: str) -> str:
+        first = self.state.volumes[volume][1].path
+        return first if layer == volume else f"{first.removesuffix('.qcow2')}.{layer}.qcow2"
+
+    def _seen(self, uid: str, image: str | None, volume: StoredVolume) -> StoredVolume:
+        layers = self.state.layers.setdefault(uid, Layers.first(uid))
+        path, *below = (self._file(uid, layer) for layer in layers.chain(layers.active))
+        files = [LayerFile(each, "qcow2") for each in below]
+        if image is not None:
+            files.append(LayerFile(f"{self._path}/images/{image}.qcow2", "qcow2"))
+        used = volume.used + (len(layers.parents) - 1) * _THIN
+        return replace(volume, source=FileSource(path), used=used, below=tuple(files))
+
+    def _origin(self, image: str | None, source: str | None, snapshot: str | None) -> tuple[int | None, int]:
         """Bytes of the disk that a volume begins as (None: of no disk), and bytes the volume takes."""
         if image is not None:
             if (found := self.state.images.get(image)) is None:
                 raise StorageError("The volume's image is not in the pool yet.", reason="ImageNotReady")
             return found.virtual_size, _THIN
         if source is not None:
-            if (copied := self.state.volumes.get(source)) is None:
+            copied = self.state.volumes.get(source)
+            if snapshot is not None:
+                kept = self.state.layers[source].snapshots.get(snapshot) if copied is not None else None
+                if copied is None or kept is None or kept.taken is None:
+                    raise StorageError("The snapshot is not in the pool yet.", reason="SnapshotNotReady")
+                return self.state.sizes[kept.layer], copied[1].used
+            if copied is None:
                 raise StorageError("The volume that is to be copied is not in the pool yet.", reason="VolumeNotReady")
             return copied[1].virtual_size, copied[1].used
         return None, _THIN

@@ -17,6 +17,16 @@ class FileSource:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerFile:
+    """A file that another one stands on, or that is to stand on another one."""
+
+    path: str
+    """Absolute."""
+    format: str
+    """qcow2 or raw."""
+
+
+@dataclass(frozen=True, slots=True)
 class BlockSource:
     """A block device of this host."""
 

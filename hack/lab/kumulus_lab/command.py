@@ -26,7 +26,7 @@ app = typer.Typer(
 host_app = typer.Typer(help="The libvirt hosts of a lab.", no_args_is_help=True)
 app.add_typer(host_app, name="host")
 
-_console = Console(stderr=True, highlight=False)
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Name = Annotated[str, typer.Option("--name", envvar="KUMULUS_LAB", help="Which lab.")]
 
@@ -81,7 +81,7 @@ def run_demo(
     name: Name = state.DEFAULT,
 ) -> None:
     """Bring a lab up and run the examples on it."""
-    demo.run(_lab(name), demo.wanted(hosts), Console(highlight=False))
+    demo.run(_lab(name), demo.wanted(hosts), Console(highlight=False, soft_wrap=not sys.stdout.isatty()))
 
 
 @app.command()
@@ -248,5 +248,5 @@ def main() -> None:
     try:
         app()
     except LabError as error:
-        _console.print(f"[red]kumulus-lab:[/] {escape(str(error))}", soft_wrap=True)
+        _console.print(f"[red]kumulus-lab:[/] {escape(str(error))}")
         sys.exit(1)

@@ -14,7 +14,7 @@ from typing import Any
 
 from kumulus.api.base import FINALIZER
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import PoolRef, WorkOrder, instance_order_name, volume_order_name
+from kumulus.api.host import PoolRef, WorkOrder, instance_order_name, snapshot_order_name, volume_order_name
 from kumulus.api.pools import PoolParameters
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient
@@ -159,6 +159,24 @@ class TestHost:
             volume_order_name(uid), {"type": "Disk", "for": self._for("Volume", "data", uid), "disk": disk}
         )
         return uid
+
+    async def snapshot_order(self, *volumes: str, uid: str | None = None, **snapshot: Any) -> str:
+        """Create the order of a snapshot of these volumes; its uid. Of the first volume it is the VolumeSnapshot's."""
+        uid = uid or str(uuid.uuid4())
+        items = [
+            {"snapshot": uid if not number else str(uuid.uuid5(uuid.UUID(uid), volume)), "volume": volume, "pool": POOL}
+            for number, volume in enumerate(volumes)
+        ]
+        spec = {
+            "type": "Snapshot",
+            "for": self._for("VolumeSnapshot", "before", uid),
+            "snapshot": {"items": items, **snapshot},
+        }
+        await self.create(snapshot_order_name(uid), spec)
+        return uid
+
+    async def until_snapshot(self, uid: str, seconds: float = DEADLINE, **wanted: Any) -> dict[str, Any]:
+        return await self.until(snapshot_order_name(uid), seconds, **wanted)
 
     async def change_volume(self, uid: str, **volume: Any) -> None:
         patch = {"spec": {"disk": {"volume": volume}}}

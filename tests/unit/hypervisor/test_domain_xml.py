@@ -15,7 +15,7 @@ from kumulus.api.compute import PowerState
 from kumulus_agents.hypervisor.libvirt import allowlist, attached, marks
 from kumulus_agents.hypervisor.libvirt.domain_xml import Platform, as_attached, render, render_volume
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, HypervisorError, Marks
-from kumulus_agents.storage.source import BlockSource, FileSource, RbdSource
+from kumulus_agents.storage.source import BlockSource, FileSource, LayerFile, RbdSource
 
 GOLDEN = Path(__file__).parent / "golden"
 UID = "6f1c2d7e-0b51-4f0c-9a57-3c1d5e8f9a01"
@@ -26,7 +26,15 @@ SEED = DomainDisk("seed", FileSource("/var/lib/kumulus/instances/seed.iso"), "ra
 KEYS = DomainDisk("keys", FileSource("/var/lib/kumulus/instances/keys.img"), "raw", read_only=True)
 VOLUME_UID = "0d6a5f52-2d4c-4a34-8a53-3f5a3b2f9d11"
 VOLUME = DomainDisk(
-    "pg", FileSource(f"/var/lib/kumulus/pools/p/volumes/{VOLUME_UID}.qcow2"), "qcow2", 3, volume=VOLUME_UID
+    "pg",
+    FileSource(f"/var/lib/kumulus/pools/p/volumes/{VOLUME_UID}.{UID}.qcow2"),
+    "qcow2",
+    3,
+    volume=VOLUME_UID,
+    below=(
+        LayerFile(f"/var/lib/kumulus/pools/p/volumes/{VOLUME_UID}.qcow2", "qcow2"),
+        LayerFile(f"/var/lib/kumulus/pools/p/images/{UID}.raw", "raw"),
+    ),
 )
 RBD = RbdSource(
     ("10.0.0.1", "ceph-b.example.org:16789", "[fd00::c]:3300"), "vms", f"volume.{VOLUME_UID}", "kumulus", "c2VjcmV0"

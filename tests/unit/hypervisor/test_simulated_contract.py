@@ -9,7 +9,7 @@ import pytest
 
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, ExitReason, ForeignDomain
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
-from kumulus_agents.storage.source import FileSource
+from kumulus_agents.storage.source import FileSource, LayerFile
 from tests.contract.hypervisor import HypervisorContract, World, new_marks
 
 
@@ -28,6 +28,9 @@ class SimulatedWorld(World):
     def volume(self) -> DomainDisk:
         volume = str(uuid.uuid4())
         return DomainDisk("data", FileSource(f"/simulated/{volume}.qcow2"), "qcow2", volume=volume)
+
+    def layer(self, below: str) -> LayerFile:
+        return LayerFile(f"{below}.{uuid.uuid4()}", "qcow2")
 
     def broken_spec(self) -> DomainSpec:
         self.host.fail_next_start()

@@ -15,6 +15,7 @@ import pytest
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import ImportProgress, StorageError
 from kumulus_agents.storage.settings import StorageSettings
+from tests.contract.snapshots import SnapshotContract
 from tests.contract.storage import Bench, StorageContract
 from tests.unit.storage.material import (
     MIB,
@@ -45,7 +46,7 @@ def driver(path: Path, settings: StorageSettings) -> DirStorage:
     return DirStorage(pool_ref(path), settings)
 
 
-class TestDir(StorageContract):
+class TestDir(StorageContract, SnapshotContract):
     @pytest.fixture
     def bench(self, driver: DirStorage, path: Path, settings: StorageSettings, server: Server) -> Bench:
         url = server.on("/disk.raw", Answer(RAW, etag='"1"'))

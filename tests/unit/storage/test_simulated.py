@@ -10,6 +10,7 @@ import pytest
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import SimulatedSettings, StorageSettings
 from kumulus_agents.storage.simulated import SimulatedStorage
+from tests.contract.snapshots import SnapshotContract
 from tests.contract.storage import Bench, StorageContract
 from tests.unit.storage.material import http, ignore, image_ref, pool_ref, uid
 
@@ -25,7 +26,7 @@ def driver(tmp_path) -> SimulatedStorage:
     return SimulatedStorage(pool_ref(tmp_path), SETTINGS, sleep=no_time)
 
 
-class TestSimulated(StorageContract):
+class TestSimulated(StorageContract, SnapshotContract):
     @pytest.fixture
     def bench(self, driver, tmp_path) -> Bench:
         return Bench(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
 from kumulus_agents.hypervisor.libvirt import marks
-from kumulus_agents.hypervisor.libvirt.attached import VOLUME_ALIAS
+from kumulus_agents.hypervisor.libvirt.attached import GUEST_AGENT, VOLUME_ALIAS
 
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 NUMBER = r"[1-9][0-9]{0,18}"
@@ -20,6 +20,8 @@ COUNT = r"0|[1-9][0-9]{0,9}"
 ENCODED = r"[A-Za-z0-9_.~%/:+,@= -]{0,4096}"
 PATH = r"/[^\x00-\x1f\x7f]{1,1023}"
 DEVICE = r"/dev/[A-Za-z0-9_+./-]{1,255}"
+DEEPEST = 64
+"""Files that a disk may stand on. More is refused: every one of them is opened."""
 CEPH = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 
 
@@ -76,6 +78,15 @@ RULES: Mapping[str, Rule] = {
     "domain/devices/disk/source/host": Rule({"name": r"[A-Za-z0-9.:-]{1,253}", "port": r"[0-9]{1,5}"}, most=16),
     "domain/devices/disk/source/auth": Rule({"username": CEPH}),
     "domain/devices/disk/source/auth/secret": Rule({"type": "ceph", "uuid": UUID}),
+    **{
+        f"domain/devices/disk{'/backingStore' * depth}{part}": rule
+        for depth in range(1, DEEPEST + 2)
+        for part, rule in (
+            ("", Rule({"type": "file"})),
+            ("/format", Rule({"type": "qcow2|raw"})),
+            ("/source", Rule({"file": PATH})),
+        )
+    },
     "domain/devices/disk/target": Rule({"dev": "[sv]d[a-z]", "bus": "virtio|scsi"}),
     "domain/devices/disk/serial": Rule(text=r"[A-Za-z0-9_.-]{1,20}"),
     "domain/devices/disk/boot": Rule({"order": NUMBER}),
@@ -90,12 +101,19 @@ RULES: Mapping[str, Rule] = {
     "domain/devices/serial/target": Rule({"type": "isa-serial", "port": "0"}),
     "domain/devices/console": Rule({"type": "pty"}),
     "domain/devices/console/target": Rule({"type": "serial", "port": "0"}),
+    "domain/devices/channel": Rule({"type": "unix"}),
+    "domain/devices/channel/target": Rule({"type": "virtio", "name": re.escape(GUEST_AGENT)}),
     "domain/devices/video": Rule(),
     "domain/devices/video/model": Rule({"type": "none"}),
     "domain/devices/memballoon": Rule({"model": "virtio", "freePageReporting": "on", "autodeflate": "on"}),
     "domain/devices/rng": Rule({"model": "virtio"}),
     "domain/devices/rng/backend": Rule({"model": "random"}, "/dev/urandom"),
     "domain/devices/panic": Rule({"model": "isa"}),
+    "domainsnapshot": Rule(),
+    "domainsnapshot/disks": Rule(),
+    "domainsnapshot/disks/disk": Rule({"name": "[sv]d[a-z]", "snapshot": "no|external", "type": "file"}, most=52),
+    "domainsnapshot/disks/disk/driver": Rule({"type": "qcow2"}),
+    "domainsnapshot/disks/disk/source": Rule({"file": PATH}),
 }
 
 

@@ -10,6 +10,9 @@ from xml.etree.ElementTree import Element
 from kumulus_agents.hypervisor.libvirt import sources
 from kumulus_agents.hypervisor.protocol import AttachedDisk, HypervisorError
 
+GUEST_AGENT = "org.qemu.guest_agent.0"
+"""Name of the port that a guest's agent opens."""
+
 TARGETS = "abcdefghijklmnopqrstuvwxyz"
 """Last letters of device names."""
 
@@ -38,6 +41,23 @@ def xml_of(domain_xml: str, volume: str) -> str | None:
     """The disk that is this volume, as the domain has it, or None."""
     element = _find(domain_xml, volume)
     return None if element is None else ElementTree.tostring(element, encoding="unicode")
+
+
+def targets(domain_xml: str) -> tuple[str, ...]:
+    """Device names of all its disks."""
+    return tuple(_target(element) for element in _root(domain_xml).iterfind("devices/disk"))
+
+
+def paths(domain_xml: str) -> dict[str, str]:
+    """What its disks are written to, by device name."""
+    found = {_target(element): sources.path_of(element) for element in _root(domain_xml).iterfind("devices/disk")}
+    return {target: path for target, path in found.items() if path is not None}
+
+
+def has_agent(domain_xml: str) -> bool:
+    """Whether the guest has opened the port of its agent, as libvirt tells of a domain that is on."""
+    found = _root(domain_xml).iterfind("devices/channel/target")
+    return any(port.get("name") == GUEST_AGENT and port.get("state") == "connected" for port in found)
 
 
 def free_target(domain_xmls: Sequence[str]) -> str:

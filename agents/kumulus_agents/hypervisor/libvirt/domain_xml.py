@@ -6,13 +6,14 @@ percent-encoded marks get in. https://libvirt.org/formatdomain.html decides what
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element, SubElement, indent, register_namespace, tostring
 
 from kumulus_agents.hypervisor.libvirt import allowlist, marks, sources
-from kumulus_agents.hypervisor.libvirt.attached import TARGETS, VOLUME_ALIAS, too_many
+from kumulus_agents.hypervisor.libvirt.attached import GUEST_AGENT, TARGETS, VOLUME_ALIAS, too_many
 from kumulus_agents.hypervisor.protocol import AttachedDisk, DomainDisk, DomainSpec, HypervisorError
+from kumulus_agents.storage.source import LayerFile
 
 SERIAL_MAX = 20
 """virtio-blk shows the guest no more of a disk's serial."""
@@ -73,6 +74,18 @@ def render_volume(disk: DomainDisk, target: str, *, direct: bool) -> str:
     devices = Element("devices")
     _disk(devices, replace(disk, boot_order=None), target, direct=direct)
     return _allowed(tostring(devices[0], encoding="unicode"), "domain/devices/disk")
+
+
+def render_snapshot(layers: Mapping[str, LayerFile], others: Iterable[str]) -> str:
+    """The XML of a snapshot that puts these layers on the disks of these device names, and none on the others."""
+    disks = SubElement(root := Element("domainsnapshot"), "disks")
+    for target, layer in layers.items():
+        disk = SubElement(disks, "disk", name=target, snapshot="external", type="file")
+        SubElement(disk, "driver", type=layer.format)
+        SubElement(disk, "source", file=layer.path)
+    for target in others:
+        SubElement(disks, "disk", name=target, snapshot="no")
+    return _allowed(tostring(root, encoding="unicode"), "domainsnapshot")
 
 
 def as_attached(disks: Sequence[DomainDisk]) -> tuple[AttachedDisk, ...]:
@@ -143,6 +156,9 @@ def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
     SubElement(serial, "target", type="isa-serial", port="0")
     console = SubElement(devices, "console", type="pty")
     SubElement(console, "target", type="serial", port="0")
+    # Where the guest's agent listens, for those that have one: it brings file systems to rest for a snapshot.
+    channel = SubElement(devices, "channel", type="unix")
+    SubElement(channel, "target", type="virtio", name=GUEST_AGENT)
     SubElement(SubElement(devices, "video"), "model", type="none")
     SubElement(devices, "memballoon", model="virtio", freePageReporting="on", autodeflate="on")
     _text(SubElement(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
@@ -155,6 +171,8 @@ def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> N
     if not (disk.cdrom or disk.read_only):
         driver.set("discard", "unmap")
     sources.add(element, disk.source)
+    if disk.format != "raw":
+        sources.add_below(element, disk.below)
     SubElement(element, "target", dev=target, bus="scsi" if _on_scsi(disk) else "virtio")
     _text(element, "serial", disk.name[:SERIAL_MAX])
     if disk.boot_order is not None:

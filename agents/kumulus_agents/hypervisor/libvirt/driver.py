@@ -17,7 +17,18 @@ from typing import TypeVar
 
 import libvirt
 
-from kumulus_agents.hypervisor.libvirt import acceleration, domain_xml, inventory, listing, marks, secrets, state, verbs
+from kumulus.api.snapshots import Indication
+from kumulus_agents.hypervisor.libvirt import (
+    acceleration,
+    domain_xml,
+    inventory,
+    listing,
+    marks,
+    secrets,
+    snapshots,
+    state,
+    verbs,
+)
 from kumulus_agents.hypervisor.libvirt.connection import Connection, DomainEvent
 from kumulus_agents.hypervisor.libvirt.errors import is_code
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
@@ -34,7 +45,9 @@ from kumulus_agents.hypervisor.protocol import (
     HypervisorError,
     Inventory,
     Marks,
+    Quiesce,
 )
+from kumulus_agents.storage.source import LayerFile
 
 T = TypeVar("T")
 
@@ -138,6 +151,12 @@ class LibvirtHypervisor:
         if not resized:
             raise HypervisorError("The machine has not got the disk, or is off.", reason="DiskNotAttached")
 
+    async def snapshot_disks(
+        self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
+    ) -> tuple[Indication, ...]:
+        work = functools.partial(snapshots.take, uid, layers, quiesce)
+        return await self._do_with_disks(uid, work, quiesce.seconds + self._settings.verb_timeout)
+
     async def power_button(self, uid: str) -> None:
         await self._tell(uid, verbs.press)
 
@@ -180,6 +199,14 @@ class LibvirtHypervisor:
 
     async def _tell(self, uid: str, verb: verbs.Verb) -> None:
         await self._do(uid, functools.partial(verbs.if_ours, uid, verb))
+
+    async def _do_with_disks(self, uid: str, work: Callable[[ConnectionHandle], T], seconds: float) -> T:
+        """What disks the domain has may be different afterwards, and no event tells."""
+        try:
+            return await self._connection.call(work, seconds=seconds, key=uid)
+        finally:
+            self._changes += 1
+            self._records.pop(uid, None)
 
     async def _tell_of_disk(self, uid: str, verb: verbs.Verb) -> None:
         """The event comes a moment later: until then nobody shall be told of the disks there were before."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement
 
-from kumulus_agents.storage.source import BlockSource, DiskSource, FileSource, RbdSource
+from kumulus_agents.storage.source import BlockSource, DiskSource, FileSource, LayerFile, RbdSource
 
 _SECRETS = uuid.UUID("7b1c0d3e-54a2-4c0e-9d0a-0f6a6f1f3b52")
 """Names of secrets derive from this one."""
@@ -28,6 +29,17 @@ def add(disk: Element, source: DiskSource) -> None:
                 SubElement(element, "host", {"name": host} if port is None else {"name": host, "port": port})
             auth = SubElement(element, "auth", username=source.user)
             SubElement(auth, "secret", type="ceph", uuid=secret_of(source))
+
+
+def add_below(disk: Element, below: Sequence[LayerFile]) -> None:
+    """Say what the disk stands on, all the way down, and where that ends: libvirt then reads no header, which a guest
+    may have written."""
+    at = disk
+    for file in below:
+        at = SubElement(at, "backingStore", type="file")
+        SubElement(at, "format", type=file.format)
+        SubElement(at, "source", file=file.path)
+    SubElement(at, "backingStore")
 
 
 def path_of(disk: Element) -> str | None:

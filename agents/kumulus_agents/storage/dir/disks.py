@@ -7,6 +7,7 @@ disk stands on is told by the record alone; the disk's own header belongs to a g
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.dir.creation import create
@@ -16,7 +17,7 @@ from kumulus_agents.storage.protocol import StorageError, StoredDisk, StoredImag
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
-from kumulus_agents.storage.source import FileSource
+from kumulus_agents.storage.source import FileSource, LayerFile
 
 
 def ensure(
@@ -27,14 +28,16 @@ def ensure(
     with pool.disks() as disks, pool.directory_of(disks, owner) as mine:
         record = read_record(mine, f"{disk}.json")
         if record is not None and mine.exists(f"{disk}.qcow2"):
-            return StoredDisk(FileSource(pool.disk_path(owner, disk)), "qcow2", int(str(record["virtualSize"])))
+            size, below = int(str(record["virtualSize"])), _below(pool, record)
+            return StoredDisk(FileSource(pool.disk_path(owner, disk)), "qcow2", size, below)
         with pool.images() as images:
             image = stored(pool, images.whole, image_uid)
         if image is None:
             raise StorageError("The disk's image is not in the pool yet.", reason="ImageNotReady")
         virtual_size = _size(image, size)
         _make(pool, settings, mine, disk, image, virtual_size)
-    return StoredDisk(FileSource(pool.disk_path(owner, disk)), "qcow2", virtual_size)
+    below = (LayerFile(image.path, image.format),)
+    return StoredDisk(FileSource(pool.disk_path(owner, disk)), "qcow2", virtual_size, below)
 
 
 def remove(pool: PoolDirectory, owner: str) -> None:
@@ -70,6 +73,15 @@ def users(pool: PoolDirectory, image_uid: str) -> int:
     return count
 
 
+def _below(pool: PoolDirectory, record: Mapping[str, object]) -> tuple[LayerFile, ...]:
+    """What the disk stands on. A record that is older than this question does not name the format."""
+    image, form = uid_of(str(record.get("image"))), record.get("format")
+    if form not in ("qcow2", "raw"):
+        with pool.images() as images:
+            form = "raw" if images.whole.exists(f"{image}.raw") else "qcow2"
+    return (LayerFile(pool.image_path(image, str(form)), str(form)),)
+
+
 def _size(image: StoredImage, size: int | None) -> int:
     if size is None:
         return image.virtual_size
@@ -90,7 +102,7 @@ def _make(
     fd = mine.fresh(temporary)
     try:
         create(settings, fd, virtual_size, backing=pool.backing(image.uid, image.format), form=image.format)
-        record: dict[str, object] = {"image": image.uid, "virtualSize": virtual_size}
+        record: dict[str, object] = {"image": image.uid, "format": image.format, "virtualSize": virtual_size}
         write_record(mine, f"{disk}.json", record, flush=False)  # the disk's own flush keeps both names
         mine.settle(fd, temporary, f"{disk}.qcow2")
     except BaseException:

@@ -9,22 +9,26 @@ from contextlib import ExitStack, contextmanager
 from weakref import WeakValueDictionary
 
 from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
+from kumulus.api.snapshots import Indication
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.claims import Claims
-from kumulus_agents.storage.dir import disks, images, volumes
+from kumulus_agents.storage.dir import disks, images, snapshots, volumes
 from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
+from kumulus_agents.storage.dir.volumes import Source
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
     ImageSource,
     ImportProgress,
+    Merge,
     ProgressListener,
     Resize,
     StorageDriver,
     StorageError,
     StoredDisk,
     StoredImage,
+    StoredSnapshot,
     StoredVolume,
     Usage,
     same,
@@ -46,7 +50,9 @@ class DirStorage:
         """Images by how many disks and volumes are being made of them."""
         self._removing: set[str] = set()
         self._copying: Counter[str] = Counter()
-        """Volumes by how many copies of them are being made."""
+        """Volumes by how many copies of them, or of their snapshots, are being made."""
+        self._merging: set[str] = set()
+        """Volumes whose layers are being merged, here or by an emulator."""
 
     async def prepare(self) -> Usage:
         """See `StorageDriver.prepare`. PathNotAllowed, PoolUnsafe and PoolReadOnly are its own reasons."""
@@ -129,7 +135,7 @@ class DirStorage:
     ) -> StoredVolume:
         """See `StorageDriver.ensure_volume`. A thick volume is a copy of its image, not an overlay."""
         image = uid_of(origin.image.uid) if origin is not None and origin.image is not None else None
-        source = uid_of(origin.volume) if origin is not None and origin.volume is not None else None
+        source = _copied(origin)
         async with self._lock(f"volume {uid_of(uid)}"):
             if (found := await self.volume(uid)) is not None:
                 await self._take_back(uid)
@@ -161,6 +167,8 @@ class DirStorage:
                 await self._take_back(uid)
                 return volume
             self._refuse_copied(uid)
+            with told_as("look for the volume"):
+                await in_thread(snapshots.refuse_begun, self._pool, uid)
             if live is not None:
                 await live(wanted)
             else:
@@ -177,6 +185,74 @@ class DirStorage:
             self._refuse_copied(uid)
             with told_as("remove the volume"):
                 await in_thread(volumes.remove, self._pool, uid)
+
+    async def snapshot(self, volume: str, snapshot: str) -> StoredSnapshot | None:
+        """See `StorageDriver.snapshot`."""
+        with told_as("look for the snapshot"):
+            return await in_thread(snapshots.stored, self._pool, uid_of(volume), uid_of(snapshot))
+
+    async def begin_snapshot(self, volume: str, snapshot: str) -> StoredVolume:
+        """See `StorageDriver.begin_snapshot`."""
+        async with self._lock(f"volume {uid_of(volume)}"):
+            await self._present(volume)
+            with told_as("take the snapshot"):
+                await in_thread(snapshots.begin, self._pool, self._settings, volume, uid_of(snapshot))
+            return await self._present(volume)
+
+    async def confirm_snapshot(
+        self, volume: str, snapshot: str, taken_at: str, indications: tuple[Indication, ...]
+    ) -> StoredSnapshot:
+        """See `StorageDriver.confirm_snapshot`."""
+        async with self._lock(f"volume {uid_of(volume)}"):
+            with told_as("take the snapshot"):
+                await in_thread(snapshots.confirm, self._pool, volume, uid_of(snapshot), taken_at, indications)
+            found = await self.snapshot(volume, snapshot)
+        if found is None:
+            raise StorageError("The snapshot's file is gone.", reason="SnapshotLost", retryable=False)
+        return found
+
+    async def forget_snapshot(self, volume: str, snapshot: str) -> None:
+        """See `StorageDriver.forget_snapshot`."""
+        async with self._lock(f"volume {uid_of(volume)}"):
+            if self._copying[volume]:
+                raise StorageError("The snapshot is being copied. Wait until that is done.", reason="SnapshotInUse")
+            with told_as("remove the snapshot"):
+                await in_thread(snapshots.forget, self._pool, volume, uid_of(snapshot))
+
+    async def adopt(self, volume: str, path: str) -> None:
+        """See `StorageDriver.adopt`."""
+        async with self._lock(f"volume {uid_of(volume)}"):
+            with told_as("look for the volume"):
+                await in_thread(snapshots.adopt, self._pool, volume, path)
+
+    async def next_merge(self, volume: str) -> Merge | None:
+        """See `StorageDriver.next_merge`. Copies begin when the merge is done, and merges when copies are."""
+        async with self._lock(f"volume {uid_of(volume)}"):
+            self._merging.discard(volume)
+            self._refuse_copied(volume)
+            with told_as("merge the volume's layers"):
+                found = await in_thread(snapshots.next_merge, self._pool, volume)
+            if found is not None:
+                self._merging.add(volume)
+            return found
+
+    async def merge(self, volume: str, merge: Merge, progress: ProgressListener | None = None) -> None:
+        """See `StorageDriver.merge`."""
+        async with self._lock(f"volume {uid_of(volume)}"):
+            self._refuse_copied(volume)
+            self._merging.add(volume)
+            try:
+                with told_as("merge the volume's layers"):
+                    await snapshots.merge(self._pool, self._settings, volume, merge, Pace(progress or _ignore))
+            finally:
+                self._merging.discard(volume)
+
+    async def merged(self, volume: str, merge: Merge) -> None:
+        """See `StorageDriver.merged`."""
+        async with self._lock(f"volume {uid_of(volume)}"):
+            with told_as("merge the volume's layers"):
+                await in_thread(snapshots.merged_by_emulator, self._pool, volume, merge)
+            self._merging.discard(volume)
 
     async def _present(self, uid: str) -> StoredVolume:
         found = await self.volume(uid)
@@ -196,16 +272,21 @@ class DirStorage:
             copied = stack.enter_context(volumes.open_image(self._pool, image)) if plan.copied else None
             await volumes.make(self._pool, self._settings, uid, plan, copied, pace)
 
-    async def _make_copy(self, uid: str, source: str, size: int | None, thick: bool, pace: Pace) -> None:
-        """One copy of the same volume at a time: they lend its file."""
-        self._copying[source] += 1
+    async def _make_copy(self, uid: str, source: Source, size: int | None, thick: bool, pace: Pace) -> None:
+        """One copy of the same volume at a time. Its files stay as they are meanwhile."""
+        if source.volume in self._merging:
+            raise StorageError(
+                "Layers of the volume that is to be copied are being merged. Wait until that is done.",
+                reason="VolumeInUse",
+            )
+        self._copying[source.volume] += 1
         try:
-            async with self._lock(f"copy of {source}"):
-                plan = await in_thread(volumes.plan_copy, self._pool, source, size, thick)
-                with volumes.open_chain(self._pool, source) as copied:
+            async with self._lock(f"copy of {source.volume}"):
+                plan, layer = await in_thread(volumes.plan_copy, self._pool, source, size, thick)
+                with volumes.open_chain(self._pool, source.volume, layer) as copied:
                     await volumes.make(self._pool, self._settings, uid, plan, copied, pace)
         finally:
-            self._copying[source] -= 1
+            self._copying[source.volume] -= 1
             self._copying += Counter()  # forget zeros
 
     def _refuse_copied(self, uid: str) -> None:
@@ -237,6 +318,15 @@ class DirStorage:
 
     def _lock(self, what: str) -> asyncio.Lock:
         return self._locks.setdefault(what, asyncio.Lock())
+
+
+def _copied(origin: VolumeOrigin | None) -> Source | None:
+    """What a volume is copied from. Raises `StorageError` for what is no uid."""
+    if origin is not None and origin.snapshot is not None:
+        return Source(uid_of(origin.snapshot.volume), uid_of(origin.snapshot.snapshot))
+    if origin is not None and origin.volume is not None:
+        return Source(uid_of(origin.volume))
+    return None
 
 
 def _ignore(_: ImportProgress) -> None:

@@ -5,7 +5,8 @@
     images/<image uid>.json            what is known of it; an image without this record is none
     images/.partial/<image uid>.*      what is on its way
     disks/<machine uid>/<disk id>.qcow2, .json   a disk and what it was made from
-    volumes/<volume uid>.qcow2, .json  a volume and what it stands on
+    volumes/<volume uid>.qcow2, .json  a volume's first layer, and of which layers it is
+    volumes/<volume uid>.<layer>.qcow2 another layer, which began with a snapshot
 
 All names derive from uids.
 """
@@ -107,9 +108,9 @@ class PoolDirectory:
         """Absolute path of a disk, for programs."""
         return str(self.path / _DISKS / owner / f"{disk}.qcow2")
 
-    def volume_path(self, uid: str) -> str:
-        """Absolute path of a volume, for programs."""
-        return str(self.path / _VOLUMES / f"{uid}.qcow2")
+    def volume_path(self, file: str) -> str:
+        """Absolute path of a file of a volume, for programs."""
+        return str(self.path / _VOLUMES / file)
 
     def backing(self, image: str, form: str = "qcow2") -> str:
         """An image as its disks name it: relative, so that a pool may be moved or mounted elsewhere."""

@@ -1,7 +1,8 @@
 """Volumes in a pool: qcow2 files with a life of their own, blank, on a verified image, or copied.
 
 A volume's record is written before the volume gets its name: a volume that exists has one. It says
-which image the volume stands on; the header of the volume belongs to a guest's emulator.
+of which layers the volume is, and which image it stands on; the header of a layer belongs to a
+guest's emulator.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from kumulus_agents.storage import chain
@@ -18,13 +19,33 @@ from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.chain import Chain
 from kumulus_agents.storage.dir.creation import create
 from kumulus_agents.storage.dir.images import stored as stored_image
-from kumulus_agents.storage.dir.pool import PoolDirectory
+from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
+from kumulus_agents.storage.layers import Layers, from_record, to_record
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import StorageError, StoredVolume
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
-from kumulus_agents.storage.source import FileSource
+from kumulus_agents.storage.source import FileSource, LayerFile
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a volume is a full copy of."""
+
+    volume: str
+    snapshot: str | None = None
+    """None: the volume as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a volume."""
+
+    layers: Layers
+    image: str | None = None
+    """Uid of the image that the first layer stands on."""
+    thick: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +61,54 @@ class Plan:
     """Bytes of the disk that is copied into it."""
 
 
+def known(volumes: Directory, uid: str) -> Record | None:
+    """The volume's record, or None when there is none. Blocks. Raises `StorageError` for one that says nonsense."""
+    record = read_record(volumes, record_of(uid))
+    if record is None:
+        return None
+    try:
+        layers = from_record(uid, record)
+        for layer in layers.parents:
+            uid_of(layer)
+    except (ValueError, StorageError) as error:
+        raise StorageError(
+            "The volume's record is damaged. Restore the volume from a backup.", reason="VolumeDamaged"
+        ) from error
+    image = record.get("image")
+    return Record(layers, uid_of(image) if isinstance(image, str) else None, bool(record.get("thick")))
+
+
+def note(volumes: Directory, uid: str, record: Record, *, flush: bool = True) -> None:
+    """Make this what is known of the volume. Blocks; durable when it returns, with `flush`."""
+    written = {"image": record.image, "thick": record.thick, **to_record(record.layers)}
+    write_record(volumes, record_of(uid), written, flush=flush)
+
+
 def stored(pool: PoolDirectory, uid: str) -> StoredVolume | None:
     """The volume of that uid, if it is whole. Blocks."""
     with pool.volumes() as volumes:
-        if read_record(volumes, _record(uid)) is None:
-            return None
-        try:
-            with volumes.reading(_file(uid)) as fd:
-                return StoredVolume(
-                    FileSource(pool.volume_path(uid)), "qcow2", chain.virtual_size(fd), os.fstat(fd).st_blocks * 512
-                )
-        except FileNotFoundError:
-            return None
+        record = known(volumes, uid)
+        while record is not None:
+            try:
+                return _whole(pool, volumes, uid, record)
+            except FileNotFoundError:
+                # Two layers may have been merged since the record was read.
+                before, record = record, known(volumes, uid)
+                if record == before:
+                    return None
+        return None
+
+
+def _whole(pool: PoolDirectory, volumes: Directory, uid: str, record: Record) -> StoredVolume:
+    layers = record.layers
+    with volumes.reading(file_of(uid, layers.active)) as fd:
+        size = chain.virtual_size(fd)
+    used = sum(bytes_of(volumes, file_of(uid, layer)) for layer in layers.parents)
+    path, *below = (pool.volume_path(file_of(uid, layer)) for layer in layers.chain(layers.active))
+    files = [LayerFile(each, "qcow2") for each in below]
+    if record.image is not None:
+        files.append(LayerFile(pool.image_path(record.image), "qcow2"))
+    return StoredVolume(FileSource(path), "qcow2", size, used, tuple(files))
 
 
 def users(pool: PoolDirectory, image_uid: str) -> int:
@@ -83,18 +140,29 @@ def plan_on_image(pool: PoolDirectory, image_uid: str, size: int | None, thick: 
             reason="ImageNotADisk",
             retryable=False,
         )
-    wanted = _at_least(size, image.virtual_size, "image")
+    wanted = at_least(size, image.virtual_size, "image")
     if thick:
         return Plan(wanted, thick, copied=image.virtual_size)
     return Plan(wanted, thick, overlay_of=image_uid)
 
 
-def plan_copy(pool: PoolDirectory, volume_uid: str, size: int | None, thick: bool) -> Plan:
-    """A volume that begins as a copy of another one. Blocks."""
-    source = stored(pool, volume_uid)
-    if source is None:
-        raise StorageError("The volume that is to be copied is not in the pool yet.", reason="VolumeNotReady")
-    return Plan(_at_least(size, source.virtual_size, "volume it is copied from"), thick, copied=source.virtual_size)
+def plan_copy(pool: PoolDirectory, source: Source, size: int | None, thick: bool) -> tuple[Plan, str | None]:
+    """A volume that begins as a copy of another one, or of a snapshot of it, whose layer is told then. Blocks."""
+    found = stored(pool, source.volume)
+    if source.snapshot is None:
+        if found is None:
+            raise StorageError("The volume that is to be copied is not in the pool yet.", reason="VolumeNotReady")
+        return Plan(
+            at_least(size, found.virtual_size, "volume it is copied from"), thick, copied=found.virtual_size
+        ), None
+    with pool.volumes() as volumes:
+        record = known(volumes, source.volume) if found is not None else None
+        kept = record.layers.snapshots.get(source.snapshot) if record is not None else None
+        if kept is None or kept.taken is None:
+            raise StorageError("The snapshot that is to be copied is not in the pool yet.", reason="SnapshotNotReady")
+        with volumes.reading(file_of(source.volume, kept.layer)) as fd:
+            least = chain.virtual_size(fd)
+    return Plan(at_least(size, least, "snapshot it is copied from"), thick, copied=least), kept.layer
 
 
 def plan_blank(size: int | None, thick: bool) -> Plan:
@@ -112,83 +180,115 @@ async def make(
     Whatever an earlier attempt left is replaced; nothing is left of this one when it fails.
     """
     with pool.volumes() as volumes:
-        fd = await in_thread(volumes.fresh, _making(uid))
+        fd = await in_thread(volumes.fresh, making(uid))
         try:
             backing = pool.backing_of_volume(plan.overlay_of) if plan.overlay_of is not None else None
             await in_thread(create, settings, fd, plan.size, backing=backing, thick=plan.thick)
             if source is not None:
                 pace.stage("Copying", 0, plan.copied)
                 await chain.copy(source, plan.copied, fd, settings, pace.at)
-            await in_thread(_settle, volumes, uid, fd, {"image": plan.overlay_of, "thick": plan.thick})
+            await in_thread(_settle, volumes, uid, fd, Record(Layers.first(uid), plan.overlay_of, plan.thick))
         except BaseException:
-            volumes.remove(_making(uid))
+            volumes.remove(making(uid))
             raise
         finally:
             os.close(fd)
 
 
 async def grow(pool: PoolDirectory, settings: StorageSettings, uid: str, size: int) -> None:
-    """Make the disk in the file larger; nobody may use it. Raises `StorageError` or `OSError`."""
+    """Make the disk in the file larger; nobody may use it. Raises `StorageError` or `OSError`.
+
+    Of a thick volume with snapshots nothing is reserved: qcow2 has no preallocated overlays.
+    """
     with pool.volumes() as volumes:
-        record = await in_thread(read_record, volumes, _record(uid))
-    with open_chain(pool, uid, write=True) as volume:
-        await chain.grow(volume, size, settings, thick=bool((record or {}).get("thick")))
+        record = await in_thread(known, volumes, uid)
+    thick = record is not None and record.thick and len(record.layers.parents) == 1
+    with open_chain(pool, uid, write=1) as volume:
+        await chain.grow(volume, size, settings, thick=thick)
 
 
 @contextmanager
-def open_chain(pool: PoolDirectory, uid: str, *, write: bool = False) -> Iterator[Chain]:
-    """The volume's file and that of the image it stands on, open. Blocks shortly."""
-    with pool.volumes() as volumes, pool.images() as images:
-        record = read_record(volumes, _record(uid))
+def open_chain(pool: PoolDirectory, uid: str, layer: str | None = None, *, write: int = 0) -> Iterator[Chain]:
+    """A layer's file (None: the one that is written), those of all it stands on, and the image's, open. The topmost
+    `write` of them can be written. Blocks shortly."""
+    with ExitStack() as stack:
+        volumes, images = stack.enter_context(pool.volumes()), stack.enter_context(pool.images())
+        record = known(volumes, uid)
         if record is None:
             raise FileNotFoundError(uid)
-        image = record.get("image")
-        fd = volumes.open(_file(uid), os.O_RDWR if write else os.O_RDONLY)
-        try:
-            below = images.whole.open(f"{image}.qcow2") if isinstance(image, str) else None
-            try:
-                yield Chain(fd, below)
-            finally:
-                if below is not None:
-                    os.close(below)
-        finally:
-            os.close(fd)
+        fds = []
+        for number, one in enumerate(record.layers.chain(layer or record.layers.active)):
+            fds.append(volumes.open(file_of(uid, one), os.O_RDWR if number < write else os.O_RDONLY))
+            stack.callback(os.close, fds[-1])
+        image = None
+        if record.image is not None:
+            image = images.whole.open(f"{record.image}.qcow2")
+            stack.callback(os.close, image)
+        yield Chain(tuple(fds), image, frozen=layer is not None and not write)
 
 
 @contextmanager
 def open_image(pool: PoolDirectory, uid: str) -> Iterator[Chain]:
     """The image's file, open to be copied. Blocks shortly."""
     with pool.images() as images, images.whole.reading(f"{uid}.qcow2") as fd:
-        yield Chain(fd, None, shared=True)
+        yield Chain((), fd)
 
 
 def take_back(pool: PoolDirectory, uid: str) -> None:
-    """Nobody but its owner may read the volume's file, whatever it was lent for. Blocks."""
-    with suppress(FileNotFoundError), pool.volumes() as volumes, volumes.reading(_file(uid)) as fd:
-        if stat.S_IMODE(os.fstat(fd).st_mode) != chain.MODE:
-            os.fchmod(fd, chain.MODE)
+    """Nobody but its owner may read the volume's files, whatever they were lent for. Blocks."""
+    with pool.volumes() as volumes:
+        record = known(volumes, uid)
+        for layer in record.layers.parents if record is not None else ():
+            with suppress(FileNotFoundError), volumes.reading(file_of(uid, layer)) as fd:
+                if stat.S_IMODE(os.fstat(fd).st_mode) != chain.MODE:
+                    os.fchmod(fd, chain.MODE)
 
 
 def remove(pool: PoolDirectory, uid: str) -> None:
-    """Remove the volume and everything on the way to it; the volume before its record. Blocks."""
+    """Remove the volume and everything on the way to it; the volume before its record. Blocks.
+
+    Raises `StorageError(reason="VolumeInUse")` when it has snapshots.
+    """
     with pool.volumes() as volumes:
-        volumes.remove(_file(uid))
+        record = read_record(volumes, record_of(uid))
+        if record is not None and (snapshots := record.get("snapshots")):
+            count = len(snapshots) if isinstance(snapshots, dict) else 1
+            raise StorageError(
+                f"The volume has {count} snapshot(s), which cannot be without it. Delete the snapshots first.",
+                reason="VolumeInUse",
+            )
+        # The one that is written goes first: without it nobody takes the rest for a volume.
+        active = record.get("active") if record is not None else None
+        first = file_of(uid, active if isinstance(active, str) else uid)
+        for file in sorted(files_of(volumes, uid), key=lambda file: file != first):
+            volumes.remove(file)
         volumes.flush()
-        volumes.erase(_record(uid))
-        volumes.remove(_making(uid))
+        volumes.erase(record_of(uid))
+        volumes.remove(making(uid))
 
 
-def _settle(volumes: Directory, uid: str, fd: int, record: dict[str, object]) -> None:
+def files_of(volumes: Directory, uid: str) -> list[str]:
+    """The files of the volume's layers, those that are in no record too. Blocks."""
+    names = (name for name in volumes.names() if name.startswith(f"{uid}.") and name.endswith(".qcow2"))
+    return sorted(names)
+
+
+def _settle(volumes: Directory, uid: str, fd: int, record: Record) -> None:
     """Give the file its name, its record first. One call, so that cancelling does not end it halfway."""
-    write_record(volumes, _record(uid), record, flush=False)  # the volume's own flush keeps both names
+    note(volumes, uid, record, flush=False)  # the volume's own flush keeps both names
     try:
-        volumes.settle(fd, _making(uid), _file(uid))
+        volumes.settle(fd, making(uid), file_of(uid, uid))
     except BaseException:
-        volumes.remove(_record(uid))
+        volumes.remove(record_of(uid))
         raise
 
 
-def _at_least(size: int | None, least: int, what: str) -> int:
+def bytes_of(volumes: Directory, file: str) -> int:
+    """What the file takes. Blocks."""
+    return os.stat(file, dir_fd=volumes.fd, follow_symlinks=False).st_blocks * 512
+
+
+def at_least(size: int | None, least: int, what: str) -> int:
     if size is not None and size < least:
         raise StorageError(
             f"The volume's size of {size} bytes is less than the {least} bytes of its {what}. Ask for a larger volume.",
@@ -198,13 +298,16 @@ def _at_least(size: int | None, least: int, what: str) -> int:
     return whole_sectors(size if size is not None else least)
 
 
-def _file(uid: str) -> str:
-    return f"{uid}.qcow2"
+def file_of(uid: str, layer: str) -> str:
+    """Name of a layer's file."""
+    return f"{uid}.qcow2" if layer == uid else f"{uid}.{layer}.qcow2"
 
 
-def _record(uid: str) -> str:
+def record_of(uid: str) -> str:
+    """Name of a volume's record."""
     return f"{uid}.json"
 
 
-def _making(uid: str) -> str:
+def making(uid: str) -> str:
+    """Name of a file that is on its way to be the volume's."""
     return f".{uid}.new"

@@ -1,0 +1,202 @@
+"""Snapshots of volumes in a pool: layers that are put on, and merged when nobody needs them.
+
+Two rules make it safe to be killed at any line. A record names a layer only when its file is there, and
+a file goes only when no record names it: what is in no record is swept. And the record changes only
+when what is read through the old layers and through the new ones is the same.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import replace
+
+from kumulus.api.snapshots import Indication
+from kumulus_agents.storage import chain
+from kumulus_agents.storage.beneath import Directory
+from kumulus_agents.storage.blocking import in_thread
+from kumulus_agents.storage.dir import volumes as files
+from kumulus_agents.storage.dir.creation import create
+from kumulus_agents.storage.dir.pool import PoolDirectory
+from kumulus_agents.storage.dir.volumes import Record, bytes_of, file_of, known, making, note
+from kumulus_agents.storage.layers import Kept, Taken
+from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.protocol import Merge, StorageError, StoredSnapshot
+from kumulus_agents.storage.settings import StorageSettings
+
+MOST = 40
+"""Layers of a volume: reading through more is slow, and every one of them is open in the emulator and in the cage."""
+
+
+def stored(pool: PoolDirectory, volume: str, snapshot: str) -> StoredSnapshot | None:
+    """The snapshot, if its layer is there. Blocks."""
+    with pool.volumes() as volumes:
+        record = known(volumes, volume)
+        while record is not None and snapshot in record.layers.snapshots:
+            try:
+                return _stored(volumes, volume, record.layers.snapshots[snapshot])
+            except FileNotFoundError:
+                before, record = record, known(volumes, volume)
+                if record == before:
+                    return None
+        return None
+
+
+def _stored(volumes: Directory, volume: str, kept: Kept) -> StoredSnapshot:
+    file = file_of(volume, kept.layer)
+    with volumes.reading(file) as fd:
+        size = chain.virtual_size(fd)
+    taken = kept.taken
+    indications = tuple(Indication(one) for one in taken.indications) if taken is not None else ()
+    return StoredSnapshot(size, bytes_of(volumes, file), taken.at if taken is not None else None, indications)
+
+
+def begin(pool: PoolDirectory, settings: StorageSettings, volume: str, snapshot: str) -> None:
+    """Put a layer on the volume. Blocks. Raises `StorageError` or `OSError`."""
+    with pool.volumes() as volumes:
+        record = _known(volumes, volume)
+        before = record.layers.snapshots.get(snapshot)
+        if before is not None and before.taken is not None:
+            return
+        layers = record.layers.forgotten(snapshot)
+        if len(layers.parents) >= MOST:
+            raise StorageError(
+                f"The volume has {MOST} layers, one a snapshot. Delete a snapshot, or copy the volume to a new one.",
+                reason="TooManySnapshots",
+                retryable=False,
+            )
+        layer = str(uuid.uuid4())
+        below = file_of(volume, layers.active)
+        with volumes.reading(below) as fd:
+            size = chain.virtual_size(fd)
+        fd = volumes.fresh(making(volume))
+        try:
+            create(settings, fd, size, backing=below)
+            volumes.settle(fd, making(volume), file_of(volume, layer))
+        except BaseException:
+            volumes.remove(making(volume))
+            raise
+        finally:
+            os.close(fd)
+        note(volumes, volume, replace(record, layers=layers.frozen(snapshot, layer)))
+
+
+def confirm(
+    pool: PoolDirectory, volume: str, snapshot: str, taken_at: str, indications: tuple[Indication, ...]
+) -> None:
+    """The snapshot was taken. Blocks."""
+    with pool.volumes() as volumes:
+        record = _known(volumes, volume)
+        kept = record.layers.snapshots.get(snapshot)
+        if kept is None:
+            raise StorageError("The snapshot was not begun, or is gone.", reason="SnapshotLost", retryable=False)
+        if kept.taken is None:
+            layers = record.layers.confirmed(snapshot, Taken(taken_at, indications))
+            note(volumes, volume, replace(record, layers=layers))
+
+
+def forget(pool: PoolDirectory, volume: str, snapshot: str) -> None:
+    """The snapshot is wanted no more. Blocks."""
+    with pool.volumes() as volumes:
+        record = known(volumes, volume)
+        if record is not None and snapshot in record.layers.snapshots:
+            note(volumes, volume, replace(record, layers=record.layers.forgotten(snapshot)))
+
+
+def refuse_begun(pool: PoolDirectory, volume: str) -> None:
+    """Blocks. Raises `StorageError(reason="VolumeBusy")` while a snapshot was begun: who writes to which layer is open."""
+    with pool.volumes() as volumes:
+        record = known(volumes, volume)
+        if record is not None and any(kept.taken is None for kept in record.layers.snapshots.values()):
+            raise StorageError("A snapshot of the volume is being taken. Wait until that is done.", reason="VolumeBusy")
+
+
+def adopt(pool: PoolDirectory, volume: str, path: str) -> None:
+    """An emulator writes to this file. Blocks."""
+    with pool.volumes() as volumes:
+        record = _known(volumes, volume)
+        layer = _layer_of(pool, volume, record, path)
+        try:
+            if layer is None:
+                raise ValueError("no layer of the volume")
+            layers = record.layers.adopted(layer)
+        except ValueError as error:
+            raise StorageError(
+                f"A machine that is on writes to a file of the volume that it must not write: {error}. Stop it.",
+                reason="ChainMismatch",
+                retryable=False,
+            ) from error
+        if layers != record.layers:
+            note(volumes, volume, replace(record, layers=layers))
+            _sweep(volumes, volume, record=replace(record, layers=layers))
+
+
+def next_merge(pool: PoolDirectory, volume: str) -> Merge | None:
+    """Remove what nobody needs, and say what is to be merged. Blocks."""
+    with pool.volumes() as volumes:
+        record = known(volumes, volume)
+        if record is None:
+            return None
+        while useless := record.layers.useless(frozenset()):
+            record = replace(record, layers=record.layers.without(useless[0]))
+            note(volumes, volume, record)
+        _sweep(volumes, volume, record)
+        found = record.layers.next_merge(frozenset())
+        if found is None:
+            return None
+        upper, lower = (pool.volume_path(file_of(volume, layer)) for layer in found)
+        return Merge(upper, lower, found[0] == record.layers.active)
+
+
+async def merge(pool: PoolDirectory, settings: StorageSettings, volume: str, wanted: Merge, pace: Pace) -> None:
+    """Write what the upper file has into the lower one; then it goes. Raises `StorageError` or `OSError`."""
+    with pool.volumes() as volumes:
+        record = _known(volumes, volume)
+        upper = _layer_of(pool, volume, record, wanted.upper)
+        if upper is None:
+            return
+        with files.open_chain(pool, volume, upper, write=2) as merged:
+            size = await in_thread(chain.virtual_size, merged.layers[0])
+            pace.stage("Merging", 0, size)
+            await chain.commit(merged, size, settings, pace.at)
+        below = file_of(volume, record.layers.parents[upper] or volume)
+        for child in record.layers.children(upper):
+            fd = volumes.open(file_of(volume, child), os.O_RDWR)
+            try:
+                await chain.name_below(fd, below, settings)
+            finally:
+                os.close(fd)
+    await in_thread(merged_by_emulator, pool, volume, wanted)
+
+
+def merged_by_emulator(pool: PoolDirectory, volume: str, done: Merge) -> None:
+    """The two are one; the upper file goes. Blocks."""
+    with pool.volumes() as volumes:
+        record = _known(volumes, volume)
+        upper = _layer_of(pool, volume, record, done.upper)
+        lower = _layer_of(pool, volume, record, done.lower)
+        if upper is not None and lower is not None:
+            record = replace(record, layers=record.layers.merged(upper, lower))
+            note(volumes, volume, record)
+        _sweep(volumes, volume, record)
+
+
+def _known(volumes: Directory, volume: str) -> Record:
+    record = known(volumes, volume)
+    if record is None:
+        raise StorageError("The volume is not in the pool.", reason="VolumeNotReady")
+    return record
+
+
+def _layer_of(pool: PoolDirectory, volume: str, record: Record, path: str) -> str | None:
+    """The layer that this is the file of."""
+    found = (layer for layer in record.layers.parents if pool.volume_path(file_of(volume, layer)) == path)
+    return next(found, None)
+
+
+def _sweep(volumes: Directory, volume: str, record: Record) -> None:
+    """Remove files of the volume that its record does not name: somebody died between the two."""
+    named = {file_of(volume, layer) for layer in record.layers.parents}
+    for file in files.files_of(volumes, volume):
+        if file not in named:
+            volumes.remove(file)

@@ -1,0 +1,237 @@
+"""Snapshots on a real API server: taken of volumes at rest and of machines that are on, copied, removed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kumulus.api.host import instance_order_name, snapshot_order_name, volume_order_name
+from kumulus_agents.storage.protocol import StorageError
+from kumulus_lab.cluster import NativeCluster
+from tests.component.test_agent_volume import delete, disk
+from tests.unit.agent.host import TestHost, eventually, host_on
+
+pytestmark = pytest.mark.cluster
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def host(cluster: NativeCluster) -> AsyncIterator[TestHost]:
+    async with host_on(cluster.kubeconfig) as made:
+        yield made
+
+
+@pytest.fixture
+async def real(cluster: NativeCluster, tmp_path: Path) -> AsyncIterator[TestHost]:
+    """A host whose pool is a directory."""
+    async with host_on(cluster.kubeconfig, directory=tmp_path) as made:
+        yield made
+
+
+async def a_volume(host: TestHost, **wanted: Any) -> str:
+    volume = await host.volume_order(size=64 * MIB, **wanted)
+    await host.until_volume(volume, state="Ready")
+    return volume
+
+
+def qemu_io(host: TestHost, volume: str, *commands: str) -> None:
+    """Read or write as a guest would; what is read must be what is said."""
+    assert host.directory is not None
+    directory = host.directory / "pool/volumes"
+    layers = sorted(directory.glob(f"{volume}*.qcow2"), key=lambda path: path.stat().st_ctime_ns)
+    arguments = [argument for command in commands for argument in ("-c", command)]
+    command = ["qemu-io", "-f", "qcow2", *arguments, str(layers[-1])]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "verification failed" not in done.stdout
+
+
+# Of volumes at rest
+
+
+async def test_a_snapshot_of_a_volume_at_rest_takes_one_write_and_keeps_its_content(real: TestHost) -> None:
+    async with real.running():
+        volume = await a_volume(real)
+        qemu_io(real, volume, "write -P 1 0 1M")
+        writes = real.count("patch", "WorkOrder")
+        snapshot = await real.snapshot_order(volume)
+        status = await real.until_snapshot(snapshot, state="Ready")
+        assert real.count("patch", "WorkOrder") == writes + 1
+        facts = status["snapshot"]
+        assert facts["takenAt"]
+        assert facts["indications"] == []
+        assert facts["items"] == [{"snapshot": snapshot, "virtualSize": 64 * MIB, "size": 64 * MIB}]
+        qemu_io(real, volume, "write -P 2 0 64k")
+        copy = await a_volume(real, origin={"snapshot": {"snapshot": snapshot, "volume": volume}})
+        qemu_io(real, copy, "read -P 1 0 1M")
+        await delete(real, snapshot_order_name(snapshot))
+        qemu_io(real, volume, "read -P 2 0 64k", "read -P 1 64k 960k")
+        assert real.directory is not None
+        assert [path.name for path in (real.directory / "pool/volumes").glob(f"{volume}*.qcow2")] == [f"{volume}.qcow2"]
+
+
+async def test_a_new_agent_reports_what_was_taken_and_writes_nothing(host: TestHost) -> None:
+    async with host.running():
+        volume = await a_volume(host)
+        snapshot = await host.snapshot_order(volume)
+        before = await host.until_snapshot(snapshot, state="Ready")
+    writes = host.count("patch", "WorkOrder")
+    async with host.running():
+        other = await host.snapshot_order(volume)
+        await host.until_snapshot(other, state="Ready")
+        assert await host.status(snapshot_order_name(snapshot)) == before
+    assert host.count("patch", "WorkOrder") == writes + 1
+
+
+async def test_a_volume_of_a_snapshot_waits_for_it(host: TestHost) -> None:
+    async with host.running():
+        volume = await a_volume(host)
+        snapshot = "00000000-0000-4000-8000-000000000001"
+        copy = await host.volume_order(origin={"snapshot": {"snapshot": snapshot, "volume": volume}})
+        await host.until_volume(copy, state="Waiting", reason="SnapshotNotReady")
+        await host.snapshot_order(volume, uid=snapshot)
+        await host.until_volume(copy, 5, state="Ready")
+
+
+async def test_a_volume_stays_as_long_as_it_has_snapshots(host: TestHost) -> None:
+    async with host.running():
+        volume = await a_volume(host)
+        snapshot = await host.snapshot_order(volume)
+        await host.until_snapshot(snapshot, state="Ready")
+        await host.delete(volume_order_name(volume))
+        status = await host.until_volume(volume, state="Waiting", reason="VolumeInUse")
+        assert "snapshots" in status["message"]
+        await delete(host, snapshot_order_name(snapshot))
+        await eventually(lambda: host.gone(volume_order_name(volume)), "the volume's end", 5)
+        assert not host.storage.state.volumes
+
+
+async def test_a_lost_snapshot_is_not_taken_anew(host: TestHost) -> None:
+    async with host.running():
+        volume = await a_volume(host)
+        taken = await host.snapshot_order(volume, taken=True)
+        status = await host.until_snapshot(taken, state="Failed", reason="SnapshotLost")
+        assert "snapshot" not in status
+        assert not host.storage.state.layers[volume].snapshots
+        other = await host.snapshot_order(volume)
+        await host.until_snapshot(other, state="Ready")
+        host.storage.state.layers[volume] = host.storage.state.layers[volume].forgotten(other)
+    async with host.running():
+        status = await host.until_snapshot(other, state="Failed", reason="SnapshotLost")
+        assert status["snapshot"]["takenAt"]
+        assert not host.storage.state.layers[volume].snapshots
+
+
+async def test_a_snapshot_of_what_is_not_there_waits(host: TestHost) -> None:
+    async with host.running():
+        volume = "00000000-0000-4000-8000-000000000001"
+        snapshot = await host.snapshot_order(volume)
+        await host.until_snapshot(snapshot, state="Waiting", reason="VolumeNotReady")
+        await host.volume_order(volume, size=MIB)
+        await host.until_snapshot(snapshot, 5, state="Ready")
+
+
+async def test_what_cannot_be_taken_says_why_and_leaves_nothing(host: TestHost) -> None:
+    async with host.running():
+        one, two = await a_volume(host), await a_volume(host)
+        layers = dict(host.storage.state.layers)
+        host.storage.fail("confirm_snapshot", *[StorageError("the pool is full", reason="NoSpace")] * 2)
+        snapshot = await host.snapshot_order(one, two)
+        status = await host.until_snapshot(snapshot, state="Failed", reason="NoSpace")
+        assert status["message"] == "the pool is full"
+        await delete(host, snapshot_order_name(snapshot))
+        assert host.storage.state.layers == layers
+
+
+# Of machines
+
+
+async def test_all_volumes_of_a_machine_at_one_instant(host: TestHost) -> None:
+    async with host.running():
+        volumes = [await a_volume(host) for _ in range(3)]
+        uid = await host.order(disks=[disk(one, f"d{number}", number + 1) for number, one in enumerate(volumes)])
+        await host.until_attached(uid, *volumes)
+        snapshot = await host.snapshot_order(*volumes)
+        status = await host.until_snapshot(snapshot, state="Ready")
+        assert host.machine.snapshots == [(uid, frozenset(volumes))]
+        assert set(status["snapshot"]["indications"]) == {"Online", "NoGuestAgent"}
+        assert len(status["snapshot"]["items"]) == 3
+        written = {one.volume: one.path for one in host.machine.domains[uid].disks}
+        for volume in volumes:
+            assert written[volume] == (await host.storage.volume(volume)).path  # type: ignore[union-attr]
+    assert host.machine.starts[uid] == 1
+
+
+@pytest.mark.parametrize(("able", "indication"), [(True, "GuestAgent"), (False, "QuiesceFailed")])
+async def test_a_guest_with_an_agent_is_brought_to_rest(host: TestHost, able: bool, indication: str) -> None:
+    async with host.running():
+        volume = await a_volume(host)
+        uid = await host.order(disks=[disk(volume)])
+        await host.until_attached(uid, volume)
+        host.machine.agents[uid] = able
+        snapshot = await host.snapshot_order(volume, quiesce="IfPossible")
+        status = await host.until_snapshot(snapshot, state="Ready")
+        assert set(status["snapshot"]["indications"]) == {"Online", indication}
+
+
+async def test_rest_that_is_required_and_not_had_is_a_failure_that_leaves_nothing(host: TestHost) -> None:
+    async with host.running():
+        volume = await a_volume(host)
+        uid = await host.order(disks=[disk(volume)])
+        await host.until_attached(uid, volume)
+        before = host.machine.domains[uid]
+        snapshot = await host.snapshot_order(volume, quiesce="Required")
+        await host.until_snapshot(snapshot, state="Failed", reason="QuiesceFailed")
+        assert host.machine.domains[uid] == before
+        assert len(host.storage.state.layers[volume].parents) == 1
+        await host.change_volume(volume, size=128 * MIB)
+        await host.until_volume(volume, 5, state="Ready", observedGeneration=2)
+
+
+async def test_nothing_else_touches_the_volumes_meanwhile(host: TestHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hypervisor hangs in the middle: growing and detaching wait, and say so."""
+    import asyncio
+
+    from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
+
+    goes_on, original = asyncio.Event(), SimulatedHypervisor.snapshot_disks
+
+    async def slow(*arguments: Any) -> Any:
+        await goes_on.wait()
+        return await original(*arguments)
+
+    monkeypatch.setattr(SimulatedHypervisor, "snapshot_disks", slow)
+    async with host.running():
+        volume = await a_volume(host)
+        uid = await host.order(disks=[disk(volume)])
+        await host.until_attached(uid, volume)
+        snapshot = await host.snapshot_order(volume)
+        await host.until_snapshot(snapshot, state="Working")
+        await host.change_volume(volume, size=128 * MIB)
+        status = await host.until_volume(volume, state="Waiting", reason="VolumeBusy")
+        assert "a snapshot of it is being taken" in status["message"]
+        await host.change(uid, disks=[])
+        await host.until_instance(uid, state="Running", reason="VolumeBusy")
+        goes_on.set()
+        await host.until_snapshot(snapshot, 5, state="Ready")
+        await host.until_attached(uid, seconds=5)
+        await host.until_volume(volume, 5, state="Ready", observedGeneration=2)
+
+
+async def test_a_hypervisor_that_fails_leaves_the_machine_as_it_is(host: TestHost) -> None:
+    async with host.running():
+        volume = await a_volume(host)
+        uid = await host.order(disks=[disk(volume)])
+        await host.until_attached(uid, volume)
+        host.machine.disconnect()
+        snapshot = await host.snapshot_order(volume)
+        await host.until_snapshot(snapshot, state="Waiting", reason="HypervisorUnavailable")
+        host.machine.reconnect()
+        await host.until_snapshot(snapshot, 10, state="Ready")
+        await host.delete(instance_order_name(uid))
+        await delete(host, snapshot_order_name(snapshot))
+        assert len(host.storage.state.layers[volume].parents) == 1

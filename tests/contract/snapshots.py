@@ -1,0 +1,215 @@
+"""What a storage driver must do whose volumes can have snapshots; beside `StorageContract`, with the same `bench`."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from kumulus.api.host import VolumeOrigin
+from kumulus.api.snapshots import Indication
+from kumulus_agents.storage.protocol import StorageDriver, StorageError, StoredSnapshot
+from tests.contract.storage import MIB, Bench
+
+AT = "2026-11-20T12:00:00Z"
+HOW = (Indication.ONLINE, Indication.NO_GUEST_AGENT)
+
+
+def _uid() -> str:
+    return str(uuid.uuid4())
+
+
+async def taken(driver: StorageDriver, volume: str, snapshot: str | None = None) -> str:
+    """Take a snapshot; its uid."""
+    snapshot = snapshot or _uid()
+    await driver.begin_snapshot(volume, snapshot)
+    await driver.confirm_snapshot(volume, snapshot, AT, HOW)
+    return snapshot
+
+
+async def tidy(driver: StorageDriver, volume: str) -> int:
+    """Merge what can be merged; how often that was."""
+    count = 0
+    while (merge := await driver.next_merge(volume)) is not None:
+        await driver.merge(volume, merge)
+        count += 1
+    return count
+
+
+def of_snapshot(volume: str, snapshot: str) -> VolumeOrigin:
+    return VolumeOrigin.model_validate({"snapshot": {"volume": volume, "snapshot": snapshot}})
+
+
+class SnapshotContract:
+    """Inherit, and define the fixture `bench`."""
+
+    @pytest.fixture
+    async def volume(self, bench: Bench) -> str:
+        """A volume of 2 MiB."""
+        volume = _uid()
+        await bench.driver.ensure_volume(volume, 2 * MIB, None, False)
+        return volume
+
+    async def test_a_snapshot_is_a_layer_below_what_is_written(self, bench: Bench, volume: str) -> None:
+        before = await bench.driver.volume(volume)
+        snapshot = _uid()
+        assert await bench.driver.snapshot(volume, snapshot) is None
+        begun = await bench.driver.begin_snapshot(volume, snapshot)
+        assert before is not None
+        assert [below.path for below in begun.below] == [before.path, *(below.path for below in before.below)]
+        assert (begun.virtual_size, begun.format) == (2 * MIB, "qcow2")
+        found = await bench.driver.snapshot(volume, snapshot)
+        assert found is not None
+        assert found.taken_at is None
+        for _ in range(2):
+            made = await bench.driver.confirm_snapshot(volume, snapshot, AT, HOW)
+            assert made == StoredSnapshot(2 * MIB, found.used, AT, HOW)
+        for driver in (bench.driver, bench.again()):
+            assert await driver.snapshot(volume, snapshot) == made
+            assert (await driver.volume(volume) or pytest.fail("it is gone")).path == begun.path
+
+    async def test_what_was_confirmed_is_not_begun_again(self, bench: Bench, volume: str) -> None:
+        snapshot = await taken(bench.driver, volume)
+        before = await bench.driver.volume(volume)
+        assert await bench.driver.begin_snapshot(volume, snapshot) == before
+        await bench.driver.confirm_snapshot(volume, snapshot, "2027-01-01T00:00:00Z", ())
+        assert (await bench.driver.snapshot(volume, snapshot) or pytest.fail("it is gone")).taken_at == AT
+
+    async def test_what_was_begun_is_begun_anew(self, bench: Bench, volume: str) -> None:
+        snapshot = _uid()
+        first = await bench.driver.begin_snapshot(volume, snapshot)
+        second = await bench.again().begin_snapshot(volume, snapshot)
+        assert second.path != first.path
+        assert second.below[0].path == first.path
+        await bench.driver.confirm_snapshot(volume, snapshot, AT, HOW)
+        assert await tidy(bench.driver, volume) == 1
+        assert len((await bench.driver.volume(volume) or pytest.fail("it is gone")).below) == 1
+
+    async def test_what_an_emulator_writes_to_is_the_volume(self, bench: Bench, volume: str) -> None:
+        before, snapshot = await bench.driver.volume(volume), _uid()
+        assert before is not None
+        begun = await bench.driver.begin_snapshot(volume, snapshot)
+        await bench.driver.adopt(volume, begun.path)
+        assert (await bench.driver.volume(volume) or pytest.fail("it is gone")).path == begun.path
+        for _ in range(2):
+            await bench.driver.adopt(volume, before.path)
+            assert await bench.driver.volume(volume) == before
+            assert await bench.driver.snapshot(volume, snapshot) is None
+        await bench.driver.begin_snapshot(volume, snapshot)
+        await bench.driver.confirm_snapshot(volume, snapshot, AT, HOW)
+        for path in (before.path, "/somewhere/else"):
+            with pytest.raises(StorageError) as refused:
+                await bench.driver.adopt(volume, path)
+            assert (refused.value.reason, refused.value.retryable) == ("ChainMismatch", False)
+
+    async def test_while_one_is_begun_the_volume_does_not_grow(self, bench: Bench, volume: str) -> None:
+        snapshot = _uid()
+        await bench.driver.begin_snapshot(volume, snapshot)
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.grow_volume(volume, 4 * MIB)
+        assert (refused.value.reason, refused.value.retryable) == ("VolumeBusy", True)
+        await bench.driver.confirm_snapshot(volume, snapshot, AT, HOW)
+        assert (await bench.driver.grow_volume(volume, 4 * MIB)).virtual_size == 4 * MIB
+        assert (await bench.driver.snapshot(volume, snapshot) or pytest.fail("it is gone")).virtual_size == 2 * MIB
+
+    async def test_snapshots_that_go_in_any_order_leave_one_layer(self, bench: Bench, volume: str) -> None:
+        first = await bench.driver.volume(volume)
+        snapshots = [await taken(bench.driver, volume) for _ in range(4)]
+        assert await bench.driver.next_merge(volume) is None
+        for place, left in ((1, 3), (0, 2), (1, 1), (0, 0)):
+            await bench.driver.forget_snapshot(volume, snapshots.pop(place))
+            assert await tidy(bench.driver, volume) == 1
+            now = await bench.driver.volume(volume)
+            assert now is not None
+            assert len(now.below) == left
+            for snapshot in snapshots:
+                assert await bench.driver.snapshot(volume, snapshot) is not None
+        assert first is not None
+        assert now.path == first.path
+
+    async def test_an_emulator_can_merge_in_place_of_the_driver(self, bench: Bench, volume: str) -> None:
+        one, two = await taken(bench.driver, volume), await taken(bench.driver, volume)
+        await bench.driver.forget_snapshot(volume, one)
+        merge = await bench.driver.next_merge(volume)
+        assert merge is not None
+        assert not merge.active
+        for _ in range(2):
+            await bench.driver.merged(volume, merge)
+        found = await bench.driver.volume(volume)
+        assert found is not None
+        assert [below.path for below in found.below] == [merge.lower]
+        await bench.driver.forget_snapshot(volume, two)
+        merge = await bench.driver.next_merge(volume)
+        assert merge is not None
+        assert merge.active
+        await bench.driver.adopt(volume, merge.lower)
+        assert (await bench.driver.volume(volume) or pytest.fail("it is gone")).path == merge.lower
+        await bench.driver.merged(volume, merge)
+        assert await bench.driver.next_merge(volume) is None
+
+    async def test_a_volume_of_a_snapshot(self, bench: Bench, volume: str) -> None:
+        snapshot = await taken(bench.driver, volume)
+        await bench.driver.grow_volume(volume, 4 * MIB)
+        copy = _uid()
+        made = await bench.driver.ensure_volume(copy, None, of_snapshot(volume, snapshot), False)
+        assert (made.virtual_size, made.below) == (2 * MIB, ())
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.ensure_volume(_uid(), MIB, of_snapshot(volume, snapshot), False)
+        assert refused.value.reason == "DiskTooSmall"
+        await bench.driver.forget_snapshot(volume, snapshot)
+        await bench.driver.remove_volume(volume)
+        assert await bench.driver.volume(copy) == made
+
+    async def test_a_volume_of_a_snapshot_that_is_not_there_has_to_wait(self, bench: Bench, volume: str) -> None:
+        begun = _uid()
+        await bench.driver.begin_snapshot(volume, begun)
+        for origin in (of_snapshot(volume, _uid()), of_snapshot(volume, begun), of_snapshot(_uid(), _uid())):
+            with pytest.raises(StorageError) as refused:
+                await bench.driver.ensure_volume(_uid(), None, origin, False)
+            assert (refused.value.reason, refused.value.retryable) == ("SnapshotNotReady", True)
+
+    async def test_a_volume_with_snapshots_stays(self, bench: Bench, volume: str) -> None:
+        snapshot = await taken(bench.driver, volume)
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.remove_volume(volume)
+        assert refused.value.reason == "VolumeInUse"
+        await bench.driver.forget_snapshot(volume, snapshot)
+        await bench.driver.remove_volume(volume)
+        assert await bench.driver.volume(volume) is None
+        assert await bench.driver.snapshot(volume, snapshot) is None
+        assert (await bench.driver.ensure_volume(volume, MIB, None, False)).below == ()
+
+    async def test_what_is_not_there(self, bench: Bench) -> None:
+        volume, snapshot = _uid(), _uid()
+        assert await bench.driver.snapshot(volume, snapshot) is None
+        assert await bench.driver.next_merge(volume) is None
+        await bench.driver.forget_snapshot(volume, snapshot)
+        for attempt, reason in (
+            (bench.driver.begin_snapshot(volume, snapshot), "VolumeNotReady"),
+            (bench.driver.adopt(volume, "/x"), "VolumeNotReady"),
+        ):
+            with pytest.raises(StorageError) as refused:
+                await attempt
+            assert refused.value.reason == reason
+        await bench.driver.ensure_volume(volume, MIB, None, False)
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.confirm_snapshot(volume, snapshot, AT, ())
+        assert (refused.value.reason, refused.value.retryable) == ("SnapshotLost", False)
+
+    @pytest.mark.parametrize("name", ["", "..", "../../etc/passwd", "a/b", "$(id)", "x\0y", "A" * 36])
+    async def test_no_snapshot_has_a_name_that_is_no_uid(self, bench: Bench, volume: str, name: str) -> None:
+        driver = bench.driver
+        for one, two in ((name, _uid()), (volume, name)):
+            for call in (
+                lambda one=one, two=two: driver.snapshot(one, two),
+                lambda one=one, two=two: driver.begin_snapshot(one, two),
+                lambda one=one, two=two: driver.confirm_snapshot(one, two, AT, ()),
+                lambda one=one, two=two: driver.forget_snapshot(one, two),
+            ):
+                with pytest.raises(StorageError) as refused:
+                    await call()
+                assert refused.value.reason == "BadName"
+        for call in (lambda: driver.adopt(name, "/x"), lambda: driver.next_merge(name)):
+            with pytest.raises(StorageError) as refused:
+                await call()
+            assert refused.value.reason == "BadName"
