@@ -100,9 +100,11 @@ async def test_a_tag_is_looked_up_once_and_the_login_is_with_a_host_only_while_i
         root = {"name": "root", "ephemeral": {"image": "system"}}
         await tenant.machine(f"web-{number}", root, on=number)
         await tenant.runs(f"web-{number}")
-    caches = (await ready(tenant, "system"))["status"]["caches"]
-    assert {cache["host"] for cache in caches} == set(HOSTS)
-    uid = (await ready(tenant, "system"))["metadata"]["uid"]
+
+    def everywhere(item: Raw) -> bool:
+        return {cache["host"] for cache in item["status"]["caches"]} == set(HOSTS)
+
+    uid = (await tenant.wait(Image.KIND, "system", everywhere, "is on both hosts"))["metadata"]["uid"]
     for host in tenant.cloud.hosts.values():
         (record,) = host.directory.rglob(f"{uid}.json")
         found = json.loads(record.read_text())
