@@ -14,6 +14,8 @@ FOR_NAME = "for-name"
 NAMESPACE = "namespace"
 DISKS_IN = "disks-in"
 HAS_VOLUME = "has-volume"
+SNAPSHOTS = "snapshots"
+CLONE_OF = "clone-of"
 
 
 def _for_uid(order: WorkOrder) -> Iterable[str]:
@@ -29,11 +31,13 @@ def _namespace(order: WorkOrder) -> Iterable[str]:
 
 
 def _pools(order: WorkOrder) -> tuple[PoolRef, ...]:
-    """The pools in which a machine's order or a volume's has data."""
+    """The pools in which a machine's order, a volume's or a snapshot's has data."""
     if order.spec.instance is not None:
         return tuple(disk.pool for disk in order.spec.instance.disks)
     if order.spec.disk is not None and order.spec.disk.volume is not None:
         return (order.spec.disk.pool,)
+    if order.spec.snapshot is not None:
+        return tuple(item.pool for item in order.spec.snapshot.items)
     return ()
 
 
@@ -54,14 +58,28 @@ def volumes_in(order: WorkOrder) -> set[str]:
     return wanted | set(order.status.instance.volumes if order.status.instance else ())
 
 
+def _snapshots(order: WorkOrder) -> Iterable[str]:
+    """Uids of the VolumeSnapshots that it keeps."""
+    return [item.snapshot for item in order.spec.snapshot.items] if order.spec.snapshot is not None else ()
+
+
+def _clone_of(order: WorkOrder) -> Iterable[str]:
+    """Uid of the VolumeSnapshot that its volume began with."""
+    volume = order.spec.disk.volume if order.spec.disk is not None else None
+    origin = volume.origin if volume is not None else None
+    return (origin.snapshot.snapshot,) if origin is not None and origin.snapshot is not None else ()
+
+
 def work_orders(caches: Caches) -> Store[WorkOrder]:
-    """The store, indexed by what an order is for, by its namespace, by the pools its disks are in and by its volumes."""
+    """The store, indexed by what an order is for, its namespace, its pools and volumes, the snapshots it keeps or clones."""
     store = caches.store(WorkOrder)
     store.add_index(FOR_UID, _for_uid)
     store.add_index(FOR_NAME, _for_name)
     store.add_index(NAMESPACE, _namespace)
     store.add_index(DISKS_IN, _disks_in)
     store.add_index(HAS_VOLUME, volumes_in)
+    store.add_index(SNAPSHOTS, _snapshots)
+    store.add_index(CLONE_OF, _clone_of)
     return store
 
 

@@ -18,6 +18,7 @@ from kumulus.api.base import Kind, Resource, Scope
 from kumulus.api.compute import USER_DATA_MAX, ConsoleRequest, InstanceType, VirtualMachine
 from kumulus.api.fabric import HOST_NAME_MAX, Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.registry import KINDS
 from kumulus.api.storage import (
     ClusterImage,
@@ -29,6 +30,7 @@ from kumulus.api.storage import (
     Volume,
     VolumeClass,
 )
+from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.cli.cluster import Cluster
 from kumulus.kube import errors
 from kumulus_lab import deadline
@@ -99,6 +101,9 @@ GOOD: Mapping[type[Resource], Raw] = {
     StoragePool: {"driver": "dir", "parameters": {"path": "/var/lib/kumulus/pool"}, "reserved": "10Gi"},
     VolumeClass: {"poolSelector": {"tier": "nvme"}, "allowedNamespaces": ["a"]},
     Volume: {"size": "1Gi", "class": "fast", "pool": "local", "source": {"image": "debian-12"}},
+    VolumeSnapshot: {"volume": "data", "quiesce": {"mode": "Required", "timeoutSeconds": 60}},
+    VirtualMachineSnapshot: {"vm": "web", "deletionProtection": False},
+    VirtualMachineRestore: {"snapshot": "all", "target": {"newVM": "web-2", "cloneMode": "Linked"}},
     Zone: {"displayName": "Room 1"},
     Host: {"zone": "z1", "taints": [{"key": "dedicated", "value": "web"}], "reserved": {"cpu": 1, "memory": "1Gi"}},
     WorkOrder: {"type": "Instance", "for": FOR, "term": 5, "instance": INSTANCE},
@@ -127,6 +132,10 @@ ORDERS: Mapping[str, Raw] = {
         },
     },
     "volume": {"type": "Disk", "disk": {"pool": POOL, "volume": {"uid": UID, "size": 2**30}}},
+    "snapshot": {
+        "type": "Snapshot",
+        "snapshot": {"items": [{"snapshot": UID, "volume": OTHER_UID, "pool": POOL}], "quiesceSeconds": 30},
+    },
     "pool": {"type": "Pool", "pool": {"pool": POOL}},
     "console": {"type": "Console", "console": {"uid": UID, "maxBytes": 1024}},
 }
@@ -240,8 +249,26 @@ BAD = [
     Bad(VirtualMachine, "spec.disks.0", {"name": "x", "volumeTemplate": {}}, "spec.disks[0].volumeTemplate.size"),
     Bad(VirtualMachine, "spec.disks.0", {"name": "x", "volume": "../x"}, "spec.disks[0].volume"),
     Bad(Volume, "spec", {"class": "fast"}, "spec.size"),
-    Bad(Volume, "spec.source", {}, "exactly one of image and volume"),
-    Bad(Volume, "spec.source.volume", "other", "exactly one of image and volume"),
+    Bad(Volume, "spec.source", {}, "exactly one of image, volume and snapshot"),
+    Bad(Volume, "spec.source.volume", "other", "exactly one of image, volume and snapshot"),
+    Bad(Volume, "spec.source.snapshot", "other", "exactly one of image, volume and snapshot"),
+    Bad(Volume, "spec.source.cloneMode", "Linked", "spec.source.cloneMode"),
+    Bad(Volume, "spec.source", {"snapshot": "s", "cloneMode": "Shallow"}, "spec.source.cloneMode"),
+    Bad(
+        VirtualMachine,
+        "spec.disks.0",
+        {"name": "x", "volumeTemplate": {"source": {"image": "i", "snapshot": "s"}}},
+        "exactly one of image and snapshot",
+    ),
+    Bad(VolumeSnapshot, "spec.volume", GONE),
+    *(Bad(VolumeSnapshot, "spec.volume", name) for name in ("", "../x", "A")),
+    Bad(VolumeSnapshot, "spec.quiesce.mode", "Always"),
+    *(Bad(VolumeSnapshot, "spec.quiesce.timeoutSeconds", seconds) for seconds in (0, 601)),
+    Bad(VirtualMachineSnapshot, "spec.vm", "a/b"),
+    Bad(VirtualMachineRestore, "spec.target", {}, "exactly one of vm and newVM"),
+    Bad(VirtualMachineRestore, "spec.target.vm", "web", "exactly one of vm and newVM"),
+    Bad(VirtualMachineRestore, "spec.target", {"vm": "web", "cloneMode": "Full"}, "spec.target.cloneMode"),
+    Bad(VirtualMachineRestore, "spec.ttlSecondsAfterFinished", -1),
     *(Bad(Volume, "spec.size", size) for size in ("0", "-1Gi", "257Ti", "much", 5)),
     *(Bad(Volume, "spec.source.image", name) for name in ("", "../x", "A")),
     Bad(Volume, "spec.reclaimPolicy", "Recycle"),
@@ -571,6 +598,12 @@ CHANGES = [
     Change(Volume, "spec.pool", "other"),
     Change(Volume, "spec.source.image", "other", "spec.source"),
     Change(Volume, "spec.source", GONE),
+    Change(VolumeSnapshot, "spec.volume", "other"),
+    Change(VolumeSnapshot, "spec.quiesce.mode", "Never", "spec.quiesce"),
+    Change(VirtualMachineSnapshot, "spec.vm", "other"),
+    Change(VirtualMachineRestore, "spec.snapshot", "other", "spec"),
+    Change(VirtualMachineRestore, "spec.target.newVM", "other", "spec"),
+    Change(VirtualMachineSnapshot, "spec.quiesce", {"mode": "Never"}),
     Change(VirtualMachine, "spec.disks", [disk("root")], before={"spec.disks": GONE}),
     Change(VirtualMachine, "spec.disks.0.ephemeral.image", "other", "spec.disks"),
     Change(VirtualMachine, "spec.disks.0.ephemeral.size", "20Gi", "spec.disks"),
@@ -651,6 +684,8 @@ ALLOWED = [
     Change(VirtualMachine, "spec.deletionProtection", False),
     Change(VirtualMachine, "spec.sshKeys", []),
     Change(VirtualMachine, "spec.placement.profile", "Pack"),
+    Change(VolumeSnapshot, "spec.deletionProtection", True),
+    Change(VirtualMachineRestore, "spec.ttlSecondsAfterFinished", 60),
     Change(Host, "spec.unschedulable", True),
     Change(StoragePool, "spec.maintenance", True),
     Change(Image, "spec.allowedNamespaces", ["a"]),

@@ -15,7 +15,10 @@ import pytest
 import yaml
 
 from kumulus.api.compute import ConsoleRequest, VirtualMachine
+from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
+from kumulus.api.registry import KINDS
 from kumulus.api.storage import Image
+from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.cli.cluster import Cluster
 from kumulus.cli.people import main
 from kumulus_lab import deadline, places
@@ -80,9 +83,7 @@ def _account(cluster: NativeCluster, directory: Path, namespace: str, name: str,
 
 def patch_status(api: Cluster, raw: Raw, status: Raw) -> None:
     """Write a status, as a controller would."""
-    kind = {"VirtualMachine": VirtualMachine.KIND, "ConsoleRequest": ConsoleRequest.KIND, "Image": Image.KIND}[
-        raw["kind"]
-    ]
+    kind = next(resource.KIND for resource in KINDS if resource.KIND.kind == raw["kind"])
     path = kind.path(raw["metadata"]["namespace"], raw["metadata"]["name"], "status")
     api.request("PATCH", path, body={"status": status}, content_type="application/merge-patch+json")
 
@@ -370,3 +371,37 @@ def test_what_is_not_there_is_named(run: Run, namespace: str) -> None:
     unknown = run("vm", "list", "--context", "elsewhere")
     assert unknown.code == 1
     assert "elsewhere" in unknown.err
+
+
+def test_snapshots_are_taken_shown_and_restored(run: Run, api: Cluster, namespace: str) -> None:
+    assert run("snapshot", "create", "x").code == 2
+    assert run("snapshot", "create", "before", "--vm", "web1", "--quiesce", "Required", "--no-wait").code == 0
+    assert run("snapshot", "create", "data-1", "--volume", "data", "--no-wait").code == 0
+    whole = api.get(VirtualMachineSnapshot.KIND, "before", namespace)
+    assert whole["spec"]["quiesce"] == {"mode": "Required", "timeoutSeconds": 30}
+    owner = {"apiVersion": VirtualMachineSnapshot.KIND.api_version, "kind": whole["kind"], "name": "before"}
+    owned = {"ownerReferences": [{**owner, "uid": whole["metadata"]["uid"], "controller": True}]}
+    part = {"metadata": {"name": "before-root", **owned}, "spec": {"volume": "web1-root"}}
+    api.create(VolumeSnapshot.KIND, part, namespace)
+    kept = {"disk": "root", "volume": "web1-root", "volumeUid": "u", "snapshot": "before-root", "size": "1Gi"}
+    left_out = [{"disk": "tmp", "reason": "ephemeral: it goes with the machine"}]
+    taken = {"phase": "Ready", "takenAt": "2026-01-01T00:00:00Z", "indications": ["Online", "NoGuestAgent"]}
+    patch_status(api, whole, {**taken, "size": "1Gi", "volumes": [kept], "leftOut": left_out})
+
+    rows = [line.split() for line in run("snapshot", "list").out.splitlines()]
+    assert [row[:3] for row in rows[1:]] == [["before", "vm/web1", "Ready"], ["data-1", "volume/data", "-"]]
+    assert "before-root" in run("snapshot", "list", "--parts").out
+    shown = run("snapshot", "show", "before").out
+    assert "Online, NoGuestAgent" in shown and "tmp (ephemeral" in shown and "root (volume web1-root, 1 GiB)" in shown
+    assert "volume/data" in run("snapshot", "show", "data-1").out
+    assert "no snapshot nothing" in run("snapshot", "show", "nothing").err
+
+    for words in ((), ("--in-place", "--as", "web2"), ("--in-place", "--linked")):
+        assert run("snapshot", "restore", "before", *words).code == 2
+    assert run("snapshot", "restore", "before", "--in-place", "--no-wait").code == 0
+    assert run("snapshot", "restore", "before", "--as", "web2", "--linked", "--no-wait").code == 0
+    targets = [item["spec"]["target"] for item in api.objects(VirtualMachineRestore.KIND, namespace)]
+    assert {"vm": "web1"} in targets and {"newVM": "web2", "cloneMode": "Linked"} in targets
+    assert "no snapshot of a machine" in run("snapshot", "restore", "data-1", "--in-place").err
+    assert run("snapshot", "delete", "before").out.endswith("before deleted\n")
+    assert run("snapshot", "delete", "data-1", "--no-wait").code == 0

@@ -16,7 +16,9 @@ from kumulus.api.base import FINALIZER, Kind
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import WorkOrder, pool_order_name
+from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
+from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube import errors
 from kumulus.kube.builtin import LEASE, NAMESPACE, SECRET
 from kumulus.kube.client import KubeClient, WatchEvent
@@ -238,7 +240,21 @@ class MortalClient(KubeClient):
         return answer
 
 
-KINDS = (VirtualMachine, InstanceType, Image, ClusterImage, Host, Zone, StoragePool, Volume, VolumeClass, WorkOrder)
+KINDS = (
+    VirtualMachine,
+    VirtualMachineSnapshot,
+    VirtualMachineRestore,
+    InstanceType,
+    Image,
+    ClusterImage,
+    Host,
+    Zone,
+    StoragePool,
+    Volume,
+    VolumeClass,
+    VolumeSnapshot,
+    WorkOrder,
+)
 
 
 class Brain:

@@ -40,10 +40,12 @@ from kumulus_controllers.compute.resolve import (
     Problem,
     Resolution,
     attached_disks,
+    held,
     image_of,
     placement_request,
     resolve,
 )
+from kumulus_controllers.compute.restores import holding, restores
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.compute.seed import Seed, SeedProblem, gather
 from kumulus_controllers.compute.wakeups import Wakeups
@@ -80,6 +82,7 @@ class MachineReconciler:
         self._hosts = caches.store(Host)
         self._zones = caches.store(Zone)
         self._volumes = Volumes(caches)
+        self._restores = restores(caches)
         self._orders = work_orders(caches)
         self._deleting_since: dict[str, float] = {}
         self._handed_over: set[str] = set()
@@ -120,6 +123,7 @@ class MachineReconciler:
                 disk: Use(volume, self._volumes.wanted(volume), self._volumes.pool(volume))
                 for disk, volume in self._volumes.of(vm).items()
             },
+            restore=holding(self._restores, vm),
         )
 
     def _images_of(self, vm: VirtualMachine) -> Mapping[str, AnyImage]:
@@ -149,14 +153,16 @@ class MachineReconciler:
         if scope.order is not None and (vm.status.host is None or scope.order.deleting):
             return await self._adopt(scope)
         if scope.order is None:
+            if (problem := held(scope)) is not None:
+                return await self._report(scope, placed(scope), None, problem)
             return await self._bring_about(scope)
         volumes, problem = attached_disks(scope, host_of(scope.order))
-        await self._renew(scope.order, vm, volumes)
+        await self._renew(scope.order, vm, volumes, held=scope.restore is not None)
         if scope.order.status.state in NOT_BEGUN:
             problem = await self._provide(scope) or problem
         elif problem is not None:
             problem = replace(problem, hinders=False)
-        return await self._report(self._observe(vm), placed(scope), None, problem)
+        return await self._report(self._observe(vm), placed(scope), None, held(scope) or problem)
 
     async def _adopt(self, scope: Scope) -> Result:
         """A work order exists that the status does not know (the status was lost), or one that is on its way out."""
@@ -357,9 +363,11 @@ class MachineReconciler:
                 await client.create(SECRET, body, namespace)
         self._handed_over.add(order_uid)
 
-    async def _renew(self, order: WorkOrder, vm: VirtualMachine, volumes: tuple[InstanceDisk, ...]) -> None:
+    async def _renew(
+        self, order: WorkOrder, vm: VirtualMachine, volumes: tuple[InstanceDisk, ...], *, held: bool
+    ) -> None:
         """Bring what may change of a placed machine into its work order."""
-        wanted: WorkOrderSpec = renewed(vm, order.spec, volumes, self._services.term())
+        wanted: WorkOrderSpec = renewed(vm, order.spec, volumes, self._services.term(), held=held)
         patch = merge_patch(order.spec.to_json(), wanted.to_json())
         if not patch:
             return

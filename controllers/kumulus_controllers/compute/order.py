@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kumulus.api.base import ObjectRef
-from kumulus.api.compute import VirtualMachine, VolumeTemplate
+from kumulus.api.compute import PowerState, VirtualMachine, VolumeTemplate
 from kumulus.api.host import InstanceDisk, InstanceOrder, PoolRef, SeedRef, WorkOrderSpec, WorkType
 from kumulus.api.volumes import ReclaimPolicy
 from kumulus_controllers.compute.resolve import Resolution, boot_order
@@ -70,14 +70,17 @@ def instance_order(
     )
 
 
-def renewed(vm: VirtualMachine, order: WorkOrderSpec, volumes: tuple[InstanceDisk, ...], term: int) -> WorkOrderSpec:
-    """The order as the machine's spec has it now: what may change while it is placed, the rest as it was ordered."""
+def renewed(
+    vm: VirtualMachine, order: WorkOrderSpec, volumes: tuple[InstanceDisk, ...], term: int, *, held: bool = False
+) -> WorkOrderSpec:
+    """The order as the machine's spec has it now: what may change while it is placed, the rest as it was ordered.
+    `held`: it must not run just now, whatever its spec says."""
     assert order.instance is not None
     instance = order.instance.model_copy(
         update={
-            "power": vm.spec.power_state,
+            "power": PowerState.STOPPED if held else vm.spec.power_state,
             "restart_policy": vm.spec.restart_policy,
-            "restart_request": vm.spec.restart_request,
+            "restart_request": order.instance.restart_request if held else vm.spec.restart_request,
             "stop": vm.spec.stop,
             "disks": _with_volumes(order.instance.disks, volumes, {disk.name for disk in vm.spec.disks}),
         }

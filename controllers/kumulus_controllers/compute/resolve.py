@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kumulus.api.compute import Disk, EphemeralDisk, ResolvedImage, ResolvedSize, VirtualMachine
+from kumulus.api.compute import Disk, EphemeralDisk, PowerState, ResolvedImage, ResolvedSize, VirtualMachine
 from kumulus.api.host import InstanceDisk
 from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import ImagePhase
@@ -126,13 +126,31 @@ def resolve(scope: Scope) -> Resolution | Problem:
     )
 
 
+def held(scope: Scope) -> Problem | None:
+    """Why the machine may not be started although it shall run."""
+    restore = scope.restore
+    if restore is None or scope.vm.spec.power_state is PowerState.STOPPED:
+        return None
+    return Problem(
+        "RestoreInProgress",
+        f"VirtualMachineRestore {restore.name} gives the machine's disks what snapshot {restore.spec.snapshot} kept:"
+        f" it is started when that is done. How far it is: kubectl get vmrestore {restore.name} -o yaml",
+        "VolumesReady",
+        stalled=False,
+    )
+
+
 def volume_of(scope: Scope, disk: Disk) -> Use | Problem:
     """The volume that a disk is, or why the machine cannot have it."""
     ready = "VolumesReady"
     vm = scope.vm
     use = scope.volumes.get(disk.name)
-    if use is None or use.volume.deleting:
+    if use is None:
         return Problem("VolumeNotFound", f"There is no Volume {disk.volume_of(vm.name)} in the namespace.", ready)
+    if use.volume.deleting:
+        waits = use.volume.status.condition("Ready")
+        why = f" {waits.message}" if waits is not None and waits.message else ""
+        return Problem("VolumeDeleting", f"Volume {use.volume.name} is being deleted.{why}", ready)
     volume = use.volume
     if disk.volume_template is not None and volume.metadata.annotations.get(MADE_FOR) != vm.uid:
         return Problem(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import PoolRef, WorkOrder
+from kumulus.api.machine_snapshot import VirtualMachineRestore
 from kumulus.api.storage import ClusterImage, Image, Volume
 from kumulus_controllers.storage.volume_plan import Lack, Wanted
 
@@ -29,6 +30,8 @@ class Scope:
     zone_exists: bool = True
     volumes: Mapping[str, Use] = field(default_factory=dict)
     """By the name of the disk; only those that exist."""
+    restore: VirtualMachineRestore | None = None
+    """A restore that gives its disks other content just now: it is not started meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, HostPhase, Zone
 from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.machine_snapshot import VirtualMachineRestore
 from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Enqueue
+from kumulus_controllers.compute.restores import restores
 from kumulus_controllers.compute.scope import AnyImage
 from kumulus_controllers.orders import work_orders
 from kumulus_controllers.storage.volumes import USES_VOLUME, Volumes
@@ -49,6 +51,7 @@ class Wakeups:
         self._zones = caches.store(Zone)
         self._pools = caches.store(StoragePool)
         self._volumes = Volumes(caches).store
+        self._restores = restores(caches)
         self._orders = work_orders(caches)
         self._turn = 0
         self._machines.add_index(USES, _uses)
@@ -111,6 +114,15 @@ class Wakeups:
             for vm in self._machines.by(USES_VOLUME, f"{item.namespace}/{item.name}"):
                 enqueue(Key(vm.namespace, vm.name), urgent=vm.status.host is not None)
 
+        def restore_changed(before: VirtualMachineRestore | None, after: VirtualMachineRestore | None) -> None:
+            item = after or before
+            if item is None or (before and after and before.status.phase is after.status.phase):
+                return
+            vm = self._machines.get(item.spec.target.vm, item.namespace) if item.spec.target.vm is not None else None
+            if vm is not None:
+                enqueue(Key(vm.namespace, vm.name))
+
+        self._restores.listen(restore_changed)
         self._volumes.listen(volume_changed)
         self._machines.listen(machine_changed)
         self._orders.listen(order_changed)

@@ -7,6 +7,7 @@ from kumulus.runtime.modules import Context, Module
 from kumulus_controllers.module import fleet_of
 from kumulus_controllers.storage.image import ImageReconciler
 from kumulus_controllers.storage.pool import PoolReconciler
+from kumulus_controllers.storage.snapshot import SnapshotReconciler
 from kumulus_controllers.storage.volume import VolumeReconciler
 
 
@@ -16,6 +17,7 @@ async def _setup(context: Context) -> None:
     context.reconcilers.append(ImageReconciler(context.services, fleet, Image))
     context.reconcilers.append(ImageReconciler(context.services, fleet, ClusterImage))
     context.reconcilers.append(VolumeReconciler(context.services, fleet))
+    context.reconcilers.append(SnapshotReconciler(context.services))
 
 
-storage = Module(description="Pools on hosts, images in pools, volumes.", setup=_setup)
+storage = Module(description="Pools on hosts, images in pools, volumes and their snapshots.", setup=_setup)

@@ -7,8 +7,10 @@ import structlog
 from kumulus.api.base import FINALIZER, FORCE_DETACH
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import WorkOrder, WorkType, volume_order_name
+from kumulus.api.host import PoolRef, WorkOrder, WorkType, volume_order_name
+from kumulus.api.machine_snapshot import VirtualMachineSnapshot
 from kumulus.api.storage import Attachment, ClusterImage, Image, Volume, VolumeClass
+from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key
@@ -34,7 +36,7 @@ from kumulus_controllers.storage.volume_plan import (
     volume_order,
     wanted,
 )
-from kumulus_controllers.storage.volumes import COPY_OF, UID, UNMADE, Volumes, at_rest, volume_keys
+from kumulus_controllers.storage.volumes import COPY_OF, FROM_SNAPSHOT, UID, UNMADE, Volumes, at_rest, volume_keys
 
 log = structlog.get_logger(__name__)
 
@@ -98,7 +100,27 @@ class VolumeReconciler:
         def class_changed(before: VolumeClass | None, after: VolumeClass | None) -> None:
             self._enqueue_unmade(enqueue)
 
+        def snapshot_changed(before: VolumeSnapshot | None, after: VolumeSnapshot | None) -> None:
+            if before is not None and after is not None and _offers(before) == _offers(after):
+                return
+            for item in (before, after):
+                if item is None:
+                    continue
+                for volume in volumes.store.by(FROM_SNAPSHOT, f"{item.namespace}/{item.name}"):
+                    enqueue(Key(volume.namespace, volume.name))
+                for volume in volumes.store.by(UID, item.status.volume_uid or ""):
+                    if volume.deleting:
+                        enqueue(Key(volume.namespace, volume.name))
+
+        def whole_changed(before: VirtualMachineSnapshot | None, after: VirtualMachineSnapshot | None) -> None:
+            if before is not None and after is None:
+                for disk in before.status.volumes:
+                    for volume in volumes.store.by(UID, disk.volume_uid):
+                        enqueue(Key(volume.namespace, volume.name))
+
         volumes.store.listen(volume_changed)
+        volumes.machine_snapshots.listen(whole_changed)
+        volumes.snapshots.listen(snapshot_changed)
         volumes.machines.listen(machine_changed)
         volumes.orders.listen(order_changed)
         volumes.images.images.listen(origin_changed)
@@ -152,6 +174,9 @@ class VolumeReconciler:
         current = self._volumes.store.get(key.name, key.namespace)
         if current is None or current.uid != volume.uid:
             return Done()
+        if isinstance(again := wanted(self._volumes.scope(current)), Lack):
+            # What it is made from went meanwhile; nobody who saw the volume's place from then on lets it go.
+            return await self._report(self._volumes.scope(current), None, keeper(scope), again)
         if await self._order(current, want, place):
             return await self._report(self._volumes.scope(current), place, attached, None)
         return result
@@ -168,7 +193,12 @@ class VolumeReconciler:
             pool = self._volumes.pool(scope.source)
             if pool is None or scope.source.status.host is None:
                 return Lack("SourceNotReady", f"Volume {scope.source.name} cannot be reached.")
-            return Place(pool, scope.source.status.host)
+            return self._beside(volume, pool, scope.source.status.host)
+        if scope.snapshot is not None and want.origin is not None and want.origin.snapshot is not None:
+            pool = self._volumes.pool(scope.snapshot)
+            if pool is None or scope.snapshot.status.host is None:
+                return Lack("SnapshotNotReady", f"VolumeSnapshot {scope.snapshot.name} cannot be reached.")
+            return self._beside(volume, pool, scope.snapshot.status.host)
         host = next((vm.status.host for vm in scope.users if attached and vm.uid == attached.uid), None)
         view = self._fleet.host(host) if host else None
         if host is None:
@@ -184,6 +214,15 @@ class VolumeReconciler:
         if isinstance(chosen, str):
             return Lack("NoPoolFits", f"Host {host}, where the machine is, is {chosen}.", stalled=False)
         return Place(chosen.volumes[volume.uid], host)
+
+    def _beside(self, volume: Volume, pool: PoolRef, host: str) -> Place | Lack:
+        """Where what it is made from is."""
+        if volume.spec.pool not in (None, pool.name):
+            return Lack(
+                "SourceElsewhere",
+                f"Its source is in StoragePool {pool.name}, and it shall be in {volume.spec.pool}: leave spec.pool empty.",
+            )
+        return Place(pool, host)
 
     async def _order(self, volume: Volume, want: Wanted, place: Place) -> bool:
         """Have the host make it, or grow it; True when something was written."""
@@ -266,6 +305,12 @@ class VolumeReconciler:
         except NotFound:
             return Done()
         return Wait(lack.reason, 30.0) if lack is not None else Done()
+
+
+def _offers(snapshot: VolumeSnapshot) -> tuple[object, ...]:
+    """What of a snapshot decides what becomes of its volume and of its clones."""
+    status = snapshot.status
+    return (snapshot.uid, snapshot.deleting, status.ready_to_use, status.volume_uid, status.phase)
 
 
 def _using(vm: VirtualMachine) -> tuple[object, ...]:

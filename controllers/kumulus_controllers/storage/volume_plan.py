@@ -11,6 +11,7 @@ from kumulus.api.fabric import Host
 from kumulus.api.host import (
     DiskOrder,
     PoolRef,
+    SnapshotRef,
     VolumeOrder,
     VolumeOrigin,
     WorkOrder,
@@ -19,6 +20,7 @@ from kumulus.api.host import (
     WorkType,
 )
 from kumulus.api.quantity import from_bytes, to_bytes
+from kumulus.api.snapshots import SnapshotPhase
 from kumulus.api.storage import (
     OPTICAL,
     Attachment,
@@ -31,7 +33,8 @@ from kumulus.api.storage import (
     VolumePhase,
     VolumeStatus,
 )
-from kumulus.api.volumes import ReclaimPolicy
+from kumulus.api.volume_snapshot import VolumeSnapshot
+from kumulus.api.volumes import CloneMode, ReclaimPolicy
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.orders import host_of
 from kumulus_controllers.planning.views import VolumeDemand
@@ -80,6 +83,10 @@ class Scope:
     source: Volume | None = None
     source_busy: str | None = None
     """Name of a machine that writes to the source."""
+    snapshot: VolumeSnapshot | None = None
+    """The snapshot that it is to be made from."""
+    snapshots: tuple[str, ...] = ()
+    """What is kept of it, as `kubectl delete` takes it."""
     users: tuple[VirtualMachine, ...] = ()
     """Machines of the namespace that name it."""
     instances: tuple[WorkOrder, ...] = ()
@@ -127,7 +134,10 @@ def wanted(scope: Scope) -> Wanted | Lack:
             selector=offered.spec.pool_selector if offered else {},
             pool=spec.pool,
         ),
-        thick=offered is not None and offered.spec.provisioning is Provisioning.THICK,
+        # What stands on a snapshot cannot have all of its space at once.
+        thick=offered is not None
+        and offered.spec.provisioning is Provisioning.THICK
+        and not (origin is not None and origin.linked),
         retain=_retain(scope),
         origin=origin,
     )
@@ -160,6 +170,8 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
                 stalled=False,
             )
         return VolumeOrigin(volume=other.uid), other.status.size
+    if source.snapshot is not None:
+        return _snapshot_origin(scope.snapshot, source.snapshot, linked=source.clone_mode is CloneMode.LINKED)
     assert source.image is not None
     found = usable(scope.image, Reference(source.image, scope.volume.namespace or "", source.image_namespace))
     if isinstance(found, NotUsable):
@@ -178,6 +190,21 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
         return Lack("ImageFailed" if failed else "ImageNotReady", f"{image.KIND.kind} {image.name}: {why}", failed)
     least = max(image.status.virtual_size or 0, to_bytes(image.spec.min_disk) if image.spec.min_disk else 0)
     return VolumeOrigin(image=image_ref(image)), least
+
+
+def _snapshot_origin(snapshot: VolumeSnapshot | None, name: str, *, linked: bool) -> tuple[VolumeOrigin, int] | Lack:
+    if snapshot is None:
+        return Lack("SnapshotNotFound", f"There is no VolumeSnapshot {name} in the namespace.")
+    if snapshot.deleting:
+        return Lack("SnapshotNotFound", f"VolumeSnapshot {name} is being deleted.")
+    status = snapshot.status
+    if not status.ready_to_use or status.size is None or status.volume_uid is None:
+        ready = status.condition("Ready")
+        failed = status.phase is SnapshotPhase.FAILED
+        why = ready.message if ready else "it is not taken yet."
+        return Lack("SnapshotFailed" if failed else "SnapshotNotReady", f"VolumeSnapshot {name}: {why}", failed)
+    ref = SnapshotRef(snapshot=snapshot.uid, volume=status.volume_uid)
+    return VolumeOrigin(snapshot=ref, linked=linked), status.size
 
 
 def keeper(scope: Scope) -> Attachment | None:
@@ -294,8 +321,17 @@ def _state(scope: Scope, attached: Attachment | None, lack: Lack | None) -> tupl
         phase = VolumePhase.IN_USE if attached else VolumePhase.AVAILABLE
         said = f"Attached to machine {attached.vm}." if attached else "Not attached to any machine."
         return phase, Fact("Ready", True, str(phase), said), False
-    phase = VolumePhase.RESIZING if made else VolumePhase.CREATING
+    phase = _working(order, volume.status.size) if made else VolumePhase.CREATING
     return phase, Fact("Ready", False, reason or str(phase), message or f"{host_of(order)} works on it."), False
+
+
+def _working(order: WorkOrder, size: int | None) -> VolumePhase:
+    """What is done to a volume that was made once."""
+    asked = order.spec.disk.volume if order.spec.disk is not None else None
+    grows = asked is not None and (asked.size or 0) > (size or 0)
+    return (
+        VolumePhase.RESTORING if asked is not None and asked.revert is not None and not grows else VolumePhase.RESIZING
+    )
 
 
 def _deleting(scope: Scope, lack: Lack | None) -> tuple[Fact, bool]:
@@ -313,6 +349,13 @@ def held(scope: Scope) -> Lack | None:
         return Lack(
             "VolumeInUse",
             f"Machine {', '.join(names)} has it: delete the machine, or take the disk out of its spec.disks.",
+        )
+    if scope.snapshots:
+        listed = " ".join(scope.snapshots[:16])
+        return Lack(
+            "HasSnapshots",
+            f"{len(scope.snapshots)} snapshots are kept of it and would be lost with it. To let it go:"
+            f" kubectl -n {scope.volume.namespace} delete {listed}",
         )
     return None
 

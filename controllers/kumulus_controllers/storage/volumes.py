@@ -7,18 +7,25 @@ from collections.abc import Iterable, Mapping
 from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import PoolRef, WorkOrder, WorkState, WorkType
+from kumulus.api.machine_snapshot import VirtualMachineSnapshot
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
+from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, work_orders
 from kumulus_controllers.storage.pool import pool_ref
 from kumulus_controllers.storage.sharing import Images, Reference
+from kumulus_controllers.storage.snapshot_plan import owner_of
 from kumulus_controllers.storage.volume_plan import Lack, Scope, Wanted, default_class, wanted
 
 USES_VOLUME = "uses-volume"
 UID = "uid"
 COPY_OF = "copy-of"
 UNMADE = "unmade"
+FROM_SNAPSHOT = "from-snapshot"
+OF_VOLUME = "of-volume"
+OF_VOLUME_UID = "of-volume-uid"
+KEEPS_VOLUME = "keeps-volume"
 
 
 def volume_keys(vm: VirtualMachine) -> set[Key]:
@@ -36,6 +43,15 @@ def _copy_of(volume: Volume) -> Iterable[str]:
     return (f"{volume.namespace}/{source.volume}",) if source is not None and source.volume is not None else ()
 
 
+def _from_snapshot(volume: Volume) -> Iterable[str]:
+    source = volume.spec.source
+    return (f"{volume.namespace}/{source.snapshot}",) if source is not None and source.snapshot is not None else ()
+
+
+def _of_volume_uid(snapshot: VolumeSnapshot) -> Iterable[str]:
+    return (snapshot.status.volume_uid,) if snapshot.status.volume_uid is not None else ()
+
+
 class Volumes:
     """The caches, as volumes need them."""
 
@@ -46,10 +62,16 @@ class Volumes:
         self.machines = caches.store(VirtualMachine)
         self.images = Images(caches)
         self.hosts = caches.store(Host)
+        self.snapshots = caches.store(VolumeSnapshot)
+        self.machine_snapshots = caches.store(VirtualMachineSnapshot)
         self.orders = work_orders(caches)
         self.store.add_index(UID, lambda volume: (volume.uid,))
         self.store.add_index(COPY_OF, _copy_of)
         self.store.add_index(UNMADE, lambda volume: ("yes",) if volume.status.pool is None else ())
+        self.store.add_index(FROM_SNAPSHOT, _from_snapshot)
+        self.snapshots.add_index(OF_VOLUME, lambda snapshot: (f"{snapshot.namespace}/{snapshot.spec.volume}",))
+        self.snapshots.add_index(OF_VOLUME_UID, _of_volume_uid)
+        self.machine_snapshots.add_index(KEEPS_VOLUME, lambda item: [disk.volume_uid for disk in item.status.volumes])
         self.machines.add_index(USES_VOLUME, _uses)
 
     def of(self, vm: VirtualMachine) -> Mapping[str, Volume]:
@@ -67,6 +89,9 @@ class Volumes:
         spec = volume.spec
         orders = self.orders.by(FOR_UID, f"{WorkType.DISK}/{volume.uid}")
         source = self.store.get(spec.source.volume, volume.namespace) if spec.source and spec.source.volume else None
+        snapshot = None
+        if spec.source is not None and spec.source.snapshot is not None:
+            snapshot = self.snapshots.get(spec.source.snapshot, volume.namespace)
         image = None
         if spec.source is not None and spec.source.image is not None:
             wanted_image = Reference(spec.source.image, volume.namespace or "", spec.source.image_namespace)
@@ -79,9 +104,19 @@ class Volumes:
             image=image,
             source=source,
             source_busy=self._writer(source) if source else None,
+            snapshot=snapshot,
+            snapshots=self.kept(volume),
             users=tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}")),
             instances=tuple(self.orders.by(HAS_VOLUME, volume.uid)),
         )
+
+    def kept(self, volume: Volume) -> tuple[str, ...]:
+        """What is kept of it, as `kubectl delete` takes it."""
+        found = {f"vmsnap/{item.name}" for item in self.machine_snapshots.by(KEEPS_VOLUME, volume.uid)}
+        for item in self.snapshots.by(OF_VOLUME_UID, volume.uid):
+            owner = owner_of(item)
+            found.add(f"vmsnap/{owner.name}" if owner is not None else f"volsnap/{item.name}")
+        return tuple(sorted(found))
 
     def offered(self, name: str | None) -> VolumeClass | None:
         """The class of that name; without a name the default one, if there is any."""
@@ -91,9 +126,9 @@ class Volumes:
         """What the volume is to be, or why that cannot be said yet."""
         return wanted(self.scope(volume))
 
-    def pool(self, volume: Volume) -> PoolRef | None:
-        """The pool it is in, with what a driver has to know."""
-        pool = self.pools.get(volume.status.pool) if volume.status.pool else None
+    def pool(self, item: Volume | VolumeSnapshot) -> PoolRef | None:
+        """The pool that a volume or a snapshot is in, with what a driver has to know."""
+        pool = self.pools.get(item.status.pool) if item.status.pool else None
         return pool_ref(pool) if pool else None
 
     def _writer(self, volume: Volume) -> str | None:

@@ -25,7 +25,7 @@ from kumulus.api.base import (
 )
 from kumulus.api.placement import Profile, Selector, Toleration
 from kumulus.api.quantity import DiskSize, Memory
-from kumulus.api.volumes import IMAGE_NAMESPACE, ImageContent, ObjectName, ReclaimPolicy
+from kumulus.api.volumes import IMAGE_NAMESPACE, Content, ObjectName, ReclaimPolicy
 
 GROUP = f"compute.{DOMAIN}"
 
@@ -123,7 +123,7 @@ class VolumeTemplate(Model):
     volume_class: DnsLabel | None = Field(
         default=None, alias="class", description="Name of a VolumeClass; the default one when empty."
     )
-    source: ImageContent | None = Field(default=None, description="What it begins with; blank when empty.")
+    source: Content | None = Field(default=None, description="What it begins with; blank when empty.")
     reclaim_policy: ReclaimPolicy | None = Field(
         default=None,
         description="Delete: the volume goes with the machine. Retain: it stays, and so does its data. Default is the class's.",

@@ -351,6 +351,10 @@ class DiskFacts(Model):
     format: str | None = Field(default=None, description="What it turned out to be.")
     virtual_size: int | None = Field(default=None, description="Size of the disk inside, in bytes.")
     size: int | None = Field(default=None, description="Bytes it takes.")
+    reverted: Uid | None = Field(
+        default=None,
+        description="The last request to revert that was carried out, as the volume's record has it. Whoever asked waits for it: an agent that knows of no reverts is `Ready` as well.",
+    )
 
 
 class SnapshotSize(Model):

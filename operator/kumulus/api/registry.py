@@ -6,10 +6,14 @@ from kumulus.api.base import Resource
 from kumulus.api.compute import ConsoleRequest, InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
+from kumulus.api.volume_snapshot import VolumeSnapshot
 
 KINDS: tuple[type[Resource], ...] = (
     VirtualMachine,
+    VirtualMachineSnapshot,
+    VirtualMachineRestore,
     InstanceType,
     ConsoleRequest,
     Image,
@@ -17,6 +21,7 @@ KINDS: tuple[type[Resource], ...] = (
     StoragePool,
     VolumeClass,
     Volume,
+    VolumeSnapshot,
     Zone,
     Host,
     WorkOrder,

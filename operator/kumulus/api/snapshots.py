@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from pydantic import Field
+
+from kumulus.api.base import Model, Status
+from kumulus.api.quantity import Bytes, MeasuredBytes
+
 
 class QuiesceMode(StrEnum):
     """Whether a guest's file systems are brought to rest while a snapshot is taken."""
@@ -26,3 +31,40 @@ class Indication(StrEnum):
     """No agent answered in the guest: the content is that of a disk after a power cut."""
     QUIESCE_FAILED = "QuiesceFailed"
     """The agent answered and could not bring the file systems to rest."""
+
+
+class Quiesce(Model):
+    """How a guest is brought to rest while a snapshot is taken."""
+
+    mode: QuiesceMode = Field(
+        default=QuiesceMode.IF_POSSIBLE,
+        description="IfPossible asks the guest agent and goes on without it, Required takes no snapshot without it, Never does not ask.",
+    )
+    timeout_seconds: int = Field(default=30, description="How long the guest may take for it.", ge=1, le=600)
+
+
+class SnapshotPhase(StrEnum):
+    """A snapshot's state in one word; derived."""
+
+    PENDING = "Pending"
+    TAKING = "Taking"
+    READY = "Ready"
+    DELETING = "Deleting"
+    FAILED = "Failed"
+
+
+class SnapshotStatus(Status):
+    """What snapshots of volumes and of machines have in common."""
+
+    phase: SnapshotPhase | None = Field(default=None, description="The state in one word.")
+    ready_to_use: bool = Field(default=False, description="Whether it can be restored and cloned.")
+    taken_at: str | None = Field(default=None, description="The instant whose content it has (RFC 3339).")
+    size: Bytes | None = Field(default=None, description="Size of the disk, or of all disks together, at that instant.")
+    used: MeasuredBytes | None = Field(default=None, description="What it takes in the pool.")
+    host: str | None = Field(default=None, description="The host that has it.")
+    indications: tuple[Indication, ...] = Field(
+        default=(),
+        description="How far its content can be trusted: Online, GuestAgent, NoGuestAgent, QuiesceFailed.",
+        max_length=8,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )

@@ -472,6 +472,7 @@ class VolumePhase(StrEnum):
     AVAILABLE = "Available"
     IN_USE = "InUse"
     RESIZING = "Resizing"
+    RESTORING = "Restoring"
     DELETING = "Deleting"
     FAILED = "Failed"
 

@@ -25,19 +25,52 @@ IMAGE_NAMESPACE = (
 )
 
 
-class ImageContent(Model):
+class CloneMode(StrEnum):
+    """How a volume is made from a snapshot."""
+
+    FULL = "Full"
+    LINKED = "Linked"
+
+
+_CLONE_MODE = Rule("!has(self.cloneMode) || has(self.snapshot)", "cloneMode is for a snapshot", field=".cloneMode")
+
+_IMAGE_NAMESPACE = Rule(
+    "has(self.image) || !has(self.imageNamespace)", "imageNamespace is for image", field=".imageNamespace"
+)
+
+_CLONE_MODE_IS = (
+    "Full, the default, copies the snapshot: slower to make, and independent of it. Linked stands on it: made at once,"
+    " and the snapshot cannot be deleted while such a volume is there."
+)
+
+
+class Content(Model):
     """Content that a volume begins with, when its machine brings it along."""
 
-    image: ObjectName = Field(description="Name of an Image of the namespace, else of a ClusterImage.")
+    rules = (
+        Rule("has(self.image) != has(self.snapshot)", "set exactly one of image and snapshot"),
+        _CLONE_MODE,
+        _IMAGE_NAMESPACE,
+    )
+
+    image: ObjectName | None = Field(
+        default=None, description="Name of an Image of the namespace, else of a ClusterImage."
+    )
     image_namespace: ObjectName | None = Field(default=None, description=IMAGE_NAMESPACE)
+    snapshot: ObjectName | None = Field(default=None, description="Name of a VolumeSnapshot of the namespace.")
+    clone_mode: CloneMode | None = Field(default=None, description=_CLONE_MODE_IS)
 
 
 class VolumeSource(Model):
     """What a volume begins with."""
 
     rules = (
-        Rule("has(self.image) != has(self.volume)", "set exactly one of image and volume"),
-        Rule("has(self.image) || !has(self.imageNamespace)", "imageNamespace is for image", field=".imageNamespace"),
+        Rule(
+            "[has(self.image), has(self.volume), has(self.snapshot)].filter(set, set).size() == 1",
+            "set exactly one of image, volume and snapshot",
+        ),
+        _CLONE_MODE,
+        _IMAGE_NAMESPACE,
     )
 
     image: ObjectName | None = Field(
@@ -47,3 +80,5 @@ class VolumeSource(Model):
     volume: ObjectName | None = Field(
         default=None, description="Name of a Volume of the namespace that no running machine writes to: a full copy."
     )
+    snapshot: ObjectName | None = Field(default=None, description="Name of a VolumeSnapshot of the namespace.")
+    clone_mode: CloneMode | None = Field(default=None, description=_CLONE_MODE_IS)

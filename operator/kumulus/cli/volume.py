@@ -8,6 +8,7 @@ import typer
 
 from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import Volume
+from kumulus.api.volumes import CloneMode
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age, size
 from kumulus.cli.output import Column
@@ -71,7 +72,11 @@ def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", 
     if printer.objects(KIND, [raw], many=False):
         return
     status, spec, source = volume.status, volume.spec, volume.spec.source
-    begins = f"image {source.image}" if source and source.image else f"volume {source.volume}" if source else "blank"
+    begins = "blank"
+    if source is not None:
+        kinds = (("image", source.image), ("volume", source.volume), ("snapshot", source.snapshot))
+        begins = next(f"{kind} {name}" for kind, name in kinds if name is not None)
+        begins += " (linked to it)" if source.clone_mode is CloneMode.LINKED else ""
     printer.facts(
         [
             ("Name", volume.name),

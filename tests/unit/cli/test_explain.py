@@ -330,6 +330,14 @@ def test_what_was_asked_for_is_no_problem(power: str, verb: str) -> None:
     assert f"vm {verb} web1" in found.todo
 
 
+def test_a_machine_that_is_held_by_a_restore() -> None:
+    said = "VirtualMachineRestore back gives the machine's disks what snapshot before kept"
+    waits = [condition(type_, "False", "RestoreInProgress", said) for type_ in ("Ready", "VolumesReady", "Reconciling")]
+    vm = machine(status=running(phase="Stopped", conditions=waits))
+    found = the_one(tell(vm, host=host("Ready"), order=order("Stopped")), Level.WAITING)
+    assert said in found.what
+
+
 def test_a_restart_that_is_not_carried_out() -> None:
     vm = machine(spec={"restartRequest": "now"}, status=running(lastRestartRequest="before"))
     assert "restart" in the_one(tell(vm, host=host("Ready"), order=order("Running")), Level.WAITING).what
