@@ -30,12 +30,15 @@ from kumulus_agents.hypervisor.protocol import Domain, DomainSpec
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
+from kumulus_agents.transfer.settings import TransferSettings
+from kumulus_agents.transfer.transfer import Transfer
 from kumulus_lab.lab import Lab
 from kumulus_lab.state import ZONE
 from tests.unit.storage.server import Server, serving
 
 Raw = dict[str, Any]
 GIB = 1 << 30
+EXCHANGE = TransferSettings(address=ipaddress.ip_address("127.0.0.1"), port=0, connect_timeout=5, idle_timeout=5)
 
 
 # What a machine's owner sees of it
@@ -83,6 +86,8 @@ class SimHost:
     settings: SimulatedSettings
     lease_seconds: int = 20
     gated: bool = False
+    transfer: bool = False
+    """Whether it exchanges images with other hosts, over loopback."""
     machine: SimulatedHost = field(init=False)
     hypervisor: SimulatedHypervisor = field(init=False)
     _agent: asyncio.Task[None] | None = None
@@ -102,6 +107,7 @@ class SimHost:
             files=files,
             console=LoggedConsole(files),
             facts=MachineFacts(addresses=lambda: ("192.0.2.7",), agent="test", kernel="6", os="Test"),
+            transfer=Transfer(self.name, EXCHANGE, self.client.server) if self.transfer else None,
         )
         timings = Timings(lease_seconds=self.lease_seconds, renew_seconds=min(1.0, self.lease_seconds / 2), workers=8)
         agent = Agent(Place(self.name, host_namespace(self.name)), self.client, drivers, timings=timings)

@@ -138,6 +138,21 @@ ORDERS: Mapping[str, Raw] = {
     },
     "pool": {"type": "Pool", "pool": {"pool": POOL}},
     "console": {"type": "Console", "console": {"uid": UID, "maxBytes": 1024}},
+    "certificate": {"type": "Certificate", "certificate": {"certificate": "PEM", "authorities": "PEM"}},
+    "copy": {
+        "type": "Disk",
+        "disk": {
+            "pool": POOL,
+            "importImage": {
+                "image": ORDERED_IMAGE,
+                "http": {"url": "https://example.com/x"},
+                "copy": {
+                    "content": {"sha256": "ab" * 32, "size": 1, "format": "qcow2"},
+                    "peers": [{"host": "h1", "address": "fd00::1", "port": 9411}],
+                },
+            },
+        },
+    },
 }
 
 

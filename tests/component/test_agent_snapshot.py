@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from kumulus.api.host import instance_order_name, snapshot_order_name, volume_order_name
+from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
+from kumulus_agents.hypervisor.simulated import SimulatedHost
+from kumulus_agents.hypervisor.simulated import SimulatedSettings as HypervisorSettings
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_lab.cluster import NativeCluster
 from tests.component.test_agent_volume import delete, disk
@@ -220,6 +223,45 @@ async def test_nothing_else_touches_the_volumes_meanwhile(host: TestHost, monkey
         await host.until_snapshot(snapshot, 5, state="Ready")
         await host.until_attached(uid, seconds=5)
         await host.until_volume(volume, 5, state="Ready", observedGeneration=2)
+
+
+async def test_removing_while_the_machine_is_on(host: TestHost) -> None:
+    """In the middle, and what is below the layer that is written: for that the guest is halted, and nobody is told."""
+    async with host.running():
+        volume = await a_volume(host)
+        uid = await host.order(disks=[disk(volume)])
+        await host.until_attached(uid, volume)
+        snapshots = []
+        for _ in range(3):
+            snapshots.append(await host.snapshot_order(volume))
+            await host.until_snapshot(snapshots[-1], state="Ready")
+        before = await host.status(instance_order_name(uid))
+        for place, left in ((1, 2), (1, 1), (0, 0)):
+            await delete(host, snapshot_order_name(snapshots.pop(place)))
+            stored = await host.storage.volume(volume)
+            assert stored is not None
+            assert len(stored.below) == left
+            assert {one.path for one in host.machine.domains[uid].disks} == {stored.path}
+            assert host.machine.domains[uid].state is DomainState.RUNNING
+        assert len(host.machine.merges) == 3
+        assert await host.status(instance_order_name(uid)) == before
+    assert host.machine.starts[uid] == 1
+
+
+async def test_a_machine_that_ends_while_its_layers_are_merged(cluster: NativeCluster) -> None:
+    slow = SimulatedHost(HypervisorSettings(merge_seconds=1.0, jitter=0))
+    async with host_on(cluster.kubeconfig, machine=slow) as host, host.running():
+        volume = await a_volume(host)
+        uid = await host.order(disks=[disk(volume)], restartPolicy="Never")
+        await host.until_attached(uid, volume)
+        snapshot = await host.snapshot_order(volume)
+        await host.until_snapshot(snapshot, state="Ready")
+        await host.delete(snapshot_order_name(snapshot))
+        await eventually(lambda: host.storage.state.layers[volume].merging, "the merge's begin")
+        slow.end(uid, ExitReason.CRASHED)
+        await eventually(lambda: host.gone(snapshot_order_name(snapshot)), "the snapshot's end", 5)
+        assert len(host.storage.state.layers[volume].parents) == 1
+        assert not slow.merges
 
 
 async def test_a_hypervisor_that_fails_leaves_the_machine_as_it_is(host: TestHost) -> None:

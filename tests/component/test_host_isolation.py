@@ -564,6 +564,11 @@ def test_controllers_keep_within_their_bounds(
     secret = {"metadata": {"name": "s"}, "stringData": {"a": "b"}}
     controllers.create(SECRET, secret, a.namespace)
     controllers.delete(SECRET, "s", a.namespace)
+    authority = {"metadata": {"name": "kumulus-authority"}, "stringData": {"tls.key": "k"}}
+    controllers.create(SECRET, authority, "kumulus-system")
+    with pytest.raises(errors.Refused):
+        controllers.delete(SECRET, "kumulus-authority", "kumulus-system")
+    api.delete(SECRET, "kumulus-authority", "kumulus-system")
     binding = {
         "metadata": {"name": "grab"},
         "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "kumulus-host-agent"},
@@ -572,6 +577,8 @@ def test_controllers_keep_within_their_bounds(
     for kind, body, where in (
         (SECRET, secret, namespace),
         (SECRET, secret, "kube-system"),
+        (SECRET, secret, "kumulus-system"),
+        (SECRET, authority, namespace),
         (ACCOUNT, {"metadata": {"name": "s"}}, namespace),
         (NAMESPACE, {"metadata": {"name": "not-a-host"}}, None),
         (BINDING, binding, namespace),

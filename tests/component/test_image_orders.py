@@ -16,6 +16,7 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import SystemClock
 from kumulus.runtime.reconciler import Caches, Services
 from kumulus_controllers.planning.fleet import Fleet
+from kumulus_controllers.storage.copies import Copies
 from kumulus_controllers.storage.image import ImageReconciler, order_import
 from kumulus_controllers.storage.pool import pool_ref
 from kumulus_lab.cluster import NativeCluster
@@ -53,7 +54,8 @@ async def test_orders_of_an_image_that_lost_its_finalizer_are_removed(
         async def made() -> Image:
             raw = await client.create(Image.KIND, {"metadata": {"name": key.name}, "spec": SPEC}, namespace)
             image = Image.parse(raw)
-            await order_import(client, Caches().store(WorkOrder), image, host, pool_ref(pool()), 1)
+            caches = Caches()
+            await order_import(client, caches.store(WorkOrder), Copies(caches), image, host, pool_ref(pool()), 1)
             return image
 
         async def orders() -> dict[str, bool]:

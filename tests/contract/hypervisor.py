@@ -545,6 +545,53 @@ class HypervisorContract:
             await hypervisor.snapshot_disks(uid, {volume_of(disk): both[volume_of(disk)]}, Quiesce(QuiesceMode.NEVER))
         assert caught.value.reason == "DiskNotAttached"
 
+    @pytest.mark.parametrize("paused", [False, True])
+    async def test_merging_what_the_guest_writes_to_lets_it_go_on_when_that_is_noted(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec, paused: bool
+    ) -> None:
+        uid, disk = running.marks.uid, world.volume()
+        await hypervisor.attach_disk(uid, disk)
+        before, layer = await the(hypervisor, running), world.layer(disk.path)
+        await hypervisor.snapshot_disks(uid, {volume_of(disk): layer}, Quiesce(QuiesceMode.NEVER))
+        if paused:
+            await hypervisor.pause(uid)
+        noted: list[tuple[DomainState, bool]] = []
+
+        async def merged() -> None:
+            now = await the(hypervisor, running)
+            noted.append((now.state, disk.path in {one.path for one in now.disks}))
+
+        for _ in range(2):
+            await hypervisor.merge_layers(uid, volume_of(disk), layer.path, disk.path, lambda *_: None, merged)
+        state = DomainState.PAUSED if paused else DomainState.RUNNING
+        assert noted == [(DomainState.PAUSED, True), (state, True)]
+        after = await the(hypervisor, running)
+        assert after == replace(before, state=state)
+        assert after in await hypervisor.domains()
+
+    async def test_merging_in_the_middle_does_not_touch_what_the_guest_writes_to(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        uid, disk = running.marks.uid, world.volume()
+        await hypervisor.attach_disk(uid, disk)
+        one = world.layer(disk.path)
+        two = world.layer(one.path)
+        for layer in (one, two):
+            await hypervisor.snapshot_disks(uid, {volume_of(disk): layer}, Quiesce(QuiesceMode.NEVER))
+        before, noted = await the(hypervisor, running), list[DomainState]()
+
+        async def merged() -> None:
+            noted.append((await the(hypervisor, running)).state)
+
+        for _ in range(2):
+            await hypervisor.merge_layers(uid, volume_of(disk), one.path, disk.path, lambda *_: None, merged)
+        assert noted == [DomainState.RUNNING] * 2
+        assert await the(hypervisor, running) == before
+        await hypervisor.force_off(uid)
+        with pytest.raises(HypervisorError) as caught:
+            await hypervisor.merge_layers(uid, volume_of(disk), two.path, disk.path, lambda *_: None, merged)
+        assert caught.value.reason == "DiskNotAttached"
+
     # Ending
 
     async def test_the_power_button_reaches_the_guest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import pickle
 import re
@@ -427,6 +428,102 @@ class TestSnapshots:
             assert stored is not None
             assert reads(stored.path, "-P 2 0 1M", "-P 3 1M 1M", "-P 4 2M 1M", "-P 1 3M 1M")
 
+    async def test_snapshots_that_go_while_the_guest_writes_take_nothing_along(
+        self, world: LibvirtWorld, tmp_path: Path
+    ) -> None:
+        """From the middle, from below, and the one below what is written; each block is written once more meanwhile."""
+        async with writing(world, tmp_path) as (driver, pool, spec, volume):
+            uid = spec.marks.uid
+            world.guest_io(spec, volume, "write -P 1 0 16M")
+            snapshots = []
+            for number in range(4):
+                snapshots.append(await snapshot(driver, pool, spec, volume))
+                world.guest_io(spec, volume, f"write -P {number + 2} {number}M 1M")
+            for round, place in enumerate((1, 0, 1)):
+                await pool.forget_snapshot(volume, snapshots.pop(place))
+                while (merge := await pool.next_merge(volume)) is not None:
+                    merged = functools.partial(pool.merged, volume, merge)
+                    work = driver.merge_layers(uid, volume, merge.upper, merge.lower, lambda *_: None, merged)
+                    merging = asyncio.ensure_future(work)
+                    world.guest_io(spec, volume, f"write -P {round + 16} {round + 8}M 1M")
+                    await merging
+            (kept,) = snapshots
+            copy = await pool.ensure_volume(str(uuid.uuid4()), None, of_snapshot(volume, kept), False)
+            assert reads(copy.path, "-P 2 0 1M", "-P 3 1M 1M", "-P 1 2M 14M")
+            await pool.forget_snapshot(volume, kept)
+            merge = await pool.next_merge(volume)
+            assert merge is not None
+            assert merge.active
+            await driver.merge_layers(
+                uid, volume, merge.upper, merge.lower, lambda *_: None, lambda: pool.merged(volume, merge)
+            )
+            world.guest_io(spec, volume, "write -P 32 15M 1M")
+            assert [path.name for path in files_of(tmp_path, volume)] == [f"{volume}.qcow2"]
+            await driver.force_off(uid)
+            wanted = (2, 3, 4, 5, 1, 1, 1, 1, 16, 17, 18, 1, 1, 1, 1, 32)
+            stored = await pool.volume(volume)
+            assert stored is not None
+            assert reads(stored.path, *(f"-P {what} {index}M 1M" for index, what in enumerate(wanted)))
+
+    @pytest.mark.parametrize("end", ["QEMU", "agent"])
+    async def test_a_death_between_the_switch_and_its_record_loses_nothing(
+        self, world: LibvirtWorld, tmp_path: Path, end: str
+    ) -> None:
+        """The agent dies when the guest, halted, is about to write to the lower file. Either QEMU dies as well, or the
+        next agent finds it."""
+        async with writing(world, tmp_path) as (driver, pool, spec, volume):
+            uid = spec.marks.uid
+            world.guest_io(spec, volume, "write -P 1 0 16M")
+            one = await snapshot(driver, pool, spec, volume)
+            world.guest_io(spec, volume, "write -P 2 1M 1M")
+            await pool.forget_snapshot(volume, one)
+            merge = await pool.next_merge(volume)
+            assert merge is not None
+
+            async def die() -> None:
+                raise RuntimeError("the agent has died")
+
+            with pytest.raises(RuntimeError):
+                await driver.merge_layers(uid, volume, merge.upper, merge.lower, lambda *_: None, die)
+            assert (await the(driver, spec)).state is DomainState.PAUSED
+            if end == "QEMU":
+                await world.crash(spec)
+                await stopped(driver, spec)
+            else:
+                (path,) = [disk.path for disk in (await the(driver, spec)).disks if disk.volume == volume]
+                assert path == merge.lower
+                await pool.adopt(volume, path)
+                await driver.resume(uid)
+                world.guest_io(spec, volume, "write -P 3 2M 1M", "flush")
+                await world.crash(spec)
+                await stopped(driver, spec)
+            while (merge := await pool.next_merge(volume)) is not None:
+                await pool.merge(volume, merge)
+            stored = await pool.volume(volume)
+            assert stored is not None
+            assert (stored.below, files_of(tmp_path, volume)) == ((), [Path(stored.path)])
+            third = 3 if end == "agent" else 1
+            assert reads(stored.path, "-P 1 0 1M", "-P 2 1M 1M", f"-P {third} 2M 1M", "-P 1 3M 13M")
+
+    async def test_a_snapshot_begun_and_given_up_loses_nothing(self, world: LibvirtWorld, tmp_path: Path) -> None:
+        """The agent dies between the new layer and the switch; the guest goes on below, and then its host loses power."""
+        async with writing(world, tmp_path) as (driver, pool, spec, volume):
+            one = str(uuid.uuid4())
+            world.guest_io(spec, volume, "write -P 1 0 16M")
+            await pool.begin_snapshot(volume, one)
+            world.guest_io(spec, volume, "write -P 2 1M 1M", "flush")
+            await world.crash(spec)
+            await stopped(driver, spec)
+            stored = await pool.volume(volume)
+            assert stored is not None
+            assert reads(stored.path, "-P 1 0 1M", "-P 2 1M 1M", "-P 1 2M 14M")
+            await pool.begin_snapshot(volume, one)
+            await pool.confirm_snapshot(volume, one, "2026-11-20T12:00:00Z", ())
+            while (merge := await pool.next_merge(volume)) is not None:
+                await pool.merge(volume, merge)
+            copy = await pool.ensure_volume(str(uuid.uuid4()), None, of_snapshot(volume, one), False)
+            assert reads(copy.path, "-P 1 0 1M", "-P 2 1M 1M", "-P 1 2M 14M")
+
     async def test_no_header_decides_what_a_guest_gets_to_see(self, world: LibvirtWorld, tmp_path: Path) -> None:
         """A guest that took over its QEMU can name any file as what its disk stands on."""
         secret = tmp_path / "secret"
@@ -474,6 +571,11 @@ def names_below(path: str, below: Path) -> None:
     """Make the file one that names another one as what it stands on."""
     command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", str(below), path, "16M"]
     subprocess.run(command, check=True)
+
+
+def files_of(directory: Path, volume: str) -> list[Path]:
+    """The files of the volume's layers."""
+    return sorted((directory / "pool/volumes").glob(f"{volume}*.qcow2"))
 
 
 def opened(process: int) -> set[str]:

@@ -23,10 +23,11 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import Clock, SystemClock
 from kumulus.runtime.metrics import PASS_SECONDS, PASSES
 from kumulus.runtime.result import Done, Failed, Requeue, Result, Wait
+from kumulus_agents.agent.certificate import Certificates
 from kumulus_agents.agent.console import ConsoleReader, Consoles
 from kumulus_agents.agent.disk import Disks
 from kumulus_agents.agent.disk_work import DiskWork
-from kumulus_agents.agent.image import Images
+from kumulus_agents.agent.image import Images, given_image
 from kumulus_agents.agent.instance import Instances
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_steps import InstanceSteps
@@ -43,6 +44,7 @@ from kumulus_agents.agent.snapshot import Snapshots
 from kumulus_agents.agent.tidying import Tidying
 from kumulus_agents.agent.volume import Volumes
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
+from kumulus_agents.transfer.transfer import Transfer
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +62,8 @@ class Drivers:
     files: InstanceFiles
     console: ConsoleReader
     facts: MachineFacts
+    transfer: Transfer | None = None
+    """None: images are not exchanged with other hosts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,7 @@ class Agent:
             drivers.facts,
             every=timings.report_seconds,
             expires_at=expires_at,
+            transfer=lambda: drivers.transfer.facts() if drivers.transfer is not None else None,
         )
         self._performers: Mapping[WorkType, Performer] = {}
         self._flow = _Flow()
@@ -144,9 +149,12 @@ class Agent:
     async def run(self) -> None:
         """Work until `stop` is called or the task is cancelled. Guests are left as they are."""
         await self._drivers.hypervisor.connect(self._domain_changed)
+        transfer, pools = self._drivers.transfer, Pools(self._drivers.pool)
         try:
+            if transfer is not None:
+                await transfer.open(lambda uid, sha256: given_image(self.orders, pools, uid, sha256))
             async with asyncio.TaskGroup() as tasks:
-                self._performers = self._assemble(tasks)
+                self._performers = self._assemble(tasks, pools)
                 tasks.create_task(self.reporter.run())
                 tasks.create_task(self.heartbeat.run())
                 tasks.create_task(self.reflector.run())
@@ -157,12 +165,14 @@ class Agent:
         except* _Stopped:
             log.info("agent stopped", host=self.place.host)
         finally:
+            if transfer is not None:
+                await transfer.close()
             await self._drivers.hypervisor.close()
 
-    def _assemble(self, tasks: asyncio.TaskGroup) -> Mapping[WorkType, Performer]:
-        drivers, pools = self._drivers, Pools(self._drivers.pool)
+    def _assemble(self, tasks: asyncio.TaskGroup, pools: Pools) -> Mapping[WorkType, Performer]:
+        drivers = self._drivers
         reservations = Reservations(lambda volume: freed(volume))
-        tidying = Tidying(drivers.hypervisor)
+        tidying = Tidying(drivers.hypervisor, reservations)
         secrets = Secrets(self._client, self.place.namespace)
         steps = InstanceSteps(secrets, drivers.hypervisor, pools, drivers.files, reservations)
         instances = Instances(
@@ -189,7 +199,16 @@ class Agent:
             snapshots.freed(volume)
 
         work = DiskWork(self.orders, self._clock, tasks, wake=self._wake)
-        images = Images(self.orders, pools, work, secrets, wake=self._wake, arrived=arrived)
+        images = Images(
+            self.orders,
+            pools,
+            work,
+            secrets,
+            tasks,
+            wake=self._wake,
+            arrived=arrived,
+            fetcher=drivers.transfer.fetcher if drivers.transfer is not None else None,
+        )
         volumes = Volumes(
             self.orders,
             pools,
@@ -220,6 +239,7 @@ class Agent:
             WorkType.SNAPSHOT: snapshots,
             WorkType.POOL: PoolPresences(self.orders, pools),
             WorkType.CONSOLE: Consoles(self.orders, drivers.console),
+            WorkType.CERTIFICATE: Certificates(self.orders, drivers.transfer),
         }
 
     def _wake(self, name: str) -> None:

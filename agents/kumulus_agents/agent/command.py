@@ -111,7 +111,7 @@ async def _run(state: StateDirectory, settings: AgentSettings) -> None:
     agent = Agent(
         Place(credentials.host, credentials.namespace),
         client,
-        drivers.real(settings, state, credentials.server),
+        drivers.real(settings, state, credentials.server, credentials.host),
         timings=settings,
         clock=clock,
         expires_at=lambda: keeper.expires_at,

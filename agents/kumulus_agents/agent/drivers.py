@@ -27,6 +27,7 @@ from kumulus_agents.storage import registry as pools
 from kumulus_agents.storage.protocol import StorageDriver
 from kumulus_agents.storage.settings import Network, StorageSettings
 from kumulus_agents.storage.simulated import SimulatedStorage
+from kumulus_agents.transfer.transfer import Transfer
 
 SIMULATED = "simulated"
 
@@ -50,7 +51,7 @@ def pool_factory(settings: StorageSettings, *, simulated: bool) -> PoolFactory:
     return make
 
 
-def real(settings: AgentSettings, state: StateDirectory, server: str) -> Drivers:
+def real(settings: AgentSettings, state: StateDirectory, server: str, host: str) -> Drivers:
     """The drivers of the machine this process runs on. Raises `HypervisorError` when there is no such driver."""
     simulated = settings.hypervisor == SIMULATED
     files: InstanceFiles = NoFiles() if simulated else stored_files(state)
@@ -67,6 +68,7 @@ def real(settings: AgentSettings, state: StateDirectory, server: str) -> Drivers
             kernel=machine_facts.kernel(),
             os=machine_facts.operating_system(),
         ),
+        transfer=Transfer(host, settings.transfer, server) if settings.transfer.enabled and not simulated else None,
     )
 
 

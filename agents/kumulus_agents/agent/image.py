@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 
-from kumulus.api.host import DiskFacts, ImageImport, PoolRef, WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.host import (
+    MEASURING,
+    DiskFacts,
+    DroppedPeer,
+    ImageCopy,
+    ImageImport,
+    PoolRef,
+    WorkOrder,
+    WorkOrderStatus,
+    WorkState,
+)
 from kumulus.kube.errors import KubeError
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork
@@ -15,6 +26,8 @@ from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.secrets import Secrets
+from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.protocol import (
     ImageSource,
     Login,
@@ -24,11 +37,35 @@ from kumulus_agents.storage.protocol import (
     StorageError,
     StoredImage,
 )
+from kumulus_agents.storage.whole import WholeImages
+from kumulus_agents.transfer.fetch import NoPeer, PeerFetcher
 
 log = structlog.get_logger(__name__)
 
 IMPORTS = 2
 """Imports at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How an image came into a pool."""
+
+    host: str | None
+    dropped: tuple[DroppedPeer, ...]
+
+
+async def given_image(orders: Orders, pools: Pools, uid: str, sha256: str) -> int | None:
+    """A descriptor of the whole image with that digest in any pool of this host, which the caller closes."""
+    for order in orders.of_image(uid):
+        if order.deleting or order.spec.disk is None:
+            continue
+        try:
+            driver = pools.driver(order.spec.disk.pool)
+            if isinstance(driver, WholeImages) and (fd := await driver.open_image(uid, sha256)) is not None:
+                return fd
+        except StorageError as error:
+            log.warning("image cannot be given", image=uid, reason=error.reason, error=str(error))
+    return None
 
 
 class Images:
@@ -40,23 +77,37 @@ class Images:
         pools: Pools,
         work: DiskWork,
         secrets: Secrets,
+        tasks: asyncio.TaskGroup,
         *,
         wake: Callable[[str], None],
         arrived: Callable[[str], None],
+        fetcher: PeerFetcher | None = None,
     ) -> None:
-        """`wake` has an order looked at soon, by name; `arrived` is told the uid of each image that is whole."""
+        """`wake` has an order looked at soon, by name; `arrived` is told the uid of each image that is whole; `fetcher`
+        asks other hosts, None: images are not exchanged."""
         self._orders = orders
         self._pools = pools
         self._work = work
         self._secrets = secrets
+        self._tasks = tasks
         self._wake = wake
         self._arrived = arrived
+        self._fetcher = fetcher
         self._slots = asyncio.Semaphore(IMPORTS)
         self._in_use: set[str] = set()
+        self._measuring: dict[str, asyncio.Task[None]] = {}
+        self._measurer = asyncio.Semaphore(1)
+        self._unmeasurable: set[str] = set()
+        self._ways: dict[str, _Way] = {}
 
     def forget(self, name: str) -> None:
         """The order of that name is gone."""
         self._in_use.discard(name)
+        self._unmeasurable.discard(name)
+        self._ways.pop(name, None)
+        task = self._measuring.pop(name, None)
+        if task is not None:
+            task.cancel()
 
     def disks_removed(self) -> None:
         """Disks or volumes are gone: an image that was in use may be free now."""
@@ -89,7 +140,7 @@ class Images:
         image = await driver.image(wanted.image.uid)
         if image is not None:
             pinned = wanted.oci.digest if wanted.oci is not None else None
-            if pinned is not None and image.digest != pinned:
+            if pinned is not None and image.digest not in (None, pinned):
                 raise StorageError(
                     f"The pool has this image as {image.digest}, not {pinned}. Delete the machines made from it here;"
                     " then remove the image and make a new one.",
@@ -97,8 +148,14 @@ class Images:
                     retryable=False,
                 )
             self._work.settled(order.name)
-            await self._orders.report(order, _ready(order, image))
+            measuring = image.content is None and self._measure(order.name, image.uid, driver)
+            await self._orders.report(order, self._ready(order, image, measuring))
             return Done()
+        if wanted.wait_for is not None:
+            raise StorageError(
+                f"Host {wanted.wait_for} is fetching the image for its zone; it is copied from there then.",
+                reason="WaitingForZone",
+            )
         log.info("import begins", order=order.name, image=order.spec.for_.name, pool=pool.name)
         return self._work.begin(order, lambda progress: self._import(order, wanted, driver, progress))
 
@@ -107,8 +164,14 @@ class Images:
     ) -> None:
         async with self._slots:
             await driver.prepare()
-            await driver.import_image(wanted.image, await self._source(wanted), progress)
-        log.info("import done", order=order.name, image=order.spec.for_.name)
+            way = _Way(None, ())
+            known = wanted.image.sha256 is not None  # else nothing would say what was verified
+            if known and wanted.copy_ is not None and self._fetcher is not None and isinstance(driver, WholeImages):
+                way = await self._copy(wanted, wanted.copy_, driver, self._fetcher, progress)
+            if way.host is None:
+                await driver.import_image(wanted.image, await self._source(wanted), progress)
+        self._ways[order.name] = way
+        log.info("import done", order=order.name, image=order.spec.for_.name, copied_from=way.host)
         self._arrived(wanted.image.uid)
 
     async def _source(self, wanted: ImageImport) -> ImageSource:
@@ -137,16 +200,70 @@ class Images:
                 f"The login to the registry could not be read: {error}.", reason="ApiUnavailable"
             ) from error
 
+    async def _copy(
+        self,
+        wanted: ImageImport,
+        copy: ImageCopy,
+        driver: WholeImages,
+        fetcher: PeerFetcher,
+        progress: ProgressListener,
+    ) -> _Way:
+        """Copy the image from another host; the way says from none when none gave it, or what they give is refused."""
+        found: list[_Way] = []
 
-def _ready(order: WorkOrder, image: StoredImage) -> WorkOrderStatus:
-    return WorkOrderStatus(
-        observed_generation=order.metadata.generation,
-        state=WorkState.READY,
-        disk=DiskFacts(
-            sha256=image.sha256,
-            digest=image.digest,
-            format=image.source_format,
-            virtual_size=image.virtual_size,
-            size=image.size,
-        ),
-    )
+        async def receive(part: Part, pace: Pace) -> None:
+            found.append(_Way(*await fetcher.fetch(wanted.image.uid, copy, part, pace)))
+
+        try:
+            await driver.copy_image(wanted.image, copy.content, receive, progress)
+        except NoPeer as error:
+            return _Way(None, error.dropped)
+        except StorageError as error:
+            if error.reason != "ImageRejected":
+                raise
+            log.warning("what other hosts have for an image is refused", image=wanted.image.uid, error=str(error))
+            refused = (
+                DroppedPeer(host=peer.host, reason=error.reason, message=str(error)[:512]) for peer in copy.peers
+            )
+            return _Way(None, tuple(refused))
+        return found[-1] if found else _Way(None, ())
+
+    def _measure(self, name: str, uid: str, driver: StorageDriver) -> bool:
+        """Have it found out what other hosts can copy; False when that will not be."""
+        if self._fetcher is None or not isinstance(driver, WholeImages) or name in self._unmeasurable:
+            return False
+        if name not in self._measuring:
+            self._measuring[name] = self._tasks.create_task(self._measured(name, uid, driver))
+        return True
+
+    async def _measured(self, name: str, uid: str, driver: WholeImages) -> None:
+        """Never fails: it would take the agent down."""
+        try:
+            async with self._measurer:
+                if await driver.measure_image(uid) is None:
+                    self._unmeasurable.add(name)
+        except Exception as error:
+            self._unmeasurable.add(name)
+            log.warning("image cannot be given to other hosts", order=name, error=str(error))
+        finally:
+            self._measuring.pop(name, None)
+        self._wake(name)
+
+    def _ready(self, order: WorkOrder, image: StoredImage, measuring: bool) -> WorkOrderStatus:
+        known = order.status.disk or DiskFacts()
+        way = self._ways.get(order.name) or _Way(known.copied_from, known.dropped or ())
+        return WorkOrderStatus(
+            observed_generation=order.metadata.generation,
+            state=WorkState.READY,
+            reason=MEASURING if measuring else None,
+            disk=DiskFacts(
+                sha256=image.sha256,
+                digest=image.digest,
+                format=image.source_format,
+                virtual_size=image.virtual_size,
+                size=image.size,
+                content=image.content,
+                copied_from=way.host,
+                dropped=way.dropped or None,
+            ),
+        )

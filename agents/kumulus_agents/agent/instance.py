@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import structlog
 
+from kumulus.api.compute import PowerState
 from kumulus.api.host import InstanceOrder, WorkOrder, WorkState
 from kumulus.kube.errors import KubeError
 from kumulus.runtime.clock import Clock
@@ -17,7 +18,7 @@ from kumulus_agents.agent.instance_scope import Attach, Detach, Memory, Plan, Pr
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.orders import Orders, unfit
-from kumulus_agents.hypervisor.protocol import Domain, Hypervisor, HypervisorError
+from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
 from kumulus_agents.storage.protocol import StorageError
 
 log = structlog.get_logger(__name__)
@@ -94,6 +95,8 @@ class Instances:
         for _ in range(ROUNDS):
             try:
                 domain = await self._hypervisor.domain(instance.uid)
+                if domain is not None and self._halted(instance, domain):
+                    return Requeue(0.5)
                 scope = self._observe(order, instance, domain)
                 plan = instance_plan.plan(scope)
                 if plan.steps and plan.steps == taken:
@@ -110,6 +113,13 @@ class Instances:
                 return Done() if plan.after is None else Requeue(plan.after)
             taken = plan.steps
         return Requeue(1.0)
+
+    def _halted(self, instance: InstanceOrder, domain: Domain) -> bool:
+        return (
+            domain.state is DomainState.PAUSED
+            and instance.power is PowerState.RUNNING
+            and self._steps.halted_for_a_moment(instance.uid)
+        )
 
     def _observe(self, order: WorkOrder, instance: InstanceOrder, domain: Domain | None) -> Scope:
         memory = self._memory.get(order.name, Memory())

@@ -48,6 +48,10 @@ class InstanceSteps:
         self._files = files
         self._reservations = reservations
 
+    def halted_for_a_moment(self, uid: str) -> bool:
+        """Whether the machine may be paused just now and goes on by itself: it is neither resumed nor reported."""
+        return self._reservations.may_be_halted(uid)
+
     async def take(self, step: Step, order: WorkOrder, slow: Callable[[], Awaitable[None]]) -> None:
         """Take one step; it may have been taken already. `slow` is awaited once when a start takes its time.
 

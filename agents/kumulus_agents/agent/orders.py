@@ -30,6 +30,15 @@ SNAPSHOT = "snapshot"
 """Index of Snapshot orders by their volumes."""
 
 
+IMAGE = "image"
+"""Index of Disk orders by the image they keep in a pool."""
+
+
+def _kept_image(order: WorkOrder) -> Iterable[str]:
+    disk = order.spec.disk
+    return (disk.import_image.image.uid,) if disk is not None and disk.import_image is not None else ()
+
+
 def _instance_uid(order: WorkOrder) -> Iterable[str]:
     return (order.spec.instance.uid,) if order.spec.instance is not None else ()
 
@@ -81,7 +90,14 @@ class Orders:
         self._client = client
         self.namespace = namespace
         self.store: Store[WorkOrder] = Store(
-            WorkOrder, {INSTANCE: _instance_uid, VOLUME: volumes_of, KEEPER: _kept_volume, SNAPSHOT: _kept_in_snapshot}
+            WorkOrder,
+            {
+                INSTANCE: _instance_uid,
+                VOLUME: volumes_of,
+                KEEPER: _kept_volume,
+                SNAPSHOT: _kept_in_snapshot,
+                IMAGE: _kept_image,
+            },
         )
         self._own_write = False
         self._reporting: set[str] = set()
@@ -124,6 +140,10 @@ class Orders:
     def keepers(self, volume: str) -> list[WorkOrder]:
         """The Disk orders that keep the volume."""
         return self.store.by(KEEPER, volume)
+
+    def of_image(self, uid: str) -> list[WorkOrder]:
+        """The Disk orders that keep the image in a pool."""
+        return self.store.by(IMAGE, uid)
 
     def snapshots_of(self, volume: str) -> list[WorkOrder]:
         """The Snapshot orders that have a part in the volume."""

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
-from kumulus.api.host import HostReport, HostReportStatus, UnmanagedDomain
+from kumulus.api.host import HostReport, HostReportStatus, TransferFacts, UnmanagedDomain
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists, KubeError, NotFound
 from kumulus.kube.patching import merge_patch
@@ -67,10 +67,18 @@ def unmanaged(foreign: Sequence[ForeignDomain]) -> tuple[UnmanagedDomain, ...]:
 
 
 def derive(
-    before: HostReportStatus, facts: MachineFacts, found: Found | HypervisorError, expires_at: datetime | None
+    before: HostReportStatus,
+    facts: MachineFacts,
+    found: Found | HypervisorError,
+    expires_at: datetime | None,
+    transfer: TransferFacts | None = None,
 ) -> HostReportStatus:
     """The report; what a hypervisor that does not answer said before is kept. Pure but for the addresses."""
-    common = {"addresses": facts.addresses(), "credentials_expire_at": _rounded(expires_at)}
+    common = {
+        "addresses": facts.addresses(),
+        "credentials_expire_at": _rounded(expires_at),
+        "transfer": transfer,
+    }
     if isinstance(found, HypervisorError):
         return before.model_copy(
             update={**common, "hypervisor_ready": False, "hypervisor_message": clean(str(found), 1024)}
@@ -119,7 +127,9 @@ class Reporter:
         *,
         every: float,
         expires_at: Callable[[], datetime | None],
+        transfer: Callable[[], TransferFacts | None] = lambda: None,
     ) -> None:
+        self._transfer = transfer
         self._client = client
         self._namespace = namespace
         self._host = host
@@ -165,7 +175,7 @@ class Reporter:
         self._refreshes += 1
         if self._known is None or self._refreshes % REREAD_EVERY == 0:
             self._known = await self._read()
-        after = derive(self._known, self._facts, await self._look(), self._expires_at())
+        after = derive(self._known, self._facts, await self._look(), self._expires_at(), self._transfer())
         patch = merge_patch(self._known.to_json(), after.to_json())
         if not patch:
             return False

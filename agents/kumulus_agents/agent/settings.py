@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.transfer.settings import TransferSettings
 
 PREFIX = "KUMULUS_AGENT_"
 FILE = "agent.yaml"
@@ -43,6 +44,9 @@ class AgentSettings(Timings):
     hypervisor: str = Field(default="libvirt", description="Driver of the hypervisor: libvirt or simulated.")
     hypervisor_settings: dict[str, Any] = Field(default_factory=dict, description="Settings of that driver.")
     storage: StorageSettings = Field(default_factory=StorageSettings, description="Pools and image imports.")
+    transfer: TransferSettings = Field(
+        default_factory=TransferSettings, description="How images are exchanged with other hosts."
+    )
     http_address: str = Field(default="127.0.0.1", description="Where health and metrics are served.")
     http_port: int = Field(default=9410, ge=0, le=65535, description="Port of health and metrics; 0: a free one.")
 

@@ -8,7 +8,7 @@ the driver; different domains proceed in parallel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -244,6 +244,26 @@ class Hypervisor(Protocol):
 
         Raises `HypervisorError`: `DiskNotAttached` when the domain is off, gone or has not got one of the volumes,
         `QuiesceFailed` when rest is required and the guest does not come to it. `domain` tells whether it happened.
+        """
+
+    async def merge_layers(
+        self,
+        uid: str,
+        volume: str,
+        upper: str,
+        lower: str,
+        progress: Callable[[int, int], None],
+        merged: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Have the emulator write all that the file `upper` of a volume has into `lower`, the one it stands on, and let go
+        of `upper`. `progress` is told bytes that are done, and of how many; `merged` is awaited when `upper` is let go of.
+
+        When the guest writes to `upper`, it writes to `lower` from then on. It is halted for that moment, and goes on only
+        when `merged` has returned: until then the two say the same. A merge that was begun before is continued; one that
+        is done already: `merged` is awaited.
+
+        Raises `HypervisorError`: `DiskNotAttached` when the domain is off, gone or has not got the volume, `MergeFailed`
+        when the emulator gave up, `NoSpace`. All that the guest has written is there in any case.
         """
 
     async def power_button(self, uid: str) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +56,7 @@ class SimulatedSettings(BaseModel):
     stop_seconds: float = Field(default=0, ge=0, description="How long QEMU takes to go.")
     shutdown_seconds: float = Field(default=0, ge=0, description="How long a guest takes after the power button.")
     detach_seconds: float = Field(default=0, ge=0, description="How long a guest takes to let go of a disk.")
+    merge_seconds: float = Field(default=0, ge=0, description="How long a merge of a disk's layers takes.")
     jitter: float = Field(default=0.2, ge=0, le=1, description="How much of each delay is left to chance.")
     failure_rate: float = Field(default=0, ge=0, le=1, description="Share of starts that fail.")
     seed: int = Field(default=0, description="Of chance: the same seed, the same run.")
@@ -85,6 +86,8 @@ class SimulatedHost:
         """Domains whose guest has an agent, and whether that can bring the file systems to rest."""
         self.snapshots: list[tuple[str, frozenset[str]]] = []
         """Every snapshot that was taken: of which domain and volumes."""
+        self.merges: list[tuple[str, str, str]] = []
+        """Every merge while a guest had the volume: the volume, the upper file, the lower one."""
         self._clock = clock
         self._chance = random.Random(self.settings.seed)  # noqa: S311  # not a secret
         self._failures: deque[HypervisorError] = deque()
@@ -309,6 +312,35 @@ class SimulatedHypervisor:
             if quiesce.mode is QuiesceMode.NEVER:
                 return (Indication.ONLINE,)
             return (Indication.ONLINE, rest)
+
+    async def merge_layers(
+        self,
+        uid: str,
+        volume: str,
+        upper: str,
+        lower: str,
+        progress: Callable[[int, int], None],
+        merged: Callable[[], Awaitable[None]],
+    ) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            progress(0, 1 << 20)
+            await self._pass(host.settings.merge_seconds)
+            domain = self._reach().domains.get(uid)
+            if domain is None or domain.state is DomainState.STOPPED or volume not in domain.volumes:
+                raise HypervisorError("The simulated machine has not got the disk now.", reason="DiskNotAttached")
+            host.merges.append((volume, upper, lower))
+            disks = tuple(
+                replace(disk, path=lower) if (disk.volume, disk.path) == (volume, upper) else disk
+                for disk in domain.disks
+            )
+            if disks == tuple(domain.disks):
+                await merged()
+                return
+            host.put(replace(domain, state=DomainState.PAUSED, disks=disks))
+            await merged()
+            if (halted := host.domains.get(uid)) is not None and halted.state is DomainState.PAUSED:
+                host.put(replace(halted, state=domain.state))
 
     async def power_button(self, uid: str) -> None:
         async with self._one_at_a_time(uid):

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from kumulus.api.host import HttpFetch, ImageRef, OciFetch, VolumeOrigin
 from kumulus.api.snapshots import Indication
+from kumulus.api.storage import ImageContent
 from kumulus_agents.storage.source import DiskSource, LayerFile
 
 
@@ -73,7 +74,9 @@ class StoredImage:
     size: int
     """Bytes it takes."""
     digest: str | None = None
-    """What its reference was resolved to, of an image from a registry."""
+    """What its reference was resolved to, of an image that this pool got from a registry."""
+    content: ImageContent | None = None
+    """The file, to the byte, when that is known (`whole.WholeImages`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +166,8 @@ Resize = Callable[[int], Awaitable[None]]
 def same(found: StoredImage, image: ImageRef, source: ImageSource) -> StoredImage:
     """The image that was found in a pool, if it is the wanted one. Raises `StorageError(reason="ImageConflict")`."""
     pinned = source.fetch.digest if isinstance(source, RegistrySource) else None
-    if (image.sha256 or found.sha256) != found.sha256 or (pinned or found.digest) != found.digest:
+    other = pinned is not None and found.digest is not None and found.digest != pinned
+    if (image.sha256 or found.sha256) != found.sha256 or other:
         raise StorageError(
             "The pool has this image with another checksum. Remove the image and make a new one.",
             reason="ImageConflict",

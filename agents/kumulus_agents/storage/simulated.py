@@ -309,6 +309,7 @@ class SimulatedStorage:
                 layers = self.state.layers[volume] = layers.without(useless[0])
             if (found := layers.next_merge(frozenset())) is None:
                 return None
+            self.state.layers[volume] = replace(layers, merging=found)
             upper, lower = found
             return Merge(self._file(volume, upper), self._file(volume, lower), upper == layers.active)
 

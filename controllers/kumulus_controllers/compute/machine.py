@@ -53,6 +53,7 @@ from kumulus_controllers.orders import FOR_NAME, FOR_UID, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Placement, Refusal
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage.copies import Copies
 from kumulus_controllers.storage.image import order_import
 from kumulus_controllers.storage.sharing import Images
 from kumulus_controllers.storage.volume_plan import Wanted
@@ -84,6 +85,7 @@ class MachineReconciler:
         self._volumes = Volumes(caches)
         self._restores = restores(caches)
         self._orders = work_orders(caches)
+        self._copies = Copies(caches)
         self._deleting_since: dict[str, float] = {}
         self._handed_over: set[str] = set()
         """Uids of work orders not begun yet whose Secret this process has seen to."""
@@ -232,7 +234,13 @@ class MachineReconciler:
             image = images.get(disk.image.uid) if disk.image is not None else None
             if image is not None and not image.deleting:
                 await order_import(
-                    self._services.client, self._orders, image, host_of(order), disk.pool, self._services.term()
+                    self._services.client,
+                    self._orders,
+                    self._copies,
+                    image,
+                    host_of(order),
+                    disk.pool,
+                    self._services.term(),
                 )
         seed = order.spec.instance.seed
         if seed is None or seed.secret is None or order.uid in self._handed_over:
@@ -334,7 +342,9 @@ class MachineReconciler:
             await self._hand_over(vm, seed, raw["metadata"]["name"], raw["metadata"]["uid"], namespace)
         if pool is not None:
             for disk in resolution.disks:
-                await order_import(client, self._orders, disk.image, where.host, pool, self._services.term())
+                await order_import(
+                    client, self._orders, self._copies, disk.image, where.host, pool, self._services.term()
+                )
         return await self._report(self._observe(vm), where, resolution, None)
 
     async def _hand_over(self, vm: VirtualMachine, seed: Seed, order_name: str, order_uid: str, namespace: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -12,6 +13,7 @@ from kumulus.api.fabric import host_namespace
 from kumulus.api.host import (
     DiskOrder,
     HttpFetch,
+    ImageCopy,
     ImageImport,
     ImageRef,
     OciFetch,
@@ -23,24 +25,25 @@ from kumulus.api.host import (
     image_order_name,
     pull_secret_name,
 )
-from kumulus.api.storage import ClusterImage, Image, ImageCache, ImagePhase, ImageStatus, Progress
+from kumulus.api.storage import CachePolicy, ImageCache, ImagePhase, ImageStatus, Progress, StoragePool
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists, NotFound
+from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key, Store
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
-from kumulus_controllers.orders import FOR_NAME, FOR_UID, host_of, work_orders
+from kumulus_controllers.orders import FOR_NAME, FOR_UID, NAMESPACE, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Demand, Refusal, Request
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage import logins
+from kumulus_controllers.storage.copies import AnyImage, Copies
+from kumulus_controllers.storage.eviction import in_use
 from kumulus_controllers.storage.logins import LoginProblem
 
 log = structlog.get_logger(__name__)
-
-AnyImage = Image | ClusterImage
 
 _PHASES = {
     WorkState.READY: ImagePhase.READY,
@@ -61,6 +64,14 @@ _RANK: Mapping[WorkState | None, int] = {
 
 _KNOWN = ("sha256", "digest", "format", "virtual_size", "size", "progress")
 """Of a status: what the first import found."""
+WAITING_SECONDS = 10.0
+"""How often it is looked whether hosts still have to wait for the first of their zone: it may be gone without a word."""
+
+PINNED = "pinned"
+"""Index of images that are to be in every pool."""
+
+SPREADING = 16
+"""Pools that get an image at once, of one that is to be everywhere: each that has it can give it to others."""
 
 LISTED = 256
 """Pools that a status lists at most; the API takes 1,024, and there may be more hosts than that."""
@@ -118,14 +129,22 @@ def import_order(image: AnyImage, pool: PoolRef, term: int) -> WorkOrderSpec:
     )
 
 
+def told_from(spec: WorkOrderSpec, copy: ImageCopy | None, wait_for: str | None) -> WorkOrderSpec:
+    """The order with whom to ask for the image before its source. Pure."""
+    assert spec.disk is not None and spec.disk.import_image is not None
+    wanted = spec.disk.import_image.model_copy(update={"copy_": copy, "wait_for": wait_for})
+    return spec.model_copy(update={"disk": spec.disk.model_copy(update={"import_image": wanted})})
+
+
 async def order_import(
-    client: KubeClient, orders: Store[WorkOrder], image: AnyImage, host: str, pool: PoolRef, term: int
+    client: KubeClient, orders: Store[WorkOrder], copies: Copies, image: AnyImage, host: str, pool: PoolRef, term: int
 ) -> None:
     """Have `host` bring the image into `pool`; ordered already: nothing."""
     name = image_order_name(image.uid, pool.uid)
     if orders.get(name, host_namespace(host)) is not None:
         return
-    body = {"metadata": {"name": name, "finalizers": [FINALIZER]}, "spec": import_order(image, pool, term).to_json()}
+    spec = told_from(import_order(image, pool, term), *copies.plan(image, host))
+    body = {"metadata": {"name": name, "finalizers": [FINALIZER]}, "spec": spec.to_json()}
     try:
         orders.apply(await client.create(WorkOrder.KIND, body, host_namespace(host)))
     except AlreadyExists:
@@ -194,11 +213,14 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
         facts_known = {name: getattr(before, name) for name in _KNOWN}
     elif disk is not None:
         facts_known = {"progress": disk.progress or Progress()}
+    contents = [order.status.disk.content for order in ready if order.status.disk and order.status.disk.content]
+    content = before.content if before.content in contents or not contents else contents[0]
     generation = image.metadata.generation
     return ImageStatus(
         observed_generation=generation,
         conditions=derive(before.conditions, facts, generation=generation, now=now),
         phase=phase,
+        content=content,
         caches=tuple(
             ImageCache(
                 name=f"{order.spec.disk.pool.name}/{host_of(order)}",
@@ -207,12 +229,17 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
                 state=str(
                     _PHASES.get(order.status.state, ImagePhase.PENDING) if order.status.state else ImagePhase.PENDING
                 ),
+                copied_from=order.status.disk.copied_from if order.status.disk else None,
             )
             for order in sorted(scope.orders, key=host_of)[:LISTED]
             if order.spec.disk is not None
         ),
         **facts_known,
     )
+
+
+def _pinned(image: AnyImage) -> Iterable[str]:
+    return ("yes",) if image.spec.cache_policy is CachePolicy.EVERYWHERE else ()
 
 
 class ImageReconciler:
@@ -225,9 +252,14 @@ class ImageReconciler:
         self._kind = model.KIND.kind
         self._images: Store[AnyImage] = services.caches.store(model)
         self._orders = work_orders(services.caches)
+        self._copies = Copies(services.caches)
         self._written: dict[str, float] = {}
         self._handed_over: set[str] = set()
         """Uids of work orders whose host has got the login to the registry from this process."""
+        self._gone: dict[str, dict[str, PoolRef]] = {}
+        """By uid of an image: hosts where it left a pool, until it was looked whether it is needed there again."""
+        self._pools = services.caches.store(StoragePool)
+        self._images.add_index(PINNED, _pinned)
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes, and what agents say of imports."""
@@ -244,6 +276,19 @@ class ImageReconciler:
             if order is not None and order.spec.type is WorkType.DISK and order.spec.for_.kind == self._kind:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
 
+        def room_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
+            if after is None or after.spec.type is not WorkType.POOL or after.status.state is not WorkState.READY:
+                return
+            if before is None or before.status.state is not WorkState.READY:
+                for image in self._images.by(PINNED, "yes"):
+                    enqueue(Key(image.namespace, image.name))
+
+        def order_gone(before: WorkOrder | None, after: WorkOrder | None) -> None:
+            if after is None and before is not None and before.spec.for_.kind == self._kind and before.spec.disk:
+                self._gone.setdefault(before.spec.for_.uid, {})[host_of(before)] = before.spec.disk.pool
+
+        self._orders.listen(order_gone)
+        self._orders.listen(room_changed)
         self._images.listen(image_changed)
         self._orders.listen(order_changed)
 
@@ -282,11 +327,17 @@ class ImageReconciler:
                 refusal = str(found)
             else:
                 try:
-                    await order_import(client, self._orders, image, found.host, found.pool, self._services.term())
+                    await order_import(
+                        client, self._orders, self._copies, image, found.host, found.pool, self._services.term()
+                    )
                 except NotFound:
                     refusal = f"the namespace of host {found.host} is gone"
         problem = None if image.deleting else await self._provide(image)
         wait = await self._report(Scope(image, self._orders_of(image), refusal, problem))
+        if not image.deleting:
+            await self._spread(self._images.get(key.name, key.namespace) or image)
+        if not image.deleting and await self._release(self._images.get(key.name, key.namespace) or image):
+            wait = min(wait, WAITING_SECONDS) if wait > 0 else WAITING_SECONDS
         if wait > 0:
             return Requeue(wait)
         if problem is not None:
@@ -331,15 +382,70 @@ class ImageReconciler:
             return
         has = order.status.disk.digest if order.status.disk is not None else None
         if order.status.state is WorkState.READY:
-            if has != pinned:
+            if has not in (None, pinned):  # None: copied from a host that has it
                 log.info("removing what a tag meant later", namespace=image.namespace, name=image.name)
                 await self._delete_order(order)
             return
         change = {
             "metadata": {"resourceVersion": order.metadata.resource_version},
-            "spec": {"disk": {"importImage": {"oci": {"digest": pinned}}}},
+            "spec": {
+                "disk": {"importImage": {"oci": {"digest": pinned}, "image": {"sha256": image.status.sha256}}},
+            },
         }
         self._orders.apply(await self._services.client.patch(WorkOrder.KIND, order.name, change, order.namespace))
+
+    async def _spread(self, image: AnyImage) -> None:
+        """Order the image where it left and is needed after all, and to every pool if it is to be everywhere."""
+        wanted: list[tuple[str, PoolRef]] = []
+        for host, pool in self._gone.pop(image.uid, {}).items():
+            if image.uid in in_use(self._orders.by(NAMESPACE, host_namespace(host))):
+                wanted.append((host, pool))
+        if image.spec.cache_policy is CachePolicy.EVERYWHERE and image.status.phase is ImagePhase.READY:
+            wanted += self._lacking(image)
+        for host, pool in wanted:
+            with contextlib.suppress(NotFound):
+                await order_import(
+                    self._services.client, self._orders, self._copies, image, host, pool, self._services.term()
+                )
+
+    def _lacking(self, image: AnyImage) -> list[tuple[str, PoolRef]]:
+        """The next few pools that are to get an image that is to be everywhere; of a shared pool one host."""
+        orders = self._orders_of(image)
+        has = {(host_of(o), o.spec.disk.pool.uid) for o in orders if o.spec.disk is not None}
+        shared = {uid for _, uid in has}
+        room = SPREADING - sum(order.status.state not in (WorkState.READY, WorkState.FAILED) for order in orders)
+        found: list[tuple[str, PoolRef]] = []
+        for pool in self._pools:
+            if pool.deleting or pool.spec.maintenance:
+                continue
+            for order in sorted(self._orders.by(FOR_UID, f"{WorkType.POOL}/{pool.uid}"), key=host_of):
+                if order.spec.pool is None or order.status.state is not WorkState.READY or order.deleting:
+                    continue
+                there = pool.uid in shared if pool.spec.shared else (host_of(order), pool.uid) in has
+                if not there:
+                    shared.add(pool.uid)
+                    found.append((host_of(order), order.spec.pool.pool))
+        return found[: max(room, 0)]
+
+    async def _release(self, image: AnyImage) -> bool:
+        """Tell hosts that wait for the first of their zone where to get the image; True when some still have to wait."""
+        waiting = False
+        for order in self._orders_of(image):
+            wanted = order.spec.disk.import_image if order.spec.disk is not None else None
+            if wanted is None or wanted.wait_for is None or order.deleting:
+                continue
+            spec = told_from(order.spec, *self._copies.plan(image, host_of(order)))
+            patch = merge_patch(order.spec.to_json(), spec.to_json())
+            if patch:
+                body = {"metadata": {"resourceVersion": order.metadata.resource_version}, "spec": patch}
+                try:
+                    raw = await self._services.client.patch(WorkOrder.KIND, order.name, body, order.namespace)
+                except NotFound:
+                    continue
+                self._orders.apply(raw)
+            assert spec.disk is not None and spec.disk.import_image is not None
+            waiting = waiting or spec.disk.import_image.wait_for is not None
+        return waiting
 
     async def _delete_order(self, order: WorkOrder) -> None:
         """Ask for the end of a work order. Its Secret goes first: the garbage collector may take half a minute."""

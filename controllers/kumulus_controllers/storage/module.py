@@ -5,6 +5,7 @@ from __future__ import annotations
 from kumulus.api.storage import ClusterImage, Image
 from kumulus.runtime.modules import Context, Module
 from kumulus_controllers.module import fleet_of
+from kumulus_controllers.storage.eviction import EvictionReconciler
 from kumulus_controllers.storage.image import ImageReconciler
 from kumulus_controllers.storage.pool import PoolReconciler
 from kumulus_controllers.storage.snapshot import SnapshotReconciler
@@ -16,6 +17,7 @@ async def _setup(context: Context) -> None:
     context.reconcilers.append(PoolReconciler(context.services))
     context.reconcilers.append(ImageReconciler(context.services, fleet, Image))
     context.reconcilers.append(ImageReconciler(context.services, fleet, ClusterImage))
+    context.reconcilers.append(EvictionReconciler(context.services))
     context.reconcilers.append(VolumeReconciler(context.services, fleet))
     context.reconcilers.append(SnapshotReconciler(context.services))
 

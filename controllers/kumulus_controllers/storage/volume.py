@@ -21,6 +21,7 @@ from kumulus_controllers.orders import FOR_NAME, volumes_in
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.pools import choose
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage.copies import Copies
 from kumulus_controllers.storage.image import order_import
 from kumulus_controllers.storage.volume_plan import (
     Lack,
@@ -51,6 +52,7 @@ class VolumeReconciler:
         self._fleet = fleet
         self._volumes = Volumes(services.caches)
         self._orders = self._volumes.orders
+        self._copies = Copies(services.caches)
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes; machines that use them and their orders; what they are made from; their classes."""
@@ -231,7 +233,7 @@ class VolumeReconciler:
         if want.origin is not None and want.origin.image is not None:
             image = self._volumes.scope(volume).image
             if image is not None:
-                await order_import(client, self._orders, image, place.host, place.pool, term)
+                await order_import(client, self._orders, self._copies, image, place.host, place.pool, term)
         order = self._orders.get(name, namespace)
         if order is None:
             body = {

@@ -18,7 +18,7 @@ from kumulus.api.compute import DiskName, PowerState, RestartPolicy, Stop
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
 from kumulus.api.pools import PoolDriver, PoolParameters, is_shared
 from kumulus.api.snapshots import Indication, QuiesceMode
-from kumulus.api.storage import Compression, ImageFormat, OciLayout, Progress, Sha256
+from kumulus.api.storage import Compression, ImageContent, ImageFormat, OciLayout, Progress, Sha256
 
 GROUP = f"host.{DOMAIN}"
 
@@ -46,6 +46,7 @@ class WorkType(StrEnum):
     SNAPSHOT = "Snapshot"
     POOL = "Pool"
     CONSOLE = "Console"
+    CERTIFICATE = "Certificate"
 
 
 class PoolRef(Model):
@@ -150,6 +151,27 @@ class OciFetch(Model):
     )
 
 
+HostAddress = Annotated[str, StringConstraints(min_length=2, max_length=45, pattern=r"^[0-9a-f.:]+$")]
+"""An IPv4 or IPv6 address, no name."""
+
+
+class ImagePeer(Model):
+    """A host that has the whole image in one of its pools."""
+
+    host: str = Field(description="Name of the host; its certificate has to say so.", max_length=63)
+    address: HostAddress = Field(description="Where its agent serves images.")
+    port: int = Field(description="Port there.", ge=1, le=65535)
+
+
+class ImageCopy(Model):
+    """The image as other pools have it: converted, inspected, whole. Asked for before the source is."""
+
+    content: ImageContent = Field(description="What it is, to the byte.")
+    peers: tuple[ImagePeer, ...] = Field(
+        description="Who has it, the best first.", min_length=1, max_length=8, json_schema_extra=list_map("host")
+    )
+
+
 class ImageImport(Model):
     """Bring an image into a pool: fetch, verify, inspect, convert."""
 
@@ -158,6 +180,14 @@ class ImageImport(Model):
     image: ImageRef = Field(description="The image.")
     http: HttpFetch | None = Field(default=None, description="Its bytes are on a web server.")
     oci: OciFetch | None = Field(default=None, description="Its bytes are in a registry.")
+    copy_: ImageCopy | None = Field(
+        default=None, alias="copy", description="Other hosts have it: it is copied from one of them, if one will."
+    )
+    wait_for: str | None = Field(
+        default=None,
+        description="Name of a host of the same zone that is fetching it from its source: it is copied from there when that is done.",
+        max_length=63,
+    )
 
 
 class SnapshotRef(Model):
@@ -270,6 +300,13 @@ class ConsoleOrder(Model):
     max_bytes: int = Field(description="At most so many bytes from the end.", ge=1, le=262144)
 
 
+class CertificateOrder(Model):
+    """What the agent shows other hosts, and how it knows them. Public; the key has never left the host."""
+
+    certificate: str = Field(description="Certificate of the host for the key it asked for, PEM.", max_length=8192)
+    authorities: str = Field(description="Certificates that other hosts' must be signed with, PEM.", max_length=32768)
+
+
 class WorkOrderSpec(Model):
     """What the agent shall see to."""
 
@@ -277,8 +314,9 @@ class WorkOrderSpec(Model):
         Rule(
             "(self.type == 'Instance') == has(self.instance) && (self.type == 'Disk') == has(self.disk)"
             " && (self.type == 'Snapshot') == has(self.snapshot)"
-            " && (self.type == 'Pool') == has(self.pool) && (self.type == 'Console') == has(self.console)",
-            "exactly the field named like spec.type must be set: instance, disk, snapshot, pool or console",
+            " && (self.type == 'Pool') == has(self.pool) && (self.type == 'Console') == has(self.console)"
+            " && (self.type == 'Certificate') == has(self.certificate)",
+            "exactly the field named like spec.type must be set: instance, disk, snapshot, pool, console or certificate",
         ),
         Rule("self.term >= oldSelf.term", "a controller that is no longer the leader wrote this", field=".term"),
         Rule(
@@ -302,6 +340,7 @@ class WorkOrderSpec(Model):
     snapshot: SnapshotOrder | None = Field(default=None, description="Volumes as they are at one instant.")
     pool: PoolOrder | None = Field(default=None, description="A pool's presence on this host.")
     console: ConsoleOrder | None = Field(default=None, description="Read the end of an instance's console log, once.")
+    certificate: CertificateOrder | None = Field(default=None, description="What the agent shows other hosts.")
 
 
 class WorkState(StrEnum):
@@ -340,6 +379,14 @@ class InstanceFacts(Model):
     )
 
 
+class DroppedPeer(Model):
+    """A host that the image was not copied from."""
+
+    host: str = Field(description="Name of the host.", max_length=63)
+    reason: str = Field(description="Why, in one word.", max_length=64)
+    message: str = Field(default="", description="Why, in a sentence.", max_length=512)
+
+
 class DiskFacts(Model):
     """What is so of a volume or an image."""
 
@@ -351,6 +398,16 @@ class DiskFacts(Model):
     format: str | None = Field(default=None, description="What it turned out to be.")
     virtual_size: int | None = Field(default=None, description="Size of the disk inside, in bytes.")
     size: int | None = Field(default=None, description="Bytes it takes.")
+    content: ImageContent | None = Field(
+        default=None, description="The file of an image in the pool, as other hosts may copy it."
+    )
+    copied_from: str | None = Field(default=None, description="The host an image was copied from.", max_length=63)
+    dropped: tuple[DroppedPeer, ...] | None = Field(
+        default=None,
+        description="Hosts that an image could not be copied from.",
+        max_length=8,
+        json_schema_extra=list_map("host"),
+    )
     reverted: Uid | None = Field(
         default=None,
         description="The last request to revert that was carried out, as the volume's record has it. Whoever asked waits for it: an agent that knows of no reverts is `Ready` as well.",
@@ -443,6 +500,16 @@ class UnmanagedDomain(Model):
     memory: int | None = Field(default=None, description="Memory in bytes.")
 
 
+class TransferFacts(Model):
+    """Where the agent serves images to other hosts, and the certificate it asks for."""
+
+    address: HostAddress = Field(description="Address other hosts reach it at.")
+    port: int = Field(description="Port there.", ge=1, le=65535)
+    request: str = Field(
+        description="Certificate signing request for a key that this host has made and keeps, PEM.", max_length=4096
+    )
+
+
 class HostReportSpec(Model):
     """Empty: a report is all status."""
 
@@ -466,6 +533,9 @@ class HostReportStatus(Model):
     hypervisor_message: str | None = Field(default=None, description="Why it does not.", max_length=1024)
     credentials_expire_at: str | None = Field(
         default=None, description="When the agent's token ends (RFC 3339), rounded down to 30 minutes."
+    )
+    transfer: TransferFacts | None = Field(
+        default=None, description="How other hosts get images from it; empty when they cannot."
     )
 
 
@@ -514,6 +584,18 @@ def volume_order_name(volume_uid: str) -> str:
 def snapshot_order_name(snapshot_uid: str) -> str:
     """Name of the work order that keeps a snapshot: of a VolumeSnapshot or of a VirtualMachineSnapshot."""
     return f"snapshot-{snapshot_uid}"
+
+
+MEASURING = "Measuring"
+"""Reason of an image that is ready in a pool, and of which the agent will say soon what other hosts can copy."""
+
+CERTIFICATE_ORDER = "certificate"
+"""Name of the work order that gives an agent its certificate."""
+
+
+def transfer_name(host: str) -> str:
+    """The name that the certificate of a host's agent is for. No name server knows it."""
+    return f"{host}.hosts.kumulus.internal"
 
 
 def console_order_name(request_uid: str) -> str:

@@ -147,6 +147,13 @@ class OperatingSystem(Model):
     version: str | None = Field(default=None, description="Version, such as 12.", max_length=64)
 
 
+class CachePolicy(StrEnum):
+    """When pools get an image."""
+
+    ON_DEMAND = "OnDemand"
+    EVERYWHERE = "Everywhere"
+
+
 class ImageSpec(Model):
     """What the image is and where it comes from."""
 
@@ -179,6 +186,10 @@ class ImageSpec(Model):
     os: OperatingSystem = Field(default_factory=OperatingSystem, description="What is in it.")
     min_disk: DiskSize | None = Field(default=None, description="The smallest disk it boots from.")
     min_memory: Memory | None = Field(default=None, description="The smallest memory it boots with.")
+    cache_policy: CachePolicy = Field(
+        default=CachePolicy.ON_DEMAND,
+        description="OnDemand: a pool gets the image with the first disk made of it, and may give its room to others when there is none any more. Everywhere: every pool that is ready has it beforehand, and keeps it.",
+    )
 
 
 class OwnedImageSpec(ImageSpec):
@@ -223,6 +234,14 @@ class Progress(Model):
     )
 
 
+class ImageContent(Model):
+    """The file of an image as a pool has it, to the byte."""
+
+    sha256: Sha256 = Field(description="SHA-256 of the file.")
+    size: int = Field(description="Its bytes.", ge=1)
+    format: ImageFormat = Field(description="qcow2, or raw for a disc.")
+
+
 class ImageCache(Model):
     """A pool that holds the image."""
 
@@ -230,6 +249,9 @@ class ImageCache(Model):
     pool: str = Field(description="Name of the StoragePool.")
     host: str | None = Field(default=None, description="The host, for a pool that is local to it.")
     state: str = Field(default="", description="Importing, Ready or Failed.")
+    copied_from: str | None = Field(
+        default=None, description="The host it was copied from; empty when it came from the source."
+    )
 
 
 class ImageStatus(Status):
@@ -244,6 +266,10 @@ class ImageStatus(Status):
     format: str | None = Field(default=None, description="What it turned out to be.")
     virtual_size: Bytes | None = Field(default=None, description="Size of the disk inside.")
     size: MeasuredBytes | None = Field(default=None, description="What it takes in a pool.")
+    content: ImageContent | None = Field(
+        default=None,
+        description="The file that the first import made of it. Hosts copy it from each other and take nothing else for it.",
+    )
     caches: tuple[ImageCache, ...] = Field(
         default=(), description="The pools that hold it.", max_length=1024, json_schema_extra=list_map("name")
     )
@@ -297,6 +323,17 @@ class ClusterImage(Resource):
     status: ImageStatus = Field(default_factory=ImageStatus, description="What is known of it.")
 
 
+class ImageCacheLimits(Model):
+    """How much room images may take that no disk is made of. Those that have not been needed for longest go first."""
+
+    max_size: Amount | None = Field(
+        default=None, description="All images of the pool together, on each host; empty means no limit."
+    )
+    min_free: Amount = Field(
+        default="1Gi", description="Room to be kept free on each host by removing images, as far as that goes."
+    )
+
+
 class StoragePoolSpec(Model):
     """Where disks live."""
 
@@ -320,6 +357,9 @@ class StoragePoolSpec(Model):
         default="0", description="Space that is never given out: on each host, or of a shared pool once."
     )
     maintenance: bool = Field(default=False, description="No new disks while true.")
+    image_cache: ImageCacheLimits = Field(
+        default_factory=ImageCacheLimits, description="How much room images may take that no disk is made of."
+    )
 
     @property
     def shared(self) -> bool:

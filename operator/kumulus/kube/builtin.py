@@ -11,4 +11,5 @@ LEASE = Kind(group="coordination.k8s.io", version="v1", kind="Lease", plural="le
 ROLE_BINDING = Kind(
     group="rbac.authorization.k8s.io", version="v1", kind="RoleBinding", plural="rolebindings", status=False
 )
+EVENT = Kind(group="events.k8s.io", version="v1", kind="Event", plural="events", status=False)
 TOKEN_REQUEST = Kind(group="authentication.k8s.io", version="v1", kind="TokenRequest", plural="tokenrequests")

@@ -54,6 +54,22 @@ def paths(domain_xml: str) -> dict[str, str]:
     return {target: path for target, path in found.items() if path is not None}
 
 
+def chain_of(domain_xml: str, volume: str) -> tuple[str, ...]:
+    """The files that the disk which is this volume is made of, from the top; nothing when the domain has not got it."""
+    at, found = _find(domain_xml, volume), list[str]()
+    while at is not None and (path := sources.path_of(at)) is not None:
+        found.append(path)
+        at = at.find("backingStore")
+    return tuple(found)
+
+
+def merge_is_ready(domain_xml: str, volume: str) -> bool:
+    """Whether a merge of the file that is written has caught up with the guest."""
+    element = _find(domain_xml, volume)
+    mirror = element.find("mirror") if element is not None else None
+    return mirror is not None and mirror.get("ready") == "yes"
+
+
 def has_agent(domain_xml: str) -> bool:
     """Whether the guest has opened the port of its agent, as libvirt tells of a domain that is on."""
     found = _root(domain_xml).iterfind("devices/channel/target")

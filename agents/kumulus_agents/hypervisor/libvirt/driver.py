@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 import glob
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +24,7 @@ from kumulus_agents.hypervisor.libvirt import (
     inventory,
     listing,
     marks,
+    merging,
     secrets,
     snapshots,
     state,
@@ -47,6 +48,7 @@ from kumulus_agents.hypervisor.protocol import (
     Marks,
     Quiesce,
 )
+from kumulus_agents.storage.blocking import to_the_end
 from kumulus_agents.storage.source import LayerFile
 
 T = TypeVar("T")
@@ -156,6 +158,31 @@ class LibvirtHypervisor:
     ) -> tuple[Indication, ...]:
         work = functools.partial(snapshots.take, uid, layers, quiesce)
         return await self._do_with_disks(uid, work, quiesce.seconds + self._settings.verb_timeout)
+
+    async def merge_layers(
+        self,
+        uid: str,
+        volume: str,
+        upper: str,
+        lower: str,
+        progress: Callable[[int, int], None],
+        merged: Callable[[], Awaitable[None]],
+    ) -> None:
+        wanted = merging.Merging(uid, volume, upper, lower)
+        seconds = self._settings.verb_timeout
+        await self._do_with_disks(uid, wanted.begin, seconds)
+        while (job := await self._do(uid, wanted.look)) is not None and not job.ready:
+            progress(job.done, job.total)
+            await asyncio.sleep(merging.LOOK_EVERY)
+
+        async def end() -> None:
+            halted = job is not None and await self._do_with_disks(uid, wanted.switch, seconds)
+            await merged()
+            if halted:
+                await self.resume(uid)
+
+        # Not to be cut short: the guest would stay halted until the next agent finds it.
+        await to_the_end(asyncio.ensure_future(end()))
 
     async def power_button(self, uid: str) -> None:
         await self._tell(uid, verbs.press)

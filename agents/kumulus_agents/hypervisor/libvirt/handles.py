@@ -27,6 +27,9 @@ class DomainHandle(Protocol):
     def blockInfo(self, path: str, flags: int = 0) -> Sequence[int]: ...  # noqa: N802
     def blockResize(self, disk: str, size: int, flags: int) -> int: ...  # noqa: N802
     def snapshotCreateXML(self, xml: str, flags: int) -> object: ...  # noqa: N802
+    def blockCommit(self, disk: str, base: str, top: str, bandwidth: int, flags: int) -> int: ...  # noqa: N802
+    def blockJobInfo(self, disk: str, flags: int = 0) -> Mapping[str, int]: ...  # noqa: N802
+    def blockJobAbort(self, disk: str, flags: int) -> int: ...  # noqa: N802
     def agentSetResponseTimeout(self, timeout: int, flags: int) -> int: ...  # noqa: N802
     def fsThaw(self, mountpoints: None = None, flags: int = 0) -> int: ...  # noqa: N802
     def setMetadata(self, type: int, metadata: str, key: str, uri: str, flags: int) -> int: ...  # noqa: N802

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from weakref import WeakValueDictionary
 
 from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
+from kumulus.api.storage import OPTICAL, ImageContent, ImageFormat
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.dir import disks, images, snapshots, volumes
@@ -35,6 +37,7 @@ from kumulus_agents.storage.protocol import (
 )
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.whole import Receive
 
 
 class DirStorage:
@@ -86,6 +89,54 @@ class DirStorage:
         if found is None:
             raise StorageError("The image was removed while it was imported.", reason="ImageNotReady")
         return same(found, image, source)
+
+    async def measure_image(self, uid: str) -> ImageContent | None:
+        """See `WholeImages.measure_image`."""
+        with told_as("measure the image"), self._pool.images() as directories:
+            found = await in_thread(self._stored, uid_of(uid))
+            if found is None or found.content is not None:
+                return found.content if found is not None else None
+            digest = await images.measure(directories, found)
+            async with self._lock(f"image {uid}"):
+                if await in_thread(self._stored, uid) == found:
+                    await in_thread(images.remember, directories, uid, digest)
+            now = await in_thread(self._stored, uid)
+        return now.content if now is not None else None
+
+    async def open_image(self, uid: str, sha256: str) -> int | None:
+        """See `WholeImages.open_image`."""
+        with told_as("open the image"):
+            return await in_thread(self._open_image, uid_of(uid), sha256)
+
+    async def copy_image(
+        self, image: ImageRef, content: ImageContent, receive: Receive, progress: ProgressListener
+    ) -> StoredImage:
+        """See `WholeImages.copy_image`. Requests at the same time copy once."""
+        uid = uid_of(image.uid)
+        wanted = ImageFormat.RAW if image.format in OPTICAL else ImageFormat.QCOW2
+        if content.format is not wanted:
+            raise StorageError(
+                f"Another pool has the image as {content.format}, which it cannot be here.", reason="ImageRejected"
+            )
+        async with self._lock(f"image {uid}"):
+            with told_as("copy the image"):
+                found = await in_thread(self._stored, uid)
+                if found is None:
+                    with self._pool.images() as directories:
+                        await images.copy_in(
+                            self._pool,
+                            directories,
+                            image,
+                            content,
+                            receive,
+                            Pace(progress),
+                            self._settings,
+                            self._claims,
+                        )
+                    found = await in_thread(self._stored, uid)
+        if found is None:
+            raise StorageError("The image was removed while it was copied.", reason="ImageNotReady")
+        return found
 
     async def remove_image(self, uid: str) -> None:
         """See `StorageDriver.remove_image`."""
@@ -311,6 +362,16 @@ class DirStorage:
     def _stored(self, uid: str) -> StoredImage | None:
         with self._pool.images() as directories:
             return images.stored(self._pool, directories.whole, uid)
+
+    def _open_image(self, uid: str, sha256: str) -> int | None:
+        with self._pool.images() as directories:
+            found = images.stored(self._pool, directories.whole, uid)
+            if found is None or found.content is None or found.content.sha256 != sha256:
+                return None
+            try:
+                return directories.whole.open(f"{uid}.{found.format}", os.O_RDONLY)
+            except FileNotFoundError:
+                return None
 
     def _remove_image(self, uid: str) -> None:
         with self._pool.images() as directories:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from kumulus.api.host import HttpFetch, ImageRef
-from kumulus.api.storage import OPTICAL, Compression
+from kumulus.api.storage import OPTICAL, Compression, ImageContent, ImageFormat
 from kumulus_agents.storage import convert
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread
@@ -23,12 +24,15 @@ from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.rejection import Found
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.unpack import NoRoom, unpack
+from kumulus_agents.storage.whole import Receive
 
 _FORMATS = ("qcow2", "raw")
 """What a file in the pool may be of."""
 _AHEAD = 8
 """An image that is unpacked claims room for as much again, divided by this."""
 _LEAST = 1 << 20
+_MEASURED = 16 << 20
+"""Bytes that are measured in one go."""
 
 
 def stored(pool: PoolDirectory, images: Directory, uid: str) -> StoredImage | None:
@@ -52,9 +56,74 @@ def stored(pool: PoolDirectory, images: Directory, uid: str) -> StoredImage | No
             virtual_size=int(str(record["virtualSize"])),
             size=file.st_blocks * 512,
             digest=_text(record.get("digest")),
+            content=_content(record, form, file.st_size),
         )
     except (FileNotFoundError, KeyError, ValueError):
         return None
+
+
+def _content(record: dict[str, object], form: str, size: int) -> ImageContent | None:
+    digest = record.get("contentSha256")
+    return ImageContent(sha256=digest, size=size, format=ImageFormat(form)) if isinstance(digest, str) else None
+
+
+async def measure(images: Images, image: StoredImage) -> str:
+    """SHA-256 of the image's file. Raises `OSError` when it is gone."""
+    digest, at = hashlib.sha256(), 0
+    with images.whole.reading(f"{image.uid}.{image.format}") as fd:
+        while data := await in_thread(os.pread, fd, _MEASURED, at):
+            await in_thread(digest.update, data)
+            at += len(data)
+    return digest.hexdigest()
+
+
+def remember(images: Images, uid: str, digest: str) -> None:
+    """Keep the digest of the image's file with what is known of it. Blocks."""
+    record = read_record(images.whole, f"{uid}.json")
+    if record is not None:
+        write_record(images.whole, f"{uid}.json", {**record, "contentSha256": digest})
+
+
+async def copy_in(
+    pool: PoolDirectory,
+    images: Images,
+    image: ImageRef,
+    content: ImageContent,
+    receive: Receive,
+    pace: Pace,
+    settings: StorageSettings,
+    claims: Claims,
+) -> None:
+    """Make the image whole as another pool has it: receive, inspect, record. Raises `StorageError` or `OSError`.
+
+    What has arrived stays when another attempt can use it, and goes when the file is refused or the pool is full.
+    """
+    part = await Part.open(images.partial, _copied(image.uid), claims)
+    try:
+        await receive(part, pace)
+        with images.partial.reading(_copied(image.uid)) as fd:
+            pace.stage("Inspecting", content.size, content.size)
+            disc = content.format is not ImageFormat.QCOW2
+            found = await convert.inspect(fd, image.format if disc else content.format, settings)
+            size = -(-content.size // 512) * 512 if disc else found.virtual_size
+            record: dict[str, object] = {
+                "sha256": image.sha256,
+                "sourceFormat": image.format,
+                "format": content.format,
+                "virtualSize": size,
+                "fileSize": content.size,
+                "contentSha256": content.sha256,
+            }
+            await in_thread(_settle, pool, images, image.uid, fd, _copied(image.uid), record)
+    except StorageError as error:
+        if not error.retryable or error.reason in ("NoSpace", "InsufficientCapacity"):
+            await part.discard()
+        raise
+    except OSError:
+        await part.discard()
+        raise
+    finally:
+        part.close()
 
 
 async def take_in(
@@ -198,6 +267,7 @@ def _settle(
     name = f"{uid}.{record.get('format', 'qcow2')}"
     images.partial.settle(target, temporary, name, mode=pool.image_mode, gid=pool.gid, into=images.whole, flush=False)
     discard(images.partial, _source(uid))
+    discard(images.partial, _copied(uid))
     try:
         write_record(images.whole, f"{uid}.json", record)
     except BaseException:
@@ -212,12 +282,17 @@ def remove(images: Images, uid: str) -> None:
     for form in _FORMATS:
         images.whole.remove(f"{uid}.{form}")
     discard(images.partial, _source(uid))
+    discard(images.partial, _copied(uid))
     images.partial.remove(_unpacked(uid))
     images.partial.remove(_converting(uid))
 
 
 def _source(uid: str) -> str:
     return f"{uid}.source"
+
+
+def _copied(uid: str) -> str:
+    return f"{uid}.copy"
 
 
 def _unpacked(uid: str) -> str:

@@ -144,6 +144,8 @@ def next_merge(pool: PoolDirectory, volume: str) -> Merge | None:
         found = record.layers.next_merge(frozenset())
         if found is None:
             return None
+        if found != record.layers.merging:
+            note(volumes, volume, replace(record, layers=replace(record.layers, merging=found)))
         upper, lower = (pool.volume_path(file_of(volume, layer)) for layer in found)
         return Merge(upper, lower, found[0] == record.layers.active)
 

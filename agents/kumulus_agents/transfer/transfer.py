@@ -1,0 +1,73 @@
+"""A host's part in the exchange of images: its identity, its port, and what it asks others for."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+import structlog
+
+from kumulus.api.host import CertificateOrder, TransferFacts
+from kumulus_agents.transfer.fetch import PeerFetcher
+from kumulus_agents.transfer.identity import TransferIdentity
+from kumulus_agents.transfer.listener import Listener
+from kumulus_agents.transfer.server import Find, ImageServer
+from kumulus_agents.transfer.settings import TransferSettings
+
+log = structlog.get_logger(__name__)
+
+CONNECTIONS = 64
+
+
+def address_towards(server: str) -> str:
+    """The own address from which that URL is reached. Sends nothing. Raises `OSError`."""
+    parts = urlsplit(server)
+    found = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_DGRAM)
+    family, kind, protocol, _, target = found[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(target)
+        return str(probe.getsockname()[0])
+
+
+class Transfer:
+    """One host's. `open` before anything else; `close` at the end."""
+
+    def __init__(self, host: str, settings: TransferSettings, server: str) -> None:
+        """`server` is the API server's URL."""
+        self._settings = settings
+        self._api = server
+        self._identity = TransferIdentity(host)
+        self._listener: Listener | None = None
+        self._at: tuple[str, int] | None = None
+        self.fetcher = PeerFetcher(settings, lambda: self._identity.client)
+
+    def facts(self) -> TransferFacts | None:
+        """What others have to know; None while there is nothing to offer."""
+        if self._at is None or self._identity.request is None:
+            return None
+        return TransferFacts(address=self._at[0], port=self._at[1], request=self._identity.request)
+
+    async def open(self, find: Find) -> None:
+        """Make a key and take the port. Does not work: nothing is exchanged, and the log says why."""
+        try:
+            address = str(self._settings.address or address_towards(self._api))
+            await self._identity.prepare()
+            listener = Listener(ImageServer(self._settings, find).answer, connections=CONNECTIONS)
+            self._at = (address, listener.open(address, self._settings.port))
+            self._listener = listener
+        except (OSError, TimeoutError, ValueError) as error:
+            log.warning("no images are exchanged with other hosts", error=str(error), port=self._settings.port)
+
+    async def adopt(self, given: CertificateOrder) -> bool:
+        """Use a certificate; False when it is for another key than this process has."""
+        if self._listener is None or not self._identity.adopt(given):
+            return False
+        assert self._identity.server is not None
+        await self._listener.use(self._identity.server)
+        return True
+
+    async def close(self) -> None:
+        """Give up the port."""
+        if self._listener is not None:
+            await self._listener.close()
+        self._listener = self._at = None
