@@ -31,9 +31,11 @@ def _namespace(order: WorkOrder) -> Iterable[str]:
 
 
 def _pools(order: WorkOrder) -> tuple[PoolRef, ...]:
-    """The pools in which a machine's order, a volume's or a snapshot's has data."""
+    """The pools in which a machine's order, a volume's or a snapshot's has data, or a disc."""
     if order.spec.instance is not None:
-        return tuple(disk.pool for disk in order.spec.instance.disks)
+        instance = order.spec.instance
+        discs = (drive.pool for drive in instance.drives if drive.pool is not None)
+        return (*(disk.pool for disk in instance.disks), *discs)
     if order.spec.disk is not None and order.spec.disk.volume is not None:
         return (order.spec.disk.pool,)
     if order.spec.snapshot is not None:

@@ -8,6 +8,7 @@ import json
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,21 @@ import pytest_asyncio
 
 from kumulus.api.base import Kind
 from kumulus.api.compute import VirtualMachine
+from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.storage import Image, StoragePool, Volume, VolumeClass
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.errors import Refused
+from kumulus_agents.agent import instance_plan
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
-from tests.component.cloud import Cloud, Raw, cloud, condition, phase, until
+from tests.component.cloud import Cloud, Raw, cloud, condition, phase, reason, until
 from tests.conftest import new_lab
-from tests.unit.storage.material import disk, needs_root
+from tests.unit.storage.material import disk, iso, needs_root
 from tests.unit.storage.server import Answer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), needs_root]
 
 DISK = disk()
-SHA256 = hashlib.sha256(DISK).hexdigest()
 MIB = 1 << 20
 HOSTS = ("host-a", "host-b")
 
@@ -62,11 +64,10 @@ class Tenant:
         body = {"resources": {"cpus": 1, "memory": "64Mi"}, "placement": role, "disks": list(disks), **spec}
         await self._make(VirtualMachine.KIND, name, body)
 
-    async def image(self, name: str = "system") -> None:
-        url = self.cloud.images.on(f"/{self.namespace}/{name}.raw", Answer(DISK))
-        await self._make(
-            Image.KIND, name, {"source": {"http": {"url": url}}, "checksum": {"sha256": SHA256}, "format": "raw"}
-        )
+    async def image(self, name: str = "system", data: bytes = DISK, form: str = "raw") -> None:
+        url = self.cloud.images.on(f"/{self.namespace}/{name}", Answer(data))
+        checksum = {"sha256": hashlib.sha256(data).hexdigest()}
+        await self._make(Image.KIND, name, {"source": {"http": {"url": url}}, "checksum": checksum, "format": form})
         await self.wait(Image.KIND, name, phase("Ready"), "imported")
 
     async def _make(self, kind: Kind, name: str, spec: Raw) -> None:
@@ -77,6 +78,10 @@ class Tenant:
 
     async def delete(self, kind: Kind, name: str) -> None:
         await self.client.delete(kind, name, self.namespace)
+
+    async def find(self, kind: Kind, name: str) -> Raw:
+        found: Raw = await self.client.get(kind, name, self.namespace)
+        return found
 
     async def gone(self, kind: Kind, name: str) -> None:
         async def probe() -> bool:
@@ -368,3 +373,101 @@ async def test_what_is_missing_is_said_and_heals_when_it_comes(tenant: Tenant) -
     finally:
         await tenant.client.patch(StoragePool.KIND, pool, {"metadata": {"labels": {"tier": None}}})
         await tenant.client.delete(VolumeClass.KIND, name)
+
+
+async def test_a_class_says_how_fast_its_volumes_are_while_they_are_in_use(tenant: Tenant) -> None:
+    name = f"class-{tenant.tag}"
+    qos = {"iops": 100, "bytesPerSecond": "10Mi", "burst": {"iops": 400, "seconds": 30}}
+    offered = {"qos": qos, "cache": "writeback"}
+    await tenant.client.create(VolumeClass.KIND, {"metadata": {"name": name}, "spec": offered})
+    try:
+        await tenant.volume("data", **{"size": "64Mi", "class": name})
+        await tenant.machine("vm", DATA)
+        vm = await tenant.runs("vm")
+        host, uid = tenant.cloud.hosts[vm["status"]["host"]].machine, vm["metadata"]["uid"]
+
+        async def has(wanted: Qos, cache: str) -> Raw:
+            """The hypervisor's books and the volume's status say so."""
+
+            async def probe() -> bool:
+                (disk,) = host.domains[uid].disks
+                return (disk.qos, disk.cache) == (wanted, cache)
+
+            await until(probe, f"the disk has {wanted} and {cache}")
+            said = {"qos": wanted.to_json(), "cache": cache}
+            return await tenant.wait(
+                Volume.KIND, "data", lambda v: {key: v["status"].get(key) for key in said} == said, f"says {said}"
+            )
+
+        volume = await has(Qos.model_validate(qos), "writeback")
+        assert volume["status"]["class"] == name
+        faster = Qos(write_iops=200)
+        await tenant.client.patch(VolumeClass.KIND, name, {"spec": {"qos": None, "cache": "none"}})
+        await tenant.client.patch(VolumeClass.KIND, name, {"spec": {"qos": faster.to_json()}})
+        await has(faster, "writeback")
+        (disk,) = host.domains[uid].disks
+        host.put(replace(host.domains[uid], disks=(replace(disk, qos=UNLIMITED),)))
+        await has(faster, "writeback")
+        assert (await tenant.runs("vm"))["status"]["startedAt"] == vm["status"]["startedAt"], "it ran all the time"
+        await tenant.patch(VirtualMachine.KIND, "vm", restartRequest="now")
+        await has(faster, "none")
+        await tenant.client.delete(VolumeClass.KIND, name)
+        await tenant.patch(VirtualMachine.KIND, "vm", restartRequest="again")
+        again = "again"
+        await tenant.wait(
+            VirtualMachine.KIND, "vm", lambda v: v["status"].get("lastRestartRequest") == again, "is restarted"
+        )
+        await has(faster, "none")
+    finally:
+        await tenant.client.delete(VolumeClass.KIND, name)
+
+
+async def test_discs_are_inserted_and_ejected_while_a_machine_runs(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("installer", "drivers"):
+        await tenant.image(name, iso(label=name), "iso")
+    await tenant.image()
+
+    def cd(image: str | None) -> Raw:
+        return {"name": "cd", "cdrom": {"image": image} if image else {}}
+
+    other = {"name": "more", "cdrom": {}}
+    await tenant.machine("vm", cd("installer"), other)
+    vm = await tenant.runs("vm")
+    host, uid = tenant.cloud.hosts[vm["status"]["host"]].machine, vm["metadata"]["uid"]
+    images = {name: (await tenant.find(Image.KIND, name))["metadata"]["uid"] for name in ("installer", "drivers")}
+
+    async def has(disc: str | None, more: str | None = None) -> None:
+        async def probe() -> bool:
+            paths = [drive.path for drive in host.domains[uid].drives]
+            return [path and Path(path).name for path in paths] == [
+                image and f"{images[image]}.raw" for image in (disc, more)
+            ]
+
+        await until(probe, f"the drives have {disc} and {more}")
+
+    await has("installer")
+    await tenant.patch(
+        VirtualMachine.KIND, "vm", disks=[cd("drivers"), {"name": "more", "cdrom": {"image": "installer"}}]
+    )
+    await has("drivers", "installer")
+    await tenant.delete(Image.KIND, "drivers")
+    await tenant.patch(VirtualMachine.KIND, "vm", disks=[cd("drivers"), other])
+    await has("drivers")
+    await tenant.says(VirtualMachine.KIND, "vm", "ImageNotFound", "VolumesReady")
+    assert await tenant.find(Image.KIND, "drivers"), "an image is kept while it is in a drive"
+
+    await tenant.patch(VirtualMachine.KIND, "vm", disks=[cd("system"), other])
+    assert "iso" in await tenant.says(VirtualMachine.KIND, "vm", "ImageNotADisc", "VolumesReady")
+    await has("drivers")
+
+    monkeypatch.setattr(instance_plan, "TRAY_EVERY", 0.2)
+    monkeypatch.setattr(instance_plan, "TRAY_PATIENCE", 2.0)
+    host.clinging.add(uid)
+    await tenant.patch(VirtualMachine.KIND, "vm", disks=[cd(None), other])
+    assert "by force" in await tenant.says(VirtualMachine.KIND, "vm", "TrayLocked", "VolumesReady")
+    await has(None)
+    await tenant.gone(Image.KIND, "drivers")
+    after = await tenant.wait(VirtualMachine.KIND, "vm", reason("DisksReady", "VolumesReady"), "is content")
+    assert after["status"]["startedAt"] == vm["status"]["startedAt"], "it ran all the time"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ipaddress
 import os
 import pickle
 import re
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -19,14 +21,18 @@ from pathlib import Path, PurePosixPath
 import libvirt
 import pytest
 
-from kumulus.api.compute import PowerState
-from kumulus.api.host import VolumeOrigin
+from kumulus.api.compute import DriveBus, PowerState
+from kumulus.api.host import HttpFetch, VolumeOrigin
+from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import QuiesceMode
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.protocol import (
+    TRAY_LOCKED,
+    AttachedDrive,
     DomainDisk,
+    DomainDrive,
     DomainSpec,
     DomainState,
     ExitReason,
@@ -35,7 +41,7 @@ from kumulus_agents.hypervisor.protocol import (
 )
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageError
-from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.settings import FetchSettings, StorageSettings
 from kumulus_agents.storage.source import FileSource, LayerFile
 from tests.contract import guest
 from tests.contract.guest import Guest
@@ -43,7 +49,8 @@ from tests.contract.hypervisor import Heard, HypervisorContract, detached, event
 from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
 from tests.contract.snapshots import of_snapshot
-from tests.unit.storage.material import pool_ref
+from tests.unit.storage.material import image_ref, iso, pool_ref
+from tests.unit.storage.server import Answer, serving
 
 pytestmark = pytest.mark.libvirt
 
@@ -337,6 +344,40 @@ class TestVolumes:
             said = f"GUEST-DISKS data:{16 << 20}."
             await eventually(lambda: said in world.console(spec), "the guest did not see the volume", 60)
 
+    async def test_a_guest_is_as_fast_as_its_limit_lets_it(self, world: LibvirtWorld) -> None:
+        rate = 256 << 10
+        async with connected(world) as (driver, _):
+            spec, volume = world.spec(Guest.READ), replace(world.volume(), qos=Qos(bytes_per_second=rate))
+            uid = spec.marks.uid
+            await driver.start(replace(spec, disks=(*spec.disks, volume)))
+
+            def read() -> int:
+                said = world.virsh("domblkstat", uid, "sda")
+                return int(re.search(r"rd_bytes (\d+)", said)[1])
+
+            await eventually(lambda: read() > rate, "the guest did not read", 60)
+            before, since = read(), time.monotonic()
+            await eventually(lambda: read() > before + rate, "it does not read at all", 30)
+            assert read() - before <= 2.5 * rate * (time.monotonic() - since)
+            await driver.limit_disk(uid, volume_of(volume), UNLIMITED)
+            before = read()
+            await eventually(lambda: read() > before + 20 * rate, "it is held back by a limit that is gone", 10)
+
+    async def test_a_limit_that_somebody_else_sets_is_heard_of(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, heard):
+            spec, volume = world.spec(), world.volume()
+            uid = spec.marks.uid
+            await driver.start(replace(spec, disks=(*spec.disks, volume)))
+            await driver.domains()
+            heard.clear()
+            world.virsh("blkdeviotune", uid, "sda", "--total-iops-sec", "7", "--live")
+            await heard.about(uid)
+            for seen in (await the(driver, spec), *await driver.domains()):
+                assert [disk.qos for disk in seen.disks if disk.volume] == [Qos(iops=7)]
+            await driver.limit_disk(uid, volume_of(volume), Qos(write_iops=9))
+            told = dict(re.findall(r"(\w+) *: (\d+)", world.virsh("blkdeviotune", uid, "sda", "--live")))
+            assert {name: value for name, value in told.items() if value != "0"} == {"write_iops_sec": "9"}
+
     @pytest.mark.parametrize("place", ["virDomain.attachDeviceFlags", "virDomain.detachDeviceFlags"])
     async def test_who_dies_between_definition_and_guest_does_the_rest_the_next_time(
         self, world: LibvirtWorld, monkeypatch: pytest.MonkeyPatch, place: str
@@ -407,6 +448,79 @@ class TestVolumes:
             world.virsh("detach-device-alias", spec.marks.uid, f"ua-volume-{volume.volume}", "--live")
             await heard.about(spec.marks.uid)
             assert (await detached(driver, spec, volume)) in await driver.domains()
+
+
+class TestDiscs:
+    """Discs in drives, as a guest sees them."""
+
+    async def test_a_guest_reads_what_is_inserted_and_boots_from_it(self, world: LibvirtWorld, tmp_path: Path) -> None:
+        """From a web server into a real pool, from there into a drive: what is an image is a disc."""
+        pool = DirStorage(
+            pool_ref(tmp_path / "pool"),
+            StorageSettings(
+                roots=(PurePosixPath(tmp_path),),
+                readers=(),
+                fetch=FetchSettings(allowed_networks=(ipaddress.ip_network("127.0.0.1/32"),)),
+            ),
+        )
+        await pool.prepare()
+        discs: dict[str, FileSource] = {}
+        async with serving() as server:
+            for label in ("first", "second"):
+                data = iso(label=label)
+                source = HttpFetch(url=server.on(f"/{label}", Answer(data)))
+                image = await pool.import_image(image_ref(data, "iso"), source, lambda _: None)
+                discs[label] = FileSource(image.path)
+        async with connected(world) as (driver, _):
+            empty, first = DomainDrive("cd", DriveBus.SCSI), DomainDrive("boot", DriveBus.SATA, discs["first"], 1)
+            spec = replace(world.spec(Guest.DISC), drives=(empty,))
+            uid = spec.marks.uid
+            await driver.start(spec)
+            await world.booted(spec)
+
+            async def sees(label: str) -> None:
+                def seen() -> bool:
+                    said = [line for line in world.console(spec).splitlines() if line.startswith("GUEST-DISC:")]
+                    return said[-1].strip() == f"GUEST-DISC:{label}." if said else not label
+
+                await eventually(seen, f"the guest did not see the disc {label!r}", 60)
+
+            async def change(disc: FileSource | None) -> None:
+                async def done() -> bool:
+                    try:
+                        await driver.change_disc(uid, "cd", disc)
+                    except HypervisorError as error:  # it was reading just then
+                        assert error.reason == TRAY_LOCKED
+                        return False
+                    return True
+
+                await eventually(done, "the guest does not open the tray", 60)
+
+            await sees("")
+            for label, disc in (*discs.items(), ("", None), *discs.items()):
+                await change(disc)
+                await sees(label)
+            bootable = replace(world.spec(), drives=(first,))
+            bootable = replace(bootable, disks=[replace(disk, boot_order=2) for disk in bootable.disks])
+            await driver.start(bootable)
+            await eventually(lambda: "DISC-BOOTED" in world.console(bootable), "it did not boot from the disc", 60)
+
+    async def test_a_guest_that_holds_the_tray_shut_is_not_forced_unless_asked(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            disc, spec = world.disc(), world.spec(Guest.TRAY)
+            spec = replace(spec, drives=(DomainDrive("cd", DriveBus.SCSI, disc),))
+            uid = spec.marks.uid
+            await driver.start(spec)
+            await eventually(
+                lambda: "GUEST-DISC:installer" in world.console(spec), "the guest did not see the disc", 60
+            )
+            for _ in range(2):
+                with pytest.raises(HypervisorError) as caught:
+                    await driver.change_disc(uid, "cd", None)
+                assert (caught.value.reason, caught.value.retryable) == (TRAY_LOCKED, True)
+                assert tuple((await the(driver, spec)).drives) == (AttachedDrive("cd", disc.path),)
+            await driver.change_disc(uid, "cd", None, force=True)
+            assert tuple((await the(driver, spec)).drives) == (AttachedDrive("cd", None),)
 
 
 class TestSnapshots:

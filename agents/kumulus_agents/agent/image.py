@@ -26,6 +26,7 @@ from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.secrets import Secrets
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.protocol import (
@@ -75,6 +76,7 @@ class Images:
         self,
         orders: Orders,
         pools: Pools,
+        hypervisor: Hypervisor,
         work: DiskWork,
         secrets: Secrets,
         tasks: asyncio.TaskGroup,
@@ -87,6 +89,7 @@ class Images:
         asks other hosts, None: images are not exchanged."""
         self._orders = orders
         self._pools = pools
+        self._hypervisor = hypervisor
         self._work = work
         self._secrets = secrets
         self._tasks = tasks
@@ -120,11 +123,15 @@ class Images:
             driver = self._pools.driver(pool)
             if order.deleting:
                 await self._work.cancel(order.name)
+                if (user := await self._reader(wanted.image.uid, driver)) is not None:
+                    raise StorageError(
+                        f"Machine {user} has the image in a drive: take it out of its spec.disks.", reason="ImageInUse"
+                    )
                 await driver.remove_image(wanted.image.uid)
                 await self._orders.release(order)
                 return Done()
             return await self._ensure(order, pool, wanted, driver)
-        except StorageError as error:
+        except (StorageError, HypervisorError) as error:
             if order.deleting and error.reason == "ImageInUse":
                 self._in_use.add(order.name)
                 held = self._work.in_use(order, error.reason, str(error))
@@ -158,6 +165,17 @@ class Images:
             )
         log.info("import begins", order=order.name, image=order.spec.for_.name, pool=pool.name)
         return self._work.begin(order, lambda progress: self._import(order, wanted, driver, progress))
+
+    async def _reader(self, image: str, driver: StorageDriver) -> str | None:
+        """Name of a machine that is to have the image in a drive, or has it there still."""
+        for order in self._orders.of_disc(image):
+            return order.spec.for_.name
+        stored = await driver.image(image)
+        if stored is not None and stored.format == "raw":
+            for domain in await self._hypervisor.domains():
+                if any(drive.path == stored.path for drive in domain.drives):
+                    return domain.marks.name
+        return None
 
     async def _import(
         self, order: WorkOrder, wanted: ImageImport, driver: StorageDriver, progress: ProgressListener

@@ -6,11 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from kumulus.api.host import InstanceDisk, InstanceOrder, SeedRef, WorkOrder
+from kumulus.api.qos import UNLIMITED
+from kumulus.api.volumes import CacheMode
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_scope import (
     Attach,
+    ChangeDisc,
     Detach,
     ForceOff,
+    Limit,
     Mark,
     Pause,
     PressButton,
@@ -23,8 +27,9 @@ from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.secrets import Secrets
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, Hypervisor, Marks
-from kumulus_agents.storage.source import FileSource
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainSpec, Hypervisor, Marks
+from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.source import DiskSource, FileSource
 
 SLOW = 1.0
 """A start that takes longer than this, in seconds, is worth a word."""
@@ -79,8 +84,29 @@ class InstanceSteps:
             case Detach(volume):
                 with self._reservations.hold((volume,), "a machine is asked to let go of it"):
                     await self._hypervisor.detach_disk(uid, volume)
+            case Limit(volume):
+                await self._limit(instance, volume)
+            case ChangeDisc(drive, disc, force):
+                await self._hypervisor.change_disc(uid, drive, disc, force=force)
             case Remove():
                 await self._remove(instance)
+
+    async def discs(self, order: InstanceOrder) -> dict[str, DiskSource]:
+        """Where the discs are that the machine is to have in its drives, by name of the drive, as far as they are there.
+
+        A pool that fails has none.
+        """
+        found: dict[str, DiskSource] = {}
+        for drive in order.drives:
+            if drive.image is None or drive.pool is None:
+                continue
+            try:
+                image = await self._pools.driver(drive.pool).image(drive.image.uid)
+            except StorageError:
+                continue
+            if image is not None and image.format == "raw":
+                found[drive.name] = FileSource(image.path)
+        return found
 
     async def _start(self, order: InstanceOrder, marks: Marks, slow: Callable[[], Awaitable[None]]) -> None:
         for disk in order.disks:
@@ -90,9 +116,13 @@ class InstanceSteps:
                 raise Missing(
                     "ImageNotReady", f"the image of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
                 )
+        discs = await self.discs(order)
+        for drive in order.drives:
+            if drive.image is not None and drive.name not in discs:
+                raise Missing("ImageNotReady", f"the disc of drive {drive.name} is not in its pool on this host yet")
         seed = await self._seed(order.seed) if order.seed is not None else None
         async with asyncio.TaskGroup() as group:
-            work = group.create_task(_failure_of(self._make_and_start(order, marks, seed)))
+            work = group.create_task(_failure_of(self._make_and_start(order, marks, seed, discs)))
             await asyncio.wait([work], timeout=SLOW)
             if not work.done():
                 await slow()
@@ -100,12 +130,16 @@ class InstanceSteps:
         if failure is not None:
             raise failure
 
-    async def _make_and_start(self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None) -> None:
+    async def _make_and_start(
+        self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None, discs: Mapping[str, DiskSource]
+    ) -> None:
         volumes = [disk.volume for disk in order.disks if disk.volume is not None]
         with self._reservations.hold(volumes, "a machine that has it is being started"):
-            await self._make_and_start_now(order, marks, seed)
+            await self._make_and_start_now(order, marks, seed, discs)
 
-    async def _make_and_start_now(self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None) -> None:
+    async def _make_and_start_now(
+        self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None, discs: Mapping[str, DiskSource]
+    ) -> None:
         disks = []
         for disk in order.disks:
             if disk.volume is not None:
@@ -126,6 +160,10 @@ class InstanceSteps:
                 memory=order.memory,
                 disks=disks,
                 console_log=str(self._files.console_log(order.uid)),
+                drives=[
+                    DomainDrive(drive.name, drive.bus, discs.get(drive.name), drive.boot_order)
+                    for drive in order.drives
+                ],
             )
         )
 
@@ -145,6 +183,11 @@ class InstanceSteps:
                     await self._pools.driver(volumes[disk.volume]).adopt(disk.volume, disk.path)
             await self._hypervisor.resume(order.uid)
 
+    async def _limit(self, order: InstanceOrder, volume: str) -> None:
+        for disk in order.disks:
+            if disk.volume == volume:
+                await self._hypervisor.limit_disk(order.uid, volume, disk.qos or UNLIMITED)
+
     async def _volume(self, disk: InstanceDisk, volume: str) -> DomainDisk:
         stored = await self._pools.driver(disk.pool).volume(volume)
         if stored is None:
@@ -152,7 +195,14 @@ class InstanceSteps:
                 "VolumeNotReady", f"the volume of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
             )
         return DomainDisk(
-            disk.name, stored.source, stored.format, boot_order=disk.boot_order, volume=volume, below=stored.below
+            disk.name,
+            stored.source,
+            stored.format,
+            boot_order=disk.boot_order,
+            volume=volume,
+            qos=disk.qos or UNLIMITED,
+            cache=disk.cache or CacheMode.NONE,
+            below=stored.below,
         )
 
     async def _seed(self, seed: SeedRef) -> Mapping[str, bytes]:

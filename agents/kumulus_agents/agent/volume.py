@@ -11,7 +11,16 @@ from contextlib import AsyncExitStack, contextmanager
 
 import structlog
 
-from kumulus.api.host import DiskFacts, PoolRef, VolumeOrder, VolumeOrigin, WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.host import (
+    DiskFacts,
+    PoolRef,
+    Revert,
+    VolumeOrder,
+    VolumeOrigin,
+    WorkOrder,
+    WorkOrderStatus,
+    WorkState,
+)
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork
 from kumulus_agents.agent.orders import Orders
@@ -71,6 +80,11 @@ class Volumes:
             self._wake(order.name)
         self.origin_arrived(volume)
 
+    def may_be_free(self, volume: str) -> None:
+        """A machine that has the volume may have gone off: it may be reverted or grown now."""
+        for order in self._orders.keepers(volume):
+            self._work.wake_waiting(order.name)
+
     def origin_arrived(self, uid: str) -> None:
         """An image, a volume or a snapshot is there, or free: who begins with it need not wait longer."""
         for order in self._orders.store:
@@ -106,7 +120,8 @@ class Volumes:
                 reason="VolumeLost",
                 retryable=False,
             )
-        if volume is None or order.name not in self._seen or volume.virtual_size < (wanted.size or 0):
+        asked = wanted.revert is not None and volume is not None and volume.reverted != wanted.revert.request
+        if volume is None or asked or order.name not in self._seen or volume.virtual_size < (wanted.size or 0):
             return self._work.begin(order, lambda progress: self._bring_about(order, wanted, driver, progress))
         self._work.settled(order.name)
         await self._orders.report(order, _ready(order, wanted, volume, known))
@@ -128,6 +143,8 @@ class Volumes:
             if copied is not None:
                 self._wake_deleted(copied)
         await self._set_right(wanted.uid, driver, progress)
+        if wanted.revert is not None and volume.reverted != wanted.revert.request:
+            volume = await self._revert(wanted.uid, wanted.revert, driver)
         if wanted.size is not None and volume.virtual_size < wanted.size:
             volume = await self._grow(wanted.uid, wanted.size, driver)
         log.info("volume is there", order=order.name, volume=order.spec.for_.name, size=volume.virtual_size)
@@ -142,6 +159,19 @@ class Volumes:
         at_it = self._reservations.hold((volume,), "its layers are being merged")
         with _tolerating("VolumeBusy", "VolumeInUse"), at_it:
             await self._tidying.tidy(driver, volume, progress)
+
+    async def _revert(self, volume: str, wanted: Revert, driver: StorageDriver) -> StoredVolume:
+        """Nobody has it meanwhile: a machine that is on would go on with what it read before."""
+        with self._reservations.hold((volume,), "it is being reverted to a snapshot"):
+            if (user := await self._tidying.user(volume)) is not None:
+                raise StorageError(
+                    f"Machine {user.marks.name} is on and has the volume. Stop it: it is reverted then.",
+                    reason="VolumeInUse",
+                )
+            reverted = await driver.revert_volume(volume, wanted.snapshot, wanted.request)
+            await self._tidying.tidy(driver, volume)
+            log.info("volume reverted", volume=volume, snapshot=wanted.snapshot, request=wanted.request)
+            return await driver.volume(volume) or reverted
 
     def _wake_deleted(self, volume: str) -> None:
         """A copy of the volume, or of a snapshot of it, has ended: they may be removed."""
@@ -167,10 +197,19 @@ class Volumes:
         if not wanted.retain or await driver.volume(wanted.uid) is None:
             with self._reservations.hold((wanted.uid,), "it is being removed"):
                 await driver.remove_volume(wanted.uid)
+        if wanted.origin is not None and wanted.origin.linked and wanted.origin.snapshot is not None:
+            self._unlinked(wanted.origin.snapshot.volume)
         await self._orders.release(order)
         log.info("volume is gone", order=order.name, volume=order.spec.for_.name, retained=wanted.retain)
         self._removed()
         return Done()
+
+    def _unlinked(self, volume: str) -> None:
+        """A volume that stood on a snapshot of this one is gone: what was kept for it is looked through again."""
+        for order in self._orders.keepers(volume):
+            self._seen.discard(order.name)
+            self._wake(order.name)
+        self._wake_deleted(volume)
 
     async def _user(self, volume: str) -> str | None:
         """Name of a machine that wants the volume or has it, of whatever namespace."""
@@ -215,5 +254,10 @@ def _ready(order: WorkOrder, wanted: VolumeOrder, volume: StoredVolume, known: D
         state=WorkState.READY,
         reason=reason,
         message=message,
-        disk=DiskFacts(format=volume.format, virtual_size=volume.virtual_size, size=steady(volume.used, known.size)),
+        disk=DiskFacts(
+            format=volume.format,
+            virtual_size=volume.virtual_size,
+            size=steady(volume.used, known.size),
+            reverted=volume.reverted,
+        ),
     )

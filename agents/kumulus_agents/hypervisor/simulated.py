@@ -21,9 +21,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus_agents.hypervisor.protocol import (
+    TRAY_LOCKED,
     AttachedDisk,
+    AttachedDrive,
     Domain,
     DomainDisk,
     DomainListener,
@@ -37,7 +40,7 @@ from kumulus_agents.hypervisor.protocol import (
     Marks,
     Quiesce,
 )
-from kumulus_agents.storage.source import LayerFile
+from kumulus_agents.storage.source import DiskSource, LayerFile
 
 GIB = 1 << 30
 DETACH_WAITS = 5.0
@@ -79,7 +82,7 @@ class SimulatedHost:
         self.deaf: set[str] = set()
         """Domains whose guest does not react to the power button."""
         self.clinging: set[str] = set()
-        """Domains whose guest does not let go of a disk."""
+        """Domains whose guest does not let go of a disk or a disc."""
         self.sizes: dict[str, int] = {}
         """Volumes that were resized while a guest had them: bytes the guest sees."""
         self.agents: dict[str, bool] = {}
@@ -153,12 +156,15 @@ class SimulatedHost:
         if not self._failures and self._chance.random() < self.settings.failure_rate:
             self.fail_next_start()
         if self._failures:
-            self.put(Domain(spec.marks, DomainState.STOPPED, exit_reason=ExitReason.FAILED, disks=_attached(spec)))
+            failed = Domain(spec.marks, DomainState.STOPPED, exit_reason=ExitReason.FAILED, disks=_attached(spec))
+            self.put(replace(failed, drives=_drives(spec)))
             raise self._failures.popleft()
         self.starts[spec.marks.uid] = self.starts.get(spec.marks.uid, 0) + 1
         if self.settings.console:
             _print(spec.console_log, f"{spec.marks.namespace}/{spec.marks.name}: simulated guest is up\n")
-        domain = Domain(spec.marks, DomainState.RUNNING, started_at=self._clock(), disks=_attached(spec))
+        domain = Domain(
+            spec.marks, DomainState.RUNNING, started_at=self._clock(), disks=_attached(spec), drives=_drives(spec)
+        )
         self.put(domain)
         return domain
 
@@ -289,6 +295,30 @@ class SimulatedHypervisor:
                         await asyncio.to_thread(_grow, disk.path, size)
                 host.sizes[volume] = size
 
+    async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is None or domain.state is DomainState.STOPPED or volume not in domain.volumes:
+                return
+            disks = tuple(replace(disk, qos=qos) if disk.volume == volume else disk for disk in domain.disks)
+            if disks != tuple(domain.disks):
+                host.put(replace(domain, disks=disks))
+
+    async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is None or domain.state is DomainState.STOPPED:
+                return
+            path = disc.path if disc is not None else None
+            drives = tuple(replace(item, path=path) if item.name == drive else item for item in domain.drives)
+            if drives == tuple(domain.drives):
+                return
+            if uid in host.clinging and not force:
+                raise HypervisorError("The simulated guest holds the tray shut.", reason=TRAY_LOCKED)
+            host.put(replace(domain, drives=drives))
+
     async def snapshot_disks(
         self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
     ) -> tuple[Indication, ...]:
@@ -413,8 +443,12 @@ def _attached(spec: DomainSpec) -> tuple[AttachedDisk, ...]:
     return tuple(_as_attached(disk) for disk in spec.disks)
 
 
+def _drives(spec: DomainSpec) -> tuple[AttachedDrive, ...]:
+    return tuple(AttachedDrive(drive.name, drive.source.path if drive.source else None) for drive in spec.drives)
+
+
 def _as_attached(disk: DomainDisk) -> AttachedDisk:
-    return AttachedDisk(disk.name, disk.path, disk.volume)
+    return AttachedDisk(disk.name, disk.path, disk.volume, disk.qos, disk.cache)
 
 
 def _grow(path: str, size: int) -> None:

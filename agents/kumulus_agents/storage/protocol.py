@@ -107,6 +107,8 @@ class StoredVolume:
     """Bytes it takes, with its snapshots."""
     below: tuple[LayerFile, ...] = ()
     """What the file stands on, all the way down: layers that keep snapshots, an image. Never read from a header."""
+    reverted: str | None = None
+    """Uid of the last request to revert it that was carried out."""
 
     @property
     def path(self) -> str:
@@ -223,7 +225,8 @@ class StorageDriver(Protocol):
 
         `size` is in bytes, rounded up to sectors; that of the origin when None. Without origin it is blank. With an
         image it has the image's content and may stand on it, which keeps the image in use; with a volume or a snapshot
-        it is a full copy that stands on nothing the copied one could take away. `thick` takes all of its space at once.
+        it is a full copy that stands on nothing the copied one could take away, unless a snapshot is to be `linked` to:
+        then the volume stands on it, which keeps the snapshot in use. `thick` takes all of its space at once.
         Cancelling a copy leaves nothing that is taken for a volume.
 
         Raises `StorageError`: ImageNotReady, VolumeNotReady or SnapshotNotReady when the origin is missing, VolumeInUse
@@ -271,7 +274,15 @@ class StorageDriver(Protocol):
     async def forget_snapshot(self, volume: str, snapshot: str) -> None:
         """The snapshot is wanted no more. Its space is free after the merges that `next_merge` asks for. Gone: nothing.
 
-        Raises `StorageError(reason="SnapshotInUse")` while it is being copied.
+        Raises `StorageError(reason="SnapshotInUse")` while it is being copied or a volume is linked to it.
+        """
+
+    async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
+        """Give the volume the content of its snapshot, and keep its size; what it has now is lost. Nobody may use it: the
+        caller knows. Durable when it returns. Carried out for that request already: nothing.
+
+        Raises `StorageError`: VolumeNotReady or SnapshotNotReady when it is missing, VolumeInUse while it is being copied,
+        VolumeBusy while a snapshot was begun and not confirmed; NoSpace.
         """
 
     async def adopt(self, volume: str, path: str) -> None:

@@ -16,6 +16,7 @@ from kumulus.api.base import FINALIZER, FORCE_DETACH
 from kumulus.api.compute import InstanceType, Phase, VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import (
+    Drive,
     InstanceDisk,
     PoolRef,
     SeedRef,
@@ -40,6 +41,7 @@ from kumulus_controllers.compute.resolve import (
     Problem,
     Resolution,
     attached_disks,
+    drives,
     held,
     image_of,
     placement_request,
@@ -51,7 +53,7 @@ from kumulus_controllers.compute.seed import Seed, SeedProblem, gather
 from kumulus_controllers.compute.wakeups import Wakeups
 from kumulus_controllers.orders import FOR_NAME, FOR_UID, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
-from kumulus_controllers.planning.views import Placement, Refusal
+from kumulus_controllers.planning.views import Demand, Placement, Refusal
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage.copies import Copies
 from kumulus_controllers.storage.image import order_import
@@ -63,6 +65,9 @@ log = structlog.get_logger(__name__)
 
 TERMINATING_SHOWN_AFTER = 2.0
 """A deletion that takes longer is shown in the status; most do not, and save a write."""
+
+A_DISC = Demand(cpus=0, memory=0, disk=1)
+"""What is asked of a pool for the disc in a drive: images take no promised room."""
 
 NOT_BEGUN = (None, WorkState.PENDING, WorkState.WAITING)
 """States of a work order in which the agent may still wait for what comes with it: images, a Secret."""
@@ -122,7 +127,9 @@ class MachineReconciler:
             images=self._images_of(vm),
             zone_exists=vm.spec.zone is None or self._zones.get(vm.spec.zone) is not None,
             volumes={
-                disk: Use(volume, self._volumes.wanted(volume), self._volumes.pool(volume))
+                disk: Use(
+                    volume, self._volumes.wanted(volume), self._volumes.pool(volume), self._volumes.manner(volume)
+                )
                 for disk, volume in self._volumes.of(vm).items()
             },
             restore=holding(self._restores, vm),
@@ -131,8 +138,8 @@ class MachineReconciler:
     def _images_of(self, vm: VirtualMachine) -> Mapping[str, AnyImage]:
         found: dict[str, AnyImage] = {}
         for disk in vm.spec.disks:
-            if disk.ephemeral is not None:
-                wanted = image_of(vm, disk.ephemeral)
+            wanted = image_of(vm, disk)
+            if wanted is not None:
                 image = self._images.find(wanted)
                 if image is not None:
                     found[wanted.key] = image
@@ -159,7 +166,10 @@ class MachineReconciler:
                 return await self._report(scope, placed(scope), None, problem)
             return await self._bring_about(scope)
         volumes, problem = attached_disks(scope, host_of(scope.order))
-        await self._renew(scope.order, vm, volumes, held=scope.restore is not None)
+        discs, discless = drives(scope, self._disc_pool(scope, host_of(scope.order)))
+        problem = problem or discless
+        await self._renew(scope.order, vm, volumes, discs, held=scope.restore is not None)
+        await self._bring_discs(scope, host_of(scope.order), discs)
         if scope.order.status.state in NOT_BEGUN:
             problem = await self._provide(scope) or problem
         elif problem is not None:
@@ -253,6 +263,30 @@ class MachineReconciler:
             await self._hand_over(vm, gathered, order.name, order.uid, order.namespace or "")
         return None
 
+    def _disc_pool(self, scope: Scope, host: str) -> PoolRef | None:
+        """The pool into which discs for the machine's drives are brought: one that it uses already, if that is open."""
+        if all(disk.cdrom is None for disk in scope.vm.spec.disks):
+            return None
+        view = self._fleet.host(host)
+        if view is None:
+            return None
+        instance = scope.order.spec.instance if scope.order is not None else None
+        used = {disk.pool.uid for disk in instance.disks} if instance is not None else set()
+        for pool in view.pools:
+            if pool.open and pool.ref.uid in used:
+                return pool.ref
+        return self._fleet.pool_for(A_DISC, view, scope.vm.uid)
+
+    async def _bring_discs(self, scope: Scope, host: str, discs: tuple[Drive, ...]) -> None:
+        """Have the host bring the discs that its agent waits for into their pools."""
+        images = {image.uid: image for image in scope.images.values()}
+        for drive in discs:
+            image = images.get(drive.image.uid) if drive.image is not None else None
+            if image is not None and drive.pool is not None and not image.deleting:
+                await order_import(
+                    self._services.client, self._orders, self._copies, image, host, drive.pool, self._services.term()
+                )
+
     async def _make_volumes(self, scope: Scope) -> bool:
         """Make the volumes that the machine brings along; True when one was made. They go with it unless they are retained."""
         vm, made = scope.vm, False
@@ -328,9 +362,10 @@ class MachineReconciler:
         if seed is not None:
             ref = SeedRef(secret=seed_secret_name(vm.uid)) if seed.secret else SeedRef(data=dict(seed.files))
         volumes, problem = attached_disks(scope, where.host)
-        if problem is not None:
+        discs, discless = drives(scope, pool or self._disc_pool(scope, where.host))
+        if (problem := problem or discless) is not None:
             return await self._report(scope, where, resolution, problem)
-        spec = instance_order(vm, resolution, pool, volumes, where.epoch, self._services.term(), ref)
+        spec = instance_order(vm, resolution, pool, volumes, discs, where.epoch, self._services.term(), ref)
         body = {"metadata": {"name": instance_order_name(vm.uid), "finalizers": [FINALIZER]}, "spec": spec.to_json()}
         namespace = host_namespace(where.host)
         try:
@@ -345,6 +380,7 @@ class MachineReconciler:
                 await order_import(
                     client, self._orders, self._copies, disk.image, where.host, pool, self._services.term()
                 )
+        await self._bring_discs(scope, where.host, discs)
         return await self._report(self._observe(vm), where, resolution, None)
 
     async def _hand_over(self, vm: VirtualMachine, seed: Seed, order_name: str, order_uid: str, namespace: str) -> None:
@@ -374,10 +410,16 @@ class MachineReconciler:
         self._handed_over.add(order_uid)
 
     async def _renew(
-        self, order: WorkOrder, vm: VirtualMachine, volumes: tuple[InstanceDisk, ...], *, held: bool
+        self,
+        order: WorkOrder,
+        vm: VirtualMachine,
+        volumes: tuple[InstanceDisk, ...],
+        discs: tuple[Drive, ...],
+        *,
+        held: bool,
     ) -> None:
         """Bring what may change of a placed machine into its work order."""
-        wanted: WorkOrderSpec = renewed(vm, order.spec, volumes, self._services.term(), held=held)
+        wanted: WorkOrderSpec = renewed(vm, order.spec, volumes, discs, self._services.term(), held=held)
         patch = merge_patch(order.spec.to_json(), wanted.to_json())
         if not patch:
             return

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kumulus.api.compute import Disk, EphemeralDisk, PowerState, ResolvedImage, ResolvedSize, VirtualMachine
-from kumulus.api.host import InstanceDisk
+from kumulus.api.compute import Disk, PowerState, ResolvedImage, ResolvedSize, VirtualMachine
+from kumulus.api.host import Drive, InstanceDisk, PoolRef
 from kumulus.api.quantity import to_bytes
-from kumulus.api.storage import ImagePhase
+from kumulus.api.storage import OPTICAL, ImagePhase
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.planning.views import Demand, Request
 from kumulus_controllers.storage.image import image_ref
 from kumulus_controllers.storage.sharing import NotUsable, Reference, usable
-from kumulus_controllers.storage.volume_plan import MADE_FOR, Lack, Wanted
+from kumulus_controllers.storage.volume_plan import MADE_FOR, Lack, Manner, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +93,18 @@ def resolve(scope: Scope) -> Resolution | Problem:
         return Problem("ZoneNotFound", f"There is no Zone {scope.vm.spec.zone}. Zones: kubectl get zones.")
     disks, volumes = [], []
     for disk in scope.vm.spec.disks:
+        if disk.cdrom is not None:
+            disc = disc_of(scope, disk)
+            if isinstance(disc, Problem):
+                return disc
+            continue
         if disk.ephemeral is None:
             use = volume_of(scope, disk)
             if isinstance(use, Problem):
                 return use
             volumes.append(ResolvedVolume(disk.name, use))
             continue
-        found = _image(scope, disk.name, disk.ephemeral)
+        found = _image(scope, disk)
         if isinstance(found, Problem):
             return found
         size_bytes = max(found.status.virtual_size or 0, to_bytes(disk.ephemeral.size) if disk.ephemeral.size else 0)
@@ -178,7 +183,7 @@ def attached_disks(scope: Scope, host: str) -> tuple[tuple[InstanceDisk, ...], P
     problem: Problem | None = None
     places = boot_order(scope.vm)
     for disk in scope.vm.spec.disks:
-        if disk.ephemeral is not None:
+        if disk.ephemeral is not None or disk.cdrom is not None:
             continue
         use = volume_of(scope, disk)
         if isinstance(use, Problem):
@@ -197,8 +202,76 @@ def attached_disks(scope: Scope, host: str) -> tuple[tuple[InstanceDisk, ...], P
                 "VolumeNotAttached", f"Volume {volume.name} is not attached yet.", "VolumesReady", stalled=False
             )
         else:
-            disks.append(InstanceDisk(name=disk.name, pool=use.pool, volume=volume.uid, boot_order=places[disk.name]))
+            manner = use.manner or _ordered_manner(scope, volume.uid)
+            disks.append(
+                InstanceDisk(
+                    name=disk.name,
+                    pool=use.pool,
+                    volume=volume.uid,
+                    boot_order=places[disk.name],
+                    qos=manner.qos,
+                    cache=manner.cache,
+                )
+            )
     return tuple(disks), problem
+
+
+def disc_of(scope: Scope, disk: Disk) -> AnyImage | Problem | None:
+    """The disc that is to be in a drive, or why it cannot be yet; None for an empty drive."""
+    if disk.image is None:
+        return None
+    image = _image(scope, disk)
+    if not isinstance(image, Problem) and image.spec.format not in OPTICAL:
+        return Problem(
+            "ImageNotADisc",
+            f"{image.KIND.kind} {image.name} is a disk ({image.spec.format}); into drive {disk.name} goes an image of the"
+            " format iso.",
+            "VolumesReady",
+        )
+    return image
+
+
+def drives(scope: Scope, pool: PoolRef | None) -> tuple[tuple[Drive, ...], Problem | None]:
+    """The drives with their discs, and why some have not the disc they are to have. Such a drive stays as it was ordered.
+
+    `pool` is where discs are brought that are not in a pool yet.
+    """
+    instance = scope.order.spec.instance if scope.order is not None else None
+    ordered = {drive.name: drive for drive in instance.drives} if instance is not None else {}
+    found: list[Drive] = []
+    problem: Problem | None = None
+    places = boot_order(scope.vm)
+    for disk in scope.vm.spec.disks:
+        if disk.cdrom is None:
+            continue
+        before = ordered.get(disk.name)
+        empty = Drive(name=disk.name, bus=disk.cdrom.bus, boot_order=places[disk.name])
+        image = disc_of(scope, disk)
+        if image is None:
+            found.append(empty)
+        elif isinstance(image, Problem):
+            problem = problem or image
+            found.append(before or empty)
+        elif before is not None and before.image is not None and before.image.uid == image.uid:
+            found.append(before)
+        elif pool is None:
+            problem = problem or Problem(
+                "NoPool",
+                f"There is no pool on the host for the disc of drive {disk.name}.",
+                "VolumesReady",
+                stalled=False,
+            )
+            found.append(before or empty)
+        else:
+            found.append(empty.model_copy(update={"image": image_ref(image), "pool": pool}))
+    return tuple(found), problem
+
+
+def _ordered_manner(scope: Scope, volume: str) -> Manner:
+    """How the machine has it by its order: a class that is gone changes nothing."""
+    instance = scope.order.spec.instance if scope.order is not None else None
+    ordered = next((disk for disk in instance.disks if disk.volume == volume), None) if instance is not None else None
+    return Manner(ordered.qos, ordered.cache) if ordered is not None else Manner()
 
 
 def boot_order(vm: VirtualMachine) -> dict[str, int]:
@@ -227,17 +300,18 @@ def _size(scope: Scope) -> ResolvedSize | Problem:
     return ResolvedSize(cpus=offering.spec.cpus, memory=offering.spec.memory)
 
 
-def image_of(vm: VirtualMachine, disk: EphemeralDisk) -> Reference:
-    """The image as the disk names it."""
-    return Reference(disk.image, vm.namespace or "", disk.image_namespace)
+def image_of(vm: VirtualMachine, disk: Disk) -> Reference | None:
+    """The image as the disk names it; None when it names none."""
+    return Reference(disk.image, vm.namespace or "", disk.image_namespace) if disk.image is not None else None
 
 
-def _image(scope: Scope, disk: str, wanted: EphemeralDisk) -> AnyImage | Problem:
+def _image(scope: Scope, disk: Disk) -> AnyImage | Problem:
     volumes = "VolumesReady"
-    reference = image_of(scope.vm, wanted)
+    reference = image_of(scope.vm, disk)
+    assert reference is not None
     name, image = reference.key, scope.images.get(reference.key)
     kept = {(item.disk, item.uid) for item in scope.vm.status.images}
-    if image is None or (disk, image.uid) not in kept:
+    if image is None or (disk.name, image.uid) not in kept:
         found = usable(image, reference)
         if isinstance(found, NotUsable):
             return Problem(found.reason, found.message, volumes)

@@ -6,13 +6,13 @@ from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, HostPhase, Zone
 from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.machine_snapshot import VirtualMachineRestore
-from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume
+from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Enqueue
 from kumulus_controllers.compute.restores import restores
 from kumulus_controllers.compute.scope import AnyImage
 from kumulus_controllers.orders import work_orders
-from kumulus_controllers.storage.volumes import USES_VOLUME, Volumes
+from kumulus_controllers.storage.volumes import OF_CLASS, USES_VOLUME, Volumes
 
 WOKEN = 32
 """So many machines that wait for room are woken when some comes, in turn: each looks at every host."""
@@ -23,12 +23,10 @@ HOST = "host"
 
 
 def _uses(vm: VirtualMachine) -> list[str]:
-    """What the machine waits for by name, while it is not placed."""
+    """What the machine waits for by name: while it is not placed, and of discs for drives always."""
     if vm.status.host is not None:
-        return []
-    names = [
-        _image_key(disk.ephemeral.image, disk.ephemeral.image_namespace) for disk in vm.spec.disks if disk.ephemeral
-    ]
+        return [_image_key(disk.image, disk.image_namespace) for disk in vm.spec.disks if disk.cdrom and disk.image]
+    names = [_image_key(disk.image, disk.image_namespace) for disk in vm.spec.disks if disk.image]
     if vm.spec.instance_type:
         names.append(f"instancetype/{vm.spec.instance_type}")
     return names
@@ -50,7 +48,8 @@ class Wakeups:
         self._hosts = caches.store(Host)
         self._zones = caches.store(Zone)
         self._pools = caches.store(StoragePool)
-        self._volumes = Volumes(caches).store
+        volumes = Volumes(caches)
+        self._volumes, self._classes = volumes.store, volumes.classes
         self._restores = restores(caches)
         self._orders = work_orders(caches)
         self._turn = 0
@@ -114,6 +113,13 @@ class Wakeups:
             for vm in self._machines.by(USES_VOLUME, f"{item.namespace}/{item.name}"):
                 enqueue(Key(vm.namespace, vm.name), urgent=vm.status.host is not None)
 
+        def class_changed(before: VolumeClass | None, after: VolumeClass | None) -> None:
+            if after is None or (before is not None and _manner(before) == _manner(after)):
+                return
+            for volume in self._volumes.by(OF_CLASS, after.name):
+                for vm in self._machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}"):
+                    enqueue(Key(vm.namespace, vm.name))
+
         def restore_changed(before: VirtualMachineRestore | None, after: VirtualMachineRestore | None) -> None:
             item = after or before
             if item is None or (before and after and before.status.phase is after.status.phase):
@@ -124,6 +130,7 @@ class Wakeups:
 
         self._restores.listen(restore_changed)
         self._volumes.listen(volume_changed)
+        self._classes.listen(class_changed)
         self._machines.listen(machine_changed)
         self._orders.listen(order_changed)
         self._images.listen(image_changed)
@@ -164,6 +171,11 @@ def _use(volume: Volume) -> tuple[object, ...]:
     """What of a volume decides whether its machine can have it."""
     status = volume.status
     return (volume.uid, volume.deleting, status.pool, status.host, status.attached_to, status.condition("Ready"))
+
+
+def _manner(offered: VolumeClass) -> tuple[object, ...]:
+    """What of a class changes how machines have its volumes."""
+    return (offered.spec.qos, offered.spec.cache)
 
 
 def _takes(pool: StoragePool) -> tuple[object, ...]:

@@ -80,7 +80,7 @@ class VolumeReconciler:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name), urgent=True)
             elif order.spec.type is WorkType.INSTANCE:
                 had, has = (volumes_in(item) if item else set() for item in (before, after))
-                for uid in had ^ has:
+                for uid in (had ^ has) | _otherwise(before, after):
                     for volume in volumes.store.by(UID, uid):
                         enqueue(Key(volume.namespace, volume.name), urgent=True)
                 if before is None or after is None or at_rest(before) != at_rest(after):
@@ -307,6 +307,12 @@ class VolumeReconciler:
         except NotFound:
             return Done()
         return Wait(lack.reason, 30.0) if lack is not None else Done()
+
+
+def _otherwise(before: WorkOrder | None, after: WorkOrder | None) -> set[str]:
+    """Uids of the volumes that a machine has in another manner than before."""
+    one, two = (set(o.status.instance.manners) if o and o.status.instance else set() for o in (before, after))
+    return {manner.volume for manner in one ^ two}
 
 
 def _offers(snapshot: VolumeSnapshot) -> tuple[object, ...]:

@@ -9,6 +9,7 @@ from kumulus.api.base import DOMAIN, FORCE_DETACH, ObjectRef
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import (
+    DiskManner,
     DiskOrder,
     PoolRef,
     SnapshotRef,
@@ -19,6 +20,7 @@ from kumulus.api.host import (
     WorkState,
     WorkType,
 )
+from kumulus.api.qos import Qos
 from kumulus.api.quantity import from_bytes, to_bytes
 from kumulus.api.snapshots import SnapshotPhase
 from kumulus.api.storage import (
@@ -34,7 +36,7 @@ from kumulus.api.storage import (
     VolumeStatus,
 )
 from kumulus.api.volume_snapshot import VolumeSnapshot
-from kumulus.api.volumes import CloneMode, ReclaimPolicy
+from kumulus.api.volumes import CacheMode, CloneMode, ReclaimPolicy
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.orders import host_of
 from kumulus_controllers.planning.views import VolumeDemand
@@ -58,6 +60,14 @@ class Lack:
     message: str
     stalled: bool = True
     """Somebody has to do something; False when it will pass by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How machines have a volume: what of its class may change while they do."""
+
+    qos: Qos | None = None
+    cache: CacheMode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +95,8 @@ class Scope:
     """Name of a machine that writes to the source."""
     snapshot: VolumeSnapshot | None = None
     """The snapshot that it is to be made from."""
+    snapshot_going: bool = False
+    """That snapshot is being removed."""
     snapshots: tuple[str, ...] = ()
     """What is kept of it, as `kubectl delete` takes it."""
     users: tuple[VirtualMachine, ...] = ()
@@ -171,7 +183,7 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
             )
         return VolumeOrigin(volume=other.uid), other.status.size
     if source.snapshot is not None:
-        return _snapshot_origin(scope.snapshot, source.snapshot, linked=source.clone_mode is CloneMode.LINKED)
+        return _snapshot_origin(scope, source.snapshot, linked=source.clone_mode is CloneMode.LINKED)
     assert source.image is not None
     found = usable(scope.image, Reference(source.image, scope.volume.namespace or "", source.image_namespace))
     if isinstance(found, NotUsable):
@@ -192,10 +204,11 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
     return VolumeOrigin(image=image_ref(image)), least
 
 
-def _snapshot_origin(snapshot: VolumeSnapshot | None, name: str, *, linked: bool) -> tuple[VolumeOrigin, int] | Lack:
+def _snapshot_origin(scope: Scope, name: str, *, linked: bool) -> tuple[VolumeOrigin, int] | Lack:
+    snapshot = scope.snapshot
     if snapshot is None:
         return Lack("SnapshotNotFound", f"There is no VolumeSnapshot {name} in the namespace.")
-    if snapshot.deleting:
+    if scope.snapshot_going:
         return Lack("SnapshotNotFound", f"VolumeSnapshot {name} is being deleted.")
     status = snapshot.status
     if not status.ready_to_use or status.size is None or status.volume_uid is None:
@@ -284,6 +297,10 @@ def derive_status(
         facts.append(Fact("Reconciling", True, ready.reason, ready.message))
     generation = volume.metadata.generation
     size = facts_known.virtual_size if facts_known else None
+    offered = before.volume_class
+    if place is not None and before.pool is None and scope.volume_class is not None:
+        offered = scope.volume_class.name
+    manner = _manner(scope)
     return VolumeStatus(
         observed_generation=generation,
         conditions=derive(before.conditions, facts, generation=generation, now=now),
@@ -293,7 +310,19 @@ def derive_status(
         size=size if size is not None else before.size,
         used=facts_known.size if facts_known and facts_known.size is not None else before.used,
         attached_to=attached,
+        volume_class=offered,
+        qos=manner.qos if manner else None,
+        cache=manner.cache if manner else None,
     )
+
+
+def _manner(scope: Scope) -> DiskManner | None:
+    """How a machine that is on has it, as its agent reports."""
+    for order in scope.instances:
+        for manner in order.status.instance.manners if order.status.instance else ():
+            if manner.volume == scope.volume.uid:
+                return manner
+    return None
 
 
 def _state(scope: Scope, attached: Attachment | None, lack: Lack | None) -> tuple[VolumePhase, Fact, bool]:

@@ -16,12 +16,13 @@ from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, work_orders
 from kumulus_controllers.storage.pool import pool_ref
 from kumulus_controllers.storage.sharing import Images, Reference
 from kumulus_controllers.storage.snapshot_plan import owner_of
-from kumulus_controllers.storage.volume_plan import Lack, Scope, Wanted, default_class, wanted
+from kumulus_controllers.storage.volume_plan import Lack, Manner, Scope, Wanted, default_class, wanted
 
 USES_VOLUME = "uses-volume"
 UID = "uid"
 COPY_OF = "copy-of"
 UNMADE = "unmade"
+OF_CLASS = "of-class"
 FROM_SNAPSHOT = "from-snapshot"
 OF_VOLUME = "of-volume"
 OF_VOLUME_UID = "of-volume-uid"
@@ -68,6 +69,9 @@ class Volumes:
         self.store.add_index(UID, lambda volume: (volume.uid,))
         self.store.add_index(COPY_OF, _copy_of)
         self.store.add_index(UNMADE, lambda volume: ("yes",) if volume.status.pool is None else ())
+        self.store.add_index(
+            OF_CLASS, lambda volume: (volume.status.volume_class,) if volume.status.volume_class else ()
+        )
         self.store.add_index(FROM_SNAPSHOT, _from_snapshot)
         self.snapshots.add_index(OF_VOLUME, lambda snapshot: (f"{snapshot.namespace}/{snapshot.spec.volume}",))
         self.snapshots.add_index(OF_VOLUME_UID, _of_volume_uid)
@@ -100,15 +104,24 @@ class Volumes:
             volume=volume,
             order=next(iter(orders), None),
             host=self.hosts.get(volume.status.host) if volume.status.host else None,
-            volume_class=self.offered(spec.volume_class),
+            volume_class=self.class_of(volume),
             image=image,
             source=source,
             source_busy=self._writer(source) if source else None,
             snapshot=snapshot,
+            snapshot_going=snapshot is not None and self.going(snapshot),
             snapshots=self.kept(volume),
             users=tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}")),
             instances=tuple(self.orders.by(HAS_VOLUME, volume.uid)),
         )
+
+    def going(self, snapshot: VolumeSnapshot) -> bool:
+        """Whether a snapshot is being removed. One that is part of a machine's goes when that goes, and not before."""
+        owner = owner_of(snapshot)
+        if owner is None:
+            return snapshot.deleting
+        whole = self.machine_snapshots.get(owner.name, snapshot.namespace)
+        return whole is None or whole.uid != owner.uid or whole.deleting
 
     def kept(self, volume: Volume) -> tuple[str, ...]:
         """What is kept of it, as `kubectl delete` takes it."""
@@ -121,6 +134,20 @@ class Volumes:
     def offered(self, name: str | None) -> VolumeClass | None:
         """The class of that name; without a name the default one, if there is any."""
         return self.classes.get(name) if name is not None else default_class(self.classes)
+
+    def class_of(self, volume: Volume) -> VolumeClass | None:
+        """The class it got with its place; before that the one it would get. Another default later changes nothing."""
+        if volume.status.pool is None:
+            return self.offered(volume.spec.volume_class)
+        name = volume.status.volume_class or volume.spec.volume_class
+        return self.classes.get(name) if name is not None else None
+
+    def manner(self, volume: Volume) -> Manner | None:
+        """How machines have it, as its class says now; None when its class is gone, and nothing is to change."""
+        offered = self.class_of(volume)
+        if offered is None:
+            return None if volume.status.volume_class is not None else Manner()
+        return Manner(offered.spec.qos, offered.spec.cache)
 
     def wanted(self, volume: Volume) -> Wanted | Lack:
         """What the volume is to be, or why that cannot be said yet."""

@@ -14,11 +14,13 @@ from typing import Annotated, ClassVar, NewType
 from pydantic import Field, StringConstraints
 
 from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
-from kumulus.api.compute import DiskName, PowerState, RestartPolicy, Stop
+from kumulus.api.compute import DRIVES_MOST, DiskName, DriveBus, PowerState, RestartPolicy, Stop
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
 from kumulus.api.pools import PoolDriver, PoolParameters, is_shared
+from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.storage import Compression, ImageContent, ImageFormat, OciLayout, Progress, Sha256
+from kumulus.api.volumes import CacheMode
 
 GROUP = f"host.{DOMAIN}"
 
@@ -90,6 +92,22 @@ class InstanceDisk(Model):
         default=None, description="Size in bytes of a disk made from an image; its own when empty.", ge=1
     )
     boot_order: int = Field(description="Position in the boot order, from 1.", ge=1)
+    qos: Qos | None = Field(default=None, description="How fast a volume may be. A change applies at once.")
+    cache: CacheMode | None = Field(
+        default=None, description="How the host caches a volume; none when empty. A change applies at the next start."
+    )
+
+
+class Drive(Model):
+    """A CD-ROM drive of an instance, with a disc in it or empty."""
+
+    rules = (Rule("has(self.image) == has(self.pool)", "set image and pool, or neither"),)
+
+    name: DiskName = Field(description="Name within the machine; the serial the guest sees.")
+    bus: DriveBus = Field(description="What it is connected to.")
+    image: ImageRef | None = Field(default=None, description="The disc in it.")
+    pool: PoolRef | None = Field(default=None, description="Where the disc is.")
+    boot_order: int = Field(description="Position in the boot order, from 1.", ge=1)
 
 
 class SeedRef(Model):
@@ -118,6 +136,9 @@ class InstanceOrder(Model):
     memory: int = Field(description="Memory in bytes.", ge=1)
     disks: tuple[InstanceDisk, ...] = Field(
         default=(), description="Its disks.", max_length=16, json_schema_extra=list_map("name")
+    )
+    drives: tuple[Drive, ...] = Field(
+        default=(), description="Its CD-ROM drives.", max_length=DRIVES_MOST, json_schema_extra=list_map("name")
     )
     seed: SeedRef | None = Field(default=None, description="First-boot data.")
 
@@ -360,6 +381,14 @@ class WorkState(StrEnum):
     REFUSED = "Refused"
 
 
+class DiskManner(Model):
+    """How a machine that is on has one of its volumes."""
+
+    volume: Uid = Field(description="Uid of the Volume.")
+    qos: Qos | None = Field(default=None, description="How fast it may be.")
+    cache: CacheMode | None = Field(default=None, description="How the host caches it.")
+
+
 class InstanceFacts(Model):
     """What is so of an instance."""
 
@@ -376,6 +405,12 @@ class InstanceFacts(Model):
         description="Volumes that the hypervisor says the machine has, also one that is still being detached.",
         max_length=16,
         json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    manners: tuple[DiskManner, ...] = Field(
+        default=(),
+        description="How a machine that is on has them, as the hypervisor says, where that was asked for.",
+        max_length=16,
+        json_schema_extra=list_map("volume"),
     )
 
 

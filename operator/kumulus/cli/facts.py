@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum
 
-from kumulus.api.compute import EphemeralDisk, InstanceType, VirtualMachine
+from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder
 from kumulus.api.storage import ClusterImage, Image
@@ -77,8 +77,8 @@ def secret_refs(vm: VirtualMachine) -> list[SecretRef]:
 
 def image_names(vm: VirtualMachine) -> list[str]:
     """The images its disks are made from, each once, in order; those of other namespaces as `namespace/name`."""
-    return list(dict.fromkeys(_image_name(disk.ephemeral) for disk in vm.spec.disks if disk.ephemeral))
-
-
-def _image_name(disk: EphemeralDisk) -> str:
-    return f"{disk.image_namespace}/{disk.image}" if disk.image_namespace is not None else disk.image
+    names = (
+        f"{disk.image_namespace}/{disk.image}" if disk.image_namespace is not None else disk.image
+        for disk in vm.spec.disks
+    )
+    return list(dict.fromkeys(name for name in names if name is not None))

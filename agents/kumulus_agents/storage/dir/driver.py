@@ -196,6 +196,8 @@ class DirStorage:
                 if image is not None:
                     with self._made_of(image):
                         await self._make_on_image(uid, image, size, thick, pace)
+                elif source is not None and origin is not None and origin.linked:
+                    await self._make_linked(uid, source, size, thick, pace)
                 elif source is not None:
                     await self._make_copy(uid, source, size, thick, pace)
                 else:
@@ -270,6 +272,16 @@ class DirStorage:
             with told_as("remove the snapshot"):
                 await in_thread(snapshots.forget, self._pool, volume, uid_of(snapshot))
 
+    async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
+        """See `StorageDriver.revert_volume`."""
+        async with self._lock(f"volume {uid_of(volume)}"):
+            await self._present(volume)
+            self._refuse_copied(volume)
+            with told_as("revert the volume"):
+                await in_thread(snapshots.refuse_begun, self._pool, volume)
+                await in_thread(snapshots.revert, self._pool, self._settings, volume, uid_of(snapshot), uid_of(request))
+            return await self._present(volume)
+
     async def adopt(self, volume: str, path: str) -> None:
         """See `StorageDriver.adopt`."""
         async with self._lock(f"volume {uid_of(volume)}"):
@@ -339,6 +351,12 @@ class DirStorage:
         finally:
             self._copying[source.volume] -= 1
             self._copying += Counter()  # forget zeros
+
+    async def _make_linked(self, uid: str, source: Source, size: int | None, thick: bool, pace: Pace) -> None:
+        """The snapshot stays meanwhile: who removes it, or merges its layer, takes the lock of its volume."""
+        async with self._lock(f"volume {source.volume}"):
+            plan = await in_thread(volumes.plan_link, self._pool, source, size, thick)
+            await volumes.make(self._pool, self._settings, uid, plan, None, pace)
 
     def _refuse_copied(self, uid: str) -> None:
         if self._copying[uid]:
