@@ -176,7 +176,14 @@ class Agent:
         reservations = Reservations(lambda volume: freed(volume))
         tidying = Tidying(drivers.hypervisor, reservations)
         secrets = Secrets(self._client, self.place.namespace)
-        steps = InstanceSteps(secrets, drivers.hypervisor, pools, drivers.files, reservations)
+        steps = InstanceSteps(
+            secrets,
+            drivers.hypervisor,
+            pools,
+            drivers.files,
+            reservations,
+            has=lambda volume: volumes.has(volume),
+        )
         instances = Instances(
             self.orders,
             drivers.hypervisor,
@@ -219,6 +226,7 @@ class Agent:
             work,
             reservations,
             tidying,
+            host=self.place.host,
             wake=self._wake,
             arrived=arrived,
             removed=images.disks_removed,

@@ -155,8 +155,11 @@ class Images:
                     retryable=False,
                 )
             self._work.settled(order.name)
+            found = order.status.state is not WorkState.READY
             measuring = image.content is None and self._measure(order.name, image.uid, driver)
             await self._orders.report(order, self._ready(order, image, measuring))
+            if found:  # another host that shares the pool may have brought it
+                self._arrived(wanted.image.uid)
             return Done()
         if wanted.wait_for is not None:
             raise StorageError(

@@ -46,7 +46,11 @@ class InstanceSteps:
         pools: Pools,
         files: InstanceFiles,
         reservations: Reservations,
+        *,
+        has: Callable[[str], bool],
     ) -> None:
+        """`has` says whether this host sees to a volume of a pool that hosts share."""
+        self._has = has
         self._secrets = secrets
         self._hypervisor = hypervisor
         self._pools = pools
@@ -189,6 +193,11 @@ class InstanceSteps:
                 await self._hypervisor.limit_disk(order.uid, volume, disk.qos or UNLIMITED)
 
     async def _volume(self, disk: InstanceDisk, volume: str) -> DomainDisk:
+        if disk.pool.shared and not self._has(volume):
+            raise Missing(
+                "VolumeNotReady",
+                f"the volume of disk {disk.name} is in pool {disk.pool.name}, and another host may still have it",
+            )
         stored = await self._pools.driver(disk.pool).volume(volume)
         if stored is None:
             raise Missing(

@@ -50,16 +50,18 @@ class Volumes:
         reservations: Reservations,
         tidying: Tidying,
         *,
+        host: str,
         wake: Callable[[str], None],
         arrived: Callable[[str], None],
         removed: Callable[[], None],
     ) -> None:
-        """`wake` has an order looked at soon, by name; `arrived` is told the uid of each volume that was made,
+        """`host` is this one's name; `wake` has an order looked at soon, by name; `arrived` is told the uid of each volume that was made,
         `removed` that one is gone."""
         self._orders = orders
         self._pools = pools
         self._hypervisor = hypervisor
         self._work = work
+        self._host = host
         self._reservations = reservations
         self._tidying = tidying
         self._wake = wake
@@ -72,6 +74,10 @@ class Volumes:
     def forget(self, name: str) -> None:
         """The order of that name is gone."""
         self._seen.discard(name)
+
+    def has(self, volume: str) -> bool:
+        """Whether this host sees to the volume, as it has made sure of: an order for it is carried out and stays."""
+        return any(order.name in self._seen and not order.deleting for order in self._orders.keepers(volume))
 
     def let_go(self, volume: str) -> None:
         """A machine neither wants the volume any more nor has it: it may be removed, grown or copied now."""
@@ -131,6 +137,8 @@ class Volumes:
         self, order: WorkOrder, wanted: VolumeOrder, driver: StorageDriver, progress: ProgressListener
     ) -> None:
         """Make the volume and let it grow, whatever of that is left to do."""
+        if order.spec.disk is not None and order.spec.disk.pool.shared:
+            await driver.claim_volume(wanted.uid, self._host, wanted.epoch)
         origin = wanted.origin
         copied = (origin.volume or (origin.snapshot.volume if origin.snapshot else None)) if origin else None
         copies = copied is not None or (origin is not None and wanted.thick)
@@ -194,7 +202,8 @@ class Volumes:
         if (user := await self._user(wanted.uid)) is not None:
             message = f"machine {user} has the volume: delete the machine, or take the disk out of its spec.disks"
             return await self._work.report_hold(order, self._work.in_use(order, "VolumeInUse", message), known)
-        if not wanted.retain or await driver.volume(wanted.uid) is None:
+        made = wanted.existing or known.virtual_size is not None
+        if not wanted.retain or (not made and await driver.volume(wanted.uid) is None):
             with self._reservations.hold((wanted.uid,), "it is being removed"):
                 await driver.remove_volume(wanted.uid)
         if wanted.origin is not None and wanted.origin.linked and wanted.origin.snapshot is not None:

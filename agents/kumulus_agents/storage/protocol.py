@@ -36,6 +36,8 @@ class Usage:
 
     capacity: int
     used: int
+    access: str | None = None
+    """How the host reaches the pool and locks disks there, in sentences for people; None when there is nothing to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,13 @@ class StorageDriver(Protocol):
 
     async def remove_disks(self, owner: str) -> None:
         """Remove every disk of that machine."""
+
+    async def claim_volume(self, uid: str, host: str, epoch: int) -> None:
+        """Mark in a pool that hosts share that `host` sees to the volume, since it was handed over `epoch` times.
+
+        A mark and no lock: it tells a host that a newer order went to another one. It goes with the volume.
+        Raises `StorageError(reason="VolumeElsewhere")` when a newer mark is there, or one as new of another host.
+        """
 
     async def volume(self, uid: str) -> StoredVolume | None:
         """The volume of that uid, if it is whole. Cheap."""

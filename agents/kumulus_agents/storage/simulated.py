@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from kumulus.api.host import ImageRef, OciFetch, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
+from kumulus_agents.storage.keepers import refuse_older
 from kumulus_agents.storage.layers import Layers, Taken
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
@@ -55,6 +56,8 @@ class SimulatedPool:
     """Volume -> the last request to revert it."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Layer that is written no more -> bytes of the disk then."""
+    keepers: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Volume -> epoch and host of its mark."""
 
 
 class SimulatedStorage:
@@ -161,6 +164,12 @@ class SimulatedStorage:
         if self.state.disks.pop(uid_of(owner), None):
             await self._sleep(self._settings.disk_seconds)
 
+    async def claim_volume(self, uid: str, host: str, epoch: int) -> None:
+        """See `StorageDriver.claim_volume`."""
+        self._perhaps_fail("claim_volume")
+        refuse_older(self.state.keepers.get(uid_of(uid)), host, epoch)
+        self.state.keepers[uid] = (epoch, host)
+
     async def volume(self, uid: str) -> StoredVolume | None:
         """See `StorageDriver.volume`."""
         self._perhaps_fail("volume")
@@ -240,7 +249,7 @@ class SimulatedStorage:
         self._perhaps_fail("remove_volume")
         if uid_of(uid) in self.state.layers and self.state.layers[uid].snapshots:
             raise StorageError("The volume has snapshots. Delete them first.", reason="VolumeInUse")
-        for kept in (self.state.layers, self.state.bases, self.state.reverted):
+        for kept in (self.state.layers, self.state.bases, self.state.reverted, self.state.keepers):
             kept.pop(uid, None)
         if self.state.volumes.pop(uid, None):
             await self._sleep(self._settings.disk_seconds)

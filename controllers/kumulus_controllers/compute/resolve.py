@@ -16,7 +16,7 @@ from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.planning.views import Demand, Request
 from kumulus_controllers.storage.image import image_ref
 from kumulus_controllers.storage.sharing import NotUsable, Reference, usable
-from kumulus_controllers.storage.volume_plan import MADE_FOR, Lack, Manner, Wanted
+from kumulus_controllers.storage.volume_plan import HANDING_OVER, MADE_FOR, Lack, Manner, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,23 @@ def attached_disks(scope: Scope, host: str) -> tuple[tuple[InstanceDisk, ...], P
             problem = problem or use
             continue
         volume, user = use.volume, use.volume.status.attached_to
-        if volume.status.host is not None and volume.status.host != host:
+        if use.shared and not use.usable and volume.status.host != host and use.pool is not None:
+            problem = problem or Problem(
+                "PoolNotReady",
+                f"Volume {volume.name} is in pool {use.pool.name}, which host {host}, where the machine is, cannot use.",
+                "VolumesReady",
+            )
+        elif use.shared and user is not None and volume.status.host != host:
+            ready = volume.status.condition("Ready")
+            moving = ready is not None and ready.reason == HANDING_OVER
+            problem = problem or Problem(
+                HANDING_OVER,
+                f"Volume {volume.name} comes from host {volume.status.host}."
+                + (f" {ready.message}" if ready is not None and moving else ""),
+                "VolumesReady",
+                stalled=False,
+            )
+        elif volume.status.host is not None and volume.status.host != host and not use.shared:
             problem = problem or Problem(
                 "VolumeElsewhere",
                 f"Volume {volume.name} is on host {volume.status.host}, the machine on {host}: a disk that is local to a"
@@ -214,6 +230,14 @@ def attached_disks(scope: Scope, host: str) -> tuple[tuple[InstanceDisk, ...], P
                 )
             )
     return tuple(disks), problem
+
+
+def misplaced(resolution: Resolution, host: str) -> bool:
+    """Whether a volume can never be used on that host, where the machine was placed: it went elsewhere meanwhile."""
+    return any(
+        item.use.volume.status.host not in (None, host) and not (item.use.shared and item.use.usable)
+        for item in resolution.volumes
+    )
 
 
 def disc_of(scope: Scope, disk: Disk) -> AnyImage | Problem | None:
@@ -344,6 +368,11 @@ def placement_request(scope: Scope, resolution: Resolution) -> Request:
         bound={
             item.use.volume.name: item.use.volume.status.host
             for item in resolution.volumes
-            if item.use.volume.status.host is not None
+            if item.use.volume.status.host is not None and not item.use.shared
+        },
+        shared={
+            item.use.volume.name: item.use.pool
+            for item in resolution.volumes
+            if item.use.pool is not None and item.use.pool.shared
         },
     )

@@ -44,3 +44,10 @@ class Use:
     """The pool it is in, once it is in one."""
     manner: Manner | None = None
     """How the machine is to have it; None: as it was ordered."""
+    usable: bool = True
+    """Whether the host that the machine is placed on can use that pool."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether several hosts could use it: the machine may be on any of them."""
+        return self.pool is not None and self.pool.shared

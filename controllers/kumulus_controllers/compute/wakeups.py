@@ -11,7 +11,8 @@ from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Enqueue
 from kumulus_controllers.compute.restores import restores
 from kumulus_controllers.compute.scope import AnyImage
-from kumulus_controllers.orders import work_orders
+from kumulus_controllers.orders import DISKS_IN, NOT_BEGUN, work_orders
+from kumulus_controllers.storage.image import arrived
 from kumulus_controllers.storage.volumes import OF_CLASS, USES_VOLUME, Volumes
 
 WOKEN = 32
@@ -71,6 +72,8 @@ class Wakeups:
             order = after or before
             if order is not None and order.spec.type is WorkType.INSTANCE:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name), urgent=True)
+            elif order is not None and arrived(before, after):
+                self._enqueue_waiting(enqueue, order)
             elif after is not None and after.spec.type is WorkType.POOL and _room(before) != _room(after):
                 self._retry_unplaced(enqueue)
 
@@ -139,6 +142,12 @@ class Wakeups:
         self._hosts.listen(host_changed)
         self._pools.listen(pool_changed)
         self._zones.listen(zone_changed)
+
+    def _enqueue_waiting(self, enqueue: Enqueue, image: WorkOrder) -> None:
+        """An image has come into a pool that hosts share, or will not: machines need not wait longer for it."""
+        for order in self._orders.by(DISKS_IN, image.spec.disk.pool.uid if image.spec.disk else ""):
+            if order.spec.type is WorkType.INSTANCE and order.status.state in NOT_BEGUN:
+                enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
 
     def _enqueue_users(self, enqueue: Enqueue, what: str, namespace: str | None) -> None:
         for vm in self._machines.by(USES, what):

@@ -62,6 +62,10 @@ class Lack:
     """Somebody has to do something; False when it will pass by itself."""
 
 
+HANDING_OVER = "HandingOver"
+"""Reason of a volume that one host gives up and another one takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Manner:
     """How machines have a volume: what of its class may change while they do."""
@@ -76,6 +80,9 @@ class Place:
 
     pool: PoolRef
     host: str
+    """In a pool that hosts share: the one whose agent sees to it."""
+    epoch: int | None = None
+    """How often it was handed over, in a pool that hosts share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,16 @@ class Scope:
     volume: Volume
     order: WorkOrder | None = None
     """The order that keeps it on its host."""
+    strays: tuple[WorkOrder, ...] = ()
+    """Orders that keep it on other hosts."""
+    shared: bool = False
+    """It is in a pool that hosts share."""
+    reaching: frozenset[str] = frozenset()
+    """Of the hosts of its users, those that can use its pool. Known of a volume in a pool that hosts share."""
+    copied: str | None = None
+    """Name of a Volume that is being made as a copy of it."""
+    snapped: bool = False
+    """A host keeps snapshots of it."""
     host: Host | None = None
     """The host it is on, if that host exists."""
     volume_class: VolumeClass | None = None
@@ -150,12 +167,12 @@ def wanted(scope: Scope) -> Wanted | Lack:
         thick=offered is not None
         and offered.spec.provisioning is Provisioning.THICK
         and not (origin is not None and origin.linked),
-        retain=_retain(scope),
+        retain=retained(scope),
         origin=origin,
     )
 
 
-def _retain(scope: Scope) -> bool:
+def retained(scope: Scope) -> bool:
     """Whether the data outlives the volume. Data is never given up because a class went."""
     if scope.volume.spec.reclaim_policy is not None:
         return scope.volume.spec.reclaim_policy is ReclaimPolicy.RETAIN
@@ -242,12 +259,63 @@ def attachment(scope: Scope) -> Attachment | None:
         for vm in scope.users
         if not vm.deleting
         and vm.status.host is not None
-        and (volume.status.host is None or volume.status.host == vm.status.host)
+        and (volume.status.host in (None, vm.status.host) or vm.status.host in scope.reaching)
     ]
     if not fitting:
         return None
     first = min(fitting, key=lambda vm: (vm.metadata.creation_timestamp or "", vm.name))
     return Attachment(vm=first.name, uid=first.uid)
+
+
+def home(scope: Scope, attached: Attachment | None) -> str | None:
+    """The host whose agent is to see to a volume in a pool that hosts share: that of its machine, else the one that
+    does. None when that one is gone, or about to go: any other will do."""
+    for vm in scope.users:
+        if attached is not None and vm.uid == attached.uid and vm.status.host in scope.reaching:
+            return vm.status.host
+    return None if scope.host is None or scope.host.deleting else scope.volume.status.host
+
+
+def kept_back(scope: Scope, host: str) -> Lack | None:
+    """Why the volume cannot be handed to `host` yet, whatever the agent that has it does: somebody works with it."""
+    elsewhere = sorted({order.spec.for_.name for order in scope.instances if host_of(order) != host})
+    if elsewhere:
+        return Lack("VolumeInUse", f"Machine {', '.join(elsewhere)} has it on another host.", stalled=False)
+    if scope.snapped:
+        return Lack(
+            "HasSnapshots",
+            f"It has snapshots, which host {scope.volume.status.host} keeps, and cannot go to host {host} yet: delete them,"
+            f" or run the machine on host {scope.volume.status.host}.",
+        )
+    if scope.copied is not None:
+        return Lack(
+            "VolumeInUse", f"It is being copied to Volume {scope.copied}: it moves when that is done.", stalled=False
+        )
+    return None
+
+
+def handing_over(scope: Scope, order: WorkOrder, host: str, *, heard: bool) -> Lack:
+    """What is said while the agent that has the volume lets go of it. Silence is no proof that a host is dead."""
+    before = host_of(order)
+    if heard:
+        why = f" {before}: {order.status.message}" if order.deleting and order.status.message else ""
+        return Lack(HANDING_OVER, f"Host {before} gives it up, then host {host} takes it.{why}", stalled=False)
+    return Lack(
+        HANDING_OVER,
+        f"Host {before}, which has it, does not answer, and may still write to it. It goes to host {host} when {before}"
+        f" answers. If {before} is off for good: kubectl annotate volume {scope.volume.name} {FORCE_DETACH}=true",
+    )
+
+
+def retaining(order: WorkOrderSpec, retain: bool, term: int) -> WorkOrderSpec:
+    """The order in such a way that its end leaves the data where it is, or does not."""
+    assert order.disk is not None and order.disk.volume is not None
+    if order.disk.volume.retain == retain:
+        return order
+    after = order.disk.volume.model_copy(update={"retain": retain})
+    return order.model_copy(
+        update={"disk": order.disk.model_copy(update={"volume": after}), "term": max(term, order.term)}
+    )
 
 
 def volume_order(volume: Volume, want: Wanted, place: Place, term: int) -> WorkOrderSpec:
@@ -265,6 +333,7 @@ def volume_order(volume: Volume, want: Wanted, place: Place, term: int) -> WorkO
                 origin=want.origin,
                 existing=volume.status.size is not None,
                 retain=want.retain,
+                epoch=place.epoch or 0,
             ),
         ),
     )
@@ -307,6 +376,7 @@ def derive_status(
         phase=phase,
         pool=place.pool.name if place else before.pool,
         host=place.host if place else before.host,
+        epoch=place.epoch if place else before.epoch,
         size=size if size is not None else before.size,
         used=facts_known.size if facts_known and facts_known.size is not None else before.used,
         attached_to=attached,
@@ -332,8 +402,12 @@ def _state(scope: Scope, attached: Attachment | None, lack: Lack | None) -> tupl
         return VolumePhase.DELETING, *_deleting(scope, lack)
     if lack is not None:
         known = order is not None and order.status.state is WorkState.READY
+        if lack.reason == HANDING_OVER:
+            return VolumePhase.MOVING, Fact("Ready", False, lack.reason, lack.message), lack.stalled
         phase = VolumePhase.FAILED if lack.stalled and known else VolumePhase.PENDING
         return phase, Fact("Ready", False, lack.reason, lack.message), lack.stalled
+    if order is None and volume.status.size is not None:
+        return VolumePhase.MOVING, Fact("Ready", False, HANDING_OVER, "Another host is about to take it."), False
     if order is None:
         return (
             VolumePhase.PENDING,
@@ -392,7 +466,7 @@ def held(scope: Scope) -> Lack | None:
 def host_lost(scope: Scope) -> Lack | None:
     """Why the volume cannot be reached."""
     name = scope.volume.status.host
-    if name is None or scope.host is not None:
+    if name is None or scope.host is not None or scope.shared:
         return None
     return Lack(
         "HostGone",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kumulus.api.compute import PowerState, VirtualMachine
-from kumulus.api.fabric import Host
-from kumulus.api.host import PoolRef, WorkOrder, WorkState, WorkType
+from kumulus.api.fabric import Host, host_namespace
+from kumulus.api.host import PoolRef, WorkOrder, WorkState, WorkType, pool_order_name
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
-from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, work_orders
+from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, SNAPSHOT_OF, host_of, work_orders
 from kumulus_controllers.storage.pool import pool_ref
 from kumulus_controllers.storage.sharing import Images, Reference
 from kumulus_controllers.storage.snapshot_plan import owner_of
@@ -21,6 +21,7 @@ from kumulus_controllers.storage.volume_plan import Lack, Manner, Scope, Wanted,
 USES_VOLUME = "uses-volume"
 UID = "uid"
 COPY_OF = "copy-of"
+HOST = "host"
 UNMADE = "unmade"
 OF_CLASS = "of-class"
 FROM_SNAPSHOT = "from-snapshot"
@@ -69,6 +70,7 @@ class Volumes:
         self.store.add_index(UID, lambda volume: (volume.uid,))
         self.store.add_index(COPY_OF, _copy_of)
         self.store.add_index(UNMADE, lambda volume: ("yes",) if volume.status.pool is None else ())
+        self.store.add_index(HOST, lambda volume: (volume.status.host,) if volume.status.host else ())
         self.store.add_index(
             OF_CLASS, lambda volume: (volume.status.volume_class,) if volume.status.volume_class else ()
         )
@@ -100,9 +102,18 @@ class Volumes:
         if spec.source is not None and spec.source.image is not None:
             wanted_image = Reference(spec.source.image, volume.namespace or "", spec.source.image_namespace)
             image = self.images.find(wanted_image)
+        users = tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}"))
+        pool = self.pool(volume)
+        shared = pool is not None and pool.shared
+        at_home = [order for order in orders if host_of(order) == volume.status.host]
         return Scope(
             volume=volume,
-            order=next(iter(orders), None),
+            order=next(iter(at_home or orders), None),
+            strays=tuple(order for order in orders if order not in at_home) if shared else (),
+            shared=shared,
+            reaching=self._reaching(pool, users) if pool is not None and shared else frozenset(),
+            copied=self._copied(volume) if shared else None,
+            snapped=bool(self.orders.by(SNAPSHOT_OF, volume.uid)) if shared else False,
             host=self.hosts.get(volume.status.host) if volume.status.host else None,
             volume_class=self.class_of(volume),
             image=image,
@@ -111,7 +122,7 @@ class Volumes:
             snapshot=snapshot,
             snapshot_going=snapshot is not None and self.going(snapshot),
             snapshots=self.kept(volume),
-            users=tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}")),
+            users=users,
             instances=tuple(self.orders.by(HAS_VOLUME, volume.uid)),
         )
 
@@ -157,6 +168,26 @@ class Volumes:
         """The pool that a volume or a snapshot is in, with what a driver has to know."""
         pool = self.pools.get(item.status.pool) if item.status.pool else None
         return pool_ref(pool) if pool else None
+
+    def _reaching(self, pool: PoolRef, users: Iterable[VirtualMachine]) -> frozenset[str]:
+        """Of the hosts of these machines, those that can use the pool."""
+        hosts = {vm.status.host for vm in users if vm.status.host is not None}
+        return frozenset(host for host in hosts if self.usable(pool, host))
+
+    def usable(self, pool: PoolRef, host: str) -> bool:
+        """Whether the agent of the host says that the pool can be used there."""
+        order = self.orders.get(pool_order_name(pool.uid), host_namespace(host))
+        return order is not None and not order.deleting and order.status.state is WorkState.READY
+
+    def _copied(self, volume: Volume) -> str | None:
+        """Name of a volume that is being made as a copy of this one."""
+        for other in self.store.by(COPY_OF, f"{volume.namespace}/{volume.name}"):
+            for order in self.orders.by(FOR_UID, f"{WorkType.DISK}/{other.uid}"):
+                wanted = order.spec.disk.volume if order.spec.disk is not None else None
+                origin = wanted.origin if wanted is not None else None
+                if origin is not None and origin.volume == volume.uid and other.status.size is None:
+                    return other.name
+        return None
 
     def _writer(self, volume: Volume) -> str | None:
         """Name of a machine that may be writing to it now."""

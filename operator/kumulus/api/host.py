@@ -263,6 +263,12 @@ class VolumeOrder(Model):
         default=None, description="Give it the content of a snapshot, once; no machine may have it meanwhile."
     )
     retain: bool = Field(default=False, description="Deleting the order leaves the data where it is.")
+    epoch: int = Field(
+        default=0,
+        description="In a pool that hosts share: how often the volume was handed from host to host. A host that finds"
+        " a newer one marked in the pool leaves the volume alone.",
+        ge=0,
+    )
 
 
 class DiskOrder(Model):
@@ -477,6 +483,9 @@ class PoolFacts(Model):
 
     capacity: int | None = Field(default=None, description="Bytes there are.")
     used: int | None = Field(default=None, description="Bytes in use, by anybody; rounded so that it changes seldom.")
+    access: str | None = Field(
+        default=None, description="How the host reaches the pool and locks its disks, for people.", max_length=512
+    )
 
 
 class ConsoleFacts(Model):

@@ -375,6 +375,7 @@ class PoolHost(Model):
     ready: bool = Field(description="Whether the pool can be used there.")
     capacity: MeasuredBytes | None = Field(default=None, description="Space there is.")
     used: MeasuredBytes | None = Field(default=None, description="Space in use, by anybody.")
+    access: str | None = Field(default=None, description="How it reaches the pool and locks its disks, for people.")
     message: str | None = Field(default=None, description="Why it is not ready.")
 
 
@@ -524,6 +525,7 @@ class VolumePhase(StrEnum):
     AVAILABLE = "Available"
     IN_USE = "InUse"
     RESIZING = "Resizing"
+    MOVING = "Moving"
     RESTORING = "Restoring"
     DELETING = "Deleting"
     FAILED = "Failed"
@@ -544,6 +546,9 @@ class VolumeStatus(Status):
     host: str | None = Field(
         default=None,
         description="The host that has it; in a pool that hosts share, the one whose agent sees to it now.",
+    )
+    epoch: int | None = Field(
+        default=None, description="How often it was handed from host to host, in a pool that hosts share."
     )
     size: Bytes | None = Field(default=None, description="Size of the disk as it is now.")
     used: MeasuredBytes | None = Field(default=None, description="What it takes in the pool.")

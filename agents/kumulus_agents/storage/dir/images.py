@@ -98,10 +98,10 @@ async def copy_in(
 
     What has arrived stays when another attempt can use it, and goes when the file is refused or the pool is full.
     """
-    part = await Part.open(images.partial, _copied(image.uid), claims)
+    part = await Part.open(images.partial, pool.unfinished(image.uid, "copy"), claims)
     try:
         await receive(part, pace)
-        with images.partial.reading(_copied(image.uid)) as fd:
+        with images.partial.reading(pool.unfinished(image.uid, "copy")) as fd:
             pace.stage("Inspecting", content.size, content.size)
             disc = content.format is not ImageFormat.QCOW2
             found = await convert.inspect(fd, image.format if disc else content.format, settings)
@@ -114,7 +114,7 @@ async def copy_in(
                 "fileSize": content.size,
                 "contentSha256": content.sha256,
             }
-            await in_thread(_settle, pool, images, image.uid, fd, _copied(image.uid), record)
+            await in_thread(_settle, pool, images, image.uid, fd, pool.unfinished(image.uid, "copy"), record)
     except StorageError as error:
         if not error.retryable or error.reason in ("NoSpace", "InsufficientCapacity"):
             await part.discard()
@@ -141,10 +141,10 @@ async def take_in(
     What was downloaded stays when another attempt can use it, and goes when the image is refused or
     the pool is full.
     """
-    part = await Part.open(images.partial, _source(image.uid), claims)
+    part = await Part.open(images.partial, pool.unfinished(image.uid, "source"), claims)
     try:
         arrived = await _arrive(image, source, part, pace, fetcher, settings)
-        async with _plain(images, image.uid, arrived.packing, pace, settings, claims) as (name, fd):
+        async with _plain(pool, images, image.uid, arrived.packing, pace, settings, claims) as (name, fd):
             size = os.fstat(fd).st_size
             pace.stage("Inspecting", size, size)
             found = await convert.inspect(fd, image.format, settings)
@@ -194,14 +194,20 @@ async def _arrive(
 
 @asynccontextmanager
 async def _plain(
-    images: Images, uid: str, packing: str, pace: Pace, settings: StorageSettings, claims: Claims
+    pool: PoolDirectory,
+    images: Images,
+    uid: str,
+    packing: str,
+    pace: Pace,
+    settings: StorageSettings,
+    claims: Claims,
 ) -> AsyncIterator[tuple[str, int]]:
     """The name and a descriptor of what was downloaded, or of what is packed in it; that is gone at the end."""
-    with images.partial.reading(_source(uid)) as packed:
+    with images.partial.reading(pool.unfinished(uid, "source")) as packed:
         if packing == Compression.NONE:
-            yield _source(uid), packed
+            yield pool.unfinished(uid, "source"), packed
             return
-        name = _unpacked(uid)
+        name = pool.unfinished(uid, "unpacked")
         target = images.partial.fresh(name)
         total = os.fstat(packed).st_size
 
@@ -218,7 +224,7 @@ async def _plain(
             pace.at(done, total)
 
         try:
-            claims.drop(_source(uid))  # it is all there, and nothing is converted from it
+            claims.drop(pool.unfinished(uid, "source"))  # it is all there, and nothing is converted from it
             most = claims.most(free())
             pace.stage("Unpacking", 0, total)
             progress(0)
@@ -244,14 +250,14 @@ async def _converted(
     settings: StorageSettings,
 ) -> None:
     """Make the file and then its record, which is what makes an image of it."""
-    target = images.partial.fresh(_converting(uid))
+    target = images.partial.fresh(pool.unfinished(uid, "converting"))
     try:
         pace.stage("Converting", 0, found.virtual_size)
         virtual_size = await convert.convert(source, found, target, settings, pace.at)
         record = {**arrived.known(found), "virtualSize": virtual_size, "fileSize": os.fstat(target).st_size}
-        await in_thread(_settle, pool, images, uid, target, _converting(uid), record)
+        await in_thread(_settle, pool, images, uid, target, pool.unfinished(uid, "converting"), record)
     except BaseException:
-        images.partial.remove(_converting(uid))
+        images.partial.remove(pool.unfinished(uid, "converting"))
         raise
     finally:
         os.close(target)
@@ -264,10 +270,16 @@ def _settle(
 
     Blocks, and is one call, so that cancelling does not end it halfway.
     """
+    if pool.shared and stored(pool, images.whole, uid) is not None:
+        # Another host was faster, and disks may stand on its file already.
+        images.partial.remove(temporary)
+        discard(images.partial, pool.unfinished(uid, "source"))
+        discard(images.partial, pool.unfinished(uid, "copy"))
+        return
     name = f"{uid}.{record.get('format', 'qcow2')}"
     images.partial.settle(target, temporary, name, mode=pool.image_mode, gid=pool.gid, into=images.whole, flush=False)
-    discard(images.partial, _source(uid))
-    discard(images.partial, _copied(uid))
+    discard(images.partial, pool.unfinished(uid, "source"))
+    discard(images.partial, pool.unfinished(uid, "copy"))
     try:
         write_record(images.whole, f"{uid}.json", record)
     except BaseException:
@@ -275,32 +287,16 @@ def _settle(
         raise
 
 
-def remove(images: Images, uid: str) -> None:
+def remove(pool: PoolDirectory, images: Images, uid: str) -> None:
     """Remove the image and everything on its way to it; the record first. Blocks."""
     images.whole.erase(f"{uid}.json")
     images.whole.flush()
     for form in _FORMATS:
         images.whole.remove(f"{uid}.{form}")
-    discard(images.partial, _source(uid))
-    discard(images.partial, _copied(uid))
-    images.partial.remove(_unpacked(uid))
-    images.partial.remove(_converting(uid))
-
-
-def _source(uid: str) -> str:
-    return f"{uid}.source"
-
-
-def _copied(uid: str) -> str:
-    return f"{uid}.copy"
-
-
-def _unpacked(uid: str) -> str:
-    return f"{uid}.unpacked"
-
-
-def _converting(uid: str) -> str:
-    return f"{uid}.converting"
+    discard(images.partial, pool.unfinished(uid, "source"))
+    discard(images.partial, pool.unfinished(uid, "copy"))
+    images.partial.remove(pool.unfinished(uid, "unpacked"))
+    images.partial.remove(pool.unfinished(uid, "converting"))
 
 
 def _text(value: object) -> str | None:
