@@ -209,6 +209,51 @@ async def test_a_machine_that_is_gone_comes_back_from_its_snapshot(owner: Owner)
     await owner.reads("vm2", own=1, data=2)
 
 
+async def test_a_machine_gets_back_what_its_snapshot_kept(owner: Owner) -> None:
+    await owner.volume("data")
+    await owner.machine("vm", OWN, DATA, on=0)
+    await owner.runs("vm")
+    await owner.written("vm", own=1, data=2)
+    await owner.whole("all", "vm")
+    await owner.wait(VirtualMachineSnapshot.KIND, "all", phase("Ready"), "is taken")
+    await owner.written("vm", own=7, data=8)
+    await owner.restore("back", "all", vm="vm")
+    assert "vm stop vm" in await owner.says(VirtualMachineRestore.KIND, "back", "MachineNotStopped")
+    await owner.reads("vm", own=7, data=8)
+    await owner.off("vm")
+    done = await owner.wait(VirtualMachineRestore.KIND, "back", phase("Succeeded"), "is done")
+    assert [disk["state"] for disk in done["status"]["volumes"]] == ["Restored", "Restored"]
+    await owner.patch(VirtualMachine.KIND, "vm", powerState="Running")
+    await owner.runs("vm")
+    await owner.reads("vm", own=1, data=2)
+
+    # Again, from the same snapshot, while the host is away: the machine is not started before it is done.
+    await owner.written("vm", own=5, data=6)
+    await owner.off("vm")
+    host = owner.cloud.hosts[owner.hosts[0]]
+    await host.kill()
+    try:
+        await owner.restore("again", "all", vm="vm")
+        await owner.wait(VirtualMachineRestore.KIND, "again", phase("Restoring"), "has begun")
+        await owner.restore("other", "all", vm="vm")
+        await owner.says(VirtualMachineRestore.KIND, "other", "AnotherRestore")
+        await owner.delete(VirtualMachineRestore.KIND, "other")
+        await owner.gone(VirtualMachineRestore.KIND, "other")
+        await owner.patch(VirtualMachine.KIND, "vm", powerState="Running")
+        assert "again" in await owner.says(VirtualMachine.KIND, "vm", "RestoreInProgress")
+        await owner.delete(VirtualMachineRestore.KIND, "again")
+        await owner.says(VirtualMachineRestore.KIND, "again", "Restoring")
+        await owner.delete(VirtualMachineSnapshot.KIND, "all")
+        assert "again" in await owner.says(VirtualMachineSnapshot.KIND, "all", "RestoreInProgress")
+    finally:
+        host.start()
+    await owner.gone(VirtualMachineRestore.KIND, "again")
+    await owner.runs("vm")
+    await owner.reads("vm", own=1, data=2)
+    await owner.gone(VirtualMachineSnapshot.KIND, "all")
+    await owner.reads("vm", own=1, data=2)
+
+
 async def test_a_namespace_with_all_of_it_empties_itself(owner: Owner) -> None:
     await owner.volume("data")
     await owner.machine("vm", OWN, DATA)
