@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Secrets of this host's namespace."""
+=======
+"""Secrets that work orders name: read when they are needed, from the host's own namespace, and never kept."""
+>>>>>>> main
 
 from __future__ import annotations
 
@@ -8,17 +12,26 @@ from collections.abc import Mapping
 
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
+<<<<<<< HEAD
 from kumulus.kube.errors import KubeError
 from kumulus_agents.storage.protocol import StorageError
 
 
 class HostSecrets:
     """Reads Secrets by name, each time anew: what is in them is kept by nobody here."""
+=======
+from kumulus_agents.agent.missing import Missing
+
+
+class Secrets:
+    """Those of one host's namespace."""
+>>>>>>> main
 
     def __init__(self, client: KubeClient, namespace: str) -> None:
         self._client = client
         self._namespace = namespace
 
+<<<<<<< HEAD
     async def read(self, name: str) -> Mapping[str, bytes]:
         """See `storage.secrets.Secrets`."""
         try:
@@ -38,3 +51,14 @@ class HostSecrets:
             return {key: base64.b64decode(data, validate=True) for key, data in (secret.get("data") or {}).items()}
         except binascii.Error:
             raise StorageError(f"The Secret {name} is not valid base64.", reason="SecretUnreadable") from None
+=======
+    async def read(self, name: str, what: str) -> Mapping[str, bytes]:
+        """What is in the Secret, by key. `what` says what it is for. Raises `Missing`, `KubeError`."""
+        secret = await self._client.find(SECRET, name, self._namespace)
+        if secret is None:
+            raise Missing("SecretNotFound", f"the Secret {name} with {what} is not there")
+        try:
+            return {key: base64.b64decode(data, validate=True) for key, data in (secret.get("data") or {}).items()}
+        except binascii.Error:
+            raise Missing("SecretUnreadable", f"the Secret {name} is not valid base64") from None
+>>>>>>> main
