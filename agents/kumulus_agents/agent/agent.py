@@ -38,11 +38,7 @@ from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
 from kumulus_agents.agent.report import MachineFacts, Reporter
 from kumulus_agents.agent.reservations import Reservations
-<<<<<<< HEAD
-from kumulus_agents.agent.secrets import HostSecrets
-=======
-from kumulus_agents.agent.secrets import Secrets
->>>>>>> main
+from kumulus_agents.agent.secrets import PoolSecrets, Secrets
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.agent.snapshot import Snapshots
 from kumulus_agents.agent.tidying import Tidying
@@ -155,7 +151,7 @@ class Agent:
     async def run(self) -> None:
         """Work until `stop` is called or the task is cancelled. Guests are left as they are."""
         await self._drivers.hypervisor.connect(self._domain_changed)
-        transfer, secrets = self._drivers.transfer, HostSecrets(self._client, self.place.namespace)
+        transfer, secrets = self._drivers.transfer, PoolSecrets(Secrets(self._client, self.place.namespace))
         pools = Pools(self._drivers.pool, secrets, met=self._met)
         try:
             if transfer is not None:

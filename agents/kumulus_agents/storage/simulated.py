@@ -432,14 +432,10 @@ class SimulatedStorage:
             raise self._failures[verb].popleft()
 
 
-<<<<<<< HEAD
-def make(pool: PoolRef, settings: StorageSettings, _: Secrets) -> StorageDriver:
-=======
 def _resolved(fetch: OciFetch) -> str:
     return fetch.digest or f"sha256:{hashlib.sha256(fetch.reference.encode()).hexdigest()}"
 
 
-def make(pool: PoolRef, settings: StorageSettings) -> StorageDriver:
->>>>>>> main
+def make(pool: PoolRef, settings: StorageSettings, _: Secrets) -> StorageDriver:
     """The driver for a pool; what the entry point names."""
     return SimulatedStorage(pool, settings)

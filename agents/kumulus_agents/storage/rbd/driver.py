@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from weakref import WeakValueDictionary
 
-from kumulus.api.host import HttpFetch, ImageRef, PoolRef, SnapshotRef, VolumeOrigin
+from kumulus.api.host import ImageRef, PoolRef, SnapshotRef, VolumeOrigin
 from kumulus.api.pools import PoolDriver, PoolParameters
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import OPTICAL
@@ -28,6 +28,7 @@ from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.keepers import refuse_older
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
+    ImageSource,
     ImportProgress,
     Merge,
     ProgressListener,
@@ -39,6 +40,7 @@ from kumulus_agents.storage.protocol import (
     StoredSnapshot,
     StoredVolume,
     Usage,
+    same,
 )
 from kumulus_agents.storage.rbd import names
 from kumulus_agents.storage.rbd.cluster import Cluster
@@ -115,11 +117,12 @@ class RbdStorage:
                 sha256=str(record["sha256"]),
                 virtual_size=int(record["virtualSize"]),
                 size=int(record["size"]),
+                digest=None if record.get("digest") is None else str(record["digest"]),
             )
         except (KeyError, ValueError, TypeError):
             return None
 
-    async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
+    async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
         """See `StorageDriver.import_image`. Requests at the same time import once."""
         uid = uid_of(image.uid)
         async with self._lock(f"image {uid}"):
@@ -132,13 +135,7 @@ class RbdStorage:
                 found = await self.image(uid)
         if found is None:
             raise StorageError("The image was removed while it was imported.", reason="ImageNotReady")
-        if found.sha256 != image.sha256:
-            raise StorageError(
-                "The pool has this image with another checksum. Remove the image and make a new one.",
-                reason="ImageConflict",
-                retryable=False,
-            )
-        return found
+        return same(found, image, source)
 
     async def remove_image(self, uid: str) -> None:
         """See `StorageDriver.remove_image`. The cluster itself keeps an image that something stands on."""
@@ -354,7 +351,12 @@ class RbdStorage:
                 os.close(raw)
                 scratch.remove(f"{staged.uid}.raw")
         taken = await self._images.usage(making)
-        record = {"sha256": staged.sha256, "sourceFormat": staged.source_format, "virtualSize": size}
+        record = {
+            "sha256": staged.sha256,
+            "sourceFormat": staged.source_format,
+            "virtualSize": size,
+            "digest": staged.digest,
+        }
         await self._images.keep_record(making, {**record, "size": taken[1] if taken is not None else size})
         await self._images.keep_base(making)
         await self._images.settle(name)
