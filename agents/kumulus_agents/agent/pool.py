@@ -15,6 +15,8 @@ from kumulus_agents.storage.protocol import StorageError
 log = structlog.get_logger(__name__)
 
 REFRESH = 60.0
+REFRESH_SHARED = 10.0
+"""Of a pool that is reached over the network: its server may stall."""
 STEP = 64 * 1024 * 1024
 """What is in use is reported in steps of so many bytes, so that it changes seldom."""
 
@@ -66,4 +68,5 @@ class PoolPresences:
                 ),
             )
         await self._orders.report(order, status)
-        return Requeue(REFRESH * random.uniform(0.9, 1.1))  # noqa: S311 - spread, not secret
+        every = REFRESH_SHARED if pool.shared else REFRESH
+        return Requeue(every * random.uniform(0.9, 1.1))  # noqa: S311 - spread, not secret

@@ -59,7 +59,9 @@ def disk_of(owner: str, name: str) -> str:
 class PoolDirectory:
     """Opens the directories of one pool, each time anew: file systems come and go."""
 
-    def __init__(self, pool: PoolRef, settings: StorageSettings) -> None:
+    def __init__(self, pool: PoolRef, settings: StorageSettings, *, mounted: bool = False) -> None:
+        """`mounted`: its root must be a mount, for nothing may be made below a place where nothing is mounted."""
+        self._mounted = mounted
         self.path = PurePosixPath(pool.parameters.path or "")
         self._name = pool.name
         self._roots = settings.roots
@@ -146,9 +148,11 @@ class PoolDirectory:
         root = self._root()
         parts = self.path.relative_to(root).parts
         with ExitStack() as stack:
-            if make:
+            if make and not self._mounted:
                 Path(root).mkdir(mode=0o711, parents=True, exist_ok=True)
             at = stack.enter_context(Directory.trusted(root, self.mark))
+            if self._mounted and os.fstat(at.fd).st_dev == Path(root).parent.stat().st_dev:
+                raise StorageError(f"The pool {self._name} is not mounted on this host.", reason="MountFailed")
             for part in parts[:-1]:
                 at = stack.enter_context(self._between(at, part, make=make))
             yield stack.enter_context(at.directory(parts[-1], make=make, mode=self._mode, gid=self.gid))
