@@ -20,10 +20,10 @@ from typing import Any, cast
 
 from kumulus_agents.storage.protocol import StorageDriver, StorageError
 
-PATIENCE = 4.0
+PATIENCE = 3.0
 """Seconds that a file system may take to answer."""
-LOOK_EVERY = 0.5
-_ASK_EVERY = 2.0
+LOOK_EVERY = 0.25
+_ASK_EVERY = 1.0
 _IDLE = 120.0
 """A pool that nobody used for so long, in seconds, is not asked."""
 
