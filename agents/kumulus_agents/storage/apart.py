@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, cast
 
+from kumulus_agents.storage.presence import Expecting
 from kumulus_agents.storage.protocol import StorageDriver, StorageError
 
 PATIENCE = 3.0
@@ -80,6 +81,11 @@ class Apart:
         self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
         self._driver: StorageDriver | None = None
+        self._expected = False
+
+    def expect(self) -> None:
+        """See `Expecting.expect`. Told before the driver is used."""
+        self._expected = True
 
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
         if verb.startswith("_") or verb in _WHOLE_IMAGES:
@@ -94,6 +100,8 @@ class Apart:
             async def there() -> Any:
                 if self._driver is None:
                     self._driver = self._make()
+                    if self._expected and isinstance(self._driver, Expecting):
+                        self._driver.expect()
                 plain = {name: relayed(value) for name, value in named.items()}
                 return await getattr(self._driver, verb)(*map(relayed, arguments), **plain)
 
