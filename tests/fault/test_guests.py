@@ -33,7 +33,19 @@ BLOCK = 65536
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[LibvirtWorld]:
+def small(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "small", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+@pytest.fixture
+def world(tmp_path: Path, small: Path) -> Iterator[LibvirtWorld]:
+    """libvirtd sees what was mounted before it began."""
     images = tmp_path / "guests"
     images.mkdir()
     machines = tmp_path / "machines"
@@ -48,17 +60,6 @@ def world(tmp_path: Path) -> Iterator[LibvirtWorld]:
             made.clear()
     finally:
         libvirtd.stop()
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "small", place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 def acknowledged(world: LibvirtWorld, spec: DomainSpec) -> int:
