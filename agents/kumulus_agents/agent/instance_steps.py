@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import Awaitable, Callable, Mapping
 
 from kumulus.api.host import InstanceDisk, InstanceOrder, SeedRef, WorkOrder
 from kumulus.api.qos import UNLIMITED
 from kumulus.api.volumes import CacheMode
-from kumulus.kube.builtin import SECRET
-from kumulus.kube.client import KubeClient
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_scope import (
     Attach,
@@ -30,6 +26,7 @@ from kumulus_agents.agent.instance_scope import (
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
+from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainSpec, Hypervisor, Marks
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.source import DiskSource, FileSource
@@ -44,8 +41,7 @@ class InstanceSteps:
 
     def __init__(
         self,
-        client: KubeClient,
-        namespace: str,
+        secrets: Secrets,
         hypervisor: Hypervisor,
         pools: Pools,
         files: InstanceFiles,
@@ -55,8 +51,7 @@ class InstanceSteps:
     ) -> None:
         """`has` says whether this host sees to a volume of a pool that hosts share."""
         self._has = has
-        self._client = client
-        self._namespace = namespace
+        self._secrets = secrets
         self._hypervisor = hypervisor
         self._pools = pools
         self._files = files
@@ -223,13 +218,7 @@ class InstanceSteps:
     async def _seed(self, seed: SeedRef) -> Mapping[str, bytes]:
         if seed.secret is None:
             return {name: text.encode() for name, text in (seed.data or {}).items()}
-        secret = await self._client.find(SECRET, seed.secret, self._namespace)
-        if secret is None:
-            raise Missing("SecretNotFound", f"the Secret {seed.secret} with the first-boot data is not there")
-        try:
-            return {name: base64.b64decode(data, validate=True) for name, data in (secret.get("data") or {}).items()}
-        except binascii.Error:
-            raise Missing("SecretUnreadable", f"the Secret {seed.secret} is not valid base64") from None
+        return await self._secrets.read(seed.secret, "the first-boot data")
 
     async def _remove(self, order: InstanceOrder) -> None:
         """What was made for the machine alone; volumes have a life of their own."""

@@ -7,10 +7,10 @@ at any line: a half-made file is never taken for a whole one.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from kumulus.api.host import HttpFetch, ImageRef, VolumeOrigin
+from kumulus.api.host import HttpFetch, ImageRef, OciFetch, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import ImageContent
 from kumulus_agents.storage.source import DiskSource, LayerFile
@@ -42,6 +42,26 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """Who asks a registry. Never in a log, a status, an argument or a file."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySource:
+    """An image in a registry, and what opens that."""
+
+    fetch: OciFetch
+    login: Login | None = None
+
+
+ImageSource = HttpFetch | RegistrySource
+"""Where an image comes from."""
+
+
+@dataclass(frozen=True, slots=True)
 class StoredImage:
     """An image that is whole, verified and converted, in the pool."""
 
@@ -56,6 +76,8 @@ class StoredImage:
     virtual_size: int
     size: int
     """Bytes it takes."""
+    digest: str | None = None
+    """What its reference was resolved to, of an image that this pool got from a registry."""
     content: ImageContent | None = None
     """The file, to the byte, when that is known (`whole.WholeImages`)."""
 
@@ -132,11 +154,31 @@ class ImportProgress:
     rate: int | None
     """Bytes per second, lately."""
 
+    @property
+    def remaining(self) -> int | None:
+        """Seconds that the stage still takes at that rate, rounded up; None when that cannot be said."""
+        if self.total is None or not self.rate:
+            return None
+        return -(-max(self.total - self.bytes, 0) // self.rate)
+
 
 ProgressListener = Callable[[ImportProgress], None]
 
 Resize = Callable[[int], Awaitable[None]]
 """Has the emulator that uses a volume make its disk so many bytes large; returns when it is."""
+
+
+def same(found: StoredImage, image: ImageRef, source: ImageSource) -> StoredImage:
+    """The image that was found in a pool, if it is the wanted one. Raises `StorageError(reason="ImageConflict")`."""
+    pinned = source.fetch.digest if isinstance(source, RegistrySource) else None
+    other = pinned is not None and found.digest is not None and found.digest != pinned
+    if (image.sha256 or found.sha256) != found.sha256 or other:
+        raise StorageError(
+            "The pool has this image with another checksum. Remove the image and make a new one.",
+            reason="ImageConflict",
+            retryable=False,
+        )
+    return found
 
 
 class StorageDriver(Protocol):
@@ -148,9 +190,11 @@ class StorageDriver(Protocol):
     async def image(self, uid: str) -> StoredImage | None:
         """The image of that uid, if it is whole."""
 
-    async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
+    async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
         """Bring an image into the pool: fetch (resuming a cut transfer), verify while streaming, unpack, inspect by a
         parser that does not trust it, convert, all in a cage. There already: nothing. Cancelling leaves a resumable part.
+
+        A registry's reference is resolved once: what it was resolved to is in the image's `digest`.
 
         Raises `StorageError`; nothing of a refused image stays.
         """

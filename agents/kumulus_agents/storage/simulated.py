@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
-from kumulus.api.host import HttpFetch, ImageRef, PoolRef, VolumeOrigin
+from kumulus.api.host import ImageRef, OciFetch, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
 from kumulus_agents.storage.keepers import refuse_older
 from kumulus_agents.storage.layers import Layers, Taken
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
+    ImageSource,
     Merge,
     ProgressListener,
+    RegistrySource,
     Resize,
     StorageDriver,
     StorageError,
@@ -25,6 +28,7 @@ from kumulus_agents.storage.protocol import (
     StoredSnapshot,
     StoredVolume,
     Usage,
+    same,
 )
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
@@ -92,14 +96,14 @@ class SimulatedStorage:
         self._perhaps_fail("image")
         return self.state.images.get(uid_of(uid))
 
-    async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
+    async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
         """See `StorageDriver.import_image`. Nothing is fetched; every source has the image."""
         uid = uid_of(image.uid)
         lock = self._locks[uid]
         try:
             async with lock:
                 if (found := self.state.images.get(uid)) is not None:
-                    return self._same(found, image)
+                    return same(found, image, source)
                 self._perhaps_fail("import_image")
                 await self._download(progress)
                 self._perhaps_fail("import_image.end")
@@ -108,9 +112,10 @@ class SimulatedStorage:
                     path=f"{self._path}/images/{uid}.qcow2",
                     format="qcow2",
                     source_format=image.format,
-                    sha256=image.sha256,
+                    sha256=image.sha256 or hashlib.sha256(uid.encode()).hexdigest(),
                     virtual_size=self._settings.virtual_size,
                     size=self._settings.image_bytes,
+                    digest=_resolved(source.fetch) if isinstance(source, RegistrySource) else None,
                 )
                 self.state.images[uid] = made
                 return made
@@ -434,16 +439,13 @@ class SimulatedStorage:
         pace.stage("Inspecting", total, total)
         pace.stage("Converting", 0, self._settings.virtual_size)
 
-    def _same(self, found: StoredImage, image: ImageRef) -> StoredImage:
-        if found.sha256 != image.sha256:
-            raise StorageError(
-                "The pool has this image with another checksum.", reason="ImageConflict", retryable=False
-            )
-        return found
-
     def _perhaps_fail(self, verb: str) -> None:
         if self._failures[verb]:
             raise self._failures[verb].popleft()
+
+
+def _resolved(fetch: OciFetch) -> str:
+    return fetch.digest or f"sha256:{hashlib.sha256(fetch.reference.encode()).hexdigest()}"
 
 
 def make(pool: PoolRef, settings: StorageSettings) -> StorageDriver:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from weakref import WeakValueDictionary
 
-from kumulus.api.host import HttpFetch, ImageRef, PoolRef, VolumeOrigin
+from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import OPTICAL, ImageContent, ImageFormat
+from kumulus_agents.storage.adoption import Unclaimed
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.claims import Claims
-from kumulus_agents.storage.dir import disks, images, keepers, snapshots, uses, volumes
+from kumulus_agents.storage.dir import adopted, disks, images, keepers, snapshots, unowned, uses, volumes
 from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.dir.volumes import Source
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
+    ImageSource,
     ImportProgress,
     Merge,
     ProgressListener,
@@ -33,6 +35,7 @@ from kumulus_agents.storage.protocol import (
     StoredSnapshot,
     StoredVolume,
     Usage,
+    same,
 )
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
@@ -58,6 +61,10 @@ class DirStorage:
         self._merging: set[str] = set()
         """Volumes whose layers are being merged, here or by an emulator."""
 
+    def expect(self) -> None:
+        """See `Expecting.expect`."""
+        self._pool.expect()
+
     async def prepare(self) -> Usage:
         """See `StorageDriver.prepare`. PathNotAllowed, PoolUnsafe and PoolReadOnly are its own reasons."""
         with told_as("prepare the pool"):
@@ -72,7 +79,7 @@ class DirStorage:
         with told_as("look for the image"):
             return await in_thread(self._stored, uid_of(uid))
 
-    async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
+    async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
         """See `StorageDriver.import_image`. Requests at the same time import once."""
         uid = uid_of(image.uid)
         async with self._lock(f"image {uid}"):
@@ -95,13 +102,7 @@ class DirStorage:
                     found = await in_thread(self._stored, uid)
         if found is None:
             raise StorageError("The image was removed while it was imported.", reason="ImageNotReady")
-        if found.sha256 != image.sha256:
-            raise StorageError(
-                "The pool has this image with another checksum. Remove the image and make a new one.",
-                reason="ImageConflict",
-                retryable=False,
-            )
-        return found
+        return same(found, image, source)
 
     async def measure_image(self, uid: str) -> ImageContent | None:
         """See `WholeImages.measure_image`."""
@@ -270,6 +271,28 @@ class DirStorage:
                 await in_thread(volumes.remove, self._pool, uid)
                 if self._pool.shared:
                     await in_thread(keepers.remove, self._pool, uid)
+
+    async def unowned(self, owned: Collection[str]) -> Unclaimed:
+        """See `Adopting.unowned`."""
+        with told_as("look for files that nobody owns"):
+            return await in_thread(unowned.summary, self._pool, owned)
+
+    async def adopt_volume(
+        self, uid: str, id: str, owned: Collection[str], namespace: str | None, *, foreign: bool
+    ) -> StoredVolume:
+        """See `Adopting.adopt_volume`."""
+        async with self._lock("adoption"), self._lock(f"volume {uid_of(uid)}"):
+            if (found := await self.volume(uid)) is not None:
+                return found
+            with told_as("adopt the data"):
+                await adopted.adopt(self._pool, self._settings, uid, uid_of(id), owned, namespace, foreign=foreign)
+            return await self._present(uid)
+
+    async def retain_volume(self, uid: str, namespace: str | None, name: str) -> None:
+        """See `Adopting.retain_volume`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            with told_as("note whose the volume was"):
+                await in_thread(adopted.retain, self._pool, uid, namespace, name)
 
     async def snapshot(self, volume: str, snapshot: str) -> StoredSnapshot | None:
         """See `StorageDriver.snapshot`."""
