@@ -269,7 +269,7 @@ class RbdStorage:
         """See `StorageDriver.snapshot`."""
         return await self._snapshots.find(volume, snapshot)
 
-    async def begin_snapshot(self, volume: str, snapshot: str) -> StoredVolume:
+    async def begin_snapshot(self, volume: str, snapshot: str, *, live: bool = False) -> StoredVolume:
         """See `StorageDriver.begin_snapshot`. The volume stays the image that it is. SnapshotUnsupported (not
         retryable) when a machine that is on has it."""
         uid_of(snapshot)
