@@ -261,6 +261,11 @@ class TestSnapshots:
         await far.driver.grow_volume(volume, 2 * MIB)
         await far.driver.ensure_volume(copy, None, origin, False)
         assert content(ceph, names.volume(copy), tmp_path) == (b"\2" * 4096).ljust(MIB, b"\0")
+        (changed,) = await far.driver.changes(volume, snapshot)
+        assert changed.offset == 0
+        assert 4096 <= changed.length <= 4 * MIB
+        assert await far.driver.changes(volume, snapshot, snapshot) == []
+        assert (await refused(far.driver.changes(volume, new_uid()))).reason == "SnapshotNotReady"
         request = new_uid()
         for byte in (2, 4):
             reverted = await far.driver.revert_volume(volume, snapshot, request)

@@ -50,6 +50,7 @@ from kumulus_agents.storage.rbd.snapshots import RbdSnapshots
 from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.tracking import Extent
 
 RAW = "raw"
 _KEEPER, _REVERTED = "kumulus.keeper", "kumulus.reverted"
@@ -187,6 +188,10 @@ class RbdStorage:
             await self._cluster.source(name), RAW, virtual_size=found[0], used=found[1], reverted=reverted
         )
 
+    async def open_volume(self, uid: str) -> StoredVolume | None:
+        """See `StorageDriver.open_volume`. The cluster keeps it in order."""
+        return await self.volume(uid)
+
     async def claim_volume(self, uid: str, host: str, epoch: int) -> None:
         """See `StorageDriver.claim_volume`. What is not made yet cannot be marked."""
         name = names.volume(uid_of(uid))
@@ -291,6 +296,20 @@ class RbdStorage:
             if self._copying[uid_of(snapshot)]:
                 raise StorageError("The snapshot is being copied. Wait until the copy is done.", reason="SnapshotInUse")
             await self._snapshots.forget(volume, snapshot)
+
+    async def changes(self, volume: str, since: str | None = None, until: str | None = None) -> list[Extent]:
+        """See `StorageDriver.changes`."""
+        uid_of(volume)
+        for snapshot in (since, until):
+            found = await self._snapshots.find(volume, snapshot) if snapshot is not None else None
+            if snapshot is not None and (found is None or found.taken_at is None):
+                raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
+        await self._present(volume)
+        if until is None:
+            await self._refuse_used(volume, "read what was written to")
+        began, ended = (names.snapshot(one) if one is not None else None for one in (since, until))
+        found_extents = await self._images.changes(names.volume(volume), began, ended)
+        return [Extent(start, length) for start, length in found_extents]
 
     async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
         """See `StorageDriver.revert_volume`. Cut short, it is done again from its beginning."""

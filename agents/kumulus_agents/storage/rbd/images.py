@@ -111,6 +111,12 @@ class RbdImages:
         except AlreadyThere:
             await self.drop(names.making(name))
 
+    async def changes(self, name: str, since: str | None, until: str | None) -> list[tuple[int, int]]:
+        """Offset and length of what differs between two snapshots; None: its beginning, or now."""
+        began = () if since is None else ("--from-snap", since)
+        entries = await self._cluster.ask("diff", *began, self._at(name, until))
+        return [(int(entry["offset"]), int(entry["length"])) for entry in entries or ()]
+
     async def roll_back(self, name: str, snapshot: str) -> None:
         """Give it what the snapshot has, and its size."""
         await self._cluster.do("snap", "rollback", "--no-progress", self._at(name, snapshot), long=True)
