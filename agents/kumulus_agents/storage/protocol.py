@@ -10,10 +10,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from kumulus.api.host import HttpFetch, ImageRef, VolumeOrigin
+from kumulus.api.host import HttpFetch, ImageRef, UploadFetch, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import ImageContent
 from kumulus_agents.storage.source import DiskSource, LayerFile
+
+ImageSource = HttpFetch | UploadFetch
+"""Where an image comes from; of an upload, all of it has arrived."""
 
 
 class StorageError(Exception):
@@ -143,7 +146,7 @@ class StorageDriver(Protocol):
     async def image(self, uid: str) -> StoredImage | None:
         """The image of that uid, if it is whole."""
 
-    async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
+    async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
         """Bring an image into the pool: fetch (resuming a cut transfer), verify while streaming, unpack, inspect by a
         parser that does not trust it, convert, all in a cage. There already: nothing. Cancelling leaves a resumable part.
 

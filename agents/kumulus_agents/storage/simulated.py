@@ -8,12 +8,13 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
-from kumulus.api.host import HttpFetch, ImageRef, PoolRef, VolumeOrigin
+from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
 from kumulus_agents.storage.layers import Layers, Taken
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
+    ImageSource,
     Merge,
     ProgressListener,
     Resize,
@@ -84,7 +85,7 @@ class SimulatedStorage:
         self._perhaps_fail("image")
         return self.state.images.get(uid_of(uid))
 
-    async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
+    async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
         """See `StorageDriver.import_image`. Nothing is fetched; every source has the image."""
         uid = uid_of(image.uid)
         lock = self._locks[uid]

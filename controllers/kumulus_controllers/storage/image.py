@@ -11,12 +11,14 @@ import structlog
 from kumulus.api.base import FINALIZER, ObjectRef
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import (
+    WAITING_FOR_UPLOAD,
     DiskOrder,
     HttpFetch,
     ImageCopy,
     ImageImport,
     ImageRef,
     PoolRef,
+    UploadFetch,
     WorkOrder,
     WorkOrderSpec,
     WorkState,
@@ -91,8 +93,8 @@ def image_ref(image: AnyImage) -> ImageRef:
 
 def import_order(image: AnyImage, pool: PoolRef, term: int) -> WorkOrderSpec:
     """The order to bring an image into a pool."""
-    http = image.spec.source.http
-    assert http is not None
+    http, upload = image.spec.source.http, image.spec.source.upload
+    compression = image.spec.compression
     return WorkOrderSpec(
         type=WorkType.DISK,
         for_=ObjectRef(kind=image.KIND.kind, namespace=image.namespace, name=image.name, uid=image.uid),
@@ -101,7 +103,8 @@ def import_order(image: AnyImage, pool: PoolRef, term: int) -> WorkOrderSpec:
             pool=pool,
             import_image=ImageImport(
                 image=image_ref(image),
-                http=HttpFetch(url=http.url, ca_bundle=http.ca_bundle, compression=image.spec.compression),
+                http=HttpFetch(url=http.url, ca_bundle=http.ca_bundle, compression=compression) if http else None,
+                upload=UploadFetch(compression=compression) if upload is not None else None,
             ),
         ),
     )
@@ -148,6 +151,8 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
     else:
         state = leading.status.state
         phase = _PHASES.get(state, ImagePhase.PENDING) if state else ImagePhase.PENDING
+        if leading.status.reason == WAITING_FOR_UPLOAD:
+            phase = ImagePhase.PENDING
         if phase is ImagePhase.FAILED:
             fact = Fact(
                 "Ready", False, leading.status.reason or "Failed", leading.status.message or "The import failed."

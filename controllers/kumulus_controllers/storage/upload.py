@@ -106,7 +106,9 @@ class UploadReconciler:
             return await self._say(upload, ends, "Failed", "NoSuchImage", why.format(upload.spec.image))
         if image.status.phase is ImagePhase.READY:
             await self._clean_up(key, None)
-            return await self._say(upload, ends, "Complete", "Imported", "The image was uploaded and is ready.", ok=True)
+            return await self._say(
+                upload, ends, "Complete", "Imported", "The image was uploaded and is ready.", ok=True
+            )
         orders = [o for o in self._orders.by(FOR_UID, f"{WorkType.DISK}/{image.uid}") if not o.deleting]
         waits = min((host_of(o) for o in orders if self._takes(host_of(o)) is not None), default=None)
         await self._clean_up(key, waits)

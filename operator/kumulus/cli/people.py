@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from kumulus.cli import console, explaining, host, image, join, overview, power, snapshot, vm, volume
+from kumulus.cli import console, explaining, host, image, join, overview, power, snapshot, upload, vm, volume
 from kumulus.cli.problem import Problem
 from kumulus.cli.session import remember
 from kumulus.cli.terminal import one_line
@@ -44,6 +44,7 @@ power.register(_vm)
 console.register(_vm)
 explaining.register(_vm)
 image.register(_image)
+upload.register(_image)
 volume.register(_volume)
 snapshot.register(_snapshot)
 join.register(_host)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from weakref import WeakValueDictionary
 
-from kumulus.api.host import HttpFetch, ImageRef, PoolRef, VolumeOrigin
+from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import OPTICAL, ImageContent, ImageFormat
 from kumulus_agents.storage.blocking import in_thread
@@ -20,7 +20,9 @@ from kumulus_agents.storage.dir.volumes import Source
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.protocol import (
+    ImageSource,
     ImportProgress,
     Merge,
     ProgressListener,
@@ -65,7 +67,7 @@ class DirStorage:
         with told_as("look for the image"):
             return await in_thread(self._stored, uid_of(uid))
 
-    async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
+    async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
         """See `StorageDriver.import_image`. Requests at the same time import once."""
         uid = uid_of(image.uid)
         async with self._lock(f"image {uid}"):
@@ -141,6 +143,23 @@ class DirStorage:
         if found is None:
             raise StorageError("The image was removed while it was copied.", reason="ImageNotReady")
         return found
+
+    @property
+    def upload_max(self) -> int:
+        """See `TakesUploads.upload_max`."""
+        return self._settings.fetch.max_bytes
+
+    @asynccontextmanager
+    async def upload(self, uid: str) -> AsyncIterator[Part]:
+        """See `TakesUploads.upload`."""
+        with told_as("take the upload"), self._pool.images() as directories:
+            async with images.uploading(directories, uid_of(uid), self._claims) as part:
+                yield part
+
+    async def uploaded(self, uid: str, idle_seconds: float) -> bool:
+        """See `TakesUploads.uploaded`."""
+        with told_as("look for the upload"), self._pool.images() as directories:
+            return await in_thread(images.uploaded, directories, uid_of(uid), idle_seconds)
 
     async def remove_image(self, uid: str) -> None:
         """See `StorageDriver.remove_image`."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from kumulus.api.host import HttpFetch, ImageRef
+from kumulus.api.host import ImageRef, UploadFetch
 from kumulus.api.storage import OPTICAL, Compression, ImageContent, ImageFormat
 from kumulus_agents.storage import convert
 from kumulus_agents.storage.beneath import Directory
@@ -16,8 +16,8 @@ from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.dir.pool import Images, PoolDirectory
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
-from kumulus_agents.storage.part import Part, discard
-from kumulus_agents.storage.protocol import StorageError, StoredImage
+from kumulus_agents.storage.part import Part, discard, expire, is_complete
+from kumulus_agents.storage.protocol import ImageSource, StorageError, StoredImage
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.rejection import Found
 from kumulus_agents.storage.settings import StorageSettings
@@ -123,11 +123,29 @@ async def copy_in(
         part.close()
 
 
+@asynccontextmanager
+async def uploading(images: Images, uid: str, claims: Claims) -> AsyncIterator[Part]:
+    """What has arrived of an image that is uploaded."""
+    part = await Part.open(images.partial, _source(uid), claims)
+    try:
+        yield part
+    finally:
+        part.close()
+
+
+def uploaded(images: Images, uid: str, idle_seconds: float) -> bool:
+    """Whether all of it has arrived; a part that stands still for so long is removed. Blocks."""
+    if is_complete(images.partial, _source(uid)):
+        return True
+    expire(images.partial, _source(uid), idle_seconds)
+    return False
+
+
 async def take_in(
     pool: PoolDirectory,
     images: Images,
     image: ImageRef,
-    source: HttpFetch,
+    source: ImageSource,
     pace: Pace,
     fetcher: Fetcher,
     settings: StorageSettings,
@@ -140,7 +158,10 @@ async def take_in(
     """
     part = await Part.open(images.partial, _source(image.uid), claims)
     try:
-        await fetcher.fetch(source, part, image.sha256, pace)
+        if isinstance(source, UploadFetch):
+            _judge_upload(part, image)
+        else:
+            await fetcher.fetch(source, part, image.sha256, pace)
         async with _plain(images, image.uid, source.compression, pace, settings, claims) as (name, fd):
             size = os.fstat(fd).st_size
             pace.stage("Inspecting", size, size)
@@ -160,6 +181,16 @@ async def take_in(
         raise
     finally:
         part.close()
+
+
+def _judge_upload(part: Part, image: ImageRef) -> None:
+    """It was verified when the last of it came; a disk that lost some of that since is told from one that did not."""
+    if part.digest() != image.sha256:
+        raise StorageError(
+            "What was uploaded is not in the pool any more as it arrived. Upload it again.",
+            reason="UploadDamaged",
+            retryable=False,
+        )
 
 
 @asynccontextmanager
