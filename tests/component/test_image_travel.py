@@ -259,8 +259,8 @@ async def test_a_file_is_uploaded_from_a_laptop_and_goes_on_where_it_was_cut(ten
             ):
                 span = f"Content-Range: bytes 0-{len(DISK) - 1}/{len(DISK)}\r\nContent-Length: {len(DISK)}\r\n"
                 head = f"PUT {parts.path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {at.token}\r\n{span}\r\n"
-                tls.sendall(head.encode() + DISK[: len(DISK) // 2])
-            # and the laptop is closed
+                tls.sendall(head.encode() + DISK[: len(DISK) // 2])  # and the laptop is closed
+                assert tls.recv(12) == b"HTTP/1.1 408"
 
     await asyncio.to_thread(half)
 

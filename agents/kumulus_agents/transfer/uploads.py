@@ -189,6 +189,8 @@ class Uploads:
                     waiting.clear()
         except TimeoutError:
             raise _Refused(408, "TooSlow", "Nothing has come for a while.") from None
+        except (OSError, web.RequestPayloadError) as error:
+            raise _Refused(400, "Cut", "The connection ended early.") from error
         finally:
             if part.size + len(waiting) <= end:
                 await part.append(bytes(waiting))
