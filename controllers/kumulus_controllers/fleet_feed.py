@@ -103,6 +103,7 @@ class FleetFeed:
                 and not pool.deleting
                 and not pool.spec.maintenance,
                 labels=pool.metadata.labels,
+                usable=order.status.state is WorkState.READY and not order.deleting,
             ),
         )
 

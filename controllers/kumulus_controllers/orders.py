@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kumulus.api.fabric import HOST_NAMESPACE_PREFIX
-from kumulus.api.host import PoolRef, WorkOrder
+from kumulus.api.host import PoolRef, WorkOrder, WorkState
 from kumulus.kube.store import Store
 from kumulus.runtime.reconciler import Caches
 
@@ -16,6 +16,10 @@ DISKS_IN = "disks-in"
 HAS_VOLUME = "has-volume"
 SNAPSHOTS = "snapshots"
 CLONE_OF = "clone-of"
+SNAPSHOT_OF = "snapshot-of"
+
+NOT_BEGUN = (None, WorkState.PENDING, WorkState.WAITING)
+"""States of a work order in which the agent may still wait for what comes with it: images, a Secret."""
 
 
 def _for_uid(order: WorkOrder) -> Iterable[str]:
@@ -31,9 +35,11 @@ def _namespace(order: WorkOrder) -> Iterable[str]:
 
 
 def _pools(order: WorkOrder) -> tuple[PoolRef, ...]:
-    """The pools in which a machine's order, a volume's or a snapshot's has data."""
+    """The pools in which a machine's order, a volume's or a snapshot's has data, or a disc."""
     if order.spec.instance is not None:
-        return tuple(disk.pool for disk in order.spec.instance.disks)
+        instance = order.spec.instance
+        discs = (drive.pool for drive in instance.drives if drive.pool is not None)
+        return (*(disk.pool for disk in instance.disks), *discs)
     if order.spec.disk is not None and order.spec.disk.volume is not None:
         return (order.spec.disk.pool,)
     if order.spec.snapshot is not None:
@@ -70,6 +76,10 @@ def _clone_of(order: WorkOrder) -> Iterable[str]:
     return (origin.snapshot.snapshot,) if origin is not None and origin.snapshot is not None else ()
 
 
+def _snapshot_of(order: WorkOrder) -> Iterable[str]:
+    return {item.volume for item in order.spec.snapshot.items} if order.spec.snapshot is not None else ()
+
+
 def work_orders(caches: Caches) -> Store[WorkOrder]:
     """The store, indexed by what an order is for, its namespace, its pools and volumes, the snapshots it keeps or clones."""
     store = caches.store(WorkOrder)
@@ -78,6 +88,7 @@ def work_orders(caches: Caches) -> Store[WorkOrder]:
     store.add_index(NAMESPACE, _namespace)
     store.add_index(DISKS_IN, _disks_in)
     store.add_index(HAS_VOLUME, volumes_in)
+    store.add_index(SNAPSHOT_OF, _snapshot_of)
     store.add_index(SNAPSHOTS, _snapshots)
     store.add_index(CLONE_OF, _clone_of)
     return store

@@ -94,7 +94,12 @@ GOOD: Mapping[type[Resource], Raw] = {
     Image: IMAGE,
     ClusterImage: {**IMAGE, "allowedNamespaces": ["a"]},
     StoragePool: {"driver": "dir", "parameters": {"path": "/var/lib/kumulus/pool"}, "reserved": "10Gi"},
-    VolumeClass: {"poolSelector": {"tier": "nvme"}, "allowedNamespaces": ["a"]},
+    VolumeClass: {
+        "poolSelector": {"tier": "nvme"},
+        "allowedNamespaces": ["a"],
+        "qos": {"iops": 100, "readBytesPerSecond": "10Mi", "burst": {"iops": 200, "seconds": 30}},
+        "cache": "directsync",
+    },
     Volume: {"size": "1Gi", "class": "fast", "pool": "local", "source": {"image": "debian-12"}},
     VolumeSnapshot: {"volume": "data", "quiesce": {"mode": "Required", "timeoutSeconds": 60}},
     VirtualMachineSnapshot: {"vm": "web", "deletionProtection": False},
@@ -240,7 +245,11 @@ BAD = [
     Bad(VirtualMachine, "spec.sshKeys", [{}], "spec.sshKeys[0]"),
     Bad(VirtualMachine, "spec.sshKeys", [KEY, {**KEY, "secret": SECRET}], "spec.sshKeys[1]"),
     Bad(VirtualMachine, "spec.disks.0.ephemeral", GONE, "spec.disks[0]"),
-    Bad(VirtualMachine, "spec.disks.0.volume", "data", "exactly one of volumeTemplate, volume and ephemeral"),
+    Bad(VirtualMachine, "spec.disks.0.volume", "data", "exactly one of volumeTemplate, volume, ephemeral and cdrom"),
+    Bad(VirtualMachine, "spec.disks.0.cdrom", {}, "exactly one of volumeTemplate, volume, ephemeral and cdrom"),
+    Bad(VirtualMachine, "spec.disks.0", {"name": "x", "cdrom": {"image": "../x"}}, "spec.disks[0].cdrom.image"),
+    Bad(VirtualMachine, "spec.disks.0", {"name": "x", "cdrom": {"bus": "ide"}}, "spec.disks[0].cdrom.bus"),
+    Bad(VirtualMachine, "spec.disks", [{"name": f"d{n}", "cdrom": {}} for n in range(5)], "at most 4 CD-ROM drives"),
     Bad(VirtualMachine, "spec.disks.0", {"name": "x", "volumeTemplate": {}}, "spec.disks[0].volumeTemplate.size"),
     Bad(VirtualMachine, "spec.disks.0", {"name": "x", "volume": "../x"}, "spec.disks[0].volume"),
     Bad(Volume, "spec", {"class": "fast"}, "spec.size"),
@@ -269,6 +278,19 @@ BAD = [
     Bad(Volume, "spec.reclaimPolicy", "Recycle"),
     Bad(Volume, "spec.pool", "a/b"),
     Bad(VolumeClass, "spec.provisioning", "Fat"),
+    *(Bad(VolumeClass, "spec.cache", cache) for cache in ("unsafe", "None", "", "default")),
+    *(Bad(VolumeClass, "spec.qos.iops", iops) for iops in (0, -1, 100_000_001, "1k", 1.5)),
+    *(
+        Bad(VolumeClass, "spec.qos.readBytesPerSecond", rate)
+        for rate in ("0", "-1Mi", "201Gi", "fast", 10**18, "1" * 33)
+    ),
+    Bad(VolumeClass, "spec.qos.readIops", 10, "a total leaves no room"),
+    Bad(VolumeClass, "spec.qos.bytesPerSecond", "20Mi", "a total leaves no room"),
+    Bad(VolumeClass, "spec.qos.iops", 201, "burst.iops needs a iops that is not above it"),
+    Bad(VolumeClass, "spec.qos.burst.writeBytesPerSecond", "1Mi", "burst.writeBytesPerSecond needs"),
+    Bad(VolumeClass, "spec.qos.burst.readBytesPerSecond", "9Mi", "burst.readBytesPerSecond needs"),
+    Bad(VolumeClass, "spec.qos.burst", {"seconds": 5}, "a burst needs a rate"),
+    *(Bad(VolumeClass, "spec.qos.burst.seconds", seconds) for seconds in (0, 3601)),
     Bad(VolumeClass, "spec.poolSelector", {"bad key": "x"}),
     Bad(VolumeClass, "spec.allowedNamespaces", ["A_"], "spec.allowedNamespaces[0]"),
     Bad(
@@ -521,6 +543,7 @@ class Change:
         return f"{self.resource.KIND.kind}-{self.path}-{text[:24]}"
 
 
+CD: Raw = {"name": "cd", "cdrom": {"image": "installer"}}
 SMALL = {"spec.resources": GONE, "spec.instanceType": "small"}
 CHANGES = [
     Change(VirtualMachine, "spec.resources.cpus", 4, "spec.resources"),
@@ -535,6 +558,13 @@ CHANGES = [
     Change(
         VirtualMachine, "spec.disks.0.volume", "b", "spec.disks", before={"spec.disks": [{"name": "d", "volume": "a"}]}
     ),
+    Change(VirtualMachine, "spec.disks", [disk("root"), CD], before={"spec.disks": [disk("root")]}),
+    Change(VirtualMachine, "spec.disks", [disk("root")], before={"spec.disks": [disk("root"), CD]}),
+    Change(VirtualMachine, "spec.disks", [CD], before={"spec.disks": GONE}),
+    Change(VirtualMachine, "spec.disks", GONE, before={"spec.disks": [CD]}),
+    Change(VirtualMachine, "spec.disks.0.cdrom.bus", "scsi", "spec.disks", before={"spec.disks": [CD]}),
+    Change(VirtualMachine, "spec.disks.0.bootOrder", 2, "spec.disks", before={"spec.disks": [CD]}),
+    Change(VirtualMachine, "spec.disks.0", disk("cd"), "spec.disks", before={"spec.disks": [CD]}),
     Change(Volume, "spec.size", "512Mi"),
     Change(Volume, "spec.class", "slow"),
     Change(Volume, "spec.class", GONE),
@@ -621,6 +651,11 @@ ALLOWED = [
     Change(VirtualMachine, "spec.deletionProtection", False),
     Change(VirtualMachine, "spec.sshKeys", []),
     Change(VirtualMachine, "spec.placement.profile", "Pack"),
+    Change(VirtualMachine, "spec.disks.0.cdrom.image", "other", before={"spec.disks": [CD, disk("root")]}),
+    Change(VirtualMachine, "spec.disks.0.cdrom", {}, before={"spec.disks": [CD, disk("root")]}),
+    Change(VirtualMachine, "spec.disks.0.cdrom.image", "new", before={"spec.disks": [{"name": "cd", "cdrom": {}}]}),
+    Change(VolumeClass, "spec.qos", GONE),
+    Change(VolumeClass, "spec.cache", "writeback"),
     Change(VolumeSnapshot, "spec.deletionProtection", True),
     Change(VirtualMachineRestore, "spec.ttlSecondsAfterFinished", 60),
     Change(Host, "spec.unschedulable", True),
@@ -634,7 +669,10 @@ ALLOWED = [
 @pytest.mark.parametrize("change", ALLOWED, ids=str)
 def test_the_rest_can_change(api: Cluster, namespace: str, change: Change) -> None:
     kind = change.resource.KIND
-    exists = create(api, made(change.resource, name=namespace), kind, namespace)
+    raw = made(change.resource, name=namespace)
+    for path, value in (change.before or {}).items():
+        put(raw, path, value)
+    exists = create(api, raw, kind, namespace)
     try:
         put(exists, change.path, change.value)
         path = kind.path(within(kind, namespace), namespace)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
 import pytest
@@ -16,6 +16,7 @@ from kumulus_agents.hypervisor.protocol import (
     DomainDisk,
     DomainListener,
     DomainSpec,
+    DomainState,
     ForeignDomain,
     Inventory,
     Marks,
@@ -98,6 +99,17 @@ class Mortal:
     ) -> tuple[Indication, ...]:
         how: tuple[Indication, ...] = await self.deed(self._inner.snapshot_disks(uid, layers, quiesce))
         return how
+
+    async def merge_layers(
+        self,
+        uid: str,
+        volume: str,
+        upper: str,
+        lower: str,
+        progress: Callable[[int, int], None],
+        merged: Callable[[], Awaitable[None]],
+    ) -> None:
+        await self.deed(self._inner.merge_layers(uid, volume, upper, lower, progress, merged))
 
     async def power_button(self, uid: str) -> None:
         await self.deed(self._inner.power_button(uid))
@@ -205,6 +217,39 @@ async def test_dying_after_any_deed_on_snapshots_changes_nothing(cluster: Native
             assert all(host.storage.state.layers[volume] == Layers.first(volume) for volume in volumes)
             succession.cancel()
         assert host.machine.starts[uid] == 1
+
+
+@pytest.mark.parametrize("life", range(1, 7))
+async def test_dying_after_any_deed_on_a_snapshot_that_goes_leaves_nothing_of_it(
+    cluster: NativeCluster, life: int
+) -> None:
+    """The record forgets it, the emulator merges, the record learns of that: two snapshots of a machine that is on."""
+    async with host_on(cluster.kubeconfig) as host:
+        volume = await host.volume_order(size=1 << 30)
+        async with host.running():
+            uid = await host.order(disks=[_disk("one", volume)])
+            await host.until_attached(uid, volume)
+            snapshots = [await host.snapshot_order(volume) for _ in range(2)]
+            for one in snapshots:
+                await host.until_snapshot(one, state="Ready")
+        for one in snapshots:
+            await host.delete(snapshot_order_name(one))
+        mortal = Mortal(SimulatedHypervisor(host.machine), life)
+        host.wrap = lambda driver: cast("StorageDriver", MortalStorage(driver, mortal))
+        async with asyncio.TaskGroup() as tasks:
+            first = tasks.create_task(host.agent(hypervisor=mortal).run())
+            await eventually(mortal.died.is_set, "its death")
+            first.cancel()
+            host.wrap = lambda driver: driver
+            second = tasks.create_task(host.agent().run())
+            for one in snapshots:
+                await eventually(lambda one=one: host.gone(snapshot_order_name(one)), "the end")  # type: ignore[misc]
+            await host.until_instance(uid, state="Running")
+            second.cancel()
+        domain = host.machine.domains[uid]
+        assert host.storage.state.layers[volume] == Layers.first(volume)
+        assert (domain.state, domain.started_at) == (DomainState.RUNNING, domain.started_at)
+        assert {disk.path for disk in domain.disks} == {host.storage.state.volumes[volume][1].path}
 
 
 async def _succession(host: TestHost, mortal: Mortal) -> None:

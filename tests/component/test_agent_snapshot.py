@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from kumulus.api.host import instance_order_name, snapshot_order_name, volume_order_name
+from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
+from kumulus_agents.hypervisor.simulated import SimulatedHost
+from kumulus_agents.hypervisor.simulated import SimulatedSettings as HypervisorSettings
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_lab.cluster import NativeCluster
 from tests.component.test_agent_volume import delete, disk
@@ -147,6 +150,72 @@ async def test_what_cannot_be_taken_says_why_and_leaves_nothing(host: TestHost) 
         assert host.storage.state.layers == layers
 
 
+# What begins with them
+
+
+async def test_a_volume_goes_back_to_its_snapshot_once(real: TestHost) -> None:
+    async with real.running():
+        volume = await a_volume(real)
+        qemu_io(real, volume, "write -P 1 0 1M")
+        snapshot = await real.snapshot_order(volume)
+        await real.until_snapshot(snapshot, state="Ready")
+        qemu_io(real, volume, "write -P 2 0 1M")
+        request = "00000000-0000-4000-8000-000000000001"
+        await real.change_volume(volume, revert={"snapshot": snapshot, "request": request})
+        status = await real.until_volume(volume, state="Ready", observedGeneration=2)
+        assert status["disk"]["reverted"] == request
+        qemu_io(real, volume, "read -P 1 0 1M", "write -P 3 0 1M")
+        await real.change_volume(volume, size=128 * MIB)
+        await real.until_volume(volume, state="Ready", observedGeneration=3)
+        qemu_io(real, volume, "read -P 3 0 1M")
+    async with real.running():
+        await delete(real, snapshot_order_name(snapshot))
+        qemu_io(real, volume, "read -P 3 0 1M")
+        assert real.directory is not None
+        assert len(list((real.directory / "pool/volumes").glob(f"{volume}*.qcow2"))) == 1
+
+
+async def test_no_volume_goes_back_under_a_machine_that_is_on(host: TestHost) -> None:
+    async with host.running():
+        volume = await a_volume(host)
+        uid = await host.order(disks=[disk(volume)])
+        await host.until_attached(uid, volume)
+        snapshot = await host.snapshot_order(volume)
+        await host.until_snapshot(snapshot, state="Ready")
+        before = await host.storage.volume(volume)
+        await host.change_volume(volume, revert={"snapshot": snapshot, "request": uid})
+        status = await host.until_volume(volume, state="Waiting", reason="VolumeInUse")
+        assert "Machine vm is on" in status["message"]
+        assert await host.storage.volume(volume) == before
+        await host.change(uid, power="Stopped", stop={"mode": "Force", "gracePeriodSeconds": 0})
+        status = await host.until_volume(volume, 5, state="Ready", observedGeneration=2)
+        assert status["disk"]["reverted"] == uid
+        await host.change(uid, power="Running")
+        await host.until_instance(uid, state="Running")
+        now = await host.storage.volume(volume)
+        assert now is not None
+        assert {one.path for one in host.machine.domains[uid].disks} == {now.path}
+
+
+async def test_a_linked_volume_keeps_its_snapshot_until_it_goes(real: TestHost) -> None:
+    async with real.running():
+        volume = await a_volume(real)
+        qemu_io(real, volume, "write -P 1 0 1M")
+        snapshot = await real.snapshot_order(volume)
+        await real.until_snapshot(snapshot, state="Ready")
+        clone = await a_volume(real, origin={"snapshot": {"snapshot": snapshot, "volume": volume}, "linked": True})
+        qemu_io(real, clone, "read -P 1 0 1M", "write -P 2 0 1M")
+        await real.delete(snapshot_order_name(snapshot))
+        status = await real.until_snapshot(snapshot, state="Waiting", reason="SnapshotInUse")
+        assert clone in status["message"]
+        qemu_io(real, volume, "read -P 1 0 1M")
+        await delete(real, volume_order_name(clone))
+        await eventually(lambda: real.gone(snapshot_order_name(snapshot)), "the snapshot's end", 5)
+        qemu_io(real, volume, "read -P 1 0 1M")
+        assert real.directory is not None
+        assert len(list((real.directory / "pool/volumes").iterdir())) == 2
+
+
 # Of machines
 
 
@@ -220,6 +289,45 @@ async def test_nothing_else_touches_the_volumes_meanwhile(host: TestHost, monkey
         await host.until_snapshot(snapshot, 5, state="Ready")
         await host.until_attached(uid, seconds=5)
         await host.until_volume(volume, 5, state="Ready", observedGeneration=2)
+
+
+async def test_removing_while_the_machine_is_on(host: TestHost) -> None:
+    """In the middle, and what is below the layer that is written: for that the guest is halted, and nobody is told."""
+    async with host.running():
+        volume = await a_volume(host)
+        uid = await host.order(disks=[disk(volume)])
+        await host.until_attached(uid, volume)
+        snapshots = []
+        for _ in range(3):
+            snapshots.append(await host.snapshot_order(volume))
+            await host.until_snapshot(snapshots[-1], state="Ready")
+        before = await host.status(instance_order_name(uid))
+        for place, left in ((1, 2), (1, 1), (0, 0)):
+            await delete(host, snapshot_order_name(snapshots.pop(place)))
+            stored = await host.storage.volume(volume)
+            assert stored is not None
+            assert len(stored.below) == left
+            assert {one.path for one in host.machine.domains[uid].disks} == {stored.path}
+            assert host.machine.domains[uid].state is DomainState.RUNNING
+        assert len(host.machine.merges) == 3
+        assert await host.status(instance_order_name(uid)) == before
+    assert host.machine.starts[uid] == 1
+
+
+async def test_a_machine_that_ends_while_its_layers_are_merged(cluster: NativeCluster) -> None:
+    slow = SimulatedHost(HypervisorSettings(merge_seconds=1.0, jitter=0))
+    async with host_on(cluster.kubeconfig, machine=slow) as host, host.running():
+        volume = await a_volume(host)
+        uid = await host.order(disks=[disk(volume)], restartPolicy="Never")
+        await host.until_attached(uid, volume)
+        snapshot = await host.snapshot_order(volume)
+        await host.until_snapshot(snapshot, state="Ready")
+        await host.delete(snapshot_order_name(snapshot))
+        await eventually(lambda: host.storage.state.layers[volume].merging, "the merge's begin")
+        slow.end(uid, ExitReason.CRASHED)
+        await eventually(lambda: host.gone(snapshot_order_name(snapshot)), "the snapshot's end", 5)
+        assert len(host.storage.state.layers[volume].parents) == 1
+        assert not slow.merges
 
 
 async def test_a_hypervisor_that_fails_leaves_the_machine_as_it_is(host: TestHost) -> None:

@@ -201,7 +201,7 @@ async def mortal(cluster: NativeCluster, lives: int | None) -> AsyncIterator[Mor
         await client.close()
 
 
-async def settle(brain: Brain, stage: Stage, passes: int = 4) -> None:
+async def settle(brain: Brain, stage: Stage, passes: int = 3) -> None:
     for _ in range(passes):
         await brain.passes(stage.namespace)
         await stage.agent()

@@ -8,28 +8,31 @@ import json
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from kumulus.api.base import Kind
+from kumulus.api.base import FORCE_DETACH, Kind
 from kumulus.api.compute import VirtualMachine
+from kumulus.api.host import WorkOrder
+from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.storage import Image, StoragePool, Volume, VolumeClass
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.errors import Refused
+from kumulus_agents.agent import instance_plan
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
-from tests.component.cloud import Cloud, Raw, cloud, condition, phase, until
+from tests.component.cloud import Cloud, Raw, cloud, condition, phase, reason, until
 from tests.conftest import new_lab
-from tests.unit.storage.material import disk, needs_root
+from tests.unit.storage.material import disk, iso, needs_root
 from tests.unit.storage.server import Answer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), needs_root]
 
 DISK = disk()
-SHA256 = hashlib.sha256(DISK).hexdigest()
 MIB = 1 << 20
 HOSTS = ("host-a", "host-b")
 
@@ -62,11 +65,10 @@ class Tenant:
         body = {"resources": {"cpus": 1, "memory": "64Mi"}, "placement": role, "disks": list(disks), **spec}
         await self._make(VirtualMachine.KIND, name, body)
 
-    async def image(self, name: str = "system") -> None:
-        url = self.cloud.images.on(f"/{self.namespace}/{name}.raw", Answer(DISK))
-        await self._make(
-            Image.KIND, name, {"source": {"http": {"url": url}}, "checksum": {"sha256": SHA256}, "format": "raw"}
-        )
+    async def image(self, name: str = "system", data: bytes = DISK, form: str = "raw") -> None:
+        url = self.cloud.images.on(f"/{self.namespace}/{name}", Answer(data))
+        checksum = {"sha256": hashlib.sha256(data).hexdigest()}
+        await self._make(Image.KIND, name, {"source": {"http": {"url": url}}, "checksum": checksum, "format": form})
         await self.wait(Image.KIND, name, phase("Ready"), "imported")
 
     async def _make(self, kind: Kind, name: str, spec: Raw) -> None:
@@ -77,6 +79,10 @@ class Tenant:
 
     async def delete(self, kind: Kind, name: str) -> None:
         await self.client.delete(kind, name, self.namespace)
+
+    async def find(self, kind: Kind, name: str) -> Raw:
+        found: Raw = await self.client.get(kind, name, self.namespace)
+        return found
 
     async def gone(self, kind: Kind, name: str) -> None:
         async def probe() -> bool:
@@ -127,6 +133,23 @@ class Tenant:
         """All files of a volume, on whichever host."""
         uid = volume["metadata"]["uid"]
         return [path for name in self.hosts for path in self.cloud.hosts[name].directory.rglob(f"*{uid}*")]
+
+    def shared_files(self, uid: str) -> list[Path]:
+        """The files of a volume in the pools that the hosts share."""
+        return sorted((self.cloud.directory / "shared").rglob(f"{uid}*.qcow2"))
+
+    def fetched(self, path: str) -> int:
+        """How often that image was asked for."""
+        return len(self.cloud.images.asked(path))
+
+    async def ready_pool(self, name: str, hosts: int = 2) -> None:
+        """Wait until so many hosts can use the pool."""
+
+        async def probe() -> bool:
+            pool = await self.client.find(StoragePool.KIND, name)
+            return pool is not None and pool.get("status", {}).get("readyHosts", 0) >= hosts
+
+        await until(probe, f"pool {name} is ready on {hosts} hosts")
 
     def disks_of(self, vm: Raw) -> dict[str, str]:
         """Paths of the disks that the hypervisor's books give the machine, by name."""
@@ -368,3 +391,207 @@ async def test_what_is_missing_is_said_and_heals_when_it_comes(tenant: Tenant) -
     finally:
         await tenant.client.patch(StoragePool.KIND, pool, {"metadata": {"labels": {"tier": None}}})
         await tenant.client.delete(VolumeClass.KIND, name)
+
+
+async def test_a_class_says_how_fast_its_volumes_are_while_they_are_in_use(tenant: Tenant) -> None:
+    name = f"class-{tenant.tag}"
+    qos = {"iops": 100, "bytesPerSecond": "10Mi", "burst": {"iops": 400, "seconds": 30}}
+    offered = {"qos": qos, "cache": "writeback"}
+    await tenant.client.create(VolumeClass.KIND, {"metadata": {"name": name}, "spec": offered})
+    try:
+        await tenant.volume("data", **{"size": "64Mi", "class": name})
+        await tenant.machine("vm", DATA)
+        vm = await tenant.runs("vm")
+        host, uid = tenant.cloud.hosts[vm["status"]["host"]].machine, vm["metadata"]["uid"]
+
+        async def has(wanted: Qos, cache: str) -> Raw:
+            """The hypervisor's books and the volume's status say so."""
+
+            async def probe() -> bool:
+                (disk,) = host.domains[uid].disks
+                return (disk.qos, disk.cache) == (wanted, cache)
+
+            await until(probe, f"the disk has {wanted} and {cache}")
+            said = {"qos": wanted.to_json(), "cache": cache}
+            return await tenant.wait(
+                Volume.KIND, "data", lambda v: {key: v["status"].get(key) for key in said} == said, f"says {said}"
+            )
+
+        volume = await has(Qos.model_validate(qos), "writeback")
+        assert volume["status"]["class"] == name
+        faster = Qos(write_iops=200)
+        await tenant.client.patch(VolumeClass.KIND, name, {"spec": {"qos": None, "cache": "none"}})
+        await tenant.client.patch(VolumeClass.KIND, name, {"spec": {"qos": faster.to_json()}})
+        await has(faster, "writeback")
+        (disk,) = host.domains[uid].disks
+        host.put(replace(host.domains[uid], disks=(replace(disk, qos=UNLIMITED),)))
+        await has(faster, "writeback")
+        assert (await tenant.runs("vm"))["status"]["startedAt"] == vm["status"]["startedAt"], "it ran all the time"
+        await tenant.patch(VirtualMachine.KIND, "vm", restartRequest="now")
+        await has(faster, "none")
+        await tenant.client.delete(VolumeClass.KIND, name)
+        await tenant.patch(VirtualMachine.KIND, "vm", restartRequest="again")
+        again = "again"
+        await tenant.wait(
+            VirtualMachine.KIND, "vm", lambda v: v["status"].get("lastRestartRequest") == again, "is restarted"
+        )
+        await has(faster, "none")
+    finally:
+        await tenant.client.delete(VolumeClass.KIND, name)
+
+
+async def test_discs_are_inserted_and_ejected_while_a_machine_runs(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("installer", "drivers"):
+        await tenant.image(name, iso(label=name), "iso")
+    await tenant.image()
+
+    def cd(image: str | None) -> Raw:
+        return {"name": "cd", "cdrom": {"image": image} if image else {}}
+
+    other = {"name": "more", "cdrom": {}}
+    await tenant.machine("vm", cd("installer"), other)
+    vm = await tenant.runs("vm")
+    host, uid = tenant.cloud.hosts[vm["status"]["host"]].machine, vm["metadata"]["uid"]
+    images = {name: (await tenant.find(Image.KIND, name))["metadata"]["uid"] for name in ("installer", "drivers")}
+
+    async def has(disc: str | None, more: str | None = None) -> None:
+        async def probe() -> bool:
+            paths = [drive.path for drive in host.domains[uid].drives]
+            return [path and Path(path).name for path in paths] == [
+                image and f"{images[image]}.raw" for image in (disc, more)
+            ]
+
+        await until(probe, f"the drives have {disc} and {more}")
+
+    await has("installer")
+    await tenant.patch(
+        VirtualMachine.KIND, "vm", disks=[cd("drivers"), {"name": "more", "cdrom": {"image": "installer"}}]
+    )
+    await has("drivers", "installer")
+    await tenant.delete(Image.KIND, "drivers")
+    await tenant.patch(VirtualMachine.KIND, "vm", disks=[cd("drivers"), other])
+    await has("drivers")
+    await tenant.says(VirtualMachine.KIND, "vm", "ImageNotFound", "VolumesReady")
+    assert await tenant.find(Image.KIND, "drivers"), "an image is kept while it is in a drive"
+
+    await tenant.patch(VirtualMachine.KIND, "vm", disks=[cd("system"), other])
+    assert "iso" in await tenant.says(VirtualMachine.KIND, "vm", "ImageNotADisc", "VolumesReady")
+    await has("drivers")
+
+    monkeypatch.setattr(instance_plan, "TRAY_EVERY", 0.2)
+    monkeypatch.setattr(instance_plan, "TRAY_PATIENCE", 2.0)
+    host.clinging.add(uid)
+    await tenant.patch(VirtualMachine.KIND, "vm", disks=[cd(None), other])
+    assert "by force" in await tenant.says(VirtualMachine.KIND, "vm", "TrayLocked", "VolumesReady")
+    await has(None)
+    await tenant.gone(Image.KIND, "drivers")
+    after = await tenant.wait(VirtualMachine.KIND, "vm", reason("DisksReady", "VolumesReady"), "is content")
+    assert after["status"]["startedAt"] == vm["status"]["startedAt"], "it ran all the time"
+
+
+# In a pool that hosts share
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def shared(made: Cloud, tenant: Tenant) -> AsyncIterator[str]:
+    """Name of a pool that the hosts share, while the test runs."""
+    name = f"shared-{tenant.tag}"
+    spec = {"driver": "dir", "parameters": {"path": "/var/lib/kumulus/pools/x", "shared": True}}
+    await made.client.create(StoragePool.KIND, {"metadata": {"name": name}, "spec": spec})
+    try:
+        await tenant.ready_pool(name)
+        yield name
+    finally:
+        for kind in (VirtualMachine.KIND, Volume.KIND):
+            for item in await made.listed(kind, tenant.namespace):
+                await made.client.delete(kind, item["metadata"]["name"], tenant.namespace)
+        await made.client.delete(StoragePool.KIND, name)
+        await until(lambda: _no_pool(made, name), f"pool {name} is gone")
+
+
+async def _no_pool(made: Cloud, name: str) -> bool:
+    return await made.client.find(StoragePool.KIND, name) is None
+
+
+async def test_a_volume_of_a_shared_pool_follows_its_machines_from_host_to_host(tenant: Tenant, shared: str) -> None:
+    await tenant.volume("data", size="64Mi", pool=shared)
+    await tenant.machine("one", DATA, on=0)
+    await tenant.runs("one")
+    volume = await tenant.is_("data", "InUse", "one")
+    uid = volume["metadata"]["uid"]
+    (file,) = tenant.shared_files(uid)
+    pool = await tenant.client.get(StoragePool.KIND, shared)
+    assert len(pool["status"]["hosts"]) >= 2
+    assert pool["status"]["capacity"] == pool["status"]["hosts"][0]["capacity"], "counted once"
+    keepers: list[set[str]] = []
+
+    async def watch() -> None:
+        while True:
+            orders = [o for o in await tenant.cloud.listed(WorkOrder.KIND) if o["metadata"]["name"].endswith(uid)]
+            keepers.append({order["metadata"]["namespace"] for order in orders})
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    for name, before, host in (("two", "one", 1), ("three", "two", 0)):
+        await tenant.machine(name, DATA, on=host)
+        assert f"attached to machine {before}" in await tenant.says(VirtualMachine.KIND, name, "VolumeInUse")
+        await tenant.delete(VirtualMachine.KIND, before)
+        vm = await tenant.runs(name)
+        volume = await tenant.is_("data", "InUse", name)
+        assert volume["status"]["host"] == vm["status"]["host"] == tenant.hosts[host]
+        assert tenant.disks_of(vm) == {"data": str(file)}
+    watching.cancel()
+    assert all(len(hosts) <= 1 for hosts in keepers), "two hosts were told to see to it at a time"
+    assert len(set().union(*keepers)) == 2 and volume["status"]["epoch"] == 2
+    await tenant.delete(VirtualMachine.KIND, "three")
+    await tenant.delete(Volume.KIND, "data")
+    await tenant.gone(Volume.KIND, "data")
+    assert tenant.shared_files(uid) == []
+
+
+async def test_hosts_that_share_a_pool_fetch_an_image_once(tenant: Tenant, shared: str) -> None:
+    await tenant.image()
+    path = f"/{tenant.namespace}/system.raw"
+    before = tenant.fetched(path)
+    for number in range(2):
+        await tenant.volume(f"v{number}", pool=shared, source={"image": "system"})
+        await tenant.machine(f"vm{number}", {"name": "data", "volume": f"v{number}"}, on=number)
+    for number in range(2):
+        await tenant.runs(f"vm{number}")
+    assert tenant.fetched(path) <= before + 1
+    cache = {"name": shared, "pool": shared, "state": "Ready"}
+    await tenant.wait(Image.KIND, "system", lambda image: cache in image["status"]["caches"], "one cache for both")
+
+
+async def test_a_volume_is_not_taken_from_a_host_that_is_silent(tenant: Tenant, shared: str) -> None:
+    """Unknown is not dead: an operator who knows more says so."""
+    silent = f"silent-{tenant.tag}"
+    await tenant.cloud.add_host(silent, lease_seconds=5)
+    await asyncio.to_thread(tenant.cloud.lab.services.wait_for_hosts, [*HOSTS, silent])
+    await tenant.ready_pool(shared, hosts=len(tenant.cloud.hosts))
+    await tenant.volume("data", size="64Mi", pool=shared)
+    await tenant.machine("one", DATA, placement={"hostSelector": {"role": silent}})
+    await tenant.runs("one")
+    await tenant.delete(VirtualMachine.KIND, "one")
+    volume = await tenant.is_("data", "Available")
+    assert volume["status"]["host"] == silent
+    await tenant.cloud.hosts[silent].kill()
+    await tenant.machine("two", DATA, on=0)
+    said = await tenant.wait(
+        Volume.KIND, "data", lambda item: "does not answer" in condition(item).get("message", ""), "explains"
+    )
+    assert f"kubectl annotate volume data {FORCE_DETACH}=true" in condition(said)["message"]
+    assert said["status"]["phase"] == "Moving" and said["status"]["host"] == silent
+    waiting = await tenant.says(VirtualMachine.KIND, "two", "HandingOver", "VolumesReady")
+    assert f"comes from host {silent}" in waiting
+    change = {"metadata": {"annotations": {FORCE_DETACH: "true"}}}
+    await tenant.client.patch(Volume.KIND, "data", change, tenant.namespace)
+    await tenant.runs("two")
+    volume = await tenant.is_("data", "InUse", "two")
+    assert (volume["status"]["host"], volume["status"]["epoch"]) == (tenant.hosts[0], 1)
+    assert FORCE_DETACH not in volume["metadata"].get("annotations", {})
+    tenant.cloud.hosts[silent].start()
+    await tenant.ready_pool(shared, hosts=len(tenant.cloud.hosts))
+    assert (await tenant.is_("data", "InUse", "two"))["status"]["host"] == tenant.hosts[0]

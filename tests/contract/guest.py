@@ -29,6 +29,8 @@ DISK_MODULES = (
     "drivers/scsi/scsi_mod",
     "drivers/scsi/virtio_scsi",
     "drivers/scsi/sd_mod",
+    "drivers/cdrom/cdrom",
+    "drivers/scsi/sr_mod",
 )
 """In the order of their need."""
 
@@ -43,11 +45,26 @@ exec 3</dev/input/event0 4</dev/input/event1
 for fd in 3 4; do (dd bs=24 count=1 <&$fd >/dev/null 2>&1; echo GUEST-DOWN; poweroff -f) & done
 echo GUEST-READY $mode
 case "$mode" in
+disks|read|disc|tray) for m in {disks}; do insmod /modules/$m.ko; done ;;
+esac
+case "$mode" in
 poweroff) poweroff -f ;;
 reboot) reboot -f ;;
 panic) echo c > /proc/sysrq-trigger ;;
+disc|tray)
+    [ $mode = disc ] || exec 5</dev/sr0
+    while :; do
+        now=$(dd if=/dev/sr0 bs=2048 skip=16 count=1 2>/dev/null | dd bs=1 skip=40 count=32 2>/dev/null | tr -d ' ')
+        [ "$now" = "$was" ] || echo "GUEST-DISC:$now."
+        was=$now
+        sleep 0.2
+    done ;;
+read)
+    while :; do
+        echo 3 >/proc/sys/vm/drop_caches
+        dd if=/dev/sda of=/dev/null bs=64k count=64 2>/dev/null || sleep 0.1
+    done ;;
 disks)
-    for m in {disks}; do insmod /modules/$m.ko; done
     while :; do
         now=
         for d in /sys/block/sd*; do
@@ -87,6 +104,12 @@ class Guest(StrEnum):
     FLOOD = "flood"
     DISKS = "disks"
     """Says which SCSI disks it sees, by serial and bytes, whenever that changes."""
+    READ = "read"
+    """Reads the first SCSI disk as fast as it can."""
+    DISC = "disc"
+    """Says the label of the disc in its drive, whenever that changes."""
+    TRAY = "tray"
+    """The same, and holds the tray shut: it has the drive open."""
 
 
 def build(directory: Path) -> dict[Guest, Path]:

@@ -19,12 +19,16 @@ from dataclasses import replace
 
 import pytest
 
-from kumulus.api.compute import PowerState
+from kumulus.api.compute import DriveBus, PowerState
+from kumulus.api.qos import UNLIMITED, Burst, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
+from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.protocol import (
     AttachedDisk,
+    AttachedDrive,
     Domain,
     DomainDisk,
+    DomainDrive,
     DomainSpec,
     DomainState,
     ExitReason,
@@ -33,7 +37,7 @@ from kumulus_agents.hypervisor.protocol import (
     Marks,
     Quiesce,
 )
-from kumulus_agents.storage.source import FileSource, LayerFile
+from kumulus_agents.storage.source import DiskSource, FileSource, LayerFile
 
 
 class World(ABC):
@@ -50,6 +54,10 @@ class World(ABC):
     @abstractmethod
     def volume(self) -> DomainDisk:
         """A new volume of at most 16 MiB that no machine has."""
+
+    @abstractmethod
+    def disc(self) -> DiskSource:
+        """A new disc."""
 
     @abstractmethod
     def layer(self, below: str) -> LayerFile:
@@ -136,6 +144,21 @@ async def stopped(hypervisor: Hypervisor, spec: DomainSpec) -> Domain:
     return await the(hypervisor, spec)
 
 
+LIMITS = (
+    Qos(iops=500, bytes_per_second=10 << 20),
+    Qos(read_iops=100, write_iops=50, read_bytes_per_second=2 << 20),
+    Qos(
+        iops=100,
+        read_bytes_per_second=1 << 20,
+        write_bytes_per_second=1 << 20,
+        burst=Burst(iops=1000, write_bytes_per_second=8 << 20, seconds=30),
+    ),
+    Qos(bytes_per_second=100 << 30, burst=Burst(bytes_per_second=200 << 30, seconds=3600)),
+)
+
+BUFFERED = {CacheMode.NONE: CacheMode.WRITEBACK, CacheMode.DIRECTSYNC: CacheMode.WRITETHROUGH}
+"""What a driver may do where a file cannot be opened past the host's memory: the same promise about writes."""
+
 VERBS: tuple[Callable[[Hypervisor, str], Awaitable[None]], ...] = (
     lambda hypervisor, uid: hypervisor.mark(uid, replace(new_marks(), uid=uid)),
     lambda hypervisor, uid: hypervisor.power_button(uid),
@@ -144,6 +167,8 @@ VERBS: tuple[Callable[[Hypervisor, str], Awaitable[None]], ...] = (
     lambda hypervisor, uid: hypervisor.force_off(uid),
     lambda hypervisor, uid: hypervisor.attach_disk(uid, DomainDisk("data", FileSource("/nowhere"), "raw", volume=uid)),
     lambda hypervisor, uid: hypervisor.detach_disk(uid, uid),
+    lambda hypervisor, uid: hypervisor.limit_disk(uid, uid, Qos(iops=1)),
+    lambda hypervisor, uid: hypervisor.change_disc(uid, "cd", FileSource("/nowhere")),
     lambda hypervisor, uid: hypervisor.remove(uid),
 )
 
@@ -152,6 +177,17 @@ def volume_of(disk: DomainDisk) -> str:
     """The uid of the Volume that the disk is."""
     assert disk.volume is not None
     return disk.volume
+
+
+def bare(disk: DomainDisk | AttachedDisk) -> tuple[str, str, str | None]:
+    """What tells one disk from another."""
+    return disk.name, disk.path, disk.volume
+
+
+async def manner(hypervisor: Hypervisor, spec: DomainSpec, disk: DomainDisk) -> tuple[Qos, CacheMode | None]:
+    """How fast the machine's disk may be, and how it is cached."""
+    (found,) = (item for item in (await the(hypervisor, spec)).disks if item.volume == disk.volume)
+    return found.qos, found.cache
 
 
 async def detached(hypervisor: Hypervisor, spec: DomainSpec, disk: DomainDisk) -> Domain:
@@ -387,8 +423,7 @@ class HypervisorContract:
     async def test_a_machine_shows_the_disks_it_was_started_with(self, world: World, hypervisor: Hypervisor) -> None:
         spec, disk = world.spec(), world.volume()
         domain = await hypervisor.start(replace(spec, disks=(*spec.disks, disk)))
-        attached = AttachedDisk(disk.name, disk.path, disk.volume)
-        assert list(domain.disks) == [*(AttachedDisk(d.name, d.path) for d in spec.disks), attached]
+        assert [bare(found) for found in domain.disks] == [bare(wanted) for wanted in (*spec.disks, disk)]
         assert domain.volumes == {disk.volume}
         for seen in (await the(hypervisor, spec), *await hypervisor.domains()):
             assert set(seen.disks) == set(domain.disks)
@@ -406,8 +441,7 @@ class HypervisorContract:
         for _ in range(2):
             await hypervisor.attach_disk(running.marks.uid, disk)
             after = await the(hypervisor, running)
-            attached = AttachedDisk(disk.name, disk.path, disk.volume)
-            assert set(after.disks) == {*before.disks, attached}
+            assert set(map(bare, after.disks)) == {*map(bare, before.disks), bare(disk)}
             assert len(after.disks) == len(before.disks) + 1
             assert replace(after, disks=()) == replace(before, disks=())
             assert after in await hypervisor.domains()
@@ -429,7 +463,7 @@ class HypervisorContract:
             await hypervisor.detach_disk(running.marks.uid, volume_of(disk))
         after = await detached(hypervisor, running, disk)
         await heard.about(running.marks.uid)
-        assert set(after.disks) == {*before.disks, AttachedDisk(kept.name, kept.path, kept.volume)}
+        assert set(map(bare, after.disks)) == {*map(bare, before.disks), bare(kept)}
         assert after in await hypervisor.domains()
         await hypervisor.detach_disk(running.marks.uid, volume_of(disk))
         await hypervisor.force_off(running.marks.uid)
@@ -492,6 +526,80 @@ class HypervisorContract:
                 await hypervisor.resize_disk(machine, volume, 64 << 20)
             assert caught.value.reason == "DiskNotAttached"
 
+    @pytest.mark.parametrize("limited", LIMITS)
+    async def test_a_disk_is_limited_at_the_start_and_while_the_machine_is_on(
+        self, world: World, hypervisor: Hypervisor, limited: Qos, heard: Heard
+    ) -> None:
+        spec, disk = world.spec(), world.volume()
+        uid = spec.marks.uid
+        await hypervisor.start(replace(spec, disks=(*spec.disks, replace(disk, qos=limited))))
+        assert (await manner(hypervisor, spec, disk))[0] == limited
+        heard.clear()
+        for wanted in (UNLIMITED, limited, limited, Qos(iops=7), UNLIMITED):
+            await hypervisor.limit_disk(uid, volume_of(disk), wanted)
+            assert (await manner(hypervisor, spec, disk))[0] == wanted
+            assert (await the(hypervisor, spec)) in await hypervisor.domains()
+        await heard.about(uid)
+        await hypervisor.limit_disk(uid, volume_of(disk), limited)
+        await hypervisor.limit_disk(uid, str(uuid.uuid4()), limited)
+        await hypervisor.force_off(uid)
+        assert (await manner(hypervisor, spec, disk))[0] == limited
+        await hypervisor.limit_disk(uid, volume_of(disk), UNLIMITED)
+        assert (await manner(hypervisor, spec, disk))[0] == limited
+
+    async def test_a_disk_that_comes_later_is_limited_from_the_first(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        limited, disk = Qos(iops=100, burst=Burst(iops=300, seconds=9)), world.volume()
+        await hypervisor.attach_disk(running.marks.uid, replace(disk, qos=limited, cache=CacheMode.WRITETHROUGH))
+        assert await manner(hypervisor, running, disk) == (limited, CacheMode.WRITETHROUGH)
+
+    async def test_every_cache_mode_starts(self, world: World, hypervisor: Hypervisor) -> None:
+        spec = world.spec()
+        disks = {mode: replace(world.volume(), cache=mode) for mode in CacheMode}
+        await hypervisor.start(replace(spec, disks=(*spec.disks, *disks.values())))
+        for mode, disk in disks.items():
+            assert (await manner(hypervisor, spec, disk))[1] in (mode, BUFFERED.get(mode))
+
+    # Discs
+
+    async def test_discs_come_and_go_while_a_machine_is_on(
+        self, world: World, hypervisor: Hypervisor, heard: Heard
+    ) -> None:
+        one, two, spec = world.disc(), world.disc(), world.spec()
+        given = (DomainDrive("cd", DriveBus.SATA, one, boot_order=2), DomainDrive("more", DriveBus.SCSI))
+        spec = replace(spec, drives=given)
+        uid = spec.marks.uid
+
+        def drives(cd: DiskSource | None, more: DiskSource | None) -> tuple[AttachedDrive, ...]:
+            return AttachedDrive("cd", cd and cd.path), AttachedDrive("more", more and more.path)
+
+        async def has(cd: DiskSource | None, more: DiskSource | None) -> None:
+            now = await the(hypervisor, spec)
+            assert tuple(now.drives) == drives(cd, more)
+            assert now in await hypervisor.domains()
+            assert [bare(disk) for disk in now.disks] == [bare(disk) for disk in spec.disks]
+
+        assert tuple((await hypervisor.start(spec)).drives) == drives(one, None)
+        await has(one, None)
+        for _ in range(2):
+            await hypervisor.change_disc(uid, "more", two)
+            await has(one, two)
+        await hypervisor.change_disc(uid, "cd", two)
+        await has(two, two)
+        for _ in range(2):
+            await hypervisor.change_disc(uid, "cd", None)
+            await has(None, two)
+        await hypervisor.change_disc(uid, "more", one, force=True)
+        await hypervisor.change_disc(uid, "nothing", one)
+        await has(None, one)
+        await hypervisor.force_off(uid)
+        await has(None, one)
+        await hypervisor.change_disc(uid, "cd", one)
+        await has(None, one)
+        await hypervisor.start(spec)
+        await has(one, None)
+
     # Snapshots
 
     @pytest.mark.parametrize("paused", [False, True])
@@ -543,6 +651,53 @@ class HypervisorContract:
         await hypervisor.force_off(uid)
         with pytest.raises(HypervisorError) as caught:
             await hypervisor.snapshot_disks(uid, {volume_of(disk): both[volume_of(disk)]}, Quiesce(QuiesceMode.NEVER))
+        assert caught.value.reason == "DiskNotAttached"
+
+    @pytest.mark.parametrize("paused", [False, True])
+    async def test_merging_what_the_guest_writes_to_lets_it_go_on_when_that_is_noted(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec, paused: bool
+    ) -> None:
+        uid, disk = running.marks.uid, world.volume()
+        await hypervisor.attach_disk(uid, disk)
+        before, layer = await the(hypervisor, running), world.layer(disk.path)
+        await hypervisor.snapshot_disks(uid, {volume_of(disk): layer}, Quiesce(QuiesceMode.NEVER))
+        if paused:
+            await hypervisor.pause(uid)
+        noted: list[tuple[DomainState, bool]] = []
+
+        async def merged() -> None:
+            now = await the(hypervisor, running)
+            noted.append((now.state, disk.path in {one.path for one in now.disks}))
+
+        for _ in range(2):
+            await hypervisor.merge_layers(uid, volume_of(disk), layer.path, disk.path, lambda *_: None, merged)
+        state = DomainState.PAUSED if paused else DomainState.RUNNING
+        assert noted == [(DomainState.PAUSED, True), (state, True)]
+        after = await the(hypervisor, running)
+        assert after == replace(before, state=state)
+        assert after in await hypervisor.domains()
+
+    async def test_merging_in_the_middle_does_not_touch_what_the_guest_writes_to(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        uid, disk = running.marks.uid, world.volume()
+        await hypervisor.attach_disk(uid, disk)
+        one = world.layer(disk.path)
+        two = world.layer(one.path)
+        for layer in (one, two):
+            await hypervisor.snapshot_disks(uid, {volume_of(disk): layer}, Quiesce(QuiesceMode.NEVER))
+        before, noted = await the(hypervisor, running), list[DomainState]()
+
+        async def merged() -> None:
+            noted.append((await the(hypervisor, running)).state)
+
+        for _ in range(2):
+            await hypervisor.merge_layers(uid, volume_of(disk), one.path, disk.path, lambda *_: None, merged)
+        assert noted == [DomainState.RUNNING] * 2
+        assert await the(hypervisor, running) == before
+        await hypervisor.force_off(uid)
+        with pytest.raises(HypervisorError) as caught:
+            await hypervisor.merge_layers(uid, volume_of(disk), two.path, disk.path, lambda *_: None, merged)
         assert caught.value.reason == "DiskNotAttached"
 
     # Ending

@@ -19,6 +19,7 @@ from tests.contract import guest
 from tests.contract.guest import Guest
 from tests.contract.hypervisor import World, eventually, new_marks
 from tests.contract.libvirtd import PrivateLibvirtd
+from tests.unit.storage.material import iso
 
 MEMORY = 96 << 20
 VOLUME = 16 << 20
@@ -57,6 +58,11 @@ class LibvirtWorld(World):
         path = self.directory / f"{volume}.qcow2"
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(VOLUME)], check=True)
         return DomainDisk("data", FileSource(str(path)), "qcow2", volume=volume)
+
+    def disc(self) -> FileSource:
+        path = self.directory / f"{uuid.uuid4()}.raw"
+        path.write_bytes(iso())
+        return FileSource(str(path))
 
     def layer(self, below: str) -> LayerFile:
         path = self.directory / f"{uuid.uuid4()}.qcow2"

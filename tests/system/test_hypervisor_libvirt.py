@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import ipaddress
 import os
 import pickle
 import re
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -18,14 +21,18 @@ from pathlib import Path, PurePosixPath
 import libvirt
 import pytest
 
-from kumulus.api.compute import PowerState
-from kumulus.api.host import VolumeOrigin
+from kumulus.api.compute import DriveBus, PowerState
+from kumulus.api.host import HttpFetch, VolumeOrigin
+from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import QuiesceMode
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.protocol import (
+    TRAY_LOCKED,
+    AttachedDrive,
     DomainDisk,
+    DomainDrive,
     DomainSpec,
     DomainState,
     ExitReason,
@@ -34,7 +41,7 @@ from kumulus_agents.hypervisor.protocol import (
 )
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageError
-from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.settings import FetchSettings, StorageSettings
 from kumulus_agents.storage.source import FileSource, LayerFile
 from tests.contract import guest
 from tests.contract.guest import Guest
@@ -42,7 +49,8 @@ from tests.contract.hypervisor import Heard, HypervisorContract, detached, event
 from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
 from tests.contract.snapshots import of_snapshot
-from tests.unit.storage.material import pool_ref
+from tests.unit.storage.material import image_ref, iso, pool_ref
+from tests.unit.storage.server import Answer, serving
 
 pytestmark = pytest.mark.libvirt
 
@@ -336,6 +344,40 @@ class TestVolumes:
             said = f"GUEST-DISKS data:{16 << 20}."
             await eventually(lambda: said in world.console(spec), "the guest did not see the volume", 60)
 
+    async def test_a_guest_is_as_fast_as_its_limit_lets_it(self, world: LibvirtWorld) -> None:
+        rate = 256 << 10
+        async with connected(world) as (driver, _):
+            spec, volume = world.spec(Guest.READ), replace(world.volume(), qos=Qos(bytes_per_second=rate))
+            uid = spec.marks.uid
+            await driver.start(replace(spec, disks=(*spec.disks, volume)))
+
+            def read() -> int:
+                said = world.virsh("domblkstat", uid, "sda")
+                return int(re.search(r"rd_bytes (\d+)", said)[1])
+
+            await eventually(lambda: read() > rate, "the guest did not read", 60)
+            before, since = read(), time.monotonic()
+            await eventually(lambda: read() > before + rate, "it does not read at all", 30)
+            assert read() - before <= 2.5 * rate * (time.monotonic() - since)
+            await driver.limit_disk(uid, volume_of(volume), UNLIMITED)
+            before = read()
+            await eventually(lambda: read() > before + 20 * rate, "it is held back by a limit that is gone", 10)
+
+    async def test_a_limit_that_somebody_else_sets_is_heard_of(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, heard):
+            spec, volume = world.spec(), world.volume()
+            uid = spec.marks.uid
+            await driver.start(replace(spec, disks=(*spec.disks, volume)))
+            await driver.domains()
+            heard.clear()
+            world.virsh("blkdeviotune", uid, "sda", "--total-iops-sec", "7", "--live")
+            await heard.about(uid)
+            for seen in (await the(driver, spec), *await driver.domains()):
+                assert [disk.qos for disk in seen.disks if disk.volume] == [Qos(iops=7)]
+            await driver.limit_disk(uid, volume_of(volume), Qos(write_iops=9))
+            told = dict(re.findall(r"(\w+) *: (\d+)", world.virsh("blkdeviotune", uid, "sda", "--live")))
+            assert {name: value for name, value in told.items() if value != "0"} == {"write_iops_sec": "9"}
+
     @pytest.mark.parametrize("place", ["virDomain.attachDeviceFlags", "virDomain.detachDeviceFlags"])
     async def test_who_dies_between_definition_and_guest_does_the_rest_the_next_time(
         self, world: LibvirtWorld, monkeypatch: pytest.MonkeyPatch, place: str
@@ -408,6 +450,79 @@ class TestVolumes:
             assert (await detached(driver, spec, volume)) in await driver.domains()
 
 
+class TestDiscs:
+    """Discs in drives, as a guest sees them."""
+
+    async def test_a_guest_reads_what_is_inserted_and_boots_from_it(self, world: LibvirtWorld, tmp_path: Path) -> None:
+        """From a web server into a real pool, from there into a drive: what is an image is a disc."""
+        pool = DirStorage(
+            pool_ref(tmp_path / "pool"),
+            StorageSettings(
+                roots=(PurePosixPath(tmp_path),),
+                readers=(),
+                fetch=FetchSettings(allowed_networks=(ipaddress.ip_network("127.0.0.1/32"),)),
+            ),
+        )
+        await pool.prepare()
+        discs: dict[str, FileSource] = {}
+        async with serving() as server:
+            for label in ("first", "second"):
+                data = iso(label=label)
+                source = HttpFetch(url=server.on(f"/{label}", Answer(data)))
+                image = await pool.import_image(image_ref(data, "iso"), source, lambda _: None)
+                discs[label] = FileSource(image.path)
+        async with connected(world) as (driver, _):
+            empty, first = DomainDrive("cd", DriveBus.SCSI), DomainDrive("boot", DriveBus.SATA, discs["first"], 1)
+            spec = replace(world.spec(Guest.DISC), drives=(empty,))
+            uid = spec.marks.uid
+            await driver.start(spec)
+            await world.booted(spec)
+
+            async def sees(label: str) -> None:
+                def seen() -> bool:
+                    said = [line for line in world.console(spec).splitlines() if line.startswith("GUEST-DISC:")]
+                    return said[-1].strip() == f"GUEST-DISC:{label}." if said else not label
+
+                await eventually(seen, f"the guest did not see the disc {label!r}", 60)
+
+            async def change(disc: FileSource | None) -> None:
+                async def done() -> bool:
+                    try:
+                        await driver.change_disc(uid, "cd", disc)
+                    except HypervisorError as error:  # it was reading just then
+                        assert error.reason == TRAY_LOCKED
+                        return False
+                    return True
+
+                await eventually(done, "the guest does not open the tray", 60)
+
+            await sees("")
+            for label, disc in (*discs.items(), ("", None), *discs.items()):
+                await change(disc)
+                await sees(label)
+            bootable = replace(world.spec(), drives=(first,))
+            bootable = replace(bootable, disks=[replace(disk, boot_order=2) for disk in bootable.disks])
+            await driver.start(bootable)
+            await eventually(lambda: "DISC-BOOTED" in world.console(bootable), "it did not boot from the disc", 60)
+
+    async def test_a_guest_that_holds_the_tray_shut_is_not_forced_unless_asked(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            disc, spec = world.disc(), world.spec(Guest.TRAY)
+            spec = replace(spec, drives=(DomainDrive("cd", DriveBus.SCSI, disc),))
+            uid = spec.marks.uid
+            await driver.start(spec)
+            await eventually(
+                lambda: "GUEST-DISC:installer" in world.console(spec), "the guest did not see the disc", 60
+            )
+            for _ in range(2):
+                with pytest.raises(HypervisorError) as caught:
+                    await driver.change_disc(uid, "cd", None)
+                assert (caught.value.reason, caught.value.retryable) == (TRAY_LOCKED, True)
+                assert tuple((await the(driver, spec)).drives) == (AttachedDrive("cd", disc.path),)
+            await driver.change_disc(uid, "cd", None, force=True)
+            assert tuple((await the(driver, spec)).drives) == (AttachedDrive("cd", None),)
+
+
 class TestSnapshots:
     """What is in a snapshot, with a real pool and a QEMU that goes on writing. The witness is data."""
 
@@ -426,6 +541,102 @@ class TestSnapshots:
             stored = await pool.volume(volume)
             assert stored is not None
             assert reads(stored.path, "-P 2 0 1M", "-P 3 1M 1M", "-P 4 2M 1M", "-P 1 3M 1M")
+
+    async def test_snapshots_that_go_while_the_guest_writes_take_nothing_along(
+        self, world: LibvirtWorld, tmp_path: Path
+    ) -> None:
+        """From the middle, from below, and the one below what is written; each block is written once more meanwhile."""
+        async with writing(world, tmp_path) as (driver, pool, spec, volume):
+            uid = spec.marks.uid
+            world.guest_io(spec, volume, "write -P 1 0 16M")
+            snapshots = []
+            for number in range(4):
+                snapshots.append(await snapshot(driver, pool, spec, volume))
+                world.guest_io(spec, volume, f"write -P {number + 2} {number}M 1M")
+            for round, place in enumerate((1, 0, 1)):
+                await pool.forget_snapshot(volume, snapshots.pop(place))
+                while (merge := await pool.next_merge(volume)) is not None:
+                    merged = functools.partial(pool.merged, volume, merge)
+                    work = driver.merge_layers(uid, volume, merge.upper, merge.lower, lambda *_: None, merged)
+                    merging = asyncio.ensure_future(work)
+                    world.guest_io(spec, volume, f"write -P {round + 16} {round + 8}M 1M")
+                    await merging
+            (kept,) = snapshots
+            copy = await pool.ensure_volume(str(uuid.uuid4()), None, of_snapshot(volume, kept), False)
+            assert reads(copy.path, "-P 2 0 1M", "-P 3 1M 1M", "-P 1 2M 14M")
+            await pool.forget_snapshot(volume, kept)
+            merge = await pool.next_merge(volume)
+            assert merge is not None
+            assert merge.active
+            await driver.merge_layers(
+                uid, volume, merge.upper, merge.lower, lambda *_: None, lambda: pool.merged(volume, merge)
+            )
+            world.guest_io(spec, volume, "write -P 32 15M 1M")
+            assert [path.name for path in files_of(tmp_path, volume)] == [f"{volume}.qcow2"]
+            await driver.force_off(uid)
+            wanted = (2, 3, 4, 5, 1, 1, 1, 1, 16, 17, 18, 1, 1, 1, 1, 32)
+            stored = await pool.volume(volume)
+            assert stored is not None
+            assert reads(stored.path, *(f"-P {what} {index}M 1M" for index, what in enumerate(wanted)))
+
+    @pytest.mark.parametrize("end", ["QEMU", "agent"])
+    async def test_a_death_between_the_switch_and_its_record_loses_nothing(
+        self, world: LibvirtWorld, tmp_path: Path, end: str
+    ) -> None:
+        """The agent dies when the guest, halted, is about to write to the lower file. Either QEMU dies as well, or the
+        next agent finds it."""
+        async with writing(world, tmp_path) as (driver, pool, spec, volume):
+            uid = spec.marks.uid
+            world.guest_io(spec, volume, "write -P 1 0 16M")
+            one = await snapshot(driver, pool, spec, volume)
+            world.guest_io(spec, volume, "write -P 2 1M 1M")
+            await pool.forget_snapshot(volume, one)
+            merge = await pool.next_merge(volume)
+            assert merge is not None
+
+            async def die() -> None:
+                raise RuntimeError("the agent has died")
+
+            with pytest.raises(RuntimeError):
+                await driver.merge_layers(uid, volume, merge.upper, merge.lower, lambda *_: None, die)
+            assert (await the(driver, spec)).state is DomainState.PAUSED
+            if end == "QEMU":
+                await world.crash(spec)
+                await stopped(driver, spec)
+            else:
+                (path,) = [disk.path for disk in (await the(driver, spec)).disks if disk.volume == volume]
+                assert path == merge.lower
+                await pool.adopt(volume, path)
+                await driver.resume(uid)
+                world.guest_io(spec, volume, "write -P 3 2M 1M", "flush")
+                await world.crash(spec)
+                await stopped(driver, spec)
+            while (merge := await pool.next_merge(volume)) is not None:
+                await pool.merge(volume, merge)
+            stored = await pool.volume(volume)
+            assert stored is not None
+            assert (stored.below, files_of(tmp_path, volume)) == ((), [Path(stored.path)])
+            third = 3 if end == "agent" else 1
+            assert reads(stored.path, "-P 1 0 1M", "-P 2 1M 1M", f"-P {third} 2M 1M", "-P 1 3M 13M")
+
+    async def test_a_snapshot_begun_and_given_up_loses_nothing(self, world: LibvirtWorld, tmp_path: Path) -> None:
+        """The agent dies between the new layer and the switch; the guest goes on below, and then its host loses power."""
+        async with writing(world, tmp_path) as (driver, pool, spec, volume):
+            one = str(uuid.uuid4())
+            world.guest_io(spec, volume, "write -P 1 0 16M")
+            await pool.begin_snapshot(volume, one)
+            world.guest_io(spec, volume, "write -P 2 1M 1M", "flush")
+            await world.crash(spec)
+            await stopped(driver, spec)
+            stored = await pool.volume(volume)
+            assert stored is not None
+            assert reads(stored.path, "-P 1 0 1M", "-P 2 1M 1M", "-P 1 2M 14M")
+            await pool.begin_snapshot(volume, one)
+            await pool.confirm_snapshot(volume, one, "2026-11-20T12:00:00Z", ())
+            while (merge := await pool.next_merge(volume)) is not None:
+                await pool.merge(volume, merge)
+            copy = await pool.ensure_volume(str(uuid.uuid4()), None, of_snapshot(volume, one), False)
+            assert reads(copy.path, "-P 1 0 1M", "-P 2 1M 1M", "-P 1 2M 14M")
 
     async def test_no_header_decides_what_a_guest_gets_to_see(self, world: LibvirtWorld, tmp_path: Path) -> None:
         """A guest that took over its QEMU can name any file as what its disk stands on."""
@@ -474,6 +685,11 @@ def names_below(path: str, below: Path) -> None:
     """Make the file one that names another one as what it stands on."""
     command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", str(below), path, "16M"]
     subprocess.run(command, check=True)
+
+
+def files_of(directory: Path, volume: str) -> list[Path]:
+    """The files of the volume's layers."""
+    return sorted((directory / "pool/volumes").glob(f"{volume}*.qcow2"))
 
 
 def opened(process: int) -> set[str]:

@@ -32,7 +32,7 @@ from kumulus_agents.agent.instance import Instances
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.lease import Heartbeat
-from kumulus_agents.agent.orders import Orders
+from kumulus_agents.agent.orders import Orders, volumes_of
 from kumulus_agents.agent.performer import Performer
 from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
@@ -133,6 +133,8 @@ class Agent:
         self._performers: Mapping[WorkType, Performer] = {}
         self._flow = _Flow()
         self._stop = asyncio.Event()
+        self._ended: Callable[[str], None] = lambda _: None
+        """Told of volumes whose machine may have gone off, which may be what somebody waits for."""
         self._orphans: set[str] = set()
         self._unreported: set[Key] = set()
         self.orders.listen(self.queue.add)
@@ -172,9 +174,15 @@ class Agent:
     def _assemble(self, tasks: asyncio.TaskGroup, pools: Pools) -> Mapping[WorkType, Performer]:
         drivers = self._drivers
         reservations = Reservations(lambda volume: freed(volume))
-        tidying = Tidying(drivers.hypervisor)
+        tidying = Tidying(drivers.hypervisor, reservations)
         steps = InstanceSteps(
-            self._client, self.place.namespace, drivers.hypervisor, pools, drivers.files, reservations
+            self._client,
+            self.place.namespace,
+            drivers.hypervisor,
+            pools,
+            drivers.files,
+            reservations,
+            has=lambda volume: volumes.has(volume),
         )
         instances = Instances(
             self.orders,
@@ -203,6 +211,7 @@ class Agent:
         images = Images(
             self.orders,
             pools,
+            drivers.hypervisor,
             work,
             tasks,
             wake=self._wake,
@@ -216,6 +225,7 @@ class Agent:
             work,
             reservations,
             tidying,
+            host=self.place.host,
             wake=self._wake,
             arrived=arrived,
             removed=images.disks_removed,
@@ -233,6 +243,7 @@ class Agent:
         )
         disks = Disks(self.orders, work, images, volumes)
         self.orders.listen_let_go(let_go)
+        self._ended = volumes.may_be_free
         return {
             WorkType.INSTANCE: instances,
             WorkType.DISK: disks,
@@ -257,6 +268,8 @@ class Agent:
         if uid:
             for order in self.orders.of_instance(uid):
                 self._wake(order.name)
+                for volume in volumes_of(order):
+                    self._ended(volume)
             return
         for order in self.orders.store:
             if order.spec.type is WorkType.INSTANCE:

@@ -24,6 +24,7 @@ from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.pools import Pools
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.protocol import ImageSource, ProgressListener, StorageDriver, StorageError, StoredImage
@@ -66,6 +67,7 @@ class Images:
         self,
         orders: Orders,
         pools: Pools,
+        hypervisor: Hypervisor,
         work: DiskWork,
         tasks: asyncio.TaskGroup,
         *,
@@ -77,6 +79,7 @@ class Images:
         `transfer` images are neither exchanged with other hosts nor uploaded."""
         self._orders = orders
         self._pools = pools
+        self._hypervisor = hypervisor
         self._work = work
         self._tasks = tasks
         self._wake = wake
@@ -117,11 +120,15 @@ class Images:
                 await self._work.cancel(order.name)
                 if self._transfer is not None:
                     await self._transfer.uploads.forget(wanted.image.uid)
+                if (user := await self._reader(wanted.image.uid, driver)) is not None:
+                    raise StorageError(
+                        f"Machine {user} has the image in a drive: take it out of its spec.disks.", reason="ImageInUse"
+                    )
                 await driver.remove_image(wanted.image.uid)
                 await self._orders.release(order)
                 return Done()
             return await self._ensure(order, pool, wanted, driver)
-        except StorageError as error:
+        except (StorageError, HypervisorError) as error:
             if order.deleting and error.reason == "ImageInUse":
                 self._in_use.add(order.name)
                 held = self._work.in_use(order, error.reason, str(error))
@@ -137,8 +144,11 @@ class Images:
         image = await driver.image(wanted.image.uid)
         if image is not None:
             self._work.settled(order.name)
+            found = order.status.state is not WorkState.READY
             measuring = image.content is None and self._measure(order.name, image.uid, driver)
             await self._orders.report(order, self._ready(order, image, measuring))
+            if found:  # another host that shares the pool may have brought it
+                self._arrived(wanted.image.uid)
             return Done()
         if wanted.wait_for is not None:
             raise StorageError(
@@ -163,6 +173,17 @@ class Images:
                 reason=WAITING_FOR_UPLOAD,
             )
         await self._transfer.uploads.forget(wanted.image.uid)
+
+    async def _reader(self, image: str, driver: StorageDriver) -> str | None:
+        """Name of a machine that is to have the image in a drive, or has it there still."""
+        for order in self._orders.of_disc(image):
+            return order.spec.for_.name
+        stored = await driver.image(image)
+        if stored is not None and stored.format == "raw":
+            for domain in await self._hypervisor.domains():
+                if any(drive.path == stored.path for drive in domain.drives):
+                    return domain.marks.name
+        return None
 
     async def _import(
         self, order: WorkOrder, wanted: ImageImport, driver: StorageDriver, progress: ProgressListener

@@ -8,17 +8,30 @@ from dataclasses import replace
 
 import structlog
 
+from kumulus.api.compute import PowerState
 from kumulus.api.host import InstanceOrder, WorkOrder, WorkState
 from kumulus.kube.errors import KubeError
 from kumulus.runtime.clock import Clock
 from kumulus.runtime.result import Done, Requeue, Result, Wait
 from kumulus_agents.agent import hold, instance_memory, instance_plan, instance_status
-from kumulus_agents.agent.instance_scope import Attach, Detach, Memory, Plan, PressButton, Resume, Scope, Step
+from kumulus_agents.agent.instance_scope import (
+    Attach,
+    ChangeDisc,
+    Detach,
+    Memory,
+    Plan,
+    PressButton,
+    Resume,
+    Scope,
+    Step,
+    Tray,
+)
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.orders import Orders, unfit
-from kumulus_agents.hypervisor.protocol import Domain, Hypervisor, HypervisorError
+from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, Domain, DomainState, Hypervisor, HypervisorError
 from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.source import DiskSource
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +67,8 @@ class Instances:
         wake: Callable[[str], None],
         removed: Callable[[], None],
     ) -> None:
-        """`wake` has an order looked at soon, by name; `removed` is told when a machine and its disks are gone."""
+        """`wake` has an order looked at soon, by name; `removed` is told when a machine and its disks are gone,
+        or a disc was taken out of a drive."""
         self._orders = orders
         self._hypervisor = hypervisor
         self._steps = steps
@@ -73,10 +87,14 @@ class Instances:
         """An image or a volume is whole in a pool, or free: who waits for it need not wait longer."""
         self._arrivals += 1
         for name, memory in list(self._memory.items()):
-            if memory.hold is None or memory.hold.reason not in NOT_READY:
-                continue
             order = self._orders.get(name)
             instance = order.spec.instance if order is not None else None
+            if instance is not None and any(drive.image and drive.image.uid == uid for drive in instance.drives):
+                self._memory[name] = replace(memory, hold=None)
+                self._wake(name)
+                continue
+            if memory.hold is None or memory.hold.reason not in NOT_READY:
+                continue
             disks = instance.disks if instance is not None else ()
             if any(uid in (disk.volume, disk.image.uid if disk.image is not None else None) for disk in disks):
                 self._memory[name] = replace(memory, hold=None)
@@ -94,7 +112,10 @@ class Instances:
         for _ in range(ROUNDS):
             try:
                 domain = await self._hypervisor.domain(instance.uid)
-                scope = self._observe(order, instance, domain)
+                if domain is not None and self._halted(instance, domain):
+                    return Requeue(0.5)
+                discs = await self._steps.discs(instance)
+                scope = self._observe(order, instance, domain, discs)
                 plan = instance_plan.plan(scope)
                 if plan.steps and plan.steps == taken:
                     return Requeue(1.0)
@@ -111,7 +132,16 @@ class Instances:
             taken = plan.steps
         return Requeue(1.0)
 
-    def _observe(self, order: WorkOrder, instance: InstanceOrder, domain: Domain | None) -> Scope:
+    def _halted(self, instance: InstanceOrder, domain: Domain) -> bool:
+        return (
+            domain.state is DomainState.PAUSED
+            and instance.power is PowerState.RUNNING
+            and self._steps.halted_for_a_moment(instance.uid)
+        )
+
+    def _observe(
+        self, order: WorkOrder, instance: InstanceOrder, domain: Domain | None, discs: Mapping[str, DiskSource]
+    ) -> Scope:
         memory = self._memory.get(order.name, Memory())
         facts = order.status.instance
         scope = Scope(
@@ -127,6 +157,7 @@ class Instances:
             now=self._clock.monotonic(),
             wall=self._clock.now().timestamp(),
             taken=self._taken(order, instance, domain),
+            discs=discs,
         )
         memory = instance_memory.remember(
             scope,
@@ -175,7 +206,10 @@ class Instances:
             except (HypervisorError, StorageError) as error:
                 if error.reason == UNAVAILABLE:
                     raise
-                self._hold(order, failed=error)
+                if isinstance(step, ChangeDisc) and error.reason == TRAY_LOCKED:
+                    self._refused(step, order)
+                else:
+                    self._hold(order, failed=error)
             except KubeError:
                 raise
             except Exception as error:
@@ -185,7 +219,7 @@ class Instances:
                 self._done(step, order)
                 continue
             done = False
-            if not isinstance(step, Attach):
+            if not isinstance(step, Attach | ChangeDisc):
                 return
         if plan.steps and done:
             self._memory[order.name] = replace(self._memory[order.name], hold=None)
@@ -199,6 +233,17 @@ class Instances:
             self._memory[order.name] = replace(memory, resumed_at=now)
         elif isinstance(step, Detach):
             self._memory[order.name] = replace(memory, asked={**memory.asked, step.volume: now})
+        elif isinstance(step, ChangeDisc):
+            trays = {name: tray for name, tray in memory.trays.items() if name != step.drive}
+            self._memory[order.name] = replace(memory, trays=trays)
+            self._removed()
+
+    def _refused(self, step: ChangeDisc, order: WorkOrder) -> None:
+        """The guest holds the tray shut: it has some time."""
+        memory, now = self._memory[order.name], self._clock.monotonic()
+        tray = memory.trays.get(step.drive, Tray(now, now))
+        self._memory[order.name] = replace(memory, trays={**memory.trays, step.drive: replace(tray, last=now)})
+        log.info("the guest holds the tray shut", order=order.name, vm=order.spec.for_.name, drive=step.drive)
 
     def _hold(
         self,

@@ -33,6 +33,8 @@ def remember(scope: Scope, started: float | None, next_start: float | None) -> M
     has = scope.domain.volumes if scope.domain is not None else frozenset()
     if memory.asked.keys() - has:
         memory = replace(memory, asked={volume: at for volume, at in memory.asked.items() if volume in has})
+    if memory.trays and not on:
+        memory = replace(memory, trays={})
     marks = marks_of(scope)
     if ended := _ending(scope, seen):
         memory = replace(memory, last_exit=ended)

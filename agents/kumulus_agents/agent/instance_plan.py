@@ -13,10 +13,13 @@ from dataclasses import replace
 
 from kumulus.api.compute import PowerState, RestartPolicy, StopMode
 from kumulus.api.host import WorkState
+from kumulus.api.qos import UNLIMITED
 from kumulus_agents.agent.instance_scope import (
     Attach,
+    ChangeDisc,
     Detach,
     ForceOff,
+    Limit,
     Mark,
     Pause,
     Plan,
@@ -31,7 +34,8 @@ from kumulus_agents.agent.instance_scope import (
     marks_of,
     situation,
 )
-from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, Marks
+from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, DomainState, ExitReason, Marks
+from kumulus_agents.storage.source import DiskSource
 
 PRESS_EVERY = 5.0
 """Seconds between two presses of the power button: a guest that is still booting misses the first."""
@@ -41,6 +45,12 @@ RESUME_EVERY = 10.0
 """A guest that pauses by itself (its storage fails) is resumed at most so often."""
 DETACH_EVERY = 15.0
 """Seconds between two requests to a guest to let go of the same volume."""
+TRAY_EVERY = 10.0
+"""Seconds between two requests to a guest to open the tray of a drive."""
+TRAY_PATIENCE = 30.0
+"""A guest that holds a tray shut is asked for so long; then the disc is changed by force."""
+DISC_EVERY = 10.0
+"""Whether a disc has come is looked at so often, should nobody tell."""
 TAKEN_EVERY = 10.0
 """Whether another machine has let go of a volume is looked at so often, should nobody tell."""
 
@@ -156,12 +166,12 @@ ENDINGS: Mapping[ExitReason, tuple[str, str]] = {
 
 
 def _keep(scope: Scope) -> Plan:
-    """Leave it on; attach and detach volumes."""
+    """Leave it on; attach, detach and limit volumes, change discs."""
     return _keep_on(scope, WorkState.RUNNING)
 
 
 def _keep_on(scope: Scope, state: WorkState) -> Plan:
-    steps = (*_remark(scope, scope.order.power), *_detaches(scope), *_attaches(scope))
+    steps = (*_remark(scope, scope.order.power), *_detaches(scope), *_attaches(scope), *_limits(scope), *_discs(scope))
     if steps:
         return Plan(steps)
     held = _surplus(scope)
@@ -177,7 +187,53 @@ def _keep_on(scope: Scope, state: WorkState) -> Plan:
         )
     if scope.taken:
         return Plan(state=state, reason="VolumeInUse", message=_taken(scope), after=TAKEN_EVERY)
+    return _drives(scope, state)
+
+
+def _drives(scope: Scope, state: WorkState) -> Plan:
+    """What is said while a disc is not where it is wanted."""
+    shut = _other_discs(scope).keys() & scope.memory.trays.keys()
+    if shut:
+        due = min(scope.memory.trays[name].last for name in shut) + TRAY_EVERY
+        return Plan(
+            state=state,
+            reason=TRAY_LOCKED,
+            message=f"the guest holds the tray of {', '.join(sorted(shut))} shut: eject the disc in the guest; it is asked"
+            f" again every {TRAY_EVERY:.0f} s, and after {TRAY_PATIENCE:.0f} s the disc is changed by force",
+            after=max(due - scope.now, 0.0),
+        )
+    missing = sorted(drive.name for drive in scope.order.drives if drive.image and drive.name not in scope.discs)
+    if missing:
+        return Plan(
+            state=state,
+            reason="ImageNotReady",
+            message=f"the disc of {', '.join(missing)} is not in its pool on this host yet",
+            after=DISC_EVERY,
+        )
     return Plan(state=state)
+
+
+def _other_discs(scope: Scope) -> dict[str, DiskSource | None]:
+    """Drives that have another disc than the order says, and that one; not those whose disc is not there."""
+    has = {drive.name: drive.path for drive in scope.domain.drives} if scope.domain is not None else {}
+    found: dict[str, DiskSource | None] = {}
+    for drive in scope.order.drives:
+        disc = scope.discs.get(drive.name)
+        there = disc is not None or drive.image is None
+        if drive.name in has and there and has[drive.name] != (disc.path if disc is not None else None):
+            found[drive.name] = disc
+    return found
+
+
+def _discs(scope: Scope) -> tuple[Step, ...]:
+    """Changes of discs; none for what the guest was asked a moment ago."""
+    steps = []
+    for name, disc in _other_discs(scope).items():
+        tray = scope.memory.trays.get(name)
+        if tray is None or scope.now >= tray.last + TRAY_EVERY:
+            force = tray is not None and scope.now >= tray.first + TRAY_PATIENCE
+            steps.append(ChangeDisc(name, disc, force))
+    return tuple(steps)
 
 
 def _surplus(scope: Scope) -> list[str]:
@@ -200,6 +256,15 @@ def _attaches(scope: Scope) -> tuple[Step, ...]:
     return tuple(Attach(volume) for volume in wanted if volume is not None and volume not in {*has, *scope.taken})
 
 
+def _limits(scope: Scope) -> tuple[Step, ...]:
+    """Volumes that are faster or slower than the order says: it changed, or somebody on the host did that."""
+    wanted = {disk.volume: disk.qos or UNLIMITED for disk in scope.order.disks if disk.volume is not None}
+    has = scope.domain.disks if scope.domain is not None else ()
+    return tuple(
+        Limit(disk.volume) for disk in has if disk.volume is not None and wanted.get(disk.volume, disk.qos) != disk.qos
+    )
+
+
 def _taken(scope: Scope) -> str:
     names = [
         f"{disk.name} ({machine})" for disk in scope.order.disks if (machine := scope.taken.get(disk.volume or ""))
@@ -213,7 +278,7 @@ def _pause(scope: Scope) -> Plan:
 
 
 def _keep_paused(scope: Scope) -> Plan:
-    """Leave it paused; attach and detach volumes."""
+    """Leave it paused; attach, detach and limit volumes, change discs."""
     return _keep_on(scope, WorkState.PAUSED)
 
 

@@ -10,6 +10,7 @@ from kumulus.api.compute import PowerState
 from kumulus.api.host import InstanceOrder, WorkOrderStatus, WorkState
 from kumulus_agents.agent.hold import Hold
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason, Marks
+from kumulus_agents.storage.source import DiskSource
 
 
 class Situation(StrEnum):
@@ -27,6 +28,15 @@ class Situation(StrEnum):
     """On, and its CPUs are halted: by us, by somebody on the host, or by itself when its storage fails."""
     STOPPING = "Stopping"
     """On, and a stop has begun or a restart is asked for. A stop that has begun is finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tray:
+    """A guest holds the tray of a drive shut. Moments are monotonic seconds."""
+
+    first: float
+    """When it was asked first."""
+    last: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,8 @@ class Memory:
     hold: Hold | None = None
     asked: Mapping[str, float] = field(default_factory=dict)
     """When the guest was last asked to let go of a volume."""
+    trays: Mapping[str, Tray] = field(default_factory=dict)
+    """By name of the drive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +85,8 @@ class Scope:
     """Seconds since the epoch."""
     taken: Mapping[str, str] = field(default_factory=dict)
     """Volumes of the order that another machine of this host had first, and that machine's name."""
+    discs: Mapping[str, DiskSource] = field(default_factory=dict)
+    """Where the discs are that the order wants in drives, by the drive's name; only those that are in their pools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +138,27 @@ class Detach:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """Make a volume that the guest has as fast as its order says, and no faster."""
+
+    volume: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeDisc:
+    """Put a disc into a drive, or take out what is in it; by force when the guest has held the tray shut for long."""
+
+    drive: str
+    disc: DiskSource | None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     """Remove the domain and everything that was made for it."""
 
 
-Step = Mark | Start | Pause | Resume | PressButton | ForceOff | Attach | Detach | Remove
+Step = Mark | Start | Pause | Resume | PressButton | ForceOff | Attach | Detach | Limit | ChangeDisc | Remove
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from kumulus.api.host import InstanceFacts, WorkOrderStatus, WorkState
+from kumulus.api.host import DiskManner, InstanceFacts, WorkOrderStatus, WorkState
+from kumulus.api.qos import UNLIMITED
 from kumulus.runtime.clock import parse_time, rfc3339
 from kumulus_agents.agent.instance_scope import Plan, Scope, marks_of
+from kumulus_agents.hypervisor.protocol import DomainState
 
 SAME_START = 2.0
 """Two readings of when a guest started that are closer than this, in seconds, are the same start."""
@@ -52,6 +54,7 @@ def _facts(scope: Scope, plan: Plan) -> InstanceFacts:
         last_exit=scope.memory.last_exit or before.last_exit,
         next_start_at=moment(due) if plan.state is WorkState.BACK_OFF and due is not None else None,
         volumes=_volumes(scope),
+        manners=_manners(scope),
     )
 
 
@@ -60,6 +63,26 @@ def _volumes(scope: Scope) -> tuple[str, ...]:
     has = scope.domain.volumes if scope.domain is not None else frozenset()
     wanted = {disk.volume for disk in scope.order.disks}
     return tuple(sorted(has, key=lambda volume: (volume in wanted, volume))[:VOLUMES_MOST])
+
+
+def _manners(scope: Scope) -> tuple[DiskManner, ...]:
+    """How a machine that is on has its volumes, where that was asked for or somebody made it so.
+
+    Of one that is off nobody knows how it will.
+    """
+    domain = scope.domain
+    if domain is None or domain.state is DomainState.STOPPED:
+        return ()
+    wanted = {disk.volume: disk for disk in scope.order.disks if disk.volume is not None}
+    found = []
+    for disk in sorted(domain.disks, key=lambda disk: disk.volume or ""):
+        ordered = wanted.get(disk.volume or "")
+        if disk.volume is None or ordered is None:
+            continue
+        if disk.qos != UNLIMITED or ordered.qos is not None or ordered.cache is not None:
+            qos = disk.qos if disk.qos != UNLIMITED else None
+            found.append(DiskManner(volume=disk.volume, qos=qos, cache=disk.cache))
+    return tuple(found)
 
 
 def _started_at(scope: Scope, before: str | None) -> str | None:

@@ -8,13 +8,17 @@ import binascii
 from collections.abc import Awaitable, Callable, Mapping
 
 from kumulus.api.host import InstanceDisk, InstanceOrder, SeedRef, WorkOrder
+from kumulus.api.qos import UNLIMITED
+from kumulus.api.volumes import CacheMode
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_scope import (
     Attach,
+    ChangeDisc,
     Detach,
     ForceOff,
+    Limit,
     Mark,
     Pause,
     PressButton,
@@ -26,8 +30,9 @@ from kumulus_agents.agent.instance_scope import (
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, Hypervisor, Marks
-from kumulus_agents.storage.source import FileSource
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainSpec, Hypervisor, Marks
+from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.source import DiskSource, FileSource
 
 SLOW = 1.0
 """A start that takes longer than this, in seconds, is worth a word."""
@@ -45,13 +50,21 @@ class InstanceSteps:
         pools: Pools,
         files: InstanceFiles,
         reservations: Reservations,
+        *,
+        has: Callable[[str], bool],
     ) -> None:
+        """`has` says whether this host sees to a volume of a pool that hosts share."""
+        self._has = has
         self._client = client
         self._namespace = namespace
         self._hypervisor = hypervisor
         self._pools = pools
         self._files = files
         self._reservations = reservations
+
+    def halted_for_a_moment(self, uid: str) -> bool:
+        """Whether the machine may be paused just now and goes on by itself: it is neither resumed nor reported."""
+        return self._reservations.may_be_halted(uid)
 
     async def take(self, step: Step, order: WorkOrder, slow: Callable[[], Awaitable[None]]) -> None:
         """Take one step; it may have been taken already. `slow` is awaited once when a start takes its time.
@@ -80,8 +93,29 @@ class InstanceSteps:
             case Detach(volume):
                 with self._reservations.hold((volume,), "a machine is asked to let go of it"):
                     await self._hypervisor.detach_disk(uid, volume)
+            case Limit(volume):
+                await self._limit(instance, volume)
+            case ChangeDisc(drive, disc, force):
+                await self._hypervisor.change_disc(uid, drive, disc, force=force)
             case Remove():
                 await self._remove(instance)
+
+    async def discs(self, order: InstanceOrder) -> dict[str, DiskSource]:
+        """Where the discs are that the machine is to have in its drives, by name of the drive, as far as they are there.
+
+        A pool that fails has none.
+        """
+        found: dict[str, DiskSource] = {}
+        for drive in order.drives:
+            if drive.image is None or drive.pool is None:
+                continue
+            try:
+                image = await self._pools.driver(drive.pool).image(drive.image.uid)
+            except StorageError:
+                continue
+            if image is not None and image.format == "raw":
+                found[drive.name] = FileSource(image.path)
+        return found
 
     async def _start(self, order: InstanceOrder, marks: Marks, slow: Callable[[], Awaitable[None]]) -> None:
         for disk in order.disks:
@@ -91,9 +125,13 @@ class InstanceSteps:
                 raise Missing(
                     "ImageNotReady", f"the image of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
                 )
+        discs = await self.discs(order)
+        for drive in order.drives:
+            if drive.image is not None and drive.name not in discs:
+                raise Missing("ImageNotReady", f"the disc of drive {drive.name} is not in its pool on this host yet")
         seed = await self._seed(order.seed) if order.seed is not None else None
         async with asyncio.TaskGroup() as group:
-            work = group.create_task(_failure_of(self._make_and_start(order, marks, seed)))
+            work = group.create_task(_failure_of(self._make_and_start(order, marks, seed, discs)))
             await asyncio.wait([work], timeout=SLOW)
             if not work.done():
                 await slow()
@@ -101,12 +139,16 @@ class InstanceSteps:
         if failure is not None:
             raise failure
 
-    async def _make_and_start(self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None) -> None:
+    async def _make_and_start(
+        self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None, discs: Mapping[str, DiskSource]
+    ) -> None:
         volumes = [disk.volume for disk in order.disks if disk.volume is not None]
         with self._reservations.hold(volumes, "a machine that has it is being started"):
-            await self._make_and_start_now(order, marks, seed)
+            await self._make_and_start_now(order, marks, seed, discs)
 
-    async def _make_and_start_now(self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None) -> None:
+    async def _make_and_start_now(
+        self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None, discs: Mapping[str, DiskSource]
+    ) -> None:
         disks = []
         for disk in order.disks:
             if disk.volume is not None:
@@ -127,6 +169,10 @@ class InstanceSteps:
                 memory=order.memory,
                 disks=disks,
                 console_log=str(self._files.console_log(order.uid)),
+                drives=[
+                    DomainDrive(drive.name, drive.bus, discs.get(drive.name), drive.boot_order)
+                    for drive in order.drives
+                ],
             )
         )
 
@@ -146,14 +192,31 @@ class InstanceSteps:
                     await self._pools.driver(volumes[disk.volume]).adopt(disk.volume, disk.path)
             await self._hypervisor.resume(order.uid)
 
+    async def _limit(self, order: InstanceOrder, volume: str) -> None:
+        for disk in order.disks:
+            if disk.volume == volume:
+                await self._hypervisor.limit_disk(order.uid, volume, disk.qos or UNLIMITED)
+
     async def _volume(self, disk: InstanceDisk, volume: str) -> DomainDisk:
+        if disk.pool.shared and not self._has(volume):
+            raise Missing(
+                "VolumeNotReady",
+                f"the volume of disk {disk.name} is in pool {disk.pool.name}, and another host may still have it",
+            )
         stored = await self._pools.driver(disk.pool).volume(volume)
         if stored is None:
             raise Missing(
                 "VolumeNotReady", f"the volume of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
             )
         return DomainDisk(
-            disk.name, stored.source, stored.format, boot_order=disk.boot_order, volume=volume, below=stored.below
+            disk.name,
+            stored.source,
+            stored.format,
+            boot_order=disk.boot_order,
+            volume=volume,
+            qos=disk.qos or UNLIMITED,
+            cache=disk.cache or CacheMode.NONE,
+            below=stored.below,
         )
 
     async def _seed(self, seed: SeedRef) -> Mapping[str, bytes]:

@@ -23,6 +23,9 @@ INSTANCE = "instance"
 VOLUME = "volume"
 """Index of Instance orders by the volumes they want, or were reported to have still."""
 
+DISC = "disc"
+"""Index of Instance orders by the images that are to be in drives."""
+
 KEEPER = "keeper"
 """Index of Disk orders by the volume they keep."""
 
@@ -49,6 +52,11 @@ def volumes_of(order: WorkOrder | None) -> frozenset[str]:
         return frozenset()
     has = order.status.instance.volumes if order.status.instance is not None else ()
     return frozenset({disk.volume for disk in order.spec.instance.disks if disk.volume is not None}.union(has))
+
+
+def _discs(order: WorkOrder) -> Iterable[str]:
+    drives = order.spec.instance.drives if order.spec.instance is not None else ()
+    return {drive.image.uid for drive in drives if drive.image is not None}
 
 
 def _kept_volume(order: WorkOrder) -> Iterable[str]:
@@ -94,6 +102,7 @@ class Orders:
             {
                 INSTANCE: _instance_uid,
                 VOLUME: volumes_of,
+                DISC: _discs,
                 KEEPER: _kept_volume,
                 SNAPSHOT: _kept_in_snapshot,
                 IMAGE: _kept_image,
@@ -136,6 +145,10 @@ class Orders:
     def of_volume(self, volume: str) -> list[WorkOrder]:
         """The orders about machines that want the volume or have it still."""
         return self.store.by(VOLUME, volume)
+
+    def of_disc(self, image: str) -> list[WorkOrder]:
+        """The orders about machines that are to have the image in a drive."""
+        return self.store.by(DISC, image)
 
     def keepers(self, volume: str) -> list[WorkOrder]:
         """The Disk orders that keep the volume."""

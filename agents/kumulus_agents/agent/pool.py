@@ -61,7 +61,9 @@ class PoolPresences:
             status = WorkOrderStatus(
                 observed_generation=order.metadata.generation,
                 state=WorkState.READY,
-                pool=PoolFacts(capacity=usage.capacity, used=min(steady(usage.used, before), usage.capacity)),
+                pool=PoolFacts(
+                    capacity=usage.capacity, used=min(steady(usage.used, before), usage.capacity), access=usage.access
+                ),
             )
         await self._orders.report(order, status)
         return Requeue(REFRESH * random.uniform(0.9, 1.1))  # noqa: S311 - spread, not secret

@@ -23,6 +23,20 @@ class Reservations:
         self._freed = freed
         self._held: dict[str, str] = {}
         self._asked: set[str] = set()
+        self._halting: set[str] = set()
+
+    def may_be_halted(self, machine: str) -> bool:
+        """Whether the machine of that uid may be paused for a moment, and goes on without anybody's help."""
+        return machine in self._halting
+
+    @contextmanager
+    def halting(self, machine: str) -> Iterator[None]:
+        """The machine will be paused for a moment."""
+        self._halting.add(machine)
+        try:
+            yield
+        finally:
+            self._halting.discard(machine)
 
     @contextmanager
     def hold(self, volumes: Iterable[str], doing: str) -> Iterator[None]:

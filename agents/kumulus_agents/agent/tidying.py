@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import structlog
 
-from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor
-from kumulus_agents.storage.protocol import ProgressListener, StorageDriver
+from kumulus_agents.agent.reservations import Reservations
+from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
+from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.protocol import ImportProgress, Merge, ProgressListener, StorageDriver
 
 log = structlog.get_logger(__name__)
 
@@ -13,17 +17,35 @@ log = structlog.get_logger(__name__)
 class Tidying:
     """Of this host's volumes. Who calls has the volume reserved."""
 
-    def __init__(self, hypervisor: Hypervisor) -> None:
+    def __init__(self, hypervisor: Hypervisor, reservations: Reservations) -> None:
         self._hypervisor = hypervisor
+        self._reservations = reservations
 
     async def tidy(self, driver: StorageDriver, volume: str, progress: ProgressListener | None = None) -> None:
         """Merge what can be merged. May be repeated, and ended at any moment. Raises `StorageError`, `HypervisorError`."""
         await self.adopt(driver, volume)
         while (merge := await driver.next_merge(volume)) is not None:
-            if await self.user(volume) is not None:
-                return
-            await driver.merge(volume, merge, progress)
+            if (user := await self.user(volume)) is None:
+                await driver.merge(volume, merge, progress)
+            else:
+                await self._merge_live(user, driver, volume, merge, progress)
             log.info("layers merged", volume=volume, upper=merge.upper, lower=merge.lower)
+
+    async def _merge_live(
+        self, user: Domain, driver: StorageDriver, volume: str, merge: Merge, progress: ProgressListener | None
+    ) -> None:
+        """The emulator merges, the record learns of it before the guest goes on."""
+        machine = user.marks.uid
+        pace = Pace(progress or _ignore)
+        pace.stage("Merging", 0, 0)
+        with self._reservations.halting(machine) if merge.active else nullcontext():
+            try:
+                await self._hypervisor.merge_layers(
+                    machine, volume, merge.upper, merge.lower, pace.at, lambda: driver.merged(volume, merge)
+                )
+            except HypervisorError as error:
+                if error.reason != "DiskNotAttached" or await self.user(volume) is not None:
+                    raise  # else the machine has ended meanwhile, and the pool does it itself
 
     async def adopt(self, driver: StorageDriver, volume: str) -> str | None:
         """What a machine that is on writes to is what the volume is: tell the pool. Returns that machine's uid."""
@@ -41,3 +63,7 @@ class Tidying:
             if domain.state is not DomainState.STOPPED and volume in domain.volumes:
                 return domain
         return None
+
+
+def _ignore(_: ImportProgress) -> None:
+    """Nobody listens."""

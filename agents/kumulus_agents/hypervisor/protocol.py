@@ -8,13 +8,15 @@ the driver; different domains proceed in parallel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from kumulus.api.compute import PowerState
+from kumulus.api.compute import DriveBus, PowerState
+from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
+from kumulus.api.volumes import CacheMode
 from kumulus_agents.storage.source import DiskSource, LayerFile
 
 
@@ -50,11 +52,41 @@ class DomainDisk:
     """Uid of the Volume that it is: it can come and go while the machine is on. None: it stays."""
     below: tuple[LayerFile, ...] = ()
     """What the file stands on, all the way down. No header is asked: a guest may have written it."""
+    qos: Qos = UNLIMITED
+    """How fast it may be."""
+    cache: CacheMode = CacheMode.NONE
+    """How the host caches it. Where its file cannot be opened past the host's memory, it is cached in it, with the
+    same promise about writes."""
 
     @property
     def path(self) -> str:
         """Of its source."""
         return self.source.path
+
+
+TRAY_LOCKED = "TrayLocked"
+"""Reason of an error: the guest holds the tray of a drive shut."""
+
+
+@dataclass(frozen=True, slots=True)
+class DomainDrive:
+    """A CD-ROM drive."""
+
+    name: str
+    """Serial that the guest sees; tells the drives of a domain from each other."""
+    bus: DriveBus
+    source: DiskSource | None = None
+    """Where the disc in it is, byte by byte, made by a storage driver. None: it is empty."""
+    boot_order: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedDrive:
+    """A CD-ROM drive that a domain has."""
+
+    name: str
+    path: str | None = None
+    """Of the source of the disc in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +107,10 @@ class AttachedDisk:
     """Of its source."""
     volume: str | None = None
     """Uid of the Volume that it is."""
+    qos: Qos = UNLIMITED
+    """How fast it may be."""
+    cache: CacheMode | None = None
+    """How the host caches it; None when the hypervisor does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +140,7 @@ class DomainSpec:
     disks: Sequence[DomainDisk]
     console_log: str
     """Absolute path of the file that the serial console is logged to."""
+    drives: Sequence[DomainDrive] = ()
 
 
 class DomainState(StrEnum):
@@ -141,6 +178,8 @@ class Domain:
     """When this run began, in seconds since the epoch; None unless it is on."""
     disks: Sequence[AttachedDisk] = ()
     """What the guest has, also what it has not let go of yet; of a domain that is off, what its definition has."""
+    drives: Sequence[AttachedDrive] = ()
+    """Its CD-ROM drives; the same holds of the discs in them."""
 
     @property
     def volumes(self) -> frozenset[str]:
@@ -235,6 +274,18 @@ class Hypervisor(Protocol):
         Raises `HypervisorError(reason="DiskNotAttached")` when the domain is off, gone or has not got it.
         """
 
+    async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
+        """Let the disk that is this volume be so fast and no faster, from now on and in the definition. The domain has
+        not got it, is off or gone: nothing; `start` makes the definition anew."""
+
+    async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
+        """Put the disc into the drive, or take out what is in it; the definition follows. It is so already,
+        or the domain has no such drive, is off or gone: nothing; `start` makes the definition anew.
+
+        Waits for the guest some seconds at most. Raises `HypervisorError(reason=TRAY_LOCKED)` when it holds the tray
+        shut, unless by `force`, which it may take for a broken disc.
+        """
+
     async def snapshot_disks(
         self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
     ) -> tuple[Indication, ...]:
@@ -244,6 +295,26 @@ class Hypervisor(Protocol):
 
         Raises `HypervisorError`: `DiskNotAttached` when the domain is off, gone or has not got one of the volumes,
         `QuiesceFailed` when rest is required and the guest does not come to it. `domain` tells whether it happened.
+        """
+
+    async def merge_layers(
+        self,
+        uid: str,
+        volume: str,
+        upper: str,
+        lower: str,
+        progress: Callable[[int, int], None],
+        merged: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Have the emulator write all that the file `upper` of a volume has into `lower`, the one it stands on, and let go
+        of `upper`. `progress` is told bytes that are done, and of how many; `merged` is awaited when `upper` is let go of.
+
+        When the guest writes to `upper`, it writes to `lower` from then on. It is halted for that moment, and goes on only
+        when `merged` has returned: until then the two say the same. A merge that was begun before is continued; one that
+        is done already: `merged` is awaited.
+
+        Raises `HypervisorError`: `DiskNotAttached` when the domain is off, gone or has not got the volume, `MergeFailed`
+        when the emulator gave up, `NoSpace`. All that the guest has written is there in any case.
         """
 
     async def power_button(self, uid: str) -> None:

@@ -14,16 +14,19 @@ import subprocess
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus_agents.hypervisor.protocol import (
+    TRAY_LOCKED,
     AttachedDisk,
+    AttachedDrive,
     Domain,
     DomainDisk,
     DomainListener,
@@ -37,7 +40,7 @@ from kumulus_agents.hypervisor.protocol import (
     Marks,
     Quiesce,
 )
-from kumulus_agents.storage.source import LayerFile
+from kumulus_agents.storage.source import DiskSource, LayerFile
 
 GIB = 1 << 30
 DETACH_WAITS = 5.0
@@ -56,6 +59,7 @@ class SimulatedSettings(BaseModel):
     stop_seconds: float = Field(default=0, ge=0, description="How long QEMU takes to go.")
     shutdown_seconds: float = Field(default=0, ge=0, description="How long a guest takes after the power button.")
     detach_seconds: float = Field(default=0, ge=0, description="How long a guest takes to let go of a disk.")
+    merge_seconds: float = Field(default=0, ge=0, description="How long a merge of a disk's layers takes.")
     jitter: float = Field(default=0.2, ge=0, le=1, description="How much of each delay is left to chance.")
     failure_rate: float = Field(default=0, ge=0, le=1, description="Share of starts that fail.")
     seed: int = Field(default=0, description="Of chance: the same seed, the same run.")
@@ -78,13 +82,15 @@ class SimulatedHost:
         self.deaf: set[str] = set()
         """Domains whose guest does not react to the power button."""
         self.clinging: set[str] = set()
-        """Domains whose guest does not let go of a disk."""
+        """Domains whose guest does not let go of a disk or a disc."""
         self.sizes: dict[str, int] = {}
         """Volumes that were resized while a guest had them: bytes the guest sees."""
         self.agents: dict[str, bool] = {}
         """Domains whose guest has an agent, and whether that can bring the file systems to rest."""
         self.snapshots: list[tuple[str, frozenset[str]]] = []
         """Every snapshot that was taken: of which domain and volumes."""
+        self.merges: list[tuple[str, str, str]] = []
+        """Every merge while a guest had the volume: the volume, the upper file, the lower one."""
         self._clock = clock
         self._chance = random.Random(self.settings.seed)  # noqa: S311  # not a secret
         self._failures: deque[HypervisorError] = deque()
@@ -150,12 +156,15 @@ class SimulatedHost:
         if not self._failures and self._chance.random() < self.settings.failure_rate:
             self.fail_next_start()
         if self._failures:
-            self.put(Domain(spec.marks, DomainState.STOPPED, exit_reason=ExitReason.FAILED, disks=_attached(spec)))
+            failed = Domain(spec.marks, DomainState.STOPPED, exit_reason=ExitReason.FAILED, disks=_attached(spec))
+            self.put(replace(failed, drives=_drives(spec)))
             raise self._failures.popleft()
         self.starts[spec.marks.uid] = self.starts.get(spec.marks.uid, 0) + 1
         if self.settings.console:
             _print(spec.console_log, f"{spec.marks.namespace}/{spec.marks.name}: simulated guest is up\n")
-        domain = Domain(spec.marks, DomainState.RUNNING, started_at=self._clock(), disks=_attached(spec))
+        domain = Domain(
+            spec.marks, DomainState.RUNNING, started_at=self._clock(), disks=_attached(spec), drives=_drives(spec)
+        )
         self.put(domain)
         return domain
 
@@ -286,6 +295,30 @@ class SimulatedHypervisor:
                         await asyncio.to_thread(_grow, disk.path, size)
                 host.sizes[volume] = size
 
+    async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is None or domain.state is DomainState.STOPPED or volume not in domain.volumes:
+                return
+            disks = tuple(replace(disk, qos=qos) if disk.volume == volume else disk for disk in domain.disks)
+            if disks != tuple(domain.disks):
+                host.put(replace(domain, disks=disks))
+
+    async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is None or domain.state is DomainState.STOPPED:
+                return
+            path = disc.path if disc is not None else None
+            drives = tuple(replace(item, path=path) if item.name == drive else item for item in domain.drives)
+            if drives == tuple(domain.drives):
+                return
+            if uid in host.clinging and not force:
+                raise HypervisorError("The simulated guest holds the tray shut.", reason=TRAY_LOCKED)
+            host.put(replace(domain, drives=drives))
+
     async def snapshot_disks(
         self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
     ) -> tuple[Indication, ...]:
@@ -309,6 +342,35 @@ class SimulatedHypervisor:
             if quiesce.mode is QuiesceMode.NEVER:
                 return (Indication.ONLINE,)
             return (Indication.ONLINE, rest)
+
+    async def merge_layers(
+        self,
+        uid: str,
+        volume: str,
+        upper: str,
+        lower: str,
+        progress: Callable[[int, int], None],
+        merged: Callable[[], Awaitable[None]],
+    ) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            progress(0, 1 << 20)
+            await self._pass(host.settings.merge_seconds)
+            domain = self._reach().domains.get(uid)
+            if domain is None or domain.state is DomainState.STOPPED or volume not in domain.volumes:
+                raise HypervisorError("The simulated machine has not got the disk now.", reason="DiskNotAttached")
+            host.merges.append((volume, upper, lower))
+            disks = tuple(
+                replace(disk, path=lower) if (disk.volume, disk.path) == (volume, upper) else disk
+                for disk in domain.disks
+            )
+            if disks == tuple(domain.disks):
+                await merged()
+                return
+            host.put(replace(domain, state=DomainState.PAUSED, disks=disks))
+            await merged()
+            if (halted := host.domains.get(uid)) is not None and halted.state is DomainState.PAUSED:
+                host.put(replace(halted, state=domain.state))
 
     async def power_button(self, uid: str) -> None:
         async with self._one_at_a_time(uid):
@@ -381,8 +443,12 @@ def _attached(spec: DomainSpec) -> tuple[AttachedDisk, ...]:
     return tuple(_as_attached(disk) for disk in spec.disks)
 
 
+def _drives(spec: DomainSpec) -> tuple[AttachedDrive, ...]:
+    return tuple(AttachedDrive(drive.name, drive.source.path if drive.source else None) for drive in spec.drives)
+
+
 def _as_attached(disk: DomainDisk) -> AttachedDisk:
-    return AttachedDisk(disk.name, disk.path, disk.volume)
+    return AttachedDisk(disk.name, disk.path, disk.volume, disk.qos, disk.cache)
 
 
 def _grow(path: str, size: int) -> None:

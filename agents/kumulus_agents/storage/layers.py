@@ -39,6 +39,8 @@ class Layers:
     """Every layer, and the one it stands on; None for the first."""
     snapshots: Mapping[str, Kept] = field(default_factory=dict)
     """By uid of the VolumeSnapshot."""
+    merging: tuple[str, str] | None = None
+    """A merge that was begun: an emulator may be at it, or done with it."""
 
     @classmethod
     def first(cls, volume: str) -> Layers:
@@ -64,6 +66,10 @@ class Layers:
             parents={**self.parents, layer: self.active},
             snapshots={**self.snapshots, snapshot: Kept(self.active)},
         )
+
+    def reverted(self, snapshot: str, layer: str) -> Layers:
+        """What is active is given up: `layer`, which stands on the snapshot, is written from now on."""
+        return replace(self, active=layer, parents={**self.parents, layer: self.snapshots[snapshot].layer})
 
     def confirmed(self, snapshot: str, taken: Taken) -> Layers:
         """The snapshot was taken."""
@@ -104,9 +110,11 @@ class Layers:
     def next_merge(self, held: Set[str]) -> tuple[str, str] | None:
         """Two layers to merge: the upper one, which goes, and the lower one, which nobody needs as it is.
 
-        What a layer of `held` stands on stays as it is: the emulator of a clone may have it open. The active one comes
-        last.
+        What a layer of `held` stands on stays as it is: the emulator of a clone may have it open. One that was begun comes
+        first, the active one last.
         """
+        if self.merging is not None and self.parents.get(self.merging[0]) == self.merging[1]:
+            return self.merging
         still = {below for one in held if one in self.parents for below in self.chain(one)}
         needed = {self.active, *still, *(kept.layer for kept in self.snapshots.values())}
         found = []
@@ -124,9 +132,11 @@ class Layers:
         if upper not in self.parents:
             return self
         return Layers(
-            lower if self.active == upper else self.active,
-            {one: lower if below == upper else below for one, below in self.parents.items() if one != upper},
-            {uid: replace(kept, layer=lower) if kept.layer == upper else kept for uid, kept in self.snapshots.items()},
+            active=lower if self.active == upper else self.active,
+            parents={one: lower if below == upper else below for one, below in self.parents.items() if one != upper},
+            snapshots={
+                uid: replace(kept, layer=lower) if kept.layer == upper else kept for uid, kept in self.snapshots.items()
+            },
         )
 
     def _kept(self) -> set[str]:
@@ -137,6 +147,7 @@ def to_record(layers: Layers) -> dict[str, object]:
     """As a record has it."""
     return {
         "active": layers.active,
+        **({"merging": list(layers.merging)} if layers.merging is not None else {}),
         "layers": {one: {"parent": below} for one, below in layers.parents.items()},
         "snapshots": {
             uid: {
@@ -165,7 +176,11 @@ def from_record(volume: str, record: Mapping[str, object]) -> Layers:
     known = {active, *(one.layer for one in kept.values()), *(below for below in parents.values() if below is not None)}
     if known - set(parents):
         raise ValueError("the record names a layer that it has not got")
-    return Layers(active, parents, kept)
+    match record.get("merging"):
+        case [str(upper), str(lower)]:
+            return Layers(active, parents, kept, (upper, lower))
+        case _:
+            return Layers(active, parents, kept)
 
 
 def _parent(entry: object) -> str | None:

@@ -39,6 +39,8 @@ class Usage:
 
     capacity: int
     used: int
+    access: str | None = None
+    """How the host reaches the pool and locks disks there, in sentences for people; None when there is nothing to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ class StoredVolume:
     """Bytes it takes, with its snapshots."""
     below: tuple[LayerFile, ...] = ()
     """What the file stands on, all the way down: layers that keep snapshots, an image. Never read from a header."""
+    reverted: str | None = None
+    """Uid of the last request to revert it that was carried out."""
 
     @property
     def path(self) -> str:
@@ -167,6 +171,13 @@ class StorageDriver(Protocol):
     async def remove_disks(self, owner: str) -> None:
         """Remove every disk of that machine."""
 
+    async def claim_volume(self, uid: str, host: str, epoch: int) -> None:
+        """Mark in a pool that hosts share that `host` sees to the volume, since it was handed over `epoch` times.
+
+        A mark and no lock: it tells a host that a newer order went to another one. It goes with the volume.
+        Raises `StorageError(reason="VolumeElsewhere")` when a newer mark is there, or one as new of another host.
+        """
+
     async def volume(self, uid: str) -> StoredVolume | None:
         """The volume of that uid, if it is whole. Cheap."""
 
@@ -182,7 +193,8 @@ class StorageDriver(Protocol):
 
         `size` is in bytes, rounded up to sectors; that of the origin when None. Without origin it is blank. With an
         image it has the image's content and may stand on it, which keeps the image in use; with a volume or a snapshot
-        it is a full copy that stands on nothing the copied one could take away. `thick` takes all of its space at once.
+        it is a full copy that stands on nothing the copied one could take away, unless a snapshot is to be `linked` to:
+        then the volume stands on it, which keeps the snapshot in use. `thick` takes all of its space at once.
         Cancelling a copy leaves nothing that is taken for a volume.
 
         Raises `StorageError`: ImageNotReady, VolumeNotReady or SnapshotNotReady when the origin is missing, VolumeInUse
@@ -230,7 +242,15 @@ class StorageDriver(Protocol):
     async def forget_snapshot(self, volume: str, snapshot: str) -> None:
         """The snapshot is wanted no more. Its space is free after the merges that `next_merge` asks for. Gone: nothing.
 
-        Raises `StorageError(reason="SnapshotInUse")` while it is being copied.
+        Raises `StorageError(reason="SnapshotInUse")` while it is being copied or a volume is linked to it.
+        """
+
+    async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
+        """Give the volume the content of its snapshot, and keep its size; what it has now is lost. Nobody may use it: the
+        caller knows. Durable when it returns. Carried out for that request already: nothing.
+
+        Raises `StorageError`: VolumeNotReady or SnapshotNotReady when it is missing, VolumeInUse while it is being copied,
+        VolumeBusy while a snapshot was begun and not confirmed; NoSpace.
         """
 
     async def adopt(self, volume: str, path: str) -> None:

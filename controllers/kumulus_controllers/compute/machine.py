@@ -16,12 +16,12 @@ from kumulus.api.base import FINALIZER, FORCE_DETACH
 from kumulus.api.compute import InstanceType, Phase, VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import (
+    Drive,
     InstanceDisk,
     PoolRef,
     SeedRef,
     WorkOrder,
     WorkOrderSpec,
-    WorkState,
     WorkType,
     instance_order_name,
 )
@@ -36,14 +36,23 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.compute.order import instance_order, renewed, seed_secret_name, template_volume
 from kumulus_controllers.compute.phase import Placed, derive_status, placed
-from kumulus_controllers.compute.resolve import Problem, Resolution, attached_disks, held, placement_request, resolve
+from kumulus_controllers.compute.resolve import (
+    Problem,
+    Resolution,
+    attached_disks,
+    drives,
+    held,
+    misplaced,
+    placement_request,
+    resolve,
+)
 from kumulus_controllers.compute.restores import holding, restores
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.compute.seed import Seed, SeedProblem, gather
 from kumulus_controllers.compute.wakeups import Wakeups
-from kumulus_controllers.orders import FOR_NAME, FOR_UID, host_of, work_orders
+from kumulus_controllers.orders import FOR_NAME, FOR_UID, NOT_BEGUN, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
-from kumulus_controllers.planning.views import Placement, Refusal
+from kumulus_controllers.planning.views import Demand, Placement, Refusal
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage.copies import Copies
 from kumulus_controllers.storage.image import order_import
@@ -55,8 +64,8 @@ log = structlog.get_logger(__name__)
 TERMINATING_SHOWN_AFTER = 2.0
 """A deletion that takes longer is shown in the status; most do not, and save a write."""
 
-NOT_BEGUN = (None, WorkState.PENDING, WorkState.WAITING)
-"""States of a work order in which the agent may still wait for what comes with it: images, a Secret."""
+A_DISC = Demand(cpus=0, memory=0, disk=1)
+"""What is asked of a pool for the disc in a drive: images take no promised room."""
 
 
 class MachineReconciler:
@@ -113,18 +122,19 @@ class MachineReconciler:
             instance_type=self._types.get(vm.spec.instance_type) if vm.spec.instance_type else None,
             images=self._images_of(vm),
             zone_exists=vm.spec.zone is None or self._zones.get(vm.spec.zone) is not None,
-            volumes={
-                disk: Use(volume, self._volumes.wanted(volume), self._volumes.pool(volume))
-                for disk, volume in self._volumes.of(vm).items()
-            },
+            volumes={disk: self._use(volume, host) for disk, volume in self._volumes.of(vm).items()},
             restore=holding(self._restores, vm),
         )
+
+    def _use(self, volume: Volume, host: str | None) -> Use:
+        pool = self._volumes.pool(volume)
+        usable = pool is None or host is None or not pool.shared or self._volumes.usable(pool, host)
+        return Use(volume, self._volumes.wanted(volume), pool, self._volumes.manner(volume), usable)
 
     def _images_of(self, vm: VirtualMachine) -> Mapping[str, AnyImage]:
         found: dict[str, AnyImage] = {}
         for disk in vm.spec.disks:
-            if disk.ephemeral is not None:
-                name = disk.ephemeral.image
+            if (name := disk.image) is not None:
                 image = self._images.get(name, vm.namespace) or self._cluster_images.get(name)
                 if image is not None:
                     found[name] = image
@@ -151,7 +161,10 @@ class MachineReconciler:
                 return await self._report(scope, placed(scope), None, problem)
             return await self._bring_about(scope)
         volumes, problem = attached_disks(scope, host_of(scope.order))
-        await self._renew(scope.order, vm, volumes, held=scope.restore is not None)
+        discs, discless = drives(scope, self._disc_pool(scope, host_of(scope.order)))
+        problem = problem or discless
+        await self._renew(scope.order, vm, volumes, discs, held=scope.restore is not None)
+        await self._bring_discs(scope, host_of(scope.order), discs)
         if scope.order.status.state in NOT_BEGUN:
             problem = await self._provide(scope) or problem
         elif problem is not None:
@@ -198,7 +211,7 @@ class MachineReconciler:
             return await self._place(scope, resolution, placement, seed)
         if not await self._still_wanted(scope.vm):
             return Wait("CacheBehind", 5.0)
-        if any(item.use.volume.status.host not in (None, where.host) for item in resolution.volumes):
+        if misplaced(resolution, where.host):
             return await self._unplace(scope, resolution)
         view = self._fleet.host(where.host)
         pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid) if view else None
@@ -225,15 +238,7 @@ class MachineReconciler:
         for disk in order.spec.instance.disks:
             image = images.get(disk.image.uid) if disk.image is not None else None
             if image is not None and not image.deleting:
-                await order_import(
-                    self._services.client,
-                    self._orders,
-                    self._copies,
-                    image,
-                    host_of(order),
-                    disk.pool,
-                    self._services.term(),
-                )
+                await order_import(self._services, self._fleet, self._copies, image, host_of(order), disk.pool)
         seed = order.spec.instance.seed
         if seed is None or seed.secret is None or order.uid in self._handed_over:
             return None
@@ -244,6 +249,28 @@ class MachineReconciler:
         if gathered is not None:
             await self._hand_over(vm, gathered, order.name, order.uid, order.namespace or "")
         return None
+
+    def _disc_pool(self, scope: Scope, host: str) -> PoolRef | None:
+        """The pool into which discs for the machine's drives are brought: one that it uses already, if that is open."""
+        if all(disk.cdrom is None for disk in scope.vm.spec.disks):
+            return None
+        view = self._fleet.host(host)
+        if view is None:
+            return None
+        instance = scope.order.spec.instance if scope.order is not None else None
+        used = {disk.pool.uid for disk in instance.disks} if instance is not None else set()
+        for pool in view.pools:
+            if pool.open and pool.ref.uid in used:
+                return pool.ref
+        return self._fleet.pool_for(A_DISC, view, scope.vm.uid)
+
+    async def _bring_discs(self, scope: Scope, host: str, discs: tuple[Drive, ...]) -> None:
+        """Have the host bring the discs that its agent waits for into their pools."""
+        images = {image.uid: image for image in scope.images.values()}
+        for drive in discs:
+            image = images.get(drive.image.uid) if drive.image is not None else None
+            if image is not None and drive.pool is not None and not image.deleting:
+                await order_import(self._services, self._fleet, self._copies, image, host, drive.pool)
 
     async def _make_volumes(self, scope: Scope) -> bool:
         """Make the volumes that the machine brings along; True when one was made. They go with it unless they are retained."""
@@ -320,9 +347,10 @@ class MachineReconciler:
         if seed is not None:
             ref = SeedRef(secret=seed_secret_name(vm.uid)) if seed.secret else SeedRef(data=dict(seed.files))
         volumes, problem = attached_disks(scope, where.host)
-        if problem is not None:
+        discs, discless = drives(scope, pool or self._disc_pool(scope, where.host))
+        if (problem := problem or discless) is not None:
             return await self._report(scope, where, resolution, problem)
-        spec = instance_order(vm, resolution, pool, volumes, where.epoch, self._services.term(), ref)
+        spec = instance_order(vm, resolution, pool, volumes, discs, where.epoch, self._services.term(), ref)
         body = {"metadata": {"name": instance_order_name(vm.uid), "finalizers": [FINALIZER]}, "spec": spec.to_json()}
         namespace = host_namespace(where.host)
         try:
@@ -334,9 +362,8 @@ class MachineReconciler:
             await self._hand_over(vm, seed, raw["metadata"]["name"], raw["metadata"]["uid"], namespace)
         if pool is not None:
             for disk in resolution.disks:
-                await order_import(
-                    client, self._orders, self._copies, disk.image, where.host, pool, self._services.term()
-                )
+                await order_import(self._services, self._fleet, self._copies, disk.image, where.host, pool)
+        await self._bring_discs(scope, where.host, discs)
         return await self._report(self._observe(vm), where, resolution, None)
 
     async def _hand_over(self, vm: VirtualMachine, seed: Seed, order_name: str, order_uid: str, namespace: str) -> None:
@@ -366,10 +393,16 @@ class MachineReconciler:
         self._handed_over.add(order_uid)
 
     async def _renew(
-        self, order: WorkOrder, vm: VirtualMachine, volumes: tuple[InstanceDisk, ...], *, held: bool
+        self,
+        order: WorkOrder,
+        vm: VirtualMachine,
+        volumes: tuple[InstanceDisk, ...],
+        discs: tuple[Drive, ...],
+        *,
+        held: bool,
     ) -> None:
         """Bring what may change of a placed machine into its work order."""
-        wanted: WorkOrderSpec = renewed(vm, order.spec, volumes, self._services.term(), held=held)
+        wanted: WorkOrderSpec = renewed(vm, order.spec, volumes, discs, self._services.term(), held=held)
         patch = merge_patch(order.spec.to_json(), wanted.to_json())
         if not patch:
             return

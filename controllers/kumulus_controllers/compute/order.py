@@ -6,7 +6,7 @@ from typing import Any
 
 from kumulus.api.base import ObjectRef
 from kumulus.api.compute import PowerState, VirtualMachine, VolumeTemplate
-from kumulus.api.host import InstanceDisk, InstanceOrder, PoolRef, SeedRef, WorkOrderSpec, WorkType
+from kumulus.api.host import Drive, InstanceDisk, InstanceOrder, PoolRef, SeedRef, WorkOrderSpec, WorkType
 from kumulus.api.volumes import ReclaimPolicy
 from kumulus_controllers.compute.resolve import Resolution, boot_order
 from kumulus_controllers.storage.image import image_ref
@@ -33,6 +33,7 @@ def instance_order(
     resolution: Resolution,
     pool: PoolRef | None,
     volumes: tuple[InstanceDisk, ...],
+    drives: tuple[Drive, ...],
     epoch: int,
     term: int,
     seed: SeedRef | None,
@@ -65,13 +66,20 @@ def instance_order(
             cpus=resolution.size.cpus,
             memory=resolution.memory,
             disks=tuple(disks),
+            drives=drives,
             seed=seed,
         ),
     )
 
 
 def renewed(
-    vm: VirtualMachine, order: WorkOrderSpec, volumes: tuple[InstanceDisk, ...], term: int, *, held: bool = False
+    vm: VirtualMachine,
+    order: WorkOrderSpec,
+    volumes: tuple[InstanceDisk, ...],
+    drives: tuple[Drive, ...],
+    term: int,
+    *,
+    held: bool = False,
 ) -> WorkOrderSpec:
     """The order as the machine's spec has it now: what may change while it is placed, the rest as it was ordered.
     `held`: it must not run just now, whatever its spec says."""
@@ -82,7 +90,8 @@ def renewed(
             "restart_policy": vm.spec.restart_policy,
             "restart_request": order.instance.restart_request if held else vm.spec.restart_request,
             "stop": vm.spec.stop,
-            "disks": _with_volumes(order.instance.disks, volumes, {disk.name for disk in vm.spec.disks}),
+            "disks": _with_volumes(order.instance, volumes, {disk.name for disk in vm.spec.disks}),
+            "drives": _with_discs(order.instance.drives, drives),
         }
     )
     if instance == order.instance:
@@ -90,12 +99,31 @@ def renewed(
     return order.model_copy(update={"instance": instance, "term": max(term, order.term)})
 
 
+def _with_discs(ordered: tuple[Drive, ...], drives: tuple[Drive, ...]) -> tuple[Drive, ...]:
+    """The drives that were ordered, where they were in the boot order, with the discs that are to be in them now."""
+    now = {drive.name: drive for drive in drives}
+    return tuple(
+        now.get(drive.name, drive).model_copy(update={"boot_order": drive.boot_order, "bus": drive.bus})
+        for drive in ordered
+    )
+
+
 def _with_volumes(
-    ordered: tuple[InstanceDisk, ...], volumes: tuple[InstanceDisk, ...], wanted: set[str]
+    order: InstanceOrder, volumes: tuple[InstanceDisk, ...], wanted: set[str]
 ) -> tuple[InstanceDisk, ...]:
-    """What was ordered and is still wanted, as it was; then volumes that have come."""
-    kept = [disk for disk in ordered if disk.volume is None or disk.name in wanted]
+    """What was ordered and is still wanted, as it was but for its manner; then volumes that have come."""
+    now = {(disk.name, disk.volume): disk for disk in volumes}
+    kept = [
+        _in_manner_of(disk, now.get((disk.name, disk.volume)))
+        for disk in order.disks
+        if disk.volume is None or disk.name in wanted
+    ]
     names = {disk.name for disk in kept}
-    last = max((disk.boot_order for disk in ordered), default=0)
+    places = (*(disk.boot_order for disk in order.disks), *(drive.boot_order for drive in order.drives))
+    last = max(places, default=0)
     come = [disk for disk in volumes if disk.name not in names]
     return (*kept, *(disk.model_copy(update={"boot_order": last + n}) for n, disk in enumerate(come, start=1)))
+
+
+def _in_manner_of(ordered: InstanceDisk, now: InstanceDisk | None) -> InstanceDisk:
+    return ordered if now is None else ordered.model_copy(update={"qos": now.qos, "cache": now.cache})

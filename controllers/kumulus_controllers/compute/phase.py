@@ -29,6 +29,9 @@ PHASES: dict[WorkState | None, Phase] = {
 }
 """Phase of a placed machine by the state of its work order."""
 
+DISC_ELSEWHERE = ("TrayLocked", "ImageNotReady")
+"""Reasons of a machine that is on, and has not got the disc in a drive that it is to have."""
+
 REACHED = {PowerState.RUNNING: Phase.RUNNING, PowerState.STOPPED: Phase.STOPPED, PowerState.PAUSED: Phase.PAUSED}
 """The phase that a wanted power state ends in."""
 
@@ -180,6 +183,9 @@ def _volumes(scope: Scope, problem: Problem | None) -> Fact:
         return Fact(volumes, False, reason, message)
     if state is None:
         return Fact(volumes, None)
+    reason, message = _said(scope.order)
+    if reason in DISC_ELSEWHERE:
+        return Fact(volumes, False, reason, message)
     return Fact(volumes, True, "DisksReady")
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kumulus.api.compute import Disk, PowerState, ResolvedImage, ResolvedSize, VirtualMachine
-from kumulus.api.host import InstanceDisk
+from kumulus.api.host import Drive, InstanceDisk, PoolRef
 from kumulus.api.quantity import to_bytes
-from kumulus.api.storage import ClusterImage, ImagePhase
+from kumulus.api.storage import OPTICAL, ClusterImage, ImagePhase
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.planning.views import Demand, Request
-from kumulus_controllers.storage.volume_plan import MADE_FOR, Lack, Wanted
+from kumulus_controllers.storage.image import image_ref
+from kumulus_controllers.storage.volume_plan import HANDING_OVER, MADE_FOR, Lack, Manner, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,11 @@ def resolve(scope: Scope) -> Resolution | Problem:
         return Problem("ZoneNotFound", f"There is no Zone {scope.vm.spec.zone}. Zones: kubectl get zones.")
     disks, volumes = [], []
     for disk in scope.vm.spec.disks:
+        if disk.cdrom is not None:
+            disc = disc_of(scope, disk)
+            if isinstance(disc, Problem):
+                return disc
+            continue
         if disk.ephemeral is None:
             use = volume_of(scope, disk)
             if isinstance(use, Problem):
@@ -172,14 +178,30 @@ def attached_disks(scope: Scope, host: str) -> tuple[tuple[InstanceDisk, ...], P
     problem: Problem | None = None
     places = boot_order(scope.vm)
     for disk in scope.vm.spec.disks:
-        if disk.ephemeral is not None:
+        if disk.ephemeral is not None or disk.cdrom is not None:
             continue
         use = volume_of(scope, disk)
         if isinstance(use, Problem):
             problem = problem or use
             continue
         volume, user = use.volume, use.volume.status.attached_to
-        if volume.status.host is not None and volume.status.host != host:
+        if use.shared and not use.usable and volume.status.host != host and use.pool is not None:
+            problem = problem or Problem(
+                "PoolNotReady",
+                f"Volume {volume.name} is in pool {use.pool.name}, which host {host}, where the machine is, cannot use.",
+                "VolumesReady",
+            )
+        elif use.shared and user is not None and volume.status.host != host:
+            ready = volume.status.condition("Ready")
+            moving = ready is not None and ready.reason == HANDING_OVER
+            problem = problem or Problem(
+                HANDING_OVER,
+                f"Volume {volume.name} comes from host {volume.status.host}."
+                + (f" {ready.message}" if ready is not None and moving else ""),
+                "VolumesReady",
+                stalled=False,
+            )
+        elif volume.status.host is not None and volume.status.host != host and not use.shared:
             problem = problem or Problem(
                 "VolumeElsewhere",
                 f"Volume {volume.name} is on host {volume.status.host}, the machine on {host}: a disk that is local to a"
@@ -191,8 +213,84 @@ def attached_disks(scope: Scope, host: str) -> tuple[tuple[InstanceDisk, ...], P
                 "VolumeNotAttached", f"Volume {volume.name} is not attached yet.", "VolumesReady", stalled=False
             )
         else:
-            disks.append(InstanceDisk(name=disk.name, pool=use.pool, volume=volume.uid, boot_order=places[disk.name]))
+            manner = use.manner or _ordered_manner(scope, volume.uid)
+            disks.append(
+                InstanceDisk(
+                    name=disk.name,
+                    pool=use.pool,
+                    volume=volume.uid,
+                    boot_order=places[disk.name],
+                    qos=manner.qos,
+                    cache=manner.cache,
+                )
+            )
     return tuple(disks), problem
+
+
+def misplaced(resolution: Resolution, host: str) -> bool:
+    """Whether a volume can never be used on that host, where the machine was placed: it went elsewhere meanwhile."""
+    return any(
+        item.use.volume.status.host not in (None, host) and not (item.use.shared and item.use.usable)
+        for item in resolution.volumes
+    )
+
+
+def disc_of(scope: Scope, disk: Disk) -> AnyImage | Problem | None:
+    """The disc that is to be in a drive, or why it cannot be yet; None for an empty drive."""
+    if disk.image is None:
+        return None
+    image = _image(scope, disk.name, disk.image)
+    if not isinstance(image, Problem) and image.spec.format not in OPTICAL:
+        return Problem(
+            "ImageNotADisc",
+            f"{image.KIND.kind} {image.name} is a disk ({image.spec.format}); into drive {disk.name} goes an image of the"
+            " format iso.",
+            "VolumesReady",
+        )
+    return image
+
+
+def drives(scope: Scope, pool: PoolRef | None) -> tuple[tuple[Drive, ...], Problem | None]:
+    """The drives with their discs, and why some have not the disc they are to have. Such a drive stays as it was ordered.
+
+    `pool` is where discs are brought that are not in a pool yet.
+    """
+    instance = scope.order.spec.instance if scope.order is not None else None
+    ordered = {drive.name: drive for drive in instance.drives} if instance is not None else {}
+    found: list[Drive] = []
+    problem: Problem | None = None
+    places = boot_order(scope.vm)
+    for disk in scope.vm.spec.disks:
+        if disk.cdrom is None:
+            continue
+        before = ordered.get(disk.name)
+        empty = Drive(name=disk.name, bus=disk.cdrom.bus, boot_order=places[disk.name])
+        image = disc_of(scope, disk)
+        if image is None:
+            found.append(empty)
+        elif isinstance(image, Problem):
+            problem = problem or image
+            found.append(before or empty)
+        elif before is not None and before.image is not None and before.image.uid == image.uid:
+            found.append(before)
+        elif pool is None:
+            problem = problem or Problem(
+                "NoPool",
+                f"There is no pool on the host for the disc of drive {disk.name}.",
+                "VolumesReady",
+                stalled=False,
+            )
+            found.append(before or empty)
+        else:
+            found.append(empty.model_copy(update={"image": image_ref(image), "pool": pool}))
+    return tuple(found), problem
+
+
+def _ordered_manner(scope: Scope, volume: str) -> Manner:
+    """How the machine has it by its order: a class that is gone changes nothing."""
+    instance = scope.order.spec.instance if scope.order is not None else None
+    ordered = next((disk for disk in instance.disks if disk.volume == volume), None) if instance is not None else None
+    return Manner(ordered.qos, ordered.cache) if ordered is not None else Manner()
 
 
 def boot_order(vm: VirtualMachine) -> dict[str, int]:
@@ -265,6 +363,11 @@ def placement_request(scope: Scope, resolution: Resolution) -> Request:
         bound={
             item.use.volume.name: item.use.volume.status.host
             for item in resolution.volumes
-            if item.use.volume.status.host is not None
+            if item.use.volume.status.host is not None and not item.use.shared
+        },
+        shared={
+            item.use.volume.name: item.use.pool
+            for item in resolution.volumes
+            if item.use.pool is not None and item.use.pool.shared
         },
     )

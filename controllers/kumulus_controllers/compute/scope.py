@@ -10,7 +10,7 @@ from kumulus.api.fabric import Host
 from kumulus.api.host import PoolRef, WorkOrder
 from kumulus.api.machine_snapshot import VirtualMachineRestore
 from kumulus.api.storage import ClusterImage, Image, Volume
-from kumulus_controllers.storage.volume_plan import Lack, Wanted
+from kumulus_controllers.storage.volume_plan import Lack, Manner, Wanted
 
 AnyImage = Image | ClusterImage
 
@@ -42,3 +42,12 @@ class Use:
     wanted: Wanted | Lack
     pool: PoolRef | None
     """The pool it is in, once it is in one."""
+    manner: Manner | None = None
+    """How the machine is to have it; None: as it was ordered."""
+    usable: bool = True
+    """Whether the host that the machine is placed on can use that pool."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether several hosts could use it: the machine may be on any of them."""
+        return self.pool is not None and self.pool.shared

@@ -6,13 +6,14 @@ from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, HostPhase, Zone
 from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.machine_snapshot import VirtualMachineRestore
-from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume
+from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Enqueue
 from kumulus_controllers.compute.restores import restores
 from kumulus_controllers.compute.scope import AnyImage
-from kumulus_controllers.orders import work_orders
-from kumulus_controllers.storage.volumes import USES_VOLUME, Volumes
+from kumulus_controllers.orders import DISKS_IN, NOT_BEGUN, work_orders
+from kumulus_controllers.storage.image import arrived
+from kumulus_controllers.storage.volumes import OF_CLASS, USES_VOLUME, Volumes
 
 WOKEN = 32
 """So many machines that wait for room are woken when some comes, in turn: each looks at every host."""
@@ -23,10 +24,10 @@ HOST = "host"
 
 
 def _uses(vm: VirtualMachine) -> list[str]:
-    """What the machine waits for by name, while it is not placed."""
+    """What the machine waits for by name: while it is not placed, and of discs for drives always."""
     if vm.status.host is not None:
-        return []
-    names = [f"image/{disk.ephemeral.image}" for disk in vm.spec.disks if disk.ephemeral]
+        return [f"image/{disk.image}" for disk in vm.spec.disks if disk.cdrom and disk.image]
+    names = [f"image/{disk.image}" for disk in vm.spec.disks if disk.image]
     if vm.spec.instance_type:
         names.append(f"instancetype/{vm.spec.instance_type}")
     return names
@@ -43,7 +44,8 @@ class Wakeups:
         self._hosts = caches.store(Host)
         self._zones = caches.store(Zone)
         self._pools = caches.store(StoragePool)
-        self._volumes = Volumes(caches).store
+        volumes = Volumes(caches)
+        self._volumes, self._classes = volumes.store, volumes.classes
         self._restores = restores(caches)
         self._orders = work_orders(caches)
         self._turn = 0
@@ -65,6 +67,8 @@ class Wakeups:
             order = after or before
             if order is not None and order.spec.type is WorkType.INSTANCE:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name), urgent=True)
+            elif order is not None and arrived(before, after):
+                self._enqueue_waiting(enqueue, order)
             elif after is not None and after.spec.type is WorkType.POOL and _room(before) != _room(after):
                 self._retry_unplaced(enqueue)
 
@@ -105,6 +109,13 @@ class Wakeups:
             for vm in self._machines.by(USES_VOLUME, f"{item.namespace}/{item.name}"):
                 enqueue(Key(vm.namespace, vm.name), urgent=vm.status.host is not None)
 
+        def class_changed(before: VolumeClass | None, after: VolumeClass | None) -> None:
+            if after is None or (before is not None and _manner(before) == _manner(after)):
+                return
+            for volume in self._volumes.by(OF_CLASS, after.name):
+                for vm in self._machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}"):
+                    enqueue(Key(vm.namespace, vm.name))
+
         def restore_changed(before: VirtualMachineRestore | None, after: VirtualMachineRestore | None) -> None:
             item = after or before
             if item is None or (before and after and before.status.phase is after.status.phase):
@@ -115,6 +126,7 @@ class Wakeups:
 
         self._restores.listen(restore_changed)
         self._volumes.listen(volume_changed)
+        self._classes.listen(class_changed)
         self._machines.listen(machine_changed)
         self._orders.listen(order_changed)
         self._images.listen(image_changed)
@@ -123,6 +135,12 @@ class Wakeups:
         self._hosts.listen(host_changed)
         self._pools.listen(pool_changed)
         self._zones.listen(zone_changed)
+
+    def _enqueue_waiting(self, enqueue: Enqueue, image: WorkOrder) -> None:
+        """An image has come into a pool that hosts share, or will not: machines need not wait longer for it."""
+        for order in self._orders.by(DISKS_IN, image.spec.disk.pool.uid if image.spec.disk else ""):
+            if order.spec.type is WorkType.INSTANCE and order.status.state in NOT_BEGUN:
+                enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
 
     def _enqueue_users(self, enqueue: Enqueue, what: str, namespace: str | None) -> None:
         for vm in self._machines.by(USES, what):
@@ -155,6 +173,11 @@ def _use(volume: Volume) -> tuple[object, ...]:
     """What of a volume decides whether its machine can have it."""
     status = volume.status
     return (volume.uid, volume.deleting, status.pool, status.host, status.attached_to, status.condition("Ready"))
+
+
+def _manner(offered: VolumeClass) -> tuple[object, ...]:
+    """What of a class changes how machines have its volumes."""
+    return (offered.spec.qos, offered.spec.cache)
 
 
 def _takes(pool: StoragePool) -> tuple[object, ...]:

@@ -27,7 +27,7 @@ def choose(host: HostView, load: Load, own: int, volumes: Sequence[VolumeDemand]
 
     `own` is what the machine's own disks take together, in bytes; 0 for none.
     """
-    left = {pool.ref.uid: pool.promisable - load.disks.get(pool.ref.uid, 0) for pool in host.pools}
+    left = {pool.ref.uid: pool.promisable - load.promised(pool.ref) for pool in host.pools}
 
     def take(size: int, fitting: Sequence[PoolView], missing: str) -> PoolRef | str:
         if not fitting:

@@ -26,7 +26,6 @@ from kumulus.api.host import (
     image_order_name,
 )
 from kumulus.api.storage import CachePolicy, ImageCache, ImagePhase, ImageStatus, Progress, StoragePool
-from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key, Store
@@ -118,18 +117,81 @@ def told_from(spec: WorkOrderSpec, copy: ImageCopy | None, wait_for: str | None)
 
 
 async def order_import(
-    client: KubeClient, orders: Store[WorkOrder], copies: Copies, image: AnyImage, host: str, pool: PoolRef, term: int
+    services: Services, fleet: Fleet, copies: Copies, image: AnyImage, host: str, pool: PoolRef
 ) -> None:
-    """Have `host` bring the image into `pool`; ordered already: nothing."""
-    name = image_order_name(image.uid, pool.uid)
+    """Have `host` bring the image into `pool`; ordered already: nothing.
+
+    Of hosts that share the pool one does, and the others are told when it has: then they find it there.
+    """
+    name, orders = image_order_name(image.uid, pool.uid), work_orders(services.caches)
     if orders.get(name, host_namespace(host)) is not None:
         return
-    spec = told_from(import_order(image, pool, term), *copies.plan(image, host))
+    if not pool.shared:
+        await _order(services, copies, image, host, pool)
+        return
+    coming = orders.by(FOR_UID, f"{WorkType.DISK}/{image.uid}")
+    if any(arriving(order, pool) and heard(fleet, host_of(order)) for order in coming):
+        return
+    if fleet.begin_import(image.uid, pool.uid):
+        try:
+            await _order(services, copies, image, host, pool)
+        finally:
+            fleet.end_import(image.uid, pool.uid)
+
+
+async def _order(services: Services, copies: Copies, image: AnyImage, host: str, pool: PoolRef) -> None:
+    orders = work_orders(services.caches)
+    spec = told_from(import_order(image, pool, services.term()), *copies.plan(image, host))
+    name = image_order_name(image.uid, pool.uid)
     body = {"metadata": {"name": name, "finalizers": [FINALIZER]}, "spec": spec.to_json()}
     try:
-        orders.apply(await client.create(WorkOrder.KIND, body, host_namespace(host)))
+        orders.apply(await services.client.create(WorkOrder.KIND, body, host_namespace(host)))
     except AlreadyExists:
         return
+
+
+def arriving(order: WorkOrder, pool: PoolRef) -> bool:
+    """Whether an order is to bring an image into that pool, and has neither done so nor failed."""
+    disk = order.spec.disk
+    done = (WorkState.READY, WorkState.FAILED, WorkState.REFUSED)
+    return (
+        disk is not None
+        and disk.import_image is not None
+        and disk.pool.uid == pool.uid
+        and not order.deleting
+        and order.status.state not in done
+    )
+
+
+def arrived(before: WorkOrder | None, after: WorkOrder | None) -> bool:
+    """Whether an order has just brought an image into a pool that hosts share, or has just failed to: others of its
+    hosts waited for that."""
+    disk = after.spec.disk if after is not None else None
+    if after is None or disk is None or disk.import_image is None or not disk.pool.shared:
+        return False
+    was = before.status.state if before is not None else None
+    return after.status.state is not was and after.status.state in (WorkState.READY, WorkState.FAILED)
+
+
+def heard(fleet: Fleet, host: str) -> bool:
+    """Whether the agent of the host answers."""
+    view = fleet.host(host)
+    return view is not None and view.closed != "not ready"
+
+
+def caches(orders: Iterable[WorkOrder]) -> tuple[ImageCache, ...]:
+    """The pools that have the image, or are to have it; one that hosts share once."""
+    found: dict[str, ImageCache] = {}
+    for order in orders:
+        if order.spec.disk is None:
+            continue
+        pool, host = order.spec.disk.pool, None if order.spec.disk.pool.shared else host_of(order)
+        name = pool.name if host is None else f"{pool.name}/{host}"
+        state = _PHASES.get(order.status.state, ImagePhase.PENDING) if order.status.state else ImagePhase.PENDING
+        told = order.status.disk.copied_from if order.status.disk is not None and host is not None else None
+        if name not in found:
+            found[name] = ImageCache(name=name, pool=pool.name, host=host, state=str(state), copied_from=told)
+    return tuple(sorted(found.values(), key=lambda cache: (cache.host or "", cache.name))[:LISTED])
 
 
 def derive_status(scope: Scope, now: str) -> ImageStatus:
@@ -201,19 +263,7 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
         conditions=derive(before.conditions, facts, generation=generation, now=now),
         phase=phase,
         content=content,
-        caches=tuple(
-            ImageCache(
-                name=f"{order.spec.disk.pool.name}/{host_of(order)}",
-                pool=order.spec.disk.pool.name,
-                host=host_of(order),
-                state=str(
-                    _PHASES.get(order.status.state, ImagePhase.PENDING) if order.status.state else ImagePhase.PENDING
-                ),
-                copied_from=order.status.disk.copied_from if order.status.disk else None,
-            )
-            for order in sorted(scope.orders, key=host_of)[:LISTED]
-            if order.spec.disk is not None
-        ),
+        caches=caches(orders),
         **facts_known,
     )
 
@@ -303,9 +353,7 @@ class ImageReconciler:
                 refusal = str(found)
             else:
                 try:
-                    await order_import(
-                        client, self._orders, self._copies, image, found.host, found.pool, self._services.term()
-                    )
+                    await order_import(self._services, self._fleet, self._copies, image, found.host, found.pool)
                 except NotFound:
                     refusal = f"the namespace of host {found.host} is gone"
         wait = await self._report(Scope(image, self._orders_of(image), refusal))
@@ -327,9 +375,7 @@ class ImageReconciler:
             wanted += self._lacking(image)
         for host, pool in wanted:
             with contextlib.suppress(NotFound):
-                await order_import(
-                    self._services.client, self._orders, self._copies, image, host, pool, self._services.term()
-                )
+                await order_import(self._services, self._fleet, self._copies, image, host, pool)
 
     def _lacking(self, image: AnyImage) -> list[tuple[str, PoolRef]]:
         """The next few pools that are to get an image that is to be everywhere; of a shared pool one host."""
@@ -407,8 +453,4 @@ class ImageReconciler:
 
     def _alive(self, orders: tuple[WorkOrder, ...]) -> bool:
         """Whether an import is under way, or has failed, on a host that can be heard."""
-        for order in orders:
-            host = self._fleet.host(host_of(order))
-            if not order.deleting and host is not None and host.closed != "not ready":
-                return True
-        return False
+        return any(not order.deleting and heard(self._fleet, host_of(order)) for order in orders)

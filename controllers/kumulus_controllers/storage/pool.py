@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from kumulus.api.base import FINALIZER, ObjectRef
 from kumulus.api.fabric import Host, host_namespace
@@ -16,6 +17,7 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.orders import DISKS_IN, FOR_UID, host_of, pools_of, work_orders
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage.pool_secrets import PoolSecrets
 
 LISTED = 256
 PASS_SECONDS = 0.5
@@ -35,6 +37,8 @@ class Scope:
     orders: tuple[WorkOrder, ...]
     users: tuple[WorkOrder, ...] = ()
     """Work orders of machines that have disks in it, and of volumes."""
+    lack: str | None = None
+    """What a driver needs and the operators have not provided."""
 
 
 def pool_ref(pool: StoragePool) -> PoolRef:
@@ -52,6 +56,11 @@ def belongs(pool: StoragePool, host: Host) -> bool:
     )
 
 
+def together(pool: StoragePool, on_hosts: Sequence[int]) -> int:
+    """What hosts say of a pool, as one number: of one that they share they all speak of the same bytes."""
+    return max(on_hosts, default=0) if pool.spec.shared else sum(on_hosts)
+
+
 def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
     """The whole status from what was read. Pure."""
     hosts = []
@@ -64,6 +73,7 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
                 ready=ready,
                 capacity=facts.capacity if facts else None,
                 used=facts.used if facts else None,
+                access=facts.access if facts else None,
                 message=None if ready else order.status.message or "the agent has not answered yet",
             )
         )
@@ -73,6 +83,8 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
             "Maintenance",
             Fact("Ready", False, "Maintenance", "The pool takes no new disks (spec.maintenance)."),
         )
+    elif scope.lack is not None:
+        phase, fact = "Pending", Fact("Ready", False, "SecretNotFound", scope.lack)
     elif not hosts:
         phase, fact = "Pending", Fact("Ready", False, "NoHosts", "No host matches the pool's zone and hostSelector.")
     elif not ready_hosts:
@@ -88,7 +100,8 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
             f"Not ready on {len(missing)} of {len(hosts)} hosts; {missing[0].name}: {missing[0].message}",
         )
     else:
-        phase, fact = "Ready", Fact("Ready", True, "Ready", f"Ready on {len(hosts)} hosts.")
+        ways = "".join(f" {way}" for way in sorted({host.access for host in hosts if host.access}))
+        phase, fact = "Ready", Fact("Ready", True, "Ready", f"Ready on {len(hosts)} hosts.{ways}")
     facts_found = [fact]
     if scope.pool.deleting and scope.users:
         names = ", ".join(sorted(f"{o.spec.for_.namespace}/{o.spec.for_.name}" for o in scope.users)[:5])
@@ -99,8 +112,8 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
         observed_generation=generation,
         conditions=derive(scope.pool.status.conditions, facts_found, generation=generation, now=now),
         phase=phase,
-        capacity=sum(host.capacity or 0 for host in hosts),
-        used=sum(host.used or 0 for host in hosts),
+        capacity=together(scope.pool, [host.capacity or 0 for host in hosts]),
+        used=together(scope.pool, [host.used or 0 for host in hosts]),
         ready_hosts=len(ready_hosts),
         hosts=tuple(hosts[:LISTED]),
     )
@@ -116,6 +129,7 @@ class PoolReconciler:
         self._pools = services.caches.store(StoragePool)
         self._hosts = services.caches.store(Host)
         self._orders = work_orders(services.caches)
+        self._secrets = PoolSecrets(services.client)
         self._written: dict[str, float] = {}
         self._passed: dict[str, float] = {}
 
@@ -136,6 +150,8 @@ class PoolReconciler:
         def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
             order = after or before
             if order is not None and order.spec.type is WorkType.POOL:
+                if after is None:
+                    self._secrets.forget(order.uid)
                 enqueue(Key(None, order.spec.for_.name))
             elif after is None and before is not None:
                 for name in pools_of(before):
@@ -189,7 +205,11 @@ class PoolReconciler:
                 return Gone()
             await self._report(scope)
             return Wait("Deleting", 10.0)
+        orders = tuple(self._orders.by(FOR_UID, f"{WorkType.POOL}/{pool.uid}"))
+        scope = replace(scope, lack=await self._secrets.copy(pool, orders))
         result = await self._report(scope)
+        if scope.lack is not None:
+            result = Wait("SecretNotFound", 15.0)
         if failed is not None:
             raise failed
         return result

@@ -159,11 +159,8 @@ class SnapshotReconciler:
 
     def _scope(self, snapshot: VolumeSnapshot) -> Scope:
         scope = self._snapshots.scope(snapshot)
-        owner = owner_of(snapshot)
-        if owner is None:
-            return scope
-        whole = self._machines_snapshots.get(owner.name, snapshot.namespace)
-        return replace(scope, owner_going=whole is None or whole.uid != owner.uid or whole.deleting)
+        going = owner_of(snapshot) is not None and self._snapshots.volumes.going(snapshot)
+        return replace(scope, owner_going=going)
 
     async def _order(self, snapshot: VolumeSnapshot, found: Target) -> bool:
         """Have the host take it, or keep it; True when that was asked."""

@@ -174,7 +174,7 @@ def derive_status(scope: Scope, found: Target | None, lack: Lack | None, now: st
         observed_generation=generation,
         conditions=derive(before.conditions, facts, generation=generation, now=now),
         phase=phase,
-        ready_to_use=phase is SnapshotPhase.READY,
+        ready_to_use=phase is SnapshotPhase.READY or _waits_for_whole(scope),
         taken_at=(known.taken_at if known else None) or before.taken_at,
         size=part.virtual_size if part and part.virtual_size is not None else before.size,
         used=part.size if part and part.size is not None else before.used,
@@ -183,6 +183,12 @@ def derive_status(scope: Scope, found: Target | None, lack: Lack | None, now: st
         host=host_of(scope.order) if scope.order else found.host if found else before.host,
         indications=(known.indications if known else ()) or before.indications,
     )
+
+
+def _waits_for_whole(scope: Scope) -> bool:
+    """Whether it is to be deleted and can be used all the same, because the machine's snapshot is there and stays."""
+    taken = scope.order is not None and not scope.order.deleting and scope.order.status.state is WorkState.READY
+    return taken and scope.snapshot.deleting and owner_of(scope.snapshot) is not None and not scope.owner_going
 
 
 def _items(order: WorkOrder | None) -> Sequence[SnapshotItem]:

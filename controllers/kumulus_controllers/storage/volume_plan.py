@@ -9,6 +9,7 @@ from kumulus.api.base import DOMAIN, FORCE_DETACH, ObjectRef
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import (
+    DiskManner,
     DiskOrder,
     PoolRef,
     SnapshotRef,
@@ -19,6 +20,7 @@ from kumulus.api.host import (
     WorkState,
     WorkType,
 )
+from kumulus.api.qos import Qos
 from kumulus.api.quantity import from_bytes, to_bytes
 from kumulus.api.snapshots import SnapshotPhase
 from kumulus.api.storage import (
@@ -34,7 +36,7 @@ from kumulus.api.storage import (
     VolumeStatus,
 )
 from kumulus.api.volume_snapshot import VolumeSnapshot
-from kumulus.api.volumes import CloneMode, ReclaimPolicy
+from kumulus.api.volumes import CacheMode, CloneMode, ReclaimPolicy
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.orders import host_of
 from kumulus_controllers.planning.views import VolumeDemand
@@ -59,12 +61,27 @@ class Lack:
     """Somebody has to do something; False when it will pass by itself."""
 
 
+HANDING_OVER = "HandingOver"
+"""Reason of a volume that one host gives up and another one takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How machines have a volume: what of its class may change while they do."""
+
+    qos: Qos | None = None
+    cache: CacheMode | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a volume is."""
 
     pool: PoolRef
     host: str
+    """In a pool that hosts share: the one whose agent sees to it."""
+    epoch: int | None = None
+    """How often it was handed over, in a pool that hosts share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +91,16 @@ class Scope:
     volume: Volume
     order: WorkOrder | None = None
     """The order that keeps it on its host."""
+    strays: tuple[WorkOrder, ...] = ()
+    """Orders that keep it on other hosts."""
+    shared: bool = False
+    """It is in a pool that hosts share."""
+    reaching: frozenset[str] = frozenset()
+    """Of the hosts of its users, those that can use its pool. Known of a volume in a pool that hosts share."""
+    copied: str | None = None
+    """Name of a Volume that is being made as a copy of it."""
+    snapped: bool = False
+    """A host keeps snapshots of it."""
     host: Host | None = None
     """The host it is on, if that host exists."""
     volume_class: VolumeClass | None = None
@@ -84,6 +111,8 @@ class Scope:
     """Name of a machine that writes to the source."""
     snapshot: VolumeSnapshot | None = None
     """The snapshot that it is to be made from."""
+    snapshot_going: bool = False
+    """That snapshot is being removed."""
     snapshots: tuple[str, ...] = ()
     """What is kept of it, as `kubectl delete` takes it."""
     users: tuple[VirtualMachine, ...] = ()
@@ -137,12 +166,12 @@ def wanted(scope: Scope) -> Wanted | Lack:
         thick=offered is not None
         and offered.spec.provisioning is Provisioning.THICK
         and not (origin is not None and origin.linked),
-        retain=_retain(scope),
+        retain=retained(scope),
         origin=origin,
     )
 
 
-def _retain(scope: Scope) -> bool:
+def retained(scope: Scope) -> bool:
     """Whether the data outlives the volume. Data is never given up because a class went."""
     if scope.volume.spec.reclaim_policy is not None:
         return scope.volume.spec.reclaim_policy is ReclaimPolicy.RETAIN
@@ -170,7 +199,7 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
             )
         return VolumeOrigin(volume=other.uid), other.status.size
     if source.snapshot is not None:
-        return _snapshot_origin(scope.snapshot, source.snapshot, linked=source.clone_mode is CloneMode.LINKED)
+        return _snapshot_origin(scope, source.snapshot, linked=source.clone_mode is CloneMode.LINKED)
     image = scope.image
     if image is None or image.deleting:
         return Lack(
@@ -196,10 +225,11 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
     return VolumeOrigin(image=image_ref(image)), least
 
 
-def _snapshot_origin(snapshot: VolumeSnapshot | None, name: str, *, linked: bool) -> tuple[VolumeOrigin, int] | Lack:
+def _snapshot_origin(scope: Scope, name: str, *, linked: bool) -> tuple[VolumeOrigin, int] | Lack:
+    snapshot = scope.snapshot
     if snapshot is None:
         return Lack("SnapshotNotFound", f"There is no VolumeSnapshot {name} in the namespace.")
-    if snapshot.deleting:
+    if scope.snapshot_going:
         return Lack("SnapshotNotFound", f"VolumeSnapshot {name} is being deleted.")
     status = snapshot.status
     if not status.ready_to_use or status.size is None or status.volume_uid is None:
@@ -233,12 +263,63 @@ def attachment(scope: Scope) -> Attachment | None:
         for vm in scope.users
         if not vm.deleting
         and vm.status.host is not None
-        and (volume.status.host is None or volume.status.host == vm.status.host)
+        and (volume.status.host in (None, vm.status.host) or vm.status.host in scope.reaching)
     ]
     if not fitting:
         return None
     first = min(fitting, key=lambda vm: (vm.metadata.creation_timestamp or "", vm.name))
     return Attachment(vm=first.name, uid=first.uid)
+
+
+def home(scope: Scope, attached: Attachment | None) -> str | None:
+    """The host whose agent is to see to a volume in a pool that hosts share: that of its machine, else the one that
+    does. None when that one is gone, or about to go: any other will do."""
+    for vm in scope.users:
+        if attached is not None and vm.uid == attached.uid and vm.status.host in scope.reaching:
+            return vm.status.host
+    return None if scope.host is None or scope.host.deleting else scope.volume.status.host
+
+
+def kept_back(scope: Scope, host: str) -> Lack | None:
+    """Why the volume cannot be handed to `host` yet, whatever the agent that has it does: somebody works with it."""
+    elsewhere = sorted({order.spec.for_.name for order in scope.instances if host_of(order) != host})
+    if elsewhere:
+        return Lack("VolumeInUse", f"Machine {', '.join(elsewhere)} has it on another host.", stalled=False)
+    if scope.snapped:
+        return Lack(
+            "HasSnapshots",
+            f"It has snapshots, which host {scope.volume.status.host} keeps, and cannot go to host {host} yet: delete them,"
+            f" or run the machine on host {scope.volume.status.host}.",
+        )
+    if scope.copied is not None:
+        return Lack(
+            "VolumeInUse", f"It is being copied to Volume {scope.copied}: it moves when that is done.", stalled=False
+        )
+    return None
+
+
+def handing_over(scope: Scope, order: WorkOrder, host: str, *, heard: bool) -> Lack:
+    """What is said while the agent that has the volume lets go of it. Silence is no proof that a host is dead."""
+    before = host_of(order)
+    if heard:
+        why = f" {before}: {order.status.message}" if order.deleting and order.status.message else ""
+        return Lack(HANDING_OVER, f"Host {before} gives it up, then host {host} takes it.{why}", stalled=False)
+    return Lack(
+        HANDING_OVER,
+        f"Host {before}, which has it, does not answer, and may still write to it. It goes to host {host} when {before}"
+        f" answers. If {before} is off for good: kubectl annotate volume {scope.volume.name} {FORCE_DETACH}=true",
+    )
+
+
+def retaining(order: WorkOrderSpec, retain: bool, term: int) -> WorkOrderSpec:
+    """The order in such a way that its end leaves the data where it is, or does not."""
+    assert order.disk is not None and order.disk.volume is not None
+    if order.disk.volume.retain == retain:
+        return order
+    after = order.disk.volume.model_copy(update={"retain": retain})
+    return order.model_copy(
+        update={"disk": order.disk.model_copy(update={"volume": after}), "term": max(term, order.term)}
+    )
 
 
 def volume_order(volume: Volume, want: Wanted, place: Place, term: int) -> WorkOrderSpec:
@@ -256,6 +337,7 @@ def volume_order(volume: Volume, want: Wanted, place: Place, term: int) -> WorkO
                 origin=want.origin,
                 existing=volume.status.size is not None,
                 retain=want.retain,
+                epoch=place.epoch or 0,
             ),
         ),
     )
@@ -288,16 +370,33 @@ def derive_status(
         facts.append(Fact("Reconciling", True, ready.reason, ready.message))
     generation = volume.metadata.generation
     size = facts_known.virtual_size if facts_known else None
+    offered = before.volume_class
+    if place is not None and before.pool is None and scope.volume_class is not None:
+        offered = scope.volume_class.name
+    manner = _manner(scope)
     return VolumeStatus(
         observed_generation=generation,
         conditions=derive(before.conditions, facts, generation=generation, now=now),
         phase=phase,
         pool=place.pool.name if place else before.pool,
         host=place.host if place else before.host,
+        epoch=place.epoch if place else before.epoch,
         size=size if size is not None else before.size,
         used=facts_known.size if facts_known and facts_known.size is not None else before.used,
         attached_to=attached,
+        volume_class=offered,
+        qos=manner.qos if manner else None,
+        cache=manner.cache if manner else None,
     )
+
+
+def _manner(scope: Scope) -> DiskManner | None:
+    """How a machine that is on has it, as its agent reports."""
+    for order in scope.instances:
+        for manner in order.status.instance.manners if order.status.instance else ():
+            if manner.volume == scope.volume.uid:
+                return manner
+    return None
 
 
 def _state(scope: Scope, attached: Attachment | None, lack: Lack | None) -> tuple[VolumePhase, Fact, bool]:
@@ -307,8 +406,12 @@ def _state(scope: Scope, attached: Attachment | None, lack: Lack | None) -> tupl
         return VolumePhase.DELETING, *_deleting(scope, lack)
     if lack is not None:
         known = order is not None and order.status.state is WorkState.READY
+        if lack.reason == HANDING_OVER:
+            return VolumePhase.MOVING, Fact("Ready", False, lack.reason, lack.message), lack.stalled
         phase = VolumePhase.FAILED if lack.stalled and known else VolumePhase.PENDING
         return phase, Fact("Ready", False, lack.reason, lack.message), lack.stalled
+    if order is None and volume.status.size is not None:
+        return VolumePhase.MOVING, Fact("Ready", False, HANDING_OVER, "Another host is about to take it."), False
     if order is None:
         return (
             VolumePhase.PENDING,
@@ -367,7 +470,7 @@ def held(scope: Scope) -> Lack | None:
 def host_lost(scope: Scope) -> Lack | None:
     """Why the volume cannot be reached."""
     name = scope.volume.status.host
-    if name is None or scope.host is not None:
+    if name is None or scope.host is not None or scope.shared:
         return None
     return Lack(
         "HostGone",

@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kumulus.api.compute import PowerState, VirtualMachine
-from kumulus.api.fabric import Host
-from kumulus.api.host import PoolRef, WorkOrder, WorkState, WorkType
+from kumulus.api.fabric import Host, host_namespace
+from kumulus.api.host import PoolRef, WorkOrder, WorkState, WorkType, pool_order_name
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
 from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
-from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, work_orders
+from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, SNAPSHOT_OF, host_of, work_orders
 from kumulus_controllers.storage.pool import pool_ref
 from kumulus_controllers.storage.snapshot_plan import owner_of
-from kumulus_controllers.storage.volume_plan import Lack, Scope, Wanted, default_class, wanted
+from kumulus_controllers.storage.volume_plan import Lack, Manner, Scope, Wanted, default_class, wanted
 
 USES_VOLUME = "uses-volume"
 UID = "uid"
 COPY_OF = "copy-of"
+HOST = "host"
 UNMADE = "unmade"
+OF_CLASS = "of-class"
 FROM_SNAPSHOT = "from-snapshot"
 OF_VOLUME = "of-volume"
 OF_VOLUME_UID = "of-volume-uid"
@@ -68,6 +70,10 @@ class Volumes:
         self.store.add_index(UID, lambda volume: (volume.uid,))
         self.store.add_index(COPY_OF, _copy_of)
         self.store.add_index(UNMADE, lambda volume: ("yes",) if volume.status.pool is None else ())
+        self.store.add_index(HOST, lambda volume: (volume.status.host,) if volume.status.host else ())
+        self.store.add_index(
+            OF_CLASS, lambda volume: (volume.status.volume_class,) if volume.status.volume_class else ()
+        )
         self.store.add_index(FROM_SNAPSHOT, _from_snapshot)
         self.snapshots.add_index(OF_VOLUME, lambda snapshot: (f"{snapshot.namespace}/{snapshot.spec.volume}",))
         self.snapshots.add_index(OF_VOLUME_UID, _of_volume_uid)
@@ -95,19 +101,37 @@ class Volumes:
         image = None
         if spec.source is not None and spec.source.image is not None:
             image = self.images.get(spec.source.image, volume.namespace) or self.cluster_images.get(spec.source.image)
+        users = tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}"))
+        pool = self.pool(volume)
+        shared = pool is not None and pool.shared
+        at_home = [order for order in orders if host_of(order) == volume.status.host]
         return Scope(
             volume=volume,
-            order=next(iter(orders), None),
+            order=next(iter(at_home or orders), None),
+            strays=tuple(order for order in orders if order not in at_home) if shared else (),
+            shared=shared,
+            reaching=self._reaching(pool, users) if pool is not None and shared else frozenset(),
+            copied=self._copied(volume) if shared else None,
+            snapped=bool(self.orders.by(SNAPSHOT_OF, volume.uid)) if shared else False,
             host=self.hosts.get(volume.status.host) if volume.status.host else None,
-            volume_class=self.offered(spec.volume_class),
+            volume_class=self.class_of(volume),
             image=image,
             source=source,
             source_busy=self._writer(source) if source else None,
             snapshot=snapshot,
+            snapshot_going=snapshot is not None and self.going(snapshot),
             snapshots=self.kept(volume),
-            users=tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}")),
+            users=users,
             instances=tuple(self.orders.by(HAS_VOLUME, volume.uid)),
         )
+
+    def going(self, snapshot: VolumeSnapshot) -> bool:
+        """Whether a snapshot is being removed. One that is part of a machine's goes when that goes, and not before."""
+        owner = owner_of(snapshot)
+        if owner is None:
+            return snapshot.deleting
+        whole = self.machine_snapshots.get(owner.name, snapshot.namespace)
+        return whole is None or whole.uid != owner.uid or whole.deleting
 
     def kept(self, volume: Volume) -> tuple[str, ...]:
         """What is kept of it, as `kubectl delete` takes it."""
@@ -121,6 +145,20 @@ class Volumes:
         """The class of that name; without a name the default one, if there is any."""
         return self.classes.get(name) if name is not None else default_class(self.classes)
 
+    def class_of(self, volume: Volume) -> VolumeClass | None:
+        """The class it got with its place; before that the one it would get. Another default later changes nothing."""
+        if volume.status.pool is None:
+            return self.offered(volume.spec.volume_class)
+        name = volume.status.volume_class or volume.spec.volume_class
+        return self.classes.get(name) if name is not None else None
+
+    def manner(self, volume: Volume) -> Manner | None:
+        """How machines have it, as its class says now; None when its class is gone, and nothing is to change."""
+        offered = self.class_of(volume)
+        if offered is None:
+            return None if volume.status.volume_class is not None else Manner()
+        return Manner(offered.spec.qos, offered.spec.cache)
+
     def wanted(self, volume: Volume) -> Wanted | Lack:
         """What the volume is to be, or why that cannot be said yet."""
         return wanted(self.scope(volume))
@@ -129,6 +167,26 @@ class Volumes:
         """The pool that a volume or a snapshot is in, with what a driver has to know."""
         pool = self.pools.get(item.status.pool) if item.status.pool else None
         return pool_ref(pool) if pool else None
+
+    def _reaching(self, pool: PoolRef, users: Iterable[VirtualMachine]) -> frozenset[str]:
+        """Of the hosts of these machines, those that can use the pool."""
+        hosts = {vm.status.host for vm in users if vm.status.host is not None}
+        return frozenset(host for host in hosts if self.usable(pool, host))
+
+    def usable(self, pool: PoolRef, host: str) -> bool:
+        """Whether the agent of the host says that the pool can be used there."""
+        order = self.orders.get(pool_order_name(pool.uid), host_namespace(host))
+        return order is not None and not order.deleting and order.status.state is WorkState.READY
+
+    def _copied(self, volume: Volume) -> str | None:
+        """Name of a volume that is being made as a copy of this one."""
+        for other in self.store.by(COPY_OF, f"{volume.namespace}/{volume.name}"):
+            for order in self.orders.by(FOR_UID, f"{WorkType.DISK}/{other.uid}"):
+                wanted = order.spec.disk.volume if order.spec.disk is not None else None
+                origin = wanted.origin if wanted is not None else None
+                if origin is not None and origin.volume == volume.uid and other.status.size is None:
+                    return other.name
+        return None
 
     def _writer(self, volume: Volume) -> str | None:
         """Name of a machine that may be writing to it now."""

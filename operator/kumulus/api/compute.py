@@ -37,7 +37,10 @@ DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern
 
 DiskName = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 
-DISKS_FIXED = "only disks with a volume can be added and taken away, and none can be changed"
+DISKS_FIXED = "only disks with a volume can be added and taken away, and of the others only the disc in a CD-ROM drive can be changed"
+
+DRIVES_MOST = 4
+"""CD-ROM drives of a machine: an emulated SATA controller has six ports."""
 
 Cpus = Annotated[int, Field(ge=1, le=1024)]
 
@@ -129,13 +132,36 @@ class VolumeTemplate(Model):
     )
 
 
+class DriveBus(StrEnum):
+    """What a CD-ROM drive is connected to."""
+
+    SATA = "sata"
+    """Known to every guest and its installer."""
+    SCSI = "scsi"
+    """virtio-scsi: for guests without a driver for SATA, such as kernels that are made for clouds."""
+
+
+class CdRom(Model):
+    """A CD-ROM drive. The disc in it can be changed while the machine runs."""
+
+    image: ObjectName | None = Field(
+        default=None,
+        description="Name of an Image of the namespace, else of a ClusterImage, of the format iso; empty: no disc is in the drive.",
+    )
+    bus: DriveBus = Field(
+        default=DriveBus.SATA,
+        description="sata, or scsi for guests that know virtio-scsi and no SATA.",
+    )
+
+
 class Disk(Model):
     """A disk of the machine."""
 
     rules = (
         Rule(
-            "[has(self.ephemeral), has(self.volumeTemplate), has(self.volume)].filter(set, set).size() == 1",
-            "a disk needs one source: set exactly one of volumeTemplate, volume and ephemeral",
+            "[has(self.ephemeral), has(self.volumeTemplate), has(self.volume), has(self.cdrom)]"
+            ".filter(set, set).size() == 1",
+            "a disk needs one source: set exactly one of volumeTemplate, volume, ephemeral and cdrom",
         ),
     )
 
@@ -150,6 +176,7 @@ class Disk(Model):
     ephemeral: EphemeralDisk | None = Field(
         default=None, description="A disk made from an image; it is deleted with the machine."
     )
+    cdrom: CdRom | None = Field(default=None, description="A CD-ROM drive, with a disc in it or empty: `{}`.")
     boot_order: int | None = Field(
         default=None, description="Position in the boot order; default is the order of the list.", ge=1, le=64
     )
@@ -159,6 +186,13 @@ class Disk(Model):
         if self.volume_template is not None:
             return f"{machine}-{self.name}"
         return self.volume
+
+    @property
+    def image(self) -> str | None:
+        """Name of the image that the disk is made from, or that is the disc in the drive; None without one."""
+        if self.ephemeral is not None:
+            return self.ephemeral.image
+        return self.cdrom.image if self.cdrom is not None else None
 
 
 class CloudInit(Model):
@@ -262,10 +296,16 @@ class VirtualMachineSpec(Model):
         json_schema_extra=list_map("name")
         | cel(
             Rule(
-                "self.filter(d, !has(d.volume)) == oldSelf.filter(d, !has(d.volume))"
-                " && self.all(d, !oldSelf.exists(o, o.name == d.name && o != d))",
+                "self.filter(d, !has(d.volume) && !has(d.cdrom)) == oldSelf.filter(d, !has(d.volume) && !has(d.cdrom))"
+                " && self.filter(d, has(d.cdrom)).map(d, d.name) == oldSelf.filter(d, has(d.cdrom)).map(d, d.name)"
+                " && self.all(d, !oldSelf.exists(o, o.name == d.name && o != d && !(has(o.cdrom) && has(d.cdrom)"
+                " && o.cdrom.bus == d.cdrom.bus && o.?bootOrder == d.?bootOrder)))",
                 DISKS_FIXED,
-            )
+            ),
+            Rule(
+                f"self.filter(d, has(d.cdrom)).size() <= {DRIVES_MOST}",
+                f"a machine can have at most {DRIVES_MOST} CD-ROM drives",
+            ),
         ),
     )
     cloud_init: CloudInit | None = Field(

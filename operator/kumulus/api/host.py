@@ -14,11 +14,13 @@ from typing import Annotated, ClassVar, NewType
 from pydantic import Field, StringConstraints
 
 from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
-from kumulus.api.compute import DiskName, PowerState, RestartPolicy, Stop
+from kumulus.api.compute import DRIVES_MOST, DiskName, DriveBus, PowerState, RestartPolicy, Stop
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
 from kumulus.api.pools import PoolDriver, PoolParameters, is_shared
+from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.storage import Compression, ImageContent, ImageFormat, Progress, Sha256
+from kumulus.api.volumes import CacheMode
 
 GROUP = f"host.{DOMAIN}"
 
@@ -89,6 +91,22 @@ class InstanceDisk(Model):
         default=None, description="Size in bytes of a disk made from an image; its own when empty.", ge=1
     )
     boot_order: int = Field(description="Position in the boot order, from 1.", ge=1)
+    qos: Qos | None = Field(default=None, description="How fast a volume may be. A change applies at once.")
+    cache: CacheMode | None = Field(
+        default=None, description="How the host caches a volume; none when empty. A change applies at the next start."
+    )
+
+
+class Drive(Model):
+    """A CD-ROM drive of an instance, with a disc in it or empty."""
+
+    rules = (Rule("has(self.image) == has(self.pool)", "set image and pool, or neither"),)
+
+    name: DiskName = Field(description="Name within the machine; the serial the guest sees.")
+    bus: DriveBus = Field(description="What it is connected to.")
+    image: ImageRef | None = Field(default=None, description="The disc in it.")
+    pool: PoolRef | None = Field(default=None, description="Where the disc is.")
+    boot_order: int = Field(description="Position in the boot order, from 1.", ge=1)
 
 
 class SeedRef(Model):
@@ -117,6 +135,9 @@ class InstanceOrder(Model):
     memory: int = Field(description="Memory in bytes.", ge=1)
     disks: tuple[InstanceDisk, ...] = Field(
         default=(), description="Its disks.", max_length=16, json_schema_extra=list_map("name")
+    )
+    drives: tuple[Drive, ...] = Field(
+        default=(), description="Its CD-ROM drives.", max_length=DRIVES_MOST, json_schema_extra=list_map("name")
     )
     seed: SeedRef | None = Field(default=None, description="First-boot data.")
 
@@ -231,6 +252,12 @@ class VolumeOrder(Model):
         default=None, description="Give it the content of a snapshot, once; no machine may have it meanwhile."
     )
     retain: bool = Field(default=False, description="Deleting the order leaves the data where it is.")
+    epoch: int = Field(
+        default=0,
+        description="In a pool that hosts share: how often the volume was handed from host to host. A host that finds"
+        " a newer one marked in the pool leaves the volume alone.",
+        ge=0,
+    )
 
 
 class DiskOrder(Model):
@@ -358,6 +385,14 @@ class WorkState(StrEnum):
     REFUSED = "Refused"
 
 
+class DiskManner(Model):
+    """How a machine that is on has one of its volumes."""
+
+    volume: Uid = Field(description="Uid of the Volume.")
+    qos: Qos | None = Field(default=None, description="How fast it may be.")
+    cache: CacheMode | None = Field(default=None, description="How the host caches it.")
+
+
 class InstanceFacts(Model):
     """What is so of an instance."""
 
@@ -374,6 +409,12 @@ class InstanceFacts(Model):
         description="Volumes that the hypervisor says the machine has, also one that is still being detached.",
         max_length=16,
         json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    manners: tuple[DiskManner, ...] = Field(
+        default=(),
+        description="How a machine that is on has them, as the hypervisor says, where that was asked for.",
+        max_length=16,
+        json_schema_extra=list_map("volume"),
     )
 
 
@@ -437,6 +478,9 @@ class PoolFacts(Model):
 
     capacity: int | None = Field(default=None, description="Bytes there are.")
     used: int | None = Field(default=None, description="Bytes in use, by anybody; rounded so that it changes seldom.")
+    access: str | None = Field(
+        default=None, description="How the host reaches the pool and locks its disks, for people.", max_length=512
+    )
 
 
 class ConsoleFacts(Model):

@@ -105,5 +105,13 @@ _READ_BYTES = BeforeValidator(lambda value: to_bytes(_text(value)))
 Bytes = Annotated[int, _READ_BYTES, PlainSerializer(from_bytes, when_used="json"), WithJsonSchema(_FORM)]
 """Bytes in a status: a whole number for us, and to the byte a quantity such as `2Gi` in the API."""
 
+Throughput = Annotated[
+    int,
+    _READ_BYTES,
+    PlainSerializer(from_bytes, when_used="json"),
+    WithJsonSchema(_schema(least="1", most="200Gi", what="bytes a second")),
+]
+"""Bytes a second. More than the most, for an hour, is more than QEMU can count."""
+
 MeasuredBytes = Annotated[int, _READ_BYTES, PlainSerializer(rounded, when_used="json"), WithJsonSchema(_FORM)]
 """Bytes that were measured: the same, but rounded to three digits in the API, such as `97.9Gi`."""

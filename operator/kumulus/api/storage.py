@@ -24,8 +24,9 @@ from kumulus.api.base import (
 from kumulus.api.compute import DnsLabel
 from kumulus.api.placement import Selector
 from kumulus.api.pools import PARAMETER_RULES, PoolDriver, PoolParameters, is_shared
+from kumulus.api.qos import Qos
 from kumulus.api.quantity import Amount, Bytes, DiskSize, MeasuredBytes, Memory
-from kumulus.api.volumes import ReclaimPolicy, VolumeSource
+from kumulus.api.volumes import CacheMode, ReclaimPolicy, VolumeSource
 
 GROUP = f"storage.{DOMAIN}"
 
@@ -362,6 +363,7 @@ class PoolHost(Model):
     ready: bool = Field(description="Whether the pool can be used there.")
     capacity: MeasuredBytes | None = Field(default=None, description="Space there is.")
     used: MeasuredBytes | None = Field(default=None, description="Space in use, by anybody.")
+    access: str | None = Field(default=None, description="How it reaches the pool and locks its disks, for people.")
     message: str | None = Field(default=None, description="Why it is not ready.")
 
 
@@ -427,6 +429,14 @@ class VolumeClassSpec(Model):
     reclaim_policy: ReclaimPolicy = Field(
         default=ReclaimPolicy.DELETE, description="What becomes of the data of a deleted volume that does not say."
     )
+    qos: Qos | None = Field(
+        default=None,
+        description="How fast volumes of the class may be. A change applies at once to all of them, in use or not.",
+    )
+    cache: CacheMode | None = Field(
+        default=None,
+        description="How hosts cache them; none when empty. A change applies when a machine starts, or a volume is attached.",
+    )
     allowed_namespaces: tuple[DnsLabel, ...] = Field(
         default=(),
         description="Namespaces that may use it; empty means all.",
@@ -450,6 +460,9 @@ class VolumeClass(Resource):
             Column("Default", ".spec.default", "boolean"),
             Column("Provisioning", ".spec.provisioning"),
             Column("Reclaim", ".spec.reclaimPolicy"),
+            Column("IOPS", ".spec.qos.iops", "integer", priority=1),
+            Column("Bytes/s", ".spec.qos.bytesPerSecond", priority=1),
+            Column("Cache", ".spec.cache", priority=1),
             Column("Age", ".metadata.creationTimestamp", "date"),
         ),
         status=False,
@@ -500,6 +513,7 @@ class VolumePhase(StrEnum):
     AVAILABLE = "Available"
     IN_USE = "InUse"
     RESIZING = "Resizing"
+    MOVING = "Moving"
     RESTORING = "Restoring"
     DELETING = "Deleting"
     FAILED = "Failed"
@@ -521,9 +535,24 @@ class VolumeStatus(Status):
         default=None,
         description="The host that has it; in a pool that hosts share, the one whose agent sees to it now.",
     )
+    epoch: int | None = Field(
+        default=None, description="How often it was handed from host to host, in a pool that hosts share."
+    )
     size: Bytes | None = Field(default=None, description="Size of the disk as it is now.")
     used: MeasuredBytes | None = Field(default=None, description="What it takes in the pool.")
     attached_to: Attachment | None = Field(default=None, description="The one machine that may write to it.")
+    volume_class: str | None = Field(
+        default=None,
+        alias="class",
+        description="Name of the VolumeClass it got when it was given a place; empty when there was none. It stays so.",
+    )
+    qos: Qos | None = Field(
+        default=None,
+        description="How fast it may be, as the hypervisor says of a machine that is on; empty: no limits.",
+    )
+    cache: CacheMode | None = Field(
+        default=None, description="How its host caches it, as the hypervisor says of a machine that is on."
+    )
 
 
 class Volume(Resource):

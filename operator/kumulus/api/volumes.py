@@ -20,6 +20,19 @@ class ReclaimPolicy(StrEnum):
     RETAIN = "Retain"
 
 
+class CacheMode(StrEnum):
+    """How the host caches a disk, in QEMU's words. A flush of the guest reaches the medium with each of them."""
+
+    NONE = "none"
+    """Past the host's memory, with the write cache of the medium."""
+    WRITEBACK = "writeback"
+    """Through the host's memory: faster to read again, and takes memory from the host."""
+    WRITETHROUGH = "writethrough"
+    """Read through the host's memory, and each write is on the medium before the guest hears of it."""
+    DIRECTSYNC = "directsync"
+    """Past the host's memory, and each write is on the medium before the guest hears of it."""
+
+
 class CloneMode(StrEnum):
     """How a volume is made from a snapshot."""
 

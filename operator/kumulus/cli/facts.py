@@ -77,4 +77,5 @@ def secret_refs(vm: VirtualMachine) -> list[SecretRef]:
 
 def image_names(vm: VirtualMachine) -> list[str]:
     """The images its disks are made from, each once, in order."""
-    return list(dict.fromkeys(disk.ephemeral.image for disk in vm.spec.disks if disk.ephemeral))
+    names = (disk.image for disk in vm.spec.disks)
+    return list(dict.fromkeys(name for name in names if name is not None))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kumulus.api.compute import Phase, VirtualMachine
+from kumulus.api.compute import Disk, Phase, VirtualMachine
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age, count
 from kumulus.cli.output import Column, qualified
@@ -110,6 +110,13 @@ def _list(
     session.printer.table(columns, map(VirtualMachine.parse, raws), empty=f"There are no machines {where}.")
 
 
+def _content(vm: VirtualMachine, disk: Disk) -> str:
+    """What a disk is, in two words."""
+    if disk.cdrom is not None:
+        return f"disc {disk.cdrom.image}" if disk.cdrom.image is not None else "empty drive"
+    return f"image {disk.image}" if disk.image is not None else f"volume {disk.volume_of(vm.name)}"
+
+
 def _show(session: Session, name: Name) -> None:
     """Show one machine with its conditions."""
     raw = fetch(session, name)
@@ -120,10 +127,7 @@ def _show(session: Session, name: Name) -> None:
     size = f"{count(status.resources.cpus, 'CPU')}, {status.resources.memory}" if status.resources else ""
     if spec.instance_type:
         size = f"{spec.instance_type} ({size})" if size else spec.instance_type
-    disks = [
-        f"{d.name} (image {d.ephemeral.image})" if d.ephemeral else f"{d.name} (volume {d.volume_of(vm.name)})"
-        for d in spec.disks
-    ]
+    disks = [f"{d.name} ({_content(vm, d)})" for d in spec.disks]
     printer.facts(
         [
             ("Name", vm.name),

@@ -10,15 +10,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kumulus.api.compute import PowerState, RestartPolicy, Stop, StopMode
-from kumulus.api.host import InstanceDisk, InstanceFacts, InstanceOrder, PoolRef, WorkOrderStatus, WorkState
+from kumulus.api.compute import DriveBus, PowerState, RestartPolicy, Stop, StopMode
+from kumulus.api.host import (
+    Drive,
+    ImageRef,
+    InstanceDisk,
+    InstanceFacts,
+    InstanceOrder,
+    PoolRef,
+    WorkOrderStatus,
+    WorkState,
+)
 from kumulus.api.pools import PoolDriver
+from kumulus.api.qos import Qos
+from kumulus.api.storage import ImageFormat
+from kumulus.api.volumes import CacheMode
 from kumulus_agents.agent import instance_memory, instance_plan, instance_status
 from kumulus_agents.agent.hold import Hold
 from kumulus_agents.agent.instance_scope import (
     Attach,
+    ChangeDisc,
     Detach,
     ForceOff,
+    Limit,
     Mark,
     Memory,
     Pause,
@@ -30,9 +44,11 @@ from kumulus_agents.agent.instance_scope import (
     Situation,
     Start,
     Step,
+    Tray,
     situation,
 )
-from kumulus_agents.hypervisor.protocol import AttachedDisk, Domain, DomainState, ExitReason, Marks
+from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, Domain, DomainState, ExitReason, Marks
+from kumulus_agents.storage.source import FileSource
 
 UID = "00000000-0000-0000-0000-000000000001"
 NOW, WALL = 5000.0, 1_800_000_000.0
@@ -465,9 +481,9 @@ V1, V2, V3 = (f"00000000-0000-0000-0000-00000000000{number}" for number in (7, 8
 POOL_REF = PoolRef(uid=UID, name="local", driver=PoolDriver.DIR)
 
 
-def with_volumes(*volumes: str, **changes: Any) -> InstanceOrder:
+def with_volumes(*volumes: str, qos: Qos | None = None, **changes: Any) -> InstanceOrder:
     disks = tuple(
-        InstanceDisk(name=f"d-{uid[-1]}", pool=POOL_REF, volume=uid, boot_order=number + 1)
+        InstanceDisk(name=f"d-{uid[-1]}", pool=POOL_REF, volume=uid, boot_order=number + 1, qos=qos)
         for number, uid in enumerate(volumes)
     )
     return order(disks=disks, **changes)
@@ -483,6 +499,80 @@ def test_disks_come_and_go_while_a_machine_is_on(domain: Domain, power: PowerSta
     assert steps(seen, with_volumes(V1, V2, power=power)) == ()
     assert steps(seen, with_volumes(V2, V3, power=power)) == (Detach(V1), Attach(V3))
     assert steps(seen, order(power=power)) == (Detach(V1), Detach(V2))
+
+
+SLOW = Qos(iops=10)
+
+
+@pytest.mark.parametrize(("domain", "power"), [(on(), RUNNING), (paused(wanted=PAUSED), PAUSED)])
+def test_a_volume_is_as_fast_as_its_order_says(domain: Domain, power: PowerState) -> None:
+    seen = having(domain, V1, V2)
+    limited = with_volumes(V1, V2, power=power, qos=SLOW)
+    assert steps(seen, limited) == (Limit(V1), Limit(V2))
+    drifted = replace(seen, disks=tuple(replace(disk, qos=SLOW) for disk in seen.disks))
+    assert steps(drifted, limited) == ()
+    assert steps(drifted, with_volumes(V1, V2, power=power)) == (Limit(V1), Limit(V2))
+    assert steps(drifted, with_volumes(V2, power=power, qos=SLOW)) == (Detach(V1),)
+    assert steps(having(off(wanted=STOPPED), V1), with_volumes(V1, power=STOPPED, qos=SLOW)) == ()
+
+
+def test_how_a_volume_is_had_is_said_where_that_was_asked_for() -> None:
+    def said(domain: Domain, wanted: InstanceOrder) -> list[tuple[str, Qos | None, CacheMode | None]]:
+        seen = scope(domain, wanted)
+        facts = instance_status.derive(seen, instance_plan.plan(seen), 1).instance
+        assert facts is not None
+        return [(manner.volume, manner.qos, manner.cache) for manner in facts.manners]
+
+    drifted = having(on(), V1, V2)
+    drifted = replace(drifted, disks=(drifted.disks[0], replace(drifted.disks[1], qos=SLOW, cache=CacheMode.NONE)))
+    assert said(having(on(), V1), with_volumes(V1)) == []
+    assert said(drifted, with_volumes(V1, V2)) == [(V2, SLOW, CacheMode.NONE)]
+    assert said(drifted, with_volumes(V1, V2, qos=SLOW)) == [(V1, None, None), (V2, SLOW, CacheMode.NONE)]
+    assert said(having(off(wanted=STOPPED), V1), with_volumes(V1, qos=SLOW, power=STOPPED)) == []
+
+
+DISC = FileSource("/pool/images/disc.raw")
+
+
+def with_drive(disc: bool, **changes: Any) -> InstanceOrder:
+    image = ImageRef(uid=V3, sha256="0" * 64, format=ImageFormat.ISO) if disc else None
+    drive = Drive(name="cd", bus=DriveBus.SATA, image=image, pool=POOL_REF if disc else None, boot_order=1)
+    return order(drives=(drive,), **changes)
+
+
+def with_disc(domain: Domain, path: str | None) -> Domain:
+    return replace(domain, drives=(AttachedDrive("cd", path),))
+
+
+@pytest.mark.parametrize(("domain", "power"), [(on(), RUNNING), (paused(wanted=PAUSED), PAUSED)])
+def test_discs_are_changed_while_a_machine_is_on(domain: Domain, power: PowerState) -> None:
+    there = {"cd": DISC}
+    assert steps(with_disc(domain, DISC.path), with_drive(True, power=power), discs=there) == ()
+    assert steps(with_disc(domain, None), with_drive(True, power=power), discs=there) == (ChangeDisc("cd", DISC),)
+    assert steps(with_disc(domain, "/old"), with_drive(True, power=power), discs=there) == (ChangeDisc("cd", DISC),)
+    assert steps(with_disc(domain, DISC.path), with_drive(False, power=power)) == (ChangeDisc("cd", None),)
+    assert steps(with_disc(domain, None), with_drive(False, power=power)) == ()
+    assert steps(domain, with_drive(True, power=power), discs=there) == (), "drives come and go with starts alone"
+    assert steps(with_disc(off(wanted=STOPPED), None), with_drive(True, power=STOPPED), discs=there) == ()
+
+
+def test_a_disc_that_is_not_there_is_waited_for_and_the_old_one_stays() -> None:
+    made = plan(with_disc(on(), "/old"), with_drive(True))
+    assert (made.steps, made.state, made.reason) == ((), WorkState.RUNNING, "ImageNotReady")
+
+
+def test_a_guest_that_holds_the_tray_shut_is_asked_then_told_of_then_forced() -> None:
+    def at(first: float, last: float) -> Memory:
+        return Memory(trays={"cd": Tray(NOW - first, NOW - last)})
+
+    seen, wanted, every = with_disc(on(), DISC.path), with_drive(False), instance_plan.TRAY_EVERY
+    made = plan(seen, wanted, memory=at(1, 1))
+    assert (made.steps, made.state, made.reason, made.after) == ((), WorkState.RUNNING, "TrayLocked", every - 1)
+    assert made.message is not None and "tray of cd" in made.message and "force" in made.message
+    assert steps(seen, wanted, memory=at(every, every)) == (ChangeDisc("cd", None),)
+    assert steps(seen, wanted, memory=at(instance_plan.TRAY_PATIENCE, 1)) == ()
+    assert steps(seen, wanted, memory=at(instance_plan.TRAY_PATIENCE, every)) == (ChangeDisc("cd", None, force=True),)
+    assert scope(off(), wanted, memory=at(1, 1)).memory.trays == {}
 
 
 def test_marks_come_before_disks() -> None:

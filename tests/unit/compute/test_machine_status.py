@@ -348,7 +348,7 @@ def test_the_order_is_fully_resolved() -> None:
     vm = machine(disks=disks, restartRequest="today")
     resolution = resolve(Scope(vm, None, None, None, {"debian": image()}))
     assert isinstance(resolution, Resolution)
-    spec = instance_order(vm, resolution, PoolRef.model_validate(POOL), (), 3, 7, SeedRef(data={"meta-data": "x"}))
+    spec = instance_order(vm, resolution, PoolRef.model_validate(POOL), (), (), 3, 7, SeedRef(data={"meta-data": "x"}))
     assert spec.instance is not None and spec.term == 7 and spec.instance.epoch == 3
     assert {disk.name: disk.boot_order for disk in spec.instance.disks} == {"b": 1, "a": 2}
     assert spec.instance.memory == 2 * GI and spec.instance.restart_request == "today"
@@ -361,14 +361,14 @@ def test_an_image_of_unknown_size_gets_a_disk_without_one() -> None:
     vm = machine(disks=[{"name": "a", "ephemeral": {"image": "debian"}}])
     resolution = resolve(Scope(vm, None, None, None, {"debian": unknown}))
     assert isinstance(resolution, Resolution)
-    spec = instance_order(vm, resolution, PoolRef.model_validate(POOL), (), 1, 1, None)
+    spec = instance_order(vm, resolution, PoolRef.model_validate(POOL), (), (), 1, 1, None)
     assert spec.instance is not None and spec.instance.disks[0].size is None
 
 
 def test_only_what_may_change_is_renewed_and_the_term_never_goes_back() -> None:
     work = order("Running").spec
-    assert renewed(machine(), work, (), 9) is work, "nothing differs, nothing is written"
-    changed = renewed(machine(powerState="Stopped", resources={"cpus": 64, "memory": "1Ti"}), work, (), 2)
+    assert renewed(machine(), work, (), (), 9) is work, "nothing differs, nothing is written"
+    changed = renewed(machine(powerState="Stopped", resources={"cpus": 64, "memory": "1Ti"}), work, (), (), 2)
     assert changed.instance is not None and changed.instance.power == "Stopped"
     assert changed.term == 4 and changed.instance.cpus == 2 and changed.instance.epoch == 1
-    assert renewed(machine(powerState="Paused"), work, (), 9).term == 9
+    assert renewed(machine(powerState="Paused"), work, (), (), 9).term == 9

@@ -261,8 +261,8 @@ def test_a_machine_is_not_started_while_a_restore_is_at_it() -> None:
     assert "back" in problem.message
     assert held(MachineScope(stopped(), instance(), None, None, {}, restore=begun_)) is None
     order = instance().spec
-    assert renewed(vm, order, (), 1, held=True) == order
-    after = renewed(vm, order, (), 1).instance
+    assert renewed(vm, order, (), (), 1, held=True) == order
+    after = renewed(vm, order, (), (), 1).instance
     assert after is not None and after.power is PowerState.RUNNING
 
 

@@ -11,10 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kumulus.api.compute import PowerState
+from kumulus.api.compute import DriveBus, PowerState
+from kumulus.api.qos import Burst, Qos
+from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.libvirt import allowlist, attached, marks
-from kumulus_agents.hypervisor.libvirt.domain_xml import Platform, as_attached, render, render_volume
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, HypervisorError, Marks
+from kumulus_agents.hypervisor.libvirt.domain_xml import (
+    Platform,
+    as_attached,
+    drives_as_attached,
+    render,
+    render_volume,
+)
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainSpec, HypervisorError, Marks
 from kumulus_agents.storage.source import BlockSource, FileSource, LayerFile, RbdSource
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -41,6 +49,12 @@ RBD = RbdSource(
 )
 NETWORK = DomainDisk("far", RBD, "raw", volume=VOLUME_UID)
 LVM = DomainDisk("near", BlockSource(f"/dev/vg0/disk.{UID}"), "raw")
+LIMITED = Qos(iops=500, read_bytes_per_second=1 << 20, burst=Burst(iops=2000, seconds=30))
+DRIVES = (
+    DomainDrive("cd", DriveBus.SATA, FileSource(f"/var/lib/kumulus/pools/p/images/{VOLUME_UID}.raw"), boot_order=2),
+    DomainDrive("empty", DriveBus.SATA),
+    DomainDrive("drivers", DriveBus.SCSI, boot_order=4),
+)
 SPEC = DomainSpec(MARKS, cpus=2, memory=1 << 30, disks=(ROOT,), console_log="/var/lib/kumulus/instances/console.log")
 
 CASES = {
@@ -52,6 +66,18 @@ CASES = {
         Platform("kvm", buffered=frozenset({DATA.path})),
     ),
     "volumes": (replace(SPEC, disks=(ROOT, VOLUME, SEED)), Platform("kvm")),
+    "limits": (
+        replace(
+            SPEC,
+            disks=(
+                ROOT,
+                replace(VOLUME, qos=LIMITED, cache=CacheMode.DIRECTSYNC),
+                replace(DATA, boot_order=4, cache=CacheMode.DIRECTSYNC),
+            ),
+        ),
+        Platform("kvm", buffered=frozenset({DATA.path})),
+    ),
+    "drives": (replace(SPEC, disks=(ROOT, SEED, VOLUME), drives=DRIVES), Platform("kvm")),
     "sources": (replace(SPEC, disks=(ROOT, NETWORK, LVM)), Platform("kvm")),
     "diskless": (replace(SPEC, disks=(), marks=replace(MARKS, restart_request=None)), Platform("tcg")),
 }
@@ -218,13 +244,40 @@ def test_the_disks_of_a_domain_are_found_in_its_xml() -> None:
         ("seed", None),
     ]
     for spec, platform in CASES.values():
-        assert attached.disks(ElementTree.fromstring(render(spec, platform))) == as_attached(spec.disks)
+        assert attached.disks(ElementTree.fromstring(render(spec, platform))) == as_attached(
+            spec.disks, platform.buffered
+        )
+        found = attached.drives(ElementTree.fromstring(render(spec, platform)))
+        assert found == drives_as_attached(spec.drives)
     assert attached.target_of(xml, VOLUME_UID) == "sda"
     assert attached.target_of(xml, UID) is None
     assert attached.free_target([xml, render(*CASES["diskless"])]) == "sdc"
     full = replace(SPEC, disks=[replace(SEED, name=str(number)) for number in range(26)])
     with pytest.raises(HypervisorError):
         attached.free_target([render(full, Platform("kvm"))])
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_drive_is_refused_or_stays_in_its_place(text: str) -> None:
+    for drive in (replace(DRIVES[0], name=text), replace(DRIVES[0], source=FileSource(text))):
+        try:
+            xml = render(replace(SPEC, drives=(drive,)), Platform("tcg"))
+        except HypervisorError as error:
+            assert (error.reason, error.retryable) == ("InvalidDomain", False)
+        else:
+            assert shape(xml) == shape(render(replace(SPEC, drives=DRIVES[:1]), Platform("tcg")))
+
+
+def test_a_disc_is_changed_in_the_drive_that_is_meant() -> None:
+    xml = render(*CASES["drives"])
+    assert attached.with_disc(xml, "cd", DRIVES[0].source) is None
+    assert attached.with_disc(xml, "empty", None) is None
+    assert attached.with_disc(xml, "seed", FileSource("/x")) is None
+    for name, path in (("cd", None), ("cd", "/new"), ("empty", "/new"), ("drivers", "/a'\"<>&b")):
+        changed = attached.with_disc(xml, name, FileSource(path) if path else None)
+        assert changed is not None
+        root = ElementTree.fromstring(f"<domain><devices>{changed}</devices></domain>")
+        assert [(drive.name, drive.path) for drive in attached.drives(root)] == [(name, path)]
 
 
 def test_marks_of_others_are_not_ours() -> None:

@@ -29,6 +29,9 @@ class SimulatedWorld(World):
         volume = str(uuid.uuid4())
         return DomainDisk("data", FileSource(f"/simulated/{volume}.qcow2"), "qcow2", volume=volume)
 
+    def disc(self) -> FileSource:
+        return FileSource(f"/simulated/{uuid.uuid4()}.raw")
+
     def layer(self, below: str) -> LayerFile:
         return LayerFile(f"{below}.{uuid.uuid4()}", "qcow2")
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kumulus.api.host import PoolRef
-from kumulus.api.pools import PoolDriver
+from kumulus.api.pools import PoolDriver, PoolParameters
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.pools import NO_POOL, NO_SPACE, Pools, choose, suits
 from kumulus_controllers.planning.views import (
@@ -118,3 +118,62 @@ def test_room_that_is_promised_to_a_volume_is_not_promised_again() -> None:
     made.let_go("one")
     made.let_go("one")
     assert place(made, (want(10, "two"),)) == "a"
+
+
+SHARED = PoolRef(
+    uid="00000000-0000-0000-0000-00000000cafe",
+    name="nfs",
+    driver=PoolDriver.DIR,
+    parameters=PoolParameters(shared=True),
+)
+
+
+def sharing(*names: str, room: int = 10, usable: bool = True) -> Fleet:
+    made = Fleet()
+    for name in names:
+        made.put_host(host(name=name))
+        made.put_pool(name, PoolView(SHARED, room, usable=usable))
+    return made
+
+
+def test_room_in_a_shared_pool_is_reserved_once_for_all_of_its_hosts() -> None:
+    made = sharing("a", "b")
+    made.keep("one", "a", SHARED.uid, 8)
+    assert "without enough disk space" in place(made, (want(3, "two"),))
+    made.keep("one", "b", SHARED.uid, 8)  # handed over
+    assert "without enough disk space" in place(made, (want(3, "two"),))
+    assert place(made, (want(2, "two"),)) in ("a", "b")
+    made.assign("vm", "a", Demand(1, 1, 2), SHARED.uid)
+    assert "without enough disk space" in place(made, (want(1, "two"),))
+    made.release("vm")
+    made.let_go("one")
+    assert place(made, (want(10, "two"),)) in ("a", "b")
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 6)), max_size=12))
+def test_whatever_comes_and_goes_a_shared_pool_is_never_promised_twice(wants: list[tuple[str, int]]) -> None:
+    made, promised = sharing("a", "b", "c", room=16), 0
+    for number, (_, size) in enumerate(wants):
+        found = made.place(Request(uid=f"vm{number}", demand=Demand(1, 1, size)))
+        if isinstance(found, Placement):
+            assert found.pool == SHARED
+            made.assign(f"vm{number}", found.host, Demand(1, 1, size), SHARED.uid)
+            promised += size
+        assert promised <= 16
+        if number % 3 == 2 and made.where(f"vm{number - 1}"):
+            made.release(f"vm{number - 1}")
+            promised -= wants[number - 1][1]
+    assert made.load("a").promised(SHARED) == made.load("nowhere").promised(SHARED) == promised
+
+
+def test_a_machine_goes_where_the_shared_pools_of_its_volumes_can_be_used() -> None:
+    made = sharing("a")
+    made.put_host(host(name="b"))
+    request = Request(uid="vm", demand=Demand(1, 1), shared={"data": SHARED})
+    found = made.place(request)
+    assert isinstance(found, Placement) and found.host == "a"
+    made.put_pool("a", PoolView(SHARED, 10, open=False))
+    assert isinstance(made.place(request), Placement), "a pool in maintenance can be used"
+    made.put_pool("a", PoolView(SHARED, 10, usable=False))
+    assert "without storage pool nfs ready, which volume data is in (a, b)" in str(made.place(request))
+    assert made.using(SHARED.uid) == []

@@ -85,10 +85,16 @@ def made(directory: Path, driver: str, *options: str, size: int = 4 * MIB) -> by
     return data
 
 
-def iso(*, hybrid: bool = False) -> bytes:
-    """A disc with a file on it; a hybrid has a partition table too."""
+BOOT = bytes.fromhex("0e1fe800005e83c613fcbaf803ac84c07403eeebf8f4ebfd") + b"DISC-BOOTED\n\0"
+"""What a machine runs that boots from a disc: it says so on its serial port, and halts."""
+
+
+def iso(*, hybrid: bool = False, label: str = "installer") -> bytes:
+    """A disc with a file on it that a machine can boot from; a hybrid has a partition table too."""
     disc = pycdlib.PyCdlib()
-    disc.new(interchange_level=3, vol_ident="installer", joliet=3)
+    disc.new(interchange_level=3, vol_ident=label, joliet=3)
+    disc.add_fp(io.BytesIO(BOOT.ljust(2048, b"\0")), 2048, "/BOOT.;1", joliet_path="/boot")
+    disc.add_eltorito("/BOOT.;1", bootcatfile="/BOOT.CAT;1", joliet_bootcatfile="/boot.cat")
     data = random.Random(3).randbytes(100_000)
     disc.add_fp(io.BytesIO(data), len(data), "/INSTALL.;1", joliet_path="/install")
     out = io.BytesIO()

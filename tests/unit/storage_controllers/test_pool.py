@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kumulus.api.fabric import Host
-from kumulus.api.host import WorkOrder
+from kumulus.api.host import PoolFacts, WorkOrder
 from kumulus.api.storage import StoragePool
 from kumulus_controllers.storage.pool import LISTED, Scope, belongs, derive_status
 
@@ -104,3 +104,19 @@ def test_many_hosts_are_summed_and_some_listed() -> None:
     orders = tuple(order(f"h{number:04}", "Ready", capacity=10) for number in range(LISTED + 44))
     after = derive_status(Scope(pool(), (), orders), NOW)
     assert after.capacity == 10 * (LISTED + 44) and after.ready_hosts == LISTED + 44 and len(after.hosts) == LISTED
+
+
+def test_a_pool_that_hosts_share_is_counted_once_and_says_how_it_is_reached() -> None:
+    some = pool(parameters={"path": "/x", "shared": True})
+    orders = [order("a", "Ready", capacity=100), order("b", "Ready", capacity=100)]
+    orders[1] = orders[1].model_copy(
+        update={
+            "status": orders[1].status.model_copy(update={"pool": PoolFacts(capacity=100, used=7, access="By NFS.")})
+        }
+    )
+    after = derive_status(Scope(some, (), tuple(orders)), NOW)
+    assert (after.capacity, after.used) == (100, 7)
+    ready = after.condition("Ready")
+    assert ready is not None and ready.message == "Ready on 2 hosts. By NFS."
+    lacking = derive_status(Scope(some, (), tuple(orders), lack="There is no Secret x."), NOW).condition("Ready")
+    assert lacking is not None and (lacking.reason, lacking.message) == ("SecretNotFound", "There is no Secret x.")

@@ -186,6 +186,13 @@ def test_what_holds_a_snapshot_that_is_deleted(scope: Scope, reason: str | None,
     assert status.phase is SnapshotPhase.DELETING and not status.ready_to_use
 
 
+@pytest.mark.parametrize(("going", "usable"), [(False, True), (True, False)])
+def test_a_part_that_is_deleted_can_be_used_as_long_as_the_whole_stays(going: bool, usable: bool) -> None:
+    part = snapshot(deleting=True, owner="all")
+    status = derive_status(there(part, order=order("Ready", snapshot=FACTS), owner_going=going), None, None, NOW)
+    assert status.phase is SnapshotPhase.DELETING and status.ready_to_use == usable
+
+
 def test_a_part_of_a_machine_s_snapshot_says_who_takes_it() -> None:
     ready = derive_status(there(snapshot(owner="all")), None, None, NOW).condition("Ready")
     assert ready is not None and "VirtualMachineSnapshot all" in ready.message
@@ -220,7 +227,6 @@ def test_a_volume_from_a_snapshot_has_at_least_its_size(mode: str | None, linked
     ("item", "reason", "stalled"),
     [
         (None, "SnapshotNotFound", True),
-        (snapshot(deleting=True, status=TAKEN), "SnapshotNotFound", True),
         (snapshot(), "SnapshotNotReady", False),
         (snapshot(status={**TAKEN, "readyToUse": False, "phase": "Taking"}), "SnapshotNotReady", False),
         (snapshot(status={**TAKEN, "readyToUse": False, "phase": "Failed"}), "SnapshotFailed", True),
@@ -231,6 +237,9 @@ def test_no_volume_is_made_from_a_snapshot_that_is_not_there(
 ) -> None:
     found = volume_plan.wanted(volume_plan.Scope(clone(), snapshot=item))
     assert isinstance(found, Lack) and (found.reason, found.stalled) == (reason, stalled)
+    going = volume_plan.Scope(clone(), snapshot=snapshot(status=TAKEN), snapshot_going=True)
+    lack = volume_plan.wanted(going)
+    assert isinstance(lack, Lack) and lack.reason == "SnapshotNotFound"
 
 
 def test_a_volume_with_snapshots_waits_and_names_them() -> None:

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
-from kumulus_agents.hypervisor.libvirt import marks
-from kumulus_agents.hypervisor.libvirt.attached import GUEST_AGENT, VOLUME_ALIAS
+from kumulus.api.volumes import CacheMode
+from kumulus_agents.hypervisor.libvirt import iotune, marks
+from kumulus_agents.hypervisor.libvirt.attached import DRIVE_ALIAS, GUEST_AGENT, VOLUME_ALIAS
 
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 NUMBER = r"[1-9][0-9]{0,18}"
@@ -72,7 +73,7 @@ RULES: Mapping[str, Rule] = {
     "domain/devices": Rule(),
     "domain/devices/disk": Rule({"type": "file|block|network", "device": "disk|cdrom"}, most=52),
     "domain/devices/disk/driver": Rule(
-        {"name": "qemu", "type": "qcow2|raw", "cache": "none|writeback", "discard": "unmap"}
+        {"name": "qemu", "type": "qcow2|raw", "cache": "|".join(CacheMode), "discard": "unmap"}
     ),
     "domain/devices/disk/source": Rule({"file": PATH, "dev": DEVICE, "protocol": "rbd", "name": f"{CEPH}/{CEPH}"}),
     "domain/devices/disk/source/host": Rule({"name": r"[A-Za-z0-9.:-]{1,253}", "port": r"[0-9]{1,5}"}, most=16),
@@ -87,13 +88,19 @@ RULES: Mapping[str, Rule] = {
             ("/source", Rule({"file": PATH})),
         )
     },
-    "domain/devices/disk/target": Rule({"dev": "[sv]d[a-z]", "bus": "virtio|scsi"}),
+    "domain/devices/disk/target": Rule({"dev": "[sv]d[a-z]", "bus": "virtio|scsi|sata"}),
+    "domain/devices/disk/iotune": Rule(),
+    **{
+        f"domain/devices/disk/iotune/{name}{suffix}": Rule(text=NUMBER)
+        for name in iotune.NAMES.values()
+        for suffix in ("", "_max", "_max_length")
+    },
     "domain/devices/disk/serial": Rule(text=r"[A-Za-z0-9_.-]{1,20}"),
     "domain/devices/disk/boot": Rule({"order": NUMBER}),
     "domain/devices/disk/readonly": Rule(),
-    "domain/devices/disk/alias": Rule({"name": f"{VOLUME_ALIAS}{UUID}"}),
+    "domain/devices/disk/alias": Rule({"name": f"{VOLUME_ALIAS}{UUID}|{DRIVE_ALIAS}[a-z0-9-]{{1,32}}"}),
     "domain/devices/disk/address": Rule(
-        {"type": "drive", "controller": "0", "bus": "0", "target": "[0-9]|1[0-9]|2[0-5]", "unit": "0"}
+        {"type": "drive", "controller": "0", "bus": "0", "target": "[0-9]|1[0-9]|2[0-5]", "unit": "[0-5]"}
     ),
     "domain/devices/controller": Rule({"type": "usb|scsi", "index": "0", "model": "none|virtio-scsi"}, most=2),
     "domain/devices/serial": Rule({"type": "pty"}),

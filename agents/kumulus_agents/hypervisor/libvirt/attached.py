@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from kumulus_agents.hypervisor.libvirt import sources
-from kumulus_agents.hypervisor.protocol import AttachedDisk, HypervisorError
+from kumulus.api.volumes import CacheMode
+from kumulus_agents.hypervisor.libvirt import iotune, sources
+from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, HypervisorError
+from kumulus_agents.storage.source import DiskSource
 
 GUEST_AGENT = "org.qemu.guest_agent.0"
 """Name of the port that a guest's agent opens."""
@@ -19,16 +21,50 @@ TARGETS = "abcdefghijklmnopqrstuvwxyz"
 VOLUME_ALIAS = "ua-volume-"
 """A disk that is a volume has an alias of this and the volume's uid; "ua-" keeps libvirt from giving its own."""
 
+DRIVE_ALIAS = "ua-drive-"
+"""A CD-ROM drive that a user asked for has an alias of this and its name."""
+
+_CACHES = frozenset(CacheMode)
 _ALIAS = re.compile(f"{VOLUME_ALIAS}([0-9a-f-]{{36}})")
 
 
 def disks(root: Element) -> tuple[AttachedDisk, ...]:
-    """The disks in a domain's XML that have a source."""
+    """The disks in a domain's XML that have a source; not what is in CD-ROM drives that a user asked for."""
     found = []
     for element in root.iterfind("devices/disk"):
-        if (path := sources.path_of(element)) is not None:
-            found.append(AttachedDisk(element.findtext("serial") or "", path, _volume(element)))
+        path = sources.path_of(element)
+        if path is not None and _drive(element) is None:
+            serial = element.findtext("serial") or ""
+            found.append(AttachedDisk(serial, path, _volume(element), iotune.read(element), _cache(element)))
     return tuple(found)
+
+
+def drives(root: Element) -> tuple[AttachedDrive, ...]:
+    """The CD-ROM drives in a domain's XML that a user asked for."""
+    found = []
+    for element in root.iterfind("devices/disk"):
+        if (name := _drive(element)) is not None:
+            found.append(AttachedDrive(name, sources.path_of(element)))
+    return tuple(found)
+
+
+def with_disc(domain_xml: str, drive: str, disc: DiskSource | None) -> str | None:
+    """The drive as the domain has it, with another disc in it or empty; None when it has no such drive, or is so already."""
+    for element in _root(domain_xml).iterfind("devices/disk"):
+        if _drive(element) != drive:
+            continue
+        if sources.path_of(element) == (disc.path if disc is not None else None):
+            return None
+        for tag in ("source", "backingStore"):
+            for child in element.findall(tag):
+                element.remove(child)
+        if disc is not None:
+            sources.add(element, disc)
+        driver = element.find("driver")
+        if driver is not None:
+            driver.set("type", "raw")  # of an empty drive libvirt forgets it
+        return ElementTree.tostring(element, encoding="unicode")
+    return None
 
 
 def target_of(domain_xml: str, volume: str) -> str | None:
@@ -52,6 +88,22 @@ def paths(domain_xml: str) -> dict[str, str]:
     """What its disks are written to, by device name."""
     found = {_target(element): sources.path_of(element) for element in _root(domain_xml).iterfind("devices/disk")}
     return {target: path for target, path in found.items() if path is not None}
+
+
+def chain_of(domain_xml: str, volume: str) -> tuple[str, ...]:
+    """The files that the disk which is this volume is made of, from the top; nothing when the domain has not got it."""
+    at, found = _find(domain_xml, volume), list[str]()
+    while at is not None and (path := sources.path_of(at)) is not None:
+        found.append(path)
+        at = at.find("backingStore")
+    return tuple(found)
+
+
+def merge_is_ready(domain_xml: str, volume: str) -> bool:
+    """Whether a merge of the file that is written has caught up with the guest."""
+    element = _find(domain_xml, volume)
+    mirror = element.find("mirror") if element is not None else None
+    return mirror is not None and mirror.get("ready") == "yes"
 
 
 def has_agent(domain_xml: str) -> bool:
@@ -83,6 +135,18 @@ def _volume(element: Element) -> str | None:
     alias = element.find("alias")
     match = _ALIAS.fullmatch(alias.get("name", "")) if alias is not None else None
     return match[1] if match is not None else None
+
+
+def _cache(element: Element) -> CacheMode | None:
+    driver = element.find("driver")
+    cache = driver.get("cache") if driver is not None else None
+    return CacheMode(cache) if cache in _CACHES else None
+
+
+def _drive(element: Element) -> str | None:
+    alias = element.find("alias")
+    name = alias.get("name", "") if alias is not None else ""
+    return name.removeprefix(DRIVE_ALIAS) if name.startswith(DRIVE_ALIAS) else None
 
 
 def _target(element: Element) -> str:

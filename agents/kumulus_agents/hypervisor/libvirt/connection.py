@@ -11,7 +11,7 @@ import contextlib
 import functools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -49,7 +49,7 @@ class DomainEvent:
     name: str
     lifecycle: tuple[int, int] | None = None
     devices: bool = False
-    """A device came, went, or did not go. With neither, its metadata changed."""
+    """A device came, went, did not go, or has other limits. With neither, its metadata changed."""
 
 
 class Observer(Protocol):
@@ -197,6 +197,7 @@ class _Link:
                 register = functools.partial(handle.domainEventRegisterAny, None)
                 self._callbacks.append(register(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None))
                 self._callbacks.append(register(libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._on_metadata, None))
+                self._callbacks.append(register(libvirt.VIR_DOMAIN_EVENT_ID_TUNABLE, self._on_tunable, None))
                 for event in DEVICE_EVENTS:
                     self._callbacks.append(register(event, self._on_device, None))
             except libvirt.libvirtError as error:
@@ -229,6 +230,12 @@ class _Link:
         self, _handle: ConnectionHandle, domain: DomainHandle, _type: int, _uri: str, _opaque: None
     ) -> None:
         told = DomainEvent(domain.UUIDString(), domain.name())
+        self._hand_over(functools.partial(self._observer.happened, told))
+
+    def _on_tunable(
+        self, _handle: ConnectionHandle, domain: DomainHandle, _values: Mapping[str, object], _opaque: None
+    ) -> None:
+        told = DomainEvent(domain.UUIDString(), domain.name(), devices=True)
         self._hand_over(functools.partial(self._observer.happened, told))
 
     def _on_device(self, _handle: ConnectionHandle, domain: DomainHandle, _alias: str, _opaque: None) -> None:

@@ -8,15 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import count
 from xml.etree.ElementTree import Element, SubElement, indent, register_namespace, tostring
 
-from kumulus_agents.hypervisor.libvirt import allowlist, marks, sources
-from kumulus_agents.hypervisor.libvirt.attached import GUEST_AGENT, TARGETS, VOLUME_ALIAS, too_many
-from kumulus_agents.hypervisor.protocol import AttachedDisk, DomainDisk, DomainSpec, HypervisorError
+from kumulus.api.compute import DriveBus
+from kumulus.api.volumes import CacheMode
+from kumulus_agents.hypervisor.libvirt import allowlist, iotune, marks, sources
+from kumulus_agents.hypervisor.libvirt.attached import DRIVE_ALIAS, GUEST_AGENT, TARGETS, VOLUME_ALIAS, too_many
+from kumulus_agents.hypervisor.protocol import (
+    AttachedDisk,
+    AttachedDrive,
+    DomainDisk,
+    DomainDrive,
+    DomainSpec,
+    HypervisorError,
+)
 from kumulus_agents.storage.source import LayerFile
 
 SERIAL_MAX = 20
 """virtio-blk shows the guest no more of a disk's serial."""
+
+BUFFERED: Mapping[CacheMode, CacheMode] = {
+    CacheMode.NONE: CacheMode.WRITEBACK,
+    CacheMode.DIRECTSYNC: CacheMode.WRITETHROUGH,
+}
+"""What comes nearest where O_DIRECT cannot be."""
 
 KVM = "kvm"
 TCG = "tcg"
@@ -88,9 +104,19 @@ def render_snapshot(layers: Mapping[str, LayerFile], others: Iterable[str]) -> s
     return _allowed(tostring(root, encoding="unicode"), "domainsnapshot")
 
 
-def as_attached(disks: Sequence[DomainDisk]) -> tuple[AttachedDisk, ...]:
+def as_attached(disks: Sequence[DomainDisk], buffered: Set[str]) -> tuple[AttachedDisk, ...]:
     """The disks as `attached.disks` finds them in the XML of a domain that has them."""
-    return tuple(AttachedDisk(disk.name[:SERIAL_MAX], disk.path, disk.volume) for disk in disks)
+    return tuple(
+        AttachedDisk(
+            disk.name[:SERIAL_MAX], disk.path, disk.volume, disk.qos, _cache(disk, direct=disk.path not in buffered)
+        )
+        for disk in disks
+    )
+
+
+def drives_as_attached(drives: Sequence[DomainDrive]) -> tuple[AttachedDrive, ...]:
+    """The drives as `attached.drives` finds them in the XML of a domain that has them."""
+    return tuple(AttachedDrive(drive.name, drive.source.path if drive.source else None) for drive in drives)
 
 
 def _allowed(xml: str, place: str) -> str:
@@ -104,7 +130,8 @@ def _allowed(xml: str, place: str) -> str:
 
 
 def _check(spec: DomainSpec) -> None:
-    orders = [disk.boot_order for disk in spec.disks if disk.boot_order is not None]
+    places = (*(disk.boot_order for disk in spec.disks), *(drive.boot_order for drive in spec.drives))
+    orders = [place for place in places if place is not None]
     if len(orders) != len(set(orders)):
         raise HypervisorError("Two disks have the same boot order.", reason="InvalidDomain", retryable=False)
     for disk in spec.disks:
@@ -142,8 +169,12 @@ def _cpu(domain: Element, cpus: int, platform: Platform) -> None:
 
 
 def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
-    for disk, target in zip(spec.disks, _targets(spec.disks), strict=True):
+    targets = _targets(spec.disks, spec.drives)
+    for disk, target in zip(spec.disks, targets, strict=False):
         _disk(devices, disk, target, direct=disk.path not in platform.buffered)
+    ports = count()
+    for drive, target in zip(spec.drives, targets, strict=True):
+        _drive(devices, drive, target, ports)
     SubElement(devices, "controller", type="usb", index="0", model="none")
     # For CD-ROMs, not SATA, q35's own: Debian's kernel for clouds, for one, is built without AHCI. For volumes, because
     # disks come and go on it in any state of the guest and in any number. A virtio-blk disk each is a PCI device: q35
@@ -167,13 +198,14 @@ def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
 
 def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> None:
     element = SubElement(devices, "disk", type="", device="cdrom" if disk.cdrom else "disk")
-    driver = SubElement(element, "driver", name="qemu", type=disk.format, cache="none" if direct else "writeback")
+    driver = SubElement(element, "driver", name="qemu", type=disk.format, cache=_cache(disk, direct=direct))
     if not (disk.cdrom or disk.read_only):
         driver.set("discard", "unmap")
     sources.add(element, disk.source)
     if disk.format != "raw":
         sources.add_below(element, disk.below)
     SubElement(element, "target", dev=target, bus="scsi" if _on_scsi(disk) else "virtio")
+    iotune.render(element, disk.qos)
     _text(element, "serial", disk.name[:SERIAL_MAX])
     if disk.boot_order is not None:
         SubElement(element, "boot", order=str(disk.boot_order))
@@ -187,19 +219,47 @@ def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> N
         SubElement(element, "address", type="drive", controller="0", bus="0", target=number, unit="0")
 
 
+def _drive(devices: Element, drive: DomainDrive, target: str, ports: Iterator[int]) -> None:
+    element = SubElement(devices, "disk", type="file", device="cdrom")
+    # Through the host's memory: many machines may read the same disc.
+    SubElement(element, "driver", name="qemu", type="raw", cache=CacheMode.WRITEBACK)
+    if drive.source is not None:
+        sources.add(element, drive.source)
+    SubElement(element, "target", dev=target, bus=drive.bus)
+    _text(element, "serial", drive.name[:SERIAL_MAX])
+    if drive.boot_order is not None:
+        SubElement(element, "boot", order=str(drive.boot_order))
+    SubElement(element, "readonly")
+    SubElement(element, "alias", name=f"{DRIVE_ALIAS}{drive.name}")
+    if drive.bus is DriveBus.SATA:
+        SubElement(element, "address", type="drive", controller="0", bus="0", target="0", unit=str(next(ports)))
+    else:
+        number = str(TARGETS.index(target[-1]))
+        SubElement(element, "address", type="drive", controller="0", bus="0", target=number, unit="0")
+
+
+def _cache(disk: DomainDisk, *, direct: bool) -> CacheMode:
+    return disk.cache if direct else BUFFERED.get(disk.cache, disk.cache)
+
+
 def _on_scsi(disk: DomainDisk) -> bool:
     """Volumes are on the same bus whether they were there at the start or came later: a guest finds them again."""
     return disk.cdrom or disk.volume is not None
 
 
-def _targets(disks: Sequence[DomainDisk]) -> Iterator[str]:
-    """Device names in the order of the list: vda, vdb, ...; sda, sdb, ... for CD-ROMs and volumes."""
+def _targets(disks: Sequence[DomainDisk], drives: Sequence[DomainDrive]) -> Iterator[str]:
+    """Device names in the order of the list: vda, vdb, ...; sda, sdb, ... for CD-ROMs and volumes; then the drives'."""
     virtio, scsi = iter(TARGETS), iter(TARGETS)
     for disk in disks:
         letter = next(scsi if _on_scsi(disk) else virtio, None)
         if letter is None:
             raise too_many()
         yield f"sd{letter}" if _on_scsi(disk) else f"vd{letter}"
+    for _ in drives:
+        letter = next(scsi, None)
+        if letter is None:
+            raise too_many()
+        yield f"sd{letter}"
 
 
 def _text(parent: Element, tag: str, text: str, **attributes: str) -> None:

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import functools
 import glob
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import libvirt
 
+from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication
 from kumulus_agents.hypervisor.libvirt import (
     acceleration,
@@ -24,6 +25,7 @@ from kumulus_agents.hypervisor.libvirt import (
     inventory,
     listing,
     marks,
+    merging,
     secrets,
     snapshots,
     state,
@@ -47,7 +49,8 @@ from kumulus_agents.hypervisor.protocol import (
     Marks,
     Quiesce,
 )
-from kumulus_agents.storage.source import LayerFile
+from kumulus_agents.storage.blocking import to_the_end
+from kumulus_agents.storage.source import DiskSource, LayerFile
 
 T = TypeVar("T")
 
@@ -151,11 +154,42 @@ class LibvirtHypervisor:
         if not resized:
             raise HypervisorError("The machine has not got the disk, or is off.", reason="DiskNotAttached")
 
+    async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
+        await self._tell_of_disk(uid, functools.partial(verbs.limit_disk, volume, qos))
+
+    async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
+        await self._tell_of_disk(uid, functools.partial(verbs.change_disc, drive, disc, force))
+
     async def snapshot_disks(
         self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
     ) -> tuple[Indication, ...]:
         work = functools.partial(snapshots.take, uid, layers, quiesce)
         return await self._do_with_disks(uid, work, quiesce.seconds + self._settings.verb_timeout)
+
+    async def merge_layers(
+        self,
+        uid: str,
+        volume: str,
+        upper: str,
+        lower: str,
+        progress: Callable[[int, int], None],
+        merged: Callable[[], Awaitable[None]],
+    ) -> None:
+        wanted = merging.Merging(uid, volume, upper, lower)
+        seconds = self._settings.verb_timeout
+        await self._do_with_disks(uid, wanted.begin, seconds)
+        while (job := await self._do(uid, wanted.look)) is not None and not job.ready:
+            progress(job.done, job.total)
+            await asyncio.sleep(merging.LOOK_EVERY)
+
+        async def end() -> None:
+            halted = job is not None and await self._do_with_disks(uid, wanted.switch, seconds)
+            await merged()
+            if halted:
+                await self.resume(uid)
+
+        # Not to be cut short: the guest would stay halted until the next agent finds it.
+        await to_the_end(asyncio.ensure_future(end()))
 
     async def power_button(self, uid: str) -> None:
         await self._tell(uid, verbs.press)
@@ -187,9 +221,9 @@ class LibvirtHypervisor:
     def _domain(self, record: Record, told: tuple[int, int]) -> Domain:
         now = state.state_of(*told)
         if now in ON:
-            return Domain(record.marks, now, started_at=record.started_at, disks=record.disks)
+            return Domain(record.marks, now, started_at=record.started_at, disks=record.disks, drives=record.drives)
         why = self._exits.why(record.marks.uid, state.exit_of(*told))
-        return Domain(record.marks, now, exit_reason=why, disks=record.disks)
+        return Domain(record.marks, now, exit_reason=why, disks=record.disks, drives=record.drives)
 
     async def _ask(self, work: Callable[[ConnectionHandle], T]) -> T:
         return await self._connection.call(work, seconds=self._settings.read_timeout)
@@ -236,13 +270,14 @@ def _start(
     handle = connection.defineXML(domain_xml.render(spec, replace(platform, buffered=buffered)))
     try:
         # FORCE_BOOT: a state that somebody saved belongs to another run, maybe to other disks.
-        with secrets.lent(connection, spec.disks):
+        with secrets.lent(connection, (*spec.disks, *spec.drives)):
             handle.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
     except libvirt.libvirtError as error:
         if is_code(error, libvirt.VIR_ERR_OPERATION_INVALID) and handle.isActive():
             return _already_on(handle, spec.marks)
         raise
-    return Record(spec.marks, verbs.write_run(handle), domain_xml.as_attached(spec.disks)), handle.state()
+    disks, drives = domain_xml.as_attached(spec.disks, buffered), domain_xml.drives_as_attached(spec.drives)
+    return Record(spec.marks, verbs.write_run(handle), disks, drives), handle.state()
 
 
 def _already_on(handle: DomainHandle, wanted: Marks) -> tuple[Record, tuple[int, int]]:

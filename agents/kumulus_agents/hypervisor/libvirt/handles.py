@@ -24,9 +24,14 @@ class DomainHandle(Protocol):
     def undefineFlags(self, flags: int) -> int: ...  # noqa: N802
     def attachDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
     def detachDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
+    def updateDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
     def blockInfo(self, path: str, flags: int = 0) -> Sequence[int]: ...  # noqa: N802
     def blockResize(self, disk: str, size: int, flags: int) -> int: ...  # noqa: N802
+    def setBlockIoTune(self, disk: str, params: Mapping[str, int], flags: int) -> int: ...  # noqa: N802
     def snapshotCreateXML(self, xml: str, flags: int) -> object: ...  # noqa: N802
+    def blockCommit(self, disk: str, base: str, top: str, bandwidth: int, flags: int) -> int: ...  # noqa: N802
+    def blockJobInfo(self, disk: str, flags: int = 0) -> Mapping[str, int]: ...  # noqa: N802
+    def blockJobAbort(self, disk: str, flags: int) -> int: ...  # noqa: N802
     def agentSetResponseTimeout(self, timeout: int, flags: int) -> int: ...  # noqa: N802
     def fsThaw(self, mountpoints: None = None, flags: int = 0) -> int: ...  # noqa: N802
     def setMetadata(self, type: int, metadata: str, key: str, uri: str, flags: int) -> int: ...  # noqa: N802
@@ -43,6 +48,7 @@ Stats = Sequence[tuple[DomainHandle, Mapping[str, int]]]
 
 LifecycleCallback = Callable[["ConnectionHandle", DomainHandle, int, int, None], None]
 MetadataCallback = Callable[["ConnectionHandle", DomainHandle, int, str, None], None]
+TunableCallback = Callable[["ConnectionHandle", DomainHandle, Mapping[str, object], None], None]
 DeviceCallback = Callable[["ConnectionHandle", DomainHandle, str, None], None]
 CloseCallback = Callable[["ConnectionHandle", int, None], None]
 
@@ -55,7 +61,11 @@ class ConnectionHandle(Protocol):
     def registerCloseCallback(self, callback: CloseCallback, opaque: None) -> int: ...  # noqa: N802
     def unregisterCloseCallback(self) -> int: ...  # noqa: N802
     def domainEventRegisterAny(  # noqa: N802
-        self, domain: None, event: int, callback: LifecycleCallback | MetadataCallback | DeviceCallback, opaque: None
+        self,
+        domain: None,
+        event: int,
+        callback: LifecycleCallback | MetadataCallback | TunableCallback | DeviceCallback,
+        opaque: None,
     ) -> int: ...
     def domainEventDeregisterAny(self, callback: int) -> int: ...  # noqa: N802
     def lookupByUUIDString(self, uuid: str) -> DomainHandle: ...  # noqa: N802

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from kumulus.api.compute import PowerState
 from kumulus_agents.hypervisor.libvirt import attached
-from kumulus_agents.hypervisor.protocol import AttachedDisk, Marks
+from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, Marks
 
 NAMESPACE = "https://kumulus.io/xmlns/domain/1"
 PREFIX = "kumulus"
@@ -34,6 +34,7 @@ class Record:
     started_at: float | None
     disks: tuple[AttachedDisk, ...] = ()
     """What devices it has, which is read along with it."""
+    drives: tuple[AttachedDrive, ...] = ()
 
 
 def domain_name(uid: str) -> str:
@@ -82,7 +83,9 @@ def read(domain_xml: str) -> Record | None:
         return None
     if root.findtext("uuid") != marks.uid or root.findtext("name") != domain_name(marks.uid):
         return None
-    return Record(marks, _started_at(root.find(f"metadata/{{{RUN_NAMESPACE}}}run")), attached.disks(root))
+    return Record(
+        marks, _started_at(root.find(f"metadata/{{{RUN_NAMESPACE}}}run")), attached.disks(root), attached.drives(root)
+    )
 
 
 def _marks(element: ElementTree.Element) -> Marks:

@@ -16,14 +16,21 @@ import libvirt
 
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle
 from kumulus_agents.hypervisor.libvirt.sources import secret_of
-from kumulus_agents.hypervisor.protocol import DomainDisk, HypervisorError
-from kumulus_agents.storage.source import RbdSource
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, HypervisorError
+from kumulus_agents.storage.source import DiskSource, RbdSource
 
 
 @contextmanager
-def lent(connection: ConnectionHandle, disks: Iterable[DomainDisk]) -> Iterator[None]:
+def lent(connection: ConnectionHandle, disks: Iterable[DomainDisk | DomainDrive]) -> Iterator[None]:
     """The keys of these disks are libvirt's inside. Blocks. Raises `libvirtError`."""
-    sources = [disk.source for disk in disks if isinstance(disk.source, RbdSource)]
+    with lent_to(connection, [disk.source for disk in disks]):
+        yield
+
+
+@contextmanager
+def lent_to(connection: ConnectionHandle, used: Iterable[DiskSource | None]) -> Iterator[None]:
+    """The same for what is said by its source alone."""
+    sources = [source for source in used if isinstance(source, RbdSource)]
     try:
         for source in sources:
             connection.secretDefineXML(_xml(source), 0).setValue(_value(source), 0)

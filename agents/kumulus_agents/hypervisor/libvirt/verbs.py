@@ -10,13 +10,20 @@ from collections.abc import Callable, Iterator
 
 import libvirt
 
-from kumulus_agents.hypervisor.libvirt import attached, domain_xml, marks, secrets
+from kumulus.api.qos import Qos
+from kumulus_agents.hypervisor.libvirt import attached, domain_xml, iotune, marks, secrets
 from kumulus_agents.hypervisor.libvirt.errors import UNPLUGGING, is_code, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
-from kumulus_agents.hypervisor.protocol import DomainDisk, Marks
+from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, DomainDisk, HypervisorError, Marks
 from kumulus_agents.storage.source import DiskSource, RbdSource
 
 Verb = Callable[[DomainHandle], None]
+
+LOCKED = ("to open tray", "is locked and force was not specified", "is not open")
+"""What libvirt and QEMU say of a tray that the guest holds shut, or shuts again before the disc is out."""
+
+FORCED_TRIES = 10
+"""A guest that reads the drive all the time shuts a tray again that was opened by force."""
 
 UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -125,6 +132,39 @@ def resize_disk(uid: str, volume: str, size: int, connection: ConnectionHandle) 
     if capacity < size:  # blockResize would shrink it as well
         handle.blockResize(target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
     return True
+
+
+def change_disc(drive: str, disc: DiskSource | None, force: bool, handle: DomainHandle) -> None:
+    """Change the disc in the definition, then in the guest, which has some seconds to open its tray."""
+    if not handle.isActive():
+        return
+    for where, now in _definitions(handle).items():
+        xml = attached.with_disc(now, drive, disc)
+        if xml is None:
+            continue
+        live = where == libvirt.VIR_DOMAIN_AFFECT_LIVE
+        forced = libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE if live and force else 0
+        for attempts_left in reversed(range(FORCED_TRIES if forced else 1)):
+            try:
+                with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID), secrets.lent_to(handle.connect(), (disc,)):
+                    handle.updateDeviceFlags(xml, where | forced)
+                break
+            except libvirt.libvirtError as error:
+                if not live or not any(text in (error.get_error_message() or "") for text in LOCKED):
+                    raise
+                if not attempts_left:
+                    text = f"The guest holds the tray of drive {drive} shut."
+                    raise HypervisorError(text, reason=TRAY_LOCKED) from error
+
+
+def limit_disk(volume: str, qos: Qos, handle: DomainHandle) -> None:
+    """Limit a volume in the definition, then in QEMU: who dies in between does the rest the next time."""
+    if not handle.isActive():
+        return
+    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+        for where, now in _definitions(handle).items():
+            if (target := attached.target_of(now, volume)) is not None:
+                handle.setBlockIoTune(target, iotune.parameters(qos), where)
 
 
 def _definitions(handle: DomainHandle) -> dict[int, str]:

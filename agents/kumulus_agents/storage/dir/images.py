@@ -95,10 +95,10 @@ async def copy_in(
 
     What has arrived stays when another attempt can use it, and goes when the file is refused or the pool is full.
     """
-    part = await Part.open(images.partial, _copied(image.uid), claims)
+    part = await Part.open(images.partial, pool.unfinished(image.uid, "copy"), claims)
     try:
         await receive(part, pace)
-        with images.partial.reading(_copied(image.uid)) as fd:
+        with images.partial.reading(pool.unfinished(image.uid, "copy")) as fd:
             pace.stage("Inspecting", content.size, content.size)
             disc = content.format is not ImageFormat.QCOW2
             found = await convert.inspect(fd, image.format if disc else content.format, settings)
@@ -111,7 +111,7 @@ async def copy_in(
                 "fileSize": content.size,
                 "contentSha256": content.sha256,
             }
-            await in_thread(_settle, pool, images, image.uid, fd, _copied(image.uid), record)
+            await in_thread(_settle, pool, images, image.uid, fd, pool.unfinished(image.uid, "copy"), record)
     except StorageError as error:
         if not error.retryable or error.reason in ("NoSpace", "InsufficientCapacity"):
             await part.discard()
@@ -124,20 +124,21 @@ async def copy_in(
 
 
 @asynccontextmanager
-async def uploading(images: Images, uid: str, claims: Claims) -> AsyncIterator[Part]:
+async def uploading(pool: PoolDirectory, images: Images, uid: str, claims: Claims) -> AsyncIterator[Part]:
     """What has arrived of an image that is uploaded."""
-    part = await Part.open(images.partial, _source(uid), claims)
+    part = await Part.open(images.partial, pool.unfinished(uid, "source"), claims)
     try:
         yield part
     finally:
         part.close()
 
 
-def uploaded(images: Images, uid: str, idle_seconds: float) -> bool:
+def uploaded(pool: PoolDirectory, images: Images, uid: str, idle_seconds: float) -> bool:
     """Whether all of it has arrived; a part that stands still for so long is removed. Blocks."""
-    if is_complete(images.partial, _source(uid)):
+    name = pool.unfinished(uid, "source")
+    if is_complete(images.partial, name):
         return True
-    expire(images.partial, _source(uid), idle_seconds)
+    expire(images.partial, name, idle_seconds)
     return False
 
 
@@ -156,13 +157,13 @@ async def take_in(
     What was downloaded stays when another attempt can use it, and goes when the image is refused or
     the pool is full.
     """
-    part = await Part.open(images.partial, _source(image.uid), claims)
+    part = await Part.open(images.partial, pool.unfinished(image.uid, "source"), claims)
     try:
         if isinstance(source, UploadFetch):
             _judge_upload(part, image)
         else:
             await fetcher.fetch(source, part, image.sha256, pace)
-        async with _plain(images, image.uid, source.compression, pace, settings, claims) as (name, fd):
+        async with _plain(pool, images, image.uid, source.compression, pace, settings, claims) as (name, fd):
             size = os.fstat(fd).st_size
             pace.stage("Inspecting", size, size)
             found = await convert.inspect(fd, image.format, settings)
@@ -195,14 +196,20 @@ def _judge_upload(part: Part, image: ImageRef) -> None:
 
 @asynccontextmanager
 async def _plain(
-    images: Images, uid: str, compression: Compression, pace: Pace, settings: StorageSettings, claims: Claims
+    pool: PoolDirectory,
+    images: Images,
+    uid: str,
+    compression: Compression,
+    pace: Pace,
+    settings: StorageSettings,
+    claims: Claims,
 ) -> AsyncIterator[tuple[str, int]]:
     """The name and a descriptor of what was downloaded, or of what is packed in it; that is gone at the end."""
-    with images.partial.reading(_source(uid)) as packed:
+    with images.partial.reading(pool.unfinished(uid, "source")) as packed:
         if compression is Compression.NONE:
-            yield _source(uid), packed
+            yield pool.unfinished(uid, "source"), packed
             return
-        name = _unpacked(uid)
+        name = pool.unfinished(uid, "unpacked")
         target = images.partial.fresh(name)
         total = os.fstat(packed).st_size
 
@@ -219,7 +226,7 @@ async def _plain(
             pace.at(done, total)
 
         try:
-            claims.drop(_source(uid))  # it is all there, and nothing is converted from it
+            claims.drop(pool.unfinished(uid, "source"))  # it is all there, and nothing is converted from it
             most = claims.most(free())
             pace.stage("Unpacking", 0, total)
             progress(0)
@@ -244,14 +251,14 @@ async def _converted(
     settings: StorageSettings,
 ) -> None:
     """Make the file and then its record, which is what makes an image of it."""
-    target = images.partial.fresh(_converting(image.uid))
+    target = images.partial.fresh(pool.unfinished(image.uid, "converting"))
     try:
         pace.stage("Converting", 0, found.virtual_size)
         virtual_size = await convert.convert(source, found, target, settings, pace.at)
         record = {**_known(image, found), "virtualSize": virtual_size, "fileSize": os.fstat(target).st_size}
-        await in_thread(_settle, pool, images, image.uid, target, _converting(image.uid), record)
+        await in_thread(_settle, pool, images, image.uid, target, pool.unfinished(image.uid, "converting"), record)
     except BaseException:
-        images.partial.remove(_converting(image.uid))
+        images.partial.remove(pool.unfinished(image.uid, "converting"))
         raise
     finally:
         os.close(target)
@@ -268,10 +275,16 @@ def _settle(
 
     Blocks, and is one call, so that cancelling does not end it halfway.
     """
+    if pool.shared and stored(pool, images.whole, uid) is not None:
+        # Another host was faster, and disks may stand on its file already.
+        images.partial.remove(temporary)
+        discard(images.partial, pool.unfinished(uid, "source"))
+        discard(images.partial, pool.unfinished(uid, "copy"))
+        return
     name = f"{uid}.{record.get('format', 'qcow2')}"
     images.partial.settle(target, temporary, name, mode=pool.image_mode, gid=pool.gid, into=images.whole, flush=False)
-    discard(images.partial, _source(uid))
-    discard(images.partial, _copied(uid))
+    discard(images.partial, pool.unfinished(uid, "source"))
+    discard(images.partial, pool.unfinished(uid, "copy"))
     try:
         write_record(images.whole, f"{uid}.json", record)
     except BaseException:
@@ -279,29 +292,13 @@ def _settle(
         raise
 
 
-def remove(images: Images, uid: str) -> None:
+def remove(pool: PoolDirectory, images: Images, uid: str) -> None:
     """Remove the image and everything on its way to it; the record first. Blocks."""
     images.whole.erase(f"{uid}.json")
     images.whole.flush()
     for form in _FORMATS:
         images.whole.remove(f"{uid}.{form}")
-    discard(images.partial, _source(uid))
-    discard(images.partial, _copied(uid))
-    images.partial.remove(_unpacked(uid))
-    images.partial.remove(_converting(uid))
-
-
-def _source(uid: str) -> str:
-    return f"{uid}.source"
-
-
-def _copied(uid: str) -> str:
-    return f"{uid}.copy"
-
-
-def _unpacked(uid: str) -> str:
-    return f"{uid}.unpacked"
-
-
-def _converting(uid: str) -> str:
-    return f"{uid}.converting"
+    discard(images.partial, pool.unfinished(uid, "source"))
+    discard(images.partial, pool.unfinished(uid, "copy"))
+    images.partial.remove(pool.unfinished(uid, "unpacked"))
+    images.partial.remove(pool.unfinished(uid, "converting"))

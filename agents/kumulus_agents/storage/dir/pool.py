@@ -7,6 +7,8 @@
     disks/<machine uid>/<disk id>.qcow2, .json   a disk and what it was made from
     volumes/<volume uid>.qcow2, .json  a volume's first layer, and of which layers it is
     volumes/<volume uid>.<layer>.qcow2 another layer, which began with a snapshot
+    keepers/<volume uid>.json          which host sees to it, in a pool that hosts share
+    uses/<image uid>.*                 who makes something of it, or removes it, in a pool that hosts share
 
 All names derive from uids.
 """
@@ -14,6 +16,7 @@ All names derive from uids.
 from __future__ import annotations
 
 import grp
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -26,7 +29,7 @@ from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.protocol import StorageError, Usage
 from kumulus_agents.storage.settings import StorageSettings
 
-_IMAGES, _PARTIAL, _DISKS, _VOLUMES = "images", ".partial", "disks", "volumes"
+_IMAGES, _PARTIAL, _DISKS, _VOLUMES, _KEEPERS, _USES = "images", ".partial", "disks", "volumes", "keepers", "uses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class PoolDirectory:
         self.path = PurePosixPath(pool.parameters.path or "")
         self._name = pool.name
         self._roots = settings.roots
+        self.shared = pool.shared
+        self.mark = f".{hashlib.sha256(settings.host.encode()).hexdigest()[:12]}" if pool.shared else ""
         self.gid = _group(settings.readers)
         """Group that may pass through and read images; -1 for none."""
         self._mode = 0o710 if self.gid >= 0 else 0o700
@@ -96,9 +101,25 @@ class PoolDirectory:
         with self._open(make=True) as pool, self._volumes(pool, make=True) as volumes:
             yield volumes
 
+    @contextmanager
+    def uses(self) -> Iterator[Directory]:
+        """The directory of marks of what is being made of images; made when missing."""
+        with self._open(make=True) as pool, pool.directory(_USES, make=True) as uses:
+            yield uses
+
+    @contextmanager
+    def keepers(self) -> Iterator[Directory]:
+        """The directory of the marks of volumes; made when missing."""
+        with self._open(make=True) as pool, pool.directory(_KEEPERS, make=True) as keepers:
+            yield keepers
+
     def directory_of(self, disks: Directory, owner: str) -> Directory:
         """The directory of a machine's disks; made when missing."""
         return disks.directory(uid_of(owner), make=True, mode=self._mode, gid=self.gid)
+
+    def unfinished(self, uid: str, what: str) -> str:
+        """Name of a file on the way to an image; in a pool that hosts share each host has its own."""
+        return f"{uid}{self.mark}.{what}"
 
     def image_path(self, uid: str, form: str = "qcow2") -> str:
         """Absolute path of an image, for programs."""
@@ -127,7 +148,7 @@ class PoolDirectory:
         with ExitStack() as stack:
             if make:
                 Path(root).mkdir(mode=0o711, parents=True, exist_ok=True)
-            at = stack.enter_context(Directory.trusted(root))
+            at = stack.enter_context(Directory.trusted(root, self.mark))
             for part in parts[:-1]:
                 at = stack.enter_context(self._between(at, part, make=make))
             yield stack.enter_context(at.directory(parts[-1], make=make, mode=self._mode, gid=self.gid))
