@@ -47,9 +47,17 @@ def _pools(order: WorkOrder) -> tuple[PoolRef, ...]:
     return ()
 
 
-def pools_of(order: WorkOrder) -> set[str]:
-    """Names of the pools in which it has data."""
-    return {pool.name for pool in _pools(order)}
+def data_in(order: WorkOrder | None) -> set[tuple[str, int]]:
+    """Names of the pools in which it has data, and the bytes that the data may take."""
+    if order is None:
+        return set()
+    if order.spec.instance is not None:
+        disks = order.spec.instance.disks
+        own = sum(disk.size or 0 for disk in disks if disk.volume is None)
+        return {(disk.pool.name, own if disk.volume is None else 0) for disk in disks}
+    if order.spec.disk is not None and order.spec.disk.volume is not None:
+        return {(order.spec.disk.pool.name, order.spec.disk.volume.size or 0)}
+    return set()
 
 
 def _disks_in(order: WorkOrder) -> Iterable[str]:

@@ -24,6 +24,7 @@ from kumulus.api.storage import (
     ClusterImage,
     Image,
     ImageStatus,
+    ImageUpload,
     Progress,
     StoragePool,
     StoragePoolStatus,
@@ -94,7 +95,13 @@ GOOD: Mapping[type[Resource], Raw] = {
     Image: IMAGE,
     ClusterImage: {**IMAGE, "allowedNamespaces": ["a"]},
     ImageUpload: {"image": "web", "tokenSha256": "ab" * 32},
-    StoragePool: {"driver": "dir", "parameters": {"path": "/var/lib/kumulus/pool"}, "reserved": "10Gi"},
+    StoragePool: {
+        "driver": "dir",
+        "parameters": {"path": "/var/lib/kumulus/pool"},
+        "reserved": "10Gi",
+        "thresholds": {"warnAt": 80, "stopNewVolumesAt": 90},
+        "allowedNamespaces": ["a"],
+    },
     VolumeClass: {
         "poolSelector": {"tier": "nvme"},
         "allowedNamespaces": ["a"],
@@ -110,6 +117,8 @@ GOOD: Mapping[type[Resource], Raw] = {
     WorkOrder: {"type": "Instance", "for": FOR, "term": 5, "instance": INSTANCE},
     HostReport: {},
 }
+
+EXISTING: Raw = {"pool": "local", "host": "h1", "id": UID}
 
 ORDERS: Mapping[str, Raw] = {
     "instance": {"type": "Instance", "instance": INSTANCE},
@@ -235,6 +244,23 @@ BAD = [
     *(Bad(Image, "spec.minDisk", size) for size in ("0", "-1Gi", "1Ei")),
     *(Bad(StoragePool, "spec.reserved", amount) for amount in ("-1Gi", "much", "16Ei")),
     *(Bad(StoragePool, "spec.overprovisioning", factor) for factor in (0, 0.5, -1, 101, "2")),
+    *(
+        Bad(Volume, "spec.source", {"existing": {**EXISTING, "id": id}})
+        for id in ("x", "../../etc/shadow-file-of-36-letters-xx", 1)
+    ),
+    *(
+        Bad(Volume, "spec.source", {"existing": {**EXISTING, name: value}})
+        for name, value in (("pool", "/"), ("host", ""))
+    ),
+    Bad(
+        Volume,
+        "spec.source",
+        {"image": "x", "existing": EXISTING},
+        "exactly one of image, volume, snapshot and existing",
+    ),
+    *(Bad(StoragePool, "spec.thresholds.stopNewVolumesAt", share) for share in (0, 101, "90%")),
+    Bad(StoragePool, "spec.thresholds.warnAt", 91, "spec.thresholds.warnAt"),
+    Bad(StoragePool, "spec.allowedNamespaces", ["A"]),
     *(Bad(Host, "spec.overcommit.cpu", factor) for factor in (0, -1, 1000)),
     *(Bad(Host, "spec.reserved.cpu", count) for count in (-1, 1.5, 2000)),
     Bad(Host, "spec.reserved.memory", "-1"),
@@ -259,9 +285,9 @@ BAD = [
     Bad(VirtualMachine, "spec.disks.0", {"name": "x", "volumeTemplate": {}}, "spec.disks[0].volumeTemplate.size"),
     Bad(VirtualMachine, "spec.disks.0", {"name": "x", "volume": "../x"}, "spec.disks[0].volume"),
     Bad(Volume, "spec", {"class": "fast"}, "spec.size"),
-    Bad(Volume, "spec.source", {}, "exactly one of image, volume and snapshot"),
-    Bad(Volume, "spec.source.volume", "other", "exactly one of image, volume and snapshot"),
-    Bad(Volume, "spec.source.snapshot", "other", "exactly one of image, volume and snapshot"),
+    Bad(Volume, "spec.source", {}, "exactly one of image, volume, snapshot and existing"),
+    Bad(Volume, "spec.source.volume", "other", "exactly one of image, volume, snapshot and existing"),
+    Bad(Volume, "spec.source.snapshot", "other", "exactly one of image, volume, snapshot and existing"),
     Bad(Volume, "spec.source.cloneMode", "Linked", "spec.source.cloneMode"),
     Bad(Volume, "spec.source", {"snapshot": "s", "cloneMode": "Shallow"}, "spec.source.cloneMode"),
     Bad(
@@ -675,6 +701,8 @@ ALLOWED = [
     Change(VirtualMachineRestore, "spec.ttlSecondsAfterFinished", 60),
     Change(Host, "spec.unschedulable", True),
     Change(StoragePool, "spec.maintenance", True),
+    Change(StoragePool, "spec.thresholds", GONE),
+    Change(StoragePool, "spec.allowedNamespaces", GONE),
     Change(WorkOrder, "spec.term", 6),
     Change(WorkOrder, "spec.instance.epoch", 4),
     Change(WorkOrder, "spec.instance.power", "Stopped"),
@@ -871,7 +899,9 @@ def test_field_selectors(api: Cluster, namespace: str) -> None:
     for name, order in ORDERS.items():
         create(api, made(WorkOrder, {"for": FOR, **order}, name=name), WorkOrder.KIND, namespace)
     found = api.objects(WorkOrder.KIND, namespace, fields="spec.type=Disk")
-    assert {item["metadata"]["name"] for item in found} == {"disk", "volume"}
+    assert {item["metadata"]["name"] for item in found} == {
+        name for name, order in ORDERS.items() if order["type"] == "Disk"
+    }
 
 
 @pytest.mark.parametrize("resource", KINDS)

@@ -17,7 +17,8 @@ import pytest_asyncio
 
 from kumulus.api.base import FORCE_DETACH, Kind
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.host import WorkOrder
+from kumulus.api.fabric import host_namespace
+from kumulus.api.host import WorkOrder, pool_order_name
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.storage import Image, StoragePool, Volume, VolumeClass
 from kumulus.kube.builtin import NAMESPACE
@@ -391,6 +392,109 @@ async def test_what_is_missing_is_said_and_heals_when_it_comes(tenant: Tenant) -
     finally:
         await tenant.client.patch(StoragePool.KIND, pool, {"metadata": {"labels": {"tier": None}}})
         await tenant.client.delete(VolumeClass.KIND, name)
+
+
+async def test_a_pool_that_is_full_or_for_others_says_so_and_heals(tenant: Tenant) -> None:
+    pool = (await tenant.cloud.listed(StoragePool.KIND))[0]["metadata"]["name"]
+
+    async def patch(**spec: Any) -> None:
+        await tenant.client.patch(StoragePool.KIND, pool, {"spec": spec})
+
+    async def pool_says(holds: Callable[[Raw], bool], what: str) -> None:
+        async def probe() -> bool:
+            return holds(await tenant.client.get(StoragePool.KIND, pool))
+
+        await until(probe, f"the pool says {what}")
+
+    try:
+        await patch(thresholds={"stopNewVolumesAt": 1}, allowedNamespaces=["somebody-else"])
+        await tenant.volume("asked", size="64Mi", pool=pool)
+        assert pool in await tenant.says(Volume.KIND, "asked", "PoolNotAllowed")
+        await tenant.volume("data")
+        await tenant.machine("vm", DATA)
+        said = await tenant.says(VirtualMachine.KIND, "vm", "NoHostFits", "Scheduled")
+        assert f"with storage pool {pool} not allowed for namespace {tenant.namespace}" in said
+        await patch(allowedNamespaces=[tenant.namespace])
+        await tenant.wait(
+            VirtualMachine.KIND,
+            "vm",
+            lambda vm: f"with storage pool {pool} filled to 1%" in str(condition(vm, "Scheduled").get("message")),
+            "says that the pool is full",
+        )
+        await pool_says(
+            lambda item: condition(item, "AcceptsVolumes").get("reason") == "OverThreshold", "OverThreshold"
+        )
+        await patch(thresholds=None, allowedNamespaces=None)
+        await tenant.runs("vm")
+        await pool_says(lambda item: item["status"].get("allocated") == "64Mi", "what is promised")
+    finally:
+        await patch(thresholds=None, allowedNamespaces=None)
+
+
+async def test_retained_data_becomes_a_volume_again_for_its_namespace_alone(tenant: Tenant) -> None:
+    pool = (await tenant.cloud.listed(StoragePool.KIND))[0]["metadata"]["name"]
+    await tenant.volume("data", size="64Mi", reclaimPolicy="Retain")
+    await tenant.machine("vm", DATA)
+    await tenant.runs("vm")
+    old = await tenant.is_("data", "InUse", "vm")
+    file = tenant.file(old)
+    await tenant.delete(VirtualMachine.KIND, "vm")
+    await tenant.gone(VirtualMachine.KIND, "vm")
+    await tenant.delete(Volume.KIND, "data")
+    await tenant.gone(Volume.KIND, "data")
+    assert file.exists()
+
+    async def shown() -> bool:
+        found = await tenant.client.get(StoragePool.KIND, pool)
+        return any(host.get("unowned") for host in found["status"]["hosts"])
+
+    await until(shown, "the pool shows that somebody left data")
+    where = {"pool": pool, "host": old["status"]["host"], "id": old["metadata"]["uid"]}
+    other = Tenant(tenant.cloud, f"{tenant.tag}-x")
+    await tenant.client.create(NAMESPACE, {"metadata": {"name": other.namespace}})
+    try:
+        await other.volume("theirs", source={"existing": where})
+        assert "no retained volume" in await other.says(Volume.KIND, "theirs", "DataNotFound")
+        await other.delete(Volume.KIND, "theirs")
+        await other.gone(Volume.KIND, "theirs")
+    finally:
+        await tenant.client.delete(NAMESPACE, other.namespace)
+    await tenant.volume("again", source={"existing": where}, size="96Mi")
+    found = await tenant.is_("again", "Available")
+    assert not file.exists() and found["status"]["size"] == "96Mi"
+    assert virtual_size(tenant.file(found)) == 96 * MIB
+    await tenant.volume("twice", source={"existing": where})
+    await tenant.says(Volume.KIND, "twice", "DataNotFound")
+
+
+async def test_what_an_operator_put_into_a_pool_becomes_a_volume(tenant: Tenant) -> None:
+    pool = (await tenant.cloud.listed(StoragePool.KIND))[0]["metadata"]
+    directory = tenant.cloud.hosts[HOSTS[0]].directory / "pools" / pool["name"]
+    file = directory / f"{tenant.tag}.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(file), "32M"], check=True)  # noqa: ASYNC221
+    await tenant.volume("prompt", size="64Mi", reclaimPolicy="Delete")  # the pool is looked at when a volume goes
+    await tenant.machine("vm", {"name": "d", "volume": "prompt"}, on=0)
+    await tenant.runs("vm")
+    for kind, name in ((VirtualMachine.KIND, "vm"), (Volume.KIND, "prompt")):
+        await tenant.delete(kind, name)
+        await tenant.gone(kind, name)
+
+    async def listed() -> Raw | None:
+        order = await tenant.client.get(
+            WorkOrder.KIND, pool_order_name(pool["uid"]), host_namespace(tenant.cloud.hosts[HOSTS[0]].name)
+        )
+        files: list[Raw] = order["status"]["pool"].get("unowned", [])
+        return next((each for each in files if each["name"] == file.name), None)
+
+    entry = await until(listed, "the file is listed")
+    assert (entry["kind"], entry["virtualSize"]) == ("File", 32 * MIB)
+    existing = {"pool": pool["name"], "host": HOSTS[0], "id": entry["id"]}
+    await tenant.volume("tame", source={"existing": existing})
+    await tenant.says(Volume.KIND, "tame", "DataNotFound")
+    await tenant.volume("wild", source={"existing": {**existing, "foreign": True}})
+    volume = await tenant.is_("wild", "Available")
+    assert volume["status"]["size"] == "32Mi" and not file.exists()
+    assert virtual_size(tenant.file(volume)) == 32 * MIB
 
 
 async def test_a_class_says_how_fast_its_volumes_are_while_they_are_in_use(tenant: Tenant) -> None:

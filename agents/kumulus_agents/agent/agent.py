@@ -14,7 +14,7 @@ from datetime import datetime
 
 import structlog
 
-from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.host import WorkOrder, WorkType, pool_order_name
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import KubeError
 from kumulus.kube.queue import WorkQueue
@@ -151,7 +151,7 @@ class Agent:
     async def run(self) -> None:
         """Work until `stop` is called or the task is cancelled. Guests are left as they are."""
         await self._drivers.hypervisor.connect(self._domain_changed)
-        transfer, pools = self._drivers.transfer, Pools(self._drivers.pool)
+        transfer, pools = self._drivers.transfer, Pools(self._drivers.pool, met=self._met)
         try:
             if transfer is not None:
                 await transfer.open(lambda uid, sha256: given_image(self.orders, pools, uid, sha256))
@@ -202,6 +202,12 @@ class Agent:
             for order in self.orders.of_volume(volume):
                 self._wake(order.name)
 
+        def removed() -> None:
+            images.disks_removed()
+            for order in self.orders.store:
+                if order.spec.type is WorkType.POOL:
+                    self.queue.add_after(Key(self.place.namespace, order.name), 1.0)
+
         def freed(volume: str) -> None:
             instances.arrived(volume)
             volumes.let_go(volume)
@@ -228,7 +234,7 @@ class Agent:
             host=self.place.host,
             wake=self._wake,
             arrived=arrived,
-            removed=images.disks_removed,
+            removed=removed,
         )
         snapshots = Snapshots(
             self.orders,
@@ -248,11 +254,18 @@ class Agent:
             WorkType.INSTANCE: instances,
             WorkType.DISK: disks,
             WorkType.SNAPSHOT: snapshots,
-            WorkType.POOL: PoolPresences(self.orders, pools),
+            WorkType.POOL: PoolPresences(
+                self.orders, pools, complete=self.reflector.synced.is_set, returned=work.pool_returned
+            ),
             WorkType.CONSOLE: Consoles(self.orders, drivers.console),
             WorkType.CERTIFICATE: Certificates(self.orders, drivers.transfer),
             WorkType.UPLOAD: UploadOrders(self.orders, pools, drivers.transfer, self._clock, images.uploaded),
         }
+
+    def _met(self, pool: str) -> bool:
+        """Whether this host had the pool of that uid before, as it reported."""
+        order = self.orders.get(pool_order_name(pool))
+        return order is not None and order.status.pool is not None and order.status.pool.met
 
     def _wake(self, name: str) -> None:
         self.queue.add(Key(self.place.namespace, name), urgent=True)

@@ -13,6 +13,7 @@ import structlog
 
 from kumulus.api.host import (
     DiskFacts,
+    ExistingFile,
     PoolRef,
     Revert,
     VolumeOrder,
@@ -24,11 +25,13 @@ from kumulus.api.host import (
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork
 from kumulus_agents.agent.orders import Orders
+from kumulus_agents.agent.ownership import owned
 from kumulus_agents.agent.pool import steady
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.tidying import Tidying
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
+from kumulus_agents.storage.adoption import Adopting, not_offered
 from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredVolume
 from kumulus_agents.storage.sectors import whole_sectors
 
@@ -146,7 +149,10 @@ class Volumes:
             async with AsyncExitStack() as stack:
                 if copies and await driver.volume(wanted.uid) is None:
                     await stack.enter_async_context(self._slots)
-                volume = await driver.ensure_volume(wanted.uid, wanted.size, wanted.origin, wanted.thick, progress)
+                if wanted.origin is not None and wanted.origin.existing is not None:
+                    volume = await self._adopt(order, wanted, wanted.origin.existing, driver)
+                else:
+                    volume = await driver.ensure_volume(wanted.uid, wanted.size, wanted.origin, wanted.thick, progress)
         finally:
             if copied is not None:
                 self._wake_deleted(copied)
@@ -158,6 +164,21 @@ class Volumes:
         log.info("volume is there", order=order.name, volume=order.spec.for_.name, size=volume.virtual_size)
         self._seen.add(order.name)
         self._arrived(wanted.uid)
+
+    async def _adopt(
+        self, order: WorkOrder, wanted: VolumeOrder, file: ExistingFile, driver: StorageDriver
+    ) -> StoredVolume:
+        """What nobody on this host owns becomes the volume."""
+        pool = order.spec.disk.pool if order.spec.disk is not None else None
+        if pool is None or pool.shared or not isinstance(driver, Adopting):
+            raise not_offered(pool.name if pool is not None else "")
+        return await driver.adopt_volume(
+            wanted.uid,
+            file.id,
+            owned(self._orders.store),
+            order.spec.for_.namespace,
+            foreign=file.foreign,
+        )
 
     async def _set_right(self, volume: str, driver: StorageDriver, progress: ProgressListener) -> None:
         """What an agent that died left: what a machine writes to is the volume, and what nobody needs goes.
@@ -206,6 +227,8 @@ class Volumes:
         if not wanted.retain or (not made and await driver.volume(wanted.uid) is None):
             with self._reservations.hold((wanted.uid,), "it is being removed"):
                 await driver.remove_volume(wanted.uid)
+        elif isinstance(driver, Adopting) and order.spec.disk is not None and not order.spec.disk.pool.shared:
+            await driver.retain_volume(wanted.uid, order.spec.for_.namespace, order.spec.for_.name)
         if wanted.origin is not None and wanted.origin.linked and wanted.origin.snapshot is not None:
             self._unlinked(wanted.origin.snapshot.volume)
         await self._orders.release(order)

@@ -214,7 +214,7 @@ class MachineReconciler:
         if misplaced(resolution, where.host):
             return await self._unplace(scope, resolution)
         view = self._fleet.host(where.host)
-        pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid) if view else None
+        pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid, scope.vm.namespace) if view else None
         return await self._order(scope, resolution, where, pool, seed)
 
     async def _still_wanted(self, vm: VirtualMachine) -> bool:

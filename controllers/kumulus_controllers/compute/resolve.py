@@ -351,6 +351,7 @@ def placement_request(scope: Scope, resolution: Resolution) -> Request:
     return Request(
         uid=scope.vm.uid,
         demand=resolution.demand,
+        namespace=scope.vm.namespace,
         zone=scope.vm.spec.zone,
         selector=resolution.selector,
         tolerations=placement.tolerations,

@@ -189,7 +189,7 @@ def _room(order: WorkOrder | None) -> tuple[object, ...]:
     """What of a pool's work order decides whether disks fit into it."""
     if order is None:
         return ()
-    return (order.status.state, order.deleting, order.status.pool.capacity if order.status.pool else None)
+    return (order.status.state, order.deleting, order.status.pool)
 
 
 def _offer(host: Host) -> tuple[object, ...]:

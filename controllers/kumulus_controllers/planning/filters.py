@@ -54,7 +54,7 @@ def storage(request: Request, host: HostView, load: Load) -> str | None:
     """Pools that take the machine's disks and the volumes that have no place yet."""
     if request.demand.disk == 0 and not request.volumes:
         return None
-    chosen = choose(host, load, request.demand.disk, request.volumes)
+    chosen = choose(host, load, request.demand.disk, request.volumes, request.namespace)
     return chosen if isinstance(chosen, str) else None
 
 

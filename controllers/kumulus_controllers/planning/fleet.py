@@ -231,7 +231,7 @@ class Fleet:
         if not fitting:
             return self._explain(request)
         best = max(fitting, key=lambda host: self._score(request, host))
-        pools = choose(best, self.load(best.name), request.demand.disk, request.volumes)
+        pools = choose(best, self.load(best.name), request.demand.disk, request.volumes, request.namespace)
         assert isinstance(pools, Pools), "the storage filter let it through"
         return Placement(best.name, pools.own, pools.volumes)
 
@@ -251,20 +251,23 @@ class Fleet:
         load = self.load(host.name)
         return sum(scorer(request, host, load) for scorer in self._scorers)
 
-    def pool_for(self, demand: Demand, host: HostView, uid: str | None = None) -> PoolRef | None:
+    def pool_for(
+        self, demand: Demand, host: HostView, uid: str | None = None, namespace: str | None = None
+    ) -> PoolRef | None:
         """The pool on that host with the most room left, or the one that is promised to the machine `uid` already;
-        None when the machine has no disks."""
+        None when the machine has no disks, or no pool takes those of its namespace."""
         if demand.disk == 0:
             return None
         load = self.load(host.name)
-        fitting = [pool for pool in host.pools if pool.open]
-        if not fitting:
-            return None
+        fitting = [pool for pool in host.pools if pool.open and pool.admits(namespace)]
         promised = self._promises.get(uid) if uid else None
         if promised is not None and promised[0] == host.name:
             kept = next((pool.ref for pool in fitting if pool.ref.uid == promised[2]), None)
             if kept is not None:
                 return kept
+        fitting = [pool for pool in fitting if pool.stops_at is None]
+        if not fitting:
+            return None
         return max(fitting, key=lambda pool: pool.promisable - load.promised(pool.ref)).ref
 
     def _explain(self, request: Request) -> Refusal:

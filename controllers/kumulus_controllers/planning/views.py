@@ -19,8 +19,16 @@ class PoolView:
     open: bool = True
     """Takes new disks: ready, and not in maintenance."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    stops_at: int | None = None
+    """Percent in use from which it takes nothing new, when it is that full; None while there is room."""
+    namespaces: tuple[str, ...] = ()
+    """Whose data may be in it; empty means anybody's."""
     usable: bool = True
     """What is in it can be used there: its agent says so. Also of a pool that takes nothing new."""
+
+    def admits(self, namespace: str | None) -> bool:
+        """Whether data of that namespace may be in it; None asks for no namespace."""
+        return namespace is None or not self.namespaces or namespace in self.namespaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,8 @@ class Request:
 
     uid: str
     demand: Demand
+    namespace: str | None = None
+    """Of the machine and its volumes."""
     zone: str | None = None
     selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()

@@ -13,9 +13,9 @@ import structlog
 from kumulus.api.base import FINALIZER, FORCE_DETACH
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import PoolRef, WorkOrder, WorkType, volume_order_name
+from kumulus.api.host import PoolRef, UnownedFile, WorkOrder, WorkType, volume_order_name
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
-from kumulus.api.storage import Attachment, ClusterImage, Image, Volume, VolumeClass, VolumePhase
+from kumulus.api.storage import Attachment, ClusterImage, Image, StoragePool, Volume, VolumeClass, VolumePhase
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.patching import merge_patch
@@ -29,6 +29,7 @@ from kumulus_controllers.planning.pools import choose
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage.copies import Copies
 from kumulus_controllers.storage.image import arrived, heard, order_import
+from kumulus_controllers.storage.pool import pool_ref
 from kumulus_controllers.storage.volume_plan import (
     HANDING_OVER,
     Lack,
@@ -90,6 +91,9 @@ class VolumeReconciler:
                 return
             if order.spec.type is WorkType.DISK and order.spec.for_.kind == Volume.KIND.kind:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name), urgent=True)
+            elif order.spec.type is WorkType.POOL:
+                if _unowned(before) != _unowned(after):
+                    self._enqueue_unmade(enqueue)
             elif arrived(before, after):
                 self._enqueue_waiting(enqueue, order)
             elif order.spec.type is WorkType.INSTANCE:
@@ -107,6 +111,10 @@ class VolumeReconciler:
             if item is None or (before and after and before.status.phase is after.status.phase):
                 return
             self._enqueue_unmade(enqueue)
+
+        def pool_changed(before: StoragePool | None, after: StoragePool | None) -> None:
+            if before is None or after is None or before.spec != after.spec:
+                self._enqueue_unmade(enqueue)
 
         def class_changed(before: VolumeClass | None, after: VolumeClass | None) -> None:
             self._enqueue_unmade(enqueue)
@@ -149,6 +157,7 @@ class VolumeReconciler:
         volumes.images.listen(origin_changed)
         volumes.cluster_images.listen(origin_changed)
         volumes.classes.listen(class_changed)
+        volumes.pools.listen(pool_changed)
 
     def _enqueue_waiting(self, enqueue: Enqueue, image: WorkOrder) -> None:
         """An image has come into a pool that hosts share, or will not: volumes need not wait longer for it."""
@@ -223,6 +232,11 @@ class VolumeReconciler:
             if pool is None or volume.status.host is None:
                 return Lack("PoolGone", f"StoragePool {volume.status.pool} is gone, and the data with it.")
             return self._shared_place(scope, pool, attached) if scope.shared else Place(pool, volume.status.host)
+        existing = volume.spec.source.existing if volume.spec.source is not None else None
+        if existing is not None:
+            if scope.asked is None or self._fleet.host(existing.host) is None:
+                return Lack("HostNotUsable", f"Host {existing.host} is gone.")
+            return Place(pool_ref(scope.asked), existing.host)
         if scope.source is not None and want.origin is not None and want.origin.volume is not None:
             pool = self._volumes.pool(scope.source)
             if pool is None or scope.source.status.host is None:
@@ -244,7 +258,7 @@ class VolumeReconciler:
             for found in view.pools:
                 if found.ref.uid == kept[1]:
                     return Place(found.ref, host, 0 if found.ref.shared else None)
-        chosen = choose(view, self._fleet.load(host), 0, (want.demand,))
+        chosen = choose(view, self._fleet.load(host), 0, (want.demand,), volume.namespace)
         if isinstance(chosen, str):
             return Lack("NoPoolFits", f"Host {host}, where the machine is, is {chosen}.", stalled=False)
         ref = chosen.volumes[volume.uid]
@@ -316,6 +330,20 @@ class VolumeReconciler:
         raw = await self._services.client.patch(Volume.KIND, volume.name, change, volume.namespace)
         self._volumes.store.apply(raw)
 
+    def _refused(self, pool_uid: str, host: str, namespace: str | None) -> Lack | None:
+        """Why a copy cannot be beside its source, because of the pool that is in."""
+        view = self._fleet.host(host)
+        for pool in view.pools if view is not None else ():
+            if pool.ref.uid == pool_uid and not pool.admits(namespace):
+                return Lack("PoolNotAllowed", f"StoragePool {pool.ref.name} may not be used in namespace {namespace}.")
+            if pool.ref.uid == pool_uid and pool.stops_at is not None:
+                return Lack(
+                    "PoolFull",
+                    f"StoragePool {pool.ref.name}, where its source is, is filled to {pool.stops_at}% on host {host} and"
+                    " takes nothing new: ask your operator for room.",
+                )
+        return None
+
     def _beside(self, volume: Volume, pool: PoolRef, host: str) -> Place | Lack:
         """Where what it is made from is."""
         if volume.spec.pool not in (None, pool.name):
@@ -323,6 +351,8 @@ class VolumeReconciler:
                 "SourceElsewhere",
                 f"Its source is in StoragePool {pool.name}, and it shall be in {volume.spec.pool}: leave spec.pool empty.",
             )
+        if (refused := self._refused(pool.uid, host, volume.namespace)) is not None:
+            return refused
         return Place(pool, host, 0 if pool.shared else None)
 
     async def _order(self, volume: Volume, want: Wanted, place: Place) -> bool:
@@ -427,6 +457,11 @@ class VolumeReconciler:
         except NotFound:
             return Done()
         return Wait(lack.reason, 30.0) if lack is not None else Done()
+
+
+def _unowned(order: WorkOrder | None) -> tuple[UnownedFile, ...]:
+    """What a host lists that volumes may be made of."""
+    return order.status.pool.unowned if order is not None and order.status.pool is not None else ()
 
 
 def _otherwise(before: WorkOrder | None, after: WorkOrder | None) -> set[str]:

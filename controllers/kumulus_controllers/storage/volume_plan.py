@@ -11,8 +11,11 @@ from kumulus.api.fabric import Host
 from kumulus.api.host import (
     DiskManner,
     DiskOrder,
+    ExistingFile,
     PoolRef,
     SnapshotRef,
+    UnownedFile,
+    UnownedKind,
     VolumeOrder,
     VolumeOrigin,
     WorkOrder,
@@ -30,13 +33,14 @@ from kumulus.api.storage import (
     Image,
     ImagePhase,
     Provisioning,
+    StoragePool,
     Volume,
     VolumeClass,
     VolumePhase,
     VolumeStatus,
 )
 from kumulus.api.volume_snapshot import VolumeSnapshot
-from kumulus.api.volumes import CacheMode, CloneMode, ReclaimPolicy
+from kumulus.api.volumes import CacheMode, CloneMode, ExistingData, ReclaimPolicy
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.orders import host_of
 from kumulus_controllers.planning.views import VolumeDemand
@@ -105,6 +109,12 @@ class Scope:
     """The host it is on, if that host exists."""
     volume_class: VolumeClass | None = None
     """The class it names, else the default one, if there is any."""
+    asked: StoragePool | None = None
+    """The pool it asks for by name, if that exists."""
+    existing: UnownedFile | None = None
+    """The data that it is to be, as the host lists it."""
+    existing_owned: bool = False
+    """That data belongs to a volume that there is."""
     image: AnyImage | None = None
     source: Volume | None = None
     source_busy: str | None = None
@@ -145,6 +155,13 @@ def wanted(scope: Scope) -> Wanted | Lack:
             return Lack(
                 "VolumeClassNotAllowed", f"VolumeClass {offered.name} may not be used in namespace {volume.namespace}."
             )
+        asked = scope.asked
+        if (
+            asked is not None
+            and asked.spec.allowed_namespaces
+            and volume.namespace not in asked.spec.allowed_namespaces
+        ):
+            return Lack("PoolNotAllowed", f"StoragePool {asked.name} may not be used in namespace {volume.namespace}.")
     least, origin = 0, None
     if spec.source is not None and scope.order is None and volume.status.size is None:
         found = _origin(scope)
@@ -185,6 +202,8 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
     """What it begins with, and how many bytes that has."""
     source = scope.volume.spec.source
     assert source is not None
+    if source.existing is not None:
+        return _existing(scope, source.existing)
     if source.volume is not None:
         other = scope.source
         if other is None or other.deleting:
@@ -223,6 +242,26 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
         return Lack("ImageFailed" if failed else "ImageNotReady", f"{image.KIND.kind} {image.name}: {why}", failed)
     least = max(image.status.virtual_size or 0, to_bytes(image.spec.min_disk) if image.spec.min_disk else 0)
     return VolumeOrigin(image=image_ref(image)), least
+
+
+def _existing(scope: Scope, asked: ExistingData) -> tuple[VolumeOrigin, int] | Lack:
+    """Data that nobody owns. To a tenant, what is not theirs does not exist."""
+    if scope.asked is None:
+        return Lack("PoolNotFound", f"There is no StoragePool {asked.pool}.")
+    if scope.volume.spec.pool not in (None, asked.pool):
+        return Lack("PoolMismatch", f"The data is in StoragePool {asked.pool}: leave spec.pool out, and move it later.")
+    file = scope.existing
+    theirs = file is not None and file.kind is UnownedKind.VOLUME and file.namespace == scope.volume.namespace
+    if file is None or scope.existing_owned or not (asked.foreign or theirs):
+        what = "file that nobody owns" if asked.foreign else f"retained volume of namespace {scope.volume.namespace}"
+        return Lack(
+            "DataNotFound",
+            f"There is no {what} with id {asked.id} in StoragePool {asked.pool} on host {asked.host}"
+            " (a host lists 64 of them): kumulusctl pool unowned shows what there is.",
+        )
+    if file.virtual_size is None or file.kind not in (UnownedKind.VOLUME, UnownedKind.FILE):
+        return Lack("DataNotADisk", f"{file.name} is no qcow2 file: convert it first, or import it as an Image.")
+    return VolumeOrigin(existing=ExistingFile(id=asked.id, foreign=asked.foreign)), file.virtual_size
 
 
 def _snapshot_origin(scope: Scope, name: str, *, linked: bool) -> tuple[VolumeOrigin, int] | Lack:

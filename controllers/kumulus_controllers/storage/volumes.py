@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import PoolRef, WorkOrder, WorkState, WorkType, pool_order_name
+from kumulus.api.host import PoolRef, UnownedFile, WorkOrder, WorkState, WorkType, pool_order_name
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
 from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
@@ -101,6 +101,7 @@ class Volumes:
         image = None
         if spec.source is not None and spec.source.image is not None:
             image = self.images.get(spec.source.image, volume.namespace) or self.cluster_images.get(spec.source.image)
+        existing = spec.source.existing if spec.source else None
         users = tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}"))
         pool = self.pool(volume)
         shared = pool is not None and pool.shared
@@ -115,6 +116,9 @@ class Volumes:
             snapped=bool(self.orders.by(SNAPSHOT_OF, volume.uid)) if shared else False,
             host=self.hosts.get(volume.status.host) if volume.status.host else None,
             volume_class=self.class_of(volume),
+            asked=self._asked(volume),
+            existing=self._existing(volume),
+            existing_owned=existing is not None and bool(self.store.by(UID, existing.id)),
             image=image,
             source=source,
             source_busy=self._writer(source) if source else None,
@@ -124,6 +128,23 @@ class Volumes:
             users=users,
             instances=tuple(self.orders.by(HAS_VOLUME, volume.uid)),
         )
+
+    def _asked(self, volume: Volume) -> StoragePool | None:
+        """The pool that it names."""
+        source = volume.spec.source
+        name = source.existing.pool if source is not None and source.existing is not None else volume.spec.pool
+        return self.pools.get(name) if name is not None else None
+
+    def _existing(self, volume: Volume) -> UnownedFile | None:
+        """The data that it is to be, as its host lists it."""
+        asked = volume.spec.source.existing if volume.spec.source is not None else None
+        pool = self.pools.get(asked.pool) if asked is not None else None
+        if asked is None or pool is None or volume.status.size is not None:
+            return None
+        for order in self.orders.by(FOR_UID, f"{WorkType.POOL}/{pool.uid}"):
+            if host_of(order) == asked.host and order.status.pool is not None:
+                return next((file for file in order.status.pool.unowned if file.id == asked.id), None)
+        return None
 
     def going(self, snapshot: VolumeSnapshot) -> bool:
         """Whether a snapshot is being removed. One that is part of a machine's goes when that goes, and not before."""

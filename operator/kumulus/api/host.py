@@ -212,8 +212,9 @@ class VolumeOrigin(Model):
 
     rules = (
         Rule(
-            "(has(self.image) ? 1 : 0) + (has(self.volume) ? 1 : 0) + (has(self.snapshot) ? 1 : 0) == 1",
-            "set exactly one of image, volume and snapshot",
+            "(has(self.image) ? 1 : 0) + (has(self.volume) ? 1 : 0) + (has(self.snapshot) ? 1 : 0)"
+            " + (has(self.existing) ? 1 : 0) == 1",
+            "set exactly one of image, volume, snapshot and existing",
         ),
         Rule("!has(self.linked) || !self.linked || has(self.snapshot)", "only a snapshot can be linked to"),
     )
@@ -223,9 +224,19 @@ class VolumeOrigin(Model):
     snapshot: SnapshotRef | None = Field(
         default=None, description="A snapshot in the same pool: a full copy, or linked to it."
     )
+    existing: ExistingFile | None = Field(
+        default=None, description="A file in the same pool that nobody owns becomes the volume."
+    )
     linked: bool = Field(
         default=False, description="Stand on the snapshot, which cannot be removed then, in place of copying it."
     )
+
+
+class ExistingFile(Model):
+    """Data that is in the pool and that nobody owns."""
+
+    id: Uid = Field(description="Its id, as the Pool order's facts list it. Never a path.")
+    foreign: bool = Field(default=False, description="It need not be a volume of the same namespace that was retained.")
 
 
 class Revert(Model):
@@ -473,11 +484,50 @@ class SnapshotFacts(Model):
     )
 
 
+class UnownedKind(StrEnum):
+    """What a file is that nobody owns."""
+
+    VOLUME = "Volume"
+    FILE = "File"
+    DISK = "Disk"
+    IMAGE = "Image"
+    OTHER = "Other"
+
+
+class UnownedFile(Model):
+    """Something in a pool's directory that nobody owns. It is left alone."""
+
+    id: Uid = Field(description="Names it: the uid of the volume that it was, or one made from its name.")
+    kind: UnownedKind = Field(
+        description="Volume: data of a volume that is gone. File: any other file. Both can become volumes, the others cannot."
+    )
+    name: str = Field(description="Its name below the pool's directory, for people.", max_length=253)
+    size: int = Field(default=0, description="Bytes it takes.")
+    virtual_size: int | None = Field(
+        default=None, description="Bytes of the disk inside; empty when it is no qcow2 file."
+    )
+    namespace: str | None = Field(
+        default=None, description="Namespace of the volume that it was, when that was retained.", max_length=63
+    )
+    volume: str | None = Field(default=None, description="Name of that volume.", max_length=253)
+
+
 class PoolFacts(Model):
     """What is so of a pool on this host."""
 
+    met: bool = Field(
+        default=False, description="The host had the pool once: its directory is not made anew when it is away."
+    )
     capacity: int | None = Field(default=None, description="Bytes there are.")
     used: int | None = Field(default=None, description="Bytes in use, by anybody; rounded so that it changes seldom.")
+    unowned: tuple[UnownedFile, ...] = Field(
+        default=(),
+        description="Files that nobody owns; at most 64 are listed.",
+        max_length=64,
+        json_schema_extra=list_map("id"),
+    )
+    unowned_count: int = Field(default=0, description="How many there are.")
+    unowned_bytes: int = Field(default=0, description="Bytes they take together.")
     access: str | None = Field(
         default=None, description="How the host reaches the pool and locks its disks, for people.", max_length=512
     )

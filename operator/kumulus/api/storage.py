@@ -312,6 +312,31 @@ class ImageUpload(Resource):
     status: ImageUploadStatus = Field(default_factory=ImageUploadStatus, description="Where to upload.")
 
 
+class PoolThresholds(Model):
+    """Shares of a pool's space on a host from which something is done. What is in use counts, by anybody."""
+
+    rules = (
+        Rule(
+            "!has(self.warnAt) || !has(self.stopNewVolumesAt) || self.warnAt <= self.stopNewVolumesAt",
+            "must not be more than stopNewVolumesAt",
+            field=".warnAt",
+        ),
+    )
+
+    warn_at: int | None = Field(
+        default=None,
+        description="Percent of the capacity in use from which the pool says SpaceLow.",
+        ge=1,
+        le=100,
+    )
+    stop_new_volumes_at: int | None = Field(
+        default=None,
+        description="Percent of the capacity in use from which a host takes no new volumes and disks in the pool.",
+        ge=1,
+        le=100,
+    )
+
+
 class ImageCacheLimits(Model):
     """How much room images may take that no disk is made of. Those that have not been needed for longest go first."""
 
@@ -345,6 +370,16 @@ class StoragePoolSpec(Model):
     reserved: Amount = Field(
         default="0", description="Space that is never given out: on each host, or of a shared pool once."
     )
+    thresholds: PoolThresholds = Field(
+        default_factory=PoolThresholds,
+        description="From when on the pool warns and takes nothing new; never when empty.",
+    )
+    allowed_namespaces: tuple[DnsLabel, ...] = Field(
+        default=(),
+        description="Namespaces whose volumes and machines may have data in it; empty means all. What is there already stays.",
+        max_length=256,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
     maintenance: bool = Field(default=False, description="No new disks while true.")
     image_cache: ImageCacheLimits = Field(
         default_factory=ImageCacheLimits, description="How much room images may take that no disk is made of."
@@ -363,6 +398,8 @@ class PoolHost(Model):
     ready: bool = Field(description="Whether the pool can be used there.")
     capacity: MeasuredBytes | None = Field(default=None, description="Space there is.")
     used: MeasuredBytes | None = Field(default=None, description="Space in use, by anybody.")
+    allocated: MeasuredBytes | None = Field(default=None, description="Space promised to volumes and machines' disks.")
+    unowned: int | None = Field(default=None, description="Files that nobody owns.")
     access: str | None = Field(default=None, description="How it reaches the pool and locks its disks, for people.")
     message: str | None = Field(default=None, description="Why it is not ready.")
 
@@ -375,6 +412,13 @@ class StoragePoolStatus(Status):
         default=None, description="Space on all hosts together; of a shared pool counted once."
     )
     used: MeasuredBytes | None = Field(default=None, description="Space in use, counted likewise.")
+    allocated: MeasuredBytes | None = Field(
+        default=None, description="Space promised to volumes and machines' disks, counted likewise."
+    )
+    unowned_files: int | None = Field(
+        default=None, description="Files in it that nobody owns: `kumulusctl pool unowned` lists them."
+    )
+    unowned_bytes: MeasuredBytes | None = Field(default=None, description="Space they take.")
     ready_hosts: int | None = Field(default=None, description="Hosts on which it can be used.")
     hosts: tuple[PoolHost, ...] = Field(
         default=(),
@@ -401,6 +445,9 @@ class StoragePool(Resource):
             Column("Hosts", ".status.readyHosts", "integer"),
             Column("Capacity", ".status.capacity"),
             Column("Used", ".status.used"),
+            Column("Allocated", ".status.allocated"),
+            Column("Reason", ".status.conditions[?(@.type=='AcceptsVolumes')].reason", priority=1),
+            Column("Unowned", ".status.unownedFiles", "integer", priority=1),
             Column("Age", ".metadata.creationTimestamp", "date"),
         ),
     )

@@ -60,13 +60,30 @@ class Content(Model):
     clone_mode: CloneMode | None = Field(default=None, description=_CLONE_MODE_IS)
 
 
+class ExistingData(Model):
+    """Data that lies in a pool and that nobody owns: it becomes the volume, and is not copied."""
+
+    pool: ObjectName = Field(description="Name of the StoragePool.")
+    host: ObjectName = Field(description="The host that has it.")
+    id: str = Field(
+        description="Its id: the uid of the Volume that it was, or what `kumulusctl pool unowned` shows.",
+        min_length=36,
+        max_length=36,
+        pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+    )
+    foreign: bool = Field(
+        default=False,
+        description="It was no volume of this namespace. Only who has the verb adopt on the StoragePool may say so.",
+    )
+
+
 class VolumeSource(Model):
     """What a volume begins with."""
 
     rules = (
         Rule(
-            "[has(self.image), has(self.volume), has(self.snapshot)].filter(set, set).size() == 1",
-            "set exactly one of image, volume and snapshot",
+            "[has(self.image), has(self.volume), has(self.snapshot), has(self.existing)].filter(set, set).size() == 1",
+            "set exactly one of image, volume, snapshot and existing",
         ),
         _CLONE_MODE,
     )
@@ -79,3 +96,6 @@ class VolumeSource(Model):
     )
     snapshot: ObjectName | None = Field(default=None, description="Name of a VolumeSnapshot of the namespace.")
     clone_mode: CloneMode | None = Field(default=None, description=_CLONE_MODE_IS)
+    existing: ExistingData | None = Field(
+        default=None, description="Data in a pool that nobody owns, such as that of a retained volume."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -29,6 +30,10 @@ def pool(name: str, promisable: int, *, open_: bool = True, **labels: str) -> Po
     return PoolView(PoolRef(uid=uid, name=name, driver=PoolDriver.DIR), promisable, open_, labels)
 
 
+def limited(name: str, *, stops_at: int | None = None, namespaces: tuple[str, ...] = ()) -> PoolView:
+    return replace(pool(name, 10), stops_at=stops_at, namespaces=namespaces)
+
+
 def host(*pools: PoolView, name: str = "h") -> HostView:
     return HostView(name, f"uid-{name}", "z", 8, 100, pools=pools)
 
@@ -53,6 +58,49 @@ def want(size: int, uid: str = "v", *, pool: str | None = None, **selector: str)
 def test_a_volume_goes_into_a_pool_that_suits_it(pools: tuple[PoolView, ...], volume: VolumeDemand, said: str) -> None:
     found = choose(host(*pools), Load(), 0, (volume,))
     assert (found.volumes["v"].name if isinstance(found, Pools) else found) == said
+
+
+@pytest.mark.parametrize(
+    ("pools", "volume", "said"),
+    [
+        ((limited("a", namespaces=("t",)),), want(1), "a"),
+        (
+            (limited("a", namespaces=("x",)), limited("b", namespaces=("y",))),
+            want(1),
+            "with storage pool a, b not allowed for namespace t",
+        ),
+        ((limited("a", namespaces=("x",)), limited("b")), want(1), "b"),
+        (
+            (limited("a", namespaces=("x",)), limited("b")),
+            want(1, pool="a"),
+            "with storage pool a not allowed for namespace t",
+        ),
+        ((limited("a", stops_at=90),), want(1), "with storage pool a filled to 90%, from which it takes nothing new"),
+        ((limited("a", stops_at=90), limited("b")), want(1), "b"),
+    ],
+)
+def test_pools_that_are_full_or_for_others_take_nothing(
+    pools: tuple[PoolView, ...], volume: VolumeDemand, said: str
+) -> None:
+    found = choose(host(*pools), Load(), 0, (volume,), "t")
+    assert (found.volumes["v"].name if isinstance(found, Pools) else found) == said
+    own = choose(host(*pools), Load(), 1, (), "t")
+    if volume.pool is None:
+        assert (own.own.name if isinstance(own, Pools) and own.own else own) == said
+
+
+def test_a_machine_keeps_the_pool_that_it_was_promised_when_that_fills_up() -> None:
+    made = Fleet()
+    made.put_host(host())
+    made.put_pool("h", limited("a"))
+    made.put_pool("h", limited("b"))
+    promised = made.pool_for(Demand(1, 1, 1), made.host("h") or host(), None, "t")
+    assert promised is not None
+    made.assign("vm", "h", Demand(1, 1, 1), promised.uid)
+    for name in ("a", "b"):
+        made.put_pool("h", limited(name, stops_at=90))
+    assert made.pool_for(Demand(1, 1, 1), made.host("h") or host(), "vm", "t") == promised
+    assert made.pool_for(Demand(1, 1, 1), made.host("h") or host(), "other", "t") is None
 
 
 SIZES = st.integers(0, 40)

@@ -25,7 +25,7 @@ def host(name: str = "a", *, deleting: bool = False, namespace: str | None = "ku
     return Host.parse({"metadata": metadata, "spec": {"zone": "z1"}, "status": {"namespace": namespace}})
 
 
-def order(name: str, state: str | None, message: str = "", capacity: int | None = None) -> WorkOrder:
+def order(name: str, state: str | None, message: str = "", capacity: int | None = None, used: int = 1) -> WorkOrder:
     ref = {"uid": UID, "name": "local", "driver": "dir", "parameters": {"path": "/x"}}
     return WorkOrder.parse(
         {
@@ -38,7 +38,7 @@ def order(name: str, state: str | None, message: str = "", capacity: int | None 
             "status": {
                 "state": state,
                 "message": message,
-                "pool": {"capacity": capacity, "used": 1} if capacity else None,
+                "pool": {"capacity": capacity, "used": used} if capacity else None,
             },
         }
     )
@@ -98,6 +98,50 @@ def test_phases(orders: tuple[WorkOrder, ...], phase: str, reason: str, says: st
 def test_maintenance_is_not_ready_but_counts() -> None:
     after = derive_status(Scope(pool(maintenance=True), (), (order("a", "Ready", capacity=10),)), NOW)
     assert after.phase == "Maintenance" and after.ready_hosts == 1 and after.capacity == 10
+
+
+@pytest.mark.parametrize(
+    ("used", "accepts", "reason", "low"),
+    [
+        ((79, 0), "True", "Accepts", False),
+        ((80, 0), "True", "Accepts", True),
+        ((89, 0), "True", "Accepts", True),
+        ((90, 0), "True", "OverThresholdOnSome", True),
+        ((95, 90), "False", "OverThreshold", True),
+    ],
+)
+def test_thresholds_are_explained(used: tuple[int, int], accepts: str, reason: str, low: bool) -> None:
+    orders = tuple(order(name, "Ready", capacity=100, used=share) for name, share in zip("ab", used, strict=True))
+    scope = Scope(pool(thresholds={"warnAt": 80, "stopNewVolumesAt": 90}), (), orders)
+    after = derive_status(scope, NOW)
+    found = after.condition("AcceptsVolumes")
+    assert found is not None and (found.status, found.reason) == (accepts, reason)
+    assert ("stopNewVolumesAt" in found.message) is reason.startswith("Over")
+    ready, warned = after.condition("Ready"), after.condition("SpaceLow")
+    assert ready is not None and ready.status == "True" and (warned is not None) is low
+    assert warned is None or "a" in warned.message
+
+
+def test_what_is_promised_is_summed() -> None:
+    orders = (order("a", "Ready", capacity=10), order("b", "Failed"))
+    after = derive_status(Scope(pool(), (), orders, (), {"a": 30, "b": 5}), NOW)
+    assert after.allocated == 35 and [host.allocated for host in after.hosts] == [30, 5]
+
+
+def test_what_nobody_owns_is_summed() -> None:
+    orders = tuple(
+        item.model_copy(
+            update={
+                "status": item.status.model_copy(
+                    update={"pool": PoolFacts(capacity=10, unowned_count=number, unowned_bytes=number * 100)}
+                )
+            }
+        )
+        for number, item in enumerate((order("a", "Ready"), order("b", "Ready"), order("c", "Ready")))
+    )
+    after = derive_status(Scope(pool(), (), orders), NOW)
+    assert (after.unowned_files, after.unowned_bytes) == (3, 300)
+    assert [host.unowned for host in after.hosts] == [0, 1, 2]
 
 
 def test_many_hosts_are_summed_and_some_listed() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.host import PoolRef, VolumeOrigin, WorkOrder
-from kumulus.api.storage import Attachment, ClusterImage, Image, Volume, VolumeClass, VolumePhase
+from kumulus.api.host import PoolRef, UnownedFile, UnownedKind, VolumeOrigin, WorkOrder
+from kumulus.api.storage import Attachment, ClusterImage, Image, StoragePool, Volume, VolumeClass, VolumePhase
 from kumulus_controllers.storage.volume_plan import (
     FIRST_USE,
     HANDING_OVER,
@@ -269,6 +269,61 @@ def test_a_volume_that_is_used_is_held_and_one_whose_host_is_gone_is_lost() -> N
     assert host_lost(Scope(there, host=Host.parse({"metadata": {"name": "h1"}, "spec": {"zone": "z"}}))) is None
     lost = host_lost(Scope(there))
     assert lost is not None and lost.reason == "HostGone"
+
+
+@pytest.mark.parametrize(("namespaces", "reason"), [((), None), (("ns",), None), (("other",), "PoolNotAllowed")])
+def test_a_pool_that_is_asked_for_must_be_for_the_namespace(namespaces: tuple[str, ...], reason: str | None) -> None:
+    spec = {"driver": "dir", "parameters": {"path": "/x"}, "allowedNamespaces": namespaces}
+    asked = StoragePool.parse({"metadata": {"name": "local", "uid": UID}, "spec": spec})
+    found = wanted(Scope(volume(size="1Gi", pool="local"), asked=asked))
+    assert (found.reason if isinstance(found, Lack) else None) == reason
+    placed = volume(size="1Gi", pool="local", status={"pool": "local", "host": "h1", "size": "1Gi"})
+    assert isinstance(wanted(Scope(placed, asked=asked)), Wanted), "what is there stays"
+
+
+DATA = {"pool": "local", "host": "h1", "id": OTHER}
+
+
+def file(kind: str = "Volume", namespace: str | None = "ns", size: int | None = GI) -> UnownedFile:
+    return UnownedFile(id=OTHER, kind=UnownedKind(kind), name="volumes/x", virtual_size=size, namespace=namespace)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "found", "spec", "reason"),
+    [
+        (False, file(), {}, None),
+        (False, None, {}, "DataNotFound"),
+        (False, file(namespace="other"), {}, "DataNotFound"),
+        (False, file(namespace=None), {}, "DataNotFound"),
+        (False, file("File"), {}, "DataNotFound"),
+        (True, file(namespace="other"), {}, None),
+        (True, file("File", None), {}, None),
+        (True, file("File", None, size=None), {}, "DataNotADisk"),
+        (True, file("Disk", None), {}, "DataNotADisk"),
+        (False, file(), {"size": "512Mi"}, "DiskTooSmall"),
+        (False, file(), {"size": "2Gi"}, None),
+        (False, file(), {"pool": "other"}, "PoolMismatch"),
+    ],
+)
+def test_data_in_a_pool_becomes_a_volume_of_who_may_have_it(
+    foreign: bool, found: UnownedFile | None, spec: dict[str, Any], reason: str | None
+) -> None:
+    asked = StoragePool.parse({"metadata": {"name": "local"}, "spec": {"driver": "dir", "parameters": {"path": "/x"}}})
+    some = volume(source={"existing": {**DATA, "foreign": foreign}}, **spec)
+    want = wanted(Scope(some, asked=asked, existing=found))
+    if reason is not None:
+        assert isinstance(want, Lack) and want.reason == reason
+        return
+    assert isinstance(want, Wanted) and want.origin is not None and want.origin.existing is not None
+    assert (want.origin.existing.id, want.origin.existing.foreign) == (OTHER, foreign)
+    assert want.size == (2 * GI if spec else GI)
+    taken = wanted(Scope(some, asked=asked, existing=found, existing_owned=True))
+    assert isinstance(taken, Lack) and taken.reason == "DataNotFound", "it is a volume's that there is"
+
+
+def test_data_in_a_pool_that_is_not_there_waits() -> None:
+    want = wanted(Scope(volume(source={"existing": DATA}), existing=file()))
+    assert isinstance(want, Lack) and want.reason == "PoolNotFound"
 
 
 HERE = Host.parse({"metadata": {"name": "h1"}, "spec": {"zone": "z"}})

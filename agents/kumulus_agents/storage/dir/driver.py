@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager
 from weakref import WeakValueDictionary
 
 from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import OPTICAL, ImageContent, ImageFormat
+from kumulus_agents.storage.adoption import Unclaimed
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.claims import Claims
-from kumulus_agents.storage.dir import disks, images, keepers, snapshots, uses, volumes
+from kumulus_agents.storage.dir import adopted, disks, images, keepers, snapshots, unowned, uses, volumes
 from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.dir.volumes import Source
 from kumulus_agents.storage.faults import told_as
@@ -57,6 +58,10 @@ class DirStorage:
         """Volumes by how many copies of them, or of their snapshots, are being made."""
         self._merging: set[str] = set()
         """Volumes whose layers are being merged, here or by an emulator."""
+
+    def expect(self) -> None:
+        """See `Expecting.expect`."""
+        self._pool.expect()
 
     async def prepare(self) -> Usage:
         """See `StorageDriver.prepare`. PathNotAllowed, PoolUnsafe and PoolReadOnly are its own reasons."""
@@ -279,6 +284,28 @@ class DirStorage:
                 await in_thread(volumes.remove, self._pool, uid)
                 if self._pool.shared:
                     await in_thread(keepers.remove, self._pool, uid)
+
+    async def unowned(self, owned: Collection[str]) -> Unclaimed:
+        """See `Adopting.unowned`."""
+        with told_as("look for files that nobody owns"):
+            return await in_thread(unowned.summary, self._pool, owned)
+
+    async def adopt_volume(
+        self, uid: str, id: str, owned: Collection[str], namespace: str | None, *, foreign: bool
+    ) -> StoredVolume:
+        """See `Adopting.adopt_volume`."""
+        async with self._lock("adoption"), self._lock(f"volume {uid_of(uid)}"):
+            if (found := await self.volume(uid)) is not None:
+                return found
+            with told_as("adopt the data"):
+                await adopted.adopt(self._pool, self._settings, uid, uid_of(id), owned, namespace, foreign=foreign)
+            return await self._present(uid)
+
+    async def retain_volume(self, uid: str, namespace: str | None, name: str) -> None:
+        """See `Adopting.retain_volume`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            with told_as("note whose the volume was"):
+                await in_thread(adopted.retain, self._pool, uid, namespace, name)
 
     async def snapshot(self, volume: str, snapshot: str) -> StoredSnapshot | None:
         """See `StorageDriver.snapshot`."""
