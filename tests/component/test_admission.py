@@ -88,6 +88,11 @@ IMAGE: Raw = {
     "minDisk": "2Gi",
 }
 
+OCI: Raw = {
+    "source": {"oci": {"reference": "quay.io/containerdisks/debian:12", "secret": "quay", "layout": "ContainerDisk"}},
+    "format": "qcow2",
+}
+
 GOOD: Mapping[type[Resource], Raw] = {
     VirtualMachine: VM,
     InstanceType: {"cpus": 1, "memory": "512Mi", "allowedNamespaces": ["a", "b"]},
@@ -125,6 +130,21 @@ ORDERS: Mapping[str, Raw] = {
     "disk": {
         "type": "Disk",
         "disk": {"pool": POOL, "importImage": {"image": ORDERED_IMAGE, "http": {"url": "https://example.com/x"}}},
+    },
+    "registry": {
+        "type": "Disk",
+        "disk": {
+            "pool": POOL,
+            "importImage": {
+                "image": {"uid": UID, "format": "raw"},
+                "oci": {
+                    "reference": "quay.io/a:1",
+                    "architecture": "x86_64",
+                    "secret": "pull-1",
+                    "digest": f"sha256:{SHA}",
+                },
+            },
+        },
     },
     "volume": {"type": "Disk", "disk": {"pool": POOL, "volume": {"uid": UID, "size": 2**30}}},
     "snapshot": {
@@ -332,7 +352,6 @@ BAD = [
         "exactly one of importImage and volume",
     ),
     Bad(WorkOrder, "spec.instance.disks.0.volume", UID, "exactly one of image and volume"),
-    Bad(Image, "spec.source", {}, "exactly one of"),
     Bad(Image, "spec.source.upload", {}, "exactly one of"),
     Bad(ClusterImage, "spec.source", {"upload": {}}, "only an Image can be uploaded"),
     *(Bad(ImageUpload, "spec.tokenSha256", digest) for digest in (GONE, "", "ab" * 31, "AB" * 32)),
@@ -340,6 +359,59 @@ BAD = [
     *(Bad(ImageUpload, "spec.image", name) for name in (GONE, "", "a.b", "../x")),
     Bad(Image, "spec.cachePolicy", "Nowhere"),
     Bad(StoragePool, "spec.imageCache.maxSize", "-1"),
+    Bad(Image, "spec.source", {}, "exactly one of http, oci and upload"),
+    Bad(Image, "spec.allowedNamespaces", ["A_"], "spec.allowedNamespaces[0]"),
+    Bad(Image, "spec.allowedNamespaces", ["a"] * 300, "spec.allowedNamespaces"),
+    Bad(Volume, "spec.source", {"volume": "other", "imageNamespace": "golden"}, "imageNamespace is for image"),
+    *(Bad(Volume, "spec.source.imageNamespace", name) for name in ("", "../x", "A", "a.b")),
+    *(
+        Bad(VirtualMachine, "spec.disks.0.ephemeral.imageNamespace", name, "spec.disks[0].ephemeral.imageNamespace")
+        for name in ("", "../x", "A")
+    ),
+    Bad(Image, "spec.source.oci", OCI["source"]["oci"], "exactly one of http, oci and upload"),
+    Bad(
+        WorkOrder,
+        "spec",
+        {"type": "Disk", "for": FOR, "disk": {"pool": POOL, "importImage": {"image": ORDERED_IMAGE}}},
+        "exactly one of http, oci and upload",
+    ),
+    Bad(Image, "spec", {**OCI, "source": {"oci": {}}}, "spec.source.oci.reference"),
+    *(
+        Bad(Image, "spec", {**OCI, "source": {"oci": {"reference": reference}}}, "spec.source.oci.reference")
+        for reference in (
+            "",
+            "debian",
+            "debian:12",
+            "library/debian",
+            "https://quay.io/a",
+            "quay.io",
+            "quay.io/",
+            "quay.io/A",
+            "quay.io/../a",
+            "quay.io/a:",
+            "quay.io/a@sha256:0",
+            "user@quay.io/a",
+            "quay.io/a?b",
+            "quay.io/a b",
+            "quay.io/a\n",
+            "quay.io/" + "a" * 600,
+        )
+    ),
+    *(
+        Bad(
+            Image,
+            "spec",
+            {**OCI, "source": {"oci": {**OCI["source"]["oci"], field: value}}},
+            f"spec.source.oci.{field}",
+        )
+        for field, value in (
+            ("secret", ""),
+            ("secret", "../x"),
+            ("secret", "A"),
+            ("layout", "Docker"),
+            ("caBundle", "x" * 70000),
+        )
+    ),
     Bad(StoragePool, "spec.parameters", GONE, "spec.parameters.path"),
     Bad(StoragePool, "spec.parameters", {}, "spec.parameters.path"),
     Bad(StoragePool, "spec", {"driver": "nfs"}, "spec.parameters.nfs"),
@@ -619,6 +691,8 @@ CHANGES = [
     Change(VirtualMachine, "spec.disks", [disk("root")], before={"spec.disks": GONE}),
     Change(VirtualMachine, "spec.disks.0.ephemeral.image", "other", "spec.disks"),
     Change(VirtualMachine, "spec.disks.0.ephemeral.size", "20Gi", "spec.disks"),
+    Change(VirtualMachine, "spec.disks.0.ephemeral.imageNamespace", "other", "spec.disks"),
+    Change(Volume, "spec.source.imageNamespace", "other", "spec.source"),
     Change(VirtualMachine, "spec.disks.0.ephemeral.size", GONE, "spec.disks"),
     Change(VirtualMachine, "spec.cloudInit.userData", "#!/bin/sh", "spec.cloudInit"),
     Change(VirtualMachine, "spec.cloudInit", GONE),
@@ -627,6 +701,10 @@ CHANGES = [
     Change(ConsoleRequest, "spec.maxBytes", 1, "spec"),
     Change(Image, "spec.source.http.url", "https://example.com/other", "spec.source"),
     Change(Image, "spec.checksum.sha256", "f" * 64, "spec.checksum"),
+    Change(Image, "spec.checksum", GONE, before={"spec.source": OCI["source"]}),
+    Change(Image, "spec.source", OCI["source"]),
+    Change(Image, "spec.source.oci.reference", "quay.io/other", "spec.source", before={"spec.source": OCI["source"]}),
+    Change(Image, "spec.source.oci.secret", GONE, "spec.source", before={"spec.source": OCI["source"]}),
     Change(Image, "spec.compression", "xz"),
     Change(Image, "spec.format", "raw"),
     Change(ImageUpload, "spec.image", "other", "spec"),
@@ -701,6 +779,7 @@ ALLOWED = [
     Change(VirtualMachineRestore, "spec.ttlSecondsAfterFinished", 60),
     Change(Host, "spec.unschedulable", True),
     Change(StoragePool, "spec.maintenance", True),
+    Change(Image, "spec.allowedNamespaces", ["a"]),
     Change(StoragePool, "spec.thresholds", GONE),
     Change(StoragePool, "spec.allowedNamespaces", GONE),
     Change(WorkOrder, "spec.term", 6),
@@ -746,6 +825,24 @@ GOOD_VARIANTS = [
     (VirtualMachine, {**VM, "placement": {"tolerations": [{"operator": "Exists"}]}}),
     (Image, {**IMAGE, "source": {"http": {"url": "http://[2001:db8::1]:8080/x.img"}}}),
     (Image, {**IMAGE, "source": {"http": {"url": "https://example.com"}}}),
+    *(
+        (kind, {**OCI, "source": {"oci": {"reference": reference}}})
+        for kind in (Image, ClusterImage)
+        for reference in (
+            "quay.io/a",
+            "127.0.0.1:5000/a/b_c/d--e:1.0_x",
+            "localhost:5000/a",
+            f"r.example/a@sha256:{SHA}",
+            f"r.example:1/a:b@sha256:{SHA}",
+        )
+    ),
+    (Image, {**OCI, "checksum": {"sha256": SHA}, "allowedNamespaces": ["team-a", "team-b"]}),
+    (Volume, {"source": {"image": "debian", "imageNamespace": "golden"}}),
+    (VirtualMachine, {**VM, "disks": [{"name": "d", "ephemeral": {"image": "debian", "imageNamespace": "golden"}}]}),
+    (
+        VirtualMachine,
+        {**VM, "disks": [{"name": "d", "volumeTemplate": {"source": {"image": "d", "imageNamespace": "golden"}}}]},
+    ),
     (Image, {**IMAGE, "source": {"http": {"url": "https://example.com/a@b?c=@"}}}),
 ]
 

@@ -38,6 +38,7 @@ from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
 from kumulus_agents.agent.report import MachineFacts, Reporter
 from kumulus_agents.agent.reservations import Reservations
+from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.agent.snapshot import Snapshots
 from kumulus_agents.agent.tidying import Tidying
@@ -175,9 +176,9 @@ class Agent:
         drivers = self._drivers
         reservations = Reservations(lambda volume: freed(volume))
         tidying = Tidying(drivers.hypervisor, reservations)
+        secrets = Secrets(self._client, self.place.namespace)
         steps = InstanceSteps(
-            self._client,
-            self.place.namespace,
+            secrets,
             drivers.hypervisor,
             pools,
             drivers.files,
@@ -219,6 +220,7 @@ class Agent:
             pools,
             drivers.hypervisor,
             work,
+            secrets,
             tasks,
             wake=self._wake,
             arrived=arrived,

@@ -39,6 +39,7 @@ WAITED_FOR = frozenset(
         "VolumeBusy",
         "SnapshotInUse",
         "HypervisorUnavailable",
+        "SecretNotFound",
     }
 )
 """Reasons that nobody has to do anything about but wait."""
@@ -200,7 +201,7 @@ class DiskWork:
         job.reported_at = now
         done = job.progress
         if done is not None:
-            progress = Progress(bytes=done.bytes, total=done.total, rate=done.rate)
+            progress = Progress(bytes=done.bytes, total=done.total, rate=done.rate, remaining_seconds=done.remaining)
             facts = facts.model_copy(update={"progress": progress})
         await self._orders.report(
             order,

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import Awaitable, Callable, Mapping
 
 from kumulus.api.host import InstanceDisk, InstanceOrder, SeedRef, WorkOrder
 from kumulus.api.qos import UNLIMITED
 from kumulus.api.volumes import CacheMode
-from kumulus.kube.builtin import SECRET
-from kumulus.kube.client import KubeClient
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_scope import (
     Attach,
@@ -30,6 +26,7 @@ from kumulus_agents.agent.instance_scope import (
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
+from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainSpec, Hypervisor, Marks
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.source import DiskSource, FileSource
@@ -44,8 +41,7 @@ class InstanceSteps:
 
     def __init__(
         self,
-        client: KubeClient,
-        namespace: str,
+        secrets: Secrets,
         hypervisor: Hypervisor,
         pools: Pools,
         files: InstanceFiles,
@@ -55,8 +51,7 @@ class InstanceSteps:
     ) -> None:
         """`has` says whether this host sees to a volume of a pool that hosts share."""
         self._has = has
-        self._client = client
-        self._namespace = namespace
+        self._secrets = secrets
         self._hypervisor = hypervisor
         self._pools = pools
         self._files = files
@@ -120,7 +115,7 @@ class InstanceSteps:
     async def _start(self, order: InstanceOrder, marks: Marks, slow: Callable[[], Awaitable[None]]) -> None:
         for disk in order.disks:
             if disk.volume is not None:
-                await self._volume(disk, disk.volume)
+                await self._present(disk, disk.volume)
             elif disk.image is not None and await self._pools.driver(disk.pool).image(disk.image.uid) is None:
                 raise Missing(
                     "ImageNotReady", f"the image of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
@@ -197,13 +192,14 @@ class InstanceSteps:
             if disk.volume == volume:
                 await self._hypervisor.limit_disk(order.uid, volume, disk.qos or UNLIMITED)
 
+    async def _present(self, disk: InstanceDisk, volume: str) -> None:
+        if await self._pools.driver(disk.pool).volume(volume) is None:
+            raise _not_there(disk)
+
     async def _volume(self, disk: InstanceDisk, volume: str) -> DomainDisk:
         if disk.pool.shared and not self._has(volume):
-            raise Missing(
-                "VolumeNotReady",
-                f"the volume of disk {disk.name} is in pool {disk.pool.name}, and another host may still have it",
-            )
-        stored = await self._pools.driver(disk.pool).volume(volume)
+            raise _not_there(disk)
+        stored = await self._pools.driver(disk.pool).open_volume(volume)
         if stored is None:
             raise Missing(
                 "VolumeNotReady", f"the volume of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
@@ -222,13 +218,7 @@ class InstanceSteps:
     async def _seed(self, seed: SeedRef) -> Mapping[str, bytes]:
         if seed.secret is None:
             return {name: text.encode() for name, text in (seed.data or {}).items()}
-        secret = await self._client.find(SECRET, seed.secret, self._namespace)
-        if secret is None:
-            raise Missing("SecretNotFound", f"the Secret {seed.secret} with the first-boot data is not there")
-        try:
-            return {name: base64.b64decode(data, validate=True) for name, data in (secret.get("data") or {}).items()}
-        except binascii.Error:
-            raise Missing("SecretUnreadable", f"the Secret {seed.secret} is not valid base64") from None
+        return await self._secrets.read(seed.secret, "the first-boot data")
 
     async def _remove(self, order: InstanceOrder) -> None:
         """What was made for the machine alone; volumes have a life of their own."""
@@ -236,6 +226,10 @@ class InstanceSteps:
         for pool in {disk.pool.uid: disk.pool for disk in order.disks}.values():
             await self._pools.driver(pool).remove_disks(order.uid)
         await self._files.remove(order.uid)
+
+
+def _not_there(disk: InstanceDisk) -> Missing:
+    return Missing("VolumeNotReady", f"the volume of disk {disk.name} is not in pool {disk.pool.name} on this host yet")
 
 
 async def _failure_of(work: Awaitable[None]) -> Exception | None:

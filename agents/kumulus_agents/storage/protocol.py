@@ -7,16 +7,14 @@ at any line: a half-made file is never taken for a whole one.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from kumulus.api.host import HttpFetch, ImageRef, UploadFetch, VolumeOrigin
+from kumulus.api.host import HttpFetch, ImageRef, OciFetch, UploadFetch, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import ImageContent
 from kumulus_agents.storage.source import DiskSource, LayerFile
-
-ImageSource = HttpFetch | UploadFetch
-"""Where an image comes from; of an upload, all of it has arrived."""
+from kumulus_agents.storage.tracking import Extent
 
 
 class StorageError(Exception):
@@ -44,6 +42,26 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """Who asks a registry. Never in a log, a status, an argument or a file."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySource:
+    """An image in a registry, and what opens that."""
+
+    fetch: OciFetch
+    login: Login | None = None
+
+
+ImageSource = HttpFetch | RegistrySource | UploadFetch
+"""Where an image comes from."""
+
+
+@dataclass(frozen=True, slots=True)
 class StoredImage:
     """An image that is whole, verified and converted, in the pool."""
 
@@ -58,6 +76,8 @@ class StoredImage:
     virtual_size: int
     size: int
     """Bytes it takes."""
+    digest: str | None = None
+    """What its reference was resolved to, of an image that this pool got from a registry."""
     content: ImageContent | None = None
     """The file, to the byte, when that is known (`whole.WholeImages`)."""
 
@@ -134,11 +154,31 @@ class ImportProgress:
     rate: int | None
     """Bytes per second, lately."""
 
+    @property
+    def remaining(self) -> int | None:
+        """Seconds that the stage still takes at that rate, rounded up; None when that cannot be said."""
+        if self.total is None or not self.rate:
+            return None
+        return -(-max(self.total - self.bytes, 0) // self.rate)
+
 
 ProgressListener = Callable[[ImportProgress], None]
 
 Resize = Callable[[int], Awaitable[None]]
 """Has the emulator that uses a volume make its disk so many bytes large; returns when it is."""
+
+
+def same(found: StoredImage, image: ImageRef, source: ImageSource) -> StoredImage:
+    """The image that was found in a pool, if it is the wanted one. Raises `StorageError(reason="ImageConflict")`."""
+    pinned = source.fetch.digest if isinstance(source, RegistrySource) else None
+    other = pinned is not None and found.digest is not None and found.digest != pinned
+    if (image.sha256 or found.sha256) != found.sha256 or other:
+        raise StorageError(
+            "The pool has this image with another checksum. Remove the image and make a new one.",
+            reason="ImageConflict",
+            retryable=False,
+        )
+    return found
 
 
 class StorageDriver(Protocol):
@@ -153,6 +193,8 @@ class StorageDriver(Protocol):
     async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
         """Bring an image into the pool: fetch (resuming a cut transfer), verify while streaming, unpack, inspect by a
         parser that does not trust it, convert, all in a cage. There already: nothing. Cancelling leaves a resumable part.
+
+        A registry's reference is resolved once: what it was resolved to is in the image's `digest`.
 
         Raises `StorageError`; nothing of a refused image stays.
         """
@@ -180,6 +222,10 @@ class StorageDriver(Protocol):
 
     async def volume(self, uid: str) -> StoredVolume | None:
         """The volume of that uid, if it is whole. Cheap."""
+
+    async def open_volume(self, uid: str) -> StoredVolume | None:
+        """The volume of that uid, if it is whole, about to be opened by an emulator: what one that was killed left in it is
+        put in order."""
 
     async def ensure_volume(
         self,
@@ -221,12 +267,13 @@ class StorageDriver(Protocol):
     async def snapshot(self, volume: str, snapshot: str) -> StoredSnapshot | None:
         """The volume's snapshot of that uid. Cheap."""
 
-    async def begin_snapshot(self, volume: str, snapshot: str) -> StoredVolume:
+    async def begin_snapshot(self, volume: str, snapshot: str, *, live: bool = False) -> StoredVolume:
         """Put a new, empty layer on the volume: what there is becomes the snapshot as soon as nobody writes to it any more.
 
         Durable when it returns: whoever opens the volume from now on opens the new layer. An emulator that has the
         volume must be given the new one, or `adopt` must be told what it has. A snapshot of that uid that was begun and
-        not confirmed is given up first; one that was confirmed is left as it is.
+        not confirmed is given up first; one that was confirmed is left as it is. `live`: an emulator that is on will go
+        over to the layer, and goes on remembering there what is written.
 
         Raises `StorageError`: VolumeNotReady, NoSpace.
         """
@@ -243,6 +290,13 @@ class StorageDriver(Protocol):
         """The snapshot is wanted no more. Its space is free after the merges that `next_merge` asks for. Gone: nothing.
 
         Raises `StorageError(reason="SnapshotInUse")` while it is being copied or a volume is linked to it.
+        """
+
+    async def changes(self, volume: str, since: str | None = None, until: str | None = None) -> list[Extent]:
+        """The parts of the disk that were written after the snapshot `since` was taken (None: since the volume was made)
+        and before `until` (None: now), in order; never less than that, maybe a little more.
+
+        Raises `StorageError`: VolumeNotReady or SnapshotNotReady when it is missing, VolumeInUse while somebody writes.
         """
 
     async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:

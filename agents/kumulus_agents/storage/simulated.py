@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
-from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
+from kumulus.api.host import ImageRef, OciFetch, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
 from kumulus_agents.storage.keepers import refuse_older
@@ -18,6 +19,7 @@ from kumulus_agents.storage.protocol import (
     ImageSource,
     Merge,
     ProgressListener,
+    RegistrySource,
     Resize,
     StorageDriver,
     StorageError,
@@ -26,10 +28,12 @@ from kumulus_agents.storage.protocol import (
     StoredSnapshot,
     StoredVolume,
     Usage,
+    same,
 )
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.source import FileSource, LayerFile
+from kumulus_agents.storage.tracking import Extent
 
 _STEPS = 4
 _THIN = 200 << 10
@@ -99,7 +103,7 @@ class SimulatedStorage:
         try:
             async with lock:
                 if (found := self.state.images.get(uid)) is not None:
-                    return self._same(found, image)
+                    return same(found, image, source)
                 self._perhaps_fail("import_image")
                 await self._download(progress)
                 self._perhaps_fail("import_image.end")
@@ -108,9 +112,10 @@ class SimulatedStorage:
                     path=f"{self._path}/images/{uid}.qcow2",
                     format="qcow2",
                     source_format=image.format,
-                    sha256=image.sha256,
+                    sha256=image.sha256 or hashlib.sha256(uid.encode()).hexdigest(),
                     virtual_size=self._settings.virtual_size,
                     size=self._settings.image_bytes,
+                    digest=_resolved(source.fetch) if isinstance(source, RegistrySource) else None,
                 )
                 self.state.images[uid] = made
                 return made
@@ -171,6 +176,10 @@ class SimulatedStorage:
         self._perhaps_fail("volume")
         found = self.state.volumes.get(uid_of(uid))
         return self._seen(uid, *found) if found is not None else None
+
+    async def open_volume(self, uid: str) -> StoredVolume | None:
+        """See `StorageDriver.open_volume`."""
+        return await self.volume(uid)
 
     async def ensure_volume(
         self,
@@ -264,7 +273,7 @@ class SimulatedStorage:
             return StoredSnapshot(size, _THIN, None)
         return StoredSnapshot(size, _THIN, kept.taken.at, tuple(Indication(one) for one in kept.taken.indications))
 
-    async def begin_snapshot(self, volume: str, snapshot: str) -> StoredVolume:
+    async def begin_snapshot(self, volume: str, snapshot: str, *, live: bool = False) -> StoredVolume:
         """See `StorageDriver.begin_snapshot`."""
         uid_of(snapshot)
         async with self._locks[uid_of(volume)]:
@@ -303,6 +312,14 @@ class SimulatedStorage:
                 if kept is not None and (volume, kept.layer) in self.state.bases.values():
                     raise StorageError("Volumes are linked to the snapshot.", reason="SnapshotInUse")
                 self.state.layers[volume] = layers.forgotten(snapshot)
+
+    async def changes(self, volume: str, since: str | None = None, until: str | None = None) -> list[Extent]:
+        """See `StorageDriver.changes`. Nothing is ever written here, so all of it may have been."""
+        layers = self._layers(uid_of(volume))
+        for snapshot in (since, until):
+            if snapshot is not None and uid_of(snapshot) not in layers.snapshots:
+                raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
+        return [Extent(0, self.state.volumes[volume][1].virtual_size)]
 
     async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
         """See `StorageDriver.revert_volume`."""
@@ -422,16 +439,13 @@ class SimulatedStorage:
         pace.stage("Inspecting", total, total)
         pace.stage("Converting", 0, self._settings.virtual_size)
 
-    def _same(self, found: StoredImage, image: ImageRef) -> StoredImage:
-        if found.sha256 != image.sha256:
-            raise StorageError(
-                "The pool has this image with another checksum.", reason="ImageConflict", retryable=False
-            )
-        return found
-
     def _perhaps_fail(self, verb: str) -> None:
         if self._failures[verb]:
             raise self._failures[verb].popleft()
+
+
+def _resolved(fetch: OciFetch) -> str:
+    return fetch.digest or f"sha256:{hashlib.sha256(fetch.reference.encode()).hexdigest()}"
 
 
 def make(pool: PoolRef, settings: StorageSettings) -> StorageDriver:

@@ -25,7 +25,7 @@ from kumulus.api.host import (
     WorkType,
     instance_order_name,
 )
-from kumulus.api.storage import ClusterImage, Image, Volume
+from kumulus.api.storage import Volume
 from kumulus.api.volumes import ReclaimPolicy
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.errors import AlreadyExists, NotFound, Refused
@@ -42,6 +42,7 @@ from kumulus_controllers.compute.resolve import (
     attached_disks,
     drives,
     held,
+    image_of,
     misplaced,
     placement_request,
     resolve,
@@ -56,6 +57,7 @@ from kumulus_controllers.planning.views import Demand, Placement, Refusal
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage.copies import Copies
 from kumulus_controllers.storage.image import order_import
+from kumulus_controllers.storage.sharing import Images
 from kumulus_controllers.storage.volume_plan import Wanted
 from kumulus_controllers.storage.volumes import Volumes
 
@@ -79,8 +81,7 @@ class MachineReconciler:
         self._fleet = fleet
         self._machines = caches.store(VirtualMachine)
         self._types = caches.store(InstanceType)
-        self._images = caches.store(Image)
-        self._cluster_images = caches.store(ClusterImage)
+        self._images = Images(caches)
         self._hosts = caches.store(Host)
         self._zones = caches.store(Zone)
         self._volumes = Volumes(caches)
@@ -134,10 +135,11 @@ class MachineReconciler:
     def _images_of(self, vm: VirtualMachine) -> Mapping[str, AnyImage]:
         found: dict[str, AnyImage] = {}
         for disk in vm.spec.disks:
-            if (name := disk.image) is not None:
-                image = self._images.get(name, vm.namespace) or self._cluster_images.get(name)
+            wanted = image_of(vm, disk)
+            if wanted is not None:
+                image = self._images.find(wanted)
                 if image is not None:
-                    found[name] = image
+                    found[wanted.key] = image
         return found
 
     async def reconcile(self, key: Key) -> Result:

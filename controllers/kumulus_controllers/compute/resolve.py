@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from kumulus.api.compute import Disk, PowerState, ResolvedImage, ResolvedSize, VirtualMachine
 from kumulus.api.host import Drive, InstanceDisk, PoolRef
 from kumulus.api.quantity import to_bytes
-from kumulus.api.storage import OPTICAL, ClusterImage, ImagePhase
+from kumulus.api.storage import OPTICAL, ImagePhase
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.planning.views import Demand, Request
 from kumulus_controllers.storage.image import image_ref
+from kumulus_controllers.storage.sharing import NotUsable, Reference, usable
 from kumulus_controllers.storage.volume_plan import HANDING_OVER, MADE_FOR, Lack, Manner, Wanted
 
 
@@ -59,6 +60,8 @@ class Resolution:
     disks: tuple[ResolvedDisk, ...]
     selector: dict[str, str]
     volumes: tuple[ResolvedVolume, ...] = ()
+    namespace: str | None = None
+    """Of the machine."""
 
     @property
     def images(self) -> tuple[ResolvedImage, ...]:
@@ -67,9 +70,10 @@ class Resolution:
             ResolvedImage(
                 disk=disk.name,
                 kind=disk.image.KIND.kind,
+                namespace=disk.image.namespace if disk.image.namespace != self.namespace else None,
                 name=disk.image.name,
                 uid=disk.image.uid,
-                sha256=disk.image.spec.checksum.sha256,
+                sha256=image_ref(disk.image).sha256 or "",
             )
             for disk in self.disks
         )
@@ -100,7 +104,7 @@ def resolve(scope: Scope) -> Resolution | Problem:
                 return use
             volumes.append(ResolvedVolume(disk.name, use))
             continue
-        found = _image(scope, disk.name, disk.ephemeral.image)
+        found = _image(scope, disk)
         if isinstance(found, Problem):
             return found
         size_bytes = max(found.status.virtual_size or 0, to_bytes(disk.ephemeral.size) if disk.ephemeral.size else 0)
@@ -123,6 +127,7 @@ def resolve(scope: Scope) -> Resolution | Problem:
         tuple(disks),
         {**selector, **scope.vm.spec.placement.host_selector},
         tuple(volumes),
+        scope.vm.namespace,
     )
 
 
@@ -239,7 +244,7 @@ def disc_of(scope: Scope, disk: Disk) -> AnyImage | Problem | None:
     """The disc that is to be in a drive, or why it cannot be yet; None for an empty drive."""
     if disk.image is None:
         return None
-    image = _image(scope, disk.name, disk.image)
+    image = _image(scope, disk)
     if not isinstance(image, Problem) and image.spec.format not in OPTICAL:
         return Problem(
             "ImageNotADisc",
@@ -319,22 +324,22 @@ def _size(scope: Scope) -> ResolvedSize | Problem:
     return ResolvedSize(cpus=offering.spec.cpus, memory=offering.spec.memory)
 
 
-def _image(scope: Scope, disk: str, name: str) -> AnyImage | Problem:
+def image_of(vm: VirtualMachine, disk: Disk) -> Reference | None:
+    """The image as the disk names it; None when it names none."""
+    return Reference(disk.image, vm.namespace or "", disk.image_namespace) if disk.image is not None else None
+
+
+def _image(scope: Scope, disk: Disk) -> AnyImage | Problem:
     volumes = "VolumesReady"
-    image = scope.images.get(name)
-    recorded = next((item for item in scope.vm.status.images if item.disk == disk), None)
-    if image is None or (image.deleting and recorded is None):
-        return Problem(
-            "ImageNotFound", f"There is no Image {name} in the namespace and no ClusterImage of that name.", volumes
-        )
-    if (
-        isinstance(image, ClusterImage)
-        and image.spec.allowed_namespaces
-        and scope.vm.namespace not in image.spec.allowed_namespaces
-    ):
-        return Problem(
-            "ImageNotAllowed", f"ClusterImage {name} may not be used in namespace {scope.vm.namespace}.", volumes
-        )
+    reference = image_of(scope.vm, disk)
+    assert reference is not None
+    name, image = reference.key, scope.images.get(reference.key)
+    kept = {(item.disk, item.uid) for item in scope.vm.status.images}
+    if image is None or (disk.name, image.uid) not in kept:
+        found = usable(image, reference)
+        if isinstance(found, NotUsable):
+            return Problem(found.reason, found.message, volumes)
+        image = found
     if image.status.phase is ImagePhase.READY:
         return image
     ready = image.status.condition("Ready")

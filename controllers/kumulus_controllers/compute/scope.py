@@ -26,7 +26,7 @@ class Scope:
     """The host it is placed on, if that host exists."""
     instance_type: InstanceType | None
     images: Mapping[str, AnyImage]
-    """By the name that a disk uses."""
+    """By the name that a disk uses (`Reference.key`)."""
     zone_exists: bool = True
     volumes: Mapping[str, Use] = field(default_factory=dict)
     """By the name of the disk; only those that exist."""

@@ -26,11 +26,16 @@ HOST = "host"
 def _uses(vm: VirtualMachine) -> list[str]:
     """What the machine waits for by name: while it is not placed, and of discs for drives always."""
     if vm.status.host is not None:
-        return [f"image/{disk.image}" for disk in vm.spec.disks if disk.cdrom and disk.image]
-    names = [f"image/{disk.image}" for disk in vm.spec.disks if disk.image]
+        return [_image_key(disk.image, disk.image_namespace) for disk in vm.spec.disks if disk.cdrom and disk.image]
+    names = [_image_key(disk.image, disk.image_namespace) for disk in vm.spec.disks if disk.image]
     if vm.spec.instance_type:
         names.append(f"instancetype/{vm.spec.instance_type}")
     return names
+
+
+def _image_key(name: str, namespace: str | None) -> str:
+    """Of an image that is named with its namespace, or without."""
+    return f"image/{namespace}/{name}" if namespace is not None else f"image/{name}"
 
 
 class Wakeups:
@@ -77,7 +82,9 @@ class Wakeups:
             if item is not None and not (
                 before and after and before.status.conditions == after.status.conditions and before.spec == after.spec
             ):
-                self._enqueue_users(enqueue, f"image/{item.name}", item.namespace)
+                self._enqueue_users(enqueue, _image_key(item.name, None), item.namespace)
+                if item.namespace is not None:
+                    self._enqueue_users(enqueue, _image_key(item.name, item.namespace), None)
 
         def type_changed(before: InstanceType | None, after: InstanceType | None) -> None:
             item = after or before

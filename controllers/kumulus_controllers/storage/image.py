@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from kumulus.api.base import FINALIZER, ObjectRef
+from kumulus.api.base import FINALIZER, PLATFORM_NAMESPACE, ObjectRef
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import (
     WAITING_FOR_UPLOAD,
@@ -17,6 +17,7 @@ from kumulus.api.host import (
     ImageCopy,
     ImageImport,
     ImageRef,
+    OciFetch,
     PoolRef,
     UploadFetch,
     WorkOrder,
@@ -24,6 +25,7 @@ from kumulus.api.host import (
     WorkState,
     WorkType,
     image_order_name,
+    pull_secret_name,
 )
 from kumulus.api.storage import CachePolicy, ImageCache, ImagePhase, ImageStatus, Progress, StoragePool
 from kumulus.kube.errors import AlreadyExists, NotFound
@@ -37,8 +39,10 @@ from kumulus_controllers.orders import FOR_NAME, FOR_UID, NAMESPACE, host_of, wo
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Demand, Refusal, Request
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage import logins
 from kumulus_controllers.storage.copies import AnyImage, Copies
 from kumulus_controllers.storage.eviction import in_use
+from kumulus_controllers.storage.logins import LoginProblem
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +63,8 @@ _RANK: Mapping[WorkState | None, int] = {
 }
 """Which of several hosts' states is the image's: the one that is furthest, and a failure only when nothing else is left."""
 
+_KNOWN = ("sha256", "digest", "format", "virtual_size", "size", "progress")
+"""Of a status: what the first import found."""
 WAITING_SECONDS = 10.0
 """How often it is looked whether hosts still have to wait for the first of their zone: it may be gone without a word."""
 
@@ -83,29 +89,46 @@ class Scope:
     orders: tuple[WorkOrder, ...]
     refusal: str = ""
     """Why no host can import it."""
+    problem: LoginProblem | None = None
+    """Why its registry cannot be logged in to."""
 
 
 def image_ref(image: AnyImage) -> ImageRef:
-    """Which image, and what it must be."""
-    return ImageRef(uid=image.uid, sha256=image.spec.checksum.sha256, format=image.spec.format)
+    """Which image, and what it must be: what the spec says, else what was verified at the first import."""
+    said = image.spec.checksum.sha256 if image.spec.checksum is not None else image.status.sha256
+    return ImageRef(uid=image.uid, sha256=said, format=image.spec.format)
+
+
+def image_import(image: AnyImage, pool_uid: str) -> ImageImport:
+    """What a host has to do to have the image in a pool."""
+    spec, source = image.spec, image.spec.source
+    if source.oci is not None:
+        return ImageImport(
+            image=image_ref(image),
+            oci=OciFetch(
+                reference=source.oci.reference,
+                digest=image.status.digest,
+                architecture=spec.architecture,
+                layout=source.oci.layout,
+                ca_bundle=source.oci.ca_bundle,
+                compression=spec.compression,
+                secret=pull_secret_name(image.uid, pool_uid) if source.oci.secret is not None else None,
+            ),
+        )
+    if source.upload is not None:
+        return ImageImport(image=image_ref(image), upload=UploadFetch(compression=spec.compression))
+    assert source.http is not None
+    fetch = HttpFetch(url=source.http.url, ca_bundle=source.http.ca_bundle, compression=spec.compression)
+    return ImageImport(image=image_ref(image), http=fetch)
 
 
 def import_order(image: AnyImage, pool: PoolRef, term: int) -> WorkOrderSpec:
     """The order to bring an image into a pool."""
-    http, upload = image.spec.source.http, image.spec.source.upload
-    compression = image.spec.compression
     return WorkOrderSpec(
         type=WorkType.DISK,
         for_=ObjectRef(kind=image.KIND.kind, namespace=image.namespace, name=image.name, uid=image.uid),
         term=term,
-        disk=DiskOrder(
-            pool=pool,
-            import_image=ImageImport(
-                image=image_ref(image),
-                http=HttpFetch(url=http.url, ca_bundle=http.ca_bundle, compression=compression) if http else None,
-                upload=UploadFetch(compression=compression) if upload is not None else None,
-            ),
-        ),
+        disk=DiskOrder(pool=pool, import_image=image_import(image, pool.uid)),
     )
 
 
@@ -226,6 +249,8 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
                 leading.status.reason or "Importing",
                 leading.status.message or f"{host_of(leading)} fetches the image.",
             )
+    if scope.problem is not None and phase is not ImagePhase.READY:
+        phase, fact = ImagePhase.PENDING, Fact("Ready", False, scope.problem.reason, str(scope.problem))
     facts = [fact]
     if image.deleting:
         waiting = next((order for order in scope.orders if order.status.reason == "ImageInUse"), None)
@@ -238,21 +263,22 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
                     f"Disks made from the image are still on {host_of(waiting)}: delete their machines first.",
                 )
             )
-    elif phase is ImagePhase.FAILED:
+    elif phase is ImagePhase.FAILED or (scope.problem is not None and phase is not ImagePhase.READY):
         facts.append(Fact("Stalled", True, fact.reason, fact.message))
     elif phase is not ImagePhase.READY:
         facts.append(Fact("Reconciling", True, fact.reason, fact.message))
     facts_known: Mapping[str, object] = {}
     if disk is not None and ready:
         facts_known = {
-            "sha256": disk.sha256,
+            "sha256": before.sha256 or disk.sha256,
+            "digest": before.digest or disk.digest,
             "format": disk.format,
             "virtual_size": disk.virtual_size,
             "size": disk.size,
             "progress": disk.progress,
         }
     elif before.phase is ImagePhase.READY:
-        facts_known = {name: getattr(before, name) for name in ("sha256", "format", "virtual_size", "size", "progress")}
+        facts_known = {name: getattr(before, name) for name in _KNOWN}
     elif disk is not None:
         facts_known = {"progress": disk.progress or Progress()}
     contents = [order.status.disk.content for order in ready if order.status.disk and order.status.disk.content]
@@ -284,6 +310,8 @@ class ImageReconciler:
         self._orders = work_orders(services.caches)
         self._copies = Copies(services.caches)
         self._written: dict[str, float] = {}
+        self._handed_over: set[str] = set()
+        """Uids of work orders whose host has got the login to the registry from this process."""
         self._gone: dict[str, dict[str, PoolRef]] = {}
         """By uid of an image: hosts where it left a pool, until it was looked whether it is needed there again."""
         self._pools = services.caches.store(StoragePool)
@@ -299,6 +327,8 @@ class ImageReconciler:
 
         def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
             order = after or before
+            if before is not None and after is None:
+                self._handed_over.discard(before.uid)
             if order is not None and order.spec.type is WorkType.DISK and order.spec.for_.kind == self._kind:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
 
@@ -356,14 +386,67 @@ class ImageReconciler:
                     await order_import(self._services, self._fleet, self._copies, image, found.host, found.pool)
                 except NotFound:
                     refusal = f"the namespace of host {found.host} is gone"
-        wait = await self._report(Scope(image, self._orders_of(image), refusal))
+        problem = None if image.deleting else await self._provide(image)
+        wait = await self._report(Scope(image, self._orders_of(image), refusal, problem))
         if not image.deleting:
             await self._spread(self._images.get(key.name, key.namespace) or image)
         if not image.deleting and await self._release(self._images.get(key.name, key.namespace) or image):
             wait = min(wait, WAITING_SECONDS) if wait > 0 else WAITING_SECONDS
         if wait > 0:
             return Requeue(wait)
+        if problem is not None:
+            return Wait(problem.reason, 15.0)
         return Wait("Deleting", 30.0) if image.deleting else Wait("NoHostFits", 10.0) if refusal else Done()
+
+    async def _provide(self, image: AnyImage) -> LoginProblem | None:
+        """See that the hosts have what the imports they were ordered need: the digest that counts, and the login.
+
+        The login is with a host only while it imports, and is renewed when the registry refuses it.
+        """
+        client, oci = self._services.client, image.spec.source.oci
+        if oci is None:
+            return None
+        needy = []
+        for order in self._orders_of(image):
+            ready = order.status.state is WorkState.READY
+            if order.deleting:
+                continue
+            if ready and order.uid in self._handed_over:
+                await logins.take_back(client, order)
+                self._handed_over.discard(order.uid)
+            if not ready and oci.secret is not None and (order.uid not in self._handed_over or _unauthorized(order)):
+                needy.append(order)
+            await self._pin(image, order)
+        if not needy or oci.secret is None:
+            return None
+        try:
+            login = await logins.gather(client, oci, image.namespace or PLATFORM_NAMESPACE)
+            for order in needy:
+                await logins.hand_over(client, order, login)
+                self._handed_over.add(order.uid)
+        except LoginProblem as problem:
+            return problem
+        return None
+
+    async def _pin(self, image: AnyImage, order: WorkOrder) -> None:
+        """What the tag meant at the first import is what every host is to have."""
+        disk, pinned = order.spec.disk, image.status.digest
+        wanted = disk.import_image.oci if disk is not None and disk.import_image is not None else None
+        if wanted is None or pinned is None or wanted.digest == pinned:
+            return
+        has = order.status.disk.digest if order.status.disk is not None else None
+        if order.status.state is WorkState.READY:
+            if has not in (None, pinned):  # None: copied from a host that has it
+                log.info("removing what a tag meant later", namespace=image.namespace, name=image.name)
+                await self._delete_order(order)
+            return
+        change = {
+            "metadata": {"resourceVersion": order.metadata.resource_version},
+            "spec": {
+                "disk": {"importImage": {"oci": {"digest": pinned}, "image": {"sha256": image.status.sha256}}},
+            },
+        }
+        self._orders.apply(await self._services.client.patch(WorkOrder.KIND, order.name, change, order.namespace))
 
     async def _spread(self, image: AnyImage) -> None:
         """Order the image where it left and is needed after all, and to every pool if it is to be everywhere."""
@@ -417,6 +500,8 @@ class ImageReconciler:
         return waiting
 
     async def _delete_order(self, order: WorkOrder) -> None:
+        """Ask for the end of a work order. Its Secret goes first: the garbage collector may take half a minute."""
+        await logins.take_back(self._services.client, order)
         raw = await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
         if raw is not None and "spec" in raw:
             self._orders.apply(raw)
@@ -454,3 +539,7 @@ class ImageReconciler:
     def _alive(self, orders: tuple[WorkOrder, ...]) -> bool:
         """Whether an import is under way, or has failed, on a host that can be heard."""
         return any(not order.deleting and heard(self._fleet, host_of(order)) for order in orders)
+
+
+def _unauthorized(order: WorkOrder) -> bool:
+    return order.status.state is WorkState.FAILED and order.status.reason == "SourceUnauthorized"

@@ -108,7 +108,12 @@ class VolumeReconciler:
 
         def origin_changed(before: Image | ClusterImage | None, after: Image | ClusterImage | None) -> None:
             item = after or before
-            if item is None or (before and after and before.status.phase is after.status.phase):
+            if item is None or (
+                before
+                and after
+                and before.status.phase is after.status.phase
+                and before.spec.allowed_namespaces == after.spec.allowed_namespaces
+            ):
                 return
             self._enqueue_unmade(enqueue)
 
@@ -154,8 +159,8 @@ class VolumeReconciler:
         volumes.snapshots.listen(snapshot_changed)
         volumes.machines.listen(machine_changed)
         volumes.orders.listen(order_changed)
-        volumes.images.listen(origin_changed)
-        volumes.cluster_images.listen(origin_changed)
+        volumes.images.images.listen(origin_changed)
+        volumes.images.cluster_images.listen(origin_changed)
         volumes.classes.listen(class_changed)
         volumes.pools.listen(pool_changed)
 

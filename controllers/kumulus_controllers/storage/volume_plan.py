@@ -45,6 +45,7 @@ from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.orders import host_of
 from kumulus_controllers.planning.views import VolumeDemand
 from kumulus_controllers.storage.image import image_ref
+from kumulus_controllers.storage.sharing import NotUsable, Reference, usable
 
 AnyImage = Image | ClusterImage
 
@@ -219,16 +220,11 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
         return VolumeOrigin(volume=other.uid), other.status.size
     if source.snapshot is not None:
         return _snapshot_origin(scope, source.snapshot, linked=source.clone_mode is CloneMode.LINKED)
-    image = scope.image
-    if image is None or image.deleting:
-        return Lack(
-            "ImageNotFound", f"There is no Image {source.image} in the namespace and no ClusterImage of that name."
-        )
-    allowed = image.spec.allowed_namespaces if isinstance(image, ClusterImage) else ()
-    if allowed and scope.volume.namespace not in allowed:
-        return Lack(
-            "ImageNotAllowed", f"ClusterImage {image.name} may not be used in namespace {scope.volume.namespace}."
-        )
+    assert source.image is not None
+    found = usable(scope.image, Reference(source.image, scope.volume.namespace or "", source.image_namespace))
+    if isinstance(found, NotUsable):
+        return Lack(found.reason, found.message)
+    image = found
     if image.spec.format in OPTICAL:
         return Lack(
             "ImageNotADisk",

@@ -8,12 +8,13 @@ from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import PoolRef, UnownedFile, WorkOrder, WorkState, WorkType, pool_order_name
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
-from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
+from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, SNAPSHOT_OF, host_of, work_orders
 from kumulus_controllers.storage.pool import pool_ref
+from kumulus_controllers.storage.sharing import Images, Reference
 from kumulus_controllers.storage.snapshot_plan import owner_of
 from kumulus_controllers.storage.volume_plan import Lack, Manner, Scope, Wanted, default_class, wanted
 
@@ -61,8 +62,7 @@ class Volumes:
         self.classes = caches.store(VolumeClass)
         self.pools = caches.store(StoragePool)
         self.machines = caches.store(VirtualMachine)
-        self.images = caches.store(Image)
-        self.cluster_images = caches.store(ClusterImage)
+        self.images = Images(caches)
         self.hosts = caches.store(Host)
         self.snapshots = caches.store(VolumeSnapshot)
         self.machine_snapshots = caches.store(VirtualMachineSnapshot)
@@ -100,7 +100,8 @@ class Volumes:
             snapshot = self.snapshots.get(spec.source.snapshot, volume.namespace)
         image = None
         if spec.source is not None and spec.source.image is not None:
-            image = self.images.get(spec.source.image, volume.namespace) or self.cluster_images.get(spec.source.image)
+            wanted_image = Reference(spec.source.image, volume.namespace or "", spec.source.image_namespace)
+            image = self.images.find(wanted_image)
         existing = spec.source.existing if spec.source else None
         users = tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}"))
         pool = self.pool(volume)

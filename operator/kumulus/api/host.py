@@ -19,7 +19,7 @@ from kumulus.api.fabric import Capacity, CpuInfo, Versions
 from kumulus.api.pools import PoolDriver, PoolParameters, is_shared
 from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
-from kumulus.api.storage import Compression, ImageContent, ImageFormat, Progress, Sha256
+from kumulus.api.storage import Compression, ImageContent, ImageFormat, OciLayout, Progress, Sha256
 from kumulus.api.volumes import CacheMode
 
 GROUP = f"host.{DOMAIN}"
@@ -70,7 +70,9 @@ class ImageRef(Model):
     """An image in a pool: which one, and what it must be."""
 
     uid: Uid = Field(description="Uid of the Image or ClusterImage; names the file.")
-    sha256: Sha256 = Field(description="What the bytes of its source add up to.")
+    sha256: Sha256 | None = Field(
+        default=None, description="What the bytes of its source add up to; empty when the source says so itself."
+    )
     format: ImageFormat = Field(description="What it must turn out to be.")
 
 
@@ -150,6 +152,27 @@ class HttpFetch(Model):
     compression: Compression = Field(default=Compression.NONE, description="How what is there is packed.")
 
 
+class OciFetch(Model):
+    """Fetch from an OCI registry."""
+
+    reference: str = Field(description="Registry, repository, tag, digest.", max_length=512)
+    digest: str | None = Field(
+        default=None,
+        description="What the reference was resolved to before; it counts from then on.",
+        max_length=71,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+    )
+    architecture: str = Field(description="Which of several images.", max_length=16)
+    layout: OciLayout = Field(default=OciLayout.AUTO, description="How the image lies there.")
+    ca_bundle: str | None = Field(default=None, description="PEM certificates to trust for it.", max_length=65536)
+    compression: Compression = Field(default=Compression.NONE, description="How the file in an artifact is packed.")
+    secret: str | None = Field(
+        default=None,
+        description="Name of the Secret of this namespace with the keys username and password. It is there until the image is.",
+        max_length=253,
+    )
+
+
 HostAddress = Annotated[str, StringConstraints(min_length=2, max_length=45, pattern=r"^[0-9a-f.:]+$")]
 """An IPv4 or IPv6 address, no name."""
 
@@ -182,13 +205,14 @@ class ImageImport(Model):
 
     rules = (
         Rule(
-            "(has(self.http) ? 1 : 0) + (has(self.upload) ? 1 : 0) == 1",
-            "set exactly one of http and upload",
+            "(has(self.http) ? 1 : 0) + (has(self.oci) ? 1 : 0) + (has(self.upload) ? 1 : 0) == 1",
+            "set exactly one of http, oci and upload",
         ),
     )
 
     image: ImageRef = Field(description="The image.")
     http: HttpFetch | None = Field(default=None, description="Its bytes are on a web server.")
+    oci: OciFetch | None = Field(default=None, description="Its bytes are in a registry.")
     upload: UploadFetch | None = Field(default=None, description="Its bytes are brought by its owner.")
     copy_: ImageCopy | None = Field(
         default=None, alias="copy", description="Other hosts have it: it is copied from one of them, if one will."
@@ -441,7 +465,10 @@ class DiskFacts(Model):
     """What is so of a volume or an image."""
 
     progress: Progress | None = Field(default=None, description="How far the work is.")
-    sha256: str | None = Field(default=None, description="The digest as verified.")
+    sha256: str | None = Field(default=None, description="SHA-256 of the download, as verified.")
+    digest: str | None = Field(
+        default=None, description="What an image's reference was resolved to by its registry.", max_length=71
+    )
     format: str | None = Field(default=None, description="What it turned out to be.")
     virtual_size: int | None = Field(default=None, description="Size of the disk inside, in bytes.")
     size: int | None = Field(default=None, description="Bytes it takes.")
@@ -661,6 +688,11 @@ def instance_order_name(vm_uid: str) -> str:
 def image_order_name(image_uid: str, pool_uid: str) -> str:
     """Name of the work order that keeps an image in a pool: one an image and pool on each host."""
     return f"image-{image_uid[:8]}-{image_uid[-12:]}-{pool_uid[:8]}-{pool_uid[-12:]}"
+
+
+def pull_secret_name(image_uid: str, pool_uid: str) -> str:
+    """Name of the Secret in a host's namespace with which an image is fetched into a pool."""
+    return image_order_name(image_uid, pool_uid).replace("image-", "pull-", 1)
 
 
 def volume_order_name(volume_uid: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
@@ -30,6 +31,13 @@ from kumulus.api.volumes import CacheMode, ReclaimPolicy, VolumeSource
 
 GROUP = f"storage.{DOMAIN}"
 
+SecretName = Annotated[
+    str,
+    StringConstraints(
+        min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+    ),
+]
+
 Sha256 = Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -54,6 +62,43 @@ class HttpSource(Model):
     )
 
 
+class OciLayout(StrEnum):
+    """How a disk image lies in a registry."""
+
+    AUTO = "Auto"
+    ARTIFACT = "Artifact"
+    CONTAINER_DISK = "ContainerDisk"
+
+
+class OciSource(Model):
+    """An image in an OCI registry. Always over TLS."""
+
+    reference: str = Field(
+        description="Registry, repository and perhaps a tag and a digest, such as quay.io/containerdisks/debian:12; the tag is latest when there is neither. A tag is looked up once: the digest that it had at the first import is kept in the status.",
+        max_length=512,
+        json_schema_extra=cel(
+            Rule(
+                r"self.matches('^([a-z0-9]([a-z0-9-]*[.])+[a-z0-9-]*[a-z0-9](:[0-9]{1,5})?|[a-z0-9][a-z0-9-]*:[0-9]{1,5})"
+                r"(/[a-z0-9]+(([.]|_|__|-+)[a-z0-9]+)*)+(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[a-f0-9]{64})?$')",
+                "must name a registry, a repository and perhaps a tag and a sha256 digest, such as quay.io/containerdisks/debian:12",
+            )
+        ),
+    )
+    secret: SecretName | None = Field(
+        default=None,
+        description="Name of a Secret of type kubernetes.io/dockerconfigjson in the image's namespace (kumulus-system for a ClusterImage) that has a login to the registry.",
+    )
+    ca_bundle: str | None = Field(
+        default=None,
+        description="PEM certificates to trust for this source, instead of the host's own.",
+        max_length=65536,
+    )
+    layout: OciLayout = Field(
+        default=OciLayout.AUTO,
+        description="Artifact: the one layer that is the file, as oras pushes it. ContainerDisk: a container image whose largest layer has exactly one file below disk/. Auto: by what the manifest says it is.",
+    )
+
+
 class UploadSource(Model):
     """An image that its owner brings: `kumulusctl image upload`."""
 
@@ -63,12 +108,13 @@ class ImageSource(Model):
 
     rules = (
         Rule(
-            "(has(self.http) ? 1 : 0) + (has(self.upload) ? 1 : 0) == 1",
-            "an image needs one source: set exactly one of http and upload",
+            "(has(self.http) ? 1 : 0) + (has(self.oci) ? 1 : 0) + (has(self.upload) ? 1 : 0) == 1",
+            "an image needs one source: set exactly one of http, oci and upload",
         ),
     )
 
     http: HttpSource | None = Field(default=None, description="From a web server.")
+    oci: OciSource | None = Field(default=None, description="From an OCI registry.")
     upload: UploadSource | None = Field(
         default=None, description="Brought by its owner, from wherever that is. Not of a ClusterImage."
     )
@@ -77,7 +123,9 @@ class ImageSource(Model):
 class Checksum(Model):
     """What the bytes must add up to."""
 
-    sha256: Sha256 = Field(description="SHA-256 of the file as it is downloaded, 64 hexadecimal digits.")
+    sha256: Sha256 = Field(
+        description="SHA-256 of the file as it is downloaded, 64 hexadecimal digits; of a registry, of the layer."
+    )
 
 
 class ImageFormat(StrEnum):
@@ -123,8 +171,20 @@ class CachePolicy(StrEnum):
 class ImageSpec(Model):
     """What the image is and where it comes from."""
 
+    rules: ClassVar[Sequence[Rule]] = (
+        Rule(
+            "has(self.checksum) || has(self.source.oci)",
+            "an image from a web server or an upload needs its checksum: set checksum.sha256",
+            field=".checksum",
+        ),
+    )
+
     source: ImageSource = Field(description="Where it comes from.", json_schema_extra=immutable("source"))
-    checksum: Checksum = Field(description="What it must add up to.", json_schema_extra=immutable("checksum"))
+    checksum: Checksum | None = Field(
+        default=None,
+        description="What it must add up to. Not needed for a registry, which says so itself: every download is verified against the digest in its manifest.",
+        json_schema_extra=immutable("checksum"),
+    )
     compression: Compression = Field(
         default=Compression.NONE,
         description="How the download is packed. It is unpacked after its checksum was verified.",
@@ -143,6 +203,17 @@ class ImageSpec(Model):
     cache_policy: CachePolicy = Field(
         default=CachePolicy.ON_DEMAND,
         description="OnDemand: a pool gets the image with the first disk made of it, and may give its room to others when there is none any more. Everywhere: every pool that is ready has it beforehand, and keeps it.",
+    )
+
+
+class OwnedImageSpec(ImageSpec):
+    """What the image of a namespace is, where it comes from, and who else may use it."""
+
+    allowed_namespaces: tuple[DnsLabel, ...] = Field(
+        default=(),
+        description="Other namespaces that may use it; empty means none. What is made from it already stays.",
+        max_length=256,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
 
@@ -177,6 +248,9 @@ class Progress(Model):
     bytes: MeasuredBytes = Field(default=0, description="What has arrived.")
     total: MeasuredBytes | None = Field(default=None, description="What there is to fetch, when known.")
     rate: MeasuredBytes | None = Field(default=None, description="Bytes per second, lately.")
+    remaining_seconds: int | None = Field(
+        default=None, description="How long this stage still takes at that rate, in seconds.", ge=0
+    )
 
 
 class ImageContent(Model):
@@ -204,7 +278,10 @@ class ImageStatus(Status):
 
     phase: ImagePhase | None = Field(default=None, description="The state in one word.")
     progress: Progress | None = Field(default=None, description="How far the import is.")
-    sha256: str | None = Field(default=None, description="The digest as verified.")
+    sha256: str | None = Field(default=None, description="SHA-256 of the download, as verified.")
+    digest: str | None = Field(
+        default=None, description="What the reference of a registry was resolved to at the first import; kept."
+    )
     format: str | None = Field(default=None, description="What it turned out to be.")
     virtual_size: Bytes | None = Field(default=None, description="Size of the disk inside.")
     size: MeasuredBytes | None = Field(default=None, description="What it takes in a pool.")
@@ -222,6 +299,8 @@ _IMAGE_COLUMNS = (
     Column("Format", ".spec.format"),
     Column("Arrived", ".status.progress.bytes", priority=1),
     Column("Total", ".status.progress.total", priority=1),
+    Column("Rate", ".status.progress.rate", priority=1),
+    Column("Seconds-Left", ".status.progress.remainingSeconds", "integer", priority=1),
     Column("Virtual-Size", ".status.virtualSize"),
     Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
     Column("Age", ".metadata.creationTimestamp", "date"),
@@ -229,7 +308,7 @@ _IMAGE_COLUMNS = (
 
 
 class Image(Resource):
-    """A disk image that machines of its namespace start from."""
+    """A disk image that machines of its namespace start from, and of those it names."""
 
     KIND: ClassVar[Kind] = Kind(
         group=GROUP,
@@ -241,7 +320,7 @@ class Image(Resource):
         columns=_IMAGE_COLUMNS,
     )
 
-    spec: ImageSpec = Field(description="What the image is and where it comes from.")
+    spec: OwnedImageSpec = Field(description="What the image is, where it comes from, and who else may use it.")
     status: ImageStatus = Field(default_factory=ImageStatus, description="What is known of it.")
 
 

@@ -33,6 +33,11 @@ class CacheMode(StrEnum):
     """Past the host's memory, and each write is on the medium before the guest hears of it."""
 
 
+IMAGE_NAMESPACE = (
+    "Namespace of the Image when it is another one's, which has to name this one in its spec.allowedNamespaces."
+)
+
+
 class CloneMode(StrEnum):
     """How a volume is made from a snapshot."""
 
@@ -41,6 +46,10 @@ class CloneMode(StrEnum):
 
 
 _CLONE_MODE = Rule("!has(self.cloneMode) || has(self.snapshot)", "cloneMode is for a snapshot", field=".cloneMode")
+
+_IMAGE_NAMESPACE = Rule(
+    "has(self.image) || !has(self.imageNamespace)", "imageNamespace is for image", field=".imageNamespace"
+)
 
 _CLONE_MODE_IS = (
     "Full, the default, copies the snapshot: slower to make, and independent of it. Linked stands on it: made at once,"
@@ -51,11 +60,16 @@ _CLONE_MODE_IS = (
 class Content(Model):
     """Content that a volume begins with, when its machine brings it along."""
 
-    rules = (Rule("has(self.image) != has(self.snapshot)", "set exactly one of image and snapshot"), _CLONE_MODE)
+    rules = (
+        Rule("has(self.image) != has(self.snapshot)", "set exactly one of image and snapshot"),
+        _CLONE_MODE,
+        _IMAGE_NAMESPACE,
+    )
 
     image: ObjectName | None = Field(
         default=None, description="Name of an Image of the namespace, else of a ClusterImage."
     )
+    image_namespace: ObjectName | None = Field(default=None, description=IMAGE_NAMESPACE)
     snapshot: ObjectName | None = Field(default=None, description="Name of a VolumeSnapshot of the namespace.")
     clone_mode: CloneMode | None = Field(default=None, description=_CLONE_MODE_IS)
 
@@ -86,11 +100,13 @@ class VolumeSource(Model):
             "set exactly one of image, volume, snapshot and existing",
         ),
         _CLONE_MODE,
+        _IMAGE_NAMESPACE,
     )
 
     image: ObjectName | None = Field(
         default=None, description="Name of an Image of the namespace, else of a ClusterImage."
     )
+    image_namespace: ObjectName | None = Field(default=None, description=IMAGE_NAMESPACE)
     volume: ObjectName | None = Field(
         default=None, description="Name of a Volume of the namespace that no running machine writes to: a full copy."
     )

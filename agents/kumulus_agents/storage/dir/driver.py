@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from weakref import WeakValueDictionary
 
 from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
@@ -35,9 +36,11 @@ from kumulus_agents.storage.protocol import (
     StoredSnapshot,
     StoredVolume,
     Usage,
+    same,
 )
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.tracking import Extent
 from kumulus_agents.storage.whole import Receive
 
 
@@ -100,13 +103,7 @@ class DirStorage:
                     found = await in_thread(self._stored, uid)
         if found is None:
             raise StorageError("The image was removed while it was imported.", reason="ImageNotReady")
-        if found.sha256 != image.sha256:
-            raise StorageError(
-                "The pool has this image with another checksum. Remove the image and make a new one.",
-                reason="ImageConflict",
-                retryable=False,
-            )
-        return found
+        return same(found, image, source)
 
     async def measure_image(self, uid: str) -> ImageContent | None:
         """See `WholeImages.measure_image`."""
@@ -220,6 +217,14 @@ class DirStorage:
         with told_as("look for the volume"):
             return await in_thread(volumes.stored, self._pool, uid_of(uid))
 
+    async def open_volume(self, uid: str) -> StoredVolume | None:
+        """See `StorageDriver.open_volume`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            if await self.volume(uid) is not None:
+                with told_as("put the volume in order"):
+                    await volumes.mend(self._pool, self._settings, uid)
+            return await self.volume(uid)
+
     async def ensure_volume(
         self,
         uid: str,
@@ -312,12 +317,13 @@ class DirStorage:
         with told_as("look for the snapshot"):
             return await in_thread(snapshots.stored, self._pool, uid_of(volume), uid_of(snapshot))
 
-    async def begin_snapshot(self, volume: str, snapshot: str) -> StoredVolume:
+    async def begin_snapshot(self, volume: str, snapshot: str, *, live: bool = False) -> StoredVolume:
         """See `StorageDriver.begin_snapshot`."""
         async with self._lock(f"volume {uid_of(volume)}"):
             await self._present(volume)
             with told_as("take the snapshot"):
-                await in_thread(snapshots.begin, self._pool, self._settings, volume, uid_of(snapshot))
+                work = partial(snapshots.begin, self._pool, self._settings, volume, uid_of(snapshot), live=live)
+                await in_thread(work)
             return await self._present(volume)
 
     async def confirm_snapshot(
@@ -339,6 +345,17 @@ class DirStorage:
                 raise StorageError("The snapshot is being copied. Wait until that is done.", reason="SnapshotInUse")
             with told_as("remove the snapshot"):
                 await in_thread(snapshots.forget, self._pool, volume, uid_of(snapshot))
+
+    async def changes(self, volume: str, since: str | None = None, until: str | None = None) -> list[Extent]:
+        """See `StorageDriver.changes`."""
+        for snapshot in (since, until):
+            if snapshot is not None:
+                uid_of(snapshot)
+        async with self._lock(f"volume {uid_of(volume)}"):
+            if volume in self._merging:
+                raise StorageError("Layers of the volume are being merged. Wait.", reason="VolumeInUse")
+            with told_as("read what changed"):
+                return await in_thread(snapshots.changes, self._pool, volume, since, until)
 
     async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
         """See `StorageDriver.revert_volume`."""

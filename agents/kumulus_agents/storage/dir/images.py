@@ -6,8 +6,9 @@ import hashlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-from kumulus.api.host import ImageRef, UploadFetch
+from kumulus.api.host import HttpFetch, ImageRef, UploadFetch
 from kumulus.api.storage import OPTICAL, Compression, ImageContent, ImageFormat
 from kumulus_agents.storage import convert
 from kumulus_agents.storage.beneath import Directory
@@ -15,6 +16,7 @@ from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.dir.pool import Images, PoolDirectory
 from kumulus_agents.storage.fetch import Fetcher
+from kumulus_agents.storage.oci import client as registry
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part, discard, expire, is_complete
 from kumulus_agents.storage.protocol import ImageSource, StorageError, StoredImage
@@ -53,6 +55,7 @@ def stored(pool: PoolDirectory, images: Directory, uid: str) -> StoredImage | No
             sha256=str(record["sha256"]),
             virtual_size=int(str(record["virtualSize"])),
             size=file.st_blocks * 512,
+            digest=_text(record.get("digest")),
             content=_content(record, form, file.st_size),
         )
     except (FileNotFoundError, KeyError, ValueError):
@@ -159,20 +162,17 @@ async def take_in(
     """
     part = await Part.open(images.partial, pool.unfinished(image.uid, "source"), claims)
     try:
-        if isinstance(source, UploadFetch):
-            _judge_upload(part, image)
-        else:
-            await fetcher.fetch(source, part, image.sha256, pace)
-        async with _plain(pool, images, image.uid, source.compression, pace, settings, claims) as (name, fd):
+        arrived = await _arrive(image, source, part, pace, fetcher, settings)
+        async with _plain(pool, images, image.uid, arrived.packing, pace, settings, claims) as (name, fd):
             size = os.fstat(fd).st_size
             pace.stage("Inspecting", size, size)
             found = await convert.inspect(fd, image.format, settings)
             if image.format in OPTICAL:
                 sectors = -(-size // 512) * 512
-                record = {**_known(image, found), "format": "raw", "virtualSize": sectors, "fileSize": size}
+                record = {**arrived.known(found), "format": "raw", "virtualSize": sectors, "fileSize": size}
                 await in_thread(_settle, pool, images, image.uid, fd, name, record)
             else:
-                await _converted(pool, images, image, fd, found, pace, settings)
+                await _converted(pool, images, image.uid, fd, found, arrived, pace, settings)
     except StorageError as error:
         if not error.retryable or error.reason in ("NoSpace", "InsufficientCapacity"):
             await part.discard()
@@ -194,19 +194,49 @@ def _judge_upload(part: Part, image: ImageRef) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """What was downloaded."""
+
+    sha256: str
+    packing: str
+    """As `unpacking` has it; `None` when it is not packed."""
+    digest: str | None = None
+
+    def known(self, found: Found) -> dict[str, object]:
+        """What is recorded of where it came from."""
+        return {"sha256": self.sha256, "digest": self.digest, "sourceFormat": found.format}
+
+
+async def _arrive(
+    image: ImageRef, source: ImageSource, part: Part, pace: Pace, fetcher: Fetcher, settings: StorageSettings
+) -> _Arrived:
+    """Make the part whole."""
+    if isinstance(source, UploadFetch):
+        _judge_upload(part, image)
+        return _Arrived(part.digest(), source.compression)
+    if not isinstance(source, HttpFetch):
+        digest, packing = await registry.bring(fetcher, source, image, part, pace, settings.fetch.max_bytes)
+        return _Arrived(part.digest(), packing, digest)
+    if image.sha256 is None:
+        raise StorageError("An image from a web server needs its checksum.", reason="ChecksumMissing", retryable=False)
+    await fetcher.fetch(source, part, image.sha256, pace)
+    return _Arrived(image.sha256, source.compression)
+
+
 @asynccontextmanager
 async def _plain(
     pool: PoolDirectory,
     images: Images,
     uid: str,
-    compression: Compression,
+    packing: str,
     pace: Pace,
     settings: StorageSettings,
     claims: Claims,
 ) -> AsyncIterator[tuple[str, int]]:
     """The name and a descriptor of what was downloaded, or of what is packed in it; that is gone at the end."""
     with images.partial.reading(pool.unfinished(uid, "source")) as packed:
-        if compression is Compression.NONE:
+        if packing == Compression.NONE:
             yield pool.unfinished(uid, "source"), packed
             return
         name = pool.unfinished(uid, "unpacked")
@@ -231,7 +261,7 @@ async def _plain(
             pace.stage("Unpacking", 0, total)
             progress(0)
             try:
-                await unpack(packed, compression, target, most, settings, progress)
+                await unpack(packed, packing, target, most, settings, progress)
             except NoRoom:
                 raise claims.exceeded(most, free() + taken()) from None
             yield name, target
@@ -244,28 +274,25 @@ async def _plain(
 async def _converted(
     pool: PoolDirectory,
     images: Images,
-    image: ImageRef,
+    uid: str,
     source: int,
     found: Found,
+    arrived: _Arrived,
     pace: Pace,
     settings: StorageSettings,
 ) -> None:
     """Make the file and then its record, which is what makes an image of it."""
-    target = images.partial.fresh(pool.unfinished(image.uid, "converting"))
+    target = images.partial.fresh(pool.unfinished(uid, "converting"))
     try:
         pace.stage("Converting", 0, found.virtual_size)
         virtual_size = await convert.convert(source, found, target, settings, pace.at)
-        record = {**_known(image, found), "virtualSize": virtual_size, "fileSize": os.fstat(target).st_size}
-        await in_thread(_settle, pool, images, image.uid, target, pool.unfinished(image.uid, "converting"), record)
+        record = {**arrived.known(found), "virtualSize": virtual_size, "fileSize": os.fstat(target).st_size}
+        await in_thread(_settle, pool, images, uid, target, pool.unfinished(uid, "converting"), record)
     except BaseException:
-        images.partial.remove(pool.unfinished(image.uid, "converting"))
+        images.partial.remove(pool.unfinished(uid, "converting"))
         raise
     finally:
         os.close(target)
-
-
-def _known(image: ImageRef, found: Found) -> dict[str, object]:
-    return {"sha256": image.sha256, "sourceFormat": found.format}
 
 
 def _settle(
@@ -302,3 +329,7 @@ def remove(pool: PoolDirectory, images: Images, uid: str) -> None:
     discard(images.partial, pool.unfinished(uid, "copy"))
     images.partial.remove(pool.unfinished(uid, "unpacked"))
     images.partial.remove(pool.unfinished(uid, "converting"))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
