@@ -39,6 +39,7 @@ WAITED_FOR = frozenset(
         "VolumeBusy",
         "SnapshotInUse",
         "HypervisorUnavailable",
+        "PoolNotAnswering",
         "SecretNotFound",
     }
 )
