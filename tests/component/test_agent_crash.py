@@ -137,7 +137,7 @@ class MortalStorage:
     def __getattr__(self, name: str) -> Any:
         verb = getattr(self._inner, name)
         if name in DEEDS:
-            return lambda *arguments: self._mortal.deed(verb(*arguments))
+            return lambda *arguments, **options: self._mortal.deed(verb(*arguments, **options))
         return verb
 
 
