@@ -14,6 +14,7 @@ from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import OPTICAL, ImageContent, ImageFormat
 from kumulus_agents.storage.adoption import Unclaimed
+from kumulus_agents.storage.apart import apart
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.dir import adopted, disks, images, keepers, snapshots, unowned, uses, volumes
@@ -46,8 +47,11 @@ from kumulus_agents.storage.whole import Receive
 class DirStorage:
     """`StorageDriver` for a directory. Belongs to one event loop."""
 
-    def __init__(self, pool: PoolRef, settings: StorageSettings, *, fetcher: Fetcher | None = None) -> None:
-        self._pool = PoolDirectory(pool, settings)
+    def __init__(
+        self, pool: PoolRef, settings: StorageSettings, *, fetcher: Fetcher | None = None, mounted: bool = False
+    ) -> None:
+        """`mounted`: the pool's root must be a mount."""
+        self._pool = PoolDirectory(pool, settings, mounted=mounted)
         self._prepared = False
         self._settings = settings
         self._claims = Claims(pool.name)
@@ -495,5 +499,7 @@ def _ignore(_: ImportProgress) -> None:
 
 
 def make(pool: PoolRef, settings: StorageSettings) -> StorageDriver:
-    """The driver for a pool; what the entry point names."""
-    return DirStorage(pool, settings)
+    """The driver for a pool; what the entry point names. A file system that hosts share may stall."""
+    if not pool.shared:
+        return DirStorage(pool, settings)
+    return apart(lambda: DirStorage(pool, settings), pool.parameters.path or "/", pool.name)
