@@ -42,6 +42,7 @@ from kumulus_agents.agent.secrets import PoolSecrets, Secrets
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.agent.snapshot import Snapshots
 from kumulus_agents.agent.tidying import Tidying
+from kumulus_agents.agent.upload import UploadOrders
 from kumulus_agents.agent.volume import Volumes
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.transfer.transfer import Transfer
@@ -224,7 +225,7 @@ class Agent:
             tasks,
             wake=self._wake,
             arrived=arrived,
-            fetcher=drivers.transfer.fetcher if drivers.transfer is not None else None,
+            transfer=drivers.transfer,
         )
         volumes = Volumes(
             self.orders,
@@ -261,6 +262,7 @@ class Agent:
             ),
             WorkType.CONSOLE: Consoles(self.orders, drivers.console),
             WorkType.CERTIFICATE: Certificates(self.orders, drivers.transfer),
+            WorkType.UPLOAD: UploadOrders(self.orders, pools, drivers.transfer, self._clock, images.uploaded),
         }
 
     def _met(self, pool: str) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kumulus.api.host import HttpFetch, ImageRef, OciFetch, VolumeOrigin
+from kumulus.api.host import HttpFetch, ImageRef, OciFetch, UploadFetch, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import ImageContent
 from kumulus_agents.storage.source import DiskSource, LayerFile
@@ -57,7 +57,7 @@ class RegistrySource:
     login: Login | None = None
 
 
-ImageSource = HttpFetch | RegistrySource
+ImageSource = HttpFetch | RegistrySource | UploadFetch
 """Where an image comes from."""
 
 
