@@ -33,6 +33,7 @@ from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.lease import Heartbeat
 from kumulus_agents.agent.orders import Orders
+from kumulus_agents.agent.passphrases import Passphrases
 from kumulus_agents.agent.performer import Performer
 from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
@@ -213,6 +214,7 @@ class Agent:
             self.orders,
             pools,
             drivers.hypervisor,
+            Passphrases(self._client, self.place.namespace),
             work,
             reservations,
             tidying,

@@ -30,6 +30,7 @@ IN_USE_EVERY = 10.0
 
 WAITED_FOR = frozenset(
     {
+        "SecretNotFound",
         "WaitingForZone",
         "ImageNotReady",
         "VolumeNotReady",

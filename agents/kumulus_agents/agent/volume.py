@@ -15,11 +15,13 @@ from kumulus.api.host import DiskFacts, PoolRef, VolumeOrder, VolumeOrigin, Work
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork
 from kumulus_agents.agent.orders import Orders
+from kumulus_agents.agent.passphrases import Passphrases
 from kumulus_agents.agent.pool import steady
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.tidying import Tidying
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
+from kumulus_agents.storage.passphrase import EncryptedVolumes
 from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredVolume
 from kumulus_agents.storage.sectors import whole_sectors
 
@@ -37,6 +39,7 @@ class Volumes:
         orders: Orders,
         pools: Pools,
         hypervisor: Hypervisor,
+        passphrases: Passphrases,
         work: DiskWork,
         reservations: Reservations,
         tidying: Tidying,
@@ -50,6 +53,7 @@ class Volumes:
         self._orders = orders
         self._pools = pools
         self._hypervisor = hypervisor
+        self._passphrases = passphrases
         self._work = work
         self._reservations = reservations
         self._tidying = tidying
@@ -123,13 +127,13 @@ class Volumes:
             async with AsyncExitStack() as stack:
                 if copies and await driver.volume(wanted.uid) is None:
                     await stack.enter_async_context(self._slots)
-                volume = await driver.ensure_volume(wanted.uid, wanted.size, wanted.origin, wanted.thick, progress)
+                volume = await self._ensure_volume(wanted, driver, progress)
         finally:
             if copied is not None:
                 self._wake_deleted(copied)
         await self._set_right(wanted.uid, driver, progress)
         if wanted.size is not None and volume.virtual_size < wanted.size:
-            volume = await self._grow(wanted.uid, wanted.size, driver)
+            volume = await self._grow(wanted, wanted.size, driver)
         log.info("volume is there", order=order.name, volume=order.spec.for_.name, size=volume.virtual_size)
         self._seen.add(order.name)
         self._arrived(wanted.uid)
@@ -150,14 +154,29 @@ class Volumes:
             if order.deleting:
                 self._wake(order.name)
 
-    async def _grow(self, volume: str, size: int, driver: StorageDriver) -> StoredVolume:
+    async def _ensure_volume(
+        self, wanted: VolumeOrder, driver: StorageDriver, progress: ProgressListener
+    ) -> StoredVolume:
+        if wanted.secret is None:
+            return await driver.ensure_volume(wanted.uid, wanted.size, wanted.origin, wanted.thick, progress)
+        passphrase = await self._passphrases.read(wanted.secret)
+        return await _encrypted(driver).ensure_encrypted_volume(
+            wanted.uid, wanted.size, wanted.origin, wanted.thick, passphrase, progress
+        )
+
+    async def _grow(self, wanted: VolumeOrder, size: int, driver: StorageDriver) -> StoredVolume:
+        volume = wanted.uid
         machine = next((domain.marks.uid for domain in await self._having(volume) if _is_on(domain)), None)
-        with self._reservations.hold((volume,), "it is being grown"):
-            if machine is None:
-                return await driver.grow_volume(volume, size)
-            return await driver.grow_volume(
-                volume, size, lambda wanted: self._hypervisor.resize_disk(machine, volume, wanted)
-            )
+
+        async def live(size: int) -> None:
+            assert machine is not None
+            await self._hypervisor.resize_disk(machine, volume, size)
+
+        resize = live if machine is not None else None
+        if wanted.secret is None:
+            return await driver.grow_volume(volume, size, resize)
+        passphrase = await self._passphrases.read(wanted.secret)
+        return await _encrypted(driver).grow_encrypted_volume(volume, size, passphrase, resize)
 
     async def _remove(self, order: WorkOrder, wanted: VolumeOrder, driver: StorageDriver, known: DiskFacts) -> Result:
         await self._work.cancel(order.name)
@@ -199,6 +218,16 @@ def _tolerating(*reasons: str) -> Iterator[None]:
     except StorageError as error:
         if error.reason not in reasons:
             raise
+
+
+def _encrypted(driver: StorageDriver) -> EncryptedVolumes:
+    if not isinstance(driver, EncryptedVolumes):
+        raise StorageError(
+            "Pools of this kind cannot encrypt volumes. Have the class select pools of the driver dir.",
+            reason="EncryptionUnsupported",
+            retryable=False,
+        )
+    return driver
 
 
 def _is_on(domain: Domain) -> bool:

@@ -85,6 +85,8 @@ class StoredVolume:
     """Bytes it takes, with its snapshots."""
     below: tuple[LayerFile, ...] = ()
     """What the file stands on, all the way down: layers that keep snapshots, an image. Never read from a header."""
+    encrypted: bool = False
+    """With LUKS: whoever opens it needs its passphrase."""
 
     @property
     def path(self) -> str:

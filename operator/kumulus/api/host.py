@@ -40,6 +40,13 @@ Uid = Annotated[
 ]
 
 
+SecretName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+"""Name of a Secret of the host's namespace."""
+
+PASSPHRASE = "passphrase"  # noqa: S105  # the name of a key
+"""Key of a Secret of the host's namespace that has what a volume is encrypted with."""
+
+
 class WorkType(StrEnum):
     """What a work order asks for."""
 
@@ -90,6 +97,9 @@ class InstanceDisk(Model):
         default=None, description="Size in bytes of a disk made from an image; its own when empty.", ge=1
     )
     boot_order: int = Field(description="Position in the boot order, from 1.", ge=1)
+    secret: SecretName | None = Field(
+        default=None, description="Name of the Secret with the passphrase of a volume that is encrypted."
+    )
     qos: Qos | None = Field(default=None, description="How fast a volume may be. A change applies at once.")
     cache: CacheMode | None = Field(
         default=None, description="How the host caches a volume; none when empty. A change applies at the next start."
@@ -232,6 +242,11 @@ class VolumeOrder(Model):
     existing: bool = Field(
         default=False,
         description="It was made already: when it is not there any more, that is a failure (VolumeLost), and it is not made anew.",
+    )
+    secret: SecretName | None = Field(
+        default=None,
+        description="Name of the Secret with the passphrase that it is encrypted with; not encrypted when empty.",
+        json_schema_extra=immutable("secret"),
     )
     revert: Revert | None = Field(
         default=None, description="Give it the content of a snapshot, once; no machine may have it meanwhile."
@@ -580,6 +595,11 @@ def image_order_name(image_uid: str, pool_uid: str) -> str:
 def volume_order_name(volume_uid: str) -> str:
     """Name of the work order that keeps a volume on a host."""
     return f"volume-{volume_uid}"
+
+
+def luks_secret_name(volume_uid: str) -> str:
+    """Name of the Secret in a host's namespace with the passphrase of a volume."""
+    return f"luks-{volume_uid}"
 
 
 def snapshot_order_name(snapshot_uid: str) -> str:

@@ -26,7 +26,7 @@ from kumulus.api.placement import Selector
 from kumulus.api.pools import PARAMETER_RULES, PoolDriver, PoolParameters, is_shared
 from kumulus.api.qos import Qos
 from kumulus.api.quantity import Amount, Bytes, DiskSize, MeasuredBytes, Memory
-from kumulus.api.volumes import CacheMode, ReclaimPolicy, VolumeSource
+from kumulus.api.volumes import CacheMode, Encryption, ReclaimPolicy, VolumeSource
 
 GROUP = f"storage.{DOMAIN}"
 
@@ -366,6 +366,10 @@ class VolumeClassSpec(Model):
         default=None,
         description="How fast volumes of the class may be. A change applies at once to all of them, in use or not.",
     )
+    encryption: Encryption | None = Field(
+        default=None,
+        description="Volumes are encrypted with LUKS by a Secret of their own namespace. A change is for new volumes only.",
+    )
     cache: CacheMode | None = Field(
         default=None,
         description="How hosts cache them; none when empty. A change applies when a machine starts, or a volume is attached.",
@@ -396,6 +400,7 @@ class VolumeClass(Resource):
             Column("IOPS", ".spec.qos.iops", "integer", priority=1),
             Column("Bytes/s", ".spec.qos.bytesPerSecond", priority=1),
             Column("Cache", ".spec.cache", priority=1),
+            Column("Secret", ".spec.encryption.secret", priority=1),
             Column("Age", ".metadata.creationTimestamp", "date"),
         ),
         status=False,
@@ -474,6 +479,9 @@ class VolumeStatus(Status):
         default=None,
         alias="class",
         description="Name of the VolumeClass it got when it was given a place; empty when there was none. It stays so.",
+    )
+    encryption: Encryption | None = Field(
+        default=None, description="How it is encrypted, from when it was given a place; empty: it is not."
     )
     qos: Qos | None = Field(
         default=None,

@@ -202,6 +202,8 @@ def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> N
     if not (disk.cdrom or disk.read_only):
         driver.set("discard", "unmap")
     sources.add(element, disk.source)
+    if disk.passphrase is not None:
+        sources.add_encryption(element, disk.source)
     if disk.format != "raw":
         sources.add_below(element, disk.below)
     SubElement(element, "target", dev=target, bus="scsi" if _on_scsi(disk) else "virtio")

@@ -20,6 +20,7 @@ from kumulus_agents.storage.dir.volumes import Source
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import (
     ImportProgress,
     Merge,
@@ -189,6 +190,29 @@ class DirStorage:
         progress: ProgressListener | None = None,
     ) -> StoredVolume:
         """See `StorageDriver.ensure_volume`. A thick volume is a copy of its image, not an overlay."""
+        return await self._ensure_volume(uid, size, origin, thick, progress, None)
+
+    async def ensure_encrypted_volume(
+        self,
+        uid: str,
+        size: int | None,
+        origin: VolumeOrigin | None,
+        thick: bool,
+        passphrase: Passphrase,
+        progress: ProgressListener | None = None,
+    ) -> StoredVolume:
+        """See `EncryptedVolumes.ensure_encrypted_volume`. The image it stands on is as it was."""
+        return await self._ensure_volume(uid, size, origin, thick, progress, passphrase)
+
+    async def _ensure_volume(
+        self,
+        uid: str,
+        size: int | None,
+        origin: VolumeOrigin | None,
+        thick: bool,
+        progress: ProgressListener | None,
+        passphrase: Passphrase | None,
+    ) -> StoredVolume:
         image = uid_of(origin.image.uid) if origin is not None and origin.image is not None else None
         source = _copied(origin)
         async with self._lock(f"volume {uid_of(uid)}"):
@@ -199,15 +223,27 @@ class DirStorage:
             with told_as("make the volume"):
                 if image is not None:
                     with self._made_of(image):
-                        await self._make_on_image(uid, image, size, thick, pace)
+                        await self._make_on_image(uid, image, size, thick, pace, passphrase)
                 elif source is not None:
-                    await self._make_copy(uid, source, size, thick, pace)
+                    await self._make_copy(uid, source, size, thick, pace, passphrase)
                 else:
-                    await volumes.make(self._pool, self._settings, uid, volumes.plan_blank(size, thick), None, pace)
+                    plan = volumes.plan_blank(size, thick)
+                    await volumes.make(self._pool, self._settings, uid, plan, None, pace, passphrase)
             return await self._present(uid)
 
     async def grow_volume(self, uid: str, size: int, live: Resize | None = None) -> StoredVolume:
         """See `StorageDriver.grow_volume`. An emulator grows a qcow2 file all by itself."""
+        return await self._grow_volume(uid, size, live, None)
+
+    async def grow_encrypted_volume(
+        self, uid: str, size: int, passphrase: Passphrase, live: Resize | None = None
+    ) -> StoredVolume:
+        """See `EncryptedVolumes.grow_encrypted_volume`."""
+        return await self._grow_volume(uid, size, live, passphrase)
+
+    async def _grow_volume(
+        self, uid: str, size: int, live: Resize | None, passphrase: Passphrase | None
+    ) -> StoredVolume:
         wanted = whole_sectors(size)
         async with self._lock(f"volume {uid_of(uid)}"):
             volume = await self._present(uid)
@@ -228,7 +264,7 @@ class DirStorage:
                 await live(wanted)
             else:
                 with told_as("grow the volume"):
-                    await volumes.grow(self._pool, self._settings, uid, wanted)
+                    await volumes.grow(self._pool, self._settings, uid, wanted, passphrase)
             grown = await self._present(uid)
         if grown.virtual_size < wanted:
             raise StorageError("The volume did not grow, although nothing failed.", reason="VolumeNotGrown")
@@ -249,7 +285,12 @@ class DirStorage:
     async def begin_snapshot(self, volume: str, snapshot: str) -> StoredVolume:
         """See `StorageDriver.begin_snapshot`."""
         async with self._lock(f"volume {uid_of(volume)}"):
-            await self._present(volume)
+            if (await self._present(volume)).encrypted:
+                raise StorageError(
+                    "Snapshots of encrypted volumes are not taken yet. Copy what is in it within a machine.",
+                    reason="EncryptedSnapshot",
+                    retryable=False,
+                )
             with told_as("take the snapshot"):
                 await in_thread(snapshots.begin, self._pool, self._settings, volume, uid_of(snapshot))
             return await self._present(volume)
@@ -321,14 +362,25 @@ class DirStorage:
             with told_as("look for the volume"):
                 await in_thread(volumes.take_back, self._pool, uid)
 
-    async def _make_on_image(self, uid: str, image: str, size: int | None, thick: bool, pace: Pace) -> None:
+    async def _make_on_image(
+        self, uid: str, image: str, size: int | None, thick: bool, pace: Pace, passphrase: Passphrase | None
+    ) -> None:
         plan = await in_thread(volumes.plan_on_image, self._pool, image, size, thick)
         with ExitStack() as stack:
             copied = stack.enter_context(volumes.open_image(self._pool, image)) if plan.copied else None
-            await volumes.make(self._pool, self._settings, uid, plan, copied, pace)
+            await volumes.make(self._pool, self._settings, uid, plan, copied, pace, passphrase)
 
-    async def _make_copy(self, uid: str, source: Source, size: int | None, thick: bool, pace: Pace) -> None:
+    async def _make_copy(
+        self, uid: str, source: Source, size: int | None, thick: bool, pace: Pace, passphrase: Passphrase | None
+    ) -> None:
         """One copy of the same volume at a time. Its files stay as they are meanwhile."""
+        copied_from = await self.volume(source.volume)
+        if copied_from is not None and copied_from.encrypted:
+            raise StorageError(
+                "The volume that is to be copied is encrypted: such copies are not made yet.",
+                reason="EncryptedCopy",
+                retryable=False,
+            )
         if source.volume in self._merging:
             raise StorageError(
                 "Layers of the volume that is to be copied are being merged. Wait until that is done.",
@@ -339,7 +391,7 @@ class DirStorage:
             async with self._lock(f"copy of {source.volume}"):
                 plan, layer = await in_thread(volumes.plan_copy, self._pool, source, size, thick)
                 with volumes.open_chain(self._pool, source.volume, layer) as copied:
-                    await volumes.make(self._pool, self._settings, uid, plan, copied, pace)
+                    await volumes.make(self._pool, self._settings, uid, plan, copied, pace, passphrase)
         finally:
             self._copying[source.volume] -= 1
             self._copying += Counter()  # forget zeros

@@ -22,6 +22,7 @@ from kumulus_agents.storage.dir.images import stored as stored_image
 from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.layers import Layers, from_record, to_record
 from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageError, StoredVolume
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.sectors import whole_sectors
@@ -46,6 +47,7 @@ class Record:
     image: str | None = None
     """Uid of the image that the first layer stands on."""
     thick: bool = False
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +77,19 @@ def known(volumes: Directory, uid: str) -> Record | None:
             "The volume's record is damaged. Restore the volume from a backup.", reason="VolumeDamaged"
         ) from error
     image = record.get("image")
-    return Record(layers, uid_of(image) if isinstance(image, str) else None, bool(record.get("thick")))
+    return Record(
+        layers,
+        uid_of(image) if isinstance(image, str) else None,
+        bool(record.get("thick")),
+        bool(record.get("encrypted")),
+    )
 
 
 def note(volumes: Directory, uid: str, record: Record, *, flush: bool = True) -> None:
     """Make this what is known of the volume. Blocks; durable when it returns, with `flush`."""
     written = {"image": record.image, "thick": record.thick, **to_record(record.layers)}
+    if record.encrypted:
+        written["encrypted"] = True
     write_record(volumes, record_of(uid), written, flush=flush)
 
 
@@ -108,7 +117,7 @@ def _whole(pool: PoolDirectory, volumes: Directory, uid: str, record: Record) ->
     files = [LayerFile(each, "qcow2") for each in below]
     if record.image is not None:
         files.append(LayerFile(pool.image_path(record.image), "qcow2"))
-    return StoredVolume(FileSource(path), "qcow2", size, used, tuple(files))
+    return StoredVolume(FileSource(path), "qcow2", size, used, tuple(files), record.encrypted)
 
 
 def users(pool: PoolDirectory, image_uid: str) -> int:
@@ -173,21 +182,36 @@ def plan_blank(size: int | None, thick: bool) -> Plan:
 
 
 async def make(
-    pool: PoolDirectory, settings: StorageSettings, uid: str, plan: Plan, source: Chain | None, pace: Pace
+    pool: PoolDirectory,
+    settings: StorageSettings,
+    uid: str,
+    plan: Plan,
+    source: Chain | None,
+    pace: Pace,
+    passphrase: Passphrase | None = None,
 ) -> None:
     """Make the volume. `source` is what it is copied from. Raises `StorageError` or `OSError`.
 
     Whatever an earlier attempt left is replaced; nothing is left of this one when it fails.
     """
+    if source is not None and passphrase is not None:
+        raise StorageError(
+            "Encrypted volumes are not copied yet. Make it blank, or of an image and thin.",
+            reason="EncryptedCopy",
+            retryable=False,
+        )
+    encrypted = passphrase is not None
     with pool.volumes() as volumes:
         fd = await in_thread(volumes.fresh, making(uid))
         try:
             backing = pool.backing_of_volume(plan.overlay_of) if plan.overlay_of is not None else None
-            await in_thread(create, settings, fd, plan.size, backing=backing, thick=plan.thick)
+            await in_thread(create, settings, fd, plan.size, backing=backing, thick=plan.thick, passphrase=passphrase)
             if source is not None:
                 pace.stage("Copying", 0, plan.copied)
                 await chain.copy(source, plan.copied, fd, settings, pace.at)
-            await in_thread(_settle, volumes, uid, fd, Record(Layers.first(uid), plan.overlay_of, plan.thick))
+            await in_thread(
+                _settle, volumes, uid, fd, Record(Layers.first(uid), plan.overlay_of, plan.thick, encrypted)
+            )
         except BaseException:
             volumes.remove(making(uid))
             raise
@@ -195,7 +219,9 @@ async def make(
             os.close(fd)
 
 
-async def grow(pool: PoolDirectory, settings: StorageSettings, uid: str, size: int) -> None:
+async def grow(
+    pool: PoolDirectory, settings: StorageSettings, uid: str, size: int, passphrase: Passphrase | None = None
+) -> None:
     """Make the disk in the file larger; nobody may use it. Raises `StorageError` or `OSError`.
 
     Of a thick volume with snapshots nothing is reserved: qcow2 has no preallocated overlays.
@@ -204,7 +230,7 @@ async def grow(pool: PoolDirectory, settings: StorageSettings, uid: str, size: i
         record = await in_thread(known, volumes, uid)
     thick = record is not None and record.thick and len(record.layers.parents) == 1
     with open_chain(pool, uid, write=1) as volume:
-        await chain.grow(volume, size, settings, thick=thick)
+        await chain.grow(volume, size, settings, thick=thick, passphrase=passphrase)
 
 
 @contextmanager
