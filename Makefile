@@ -33,7 +33,7 @@ demo-down: ## Take the demo down; nothing stays outside the cache.
 
 test: setup lint verify ## Set up what tests need, check the sources, and run every test; ARGS go to pytest.
 	@$(BIN)/kumulus-lab prepare --libvirt
-	$(BIN)/pytest --numprocesses=$(PROCESSES) --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest --ignore=tests/fault --numprocesses=$(PROCESSES) --no-loadscope-reorder $(ARGS)
 
 lint: setup ## Check style, types and layers of the sources.
 	@$(BIN)/ruff check

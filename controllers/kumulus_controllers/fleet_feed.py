@@ -5,7 +5,7 @@ from __future__ import annotations
 from kumulus.api.base import ConditionStatus
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, HostCondition
-from kumulus.api.host import WorkOrder, WorkState, WorkType
+from kumulus.api.host import PoolFacts, WorkOrder, WorkState, WorkType
 from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.kube.store import Store
@@ -52,6 +52,11 @@ def order_demand(order: WorkOrder) -> tuple[Demand, str | None]:
     return Demand(instance.cpus, instance.memory, sum(d.size or 0 for d in own)), own[0].pool.uid if own else None
 
 
+def reached(facts: PoolFacts, percent: int | None) -> bool:
+    """Whether so much of a pool is in use on a host. Pure."""
+    return percent is not None and bool(facts.capacity) and 100 * (facts.used or 0) >= percent * (facts.capacity or 0)
+
+
 class FleetFeed:
     """Listens to the caches for the fleet's sake."""
 
@@ -93,6 +98,7 @@ class FleetFeed:
         if pool is None or pool.uid != ref.uid:
             return
         capacity = facts.capacity or 0 if facts else 0
+        stops_at = pool.spec.thresholds.stop_new_volumes_at
         self._fleet.put_pool(
             host_of(order),
             PoolView(
@@ -103,6 +109,9 @@ class FleetFeed:
                 and not pool.deleting
                 and not pool.spec.maintenance,
                 labels=pool.metadata.labels,
+                stops_at=stops_at if facts is not None and reached(facts, stops_at) else None,
+                namespaces=pool.spec.allowed_namespaces,
+                usable=order.status.state is WorkState.READY and not order.deleting,
             ),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kumulus.api.fabric import HOST_NAMESPACE_PREFIX
-from kumulus.api.host import PoolRef, WorkOrder
+from kumulus.api.host import PoolRef, WorkOrder, WorkState
 from kumulus.kube.store import Store
 from kumulus.runtime.reconciler import Caches
 
@@ -16,6 +16,10 @@ DISKS_IN = "disks-in"
 HAS_VOLUME = "has-volume"
 SNAPSHOTS = "snapshots"
 CLONE_OF = "clone-of"
+SNAPSHOT_OF = "snapshot-of"
+
+NOT_BEGUN = (None, WorkState.PENDING, WorkState.WAITING)
+"""States of a work order in which the agent may still wait for what comes with it: images, a Secret."""
 
 
 def _for_uid(order: WorkOrder) -> Iterable[str]:
@@ -43,9 +47,17 @@ def _pools(order: WorkOrder) -> tuple[PoolRef, ...]:
     return ()
 
 
-def pools_of(order: WorkOrder) -> set[str]:
-    """Names of the pools in which it has data."""
-    return {pool.name for pool in _pools(order)}
+def data_in(order: WorkOrder | None) -> set[tuple[str, int]]:
+    """Names of the pools in which it has data, and the bytes that the data may take."""
+    if order is None:
+        return set()
+    if order.spec.instance is not None:
+        disks = order.spec.instance.disks
+        own = sum(disk.size or 0 for disk in disks if disk.volume is None)
+        return {(disk.pool.name, own if disk.volume is None else 0) for disk in disks}
+    if order.spec.disk is not None and order.spec.disk.volume is not None:
+        return {(order.spec.disk.pool.name, order.spec.disk.volume.size or 0)}
+    return set()
 
 
 def _disks_in(order: WorkOrder) -> Iterable[str]:
@@ -72,6 +84,10 @@ def _clone_of(order: WorkOrder) -> Iterable[str]:
     return (origin.snapshot.snapshot,) if origin is not None and origin.snapshot is not None else ()
 
 
+def _snapshot_of(order: WorkOrder) -> Iterable[str]:
+    return {item.volume for item in order.spec.snapshot.items} if order.spec.snapshot is not None else ()
+
+
 def work_orders(caches: Caches) -> Store[WorkOrder]:
     """The store, indexed by what an order is for, its namespace, its pools and volumes, the snapshots it keeps or clones."""
     store = caches.store(WorkOrder)
@@ -80,6 +96,7 @@ def work_orders(caches: Caches) -> Store[WorkOrder]:
     store.add_index(NAMESPACE, _namespace)
     store.add_index(DISKS_IN, _disks_in)
     store.add_index(HAS_VOLUME, volumes_in)
+    store.add_index(SNAPSHOT_OF, _snapshot_of)
     store.add_index(SNAPSHOTS, _snapshots)
     store.add_index(CLONE_OF, _clone_of)
     return store

@@ -121,10 +121,12 @@ class SimHost:
             await asyncio.gather(task, return_exceptions=True)
 
     def _pool(self, pool: PoolRef) -> DirStorage:
-        root = self.directory / "pools"
+        root = self.directory.parent / "shared" if pool.shared else self.directory / "pools"
         fetch = FetchSettings(allowed_networks=(ipaddress.ip_network("127.0.0.1/32"),), backoff=0, retries=0)
-        here = pool.model_copy(update={"parameters": PoolParameters(path=str(root / pool.name))})
-        return DirStorage(here, StorageSettings(roots=(PurePosixPath(root),), readers=(), fetch=fetch))
+        parameters = PoolParameters(path=str(root / pool.name), shared=pool.shared or None)
+        here = pool.model_copy(update={"parameters": parameters})
+        settings = StorageSettings(roots=(PurePosixPath(root),), readers=(), fetch=fetch, host=self.name)
+        return DirStorage(here, settings)
 
     def left_over(self, uid: str) -> list[str]:
         """What the host still has of a machine."""

@@ -87,13 +87,24 @@ IMAGE: Raw = {
     "minDisk": "2Gi",
 }
 
+OCI: Raw = {
+    "source": {"oci": {"reference": "quay.io/containerdisks/debian:12", "secret": "quay", "layout": "ContainerDisk"}},
+    "format": "qcow2",
+}
+
 GOOD: Mapping[type[Resource], Raw] = {
     VirtualMachine: VM,
     InstanceType: {"cpus": 1, "memory": "512Mi", "allowedNamespaces": ["a", "b"]},
     ConsoleRequest: {"vm": "web"},
     Image: IMAGE,
     ClusterImage: {**IMAGE, "allowedNamespaces": ["a"]},
-    StoragePool: {"driver": "dir", "parameters": {"path": "/var/lib/kumulus/pool"}, "reserved": "10Gi"},
+    StoragePool: {
+        "driver": "dir",
+        "parameters": {"path": "/var/lib/kumulus/pool"},
+        "reserved": "10Gi",
+        "thresholds": {"warnAt": 80, "stopNewVolumesAt": 90},
+        "allowedNamespaces": ["a"],
+    },
     VolumeClass: {
         "poolSelector": {"tier": "nvme"},
         "allowedNamespaces": ["a"],
@@ -110,11 +121,28 @@ GOOD: Mapping[type[Resource], Raw] = {
     HostReport: {},
 }
 
+EXISTING: Raw = {"pool": "local", "host": "h1", "id": UID}
+
 ORDERS: Mapping[str, Raw] = {
     "instance": {"type": "Instance", "instance": INSTANCE},
     "disk": {
         "type": "Disk",
         "disk": {"pool": POOL, "importImage": {"image": ORDERED_IMAGE, "http": {"url": "https://example.com/x"}}},
+    },
+    "registry": {
+        "type": "Disk",
+        "disk": {
+            "pool": POOL,
+            "importImage": {
+                "image": {"uid": UID, "format": "raw"},
+                "oci": {
+                    "reference": "quay.io/a:1",
+                    "architecture": "x86_64",
+                    "secret": "pull-1",
+                    "digest": f"sha256:{SHA}",
+                },
+            },
+        },
     },
     "volume": {"type": "Disk", "disk": {"pool": POOL, "volume": {"uid": UID, "size": 2**30}}},
     "snapshot": {
@@ -229,6 +257,23 @@ BAD = [
     *(Bad(Image, "spec.minDisk", size) for size in ("0", "-1Gi", "1Ei")),
     *(Bad(StoragePool, "spec.reserved", amount) for amount in ("-1Gi", "much", "16Ei")),
     *(Bad(StoragePool, "spec.overprovisioning", factor) for factor in (0, 0.5, -1, 101, "2")),
+    *(
+        Bad(Volume, "spec.source", {"existing": {**EXISTING, "id": id}})
+        for id in ("x", "../../etc/shadow-file-of-36-letters-xx", 1)
+    ),
+    *(
+        Bad(Volume, "spec.source", {"existing": {**EXISTING, name: value}})
+        for name, value in (("pool", "/"), ("host", ""))
+    ),
+    Bad(
+        Volume,
+        "spec.source",
+        {"image": "x", "existing": EXISTING},
+        "exactly one of image, volume, snapshot and existing",
+    ),
+    *(Bad(StoragePool, "spec.thresholds.stopNewVolumesAt", share) for share in (0, 101, "90%")),
+    Bad(StoragePool, "spec.thresholds.warnAt", 91, "spec.thresholds.warnAt"),
+    Bad(StoragePool, "spec.allowedNamespaces", ["A"]),
     *(Bad(Host, "spec.overcommit.cpu", factor) for factor in (0, -1, 1000)),
     *(Bad(Host, "spec.reserved.cpu", count) for count in (-1, 1.5, 2000)),
     Bad(Host, "spec.reserved.memory", "-1"),
@@ -253,9 +298,9 @@ BAD = [
     Bad(VirtualMachine, "spec.disks.0", {"name": "x", "volumeTemplate": {}}, "spec.disks[0].volumeTemplate.size"),
     Bad(VirtualMachine, "spec.disks.0", {"name": "x", "volume": "../x"}, "spec.disks[0].volume"),
     Bad(Volume, "spec", {"class": "fast"}, "spec.size"),
-    Bad(Volume, "spec.source", {}, "exactly one of image, volume and snapshot"),
-    Bad(Volume, "spec.source.volume", "other", "exactly one of image, volume and snapshot"),
-    Bad(Volume, "spec.source.snapshot", "other", "exactly one of image, volume and snapshot"),
+    Bad(Volume, "spec.source", {}, "exactly one of image, volume, snapshot and existing"),
+    Bad(Volume, "spec.source.volume", "other", "exactly one of image, volume, snapshot and existing"),
+    Bad(Volume, "spec.source.snapshot", "other", "exactly one of image, volume, snapshot and existing"),
     Bad(Volume, "spec.source.cloneMode", "Linked", "spec.source.cloneMode"),
     Bad(Volume, "spec.source", {"snapshot": "s", "cloneMode": "Shallow"}, "spec.source.cloneMode"),
     Bad(
@@ -303,7 +348,59 @@ BAD = [
         "exactly one of importImage and volume",
     ),
     Bad(WorkOrder, "spec.instance.disks.0.volume", UID, "exactly one of image and volume"),
-    Bad(Image, "spec.source", {}, "spec.source.http"),
+    Bad(Image, "spec.source", {}, "exactly one of http and oci"),
+    Bad(Image, "spec.allowedNamespaces", ["A_"], "spec.allowedNamespaces[0]"),
+    Bad(Image, "spec.allowedNamespaces", ["a"] * 300, "spec.allowedNamespaces"),
+    Bad(Volume, "spec.source", {"volume": "other", "imageNamespace": "golden"}, "imageNamespace is for image"),
+    *(Bad(Volume, "spec.source.imageNamespace", name) for name in ("", "../x", "A", "a.b")),
+    *(
+        Bad(VirtualMachine, "spec.disks.0.ephemeral.imageNamespace", name, "spec.disks[0].ephemeral.imageNamespace")
+        for name in ("", "../x", "A")
+    ),
+    Bad(Image, "spec.source.oci", OCI["source"]["oci"], "exactly one of http and oci"),
+    Bad(
+        WorkOrder,
+        "spec",
+        {"type": "Disk", "for": FOR, "disk": {"pool": POOL, "importImage": {"image": ORDERED_IMAGE}}},
+        "exactly one of http and oci",
+    ),
+    Bad(Image, "spec", {**OCI, "source": {"oci": {}}}, "spec.source.oci.reference"),
+    *(
+        Bad(Image, "spec", {**OCI, "source": {"oci": {"reference": reference}}}, "spec.source.oci.reference")
+        for reference in (
+            "",
+            "debian",
+            "debian:12",
+            "library/debian",
+            "https://quay.io/a",
+            "quay.io",
+            "quay.io/",
+            "quay.io/A",
+            "quay.io/../a",
+            "quay.io/a:",
+            "quay.io/a@sha256:0",
+            "user@quay.io/a",
+            "quay.io/a?b",
+            "quay.io/a b",
+            "quay.io/a\n",
+            "quay.io/" + "a" * 600,
+        )
+    ),
+    *(
+        Bad(
+            Image,
+            "spec",
+            {**OCI, "source": {"oci": {**OCI["source"]["oci"], field: value}}},
+            f"spec.source.oci.{field}",
+        )
+        for field, value in (
+            ("secret", ""),
+            ("secret", "../x"),
+            ("secret", "A"),
+            ("layout", "Docker"),
+            ("caBundle", "x" * 70000),
+        )
+    ),
     Bad(StoragePool, "spec.parameters", GONE, "spec.parameters.path"),
     Bad(StoragePool, "spec.parameters", {}, "spec.parameters.path"),
     Bad(StoragePool, "spec", {"driver": "nfs"}, "spec.parameters.nfs"),
@@ -583,6 +680,8 @@ CHANGES = [
     Change(VirtualMachine, "spec.disks", [disk("root")], before={"spec.disks": GONE}),
     Change(VirtualMachine, "spec.disks.0.ephemeral.image", "other", "spec.disks"),
     Change(VirtualMachine, "spec.disks.0.ephemeral.size", "20Gi", "spec.disks"),
+    Change(VirtualMachine, "spec.disks.0.ephemeral.imageNamespace", "other", "spec.disks"),
+    Change(Volume, "spec.source.imageNamespace", "other", "spec.source"),
     Change(VirtualMachine, "spec.disks.0.ephemeral.size", GONE, "spec.disks"),
     Change(VirtualMachine, "spec.cloudInit.userData", "#!/bin/sh", "spec.cloudInit"),
     Change(VirtualMachine, "spec.cloudInit", GONE),
@@ -591,6 +690,10 @@ CHANGES = [
     Change(ConsoleRequest, "spec.maxBytes", 1, "spec"),
     Change(Image, "spec.source.http.url", "https://example.com/other", "spec.source"),
     Change(Image, "spec.checksum.sha256", "f" * 64, "spec.checksum"),
+    Change(Image, "spec.checksum", GONE, before={"spec.source": OCI["source"]}),
+    Change(Image, "spec.source", OCI["source"]),
+    Change(Image, "spec.source.oci.reference", "quay.io/other", "spec.source", before={"spec.source": OCI["source"]}),
+    Change(Image, "spec.source.oci.secret", GONE, "spec.source", before={"spec.source": OCI["source"]}),
     Change(Image, "spec.compression", "xz"),
     Change(Image, "spec.format", "raw"),
     Change(ClusterImage, "spec.format", "raw"),
@@ -663,6 +766,9 @@ ALLOWED = [
     Change(VirtualMachineRestore, "spec.ttlSecondsAfterFinished", 60),
     Change(Host, "spec.unschedulable", True),
     Change(StoragePool, "spec.maintenance", True),
+    Change(Image, "spec.allowedNamespaces", ["a"]),
+    Change(StoragePool, "spec.thresholds", GONE),
+    Change(StoragePool, "spec.allowedNamespaces", GONE),
     Change(WorkOrder, "spec.term", 6),
     Change(WorkOrder, "spec.instance.epoch", 4),
     Change(WorkOrder, "spec.instance.power", "Stopped"),
@@ -706,6 +812,24 @@ GOOD_VARIANTS = [
     (VirtualMachine, {**VM, "placement": {"tolerations": [{"operator": "Exists"}]}}),
     (Image, {**IMAGE, "source": {"http": {"url": "http://[2001:db8::1]:8080/x.img"}}}),
     (Image, {**IMAGE, "source": {"http": {"url": "https://example.com"}}}),
+    *(
+        (kind, {**OCI, "source": {"oci": {"reference": reference}}})
+        for kind in (Image, ClusterImage)
+        for reference in (
+            "quay.io/a",
+            "127.0.0.1:5000/a/b_c/d--e:1.0_x",
+            "localhost:5000/a",
+            f"r.example/a@sha256:{SHA}",
+            f"r.example:1/a:b@sha256:{SHA}",
+        )
+    ),
+    (Image, {**OCI, "checksum": {"sha256": SHA}, "allowedNamespaces": ["team-a", "team-b"]}),
+    (Volume, {"source": {"image": "debian", "imageNamespace": "golden"}}),
+    (VirtualMachine, {**VM, "disks": [{"name": "d", "ephemeral": {"image": "debian", "imageNamespace": "golden"}}]}),
+    (
+        VirtualMachine,
+        {**VM, "disks": [{"name": "d", "volumeTemplate": {"source": {"image": "d", "imageNamespace": "golden"}}}]},
+    ),
     (Image, {**IMAGE, "source": {"http": {"url": "https://example.com/a@b?c=@"}}}),
 ]
 
@@ -859,7 +983,9 @@ def test_field_selectors(api: Cluster, namespace: str) -> None:
     for name, order in ORDERS.items():
         create(api, made(WorkOrder, {"for": FOR, **order}, name=name), WorkOrder.KIND, namespace)
     found = api.objects(WorkOrder.KIND, namespace, fields="spec.type=Disk")
-    assert {item["metadata"]["name"] for item in found} == {"disk", "volume"}
+    assert {item["metadata"]["name"] for item in found} == {
+        name for name, order in ORDERS.items() if order["type"] == "Disk"
+    }
 
 
 @pytest.mark.parametrize("resource", KINDS)

@@ -118,7 +118,7 @@ async def test_a_pool_says_how_much_room_it_has(host: TestHost) -> None:
     async with host.running():
         await pool_order(host)
         status = await host.until("pool-1", state="Ready")
-        assert status["pool"] == {"capacity": 10 << 40, "used": 0}
+        assert (status["pool"]["capacity"], status["pool"]["used"], status["pool"]["unownedCount"]) == (10 << 40, 0, 0)
         await host.delete("pool-1")
         await eventually(lambda: host.gone("pool-1"), "the order's end")
 

@@ -150,6 +150,72 @@ async def test_what_cannot_be_taken_says_why_and_leaves_nothing(host: TestHost) 
         assert host.storage.state.layers == layers
 
 
+# What begins with them
+
+
+async def test_a_volume_goes_back_to_its_snapshot_once(real: TestHost) -> None:
+    async with real.running():
+        volume = await a_volume(real)
+        qemu_io(real, volume, "write -P 1 0 1M")
+        snapshot = await real.snapshot_order(volume)
+        await real.until_snapshot(snapshot, state="Ready")
+        qemu_io(real, volume, "write -P 2 0 1M")
+        request = "00000000-0000-4000-8000-000000000001"
+        await real.change_volume(volume, revert={"snapshot": snapshot, "request": request})
+        status = await real.until_volume(volume, state="Ready", observedGeneration=2)
+        assert status["disk"]["reverted"] == request
+        qemu_io(real, volume, "read -P 1 0 1M", "write -P 3 0 1M")
+        await real.change_volume(volume, size=128 * MIB)
+        await real.until_volume(volume, state="Ready", observedGeneration=3)
+        qemu_io(real, volume, "read -P 3 0 1M")
+    async with real.running():
+        await delete(real, snapshot_order_name(snapshot))
+        qemu_io(real, volume, "read -P 3 0 1M")
+        assert real.directory is not None
+        assert len(list((real.directory / "pool/volumes").glob(f"{volume}*.qcow2"))) == 1
+
+
+async def test_no_volume_goes_back_under_a_machine_that_is_on(host: TestHost) -> None:
+    async with host.running():
+        volume = await a_volume(host)
+        uid = await host.order(disks=[disk(volume)])
+        await host.until_attached(uid, volume)
+        snapshot = await host.snapshot_order(volume)
+        await host.until_snapshot(snapshot, state="Ready")
+        before = await host.storage.volume(volume)
+        await host.change_volume(volume, revert={"snapshot": snapshot, "request": uid})
+        status = await host.until_volume(volume, state="Waiting", reason="VolumeInUse")
+        assert "Machine vm is on" in status["message"]
+        assert await host.storage.volume(volume) == before
+        await host.change(uid, power="Stopped", stop={"mode": "Force", "gracePeriodSeconds": 0})
+        status = await host.until_volume(volume, 5, state="Ready", observedGeneration=2)
+        assert status["disk"]["reverted"] == uid
+        await host.change(uid, power="Running")
+        await host.until_instance(uid, state="Running")
+        now = await host.storage.volume(volume)
+        assert now is not None
+        assert {one.path for one in host.machine.domains[uid].disks} == {now.path}
+
+
+async def test_a_linked_volume_keeps_its_snapshot_until_it_goes(real: TestHost) -> None:
+    async with real.running():
+        volume = await a_volume(real)
+        qemu_io(real, volume, "write -P 1 0 1M")
+        snapshot = await real.snapshot_order(volume)
+        await real.until_snapshot(snapshot, state="Ready")
+        clone = await a_volume(real, origin={"snapshot": {"snapshot": snapshot, "volume": volume}, "linked": True})
+        qemu_io(real, clone, "read -P 1 0 1M", "write -P 2 0 1M")
+        await real.delete(snapshot_order_name(snapshot))
+        status = await real.until_snapshot(snapshot, state="Waiting", reason="SnapshotInUse")
+        assert clone in status["message"]
+        qemu_io(real, volume, "read -P 1 0 1M")
+        await delete(real, volume_order_name(clone))
+        await eventually(lambda: real.gone(snapshot_order_name(snapshot)), "the snapshot's end", 5)
+        qemu_io(real, volume, "read -P 1 0 1M")
+        assert real.directory is not None
+        assert len(list((real.directory / "pool/volumes").iterdir())) == 2
+
+
 # Of machines
 
 

@@ -22,6 +22,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import AGENT_SERVICE_ACCOUNT, JOIN_SERVICE_ACCOUNT, LEASE, HostReport, WorkOrder
 from kumulus.api.registry import KINDS
+from kumulus.api.storage import Volume
 from kumulus.cli.cluster import Cluster
 from kumulus.kube import errors
 from kumulus_lab import deadline, kubeconfig
@@ -666,14 +667,28 @@ def test_an_operator_joins_hosts_and_reads_no_secret(
 def test_a_tenant_with_everything_in_its_namespace_still_makes_secrets(
     api: Cluster, login: Any, namespace: str
 ) -> None:
-    """The policy on operators' Secrets is none on anybody else's."""
+    """The policy on operators' Secrets is none on anybody else's. Data in pools is another matter."""
     bind(api, namespace, "tenant", "edit")
     tenant = login(token(api, namespace, "tenant"))
     end = time.monotonic() + 10
     while True:
         try:
             tenant.create(SECRET, {"metadata": {"name": "s"}}, namespace)
-            return
+            break
         except errors.Refused:
             assert time.monotonic() < end
             time.sleep(0.2)
+    existing = {"pool": "local", "host": "h1", "id": UID}
+    with pytest.raises(errors.Refused) as refused:
+        tenant.create(Volume.KIND, _adopting("foreign", {**existing, "foreign": True}), namespace)
+    assert refused.value.status == 403 and "you may not adopt data of StoragePool local" in str(refused.value)
+    tenant.create(Volume.KIND, _adopting("own", existing), namespace)
+    api.create(Volume.KIND, _adopting("given", {**existing, "foreign": True}), namespace)
+    labels = {"metadata": {"labels": {"mine": "yes"}}}
+    assert tenant.patch(Volume.KIND, "given", labels, namespace), "what an operator gave is the tenant's"
+    for name in ("own", "given"):
+        tenant.delete(Volume.KIND, name, namespace)
+
+
+def _adopting(name: str, existing: Raw) -> Raw:
+    return {"metadata": {"name": name}, "spec": {"source": {"existing": existing}}}

@@ -55,7 +55,8 @@ async def test_orders_of_an_image_that_lost_its_finalizer_are_removed(
             raw = await client.create(Image.KIND, {"metadata": {"name": key.name}, "spec": SPEC}, namespace)
             image = Image.parse(raw)
             caches = Caches()
-            await order_import(client, caches.store(WorkOrder), Copies(caches), image, host, pool_ref(pool()), 1)
+            services = Services(client, caches, SystemClock(), lambda: 1)
+            await order_import(services, Fleet(), Copies(caches), image, host, pool_ref(pool()))
             return image
 
         async def orders() -> dict[str, bool]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from kumulus.api.base import FORCE_DETACH
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.storage import Image, Volume
@@ -21,7 +22,7 @@ from kumulus.kube.errors import Refused
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
 from tests.component.cloud import Cloud, Raw, cloud, phase, until
-from tests.component.test_volume import DATA, HOSTS, Tenant
+from tests.component.test_volume import DATA, HOSTS, MIB, Tenant, virtual_size
 from tests.conftest import new_lab
 from tests.unit.storage.material import needs_root
 
@@ -209,6 +210,54 @@ async def test_a_machine_that_is_gone_comes_back_from_its_snapshot(owner: Owner)
     await owner.reads("vm2", own=1, data=2)
 
 
+async def test_a_machine_gets_back_what_its_snapshot_kept(owner: Owner) -> None:
+    await owner.volume("data")
+    await owner.machine("vm", OWN, DATA, on=0)
+    await owner.runs("vm")
+    await owner.written("vm", own=1, data=2)
+    await owner.whole("all", "vm")
+    await owner.wait(VirtualMachineSnapshot.KIND, "all", phase("Ready"), "is taken")
+    await owner.written("vm", own=7, data=8)
+    await owner.restore("back", "all", vm="vm")
+    assert "vm stop vm" in await owner.says(VirtualMachineRestore.KIND, "back", "MachineNotStopped")
+    await owner.reads("vm", own=7, data=8)
+    await owner.patch(Volume.KIND, "data", size="128Mi")
+    await owner.wait(Volume.KIND, "data", lambda v: v["status"].get("size") == "128Mi", "has grown")
+    await owner.off("vm")
+    done = await owner.wait(VirtualMachineRestore.KIND, "back", phase("Succeeded"), "is done")
+    assert [disk["state"] for disk in done["status"]["volumes"]] == ["Restored", "Restored"]
+    await owner.patch(VirtualMachine.KIND, "vm", powerState="Running")
+    vm = await owner.runs("vm")
+    await owner.reads("vm", own=1, data=2)
+    assert virtual_size(Path(owner.disks_of(vm)["data"])) == 128 * MIB, "a restore does not shrink a disk"
+
+    # Again, from the same snapshot, while the host is away: the machine is not started before it is done.
+    await owner.written("vm", own=5, data=6)
+    await owner.off("vm")
+    host = owner.cloud.hosts[owner.hosts[0]]
+    await host.kill()
+    try:
+        await owner.restore("again", "all", vm="vm")
+        await owner.wait(VirtualMachineRestore.KIND, "again", phase("Restoring"), "has begun")
+        await owner.restore("other", "all", vm="vm")
+        await owner.says(VirtualMachineRestore.KIND, "other", "AnotherRestore")
+        await owner.delete(VirtualMachineRestore.KIND, "other")
+        await owner.gone(VirtualMachineRestore.KIND, "other")
+        await owner.patch(VirtualMachine.KIND, "vm", powerState="Running")
+        assert "again" in await owner.says(VirtualMachine.KIND, "vm", "RestoreInProgress")
+        await owner.delete(VirtualMachineRestore.KIND, "again")
+        await owner.says(VirtualMachineRestore.KIND, "again", "Restoring")
+        await owner.delete(VirtualMachineSnapshot.KIND, "all")
+        assert "again" in await owner.says(VirtualMachineSnapshot.KIND, "all", "RestoreInProgress")
+    finally:
+        host.start()
+    await owner.gone(VirtualMachineRestore.KIND, "again")
+    await owner.runs("vm")
+    await owner.reads("vm", own=1, data=2)
+    await owner.gone(VirtualMachineSnapshot.KIND, "all")
+    await owner.reads("vm", own=1, data=2)
+
+
 async def test_a_namespace_with_all_of_it_empties_itself(owner: Owner) -> None:
     await owner.volume("data")
     await owner.machine("vm", OWN, DATA)
@@ -232,3 +281,30 @@ async def test_a_namespace_with_all_of_it_empties_itself(owner: Owner) -> None:
         path for name in owner.hosts for uid in uids for path in owner.cloud.hosts[name].directory.rglob(f"*{uid}*")
     ]
     assert left == []
+
+
+async def test_a_snapshot_on_a_host_that_is_gone_for_good_can_be_let_go(owner: Owner) -> None:
+    await owner.volume("data")
+    await owner.machine("vm", DATA, on=0)
+    await owner.runs("vm")
+    await owner.snapshot("one", "data")
+    await owner.taken("one")
+    await owner.whole("all", "vm")
+    await owner.wait(VirtualMachineSnapshot.KIND, "all", phase("Ready"), "is taken")
+    await owner.cloud.hosts[owner.hosts[0]].kill()  # the last test: it does not come back
+    await owner.delete(VirtualMachine.KIND, "vm")
+    await owner.delete(Volume.KIND, "data")
+    for kind, name in (
+        (VirtualMachine.KIND, "vm"),
+        (VolumeSnapshot.KIND, "one"),
+        (VirtualMachineSnapshot.KIND, "all"),
+        (Volume.KIND, "data"),
+    ):
+        if kind in (VolumeSnapshot.KIND, VirtualMachineSnapshot.KIND):
+            await owner.says(Volume.KIND, "data", "HasSnapshots")
+            await owner.delete(kind, name)
+            assert FORCE_DETACH in await owner.says(kind, name, "Deleting")
+        annotation = {"metadata": {"annotations": {FORCE_DETACH: "true"}}}
+        await owner.client.patch(kind, name, annotation, owner.namespace)
+        await owner.gone(kind, name)
+    await owner.gone(VolumeSnapshot.KIND, "all-data")

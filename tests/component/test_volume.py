@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from kumulus.api.base import Kind
+from kumulus.api.base import FORCE_DETACH, Kind
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import WorkOrder
+from kumulus.api.host import WorkOrder, pool_order_name
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.storage import Image, StoragePool, Volume, VolumeClass
 from kumulus.kube.builtin import NAMESPACE, SECRET
@@ -134,6 +134,23 @@ class Tenant:
         """All files of a volume, on whichever host."""
         uid = volume["metadata"]["uid"]
         return [path for name in self.hosts for path in self.cloud.hosts[name].directory.rglob(f"*{uid}*")]
+
+    def shared_files(self, uid: str) -> list[Path]:
+        """The files of a volume in the pools that the hosts share."""
+        return sorted((self.cloud.directory / "shared").rglob(f"{uid}*.qcow2"))
+
+    def fetched(self, path: str) -> int:
+        """How often that image was asked for."""
+        return len(self.cloud.images.asked(path))
+
+    async def ready_pool(self, name: str, hosts: int = 2) -> None:
+        """Wait until so many hosts can use the pool."""
+
+        async def probe() -> bool:
+            pool = await self.client.find(StoragePool.KIND, name)
+            return pool is not None and pool.get("status", {}).get("readyHosts", 0) >= hosts
+
+        await until(probe, f"pool {name} is ready on {hosts} hosts")
 
     def disks_of(self, vm: Raw) -> dict[str, str]:
         """Paths of the disks that the hypervisor's books give the machine, by name."""
@@ -377,6 +394,109 @@ async def test_what_is_missing_is_said_and_heals_when_it_comes(tenant: Tenant) -
         await tenant.client.delete(VolumeClass.KIND, name)
 
 
+async def test_a_pool_that_is_full_or_for_others_says_so_and_heals(tenant: Tenant) -> None:
+    pool = (await tenant.cloud.listed(StoragePool.KIND))[0]["metadata"]["name"]
+
+    async def patch(**spec: Any) -> None:
+        await tenant.client.patch(StoragePool.KIND, pool, {"spec": spec})
+
+    async def pool_says(holds: Callable[[Raw], bool], what: str) -> None:
+        async def probe() -> bool:
+            return holds(await tenant.client.get(StoragePool.KIND, pool))
+
+        await until(probe, f"the pool says {what}")
+
+    try:
+        await patch(thresholds={"stopNewVolumesAt": 1}, allowedNamespaces=["somebody-else"])
+        await tenant.volume("asked", size="64Mi", pool=pool)
+        assert pool in await tenant.says(Volume.KIND, "asked", "PoolNotAllowed")
+        await tenant.volume("data")
+        await tenant.machine("vm", DATA)
+        said = await tenant.says(VirtualMachine.KIND, "vm", "NoHostFits", "Scheduled")
+        assert f"with storage pool {pool} not allowed for namespace {tenant.namespace}" in said
+        await patch(allowedNamespaces=[tenant.namespace])
+        await tenant.wait(
+            VirtualMachine.KIND,
+            "vm",
+            lambda vm: f"with storage pool {pool} filled to 1%" in str(condition(vm, "Scheduled").get("message")),
+            "says that the pool is full",
+        )
+        await pool_says(
+            lambda item: condition(item, "AcceptsVolumes").get("reason") == "OverThreshold", "OverThreshold"
+        )
+        await patch(thresholds=None, allowedNamespaces=None)
+        await tenant.runs("vm")
+        await pool_says(lambda item: item["status"].get("allocated") == "64Mi", "what is promised")
+    finally:
+        await patch(thresholds=None, allowedNamespaces=None)
+
+
+async def test_retained_data_becomes_a_volume_again_for_its_namespace_alone(tenant: Tenant) -> None:
+    pool = (await tenant.cloud.listed(StoragePool.KIND))[0]["metadata"]["name"]
+    await tenant.volume("data", size="64Mi", reclaimPolicy="Retain")
+    await tenant.machine("vm", DATA)
+    await tenant.runs("vm")
+    old = await tenant.is_("data", "InUse", "vm")
+    file = tenant.file(old)
+    await tenant.delete(VirtualMachine.KIND, "vm")
+    await tenant.gone(VirtualMachine.KIND, "vm")
+    await tenant.delete(Volume.KIND, "data")
+    await tenant.gone(Volume.KIND, "data")
+    assert file.exists()
+
+    async def shown() -> bool:
+        found = await tenant.client.get(StoragePool.KIND, pool)
+        return any(host.get("unowned") for host in found["status"]["hosts"])
+
+    await until(shown, "the pool shows that somebody left data")
+    where = {"pool": pool, "host": old["status"]["host"], "id": old["metadata"]["uid"]}
+    other = Tenant(tenant.cloud, f"{tenant.tag}-x")
+    await tenant.client.create(NAMESPACE, {"metadata": {"name": other.namespace}})
+    try:
+        await other.volume("theirs", source={"existing": where})
+        assert "no retained volume" in await other.says(Volume.KIND, "theirs", "DataNotFound")
+        await other.delete(Volume.KIND, "theirs")
+        await other.gone(Volume.KIND, "theirs")
+    finally:
+        await tenant.client.delete(NAMESPACE, other.namespace)
+    await tenant.volume("again", source={"existing": where}, size="96Mi")
+    found = await tenant.is_("again", "Available")
+    assert not file.exists() and found["status"]["size"] == "96Mi"
+    assert virtual_size(tenant.file(found)) == 96 * MIB
+    await tenant.volume("twice", source={"existing": where})
+    await tenant.says(Volume.KIND, "twice", "DataNotFound")
+
+
+async def test_what_an_operator_put_into_a_pool_becomes_a_volume(tenant: Tenant) -> None:
+    pool = (await tenant.cloud.listed(StoragePool.KIND))[0]["metadata"]
+    directory = tenant.cloud.hosts[HOSTS[0]].directory / "pools" / pool["name"]
+    file = directory / f"{tenant.tag}.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(file), "32M"], check=True)  # noqa: ASYNC221
+    await tenant.volume("prompt", size="64Mi", reclaimPolicy="Delete")  # the pool is looked at when a volume goes
+    await tenant.machine("vm", {"name": "d", "volume": "prompt"}, on=0)
+    await tenant.runs("vm")
+    for kind, name in ((VirtualMachine.KIND, "vm"), (Volume.KIND, "prompt")):
+        await tenant.delete(kind, name)
+        await tenant.gone(kind, name)
+
+    async def listed() -> Raw | None:
+        order = await tenant.client.get(
+            WorkOrder.KIND, pool_order_name(pool["uid"]), host_namespace(tenant.cloud.hosts[HOSTS[0]].name)
+        )
+        files: list[Raw] = order["status"]["pool"].get("unowned", [])
+        return next((each for each in files if each["name"] == file.name), None)
+
+    entry = await until(listed, "the file is listed")
+    assert (entry["kind"], entry["virtualSize"]) == ("File", 32 * MIB)
+    existing = {"pool": pool["name"], "host": HOSTS[0], "id": entry["id"]}
+    await tenant.volume("tame", source={"existing": existing})
+    await tenant.says(Volume.KIND, "tame", "DataNotFound")
+    await tenant.volume("wild", source={"existing": {**existing, "foreign": True}})
+    volume = await tenant.is_("wild", "Available")
+    assert volume["status"]["size"] == "32Mi" and not file.exists()
+    assert virtual_size(tenant.file(volume)) == 32 * MIB
+
+
 async def test_a_class_says_how_fast_its_volumes_are_while_they_are_in_use(tenant: Tenant) -> None:
     name = f"class-{tenant.tag}"
     qos = {"iops": 100, "bytesPerSecond": "10Mi", "burst": {"iops": 400, "seconds": 30}}
@@ -516,3 +636,109 @@ async def test_volumes_are_encrypted_with_the_secret_of_their_owner(tenant: Tena
         assert tenant.files(volume) == []
     finally:
         await tenant.client.delete(VolumeClass.KIND, name)
+
+
+# In a pool that hosts share
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def shared(made: Cloud, tenant: Tenant) -> AsyncIterator[str]:
+    """Name of a pool that the hosts share, while the test runs."""
+    name = f"shared-{tenant.tag}"
+    spec = {"driver": "dir", "parameters": {"path": "/var/lib/kumulus/pools/x", "shared": True}}
+    await made.client.create(StoragePool.KIND, {"metadata": {"name": name}, "spec": spec})
+    try:
+        await tenant.ready_pool(name)
+        yield name
+    finally:
+        for kind in (VirtualMachine.KIND, Volume.KIND):
+            for item in await made.listed(kind, tenant.namespace):
+                await made.client.delete(kind, item["metadata"]["name"], tenant.namespace)
+        await made.client.delete(StoragePool.KIND, name)
+        await until(lambda: _no_pool(made, name), f"pool {name} is gone")
+
+
+async def _no_pool(made: Cloud, name: str) -> bool:
+    return await made.client.find(StoragePool.KIND, name) is None
+
+
+async def test_a_volume_of_a_shared_pool_follows_its_machines_from_host_to_host(tenant: Tenant, shared: str) -> None:
+    await tenant.volume("data", size="64Mi", pool=shared)
+    await tenant.machine("one", DATA, on=0)
+    await tenant.runs("one")
+    volume = await tenant.is_("data", "InUse", "one")
+    uid = volume["metadata"]["uid"]
+    (file,) = tenant.shared_files(uid)
+    pool = await tenant.client.get(StoragePool.KIND, shared)
+    assert len(pool["status"]["hosts"]) >= 2
+    assert pool["status"]["capacity"] == pool["status"]["hosts"][0]["capacity"], "counted once"
+    keepers: list[set[str]] = []
+
+    async def watch() -> None:
+        while True:
+            orders = [o for o in await tenant.cloud.listed(WorkOrder.KIND) if o["metadata"]["name"].endswith(uid)]
+            keepers.append({order["metadata"]["namespace"] for order in orders})
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    for name, before, host in (("two", "one", 1), ("three", "two", 0)):
+        await tenant.machine(name, DATA, on=host)
+        assert f"attached to machine {before}" in await tenant.says(VirtualMachine.KIND, name, "VolumeInUse")
+        await tenant.delete(VirtualMachine.KIND, before)
+        vm = await tenant.runs(name)
+        volume = await tenant.is_("data", "InUse", name)
+        assert volume["status"]["host"] == vm["status"]["host"] == tenant.hosts[host]
+        assert tenant.disks_of(vm) == {"data": str(file)}
+    watching.cancel()
+    assert all(len(hosts) <= 1 for hosts in keepers), "two hosts were told to see to it at a time"
+    assert len(set().union(*keepers)) == 2 and volume["status"]["epoch"] == 2
+    await tenant.delete(VirtualMachine.KIND, "three")
+    await tenant.delete(Volume.KIND, "data")
+    await tenant.gone(Volume.KIND, "data")
+    assert tenant.shared_files(uid) == []
+
+
+async def test_hosts_that_share_a_pool_fetch_an_image_once(tenant: Tenant, shared: str) -> None:
+    await tenant.image()
+    path = f"/{tenant.namespace}/system.raw"
+    before = tenant.fetched(path)
+    for number in range(2):
+        await tenant.volume(f"v{number}", pool=shared, source={"image": "system"})
+        await tenant.machine(f"vm{number}", {"name": "data", "volume": f"v{number}"}, on=number)
+    for number in range(2):
+        await tenant.runs(f"vm{number}")
+    assert tenant.fetched(path) <= before + 1
+    cache = {"name": shared, "pool": shared, "state": "Ready"}
+    await tenant.wait(Image.KIND, "system", lambda image: cache in image["status"]["caches"], "one cache for both")
+
+
+async def test_a_volume_is_not_taken_from_a_host_that_is_silent(tenant: Tenant, shared: str) -> None:
+    """Unknown is not dead: an operator who knows more says so."""
+    silent = f"silent-{tenant.tag}"
+    await tenant.cloud.add_host(silent, lease_seconds=5)
+    await asyncio.to_thread(tenant.cloud.lab.services.wait_for_hosts, [*HOSTS, silent])
+    await tenant.ready_pool(shared, hosts=len(tenant.cloud.hosts))
+    await tenant.volume("data", size="64Mi", pool=shared)
+    await tenant.machine("one", DATA, placement={"hostSelector": {"role": silent}})
+    await tenant.runs("one")
+    await tenant.delete(VirtualMachine.KIND, "one")
+    volume = await tenant.is_("data", "Available")
+    assert volume["status"]["host"] == silent
+    await tenant.cloud.hosts[silent].kill()
+    await tenant.machine("two", DATA, on=0)
+    said = await tenant.wait(
+        Volume.KIND, "data", lambda item: "does not answer" in condition(item).get("message", ""), "explains"
+    )
+    assert f"kubectl annotate volume data {FORCE_DETACH}=true" in condition(said)["message"]
+    assert said["status"]["phase"] == "Moving" and said["status"]["host"] == silent
+    waiting = await tenant.says(VirtualMachine.KIND, "two", "HandingOver", "VolumesReady")
+    assert f"comes from host {silent}" in waiting
+    change = {"metadata": {"annotations": {FORCE_DETACH: "true"}}}
+    await tenant.client.patch(Volume.KIND, "data", change, tenant.namespace)
+    await tenant.runs("two")
+    volume = await tenant.is_("data", "InUse", "two")
+    assert (volume["status"]["host"], volume["status"]["epoch"]) == (tenant.hosts[0], 1)
+    assert FORCE_DETACH not in volume["metadata"].get("annotations", {})
+    tenant.cloud.hosts[silent].start()
+    await tenant.ready_pool(shared, hosts=len(tenant.cloud.hosts))
+    assert (await tenant.is_("data", "InUse", "two"))["status"]["host"] == tenant.hosts[0]

@@ -6,9 +6,10 @@ import uuid
 
 import pytest
 
-from kumulus.api.host import VolumeOrigin
+from kumulus.api.host import SnapshotRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus_agents.storage.protocol import StorageDriver, StorageError, StoredSnapshot
+from kumulus_agents.storage.source import LayerFile
 from tests.contract.storage import MIB, Bench
 
 AT = "2026-11-20T12:00:00Z"
@@ -38,6 +39,10 @@ async def tidy(driver: StorageDriver, volume: str) -> int:
 
 def of_snapshot(volume: str, snapshot: str) -> VolumeOrigin:
     return VolumeOrigin.model_validate({"snapshot": {"volume": volume, "snapshot": snapshot}})
+
+
+def linked_to(volume: str, snapshot: str) -> VolumeOrigin:
+    return VolumeOrigin.model_validate({"snapshot": {"volume": volume, "snapshot": snapshot}, "linked": True})
 
 
 class SnapshotContract:
@@ -179,6 +184,81 @@ class SnapshotContract:
         assert await bench.driver.snapshot(volume, snapshot) is None
         assert (await bench.driver.ensure_volume(volume, MIB, None, False)).below == ()
 
+    async def test_a_volume_goes_back_to_a_snapshot_once(self, bench: Bench, volume: str) -> None:
+        one, two, request = await taken(bench.driver, volume), await taken(bench.driver, volume), _uid()
+        before = await bench.driver.grow_volume(volume, 4 * MIB)
+        assert before.reverted is None
+        made = await bench.driver.revert_volume(volume, one, request)
+        assert (made.virtual_size, made.reverted) == (4 * MIB, request)
+        assert made.path not in {before.path, *(below.path for below in before.below)}
+        assert [below.path for below in made.below] == [before.below[-1].path]
+        assert await tidy(bench.driver, volume) == 0
+        for driver in (bench.driver, bench.again()):
+            for snapshot in (one, two):
+                assert await driver.revert_volume(volume, snapshot, request) == await driver.volume(volume)
+        assert await bench.driver.snapshot(volume, two) is not None
+        again = await bench.driver.revert_volume(volume, two, _uid())
+        assert len(again.below) == 2
+        for snapshot in (one, two):
+            await bench.driver.forget_snapshot(volume, snapshot)
+        await tidy(bench.driver, volume)
+        assert (await bench.driver.volume(volume) or pytest.fail("it is gone")).below == ()
+
+    async def test_a_volume_does_not_go_back_to_what_is_no_snapshot_of_it(self, bench: Bench, volume: str) -> None:
+        other = _uid()
+        await bench.driver.ensure_volume(other, MIB, None, False)
+        snapshot = await taken(bench.driver, other)
+        before = await bench.driver.volume(volume)
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.revert_volume(volume, snapshot, _uid())
+        assert refused.value.reason == "SnapshotNotReady"
+        assert await bench.driver.volume(volume) == before
+        begun = _uid()
+        await bench.driver.begin_snapshot(volume, begun)
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.revert_volume(volume, begun, _uid())
+        assert refused.value.reason == "VolumeBusy"
+
+    async def test_a_volume_that_is_linked_to_a_snapshot_keeps_it(self, bench: Bench, volume: str) -> None:
+        low, snapshot, high = [await taken(bench.driver, volume) for _ in range(3)]
+        source = await bench.driver.volume(volume)
+        assert source is not None
+        clone, of_clone = _uid(), _uid()
+        made = await bench.driver.ensure_volume(clone, 4 * MIB, linked_to(volume, snapshot), False)
+        assert made.virtual_size == 4 * MIB
+        assert made.below == source.below[1:]
+        assert made.path not in {source.path, *(below.path for below in source.below)}
+        assert await bench.again().volume(clone) == made
+        inner = await taken(bench.driver, clone)
+        far = await bench.driver.ensure_volume(of_clone, None, linked_to(clone, inner), False)
+        assert far.below == (LayerFile(made.path, made.format), *made.below)
+        for one, two in ((volume, snapshot), (clone, inner)):
+            with pytest.raises(StorageError) as refused:
+                await bench.driver.forget_snapshot(one, two)
+            assert (refused.value.reason, refused.value.retryable) == ("SnapshotInUse", True)
+            with pytest.raises(StorageError) as refused:
+                await bench.driver.remove_volume(one)
+            assert refused.value.reason == "VolumeInUse"
+        # What the clone stands on stays as it is; what is above it does not.
+        for one in (low, high):
+            await bench.driver.forget_snapshot(volume, one)
+        assert await tidy(bench.driver, volume) == 1
+        now = await bench.driver.volume(clone)
+        assert now is not None
+        assert now.below[1:] == made.below
+        await bench.driver.remove_volume(of_clone)
+        await bench.driver.forget_snapshot(clone, inner)
+        await bench.driver.remove_volume(clone)
+        await bench.driver.forget_snapshot(volume, snapshot)
+        await tidy(bench.driver, volume)
+        assert (await bench.driver.volume(volume) or pytest.fail("it is gone")).below == ()
+
+    async def test_no_thick_volume_is_linked(self, bench: Bench, volume: str) -> None:
+        snapshot = await taken(bench.driver, volume)
+        with pytest.raises(StorageError) as refused:
+            await bench.driver.ensure_volume(_uid(), None, linked_to(volume, snapshot), True)
+        assert (refused.value.reason, refused.value.retryable) == ("LinkedThick", False)
+
     async def test_what_is_not_there(self, bench: Bench) -> None:
         volume, snapshot = _uid(), _uid()
         assert await bench.driver.snapshot(volume, snapshot) is None
@@ -201,6 +281,13 @@ class SnapshotContract:
         driver = bench.driver
         for one, two in ((name, _uid()), (volume, name)):
             for call in (
+                lambda one=one, two=two: driver.revert_volume(one, two, _uid()),
+                lambda one=one, two=two: driver.ensure_volume(
+                    _uid(),
+                    None,
+                    VolumeOrigin.model_construct(snapshot=SnapshotRef.model_construct(volume=one, snapshot=two)),
+                    False,
+                ),
                 lambda one=one, two=two: driver.snapshot(one, two),
                 lambda one=one, two=two: driver.begin_snapshot(one, two),
                 lambda one=one, two=two: driver.confirm_snapshot(one, two, AT, ()),

@@ -317,3 +317,13 @@ class StorageContract:
         volume = await bench.driver.ensure_volume(one, MIB, None, False)
         await bench.driver.remove_disks(one)
         assert await bench.driver.volume(one) == volume
+
+    async def test_a_mark_tells_hosts_with_older_orders_from_the_one_that_has_the_volume(self, bench: Bench) -> None:
+        volume = _uid()
+        await bench.driver.ensure_volume(volume, MIB, None, False)
+        for epoch, host in ((0, "a"), (0, "a"), (1, "b"), (3, "a"), (3, "a")):
+            await bench.driver.claim_volume(volume, host, epoch)
+        for epoch, host in ((3, "b"), (2, "b"), (0, "a")):
+            with pytest.raises(StorageError) as refused:
+                await bench.again().claim_volume(volume, host, epoch)
+            assert refused.value.reason == "VolumeElsewhere"

@@ -14,7 +14,7 @@ from datetime import datetime
 
 import structlog
 
-from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.host import WorkOrder, WorkType, pool_order_name
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import KubeError
 from kumulus.kube.queue import WorkQueue
@@ -32,13 +32,14 @@ from kumulus_agents.agent.instance import Instances
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.lease import Heartbeat
-from kumulus_agents.agent.orders import Orders
+from kumulus_agents.agent.orders import Orders, volumes_of
 from kumulus_agents.agent.passphrases import Passphrases
 from kumulus_agents.agent.performer import Performer
 from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
 from kumulus_agents.agent.report import MachineFacts, Reporter
 from kumulus_agents.agent.reservations import Reservations
+from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.agent.snapshot import Snapshots
 from kumulus_agents.agent.tidying import Tidying
@@ -133,6 +134,8 @@ class Agent:
         self._performers: Mapping[WorkType, Performer] = {}
         self._flow = _Flow()
         self._stop = asyncio.Event()
+        self._ended: Callable[[str], None] = lambda _: None
+        """Told of volumes whose machine may have gone off, which may be what somebody waits for."""
         self._orphans: set[str] = set()
         self._unreported: set[Key] = set()
         self.orders.listen(self.queue.add)
@@ -149,7 +152,7 @@ class Agent:
     async def run(self) -> None:
         """Work until `stop` is called or the task is cancelled. Guests are left as they are."""
         await self._drivers.hypervisor.connect(self._domain_changed)
-        transfer, pools = self._drivers.transfer, Pools(self._drivers.pool)
+        transfer, pools = self._drivers.transfer, Pools(self._drivers.pool, met=self._met)
         try:
             if transfer is not None:
                 await transfer.open(lambda uid, sha256: given_image(self.orders, pools, uid, sha256))
@@ -173,8 +176,14 @@ class Agent:
         drivers = self._drivers
         reservations = Reservations(lambda volume: freed(volume))
         tidying = Tidying(drivers.hypervisor, reservations)
+        secrets = Secrets(self._client, self.place.namespace)
         steps = InstanceSteps(
-            self._client, self.place.namespace, drivers.hypervisor, pools, drivers.files, reservations
+            secrets,
+            drivers.hypervisor,
+            pools,
+            drivers.files,
+            reservations,
+            has=lambda volume: volumes.has(volume),
         )
         instances = Instances(
             self.orders,
@@ -194,6 +203,12 @@ class Agent:
             for order in self.orders.of_volume(volume):
                 self._wake(order.name)
 
+        def removed() -> None:
+            images.disks_removed()
+            for order in self.orders.store:
+                if order.spec.type is WorkType.POOL:
+                    self.queue.add_after(Key(self.place.namespace, order.name), 1.0)
+
         def freed(volume: str) -> None:
             instances.arrived(volume)
             volumes.let_go(volume)
@@ -205,6 +220,7 @@ class Agent:
             pools,
             drivers.hypervisor,
             work,
+            secrets,
             tasks,
             wake=self._wake,
             arrived=arrived,
@@ -214,13 +230,14 @@ class Agent:
             self.orders,
             pools,
             drivers.hypervisor,
-            Passphrases(self._client, self.place.namespace),
+            Passphrases(secrets),
             work,
             reservations,
             tidying,
+            host=self.place.host,
             wake=self._wake,
             arrived=arrived,
-            removed=images.disks_removed,
+            removed=removed,
         )
         snapshots = Snapshots(
             self.orders,
@@ -235,14 +252,22 @@ class Agent:
         )
         disks = Disks(self.orders, work, images, volumes)
         self.orders.listen_let_go(let_go)
+        self._ended = volumes.may_be_free
         return {
             WorkType.INSTANCE: instances,
             WorkType.DISK: disks,
             WorkType.SNAPSHOT: snapshots,
-            WorkType.POOL: PoolPresences(self.orders, pools),
+            WorkType.POOL: PoolPresences(
+                self.orders, pools, complete=self.reflector.synced.is_set, returned=work.pool_returned
+            ),
             WorkType.CONSOLE: Consoles(self.orders, drivers.console),
             WorkType.CERTIFICATE: Certificates(self.orders, drivers.transfer),
         }
+
+    def _met(self, pool: str) -> bool:
+        """Whether this host had the pool of that uid before, as it reported."""
+        order = self.orders.get(pool_order_name(pool))
+        return order is not None and order.status.pool is not None and order.status.pool.met
 
     def _wake(self, name: str) -> None:
         self.queue.add(Key(self.place.namespace, name), urgent=True)
@@ -258,6 +283,8 @@ class Agent:
         if uid:
             for order in self.orders.of_instance(uid):
                 self._wake(order.name)
+                for volume in volumes_of(order):
+                    self._ended(volume)
             return
         for order in self.orders.store:
             if order.spec.type is WorkType.INSTANCE:

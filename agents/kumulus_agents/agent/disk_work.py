@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from kumulus.api.host import DiskFacts, WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.host import DiskFacts, WorkOrder, WorkOrderStatus, WorkState, pool_order_name
 from kumulus.api.storage import Progress
 from kumulus.runtime.clock import Clock
 from kumulus.runtime.result import Requeue, Result, Wait
@@ -42,6 +42,9 @@ WAITED_FOR = frozenset(
     }
 )
 """Reasons that nobody has to do anything about but wait."""
+
+AWAY = frozenset({"PoolNotThere", "PoolFailed", "PoolReadOnly", "PoolUnsafe"})
+"""Reasons that say of a pool that it cannot be used: its own order is looked at then."""
 
 Work = Callable[[ProgressListener], Awaitable[None]]
 
@@ -118,6 +121,12 @@ class DiskWork:
             del self._holds[name]
             self._wake(name)
 
+    def pool_returned(self) -> None:
+        """A pool can be used again: what failed for want of one is tried now."""
+        for name in [name for name, held in self._holds.items() if held.reason in AWAY]:
+            del self._holds[name]
+            self._wake(name)
+
     def hold(self, order: WorkOrder, error: StorageError | HypervisorError) -> Hold:
         """Pause after an error."""
         before, now = self._holds.get(order.name), self._clock.monotonic()
@@ -125,6 +134,8 @@ class DiskWork:
             held = hold.waiting(error.reason, str(error)[: hold.MESSAGE_MAX], order=order, before=before, now=now)
         else:
             log.warning("disk work failed", order=order.name, reason=error.reason, error=str(error))
+            if order.spec.disk is not None and error.reason in {*AWAY, "NoSpace"}:
+                self._wake(pool_order_name(order.spec.disk.pool.uid))
             held = hold.failed(
                 error.reason,
                 str(error),
@@ -189,7 +200,7 @@ class DiskWork:
         job.reported_at = now
         done = job.progress
         if done is not None:
-            progress = Progress(bytes=done.bytes, total=done.total, rate=done.rate)
+            progress = Progress(bytes=done.bytes, total=done.total, rate=done.rate, remaining_seconds=done.remaining)
             facts = facts.model_copy(update={"progress": progress})
         await self._orders.report(
             order,

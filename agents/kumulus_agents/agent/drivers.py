@@ -56,7 +56,7 @@ def real(settings: AgentSettings, state: StateDirectory, server: str, host: str)
     simulated = settings.hypervisor == SIMULATED
     files: InstanceFiles = NoFiles() if simulated else stored_files(state)
     hypervisor = hypervisors.load(settings.hypervisor, settings.hypervisor_settings)
-    storage = settings.storage.forbidding(*api_server_networks(server))
+    storage = settings.storage.forbidding(*api_server_networks(server)).model_copy(update={"host": host})
     return Drivers(
         hypervisor=hypervisor,
         pool=pool_factory(storage, simulated=simulated),

@@ -19,14 +19,25 @@ from kumulus.api.host import (
     WorkOrderStatus,
     WorkState,
 )
+from kumulus.kube.errors import KubeError
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork
+from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.pools import Pools
+from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part
-from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredImage
+from kumulus_agents.storage.protocol import (
+    ImageSource,
+    Login,
+    ProgressListener,
+    RegistrySource,
+    StorageDriver,
+    StorageError,
+    StoredImage,
+)
 from kumulus_agents.storage.whole import WholeImages
 from kumulus_agents.transfer.fetch import NoPeer, PeerFetcher
 
@@ -67,6 +78,7 @@ class Images:
         pools: Pools,
         hypervisor: Hypervisor,
         work: DiskWork,
+        secrets: Secrets,
         tasks: asyncio.TaskGroup,
         *,
         wake: Callable[[str], None],
@@ -79,6 +91,7 @@ class Images:
         self._pools = pools
         self._hypervisor = hypervisor
         self._work = work
+        self._secrets = secrets
         self._tasks = tasks
         self._wake = wake
         self._arrived = arrived
@@ -133,9 +146,20 @@ class Images:
             return result
         image = await driver.image(wanted.image.uid)
         if image is not None:
+            pinned = wanted.oci.digest if wanted.oci is not None else None
+            if pinned is not None and image.digest not in (None, pinned):
+                raise StorageError(
+                    f"The pool has this image as {image.digest}, not {pinned}. Delete the machines made from it here;"
+                    " then remove the image and make a new one.",
+                    reason="ImageConflict",
+                    retryable=False,
+                )
             self._work.settled(order.name)
+            found = order.status.state is not WorkState.READY
             measuring = image.content is None and self._measure(order.name, image.uid, driver)
             await self._orders.report(order, self._ready(order, image, measuring))
+            if found:  # another host that shares the pool may have brought it
+                self._arrived(wanted.image.uid)
             return Done()
         if wanted.wait_for is not None:
             raise StorageError(
@@ -162,13 +186,40 @@ class Images:
         async with self._slots:
             await driver.prepare()
             way = _Way(None, ())
-            if wanted.copy_ is not None and self._fetcher is not None and isinstance(driver, WholeImages):
+            known = wanted.image.sha256 is not None  # else nothing would say what was verified
+            if known and wanted.copy_ is not None and self._fetcher is not None and isinstance(driver, WholeImages):
                 way = await self._copy(wanted, wanted.copy_, driver, self._fetcher, progress)
             if way.host is None:
-                await driver.import_image(wanted.image, wanted.http, progress)
+                await driver.import_image(wanted.image, await self._source(wanted), progress)
         self._ways[order.name] = way
         log.info("import done", order=order.name, image=order.spec.for_.name, copied_from=way.host)
         self._arrived(wanted.image.uid)
+
+    async def _source(self, wanted: ImageImport) -> ImageSource:
+        """Where the image comes from, with the login to it. Raises `StorageError`."""
+        if wanted.http is not None:
+            return wanted.http
+        if wanted.oci is None:
+            raise StorageError(
+                "The order names no source that this agent knows. Update the agent.",
+                reason="SourceUnknown",
+                retryable=False,
+            )
+        if wanted.oci.secret is None:
+            return RegistrySource(wanted.oci)
+        try:
+            login = await self._secrets.read(wanted.oci.secret, "the login to the registry")
+            return RegistrySource(wanted.oci, Login(login["username"].decode(), login["password"].decode()))
+        except Missing as missing:
+            raise StorageError(f"{missing}.", reason=missing.reason) from None
+        except (KeyError, UnicodeDecodeError):
+            raise StorageError(
+                "The Secret for the registry has no user name and password in it.", reason="SecretUnreadable"
+            ) from None
+        except KubeError as error:
+            raise StorageError(
+                f"The login to the registry could not be read: {error}.", reason="ApiUnavailable"
+            ) from error
 
     async def _copy(
         self,
@@ -228,6 +279,7 @@ class Images:
             reason=MEASURING if measuring else None,
             disk=DiskFacts(
                 sha256=image.sha256,
+                digest=image.digest,
                 format=image.source_format,
                 virtual_size=image.virtual_size,
                 size=image.size,

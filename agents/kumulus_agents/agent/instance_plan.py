@@ -34,7 +34,7 @@ from kumulus_agents.agent.instance_scope import (
     marks_of,
     situation,
 )
-from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, DomainState, ExitReason, Marks
+from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, DomainState, ExitReason, Marks, PauseReason
 from kumulus_agents.storage.source import DiskSource
 
 PRESS_EVERY = 5.0
@@ -282,15 +282,34 @@ def _keep_paused(scope: Scope) -> Plan:
     return _keep_on(scope, WorkState.PAUSED)
 
 
+PAUSES: Mapping[PauseReason | None, tuple[str, str]] = {
+    PauseReason.DISK_FULL: (
+        "DiskFull",
+        "the guest is paused because there is no room for what it writes: free space in the pool of its disks, or give"
+        " it more; nothing is lost, and the guest goes on by itself",
+    ),
+    PauseReason.DISK_ERROR: (
+        "DiskError",
+        "the guest is paused because a disk of it fails: look at the pool; nothing that it has written is lost, and it"
+        " goes on by itself when the disk is back",
+    ),
+    None: (
+        "PausedByItself",
+        "the guest is paused although nobody asked for it, most likely because its storage fails or is full",
+    ),
+}
+
+
 def _resume(scope: Scope) -> Plan:
     """Let its CPUs go on; if it paused by itself, not again before 10 s have passed."""
     since, marks = scope.memory.resumed_at, marks_of(scope)
     by_itself = marks is not None and marks.wanted is PowerState.RUNNING
     if by_itself and since is not None and scope.now < since + RESUME_EVERY:
+        reason, message = PAUSES[scope.domain.pause_reason if scope.domain is not None else None]
         return Plan(
             state=WorkState.PAUSED,
-            reason="PausedByItself",
-            message="the guest is paused although nobody asked for it, most likely because its storage fails or is full",
+            reason=reason,
+            message=message,
             after=since + RESUME_EVERY - scope.now,
         )
     return Plan((*_remark(scope, PowerState.RUNNING), Resume()))

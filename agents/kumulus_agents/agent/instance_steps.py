@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import Awaitable, Callable, Mapping
 
 from kumulus.api.host import InstanceDisk, InstanceOrder, SeedRef, WorkOrder
 from kumulus.api.qos import UNLIMITED
 from kumulus.api.volumes import CacheMode
-from kumulus.kube.builtin import SECRET
-from kumulus.kube.client import KubeClient
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_scope import (
     Attach,
@@ -31,6 +27,7 @@ from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.passphrases import Passphrases
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
+from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainSpec, Hypervisor, Marks
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.source import DiskSource, FileSource
@@ -45,17 +42,19 @@ class InstanceSteps:
 
     def __init__(
         self,
-        client: KubeClient,
-        namespace: str,
+        secrets: Secrets,
         hypervisor: Hypervisor,
         pools: Pools,
         files: InstanceFiles,
         reservations: Reservations,
+        *,
+        has: Callable[[str], bool],
     ) -> None:
-        self._client = client
-        self._namespace = namespace
+        """`has` says whether this host sees to a volume of a pool that hosts share."""
+        self._has = has
+        self._secrets = secrets
         self._hypervisor = hypervisor
-        self._passphrases = Passphrases(client, namespace)
+        self._passphrases = Passphrases(secrets)
         self._pools = pools
         self._files = files
         self._reservations = reservations
@@ -196,6 +195,11 @@ class InstanceSteps:
                 await self._hypervisor.limit_disk(order.uid, volume, disk.qos or UNLIMITED)
 
     async def _volume(self, disk: InstanceDisk, volume: str) -> DomainDisk:
+        if disk.pool.shared and not self._has(volume):
+            raise Missing(
+                "VolumeNotReady",
+                f"the volume of disk {disk.name} is in pool {disk.pool.name}, and another host may still have it",
+            )
         stored = await self._pools.driver(disk.pool).volume(volume)
         if stored is None:
             raise Missing(
@@ -223,13 +227,7 @@ class InstanceSteps:
     async def _seed(self, seed: SeedRef) -> Mapping[str, bytes]:
         if seed.secret is None:
             return {name: text.encode() for name, text in (seed.data or {}).items()}
-        secret = await self._client.find(SECRET, seed.secret, self._namespace)
-        if secret is None:
-            raise Missing("SecretNotFound", f"the Secret {seed.secret} with the first-boot data is not there")
-        try:
-            return {name: base64.b64decode(data, validate=True) for name, data in (secret.get("data") or {}).items()}
-        except binascii.Error:
-            raise Missing("SecretUnreadable", f"the Secret {seed.secret} is not valid base64") from None
+        return await self._secrets.read(seed.secret, "the first-boot data")
 
     async def _remove(self, order: InstanceOrder) -> None:
         """What was made for the machine alone; volumes have a life of their own."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-
 from kumulus.api.host import PASSPHRASE
-from kumulus.kube.builtin import SECRET
-from kumulus.kube.client import KubeClient
+from kumulus_agents.agent.missing import Missing
+from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageError
 
@@ -15,17 +12,15 @@ from kumulus_agents.storage.protocol import StorageError
 class Passphrases:
     """The Secrets in one host's namespace."""
 
-    def __init__(self, client: KubeClient, namespace: str) -> None:
-        self._client = client
-        self._namespace = namespace
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
 
     async def read(self, name: str) -> Passphrase:
         """What the Secret of that name has. Raises `StorageError` (SecretNotFound, SecretUnreadable) and `KubeError`."""
-        secret = await self._client.find(SECRET, name, self._namespace)
-        if secret is None:
-            raise StorageError("The passphrase of the volume is not on this host yet.", reason="SecretNotFound")
         try:
-            text = base64.b64decode((secret.get("data") or {})[PASSPHRASE], validate=True).decode()
-        except (KeyError, binascii.Error, UnicodeDecodeError):
+            text = (await self._secrets.read(name, "the passphrase of a volume"))[PASSPHRASE].decode()
+        except Missing as missing:
+            raise StorageError(str(missing), reason=missing.reason) from None
+        except (KeyError, UnicodeDecodeError):
             raise StorageError("The Secret with the volume's passphrase has none.", reason="SecretUnreadable") from None
         return Passphrase(text)

@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import structlog
 
-from kumulus.api.host import PoolFacts, WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.host import PoolFacts, PoolRef, UnownedFile, WorkOrder, WorkOrderStatus, WorkState
 from kumulus.runtime.result import Done, Requeue, Result
 from kumulus_agents.agent.orders import Orders
+from kumulus_agents.agent.ownership import owned
 from kumulus_agents.agent.pools import Pools
-from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.adoption import Adopting, Unclaimed, Unowned
+from kumulus_agents.storage.protocol import StorageDriver, StorageError
 
 log = structlog.get_logger(__name__)
 
 REFRESH = 60.0
+AGAIN = 5.0
+"""A pool that is away is looked for so often, in seconds."""
 STEP = 64 * 1024 * 1024
 """What is in use is reported in steps of so many bytes, so that it changes seldom."""
 
 
-def steady(used: int, before: int | None) -> int:
-    """What to report as in use: what was reported as long as that is nearly so, else rounded up to a whole step. Pure."""
-    if before is not None and abs(used - before) < STEP:
+def steady(used: int, before: int | None, capacity: int | None = None) -> int:
+    """What to report as in use: what was reported as long as that is nearly so, else rounded up to a whole step. Pure.
+
+    A step is at most a hundredth of `capacity`, so that percents of small pools are right.
+    """
+    step = STEP if capacity is None else min(STEP, max(capacity // 100, 4096))
+    if before is not None and abs(used - before) < step:
         return before
-    return -(-used // STEP) * STEP
+    return -(-used // step) * step
 
 
 class PoolPresences:
     """The pools this host can use."""
 
-    def __init__(self, orders: Orders, pools: Pools) -> None:
+    def __init__(
+        self, orders: Orders, pools: Pools, *, complete: Callable[[], bool], returned: Callable[[], None]
+    ) -> None:
+        """`complete` says whether all orders of this host are known; `returned` is told when a pool can be used again."""
         self._orders = orders
         self._pools = pools
+        self._complete = complete
+        self._returned = returned
 
     def forget(self, name: str) -> None:
         """The order of that name is gone."""
@@ -45,23 +59,60 @@ class PoolPresences:
             self._pools.forget(pool.uid)
             await self._orders.release(order)
             return Done()
+        if not self._complete():
+            return Requeue(1.0)
         try:
-            usage = await self._pools.driver(pool).prepare()
+            driver = self._pools.driver(pool)
+            usage = await driver.prepare()
+            unclaimed = await self._unclaimed(driver, pool)
         except StorageError as error:
             if order.status.reason != error.reason:
                 log.warning("pool not usable", pool=pool.name, reason=error.reason, error=str(error))
+            met = order.status.pool is not None and order.status.pool.met
             status = WorkOrderStatus(
                 observed_generation=order.metadata.generation,
                 state=WorkState.FAILED,
                 reason=error.reason,
                 message=str(error)[:4000],
+                pool=PoolFacts(met=True) if met else None,
             )
+            await self._orders.report(order, status)
+            return Requeue(AGAIN)
         else:
             before = order.status.pool.used if order.status.pool is not None else None
             status = WorkOrderStatus(
                 observed_generation=order.metadata.generation,
                 state=WorkState.READY,
-                pool=PoolFacts(capacity=usage.capacity, used=min(steady(usage.used, before), usage.capacity)),
+                pool=PoolFacts(
+                    met=True,
+                    capacity=usage.capacity,
+                    used=min(steady(usage.used, before, usage.capacity), usage.capacity),
+                    unowned=tuple(map(_told, unclaimed.files)),
+                    unowned_count=unclaimed.count,
+                    unowned_bytes=unclaimed.size,
+                    access=usage.access,
+                ),
             )
+        returned = order.status.state is WorkState.FAILED
         await self._orders.report(order, status)
+        if returned:
+            self._returned()
         return Requeue(REFRESH * random.uniform(0.9, 1.1))  # noqa: S311 - spread, not secret
+
+    async def _unclaimed(self, driver: StorageDriver, pool: PoolRef) -> Unclaimed:
+        """What nobody owns. Of a pool that other hosts use as well, this host cannot say that."""
+        if pool.shared or not isinstance(driver, Adopting):
+            return Unclaimed((), 0, 0)
+        return await driver.unowned(owned(self._orders.store))
+
+
+def _told(item: Unowned) -> UnownedFile:
+    return UnownedFile(
+        id=item.id,
+        kind=item.kind,
+        name=item.name,
+        size=item.size,
+        virtual_size=item.virtual_size,
+        namespace=item.namespace,
+        volume=item.volume,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kumulus.api.host import PoolRef
+from kumulus_agents.storage.presence import Expecting
 from kumulus_agents.storage.protocol import StorageDriver
 
 PoolFactory = Callable[[PoolRef], StorageDriver]
@@ -14,15 +15,20 @@ PoolFactory = Callable[[PoolRef], StorageDriver]
 class Pools:
     """Drivers by pool. Driver and parameters of a pool never change."""
 
-    def __init__(self, factory: PoolFactory) -> None:
+    def __init__(self, factory: PoolFactory, *, met: Callable[[str], bool] = lambda _: False) -> None:
+        """`met` says of a pool's uid whether this host had it before."""
         self._factory = factory
+        self._met = met
         self._drivers: dict[str, StorageDriver] = {}
 
     def driver(self, pool: PoolRef) -> StorageDriver:
         """The driver of that pool. Raises `StorageError`."""
         driver = self._drivers.get(pool.uid)
         if driver is None:
-            driver = self._drivers[pool.uid] = self._factory(pool)
+            driver = self._factory(pool)
+            if self._met(pool.uid) and isinstance(driver, Expecting):
+                driver.expect()
+            self._drivers[pool.uid] = driver
         return driver
 
     def forget(self, uid: str) -> None:

@@ -11,16 +11,28 @@ from contextlib import AsyncExitStack, contextmanager
 
 import structlog
 
-from kumulus.api.host import DiskFacts, PoolRef, VolumeOrder, VolumeOrigin, WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.host import (
+    DiskFacts,
+    ExistingFile,
+    PoolRef,
+    Revert,
+    VolumeOrder,
+    VolumeOrigin,
+    WorkOrder,
+    WorkOrderStatus,
+    WorkState,
+)
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork
 from kumulus_agents.agent.orders import Orders
+from kumulus_agents.agent.ownership import owned
 from kumulus_agents.agent.passphrases import Passphrases
 from kumulus_agents.agent.pool import steady
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.tidying import Tidying
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
+from kumulus_agents.storage.adoption import Adopting, not_offered
 from kumulus_agents.storage.passphrase import EncryptedVolumes
 from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredVolume
 from kumulus_agents.storage.sectors import whole_sectors
@@ -44,17 +56,19 @@ class Volumes:
         reservations: Reservations,
         tidying: Tidying,
         *,
+        host: str,
         wake: Callable[[str], None],
         arrived: Callable[[str], None],
         removed: Callable[[], None],
     ) -> None:
-        """`wake` has an order looked at soon, by name; `arrived` is told the uid of each volume that was made,
+        """`host` is this one's name; `wake` has an order looked at soon, by name; `arrived` is told the uid of each volume that was made,
         `removed` that one is gone."""
         self._orders = orders
         self._pools = pools
         self._hypervisor = hypervisor
         self._passphrases = passphrases
         self._work = work
+        self._host = host
         self._reservations = reservations
         self._tidying = tidying
         self._wake = wake
@@ -68,12 +82,21 @@ class Volumes:
         """The order of that name is gone."""
         self._seen.discard(name)
 
+    def has(self, volume: str) -> bool:
+        """Whether this host sees to the volume, as it has made sure of: an order for it is carried out and stays."""
+        return any(order.name in self._seen and not order.deleting for order in self._orders.keepers(volume))
+
     def let_go(self, volume: str) -> None:
         """A machine neither wants the volume any more nor has it: it may be removed, grown or copied now."""
         for order in self._orders.keepers(volume):
             self._work.wake_waiting(order.name)
             self._wake(order.name)
         self.origin_arrived(volume)
+
+    def may_be_free(self, volume: str) -> None:
+        """A machine that has the volume may have gone off: it may be reverted or grown now."""
+        for order in self._orders.keepers(volume):
+            self._work.wake_waiting(order.name)
 
     def origin_arrived(self, uid: str) -> None:
         """An image, a volume or a snapshot is there, or free: who begins with it need not wait longer."""
@@ -110,7 +133,8 @@ class Volumes:
                 reason="VolumeLost",
                 retryable=False,
             )
-        if volume is None or order.name not in self._seen or volume.virtual_size < (wanted.size or 0):
+        asked = wanted.revert is not None and volume is not None and volume.reverted != wanted.revert.request
+        if volume is None or asked or order.name not in self._seen or volume.virtual_size < (wanted.size or 0):
             return self._work.begin(order, lambda progress: self._bring_about(order, wanted, driver, progress))
         self._work.settled(order.name)
         await self._orders.report(order, _ready(order, wanted, volume, known))
@@ -120,6 +144,8 @@ class Volumes:
         self, order: WorkOrder, wanted: VolumeOrder, driver: StorageDriver, progress: ProgressListener
     ) -> None:
         """Make the volume and let it grow, whatever of that is left to do."""
+        if order.spec.disk is not None and order.spec.disk.pool.shared:
+            await driver.claim_volume(wanted.uid, self._host, wanted.epoch)
         origin = wanted.origin
         copied = (origin.volume or (origin.snapshot.volume if origin.snapshot else None)) if origin else None
         copies = copied is not None or (origin is not None and wanted.thick)
@@ -127,16 +153,36 @@ class Volumes:
             async with AsyncExitStack() as stack:
                 if copies and await driver.volume(wanted.uid) is None:
                     await stack.enter_async_context(self._slots)
-                volume = await self._ensure_volume(wanted, driver, progress)
+                if wanted.origin is not None and wanted.origin.existing is not None:
+                    volume = await self._adopt(order, wanted, wanted.origin.existing, driver)
+                else:
+                    volume = await self._ensure_volume(wanted, driver, progress)
         finally:
             if copied is not None:
                 self._wake_deleted(copied)
         await self._set_right(wanted.uid, driver, progress)
+        if wanted.revert is not None and volume.reverted != wanted.revert.request:
+            volume = await self._revert(wanted.uid, wanted.revert, driver)
         if wanted.size is not None and volume.virtual_size < wanted.size:
             volume = await self._grow(wanted, wanted.size, driver)
         log.info("volume is there", order=order.name, volume=order.spec.for_.name, size=volume.virtual_size)
         self._seen.add(order.name)
         self._arrived(wanted.uid)
+
+    async def _adopt(
+        self, order: WorkOrder, wanted: VolumeOrder, file: ExistingFile, driver: StorageDriver
+    ) -> StoredVolume:
+        """What nobody on this host owns becomes the volume."""
+        pool = order.spec.disk.pool if order.spec.disk is not None else None
+        if pool is None or pool.shared or not isinstance(driver, Adopting):
+            raise not_offered(pool.name if pool is not None else "")
+        return await driver.adopt_volume(
+            wanted.uid,
+            file.id,
+            owned(self._orders.store),
+            order.spec.for_.namespace,
+            foreign=file.foreign,
+        )
 
     async def _set_right(self, volume: str, driver: StorageDriver, progress: ProgressListener) -> None:
         """What an agent that died left: what a machine writes to is the volume, and what nobody needs goes.
@@ -146,6 +192,19 @@ class Volumes:
         at_it = self._reservations.hold((volume,), "its layers are being merged")
         with _tolerating("VolumeBusy", "VolumeInUse"), at_it:
             await self._tidying.tidy(driver, volume, progress)
+
+    async def _revert(self, volume: str, wanted: Revert, driver: StorageDriver) -> StoredVolume:
+        """Nobody has it meanwhile: a machine that is on would go on with what it read before."""
+        with self._reservations.hold((volume,), "it is being reverted to a snapshot"):
+            if (user := await self._tidying.user(volume)) is not None:
+                raise StorageError(
+                    f"Machine {user.marks.name} is on and has the volume. Stop it: it is reverted then.",
+                    reason="VolumeInUse",
+                )
+            reverted = await driver.revert_volume(volume, wanted.snapshot, wanted.request)
+            await self._tidying.tidy(driver, volume)
+            log.info("volume reverted", volume=volume, snapshot=wanted.snapshot, request=wanted.request)
+            return await driver.volume(volume) or reverted
 
     def _wake_deleted(self, volume: str) -> None:
         """A copy of the volume, or of a snapshot of it, has ended: they may be removed."""
@@ -183,13 +242,25 @@ class Volumes:
         if (user := await self._user(wanted.uid)) is not None:
             message = f"machine {user} has the volume: delete the machine, or take the disk out of its spec.disks"
             return await self._work.report_hold(order, self._work.in_use(order, "VolumeInUse", message), known)
-        if not wanted.retain or await driver.volume(wanted.uid) is None:
+        made = wanted.existing or known.virtual_size is not None
+        if not wanted.retain or (not made and await driver.volume(wanted.uid) is None):
             with self._reservations.hold((wanted.uid,), "it is being removed"):
                 await driver.remove_volume(wanted.uid)
+        elif isinstance(driver, Adopting) and order.spec.disk is not None and not order.spec.disk.pool.shared:
+            await driver.retain_volume(wanted.uid, order.spec.for_.namespace, order.spec.for_.name)
+        if wanted.origin is not None and wanted.origin.linked and wanted.origin.snapshot is not None:
+            self._unlinked(wanted.origin.snapshot.volume)
         await self._orders.release(order)
         log.info("volume is gone", order=order.name, volume=order.spec.for_.name, retained=wanted.retain)
         self._removed()
         return Done()
+
+    def _unlinked(self, volume: str) -> None:
+        """A volume that stood on a snapshot of this one is gone: what was kept for it is looked through again."""
+        for order in self._orders.keepers(volume):
+            self._seen.discard(order.name)
+            self._wake(order.name)
+        self._wake_deleted(volume)
 
     async def _user(self, volume: str) -> str | None:
         """Name of a machine that wants the volume or has it, of whatever namespace."""
@@ -244,5 +315,10 @@ def _ready(order: WorkOrder, wanted: VolumeOrder, volume: StoredVolume, known: D
         state=WorkState.READY,
         reason=reason,
         message=message,
-        disk=DiskFacts(format=volume.format, virtual_size=volume.virtual_size, size=steady(volume.used, known.size)),
+        disk=DiskFacts(
+            format=volume.format,
+            virtual_size=volume.virtual_size,
+            size=steady(volume.used, known.size),
+            reverted=volume.reverted,
+        ),
     )

@@ -169,6 +169,15 @@ class ExitReason(StrEnum):
     """Nobody saw it end: the host was restarted, or it never ran."""
 
 
+class PauseReason(StrEnum):
+    """Why a guest was paused that nobody paused."""
+
+    DISK_FULL = "DiskFull"
+    """There was no room for what it wrote; the write is repeated when it goes on."""
+    DISK_ERROR = "DiskError"
+    """A disk failed; what failed is repeated when it goes on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Domain:
     """A domain of Kumulus as it really is."""
@@ -179,6 +188,8 @@ class Domain:
     """Why it is off; None unless Stopped."""
     started_at: float | None = None
     """When this run began, in seconds since the epoch; None unless it is on."""
+    pause_reason: PauseReason | None = None
+    """Why it was paused by itself; None unless Paused, and when somebody did it."""
     disks: Sequence[AttachedDisk] = ()
     """What the guest has, also what it has not let go of yet; of a domain that is off, what its definition has."""
     drives: Sequence[AttachedDrive] = ()

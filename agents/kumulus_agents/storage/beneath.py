@@ -25,17 +25,19 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Directory:
     """An open directory. A context manager; closes itself once."""
 
-    __slots__ = ("fd", "path")
+    __slots__ = ("fd", "mark", "path")
 
-    def __init__(self, fd: int, path: PurePosixPath) -> None:
+    def __init__(self, fd: int, path: PurePosixPath, mark: str = "") -> None:
         self.fd = fd
         self.path = path
         """For people and for programs that need a name. Never opened here."""
+        self.mark = mark
+        """In the names of unfinished files of `write`, here and below: other hosts have others."""
 
     @classmethod
-    def trusted(cls, path: PurePosixPath) -> Self:
+    def trusted(cls, path: PurePosixPath, mark: str = "") -> Self:
         """A directory an administrator named: links above and in it are theirs and are followed."""
-        return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), path)
+        return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), path, mark)
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +63,7 @@ class Directory:
         except BaseException:
             os.close(fd)
             raise
-        return Directory(fd, self.path / name)
+        return Directory(fd, self.path / name, self.mark)
 
     def open(self, name: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
         """Open a regular file; the caller closes the descriptor. Anything but a regular file is ELOOP."""
@@ -99,7 +101,7 @@ class Directory:
 
         Without `flush` the name may be lost in a crash of the machine, until the directory is flushed.
         """
-        temporary = _unfinished(name)
+        temporary = self._unfinished(name)
         fd = self.fresh(temporary)
         try:
             try:
@@ -154,12 +156,15 @@ class Directory:
     def erase(self, name: str) -> None:
         """Remove the file, and what a `write` that was killed left of it."""
         self.remove(name)
-        self.remove(_unfinished(name))
+        self.remove(self._unfinished(name))
 
     def remove_directory(self, name: str) -> None:
         """Remove the directory if it is there; it must be empty."""
         with suppress(FileNotFoundError):
             os.rmdir(_component(name), dir_fd=self.fd)
+
+    def _unfinished(self, name: str) -> str:
+        return f".{name}{self.mark}.new"
 
     def names(self) -> list[str]:
         """What is in it."""
@@ -170,10 +175,6 @@ def _component(name: str) -> str:
     if not name or name in (".", "..") or "/" in name or "\0" in name or len(name) > 255:
         raise OSError(errno.EINVAL, "not the name of a file", name)
     return name
-
-
-def _unfinished(name: str) -> str:
-    return f".{name}.new"
 
 
 def _own(fd: int, mode: int, gid: int) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import aiohttp
 from yarl import URL
@@ -26,6 +28,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d{1,18})")
 _WRITE = 1 << 20
 _LONGEST_PAUSE = 30.0
+_CHALLENGES = 2
+"""A token may end once, on the way."""
 
 
 class _Cut(Exception):
@@ -34,6 +38,36 @@ class _Cut(Exception):
     def __init__(self, error: StorageError) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+class Authorizer(Protocol):
+    """Opens what is not open to everybody."""
+
+    def headers(self, url: URL) -> Mapping[str, str]:
+        """What to send along to that URL."""
+
+    async def challenged(self, url: URL, response: aiohttp.ClientResponse) -> bool:
+        """It was not enough: whether it makes sense to ask again. Raises `StorageError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What is fetched."""
+
+    url: URL
+    sha256: str
+    """What its bytes must add up to."""
+    wrong: str
+    """Who says so, and what to do when they do not; ends the sentence."""
+    trusted: ssl.SSLContext
+    most: int
+    """Bytes it may have."""
+    authorizer: Authorizer | None = None
+    version: str | None = None
+    """What it is, when its content has a name of its own; else what the server says of it decides whether a cut
+    download is resumed. URLs are not kept with it then, for they may have a key in them."""
+    secure: bool = False
+    """No hop may go without TLS."""
 
 
 class Fetcher:
@@ -60,50 +94,121 @@ class Fetcher:
         url = parsed(source.url)
         if part.size and part.digest() == sha256:
             return
-        context = await in_thread(trust, source.ca_bundle)
+        await self.download(
+            Download(
+                url,
+                sha256,
+                "the image says. Correct the image's checksum or its source.",
+                await in_thread(trust, source.ca_bundle),
+                self._settings.max_bytes,
+            ),
+            part,
+            pace,
+        )
+
+    async def download(self, wanted: Download, part: Part, pace: Pace) -> None:
+        """Make the part what is wanted; like `fetch`."""
+        if part.size and wanted.version is not None and part.url != wanted.version:
+            await part.begin(wanted.version, None)
+        if part.size and part.digest() == wanted.sha256:
+            return
         try:
             async with asyncio.timeout(self._settings.total_timeout):
-                await self._until_whole(url, context, part, sha256, pace)
+                await self._until_whole(wanted, part, pace)
         except TimeoutError:
             raise StorageError("The source is too slow: the download took too long.", reason="SourceTimeout") from None
 
-    async def _until_whole(self, url: URL, context: ssl.SSLContext, part: Part, sha256: str, pace: Pace) -> None:
+    async def _until_whole(self, wanted: Download, part: Part, pace: Pace) -> None:
         in_vain = 0
         mixed = True
         while True:
             before = part.most
             try:
-                await self._attempt(url, context, part, pace)
-                if part.digest() == sha256:
+                await self._attempt(wanted, part, pace)
+                if part.digest() == wanted.sha256:
                     return
                 if not (part.resumed and mixed):
                     raise StorageError(
-                        f"The source's SHA-256 is {part.digest()}, not {sha256} as the image says."
-                        " Correct the image's checksum or its source.",
+                        f"The source's SHA-256 is {part.digest()}, not {wanted.sha256} as {wanted.wrong}",
                         reason="ChecksumMismatch",
                         retryable=False,
                     )
                 mixed = False  # halves of two versions, perhaps: once more from the start
-                await part.begin(str(url), None)
+                await part.begin(wanted.version or str(wanted.url), None)
             except _Cut as cut:
                 in_vain = 0 if part.most > before else in_vain + 1
                 if in_vain > self._settings.retries:
                     raise cut.error from cut
                 await self._sleep(min(self._settings.backoff * 2**in_vain, _LONGEST_PAUSE))
 
-    async def _attempt(self, url: URL, context: ssl.SSLContext, part: Part, pace: Pace) -> None:
-        """Follow redirects by hand, each checked like the first URL, and receive what the last one has."""
+    async def _attempt(self, wanted: Download, part: Part, pace: Pace) -> None:
+        """Receive what the last hop has."""
+
+        async def take(response: aiohttp.ClientResponse) -> None:
+            await self._receive(response, wanted, part, pace)
+
+        await self.visit(wanted.url, wanted.trusted, take, lambda: _resume(part), wanted.authorizer, wanted.secure)
+
+    async def small(
+        self, url: URL, trusted: ssl.SSLContext, most: int, headers: Mapping[str, str], authorizer: Authorizer | None
+    ) -> bytes:
+        """What is at that URL, of at most `most` bytes, over TLS only. Raises `StorageError` like `fetch`."""
+        body = bytearray()
+
+        async def take(response: aiohttp.ClientResponse) -> None:
+            if response.status != 200:
+                raise _answer(response.status, response.url.host or "")
+            async for data in response.content.iter_any():
+                body.extend(data)
+                if len(body) > most:
+                    raise StorageError(
+                        f"The answer of {response.url.host} has more than the {most} bytes it may have.",
+                        reason="SourceRefused",
+                        retryable=False,
+                    )
+
         try:
-            for _ in range(self._settings.max_redirects + 1):
+            async with asyncio.timeout(self._settings.idle_timeout):
+                await self.visit(url, trusted, take, lambda: headers, authorizer, True)
+        except _Cut as cut:
+            raise cut.error from cut
+        except TimeoutError:
+            raise StorageError(f"The server {url.host} is too slow.", reason="SourceTimeout") from None
+        return bytes(body)
+
+    async def visit(
+        self,
+        url: URL,
+        trusted: ssl.SSLContext,
+        take: Callable[[aiohttp.ClientResponse], Awaitable[None]],
+        headers: Callable[[], Mapping[str, str]],
+        authorizer: Authorizer | None = None,
+        secure: bool = False,
+    ) -> None:
+        """Follow redirects by hand, each checked like the first URL, and have the last one's answer taken.
+
+        What the authorizer sends along is for the URLs it knows: a redirect elsewhere gets none of it.
+        """
+        hops = challenges = 0
+        try:
+            while hops <= self._settings.max_redirects:
+                if secure and url.scheme != "https":
+                    raise forbidden("The registry, or what it points to, is not reached by https.")
                 origin = await checked(url, self._settings, self._resolve)
+                sent = {**headers(), **(authorizer.headers(url) if authorizer is not None else {})}
                 async with (
-                    session(origin, context, self._settings) as client,
-                    client.get(url, headers=_resume(part), allow_redirects=False) as response,
+                    session(origin, trusted, self._settings) as client,
+                    client.get(url, headers=sent, allow_redirects=False) as response,
                 ):
+                    if response.status == 401 and authorizer is not None and challenges < _CHALLENGES:
+                        challenges += 1
+                        if await authorizer.challenged(url, response):
+                            continue
                     if response.status not in _REDIRECTS:
-                        await self._receive(response, part, pace)
+                        await take(response)
                         return
                     url = _next(url, response.headers.get("Location"))
+                    hops += 1
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError) as error:
             raise StorageError(
                 f"The server {url.host} did not prove who it is. Check its certificate or the image's caBundle.",
@@ -119,39 +224,40 @@ class Fetcher:
             ) from error
         raise forbidden("The image's source redirects too often.")
 
-    async def _receive(self, response: aiohttp.ClientResponse, part: Part, pace: Pace) -> None:
+    async def _receive(self, response: aiohttp.ClientResponse, wanted: Download, part: Part, pace: Pace) -> None:
         """Take the body of a final answer into the part, at its end or from its start."""
         total: int | None
+        version = wanted.version or str(response.url)
         if response.status == 206:
             match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if match is None or int(match[1]) != part.size:
-                await part.begin(str(response.url), None)
+                await part.begin(version, None)
                 raise _Cut(StorageError("The server sends other bytes than it was asked for.", reason="SourceRefused"))
             total = None if match[3] == "*" else int(match[3])
             part.resumed = True
         elif response.status == 200:
             total = response.content_length
-            await part.begin(str(response.url), _validator(response))
+            await part.begin(version, None if wanted.version else _validator(response))
         elif response.status == 416 and part.size:
             match = _UNSATISFIED.fullmatch(response.headers.get("Content-Range", ""))
             if match is not None and int(match[1]) == part.size:
                 part.resumed = True
                 return  # it is all there; the digest decides
-            await part.begin(str(response.url), None)
+            await part.begin(version, None)
             raise _Cut(StorageError("The server does not resume downloads.", reason="SourceRefused"))
         else:
             raise _answer(response.status, response.url.host or "")
-        self._bound(total if total is not None else part.size)
+        _bound(total if total is not None else part.size, wanted.most)
         if total is not None:
             part.claim(total)
-        await self._take(response.content, part, total, pace)
+        await self._take(response.content, part, total, wanted.most, pace)
 
-    async def _take(self, body: aiohttp.StreamReader, part: Part, total: int | None, pace: Pace) -> None:
+    async def _take(self, body: aiohttp.StreamReader, part: Part, total: int | None, most: int, pace: Pace) -> None:
         waiting = bytearray()
         try:
             async for data in body.iter_any():
                 waiting += data
-                self._bound(part.size + len(waiting))
+                _bound(part.size + len(waiting), most)
                 pace.at(part.size + len(waiting), total)
                 if len(waiting) >= _WRITE:
                     await part.append(bytes(waiting))
@@ -161,13 +267,14 @@ class Fetcher:
             raise
         await part.append(bytes(waiting))
 
-    def _bound(self, size: int) -> None:
-        if size > self._settings.max_bytes:
-            raise StorageError(
-                f"The image is larger than the {self._settings.max_bytes} bytes an import may have.",
-                reason="ImageTooLarge",
-                retryable=False,
-            )
+
+def _bound(size: int, most: int) -> None:
+    if size > most:
+        raise StorageError(
+            f"The image is larger than the {most} bytes it may have.",
+            reason="ImageTooLarge",
+            retryable=False,
+        )
 
 
 def _resume(part: Part) -> dict[str, str]:
@@ -200,8 +307,13 @@ def _next(url: URL, location: str | None) -> URL:
 def _answer(status: int, host: str) -> Exception:
     if status in (404, 410):
         return StorageError(
-            f"The server {host} has no such file (HTTP {status}). Check the image's URL.", reason="SourceNotFound"
+            f"The server {host} has no such file (HTTP {status}). Check the image's source.", reason="SourceNotFound"
         )
     if status >= 500 or status in (408, 425, 429):
         return _Cut(StorageError(f"The server {host} is in trouble (HTTP {status}).", reason="SourceUnavailable"))
-    return StorageError(f"The server {host} refuses (HTTP {status}). Check the image's URL.", reason="SourceRefused")
+    if status in (401, 403):
+        return StorageError(
+            f"The server {host} refuses (HTTP {status}). Check the image's source, and the login to it if it has one.",
+            reason="SourceUnauthorized",
+        )
+    return StorageError(f"The server {host} refuses (HTTP {status}). Check the image's source.", reason="SourceRefused")

@@ -67,6 +67,10 @@ class Layers:
             snapshots={**self.snapshots, snapshot: Kept(self.active)},
         )
 
+    def reverted(self, snapshot: str, layer: str) -> Layers:
+        """What is active is given up: `layer`, which stands on the snapshot, is written from now on."""
+        return replace(self, active=layer, parents={**self.parents, layer: self.snapshots[snapshot].layer})
+
     def confirmed(self, snapshot: str, taken: Taken) -> Layers:
         """The snapshot was taken."""
         kept = replace(self.snapshots[snapshot], taken=taken)

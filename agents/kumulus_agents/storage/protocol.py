@@ -7,10 +7,10 @@ at any line: a half-made file is never taken for a whole one.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from kumulus.api.host import HttpFetch, ImageRef, VolumeOrigin
+from kumulus.api.host import HttpFetch, ImageRef, OciFetch, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import ImageContent
 from kumulus_agents.storage.source import DiskSource, LayerFile
@@ -36,6 +36,28 @@ class Usage:
 
     capacity: int
     used: int
+    access: str | None = None
+    """How the host reaches the pool and locks disks there, in sentences for people; None when there is nothing to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who asks a registry. Never in a log, a status, an argument or a file."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySource:
+    """An image in a registry, and what opens that."""
+
+    fetch: OciFetch
+    login: Login | None = None
+
+
+ImageSource = HttpFetch | RegistrySource
+"""Where an image comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +75,8 @@ class StoredImage:
     virtual_size: int
     size: int
     """Bytes it takes."""
+    digest: str | None = None
+    """What its reference was resolved to, of an image that this pool got from a registry."""
     content: ImageContent | None = None
     """The file, to the byte, when that is known (`whole.WholeImages`)."""
 
@@ -85,6 +109,8 @@ class StoredVolume:
     """Bytes it takes, with its snapshots."""
     below: tuple[LayerFile, ...] = ()
     """What the file stands on, all the way down: layers that keep snapshots, an image. Never read from a header."""
+    reverted: str | None = None
+    """Uid of the last request to revert it that was carried out."""
     encrypted: bool = False
     """With LUKS: whoever opens it needs its passphrase."""
 
@@ -129,11 +155,31 @@ class ImportProgress:
     rate: int | None
     """Bytes per second, lately."""
 
+    @property
+    def remaining(self) -> int | None:
+        """Seconds that the stage still takes at that rate, rounded up; None when that cannot be said."""
+        if self.total is None or not self.rate:
+            return None
+        return -(-max(self.total - self.bytes, 0) // self.rate)
+
 
 ProgressListener = Callable[[ImportProgress], None]
 
 Resize = Callable[[int], Awaitable[None]]
 """Has the emulator that uses a volume make its disk so many bytes large; returns when it is."""
+
+
+def same(found: StoredImage, image: ImageRef, source: ImageSource) -> StoredImage:
+    """The image that was found in a pool, if it is the wanted one. Raises `StorageError(reason="ImageConflict")`."""
+    pinned = source.fetch.digest if isinstance(source, RegistrySource) else None
+    other = pinned is not None and found.digest is not None and found.digest != pinned
+    if (image.sha256 or found.sha256) != found.sha256 or other:
+        raise StorageError(
+            "The pool has this image with another checksum. Remove the image and make a new one.",
+            reason="ImageConflict",
+            retryable=False,
+        )
+    return found
 
 
 class StorageDriver(Protocol):
@@ -145,9 +191,11 @@ class StorageDriver(Protocol):
     async def image(self, uid: str) -> StoredImage | None:
         """The image of that uid, if it is whole."""
 
-    async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
+    async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
         """Bring an image into the pool: fetch (resuming a cut transfer), verify while streaming, unpack, inspect by a
         parser that does not trust it, convert, all in a cage. There already: nothing. Cancelling leaves a resumable part.
+
+        A registry's reference is resolved once: what it was resolved to is in the image's `digest`.
 
         Raises `StorageError`; nothing of a refused image stays.
         """
@@ -166,6 +214,13 @@ class StorageDriver(Protocol):
     async def remove_disks(self, owner: str) -> None:
         """Remove every disk of that machine."""
 
+    async def claim_volume(self, uid: str, host: str, epoch: int) -> None:
+        """Mark in a pool that hosts share that `host` sees to the volume, since it was handed over `epoch` times.
+
+        A mark and no lock: it tells a host that a newer order went to another one. It goes with the volume.
+        Raises `StorageError(reason="VolumeElsewhere")` when a newer mark is there, or one as new of another host.
+        """
+
     async def volume(self, uid: str) -> StoredVolume | None:
         """The volume of that uid, if it is whole. Cheap."""
 
@@ -181,7 +236,8 @@ class StorageDriver(Protocol):
 
         `size` is in bytes, rounded up to sectors; that of the origin when None. Without origin it is blank. With an
         image it has the image's content and may stand on it, which keeps the image in use; with a volume or a snapshot
-        it is a full copy that stands on nothing the copied one could take away. `thick` takes all of its space at once.
+        it is a full copy that stands on nothing the copied one could take away, unless a snapshot is to be `linked` to:
+        then the volume stands on it, which keeps the snapshot in use. `thick` takes all of its space at once.
         Cancelling a copy leaves nothing that is taken for a volume.
 
         Raises `StorageError`: ImageNotReady, VolumeNotReady or SnapshotNotReady when the origin is missing, VolumeInUse
@@ -229,7 +285,15 @@ class StorageDriver(Protocol):
     async def forget_snapshot(self, volume: str, snapshot: str) -> None:
         """The snapshot is wanted no more. Its space is free after the merges that `next_merge` asks for. Gone: nothing.
 
-        Raises `StorageError(reason="SnapshotInUse")` while it is being copied.
+        Raises `StorageError(reason="SnapshotInUse")` while it is being copied or a volume is linked to it.
+        """
+
+    async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
+        """Give the volume the content of its snapshot, and keep its size; what it has now is lost. Nobody may use it: the
+        caller knows. Durable when it returns. Carried out for that request already: nothing.
+
+        Raises `StorageError`: VolumeNotReady or SnapshotNotReady when it is missing, VolumeInUse while it is being copied,
+        VolumeBusy while a snapshot was begun and not confirmed; NoSpace.
         """
 
     async def adopt(self, volume: str, path: str) -> None:

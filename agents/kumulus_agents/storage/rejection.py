@@ -10,6 +10,10 @@ class Rejected(Exception):
     """The image is refused; the text completes "The image is refused: it ..."."""
 
 
+class TooLarge(Exception):
+    """There is more in it than may be unpacked."""
+
+
 Read = Callable[[int, int], bytes]
 """`read(offset, length)`: bytes of the file, fewer at its end. Parsers ask for bounded lengths only."""
 

@@ -72,6 +72,9 @@ class StorageSettings(_Section):
         description="Directories below which pools of the driver dir may lie.",
         min_length=1,
     )
+    host: str = Field(
+        default="", description="Name of this host: its unfinished files in pools that hosts share bear its mark."
+    )
     readers: tuple[str, ...] = Field(
         default=("libvirt-qemu", "qemu"),
         description="Groups that QEMU runs in; the first that exists may pass through pools and read images. "

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
-from kumulus.api.host import HttpFetch, ImageRef, PoolRef, VolumeOrigin
+from kumulus.api.host import ImageRef, OciFetch, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
+from kumulus_agents.storage.keepers import refuse_older
 from kumulus_agents.storage.layers import Layers, Taken
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
+    ImageSource,
     Merge,
     ProgressListener,
+    RegistrySource,
     Resize,
     StorageDriver,
     StorageError,
@@ -24,6 +28,7 @@ from kumulus_agents.storage.protocol import (
     StoredSnapshot,
     StoredVolume,
     Usage,
+    same,
 )
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
@@ -45,8 +50,14 @@ class SimulatedPool:
     """Volume -> uid of the image it stands on, and the volume as if it had one layer."""
     layers: dict[str, Layers] = field(default_factory=dict)
     """Volume -> its layers."""
+    bases: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Volume that is linked to a snapshot -> volume and layer it stands on."""
+    reverted: dict[str, str] = field(default_factory=dict)
+    """Volume -> the last request to revert it."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Layer that is written no more -> bytes of the disk then."""
+    keepers: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Volume -> epoch and host of its mark."""
 
 
 class SimulatedStorage:
@@ -84,14 +95,14 @@ class SimulatedStorage:
         self._perhaps_fail("image")
         return self.state.images.get(uid_of(uid))
 
-    async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
+    async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
         """See `StorageDriver.import_image`. Nothing is fetched; every source has the image."""
         uid = uid_of(image.uid)
         lock = self._locks[uid]
         try:
             async with lock:
                 if (found := self.state.images.get(uid)) is not None:
-                    return self._same(found, image)
+                    return same(found, image, source)
                 self._perhaps_fail("import_image")
                 await self._download(progress)
                 self._perhaps_fail("import_image.end")
@@ -100,9 +111,10 @@ class SimulatedStorage:
                     path=f"{self._path}/images/{uid}.qcow2",
                     format="qcow2",
                     source_format=image.format,
-                    sha256=image.sha256,
+                    sha256=image.sha256 or hashlib.sha256(uid.encode()).hexdigest(),
                     virtual_size=self._settings.virtual_size,
                     size=self._settings.image_bytes,
+                    digest=_resolved(source.fetch) if isinstance(source, RegistrySource) else None,
                 )
                 self.state.images[uid] = made
                 return made
@@ -152,6 +164,12 @@ class SimulatedStorage:
         if self.state.disks.pop(uid_of(owner), None):
             await self._sleep(self._settings.disk_seconds)
 
+    async def claim_volume(self, uid: str, host: str, epoch: int) -> None:
+        """See `StorageDriver.claim_volume`."""
+        self._perhaps_fail("claim_volume")
+        refuse_older(self.state.keepers.get(uid_of(uid)), host, epoch)
+        self.state.keepers[uid] = (epoch, host)
+
     async def volume(self, uid: str) -> StoredVolume | None:
         """See `StorageDriver.volume`."""
         self._perhaps_fail("volume")
@@ -191,11 +209,18 @@ class SimulatedStorage:
             if source is not None and progress is not None:
                 Pace(progress).stage("Copying", used, used)
             whole = whole_sectors(wanted)
+            if thick and origin is not None and origin.linked:
+                raise StorageError(
+                    "A volume of a thick class cannot be linked to a snapshot.", reason="LinkedThick", retryable=False
+                )
             made = StoredVolume(
                 FileSource(f"{self._path}/volumes/{uid}.qcow2"), "qcow2", whole, whole if thick else used
             )
             self.state.volumes[uid] = (None if thick else image, made)
             self.state.layers[uid] = Layers.first(uid)
+            if snapshot is not None and origin is not None and origin.linked:
+                kept = self.state.layers[snapshot.volume].snapshots[snapshot.snapshot]
+                self.state.bases[uid] = (snapshot.volume, kept.layer)
             return self._seen(uid, *self.state.volumes[uid])
 
     async def grow_volume(self, uid: str, size: int, live: Resize | None = None) -> StoredVolume:
@@ -224,7 +249,8 @@ class SimulatedStorage:
         self._perhaps_fail("remove_volume")
         if uid_of(uid) in self.state.layers and self.state.layers[uid].snapshots:
             raise StorageError("The volume has snapshots. Delete them first.", reason="VolumeInUse")
-        self.state.layers.pop(uid, None)
+        for kept in (self.state.layers, self.state.bases, self.state.reverted, self.state.keepers):
+            kept.pop(uid, None)
         if self.state.volumes.pop(uid, None):
             await self._sleep(self._settings.disk_seconds)
         if (lock := self._locks.get(uid)) is not None and not lock.locked():
@@ -277,7 +303,26 @@ class SimulatedStorage:
         async with self._locks[uid_of(volume)]:
             self._perhaps_fail("forget_snapshot")
             if (layers := self.state.layers.get(volume)) is not None:
+                kept = layers.snapshots.get(snapshot)
+                if kept is not None and (volume, kept.layer) in self.state.bases.values():
+                    raise StorageError("Volumes are linked to the snapshot.", reason="SnapshotInUse")
                 self.state.layers[volume] = layers.forgotten(snapshot)
+
+    async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
+        """See `StorageDriver.revert_volume`."""
+        uid_of(snapshot)
+        uid_of(request)
+        async with self._locks[uid_of(volume)]:
+            self._perhaps_fail("revert_volume")
+            layers = self._layers(volume)
+            if any(kept.taken is None for kept in layers.snapshots.values()):
+                raise StorageError("A snapshot of the volume is being taken.", reason="VolumeBusy")
+            if self.state.reverted.get(volume) != request:
+                if snapshot not in layers.snapshots:
+                    raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
+                self.state.layers[volume] = layers.reverted(snapshot, str(uuid.uuid4()))
+                self.state.reverted[volume] = request
+            return self._seen(volume, *self.state.volumes[volume])
 
     async def adopt(self, volume: str, path: str) -> None:
         """See `StorageDriver.adopt`."""
@@ -300,9 +345,10 @@ class SimulatedStorage:
             self._perhaps_fail("next_merge")
             if (layers := self.state.layers.get(volume)) is None:
                 return None
-            while useless := layers.useless(frozenset()):
+            held = {layer for base, layer in self.state.bases.values() if base == volume}
+            while useless := layers.useless(held):
                 layers = self.state.layers[volume] = layers.without(useless[0])
-            if (found := layers.next_merge(frozenset())) is None:
+            if (found := layers.next_merge(held)) is None:
                 return None
             self.state.layers[volume] = replace(layers, merging=found)
             upper, lower = found
@@ -341,10 +387,17 @@ class SimulatedStorage:
         layers = self.state.layers.setdefault(uid, Layers.first(uid))
         path, *below = (self._file(uid, layer) for layer in layers.chain(layers.active))
         files = [LayerFile(each, "qcow2") for each in below]
+        below_it = uid
+        while (base := self.state.bases.get(below_it)) is not None:
+            below_it, layer = base
+            image = self.state.volumes[below_it][0]
+            files += [LayerFile(self._file(below_it, one), "qcow2") for one in self.state.layers[below_it].chain(layer)]
         if image is not None:
             files.append(LayerFile(f"{self._path}/images/{image}.qcow2", "qcow2"))
         used = volume.used + (len(layers.parents) - 1) * _THIN
-        return replace(volume, source=FileSource(path), used=used, below=tuple(files))
+        return replace(
+            volume, source=FileSource(path), used=used, below=tuple(files), reverted=self.state.reverted.get(uid)
+        )
 
     def _origin(self, image: str | None, source: str | None, snapshot: str | None) -> tuple[int | None, int]:
         """Bytes of the disk that a volume begins as (None: of no disk), and bytes the volume takes."""
@@ -373,16 +426,13 @@ class SimulatedStorage:
         pace.stage("Inspecting", total, total)
         pace.stage("Converting", 0, self._settings.virtual_size)
 
-    def _same(self, found: StoredImage, image: ImageRef) -> StoredImage:
-        if found.sha256 != image.sha256:
-            raise StorageError(
-                "The pool has this image with another checksum.", reason="ImageConflict", retryable=False
-            )
-        return found
-
     def _perhaps_fail(self, verb: str) -> None:
         if self._failures[verb]:
             raise self._failures[verb].popleft()
+
+
+def _resolved(fetch: OciFetch) -> str:
+    return fetch.digest or f"sha256:{hashlib.sha256(fetch.reference.encode()).hexdigest()}"
 
 
 def make(pool: PoolRef, settings: StorageSettings) -> StorageDriver:

@@ -30,6 +30,10 @@ class Unlayered:
     async def forget_snapshot(self, volume: str, snapshot: str) -> None:
         """See `StorageDriver.forget_snapshot`."""
 
+    async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
+        """See `StorageDriver.revert_volume`."""
+        raise StorageError("The volume has no snapshot to revert to.", reason="SnapshotNotReady")
+
     async def adopt(self, volume: str, path: str) -> None:
         """See `StorageDriver.adopt`. There is one thing that it can be."""
 

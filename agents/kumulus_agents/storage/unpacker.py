@@ -13,7 +13,7 @@ import os
 import sys
 
 from kumulus_agents.storage import cell, unpacking
-from kumulus_agents.storage.rejection import Rejected
+from kumulus_agents.storage.rejection import Rejected, TooLarge
 
 _TICKS = 200
 """Of what there is to read."""
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         answer = {"size": _unpack(compression, target, int(limit), int(room))}
     except Rejected as rejected:
         answer = {"rejected": str(rejected)}
-    except unpacking.TooLarge:
+    except TooLarge:
         answer = {"tooLarge": True}
     except unpacking.NoRoom:
         answer = {"noRoom": True}

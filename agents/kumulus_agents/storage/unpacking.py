@@ -9,13 +9,14 @@ from __future__ import annotations
 import bz2
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import zstandard
 
 from kumulus_agents.storage.compressed import LENGTH, MAGIC
-from kumulus_agents.storage.rejection import Read, Rejected
+from kumulus_agents.storage.oci import layer
+from kumulus_agents.storage.rejection import Read, Rejected, TooLarge
 
 _READ = 64 << 10
 _MOST = 1 << 20
@@ -29,10 +30,6 @@ _PART = 1 << 10
 _HOLE = 64 << 10
 _ZEROS = bytes(_HOLE)
 _GZIP = 16 + zlib.MAX_WBITS
-
-
-class TooLarge(Exception):
-    """There is more in it than may be unpacked."""
 
 
 class NoRoom(Exception):
@@ -124,7 +121,7 @@ class Sparse:
 
     def __init__(self, write: Callable[[memoryview, int], int], limit: int, room: int) -> None:
         self._write = write
-        self._limit = limit
+        self.limit = limit
         self._room = room
         self.size = 0
         self.taken = 0
@@ -132,7 +129,7 @@ class Sparse:
 
     def add(self, data: bytes) -> None:
         """Raises `TooLarge`, `NoRoom`, and what the write does."""
-        if self.size + len(data) > self._limit:
+        if self.size + len(data) > self.limit:
             raise TooLarge
         view = memoryview(data)
         while view:
@@ -151,11 +148,32 @@ class Sparse:
             done += self._write(piece[done:], self.size + done)
 
 
-def unpack(read: Read, compression: str, target: Sparse, tick: Callable[[int], None]) -> None:
+def unpack(read: Read, packing: str, target: Sparse, tick: Callable[[int], None]) -> None:
     """Unpack all of it into the target. `tick` is told how far it has read, often.
 
-    Raises `Rejected`, `TooLarge`, `NoRoom`, `MemoryError`, and what reading and writing do.
+    `packing` is a compression, or that of a container's layer: `tar`, `tar+gzip`, `tar+zstd`; of that it is the one file
+    below disk/. Raises `Rejected`, `TooLarge`, `NoRoom`, `MemoryError`, and what reading and writing do.
     """
+    if packing == "tar" or packing.startswith("tar+"):
+        compression = packing.removeprefix("tar").removeprefix("+")
+        pieces = decoded(read, compression, tick) if compression else _stored(read, tick)
+        layer.unpack(pieces, target.add, target.limit)
+        return
+    for piece in decoded(read, packing, tick):
+        target.add(piece)
+
+
+def _stored(read: Read, tick: Callable[[int], None]) -> Iterator[bytes]:
+    """What is not packed at all."""
+    at = 0
+    while piece := read(at, _READ):
+        at += len(piece)
+        yield piece
+        tick(at)
+
+
+def decoded(read: Read, compression: str, tick: Callable[[int], None]) -> Iterator[bytes]:
+    """What is packed, piece by piece, each of about `_MOST` bytes at most. Raises `Rejected`, `MemoryError`."""
     at = parts = 0
     waiting = b""
     while True:
@@ -179,7 +197,7 @@ def unpack(read: Read, compression: str, target: Sparse, tick: Callable[[int], N
                 at += len(waiting)
                 if not waiting:
                     raise Rejected(f"is cut off: its {compression} data ends too early")
-            target.add(_decoded(decoder, compression, waiting))
+            yield _decoded(decoder, compression, waiting)
             waiting = b""
             tick(at)
         waiting = decoder.unused_data

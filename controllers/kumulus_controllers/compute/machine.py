@@ -22,11 +22,10 @@ from kumulus.api.host import (
     SeedRef,
     WorkOrder,
     WorkOrderSpec,
-    WorkState,
     WorkType,
     instance_order_name,
 )
-from kumulus.api.storage import ClusterImage, Image, Volume
+from kumulus.api.storage import Volume
 from kumulus.api.volumes import ReclaimPolicy
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.errors import AlreadyExists, NotFound, Refused
@@ -43,6 +42,8 @@ from kumulus_controllers.compute.resolve import (
     attached_disks,
     drives,
     held,
+    image_of,
+    misplaced,
     placement_request,
     resolve,
 )
@@ -50,12 +51,13 @@ from kumulus_controllers.compute.restores import holding, restores
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.compute.seed import Seed, SeedProblem, gather
 from kumulus_controllers.compute.wakeups import Wakeups
-from kumulus_controllers.orders import FOR_NAME, FOR_UID, host_of, work_orders
+from kumulus_controllers.orders import FOR_NAME, FOR_UID, NOT_BEGUN, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Demand, Placement, Refusal
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage.copies import Copies
 from kumulus_controllers.storage.image import order_import
+from kumulus_controllers.storage.sharing import Images
 from kumulus_controllers.storage.volume_plan import Wanted
 from kumulus_controllers.storage.volumes import Volumes
 
@@ -66,9 +68,6 @@ TERMINATING_SHOWN_AFTER = 2.0
 
 A_DISC = Demand(cpus=0, memory=0, disk=1)
 """What is asked of a pool for the disc in a drive: images take no promised room."""
-
-NOT_BEGUN = (None, WorkState.PENDING, WorkState.WAITING)
-"""States of a work order in which the agent may still wait for what comes with it: images, a Secret."""
 
 
 class MachineReconciler:
@@ -82,8 +81,7 @@ class MachineReconciler:
         self._fleet = fleet
         self._machines = caches.store(VirtualMachine)
         self._types = caches.store(InstanceType)
-        self._images = caches.store(Image)
-        self._cluster_images = caches.store(ClusterImage)
+        self._images = Images(caches)
         self._hosts = caches.store(Host)
         self._zones = caches.store(Zone)
         self._volumes = Volumes(caches)
@@ -125,22 +123,23 @@ class MachineReconciler:
             instance_type=self._types.get(vm.spec.instance_type) if vm.spec.instance_type else None,
             images=self._images_of(vm),
             zone_exists=vm.spec.zone is None or self._zones.get(vm.spec.zone) is not None,
-            volumes={
-                disk: Use(
-                    volume, self._volumes.wanted(volume), self._volumes.pool(volume), self._volumes.manner(volume)
-                )
-                for disk, volume in self._volumes.of(vm).items()
-            },
+            volumes={disk: self._use(volume, host) for disk, volume in self._volumes.of(vm).items()},
             restore=holding(self._restores, vm),
         )
+
+    def _use(self, volume: Volume, host: str | None) -> Use:
+        pool = self._volumes.pool(volume)
+        usable = pool is None or host is None or not pool.shared or self._volumes.usable(pool, host)
+        return Use(volume, self._volumes.wanted(volume), pool, self._volumes.manner(volume), usable)
 
     def _images_of(self, vm: VirtualMachine) -> Mapping[str, AnyImage]:
         found: dict[str, AnyImage] = {}
         for disk in vm.spec.disks:
-            if (name := disk.image) is not None:
-                image = self._images.get(name, vm.namespace) or self._cluster_images.get(name)
+            wanted = image_of(vm, disk)
+            if wanted is not None:
+                image = self._images.find(wanted)
                 if image is not None:
-                    found[name] = image
+                    found[wanted.key] = image
         return found
 
     async def reconcile(self, key: Key) -> Result:
@@ -214,10 +213,10 @@ class MachineReconciler:
             return await self._place(scope, resolution, placement, seed)
         if not await self._still_wanted(scope.vm):
             return Wait("CacheBehind", 5.0)
-        if any(item.use.volume.status.host not in (None, where.host) for item in resolution.volumes):
+        if misplaced(resolution, where.host):
             return await self._unplace(scope, resolution)
         view = self._fleet.host(where.host)
-        pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid) if view else None
+        pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid, scope.vm.namespace) if view else None
         return await self._order(scope, resolution, where, pool, seed)
 
     async def _still_wanted(self, vm: VirtualMachine) -> bool:
@@ -241,15 +240,7 @@ class MachineReconciler:
         for disk in order.spec.instance.disks:
             image = images.get(disk.image.uid) if disk.image is not None else None
             if image is not None and not image.deleting:
-                await order_import(
-                    self._services.client,
-                    self._orders,
-                    self._copies,
-                    image,
-                    host_of(order),
-                    disk.pool,
-                    self._services.term(),
-                )
+                await order_import(self._services, self._fleet, self._copies, image, host_of(order), disk.pool)
         seed = order.spec.instance.seed
         if seed is None or seed.secret is None or order.uid in self._handed_over:
             return None
@@ -281,9 +272,7 @@ class MachineReconciler:
         for drive in discs:
             image = images.get(drive.image.uid) if drive.image is not None else None
             if image is not None and drive.pool is not None and not image.deleting:
-                await order_import(
-                    self._services.client, self._orders, self._copies, image, host, drive.pool, self._services.term()
-                )
+                await order_import(self._services, self._fleet, self._copies, image, host, drive.pool)
 
     async def _make_volumes(self, scope: Scope) -> bool:
         """Make the volumes that the machine brings along; True when one was made. They go with it unless they are retained."""
@@ -375,9 +364,7 @@ class MachineReconciler:
             await self._hand_over(vm, seed, raw["metadata"]["name"], raw["metadata"]["uid"], namespace)
         if pool is not None:
             for disk in resolution.disks:
-                await order_import(
-                    client, self._orders, self._copies, disk.image, where.host, pool, self._services.term()
-                )
+                await order_import(self._services, self._fleet, self._copies, disk.image, where.host, pool)
         await self._bring_discs(scope, where.host, discs)
         return await self._report(self._observe(vm), where, resolution, None)
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from kumulus.api.compute import Disk, PowerState, ResolvedImage, ResolvedSize, VirtualMachine
 from kumulus.api.host import Drive, InstanceDisk, PoolRef, luks_secret_name
 from kumulus.api.quantity import to_bytes
-from kumulus.api.storage import OPTICAL, ClusterImage, ImagePhase
+from kumulus.api.storage import OPTICAL, ImagePhase
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.planning.views import Demand, Request
 from kumulus_controllers.storage.image import image_ref
-from kumulus_controllers.storage.volume_plan import MADE_FOR, Lack, Manner, Wanted
+from kumulus_controllers.storage.sharing import NotUsable, Reference, usable
+from kumulus_controllers.storage.volume_plan import HANDING_OVER, MADE_FOR, Lack, Manner, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Resolution:
     disks: tuple[ResolvedDisk, ...]
     selector: dict[str, str]
     volumes: tuple[ResolvedVolume, ...] = ()
+    namespace: str | None = None
+    """Of the machine."""
 
     @property
     def images(self) -> tuple[ResolvedImage, ...]:
@@ -67,9 +70,10 @@ class Resolution:
             ResolvedImage(
                 disk=disk.name,
                 kind=disk.image.KIND.kind,
+                namespace=disk.image.namespace if disk.image.namespace != self.namespace else None,
                 name=disk.image.name,
                 uid=disk.image.uid,
-                sha256=disk.image.spec.checksum.sha256,
+                sha256=image_ref(disk.image).sha256 or "",
             )
             for disk in self.disks
         )
@@ -100,7 +104,7 @@ def resolve(scope: Scope) -> Resolution | Problem:
                 return use
             volumes.append(ResolvedVolume(disk.name, use))
             continue
-        found = _image(scope, disk.name, disk.ephemeral.image)
+        found = _image(scope, disk)
         if isinstance(found, Problem):
             return found
         size_bytes = max(found.status.virtual_size or 0, to_bytes(disk.ephemeral.size) if disk.ephemeral.size else 0)
@@ -123,6 +127,7 @@ def resolve(scope: Scope) -> Resolution | Problem:
         tuple(disks),
         {**selector, **scope.vm.spec.placement.host_selector},
         tuple(volumes),
+        scope.vm.namespace,
     )
 
 
@@ -185,7 +190,23 @@ def attached_disks(scope: Scope, host: str) -> tuple[tuple[InstanceDisk, ...], P
             problem = problem or use
             continue
         volume, user = use.volume, use.volume.status.attached_to
-        if volume.status.host is not None and volume.status.host != host:
+        if use.shared and not use.usable and volume.status.host != host and use.pool is not None:
+            problem = problem or Problem(
+                "PoolNotReady",
+                f"Volume {volume.name} is in pool {use.pool.name}, which host {host}, where the machine is, cannot use.",
+                "VolumesReady",
+            )
+        elif use.shared and user is not None and volume.status.host != host:
+            ready = volume.status.condition("Ready")
+            moving = ready is not None and ready.reason == HANDING_OVER
+            problem = problem or Problem(
+                HANDING_OVER,
+                f"Volume {volume.name} comes from host {volume.status.host}."
+                + (f" {ready.message}" if ready is not None and moving else ""),
+                "VolumesReady",
+                stalled=False,
+            )
+        elif volume.status.host is not None and volume.status.host != host and not use.shared:
             problem = problem or Problem(
                 "VolumeElsewhere",
                 f"Volume {volume.name} is on host {volume.status.host}, the machine on {host}: a disk that is local to a"
@@ -212,11 +233,19 @@ def attached_disks(scope: Scope, host: str) -> tuple[tuple[InstanceDisk, ...], P
     return tuple(disks), problem
 
 
+def misplaced(resolution: Resolution, host: str) -> bool:
+    """Whether a volume can never be used on that host, where the machine was placed: it went elsewhere meanwhile."""
+    return any(
+        item.use.volume.status.host not in (None, host) and not (item.use.shared and item.use.usable)
+        for item in resolution.volumes
+    )
+
+
 def disc_of(scope: Scope, disk: Disk) -> AnyImage | Problem | None:
     """The disc that is to be in a drive, or why it cannot be yet; None for an empty drive."""
     if disk.image is None:
         return None
-    image = _image(scope, disk.name, disk.image)
+    image = _image(scope, disk)
     if not isinstance(image, Problem) and image.spec.format not in OPTICAL:
         return Problem(
             "ImageNotADisc",
@@ -296,22 +325,22 @@ def _size(scope: Scope) -> ResolvedSize | Problem:
     return ResolvedSize(cpus=offering.spec.cpus, memory=offering.spec.memory)
 
 
-def _image(scope: Scope, disk: str, name: str) -> AnyImage | Problem:
+def image_of(vm: VirtualMachine, disk: Disk) -> Reference | None:
+    """The image as the disk names it; None when it names none."""
+    return Reference(disk.image, vm.namespace or "", disk.image_namespace) if disk.image is not None else None
+
+
+def _image(scope: Scope, disk: Disk) -> AnyImage | Problem:
     volumes = "VolumesReady"
-    image = scope.images.get(name)
-    recorded = next((item for item in scope.vm.status.images if item.disk == disk), None)
-    if image is None or (image.deleting and recorded is None):
-        return Problem(
-            "ImageNotFound", f"There is no Image {name} in the namespace and no ClusterImage of that name.", volumes
-        )
-    if (
-        isinstance(image, ClusterImage)
-        and image.spec.allowed_namespaces
-        and scope.vm.namespace not in image.spec.allowed_namespaces
-    ):
-        return Problem(
-            "ImageNotAllowed", f"ClusterImage {name} may not be used in namespace {scope.vm.namespace}.", volumes
-        )
+    reference = image_of(scope.vm, disk)
+    assert reference is not None
+    name, image = reference.key, scope.images.get(reference.key)
+    kept = {(item.disk, item.uid) for item in scope.vm.status.images}
+    if image is None or (disk.name, image.uid) not in kept:
+        found = usable(image, reference)
+        if isinstance(found, NotUsable):
+            return Problem(found.reason, found.message, volumes)
+        image = found
     if image.status.phase is ImagePhase.READY:
         return image
     ready = image.status.condition("Ready")
@@ -328,6 +357,7 @@ def placement_request(scope: Scope, resolution: Resolution) -> Request:
     return Request(
         uid=scope.vm.uid,
         demand=resolution.demand,
+        namespace=scope.vm.namespace,
         zone=scope.vm.spec.zone,
         selector=resolution.selector,
         tolerations=placement.tolerations,
@@ -340,6 +370,11 @@ def placement_request(scope: Scope, resolution: Resolution) -> Request:
         bound={
             item.use.volume.name: item.use.volume.status.host
             for item in resolution.volumes
-            if item.use.volume.status.host is not None
+            if item.use.volume.status.host is not None and not item.use.shared
+        },
+        shared={
+            item.use.volume.name: item.use.pool
+            for item in resolution.volumes
+            if item.use.pool is not None and item.use.pool.shared
         },
     )

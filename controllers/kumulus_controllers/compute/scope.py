@@ -26,7 +26,7 @@ class Scope:
     """The host it is placed on, if that host exists."""
     instance_type: InstanceType | None
     images: Mapping[str, AnyImage]
-    """By the name that a disk uses."""
+    """By the name that a disk uses (`Reference.key`)."""
     zone_exists: bool = True
     volumes: Mapping[str, Use] = field(default_factory=dict)
     """By the name of the disk; only those that exist."""
@@ -44,3 +44,10 @@ class Use:
     """The pool it is in, once it is in one."""
     manner: Manner | None = None
     """How the machine is to have it; None: as it was ordered."""
+    usable: bool = True
+    """Whether the host that the machine is placed on can use that pool."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether several hosts could use it: the machine may be on any of them."""
+        return self.pool is not None and self.pool.shared

@@ -104,9 +104,7 @@ def choose(scope: Scope) -> Choice | Lack:
     for disk in vm.spec.disks:
         volume_name = disk.volume_of(vm.name)
         if volume_name is None:
-            why = (
-                "ephemeral: it goes with the machine" if disk.ephemeral is not None else "no disk of the machine's own"
-            )
+            why = "a CD-ROM drive" if disk.cdrom is not None else "ephemeral: it goes with the machine"
             left_out.append(LeftOutDisk(disk=disk.name, reason=why))
             continue
         kept = scope.volumes.get(volume_name)

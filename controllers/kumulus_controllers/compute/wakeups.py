@@ -11,7 +11,8 @@ from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Enqueue
 from kumulus_controllers.compute.restores import restores
 from kumulus_controllers.compute.scope import AnyImage
-from kumulus_controllers.orders import work_orders
+from kumulus_controllers.orders import DISKS_IN, NOT_BEGUN, work_orders
+from kumulus_controllers.storage.image import arrived
 from kumulus_controllers.storage.volumes import OF_CLASS, USES_VOLUME, Volumes
 
 WOKEN = 32
@@ -25,11 +26,16 @@ HOST = "host"
 def _uses(vm: VirtualMachine) -> list[str]:
     """What the machine waits for by name: while it is not placed, and of discs for drives always."""
     if vm.status.host is not None:
-        return [f"image/{disk.image}" for disk in vm.spec.disks if disk.cdrom and disk.image]
-    names = [f"image/{disk.image}" for disk in vm.spec.disks if disk.image]
+        return [_image_key(disk.image, disk.image_namespace) for disk in vm.spec.disks if disk.cdrom and disk.image]
+    names = [_image_key(disk.image, disk.image_namespace) for disk in vm.spec.disks if disk.image]
     if vm.spec.instance_type:
         names.append(f"instancetype/{vm.spec.instance_type}")
     return names
+
+
+def _image_key(name: str, namespace: str | None) -> str:
+    """Of an image that is named with its namespace, or without."""
+    return f"image/{namespace}/{name}" if namespace is not None else f"image/{name}"
 
 
 class Wakeups:
@@ -66,6 +72,8 @@ class Wakeups:
             order = after or before
             if order is not None and order.spec.type is WorkType.INSTANCE:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name), urgent=True)
+            elif order is not None and arrived(before, after):
+                self._enqueue_waiting(enqueue, order)
             elif after is not None and after.spec.type is WorkType.POOL and _room(before) != _room(after):
                 self._retry_unplaced(enqueue)
 
@@ -74,7 +82,9 @@ class Wakeups:
             if item is not None and not (
                 before and after and before.status.conditions == after.status.conditions and before.spec == after.spec
             ):
-                self._enqueue_users(enqueue, f"image/{item.name}", item.namespace)
+                self._enqueue_users(enqueue, _image_key(item.name, None), item.namespace)
+                if item.namespace is not None:
+                    self._enqueue_users(enqueue, _image_key(item.name, item.namespace), None)
 
         def type_changed(before: InstanceType | None, after: InstanceType | None) -> None:
             item = after or before
@@ -133,6 +143,12 @@ class Wakeups:
         self._pools.listen(pool_changed)
         self._zones.listen(zone_changed)
 
+    def _enqueue_waiting(self, enqueue: Enqueue, image: WorkOrder) -> None:
+        """An image has come into a pool that hosts share, or will not: machines need not wait longer for it."""
+        for order in self._orders.by(DISKS_IN, image.spec.disk.pool.uid if image.spec.disk else ""):
+            if order.spec.type is WorkType.INSTANCE and order.status.state in NOT_BEGUN:
+                enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
+
     def _enqueue_users(self, enqueue: Enqueue, what: str, namespace: str | None) -> None:
         for vm in self._machines.by(USES, what):
             if namespace is None or vm.namespace == namespace:
@@ -180,7 +196,7 @@ def _room(order: WorkOrder | None) -> tuple[object, ...]:
     """What of a pool's work order decides whether disks fit into it."""
     if order is None:
         return ()
-    return (order.status.state, order.deleting, order.status.pool.capacity if order.status.pool else None)
+    return (order.status.state, order.deleting, order.status.pool)
 
 
 def _offer(host: Host) -> tuple[object, ...]:

@@ -51,9 +51,20 @@ class Scope:
     @property
     def volumes(self) -> tuple[WorkOrder, ...]:
         """Orders of volumes that have their data on the host."""
-        return tuple(
-            order for order in self.orders if order.spec.disk is not None and order.spec.disk.volume is not None
-        )
+        return tuple(order for order in self.orders if _keeps(order) and not _shared(order))
+
+    @property
+    def handed_over(self) -> tuple[WorkOrder, ...]:
+        """Orders of volumes that the host sees to, and another one could: their pools are shared."""
+        return tuple(order for order in self.orders if _keeps(order) and _shared(order))
+
+
+def _keeps(order: WorkOrder) -> bool:
+    return order.spec.disk is not None and order.spec.disk.volume is not None
+
+
+def _shared(order: WorkOrder) -> bool:
+    return order.spec.disk is not None and order.spec.disk.pool.shared
 
 
 def allocatable(host: Host, capacity: Capacity) -> Capacity:
@@ -172,6 +183,18 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
                 True,
                 "HasVolumes",
                 f"{len(scope.volumes)} volumes have their data on the host ({names}): it would be lost. Delete them first.",
+            )
+        )
+    elif host.deleting and scope.handed_over and scope.verdict.liveness is not Liveness.EXPIRED:
+        names = ", ".join(
+            sorted(f"{order.spec.for_.namespace}/{order.spec.for_.name}" for order in scope.handed_over)[:5]
+        )
+        facts.append(
+            Fact(
+                HostCondition.STALLED,
+                True,
+                "HandsOverVolumes",
+                f"{len(scope.handed_over)} volumes in shared pools go to other hosts of their pools first ({names}).",
             )
         )
     elif host.deleting and scope.orders and scope.verdict.liveness is Liveness.EXPIRED:
@@ -325,8 +348,10 @@ class HostReconciler:
         client, host = self._services.client, scope.host
         never_joined = scope.verdict.liveness is Liveness.NEVER_SEEN and scope.report is None
         forced = never_joined or host.metadata.annotations.get(FORCE_DETACH) == "true"
-        if (scope.machines or scope.volumes) and not forced:
+        if (scope.machines or scope.volumes or scope.handed_over) and not forced:
             return False
+        for order in scope.handed_over:  # let go of before it is deleted: its end must not remove what others can use
+            await drop_finalizer(client, self._orders, order)
         for order in scope.orders:
             if order.spec.type is not WorkType.INSTANCE and not order.deleting:
                 await client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)

@@ -54,7 +54,7 @@ def storage(request: Request, host: HostView, load: Load) -> str | None:
     """Pools that take the machine's disks and the volumes that have no place yet."""
     if request.demand.disk == 0 and not request.volumes:
         return None
-    chosen = choose(host, load, request.demand.disk, request.volumes)
+    chosen = choose(host, load, request.demand.disk, request.volumes, request.namespace)
     return chosen if isinstance(chosen, str) else None
 
 
@@ -66,10 +66,19 @@ def bound(request: Request, host: HostView, load: Load) -> str | None:
     return None
 
 
+def shared(request: Request, host: HostView, load: Load) -> str | None:
+    """The host can use the pools of the machine's volumes that hosts share."""
+    for volume, wanted in request.shared.items():
+        if not any(pool.ref.uid == wanted.uid and pool.usable for pool in host.pools):
+            return f"without storage pool {wanted.name} ready, which volume {volume} is in"
+    return None
+
+
 BUILT_IN: Mapping[str, Filter] = {
     "open": is_open,
     "zone": zone,
     "bound": bound,
+    "shared": shared,
     "selector": selector,
     "taints": taints,
     "cpus": cpus,

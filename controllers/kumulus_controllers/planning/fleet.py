@@ -75,9 +75,13 @@ class Fleet:
         self._scorers = list((scorers or built_in_scorers.BUILT_IN).values())
         self._on_change = on_change
         self._hosts: dict[str, HostView] = {}
+        self._everywhere: dict[str, int] = {}
+        """Bytes by pool uid that are promised on all hosts together; every load refers to it."""
+        self._unloaded = Load(everywhere=self._everywhere)
         self._loads: dict[str, Load] = {}
         self._pools: dict[str, dict[str, PoolView]] = {}
         self._promises: dict[str, tuple[str, Demand, str | None]] = {}
+        self._imports: set[tuple[str, str]] = set()
         self._volumes: dict[str, tuple[str, str, int]] = {}
         self._by_room = _Order(_room)
         self._by_share = _Order(_share)
@@ -114,7 +118,7 @@ class Fleet:
 
     def load(self, name: str) -> Load:
         """What is promised on a host."""
-        return self._loads.get(name, Load())
+        return self._loads.get(name, self._unloaded)
 
     def where(self, uid: str) -> str | None:
         """The host on which a machine has a promise."""
@@ -152,6 +156,28 @@ class Fleet:
             host, pool_uid, size = kept
             self._fill(host, pool_uid, -size)
 
+    def begin_import(self, image_uid: str, pool_uid: str) -> bool:
+        """Whether the caller may order the image into a pool that hosts share: nobody else is just about to.
+
+        Who may says when the order is made, or not: `end_import`.
+        """
+        if (image_uid, pool_uid) in self._imports:
+            return False
+        self._imports.add((image_uid, pool_uid))
+        return True
+
+    def end_import(self, image_uid: str, pool_uid: str) -> None:
+        """The order that was begun is made, and seen by whoever looks for it, or it failed."""
+        self._imports.discard((image_uid, pool_uid))
+
+    def using(self, pool_uid: str) -> list[str]:
+        """Names of the hosts that take machines and can use the pool, by name. Looks at every host."""
+        return sorted(
+            host.name
+            for host in self._hosts.values()
+            if host.closed is None and any(pool.ref.uid == pool_uid and pool.usable for pool in host.pools)
+        )
+
     def kept(self, volume_uid: str) -> tuple[str, str] | None:
         """Host and uid of the pool that have room promised to a volume."""
         kept = self._volumes.get(volume_uid)
@@ -160,6 +186,7 @@ class Fleet:
     def _fill(self, host: str, pool_uid: str, size: int) -> None:
         load = self.load(host)
         self._loads[host] = replace(load, disks={**load.disks, pool_uid: load.disks.get(pool_uid, 0) + size})
+        self._everywhere[pool_uid] = self._everywhere.get(pool_uid, 0) + size
         if self._on_change is not None:
             self._on_change(host)
 
@@ -168,7 +195,9 @@ class Fleet:
         disks = dict(load.disks)
         if pool_uid is not None:
             disks[pool_uid] = disks.get(pool_uid, 0) + sign * demand.disk
-        self._loads[host] = Load(
+            self._everywhere[pool_uid] = self._everywhere.get(pool_uid, 0) + sign * demand.disk
+        self._loads[host] = replace(
+            load,
             cpus=load.cpus + sign * demand.cpus,
             memory=load.memory + sign * demand.memory,
             machines=load.machines + sign,
@@ -202,7 +231,7 @@ class Fleet:
         if not fitting:
             return self._explain(request)
         best = max(fitting, key=lambda host: self._score(request, host))
-        pools = choose(best, self.load(best.name), request.demand.disk, request.volumes)
+        pools = choose(best, self.load(best.name), request.demand.disk, request.volumes, request.namespace)
         assert isinstance(pools, Pools), "the storage filter let it through"
         return Placement(best.name, pools.own, pools.volumes)
 
@@ -222,21 +251,24 @@ class Fleet:
         load = self.load(host.name)
         return sum(scorer(request, host, load) for scorer in self._scorers)
 
-    def pool_for(self, demand: Demand, host: HostView, uid: str | None = None) -> PoolRef | None:
+    def pool_for(
+        self, demand: Demand, host: HostView, uid: str | None = None, namespace: str | None = None
+    ) -> PoolRef | None:
         """The pool on that host with the most room left, or the one that is promised to the machine `uid` already;
-        None when the machine has no disks."""
+        None when the machine has no disks, or no pool takes those of its namespace."""
         if demand.disk == 0:
             return None
         load = self.load(host.name)
-        fitting = [pool for pool in host.pools if pool.open]
-        if not fitting:
-            return None
+        fitting = [pool for pool in host.pools if pool.open and pool.admits(namespace)]
         promised = self._promises.get(uid) if uid else None
         if promised is not None and promised[0] == host.name:
             kept = next((pool.ref for pool in fitting if pool.ref.uid == promised[2]), None)
             if kept is not None:
                 return kept
-        return max(fitting, key=lambda pool: pool.promisable - load.disks.get(pool.ref.uid, 0)).ref
+        fitting = [pool for pool in fitting if pool.stops_at is None]
+        if not fitting:
+            return None
+        return max(fitting, key=lambda pool: pool.promisable - load.promised(pool.ref)).ref
 
     def _explain(self, request: Request) -> Refusal:
         reasons: dict[str, list[str]] = {}

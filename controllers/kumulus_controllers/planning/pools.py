@@ -22,16 +22,24 @@ class Pools:
     """By uid of volume."""
 
 
-def choose(host: HostView, load: Load, own: int, volumes: Sequence[VolumeDemand]) -> Pools | str:
+def choose(
+    host: HostView, load: Load, own: int, volumes: Sequence[VolumeDemand], namespace: str | None = None
+) -> Pools | str:
     """A pool for each, the one with the most room left, the largest first; or why not, in a few words.
 
-    `own` is what the machine's own disks take together, in bytes; 0 for none.
+    `own` is what the machine's own disks take together, in bytes; 0 for none. `namespace` is whose they are.
     """
-    left = {pool.ref.uid: pool.promisable - load.disks.get(pool.ref.uid, 0) for pool in host.pools}
+    left = {pool.ref.uid: pool.promisable - load.promised(pool.ref) for pool in host.pools}
 
-    def take(size: int, fitting: Sequence[PoolView], missing: str) -> PoolRef | str:
-        if not fitting:
+    def take(size: int, suiting: Sequence[PoolView], missing: str) -> PoolRef | str:
+        allowed = [pool for pool in suiting if pool.admits(namespace)]
+        fitting = [pool for pool in allowed if pool.stops_at is None]
+        if not suiting:
             return missing
+        if not allowed:
+            return _not_allowed(suiting, namespace)
+        if not fitting:
+            return _stopped(allowed)
         best = max(fitting, key=lambda pool: left[pool.ref.uid])
         if left[best.ref.uid] < size:
             return NO_SPACE
@@ -56,6 +64,16 @@ def suits(pool: PoolView, volume: VolumeDemand) -> bool:
     return (volume.pool is None or volume.pool == pool.ref.name) and all(
         pool.labels.get(key) == value for key, value in volume.selector.items()
     )
+
+
+def _not_allowed(pools: Sequence[PoolView], namespace: str | None) -> str:
+    names = ", ".join(sorted(pool.ref.name for pool in pools))
+    return f"with storage pool {names} not allowed for namespace {namespace}"
+
+
+def _stopped(pools: Sequence[PoolView]) -> str:
+    first = min(pools, key=lambda pool: pool.ref.name)
+    return f"with storage pool {first.ref.name} filled to {first.stops_at}%, from which it takes nothing new"
 
 
 def _missing(volume: VolumeDemand) -> str:

@@ -19,6 +19,16 @@ class PoolView:
     open: bool = True
     """Takes new disks: ready, and not in maintenance."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    stops_at: int | None = None
+    """Percent in use from which it takes nothing new, when it is that full; None while there is room."""
+    namespaces: tuple[str, ...] = ()
+    """Whose data may be in it; empty means anybody's."""
+    usable: bool = True
+    """What is in it can be used there: its agent says so. Also of a pool that takes nothing new."""
+
+    def admits(self, namespace: str | None) -> bool:
+        """Whether data of that namespace may be in it; None asks for no namespace."""
+        return namespace is None or not self.namespaces or namespace in self.namespaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,8 @@ class Request:
 
     uid: str
     demand: Demand
+    namespace: str | None = None
+    """Of the machine and its volumes."""
     zone: str | None = None
     selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
@@ -77,6 +89,8 @@ class Request:
     """Volumes to find room for on the same host."""
     bound: Mapping[str, str] = field(default_factory=dict)
     """The host that has a volume, by the volume's name: the machine has to go there."""
+    shared: Mapping[str, PoolRef] = field(default_factory=dict)
+    """The pool of a volume that several hosts can use, by the volume's name: the machine has to go to one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +102,12 @@ class Load:
     machines: int = 0
     disks: Mapping[str, int] = field(default_factory=dict)
     """Bytes by pool uid."""
+    everywhere: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """Bytes by pool uid that are promised on all hosts together, as it is at any time."""
+
+    def promised(self, pool: PoolRef) -> int:
+        """Bytes that are promised in a pool: on this host, or of one that hosts share on all of them."""
+        return (self.everywhere if pool.shared else self.disks).get(pool.uid, 0)
 
 
 @dataclass(frozen=True, slots=True)

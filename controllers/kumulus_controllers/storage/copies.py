@@ -23,7 +23,7 @@ _UNDER_WAY = (None, WorkState.PENDING, WorkState.WAITING, WorkState.WORKING)
 
 def refetchable(source: ImageSource) -> bool:
     """Whether the image can be had from its source again."""
-    return source.http is not None
+    return source.http is not None or source.oci is not None
 
 
 @dataclass(frozen=True, slots=True)

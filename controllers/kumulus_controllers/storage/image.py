@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from kumulus.api.base import FINALIZER, ObjectRef
+from kumulus.api.base import FINALIZER, PLATFORM_NAMESPACE, ObjectRef
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import (
     DiskOrder,
@@ -16,15 +16,16 @@ from kumulus.api.host import (
     ImageCopy,
     ImageImport,
     ImageRef,
+    OciFetch,
     PoolRef,
     WorkOrder,
     WorkOrderSpec,
     WorkState,
     WorkType,
     image_order_name,
+    pull_secret_name,
 )
 from kumulus.api.storage import CachePolicy, ImageCache, ImagePhase, ImageStatus, Progress, StoragePool
-from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key, Store
@@ -36,8 +37,10 @@ from kumulus_controllers.orders import FOR_NAME, FOR_UID, NAMESPACE, host_of, wo
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Demand, Refusal, Request
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage import logins
 from kumulus_controllers.storage.copies import AnyImage, Copies
 from kumulus_controllers.storage.eviction import in_use
+from kumulus_controllers.storage.logins import LoginProblem
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +61,8 @@ _RANK: Mapping[WorkState | None, int] = {
 }
 """Which of several hosts' states is the image's: the one that is furthest, and a failure only when nothing else is left."""
 
+_KNOWN = ("sha256", "digest", "format", "virtual_size", "size", "progress")
+"""Of a status: what the first import found."""
 WAITING_SECONDS = 10.0
 """How often it is looked whether hosts still have to wait for the first of their zone: it may be gone without a word."""
 
@@ -82,28 +87,44 @@ class Scope:
     orders: tuple[WorkOrder, ...]
     refusal: str = ""
     """Why no host can import it."""
+    problem: LoginProblem | None = None
+    """Why its registry cannot be logged in to."""
 
 
 def image_ref(image: AnyImage) -> ImageRef:
-    """Which image, and what it must be."""
-    return ImageRef(uid=image.uid, sha256=image.spec.checksum.sha256, format=image.spec.format)
+    """Which image, and what it must be: what the spec says, else what was verified at the first import."""
+    said = image.spec.checksum.sha256 if image.spec.checksum is not None else image.status.sha256
+    return ImageRef(uid=image.uid, sha256=said, format=image.spec.format)
+
+
+def image_import(image: AnyImage, pool_uid: str) -> ImageImport:
+    """What a host has to do to have the image in a pool."""
+    spec, source = image.spec, image.spec.source
+    if source.oci is not None:
+        return ImageImport(
+            image=image_ref(image),
+            oci=OciFetch(
+                reference=source.oci.reference,
+                digest=image.status.digest,
+                architecture=spec.architecture,
+                layout=source.oci.layout,
+                ca_bundle=source.oci.ca_bundle,
+                compression=spec.compression,
+                secret=pull_secret_name(image.uid, pool_uid) if source.oci.secret is not None else None,
+            ),
+        )
+    assert source.http is not None
+    fetch = HttpFetch(url=source.http.url, ca_bundle=source.http.ca_bundle, compression=spec.compression)
+    return ImageImport(image=image_ref(image), http=fetch)
 
 
 def import_order(image: AnyImage, pool: PoolRef, term: int) -> WorkOrderSpec:
     """The order to bring an image into a pool."""
-    http = image.spec.source.http
-    assert http is not None
     return WorkOrderSpec(
         type=WorkType.DISK,
         for_=ObjectRef(kind=image.KIND.kind, namespace=image.namespace, name=image.name, uid=image.uid),
         term=term,
-        disk=DiskOrder(
-            pool=pool,
-            import_image=ImageImport(
-                image=image_ref(image),
-                http=HttpFetch(url=http.url, ca_bundle=http.ca_bundle, compression=image.spec.compression),
-            ),
-        ),
+        disk=DiskOrder(pool=pool, import_image=image_import(image, pool.uid)),
     )
 
 
@@ -115,18 +136,81 @@ def told_from(spec: WorkOrderSpec, copy: ImageCopy | None, wait_for: str | None)
 
 
 async def order_import(
-    client: KubeClient, orders: Store[WorkOrder], copies: Copies, image: AnyImage, host: str, pool: PoolRef, term: int
+    services: Services, fleet: Fleet, copies: Copies, image: AnyImage, host: str, pool: PoolRef
 ) -> None:
-    """Have `host` bring the image into `pool`; ordered already: nothing."""
-    name = image_order_name(image.uid, pool.uid)
+    """Have `host` bring the image into `pool`; ordered already: nothing.
+
+    Of hosts that share the pool one does, and the others are told when it has: then they find it there.
+    """
+    name, orders = image_order_name(image.uid, pool.uid), work_orders(services.caches)
     if orders.get(name, host_namespace(host)) is not None:
         return
-    spec = told_from(import_order(image, pool, term), *copies.plan(image, host))
+    if not pool.shared:
+        await _order(services, copies, image, host, pool)
+        return
+    coming = orders.by(FOR_UID, f"{WorkType.DISK}/{image.uid}")
+    if any(arriving(order, pool) and heard(fleet, host_of(order)) for order in coming):
+        return
+    if fleet.begin_import(image.uid, pool.uid):
+        try:
+            await _order(services, copies, image, host, pool)
+        finally:
+            fleet.end_import(image.uid, pool.uid)
+
+
+async def _order(services: Services, copies: Copies, image: AnyImage, host: str, pool: PoolRef) -> None:
+    orders = work_orders(services.caches)
+    spec = told_from(import_order(image, pool, services.term()), *copies.plan(image, host))
+    name = image_order_name(image.uid, pool.uid)
     body = {"metadata": {"name": name, "finalizers": [FINALIZER]}, "spec": spec.to_json()}
     try:
-        orders.apply(await client.create(WorkOrder.KIND, body, host_namespace(host)))
+        orders.apply(await services.client.create(WorkOrder.KIND, body, host_namespace(host)))
     except AlreadyExists:
         return
+
+
+def arriving(order: WorkOrder, pool: PoolRef) -> bool:
+    """Whether an order is to bring an image into that pool, and has neither done so nor failed."""
+    disk = order.spec.disk
+    done = (WorkState.READY, WorkState.FAILED, WorkState.REFUSED)
+    return (
+        disk is not None
+        and disk.import_image is not None
+        and disk.pool.uid == pool.uid
+        and not order.deleting
+        and order.status.state not in done
+    )
+
+
+def arrived(before: WorkOrder | None, after: WorkOrder | None) -> bool:
+    """Whether an order has just brought an image into a pool that hosts share, or has just failed to: others of its
+    hosts waited for that."""
+    disk = after.spec.disk if after is not None else None
+    if after is None or disk is None or disk.import_image is None or not disk.pool.shared:
+        return False
+    was = before.status.state if before is not None else None
+    return after.status.state is not was and after.status.state in (WorkState.READY, WorkState.FAILED)
+
+
+def heard(fleet: Fleet, host: str) -> bool:
+    """Whether the agent of the host answers."""
+    view = fleet.host(host)
+    return view is not None and view.closed != "not ready"
+
+
+def caches(orders: Iterable[WorkOrder]) -> tuple[ImageCache, ...]:
+    """The pools that have the image, or are to have it; one that hosts share once."""
+    found: dict[str, ImageCache] = {}
+    for order in orders:
+        if order.spec.disk is None:
+            continue
+        pool, host = order.spec.disk.pool, None if order.spec.disk.pool.shared else host_of(order)
+        name = pool.name if host is None else f"{pool.name}/{host}"
+        state = _PHASES.get(order.status.state, ImagePhase.PENDING) if order.status.state else ImagePhase.PENDING
+        told = order.status.disk.copied_from if order.status.disk is not None and host is not None else None
+        if name not in found:
+            found[name] = ImageCache(name=name, pool=pool.name, host=host, state=str(state), copied_from=told)
+    return tuple(sorted(found.values(), key=lambda cache: (cache.host or "", cache.name))[:LISTED])
 
 
 def derive_status(scope: Scope, now: str) -> ImageStatus:
@@ -159,6 +243,8 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
                 leading.status.reason or "Importing",
                 leading.status.message or f"{host_of(leading)} fetches the image.",
             )
+    if scope.problem is not None and phase is not ImagePhase.READY:
+        phase, fact = ImagePhase.PENDING, Fact("Ready", False, scope.problem.reason, str(scope.problem))
     facts = [fact]
     if image.deleting:
         waiting = next((order for order in scope.orders if order.status.reason == "ImageInUse"), None)
@@ -171,21 +257,22 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
                     f"Disks made from the image are still on {host_of(waiting)}: delete their machines first.",
                 )
             )
-    elif phase is ImagePhase.FAILED:
+    elif phase is ImagePhase.FAILED or (scope.problem is not None and phase is not ImagePhase.READY):
         facts.append(Fact("Stalled", True, fact.reason, fact.message))
     elif phase is not ImagePhase.READY:
         facts.append(Fact("Reconciling", True, fact.reason, fact.message))
     facts_known: Mapping[str, object] = {}
     if disk is not None and ready:
         facts_known = {
-            "sha256": disk.sha256,
+            "sha256": before.sha256 or disk.sha256,
+            "digest": before.digest or disk.digest,
             "format": disk.format,
             "virtual_size": disk.virtual_size,
             "size": disk.size,
             "progress": disk.progress,
         }
     elif before.phase is ImagePhase.READY:
-        facts_known = {name: getattr(before, name) for name in ("sha256", "format", "virtual_size", "size", "progress")}
+        facts_known = {name: getattr(before, name) for name in _KNOWN}
     elif disk is not None:
         facts_known = {"progress": disk.progress or Progress()}
     contents = [order.status.disk.content for order in ready if order.status.disk and order.status.disk.content]
@@ -196,19 +283,7 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
         conditions=derive(before.conditions, facts, generation=generation, now=now),
         phase=phase,
         content=content,
-        caches=tuple(
-            ImageCache(
-                name=f"{order.spec.disk.pool.name}/{host_of(order)}",
-                pool=order.spec.disk.pool.name,
-                host=host_of(order),
-                state=str(
-                    _PHASES.get(order.status.state, ImagePhase.PENDING) if order.status.state else ImagePhase.PENDING
-                ),
-                copied_from=order.status.disk.copied_from if order.status.disk else None,
-            )
-            for order in sorted(scope.orders, key=host_of)[:LISTED]
-            if order.spec.disk is not None
-        ),
+        caches=caches(orders),
         **facts_known,
     )
 
@@ -229,6 +304,8 @@ class ImageReconciler:
         self._orders = work_orders(services.caches)
         self._copies = Copies(services.caches)
         self._written: dict[str, float] = {}
+        self._handed_over: set[str] = set()
+        """Uids of work orders whose host has got the login to the registry from this process."""
         self._gone: dict[str, dict[str, PoolRef]] = {}
         """By uid of an image: hosts where it left a pool, until it was looked whether it is needed there again."""
         self._pools = services.caches.store(StoragePool)
@@ -244,6 +321,8 @@ class ImageReconciler:
 
         def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
             order = after or before
+            if before is not None and after is None:
+                self._handed_over.discard(before.uid)
             if order is not None and order.spec.type is WorkType.DISK and order.spec.for_.kind == self._kind:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
 
@@ -298,19 +377,70 @@ class ImageReconciler:
                 refusal = str(found)
             else:
                 try:
-                    await order_import(
-                        client, self._orders, self._copies, image, found.host, found.pool, self._services.term()
-                    )
+                    await order_import(self._services, self._fleet, self._copies, image, found.host, found.pool)
                 except NotFound:
                     refusal = f"the namespace of host {found.host} is gone"
-        wait = await self._report(Scope(image, self._orders_of(image), refusal))
+        problem = None if image.deleting else await self._provide(image)
+        wait = await self._report(Scope(image, self._orders_of(image), refusal, problem))
         if not image.deleting:
             await self._spread(self._images.get(key.name, key.namespace) or image)
         if not image.deleting and await self._release(self._images.get(key.name, key.namespace) or image):
             wait = min(wait, WAITING_SECONDS) if wait > 0 else WAITING_SECONDS
         if wait > 0:
             return Requeue(wait)
+        if problem is not None:
+            return Wait(problem.reason, 15.0)
         return Wait("Deleting", 30.0) if image.deleting else Wait("NoHostFits", 10.0) if refusal else Done()
+
+    async def _provide(self, image: AnyImage) -> LoginProblem | None:
+        """See that the hosts have what the imports they were ordered need: the digest that counts, and the login.
+
+        The login is with a host only while it imports, and is renewed when the registry refuses it.
+        """
+        client, oci = self._services.client, image.spec.source.oci
+        if oci is None:
+            return None
+        needy = []
+        for order in self._orders_of(image):
+            ready = order.status.state is WorkState.READY
+            if order.deleting:
+                continue
+            if ready and order.uid in self._handed_over:
+                await logins.take_back(client, order)
+                self._handed_over.discard(order.uid)
+            if not ready and oci.secret is not None and (order.uid not in self._handed_over or _unauthorized(order)):
+                needy.append(order)
+            await self._pin(image, order)
+        if not needy or oci.secret is None:
+            return None
+        try:
+            login = await logins.gather(client, oci, image.namespace or PLATFORM_NAMESPACE)
+            for order in needy:
+                await logins.hand_over(client, order, login)
+                self._handed_over.add(order.uid)
+        except LoginProblem as problem:
+            return problem
+        return None
+
+    async def _pin(self, image: AnyImage, order: WorkOrder) -> None:
+        """What the tag meant at the first import is what every host is to have."""
+        disk, pinned = order.spec.disk, image.status.digest
+        wanted = disk.import_image.oci if disk is not None and disk.import_image is not None else None
+        if wanted is None or pinned is None or wanted.digest == pinned:
+            return
+        has = order.status.disk.digest if order.status.disk is not None else None
+        if order.status.state is WorkState.READY:
+            if has not in (None, pinned):  # None: copied from a host that has it
+                log.info("removing what a tag meant later", namespace=image.namespace, name=image.name)
+                await self._delete_order(order)
+            return
+        change = {
+            "metadata": {"resourceVersion": order.metadata.resource_version},
+            "spec": {
+                "disk": {"importImage": {"oci": {"digest": pinned}, "image": {"sha256": image.status.sha256}}},
+            },
+        }
+        self._orders.apply(await self._services.client.patch(WorkOrder.KIND, order.name, change, order.namespace))
 
     async def _spread(self, image: AnyImage) -> None:
         """Order the image where it left and is needed after all, and to every pool if it is to be everywhere."""
@@ -322,9 +452,7 @@ class ImageReconciler:
             wanted += self._lacking(image)
         for host, pool in wanted:
             with contextlib.suppress(NotFound):
-                await order_import(
-                    self._services.client, self._orders, self._copies, image, host, pool, self._services.term()
-                )
+                await order_import(self._services, self._fleet, self._copies, image, host, pool)
 
     def _lacking(self, image: AnyImage) -> list[tuple[str, PoolRef]]:
         """The next few pools that are to get an image that is to be everywhere; of a shared pool one host."""
@@ -366,6 +494,8 @@ class ImageReconciler:
         return waiting
 
     async def _delete_order(self, order: WorkOrder) -> None:
+        """Ask for the end of a work order. Its Secret goes first: the garbage collector may take half a minute."""
+        await logins.take_back(self._services.client, order)
         raw = await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
         if raw is not None and "spec" in raw:
             self._orders.apply(raw)
@@ -402,8 +532,8 @@ class ImageReconciler:
 
     def _alive(self, orders: tuple[WorkOrder, ...]) -> bool:
         """Whether an import is under way, or has failed, on a host that can be heard."""
-        for order in orders:
-            host = self._fleet.host(host_of(order))
-            if not order.deleting and host is not None and host.closed != "not ready":
-                return True
-        return False
+        return any(not order.deleting and heard(self._fleet, host_of(order)) for order in orders)
+
+
+def _unauthorized(order: WorkOrder) -> bool:
+    return order.status.state is WorkState.FAILED and order.status.reason == "SourceUnauthorized"

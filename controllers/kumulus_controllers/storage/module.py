@@ -14,7 +14,7 @@ from kumulus_controllers.storage.volume import VolumeReconciler
 
 async def _setup(context: Context) -> None:
     fleet = fleet_of(context.registry)
-    context.reconcilers.append(PoolReconciler(context.services))
+    context.reconcilers.append(PoolReconciler(context.services, fleet))
     context.reconcilers.append(ImageReconciler(context.services, fleet, Image))
     context.reconcilers.append(ImageReconciler(context.services, fleet, ClusterImage))
     context.reconcilers.append(EvictionReconciler(context.services))

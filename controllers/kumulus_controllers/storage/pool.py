@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from kumulus.api.base import FINALIZER, ObjectRef
 from kumulus.api.fabric import Host, host_namespace
@@ -14,10 +15,15 @@ from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
-from kumulus_controllers.orders import DISKS_IN, FOR_UID, host_of, pools_of, work_orders
+from kumulus_controllers.fleet_feed import reached
+from kumulus_controllers.orders import DISKS_IN, FOR_UID, data_in, host_of, work_orders
+from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage.pool_secrets import PoolSecrets
 
 LISTED = 256
+NAMED = 5
+"""So many hosts are named in a message."""
 PASS_SECONDS = 0.5
 """A pass looks at every host, so there are at most two a second."""
 
@@ -35,6 +41,10 @@ class Scope:
     orders: tuple[WorkOrder, ...]
     users: tuple[WorkOrder, ...] = ()
     """Work orders of machines that have disks in it, and of volumes."""
+    promised: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that are promised in it, by host."""
+    lack: str | None = None
+    """What a driver needs and the operators have not provided."""
 
 
 def pool_ref(pool: StoragePool) -> PoolRef:
@@ -52,6 +62,11 @@ def belongs(pool: StoragePool, host: Host) -> bool:
     )
 
 
+def together(pool: StoragePool, on_hosts: Sequence[int]) -> int:
+    """What hosts say of a pool, as one number: of one that they share they all speak of the same bytes."""
+    return max(on_hosts, default=0) if pool.spec.shared else sum(on_hosts)
+
+
 def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
     """The whole status from what was read. Pure."""
     hosts = []
@@ -64,6 +79,9 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
                 ready=ready,
                 capacity=facts.capacity if facts else None,
                 used=facts.used if facts else None,
+                unowned=facts.unowned_count if facts else None,
+                allocated=scope.promised.get(host_of(order), 0),
+                access=facts.access if facts else None,
                 message=None if ready else order.status.message or "the agent has not answered yet",
             )
         )
@@ -73,6 +91,8 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
             "Maintenance",
             Fact("Ready", False, "Maintenance", "The pool takes no new disks (spec.maintenance)."),
         )
+    elif scope.lack is not None:
+        phase, fact = "Pending", Fact("Ready", False, "SecretNotFound", scope.lack)
     elif not hosts:
         phase, fact = "Pending", Fact("Ready", False, "NoHosts", "No host matches the pool's zone and hostSelector.")
     elif not ready_hosts:
@@ -88,22 +108,63 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
             f"Not ready on {len(missing)} of {len(hosts)} hosts; {missing[0].name}: {missing[0].message}",
         )
     else:
-        phase, fact = "Ready", Fact("Ready", True, "Ready", f"Ready on {len(hosts)} hosts.")
-    facts_found = [fact]
+        ways = "".join(f" {way}" for way in sorted({host.access for host in hosts if host.access}))
+        phase, fact = "Ready", Fact("Ready", True, "Ready", f"Ready on {len(hosts)} hosts.{ways}")
+    facts_found = [fact, _accepts(scope), *_space_low(scope)]
     if scope.pool.deleting and scope.users:
         names = ", ".join(sorted(f"{o.spec.for_.namespace}/{o.spec.for_.name}" for o in scope.users)[:5])
         message = f"{len(scope.users)} machines and volumes have data in the pool ({names}): delete them first."
         facts_found.append(Fact("Stalled", True, "PoolInUse", message))
     generation = scope.pool.metadata.generation
+    facts_of = [order.status.pool for order in scope.orders if order.status.pool is not None]
     return StoragePoolStatus(
         observed_generation=generation,
         conditions=derive(scope.pool.status.conditions, facts_found, generation=generation, now=now),
         phase=phase,
-        capacity=sum(host.capacity or 0 for host in hosts),
-        used=sum(host.used or 0 for host in hosts),
+        capacity=together(scope.pool, [host.capacity or 0 for host in hosts]),
+        used=together(scope.pool, [host.used or 0 for host in hosts]),
+        allocated=together(scope.pool, [host.allocated or 0 for host in hosts]),
+        unowned_files=sum(facts.unowned_count for facts in facts_of),
+        unowned_bytes=sum(facts.unowned_bytes for facts in facts_of),
         ready_hosts=len(ready_hosts),
         hosts=tuple(hosts[:LISTED]),
     )
+
+
+def _accepts(scope: Scope) -> Fact:
+    """Whether new volumes and disks may come, and where not."""
+    kind, at = "AcceptsVolumes", scope.pool.spec.thresholds.stop_new_volumes_at
+    if scope.pool.deleting:
+        return Fact(kind, False, "Deleting", "The pool is being deleted.")
+    if scope.pool.spec.maintenance:
+        return Fact(kind, False, "Maintenance", "The pool takes no new disks (spec.maintenance).")
+    ready = [order for order in scope.orders if order.status.state is WorkState.READY]
+    full = _beyond(ready, at)
+    if not full:
+        return Fact(kind, bool(ready), *(("Accepts", "New volumes may come.") if ready else ("NotReady", "See Ready.")))
+    cure = "free space in it, give it more, or raise spec.thresholds.stopNewVolumesAt"
+    where = f"On {len(full)} of {len(ready)} hosts it is filled to {at}% or more ({_some(full)})"
+    if len(full) < len(ready):
+        return Fact(kind, True, "OverThresholdOnSome", f"{where} and takes nothing new there: {cure}.")
+    return Fact(kind, False, "OverThreshold", f"{where} and takes nothing new: {cure}.")
+
+
+def _space_low(scope: Scope) -> list[Fact]:
+    """The warning, while there is reason for one."""
+    at = scope.pool.spec.thresholds.warn_at
+    low = _beyond(scope.orders, at)
+    if not low:
+        return []
+    return [Fact("SpaceLow", True, "WarnThreshold", f"Filled to {at}% or more on {len(low)} hosts: {_some(low)}.")]
+
+
+def _beyond(orders: Iterable[WorkOrder], percent: int | None) -> list[WorkOrder]:
+    return [order for order in orders if order.status.pool is not None and reached(order.status.pool, percent)]
+
+
+def _some(orders: Sequence[WorkOrder]) -> str:
+    names = sorted(map(host_of, orders))
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 class PoolReconciler:
@@ -111,16 +172,18 @@ class PoolReconciler:
 
     name = "storagepool"
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, fleet: Fleet) -> None:
         self._services = services
+        self._fleet = fleet
         self._pools = services.caches.store(StoragePool)
         self._hosts = services.caches.store(Host)
         self._orders = work_orders(services.caches)
+        self._secrets = PoolSecrets(services.client)
         self._written: dict[str, float] = {}
         self._passed: dict[str, float] = {}
 
     def attach(self, enqueue: Enqueue) -> None:
-        """Own changes, hosts that come, go or get other labels, and what agents say of pools."""
+        """Own changes, hosts that come, go or get other labels, what agents say of pools, and data that comes and goes."""
 
         def pool_changed(before: StoragePool | None, after: StoragePool | None) -> None:
             item = after or before
@@ -136,11 +199,12 @@ class PoolReconciler:
         def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
             order = after or before
             if order is not None and order.spec.type is WorkType.POOL:
+                if after is None:
+                    self._secrets.forget(order.uid)
                 enqueue(Key(None, order.spec.for_.name))
-            elif after is None and before is not None:
-                for name in pools_of(before):
-                    if (pool := self._pools.get(name)) is not None and pool.deleting:
-                        enqueue(Key(None, pool.name))
+            elif (had := data_in(before)) != (has := data_in(after)):
+                for name in {pool for pool, _ in had ^ has}:
+                    enqueue(Key(None, name))
 
         self._pools.listen(pool_changed)
         self._hosts.listen(host_changed)
@@ -168,7 +232,8 @@ class PoolReconciler:
         users = tuple(self._orders.by(DISKS_IN, pool.uid))
         going = pool.deleting and not users
         hosts = () if going else tuple(host for host in self._hosts if belongs(pool, host))
-        scope = Scope(pool, hosts, orders, users)
+        promised = {host_of(order): self._fleet.load(host_of(order)).promised(pool_ref(pool)) for order in orders}
+        scope = Scope(pool, hosts, orders, users, promised)
         wanted, there = {host.name for host in scope.hosts}, {host_of(order) for order in orders}
         failed: KubeError | None = None
         for host in sorted(wanted - there):
@@ -189,7 +254,11 @@ class PoolReconciler:
                 return Gone()
             await self._report(scope)
             return Wait("Deleting", 10.0)
+        orders = tuple(self._orders.by(FOR_UID, f"{WorkType.POOL}/{pool.uid}"))
+        scope = replace(scope, lack=await self._secrets.copy(pool, orders))
         result = await self._report(scope)
+        if scope.lack is not None:
+            result = Wait("SecretNotFound", 15.0)
         if failed is not None:
             raise failed
         return result

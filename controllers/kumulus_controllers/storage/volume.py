@@ -1,45 +1,57 @@
-"""Volume: given a place with its first machine, made there, grown, handed to one machine at a time, removed."""
+"""Volume: given a place with its first machine, made there, grown, handed to one machine at a time, removed.
+
+In a pool that hosts share it goes from host to host as well (ADR 10): the agent that has it lets go and says so before
+another one is told of it.
+"""
 
 from __future__ import annotations
+
+import zlib
 
 import structlog
 
 from kumulus.api.base import FINALIZER, FORCE_DETACH
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.fabric import host_namespace
-from kumulus.api.host import PoolRef, WorkOrder, WorkType, volume_order_name
+from kumulus.api.fabric import Host, host_namespace
+from kumulus.api.host import PoolRef, UnownedFile, WorkOrder, WorkType, volume_order_name
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
-from kumulus.api.storage import Attachment, ClusterImage, Image, Volume, VolumeClass
+from kumulus.api.storage import Attachment, ClusterImage, Image, StoragePool, Volume, VolumeClass, VolumePhase
 from kumulus.api.volume_snapshot import VolumeSnapshot
-from kumulus.kube.builtin import SECRET
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
-from kumulus.runtime.result import Done, Gone, Result, Wait
-from kumulus_controllers.orders import FOR_NAME, volumes_in
+from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
+from kumulus_controllers.orders import DISKS_IN, FOR_NAME, NOT_BEGUN, host_of, volumes_in
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.pools import choose
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage import passphrase
 from kumulus_controllers.storage.copies import Copies
-from kumulus_controllers.storage.image import order_import
+from kumulus_controllers.storage.image import arrived, heard, order_import
+from kumulus_controllers.storage.pool import pool_ref
 from kumulus_controllers.storage.volume_plan import (
+    HANDING_OVER,
     Lack,
     Place,
     Scope,
     Wanted,
     attachment,
     derive_status,
+    handing_over,
     held,
+    home,
     host_lost,
     keeper,
+    kept_back,
     renewed,
+    retained,
+    retaining,
     volume_order,
     wanted,
 )
-from kumulus_controllers.storage.volumes import COPY_OF, FROM_SNAPSHOT, UID, UNMADE, Volumes, at_rest, volume_keys
+from kumulus_controllers.storage.volumes import COPY_OF, FROM_SNAPSHOT, HOST, UID, UNMADE, Volumes, at_rest, volume_keys
 
 log = structlog.get_logger(__name__)
 
@@ -84,6 +96,11 @@ class VolumeReconciler:
                 self._handed_over.discard(order.uid)
             if order.spec.type is WorkType.DISK and order.spec.for_.kind == Volume.KIND.kind:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name), urgent=True)
+            elif order.spec.type is WorkType.POOL:
+                if _unowned(before) != _unowned(after):
+                    self._enqueue_unmade(enqueue)
+            elif arrived(before, after):
+                self._enqueue_waiting(enqueue, order)
             elif order.spec.type is WorkType.INSTANCE:
                 had, has = (volumes_in(item) if item else set() for item in (before, after))
                 for uid in (had ^ has) | _otherwise(before, after):
@@ -96,12 +113,33 @@ class VolumeReconciler:
 
         def origin_changed(before: Image | ClusterImage | None, after: Image | ClusterImage | None) -> None:
             item = after or before
-            if item is None or (before and after and before.status.phase is after.status.phase):
+            if item is None or (
+                before
+                and after
+                and before.status.phase is after.status.phase
+                and before.spec.allowed_namespaces == after.spec.allowed_namespaces
+            ):
                 return
             self._enqueue_unmade(enqueue)
 
+        def pool_changed(before: StoragePool | None, after: StoragePool | None) -> None:
+            if before is None or after is None or before.spec != after.spec:
+                self._enqueue_unmade(enqueue)
+
         def class_changed(before: VolumeClass | None, after: VolumeClass | None) -> None:
             self._enqueue_unmade(enqueue)
+
+        def host_changed(before: Host | None, after: Host | None) -> None:
+            item = after or before
+            if (
+                item is not None
+                and (after is None or after.deleting)
+                and (before is None or not before.deleting or not after)
+            ):
+                for volume in volumes.store.by(HOST, item.name):
+                    enqueue(Key(volume.namespace, volume.name))
+
+        volumes.hosts.listen(host_changed)
 
         def snapshot_changed(before: VolumeSnapshot | None, after: VolumeSnapshot | None) -> None:
             if before is not None and after is not None and _offers(before) == _offers(after):
@@ -126,9 +164,16 @@ class VolumeReconciler:
         volumes.snapshots.listen(snapshot_changed)
         volumes.machines.listen(machine_changed)
         volumes.orders.listen(order_changed)
-        volumes.images.listen(origin_changed)
-        volumes.cluster_images.listen(origin_changed)
+        volumes.images.images.listen(origin_changed)
+        volumes.images.cluster_images.listen(origin_changed)
         volumes.classes.listen(class_changed)
+        volumes.pools.listen(pool_changed)
+
+    def _enqueue_waiting(self, enqueue: Enqueue, image: WorkOrder) -> None:
+        """An image has come into a pool that hosts share, or will not: volumes need not wait longer for it."""
+        for order in self._orders.by(DISKS_IN, image.spec.disk.pool.uid if image.spec.disk else ""):
+            if order.spec.for_.kind == Volume.KIND.kind and order.status.state in NOT_BEGUN:
+                enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
 
     def _enqueue_copies(self, enqueue: Enqueue, volume: Volume) -> None:
         """Volumes that are to be copies of this one."""
@@ -176,6 +221,11 @@ class VolumeReconciler:
             return await self._report(scope, None, keeper(scope), place)
         if place is None:
             return await self._report(scope, None, None, None)
+        if scope.shared and (place.host != volume.status.host or scope.strays):
+            waits = await self._hand_over(scope, place, attached)
+            if waits is not None:
+                return waits
+            scope = self._volumes.scope(volume)
         # Where it is, and who may write, is on record before anything is made of it.
         result = await self._report(scope, place, attached, None)
         current = self._volumes.store.get(key.name, key.namespace)
@@ -185,11 +235,11 @@ class VolumeReconciler:
             # What it is made from went meanwhile; nobody who saw the volume's place from then on lets it go.
             return await self._report(self._volumes.scope(current), None, keeper(scope), again)
         ordered = await self._order(current, want, place)
-        if (lack := await self._hand_over(self._volumes.scope(current), want)) is not None:
+        if (lack := await self._give_passphrase(self._volumes.scope(current), want)) is not None:
             return await self._report(self._volumes.scope(current), place, attached, lack)
         return await self._report(self._volumes.scope(current), place, attached, None) if ordered else result
 
-    async def _hand_over(self, scope: Scope, want: Wanted) -> Lack | None:
+    async def _give_passphrase(self, scope: Scope, want: Wanted) -> Lack | None:
         """Give the host the passphrase of a volume; once in the life of this process, in case somebody took it away."""
         order = scope.order
         if want.encryption is None or order is None or order.uid in self._handed_over:
@@ -206,7 +256,12 @@ class VolumeReconciler:
             pool = self._volumes.pool(volume)
             if pool is None or volume.status.host is None:
                 return Lack("PoolGone", f"StoragePool {volume.status.pool} is gone, and the data with it.")
-            return Place(pool, volume.status.host)
+            return self._shared_place(scope, pool, attached) if scope.shared else Place(pool, volume.status.host)
+        existing = volume.spec.source.existing if volume.spec.source is not None else None
+        if existing is not None:
+            if scope.asked is None or self._fleet.host(existing.host) is None:
+                return Lack("HostNotUsable", f"Host {existing.host} is gone.")
+            return Place(pool_ref(scope.asked), existing.host)
         if scope.source is not None and want.origin is not None and want.origin.volume is not None:
             pool = self._volumes.pool(scope.source)
             if pool is None or scope.source.status.host is None:
@@ -227,11 +282,95 @@ class VolumeReconciler:
         if kept is not None and kept[0] == host:
             for found in view.pools:
                 if found.ref.uid == kept[1]:
-                    return Place(found.ref, host)
-        chosen = choose(view, self._fleet.load(host), 0, (want.demand,))
+                    return Place(found.ref, host, 0 if found.ref.shared else None)
+        chosen = choose(view, self._fleet.load(host), 0, (want.demand,), volume.namespace)
         if isinstance(chosen, str):
             return Lack("NoPoolFits", f"Host {host}, where the machine is, is {chosen}.", stalled=False)
-        return Place(chosen.volumes[volume.uid], host)
+        ref = chosen.volumes[volume.uid]
+        return Place(ref, host, 0 if ref.shared else None)
+
+    def _shared_place(self, scope: Scope, pool: PoolRef, attached: Attachment | None) -> Place | Lack:
+        """Where a volume that was made goes, or stays."""
+        status = scope.volume.status
+        host = home(scope, attached)
+        if host is None:
+            others = [name for name in self._fleet.using(pool.uid) if name != status.host]
+            if not others:
+                return Lack(
+                    "NoHostReaches",
+                    f"No other host than {status.host} can use pool {pool.name}, where the data is: have one join.",
+                )
+            host = others[zlib.crc32(scope.volume.uid.encode()) % len(others)]
+        return Place(pool, host, (status.epoch or 0) + (host != status.host))
+
+    async def _hand_over(self, scope: Scope, place: Place, attached: Attachment | None) -> Result | None:
+        """Have every other host let go of the volume; None once none of them has it, as seen live.
+
+        The order that an agent has let go of is gone, and it says `retain`: the data stays. Who may write is on record
+        first, so that nobody else gets the volume meanwhile.
+        """
+        volume, client = scope.volume, self._services.client
+        here = Place(place.pool, volume.status.host or place.host, volume.status.epoch)
+        if (busy := kept_back(scope, place.host)) is not None:
+            return await self._report(scope, here, attached, busy)
+        hosts = {host_of(order) for order in scope.strays} | {volume.status.host or place.host}
+        for name in sorted(hosts - {place.host}):
+            order = self._orders.get(volume_order_name(volume.uid), host_namespace(name))
+            order = order or await self._live_order(volume, name)
+            if order is None:
+                continue
+            answers = heard(self._fleet, name)
+            await self._report(scope, here, attached, handing_over(scope, order, place.host, heard=answers))
+            if not order.deleting:
+                await self._delete_order(await self._retain(order, True))
+            elif volume.metadata.annotations.get(FORCE_DETACH) == "true" and not answers:
+                log.warning("a volume is taken from a host that does not answer", volume=volume.name, host=name)
+                await drop_finalizer(client, self._orders, order)
+                await self._forced(volume)
+            return Wait(HANDING_OVER, 10.0)
+        # What it was made from is asked for only while no order knows it: with one that has just gone, look again.
+        seen = [order for order in (scope.order, *scope.strays) if order is not None and host_of(order) != place.host]
+        return Requeue(0.1) if seen else None
+
+    async def _retain(self, order: WorkOrder, retain: bool) -> WorkOrder:
+        """The order, changed so that its end leaves the data where it is, or does not."""
+        patch = merge_patch(order.spec.to_json(), retaining(order.spec, retain, self._services.term()).to_json())
+        if not patch:
+            return order
+        change = {"metadata": {"resourceVersion": order.metadata.resource_version}, "spec": patch}
+        raw = await self._services.client.patch(WorkOrder.KIND, order.name, change, order.namespace)
+        self._orders.apply(raw)
+        return WorkOrder.parse(raw)
+
+    async def _delete_order(self, order: WorkOrder) -> None:
+        """Ask for the end of an order. Its passphrase goes first: the garbage collector may take half a minute."""
+        if order.spec.disk is not None and order.spec.disk.volume is not None and order.spec.disk.volume.secret:
+            await self._services.client.delete(SECRET, order.spec.disk.volume.secret, order.namespace)
+        raw = await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
+        if raw is None or "spec" not in raw:
+            self._orders.remove(Key(order.namespace, order.name), order.uid)
+        else:
+            self._orders.apply(raw)
+
+    async def _forced(self, volume: Volume) -> None:
+        """Take the annotation off: it was meant for one host, and must not take the volume from the next one."""
+        change = {"metadata": {"annotations": {FORCE_DETACH: None}}}
+        raw = await self._services.client.patch(Volume.KIND, volume.name, change, volume.namespace)
+        self._volumes.store.apply(raw)
+
+    def _refused(self, pool_uid: str, host: str, namespace: str | None) -> Lack | None:
+        """Why a copy cannot be beside its source, because of the pool that is in."""
+        view = self._fleet.host(host)
+        for pool in view.pools if view is not None else ():
+            if pool.ref.uid == pool_uid and not pool.admits(namespace):
+                return Lack("PoolNotAllowed", f"StoragePool {pool.ref.name} may not be used in namespace {namespace}.")
+            if pool.ref.uid == pool_uid and pool.stops_at is not None:
+                return Lack(
+                    "PoolFull",
+                    f"StoragePool {pool.ref.name}, where its source is, is filled to {pool.stops_at}% on host {host} and"
+                    " takes nothing new: ask your operator for room.",
+                )
+        return None
 
     def _beside(self, volume: Volume, pool: PoolRef, host: str) -> Place | Lack:
         """Where what it is made from is."""
@@ -240,7 +379,9 @@ class VolumeReconciler:
                 "SourceElsewhere",
                 f"Its source is in StoragePool {pool.name}, and it shall be in {volume.spec.pool}: leave spec.pool empty.",
             )
-        return Place(pool, host)
+        if (refused := self._refused(pool.uid, host, volume.namespace)) is not None:
+            return refused
+        return Place(pool, host, 0 if pool.shared else None)
 
     async def _order(self, volume: Volume, want: Wanted, place: Place) -> bool:
         """Have the host make it, or grow it; True when something was written."""
@@ -249,7 +390,7 @@ class VolumeReconciler:
         if want.origin is not None and want.origin.image is not None:
             image = self._volumes.scope(volume).image
             if image is not None:
-                await order_import(client, self._orders, self._copies, image, place.host, place.pool, term)
+                await order_import(self._services, self._fleet, self._copies, image, place.host, place.pool)
         order = self._orders.get(name, namespace)
         if order is None:
             body = {
@@ -262,6 +403,8 @@ class VolumeReconciler:
                 raw = await client.get(WorkOrder.KIND, name, namespace)
             self._orders.apply(raw)
             return True
+        if order.deleting:  # a host is letting go of it: whoever is to have it next gets an order of its own
+            return False
         patch = merge_patch(order.spec.to_json(), renewed(order.spec, want, term).to_json())
         if not patch:
             return False
@@ -276,26 +419,43 @@ class VolumeReconciler:
         if (busy := held(scope)) is not None:
             return await self._report(scope, None, keeper(scope), busy)
         if order is None and volume.status.host is not None:
-            order = await self._live_order(volume)
+            order = await self._live_order(volume, volume.status.host)
+        left = scope.host is None or volume.status.phase is VolumePhase.MOVING
+        if order is None and scope.shared and left and (again := await self._take_up(scope)) is not None:
+            return again
         if order is None:
             await drop_finalizer(client, self._volumes.store, volume)
             return Gone()
+        if scope.shared:  # it may have been about to be handed over
+            order = await self._retain(order, retained(scope))
         if not order.deleting:
-            if order.spec.disk is not None and order.spec.disk.volume is not None and order.spec.disk.volume.secret:
-                await client.delete(SECRET, order.spec.disk.volume.secret, order.namespace)
-            raw = await client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
-            if raw is None or "spec" not in raw:
-                self._orders.remove(Key(order.namespace, order.name), order.uid)
-            else:
-                self._orders.apply(raw)
+            await self._delete_order(order)
         elif volume.metadata.annotations.get(FORCE_DETACH) == "true":
             await drop_finalizer(client, self._orders, order)
         await self._report(self._volumes.scope(volume), None, None, None)
         return Wait("Deleting", 30.0)
 
-    async def _live_order(self, volume: Volume) -> WorkOrder | None:
-        """Before letting a volume go whose order this process has not seen go: is there really none?"""
-        namespace = host_namespace(volume.status.host or "")
+    async def _take_up(self, scope: Scope) -> Result | None:
+        """The host that saw to a volume that is to be removed is gone; its data is not: have another host remove it.
+
+        None when there is nothing to remove, or nobody who could.
+        """
+        volume, want = scope.volume, wanted(scope)
+        pool = self._volumes.pool(volume)
+        if pool is None or isinstance(want, Lack) or want.retain or volume.status.size is None:
+            return None
+        place = self._shared_place(scope, pool, None)
+        if isinstance(place, Lack):
+            return await self._report(scope, None, None, place)
+        await self._report(scope, place, None, None)
+        current = self._volumes.store.get(volume.name, volume.namespace)
+        if current is not None and current.uid == volume.uid:
+            await self._order(current, want, place)
+        return Wait("Deleting", 5.0)
+
+    async def _live_order(self, volume: Volume, host: str) -> WorkOrder | None:
+        """Before acting on the absence of an order that this process has not seen go: is there really none?"""
+        namespace = host_namespace(host)
         raw = await self._services.client.find(WorkOrder.KIND, volume_order_name(volume.uid), namespace)
         if raw is None:
             return None
@@ -325,6 +485,11 @@ class VolumeReconciler:
         except NotFound:
             return Done()
         return Wait(lack.reason, 30.0) if lack is not None else Done()
+
+
+def _unowned(order: WorkOrder | None) -> tuple[UnownedFile, ...]:
+    """What a host lists that volumes may be made of."""
+    return order.status.pool.unowned if order is not None and order.status.pool is not None else ()
 
 
 def _otherwise(before: WorkOrder | None, after: WorkOrder | None) -> set[str]:

@@ -11,8 +11,11 @@ from kumulus.api.fabric import Host
 from kumulus.api.host import (
     DiskManner,
     DiskOrder,
+    ExistingFile,
     PoolRef,
     SnapshotRef,
+    UnownedFile,
+    UnownedKind,
     VolumeOrder,
     VolumeOrigin,
     WorkOrder,
@@ -31,17 +34,19 @@ from kumulus.api.storage import (
     Image,
     ImagePhase,
     Provisioning,
+    StoragePool,
     Volume,
     VolumeClass,
     VolumePhase,
     VolumeStatus,
 )
 from kumulus.api.volume_snapshot import VolumeSnapshot
-from kumulus.api.volumes import CacheMode, CloneMode, Encryption, ReclaimPolicy
+from kumulus.api.volumes import CacheMode, CloneMode, Encryption, ExistingData, ReclaimPolicy
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.orders import host_of
 from kumulus_controllers.planning.views import VolumeDemand
 from kumulus_controllers.storage.image import image_ref
+from kumulus_controllers.storage.sharing import NotUsable, Reference, usable
 
 AnyImage = Image | ClusterImage
 
@@ -62,6 +67,10 @@ class Lack:
     """Somebody has to do something; False when it will pass by itself."""
 
 
+HANDING_OVER = "HandingOver"
+"""Reason of a volume that one host gives up and another one takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Manner:
     """How machines have a volume: what of its class may change while they do."""
@@ -76,6 +85,9 @@ class Place:
 
     pool: PoolRef
     host: str
+    """In a pool that hosts share: the one whose agent sees to it."""
+    epoch: int | None = None
+    """How often it was handed over, in a pool that hosts share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +97,26 @@ class Scope:
     volume: Volume
     order: WorkOrder | None = None
     """The order that keeps it on its host."""
+    strays: tuple[WorkOrder, ...] = ()
+    """Orders that keep it on other hosts."""
+    shared: bool = False
+    """It is in a pool that hosts share."""
+    reaching: frozenset[str] = frozenset()
+    """Of the hosts of its users, those that can use its pool. Known of a volume in a pool that hosts share."""
+    copied: str | None = None
+    """Name of a Volume that is being made as a copy of it."""
+    snapped: bool = False
+    """A host keeps snapshots of it."""
     host: Host | None = None
     """The host it is on, if that host exists."""
     volume_class: VolumeClass | None = None
     """The class it names, else the default one, if there is any."""
+    asked: StoragePool | None = None
+    """The pool it asks for by name, if that exists."""
+    existing: UnownedFile | None = None
+    """The data that it is to be, as the host lists it."""
+    existing_owned: bool = False
+    """That data belongs to a volume that there is."""
     image: AnyImage | None = None
     source: Volume | None = None
     source_busy: str | None = None
@@ -130,6 +158,13 @@ def wanted(scope: Scope) -> Wanted | Lack:
             return Lack(
                 "VolumeClassNotAllowed", f"VolumeClass {offered.name} may not be used in namespace {volume.namespace}."
             )
+        asked = scope.asked
+        if (
+            asked is not None
+            and asked.spec.allowed_namespaces
+            and volume.namespace not in asked.spec.allowed_namespaces
+        ):
+            return Lack("PoolNotAllowed", f"StoragePool {asked.name} may not be used in namespace {volume.namespace}.")
     encryption = _encryption(scope)
     least, origin = 0, None
     if spec.source is not None and scope.order is None and volume.status.size is None:
@@ -154,7 +189,7 @@ def wanted(scope: Scope) -> Wanted | Lack:
         thick=offered is not None
         and offered.spec.provisioning is Provisioning.THICK
         and not (origin is not None and origin.linked),
-        retain=_retain(scope),
+        retain=retained(scope),
         origin=origin,
         encryption=encryption,
     )
@@ -182,7 +217,7 @@ def _unencryptable(scope: Scope, origin: VolumeOrigin, encryption: Encryption | 
     return None
 
 
-def _retain(scope: Scope) -> bool:
+def retained(scope: Scope) -> bool:
     """Whether the data outlives the volume. Data is never given up because a class went."""
     if scope.volume.spec.reclaim_policy is not None:
         return scope.volume.spec.reclaim_policy is ReclaimPolicy.RETAIN
@@ -196,6 +231,8 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
     """What it begins with, and how many bytes that has."""
     source = scope.volume.spec.source
     assert source is not None
+    if source.existing is not None:
+        return _existing(scope, source.existing)
     if source.volume is not None:
         other = scope.source
         if other is None or other.deleting:
@@ -211,16 +248,11 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
         return VolumeOrigin(volume=other.uid), other.status.size
     if source.snapshot is not None:
         return _snapshot_origin(scope, source.snapshot, linked=source.clone_mode is CloneMode.LINKED)
-    image = scope.image
-    if image is None or image.deleting:
-        return Lack(
-            "ImageNotFound", f"There is no Image {source.image} in the namespace and no ClusterImage of that name."
-        )
-    allowed = image.spec.allowed_namespaces if isinstance(image, ClusterImage) else ()
-    if allowed and scope.volume.namespace not in allowed:
-        return Lack(
-            "ImageNotAllowed", f"ClusterImage {image.name} may not be used in namespace {scope.volume.namespace}."
-        )
+    assert source.image is not None
+    found = usable(scope.image, Reference(source.image, scope.volume.namespace or "", source.image_namespace))
+    if isinstance(found, NotUsable):
+        return Lack(found.reason, found.message)
+    image = found
     if image.spec.format in OPTICAL:
         return Lack(
             "ImageNotADisk",
@@ -234,6 +266,26 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
         return Lack("ImageFailed" if failed else "ImageNotReady", f"{image.KIND.kind} {image.name}: {why}", failed)
     least = max(image.status.virtual_size or 0, to_bytes(image.spec.min_disk) if image.spec.min_disk else 0)
     return VolumeOrigin(image=image_ref(image)), least
+
+
+def _existing(scope: Scope, asked: ExistingData) -> tuple[VolumeOrigin, int] | Lack:
+    """Data that nobody owns. To a tenant, what is not theirs does not exist."""
+    if scope.asked is None:
+        return Lack("PoolNotFound", f"There is no StoragePool {asked.pool}.")
+    if scope.volume.spec.pool not in (None, asked.pool):
+        return Lack("PoolMismatch", f"The data is in StoragePool {asked.pool}: leave spec.pool out, and move it later.")
+    file = scope.existing
+    theirs = file is not None and file.kind is UnownedKind.VOLUME and file.namespace == scope.volume.namespace
+    if file is None or scope.existing_owned or not (asked.foreign or theirs):
+        what = "file that nobody owns" if asked.foreign else f"retained volume of namespace {scope.volume.namespace}"
+        return Lack(
+            "DataNotFound",
+            f"There is no {what} with id {asked.id} in StoragePool {asked.pool} on host {asked.host}"
+            " (a host lists 64 of them): kumulusctl pool unowned shows what there is.",
+        )
+    if file.virtual_size is None or file.kind not in (UnownedKind.VOLUME, UnownedKind.FILE):
+        return Lack("DataNotADisk", f"{file.name} is no qcow2 file: convert it first, or import it as an Image.")
+    return VolumeOrigin(existing=ExistingFile(id=asked.id, foreign=asked.foreign)), file.virtual_size
 
 
 def _snapshot_origin(scope: Scope, name: str, *, linked: bool) -> tuple[VolumeOrigin, int] | Lack:
@@ -274,12 +326,63 @@ def attachment(scope: Scope) -> Attachment | None:
         for vm in scope.users
         if not vm.deleting
         and vm.status.host is not None
-        and (volume.status.host is None or volume.status.host == vm.status.host)
+        and (volume.status.host in (None, vm.status.host) or vm.status.host in scope.reaching)
     ]
     if not fitting:
         return None
     first = min(fitting, key=lambda vm: (vm.metadata.creation_timestamp or "", vm.name))
     return Attachment(vm=first.name, uid=first.uid)
+
+
+def home(scope: Scope, attached: Attachment | None) -> str | None:
+    """The host whose agent is to see to a volume in a pool that hosts share: that of its machine, else the one that
+    does. None when that one is gone, or about to go: any other will do."""
+    for vm in scope.users:
+        if attached is not None and vm.uid == attached.uid and vm.status.host in scope.reaching:
+            return vm.status.host
+    return None if scope.host is None or scope.host.deleting else scope.volume.status.host
+
+
+def kept_back(scope: Scope, host: str) -> Lack | None:
+    """Why the volume cannot be handed to `host` yet, whatever the agent that has it does: somebody works with it."""
+    elsewhere = sorted({order.spec.for_.name for order in scope.instances if host_of(order) != host})
+    if elsewhere:
+        return Lack("VolumeInUse", f"Machine {', '.join(elsewhere)} has it on another host.", stalled=False)
+    if scope.snapped:
+        return Lack(
+            "HasSnapshots",
+            f"It has snapshots, which host {scope.volume.status.host} keeps, and cannot go to host {host} yet: delete them,"
+            f" or run the machine on host {scope.volume.status.host}.",
+        )
+    if scope.copied is not None:
+        return Lack(
+            "VolumeInUse", f"It is being copied to Volume {scope.copied}: it moves when that is done.", stalled=False
+        )
+    return None
+
+
+def handing_over(scope: Scope, order: WorkOrder, host: str, *, heard: bool) -> Lack:
+    """What is said while the agent that has the volume lets go of it. Silence is no proof that a host is dead."""
+    before = host_of(order)
+    if heard:
+        why = f" {before}: {order.status.message}" if order.deleting and order.status.message else ""
+        return Lack(HANDING_OVER, f"Host {before} gives it up, then host {host} takes it.{why}", stalled=False)
+    return Lack(
+        HANDING_OVER,
+        f"Host {before}, which has it, does not answer, and may still write to it. It goes to host {host} when {before}"
+        f" answers. If {before} is off for good: kubectl annotate volume {scope.volume.name} {FORCE_DETACH}=true",
+    )
+
+
+def retaining(order: WorkOrderSpec, retain: bool, term: int) -> WorkOrderSpec:
+    """The order in such a way that its end leaves the data where it is, or does not."""
+    assert order.disk is not None and order.disk.volume is not None
+    if order.disk.volume.retain == retain:
+        return order
+    after = order.disk.volume.model_copy(update={"retain": retain})
+    return order.model_copy(
+        update={"disk": order.disk.model_copy(update={"volume": after}), "term": max(term, order.term)}
+    )
 
 
 def volume_order(volume: Volume, want: Wanted, place: Place, term: int) -> WorkOrderSpec:
@@ -298,6 +401,7 @@ def volume_order(volume: Volume, want: Wanted, place: Place, term: int) -> WorkO
                 secret=luks_secret_name(volume.uid) if want.encryption is not None else None,
                 existing=volume.status.size is not None,
                 retain=want.retain,
+                epoch=place.epoch or 0,
             ),
         ),
     )
@@ -340,6 +444,7 @@ def derive_status(
         phase=phase,
         pool=place.pool.name if place else before.pool,
         host=place.host if place else before.host,
+        epoch=place.epoch if place else before.epoch,
         size=size if size is not None else before.size,
         used=facts_known.size if facts_known and facts_known.size is not None else before.used,
         attached_to=attached,
@@ -366,8 +471,12 @@ def _state(scope: Scope, attached: Attachment | None, lack: Lack | None) -> tupl
         return VolumePhase.DELETING, *_deleting(scope, lack)
     if lack is not None:
         known = order is not None and order.status.state is WorkState.READY
+        if lack.reason == HANDING_OVER:
+            return VolumePhase.MOVING, Fact("Ready", False, lack.reason, lack.message), lack.stalled
         phase = VolumePhase.FAILED if lack.stalled and known else VolumePhase.PENDING
         return phase, Fact("Ready", False, lack.reason, lack.message), lack.stalled
+    if order is None and volume.status.size is not None:
+        return VolumePhase.MOVING, Fact("Ready", False, HANDING_OVER, "Another host is about to take it."), False
     if order is None:
         return (
             VolumePhase.PENDING,
@@ -426,7 +535,7 @@ def held(scope: Scope) -> Lack | None:
 def host_lost(scope: Scope) -> Lack | None:
     """Why the volume cannot be reached."""
     name = scope.volume.status.host
-    if name is None or scope.host is not None:
+    if name is None or scope.host is not None or scope.shared:
         return None
     return Lack(
         "HostGone",

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kumulus.api.compute import PowerState, VirtualMachine
-from kumulus.api.fabric import Host
-from kumulus.api.host import PoolRef, WorkOrder, WorkState, WorkType
+from kumulus.api.fabric import Host, host_namespace
+from kumulus.api.host import PoolRef, UnownedFile, WorkOrder, WorkState, WorkType, pool_order_name
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
-from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
+from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
-from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, work_orders
+from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, SNAPSHOT_OF, host_of, work_orders
 from kumulus_controllers.storage.pool import pool_ref
+from kumulus_controllers.storage.sharing import Images, Reference
 from kumulus_controllers.storage.snapshot_plan import owner_of
 from kumulus_controllers.storage.volume_plan import Lack, Manner, Scope, Wanted, default_class, wanted
 
 USES_VOLUME = "uses-volume"
 UID = "uid"
 COPY_OF = "copy-of"
+HOST = "host"
 UNMADE = "unmade"
 OF_CLASS = "of-class"
 FROM_SNAPSHOT = "from-snapshot"
@@ -60,8 +62,7 @@ class Volumes:
         self.classes = caches.store(VolumeClass)
         self.pools = caches.store(StoragePool)
         self.machines = caches.store(VirtualMachine)
-        self.images = caches.store(Image)
-        self.cluster_images = caches.store(ClusterImage)
+        self.images = Images(caches)
         self.hosts = caches.store(Host)
         self.snapshots = caches.store(VolumeSnapshot)
         self.machine_snapshots = caches.store(VirtualMachineSnapshot)
@@ -69,6 +70,7 @@ class Volumes:
         self.store.add_index(UID, lambda volume: (volume.uid,))
         self.store.add_index(COPY_OF, _copy_of)
         self.store.add_index(UNMADE, lambda volume: ("yes",) if volume.status.pool is None else ())
+        self.store.add_index(HOST, lambda volume: (volume.status.host,) if volume.status.host else ())
         self.store.add_index(
             OF_CLASS, lambda volume: (volume.status.volume_class,) if volume.status.volume_class else ()
         )
@@ -98,21 +100,52 @@ class Volumes:
             snapshot = self.snapshots.get(spec.source.snapshot, volume.namespace)
         image = None
         if spec.source is not None and spec.source.image is not None:
-            image = self.images.get(spec.source.image, volume.namespace) or self.cluster_images.get(spec.source.image)
+            wanted_image = Reference(spec.source.image, volume.namespace or "", spec.source.image_namespace)
+            image = self.images.find(wanted_image)
+        existing = spec.source.existing if spec.source else None
+        users = tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}"))
+        pool = self.pool(volume)
+        shared = pool is not None and pool.shared
+        at_home = [order for order in orders if host_of(order) == volume.status.host]
         return Scope(
             volume=volume,
-            order=next(iter(orders), None),
+            order=next(iter(at_home or orders), None),
+            strays=tuple(order for order in orders if order not in at_home) if shared else (),
+            shared=shared,
+            reaching=self._reaching(pool, users) if pool is not None and shared else frozenset(),
+            copied=self._copied(volume) if shared else None,
+            snapped=bool(self.orders.by(SNAPSHOT_OF, volume.uid)) if shared else False,
             host=self.hosts.get(volume.status.host) if volume.status.host else None,
             volume_class=self.class_of(volume),
+            asked=self._asked(volume),
+            existing=self._existing(volume),
+            existing_owned=existing is not None and bool(self.store.by(UID, existing.id)),
             image=image,
             source=source,
             source_busy=self._writer(source) if source else None,
             snapshot=snapshot,
             snapshot_going=snapshot is not None and self.going(snapshot),
             snapshots=self.kept(volume),
-            users=tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}")),
+            users=users,
             instances=tuple(self.orders.by(HAS_VOLUME, volume.uid)),
         )
+
+    def _asked(self, volume: Volume) -> StoragePool | None:
+        """The pool that it names."""
+        source = volume.spec.source
+        name = source.existing.pool if source is not None and source.existing is not None else volume.spec.pool
+        return self.pools.get(name) if name is not None else None
+
+    def _existing(self, volume: Volume) -> UnownedFile | None:
+        """The data that it is to be, as its host lists it."""
+        asked = volume.spec.source.existing if volume.spec.source is not None else None
+        pool = self.pools.get(asked.pool) if asked is not None else None
+        if asked is None or pool is None or volume.status.size is not None:
+            return None
+        for order in self.orders.by(FOR_UID, f"{WorkType.POOL}/{pool.uid}"):
+            if host_of(order) == asked.host and order.status.pool is not None:
+                return next((file for file in order.status.pool.unowned if file.id == asked.id), None)
+        return None
 
     def going(self, snapshot: VolumeSnapshot) -> bool:
         """Whether a snapshot is being removed. One that is part of a machine's goes when that goes, and not before."""
@@ -156,6 +189,26 @@ class Volumes:
         """The pool that a volume or a snapshot is in, with what a driver has to know."""
         pool = self.pools.get(item.status.pool) if item.status.pool else None
         return pool_ref(pool) if pool else None
+
+    def _reaching(self, pool: PoolRef, users: Iterable[VirtualMachine]) -> frozenset[str]:
+        """Of the hosts of these machines, those that can use the pool."""
+        hosts = {vm.status.host for vm in users if vm.status.host is not None}
+        return frozenset(host for host in hosts if self.usable(pool, host))
+
+    def usable(self, pool: PoolRef, host: str) -> bool:
+        """Whether the agent of the host says that the pool can be used there."""
+        order = self.orders.get(pool_order_name(pool.uid), host_namespace(host))
+        return order is not None and not order.deleting and order.status.state is WorkState.READY
+
+    def _copied(self, volume: Volume) -> str | None:
+        """Name of a volume that is being made as a copy of this one."""
+        for other in self.store.by(COPY_OF, f"{volume.namespace}/{volume.name}"):
+            for order in self.orders.by(FOR_UID, f"{WorkType.DISK}/{other.uid}"):
+                wanted = order.spec.disk.volume if order.spec.disk is not None else None
+                origin = wanted.origin if wanted is not None else None
+                if origin is not None and origin.volume == volume.uid and other.status.size is None:
+                    return other.name
+        return None
 
     def _writer(self, volume: Volume) -> str | None:
         """Name of a machine that may be writing to it now."""

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kumulus_lab import commands, deadline, examples, places
+from kumulus_lab import commands, deadline, examples, places, restoring
 from kumulus_lab.errors import LabError
 from kumulus_lab.examples import ImageProgress, Machine
 from kumulus_lab.lab import Lab, Wanted
@@ -40,6 +40,8 @@ def run(lab: Lab, what: Wanted, console: Console) -> None:
     lab.up(what)
     machines = _apply(lab, examples.QUICKSTART, console)
     machines += _apply(lab, examples.STORAGE, console)
+    console.print(f"[dim]·[/] applying {escape(str(examples.SNAPSHOTS.relative_to(places.CHECKOUT)))}, step by step")
+    restoring.run(lab, console, lambda *words: _kumulusctl(lab, *words).stdout)
     console.print()
     console.print(_table(machines))
     _show_volumes(lab, console)
@@ -60,8 +62,8 @@ def _apply(lab: Lab, example: Path, console: Console) -> list[Machine]:
 
 def _show_volumes(lab: Lab, console: Console) -> None:
     """The disks with a life of their own."""
-    console.print("\nVolumes:")
-    listed = lab.control_plane.kubectl_run("get", "volumes", "--all-namespaces", check=False)
+    console.print("\nVolumes and snapshots:")
+    listed = lab.control_plane.kubectl_run("get", "volumes,vmsnap", "--all-namespaces", check=False)
     for line in listed.stdout.rstrip().splitlines():
         console.print(Text(f"  {line}", style="cyan"))
 

@@ -22,6 +22,9 @@ QUICKSTART = places.CHECKOUT / "examples" / "quickstart"
 STORAGE = places.CHECKOUT / "examples" / "storage"
 """Goes on where the quickstart ended."""
 
+SNAPSHOTS = places.CHECKOUT / "examples" / "snapshots"
+"""Goes on where the storage example ended; its manifests are steps, one after the other."""
+
 _NOT_STARTED = "Pending"
 
 

@@ -21,6 +21,9 @@ from pydantic.alias_generators import to_camel
 DOMAIN = "kumulus.io"
 VERSION = "v1alpha1"
 
+PLATFORM_NAMESPACE = "kumulus-system"
+"""Where the controllers run, and what belongs to the platform itself is kept."""
+
 FINALIZER = f"{DOMAIN}/cleanup"
 """The one finalizer Kumulus puts on its objects: something outside Kubernetes is to be removed first."""
 

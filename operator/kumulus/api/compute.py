@@ -25,7 +25,7 @@ from kumulus.api.base import (
 )
 from kumulus.api.placement import Profile, Selector, Toleration
 from kumulus.api.quantity import DiskSize, Memory
-from kumulus.api.volumes import Content, ObjectName, ReclaimPolicy
+from kumulus.api.volumes import IMAGE_NAMESPACE, Content, ObjectName, ReclaimPolicy
 
 GROUP = f"compute.{DOMAIN}"
 
@@ -109,6 +109,7 @@ class EphemeralDisk(Model):
         max_length=63,
         pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
     )
+    image_namespace: ObjectName | None = Field(default=None, description=IMAGE_NAMESPACE)
     size: DiskSize | None = Field(
         default=None, description="Size of the disk; default and least is the image's own size."
     )
@@ -144,10 +145,15 @@ class DriveBus(StrEnum):
 class CdRom(Model):
     """A CD-ROM drive. The disc in it can be changed while the machine runs."""
 
+    rules = (
+        Rule("has(self.image) || !has(self.imageNamespace)", "imageNamespace is for image", field=".imageNamespace"),
+    )
+
     image: ObjectName | None = Field(
         default=None,
         description="Name of an Image of the namespace, else of a ClusterImage, of the format iso; empty: no disc is in the drive.",
     )
+    image_namespace: ObjectName | None = Field(default=None, description=IMAGE_NAMESPACE)
     bus: DriveBus = Field(
         default=DriveBus.SATA,
         description="sata, or scsi for guests that know virtio-scsi and no SATA.",
@@ -193,6 +199,13 @@ class Disk(Model):
         if self.ephemeral is not None:
             return self.ephemeral.image
         return self.cdrom.image if self.cdrom is not None else None
+
+    @property
+    def image_namespace(self) -> str | None:
+        """The namespace that is named for that image."""
+        if self.ephemeral is not None:
+            return self.ephemeral.image_namespace
+        return self.cdrom.image_namespace if self.cdrom is not None else None
 
 
 class CloudInit(Model):
@@ -359,6 +372,7 @@ class ResolvedImage(Model):
 
     disk: str = Field(description="Name of the disk.")
     kind: str = Field(description="Image or ClusterImage.")
+    namespace: str | None = Field(default=None, description="Its namespace, when that is another one.")
     name: str = Field(description="Name of the image.")
     uid: str = Field(description="Uid of the image.")
     sha256: str = Field(default="", description="Its digest, as verified.")

@@ -19,7 +19,7 @@ from kumulus.api.fabric import Capacity, CpuInfo, Versions
 from kumulus.api.pools import PoolDriver, PoolParameters, is_shared
 from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
-from kumulus.api.storage import Compression, ImageContent, ImageFormat, Progress, Sha256
+from kumulus.api.storage import Compression, ImageContent, ImageFormat, OciLayout, Progress, Sha256
 from kumulus.api.volumes import CacheMode
 
 GROUP = f"host.{DOMAIN}"
@@ -76,7 +76,9 @@ class ImageRef(Model):
     """An image in a pool: which one, and what it must be."""
 
     uid: Uid = Field(description="Uid of the Image or ClusterImage; names the file.")
-    sha256: Sha256 = Field(description="What the bytes of its source add up to.")
+    sha256: Sha256 | None = Field(
+        default=None, description="What the bytes of its source add up to; empty when the source says so itself."
+    )
     format: ImageFormat = Field(description="What it must turn out to be.")
 
 
@@ -159,6 +161,27 @@ class HttpFetch(Model):
     compression: Compression = Field(default=Compression.NONE, description="How what is there is packed.")
 
 
+class OciFetch(Model):
+    """Fetch from an OCI registry."""
+
+    reference: str = Field(description="Registry, repository, tag, digest.", max_length=512)
+    digest: str | None = Field(
+        default=None,
+        description="What the reference was resolved to before; it counts from then on.",
+        max_length=71,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+    )
+    architecture: str = Field(description="Which of several images.", max_length=16)
+    layout: OciLayout = Field(default=OciLayout.AUTO, description="How the image lies there.")
+    ca_bundle: str | None = Field(default=None, description="PEM certificates to trust for it.", max_length=65536)
+    compression: Compression = Field(default=Compression.NONE, description="How the file in an artifact is packed.")
+    secret: str | None = Field(
+        default=None,
+        description="Name of the Secret of this namespace with the keys username and password. It is there until the image is.",
+        max_length=253,
+    )
+
+
 HostAddress = Annotated[str, StringConstraints(min_length=2, max_length=45, pattern=r"^[0-9a-f.:]+$")]
 """An IPv4 or IPv6 address, no name."""
 
@@ -183,8 +206,11 @@ class ImageCopy(Model):
 class ImageImport(Model):
     """Bring an image into a pool: fetch, verify, inspect, convert."""
 
+    rules = (Rule("has(self.http) != has(self.oci)", "set exactly one of http and oci"),)
+
     image: ImageRef = Field(description="The image.")
-    http: HttpFetch = Field(description="Where its bytes are.")
+    http: HttpFetch | None = Field(default=None, description="Its bytes are on a web server.")
+    oci: OciFetch | None = Field(default=None, description="Its bytes are in a registry.")
     copy_: ImageCopy | None = Field(
         default=None, alias="copy", description="Other hosts have it: it is copied from one of them, if one will."
     )
@@ -207,8 +233,9 @@ class VolumeOrigin(Model):
 
     rules = (
         Rule(
-            "(has(self.image) ? 1 : 0) + (has(self.volume) ? 1 : 0) + (has(self.snapshot) ? 1 : 0) == 1",
-            "set exactly one of image, volume and snapshot",
+            "(has(self.image) ? 1 : 0) + (has(self.volume) ? 1 : 0) + (has(self.snapshot) ? 1 : 0)"
+            " + (has(self.existing) ? 1 : 0) == 1",
+            "set exactly one of image, volume, snapshot and existing",
         ),
         Rule("!has(self.linked) || !self.linked || has(self.snapshot)", "only a snapshot can be linked to"),
     )
@@ -218,9 +245,19 @@ class VolumeOrigin(Model):
     snapshot: SnapshotRef | None = Field(
         default=None, description="A snapshot in the same pool: a full copy, or linked to it."
     )
+    existing: ExistingFile | None = Field(
+        default=None, description="A file in the same pool that nobody owns becomes the volume."
+    )
     linked: bool = Field(
         default=False, description="Stand on the snapshot, which cannot be removed then, in place of copying it."
     )
+
+
+class ExistingFile(Model):
+    """Data that is in the pool and that nobody owns."""
+
+    id: Uid = Field(description="Its id, as the Pool order's facts list it. Never a path.")
+    foreign: bool = Field(default=False, description="It need not be a volume of the same namespace that was retained.")
 
 
 class Revert(Model):
@@ -252,6 +289,12 @@ class VolumeOrder(Model):
         default=None, description="Give it the content of a snapshot, once; no machine may have it meanwhile."
     )
     retain: bool = Field(default=False, description="Deleting the order leaves the data where it is.")
+    epoch: int = Field(
+        default=0,
+        description="In a pool that hosts share: how often the volume was handed from host to host. A host that finds"
+        " a newer one marked in the pool leaves the volume alone.",
+        ge=0,
+    )
 
 
 class DiskOrder(Model):
@@ -415,7 +458,10 @@ class DiskFacts(Model):
     """What is so of a volume or an image."""
 
     progress: Progress | None = Field(default=None, description="How far the work is.")
-    sha256: str | None = Field(default=None, description="The digest as verified.")
+    sha256: str | None = Field(default=None, description="SHA-256 of the download, as verified.")
+    digest: str | None = Field(
+        default=None, description="What an image's reference was resolved to by its registry.", max_length=71
+    )
     format: str | None = Field(default=None, description="What it turned out to be.")
     virtual_size: int | None = Field(default=None, description="Size of the disk inside, in bytes.")
     size: int | None = Field(default=None, description="Bytes it takes.")
@@ -458,11 +504,53 @@ class SnapshotFacts(Model):
     )
 
 
+class UnownedKind(StrEnum):
+    """What a file is that nobody owns."""
+
+    VOLUME = "Volume"
+    FILE = "File"
+    DISK = "Disk"
+    IMAGE = "Image"
+    OTHER = "Other"
+
+
+class UnownedFile(Model):
+    """Something in a pool's directory that nobody owns. It is left alone."""
+
+    id: Uid = Field(description="Names it: the uid of the volume that it was, or one made from its name.")
+    kind: UnownedKind = Field(
+        description="Volume: data of a volume that is gone. File: any other file. Both can become volumes, the others cannot."
+    )
+    name: str = Field(description="Its name below the pool's directory, for people.", max_length=253)
+    size: int = Field(default=0, description="Bytes it takes.")
+    virtual_size: int | None = Field(
+        default=None, description="Bytes of the disk inside; empty when it is no qcow2 file."
+    )
+    namespace: str | None = Field(
+        default=None, description="Namespace of the volume that it was, when that was retained.", max_length=63
+    )
+    volume: str | None = Field(default=None, description="Name of that volume.", max_length=253)
+
+
 class PoolFacts(Model):
     """What is so of a pool on this host."""
 
+    met: bool = Field(
+        default=False, description="The host had the pool once: its directory is not made anew when it is away."
+    )
     capacity: int | None = Field(default=None, description="Bytes there are.")
     used: int | None = Field(default=None, description="Bytes in use, by anybody; rounded so that it changes seldom.")
+    unowned: tuple[UnownedFile, ...] = Field(
+        default=(),
+        description="Files that nobody owns; at most 64 are listed.",
+        max_length=64,
+        json_schema_extra=list_map("id"),
+    )
+    unowned_count: int = Field(default=0, description="How many there are.")
+    unowned_bytes: int = Field(default=0, description="Bytes they take together.")
+    access: str | None = Field(
+        default=None, description="How the host reaches the pool and locks its disks, for people.", max_length=512
+    )
 
 
 class ConsoleFacts(Model):
@@ -590,6 +678,11 @@ def instance_order_name(vm_uid: str) -> str:
 def image_order_name(image_uid: str, pool_uid: str) -> str:
     """Name of the work order that keeps an image in a pool: one an image and pool on each host."""
     return f"image-{image_uid[:8]}-{image_uid[-12:]}-{pool_uid[:8]}-{pool_uid[-12:]}"
+
+
+def pull_secret_name(image_uid: str, pool_uid: str) -> str:
+    """Name of the Secret in a host's namespace with which an image is fetched into a pool."""
+    return image_order_name(image_uid, pool_uid).replace("image-", "pull-", 1)
 
 
 def volume_order_name(volume_uid: str) -> str:

@@ -9,6 +9,9 @@ from pydantic import Field, StringConstraints
 
 from kumulus.api.base import Model, Rule, cel
 
+OPERATORS_NAMESPACE = "kumulus-system"
+"""Where operators keep the Secrets of pools."""
+
 _LVM_NAME = r"^[A-Za-z0-9_+][A-Za-z0-9_+.-]*$"
 _CEPH_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 _ABSOLUTE = r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$"
@@ -156,6 +159,11 @@ PARAMETER_RULES = (
     ),
 )
 """Rules of what has a `driver` and its `parameters`."""
+
+
+def secret_of(parameters: PoolParameters) -> str | None:
+    """Name of the Secret that a driver needs for the pool; None when it needs none."""
+    return parameters.rbd.secret.name if parameters.rbd is not None else None
 
 
 def is_shared(driver: PoolDriver, parameters: PoolParameters) -> bool:

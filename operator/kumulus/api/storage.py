@@ -30,6 +30,13 @@ from kumulus.api.volumes import CacheMode, Encryption, ReclaimPolicy, VolumeSour
 
 GROUP = f"storage.{DOMAIN}"
 
+SecretName = Annotated[
+    str,
+    StringConstraints(
+        min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+    ),
+]
+
 Sha256 = Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -54,18 +61,58 @@ class HttpSource(Model):
     )
 
 
+class OciLayout(StrEnum):
+    """How a disk image lies in a registry."""
+
+    AUTO = "Auto"
+    ARTIFACT = "Artifact"
+    CONTAINER_DISK = "ContainerDisk"
+
+
+class OciSource(Model):
+    """An image in an OCI registry. Always over TLS."""
+
+    reference: str = Field(
+        description="Registry, repository and perhaps a tag and a digest, such as quay.io/containerdisks/debian:12; the tag is latest when there is neither. A tag is looked up once: the digest that it had at the first import is kept in the status.",
+        max_length=512,
+        json_schema_extra=cel(
+            Rule(
+                r"self.matches('^([a-z0-9]([a-z0-9-]*[.])+[a-z0-9-]*[a-z0-9](:[0-9]{1,5})?|[a-z0-9][a-z0-9-]*:[0-9]{1,5})"
+                r"(/[a-z0-9]+(([.]|_|__|-+)[a-z0-9]+)*)+(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[a-f0-9]{64})?$')",
+                "must name a registry, a repository and perhaps a tag and a sha256 digest, such as quay.io/containerdisks/debian:12",
+            )
+        ),
+    )
+    secret: SecretName | None = Field(
+        default=None,
+        description="Name of a Secret of type kubernetes.io/dockerconfigjson in the image's namespace (kumulus-system for a ClusterImage) that has a login to the registry.",
+    )
+    ca_bundle: str | None = Field(
+        default=None,
+        description="PEM certificates to trust for this source, instead of the host's own.",
+        max_length=65536,
+    )
+    layout: OciLayout = Field(
+        default=OciLayout.AUTO,
+        description="Artifact: the one layer that is the file, as oras pushes it. ContainerDisk: a container image whose largest layer has exactly one file below disk/. Auto: by what the manifest says it is.",
+    )
+
+
 class ImageSource(Model):
     """Where the image comes from."""
 
-    rules = (Rule("has(self.http)", "an image needs a source: set http", field=".http"),)
+    rules = (Rule("has(self.http) != has(self.oci)", "an image needs one source: set exactly one of http and oci"),)
 
     http: HttpSource | None = Field(default=None, description="From a web server.")
+    oci: OciSource | None = Field(default=None, description="From an OCI registry.")
 
 
 class Checksum(Model):
     """What the bytes must add up to."""
 
-    sha256: Sha256 = Field(description="SHA-256 of the file as it is downloaded, 64 hexadecimal digits.")
+    sha256: Sha256 = Field(
+        description="SHA-256 of the file as it is downloaded, 64 hexadecimal digits; of a registry, of the layer."
+    )
 
 
 class ImageFormat(StrEnum):
@@ -111,8 +158,20 @@ class CachePolicy(StrEnum):
 class ImageSpec(Model):
     """What the image is and where it comes from."""
 
+    rules = (
+        Rule(
+            "has(self.checksum) || !has(self.source.http)",
+            "an image from a web server needs its checksum: set checksum.sha256",
+            field=".checksum",
+        ),
+    )
+
     source: ImageSource = Field(description="Where it comes from.", json_schema_extra=immutable("source"))
-    checksum: Checksum = Field(description="What it must add up to.", json_schema_extra=immutable("checksum"))
+    checksum: Checksum | None = Field(
+        default=None,
+        description="What it must add up to. Not needed for a registry, which says so itself: every download is verified against the digest in its manifest.",
+        json_schema_extra=immutable("checksum"),
+    )
     compression: Compression = Field(
         default=Compression.NONE,
         description="How the download is packed. It is unpacked after its checksum was verified.",
@@ -131,6 +190,17 @@ class ImageSpec(Model):
     cache_policy: CachePolicy = Field(
         default=CachePolicy.ON_DEMAND,
         description="OnDemand: a pool gets the image with the first disk made of it, and may give its room to others when there is none any more. Everywhere: every pool that is ready has it beforehand, and keeps it.",
+    )
+
+
+class OwnedImageSpec(ImageSpec):
+    """What the image of a namespace is, where it comes from, and who else may use it."""
+
+    allowed_namespaces: tuple[DnsLabel, ...] = Field(
+        default=(),
+        description="Other namespaces that may use it; empty means none. What is made from it already stays.",
+        max_length=256,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
 
@@ -160,6 +230,9 @@ class Progress(Model):
     bytes: MeasuredBytes = Field(default=0, description="What has arrived.")
     total: MeasuredBytes | None = Field(default=None, description="What there is to fetch, when known.")
     rate: MeasuredBytes | None = Field(default=None, description="Bytes per second, lately.")
+    remaining_seconds: int | None = Field(
+        default=None, description="How long this stage still takes at that rate, in seconds.", ge=0
+    )
 
 
 class ImageContent(Model):
@@ -187,7 +260,10 @@ class ImageStatus(Status):
 
     phase: ImagePhase | None = Field(default=None, description="The state in one word.")
     progress: Progress | None = Field(default=None, description="How far the import is.")
-    sha256: str | None = Field(default=None, description="The digest as verified.")
+    sha256: str | None = Field(default=None, description="SHA-256 of the download, as verified.")
+    digest: str | None = Field(
+        default=None, description="What the reference of a registry was resolved to at the first import; kept."
+    )
     format: str | None = Field(default=None, description="What it turned out to be.")
     virtual_size: Bytes | None = Field(default=None, description="Size of the disk inside.")
     size: MeasuredBytes | None = Field(default=None, description="What it takes in a pool.")
@@ -205,6 +281,8 @@ _IMAGE_COLUMNS = (
     Column("Format", ".spec.format"),
     Column("Arrived", ".status.progress.bytes", priority=1),
     Column("Total", ".status.progress.total", priority=1),
+    Column("Rate", ".status.progress.rate", priority=1),
+    Column("Seconds-Left", ".status.progress.remainingSeconds", "integer", priority=1),
     Column("Virtual-Size", ".status.virtualSize"),
     Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
     Column("Age", ".metadata.creationTimestamp", "date"),
@@ -212,7 +290,7 @@ _IMAGE_COLUMNS = (
 
 
 class Image(Resource):
-    """A disk image that machines of its namespace start from."""
+    """A disk image that machines of its namespace start from, and of those it names."""
 
     KIND: ClassVar[Kind] = Kind(
         group=GROUP,
@@ -224,7 +302,7 @@ class Image(Resource):
         columns=_IMAGE_COLUMNS,
     )
 
-    spec: ImageSpec = Field(description="What the image is and where it comes from.")
+    spec: OwnedImageSpec = Field(description="What the image is, where it comes from, and who else may use it.")
     status: ImageStatus = Field(default_factory=ImageStatus, description="What is known of it.")
 
 
@@ -244,6 +322,31 @@ class ClusterImage(Resource):
 
     spec: ClusterImageSpec = Field(description="What the image is, where it comes from, and who may use it.")
     status: ImageStatus = Field(default_factory=ImageStatus, description="What is known of it.")
+
+
+class PoolThresholds(Model):
+    """Shares of a pool's space on a host from which something is done. What is in use counts, by anybody."""
+
+    rules = (
+        Rule(
+            "!has(self.warnAt) || !has(self.stopNewVolumesAt) || self.warnAt <= self.stopNewVolumesAt",
+            "must not be more than stopNewVolumesAt",
+            field=".warnAt",
+        ),
+    )
+
+    warn_at: int | None = Field(
+        default=None,
+        description="Percent of the capacity in use from which the pool says SpaceLow.",
+        ge=1,
+        le=100,
+    )
+    stop_new_volumes_at: int | None = Field(
+        default=None,
+        description="Percent of the capacity in use from which a host takes no new volumes and disks in the pool.",
+        ge=1,
+        le=100,
+    )
 
 
 class ImageCacheLimits(Model):
@@ -279,6 +382,16 @@ class StoragePoolSpec(Model):
     reserved: Amount = Field(
         default="0", description="Space that is never given out: on each host, or of a shared pool once."
     )
+    thresholds: PoolThresholds = Field(
+        default_factory=PoolThresholds,
+        description="From when on the pool warns and takes nothing new; never when empty.",
+    )
+    allowed_namespaces: tuple[DnsLabel, ...] = Field(
+        default=(),
+        description="Namespaces whose volumes and machines may have data in it; empty means all. What is there already stays.",
+        max_length=256,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
     maintenance: bool = Field(default=False, description="No new disks while true.")
     image_cache: ImageCacheLimits = Field(
         default_factory=ImageCacheLimits, description="How much room images may take that no disk is made of."
@@ -297,6 +410,9 @@ class PoolHost(Model):
     ready: bool = Field(description="Whether the pool can be used there.")
     capacity: MeasuredBytes | None = Field(default=None, description="Space there is.")
     used: MeasuredBytes | None = Field(default=None, description="Space in use, by anybody.")
+    allocated: MeasuredBytes | None = Field(default=None, description="Space promised to volumes and machines' disks.")
+    unowned: int | None = Field(default=None, description="Files that nobody owns.")
+    access: str | None = Field(default=None, description="How it reaches the pool and locks its disks, for people.")
     message: str | None = Field(default=None, description="Why it is not ready.")
 
 
@@ -308,6 +424,13 @@ class StoragePoolStatus(Status):
         default=None, description="Space on all hosts together; of a shared pool counted once."
     )
     used: MeasuredBytes | None = Field(default=None, description="Space in use, counted likewise.")
+    allocated: MeasuredBytes | None = Field(
+        default=None, description="Space promised to volumes and machines' disks, counted likewise."
+    )
+    unowned_files: int | None = Field(
+        default=None, description="Files in it that nobody owns: `kumulusctl pool unowned` lists them."
+    )
+    unowned_bytes: MeasuredBytes | None = Field(default=None, description="Space they take.")
     ready_hosts: int | None = Field(default=None, description="Hosts on which it can be used.")
     hosts: tuple[PoolHost, ...] = Field(
         default=(),
@@ -334,6 +457,9 @@ class StoragePool(Resource):
             Column("Hosts", ".status.readyHosts", "integer"),
             Column("Capacity", ".status.capacity"),
             Column("Used", ".status.used"),
+            Column("Allocated", ".status.allocated"),
+            Column("Reason", ".status.conditions[?(@.type=='AcceptsVolumes')].reason", priority=1),
+            Column("Unowned", ".status.unownedFiles", "integer", priority=1),
             Column("Age", ".metadata.creationTimestamp", "date"),
         ),
     )
@@ -451,6 +577,7 @@ class VolumePhase(StrEnum):
     AVAILABLE = "Available"
     IN_USE = "InUse"
     RESIZING = "Resizing"
+    MOVING = "Moving"
     RESTORING = "Restoring"
     DELETING = "Deleting"
     FAILED = "Failed"
@@ -471,6 +598,9 @@ class VolumeStatus(Status):
     host: str | None = Field(
         default=None,
         description="The host that has it; in a pool that hosts share, the one whose agent sees to it now.",
+    )
+    epoch: int | None = Field(
+        default=None, description="How often it was handed from host to host, in a pool that hosts share."
     )
     size: Bytes | None = Field(default=None, description="Size of the disk as it is now.")
     used: MeasuredBytes | None = Field(default=None, description="What it takes in the pool.")

@@ -33,6 +33,11 @@ class CacheMode(StrEnum):
     """Past the host's memory, and each write is on the medium before the guest hears of it."""
 
 
+IMAGE_NAMESPACE = (
+    "Namespace of the Image when it is another one's, which has to name this one in its spec.allowedNamespaces."
+)
+
+
 class CloneMode(StrEnum):
     """How a volume is made from a snapshot."""
 
@@ -41,6 +46,10 @@ class CloneMode(StrEnum):
 
 
 _CLONE_MODE = Rule("!has(self.cloneMode) || has(self.snapshot)", "cloneMode is for a snapshot", field=".cloneMode")
+
+_IMAGE_NAMESPACE = Rule(
+    "has(self.image) || !has(self.imageNamespace)", "imageNamespace is for image", field=".imageNamespace"
+)
 
 _CLONE_MODE_IS = (
     "Full, the default, copies the snapshot: slower to make, and independent of it. Linked stands on it: made at once,"
@@ -64,13 +73,35 @@ class Encryption(Model):
 class Content(Model):
     """Content that a volume begins with, when its machine brings it along."""
 
-    rules = (Rule("has(self.image) != has(self.snapshot)", "set exactly one of image and snapshot"), _CLONE_MODE)
+    rules = (
+        Rule("has(self.image) != has(self.snapshot)", "set exactly one of image and snapshot"),
+        _CLONE_MODE,
+        _IMAGE_NAMESPACE,
+    )
 
     image: ObjectName | None = Field(
         default=None, description="Name of an Image of the namespace, else of a ClusterImage."
     )
+    image_namespace: ObjectName | None = Field(default=None, description=IMAGE_NAMESPACE)
     snapshot: ObjectName | None = Field(default=None, description="Name of a VolumeSnapshot of the namespace.")
     clone_mode: CloneMode | None = Field(default=None, description=_CLONE_MODE_IS)
+
+
+class ExistingData(Model):
+    """Data that lies in a pool and that nobody owns: it becomes the volume, and is not copied."""
+
+    pool: ObjectName = Field(description="Name of the StoragePool.")
+    host: ObjectName = Field(description="The host that has it.")
+    id: str = Field(
+        description="Its id: the uid of the Volume that it was, or what `kumulusctl pool unowned` shows.",
+        min_length=36,
+        max_length=36,
+        pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+    )
+    foreign: bool = Field(
+        default=False,
+        description="It was no volume of this namespace. Only who has the verb adopt on the StoragePool may say so.",
+    )
 
 
 class VolumeSource(Model):
@@ -78,17 +109,22 @@ class VolumeSource(Model):
 
     rules = (
         Rule(
-            "[has(self.image), has(self.volume), has(self.snapshot)].filter(set, set).size() == 1",
-            "set exactly one of image, volume and snapshot",
+            "[has(self.image), has(self.volume), has(self.snapshot), has(self.existing)].filter(set, set).size() == 1",
+            "set exactly one of image, volume, snapshot and existing",
         ),
         _CLONE_MODE,
+        _IMAGE_NAMESPACE,
     )
 
     image: ObjectName | None = Field(
         default=None, description="Name of an Image of the namespace, else of a ClusterImage."
     )
+    image_namespace: ObjectName | None = Field(default=None, description=IMAGE_NAMESPACE)
     volume: ObjectName | None = Field(
         default=None, description="Name of a Volume of the namespace that no running machine writes to: a full copy."
     )
     snapshot: ObjectName | None = Field(default=None, description="Name of a VolumeSnapshot of the namespace.")
     clone_mode: CloneMode | None = Field(default=None, description=_CLONE_MODE_IS)
+    existing: ExistingData | None = Field(
+        default=None, description="Data in a pool that nobody owns, such as that of a retained volume."
+    )

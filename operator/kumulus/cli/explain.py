@@ -175,6 +175,13 @@ def _order(facts: Facts) -> list[Finding]:
     return []
 
 
+_PAUSED = {
+    "PausedByItself": "most likely because its storage fails or is full",
+    "DiskFull": "because the pool of its disks is full",
+    "DiskError": "because a disk of it fails",
+}
+
+
 def _ended(facts: Facts) -> list[Finding]:
     """Guests that ended by themselves, or were paused by nobody."""
     vm = facts.vm
@@ -184,8 +191,8 @@ def _ended(facts: Facts) -> list[Finding]:
         return [_back_off(facts)]
     if vm.spec.power_state is not PowerState.RUNNING:
         return []
-    if vm.status.phase is Phase.PAUSED and reason == "PausedByItself":
-        what = "It is paused although nobody asked for it, most likely because its storage fails or is full."
+    if vm.status.phase is Phase.PAUSED and reason in _PAUSED:
+        what = f"It is paused although nobody asked for it, {_PAUSED[reason]}."
         return [Finding(Level.PROBLEM, what, "Ask the operator to look at the host's pool; it goes on by itself.")]
     if vm.status.phase is not Phase.STOPPED or reason not in _ENDED:
         return []

@@ -13,7 +13,7 @@ from typing import TypeVar
 import typer
 import yaml
 
-from kumulus.api.base import Kind, Resource
+from kumulus.api.base import PLATFORM_NAMESPACE, Kind, Resource
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import WorkOrder, instance_order_name
@@ -83,7 +83,7 @@ def _secret(session: Session, ref: SecretRef, namespace: str) -> bool | Absence:
 
 def _controllers(session: Session) -> str | None:
     """What is wrong with the controllers, if that can be seen."""
-    namespace, name = overview.CONTROLLERS_NAMESPACE, overview.CONTROLLERS_LEASE
+    namespace, name = PLATFORM_NAMESPACE, overview.CONTROLLERS_LEASE
     try:
         lease = session.cluster.find(LEASE, name, namespace)
     except errors.Refused:

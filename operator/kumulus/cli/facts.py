@@ -76,6 +76,9 @@ def secret_refs(vm: VirtualMachine) -> list[SecretRef]:
 
 
 def image_names(vm: VirtualMachine) -> list[str]:
-    """The images its disks are made from, each once, in order."""
-    names = (disk.image for disk in vm.spec.disks)
+    """The images its disks are made from, each once, in order; those of other namespaces as `namespace/name`."""
+    names = (
+        f"{disk.image_namespace}/{disk.image}" if disk.image_namespace is not None else disk.image
+        for disk in vm.spec.disks
+    )
     return list(dict.fromkeys(name for name in names if name is not None))

@@ -8,7 +8,7 @@ import typer
 
 from kumulus.api.storage import ClusterImage, Compression, Image
 from kumulus.cli import conditions
-from kumulus.cli.amounts import age, size
+from kumulus.cli.amounts import age, duration, size
 from kumulus.cli.output import Column
 from kumulus.cli.problem import Problem
 from kumulus.cli.session import Session, command
@@ -24,21 +24,38 @@ def parse(raw: Raw) -> AnyImage:
 
 
 def progress(image: AnyImage) -> str:
-    """How far the import is: `42% of 1.5 GiB`, or bytes when the total is not known; empty when there is none."""
+    """How far the import is: `42% of 1.5 GiB, 12 MiB/s, 75s left`, or bytes when the total is not known; empty when
+    there is none."""
     at = image.status.progress
     if at is None or image.status.phase == "Ready":
         return ""
-    if at.total:
-        return f"{100 * at.bytes // at.total}% of {size(at.total)}"
-    return size(at.bytes)
+    said = [f"{100 * at.bytes // at.total}% of {size(at.total)}" if at.total else size(at.bytes)]
+    if at.rate:
+        said.append(f"{size(at.rate)}/s")
+    if at.remaining_seconds is not None:
+        said.append(f"{duration(at.remaining_seconds)} left")
+    return ", ".join(said)
 
 
 def resolve(session: Session, name: str, namespace: str) -> Raw | None:
-    """The Image of the namespace, else the ClusterImage of that name, as machines find it; else None."""
+    """The Image of the namespace, else the ClusterImage of that name, as machines find it; else None.
+
+    `namespace/name` is an Image of that namespace.
+    """
+    other, slash, foreign = name.partition("/")
+    if slash:
+        return session.cluster.find(Image.KIND, foreign, other)
     raw = session.cluster.find(Image.KIND, name, namespace)
     if raw is not None:
         return raw
     return session.cluster.find(ClusterImage.KIND, name)
+
+
+def _source(image: AnyImage) -> str:
+    source = image.spec.source
+    if source.oci is not None:
+        return source.oci.reference
+    return source.http.url if source.http is not None else ""
 
 
 def _reason(image: AnyImage) -> str:
@@ -91,12 +108,14 @@ def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", 
             ("Of", f"namespace {image.namespace}" if image.namespace else "the cluster"),
             ("Phase", status.phase or "-"),
             ("Progress", progress(image)),
-            ("Source", image.spec.source.http.url if image.spec.source.http else ""),
-            ("SHA-256", image.spec.checksum.sha256),
+            ("Source", _source(image)),
+            ("Digest", status.digest or ""),
+            ("SHA-256", image.spec.checksum.sha256 if image.spec.checksum else status.sha256 or ""),
             ("Compression", "" if image.spec.compression is Compression.NONE else image.spec.compression),
             ("Format", image.spec.format),
             ("Disk size", size(status.virtual_size) if status.virtual_size else ""),
             ("Takes", size(status.size) if status.size else ""),
+            ("Shared with", ", ".join(image.spec.allowed_namespaces) or ("" if image.namespace else "all namespaces")),
             ("System", " ".join(filter(None, (os.name, os.version))) or (os.family or "")),
             ("Created", f"{age(image.metadata.creation_timestamp, now)} ago"),
         ]

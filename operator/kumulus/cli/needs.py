@@ -42,6 +42,8 @@ def images(facts: Facts) -> list[Finding]:
     for name, image in facts.images.items():
         if image is Absence.MISSING:
             what = f"There is no image {name}, neither in namespace {facts.vm.namespace} nor in the cluster."
+            if "/" in name:
+                what = f"There is no image {name}."
             found.append(
                 Finding(Level.PROBLEM, what, f"`kumulusctl -n {facts.vm.namespace} image list` shows what there is.")
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from kumulus.api.base import PLATFORM_NAMESPACE
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.storage import ClusterImage, Image, StoragePool
@@ -20,7 +21,6 @@ from kumulus.kube.builtin import LEASE
 
 Raw = dict[str, Any]
 
-CONTROLLERS_NAMESPACE = "kumulus-system"
 CONTROLLERS_LEASE = "kumulus-controllers"
 
 
@@ -99,7 +99,7 @@ def _pool(pool: StoragePool) -> str:
 
 
 def _controllers(session: Session) -> str:
-    return controllers(session.cluster.find(LEASE, CONTROLLERS_LEASE, CONTROLLERS_NAMESPACE), session.now)
+    return controllers(session.cluster.find(LEASE, CONTROLLERS_LEASE, PLATFORM_NAMESPACE), session.now)
 
 
 def _status(session: Session) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from kumulus.cli import console, explaining, host, image, join, overview, power, snapshot, vm, volume
+from kumulus.cli import console, explaining, host, image, join, overview, pool, power, snapshot, vm, volume
 from kumulus.cli.problem import Problem
 from kumulus.cli.session import remember
 from kumulus.cli.terminal import one_line
@@ -32,11 +32,13 @@ app.callback()(remember)
 _vm = typer.Typer(help="Virtual machines.", no_args_is_help=True)
 _image = typer.Typer(help="Disk images.", no_args_is_help=True)
 _volume = typer.Typer(help="Volumes: disks with a life of their own.", no_args_is_help=True)
+_pool = typer.Typer(help="Storage pools, where disks live.", no_args_is_help=True)
 _snapshot = typer.Typer(help="Snapshots of machines and volumes, and restoring them.", no_args_is_help=True)
 _host = typer.Typer(help="Hosts, which run the machines.", no_args_is_help=True)
 app.add_typer(_vm, name="vm")
 app.add_typer(_image, name="image")
 app.add_typer(_volume, name="volume")
+app.add_typer(_pool, name="pool")
 app.add_typer(_snapshot, name="snapshot")
 app.add_typer(_host, name="host")
 vm.register(_vm)
@@ -45,6 +47,7 @@ console.register(_vm)
 explaining.register(_vm)
 image.register(_image)
 volume.register(_volume)
+pool.register(_pool)
 snapshot.register(_snapshot)
 join.register(_host)
 host.register(_host)

@@ -8,7 +8,7 @@ import typer
 
 from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import Volume
-from kumulus.api.volumes import CloneMode
+from kumulus.api.volumes import CloneMode, VolumeSource
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age, size
 from kumulus.cli.output import Column
@@ -60,6 +60,14 @@ def _list(
     session.printer.table(columns, map(Volume.parse, raws), empty=f"There are no volumes {where}.")
 
 
+def _origin(source: VolumeSource) -> str:
+    if source.existing is not None:
+        return f"data {source.existing.id} in pool {source.existing.pool}"
+    kinds = (("image", source.image), ("volume", source.volume), ("snapshot", source.snapshot))
+    linked = " (linked to it)" if source.clone_mode is CloneMode.LINKED else ""
+    return next(f"{kind} {name}" for kind, name in kinds if name is not None) + linked
+
+
 def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the volume.")]) -> None:
     """Show one volume with its conditions."""
     raw = session.cluster.find(KIND, name, session.namespace)
@@ -72,11 +80,7 @@ def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", 
     if printer.objects(KIND, [raw], many=False):
         return
     status, spec, source = volume.status, volume.spec, volume.spec.source
-    begins = "blank"
-    if source is not None:
-        kinds = (("image", source.image), ("volume", source.volume), ("snapshot", source.snapshot))
-        begins = next(f"{kind} {name}" for kind, name in kinds if name is not None)
-        begins += " (linked to it)" if source.clone_mode is CloneMode.LINKED else ""
+    begins = _origin(source) if source else "blank"
     printer.facts(
         [
             ("Name", volume.name),

@@ -65,6 +65,11 @@ def test_what_is_used_changes_seldom(used: int, before: int | None, told: int) -
     assert steady(used, before) == told
 
 
+@pytest.mark.parametrize(("used", "before", "told"), [(1, None, 4096), (500_000, 4096, 503_808)])
+def test_what_is_used_of_a_small_pool_is_told_more_exactly(used: int, before: int | None, told: int) -> None:
+    assert steady(used, before, 400_000) == told
+
+
 def test_failures_wait_longer_and_longer_until_the_order_changes() -> None:
     first = hold.failed("R", "m", retryable=True, order=order(), before=None, now=100.0)
     second = hold.failed("R", "m", retryable=True, order=order(), before=first, now=200.0)

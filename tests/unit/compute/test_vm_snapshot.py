@@ -51,6 +51,7 @@ def machine(*disks: dict[str, Any], deleting: bool = False) -> VirtualMachine:
         {"name": "root", "volumeTemplate": {"source": {"image": "debian"}}},
         {"name": "data", "volume": "data"},
         {"name": "tmp", "ephemeral": {"image": "empty"}},
+        {"name": "cd", "cdrom": {}},
     )
     spec = {"resources": {"cpus": 1, "memory": "1Gi"}, "disks": list(listed)}
     return VirtualMachine.parse({"metadata": metadata, "spec": spec})
@@ -96,7 +97,10 @@ def test_all_volumes_of_the_machine_are_kept_and_what_is_none_is_named() -> None
         ("root", "web-root", ROOT, "all-root", "fast"),
         ("data", "data", DATA, "all-data", "fast"),
     ]
-    assert [item.disk for item in found.left_out] == ["tmp"] and "ephemeral" in found.left_out[0].reason
+    assert [(item.disk, item.reason.split(":")[0]) for item in found.left_out] == [
+        ("tmp", "ephemeral"),
+        ("cd", "a CD-ROM drive"),
+    ]
     assert (found.vm_uid, found.host, found.machine) == (VM, "h1", machine().spec)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kumulus.api.host import PoolRef
-from kumulus.api.pools import PoolDriver
+from kumulus.api.pools import PoolDriver, PoolParameters
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.pools import NO_POOL, NO_SPACE, Pools, choose, suits
 from kumulus_controllers.planning.views import (
@@ -27,6 +28,10 @@ from kumulus_controllers.planning.views import (
 def pool(name: str, promisable: int, *, open_: bool = True, **labels: str) -> PoolView:
     uid = f"00000000-0000-0000-0000-{sum(name.encode()):012d}"
     return PoolView(PoolRef(uid=uid, name=name, driver=PoolDriver.DIR), promisable, open_, labels)
+
+
+def limited(name: str, *, stops_at: int | None = None, namespaces: tuple[str, ...] = ()) -> PoolView:
+    return replace(pool(name, 10), stops_at=stops_at, namespaces=namespaces)
 
 
 def host(*pools: PoolView, name: str = "h") -> HostView:
@@ -53,6 +58,49 @@ def want(size: int, uid: str = "v", *, pool: str | None = None, **selector: str)
 def test_a_volume_goes_into_a_pool_that_suits_it(pools: tuple[PoolView, ...], volume: VolumeDemand, said: str) -> None:
     found = choose(host(*pools), Load(), 0, (volume,))
     assert (found.volumes["v"].name if isinstance(found, Pools) else found) == said
+
+
+@pytest.mark.parametrize(
+    ("pools", "volume", "said"),
+    [
+        ((limited("a", namespaces=("t",)),), want(1), "a"),
+        (
+            (limited("a", namespaces=("x",)), limited("b", namespaces=("y",))),
+            want(1),
+            "with storage pool a, b not allowed for namespace t",
+        ),
+        ((limited("a", namespaces=("x",)), limited("b")), want(1), "b"),
+        (
+            (limited("a", namespaces=("x",)), limited("b")),
+            want(1, pool="a"),
+            "with storage pool a not allowed for namespace t",
+        ),
+        ((limited("a", stops_at=90),), want(1), "with storage pool a filled to 90%, from which it takes nothing new"),
+        ((limited("a", stops_at=90), limited("b")), want(1), "b"),
+    ],
+)
+def test_pools_that_are_full_or_for_others_take_nothing(
+    pools: tuple[PoolView, ...], volume: VolumeDemand, said: str
+) -> None:
+    found = choose(host(*pools), Load(), 0, (volume,), "t")
+    assert (found.volumes["v"].name if isinstance(found, Pools) else found) == said
+    own = choose(host(*pools), Load(), 1, (), "t")
+    if volume.pool is None:
+        assert (own.own.name if isinstance(own, Pools) and own.own else own) == said
+
+
+def test_a_machine_keeps_the_pool_that_it_was_promised_when_that_fills_up() -> None:
+    made = Fleet()
+    made.put_host(host())
+    made.put_pool("h", limited("a"))
+    made.put_pool("h", limited("b"))
+    promised = made.pool_for(Demand(1, 1, 1), made.host("h") or host(), None, "t")
+    assert promised is not None
+    made.assign("vm", "h", Demand(1, 1, 1), promised.uid)
+    for name in ("a", "b"):
+        made.put_pool("h", limited(name, stops_at=90))
+    assert made.pool_for(Demand(1, 1, 1), made.host("h") or host(), "vm", "t") == promised
+    assert made.pool_for(Demand(1, 1, 1), made.host("h") or host(), "other", "t") is None
 
 
 SIZES = st.integers(0, 40)
@@ -118,3 +166,62 @@ def test_room_that_is_promised_to_a_volume_is_not_promised_again() -> None:
     made.let_go("one")
     made.let_go("one")
     assert place(made, (want(10, "two"),)) == "a"
+
+
+SHARED = PoolRef(
+    uid="00000000-0000-0000-0000-00000000cafe",
+    name="nfs",
+    driver=PoolDriver.DIR,
+    parameters=PoolParameters(shared=True),
+)
+
+
+def sharing(*names: str, room: int = 10, usable: bool = True) -> Fleet:
+    made = Fleet()
+    for name in names:
+        made.put_host(host(name=name))
+        made.put_pool(name, PoolView(SHARED, room, usable=usable))
+    return made
+
+
+def test_room_in_a_shared_pool_is_reserved_once_for_all_of_its_hosts() -> None:
+    made = sharing("a", "b")
+    made.keep("one", "a", SHARED.uid, 8)
+    assert "without enough disk space" in place(made, (want(3, "two"),))
+    made.keep("one", "b", SHARED.uid, 8)  # handed over
+    assert "without enough disk space" in place(made, (want(3, "two"),))
+    assert place(made, (want(2, "two"),)) in ("a", "b")
+    made.assign("vm", "a", Demand(1, 1, 2), SHARED.uid)
+    assert "without enough disk space" in place(made, (want(1, "two"),))
+    made.release("vm")
+    made.let_go("one")
+    assert place(made, (want(10, "two"),)) in ("a", "b")
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 6)), max_size=12))
+def test_whatever_comes_and_goes_a_shared_pool_is_never_promised_twice(wants: list[tuple[str, int]]) -> None:
+    made, promised = sharing("a", "b", "c", room=16), 0
+    for number, (_, size) in enumerate(wants):
+        found = made.place(Request(uid=f"vm{number}", demand=Demand(1, 1, size)))
+        if isinstance(found, Placement):
+            assert found.pool == SHARED
+            made.assign(f"vm{number}", found.host, Demand(1, 1, size), SHARED.uid)
+            promised += size
+        assert promised <= 16
+        if number % 3 == 2 and made.where(f"vm{number - 1}"):
+            made.release(f"vm{number - 1}")
+            promised -= wants[number - 1][1]
+    assert made.load("a").promised(SHARED) == made.load("nowhere").promised(SHARED) == promised
+
+
+def test_a_machine_goes_where_the_shared_pools_of_its_volumes_can_be_used() -> None:
+    made = sharing("a")
+    made.put_host(host(name="b"))
+    request = Request(uid="vm", demand=Demand(1, 1), shared={"data": SHARED})
+    found = made.place(request)
+    assert isinstance(found, Placement) and found.host == "a"
+    made.put_pool("a", PoolView(SHARED, 10, open=False))
+    assert isinstance(made.place(request), Placement), "a pool in maintenance can be used"
+    made.put_pool("a", PoolView(SHARED, 10, usable=False))
+    assert "without storage pool nfs ready, which volume data is in (a, b)" in str(made.place(request))
+    assert made.using(SHARED.uid) == []

@@ -32,7 +32,9 @@ def uid() -> str:
 
 
 def pool_ref(path: Path) -> PoolRef:
-    return PoolRef(uid=uid(), name="fast", driver=PoolDriver.DIR, parameters=PoolParameters(path=str(path)))
+    """The pool in that directory: the same one each time."""
+    of_path = str(uuid.uuid5(uuid.NAMESPACE_URL, str(path)))
+    return PoolRef(uid=of_path, name="fast", driver=PoolDriver.DIR, parameters=PoolParameters(path=str(path)))
 
 
 def image_ref(data: bytes, form: str, image_uid: str | None = None) -> ImageRef:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import ImportProgress, StorageError
 from kumulus_agents.storage.settings import StorageSettings
@@ -109,7 +110,7 @@ async def test_only_root_may_look_and_names_are_uids(driver, server, path) -> No
         assert (entry.st_uid, entry.st_gid) == (0, 0)
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     assert {f"images/{image.uid}.qcow2", f"images/{image.uid}.json", f"disks/{owner}"} < set(found)
-    assert len(found) == 8
+    assert len(found) == 9 and marker.NAME in found
 
 
 async def test_the_emulators_group_may_pass_through_and_read_images_only(path, settings, server) -> None:

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import hashlib
-import ssl
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from kumulus.api.host import HttpFetch
 from kumulus_agents.storage.beneath import Directory
@@ -26,7 +20,7 @@ from kumulus_agents.storage.protocol import ImportProgress, StorageError
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
 from tests.unit.storage.conftest import SERVER
 from tests.unit.storage.material import MIB, disk, http, ignore
-from tests.unit.storage.server import Answer, Server, serving
+from tests.unit.storage.server import Answer, Server, certificate, serving
 
 BODY = disk()
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -164,8 +158,8 @@ async def test_a_wrong_checksum_is_said_with_both_digests(server, part, limits) 
     [
         (Answer(status=404), "SourceNotFound", 1),
         (Answer(status=410), "SourceNotFound", 1),
-        (Answer(status=401), "SourceRefused", 1),
-        (Answer(status=403), "SourceRefused", 1),
+        (Answer(status=401), "SourceUnauthorized", 1),
+        (Answer(status=403), "SourceUnauthorized", 1),
         (Answer(status=304), "SourceRefused", 1),
         (Answer(status=500), "SourceUnavailable", 6),
         (Answer(status=503), "SourceUnavailable", 6),
@@ -259,28 +253,6 @@ async def test_progress_is_told_at_most_twice_a_second_with_the_rate(server, par
         assert after.bytes > before.bytes
         assert after.rate
     assert len(told) <= 1 + next(now) / 0.5
-
-
-def certificate(path: Path, host: str) -> tuple[str, ssl.SSLContext]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-    day = datetime.timedelta(days=1)
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(1).not_valid_before(now - day).not_valid_after(now + day)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    pem = made.public_bytes(serialization.Encoding.PEM)
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (path / "server.pem").write_bytes(pem + secret)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path / "server.pem")
-    return pem.decode(), context
 
 
 async def test_https_trusts_the_images_own_bundle_and_nobody_else(part, limits, tmp_path) -> None:

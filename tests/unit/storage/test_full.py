@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from kumulus.api.host import VolumeOrigin
+from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import ImportProgress, StorageError
 from kumulus_agents.storage.settings import StorageSettings
@@ -57,7 +58,7 @@ def fill(small: Path, leave: int) -> Path:
 
 
 def files(pool: Path) -> list[str]:
-    return sorted(entry.name for entry in pool.rglob("*") if entry.is_file())
+    return sorted(entry.name for entry in pool.rglob("*") if entry.is_file() and entry.name != marker.NAME)
 
 
 @pytest.mark.parametrize("length", [True, False])

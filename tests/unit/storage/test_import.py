@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from kumulus.api.host import VolumeOrigin
+from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import ImportProgress, StorageError
 from kumulus_agents.storage.settings import StorageSettings
@@ -52,7 +53,7 @@ def driver(path: Path, settings: StorageSettings) -> DirStorage:
 
 
 def files(pool: Path) -> list[str]:
-    return sorted(entry.name for entry in pool.rglob("*") if entry.is_file())
+    return sorted(entry.name for entry in pool.rglob("*") if entry.is_file() and entry.name != marker.NAME)
 
 
 def is_the_disk(path: str, tmp_path: Path) -> bool:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from kumulus.api.storage import Compression
 from kumulus_agents.storage import unpacking
 from kumulus_agents.storage.compressed import MAGIC
-from kumulus_agents.storage.rejection import Rejected
-from kumulus_agents.storage.unpacking import NoRoom, Sparse, TooLarge
+from kumulus_agents.storage.rejection import Rejected, TooLarge
+from kumulus_agents.storage.unpacking import NoRoom, Sparse
 from tests.unit.storage.material import MIB, PACK, disk
 
 DATA = random.Random(5).randbytes(300_001)

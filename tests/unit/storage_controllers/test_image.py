@@ -123,3 +123,19 @@ def test_an_image_in_use_says_where_when_it_is_deleted() -> None:
     after = status_of(Scope(image(deleting=True), (order("a", "Ready", reason="ImageInUse", disk=DISK),)))
     stalled = after.condition("Stalled")
     assert stalled is not None and "on a: delete their machines" in stalled.message
+
+
+def test_a_pool_that_hosts_share_is_one_cache_whichever_hosts_have_found_the_image_there() -> None:
+    orders = []
+    for host, state in (("a", "Working"), ("b", "Ready"), ("c", None)):
+        raw = order(host, state, disk=DISK).to_json()
+        raw["spec"]["disk"]["pool"] |= {"name": "shared", "parameters": {"path": "/x", "shared": True}}
+        orders.append(WorkOrder.parse(raw))
+    caches = status_of(Scope(image(), (*orders, order("d", "Ready", disk=DISK)))).caches
+    assert [(cache.name, cache.host, cache.state) for cache in caches] == [
+        ("shared", None, "Ready"),
+        ("local/d", "d", "Ready"),
+    ]
+    pool = orders[0].spec.disk.pool
+    assert [images.arriving(item, pool) for item in orders] == [True, False, True]
+    assert images.arrived(orders[0], orders[1]) and not images.arrived(orders[1], orders[1])

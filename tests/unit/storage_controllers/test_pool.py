@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kumulus.api.fabric import Host
-from kumulus.api.host import WorkOrder
+from kumulus.api.host import PoolFacts, WorkOrder
 from kumulus.api.storage import StoragePool
 from kumulus_controllers.storage.pool import LISTED, Scope, belongs, derive_status
 
@@ -25,7 +25,7 @@ def host(name: str = "a", *, deleting: bool = False, namespace: str | None = "ku
     return Host.parse({"metadata": metadata, "spec": {"zone": "z1"}, "status": {"namespace": namespace}})
 
 
-def order(name: str, state: str | None, message: str = "", capacity: int | None = None) -> WorkOrder:
+def order(name: str, state: str | None, message: str = "", capacity: int | None = None, used: int = 1) -> WorkOrder:
     ref = {"uid": UID, "name": "local", "driver": "dir", "parameters": {"path": "/x"}}
     return WorkOrder.parse(
         {
@@ -38,7 +38,7 @@ def order(name: str, state: str | None, message: str = "", capacity: int | None 
             "status": {
                 "state": state,
                 "message": message,
-                "pool": {"capacity": capacity, "used": 1} if capacity else None,
+                "pool": {"capacity": capacity, "used": used} if capacity else None,
             },
         }
     )
@@ -100,7 +100,67 @@ def test_maintenance_is_not_ready_but_counts() -> None:
     assert after.phase == "Maintenance" and after.ready_hosts == 1 and after.capacity == 10
 
 
+@pytest.mark.parametrize(
+    ("used", "accepts", "reason", "low"),
+    [
+        ((79, 0), "True", "Accepts", False),
+        ((80, 0), "True", "Accepts", True),
+        ((89, 0), "True", "Accepts", True),
+        ((90, 0), "True", "OverThresholdOnSome", True),
+        ((95, 90), "False", "OverThreshold", True),
+    ],
+)
+def test_thresholds_are_explained(used: tuple[int, int], accepts: str, reason: str, low: bool) -> None:
+    orders = tuple(order(name, "Ready", capacity=100, used=share) for name, share in zip("ab", used, strict=True))
+    scope = Scope(pool(thresholds={"warnAt": 80, "stopNewVolumesAt": 90}), (), orders)
+    after = derive_status(scope, NOW)
+    found = after.condition("AcceptsVolumes")
+    assert found is not None and (found.status, found.reason) == (accepts, reason)
+    assert ("stopNewVolumesAt" in found.message) is reason.startswith("Over")
+    ready, warned = after.condition("Ready"), after.condition("SpaceLow")
+    assert ready is not None and ready.status == "True" and (warned is not None) is low
+    assert warned is None or "a" in warned.message
+
+
+def test_what_is_promised_is_summed() -> None:
+    orders = (order("a", "Ready", capacity=10), order("b", "Failed"))
+    after = derive_status(Scope(pool(), (), orders, (), {"a": 30, "b": 5}), NOW)
+    assert after.allocated == 35 and [host.allocated for host in after.hosts] == [30, 5]
+
+
+def test_what_nobody_owns_is_summed() -> None:
+    orders = tuple(
+        item.model_copy(
+            update={
+                "status": item.status.model_copy(
+                    update={"pool": PoolFacts(capacity=10, unowned_count=number, unowned_bytes=number * 100)}
+                )
+            }
+        )
+        for number, item in enumerate((order("a", "Ready"), order("b", "Ready"), order("c", "Ready")))
+    )
+    after = derive_status(Scope(pool(), (), orders), NOW)
+    assert (after.unowned_files, after.unowned_bytes) == (3, 300)
+    assert [host.unowned for host in after.hosts] == [0, 1, 2]
+
+
 def test_many_hosts_are_summed_and_some_listed() -> None:
     orders = tuple(order(f"h{number:04}", "Ready", capacity=10) for number in range(LISTED + 44))
     after = derive_status(Scope(pool(), (), orders), NOW)
     assert after.capacity == 10 * (LISTED + 44) and after.ready_hosts == LISTED + 44 and len(after.hosts) == LISTED
+
+
+def test_a_pool_that_hosts_share_is_counted_once_and_says_how_it_is_reached() -> None:
+    some = pool(parameters={"path": "/x", "shared": True})
+    orders = [order("a", "Ready", capacity=100), order("b", "Ready", capacity=100)]
+    orders[1] = orders[1].model_copy(
+        update={
+            "status": orders[1].status.model_copy(update={"pool": PoolFacts(capacity=100, used=7, access="By NFS.")})
+        }
+    )
+    after = derive_status(Scope(some, (), tuple(orders)), NOW)
+    assert (after.capacity, after.used) == (100, 7)
+    ready = after.condition("Ready")
+    assert ready is not None and ready.message == "Ready on 2 hosts. By NFS."
+    lacking = derive_status(Scope(some, (), tuple(orders), lack="There is no Secret x."), NOW).condition("Ready")
+    assert lacking is not None and (lacking.reason, lacking.message) == ("SecretNotFound", "There is no Secret x.")

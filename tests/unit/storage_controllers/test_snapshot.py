@@ -9,7 +9,7 @@ import pytest
 
 from kumulus.api.host import PoolRef, VolumeOrigin, WorkOrder
 from kumulus.api.snapshots import Indication, QuiesceMode, SnapshotPhase
-from kumulus.api.storage import Volume, VolumeClass
+from kumulus.api.storage import Volume, VolumeClass, VolumePhase
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus_controllers.storage import volume_plan
 from kumulus_controllers.storage.snapshot_plan import (
@@ -246,3 +246,13 @@ def test_a_volume_with_snapshots_waits_and_names_them() -> None:
     lack = volume_plan.held(volume_plan.Scope(volume(deleting=True), snapshots=("vmsnap/all", "volsnap/s")))
     assert lack is not None and lack.reason == "HasSnapshots"
     assert "kubectl -n ns delete vmsnap/all volsnap/s" in lack.message
+
+
+@pytest.mark.parametrize(("size", "phase"), [(GI, VolumePhase.RESTORING), (2 * GI, VolumePhase.RESIZING)])
+def test_a_volume_that_is_given_its_content_back_says_so(size: int, phase: VolumePhase) -> None:
+    raw = kept().spec.to_json()
+    raw["disk"]["volume"] |= {"size": size, "revert": {"snapshot": SNAP, "request": OTHER}}
+    meta = {"name": "volume", "namespace": "kumulus-host-h1", "generation": 2}
+    order = WorkOrder.parse({"metadata": meta, "spec": raw, "status": {"state": "Working", "observedGeneration": 2}})
+    status = volume_plan.derive_status(volume_plan.Scope(volume(), order=order), None, None, None, NOW)
+    assert status.phase is phase

@@ -9,10 +9,11 @@ import pytest
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.host import PoolRef, VolumeOrigin, WorkOrder
-from kumulus.api.storage import Attachment, ClusterImage, Image, Volume, VolumeClass, VolumePhase
+from kumulus.api.host import PoolRef, UnownedFile, UnownedKind, VolumeOrigin, WorkOrder
+from kumulus.api.storage import Attachment, ClusterImage, Image, StoragePool, Volume, VolumeClass, VolumePhase
 from kumulus_controllers.storage.volume_plan import (
     FIRST_USE,
+    HANDING_OVER,
     Lack,
     Place,
     Scope,
@@ -20,9 +21,13 @@ from kumulus_controllers.storage.volume_plan import (
     attachment,
     default_class,
     derive_status,
+    handing_over,
     held,
+    home,
     host_lost,
+    kept_back,
     renewed,
+    retaining,
     volume_order,
     wanted,
 )
@@ -282,3 +287,124 @@ def test_a_volume_that_is_used_is_held_and_one_whose_host_is_gone_is_lost() -> N
     assert host_lost(Scope(there, host=Host.parse({"metadata": {"name": "h1"}, "spec": {"zone": "z"}}))) is None
     lost = host_lost(Scope(there))
     assert lost is not None and lost.reason == "HostGone"
+
+
+@pytest.mark.parametrize(("namespaces", "reason"), [((), None), (("ns",), None), (("other",), "PoolNotAllowed")])
+def test_a_pool_that_is_asked_for_must_be_for_the_namespace(namespaces: tuple[str, ...], reason: str | None) -> None:
+    spec = {"driver": "dir", "parameters": {"path": "/x"}, "allowedNamespaces": namespaces}
+    asked = StoragePool.parse({"metadata": {"name": "local", "uid": UID}, "spec": spec})
+    found = wanted(Scope(volume(size="1Gi", pool="local"), asked=asked))
+    assert (found.reason if isinstance(found, Lack) else None) == reason
+    placed = volume(size="1Gi", pool="local", status={"pool": "local", "host": "h1", "size": "1Gi"})
+    assert isinstance(wanted(Scope(placed, asked=asked)), Wanted), "what is there stays"
+
+
+DATA = {"pool": "local", "host": "h1", "id": OTHER}
+
+
+def file(kind: str = "Volume", namespace: str | None = "ns", size: int | None = GI) -> UnownedFile:
+    return UnownedFile(id=OTHER, kind=UnownedKind(kind), name="volumes/x", virtual_size=size, namespace=namespace)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "found", "spec", "reason"),
+    [
+        (False, file(), {}, None),
+        (False, None, {}, "DataNotFound"),
+        (False, file(namespace="other"), {}, "DataNotFound"),
+        (False, file(namespace=None), {}, "DataNotFound"),
+        (False, file("File"), {}, "DataNotFound"),
+        (True, file(namespace="other"), {}, None),
+        (True, file("File", None), {}, None),
+        (True, file("File", None, size=None), {}, "DataNotADisk"),
+        (True, file("Disk", None), {}, "DataNotADisk"),
+        (False, file(), {"size": "512Mi"}, "DiskTooSmall"),
+        (False, file(), {"size": "2Gi"}, None),
+        (False, file(), {"pool": "other"}, "PoolMismatch"),
+    ],
+)
+def test_data_in_a_pool_becomes_a_volume_of_who_may_have_it(
+    foreign: bool, found: UnownedFile | None, spec: dict[str, Any], reason: str | None
+) -> None:
+    asked = StoragePool.parse({"metadata": {"name": "local"}, "spec": {"driver": "dir", "parameters": {"path": "/x"}}})
+    some = volume(source={"existing": {**DATA, "foreign": foreign}}, **spec)
+    want = wanted(Scope(some, asked=asked, existing=found))
+    if reason is not None:
+        assert isinstance(want, Lack) and want.reason == reason
+        return
+    assert isinstance(want, Wanted) and want.origin is not None and want.origin.existing is not None
+    assert (want.origin.existing.id, want.origin.existing.foreign) == (OTHER, foreign)
+    assert want.size == (2 * GI if spec else GI)
+    taken = wanted(Scope(some, asked=asked, existing=found, existing_owned=True))
+    assert isinstance(taken, Lack) and taken.reason == "DataNotFound", "it is a volume's that there is"
+
+
+def test_data_in_a_pool_that_is_not_there_waits() -> None:
+    want = wanted(Scope(volume(source={"existing": DATA}), existing=file()))
+    assert isinstance(want, Lack) and want.reason == "PoolNotFound"
+
+
+HERE = Host.parse({"metadata": {"name": "h1"}, "spec": {"zone": "z"}})
+THERE = {"pool": "shared", "host": "h1", "size": "1Gi", "epoch": 2}
+
+
+def test_a_machine_elsewhere_gets_a_volume_of_a_shared_pool_that_its_host_can_use() -> None:
+    there = volume(status=THERE)
+    vm = machine(host="h2")
+    scope = Scope(there, shared=True, host=HERE, users=(vm,), reaching=frozenset({"h2"}))
+    got = attachment(scope)
+    assert got == Attachment(vm="vm", uid=OTHER)
+    assert home(scope, got) == "h2"
+    lone = replace(scope, reaching=frozenset())
+    assert attachment(lone) is None and home(lone, None) == "h1"
+
+
+def test_a_volume_of_a_shared_pool_stays_with_its_host_unless_that_goes() -> None:
+    scope = Scope(volume(status=THERE), shared=True, host=HERE)
+    assert home(scope, None) == "h1"
+    going = Host.parse({"metadata": {"name": "h1", "deletionTimestamp": NOW}, "spec": {"zone": "z"}})
+    assert home(replace(scope, host=going), None) is None
+    assert home(replace(scope, host=None), None) is None
+    assert host_lost(replace(scope, host=None)) is None, "the data is in the pool"
+
+
+def test_a_volume_is_not_handed_over_while_anybody_elsewhere_has_it() -> None:
+    scope = Scope(volume(status=THERE), shared=True, host=HERE, instances=(instance(),))
+    assert kept_back(scope, "h1") is None
+    busy = kept_back(scope, "h2")
+    assert busy is not None and busy.reason == "VolumeInUse" and "Machine vm" in busy.message
+    copied = kept_back(Scope(volume(status=THERE), shared=True, copied="copy"), "h2")
+    assert copied is not None and "Volume copy" in copied.message
+    snapped = kept_back(Scope(volume(status=THERE), shared=True, snapped=True), "h2")
+    assert snapped is not None and snapped.stalled and "run the machine on host h1" in snapped.message
+
+
+def test_a_silent_host_is_not_taken_for_dead() -> None:
+    going = handing_over(Scope(volume(status=THERE)), order("Ready"), "h2", heard=True)
+    assert not going.stalled and "annotate" not in going.message
+    silent = handing_over(Scope(volume(status=THERE)), order("Ready"), "h2", heard=False)
+    assert silent.stalled and "does not answer, and may still write to it" in silent.message
+    assert "kubectl annotate volume data kumulus.io/force-detach=true" in silent.message
+    after = derive_status(Scope(volume(status=THERE), order=order("Ready", **MADE)), None, USED, silent, NOW)
+    assert (after.phase, after.host, after.epoch, after.attached_to) == (VolumePhase.MOVING, "h1", 2, USED)
+
+
+def test_an_order_that_is_taken_back_leaves_the_data() -> None:
+    spec = order("Ready").spec
+    left = retaining(spec, True, 9)
+    assert left.disk is not None and left.disk.volume is not None
+    assert left.disk.volume.retain and left.term == 9
+    assert retaining(left, True, 10) is left
+    assert retaining(left, False, 9).disk == spec.disk
+
+
+def test_who_takes_a_volume_over_gets_an_order_for_what_exists_of_a_newer_epoch() -> None:
+    want = wanted(Scope(volume(status=THERE)))
+    assert isinstance(want, Wanted)
+    made = volume_order(volume(status=THERE), want, Place(POOL, "h2", 3), 1)
+    assert made.disk is not None and made.disk.volume is not None
+    assert (made.disk.volume.existing, made.disk.volume.epoch) == (True, 3)
+    moving = derive_status(Scope(volume(status=THERE)), Place(POOL, "h2", 3), USED, None, NOW)
+    ready = moving.condition("Ready")
+    assert (moving.phase, moving.host, moving.epoch) == (VolumePhase.MOVING, "h2", 3)
+    assert ready is not None and ready.reason == HANDING_OVER

@@ -73,7 +73,14 @@ RULES: Mapping[str, Rule] = {
     "domain/devices": Rule(),
     "domain/devices/disk": Rule({"type": "file|block|network", "device": "disk|cdrom"}, most=52),
     "domain/devices/disk/driver": Rule(
-        {"name": "qemu", "type": "qcow2|raw", "cache": "|".join(CacheMode), "discard": "unmap"}
+        {
+            "name": "qemu",
+            "type": "qcow2|raw",
+            "cache": "|".join(CacheMode),
+            "discard": "unmap",
+            "error_policy": "stop",
+            "rerror_policy": "stop",
+        }
     ),
     "domain/devices/disk/source": Rule({"file": PATH, "dev": DEVICE, "protocol": "rbd", "name": f"{CEPH}/{CEPH}"}),
     "domain/devices/disk/source/host": Rule({"name": r"[A-Za-z0-9.:-]{1,253}", "port": r"[0-9]{1,5}"}, most=16),

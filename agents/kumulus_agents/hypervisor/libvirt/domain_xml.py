@@ -201,6 +201,9 @@ def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> N
     driver = SubElement(element, "driver", name="qemu", type=disk.format, cache=_cache(disk, direct=direct))
     if not (disk.cdrom or disk.read_only):
         driver.set("discard", "unmap")
+        # The guest is paused and told nothing: it goes on, and the write with it, when there is room or the disk is back.
+        driver.set("error_policy", "stop")
+        driver.set("rerror_policy", "stop")
     sources.add(element, disk.source)
     if disk.passphrase is not None:
         sources.add_encryption(element, disk.source)

@@ -221,7 +221,15 @@ class LibvirtHypervisor:
     def _domain(self, record: Record, told: tuple[int, int]) -> Domain:
         now = state.state_of(*told)
         if now in ON:
-            return Domain(record.marks, now, started_at=record.started_at, disks=record.disks, drives=record.drives)
+            paused = state.PAUSES.get(told[1]) if now is DomainState.PAUSED else None
+            return Domain(
+                record.marks,
+                now,
+                started_at=record.started_at,
+                pause_reason=paused,
+                disks=record.disks,
+                drives=record.drives,
+            )
         why = self._exits.why(record.marks.uid, state.exit_of(*told))
         return Domain(record.marks, now, exit_reason=why, disks=record.disks, drives=record.drives)
 
@@ -291,7 +299,7 @@ def _observe(uid: str, connection: ConnectionHandle) -> tuple[Record, tuple[int,
         return None
     try:
         record = marks.read(handle.XMLDesc(0))
-        return None if record is None else (record, handle.state())
+        return None if record is None else (record, verbs.state_now(handle))
     except libvirt.libvirtError as error:
         if is_code(error, libvirt.VIR_ERR_NO_DOMAIN):
             return None

@@ -14,6 +14,7 @@ class DomainHandle(Protocol):
     def UUIDString(self) -> str: ...  # noqa: N802
     def XMLDesc(self, flags: int) -> str: ...  # noqa: N802
     def state(self, flags: int = 0) -> tuple[int, int]: ...
+    def diskErrors(self, flags: int = 0) -> Mapping[str, int]: ...  # noqa: N802
     def isActive(self) -> int: ...  # noqa: N802
     def isPersistent(self) -> int: ...  # noqa: N802
     def createWithFlags(self, flags: int) -> int: ...  # noqa: N802

@@ -9,6 +9,7 @@ QEMU gets SIGKILL                     SHUTOFF, CRASHED         STOPPED/FAILED
 QEMU dies while libvirtd is gone      SHUTOFF, CRASHED         (after its restart)
 start fails                           SHUTOFF, FAILED          STOPPED/FAILED
 off, libvirtd restarted               SHUTOFF, UNKNOWN         -
+a write fails                         PAUSED, IOERROR          SUSPENDED/IOERROR; diskErrors() says for want of space
 
 So the state alone takes a SIGTERM from outside for a guest that powered off: the event before tells.
 """
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 
 import libvirt
 
-from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
+from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, PauseReason
 
 STATES: Mapping[int, DomainState] = {
     libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
@@ -39,6 +40,14 @@ PASSING_PAUSES = frozenset(
     }
 )
 """Pauses that libvirt itself ends at once, on the way up or down."""
+
+NO_SPACE = 1000
+"""Ours, beside libvirt's reasons of a pause: an I/O error for want of space, which libvirt tells per disk."""
+
+PAUSES: Mapping[int, PauseReason] = {
+    NO_SPACE: PauseReason.DISK_FULL,
+    libvirt.VIR_DOMAIN_PAUSED_IOERROR: PauseReason.DISK_ERROR,
+}
 
 EXITS: Mapping[int, ExitReason] = {
     libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: ExitReason.SHUTDOWN,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import libvirt
 
 from kumulus.api.qos import Qos
-from kumulus_agents.hypervisor.libvirt import attached, domain_xml, iotune, marks, secrets
+from kumulus_agents.hypervisor.libvirt import attached, domain_xml, iotune, marks, secrets, state
 from kumulus_agents.hypervisor.libvirt.errors import UNPLUGGING, is_code, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
 from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, DomainDisk, HypervisorError, Marks
@@ -175,6 +175,16 @@ def _definitions(handle: DomainHandle) -> dict[int, str]:
     if handle.isActive():
         found[libvirt.VIR_DOMAIN_AFFECT_LIVE] = handle.XMLDesc(0)
     return found
+
+
+def state_now(handle: DomainHandle) -> tuple[int, int]:
+    """State and reason; the reason `state.NO_SPACE` for a guest that was paused because a disk is full."""
+    now = handle.state()
+    if now == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+        with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+            if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in handle.diskErrors().values():
+                return now[0], state.NO_SPACE
+    return now
 
 
 def write_marks(wanted: Marks, handle: DomainHandle) -> None:

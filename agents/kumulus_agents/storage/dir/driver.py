@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Collection
+from contextlib import ExitStack, asynccontextmanager
 from weakref import WeakValueDictionary
 
-from kumulus.api.host import HttpFetch, ImageRef, PoolRef, VolumeOrigin
+from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import OPTICAL, ImageContent, ImageFormat
+from kumulus_agents.storage.adoption import Unclaimed
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.claims import Claims
-from kumulus_agents.storage.dir import disks, images, snapshots, volumes
+from kumulus_agents.storage.dir import adopted, disks, images, keepers, snapshots, unowned, uses, volumes
 from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.dir.volumes import Source
 from kumulus_agents.storage.faults import told_as
@@ -22,6 +23,7 @@ from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import (
+    ImageSource,
     ImportProgress,
     Merge,
     ProgressListener,
@@ -33,6 +35,7 @@ from kumulus_agents.storage.protocol import (
     StoredSnapshot,
     StoredVolume,
     Usage,
+    same,
 )
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
@@ -44,6 +47,7 @@ class DirStorage:
 
     def __init__(self, pool: PoolRef, settings: StorageSettings, *, fetcher: Fetcher | None = None) -> None:
         self._pool = PoolDirectory(pool, settings)
+        self._prepared = False
         self._settings = settings
         self._claims = Claims(pool.name)
         self._fetcher = fetcher or Fetcher(settings.fetch)
@@ -56,23 +60,33 @@ class DirStorage:
         self._merging: set[str] = set()
         """Volumes whose layers are being merged, here or by an emulator."""
 
+    def expect(self) -> None:
+        """See `Expecting.expect`."""
+        self._pool.expect()
+
     async def prepare(self) -> Usage:
         """See `StorageDriver.prepare`. PathNotAllowed, PoolUnsafe and PoolReadOnly are its own reasons."""
         with told_as("prepare the pool"):
-            return await in_thread(self._pool.prepare)
+            usage = await in_thread(self._pool.prepare)
+            if self._pool.shared and not self._prepared and not self._making:
+                await in_thread(uses.forget_mine, self._pool)
+        self._prepared = True
+        return usage
 
     async def image(self, uid: str) -> StoredImage | None:
         """See `StorageDriver.image`."""
         with told_as("look for the image"):
             return await in_thread(self._stored, uid_of(uid))
 
-    async def import_image(self, image: ImageRef, source: HttpFetch, progress: ProgressListener) -> StoredImage:
+    async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
         """See `StorageDriver.import_image`. Requests at the same time import once."""
         uid = uid_of(image.uid)
         async with self._lock(f"image {uid}"):
             with told_as("import the image"):
                 found = await in_thread(self._stored, uid)
                 if found is None:
+                    if self._pool.shared:
+                        await in_thread(uses.keep, self._pool, uid)
                     with self._pool.images() as directories:
                         await images.take_in(
                             self._pool,
@@ -87,13 +101,7 @@ class DirStorage:
                     found = await in_thread(self._stored, uid)
         if found is None:
             raise StorageError("The image was removed while it was imported.", reason="ImageNotReady")
-        if found.sha256 != image.sha256:
-            raise StorageError(
-                "The pool has this image with another checksum. Remove the image and make a new one.",
-                reason="ImageConflict",
-                retryable=False,
-            )
-        return found
+        return same(found, image, source)
 
     async def measure_image(self, uid: str) -> ImageContent | None:
         """See `WholeImages.measure_image`."""
@@ -127,6 +135,8 @@ class DirStorage:
             with told_as("copy the image"):
                 found = await in_thread(self._stored, uid)
                 if found is None:
+                    if self._pool.shared:
+                        await in_thread(uses.keep, self._pool, uid)
                     with self._pool.images() as directories:
                         await images.copy_in(
                             self._pool,
@@ -153,7 +163,7 @@ class DirStorage:
                 with told_as("remove the image"):
                     users = users or await in_thread(self._image_users, uid)
                     if not users:
-                        await in_thread(self._remove_image, uid)
+                        users = await in_thread(self._remove_image, uid)
             finally:
                 self._removing.discard(uid)
         if users:
@@ -167,14 +177,21 @@ class DirStorage:
         """See `StorageDriver.ensure_disk`."""
         uid_of(image_uid)
         async with self._lock(f"disks {uid_of(owner)}"):
-            with self._made_of(image_uid), told_as("make the disk"):
-                return await in_thread(disks.ensure, self._pool, self._settings, owner, name, image_uid, size)
+            with told_as("make the disk"):
+                async with self._made_of(image_uid):
+                    return await in_thread(disks.ensure, self._pool, self._settings, owner, name, image_uid, size)
 
     async def remove_disks(self, owner: str) -> None:
         """See `StorageDriver.remove_disks`."""
         async with self._lock(f"disks {uid_of(owner)}"):
             with told_as("remove the machine's disks"):
                 await in_thread(disks.remove, self._pool, owner)
+
+    async def claim_volume(self, uid: str, host: str, epoch: int) -> None:
+        """See `StorageDriver.claim_volume`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            with told_as("mark the volume"):
+                await in_thread(keepers.claim, self._pool, uid, host, epoch)
 
     async def volume(self, uid: str) -> StoredVolume | None:
         """See `StorageDriver.volume`."""
@@ -222,8 +239,16 @@ class DirStorage:
             pace = Pace(progress or _ignore)
             with told_as("make the volume"):
                 if image is not None:
-                    with self._made_of(image):
+                    async with self._made_of(image):
                         await self._make_on_image(uid, image, size, thick, pace, passphrase)
+                elif source is not None and origin is not None and origin.linked:
+                    if passphrase is not None:
+                        raise StorageError(
+                            "Volumes that stand on a snapshot are not encrypted yet.",
+                            reason="EncryptedCopy",
+                            retryable=False,
+                        )
+                    await self._make_linked(uid, source, size, thick, pace)
                 elif source is not None:
                     await self._make_copy(uid, source, size, thick, pace, passphrase)
                 else:
@@ -276,6 +301,30 @@ class DirStorage:
             self._refuse_copied(uid)
             with told_as("remove the volume"):
                 await in_thread(volumes.remove, self._pool, uid)
+                if self._pool.shared:
+                    await in_thread(keepers.remove, self._pool, uid)
+
+    async def unowned(self, owned: Collection[str]) -> Unclaimed:
+        """See `Adopting.unowned`."""
+        with told_as("look for files that nobody owns"):
+            return await in_thread(unowned.summary, self._pool, owned)
+
+    async def adopt_volume(
+        self, uid: str, id: str, owned: Collection[str], namespace: str | None, *, foreign: bool
+    ) -> StoredVolume:
+        """See `Adopting.adopt_volume`."""
+        async with self._lock("adoption"), self._lock(f"volume {uid_of(uid)}"):
+            if (found := await self.volume(uid)) is not None:
+                return found
+            with told_as("adopt the data"):
+                await adopted.adopt(self._pool, self._settings, uid, uid_of(id), owned, namespace, foreign=foreign)
+            return await self._present(uid)
+
+    async def retain_volume(self, uid: str, namespace: str | None, name: str) -> None:
+        """See `Adopting.retain_volume`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            with told_as("note whose the volume was"):
+                await in_thread(adopted.retain, self._pool, uid, namespace, name)
 
     async def snapshot(self, volume: str, snapshot: str) -> StoredSnapshot | None:
         """See `StorageDriver.snapshot`."""
@@ -314,6 +363,16 @@ class DirStorage:
                 raise StorageError("The snapshot is being copied. Wait until that is done.", reason="SnapshotInUse")
             with told_as("remove the snapshot"):
                 await in_thread(snapshots.forget, self._pool, volume, uid_of(snapshot))
+
+    async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
+        """See `StorageDriver.revert_volume`."""
+        async with self._lock(f"volume {uid_of(volume)}"):
+            await self._present(volume)
+            self._refuse_copied(volume)
+            with told_as("revert the volume"):
+                await in_thread(snapshots.refuse_begun, self._pool, volume)
+                await in_thread(snapshots.revert, self._pool, self._settings, volume, uid_of(snapshot), uid_of(request))
+            return await self._present(volume)
 
     async def adopt(self, volume: str, path: str) -> None:
         """See `StorageDriver.adopt`."""
@@ -396,21 +455,34 @@ class DirStorage:
             self._copying[source.volume] -= 1
             self._copying += Counter()  # forget zeros
 
+    async def _make_linked(self, uid: str, source: Source, size: int | None, thick: bool, pace: Pace) -> None:
+        """The snapshot stays meanwhile: who removes it, or merges its layer, takes the lock of its volume."""
+        async with self._lock(f"volume {source.volume}"):
+            plan = await in_thread(volumes.plan_link, self._pool, source, size, thick)
+            await volumes.make(self._pool, self._settings, uid, plan, None, pace)
+
     def _refuse_copied(self, uid: str) -> None:
         if self._copying[uid]:
             raise StorageError("The volume is being copied. Wait until the copy is done.", reason="VolumeInUse")
 
-    @contextmanager
-    def _made_of(self, image_uid: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def _made_of(self, image_uid: str) -> AsyncIterator[None]:
         """Something is being made of that image, which is not removed meanwhile."""
         if image_uid in self._removing:
             raise StorageError("The disk's image is being removed.", reason="ImageNotReady")
         self._making[image_uid] += 1
         try:
+            if self._pool.shared:
+                async with self._lock(f"mark of {image_uid}"):
+                    await in_thread(uses.begin, self._pool, image_uid)
             yield
         finally:
             self._making[image_uid] -= 1
             self._making += Counter()  # forget zeros
+            if self._pool.shared:
+                async with self._lock(f"mark of {image_uid}"):
+                    if not self._making[image_uid]:
+                        await in_thread(uses.end, self._pool, image_uid)
 
     def _image_users(self, uid: str) -> int:
         return disks.users(self._pool, uid) + volumes.users(self._pool, uid)
@@ -429,9 +501,17 @@ class DirStorage:
             except FileNotFoundError:
                 return None
 
-    def _remove_image(self, uid: str) -> None:
-        with self._pool.images() as directories:
-            images.remove(directories, uid)
+    def _remove_image(self, uid: str) -> int:
+        """How many use it after all, on whichever host; 0: it is removed."""
+        users = 0
+        if self._pool.shared:
+            users = uses.remove(self._pool, uid) + self._image_users(uid)
+        if not users:
+            with self._pool.images() as directories:
+                images.remove(self._pool, directories, uid)
+        if self._pool.shared:
+            uses.keep(self._pool, uid)
+        return users
 
     def _lock(self, what: str) -> asyncio.Lock:
         return self._locks.setdefault(what, asyncio.Lock())

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from kumulus.api.host import HttpFetch, ImageRef
 from kumulus.api.storage import OPTICAL, Compression, ImageContent, ImageFormat
@@ -15,9 +16,10 @@ from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.dir.pool import Images, PoolDirectory
 from kumulus_agents.storage.fetch import Fetcher
+from kumulus_agents.storage.oci import client as registry
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part, discard
-from kumulus_agents.storage.protocol import StorageError, StoredImage
+from kumulus_agents.storage.protocol import ImageSource, StorageError, StoredImage
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.rejection import Found
 from kumulus_agents.storage.settings import StorageSettings
@@ -53,6 +55,7 @@ def stored(pool: PoolDirectory, images: Directory, uid: str) -> StoredImage | No
             sha256=str(record["sha256"]),
             virtual_size=int(str(record["virtualSize"])),
             size=file.st_blocks * 512,
+            digest=_text(record.get("digest")),
             content=_content(record, form, file.st_size),
         )
     except (FileNotFoundError, KeyError, ValueError):
@@ -95,10 +98,10 @@ async def copy_in(
 
     What has arrived stays when another attempt can use it, and goes when the file is refused or the pool is full.
     """
-    part = await Part.open(images.partial, _copied(image.uid), claims)
+    part = await Part.open(images.partial, pool.unfinished(image.uid, "copy"), claims)
     try:
         await receive(part, pace)
-        with images.partial.reading(_copied(image.uid)) as fd:
+        with images.partial.reading(pool.unfinished(image.uid, "copy")) as fd:
             pace.stage("Inspecting", content.size, content.size)
             disc = content.format is not ImageFormat.QCOW2
             found = await convert.inspect(fd, image.format if disc else content.format, settings)
@@ -111,7 +114,7 @@ async def copy_in(
                 "fileSize": content.size,
                 "contentSha256": content.sha256,
             }
-            await in_thread(_settle, pool, images, image.uid, fd, _copied(image.uid), record)
+            await in_thread(_settle, pool, images, image.uid, fd, pool.unfinished(image.uid, "copy"), record)
     except StorageError as error:
         if not error.retryable or error.reason in ("NoSpace", "InsufficientCapacity"):
             await part.discard()
@@ -127,7 +130,7 @@ async def take_in(
     pool: PoolDirectory,
     images: Images,
     image: ImageRef,
-    source: HttpFetch,
+    source: ImageSource,
     pace: Pace,
     fetcher: Fetcher,
     settings: StorageSettings,
@@ -138,19 +141,19 @@ async def take_in(
     What was downloaded stays when another attempt can use it, and goes when the image is refused or
     the pool is full.
     """
-    part = await Part.open(images.partial, _source(image.uid), claims)
+    part = await Part.open(images.partial, pool.unfinished(image.uid, "source"), claims)
     try:
-        await fetcher.fetch(source, part, image.sha256, pace)
-        async with _plain(images, image.uid, source.compression, pace, settings, claims) as (name, fd):
+        arrived = await _arrive(image, source, part, pace, fetcher, settings)
+        async with _plain(pool, images, image.uid, arrived.packing, pace, settings, claims) as (name, fd):
             size = os.fstat(fd).st_size
             pace.stage("Inspecting", size, size)
             found = await convert.inspect(fd, image.format, settings)
             if image.format in OPTICAL:
                 sectors = -(-size // 512) * 512
-                record = {**_known(image, found), "format": "raw", "virtualSize": sectors, "fileSize": size}
+                record = {**arrived.known(found), "format": "raw", "virtualSize": sectors, "fileSize": size}
                 await in_thread(_settle, pool, images, image.uid, fd, name, record)
             else:
-                await _converted(pool, images, image, fd, found, pace, settings)
+                await _converted(pool, images, image.uid, fd, found, arrived, pace, settings)
     except StorageError as error:
         if not error.retryable or error.reason in ("NoSpace", "InsufficientCapacity"):
             await part.discard()
@@ -162,16 +165,49 @@ async def take_in(
         part.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """What was downloaded."""
+
+    sha256: str
+    packing: str
+    """As `unpacking` has it; `None` when it is not packed."""
+    digest: str | None = None
+
+    def known(self, found: Found) -> dict[str, object]:
+        """What is recorded of where it came from."""
+        return {"sha256": self.sha256, "digest": self.digest, "sourceFormat": found.format}
+
+
+async def _arrive(
+    image: ImageRef, source: ImageSource, part: Part, pace: Pace, fetcher: Fetcher, settings: StorageSettings
+) -> _Arrived:
+    """Make the part whole."""
+    if not isinstance(source, HttpFetch):
+        digest, packing = await registry.bring(fetcher, source, image, part, pace, settings.fetch.max_bytes)
+        return _Arrived(part.digest(), packing, digest)
+    if image.sha256 is None:
+        raise StorageError("An image from a web server needs its checksum.", reason="ChecksumMissing", retryable=False)
+    await fetcher.fetch(source, part, image.sha256, pace)
+    return _Arrived(image.sha256, source.compression)
+
+
 @asynccontextmanager
 async def _plain(
-    images: Images, uid: str, compression: Compression, pace: Pace, settings: StorageSettings, claims: Claims
+    pool: PoolDirectory,
+    images: Images,
+    uid: str,
+    packing: str,
+    pace: Pace,
+    settings: StorageSettings,
+    claims: Claims,
 ) -> AsyncIterator[tuple[str, int]]:
     """The name and a descriptor of what was downloaded, or of what is packed in it; that is gone at the end."""
-    with images.partial.reading(_source(uid)) as packed:
-        if compression is Compression.NONE:
-            yield _source(uid), packed
+    with images.partial.reading(pool.unfinished(uid, "source")) as packed:
+        if packing == Compression.NONE:
+            yield pool.unfinished(uid, "source"), packed
             return
-        name = _unpacked(uid)
+        name = pool.unfinished(uid, "unpacked")
         target = images.partial.fresh(name)
         total = os.fstat(packed).st_size
 
@@ -188,12 +224,12 @@ async def _plain(
             pace.at(done, total)
 
         try:
-            claims.drop(_source(uid))  # it is all there, and nothing is converted from it
+            claims.drop(pool.unfinished(uid, "source"))  # it is all there, and nothing is converted from it
             most = claims.most(free())
             pace.stage("Unpacking", 0, total)
             progress(0)
             try:
-                await unpack(packed, compression, target, most, settings, progress)
+                await unpack(packed, packing, target, most, settings, progress)
             except NoRoom:
                 raise claims.exceeded(most, free() + taken()) from None
             yield name, target
@@ -206,28 +242,25 @@ async def _plain(
 async def _converted(
     pool: PoolDirectory,
     images: Images,
-    image: ImageRef,
+    uid: str,
     source: int,
     found: Found,
+    arrived: _Arrived,
     pace: Pace,
     settings: StorageSettings,
 ) -> None:
     """Make the file and then its record, which is what makes an image of it."""
-    target = images.partial.fresh(_converting(image.uid))
+    target = images.partial.fresh(pool.unfinished(uid, "converting"))
     try:
         pace.stage("Converting", 0, found.virtual_size)
         virtual_size = await convert.convert(source, found, target, settings, pace.at)
-        record = {**_known(image, found), "virtualSize": virtual_size, "fileSize": os.fstat(target).st_size}
-        await in_thread(_settle, pool, images, image.uid, target, _converting(image.uid), record)
+        record = {**arrived.known(found), "virtualSize": virtual_size, "fileSize": os.fstat(target).st_size}
+        await in_thread(_settle, pool, images, uid, target, pool.unfinished(uid, "converting"), record)
     except BaseException:
-        images.partial.remove(_converting(image.uid))
+        images.partial.remove(pool.unfinished(uid, "converting"))
         raise
     finally:
         os.close(target)
-
-
-def _known(image: ImageRef, found: Found) -> dict[str, object]:
-    return {"sha256": image.sha256, "sourceFormat": found.format}
 
 
 def _settle(
@@ -237,10 +270,16 @@ def _settle(
 
     Blocks, and is one call, so that cancelling does not end it halfway.
     """
+    if pool.shared and stored(pool, images.whole, uid) is not None:
+        # Another host was faster, and disks may stand on its file already.
+        images.partial.remove(temporary)
+        discard(images.partial, pool.unfinished(uid, "source"))
+        discard(images.partial, pool.unfinished(uid, "copy"))
+        return
     name = f"{uid}.{record.get('format', 'qcow2')}"
     images.partial.settle(target, temporary, name, mode=pool.image_mode, gid=pool.gid, into=images.whole, flush=False)
-    discard(images.partial, _source(uid))
-    discard(images.partial, _copied(uid))
+    discard(images.partial, pool.unfinished(uid, "source"))
+    discard(images.partial, pool.unfinished(uid, "copy"))
     try:
         write_record(images.whole, f"{uid}.json", record)
     except BaseException:
@@ -248,29 +287,17 @@ def _settle(
         raise
 
 
-def remove(images: Images, uid: str) -> None:
+def remove(pool: PoolDirectory, images: Images, uid: str) -> None:
     """Remove the image and everything on its way to it; the record first. Blocks."""
     images.whole.erase(f"{uid}.json")
     images.whole.flush()
     for form in _FORMATS:
         images.whole.remove(f"{uid}.{form}")
-    discard(images.partial, _source(uid))
-    discard(images.partial, _copied(uid))
-    images.partial.remove(_unpacked(uid))
-    images.partial.remove(_converting(uid))
+    discard(images.partial, pool.unfinished(uid, "source"))
+    discard(images.partial, pool.unfinished(uid, "copy"))
+    images.partial.remove(pool.unfinished(uid, "unpacked"))
+    images.partial.remove(pool.unfinished(uid, "converting"))
 
 
-def _source(uid: str) -> str:
-    return f"{uid}.source"
-
-
-def _copied(uid: str) -> str:
-    return f"{uid}.copy"
-
-
-def _unpacked(uid: str) -> str:
-    return f"{uid}.unpacked"
-
-
-def _converting(uid: str) -> str:
-    return f"{uid}.converting"
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

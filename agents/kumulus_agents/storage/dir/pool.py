@@ -4,9 +4,12 @@
     images/<image uid>.raw             in its place, a disc as it came
     images/<image uid>.json            what is known of it; an image without this record is none
     images/.partial/<image uid>.*      what is on its way
+    .kumulus-pool                      the pool's uid (`marker`)
     disks/<machine uid>/<disk id>.qcow2, .json   a disk and what it was made from
     volumes/<volume uid>.qcow2, .json  a volume's first layer, and of which layers it is
     volumes/<volume uid>.<layer>.qcow2 another layer, which began with a snapshot
+    keepers/<volume uid>.json          which host sees to it, in a pool that hosts share
+    uses/<image uid>.*                 who makes something of it, or removes it, in a pool that hosts share
 
 All names derive from uids.
 """
@@ -14,6 +17,7 @@ All names derive from uids.
 from __future__ import annotations
 
 import grp
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -23,10 +27,11 @@ from pathlib import Path, PurePosixPath
 
 from kumulus.api.host import PoolRef
 from kumulus_agents.storage.beneath import Directory
+from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.protocol import StorageError, Usage
 from kumulus_agents.storage.settings import StorageSettings
 
-_IMAGES, _PARTIAL, _DISKS, _VOLUMES = "images", ".partial", "disks", "volumes"
+_IMAGES, _PARTIAL, _DISKS, _VOLUMES, _KEEPERS, _USES = "images", ".partial", "disks", "volumes", "keepers", "uses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +63,21 @@ class PoolDirectory:
 
     def __init__(self, pool: PoolRef, settings: StorageSettings) -> None:
         self.path = PurePosixPath(pool.parameters.path or "")
+        self.uid = pool.uid
         self._name = pool.name
+        self._met = False
+        """This host had the pool before: its directory has a marker, and is not made anew."""
         self._roots = settings.roots
+        self.shared = pool.shared
+        self.mark = f".{hashlib.sha256(settings.host.encode()).hexdigest()[:12]}" if pool.shared else ""
         self.gid = _group(settings.readers)
         """Group that may pass through and read images; -1 for none."""
         self._mode = 0o710 if self.gid >= 0 else 0o700
         self.image_mode = 0o640 if self.gid >= 0 else 0o600
+
+    def expect(self) -> None:
+        """This host had the pool before this process began."""
+        self._met = True
 
     def prepare(self) -> Usage:
         """Make the directories, with their modes, and say how much room there is."""
@@ -96,9 +110,31 @@ class PoolDirectory:
         with self._open(make=True) as pool, self._volumes(pool, make=True) as volumes:
             yield volumes
 
+    @contextmanager
+    def top(self) -> Iterator[Directory]:
+        """The pool's own directory; made when missing."""
+        with self._open(make=True) as pool:
+            yield pool
+
+    @contextmanager
+    def uses(self) -> Iterator[Directory]:
+        """The directory of marks of what is being made of images; made when missing."""
+        with self._open(make=True) as pool, pool.directory(_USES, make=True) as uses:
+            yield uses
+
+    @contextmanager
+    def keepers(self) -> Iterator[Directory]:
+        """The directory of the marks of volumes; made when missing."""
+        with self._open(make=True) as pool, pool.directory(_KEEPERS, make=True) as keepers:
+            yield keepers
+
     def directory_of(self, disks: Directory, owner: str) -> Directory:
         """The directory of a machine's disks; made when missing."""
         return disks.directory(uid_of(owner), make=True, mode=self._mode, gid=self.gid)
+
+    def unfinished(self, uid: str, what: str) -> str:
+        """Name of a file on the way to an image; in a pool that hosts share each host has its own."""
+        return f"{uid}{self.mark}.{what}"
 
     def image_path(self, uid: str, form: str = "qcow2") -> str:
         """Absolute path of an image, for programs."""
@@ -122,21 +158,39 @@ class PoolDirectory:
 
     @contextmanager
     def _open(self, *, make: bool) -> Iterator[Directory]:
-        root = self._root()
-        parts = self.path.relative_to(root).parts
         with ExitStack() as stack:
-            if make:
+            yield self._reach(stack, make=make)
+
+    def _reach(self, stack: ExitStack, *, make: bool) -> Directory:
+        """The pool's directory; what this host had before is not made anew where something else should be mounted."""
+        root = self._root()
+        *above, last = self.path.relative_to(root).parts
+        anew = make and not self._met
+        try:
+            if anew:
                 Path(root).mkdir(mode=0o711, parents=True, exist_ok=True)
-            at = stack.enter_context(Directory.trusted(root))
-            for part in parts[:-1]:
-                at = stack.enter_context(self._between(at, part, make=make))
-            yield stack.enter_context(at.directory(parts[-1], make=make, mode=self._mode, gid=self.gid))
+            at = stack.enter_context(Directory.trusted(root, self.mark))
+            for part in above:
+                at = stack.enter_context(self._between(at, part, make=anew))
+            if self._met:
+                with at.directory(last) as pool:
+                    marker.demand(pool, self.uid, self._name)
+            pool = stack.enter_context(at.directory(last, make=make, mode=self._mode, gid=self.gid))
+        except FileNotFoundError:
+            if self._met:
+                raise marker.not_there(self._name) from None
+            raise
+        if anew:
+            self._met = marker.put(pool, self.uid)
+        return pool
 
     def _between(self, at: Directory, part: str, *, make: bool) -> Directory:
         """A directory on the way to the pool. One that is there keeps its mode."""
         try:
             return at.directory(part)
         except FileNotFoundError:
+            if not make:
+                raise
             return at.directory(part, make=make, mode=0o711)
 
     def _root(self) -> PurePosixPath:

@@ -24,9 +24,6 @@ from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import Merge, StorageError, StoredSnapshot
 from kumulus_agents.storage.settings import StorageSettings
 
-MOST = 40
-"""Layers of a volume: reading through more is slow, and every one of them is open in the emulator and in the cage."""
-
 
 def stored(pool: PoolDirectory, volume: str, snapshot: str) -> StoredSnapshot | None:
     """The snapshot, if its layer is there. Blocks."""
@@ -59,26 +56,43 @@ def begin(pool: PoolDirectory, settings: StorageSettings, volume: str, snapshot:
         if before is not None and before.taken is not None:
             return
         layers = record.layers.forgotten(snapshot)
-        if len(layers.parents) >= MOST:
-            raise StorageError(
-                f"The volume has {MOST} layers, one a snapshot. Delete a snapshot, or copy the volume to a new one.",
-                reason="TooManySnapshots",
-                retryable=False,
-            )
-        layer = str(uuid.uuid4())
+        if len(files.chain_of(volumes, volume, record, layers.active)[0]) >= files.MOST:
+            raise files.too_many()
         below = file_of(volume, layers.active)
         with volumes.reading(below) as fd:
             size = chain.virtual_size(fd)
-        fd = volumes.fresh(making(volume))
-        try:
-            create(settings, fd, size, backing=below)
-            volumes.settle(fd, making(volume), file_of(volume, layer))
-        except BaseException:
-            volumes.remove(making(volume))
-            raise
-        finally:
-            os.close(fd)
+        layer = _new_layer(volumes, settings, volume, below, size)
         note(volumes, volume, replace(record, layers=layers.frozen(snapshot, layer)))
+
+
+def _new_layer(volumes: Directory, settings: StorageSettings, volume: str, below: str, size: int) -> str:
+    """An empty file that stands on the file `below`; its layer, which is in no record yet."""
+    layer = str(uuid.uuid4())
+    fd = volumes.fresh(making(volume))
+    try:
+        create(settings, fd, size, backing=below)
+        volumes.settle(fd, making(volume), file_of(volume, layer))
+    except BaseException:
+        volumes.remove(making(volume))
+        raise
+    finally:
+        os.close(fd)
+    return layer
+
+
+def revert(pool: PoolDirectory, settings: StorageSettings, volume: str, snapshot: str, request: str) -> None:
+    """Go on from the snapshot. Blocks. Raises `StorageError` or `OSError`."""
+    with pool.volumes() as volumes:
+        record = _known(volumes, volume)
+        if record.reverted == request:
+            return
+        kept = record.layers.snapshots.get(snapshot)
+        if kept is None or kept.taken is None:
+            raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
+        with volumes.reading(file_of(volume, record.layers.active)) as fd:
+            size = chain.virtual_size(fd)
+        layer = _new_layer(volumes, settings, volume, file_of(volume, kept.layer), size)
+        note(volumes, volume, replace(record, layers=record.layers.reverted(snapshot, layer), reverted=request))
 
 
 def confirm(
@@ -100,6 +114,11 @@ def forget(pool: PoolDirectory, volume: str, snapshot: str) -> None:
     with pool.volumes() as volumes:
         record = known(volumes, volume)
         if record is not None and snapshot in record.layers.snapshots:
+            if users := files.linked(volumes, volume).get(record.layers.snapshots[snapshot].layer):
+                raise StorageError(
+                    f"Volumes are linked to the snapshot: {', '.join(users)}. Delete them first, or copy them in full.",
+                    reason="SnapshotInUse",
+                )
             note(volumes, volume, replace(record, layers=record.layers.forgotten(snapshot)))
 
 
@@ -137,11 +156,12 @@ def next_merge(pool: PoolDirectory, volume: str) -> Merge | None:
         record = known(volumes, volume)
         if record is None:
             return None
-        while useless := record.layers.useless(frozenset()):
+        held = files.linked(volumes, volume).keys()
+        while useless := record.layers.useless(held):
             record = replace(record, layers=record.layers.without(useless[0]))
             note(volumes, volume, record)
         _sweep(volumes, volume, record)
-        found = record.layers.next_merge(frozenset())
+        found = record.layers.next_merge(held)
         if found is None:
             return None
         if found != record.layers.merging:

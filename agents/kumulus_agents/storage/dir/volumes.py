@@ -29,6 +29,9 @@ from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.source import FileSource, LayerFile
 
+MOST = 40
+"""Layers that one is read through: more are slow, and every one is open in the emulator and in the cage."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -47,6 +50,10 @@ class Record:
     image: str | None = None
     """Uid of the image that the first layer stands on."""
     thick: bool = False
+    base: tuple[str, str] | None = None
+    """Volume and layer that the first layer stands on, of a volume that is linked to a snapshot."""
+    reverted: str | None = None
+    """The last request to revert it that was carried out."""
     encrypted: bool = False
 
 
@@ -59,6 +66,8 @@ class Plan:
     thick: bool
     overlay_of: str | None = None
     """Uid of the image it shall stand on."""
+    linked_to: tuple[str, str] | None = None
+    """Volume and layer it shall stand on."""
     copied: int = 0
     """Bytes of the disk that is copied into it."""
 
@@ -70,24 +79,40 @@ def known(volumes: Directory, uid: str) -> Record | None:
         return None
     try:
         layers = from_record(uid, record)
-        for layer in layers.parents:
-            uid_of(layer)
+        base = _base(record.get("base"))
+        for one in (*layers.parents, *(base or ())):
+            uid_of(one)
     except (ValueError, StorageError) as error:
         raise StorageError(
             "The volume's record is damaged. Restore the volume from a backup.", reason="VolumeDamaged"
         ) from error
-    image = record.get("image")
+    image, reverted = record.get("image"), record.get("reverted")
     return Record(
         layers,
         uid_of(image) if isinstance(image, str) else None,
         bool(record.get("thick")),
+        base,
+        reverted if isinstance(reverted, str) else None,
         bool(record.get("encrypted")),
     )
+
+
+def _base(found: object) -> tuple[str, str] | None:
+    match found:
+        case None:
+            return None
+        case {"volume": str(volume), "layer": str(layer)}:
+            return volume, layer
+    raise ValueError("the record does not say what the volume stands on")
 
 
 def note(volumes: Directory, uid: str, record: Record, *, flush: bool = True) -> None:
     """Make this what is known of the volume. Blocks; durable when it returns, with `flush`."""
     written = {"image": record.image, "thick": record.thick, **to_record(record.layers)}
+    if record.base is not None:
+        written["base"] = dict(zip(("volume", "layer"), record.base, strict=True))
+    if record.reverted is not None:
+        written["reverted"] = record.reverted
     if record.encrypted:
         written["encrypted"] = True
     write_record(volumes, record_of(uid), written, flush=flush)
@@ -113,11 +138,42 @@ def _whole(pool: PoolDirectory, volumes: Directory, uid: str, record: Record) ->
     with volumes.reading(file_of(uid, layers.active)) as fd:
         size = chain.virtual_size(fd)
     used = sum(bytes_of(volumes, file_of(uid, layer)) for layer in layers.parents)
-    path, *below = (pool.volume_path(file_of(uid, layer)) for layer in layers.chain(layers.active))
+    names, image = chain_of(volumes, uid, record, layers.active)
+    path, *below = (pool.volume_path(name) for name in names)
     files = [LayerFile(each, "qcow2") for each in below]
-    if record.image is not None:
-        files.append(LayerFile(pool.image_path(record.image), "qcow2"))
-    return StoredVolume(FileSource(path), "qcow2", size, used, tuple(files), record.encrypted)
+    if image is not None:
+        files.append(LayerFile(pool.image_path(image), "qcow2"))
+    return StoredVolume(FileSource(path), "qcow2", size, used, tuple(files), record.reverted, record.encrypted)
+
+
+def chain_of(volumes: Directory, uid: str, record: Record, layer: str) -> tuple[list[str], str | None]:
+    """Names of the layer's file and of all it stands on, also of other volumes; and the image below them. Blocks.
+
+    Raises `FileNotFoundError` when a volume that it stands on is gone.
+    """
+    names = [file_of(uid, one) for one in record.layers.chain(layer)]
+    image = record.image
+    while record.base is not None and len(names) <= MOST:
+        uid, layer = record.base
+        if (below := known(volumes, uid)) is None or layer not in below.layers.parents:
+            raise FileNotFoundError(uid)
+        record = below
+        names += [file_of(uid, one) for one in record.layers.chain(layer)]
+        image = record.image
+    return names, image
+
+
+def linked(volumes: Directory, uid: str) -> dict[str, list[str]]:
+    """Layers of the volume that other volumes stand on, and those. Blocks."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(volumes.names()):
+        other = file.removesuffix(".json")
+        if file.startswith(".") or other in (file, uid):
+            continue
+        record = known(volumes, other)
+        if record is not None and record.base is not None and record.base[0] == uid:
+            found.setdefault(record.base[1], []).append(other)
+    return found
 
 
 def users(pool: PoolDirectory, image_uid: str) -> int:
@@ -167,11 +223,40 @@ def plan_copy(pool: PoolDirectory, source: Source, size: int | None, thick: bool
     with pool.volumes() as volumes:
         record = known(volumes, source.volume) if found is not None else None
         kept = record.layers.snapshots.get(source.snapshot) if record is not None else None
+        if record is not None and record.layers.merging is not None:
+            raise StorageError("Layers of the volume are being merged. Wait until that is done.", reason="VolumeInUse")
         if kept is None or kept.taken is None:
             raise StorageError("The snapshot that is to be copied is not in the pool yet.", reason="SnapshotNotReady")
         with volumes.reading(file_of(source.volume, kept.layer)) as fd:
             least = chain.virtual_size(fd)
     return Plan(at_least(size, least, "snapshot it is copied from"), thick, copied=least), kept.layer
+
+
+def plan_link(pool: PoolDirectory, source: Source, size: int | None, thick: bool) -> Plan:
+    """A volume that begins as a snapshot of another one, and stands on it. Blocks."""
+    if thick:
+        raise StorageError(
+            "A volume of a thick class cannot be linked to a snapshot. Copy the snapshot in full.",
+            reason="LinkedThick",
+            retryable=False,
+        )
+    plan, layer = plan_copy(pool, source, size, thick=False)
+    if layer is None:
+        raise StorageError("Only snapshots can be linked to.", reason="SnapshotNotReady")
+    with pool.volumes() as volumes:
+        record = known(volumes, source.volume)
+        if record is None or len(chain_of(volumes, source.volume, record, layer)[0]) >= MOST:
+            raise too_many()
+    return Plan(plan.size, thick=False, linked_to=(source.volume, layer))
+
+
+def too_many() -> StorageError:
+    """There are as many layers as there may be."""
+    return StorageError(
+        f"The volume has {MOST} layers, one a snapshot. Delete a snapshot, or copy the volume to a new one.",
+        reason="TooManySnapshots",
+        retryable=False,
+    )
 
 
 def plan_blank(size: int | None, thick: bool) -> Plan:
@@ -200,18 +285,20 @@ async def make(
             reason="EncryptedCopy",
             retryable=False,
         )
-    encrypted = passphrase is not None
     with pool.volumes() as volumes:
         fd = await in_thread(volumes.fresh, making(uid))
         try:
             backing = pool.backing_of_volume(plan.overlay_of) if plan.overlay_of is not None else None
+            if plan.linked_to is not None:
+                backing = file_of(*plan.linked_to)
             await in_thread(create, settings, fd, plan.size, backing=backing, thick=plan.thick, passphrase=passphrase)
             if source is not None:
                 pace.stage("Copying", 0, plan.copied)
                 await chain.copy(source, plan.copied, fd, settings, pace.at)
-            await in_thread(
-                _settle, volumes, uid, fd, Record(Layers.first(uid), plan.overlay_of, plan.thick, encrypted)
+            record = Record(
+                Layers.first(uid), plan.overlay_of, plan.thick, plan.linked_to, encrypted=passphrase is not None
             )
+            await in_thread(_settle, volumes, uid, fd, record)
         except BaseException:
             volumes.remove(making(uid))
             raise
@@ -242,13 +329,14 @@ def open_chain(pool: PoolDirectory, uid: str, layer: str | None = None, *, write
         record = known(volumes, uid)
         if record is None:
             raise FileNotFoundError(uid)
+        names, below = chain_of(volumes, uid, record, layer or record.layers.active)
         fds = []
-        for number, one in enumerate(record.layers.chain(layer or record.layers.active)):
-            fds.append(volumes.open(file_of(uid, one), os.O_RDWR if number < write else os.O_RDONLY))
+        for number, name in enumerate(names):
+            fds.append(volumes.open(name, os.O_RDWR if number < write else os.O_RDONLY))
             stack.callback(os.close, fds[-1])
         image = None
-        if record.image is not None:
-            image = images.whole.open(f"{record.image}.qcow2")
+        if below is not None:
+            image = images.whole.open(f"{below}.qcow2")
             stack.callback(os.close, image)
         yield Chain(tuple(fds), image, frozen=layer is not None and not write)
 

@@ -1,0 +1,201 @@
+"""An unowned file becomes a volume by getting the volume's name.
+
+    1. found by its id among what nobody owns, opened without following a link, inspected through that descriptor
+    2. renamed to `.<volume uid>.adopting`; what has that name now must be the file that was inspected, else it goes back
+    3. its record is written, then it gets the volume's name; the record of what it was goes
+
+A death between 2 and 3 is gone on from: the file waits under that name, which nothing else touches or removes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Collection
+from contextlib import suppress
+
+from kumulus.api.host import UnownedKind
+from kumulus_agents.storage import cage, qcow2
+from kumulus_agents.storage.beneath import Directory
+from kumulus_agents.storage.blocking import in_thread
+from kumulus_agents.storage.dir import unowned
+from kumulus_agents.storage.dir.images import stored as stored_image
+from kumulus_agents.storage.dir.pool import PoolDirectory
+from kumulus_agents.storage.dir.unowned import Found
+from kumulus_agents.storage.layers import Layers, from_record
+from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.record import read_record, write_record
+from kumulus_agents.storage.rejection import Rejected
+from kumulus_agents.storage.settings import StorageSettings
+
+_KNOWN = frozenset({"image", "thick", "retained", "active", "layers", "snapshots"})
+"""What a record says of a volume."""
+_DATA_FILE = 1 << 2
+_LOCKS = (100, 200)
+"""QEMU's locks of an open image are bytes from 100 and from 200 (block/file-posix.c)."""
+
+
+async def adopt(
+    pool: PoolDirectory,
+    settings: StorageSettings,
+    uid: str,
+    id: str,
+    owned: Collection[str],
+    namespace: str | None,
+    *,
+    foreign: bool,
+) -> None:
+    """See `Adopting.adopt_volume`. One at a time in a pool. Raises `StorageError` or `OSError`."""
+    with pool.volumes() as volumes, pool.top() as top:
+        waiting = await in_thread(volumes.exists, _adopting(uid))
+        if waiting:
+            where, name, old = volumes, _adopting(uid), id
+        else:
+            found = await in_thread(_find, pool, id, owned)
+            if found is None or not (foreign or _is_of(found, namespace)):
+                raise _not_found(foreign)
+            where, name, old = (volumes if found.in_volumes else top), found.name, found.about.id
+        record = await in_thread(read_record, volumes, f"{old}.json") or {}
+        fd = await in_thread(_open, where, name)
+        try:
+            await _judge(pool, settings, fd, old, record)
+            if not waiting:
+                await in_thread(_take, where, name, volumes, uid, fd)
+            await in_thread(_settle, volumes, uid, old, fd, record)
+        finally:
+            os.close(fd)
+
+
+def retain(pool: PoolDirectory, uid: str, namespace: str | None, name: str) -> None:
+    """See `Adopting.retain_volume`. Blocks."""
+    with pool.volumes() as volumes:
+        record = read_record(volumes, f"{uid}.json")
+        whose = {"namespace": namespace, "name": name}
+        if record is not None and record.get("retained") != whose:
+            write_record(volumes, f"{uid}.json", {**record, "retained": whose})
+
+
+def _find(pool: PoolDirectory, id: str, owned: Collection[str]) -> Found | None:
+    found = next((item for item in unowned.scan(pool, owned) if item.about.id == id), None)
+    if found is not None and found.about.kind not in (UnownedKind.VOLUME, UnownedKind.FILE):
+        raise _refused("is not a file of its own that a volume could be made of")
+    return found
+
+
+def _is_of(found: Found, namespace: str | None) -> bool:
+    return found.about.kind is UnownedKind.VOLUME and found.about.namespace == namespace is not None
+
+
+def _open(where: Directory, name: str) -> int:
+    try:
+        fd = where.open(name, os.O_RDWR)
+    except FileNotFoundError:
+        raise _not_found(True) from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise _refused("is not a plain file") from error
+        raise
+    try:
+        about = os.fstat(fd)
+        if about.st_uid != os.geteuid():
+            raise _refused("belongs to another user, who could go on writing to it: make root its owner")
+        if about.st_nlink != 1:
+            raise _refused("has another name (a hard link) elsewhere: remove that")
+        if _locked(fd):
+            raise StorageError("The file is in use: stop the program that has it open.", reason="VolumeInUse")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+async def _judge(pool: PoolDirectory, settings: StorageSettings, fd: int, old: str, record: dict[str, object]) -> None:
+    """Whether the file may be used: as an import when it is foreign, by what our record says when it was a volume."""
+    try:
+        one_file = from_record(old, record) == Layers.first(old) and not record.keys() - _KNOWN
+    except ValueError:
+        one_file = False
+    if not one_file:
+        raise _refused("is not all there is of the volume that it was, which had snapshots or stood on one")
+    image = record.get("image")
+    if isinstance(image, str):
+        with pool.images() as images:
+            if await in_thread(stored_image, pool, images.whole, image) is None:
+                raise StorageError(
+                    "The image that the data stands on is not in the pool any more.", reason="ImageNotReady"
+                )
+        await in_thread(_stands_on, fd, pool.backing_of_volume(image))
+        return
+    answer = await cage.inspect(fd, "qcow2", settings.max_virtual_size, settings=settings.cage)
+    if isinstance(why := answer.get("rejected"), str):
+        raise _refused(why)
+    if answer.get("format") != "qcow2":
+        raise _refused("could not be inspected")
+
+
+def _stands_on(fd: int, backing: str) -> None:
+    """The header names the image that the record names, in our words, and no other file."""
+
+    def read(offset: int, length: int) -> bytes:
+        return os.pread(fd, length, offset)
+
+    try:
+        header = qcow2.parse(read)
+    except Rejected as error:
+        raise _refused(str(error)) from error
+    named = read(header.backing_offset, min(header.backing_size, 1024)) if header.backing_offset else b""
+    if named != backing.encode() or header.incompatible & _DATA_FILE or header.crypt_method:
+        raise _refused("names other files than the image that it was made from")
+
+
+def _take(where: Directory, name: str, volumes: Directory, uid: str, fd: int) -> None:
+    """Give what was inspected a name of ours. What was put in its place meanwhile goes back."""
+    target = _adopting(uid)
+    os.rename(name, target, src_dir_fd=where.fd, dst_dir_fd=volumes.fd)
+    inspected, taken = os.fstat(fd), os.stat(target, dir_fd=volumes.fd, follow_symlinks=False)
+    if (inspected.st_dev, inspected.st_ino) != (taken.st_dev, taken.st_ino) or not stat.S_ISREG(taken.st_mode):
+        with suppress(OSError):  # a directory cannot be linked: it stays under the name it has now, and is listed
+            os.link(target, name, src_dir_fd=volumes.fd, dst_dir_fd=where.fd, follow_symlinks=False)
+            os.unlink(target, dir_fd=volumes.fd)
+        raise _refused("was replaced while it was looked at")
+    volumes.flush()
+    if where.fd != volumes.fd:
+        where.flush()
+
+
+def _settle(volumes: Directory, uid: str, old: str, fd: int, record: dict[str, object]) -> None:
+    """The record first: a volume that exists has one."""
+    known = {"image": record.get("image"), "thick": record.get("thick") is True}
+    write_record(volumes, f"{uid}.json", known, flush=False)
+    volumes.settle(fd, _adopting(uid), f"{uid}.qcow2")
+    if not volumes.exists(f"{old}.qcow2"):
+        volumes.erase(f"{old}.json")
+
+
+def _locked(fd: int) -> bool:
+    """Whether a program has locks on the file as QEMU's are. Asks, and takes none."""
+    for start in _LOCKS:
+        wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, 64, 0)
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted)
+        if struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK:
+            return True
+    return False
+
+
+def _not_found(foreign: bool) -> StorageError:
+    what = "file that nobody owns" if foreign else "volume of this namespace that was retained"
+    return StorageError(
+        f"There is no {what} with that id in the pool: kumulusctl pool unowned shows what there is.",
+        reason="DataNotFound",
+    )
+
+
+def _refused(why: str) -> StorageError:
+    return StorageError(f"The data is not taken: it {why}.", reason="DataRefused", retryable=False)
+
+
+def _adopting(uid: str) -> str:
+    return f".{uid}.adopting"

@@ -1,0 +1,148 @@
+"""Logins to registries: read by name from the image's namespace, copied for the one host that imports, taken back.
+
+Of a Secret with many logins, the host gets the one that is for the registry.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kumulus.api.host import WorkOrder
+from kumulus.api.storage import OciSource
+from kumulus.kube.builtin import SECRET
+from kumulus.kube.client import KubeClient
+from kumulus.kube.errors import AlreadyExists
+
+_TYPE, _KEY = "kubernetes.io/dockerconfigjson", ".dockerconfigjson"
+_DOCKER = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
+
+
+class LoginProblem(Exception):
+    """There is no login that could be handed over. The text is a sentence that says what to do."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A user of a registry."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+def find(config: object, reference: str) -> Login | None:
+    """The login for the reference's registry, of several that with the longest path that fits. Pure.
+
+    As the kubelet reads it: keys are hosts, perhaps with a path, perhaps written as URLs; a login is a
+    name and a password, or both in `auth` (base64).
+    """
+    auths = config.get("auths") if isinstance(config, Mapping) else None
+    if not isinstance(auths, Mapping):
+        return None
+    fitting = sorted(
+        (key for key in auths if isinstance(key, str) and _fits(key, reference)), key=lambda key: (len(_path(key)), key)
+    )
+    for key in reversed(fitting):
+        if (login := _login(auths[key])) is not None:
+            return login
+    return None
+
+
+def _bare(key: str) -> str:
+    return key.removeprefix("https://").removeprefix("http://").rstrip("/")
+
+
+def _path(key: str) -> str:
+    path = _bare(key).partition("/")[2]
+    return "" if path in ("v1", "v2") else path
+
+
+def _fits(key: str, reference: str) -> bool:
+    host, (registry, _, repository) = _bare(key).partition("/")[0], reference.partition("/")
+    path = _path(key)
+    same = host == registry or {host, registry} <= _DOCKER
+    return same and (
+        not path or f"{repository}/".startswith(f"{path}/") or repository.startswith((f"{path}:", f"{path}@"))
+    )
+
+
+def _login(entry: object) -> Login | None:
+    if not isinstance(entry, Mapping):
+        return None
+    username, password, auth = (entry.get(key) for key in ("username", "password", "auth"))
+    if isinstance(username, str) and username and isinstance(password, str):
+        return Login(username, password)
+    if not isinstance(auth, str):
+        return None
+    try:
+        username, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    return Login(username, password) if username and colon else None
+
+
+async def gather(client: KubeClient, source: OciSource, namespace: str) -> Login:
+    """The login that the image's Secret has for its registry: a live read, never cached. Raises `LoginProblem`."""
+    name, registry = source.secret or "", source.reference.partition("/")[0]
+    found = await client.find(SECRET, name, namespace)
+    if found is None:
+        raise LoginProblem(
+            "SecretNotFound", f"spec.source.oci.secret: there is no Secret {name} in namespace {namespace}. Make it."
+        )
+    if found.get("type") != _TYPE or _KEY not in (found.get("data") or {}):
+        raise LoginProblem(
+            "SecretUnusable",
+            f"spec.source.oci.secret: Secret {name} is not of type {_TYPE}."
+            " Make one: kubectl create secret docker-registry.",
+        )
+    try:
+        config = json.loads(base64.b64decode(found["data"][_KEY], validate=True))
+    except (ValueError, RecursionError):
+        config = None
+    login = find(config, source.reference)
+    if login is None:
+        raise LoginProblem(
+            "SecretUnusable", f"spec.source.oci.secret: Secret {name} has no user name and password for {registry}."
+        )
+    return login
+
+
+def _secret_of(order: WorkOrder) -> str | None:
+    disk = order.spec.disk
+    oci = disk.import_image.oci if disk is not None and disk.import_image is not None else None
+    return oci.secret if oci is not None else None
+
+
+async def hand_over(client: KubeClient, order: WorkOrder, login: Login) -> None:
+    """Have the login in the host's namespace, for that order alone; it goes with it. Another one there is replaced."""
+    name = _secret_of(order)
+    if name is None:
+        return
+    owner = {"apiVersion": order.KIND.api_version, "kind": "WorkOrder", "name": order.name, "uid": order.uid}
+    data = {"username": login.username, "password": login.password}
+    body = {"metadata": {"name": name, "ownerReferences": [owner]}, "immutable": True, "stringData": data}
+    try:
+        await client.create(SECRET, body, order.namespace)
+    except AlreadyExists:
+        found = await client.find(SECRET, name, order.namespace)
+        if found is not None:
+            owners = {item["uid"] for item in found["metadata"].get("ownerReferences", ())}
+            wanted = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
+            if order.uid in owners and found.get("data") == wanted:
+                return
+            await client.delete(SECRET, name, order.namespace, uid=found["metadata"]["uid"])
+        await client.create(SECRET, body, order.namespace)
+
+
+async def take_back(client: KubeClient, order: WorkOrder) -> None:
+    """Remove the login from the host's namespace. Gone already: nothing."""
+    name = _secret_of(order)
+    if name is not None:
+        await client.delete(SECRET, name, order.namespace)
