@@ -620,8 +620,6 @@ async def test_volumes_are_encrypted_with_the_secret_of_their_owner(tenant: Tena
         await tenant.wait(
             VirtualMachine.KIND, "vm", lambda v: v["status"].get("lastRestartRequest") == "now", "is restarted"
         )
-        await tenant.volume("copy", **{"class": name, "source": {"volume": "data"}})
-        await tenant.says(Volume.KIND, "copy", "EncryptedCopy")
         told = json.dumps(
             [await tenant.cloud.listed(kind) for kind in (WorkOrder.KIND, Volume.KIND, VirtualMachine.KIND)]
         )
@@ -630,6 +628,9 @@ async def test_volumes_are_encrypted_with_the_secret_of_their_owner(tenant: Tena
         host, uid = host_namespace(vm["status"]["host"]), volume["metadata"]["uid"]
         assert await tenant.client.find(SECRET, f"luks-{uid}", host)
         await tenant.delete(VirtualMachine.KIND, "vm")
+        await tenant.is_("data", "Available")
+        await tenant.volume("copy", **{"class": name, "source": {"volume": "data"}})
+        await tenant.says(Volume.KIND, "copy", "EncryptedCopy")
         await tenant.delete(Volume.KIND, "data")
         await tenant.gone(Volume.KIND, "data")
         assert await tenant.client.find(SECRET, f"luks-{uid}", host) is None

@@ -17,6 +17,7 @@ from kumulus.api.host import PoolRef, UnownedFile, WorkOrder, WorkType, volume_o
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
 from kumulus.api.storage import Attachment, ClusterImage, Image, StoragePool, Volume, VolumeClass, VolumePhase
 from kumulus.api.volume_snapshot import VolumeSnapshot
+from kumulus.kube.builtin import SECRET
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key
