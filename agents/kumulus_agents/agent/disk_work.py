@@ -30,8 +30,8 @@ IN_USE_EVERY = 10.0
 
 WAITED_FOR = frozenset(
     {
-        "SecretNotFound",
         "WaitingForZone",
+        "WaitingForUpload",
         "ImageNotReady",
         "VolumeNotReady",
         "SnapshotNotReady",
@@ -39,6 +39,8 @@ WAITED_FOR = frozenset(
         "VolumeBusy",
         "SnapshotInUse",
         "HypervisorUnavailable",
+        "PoolNotAnswering",
+        "SecretNotFound",
     }
 )
 """Reasons that nobody has to do anything about but wait."""

@@ -232,10 +232,11 @@ class Volumes:
             await self._hypervisor.resize_disk(machine, volume, size)
 
         resize = live if machine is not None else None
-        if wanted.secret is None:
-            return await driver.grow_volume(volume, size, resize)
-        passphrase = await self._passphrases.read(wanted.secret)
-        return await _encrypted(driver).grow_encrypted_volume(volume, size, passphrase, resize)
+        with self._reservations.hold((volume,), "it is being grown"):
+            if wanted.secret is None:
+                return await driver.grow_volume(volume, size, resize)
+            passphrase = await self._passphrases.read(wanted.secret)
+            return await _encrypted(driver).grow_encrypted_volume(volume, size, passphrase, resize)
 
     async def _remove(self, order: WorkOrder, wanted: VolumeOrder, driver: StorageDriver, known: DiskFacts) -> Result:
         await self._work.cancel(order.name)

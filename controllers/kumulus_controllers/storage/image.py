@@ -11,6 +11,7 @@ import structlog
 from kumulus.api.base import FINALIZER, PLATFORM_NAMESPACE, ObjectRef
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import (
+    WAITING_FOR_UPLOAD,
     DiskOrder,
     HttpFetch,
     ImageCopy,
@@ -18,6 +19,7 @@ from kumulus.api.host import (
     ImageRef,
     OciFetch,
     PoolRef,
+    UploadFetch,
     WorkOrder,
     WorkOrderSpec,
     WorkState,
@@ -113,6 +115,8 @@ def image_import(image: AnyImage, pool_uid: str) -> ImageImport:
                 secret=pull_secret_name(image.uid, pool_uid) if source.oci.secret is not None else None,
             ),
         )
+    if source.upload is not None:
+        return ImageImport(image=image_ref(image), upload=UploadFetch(compression=spec.compression))
     assert source.http is not None
     fetch = HttpFetch(url=source.http.url, ca_bundle=source.http.ca_bundle, compression=spec.compression)
     return ImageImport(image=image_ref(image), http=fetch)
@@ -232,6 +236,8 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
     else:
         state = leading.status.state
         phase = _PHASES.get(state, ImagePhase.PENDING) if state else ImagePhase.PENDING
+        if leading.status.reason == WAITING_FOR_UPLOAD:
+            phase = ImagePhase.PENDING
         if phase is ImagePhase.FAILED:
             fact = Fact(
                 "Ready", False, leading.status.reason or "Failed", leading.status.message or "The import failed."

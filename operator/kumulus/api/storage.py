@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
@@ -98,13 +99,25 @@ class OciSource(Model):
     )
 
 
+class UploadSource(Model):
+    """An image that its owner brings: `kumulusctl image upload`."""
+
+
 class ImageSource(Model):
     """Where the image comes from."""
 
-    rules = (Rule("has(self.http) != has(self.oci)", "an image needs one source: set exactly one of http and oci"),)
+    rules = (
+        Rule(
+            "(has(self.http) ? 1 : 0) + (has(self.oci) ? 1 : 0) + (has(self.upload) ? 1 : 0) == 1",
+            "an image needs one source: set exactly one of http, oci and upload",
+        ),
+    )
 
     http: HttpSource | None = Field(default=None, description="From a web server.")
     oci: OciSource | None = Field(default=None, description="From an OCI registry.")
+    upload: UploadSource | None = Field(
+        default=None, description="Brought by its owner, from wherever that is. Not of a ClusterImage."
+    )
 
 
 class Checksum(Model):
@@ -158,10 +171,10 @@ class CachePolicy(StrEnum):
 class ImageSpec(Model):
     """What the image is and where it comes from."""
 
-    rules = (
+    rules: ClassVar[Sequence[Rule]] = (
         Rule(
-            "has(self.checksum) || !has(self.source.http)",
-            "an image from a web server needs its checksum: set checksum.sha256",
+            "has(self.checksum) || has(self.source.oci)",
+            "an image from a web server or an upload needs its checksum: set checksum.sha256",
             field=".checksum",
         ),
     )
@@ -206,6 +219,11 @@ class OwnedImageSpec(ImageSpec):
 
 class ClusterImageSpec(ImageSpec):
     """What a shared image is, where it comes from, and who may use it."""
+
+    rules = (
+        *ImageSpec.rules,
+        Rule("!has(self.source.upload)", "only an Image can be uploaded, not a ClusterImage", field=".source.upload"),
+    )
 
     allowed_namespaces: tuple[DnsLabel, ...] = Field(
         default=(),
@@ -322,6 +340,55 @@ class ClusterImage(Resource):
 
     spec: ClusterImageSpec = Field(description="What the image is, where it comes from, and who may use it.")
     status: ImageStatus = Field(default_factory=ImageStatus, description="What is known of it.")
+
+
+class ImageUploadSpec(Model):
+    """Which image somebody is going to upload, and how they are known."""
+
+    rules = (Rule("self == oldSelf", "an upload cannot be changed: make a new one"),)
+
+    image: DnsLabel = Field(description="Name of an Image of the same namespace whose source is upload.")
+    token_sha256: Sha256 = Field(
+        description="SHA-256 of the token that will be shown, 64 hexadecimal digits. Whoever uploads makes up the token and tells it to nobody but the host: it is nowhere in the cluster.",
+    )
+    ttl_seconds: int = Field(
+        default=3600, description="The upload ends so long after it was made, and is deleted.", ge=60, le=86400
+    )
+
+
+class ImageUploadStatus(Status):
+    """Where to upload."""
+
+    phase: str | None = Field(default=None, description="Pending, Ready, Complete or Failed.")
+    url: str | None = Field(default=None, description="Where the image is brought to: by PUT, in parts.")
+    server_name: str | None = Field(default=None, description="The name that the server's certificate is for.")
+    ca_bundle: str | None = Field(
+        default=None, description="PEM certificates it is signed with; no others are to be trusted.", max_length=32768
+    )
+    host: str | None = Field(default=None, description="The host that takes it.")
+    expires_at: str | None = Field(default=None, description="When the upload ends (RFC 3339).")
+
+
+class ImageUpload(Resource):
+    """Lets whoever made it upload one image for a while; deletes itself. What has arrived outlives it."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="ImageUpload",
+        plural="imageuploads",
+        categories=("kumulus",),
+        columns=(
+            Column("Image", ".spec.image"),
+            Column("Phase", ".status.phase"),
+            Column("Host", ".status.host", priority=1),
+            Column("Expires", ".status.expiresAt"),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+
+    spec: ImageUploadSpec = Field(description="Which image, and how the one who uploads is known.")
+    status: ImageUploadStatus = Field(default_factory=ImageUploadStatus, description="Where to upload.")
 
 
 class PoolThresholds(Model):

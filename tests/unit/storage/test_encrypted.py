@@ -77,6 +77,16 @@ async def test_it_stands_on_its_image_and_grows(driver: DirStorage, server: Any,
     assert refused.value.reason == "EncryptedCopy"
 
 
+async def test_nothing_remembers_what_is_written_to_it(driver: DirStorage, key: Path) -> None:
+    volume = uid()
+    made = await driver.ensure_encrypted_volume(volume, 4 * MIB, None, False, PASSPHRASE)
+    guest(made.path, key, "write -P 0x5a 1M 64k")
+    assert await driver.open_volume(volume) == await driver.volume(volume)
+    info = subprocess.run(["qemu-img", "info", "-f", "qcow2", made.path], capture_output=True, text=True, check=True)
+    assert "encrypted: yes" in info.stdout and "bitmaps" not in info.stdout
+    assert "verification failed" not in guest(made.path, key, "read -P 0x5a 1M 64k")
+
+
 async def test_what_is_not_done_yet_is_refused(driver: DirStorage) -> None:
     volume = uid()
     await driver.ensure_encrypted_volume(volume, MIB, None, False, PASSPHRASE)
@@ -86,6 +96,7 @@ async def test_what_is_not_done_yet_is_refused(driver: DirStorage) -> None:
         (driver.ensure_volume(uid(), None, VolumeOrigin(volume=volume), False), "EncryptedCopy"),
         (driver.ensure_encrypted_volume(uid(), None, VolumeOrigin(volume=plain), False, PASSPHRASE), "EncryptedCopy"),
         (driver.begin_snapshot(volume, uid()), "EncryptedSnapshot"),
+        (driver.changes(volume), "ChangesUnsupported"),
     ):
         with pytest.raises(StorageError) as refused:
             await attempt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from contextlib import ExitStack
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.tracking import GRANULARITY, NAME
 
 _TIMEOUT = 60.0
 _TOLD = 200
@@ -46,24 +48,49 @@ def create(
             handed.append(stack.enter_context(passphrase.opened()))
             secret = ("--object", f"secret,id=key,file=/proc/self/fd/{handed[-1]}")
             options += f",encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time={_ITERATE}"
-        _create(settings, fd, virtual_size, options, (*secret, *below), handed, thick=thick)
+        command = [
+            *(str(settings.cage.qemu_img), "create", "-q", "-u", "-f", "qcow2", "-o", options),
+            *(*secret, *below, f"/proc/self/fd/{fd}", str(virtual_size)),
+        ]
+        timeout = _THICK_TIMEOUT if thick else _TIMEOUT
+        failed: str | None = _CLOCK
+        for _ in range(_CLOCK_TRIES):
+            if failed is not None and _CLOCK in failed:
+                os.ftruncate(fd, 0)
+                failed = _run(command, handed, timeout)
+    _judge(failed)
 
 
-def _create(
-    settings: StorageSettings,
-    fd: int,
-    virtual_size: int,
-    options: str,
-    more: Sequence[str],
-    handed: Sequence[int],
-    *,
-    thick: bool,
-) -> None:
-    failed: str | None = _CLOCK
-    for _ in range(_CLOCK_TRIES):
-        if failed is not None and _CLOCK in failed:
-            os.ftruncate(fd, 0)
-            failed = _try(settings, fd, virtual_size, options, more, handed, thick=thick)
+def track(settings: StorageSettings, fd: int) -> None:
+    """Have the new disk in the open file, not encrypted, remember from now on which parts are written.
+
+    Raises `StorageError`.
+    """
+    file = {"driver": "file", "filename": f"/proc/self/fd/{fd}"}
+    disk = "json:" + json.dumps({"driver": "qcow2", "backing": None, "file": file})
+    command = [str(settings.cage.qemu_img), "bitmap", "--add", "-g", str(GRANULARITY), disk, NAME]
+    _judge(_run(command, [fd], _TIMEOUT))
+
+
+def _run(command: Sequence[str], handed: Sequence[int], timeout: float) -> str | None:
+    """What qemu-img complains of; None when it does not."""
+    try:
+        done = subprocess.run(
+            command,
+            pass_fds=handed,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={},
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise StorageError("The pool does not answer: making a disk took too long.", reason="PoolFailed") from None
+    return done.stderr.decode(errors="replace").strip() if done.returncode else None
+
+
+def _judge(failed: str | None) -> None:
     if failed is None:
         return
     if "No space left" in failed or "quota exceeded" in failed:
@@ -71,33 +98,3 @@ def _create(
             "Could not make the disk: the pool is full. Free space in it or choose another pool.", reason="NoSpace"
         )
     raise StorageError(f"Could not make the disk: qemu-img failed: {failed[-_TOLD:]}")
-
-
-def _try(
-    settings: StorageSettings,
-    fd: int,
-    virtual_size: int,
-    options: str,
-    more: Sequence[str],
-    handed: Sequence[int],
-    *,
-    thick: bool,
-) -> str | None:
-    """What qemu-img complains of; None when it does not."""
-    try:
-        done = subprocess.run(
-            [
-                *(str(settings.cage.qemu_img), "create", "-q", "-u", "-f", "qcow2", "-o", options),
-                *(*more, f"/proc/self/fd/{fd}", str(virtual_size)),
-            ],
-            pass_fds=handed,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={},
-            timeout=_THICK_TIMEOUT if thick else _TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise StorageError("The pool does not answer: making a disk took too long.", reason="PoolFailed") from None
-    return done.stderr.decode(errors="replace").strip() if done.returncode else None

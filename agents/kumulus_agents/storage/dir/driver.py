@@ -7,12 +7,14 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from weakref import WeakValueDictionary
 
 from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import OPTICAL, ImageContent, ImageFormat
 from kumulus_agents.storage.adoption import Unclaimed
+from kumulus_agents.storage.apart import apart
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.dir import adopted, disks, images, keepers, snapshots, unowned, uses, volumes
@@ -21,6 +23,7 @@ from kumulus_agents.storage.dir.volumes import Source
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import (
     ImageSource,
@@ -37,16 +40,21 @@ from kumulus_agents.storage.protocol import (
     Usage,
     same,
 )
+from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.tracking import Extent
 from kumulus_agents.storage.whole import Receive
 
 
 class DirStorage:
     """`StorageDriver` for a directory. Belongs to one event loop."""
 
-    def __init__(self, pool: PoolRef, settings: StorageSettings, *, fetcher: Fetcher | None = None) -> None:
-        self._pool = PoolDirectory(pool, settings)
+    def __init__(
+        self, pool: PoolRef, settings: StorageSettings, *, fetcher: Fetcher | None = None, mounted: bool = False
+    ) -> None:
+        """`mounted`: the pool's root must be a mount."""
+        self._pool = PoolDirectory(pool, settings, mounted=mounted)
         self._prepared = False
         self._settings = settings
         self._claims = Claims(pool.name)
@@ -153,6 +161,23 @@ class DirStorage:
             raise StorageError("The image was removed while it was copied.", reason="ImageNotReady")
         return found
 
+    @property
+    def upload_max(self) -> int:
+        """See `TakesUploads.upload_max`."""
+        return self._settings.fetch.max_bytes
+
+    @asynccontextmanager
+    async def upload(self, uid: str) -> AsyncIterator[Part]:
+        """See `TakesUploads.upload`."""
+        with told_as("take the upload"), self._pool.images() as directories:
+            async with images.uploading(self._pool, directories, uid_of(uid), self._claims) as part:
+                yield part
+
+    async def uploaded(self, uid: str, idle_seconds: float) -> bool:
+        """See `TakesUploads.uploaded`."""
+        with told_as("look for the upload"), self._pool.images() as directories:
+            return await in_thread(images.uploaded, self._pool, directories, uid_of(uid), idle_seconds)
+
     async def remove_image(self, uid: str) -> None:
         """See `StorageDriver.remove_image`."""
         async with self._lock(f"image {uid_of(uid)}"):
@@ -197,6 +222,14 @@ class DirStorage:
         """See `StorageDriver.volume`."""
         with told_as("look for the volume"):
             return await in_thread(volumes.stored, self._pool, uid_of(uid))
+
+    async def open_volume(self, uid: str) -> StoredVolume | None:
+        """See `StorageDriver.open_volume`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            if await self.volume(uid) is not None:
+                with told_as("put the volume in order"):
+                    await volumes.mend(self._pool, self._settings, uid)
+            return await self.volume(uid)
 
     async def ensure_volume(
         self,
@@ -331,7 +364,7 @@ class DirStorage:
         with told_as("look for the snapshot"):
             return await in_thread(snapshots.stored, self._pool, uid_of(volume), uid_of(snapshot))
 
-    async def begin_snapshot(self, volume: str, snapshot: str) -> StoredVolume:
+    async def begin_snapshot(self, volume: str, snapshot: str, *, live: bool = False) -> StoredVolume:
         """See `StorageDriver.begin_snapshot`."""
         async with self._lock(f"volume {uid_of(volume)}"):
             if (await self._present(volume)).encrypted:
@@ -341,7 +374,8 @@ class DirStorage:
                     retryable=False,
                 )
             with told_as("take the snapshot"):
-                await in_thread(snapshots.begin, self._pool, self._settings, volume, uid_of(snapshot))
+                work = partial(snapshots.begin, self._pool, self._settings, volume, uid_of(snapshot), live=live)
+                await in_thread(work)
             return await self._present(volume)
 
     async def confirm_snapshot(
@@ -363,6 +397,21 @@ class DirStorage:
                 raise StorageError("The snapshot is being copied. Wait until that is done.", reason="SnapshotInUse")
             with told_as("remove the snapshot"):
                 await in_thread(snapshots.forget, self._pool, volume, uid_of(snapshot))
+
+    async def changes(self, volume: str, since: str | None = None, until: str | None = None) -> list[Extent]:
+        """See `StorageDriver.changes`."""
+        for snapshot in (since, until):
+            if snapshot is not None:
+                uid_of(snapshot)
+        async with self._lock(f"volume {uid_of(volume)}"):
+            if volume in self._merging:
+                raise StorageError("Layers of the volume are being merged. Wait.", reason="VolumeInUse")
+            if (await self._present(volume)).encrypted:
+                raise StorageError(
+                    "What changed in encrypted volumes is not known.", reason="ChangesUnsupported", retryable=False
+                )
+            with told_as("read what changed"):
+                return await in_thread(snapshots.changes, self._pool, volume, since, until)
 
     async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
         """See `StorageDriver.revert_volume`."""
@@ -530,6 +579,8 @@ def _ignore(_: ImportProgress) -> None:
     """Nobody listens."""
 
 
-def make(pool: PoolRef, settings: StorageSettings) -> StorageDriver:
-    """The driver for a pool; what the entry point names."""
-    return DirStorage(pool, settings)
+def make(pool: PoolRef, settings: StorageSettings, _: Secrets) -> StorageDriver:
+    """The driver for a pool; what the entry point names. A file system that hosts share may stall."""
+    if not pool.shared:
+        return DirStorage(pool, settings)
+    return apart(lambda: DirStorage(pool, settings), pool.parameters.path or "/", pool.name)

@@ -17,7 +17,7 @@ from kumulus_agents.storage import chain
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.chain import Chain
-from kumulus_agents.storage.dir.creation import create
+from kumulus_agents.storage.dir.creation import create, track
 from kumulus_agents.storage.dir.images import stored as stored_image
 from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.layers import Layers, from_record, to_record
@@ -277,7 +277,8 @@ async def make(
 ) -> None:
     """Make the volume. `source` is what it is copied from. Raises `StorageError` or `OSError`.
 
-    Whatever an earlier attempt left is replaced; nothing is left of this one when it fails.
+    Whatever an earlier attempt left is replaced; nothing is left of this one when it fails. Of one that is encrypted
+    nothing remembers which parts are written.
     """
     if source is not None and passphrase is not None:
         raise StorageError(
@@ -295,6 +296,8 @@ async def make(
             if source is not None:
                 pace.stage("Copying", 0, plan.copied)
                 await chain.copy(source, plan.copied, fd, settings, pace.at)
+            if passphrase is None:
+                await in_thread(track, settings, fd)
             record = Record(
                 Layers.first(uid), plan.overlay_of, plan.thick, plan.linked_to, encrypted=passphrase is not None
             )
@@ -317,7 +320,14 @@ async def grow(
         record = await in_thread(known, volumes, uid)
     thick = record is not None and record.thick and len(record.layers.parents) == 1
     with open_chain(pool, uid, write=1) as volume:
+        await chain.mend(volume.layers[0], settings)
         await chain.grow(volume, size, settings, thick=thick, passphrase=passphrase)
+
+
+async def mend(pool: PoolDirectory, settings: StorageSettings, uid: str) -> None:
+    """Put in order what an emulator that was killed left in the file that is written. Somebody has it open: nothing."""
+    with open_chain(pool, uid, write=1) as volume:
+        await chain.mend(volume.layers[0], settings)
 
 
 @contextmanager
