@@ -49,6 +49,12 @@ def guest(path: str, key: Path | None, *commands: str) -> str:
     return done.stdout
 
 
+def info(path: str) -> str:
+    """What QEMU tells of the file."""
+    command = ["qemu-img", "info", "-f", "qcow2", path]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 async def test_what_a_guest_writes_is_not_on_the_disk(driver: DirStorage, key: Path) -> None:
     assert isinstance(driver, EncryptedVolumes)
     made = await driver.ensure_encrypted_volume(uid(), 4 * MIB, None, False, PASSPHRASE)
@@ -82,8 +88,8 @@ async def test_nothing_remembers_what_is_written_to_it(driver: DirStorage, key: 
     made = await driver.ensure_encrypted_volume(volume, 4 * MIB, None, False, PASSPHRASE)
     guest(made.path, key, "write -P 0x5a 1M 64k")
     assert await driver.open_volume(volume) == await driver.volume(volume)
-    info = subprocess.run(["qemu-img", "info", "-f", "qcow2", made.path], capture_output=True, text=True, check=True)
-    assert "encrypted: yes" in info.stdout and "bitmaps" not in info.stdout
+    told = info(made.path)
+    assert "encrypted: yes" in told and "bitmaps" not in told
     assert "verification failed" not in guest(made.path, key, "read -P 0x5a 1M 64k")
 
 
