@@ -92,6 +92,8 @@ OCI: Raw = {
     "format": "qcow2",
 }
 
+PUBLISHED: Raw = {"source": {"volume": "web-root"}, "format": "qcow2"}
+
 GOOD: Mapping[type[Resource], Raw] = {
     VirtualMachine: VM,
     InstanceType: {"cpus": 1, "memory": "512Mi", "allowedNamespaces": ["a", "b"]},
@@ -345,8 +347,24 @@ BAD = [
         "exactly one of importImage and volume",
     ),
     Bad(WorkOrder, "spec.instance.disks.0.volume", UID, "exactly one of image and volume"),
-    Bad(Image, "spec.source", {}, "exactly one of http and oci"),
+    Bad(Image, "spec.source", {}, "exactly one of http, oci"),
     Bad(Image, "spec.allowedNamespaces", ["A_"], "spec.allowedNamespaces[0]"),
+    *(
+        Bad(Image, "spec", spec, "an image of a volume or snapshot")
+        for spec in (
+            {**PUBLISHED, "checksum": {"sha256": SHA}},
+            {**PUBLISHED, "format": "raw"},
+            {**PUBLISHED, "compression": "xz"},
+            {"source": {"snapshot": "s"}, "format": "iso"},
+        )
+    ),
+    *(
+        Bad(Image, "spec", {**PUBLISHED, "source": {kind: name}})
+        for kind in ("volume", "snapshot")
+        for name in ("", "../x", "A")
+    ),
+    Bad(Image, "spec", {**PUBLISHED, "source": {"volume": "a", "snapshot": "b"}}, "exactly one of http, oci"),
+    Bad(ClusterImage, "spec", PUBLISHED, "no namespace with volumes"),
     Bad(Image, "spec.allowedNamespaces", ["a"] * 300, "spec.allowedNamespaces"),
     Bad(Volume, "spec.source", {"volume": "other", "imageNamespace": "golden"}, "imageNamespace is for image"),
     *(Bad(Volume, "spec.source.imageNamespace", name) for name in ("", "../x", "A", "a.b")),
@@ -354,12 +372,12 @@ BAD = [
         Bad(VirtualMachine, "spec.disks.0.ephemeral.imageNamespace", name, "spec.disks[0].ephemeral.imageNamespace")
         for name in ("", "../x", "A")
     ),
-    Bad(Image, "spec.source.oci", OCI["source"]["oci"], "exactly one of http and oci"),
+    Bad(Image, "spec.source.oci", OCI["source"]["oci"], "exactly one of http, oci"),
     Bad(
         WorkOrder,
         "spec",
         {"type": "Disk", "for": FOR, "disk": {"pool": POOL, "importImage": {"image": ORDERED_IMAGE}}},
-        "exactly one of http and oci",
+        "exactly one of http, oci",
     ),
     Bad(Image, "spec", {**OCI, "source": {"oci": {}}}, "spec.source.oci.reference"),
     *(
@@ -822,6 +840,8 @@ GOOD_VARIANTS = [
     ),
     (Image, {**OCI, "checksum": {"sha256": SHA}, "allowedNamespaces": ["team-a", "team-b"]}),
     (Volume, {"source": {"image": "debian", "imageNamespace": "golden"}}),
+    (Image, PUBLISHED),
+    (Image, {"source": {"snapshot": "before"}, "format": "qcow2"}),
     (VirtualMachine, {**VM, "disks": [{"name": "d", "ephemeral": {"image": "debian", "imageNamespace": "golden"}}]}),
     (
         VirtualMachine,

@@ -37,6 +37,7 @@ from kumulus_agents.storage.protocol import (
     StorageDriver,
     StorageError,
     StoredImage,
+    VolumeContent,
 )
 from kumulus_agents.storage.whole import WholeImages
 from kumulus_agents.transfer.fetch import NoPeer, PeerFetcher
@@ -199,6 +200,8 @@ class Images:
         """Where the image comes from, with the login to it. Raises `StorageError`."""
         if wanted.http is not None:
             return wanted.http
+        if wanted.volume is not None:
+            return VolumeContent(wanted.volume, wanted.snapshot)
         if wanted.oci is None:
             raise StorageError(
                 "The order names no source that this agent knows. Update the agent.",

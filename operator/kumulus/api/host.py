@@ -196,11 +196,22 @@ class ImageCopy(Model):
 class ImageImport(Model):
     """Bring an image into a pool: fetch, verify, inspect, convert."""
 
-    rules = (Rule("has(self.http) != has(self.oci)", "set exactly one of http and oci"),)
+    rules = (
+        Rule(
+            "[has(self.http), has(self.oci), has(self.volume)].filter(set, set).size() == 1",
+            "set exactly one of http, oci and volume",
+        ),
+    )
 
     image: ImageRef = Field(description="The image.")
     http: HttpFetch | None = Field(default=None, description="Its bytes are on a web server.")
     oci: OciFetch | None = Field(default=None, description="Its bytes are in a registry.")
+    volume: Uid | None = Field(
+        default=None, description="Uid of a Volume: a full copy of it, where it is in the same pool of this host."
+    )
+    snapshot: Uid | None = Field(
+        default=None, description="Uid of a VolumeSnapshot of that volume: of that, in place of what it has now."
+    )
     copy_: ImageCopy | None = Field(
         default=None, alias="copy", description="Other hosts have it: it is copied from one of them, if one will."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
@@ -26,7 +27,7 @@ from kumulus.api.placement import Selector
 from kumulus.api.pools import PARAMETER_RULES, PoolDriver, PoolParameters, is_shared
 from kumulus.api.qos import Qos
 from kumulus.api.quantity import Amount, Bytes, DiskSize, MeasuredBytes, Memory
-from kumulus.api.volumes import CacheMode, ReclaimPolicy, VolumeSource
+from kumulus.api.volumes import CacheMode, ObjectName, ReclaimPolicy, VolumeSource
 
 GROUP = f"storage.{DOMAIN}"
 
@@ -101,10 +102,27 @@ class OciSource(Model):
 class ImageSource(Model):
     """Where the image comes from."""
 
-    rules = (Rule("has(self.http) != has(self.oci)", "an image needs one source: set exactly one of http and oci"),)
+    rules = (
+        Rule(
+            "[has(self.http), has(self.oci), has(self.volume), has(self.snapshot)].filter(set, set).size() == 1",
+            "an image needs one source: set exactly one of http, oci, volume and snapshot",
+        ),
+    )
 
     http: HttpSource | None = Field(default=None, description="From a web server.")
     oci: OciSource | None = Field(default=None, description="From an OCI registry.")
+    volume: ObjectName | None = Field(
+        default=None,
+        description="Name of a Volume of the namespace, as it is when the image is made: a full copy. No machine that is on may have it meanwhile.",
+    )
+    snapshot: ObjectName | None = Field(
+        default=None, description="Name of a VolumeSnapshot of the namespace: a full copy, also while a machine is on."
+    )
+
+    @property
+    def made_here(self) -> bool:
+        """Whether it is made of what a host has, and cannot be fetched from elsewhere."""
+        return self.volume is not None or self.snapshot is not None
 
 
 class Checksum(Model):
@@ -158,11 +176,17 @@ class CachePolicy(StrEnum):
 class ImageSpec(Model):
     """What the image is and where it comes from."""
 
-    rules = (
+    rules: ClassVar[Sequence[Rule]] = (
         Rule(
             "has(self.checksum) || !has(self.source.http)",
             "an image from a web server needs its checksum: set checksum.sha256",
             field=".checksum",
+        ),
+        Rule(
+            "!(has(self.source.volume) || has(self.source.snapshot))"
+            " || (!has(self.checksum) && self.format == 'qcow2' && self.compression == 'None')",
+            "an image of a volume or snapshot is made as qcow2, not compressed, and has no checksum before it is made",
+            field=".source",
         ),
     )
 
@@ -206,6 +230,15 @@ class OwnedImageSpec(ImageSpec):
 
 class ClusterImageSpec(ImageSpec):
     """What a shared image is, where it comes from, and who may use it."""
+
+    rules = (
+        *ImageSpec.rules,
+        Rule(
+            "!has(self.source.volume) && !has(self.source.snapshot)",
+            "a ClusterImage has no namespace with volumes: make an Image, and share it by allowedNamespaces",
+            field=".source",
+        ),
+    )
 
     allowed_namespaces: tuple[DnsLabel, ...] = Field(
         default=(),
@@ -264,6 +297,7 @@ class ImageStatus(Status):
     digest: str | None = Field(
         default=None, description="What the reference of a registry was resolved to at the first import; kept."
     )
+    made_of: str | None = Field(default=None, description="Uid of the Volume that it was made of, or whose snapshot.")
     format: str | None = Field(default=None, description="What it turned out to be.")
     virtual_size: Bytes | None = Field(default=None, description="Size of the disk inside.")
     size: MeasuredBytes | None = Field(default=None, description="What it takes in a pool.")
