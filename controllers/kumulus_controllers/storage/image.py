@@ -428,12 +428,13 @@ class ImageReconciler:
         The login is with a host only while it imports, and is renewed when the registry refuses it.
         """
         client, oci = self._services.client, image.spec.source.oci
-        if oci is None:
-            return None
         needy = []
         for order in self._orders_of(image):
             ready = order.status.state is WorkState.READY
             if order.deleting:
+                continue
+            if oci is None:
+                await self._pin_content(image, order)
                 continue
             if ready and order.uid in self._handed_over:
                 await logins.take_back(client, order)
@@ -441,7 +442,7 @@ class ImageReconciler:
             if not ready and oci.secret is not None and (order.uid not in self._handed_over or _unauthorized(order)):
                 needy.append(order)
             await self._pin(image, order)
-        if not needy or oci.secret is None:
+        if not needy or oci is None or oci.secret is None:
             return None
         try:
             login = await logins.gather(client, oci, image.namespace or PLATFORM_NAMESPACE)
@@ -469,6 +470,18 @@ class ImageReconciler:
             "spec": {
                 "disk": {"importImage": {"oci": {"digest": pinned}, "image": {"sha256": image.status.sha256}}},
             },
+        }
+        self._orders.apply(await self._services.client.patch(WorkOrder.KIND, order.name, change, order.namespace))
+
+    async def _pin_content(self, image: AnyImage, order: WorkOrder) -> None:
+        """What a volume had when an image was made of it is what the image stays, also where its file is lost."""
+        disk, sha256 = order.spec.disk, image.status.sha256
+        wanted = disk.import_image if disk is not None else None
+        if not image.spec.source.made_here or sha256 is None or wanted is None or wanted.image.sha256 is not None:
+            return
+        change = {
+            "metadata": {"resourceVersion": order.metadata.resource_version},
+            "spec": {"disk": {"importImage": {"image": {"sha256": sha256}}}},
         }
         self._orders.apply(await self._services.client.patch(WorkOrder.KIND, order.name, change, order.namespace))
 
@@ -510,7 +523,11 @@ class ImageReconciler:
             wanted = order.spec.disk.import_image if order.spec.disk is not None else None
             if wanted is None or order.deleting or not (wanted.wait_for is not None or _stranded(order)):
                 continue
-            spec = told_from(order.spec, *self._copies.plan(image, host_of(order)))
+            copy, wait_for = self._copies.plan(image, host_of(order))
+            if wanted.wait_for is None:  # it has what the image is made of, or waits for somebody who has the image
+                waiting = waiting or copy is None
+                wait_for = None
+            spec = told_from(order.spec, copy, wait_for)
             patch = merge_patch(order.spec.to_json(), spec.to_json())
             if patch:
                 body = {"metadata": {"resourceVersion": order.metadata.resource_version}, "spec": patch}
