@@ -74,7 +74,7 @@ SPREADING = 16
 """Pools that get an image at once, of one that is to be everywhere: each that has it can give it to others."""
 
 UNREADY_SECONDS = 5.0
-"""How often it is looked whether an image can be made of a volume that a machine writes to."""
+"""How often it is looked whether a login has come, or an image can be made of a volume that a machine writes to."""
 
 LISTED = 256
 """Pools that a status lists at most; the API takes 1,024, and there may be more hosts than that."""
@@ -400,7 +400,7 @@ class ImageReconciler:
         if wait > 0:
             return Requeue(wait)
         if problem is not None:
-            return Wait(problem.reason, UNREADY_SECONDS if isinstance(problem, Unready) else 15.0)
+            return Wait(problem.reason, UNREADY_SECONDS)
         return Wait("Deleting", 30.0) if image.deleting else Wait("NoHostFits", 10.0) if refusal else Done()
 
     async def _begin(self, image: AnyImage) -> tuple[str, Unready | None]:
@@ -447,11 +447,21 @@ class ImageReconciler:
         try:
             login = await logins.gather(client, oci, image.namespace or PLATFORM_NAMESPACE)
             for order in needy:
-                await logins.hand_over(client, order, login)
+                if await logins.hand_over(client, order, login) and order.status.state is not None:
+                    await self._tell_of_login(order)
                 self._handed_over.add(order.uid)
         except LoginProblem as problem:
             return problem
         return None
+
+    async def _tell_of_login(self, order: WorkOrder) -> None:
+        """The host has looked for the login, or was refused with another: it shall not wait longer."""
+        disk = order.spec.disk
+        oci = disk.import_image.oci if disk is not None and disk.import_image is not None else None
+        if oci is not None:
+            change = {"spec": {"disk": {"importImage": {"oci": {"login": oci.login + 1}}}}}
+            client = self._services.client
+            self._orders.apply(await client.patch(WorkOrder.KIND, order.name, change, order.namespace))
 
     async def _pin(self, image: AnyImage, order: WorkOrder) -> None:
         """What the tag meant at the first import is what every host is to have."""

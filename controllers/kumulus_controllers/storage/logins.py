@@ -121,11 +121,13 @@ def _secret_of(order: WorkOrder) -> str | None:
     return oci.secret if oci is not None else None
 
 
-async def hand_over(client: KubeClient, order: WorkOrder, login: Login) -> None:
-    """Have the login in the host's namespace, for that order alone; it goes with it. Another one there is replaced."""
+async def hand_over(client: KubeClient, order: WorkOrder, login: Login) -> bool:
+    """Have the login in the host's namespace, for that order alone; it goes with it. Another one there is replaced.
+
+    True when it was not there before."""
     name = _secret_of(order)
     if name is None:
-        return
+        return False
     owner = {"apiVersion": order.KIND.api_version, "kind": "WorkOrder", "name": order.name, "uid": order.uid}
     data = {"username": login.username, "password": login.password}
     body = {"metadata": {"name": name, "ownerReferences": [owner]}, "immutable": True, "stringData": data}
@@ -137,9 +139,10 @@ async def hand_over(client: KubeClient, order: WorkOrder, login: Login) -> None:
             owners = {item["uid"] for item in found["metadata"].get("ownerReferences", ())}
             wanted = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
             if order.uid in owners and found.get("data") == wanted:
-                return
+                return False
             await client.delete(SECRET, name, order.namespace, uid=found["metadata"]["uid"])
         await client.create(SECRET, body, order.namespace)
+    return True
 
 
 async def take_back(client: KubeClient, order: WorkOrder) -> None:

@@ -170,6 +170,7 @@ class OciFetch(Model):
         description="Name of the Secret of this namespace with the keys username and password. It is there until the image is.",
         max_length=253,
     )
+    login: int = Field(default=0, description="Counts up when that Secret has come late, or changed.", ge=0)
 
 
 HostAddress = Annotated[str, StringConstraints(min_length=2, max_length=45, pattern=r"^[0-9a-f.:]+$")]
