@@ -65,8 +65,8 @@ async def tenant(ours: Cloud) -> AsyncIterator[Tenant]:
     await ours.client.delete(NAMESPACE, made.namespace)
 
 
-async def login(tenant: Tenant, hub: Registry, name: str = "hub") -> None:
-    config = {"auths": {hub.name: {"username": USER, "password": PASSWORD}, "other.example": {"auth": "eDp5"}}}
+async def login(tenant: Tenant, hub: Registry, name: str = "hub", password: str = PASSWORD) -> None:
+    config = {"auths": {hub.name: {"username": USER, "password": password}, "other.example": {"auth": "eDp5"}}}
     body = {
         "metadata": {"name": name},
         "type": "kubernetes.io/dockerconfigjson",
@@ -158,8 +158,14 @@ async def test_a_wrong_login_is_said_and_an_anonymous_user_refused(tenant: Tenan
     await tenant._make(Image.KIND, "nobody", {"source": {"oci": reference}, "format": "raw"})
     assert "login" in await tenant.says(Image.KIND, "nobody", "SourceUnauthorized")
     await tenant.client.create(SECRET, {"metadata": {"name": "hub"}, "stringData": {"a": "b"}}, tenant.namespace)
-    await image(tenant, hub, "unusable", "disks/private:1")
-    assert "docker-registry" in await tenant.says(Image.KIND, "unusable", "SecretUnusable")
+    await image(tenant, hub, "mine", "disks/private:1")
+    assert "docker-registry" in await tenant.says(Image.KIND, "mine", "SecretUnusable")
+    await tenant.client.delete(SECRET, "hub", tenant.namespace)
+    await login(tenant, hub, password="wrong")
+    assert "login" in await tenant.says(Image.KIND, "mine", "SourceUnauthorized")
+    await tenant.client.delete(SECRET, "hub", tenant.namespace)
+    await login(tenant, hub)
+    await ready(tenant, "mine")
 
 
 async def test_an_image_is_used_by_the_namespaces_that_it_names_and_nobody_else_learns_of_it(

@@ -401,6 +401,9 @@ class ImageReconciler:
             return Requeue(wait)
         if problem is not None:
             return Wait(problem.reason, UNREADY_SECONDS)
+        oci = image.spec.source.oci
+        if oci is not None and oci.secret is not None and any(map(_unauthorized, self._orders_of(image))):
+            return Wait("SourceUnauthorized", UNREADY_SECONDS)  # the Secret may be put right
         return Wait("Deleting", 30.0) if image.deleting else Wait("NoHostFits", 10.0) if refusal else Done()
 
     async def _begin(self, image: AnyImage) -> tuple[str, Unready | None]:
