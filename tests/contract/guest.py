@@ -45,7 +45,7 @@ exec 3</dev/input/event0 4</dev/input/event1
 for fd in 3 4; do (dd bs=24 count=1 <&$fd >/dev/null 2>&1; echo GUEST-DOWN; poweroff -f) & done
 echo GUEST-READY $mode
 case "$mode" in
-disks|read|disc|tray) for m in {disks}; do insmod /modules/$m.ko; done ;;
+disks|read|disc|tray|count) for m in {disks}; do insmod /modules/$m.ko; done ;;
 esac
 case "$mode" in
 poweroff) poweroff -f ;;
@@ -75,6 +75,13 @@ disks)
         [ "$now" = "$was" ] || echo "GUEST-DISKS$now."
         was=$now
         sleep 0.2
+    done ;;
+count)
+    n=0
+    while [ $n -lt 200 ]; do
+        n=$((n + 1))
+        yes $n | head -c 65536 | dd of=/dev/sda bs=65536 seek=$n iflag=fullblock conv=notrunc,fsync 2>/dev/null || break
+        echo "GUEST-WROTE:$n."
     done ;;
 flood) exec cat /dev/zero | tr '\\0' 'x' ;;
 esac
@@ -108,6 +115,8 @@ class Guest(StrEnum):
     """Reads the first SCSI disk as fast as it can."""
     DISC = "disc"
     """Says the label of the disc in its drive, whenever that changes."""
+    COUNT = "count"
+    """Writes a counter to the first SCSI disk, 64 KiB each, and says each value once it is flushed."""
     TRAY = "tray"
     """The same, and holds the tray shut: it has the drive open."""
 

@@ -43,6 +43,7 @@ from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
 from kumulus_agents.storage.source import FileSource, LayerFile
+from kumulus_agents.storage.tracking import Extent
 from tests.contract import guest
 from tests.contract.guest import Guest
 from tests.contract.hypervisor import Heard, HypervisorContract, detached, eventually, stopped, the, volume_of
@@ -579,6 +580,39 @@ class TestSnapshots:
             assert stored is not None
             assert reads(stored.path, *(f"-P {what} {index}M 1M" for index, what in enumerate(wanted)))
 
+    async def test_what_changed_is_told_across_snapshots_and_merges_of_a_guest_that_writes(
+        self, world: LibvirtWorld, tmp_path: Path
+    ) -> None:
+        """Incremental change lists, kept by QEMU in persistent bitmaps; in bytes it is never less than was written."""
+        async with writing(world, tmp_path) as (driver, pool, spec, volume):
+            uid = spec.marks.uid
+            world.guest_io(spec, volume, "write -P 1 0 1M")
+            one = await snapshot(driver, pool, spec, volume)
+            world.guest_io(spec, volume, "write -P 2 1M 64k")
+            two = await snapshot(driver, pool, spec, volume)
+            world.guest_io(spec, volume, "write -P 3 3M 64k")
+            three = await snapshot(driver, pool, spec, volume)
+            world.guest_io(spec, volume, "write -P 4 5M 64k")
+            assert await pool.changes(volume, None, one) == [Extent(0, 1 << 20)]
+            assert await pool.changes(volume, one, three) == [Extent(1 << 20, 65536), Extent(3 << 20, 65536)]
+            with pytest.raises(StorageError) as refused:
+                await pool.changes(volume, one)
+            assert refused.value.reason == "VolumeInUse"
+            for gone in (two, three):
+                await pool.forget_snapshot(volume, gone)
+                while (merge := await pool.next_merge(volume)) is not None:
+                    merged = functools.partial(pool.merged, volume, merge)
+                    await driver.merge_layers(uid, volume, merge.upper, merge.lower, lambda *_: None, merged)
+            world.guest_io(spec, volume, "write -P 5 7M 64k")
+            await pool.grow_volume(volume, 32 << 20, lambda size: driver.resize_disk(uid, volume, size))
+            await driver.detach_disk(uid, volume)
+            await detached(driver, spec, DomainDisk("data", FileSource(""), "qcow2", volume=volume))
+            assert await pool.changes(volume, one) == [Extent(at << 20, 65536) for at in (1, 3, 5, 7)]
+            stored = await pool.volume(volume)
+            assert stored is not None
+            assert "in-use" not in inspected(stored.path)
+            assert "kumulus" in inspected(stored.path)
+
     @pytest.mark.parametrize("end", ["QEMU", "agent"])
     async def test_a_death_between_the_switch_and_its_record_loses_nothing(
         self, world: LibvirtWorld, tmp_path: Path, end: str
@@ -624,7 +658,7 @@ class TestSnapshots:
         async with writing(world, tmp_path) as (driver, pool, spec, volume):
             one = str(uuid.uuid4())
             world.guest_io(spec, volume, "write -P 1 0 16M")
-            await pool.begin_snapshot(volume, one)
+            await pool.begin_snapshot(volume, one, live=True)
             world.guest_io(spec, volume, "write -P 2 1M 1M", "flush")
             await world.crash(spec)
             await stopped(driver, spec)
@@ -674,7 +708,7 @@ async def writing(
 async def snapshot(driver: LibvirtHypervisor, pool: DirStorage, spec: DomainSpec, volume: str) -> str:
     """Take a snapshot of a machine that is on; its uid."""
     one = str(uuid.uuid4())
-    made = await pool.begin_snapshot(volume, one)
+    made = await pool.begin_snapshot(volume, one, live=True)
     layers = {volume: LayerFile(made.path, made.format)}
     how = await driver.snapshot_disks(spec.marks.uid, layers, Quiesce(QuiesceMode.IF_POSSIBLE))
     await pool.confirm_snapshot(volume, one, "2026-11-20T12:00:00Z", how)
@@ -685,6 +719,11 @@ def names_below(path: str, below: Path) -> None:
     """Make the file one that names another one as what it stands on."""
     command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", str(below), path, "16M"]
     subprocess.run(command, check=True)
+
+
+def inspected(path: str) -> str:
+    """What qemu-img tells of the file."""
+    return subprocess.run(["qemu-img", "info", "-f", "qcow2", path], capture_output=True, text=True, check=True).stdout
 
 
 def files_of(directory: Path, volume: str) -> list[Path]:

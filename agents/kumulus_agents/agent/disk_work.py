@@ -38,6 +38,7 @@ WAITED_FOR = frozenset(
         "VolumeBusy",
         "SnapshotInUse",
         "HypervisorUnavailable",
+        "PoolNotAnswering",
         "SecretNotFound",
     }
 )

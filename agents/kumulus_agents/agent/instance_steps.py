@@ -115,7 +115,7 @@ class InstanceSteps:
     async def _start(self, order: InstanceOrder, marks: Marks, slow: Callable[[], Awaitable[None]]) -> None:
         for disk in order.disks:
             if disk.volume is not None:
-                await self._volume(disk, disk.volume)
+                await self._present(disk, disk.volume)
             elif disk.image is not None and await self._pools.driver(disk.pool).image(disk.image.uid) is None:
                 raise Missing(
                     "ImageNotReady", f"the image of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
@@ -192,13 +192,14 @@ class InstanceSteps:
             if disk.volume == volume:
                 await self._hypervisor.limit_disk(order.uid, volume, disk.qos or UNLIMITED)
 
+    async def _present(self, disk: InstanceDisk, volume: str) -> None:
+        if await self._pools.driver(disk.pool).volume(volume) is None:
+            raise _not_there(disk)
+
     async def _volume(self, disk: InstanceDisk, volume: str) -> DomainDisk:
         if disk.pool.shared and not self._has(volume):
-            raise Missing(
-                "VolumeNotReady",
-                f"the volume of disk {disk.name} is in pool {disk.pool.name}, and another host may still have it",
-            )
-        stored = await self._pools.driver(disk.pool).volume(volume)
+            raise _not_there(disk)
+        stored = await self._pools.driver(disk.pool).open_volume(volume)
         if stored is None:
             raise Missing(
                 "VolumeNotReady", f"the volume of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
@@ -225,6 +226,10 @@ class InstanceSteps:
         for pool in {disk.pool.uid: disk.pool for disk in order.disks}.values():
             await self._pools.driver(pool).remove_disks(order.uid)
         await self._files.remove(order.uid)
+
+
+def _not_there(disk: InstanceDisk) -> Missing:
+    return Missing("VolumeNotReady", f"the volume of disk {disk.name} is not in pool {disk.pool.name} on this host yet")
 
 
 async def _failure_of(work: Awaitable[None]) -> Exception | None:

@@ -18,6 +18,8 @@ from kumulus_agents.storage.protocol import StorageDriver, StorageError
 log = structlog.get_logger(__name__)
 
 REFRESH = 60.0
+REFRESH_SHARED = 10.0
+"""Of a pool that is reached over the network: its server may stall."""
 AGAIN = 5.0
 """A pool that is away is looked for so often, in seconds."""
 STEP = 64 * 1024 * 1024
@@ -97,7 +99,8 @@ class PoolPresences:
         await self._orders.report(order, status)
         if returned:
             self._returned()
-        return Requeue(REFRESH * random.uniform(0.9, 1.1))  # noqa: S311 - spread, not secret
+        every = REFRESH_SHARED if pool.shared else REFRESH
+        return Requeue(every * random.uniform(0.9, 1.1))  # noqa: S311 - spread, not secret
 
     async def _unclaimed(self, driver: StorageDriver, pool: PoolRef) -> Unclaimed:
         """What nobody owns. Of a pool that other hosts use as well, this host cannot say that."""

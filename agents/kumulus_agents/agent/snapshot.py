@@ -142,7 +142,7 @@ class Snapshots:
             driver = self._driver(item)
             if item.volume in written:
                 await driver.adopt(item.volume, written[item.volume])
-            made = await driver.begin_snapshot(item.volume, item.snapshot)
+            made = await driver.begin_snapshot(item.volume, item.snapshot, live=item.volume in written)
             if item.volume in written:
                 layers[item.volume] = LayerFile(made.path, made.format)
         return layers

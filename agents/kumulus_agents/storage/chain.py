@@ -8,20 +8,22 @@ changes nothing for anybody else, because their directories let in root and the 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import stat
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from kumulus_agents.storage import cage, qcow2
+from kumulus_agents.storage import cage, qcow2, tracking
 from kumulus_agents.storage.cage import Handed, Limits
 from kumulus_agents.storage.convert import percent_done
 from kumulus_agents.storage.protocol import StorageError
-from kumulus_agents.storage.rejection import Rejected
+from kumulus_agents.storage.rejection import Read, Rejected
 from kumulus_agents.storage.settings import StorageSettings
 
 MODE = 0o600
@@ -31,6 +33,9 @@ _IMAGE, _TARGET = "image", "target"
 _TABLES = 64 << 20
 """Bytes beside a disk's data, and its eighth, that a file of it may have."""
 _LOCKED = ('Failed to get "write" lock', 'Failed to get shared "write" lock')
+
+_WRITER = 100 + 1
+"""The byte of a file that QEMU locks while it may write to it: `RAW_PERM_BASE` and the bit `BLK_PERM_WRITE`."""
 
 _lent: Counter[tuple[int, int]] = Counter()
 """Files of volumes by how many programs have them just now: device and inode."""
@@ -154,6 +159,48 @@ async def commit(volume: Chain, size: int, settings: StorageSettings, progress: 
         )
     _judge(outcome, "merge the volume's layers")
     os.fsync(volume.layers[1])
+
+
+async def mend(layer: int, settings: StorageSettings) -> None:
+    """Drop the bitmap of a layer whose emulator was killed: it is not right any more, and QEMU would not let the disk grow.
+
+    What was written is told from what is allocated then. Raises `StorageError`.
+    """
+    try:
+        found = tracking.bitmap(_reader(layer), qcow2.parse(_reader(layer)))
+    except Rejected as error:
+        raise StorageError(f"The volume's file is damaged: it {error}.", reason="VolumeDamaged") from error
+    if found is None or found.consistent or is_written(layer):
+        return
+    alone = Chain((layer,))
+    with _lending(alone, write=1):
+        outcome = await cage.run(
+            [str(settings.cage.qemu_img), "bitmap", "--remove", alone.options(), tracking.NAME],
+            alone.handed(write=1),
+            limits=_limits(_TABLES, settings.cage.convert_seconds, settings),
+            settings=settings.cage,
+        )
+    _judge(outcome, "put the volume in order")
+
+
+def is_written(layer: int) -> bool:
+    """Whether an emulator has the open file open to write to it: QEMU's lock (block/file-posix.c)."""
+    wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _WRITER, 1, 0)
+    kind: int = struct.unpack_from("h", fcntl.fcntl(layer, fcntl.F_OFD_GETLK, wanted))[0]
+    return kind != fcntl.F_UNLCK
+
+
+def written(layer: int) -> list[tracking.Extent]:
+    """The parts of the disk that were written in the open layer, which nobody writes to. Blocks. Raises `StorageError`."""
+    try:
+        return tracking.written(_reader(layer))
+    except Rejected as error:
+        raise StorageError(f"The volume's file is damaged: it {error}.", reason="VolumeDamaged") from error
+
+
+def _reader(fd: int) -> Read:
+    end = os.fstat(fd).st_size
+    return lambda offset, length: os.pread(fd, length, offset) if offset < end else b""
 
 
 async def name_below(layer: int, below: str, settings: StorageSettings) -> None:

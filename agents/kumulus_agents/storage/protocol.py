@@ -14,6 +14,7 @@ from kumulus.api.host import HttpFetch, ImageRef, OciFetch, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import ImageContent
 from kumulus_agents.storage.source import DiskSource, LayerFile
+from kumulus_agents.storage.tracking import Extent
 
 
 class StorageError(Exception):
@@ -232,6 +233,10 @@ class StorageDriver(Protocol):
     async def volume(self, uid: str) -> StoredVolume | None:
         """The volume of that uid, if it is whole. Cheap."""
 
+    async def open_volume(self, uid: str) -> StoredVolume | None:
+        """The volume of that uid, if it is whole, about to be opened by an emulator: what one that was killed left in it is
+        put in order."""
+
     async def ensure_volume(
         self,
         uid: str,
@@ -272,12 +277,13 @@ class StorageDriver(Protocol):
     async def snapshot(self, volume: str, snapshot: str) -> StoredSnapshot | None:
         """The volume's snapshot of that uid. Cheap."""
 
-    async def begin_snapshot(self, volume: str, snapshot: str) -> StoredVolume:
+    async def begin_snapshot(self, volume: str, snapshot: str, *, live: bool = False) -> StoredVolume:
         """Put a new, empty layer on the volume: what there is becomes the snapshot as soon as nobody writes to it any more.
 
         Durable when it returns: whoever opens the volume from now on opens the new layer. An emulator that has the
         volume must be given the new one, or `adopt` must be told what it has. A snapshot of that uid that was begun and
-        not confirmed is given up first; one that was confirmed is left as it is.
+        not confirmed is given up first; one that was confirmed is left as it is. `live`: an emulator that is on will go
+        over to the layer, and goes on remembering there what is written.
 
         Raises `StorageError`: VolumeNotReady, NoSpace.
         """
@@ -294,6 +300,13 @@ class StorageDriver(Protocol):
         """The snapshot is wanted no more. Its space is free after the merges that `next_merge` asks for. Gone: nothing.
 
         Raises `StorageError(reason="SnapshotInUse")` while it is being copied or a volume is linked to it.
+        """
+
+    async def changes(self, volume: str, since: str | None = None, until: str | None = None) -> list[Extent]:
+        """The parts of the disk that were written after the snapshot `since` was taken (None: since the volume was made)
+        and before `until` (None: now), in order; never less than that, maybe a little more.
+
+        Raises `StorageError`: VolumeNotReady or SnapshotNotReady when it is missing, VolumeInUse while somebody writes.
         """
 
     async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:

@@ -20,7 +20,8 @@ MAGIC = b"QFI\xfb"
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _HEADER_3 = struct.Struct(">QQQII")
 
-_MAX_L1_BYTES = 32 << 20
+MOST_TABLE = 32 << 20
+"""Bytes of a table that is read at once."""
 _MAX_REFTABLE_BYTES = 8 << 20
 
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _SUBCLUSTERS = (1 << bit for bit in range(5))
@@ -141,7 +142,7 @@ def _numbers(header: Header, file_size: int, max_virtual_size: int) -> None:
         raise Rejected(f"has a disk of {header.size} bytes; {max_virtual_size} are allowed")
     entries = header.cluster // (16 if subclusters else 8)
     needed = -(-header.size // (header.cluster * entries))
-    if header.l1_size < needed or header.l1_size * 8 > _MAX_L1_BYTES:
+    if header.l1_size < needed or header.l1_size * 8 > MOST_TABLE:
         raise Rejected(f"has a first-level table of {header.l1_size} entries where {needed} are needed")
     _inside(header, "first-level table", header.l1_offset, header.l1_size * 8, file_size)
     table = header.refcount_clusters * header.cluster

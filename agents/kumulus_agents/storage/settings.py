@@ -72,6 +72,9 @@ class StorageSettings(_Section):
         description="Directories below which pools of the driver dir may lie.",
         min_length=1,
     )
+    mounts: PurePosixPath = Field(
+        default=PurePosixPath("/run/kumulus/mounts"), description="Directory in which exports of NFS pools are mounted."
+    )
     host: str = Field(
         default="", description="Name of this host: its unfinished files in pools that hosts share bear its mark."
     )

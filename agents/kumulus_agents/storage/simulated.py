@@ -34,6 +34,7 @@ from kumulus_agents.storage.protocol import (
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.source import FileSource, LayerFile
+from kumulus_agents.storage.tracking import Extent
 
 _STEPS = 4
 _THIN = 200 << 10
@@ -184,6 +185,10 @@ class SimulatedStorage:
         found = self.state.volumes.get(uid_of(uid))
         return self._seen(uid, *found) if found is not None else None
 
+    async def open_volume(self, uid: str) -> StoredVolume | None:
+        """See `StorageDriver.open_volume`."""
+        return await self.volume(uid)
+
     async def ensure_volume(
         self,
         uid: str,
@@ -276,7 +281,7 @@ class SimulatedStorage:
             return StoredSnapshot(size, _THIN, None)
         return StoredSnapshot(size, _THIN, kept.taken.at, tuple(Indication(one) for one in kept.taken.indications))
 
-    async def begin_snapshot(self, volume: str, snapshot: str) -> StoredVolume:
+    async def begin_snapshot(self, volume: str, snapshot: str, *, live: bool = False) -> StoredVolume:
         """See `StorageDriver.begin_snapshot`."""
         uid_of(snapshot)
         async with self._locks[uid_of(volume)]:
@@ -315,6 +320,14 @@ class SimulatedStorage:
                 if kept is not None and (volume, kept.layer) in self.state.bases.values():
                     raise StorageError("Volumes are linked to the snapshot.", reason="SnapshotInUse")
                 self.state.layers[volume] = layers.forgotten(snapshot)
+
+    async def changes(self, volume: str, since: str | None = None, until: str | None = None) -> list[Extent]:
+        """See `StorageDriver.changes`. Nothing is ever written here, so all of it may have been."""
+        layers = self._layers(uid_of(volume))
+        for snapshot in (since, until):
+            if snapshot is not None and uid_of(snapshot) not in layers.snapshots:
+                raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
+        return [Extent(0, self.state.volumes[volume][1].virtual_size)]
 
     async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
         """See `StorageDriver.revert_volume`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kumulus.api.snapshots import Indication
 from kumulus_agents.storage.protocol import Merge, ProgressListener, StorageError, StoredSnapshot, StoredVolume
+from kumulus_agents.storage.tracking import Extent
 
 
 class Unlayered:
@@ -13,7 +14,7 @@ class Unlayered:
         """See `StorageDriver.snapshot`."""
         return None
 
-    async def begin_snapshot(self, volume: str, snapshot: str) -> StoredVolume:
+    async def begin_snapshot(self, volume: str, snapshot: str, *, live: bool = False) -> StoredVolume:
         """See `StorageDriver.begin_snapshot`."""
         raise StorageError(
             "Volumes of this kind of pool cannot have snapshots yet. Copy the volume, or use a pool of the driver dir.",
@@ -29,6 +30,20 @@ class Unlayered:
 
     async def forget_snapshot(self, volume: str, snapshot: str) -> None:
         """See `StorageDriver.forget_snapshot`."""
+
+    async def changes(self, volume: str, since: str | None = None, until: str | None = None) -> list[Extent]:
+        """See `StorageDriver.changes`."""
+        raise StorageError(
+            "What changed in volumes of this kind of pool is not known.", reason="ChangesUnsupported", retryable=False
+        )
+
+    async def open_volume(self, uid: str) -> StoredVolume | None:
+        """See `StorageDriver.open_volume`."""
+        return await self.volume(uid)
+
+    async def volume(self, uid: str) -> StoredVolume | None:
+        """See `StorageDriver.volume`. The driver's own."""
+        raise NotImplementedError
 
     async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
         """See `StorageDriver.revert_volume`."""

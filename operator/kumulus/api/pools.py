@@ -44,8 +44,7 @@ NfsMountOption = Annotated[
     StringConstraints(
         max_length=32,
         pattern=r"^(noatime|nodiratime|noresvport|sync|nordirplus|proto=(tcp6?|rdma6?)|sec=(sys|krb5|krb5i|krb5p)"
-        r"|nconnect=([1-9]|1[0-6])|[rw]size=[0-9]{4,7}|timeo=[1-9][0-9]{0,4}|retrans=[1-9][0-9]?"
-        r"|ac(reg|dir)(min|max)=[0-9]{1,4}|actimeo=[0-9]{1,4})$",
+        r"|nconnect=([1-9]|1[0-6])|[rw]size=[0-9]{4,7}|timeo=[1-9][0-9]{0,4}|retrans=[1-9][0-9]?)$",
     ),
 ]
 

@@ -179,12 +179,12 @@ def _definitions(handle: DomainHandle) -> dict[int, str]:
 
 def state_now(handle: DomainHandle) -> tuple[int, int]:
     """State and reason; the reason `state.NO_SPACE` for a guest that was paused because a disk is full."""
-    now = handle.state()
-    if now == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+    now, why = handle.state()
+    if now == libvirt.VIR_DOMAIN_PAUSED and why == libvirt.VIR_DOMAIN_PAUSED_IOERROR:
         with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
             if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in handle.diskErrors().values():
-                return now[0], state.NO_SPACE
-    return now
+                return now, state.NO_SPACE
+    return now, why
 
 
 def write_marks(wanted: Marks, handle: DomainHandle) -> None:

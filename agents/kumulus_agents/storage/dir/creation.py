@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.tracking import GRANULARITY, NAME
 
 _TIMEOUT = 60.0
 _THICK_TIMEOUT = 3600.0
@@ -28,18 +30,34 @@ def create(
     """
     options = "compat=1.1,preallocation=falloc" if thick else "compat=1.1"
     below = ("-F", form, "-b", backing) if backing is not None else ()
+    _run(
+        [
+            *(str(settings.cage.qemu_img), "create", "-q", "-u", "-f", "qcow2", "-o", options),
+            *(*below, f"/proc/self/fd/{fd}", str(virtual_size)),
+        ],
+        fd,
+        _THICK_TIMEOUT if thick else _TIMEOUT,
+    )
+
+
+def track(settings: StorageSettings, fd: int) -> None:
+    """Have the new disk in the open file remember, from now on, which parts are written. Raises `StorageError`."""
+    file = {"driver": "file", "filename": f"/proc/self/fd/{fd}"}
+    disk = "json:" + json.dumps({"driver": "qcow2", "backing": None, "file": file})
+    command = [str(settings.cage.qemu_img), "bitmap", "--add", "-g", str(GRANULARITY), disk, NAME]
+    _run(command, fd, _TIMEOUT)
+
+
+def _run(command: list[str], fd: int, timeout: float) -> None:
     try:
         done = subprocess.run(
-            [
-                *(str(settings.cage.qemu_img), "create", "-q", "-u", "-f", "qcow2", "-o", options),
-                *(*below, f"/proc/self/fd/{fd}", str(virtual_size)),
-            ],
+            command,
             pass_fds=(fd,),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env={},
-            timeout=_THICK_TIMEOUT if thick else _TIMEOUT,
+            timeout=timeout,
             check=False,
         )
     except subprocess.TimeoutExpired:

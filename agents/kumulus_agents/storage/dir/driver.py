@@ -7,12 +7,14 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from weakref import WeakValueDictionary
 
 from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import OPTICAL, ImageContent, ImageFormat
 from kumulus_agents.storage.adoption import Unclaimed
+from kumulus_agents.storage.apart import apart
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.dir import adopted, disks, images, keepers, snapshots, unowned, uses, volumes
@@ -39,14 +41,18 @@ from kumulus_agents.storage.protocol import (
 )
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.tracking import Extent
 from kumulus_agents.storage.whole import Receive
 
 
 class DirStorage:
     """`StorageDriver` for a directory. Belongs to one event loop."""
 
-    def __init__(self, pool: PoolRef, settings: StorageSettings, *, fetcher: Fetcher | None = None) -> None:
-        self._pool = PoolDirectory(pool, settings)
+    def __init__(
+        self, pool: PoolRef, settings: StorageSettings, *, fetcher: Fetcher | None = None, mounted: bool = False
+    ) -> None:
+        """`mounted`: the pool's root must be a mount."""
+        self._pool = PoolDirectory(pool, settings, mounted=mounted)
         self._prepared = False
         self._settings = settings
         self._claims = Claims(pool.name)
@@ -192,6 +198,14 @@ class DirStorage:
         with told_as("look for the volume"):
             return await in_thread(volumes.stored, self._pool, uid_of(uid))
 
+    async def open_volume(self, uid: str) -> StoredVolume | None:
+        """See `StorageDriver.open_volume`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            if await self.volume(uid) is not None:
+                with told_as("put the volume in order"):
+                    await volumes.mend(self._pool, self._settings, uid)
+            return await self.volume(uid)
+
     async def ensure_volume(
         self,
         uid: str,
@@ -284,12 +298,13 @@ class DirStorage:
         with told_as("look for the snapshot"):
             return await in_thread(snapshots.stored, self._pool, uid_of(volume), uid_of(snapshot))
 
-    async def begin_snapshot(self, volume: str, snapshot: str) -> StoredVolume:
+    async def begin_snapshot(self, volume: str, snapshot: str, *, live: bool = False) -> StoredVolume:
         """See `StorageDriver.begin_snapshot`."""
         async with self._lock(f"volume {uid_of(volume)}"):
             await self._present(volume)
             with told_as("take the snapshot"):
-                await in_thread(snapshots.begin, self._pool, self._settings, volume, uid_of(snapshot))
+                work = partial(snapshots.begin, self._pool, self._settings, volume, uid_of(snapshot), live=live)
+                await in_thread(work)
             return await self._present(volume)
 
     async def confirm_snapshot(
@@ -311,6 +326,17 @@ class DirStorage:
                 raise StorageError("The snapshot is being copied. Wait until that is done.", reason="SnapshotInUse")
             with told_as("remove the snapshot"):
                 await in_thread(snapshots.forget, self._pool, volume, uid_of(snapshot))
+
+    async def changes(self, volume: str, since: str | None = None, until: str | None = None) -> list[Extent]:
+        """See `StorageDriver.changes`."""
+        for snapshot in (since, until):
+            if snapshot is not None:
+                uid_of(snapshot)
+        async with self._lock(f"volume {uid_of(volume)}"):
+            if volume in self._merging:
+                raise StorageError("Layers of the volume are being merged. Wait.", reason="VolumeInUse")
+            with told_as("read what changed"):
+                return await in_thread(snapshots.changes, self._pool, volume, since, until)
 
     async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
         """See `StorageDriver.revert_volume`."""
@@ -489,5 +515,7 @@ def _ignore(_: ImportProgress) -> None:
 
 
 def make(pool: PoolRef, settings: StorageSettings) -> StorageDriver:
-    """The driver for a pool; what the entry point names."""
-    return DirStorage(pool, settings)
+    """The driver for a pool; what the entry point names. A file system that hosts share may stall."""
+    if not pool.shared:
+        return DirStorage(pool, settings)
+    return apart(lambda: DirStorage(pool, settings), pool.parameters.path or "/", pool.name)

@@ -61,7 +61,9 @@ def disk_of(owner: str, name: str) -> str:
 class PoolDirectory:
     """Opens the directories of one pool, each time anew: file systems come and go."""
 
-    def __init__(self, pool: PoolRef, settings: StorageSettings) -> None:
+    def __init__(self, pool: PoolRef, settings: StorageSettings, *, mounted: bool = False) -> None:
+        """`mounted`: its root must be a mount, for nothing may be made below a place where nothing is mounted."""
+        self._mounted = mounted
         self.path = PurePosixPath(pool.parameters.path or "")
         self.uid = pool.uid
         self._name = pool.name
@@ -167,9 +169,11 @@ class PoolDirectory:
         *above, last = self.path.relative_to(root).parts
         anew = make and not self._met
         try:
-            if anew:
+            if anew and not self._mounted:
                 Path(root).mkdir(mode=0o711, parents=True, exist_ok=True)
             at = stack.enter_context(Directory.trusted(root, self.mark))
+            if self._mounted and os.fstat(at.fd).st_dev == Path(root).parent.stat().st_dev:
+                raise StorageError(f"The pool {self._name} is not mounted on this host.", reason="MountFailed")
             for part in above:
                 at = stack.enter_context(self._between(at, part, make=anew))
             if self._met:

@@ -16,13 +16,14 @@ from kumulus_agents.storage import chain
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.dir import volumes as files
-from kumulus_agents.storage.dir.creation import create
+from kumulus_agents.storage.dir.creation import create, track
 from kumulus_agents.storage.dir.pool import PoolDirectory
 from kumulus_agents.storage.dir.volumes import Record, bytes_of, file_of, known, making, note
 from kumulus_agents.storage.layers import Kept, Taken
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import Merge, StorageError, StoredSnapshot
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.tracking import Extent, union
 
 
 def stored(pool: PoolDirectory, volume: str, snapshot: str) -> StoredSnapshot | None:
@@ -48,7 +49,7 @@ def _stored(volumes: Directory, volume: str, kept: Kept) -> StoredSnapshot:
     return StoredSnapshot(size, bytes_of(volumes, file), taken.at if taken is not None else None, indications)
 
 
-def begin(pool: PoolDirectory, settings: StorageSettings, volume: str, snapshot: str) -> None:
+def begin(pool: PoolDirectory, settings: StorageSettings, volume: str, snapshot: str, *, live: bool) -> None:
     """Put a layer on the volume. Blocks. Raises `StorageError` or `OSError`."""
     with pool.volumes() as volumes:
         record = _known(volumes, volume)
@@ -61,16 +62,20 @@ def begin(pool: PoolDirectory, settings: StorageSettings, volume: str, snapshot:
         below = file_of(volume, layers.active)
         with volumes.reading(below) as fd:
             size = chain.virtual_size(fd)
-        layer = _new_layer(volumes, settings, volume, below, size)
+        layer = _new_layer(volumes, settings, volume, below, size, tracked=not live)
         note(volumes, volume, replace(record, layers=layers.frozen(snapshot, layer)))
 
 
-def _new_layer(volumes: Directory, settings: StorageSettings, volume: str, below: str, size: int) -> str:
+def _new_layer(
+    volumes: Directory, settings: StorageSettings, volume: str, below: str, size: int, *, tracked: bool
+) -> str:
     """An empty file that stands on the file `below`; its layer, which is in no record yet."""
     layer = str(uuid.uuid4())
     fd = volumes.fresh(making(volume))
     try:
         create(settings, fd, size, backing=below)
+        if tracked:
+            track(settings, fd)
         volumes.settle(fd, making(volume), file_of(volume, layer))
     except BaseException:
         volumes.remove(making(volume))
@@ -91,7 +96,7 @@ def revert(pool: PoolDirectory, settings: StorageSettings, volume: str, snapshot
             raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
         with volumes.reading(file_of(volume, record.layers.active)) as fd:
             size = chain.virtual_size(fd)
-        layer = _new_layer(volumes, settings, volume, file_of(volume, kept.layer), size)
+        layer = _new_layer(volumes, settings, volume, file_of(volume, kept.layer), size, tracked=True)
         note(volumes, volume, replace(record, layers=record.layers.reverted(snapshot, layer), reverted=request))
 
 
@@ -201,6 +206,34 @@ def merged_by_emulator(pool: PoolDirectory, volume: str, done: Merge) -> None:
             record = replace(record, layers=record.layers.merged(upper, lower))
             note(volumes, volume, record)
         _sweep(volumes, volume, record)
+
+
+def changes(pool: PoolDirectory, volume: str, since: str | None, until: str | None) -> list[Extent]:
+    """What was written between the two. Blocks."""
+    with pool.volumes() as volumes:
+        record = _known(volumes, volume)
+        layers = record.layers
+        last = layers.active if until is None else _kept(record, until).layer
+        upper = set(layers.chain(last))
+        between = upper if since is None else upper ^ set(layers.chain(_kept(record, since).layer))
+        found: list[Extent] = []
+        for layer in sorted(between):
+            with volumes.reading(file_of(volume, layer)) as fd:
+                if chain.is_written(fd):
+                    raise StorageError(
+                        "A machine that is on writes to the volume. Take a snapshot, and ask what changed until then.",
+                        reason="VolumeInUse",
+                    )
+                found += chain.written(fd)
+        with volumes.reading(file_of(volume, last)) as fd:
+            return union(found, chain.virtual_size(fd))
+
+
+def _kept(record: Record, snapshot: str) -> Kept:
+    kept = record.layers.snapshots.get(snapshot)
+    if kept is None or kept.taken is None:
+        raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
+    return kept
 
 
 def _known(volumes: Directory, volume: str) -> Record:

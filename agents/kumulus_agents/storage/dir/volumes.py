@@ -17,7 +17,7 @@ from kumulus_agents.storage import chain
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.chain import Chain
-from kumulus_agents.storage.dir.creation import create
+from kumulus_agents.storage.dir.creation import create, track
 from kumulus_agents.storage.dir.images import stored as stored_image
 from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.layers import Layers, from_record, to_record
@@ -278,6 +278,7 @@ async def make(
             if source is not None:
                 pace.stage("Copying", 0, plan.copied)
                 await chain.copy(source, plan.copied, fd, settings, pace.at)
+            await in_thread(track, settings, fd)
             record = Record(Layers.first(uid), plan.overlay_of, plan.thick, plan.linked_to)
             await in_thread(_settle, volumes, uid, fd, record)
         except BaseException:
@@ -296,7 +297,14 @@ async def grow(pool: PoolDirectory, settings: StorageSettings, uid: str, size: i
         record = await in_thread(known, volumes, uid)
     thick = record is not None and record.thick and len(record.layers.parents) == 1
     with open_chain(pool, uid, write=1) as volume:
+        await chain.mend(volume.layers[0], settings)
         await chain.grow(volume, size, settings, thick=thick)
+
+
+async def mend(pool: PoolDirectory, settings: StorageSettings, uid: str) -> None:
+    """Put in order what an emulator that was killed left in the file that is written. Somebody has it open: nothing."""
+    with open_chain(pool, uid, write=1) as volume:
+        await chain.mend(volume.layers[0], settings)
 
 
 @contextmanager

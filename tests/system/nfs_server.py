@@ -1,0 +1,99 @@
+"""A real NFS server, nfs-ganesha, in a network namespace of its own: the kernel that runs the tests has neither server nor client."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIGURATION = """
+NFS_CORE_PARAM {{ Protocols = 3; Enable_NLM = false; Enable_RQUOTA = false; }}
+NFSv4 {{ Graceless = true; RecoveryRoot = {directory}/recovery; }}
+EXPORT {{ Export_Id = 1; Path = {export}; Pseudo = /vol; Access_Type = RW; Squash = No_Root_Squash; SecType = sys;
+          Protocols = 3; Transports = TCP; FSAL {{ Name = VFS; }} }}
+"""
+
+RUN = (
+    "mount -t tmpfs tmpfs /run && mkdir -p /run/ganesha /run/rpcbind && rpcbind -w && echo $$ > {directory}/pid"
+    " && exec ganesha.nfsd -F -f {directory}/ganesha.conf -L {directory}/log -p {directory}/ganesha.pid"
+)
+
+TOOLS = all(shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin") for name in ("ganesha.nfsd", "rpcbind", "ip"))
+
+
+@dataclass
+class NfsServer:
+    """A server that can be stopped in the middle of things."""
+
+    address: str
+    export: Path
+    pid: int
+
+    def stall(self) -> None:
+        """It answers nothing any more; connections stay open."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """It answers again."""
+        os.kill(self.pid, signal.SIGCONT)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+@contextmanager
+def nfs_server(directory: Path) -> Iterator[NfsServer]:
+    """A server that exports a directory, until the block ends."""
+    tag, net = secrets.token_hex(3), f"10.213.{secrets.randbelow(250)}"
+    space, here, there = f"nfs-{tag}", f"nfs-{tag}-a", f"nfs-{tag}-b"
+    export = directory / "export"
+    (directory / "recovery").mkdir(parents=True)
+    export.mkdir()
+    (directory / "ganesha.conf").write_text(CONFIGURATION.format(directory=directory, export=export))
+    _ip("netns", "add", space)
+    process = None
+    try:
+        _ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", space)
+        _ip("addr", "add", f"{net}.1/24", "dev", here)
+        _ip("link", "set", here, "up")
+        _ip("-n", space, "addr", "add", f"{net}.2/24", "dev", there)
+        for device in (there, "lo"):
+            _ip("-n", space, "link", "set", device, "up")
+        with (directory / "out").open("w") as out:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", space, "unshare", "-m", "sh", "-c", RUN.format(directory=directory)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection((f"{net}.2", 2049), timeout=1).close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError((directory / "out").read_text() + (directory / "log").read_text()) from None
+                time.sleep(0.05)
+        yield NfsServer(f"{net}.2", export, int((directory / "pid").read_text()))
+    finally:
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGCONT)
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        found = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True, check=False)
+        for pid in found.stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        _ip("netns", "del", space)

@@ -1,0 +1,201 @@
+"""The driver `nfs` on a real server, by the client in userspace, for the kernel that runs the tests has none."""
+
+# ruff: noqa: ASYNC240, ASYNC221 - small files and short programs, in tests
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import itertools
+import os
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from kumulus.api.host import PoolRef
+from kumulus.api.pools import NfsParameters, NfsVersion, PoolDriver, PoolParameters
+from kumulus_agents.storage.nfs import mount
+from kumulus_agents.storage.nfs.driver import make
+from kumulus_agents.storage.protocol import StorageDriver, StorageError
+from kumulus_agents.storage.settings import FetchSettings, StorageSettings
+from tests.contract.storage import Bench, StorageContract
+from tests.system.nfs_server import TOOLS, NfsServer, nfs_server
+from tests.unit.storage.material import MIB, disk, http, image_ref, uid
+from tests.unit.storage.server import Answer, Server, serving
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts"),
+    pytest.mark.skipif(not TOOLS, reason="needs nfs-ganesha: hack/setup.py --tests"),
+]
+
+RAW = disk()
+
+
+@pytest.fixture(scope="module")
+def nfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NfsServer]:
+    with nfs_server(tmp_path_factory.mktemp("ganesha")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorageSettings]:
+    """Of a host; what it has mounted is unmounted at the end, and the client goes with that."""
+    mounts = tmp_path_factory.mktemp("mounts")
+    yield StorageSettings(
+        mounts=PurePosixPath(mounts),
+        readers=(),
+        host="a",
+        fetch=FetchSettings(allowed_networks=(ipaddress.ip_network("127.0.0.1/32"),), backoff=0),
+    )
+    for target in mounts.iterdir():
+        if mount.mounted(target) is not None:
+            subprocess.run(["umount", "-l", target], check=True)
+
+
+@pytest.fixture(scope="module")
+def pool(nfs: NfsServer) -> PoolRef:
+    export = NfsParameters(server=nfs.address, path=str(nfs.export))
+    return PoolRef(uid=uid(), name="nfs", driver=PoolDriver.NFS, parameters=PoolParameters(nfs=export))
+
+
+@pytest.fixture
+async def driver(pool: PoolRef, settings: StorageSettings) -> StorageDriver:
+    made = make(pool, settings)
+    await made.prepare()
+    return made
+
+
+class TestNfs(StorageContract):
+    @pytest.fixture
+    async def server(self) -> object:
+        async with serving() as made:
+            yield made
+
+    @pytest.fixture
+    def bench(self, driver: StorageDriver, pool: PoolRef, settings: StorageSettings, server: Server) -> Bench:
+        url = server.on("/disk.raw", Answer(RAW, etag='"1"'))
+        return Bench(
+            driver=driver,
+            again=lambda: make(pool, settings),
+            image=image_ref(RAW, "raw"),
+            source=http(url),
+            virtual_size=len(RAW),
+            fetches=lambda: len(server.requests),
+        )
+
+
+async def test_the_pool_says_by_which_client_it_is_reached(driver: StorageDriver, nfs: NfsServer) -> None:
+    usage = await driver.prepare()
+    assert usage.access is not None
+    assert "client in userspace" in usage.access and "on one host only" in usage.access
+    assert 0 < usage.used < usage.capacity
+    assert (nfs.export / "kumulus" / "volumes").is_dir()
+
+
+async def test_what_one_host_makes_another_finds_at_once(
+    pool: PoolRef, settings: StorageSettings, driver: StorageDriver, tmp_path: Path
+) -> None:
+    other = make(pool, settings.model_copy(update={"host": "b", "mounts": PurePosixPath(tmp_path)}))
+    try:
+        await other.prepare()
+        for number in range(3):
+            volume = uid()
+            assert await other.volume(volume) is None
+            await driver.ensure_volume(volume, (number + 1) * MIB, None, False)
+            found = await other.volume(volume)
+            assert found is not None and found.virtual_size == (number + 1) * MIB
+            await other.remove_volume(volume)
+            assert await driver.volume(volume) is None
+    finally:
+        subprocess.run(["umount", "-l", tmp_path / pool.uid], check=True)
+
+
+async def until(holds: Callable[[], Awaitable[bool]], seconds: float) -> float:
+    """How many seconds it took."""
+    began = time.monotonic()
+    while not await holds():
+        assert time.monotonic() - began < seconds
+        await asyncio.sleep(0.1)
+    return time.monotonic() - began
+
+
+async def test_a_server_that_stalls_is_said_and_heals_and_holds_up_nobody(
+    driver: StorageDriver, nfs: NfsServer, tmp_path: Path
+) -> None:
+    volume = uid()
+    stored = await driver.ensure_volume(volume, 64 * MIB, None, False)
+    beats: list[float] = []
+
+    async def beat() -> None:
+        while True:
+            beats.append(time.monotonic())
+            await asyncio.sleep(0.05)
+
+    beating = asyncio.create_task(beat())
+    write = "write -P 7 0 4M", "flush"
+    commands = [part for command in write for part in ("-c", command)]
+    nfs.stall()
+    try:
+        writing = await asyncio.create_subprocess_exec(
+            "qemu-io", "-f", "qcow2", *commands, stored.path, stdout=asyncio.subprocess.PIPE
+        )
+        began = time.monotonic()
+        with pytest.raises(StorageError) as stalled:
+            await driver.prepare()
+        assert time.monotonic() - began < 5
+        assert stalled.value.reason == "PoolNotAnswering" and "pool nfs does not answer" in str(stalled.value)
+        began = time.monotonic()
+        with pytest.raises(StorageError):
+            await driver.volume(volume)
+        assert time.monotonic() - began < 0.5, "known by now"
+        assert writing.returncode is None, "a write waits, and does not fail"
+    finally:
+        nfs.go_on()
+
+    async def heals() -> bool:
+        try:
+            return await driver.volume(volume) is not None
+        except StorageError:
+            return False
+
+    await until(heals, 10)
+    output, _ = await asyncio.wait_for(writing.communicate(), 20)
+    assert writing.returncode == 0 and b"wrote 4194304/4194304" in output
+    read = subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", "read -P 7 0 4M", stored.path], capture_output=True, text=True, check=True
+    )
+    assert "Pattern verification failed" not in read.stdout
+    beating.cancel()
+    assert max(b - a for a, b in itertools.pairwise(beats)) < 1, "the agent was held up"
+
+
+async def test_a_client_that_died_is_replaced(driver: StorageDriver, pool: PoolRef, settings: StorageSettings) -> None:
+    volume = uid()
+    await driver.ensure_volume(volume, MIB, None, False)
+    target = settings.mounts / pool.uid
+    for found in Path("/proc").glob("[0-9]*/cmdline"):
+        words = found.read_bytes().split(b"\0")
+        if b"kumulus_agents.storage.nfs.filesystem" in words and str(target).encode() in words:
+            os.kill(int(found.parent.name), 9)
+    with pytest.raises(StorageError):
+        await driver.volume(volume)
+    await driver.prepare()
+    assert await driver.volume(volume) is not None
+
+
+async def test_an_export_that_is_not_there_is_explained(
+    pool: PoolRef, settings: StorageSettings, nfs: NfsServer
+) -> None:
+    wrong = NfsParameters(server=nfs.address, path="/nowhere")
+    missing = pool.model_copy(update={"uid": uid(), "parameters": PoolParameters(nfs=wrong)})
+    with pytest.raises(StorageError) as refused:
+        await make(missing, settings).prepare()
+    assert refused.value.reason == "MountFailed" and "no such export" in str(refused.value)
+    newer = wrong.model_copy(update={"version": NfsVersion.V4_2})
+    unfit = pool.model_copy(update={"uid": uid(), "parameters": PoolParameters(nfs=newer)})
+    with pytest.raises(StorageError) as unable:
+        await make(unfit, settings).prepare()
+    assert "speaks version 3, not 4.2" in str(unable.value) and not unable.value.retryable
