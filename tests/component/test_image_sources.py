@@ -47,7 +47,7 @@ def lab() -> Iterator[Lab]:
 async def ours(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]:
     async with cloud(lab, tmp_path_factory.mktemp("hosts")) as made:
         for role in HOSTS:
-            await made.add_host(role)
+            await made.add_host(role, transfer=True)
         yield made
 
 
