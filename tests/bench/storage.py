@@ -1,4 +1,5 @@
-"""Storage on real hosts, each operation beside the bare tool in the same rounds: import, clone, attach, detach, copy.
+"""Storage on real hosts, each operation beside the bare tool in the same rounds: import, clone, attach, detach,
+snapshot, copy.
 
 The issue's bar: no operation takes more than half a second longer than its floor.
 """
@@ -17,6 +18,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder, instance_order_name
 from kumulus.api.storage import Image, Volume
+from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.client import KubeClient, Raw
 from kumulus_lab.host import LibvirtHost
 from tests.bench import disks, floor, machine, percentiles
@@ -85,7 +87,16 @@ class _User:
         """When the hypervisor said that the machine has so many volumes."""
         return await self._reached(self._order, self._order_name, str(number))
 
-    async def remove(self, kind: type[Image] | type[Volume], name: str, recorder: Recorder) -> None:
+    async def snapshot(self, name: str, volume: str, snapshots: Recorder) -> float:
+        """Ask for a snapshot; seconds until it is Ready."""
+        began = asyncio.get_running_loop().time()
+        body = {"metadata": {"name": name}, "spec": {"volume": volume}}
+        await self._client.create(VolumeSnapshot.KIND, body, USER_NAMESPACE)
+        return await self._reached(snapshots, name, "Ready") - began
+
+    async def remove(
+        self, kind: type[Image] | type[Volume] | type[VolumeSnapshot], name: str, recorder: Recorder
+    ) -> None:
         """Delete it and wait until it is gone; its name can be used again."""
         await self._client.delete(kind.KIND, name, USER_NAMESPACE)
         if await recorder.vanished([name], seconds=60):
@@ -97,7 +108,7 @@ class _User:
             raise BenchError(f"{name} is not {state}: {recorder.states.get(name)}")
         return recorder.at(state)[name]
 
-    async def _status(self, kind: type[Image] | type[Volume], name: str) -> object:
+    async def _status(self, kind: type[Image] | type[Volume] | type[VolumeSnapshot], name: str) -> object:
         found = await self._client.find(kind.KIND, name, USER_NAMESPACE)
         return (found or {}).get("status")
 
@@ -107,7 +118,7 @@ async def run(context: Context) -> list[Record]:
     cloud = context.there
     host = cloud.lab.hosts[0]
     client = await cloud.client(16)
-    operations = {name: _Operation() for name in ("import", "clone", "detach", "attach", "copy")}
+    operations = {name: _Operation() for name in ("import", "clone", "detach", "attach", "snapshot", "copy")}
     bulk = await asyncio.to_thread(_bulk, cloud.lab.image_directory)
     try:
         await prepare(cloud, client)
@@ -121,6 +132,7 @@ async def run(context: Context) -> list[Record]:
             async with (
                 Recorder(client, Image.KIND, USER_NAMESPACE) as images,
                 Recorder(client, Volume.KIND, USER_NAMESPACE) as volumes,
+                Recorder(client, VolumeSnapshot.KIND, USER_NAMESPACE) as snapshots,
                 Recorder(client, WorkOrder.KIND, order_namespace, state=_volumes_of) as orders,
             ):
                 user = _User(client, volumes, orders, order_name)
@@ -128,7 +140,7 @@ async def run(context: Context) -> list[Record]:
                 await user.image(BULK, images, spec)
                 for number in range(context.scale.guest_rounds):
                     await _import(user, images, spec, template, operations["import"])
-                    await _disks(user, volumes, template, operations, number)
+                    await _disks(user, volumes, snapshots, template, operations, number)
                     context.say(_said(number, context.scale.guest_rounds, operations))
                 await user.remove(Image, BULK, images)
             await guests.down(VM)
@@ -149,15 +161,23 @@ async def _import(
 
 
 async def _disks(
-    user: _User, volumes: Recorder, template: floor.Template, operations: dict[str, _Operation], number: int
+    user: _User,
+    volumes: Recorder,
+    snapshots: Recorder,
+    template: floor.Template,
+    operations: dict[str, _Operation],
+    number: int,
 ) -> None:
     name, copy = f"disk{number}", f"copy{number}"
     await user.volume(name, source={"image": BULK})
     operations["clone"].ours.append(-await user.attach(name) + await user.has(1))
     operations["detach"].ours.append(-await user.attach() + await user.has(0))
     operations["attach"].ours.append(-await user.attach(name) + await user.has(1))
+    operations["snapshot"].ours.append(await user.snapshot("kept", name, snapshots))
+    await user.remove(VolumeSnapshot, "kept", snapshots)
     await user.attach()
     await user.has(0)
+    volumes.forget([name])
     await user.made(name)
     began = await user.volume(copy, source={"volume": name})
     operations["copy"].ours.append(await user.made(copy) - began)
@@ -175,6 +195,7 @@ def _by_hand(template: floor.Template, files: dict[str, str]) -> Sequence[tuple[
         ("clone", lambda: disks.clone(template, files["image"])),
         ("detach", lambda: disks.detach(template)),
         ("attach", lambda: disks.attach(template)),
+        ("snapshot", lambda: disks.snapshot(template)),
         ("copy", lambda: disks.copy(template, files["image"])),
     )
 
@@ -185,6 +206,7 @@ def _records(operations: dict[str, _Operation]) -> list[Record]:
         "clone": "volume cloned from a cached image and attached",
         "attach": "volume attached",
         "detach": "volume detached",
+        "snapshot": "snapshot of a volume whose machine is on",
         "copy": f"full copy of a volume of {BULK_MIB} MiB",
     }
     tools = {
@@ -192,6 +214,7 @@ def _records(operations: dict[str, _Operation]) -> list[Record]:
         "clone": "qemu-img create -b, virsh attach-device",
         "attach": "virsh attach-device",
         "detach": "virsh detach-device",
+        "snapshot": "virsh snapshot-create-as",
         "copy": "qemu-img convert",
     }
     records = []

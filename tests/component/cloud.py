@@ -29,6 +29,7 @@ from kumulus_agents.agent.settings import Timings
 from kumulus_agents.hypervisor.protocol import Domain, DomainSpec
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
 from kumulus_agents.storage.dir.driver import DirStorage
+from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
 from kumulus_agents.transfer.settings import TransferSettings
 from kumulus_agents.transfer.transfer import Transfer
@@ -38,7 +39,9 @@ from tests.unit.storage.server import Server, serving
 
 Raw = dict[str, Any]
 GIB = 1 << 30
-EXCHANGE = TransferSettings(address=ipaddress.ip_address("127.0.0.1"), port=0, connect_timeout=5, idle_timeout=5)
+EXCHANGE = TransferSettings(
+    address=ipaddress.ip_address("127.0.0.1"), port=0, upload_port=0, connect_timeout=5, idle_timeout=5
+)
 
 
 # What a machine's owner sees of it
@@ -120,7 +123,7 @@ class SimHost:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def _pool(self, pool: PoolRef) -> DirStorage:
+    def _pool(self, pool: PoolRef, _: Secrets) -> DirStorage:
         root = self.directory.parent / "shared" if pool.shared else self.directory / "pools"
         fetch = FetchSettings(allowed_networks=(ipaddress.ip_network("127.0.0.1/32"),), backoff=0, retries=0)
         parameters = PoolParameters(path=str(root / pool.name), shared=pool.shared or None)

@@ -24,6 +24,7 @@ from kumulus.api.storage import (
     ClusterImage,
     Image,
     ImageStatus,
+    ImageUpload,
     Progress,
     StoragePool,
     StoragePoolStatus,
@@ -100,6 +101,7 @@ GOOD: Mapping[type[Resource], Raw] = {
     ConsoleRequest: {"vm": "web"},
     Image: IMAGE,
     ClusterImage: {**IMAGE, "allowedNamespaces": ["a"]},
+    ImageUpload: {"image": "web", "tokenSha256": "ab" * 32},
     StoragePool: {
         "driver": "dir",
         "parameters": {"path": "/var/lib/kumulus/pool"},
@@ -154,6 +156,11 @@ ORDERS: Mapping[str, Raw] = {
     "pool": {"type": "Pool", "pool": {"pool": POOL}},
     "console": {"type": "Console", "console": {"uid": UID, "maxBytes": 1024}},
     "certificate": {"type": "Certificate", "certificate": {"certificate": "PEM", "authorities": "PEM"}},
+    "upload": {
+        "type": "Upload",
+        "upload": {"image": UID, "tokenSha256": "ab" * 32, "expiresAt": "2026-01-01T00:00:00Z"},
+    },
+    "awaited": {"type": "Disk", "disk": {"pool": POOL, "importImage": {"image": ORDERED_IMAGE, "upload": {}}}},
     "copy": {
         "type": "Disk",
         "disk": {
@@ -347,7 +354,14 @@ BAD = [
         "exactly one of importImage and volume",
     ),
     Bad(WorkOrder, "spec.instance.disks.0.volume", UID, "exactly one of image and volume"),
-    Bad(Image, "spec.source", {}, "exactly one of http, oci"),
+    Bad(Image, "spec.source.upload", {}, "exactly one of"),
+    Bad(ClusterImage, "spec.source", {"upload": {}}, "only an Image can be uploaded"),
+    *(Bad(ImageUpload, "spec.tokenSha256", digest) for digest in (GONE, "", "ab" * 31, "AB" * 32)),
+    *(Bad(ImageUpload, "spec.ttlSeconds", seconds) for seconds in (0, 59, 86401)),
+    *(Bad(ImageUpload, "spec.image", name) for name in (GONE, "", "a.b", "../x")),
+    Bad(Image, "spec.cachePolicy", "Nowhere"),
+    Bad(StoragePool, "spec.imageCache.maxSize", "-1"),
+    Bad(Image, "spec.source", {}, "exactly one of http, oci, upload, volume and snapshot"),
     Bad(Image, "spec.allowedNamespaces", ["A_"], "spec.allowedNamespaces[0]"),
     *(
         Bad(Image, "spec", spec, "an image of a volume or snapshot")
@@ -363,7 +377,9 @@ BAD = [
         for kind in ("volume", "snapshot")
         for name in ("", "../x", "A")
     ),
-    Bad(Image, "spec", {**PUBLISHED, "source": {"volume": "a", "snapshot": "b"}}, "exactly one of http, oci"),
+    Bad(Image, "spec", {**PUBLISHED, "source": {"volume": "a", "snapshot": "b"}}, "exactly one of http, oci, upload"),
+    Bad(Image, "spec", {**PUBLISHED, "source": {"volume": "a", "upload": {}}}, "exactly one of http, oci, upload"),
+    Bad(Image, "spec", {**PUBLISHED, "source": {"upload": {}}}, "needs its checksum"),
     Bad(ClusterImage, "spec", PUBLISHED, "no namespace with volumes"),
     Bad(Image, "spec.allowedNamespaces", ["a"] * 300, "spec.allowedNamespaces"),
     Bad(Volume, "spec.source", {"volume": "other", "imageNamespace": "golden"}, "imageNamespace is for image"),
@@ -372,12 +388,12 @@ BAD = [
         Bad(VirtualMachine, "spec.disks.0.ephemeral.imageNamespace", name, "spec.disks[0].ephemeral.imageNamespace")
         for name in ("", "../x", "A")
     ),
-    Bad(Image, "spec.source.oci", OCI["source"]["oci"], "exactly one of http, oci"),
+    Bad(Image, "spec.source.oci", OCI["source"]["oci"], "exactly one of http, oci, upload, volume and snapshot"),
     Bad(
         WorkOrder,
         "spec",
         {"type": "Disk", "for": FOR, "disk": {"pool": POOL, "importImage": {"image": ORDERED_IMAGE}}},
-        "exactly one of http, oci",
+        "exactly one of http, oci, upload and volume",
     ),
     Bad(Image, "spec", {**OCI, "source": {"oci": {}}}, "spec.source.oci.reference"),
     *(
@@ -711,6 +727,8 @@ CHANGES = [
     Change(Image, "spec.source.oci.secret", GONE, "spec.source", before={"spec.source": OCI["source"]}),
     Change(Image, "spec.compression", "xz"),
     Change(Image, "spec.format", "raw"),
+    Change(ImageUpload, "spec.image", "other", "spec"),
+    Change(ImageUpload, "spec.tokenSha256", "cd" * 32, "spec"),
     Change(ClusterImage, "spec.format", "raw"),
     Change(StoragePool, "spec.parameters.path", "/srv/other", "spec.parameters"),
     Change(StoragePool, "spec.parameters.shared", True, "spec.parameters"),

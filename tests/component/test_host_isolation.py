@@ -530,7 +530,7 @@ def test_tenants_get_their_kinds_through_the_roles_of_kubernetes(api: Cluster, n
     deadline.until(
         lambda: may(api, "alice", "list", VirtualMachine.KIND, namespace), "the roles to be aggregated", seconds=20
     )
-    tenant = {"virtualmachines", "images", "volumes", "consolerequests"}
+    tenant = {"virtualmachines", "images", "imageuploads", "volumes", "consolerequests"}
     tenant |= {"volumesnapshots", "virtualmachinesnapshots", "virtualmachinerestores"}
     writing = {"create", "update", "patch", "delete"}
     for kind in (resource.KIND for resource in KINDS):

@@ -5,8 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import socket
+import ssl
+import sys
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -14,11 +20,13 @@ import pytest_asyncio
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import CERTIFICATE_ORDER, WorkOrder
-from kumulus.api.storage import Image, StoragePool
+from kumulus.api.storage import Image, ImageUpload, StoragePool
+from kumulus.cli.session import Options, Session
+from kumulus.cli.upload import door
 from kumulus.kube.builtin import EVENT, NAMESPACE, SECRET
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
-from tests.component.cloud import GIB, Cloud, Raw, cloud, phase, until
+from tests.component.cloud import GIB, Cloud, Raw, cloud, condition, phase, until
 from tests.conftest import new_lab
 from tests.unit.storage.material import disk, needs_root
 from tests.unit.storage.server import Answer
@@ -217,3 +225,60 @@ async def limit(cloud: Cloud, size: str | None) -> None:
 
 async def _gone(cloud: Cloud, role: str, uid: str) -> bool:
     return not list(cloud.hosts[role].directory.rglob(f"images/*{uid}*"))
+
+
+async def kumulusctl(tenant: Tenant, *arguments: str) -> tuple[int | None, str]:
+    """Run kumulusctl; its exit code and all it said."""
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("kumulusctl"),
+        *(f"--kubeconfig={tenant.cloud.lab.kubeconfig}", f"--namespace={tenant.namespace}", *arguments),
+        stdout=PIPE,
+        stderr=STDOUT,
+    )
+    output, _ = await process.communicate()
+    return process.returncode, output.decode()
+
+
+async def test_a_file_is_uploaded_from_a_laptop_and_goes_on_where_it_was_cut(tenant: Tenant, tmp_path: Path) -> None:
+    file = tmp_path / "disk.raw"
+    file.write_bytes(DISK)
+    spec = {"source": {"upload": {}}, "checksum": {"sha256": SHA256}, "format": "raw"}
+    await tenant.client.create(Image.KIND, {"metadata": {"name": "system"}, "spec": spec}, tenant.namespace)
+    image = await tenant.until_image("system", lambda i: condition(i).get("reason") == "WaitingForUpload")
+    assert image["status"]["phase"] == "Pending"
+
+    session = Session(Options(kubeconfig=tenant.cloud.lab.kubeconfig, namespace=tenant.namespace))
+
+    def half() -> None:
+        with door(session, "system") as at:
+            parts = urlsplit(at.url)
+            context = ssl.create_default_context(cadata=at.ca_bundle)
+            with (
+                socket.create_connection((parts.hostname, parts.port)) as plain,
+                context.wrap_socket(plain, server_hostname=at.server_name) as tls,
+            ):
+                span = f"Content-Range: bytes 0-{len(DISK) - 1}/{len(DISK)}\r\nContent-Length: {len(DISK)}\r\n"
+                head = f"PUT {parts.path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {at.token}\r\n{span}\r\n"
+                tls.sendall(head.encode() + DISK[: len(DISK) // 2])  # and the laptop is closed
+                assert tls.recv(12) == b"HTTP/1.1 408"
+
+    await asyncio.to_thread(half)
+
+    async def kept() -> bool:
+        found = list(tenant.cloud.hosts["first"].directory.rglob(f"{image['metadata']['uid']}.source"))
+        return bool(found) and found[0].stat().st_size == len(DISK) // 2
+
+    await until(kept, "half of it has arrived")
+    await tenant.cloud.hosts["first"].kill()
+    tenant.cloud.hosts["first"].start()
+    code, said = await kumulusctl(tenant, "image", "upload", "system", "--file", str(file), "--format", "raw")
+    assert code == 0 and "image.storage.kumulus.io/system is ready" in said, said
+    assert await _none(tenant.cloud, ImageUpload.KIND, tenant.namespace), "nothing of the upload is left"
+    await tenant.machine("a", "second")
+    image = await tenant.until_image("system", lambda i: "second" in tenant.ways(i))
+    assert tenant.ways(image)["second"] == "first"
+    code, said = await kumulusctl(tenant, "image", "upload", "system", "--file", str(file), "--format", "raw")
+    assert code == 0, said
+    file.write_bytes(DISK + b"x")
+    code, said = await kumulusctl(tenant, "image", "upload", "system", "--file", str(file), "--format", "raw")
+    assert code == 1 and "is of another file" in said

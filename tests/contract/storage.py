@@ -32,6 +32,8 @@ class Bench:
     """Of the image, in bytes."""
     fetches: Callable[[], int]
     """How often the source was fetched."""
+    format: str = "qcow2"
+    """Of images and disks in the pool."""
 
 
 def _uid() -> str:
@@ -54,7 +56,7 @@ class StorageContract:
         assert await bench.driver.image(bench.image.uid) is None
         made = await bench.driver.import_image(bench.image, bench.source, _ignore)
         assert made.uid == bench.image.uid
-        assert (made.format, made.source_format) == ("qcow2", bench.image.format)
+        assert (made.format, made.source_format) == (bench.format, bench.image.format)
         assert made.sha256 == bench.image.sha256
         assert made.virtual_size == bench.virtual_size
         assert made.size > 0
@@ -94,7 +96,7 @@ class StorageContract:
         owner = _uid()
         small = await bench.driver.ensure_disk(owner, "root", bench.image.uid, None)
         large = await bench.driver.ensure_disk(owner, "data", bench.image.uid, bench.virtual_size * 2)
-        assert small.format == large.format == "qcow2"
+        assert small.format == large.format == bench.format
         assert small.virtual_size == bench.virtual_size
         assert large.virtual_size == bench.virtual_size * 2
         assert small.path != large.path

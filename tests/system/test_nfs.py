@@ -25,6 +25,7 @@ from tests.contract.storage import Bench, StorageContract
 from tests.system.nfs_server import TOOLS, NfsServer, nfs_server
 from tests.unit.storage.material import MIB, disk, http, image_ref, uid
 from tests.unit.storage.server import Answer, Server, serving
+from tests.unit.storage.test_registry import NONE
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts"),
@@ -63,7 +64,7 @@ def pool(nfs: NfsServer) -> PoolRef:
 
 @pytest.fixture
 async def driver(pool: PoolRef, settings: StorageSettings) -> StorageDriver:
-    made = make(pool, settings)
+    made = make(pool, settings, NONE)
     await made.prepare()
     return made
 
@@ -79,7 +80,7 @@ class TestNfs(StorageContract):
         url = server.on("/disk.raw", Answer(RAW, etag='"1"'))
         return Bench(
             driver=driver,
-            again=lambda: make(pool, settings),
+            again=lambda: make(pool, settings, NONE),
             image=image_ref(RAW, "raw"),
             source=http(url),
             virtual_size=len(RAW),
@@ -98,7 +99,7 @@ async def test_the_pool_says_by_which_client_it_is_reached(driver: StorageDriver
 async def test_what_one_host_makes_another_finds_at_once(
     pool: PoolRef, settings: StorageSettings, driver: StorageDriver, tmp_path: Path
 ) -> None:
-    other = make(pool, settings.model_copy(update={"host": "b", "mounts": PurePosixPath(tmp_path)}))
+    other = make(pool, settings.model_copy(update={"host": "b", "mounts": PurePosixPath(tmp_path)}), NONE)
     try:
         await other.prepare()
         for number in range(3):

@@ -38,10 +38,11 @@ from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
 from kumulus_agents.agent.report import MachineFacts, Reporter
 from kumulus_agents.agent.reservations import Reservations
-from kumulus_agents.agent.secrets import Secrets
+from kumulus_agents.agent.secrets import PoolSecrets, Secrets
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.agent.snapshot import Snapshots
 from kumulus_agents.agent.tidying import Tidying
+from kumulus_agents.agent.upload import UploadOrders
 from kumulus_agents.agent.volume import Volumes
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.transfer.transfer import Transfer
@@ -151,7 +152,8 @@ class Agent:
     async def run(self) -> None:
         """Work until `stop` is called or the task is cancelled. Guests are left as they are."""
         await self._drivers.hypervisor.connect(self._domain_changed)
-        transfer, pools = self._drivers.transfer, Pools(self._drivers.pool, met=self._met)
+        transfer, secrets = self._drivers.transfer, PoolSecrets(Secrets(self._client, self.place.namespace))
+        pools = Pools(self._drivers.pool, secrets, met=self._met)
         try:
             if transfer is not None:
                 await transfer.open(lambda uid, sha256: given_image(self.orders, pools, uid, sha256))
@@ -223,7 +225,7 @@ class Agent:
             tasks,
             wake=self._wake,
             arrived=arrived,
-            fetcher=drivers.transfer.fetcher if drivers.transfer is not None else None,
+            transfer=drivers.transfer,
         )
         volumes = Volumes(
             self.orders,
@@ -260,6 +262,7 @@ class Agent:
             ),
             WorkType.CONSOLE: Consoles(self.orders, drivers.console),
             WorkType.CERTIFICATE: Certificates(self.orders, drivers.transfer),
+            WorkType.UPLOAD: UploadOrders(self.orders, pools, drivers.transfer, self._clock, images.uploaded),
         }
 
     def _met(self, pool: str) -> bool:

@@ -31,6 +31,7 @@ IN_USE_EVERY = 10.0
 WAITED_FOR = frozenset(
     {
         "WaitingForZone",
+        "WaitingForUpload",
         "ImageNotReady",
         "VolumeNotReady",
         "SnapshotNotReady",

@@ -25,6 +25,7 @@ from kumulus_agents.hypervisor.protocol import Hypervisor
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
 from kumulus_agents.storage import registry as pools
 from kumulus_agents.storage.protocol import StorageDriver
+from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import Network, StorageSettings
 from kumulus_agents.storage.simulated import SimulatedStorage
 from kumulus_agents.transfer.transfer import Transfer
@@ -45,8 +46,8 @@ def api_server_networks(server: str) -> tuple[Network, ...]:
 def pool_factory(settings: StorageSettings, *, simulated: bool) -> PoolFactory:
     """Makes drivers of pools; on simulated hosts every pool is simulated."""
 
-    def make(pool: PoolRef) -> StorageDriver:
-        return pools.load(SIMULATED if simulated else pool.driver.value, pool, settings)
+    def make(pool: PoolRef, secrets: Secrets) -> StorageDriver:
+        return pools.load(SIMULATED if simulated else pool.driver.value, pool, settings, secrets)
 
     return make
 
@@ -102,7 +103,7 @@ def simulated(name: str, settings: AgentSettings, simulation: Simulation) -> Dri
     )
     return Drivers(
         hypervisor=hypervisor,
-        pool=lambda pool: SimulatedStorage(pool, settings.storage),
+        pool=lambda pool, _: SimulatedStorage(pool, settings.storage),
         files=NoFiles(),
         console=SimulatedConsole(hypervisor),
         facts=MachineFacts(addresses=tuple, agent=machine_facts.agent_version(), kernel=None, os="simulated"),

@@ -10,6 +10,7 @@ import structlog
 
 from kumulus.api.host import (
     MEASURING,
+    WAITING_FOR_UPLOAD,
     DiskFacts,
     DroppedPeer,
     ImageCopy,
@@ -39,8 +40,9 @@ from kumulus_agents.storage.protocol import (
     StoredImage,
     VolumeContent,
 )
-from kumulus_agents.storage.whole import WholeImages
+from kumulus_agents.storage.whole import TakesUploads, WholeImages
 from kumulus_agents.transfer.fetch import NoPeer, PeerFetcher
+from kumulus_agents.transfer.transfer import Transfer
 
 log = structlog.get_logger(__name__)
 
@@ -84,10 +86,10 @@ class Images:
         *,
         wake: Callable[[str], None],
         arrived: Callable[[str], None],
-        fetcher: PeerFetcher | None = None,
+        transfer: Transfer | None = None,
     ) -> None:
-        """`wake` has an order looked at soon, by name; `arrived` is told the uid of each image that is whole; `fetcher`
-        asks other hosts, None: images are not exchanged."""
+        """`wake` has an order looked at soon, by name; `arrived` is told the uid of each image that is whole. Without
+        `transfer` images are neither exchanged with other hosts nor uploaded."""
         self._orders = orders
         self._pools = pools
         self._hypervisor = hypervisor
@@ -96,7 +98,8 @@ class Images:
         self._tasks = tasks
         self._wake = wake
         self._arrived = arrived
-        self._fetcher = fetcher
+        self._transfer = transfer
+        self._fetcher = transfer.fetcher if transfer is not None else None
         self._slots = asyncio.Semaphore(IMPORTS)
         self._in_use: set[str] = set()
         self._measuring: dict[str, asyncio.Task[None]] = {}
@@ -113,6 +116,11 @@ class Images:
         if task is not None:
             task.cancel()
 
+    def uploaded(self, uid: str) -> None:
+        """All of an image has arrived that was waited for."""
+        for order in self._orders.of_image(uid):
+            self._work.wake_waiting(order.name)
+
     def disks_removed(self) -> None:
         """Disks or volumes are gone: an image that was in use may be free now."""
         for name in self._in_use:
@@ -124,6 +132,8 @@ class Images:
             driver = self._pools.driver(pool)
             if order.deleting:
                 await self._work.cancel(order.name)
+                if self._transfer is not None:
+                    await self._transfer.uploads.forget(wanted.image.uid)
                 if (user := await self._reader(wanted.image.uid, driver)) is not None:
                     raise StorageError(
                         f"Machine {user} has the image in a drive: take it out of its spec.disks.", reason="ImageInUse"
@@ -167,8 +177,24 @@ class Images:
                 f"Host {wanted.wait_for} is fetching the image for its zone; it is copied from there then.",
                 reason="WaitingForZone",
             )
+        if wanted.upload is not None and wanted.copy_ is None:
+            await self._await_upload(wanted, driver)
         log.info("import begins", order=order.name, image=order.spec.for_.name, pool=pool.name)
         return self._work.begin(order, lambda progress: self._import(order, wanted, driver, progress))
+
+    async def _await_upload(self, wanted: ImageImport, driver: StorageDriver) -> None:
+        """Raises `StorageError(reason="WaitingForUpload")` until all of the image has arrived."""
+        if self._transfer is None or self._transfer.upload_port is None or not isinstance(driver, TakesUploads):
+            raise StorageError(
+                "Nothing can be uploaded to this host. Allow it in the agent's settings (transfer.upload_port).",
+                reason="NoUploads",
+            )
+        if not await driver.uploaded(wanted.image.uid, self._transfer.upload_idle_seconds):
+            raise StorageError(
+                "Nobody has uploaded all of the image yet: kumulusctl image upload NAME --file FILE.",
+                reason=WAITING_FOR_UPLOAD,
+            )
+        await self._transfer.uploads.forget(wanted.image.uid)
 
     async def _reader(self, image: str, driver: StorageDriver) -> str | None:
         """Name of a machine that is to have the image in a drive, or has it there still."""
@@ -191,6 +217,9 @@ class Images:
             if known and wanted.copy_ is not None and self._fetcher is not None and isinstance(driver, WholeImages):
                 way = await self._copy(wanted, wanted.copy_, driver, self._fetcher, progress)
             if way.host is None:
+                if wanted.copy_ is not None and wanted.upload is not None:
+                    why = "; ".join(f"{peer.host}: {peer.message}" for peer in way.dropped)
+                    raise StorageError(f"No host that has the image gave it ({why}).", reason="PeersUnavailable")
                 await driver.import_image(wanted.image, await self._source(wanted), progress)
         self._ways[order.name] = way
         log.info("import done", order=order.name, image=order.spec.for_.name, copied_from=way.host)
@@ -200,6 +229,8 @@ class Images:
         """Where the image comes from, with the login to it. Raises `StorageError`."""
         if wanted.http is not None:
             return wanted.http
+        if wanted.upload is not None:
+            return wanted.upload
         if wanted.volume is not None:
             return VolumeContent(wanted.volume, wanted.snapshot)
         if wanted.oci is None:

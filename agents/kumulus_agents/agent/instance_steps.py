@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from kumulus.api.host import InstanceDisk, InstanceOrder, SeedRef, WorkOrder
 from kumulus.api.qos import UNLIMITED
+from kumulus.api.storage import OPTICAL
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_scope import (
@@ -108,8 +109,8 @@ class InstanceSteps:
                 image = await self._pools.driver(drive.pool).image(drive.image.uid)
             except StorageError:
                 continue
-            if image is not None and image.format == "raw":
-                found[drive.name] = FileSource(image.path)
+            if image is not None and image.source_format in OPTICAL:
+                found[drive.name] = image.source
         return found
 
     async def _start(self, order: InstanceOrder, marks: Marks, slow: Callable[[], Awaitable[None]]) -> None:

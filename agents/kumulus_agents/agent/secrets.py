@@ -8,7 +8,9 @@ from collections.abc import Mapping
 
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
+from kumulus.kube.errors import KubeError
 from kumulus_agents.agent.missing import Missing
+from kumulus_agents.storage.protocol import StorageError
 
 
 class Secrets:
@@ -27,3 +29,26 @@ class Secrets:
             return {key: base64.b64decode(data, validate=True) for key, data in (secret.get("data") or {}).items()}
         except binascii.Error:
             raise Missing("SecretUnreadable", f"the Secret {name} is not valid base64") from None
+
+
+class PoolSecrets:
+    """The same for drivers of pools, in their words."""
+
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
+
+    async def read(self, name: str) -> Mapping[str, bytes]:
+        """See `storage.secrets.Secrets`."""
+        try:
+            return await self._secrets.read(name, "the key of the pool")
+        except Missing as missing:
+            raise StorageError(
+                f"On this host {missing}. It is a copy of the one that the StoragePool names: look at that in"
+                " kumulus-system.",
+                reason=missing.reason,
+            ) from missing
+        except KubeError as error:
+            raise StorageError(
+                f"The Secret {name} of this host could not be read from the API server. It is tried again.",
+                reason="SecretNotFound",
+            ) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread
@@ -19,6 +20,8 @@ from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.record import read_record, write_record
 
 _CHUNK = 8 << 20
+COMPLETE = "complete"
+"""In place of a version: the part is all there, and was verified."""
 _DOING = "keep what was downloaded"
 
 
@@ -84,6 +87,13 @@ class Part:
             await in_thread(self._truncate)
             await in_thread(write_record, self._directory, self._record, {"url": url, "validator": validator})
 
+    async def complete(self) -> None:
+        """Remember that all of it is there and was verified: `is_complete` says so from now on."""
+        self.validator = COMPLETE
+        with told_as(_DOING):
+            await in_thread(os.fsync, self._fd)
+            await in_thread(write_record, self._directory, self._record, {"url": self.url, "validator": COMPLETE})
+
     async def discard(self) -> None:
         """Remove it from the disk, with its record."""
         with told_as("remove what was downloaded"):
@@ -121,6 +131,28 @@ class Part:
         os.ftruncate(self._fd, 0)
         self._hash = hashlib.sha256()
         self.size = 0
+
+
+def is_complete(directory: Directory, name: str) -> bool:
+    """Whether the part of that name is all there, and was verified. Blocks."""
+    record = read_record(directory, _record_of(name)) or {}
+    return record.get("validator") == COMPLETE and directory.exists(name)
+
+
+def expire(directory: Directory, name: str, seconds: float) -> bool:
+    """Remove the part of that name if nothing was added to it for so long, and nobody has it open. Blocks."""
+    try:
+        with directory.reading(name) as fd:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            if time.time() - os.fstat(fd).st_mtime < seconds:
+                return False
+            discard(directory, name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def discard(directory: Directory, name: str) -> None:

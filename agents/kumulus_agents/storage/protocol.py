@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kumulus.api.host import HttpFetch, ImageRef, OciFetch, VolumeOrigin
+from kumulus.api.host import HttpFetch, ImageRef, OciFetch, UploadFetch, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import ImageContent
 from kumulus_agents.storage.source import DiskSource, LayerFile
@@ -65,7 +65,7 @@ class VolumeContent:
     snapshot: str | None = None
 
 
-ImageSource = HttpFetch | RegistrySource | VolumeContent
+ImageSource = HttpFetch | RegistrySource | UploadFetch | VolumeContent
 """Where an image comes from."""
 
 
@@ -74,9 +74,9 @@ class StoredImage:
     """An image that is whole, verified and converted, in the pool."""
 
     uid: str
-    path: str
+    source: DiskSource
     format: str
-    """Format of the file in the pool: qcow2, or raw for a disc, of which no volume is made."""
+    """Format of what is in the pool. Of a file qcow2, or raw for a disc."""
     source_format: str
     """What the source turned out to be."""
     sha256: str
@@ -88,6 +88,11 @@ class StoredImage:
     """What its reference was resolved to, of an image that this pool got from a registry."""
     content: ImageContent | None = None
     """The file, to the byte, when that is known (`whole.WholeImages`)."""
+
+    @property
+    def path(self) -> str:
+        """Of its source."""
+        return self.source.path
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Finds storage drivers: entry points of the group `kumulus.storage`, the built-in ones like any other.
 
-An entry point names a factory `(PoolRef, StorageSettings) -> StorageDriver`. It must not touch the
-pool; `prepare` does.
+An entry point names a factory `(PoolRef, StorageSettings, Secrets) -> StorageDriver`. It must not touch
+the pool; `prepare` does.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from importlib.metadata import entry_points
 
 from kumulus.api.host import PoolRef
 from kumulus_agents.storage.protocol import StorageDriver, StorageError
+from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import StorageSettings
 
 GROUP = "kumulus.storage"
 
-Factory = Callable[[PoolRef, StorageSettings], StorageDriver]
+Factory = Callable[[PoolRef, StorageSettings, Secrets], StorageDriver]
 
 
-def load(driver: str, pool: PoolRef, settings: StorageSettings) -> StorageDriver:
+def load(driver: str, pool: PoolRef, settings: StorageSettings, secrets: Secrets) -> StorageDriver:
     """The driver of that name for the pool. Raises `StorageError(reason="DriverMissing")`.
 
     `driver` is `pool.driver` but on simulated hosts, where it is "simulated".
@@ -28,7 +29,7 @@ def load(driver: str, pool: PoolRef, settings: StorageSettings) -> StorageDriver
             factory: Factory = entry.load()
         except (ImportError, AttributeError) as error:
             raise _missing(driver) from error
-        return factory(pool, settings)
+        return factory(pool, settings, secrets)
     raise _missing(driver)
 
 

@@ -54,6 +54,24 @@ class CageSettings(_Section):
     )
 
 
+class CephSettings(_Section):
+    """How pools of the driver rbd are used."""
+
+    rbd: PurePosixPath = Field(default=PurePosixPath("/usr/bin/rbd"), description="The program.")
+    ceph: PurePosixPath = Field(default=PurePosixPath("/usr/bin/ceph"), description="The program.")
+    runtime: PurePosixPath = Field(
+        default=PurePosixPath("/run/kumulus/ceph"),
+        description="Directory for the keys of Ceph users, of root alone; in memory.",
+    )
+    answer_seconds: float = Field(
+        default=5.0, description="Seconds within which a cluster has to answer a question, or it is stalled.", gt=0
+    )
+    change_seconds: float = Field(default=300.0, description="Seconds a change may take while it answers.", gt=0)
+    copy_seconds: float = Field(
+        default=24 * 3600.0, description="Seconds a copy of data may take while it answers.", gt=0
+    )
+
+
 class SimulatedSettings(_Section):
     """How simulated pools behave."""
 
@@ -86,6 +104,12 @@ class StorageSettings(_Section):
     max_virtual_size: int = Field(default=64 * TIB, description="Largest disk in an image, in bytes.", ge=512)
     fetch: FetchSettings = FetchSettings()
     cage: CageSettings = CageSettings()
+    scratch: PurePosixPath = Field(
+        default=PurePosixPath("/var/lib/kumulus/scratch"),
+        description="Directory in which images are checked and converted on their way to a pool that keeps no files;"
+        " of root alone. It needs room for three times an image.",
+    )
+    ceph: CephSettings = CephSettings()
     simulated: SimulatedSettings = SimulatedSettings()
 
     def forbidding(self, *networks: Network) -> StorageSettings:

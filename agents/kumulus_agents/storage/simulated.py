@@ -31,6 +31,7 @@ from kumulus_agents.storage.protocol import (
     VolumeContent,
     same,
 )
+from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.source import FileSource, LayerFile
@@ -117,7 +118,7 @@ class SimulatedStorage:
                 self._perhaps_fail("import_image.end")
                 made = StoredImage(
                     uid=uid,
-                    path=f"{self._path}/images/{uid}.qcow2",
+                    source=FileSource(f"{self._path}/images/{uid}.qcow2"),
                     format="qcow2",
                     source_format=image.format,
                     sha256=image.sha256 or hashlib.sha256(uid.encode()).hexdigest(),
@@ -456,6 +457,6 @@ def _resolved(fetch: OciFetch) -> str:
     return fetch.digest or f"sha256:{hashlib.sha256(fetch.reference.encode()).hexdigest()}"
 
 
-def make(pool: PoolRef, settings: StorageSettings) -> StorageDriver:
+def make(pool: PoolRef, settings: StorageSettings, _: Secrets) -> StorageDriver:
     """The driver for a pool; what the entry point names."""
     return SimulatedStorage(pool, settings)

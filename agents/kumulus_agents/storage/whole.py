@@ -7,6 +7,7 @@ their sources.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
 from kumulus.api.host import ImageRef
@@ -38,3 +39,22 @@ class WholeImages(Protocol):
 
         Raises `StorageError`; nothing of a refused image stays.
         """
+
+
+@runtime_checkable
+class TakesUploads(Protocol):
+    """A pool into which images can be uploaded."""
+
+    @property
+    def upload_max(self) -> int:
+        """Bytes that an upload may have."""
+
+    def upload(self, uid: str) -> AbstractAsyncContextManager[Part]:
+        """What has arrived of an image, to go on with. Nobody else has it inside the block.
+
+        Raises `StorageError(reason="Busy")` while somebody has.
+        """
+
+    async def uploaded(self, uid: str, idle_seconds: float) -> bool:
+        """Whether all of the image has arrived and waits to be imported. Cheap. A part that nothing was added to for so
+        long is removed. Raises `StorageError`."""

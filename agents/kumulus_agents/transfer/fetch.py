@@ -195,7 +195,7 @@ class PeerFetcher:
     async def _take(self, body: aiohttp.StreamReader, total: int, part: Part, pace: Pace) -> None:
         waiting = bytearray()
         part.resumed = part.size > 0
-        window = _Window(self._settings)
+        window = Window(self._settings.least_rate, self._settings.rate_window)
         try:
             chunks = body.iter_any()
             while part.size + len(waiting) < total:
@@ -204,7 +204,8 @@ class PeerFetcher:
                     data = await anext(chunks)
                 except StopAsyncIteration:
                     raise _Cut("the connection ended early") from None
-                window.note(len(data), time.monotonic() - began)
+                if window.too_slow(len(data), time.monotonic() - began):
+                    raise _Dropped("TooSlow", "it gives less than the host's agent is content with")
                 waiting += data
                 if part.size + len(waiting) > total:
                     raise _Dropped("WrongAnswer", "it gives more than the image has")
@@ -218,19 +219,21 @@ class PeerFetcher:
         await part.append(bytes(waiting))
 
 
-class _Window:
-    """Sees that a host is not slower than it may be. Time that our own disk takes does not count."""
+class Window:
+    """Sees whether somebody is slower than they may be. Time that our own disk takes does not count."""
 
-    def __init__(self, settings: TransferSettings) -> None:
-        self._settings = settings
+    def __init__(self, least_rate: int, seconds: float) -> None:
+        self._least_rate = least_rate
+        self._window = seconds
         self._bytes = 0
         self._seconds = 0.0
 
-    def note(self, size: int, seconds: float) -> None:
+    def too_slow(self, size: int, seconds: float) -> bool:
+        """So many bytes came in so many seconds; whether that, with what came before, is too little."""
         self._bytes += size
         self._seconds += seconds
-        if self._seconds < self._settings.rate_window:
-            return
-        if self._bytes < self._settings.least_rate * self._seconds:
-            raise _Dropped("TooSlow", "it gives less than the host's agent is content with")
+        if self._seconds < self._window:
+            return False
+        slow = self._bytes < self._least_rate * self._seconds
         self._bytes, self._seconds = 0, 0.0
+        return slow

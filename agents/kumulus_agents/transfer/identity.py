@@ -29,6 +29,8 @@ class TransferIdentity:
         """To ask other hosts with; None before there is a certificate."""
         self.server: ssl.SSLContext | None = None
         """To answer other hosts with, and nobody else; None before there is a certificate."""
+        self.public: ssl.SSLContext | None = None
+        """To answer people with, who show no certificate; None before there is one of ours."""
         self._key = ""
 
     async def prepare(self) -> None:
@@ -57,15 +59,16 @@ class TransferIdentity:
         try:
             client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            public = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             server.verify_mode = ssl.CERT_REQUIRED
             server.num_tickets = 0  # a session resumed would outlive its certificate
-            for context in (client, server):
+            for context in (client, server, public):
                 context.minimum_version = ssl.TLSVersion.TLSv1_3
                 context.load_verify_locations(cadata=given.authorities)
                 self._show(context, given.certificate)
         except (ssl.SSLError, ValueError):
             return False
-        self.client, self.server = client, server
+        self.client, self.server, self.public = client, server, public
         return True
 
     def _show(self, context: ssl.SSLContext, certificate: str) -> None:

@@ -12,6 +12,8 @@ from aiohttp import web
 HANDSHAKE_SECONDS = 10.0
 HEAD_SECONDS = 10.0
 """From the end of the handshake to the end of the request's head."""
+LINGER_SECONDS = 2.0
+"""What still comes after an answer is read for so long, so that who sends it gets to read the answer."""
 BACKLOG = 128
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -47,7 +49,7 @@ class Listener:
         if self._socket is None:
             return
         if self._requests is None:
-            self._requests = web.Server(self._handle, access_log=None)
+            self._requests = web.Server(self._handle, access_log=None, lingering_time=LINGER_SECONDS)
         before = self._server
         # Another descriptor of the same socket: nobody who connects meanwhile is turned away.
         self._server = await asyncio.get_running_loop().create_server(

@@ -19,6 +19,16 @@ class TransferSettings(BaseModel):
     sends: int = Field(
         default=4, ge=1, le=256, description="Images given to other hosts at once; more are told to wait."
     )
+    upload_port: int | None = Field(
+        default=9412, ge=0, le=65535, description="Port at which images are uploaded; 0: a free one, null: none are."
+    )
+    uploads: int = Field(default=4, ge=1, le=256, description="Uploads taken at once; more are told to wait.")
+    upload_idle_seconds: float = Field(
+        default=86400.0, gt=0, description="What has arrived of an image is removed when nothing is added for so long."
+    )
+    upload_least_rate: int = Field(
+        default=1 << 10, ge=0, description="Bytes a second that an upload must bring; a slower one is cut off."
+    )
     connect_timeout: float = Field(default=5.0, gt=0, description="Seconds to connect to a host, TLS included.")
     idle_timeout: float = Field(default=20.0, gt=0, description="Seconds without a byte, either way.")
     least_rate: int = Field(

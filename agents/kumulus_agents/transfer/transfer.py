@@ -13,6 +13,7 @@ from kumulus_agents.transfer.identity import TransferIdentity
 from kumulus_agents.transfer.listener import Listener
 from kumulus_agents.transfer.server import Find, ImageServer
 from kumulus_agents.transfer.settings import TransferSettings
+from kumulus_agents.transfer.uploads import Uploads
 
 log = structlog.get_logger(__name__)
 
@@ -38,14 +39,30 @@ class Transfer:
         self._api = server
         self._identity = TransferIdentity(host)
         self._listener: Listener | None = None
+        self._public: Listener | None = None
         self._at: tuple[str, int] | None = None
+        self.upload_port: int | None = None
+        """Where uploads are taken; None: they are not."""
+        self.uploads = Uploads(settings)
         self.fetcher = PeerFetcher(settings, lambda: self._identity.client)
 
     def facts(self) -> TransferFacts | None:
         """What others have to know; None while there is nothing to offer."""
         if self._at is None or self._identity.request is None:
             return None
-        return TransferFacts(address=self._at[0], port=self._at[1], request=self._identity.request)
+        return TransferFacts(
+            address=self._at[0], port=self._at[1], request=self._identity.request, upload_port=self.upload_port
+        )
+
+    @property
+    def certified(self) -> bool:
+        """Whether it has a certificate to show."""
+        return self._identity.public is not None
+
+    @property
+    def upload_idle_seconds(self) -> float:
+        """What has arrived of an upload is removed when nothing is added for so long."""
+        return self._settings.upload_idle_seconds
 
     async def open(self, find: Find) -> None:
         """Make a key and take the port. Does not work: nothing is exchanged, and the log says why."""
@@ -55,6 +72,10 @@ class Transfer:
             listener = Listener(ImageServer(self._settings, find).answer, connections=CONNECTIONS)
             self._at = (address, listener.open(address, self._settings.port))
             self._listener = listener
+            if self._settings.upload_port is not None:
+                public = Listener(self.uploads.answer, connections=CONNECTIONS)
+                self.upload_port = public.open(address, self._settings.upload_port)
+                self._public = public
         except (OSError, TimeoutError, ValueError) as error:
             log.warning("no images are exchanged with other hosts", error=str(error), port=self._settings.port)
 
@@ -62,12 +83,17 @@ class Transfer:
         """Use a certificate; False when it is for another key than this process has."""
         if self._listener is None or not self._identity.adopt(given):
             return False
-        assert self._identity.server is not None
+        assert self._identity.server is not None and self._identity.public is not None
         await self._listener.use(self._identity.server)
+        if self._public is not None:
+            await self._public.use(self._identity.public)
         return True
 
     async def close(self) -> None:
         """Give up the port."""
         if self._listener is not None:
             await self._listener.close()
-        self._listener = self._at = None
+        if self._public is not None:
+            await self._public.close()
+        await self.uploads.close()
+        self._listener = self._public = self._at = self.upload_port = None

@@ -82,6 +82,7 @@ def in_use(orders: Iterable[WorkOrder]) -> set[str]:
     for order in orders:
         if order.spec.instance is not None:
             found.update(disk.image.uid for disk in order.spec.instance.disks if disk.image is not None)
+            found.update(drive.image.uid for drive in order.spec.instance.drives if drive.image is not None)
         volume = order.spec.disk.volume if order.spec.disk is not None else None
         if volume is not None and volume.origin is not None and volume.origin.image is not None:
             found.add(volume.origin.image.uid)

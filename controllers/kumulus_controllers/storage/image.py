@@ -11,6 +11,7 @@ import structlog
 from kumulus.api.base import FINALIZER, PLATFORM_NAMESPACE, ObjectRef
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import (
+    WAITING_FOR_UPLOAD,
     DiskOrder,
     HttpFetch,
     ImageCopy,
@@ -18,6 +19,7 @@ from kumulus.api.host import (
     ImageRef,
     OciFetch,
     PoolRef,
+    UploadFetch,
     WorkOrder,
     WorkOrderSpec,
     WorkState,
@@ -74,7 +76,8 @@ SPREADING = 16
 """Pools that get an image at once, of one that is to be everywhere: each that has it can give it to others."""
 
 UNREADY_SECONDS = 5.0
-"""How often it is looked whether a login has come, or an image can be made of a volume that a machine writes to."""
+"""How often it is looked whether a login has come, or was put right, or an image can be made of a volume that a machine
+writes to."""
 
 LISTED = 256
 """Pools that a status lists at most; the API takes 1,024, and there may be more hosts than that."""
@@ -117,6 +120,8 @@ def image_import(image: AnyImage, pool_uid: str, origin: Origin | None = None) -
                 secret=pull_secret_name(image.uid, pool_uid) if source.oci.secret is not None else None,
             ),
         )
+    if source.upload is not None:
+        return ImageImport(image=image_ref(image), upload=UploadFetch(compression=spec.compression))
     if source.made_here:
         made_of, snapshot = (origin.volume, origin.snapshot) if origin is not None else (image.status.made_of, None)
         return ImageImport(image=image_ref(image), volume=made_of, snapshot=snapshot)
@@ -247,6 +252,8 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
     else:
         state = leading.status.state
         phase = _PHASES.get(state, ImagePhase.PENDING) if state else ImagePhase.PENDING
+        if leading.status.reason == WAITING_FOR_UPLOAD:
+            phase = ImagePhase.PENDING
         if phase is ImagePhase.FAILED:
             fact = Fact(
                 "Ready", False, leading.status.reason or "Failed", leading.status.message or "The import failed."

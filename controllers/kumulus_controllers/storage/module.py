@@ -9,6 +9,7 @@ from kumulus_controllers.storage.eviction import EvictionReconciler
 from kumulus_controllers.storage.image import ImageReconciler
 from kumulus_controllers.storage.pool import PoolReconciler
 from kumulus_controllers.storage.snapshot import SnapshotReconciler
+from kumulus_controllers.storage.upload import UploadReconciler
 from kumulus_controllers.storage.volume import VolumeReconciler
 
 
@@ -17,6 +18,7 @@ async def _setup(context: Context) -> None:
     context.reconcilers.append(PoolReconciler(context.services, fleet))
     context.reconcilers.append(ImageReconciler(context.services, fleet, Image))
     context.reconcilers.append(ImageReconciler(context.services, fleet, ClusterImage))
+    context.reconcilers.append(UploadReconciler(context.services))
     context.reconcilers.append(EvictionReconciler(context.services))
     context.reconcilers.append(VolumeReconciler(context.services, fleet))
     context.reconcilers.append(SnapshotReconciler(context.services))

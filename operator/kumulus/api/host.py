@@ -49,6 +49,7 @@ class WorkType(StrEnum):
     POOL = "Pool"
     CONSOLE = "Console"
     CERTIFICATE = "Certificate"
+    UPLOAD = "Upload"
 
 
 class PoolRef(Model):
@@ -194,19 +195,26 @@ class ImageCopy(Model):
     )
 
 
+class UploadFetch(Model):
+    """Wait for an upload."""
+
+    compression: Compression = Field(default=Compression.NONE, description="How what is uploaded is packed.")
+
+
 class ImageImport(Model):
     """Bring an image into a pool: fetch, verify, inspect, convert."""
 
     rules = (
         Rule(
-            "[has(self.http), has(self.oci), has(self.volume)].filter(set, set).size() == 1",
-            "set exactly one of http, oci and volume",
+            "[has(self.http), has(self.oci), has(self.upload), has(self.volume)].filter(set, set).size() == 1",
+            "set exactly one of http, oci, upload and volume",
         ),
     )
 
     image: ImageRef = Field(description="The image.")
     http: HttpFetch | None = Field(default=None, description="Its bytes are on a web server.")
     oci: OciFetch | None = Field(default=None, description="Its bytes are in a registry.")
+    upload: UploadFetch | None = Field(default=None, description="Its bytes are brought by its owner.")
     volume: Uid | None = Field(
         default=None, description="Uid of a Volume: a full copy of it, where it is in the same pool of this host."
     )
@@ -357,6 +365,14 @@ class CertificateOrder(Model):
     authorities: str = Field(description="Certificates that other hosts' must be signed with, PEM.", max_length=32768)
 
 
+class UploadOrder(Model):
+    """Somebody may upload an image for a while."""
+
+    image: Uid = Field(description="Uid of the Image; a Disk order of this namespace waits for it.")
+    token_sha256: Sha256 = Field(description="SHA-256 of the token that will be shown.")
+    expires_at: str = Field(description="When that ends (RFC 3339).", max_length=64)
+
+
 class WorkOrderSpec(Model):
     """What the agent shall see to."""
 
@@ -365,8 +381,8 @@ class WorkOrderSpec(Model):
             "(self.type == 'Instance') == has(self.instance) && (self.type == 'Disk') == has(self.disk)"
             " && (self.type == 'Snapshot') == has(self.snapshot)"
             " && (self.type == 'Pool') == has(self.pool) && (self.type == 'Console') == has(self.console)"
-            " && (self.type == 'Certificate') == has(self.certificate)",
-            "exactly the field named like spec.type must be set: instance, disk, snapshot, pool, console or certificate",
+            " && (self.type == 'Certificate') == has(self.certificate) && (self.type == 'Upload') == has(self.upload)",
+            "exactly the field named like spec.type must be set: instance, disk, snapshot, pool, console, certificate or upload",
         ),
         Rule("self.term >= oldSelf.term", "a controller that is no longer the leader wrote this", field=".term"),
         Rule(
@@ -391,6 +407,7 @@ class WorkOrderSpec(Model):
     pool: PoolOrder | None = Field(default=None, description="A pool's presence on this host.")
     console: ConsoleOrder | None = Field(default=None, description="Read the end of an instance's console log, once.")
     certificate: CertificateOrder | None = Field(default=None, description="What the agent shows other hosts.")
+    upload: UploadOrder | None = Field(default=None, description="Somebody may upload an image for a while.")
 
 
 class WorkState(StrEnum):
@@ -611,6 +628,9 @@ class TransferFacts(Model):
 
     address: HostAddress = Field(description="Address other hosts reach it at.")
     port: int = Field(description="Port there.", ge=1, le=65535)
+    upload_port: int | None = Field(
+        default=None, description="Port at which it takes uploads; empty when it takes none.", ge=1, le=65535
+    )
     request: str = Field(
         description="Certificate signing request for a key that this host has made and keeps, PEM.", max_length=4096
     )
@@ -691,6 +711,14 @@ def snapshot_order_name(snapshot_uid: str) -> str:
     """Name of the work order that keeps a snapshot: of a VolumeSnapshot or of a VirtualMachineSnapshot."""
     return f"snapshot-{snapshot_uid}"
 
+
+def upload_order_name(upload_uid: str) -> str:
+    """Name of the work order of an upload."""
+    return f"upload-{upload_uid}"
+
+
+WAITING_FOR_UPLOAD = "WaitingForUpload"
+"""Reason of an image that nobody has uploaded yet."""
 
 MEASURING = "Measuring"
 """Reason of an image that is ready in a pool, and of which the agent will say soon what other hosts can copy."""

@@ -7,7 +7,7 @@ from kumulus.api.compute import ConsoleRequest, InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
-from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
+from kumulus.api.storage import ClusterImage, Image, ImageUpload, StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
 
 KINDS: tuple[type[Resource], ...] = (
@@ -18,6 +18,7 @@ KINDS: tuple[type[Resource], ...] = (
     ConsoleRequest,
     Image,
     ClusterImage,
+    ImageUpload,
     StoragePool,
     VolumeClass,
     Volume,

@@ -99,18 +99,26 @@ class OciSource(Model):
     )
 
 
+class UploadSource(Model):
+    """An image that its owner brings: `kumulusctl image upload`."""
+
+
 class ImageSource(Model):
     """Where the image comes from."""
 
     rules = (
         Rule(
-            "[has(self.http), has(self.oci), has(self.volume), has(self.snapshot)].filter(set, set).size() == 1",
-            "an image needs one source: set exactly one of http, oci, volume and snapshot",
+            "[has(self.http), has(self.oci), has(self.upload), has(self.volume), has(self.snapshot)]"
+            ".filter(set, set).size() == 1",
+            "an image needs one source: set exactly one of http, oci, upload, volume and snapshot",
         ),
     )
 
     http: HttpSource | None = Field(default=None, description="From a web server.")
     oci: OciSource | None = Field(default=None, description="From an OCI registry.")
+    upload: UploadSource | None = Field(
+        default=None, description="Brought by its owner, from wherever that is. Not of a ClusterImage."
+    )
     volume: ObjectName | None = Field(
         default=None,
         description="Name of a Volume of the namespace, as it is when the image is made: a full copy. No machine that is on may have it meanwhile.",
@@ -178,8 +186,8 @@ class ImageSpec(Model):
 
     rules: ClassVar[Sequence[Rule]] = (
         Rule(
-            "has(self.checksum) || !has(self.source.http)",
-            "an image from a web server needs its checksum: set checksum.sha256",
+            "has(self.checksum) || !(has(self.source.http) || has(self.source.upload))",
+            "an image from a web server or an upload needs its checksum: set checksum.sha256",
             field=".checksum",
         ),
         Rule(
@@ -233,6 +241,7 @@ class ClusterImageSpec(ImageSpec):
 
     rules = (
         *ImageSpec.rules,
+        Rule("!has(self.source.upload)", "only an Image can be uploaded, not a ClusterImage", field=".source.upload"),
         Rule(
             "!has(self.source.volume) && !has(self.source.snapshot)",
             "a ClusterImage has no namespace with volumes: make an Image, and share it by allowedNamespaces",
@@ -356,6 +365,55 @@ class ClusterImage(Resource):
 
     spec: ClusterImageSpec = Field(description="What the image is, where it comes from, and who may use it.")
     status: ImageStatus = Field(default_factory=ImageStatus, description="What is known of it.")
+
+
+class ImageUploadSpec(Model):
+    """Which image somebody is going to upload, and how they are known."""
+
+    rules = (Rule("self == oldSelf", "an upload cannot be changed: make a new one"),)
+
+    image: DnsLabel = Field(description="Name of an Image of the same namespace whose source is upload.")
+    token_sha256: Sha256 = Field(
+        description="SHA-256 of the token that will be shown, 64 hexadecimal digits. Whoever uploads makes up the token and tells it to nobody but the host: it is nowhere in the cluster.",
+    )
+    ttl_seconds: int = Field(
+        default=3600, description="The upload ends so long after it was made, and is deleted.", ge=60, le=86400
+    )
+
+
+class ImageUploadStatus(Status):
+    """Where to upload."""
+
+    phase: str | None = Field(default=None, description="Pending, Ready, Complete or Failed.")
+    url: str | None = Field(default=None, description="Where the image is brought to: by PUT, in parts.")
+    server_name: str | None = Field(default=None, description="The name that the server's certificate is for.")
+    ca_bundle: str | None = Field(
+        default=None, description="PEM certificates it is signed with; no others are to be trusted.", max_length=32768
+    )
+    host: str | None = Field(default=None, description="The host that takes it.")
+    expires_at: str | None = Field(default=None, description="When the upload ends (RFC 3339).")
+
+
+class ImageUpload(Resource):
+    """Lets whoever made it upload one image for a while; deletes itself. What has arrived outlives it."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="ImageUpload",
+        plural="imageuploads",
+        categories=("kumulus",),
+        columns=(
+            Column("Image", ".spec.image"),
+            Column("Phase", ".status.phase"),
+            Column("Host", ".status.host", priority=1),
+            Column("Expires", ".status.expiresAt"),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+
+    spec: ImageUploadSpec = Field(description="Which image, and how the one who uploads is known.")
+    status: ImageUploadStatus = Field(default_factory=ImageUploadStatus, description="Where to upload.")
 
 
 class PoolThresholds(Model):

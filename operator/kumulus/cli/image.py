@@ -59,6 +59,8 @@ def _source(image: AnyImage) -> str:
         return source.oci.reference
     if source.volume is not None:
         return f"volume {source.volume}"
+    if source.snapshot is not None:
+        return f"snapshot {source.snapshot}"
     return source.http.url if source.http is not None else ""
 
 

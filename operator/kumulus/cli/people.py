@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from kumulus.cli import console, explaining, host, image, join, overview, pool, power, snapshot, vm, volume
+from kumulus.cli import console, explaining, host, image, join, overview, pool, power, snapshot, upload, vm, volume
 from kumulus.cli.problem import Problem
 from kumulus.cli.session import remember
 from kumulus.cli.terminal import one_line
@@ -46,6 +46,7 @@ power.register(_vm)
 console.register(_vm)
 explaining.register(_vm)
 image.register(_image)
+upload.register(_image)
 volume.register(_volume)
 pool.register(_pool)
 snapshot.register(_snapshot)

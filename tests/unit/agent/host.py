@@ -26,6 +26,7 @@ from kumulus_agents.hypervisor.protocol import Hypervisor
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageDriver
+from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import SimulatedSettings, StorageSettings
 from kumulus_agents.storage.simulated import SimulatedPool, SimulatedStorage
 
@@ -87,7 +88,7 @@ class TestHost:
     def namespace(self) -> str:
         return host_namespace(self.name)
 
-    def _pool(self, pool: PoolRef) -> StorageDriver:
+    def _pool(self, pool: PoolRef, _: Secrets) -> StorageDriver:
         if self.directory is not None:
             parameters = PoolParameters(path=str(self.directory / "pool"))
             settings = StorageSettings(roots=(PurePosixPath(self.directory),), readers=())

@@ -38,7 +38,13 @@ def now() -> datetime:
 
 def settings(**changes: Any) -> TransferSettings:
     """Quick to give up, on loopback."""
-    quick = {"address": ip_address("127.0.0.1"), "port": 0, "connect_timeout": 5.0, "idle_timeout": 5.0}
+    quick = {
+        "address": ip_address("127.0.0.1"),
+        "port": 0,
+        "upload_port": None,
+        "connect_timeout": 5.0,
+        "idle_timeout": 5.0,
+    }
     return TransferSettings(**{**quick, **changes})
 
 

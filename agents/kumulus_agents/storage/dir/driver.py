@@ -23,6 +23,7 @@ from kumulus_agents.storage.dir.volumes import Source
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.protocol import (
     ImageSource,
     ImportProgress,
@@ -39,6 +40,7 @@ from kumulus_agents.storage.protocol import (
     VolumeContent,
     same,
 )
+from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.tracking import Extent
@@ -152,6 +154,23 @@ class DirStorage:
         if found is None:
             raise StorageError("The image was removed while it was copied.", reason="ImageNotReady")
         return found
+
+    @property
+    def upload_max(self) -> int:
+        """See `TakesUploads.upload_max`."""
+        return self._settings.fetch.max_bytes
+
+    @asynccontextmanager
+    async def upload(self, uid: str) -> AsyncIterator[Part]:
+        """See `TakesUploads.upload`."""
+        with told_as("take the upload"), self._pool.images() as directories:
+            async with images.uploading(self._pool, directories, uid_of(uid), self._claims) as part:
+                yield part
+
+    async def uploaded(self, uid: str, idle_seconds: float) -> bool:
+        """See `TakesUploads.uploaded`."""
+        with told_as("look for the upload"), self._pool.images() as directories:
+            return await in_thread(images.uploaded, self._pool, directories, uid_of(uid), idle_seconds)
 
     async def remove_image(self, uid: str) -> None:
         """See `StorageDriver.remove_image`."""
@@ -514,7 +533,7 @@ def _ignore(_: ImportProgress) -> None:
     """Nobody listens."""
 
 
-def make(pool: PoolRef, settings: StorageSettings) -> StorageDriver:
+def make(pool: PoolRef, settings: StorageSettings, _: Secrets) -> StorageDriver:
     """The driver for a pool; what the entry point names. A file system that hosts share may stall."""
     if not pool.shared:
         return DirStorage(pool, settings)

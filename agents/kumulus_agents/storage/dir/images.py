@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from kumulus.api.host import HttpFetch, ImageRef
+from kumulus.api.host import HttpFetch, ImageRef, UploadFetch
 from kumulus.api.storage import OPTICAL, Compression, ImageContent, ImageFormat
 from kumulus_agents.storage import chain, convert
 from kumulus_agents.storage.beneath import Directory
@@ -20,11 +20,12 @@ from kumulus_agents.storage.dir.pool import Images, PoolDirectory
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.oci import client as registry
 from kumulus_agents.storage.pace import Pace
-from kumulus_agents.storage.part import Part, discard
+from kumulus_agents.storage.part import Part, discard, expire, is_complete
 from kumulus_agents.storage.protocol import RegistrySource, StorageError, StoredImage
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.rejection import Found
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.source import FileSource
 from kumulus_agents.storage.unpack import NoRoom, unpack
 from kumulus_agents.storage.whole import Receive
 
@@ -34,10 +35,10 @@ _AHEAD = 8
 """An image that is unpacked claims room for as much again, divided by this."""
 _LEAST = 1 << 20
 _HASHED = 4 << 20
-Fetched = HttpFetch | RegistrySource
-"""Sources that bytes are fetched from."""
 _MEASURED = 16 << 20
 """Bytes that are measured in one go."""
+Fetched = HttpFetch | RegistrySource | UploadFetch
+"""Sources whose bytes come as a file, from elsewhere."""
 
 
 def stored(pool: PoolDirectory, images: Directory, uid: str) -> StoredImage | None:
@@ -54,7 +55,7 @@ def stored(pool: PoolDirectory, images: Directory, uid: str) -> StoredImage | No
             return None
         return StoredImage(
             uid=uid,
-            path=pool.image_path(uid, form),
+            source=FileSource(pool.image_path(uid, form)),
             format=form,
             source_format=str(record["sourceFormat"]),
             sha256=str(record["sha256"]),
@@ -129,6 +130,25 @@ async def copy_in(
         raise
     finally:
         part.close()
+
+
+@asynccontextmanager
+async def uploading(pool: PoolDirectory, images: Images, uid: str, claims: Claims) -> AsyncIterator[Part]:
+    """What has arrived of an image that is uploaded."""
+    part = await Part.open(images.partial, pool.unfinished(uid, "source"), claims)
+    try:
+        yield part
+    finally:
+        part.close()
+
+
+def uploaded(pool: PoolDirectory, images: Images, uid: str, idle_seconds: float) -> bool:
+    """Whether all of it has arrived; a part that stands still for so long is removed. Blocks."""
+    name = pool.unfinished(uid, "source")
+    if is_complete(images.partial, name):
+        return True
+    expire(images.partial, name, idle_seconds)
+    return False
 
 
 async def take_in(
@@ -217,6 +237,16 @@ async def _sha256(fd: int) -> str:
     return digest.hexdigest()
 
 
+def _judge_upload(part: Part, image: ImageRef) -> None:
+    """It was verified when the last of it came; a disk that lost some of that since is told from one that did not."""
+    if part.digest() != image.sha256:
+        raise StorageError(
+            "What was uploaded is not in the pool any more as it arrived. Upload it again.",
+            reason="UploadDamaged",
+            retryable=False,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Arrived:
     """What was downloaded."""
@@ -235,6 +265,9 @@ async def _arrive(
     image: ImageRef, source: Fetched, part: Part, pace: Pace, fetcher: Fetcher, settings: StorageSettings
 ) -> _Arrived:
     """Make the part whole."""
+    if isinstance(source, UploadFetch):
+        _judge_upload(part, image)
+        return _Arrived(part.digest(), source.compression)
     if not isinstance(source, HttpFetch):
         digest, packing = await registry.bring(fetcher, source, image, part, pace, settings.fetch.max_bytes)
         return _Arrived(part.digest(), packing, digest)

@@ -14,6 +14,7 @@ from kumulus_agents.storage.dir.pool import uid_of
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.nfs.mount import Mount
 from kumulus_agents.storage.protocol import StorageDriver, StorageError, Usage
+from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import StorageSettings
 
 
@@ -31,7 +32,7 @@ class NfsStorage(DirStorage):
         return replace(await super().prepare(), access=self._mount.access(found))
 
 
-def make(pool: PoolRef, settings: StorageSettings) -> StorageDriver:
+def make(pool: PoolRef, settings: StorageSettings, _: Secrets) -> StorageDriver:
     """The driver for a pool; what the entry point names."""
     export = pool.parameters.nfs
     if export is None:

@@ -1,0 +1,1 @@
+"""The driver `rbd`: pools of Ceph clusters."""

@@ -1,0 +1,64 @@
+"""What images in a Ceph pool are called. Pure; all names derive from uids.
+
+image-<image uid>               an image, with its record and the protected snapshot `base`
+volume-<volume uid>             a volume
+disk-<machine uid>-<disk id>    a disk of a machine
+new-<any of these>              what is being made; it becomes the above when it is whole, by a rename
+<volume>@copy-<volume uid>      what the volume of that uid is being copied from
+<volume>@snap-<snapshot uid>    a snapshot of it
+"""
+
+from __future__ import annotations
+
+import re
+
+BASE = "base"
+"""Snapshot of an image that disks and volumes stand on."""
+
+_UID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_OURS = re.compile(rf"(new-)?((image|volume)-{_UID}|disk-{_UID}-{_UID})")
+
+
+def image(uid: str) -> str:
+    """Of an image."""
+    return f"image-{uid}"
+
+
+def volume(uid: str) -> str:
+    """Of a volume."""
+    return f"volume-{uid}"
+
+
+def disk(owner: str, disk_id: str) -> str:
+    """Of a machine's disk."""
+    return f"{disks(owner)}{disk_id}"
+
+
+def disks(owner: str) -> str:
+    """What the names of a machine's disks begin with."""
+    return f"disk-{owner}-"
+
+
+def making(name: str) -> str:
+    """While it is not whole."""
+    return f"new-{name}"
+
+
+def copied(target: str) -> str:
+    """The snapshot of a volume from which that volume is copied."""
+    return f"copy-{target}"
+
+
+def snapshot(uid: str) -> str:
+    """Of a snapshot."""
+    return f"snap-{uid}"
+
+
+def target_of(snapshot: str) -> str | None:
+    """Uid of the volume that is copied from this snapshot; None for snapshots of another kind."""
+    return snapshot.removeprefix("copy-") if snapshot.startswith("copy-") else None
+
+
+def is_ours(name: str) -> bool:
+    """Whether a driver like this one made it."""
+    return _OURS.fullmatch(name) is not None
