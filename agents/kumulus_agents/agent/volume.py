@@ -101,6 +101,9 @@ class Volumes:
     def origin_arrived(self, uid: str) -> None:
         """An image, a volume or a snapshot is there, or free: who begins with it need not wait longer."""
         for order in self._orders.store:
+            image = order.spec.disk.import_image if order.spec.disk is not None else None
+            if image is not None and uid in (image.volume, image.snapshot):
+                self._work.wake_waiting(order.name)
             wanted = order.spec.disk.volume if order.spec.disk is not None else None
             origin = wanted.origin if wanted is not None else None
             if origin is not None and uid in _begins_with(origin):

@@ -57,7 +57,15 @@ class RegistrySource:
     login: Login | None = None
 
 
-ImageSource = HttpFetch | RegistrySource | UploadFetch
+@dataclass(frozen=True, slots=True)
+class VolumeContent:
+    """What a volume of the same pool has, or had when a snapshot was taken."""
+
+    volume: str
+    snapshot: str | None = None
+
+
+ImageSource = HttpFetch | RegistrySource | UploadFetch | VolumeContent
 """Where an image comes from."""
 
 
@@ -201,7 +209,9 @@ class StorageDriver(Protocol):
         """Bring an image into the pool: fetch (resuming a cut transfer), verify while streaming, unpack, inspect by a
         parser that does not trust it, convert, all in a cage. There already: nothing. Cancelling leaves a resumable part.
 
-        A registry's reference is resolved once: what it was resolved to is in the image's `digest`.
+        A registry's reference is resolved once: what it was resolved to is in the image's `digest`. Of a volume the
+        image is a full copy, whose SHA-256 is that of the file that is made; VolumeNotReady when it is not in the pool,
+        VolumeInUse while somebody writes to it.
 
         Raises `StorageError`; nothing of a refused image stays.
         """

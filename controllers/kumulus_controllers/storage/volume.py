@@ -24,7 +24,7 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
-from kumulus_controllers.orders import DISKS_IN, FOR_NAME, NOT_BEGUN, host_of, volumes_in
+from kumulus_controllers.orders import DISKS_IN, FOR_NAME, NOT_BEGUN, at_rest, host_of, volumes_in
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.pools import choose
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
@@ -52,7 +52,7 @@ from kumulus_controllers.storage.volume_plan import (
     volume_order,
     wanted,
 )
-from kumulus_controllers.storage.volumes import COPY_OF, FROM_SNAPSHOT, HOST, UID, UNMADE, Volumes, at_rest, volume_keys
+from kumulus_controllers.storage.volumes import COPY_OF, FROM_SNAPSHOT, HOST, UID, UNMADE, Volumes, volume_keys
 
 log = structlog.get_logger(__name__)
 

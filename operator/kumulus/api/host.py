@@ -216,8 +216,8 @@ class ImageImport(Model):
 
     rules = (
         Rule(
-            "(has(self.http) ? 1 : 0) + (has(self.oci) ? 1 : 0) + (has(self.upload) ? 1 : 0) == 1",
-            "set exactly one of http, oci and upload",
+            "[has(self.http), has(self.oci), has(self.upload), has(self.volume)].filter(set, set).size() == 1",
+            "set exactly one of http, oci, upload and volume",
         ),
     )
 
@@ -225,6 +225,12 @@ class ImageImport(Model):
     http: HttpFetch | None = Field(default=None, description="Its bytes are on a web server.")
     oci: OciFetch | None = Field(default=None, description="Its bytes are in a registry.")
     upload: UploadFetch | None = Field(default=None, description="Its bytes are brought by its owner.")
+    volume: Uid | None = Field(
+        default=None, description="Uid of a Volume: a full copy of it, where it is in the same pool of this host."
+    )
+    snapshot: Uid | None = Field(
+        default=None, description="Uid of a VolumeSnapshot of that volume: of that, in place of what it has now."
+    )
     copy_: ImageCopy | None = Field(
         default=None, alias="copy", description="Other hosts have it: it is copied from one of them, if one will."
     )

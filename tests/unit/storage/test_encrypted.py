@@ -14,9 +14,10 @@ import pytest
 from kumulus.api.host import VolumeOrigin
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.passphrase import EncryptedVolumes, Passphrase
-from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.protocol import StorageError, VolumeContent
 from kumulus_agents.storage.settings import StorageSettings
 from tests.unit.storage.material import MIB, disk, http, ignore, image_ref, needs_root, pool_ref, uid
+from tests.unit.storage.registry import unknown
 from tests.unit.storage.server import Answer
 
 pytestmark = needs_root
@@ -101,6 +102,7 @@ async def test_what_is_not_done_yet_is_refused(driver: DirStorage) -> None:
     for attempt, reason in (
         (driver.ensure_volume(uid(), None, VolumeOrigin(volume=volume), False), "EncryptedCopy"),
         (driver.ensure_encrypted_volume(uid(), None, VolumeOrigin(volume=plain), False, PASSPHRASE), "EncryptedCopy"),
+        (driver.import_image(unknown("qcow2"), VolumeContent(volume), ignore), "EncryptedCopy"),
         (driver.begin_snapshot(volume, uid()), "EncryptedSnapshot"),
         (driver.changes(volume), "ChangesUnsupported"),
     ):

@@ -38,6 +38,7 @@ from kumulus_agents.storage.protocol import (
     StoredSnapshot,
     StoredVolume,
     Usage,
+    VolumeContent,
     same,
 )
 from kumulus_agents.storage.secrets import Secrets
@@ -95,17 +96,11 @@ class DirStorage:
                 if found is None:
                     if self._pool.shared:
                         await in_thread(uses.keep, self._pool, uid)
-                    with self._pool.images() as directories:
-                        await images.take_in(
-                            self._pool,
-                            directories,
-                            image,
-                            source,
-                            Pace(progress),
-                            self._fetcher,
-                            self._settings,
-                            self._claims,
-                        )
+                    pace = Pace(progress)
+                    if isinstance(source, VolumeContent):
+                        await self._take_volume(image, Source(uid_of(source.volume), source.snapshot), pace)
+                    else:
+                        await self._take_in(image, source, pace)
                     found = await in_thread(self._stored, uid)
         if found is None:
             raise StorageError("The image was removed while it was imported.", reason="ImageNotReady")
@@ -481,34 +476,55 @@ class DirStorage:
     async def _make_copy(
         self, uid: str, source: Source, size: int | None, thick: bool, pace: Pace, passphrase: Passphrase | None
     ) -> None:
-        """One copy of the same volume at a time. Its files stay as they are meanwhile."""
-        copied_from = await self.volume(source.volume)
-        if copied_from is not None and copied_from.encrypted:
-            raise StorageError(
-                "The volume that is to be copied is encrypted: such copies are not made yet.",
-                reason="EncryptedCopy",
-                retryable=False,
+        async with self._copied(source.volume):
+            plan, layer = await in_thread(volumes.plan_copy, self._pool, source, size, thick)
+            with volumes.open_chain(self._pool, source.volume, layer) as copied:
+                await volumes.make(self._pool, self._settings, uid, plan, copied, pace, passphrase)
+
+    async def _take_in(self, image: ImageRef, source: images.Fetched, pace: Pace) -> None:
+        with self._pool.images() as directories:
+            await images.take_in(
+                self._pool, directories, image, source, pace, self._fetcher, self._settings, self._claims
             )
-        if source.volume in self._merging:
-            raise StorageError(
-                "Layers of the volume that is to be copied are being merged. Wait until that is done.",
-                reason="VolumeInUse",
-            )
-        self._copying[source.volume] += 1
-        try:
-            async with self._lock(f"copy of {source.volume}"):
-                plan, layer = await in_thread(volumes.plan_copy, self._pool, source, size, thick)
-                with volumes.open_chain(self._pool, source.volume, layer) as copied:
-                    await volumes.make(self._pool, self._settings, uid, plan, copied, pace, passphrase)
-        finally:
-            self._copying[source.volume] -= 1
-            self._copying += Counter()  # forget zeros
+
+    async def _take_volume(self, image: ImageRef, source: Source, pace: Pace) -> None:
+        """Make an image of the volume, or of a snapshot of it."""
+        async with self._copied(source.volume):
+            plan, layer = await in_thread(volumes.plan_copy, self._pool, source, None, False)
+            with (
+                volumes.open_chain(self._pool, source.volume, layer) as copied,
+                self._pool.images() as directories,
+            ):
+                await images.take_volume(self._pool, directories, image, copied, plan.copied, pace, self._settings)
 
     async def _make_linked(self, uid: str, source: Source, size: int | None, thick: bool, pace: Pace) -> None:
         """The snapshot stays meanwhile: who removes it, or merges its layer, takes the lock of its volume."""
         async with self._lock(f"volume {source.volume}"):
             plan = await in_thread(volumes.plan_link, self._pool, source, size, thick)
             await volumes.make(self._pool, self._settings, uid, plan, None, pace)
+
+    @asynccontextmanager
+    async def _copied(self, volume: str) -> AsyncIterator[None]:
+        """One copy of the same volume at a time. Its files stay as they are meanwhile."""
+        copied_from = await self.volume(volume)
+        if copied_from is not None and copied_from.encrypted:
+            raise StorageError(
+                "The volume that is to be copied is encrypted: such copies are not made yet.",
+                reason="EncryptedCopy",
+                retryable=False,
+            )
+        if volume in self._merging:
+            raise StorageError(
+                "Layers of the volume that is to be copied are being merged. Wait until that is done.",
+                reason="VolumeInUse",
+            )
+        self._copying[volume] += 1
+        try:
+            async with self._lock(f"copy of {volume}"):
+                yield
+        finally:
+            self._copying[volume] -= 1
+            self._copying += Counter()  # forget zeros
 
     def _refuse_copied(self, uid: str) -> None:
         if self._copying[uid]:
