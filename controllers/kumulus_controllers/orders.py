@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kumulus.api.compute import PowerState
 from kumulus.api.fabric import HOST_NAMESPACE_PREFIX
 from kumulus.api.host import PoolRef, WorkOrder, WorkState
 from kumulus.kube.store import Store
@@ -105,3 +106,13 @@ def work_orders(caches: Caches) -> Store[WorkOrder]:
 def host_of(order: WorkOrder) -> str:
     """Name of the host whose namespace the order is in."""
     return (order.namespace or "").removeprefix(HOST_NAMESPACE_PREFIX)
+
+
+def at_rest(order: WorkOrder) -> bool:
+    """Whether a machine is off and is to stay so: it writes to nothing."""
+    return (
+        order.spec.instance is not None
+        and order.spec.instance.power is PowerState.STOPPED
+        and order.status.state is WorkState.STOPPED
+        and (order.status.observed_generation or 0) >= order.metadata.generation
+    )

@@ -93,6 +93,8 @@ OCI: Raw = {
     "format": "qcow2",
 }
 
+PUBLISHED: Raw = {"source": {"volume": "web-root"}, "format": "qcow2"}
+
 GOOD: Mapping[type[Resource], Raw] = {
     VirtualMachine: VM,
     InstanceType: {"cpus": 1, "memory": "512Mi", "allowedNamespaces": ["a", "b"]},
@@ -341,6 +343,9 @@ BAD = [
     Bad(VolumeClass, "spec.qos.iops", 201, "burst.iops needs a iops that is not above it"),
     Bad(VolumeClass, "spec.qos.burst.writeBytesPerSecond", "1Mi", "burst.writeBytesPerSecond needs"),
     Bad(VolumeClass, "spec.qos.burst.readBytesPerSecond", "9Mi", "burst.readBytesPerSecond needs"),
+    Bad(VolumeClass, "spec.encryption", {}, "spec.encryption.secret"),
+    *(Bad(VolumeClass, "spec.encryption", {"secret": name}, "spec.encryption.secret") for name in ("", "../x", "A")),
+    Bad(VolumeClass, "spec.encryption", {"secret": "k", "key": "a b"}, "spec.encryption.key"),
     Bad(VolumeClass, "spec.qos.burst", {"seconds": 5}, "a burst needs a rate"),
     *(Bad(VolumeClass, "spec.qos.burst.seconds", seconds) for seconds in (0, 3601)),
     Bad(VolumeClass, "spec.poolSelector", {"bad key": "x"}),
@@ -359,8 +364,26 @@ BAD = [
     *(Bad(ImageUpload, "spec.image", name) for name in (GONE, "", "a.b", "../x")),
     Bad(Image, "spec.cachePolicy", "Nowhere"),
     Bad(StoragePool, "spec.imageCache.maxSize", "-1"),
-    Bad(Image, "spec.source", {}, "exactly one of http, oci and upload"),
+    Bad(Image, "spec.source", {}, "exactly one of http, oci, upload, volume and snapshot"),
     Bad(Image, "spec.allowedNamespaces", ["A_"], "spec.allowedNamespaces[0]"),
+    *(
+        Bad(Image, "spec", spec, "an image of a volume or snapshot")
+        for spec in (
+            {**PUBLISHED, "checksum": {"sha256": SHA}},
+            {**PUBLISHED, "format": "raw"},
+            {**PUBLISHED, "compression": "xz"},
+            {"source": {"snapshot": "s"}, "format": "iso"},
+        )
+    ),
+    *(
+        Bad(Image, "spec", {**PUBLISHED, "source": {kind: name}})
+        for kind in ("volume", "snapshot")
+        for name in ("", "../x", "A")
+    ),
+    Bad(Image, "spec", {**PUBLISHED, "source": {"volume": "a", "snapshot": "b"}}, "exactly one of http, oci, upload"),
+    Bad(Image, "spec", {**PUBLISHED, "source": {"volume": "a", "upload": {}}}, "exactly one of http, oci, upload"),
+    Bad(Image, "spec", {**PUBLISHED, "source": {"upload": {}}}, "needs its checksum"),
+    Bad(ClusterImage, "spec", PUBLISHED, "no namespace with volumes"),
     Bad(Image, "spec.allowedNamespaces", ["a"] * 300, "spec.allowedNamespaces"),
     Bad(Volume, "spec.source", {"volume": "other", "imageNamespace": "golden"}, "imageNamespace is for image"),
     *(Bad(Volume, "spec.source.imageNamespace", name) for name in ("", "../x", "A", "a.b")),
@@ -368,12 +391,12 @@ BAD = [
         Bad(VirtualMachine, "spec.disks.0.ephemeral.imageNamespace", name, "spec.disks[0].ephemeral.imageNamespace")
         for name in ("", "../x", "A")
     ),
-    Bad(Image, "spec.source.oci", OCI["source"]["oci"], "exactly one of http, oci and upload"),
+    Bad(Image, "spec.source.oci", OCI["source"]["oci"], "exactly one of http, oci, upload, volume and snapshot"),
     Bad(
         WorkOrder,
         "spec",
         {"type": "Disk", "for": FOR, "disk": {"pool": POOL, "importImage": {"image": ORDERED_IMAGE}}},
-        "exactly one of http, oci and upload",
+        "exactly one of http, oci, upload and volume",
     ),
     Bad(Image, "spec", {**OCI, "source": {"oci": {}}}, "spec.source.oci.reference"),
     *(
@@ -838,6 +861,8 @@ GOOD_VARIANTS = [
     ),
     (Image, {**OCI, "checksum": {"sha256": SHA}, "allowedNamespaces": ["team-a", "team-b"]}),
     (Volume, {"source": {"image": "debian", "imageNamespace": "golden"}}),
+    (Image, PUBLISHED),
+    (Image, {"source": {"snapshot": "before"}, "format": "qcow2"}),
     (VirtualMachine, {**VM, "disks": [{"name": "d", "ephemeral": {"image": "debian", "imageNamespace": "golden"}}]}),
     (
         VirtualMachine,

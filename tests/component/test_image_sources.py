@@ -199,3 +199,23 @@ async def test_an_image_is_used_by_the_namespaces_that_it_names_and_nobody_else_
         await other.runs("mine")
     finally:
         await tenant.client.delete(NAMESPACE, other.namespace)
+
+
+async def test_a_disk_of_a_machine_becomes_an_image_that_other_hosts_get(tenant: Tenant, hub: Registry) -> None:
+    await tenant.image("system")
+    await tenant.machine("golden", {"name": "root", "volumeTemplate": {"source": {"image": "system"}}}, on=0)
+    await tenant.runs("golden")
+    await tenant._make(Image.KIND, "mine", {"source": {"volume": "golden-root"}, "format": "qcow2"})
+    assert "golden" in await tenant.says(Image.KIND, "mine", "SourceInUse")
+    await tenant._make(Image.KIND, "lost", {"source": {"volume": "none"}, "format": "qcow2"})
+    await tenant.says(Image.KIND, "lost", "SourceNotFound")
+
+    await tenant.patch(VirtualMachine.KIND, "golden", powerState="Stopped")
+    status = (await ready(tenant, "mine"))["status"]
+    assert (status["virtualSize"], status["format"], len(status["sha256"])) == ("4Mi", "qcow2", 64)
+    await tenant.delete(VirtualMachine.KIND, "golden")
+    await tenant.gone(Volume.KIND, "golden-root")
+    for number in range(2):
+        await tenant.machine(f"copy-{number}", {"name": "root", "ephemeral": {"image": "mine"}}, on=number)
+    for number in range(2):
+        await tenant.runs(f"copy-{number}")

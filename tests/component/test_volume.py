@@ -21,7 +21,7 @@ from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder, pool_order_name
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.storage import Image, StoragePool, Volume, VolumeClass
-from kumulus.kube.builtin import NAMESPACE
+from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus.kube.errors import Refused
 from kumulus_agents.agent import instance_plan
 from kumulus_lab.lab import Lab, Wanted
@@ -593,6 +593,50 @@ async def test_discs_are_inserted_and_ejected_while_a_machine_runs(
     await tenant.gone(Image.KIND, "drivers")
     after = await tenant.wait(VirtualMachine.KIND, "vm", reason("DisksReady", "VolumesReady"), "is content")
     assert after["status"]["startedAt"] == vm["status"]["startedAt"], "it ran all the time"
+
+
+async def test_volumes_are_encrypted_with_the_secret_of_their_owner(tenant: Tenant) -> None:
+    name, text = f"class-{tenant.tag}", "correct horse battery staple"
+    offered = {"encryption": {"secret": "disk-key"}}
+    secret = {"metadata": {"name": "disk-key"}, "stringData": {"passphrase": "short"}}
+    await tenant.client.create(VolumeClass.KIND, {"metadata": {"name": name}, "spec": offered})
+    try:
+        await tenant.volume("data", **{"size": "16Mi", "class": name})
+        assert "kubectl create secret" in await tenant.says(Volume.KIND, "data", "SecretNotFound")
+        await tenant.client.create(SECRET, secret, tenant.namespace)
+        await tenant.patch(Volume.KIND, "data", size="17Mi")
+        await tenant.says(Volume.KIND, "data", "PassphraseUnfit")
+        await tenant.client.patch(SECRET, "disk-key", {"stringData": {"passphrase": text}}, tenant.namespace)
+        await tenant.patch(Volume.KIND, "data", size="18Mi")
+        await tenant.machine("vm", DATA)
+        vm = await tenant.runs("vm")
+        volume = await tenant.is_("data", "InUse", "vm")
+        assert volume["status"]["encryption"] == {"secret": "disk-key", "key": "passphrase"}
+        assert b"LUKS\xba\xbe" in tenant.file(volume).read_bytes()
+
+        await tenant.client.delete(SECRET, "disk-key", tenant.namespace)
+        await tenant.client.patch(VolumeClass.KIND, name, {"spec": {"encryption": None}})
+        await tenant.patch(VirtualMachine.KIND, "vm", restartRequest="now")
+        await tenant.wait(
+            VirtualMachine.KIND, "vm", lambda v: v["status"].get("lastRestartRequest") == "now", "is restarted"
+        )
+        told = json.dumps(
+            [await tenant.cloud.listed(kind) for kind in (WorkOrder.KIND, Volume.KIND, VirtualMachine.KIND)]
+        )
+        assert text not in told
+
+        host, uid = host_namespace(vm["status"]["host"]), volume["metadata"]["uid"]
+        assert await tenant.client.find(SECRET, f"luks-{uid}", host)
+        await tenant.delete(VirtualMachine.KIND, "vm")
+        await tenant.is_("data", "Available")
+        await tenant.volume("copy", **{"class": name, "source": {"volume": "data"}})
+        await tenant.says(Volume.KIND, "copy", "EncryptedCopy")
+        await tenant.delete(Volume.KIND, "data")
+        await tenant.gone(Volume.KIND, "data")
+        assert await tenant.client.find(SECRET, f"luks-{uid}", host) is None
+        assert tenant.files(volume) == []
+    finally:
+        await tenant.client.delete(VolumeClass.KIND, name)
 
 
 # In a pool that hosts share

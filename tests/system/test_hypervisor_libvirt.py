@@ -40,6 +40,7 @@ from kumulus_agents.hypervisor.protocol import (
     Quiesce,
 )
 from kumulus_agents.storage.dir.driver import DirStorage
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
 from kumulus_agents.storage.source import FileSource, LayerFile
@@ -689,6 +690,11 @@ class TestSnapshots:
             assert str(secret) not in files
 
 
+def content(path: str) -> bytes:
+    """What is in the file."""
+    return Path(path).read_bytes()
+
+
 @contextlib.asynccontextmanager
 async def writing(
     world: LibvirtWorld, directory: Path
@@ -741,6 +747,59 @@ def reads(path: str, *what: str) -> bool:
     commands = [argument for one in what for argument in ("-c", f"read {one}")]
     done = subprocess.run(["qemu-io", "-r", "-f", "qcow2", *commands, path], capture_output=True, text=True, check=True)
     return "verification failed" not in done.stdout
+
+
+class TestEncryption:
+    """Encrypted volumes of a real pool. libvirt has the passphrase while it gives it to QEMU, and nobody else sees it."""
+
+    async def test_a_machine_has_an_encrypted_volume_whatever_happens(
+        self, world: LibvirtWorld, tmp_path: Path
+    ) -> None:
+        pool = DirStorage(pool_ref(tmp_path / "pool"), StorageSettings(roots=(PurePosixPath(tmp_path),), readers=()))
+        passphrase = Passphrase("correct horse battery staple")
+        one, two = str(uuid.uuid4()), str(uuid.uuid4())
+        disks = []
+        for volume in (one, two):
+            stored = await pool.ensure_encrypted_volume(volume, 16 << 20, None, False, passphrase)
+            disks.append(DomainDisk(f"d{len(disks)}", stored.source, "qcow2", volume=volume, passphrase=passphrase))
+        async with connected(world) as (driver, heard):
+            spec = world.spec()
+            uid = spec.marks.uid
+            await driver.start(replace(spec, disks=(*spec.disks, disks[0])))
+            await driver.attach_disk(uid, disks[1])
+            for volume in (one, two):
+                assert world.guest_io(spec, volume, "write -P 0x5a 0 1M") == ""
+            await driver.resize_disk(uid, two, 32 << 20)
+            process = Path(f"/proc/{world.qemu(spec)}")
+            logs = [path.read_bytes() for path in (world.libvirtd.root / "log").rglob("*") if path.is_file()]
+            for text in (
+                (process / "cmdline").read_bytes(),
+                (process / "environ").read_bytes(),
+                world.virsh("dumpxml", "--security-info", uid).encode(),
+                world.virsh("dumpxml", "--inactive", "--security-info", uid).encode(),
+                repr(disks).encode(),
+                *logs,
+            ):
+                assert passphrase.text.encode() not in text
+            assert logs
+            assert world.virsh("secret-list") == ""
+            await restarted(world, heard)
+            await driver.detach_disk(uid, two)
+            await detached(driver, spec, disks[1])
+            await driver.attach_disk(uid, disks[1])
+            for volume in (one, two):
+                assert "verification failed" not in world.guest_io(spec, volume, "read -P 0x5a 0 1M", "flush")
+            await driver.force_off(uid)
+            for disk in disks:
+                assert b"Z" * 512 not in content(disk.path)
+            wrong = replace(disks[0], passphrase=Passphrase("another passphrase"))
+            with pytest.raises(HypervisorError) as caught:
+                await driver.start(replace(spec, disks=(*spec.disks, wrong)))
+            assert (caught.value.reason, caught.value.retryable) == ("WrongPassphrase", False)
+            assert world.virsh("secret-list") == ""
+            await driver.start(replace(spec, disks=(*spec.disks, *disks)))
+            for volume in (one, two):
+                assert "verification failed" not in world.guest_io(spec, volume, "read -P 0x5a 0 1M")
 
 
 class TestFiles:

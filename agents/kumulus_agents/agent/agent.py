@@ -33,6 +33,7 @@ from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.lease import Heartbeat
 from kumulus_agents.agent.orders import Orders, volumes_of
+from kumulus_agents.agent.passphrases import Passphrases
 from kumulus_agents.agent.performer import Performer
 from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
@@ -231,6 +232,7 @@ class Agent:
             self.orders,
             pools,
             drivers.hypervisor,
+            Passphrases(secrets),
             work,
             reservations,
             tidying,

@@ -38,6 +38,7 @@ from kumulus_agents.storage.protocol import (
     StorageDriver,
     StorageError,
     StoredImage,
+    VolumeContent,
 )
 from kumulus_agents.storage.whole import TakesUploads, WholeImages
 from kumulus_agents.transfer.fetch import NoPeer, PeerFetcher
@@ -230,6 +231,8 @@ class Images:
             return wanted.http
         if wanted.upload is not None:
             return wanted.upload
+        if wanted.volume is not None:
+            return VolumeContent(wanted.volume, wanted.snapshot)
         if wanted.oci is None:
             raise StorageError(
                 "The order names no source that this agent knows. Update the agent.",

@@ -25,6 +25,7 @@ from kumulus_agents.agent.instance_scope import (
     Step,
 )
 from kumulus_agents.agent.missing import Missing
+from kumulus_agents.agent.passphrases import Passphrases
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.secrets import Secrets
@@ -54,6 +55,7 @@ class InstanceSteps:
         self._has = has
         self._secrets = secrets
         self._hypervisor = hypervisor
+        self._passphrases = Passphrases(secrets)
         self._pools = pools
         self._files = files
         self._reservations = reservations
@@ -205,6 +207,13 @@ class InstanceSteps:
             raise Missing(
                 "VolumeNotReady", f"the volume of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
             )
+        if stored.encrypted != (disk.secret is not None):
+            raise StorageError(
+                f"The volume of disk {disk.name} is {'encrypted' if stored.encrypted else 'not encrypted'}, and its order"
+                " says otherwise: it is not given to a machine.",
+                reason="EncryptionMismatch",
+                retryable=False,
+            )
         return DomainDisk(
             disk.name,
             stored.source,
@@ -214,6 +223,7 @@ class InstanceSteps:
             qos=disk.qos or UNLIMITED,
             cache=disk.cache or CacheMode.NONE,
             below=stored.below,
+            passphrase=await self._passphrases.read(disk.secret) if disk.secret is not None else None,
         )
 
     async def _seed(self, seed: SeedRef) -> Mapping[str, bytes]:

@@ -26,12 +26,14 @@ from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.ownership import owned
+from kumulus_agents.agent.passphrases import Passphrases
 from kumulus_agents.agent.pool import steady
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.tidying import Tidying
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
 from kumulus_agents.storage.adoption import Adopting, not_offered
+from kumulus_agents.storage.passphrase import EncryptedVolumes
 from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredVolume
 from kumulus_agents.storage.sectors import whole_sectors
 
@@ -49,6 +51,7 @@ class Volumes:
         orders: Orders,
         pools: Pools,
         hypervisor: Hypervisor,
+        passphrases: Passphrases,
         work: DiskWork,
         reservations: Reservations,
         tidying: Tidying,
@@ -63,6 +66,7 @@ class Volumes:
         self._orders = orders
         self._pools = pools
         self._hypervisor = hypervisor
+        self._passphrases = passphrases
         self._work = work
         self._host = host
         self._reservations = reservations
@@ -97,6 +101,9 @@ class Volumes:
     def origin_arrived(self, uid: str) -> None:
         """An image, a volume or a snapshot is there, or free: who begins with it need not wait longer."""
         for order in self._orders.store:
+            image = order.spec.disk.import_image if order.spec.disk is not None else None
+            if image is not None and uid in (image.volume, image.snapshot):
+                self._work.wake_waiting(order.name)
             wanted = order.spec.disk.volume if order.spec.disk is not None else None
             origin = wanted.origin if wanted is not None else None
             if origin is not None and uid in _begins_with(origin):
@@ -152,7 +159,7 @@ class Volumes:
                 if wanted.origin is not None and wanted.origin.existing is not None:
                     volume = await self._adopt(order, wanted, wanted.origin.existing, driver)
                 else:
-                    volume = await driver.ensure_volume(wanted.uid, wanted.size, wanted.origin, wanted.thick, progress)
+                    volume = await self._ensure_volume(wanted, driver, progress)
         finally:
             if copied is not None:
                 self._wake_deleted(copied)
@@ -160,7 +167,7 @@ class Volumes:
         if wanted.revert is not None and volume.reverted != wanted.revert.request:
             volume = await self._revert(wanted.uid, wanted.revert, driver)
         if wanted.size is not None and volume.virtual_size < wanted.size:
-            volume = await self._grow(wanted.uid, wanted.size, driver)
+            volume = await self._grow(wanted, wanted.size, driver)
         log.info("volume is there", order=order.name, volume=order.spec.for_.name, size=volume.virtual_size)
         self._seen.add(order.name)
         self._arrived(wanted.uid)
@@ -209,14 +216,30 @@ class Volumes:
             if order.deleting:
                 self._wake(order.name)
 
-    async def _grow(self, volume: str, size: int, driver: StorageDriver) -> StoredVolume:
+    async def _ensure_volume(
+        self, wanted: VolumeOrder, driver: StorageDriver, progress: ProgressListener
+    ) -> StoredVolume:
+        if wanted.secret is None:
+            return await driver.ensure_volume(wanted.uid, wanted.size, wanted.origin, wanted.thick, progress)
+        passphrase = await self._passphrases.read(wanted.secret)
+        return await _encrypted(driver).ensure_encrypted_volume(
+            wanted.uid, wanted.size, wanted.origin, wanted.thick, passphrase, progress
+        )
+
+    async def _grow(self, wanted: VolumeOrder, size: int, driver: StorageDriver) -> StoredVolume:
+        volume = wanted.uid
         machine = next((domain.marks.uid for domain in await self._having(volume) if _is_on(domain)), None)
+
+        async def live(size: int) -> None:
+            assert machine is not None
+            await self._hypervisor.resize_disk(machine, volume, size)
+
+        resize = live if machine is not None else None
         with self._reservations.hold((volume,), "it is being grown"):
-            if machine is None:
-                return await driver.grow_volume(volume, size)
-            return await driver.grow_volume(
-                volume, size, lambda wanted: self._hypervisor.resize_disk(machine, volume, wanted)
-            )
+            if wanted.secret is None:
+                return await driver.grow_volume(volume, size, resize)
+            passphrase = await self._passphrases.read(wanted.secret)
+            return await _encrypted(driver).grow_encrypted_volume(volume, size, passphrase, resize)
 
     async def _remove(self, order: WorkOrder, wanted: VolumeOrder, driver: StorageDriver, known: DiskFacts) -> Result:
         await self._work.cancel(order.name)
@@ -270,6 +293,16 @@ def _tolerating(*reasons: str) -> Iterator[None]:
     except StorageError as error:
         if error.reason not in reasons:
             raise
+
+
+def _encrypted(driver: StorageDriver) -> EncryptedVolumes:
+    if not isinstance(driver, EncryptedVolumes):
+        raise StorageError(
+            "Pools of this kind cannot encrypt volumes. Have the class select pools of the driver dir.",
+            reason="EncryptionUnsupported",
+            retryable=False,
+        )
+    return driver
 
 
 def _is_on(domain: Domain) -> bool:

@@ -17,6 +17,7 @@ from kumulus.api.compute import DriveBus, PowerState
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.volumes import CacheMode
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import DiskSource, LayerFile
 
 
@@ -57,6 +58,8 @@ class DomainDisk:
     cache: CacheMode = CacheMode.NONE
     """How the host caches it. Where its file cannot be opened past the host's memory, it is cached in it, with the
     same promise about writes."""
+    passphrase: Passphrase | None = None
+    """What it is encrypted with (LUKS). None: it is not."""
 
     @property
     def path(self) -> str:

@@ -49,6 +49,8 @@ class Handed:
     fd: int
     name: str
     write: bool = False
+    copied: bool = False
+    """Only a copy of its first 4 KiB exists inside, in memory: for what has no name on this host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,8 @@ def _plan(handed: Sequence[Handed], limits: Limits, settings: CageSettings, *, p
             "uid": settings.uid,
             "parent": os.getpid(),
             "programs": programs,
-            "mounts": [{"fd": h.fd, "target": h.name, "write": h.write} for h in handed],
+            "mounts": [{"fd": h.fd, "target": h.name, "write": h.write} for h in handed if not h.copied],
+            "copies": [{"fd": h.fd, "target": h.name} for h in handed if h.copied],
             "limits": {
                 "RLIMIT_AS": limits.address_space,
                 "RLIMIT_CPU": cpu,

@@ -32,6 +32,7 @@ BROKEN = 120
 _CLONE_NEW = 0x00020000 | 0x40000000 | 0x20000000 | 0x08000000 | 0x04000000  # mount, network, pid, IPC, UTS
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
+_COPY_MOST = 4096
 _MNT_DETACH = 2
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 1, 2, 4
@@ -54,7 +55,8 @@ class _MountAttr(ctypes.Structure):
 def enter(plan: Mapping[str, Any]) -> None:
     """Go into the cage that the plan describes; returns in a process that is its first.
 
-    Keys: `uid`; `parent` (pid that must be alive); `mounts` (each `fd`, `target`, `write`); `programs`
+    Keys: `uid`; `parent` (pid that must be alive); `mounts` (each `fd`, `target`, `write`); `copies` (each `fd` and
+    `target`: at most 4 KiB, which exist in the cage's memory alone); `programs`
     (whether /usr exists inside); `limits` (name of an RLIMIT -> number). What was open on 0, 1 and 2
     stays; all else is closed. Exits with `BROKEN` when something does not work: never half caged.
     """
@@ -69,10 +71,11 @@ def _enter(plan: Mapping[str, Any]) -> None:
     if os.getppid() != plan["parent"]:
         os._exit(BROKEN)
     trees = [(_tree(mount["fd"]), mount["target"], mount["write"]) for mount in plan["mounts"]]
+    copies = [(os.pread(copy["fd"], _COPY_MOST, 0), copy["target"]) for copy in plan.get("copies", ())]
     usr = _usr() if plan["programs"] else None
     _check(_libc.unshare(_CLONE_NEW), "unshare")
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
-    _root(trees, usr)
+    _root(trees, copies, usr)
     _fork()
     for name, number in plan["limits"].items():
         resource.setrlimit(getattr(resource, name), (number, number))
@@ -98,7 +101,11 @@ def _usr() -> tuple[int, dict[str, str | int]]:
     return _tree(usr), beside
 
 
-def _root(trees: Sequence[tuple[int, str, bool]], usr: tuple[int, dict[str, str | int]] | None) -> None:
+def _root(
+    trees: Sequence[tuple[int, str, bool]],
+    copies: Sequence[tuple[bytes, str]],
+    usr: tuple[int, dict[str, str | int]] | None,
+) -> None:
     """Make a root of nothing but what is given, and go there."""
     base = "/proc"  # any directory that always exists; only this namespace sees the mount
     _mount("cage", base, "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "size=64k,nr_inodes=64,mode=755")
@@ -107,6 +114,10 @@ def _root(trees: Sequence[tuple[int, str, bool]], usr: tuple[int, dict[str, str 
     for tree, target, write in trees:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         _attach(tree, target, _ATTR_NOSUID | _ATTR_NODEV | (0 if write else _ATTR_RDONLY))
+    for content, target in copies:
+        copy = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o444)
+        os.write(copy, content)
+        os.close(copy)
     if usr is not None:
         tree, beside = usr
         for name, what in (("usr", tree), *beside.items()):

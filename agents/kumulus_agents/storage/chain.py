@@ -16,12 +16,13 @@ import stat
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from kumulus_agents.storage import cage, qcow2, tracking
 from kumulus_agents.storage.cage import Handed, Limits
 from kumulus_agents.storage.convert import percent_done
+from kumulus_agents.storage.passphrase import WRONG, Passphrase
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.rejection import Read, Rejected
 from kumulus_agents.storage.settings import StorageSettings
@@ -29,7 +30,7 @@ from kumulus_agents.storage.settings import StorageSettings
 MODE = 0o600
 """Of a volume's file, when it is not lent."""
 
-_IMAGE, _TARGET = "image", "target"
+_IMAGE, _TARGET, _KEY = "image", "target", "key"
 _TABLES = 64 << 20
 """Bytes beside a disk's data, and its eighth, that a file of it may have."""
 _LOCKED = ('Failed to get "write" lock', 'Failed to get shared "write" lock')
@@ -50,8 +51,8 @@ class Chain:
     frozen: bool = False
     """Nobody writes to any of them, although an emulator may have them open."""
 
-    def options(self) -> str:
-        """What qemu-img shall open, by the names inside the cage.
+    def options(self, *, encrypted: bool = False) -> str:
+        """What qemu-img shall open, by the names inside the cage; the topmost layer may be encrypted.
 
         Locks are asked for: by itself QEMU does without where it finds no /dev/null to try them on. A layer that is
         frozen may be locked by the emulator that wrote to it once.
@@ -60,6 +61,8 @@ class Chain:
         for name in reversed(self._names()):
             file = {"driver": "file", "locking": "on", "filename": f"/{name}"}
             node = {"driver": "qcow2", "file": file, "backing": node}
+        if encrypted and node is not None:
+            node["encrypt"] = {"format": "luks", "key-secret": _KEY}
         return "json:" + json.dumps({**(node or {}), **({"force-share": True} if self.frozen else {})})
 
     def handed(self, *, write: int = 0) -> list[Handed]:
@@ -121,16 +124,25 @@ async def copy(
         raise StorageError(f"The copy of the volume is not in order: it {error}.", reason="VolumeDamaged") from error
 
 
-async def grow(volume: Chain, size: int, settings: StorageSettings, *, thick: bool) -> None:
+async def grow(
+    volume: Chain, size: int, settings: StorageSettings, *, thick: bool, passphrase: Passphrase | None = None
+) -> None:
     """Make the volume's disk `size` bytes large, which is more than it has; flushed. Nobody may have it open.
 
     Raises `StorageError`: VolumeInUse when an emulator has, NoSpace, CageUnavailable.
     """
     reserve = ("--preallocation=falloc",) if thick else ()
-    with _lending(volume, write=1):
+    with ExitStack() as stack:
+        stack.enter_context(_lending(volume, write=1))
+        secret: tuple[str, ...] = ()
+        handed = volume.handed(write=1)
+        if passphrase is not None:
+            secret = ("--object", f"secret,id={_KEY},file=/{_KEY}")
+            handed.append(Handed(stack.enter_context(passphrase.opened()), _KEY, copied=True))
+        options = volume.options(encrypted=passphrase is not None)
         outcome = await cage.run(
-            [str(settings.cage.qemu_img), "resize", "-q", *reserve, volume.options(), str(size)],
-            volume.handed(write=1),
+            [str(settings.cage.qemu_img), "resize", *secret, "-q", *reserve, options, str(size)],
+            handed,
             limits=_limits(size, settings.cage.convert_seconds, settings),
             settings=settings.cage,
         )
@@ -253,6 +265,12 @@ def _judge(outcome: cage.Outcome, doing: str) -> None:
         raise StorageError(
             f"Could not {doing}: a machine that is on uses it. Stop the machine or detach the volume.",
             reason="VolumeInUse",
+        )
+    if WRONG in outcome.errors:
+        raise StorageError(
+            f"Could not {doing}: the passphrase is not the one that it was encrypted with.",
+            reason="WrongPassphrase",
+            retryable=False,
         )
     if outcome.ended_by(signal.SIGXCPU) or outcome.ended_by(signal.SIGKILL):
         raise StorageError(f"Could not {doing}: it took too much time or memory.", reason="VolumeTimeout")

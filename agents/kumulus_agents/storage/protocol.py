@@ -57,7 +57,15 @@ class RegistrySource:
     login: Login | None = None
 
 
-ImageSource = HttpFetch | RegistrySource | UploadFetch
+@dataclass(frozen=True, slots=True)
+class VolumeContent:
+    """What a volume of the same pool has, or had when a snapshot was taken."""
+
+    volume: str
+    snapshot: str | None = None
+
+
+ImageSource = HttpFetch | RegistrySource | UploadFetch | VolumeContent
 """Where an image comes from."""
 
 
@@ -117,6 +125,8 @@ class StoredVolume:
     """What the file stands on, all the way down: layers that keep snapshots, an image. Never read from a header."""
     reverted: str | None = None
     """Uid of the last request to revert it that was carried out."""
+    encrypted: bool = False
+    """With LUKS: whoever opens it needs its passphrase."""
 
     @property
     def path(self) -> str:
@@ -199,7 +209,9 @@ class StorageDriver(Protocol):
         """Bring an image into the pool: fetch (resuming a cut transfer), verify while streaming, unpack, inspect by a
         parser that does not trust it, convert, all in a cage. There already: nothing. Cancelling leaves a resumable part.
 
-        A registry's reference is resolved once: what it was resolved to is in the image's `digest`.
+        A registry's reference is resolved once: what it was resolved to is in the image's `digest`. Of a volume the
+        image is a full copy, whose SHA-256 is that of the file that is made; VolumeNotReady when it is not in the pool,
+        VolumeInUse while somebody writes to it.
 
         Raises `StorageError`; nothing of a refused image stays.
         """
@@ -301,7 +313,8 @@ class StorageDriver(Protocol):
         """The parts of the disk that were written after the snapshot `since` was taken (None: since the volume was made)
         and before `until` (None: now), in order; never less than that, maybe a little more.
 
-        Raises `StorageError`: VolumeNotReady or SnapshotNotReady when it is missing, VolumeInUse while somebody writes.
+        Raises `StorageError`: VolumeNotReady or SnapshotNotReady when it is missing, VolumeInUse while somebody writes;
+        ChangesUnsupported, not retryable, when nothing remembers that, as for encrypted volumes.
         """
 
     async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:

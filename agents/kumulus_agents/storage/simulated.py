@@ -28,6 +28,7 @@ from kumulus_agents.storage.protocol import (
     StoredSnapshot,
     StoredVolume,
     Usage,
+    VolumeContent,
     same,
 )
 from kumulus_agents.storage.secrets import Secrets
@@ -106,6 +107,13 @@ class SimulatedStorage:
                 if (found := self.state.images.get(uid)) is not None:
                     return same(found, image, source)
                 self._perhaps_fail("import_image")
+                virtual_size = self._settings.virtual_size
+                if isinstance(source, VolumeContent):
+                    if source.volume not in self.state.volumes:
+                        raise StorageError(
+                            "The volume that the image is made of is not in the pool.", reason="VolumeNotReady"
+                        )
+                    virtual_size = self.state.volumes[source.volume][1].virtual_size
                 await self._download(progress)
                 self._perhaps_fail("import_image.end")
                 made = StoredImage(
@@ -114,7 +122,7 @@ class SimulatedStorage:
                     format="qcow2",
                     source_format=image.format,
                     sha256=image.sha256 or hashlib.sha256(uid.encode()).hexdigest(),
-                    virtual_size=self._settings.virtual_size,
+                    virtual_size=virtual_size,
                     size=self._settings.image_bytes,
                     digest=_resolved(source.fetch) if isinstance(source, RegistrySource) else None,
                 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kumulus.api.compute import Disk, PowerState, ResolvedImage, ResolvedSize, VirtualMachine
-from kumulus.api.host import Drive, InstanceDisk, PoolRef
+from kumulus.api.host import Drive, InstanceDisk, PoolRef, luks_secret_name
 from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import OPTICAL, ImagePhase
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
@@ -225,6 +225,7 @@ def attached_disks(scope: Scope, host: str) -> tuple[tuple[InstanceDisk, ...], P
                     pool=use.pool,
                     volume=volume.uid,
                     boot_order=places[disk.name],
+                    secret=luks_secret_name(volume.uid) if volume.status.encryption is not None else None,
                     qos=manner.qos,
                     cache=manner.cache,
                 )

@@ -24,9 +24,9 @@ from kumulus.api.storage import Volume, VolumePhase
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.compute.vm_snapshot_plan import Kept, part_name
+from kumulus_controllers.orders import at_rest
 from kumulus_controllers.storage.snapshot_plan import progress
 from kumulus_controllers.storage.volume_plan import Lack
-from kumulus_controllers.storage.volumes import at_rest
 
 RESTORED_BY = f"{DOMAIN}/restored-by"
 """Annotation of a machine or volume that a restore made: the restore's uid."""

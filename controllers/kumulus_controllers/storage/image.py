@@ -43,6 +43,7 @@ from kumulus_controllers.storage import logins
 from kumulus_controllers.storage.copies import AnyImage, Copies
 from kumulus_controllers.storage.eviction import in_use
 from kumulus_controllers.storage.logins import LoginProblem
+from kumulus_controllers.storage.published import Origin, Published, Unready
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +64,7 @@ _RANK: Mapping[WorkState | None, int] = {
 }
 """Which of several hosts' states is the image's: the one that is furthest, and a failure only when nothing else is left."""
 
-_KNOWN = ("sha256", "digest", "format", "virtual_size", "size", "progress")
+_KNOWN = ("sha256", "digest", "made_of", "format", "virtual_size", "size", "progress")
 """Of a status: what the first import found."""
 WAITING_SECONDS = 10.0
 """How often it is looked whether hosts still have to wait for the first of their zone: it may be gone without a word."""
@@ -75,7 +76,8 @@ SPREADING = 16
 """Pools that get an image at once, of one that is to be everywhere: each that has it can give it to others."""
 
 UNREADY_SECONDS = 5.0
-"""How often it is looked whether a login has come, or was put right."""
+"""How often it is looked whether a login has come, or was put right, or an image can be made of a volume that a machine
+writes to."""
 
 LISTED = 256
 """Pools that a status lists at most; the API takes 1,024, and there may be more hosts than that."""
@@ -92,8 +94,8 @@ class Scope:
     orders: tuple[WorkOrder, ...]
     refusal: str = ""
     """Why no host can import it."""
-    problem: LoginProblem | None = None
-    """Why its registry cannot be logged in to."""
+    problem: LoginProblem | Unready | None = None
+    """Why its registry cannot be logged in to, or it cannot be made of its volume."""
 
 
 def image_ref(image: AnyImage) -> ImageRef:
@@ -102,8 +104,8 @@ def image_ref(image: AnyImage) -> ImageRef:
     return ImageRef(uid=image.uid, sha256=said, format=image.spec.format)
 
 
-def image_import(image: AnyImage, pool_uid: str) -> ImageImport:
-    """What a host has to do to have the image in a pool."""
+def image_import(image: AnyImage, pool_uid: str, origin: Origin | None = None) -> ImageImport:
+    """What a host has to do to have the image in a pool; `origin` is what it is made of there."""
     spec, source = image.spec, image.spec.source
     if source.oci is not None:
         return ImageImport(
@@ -120,18 +122,21 @@ def image_import(image: AnyImage, pool_uid: str) -> ImageImport:
         )
     if source.upload is not None:
         return ImageImport(image=image_ref(image), upload=UploadFetch(compression=spec.compression))
+    if source.made_here:
+        made_of, snapshot = (origin.volume, origin.snapshot) if origin is not None else (image.status.made_of, None)
+        return ImageImport(image=image_ref(image), volume=made_of, snapshot=snapshot)
     assert source.http is not None
     fetch = HttpFetch(url=source.http.url, ca_bundle=source.http.ca_bundle, compression=spec.compression)
     return ImageImport(image=image_ref(image), http=fetch)
 
 
-def import_order(image: AnyImage, pool: PoolRef, term: int) -> WorkOrderSpec:
+def import_order(image: AnyImage, pool: PoolRef, term: int, origin: Origin | None = None) -> WorkOrderSpec:
     """The order to bring an image into a pool."""
     return WorkOrderSpec(
         type=WorkType.DISK,
         for_=ObjectRef(kind=image.KIND.kind, namespace=image.namespace, name=image.name, uid=image.uid),
         term=term,
-        disk=DiskOrder(pool=pool, import_image=image_import(image, pool.uid)),
+        disk=DiskOrder(pool=pool, import_image=image_import(image, pool.uid, origin)),
     )
 
 
@@ -143,7 +148,13 @@ def told_from(spec: WorkOrderSpec, copy: ImageCopy | None, wait_for: str | None)
 
 
 async def order_import(
-    services: Services, fleet: Fleet, copies: Copies, image: AnyImage, host: str, pool: PoolRef
+    services: Services,
+    fleet: Fleet,
+    copies: Copies,
+    image: AnyImage,
+    host: str,
+    pool: PoolRef,
+    origin: Origin | None = None,
 ) -> None:
     """Have `host` bring the image into `pool`; ordered already: nothing.
 
@@ -153,21 +164,23 @@ async def order_import(
     if orders.get(name, host_namespace(host)) is not None:
         return
     if not pool.shared:
-        await _order(services, copies, image, host, pool)
+        await _order(services, copies, image, host, pool, origin)
         return
     coming = orders.by(FOR_UID, f"{WorkType.DISK}/{image.uid}")
     if any(arriving(order, pool) and heard(fleet, host_of(order)) for order in coming):
         return
     if fleet.begin_import(image.uid, pool.uid):
         try:
-            await _order(services, copies, image, host, pool)
+            await _order(services, copies, image, host, pool, origin)
         finally:
             fleet.end_import(image.uid, pool.uid)
 
 
-async def _order(services: Services, copies: Copies, image: AnyImage, host: str, pool: PoolRef) -> None:
+async def _order(
+    services: Services, copies: Copies, image: AnyImage, host: str, pool: PoolRef, origin: Origin | None
+) -> None:
     orders = work_orders(services.caches)
-    spec = told_from(import_order(image, pool, services.term()), *copies.plan(image, host))
+    spec = told_from(import_order(image, pool, services.term(), origin), *copies.plan(image, host))
     name = image_order_name(image.uid, pool.uid)
     body = {"metadata": {"name": name, "finalizers": [FINALIZER]}, "spec": spec.to_json()}
     try:
@@ -253,7 +266,7 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
                 leading.status.message or f"{host_of(leading)} fetches the image.",
             )
     if scope.problem is not None and phase is not ImagePhase.READY:
-        phase, fact = ImagePhase.PENDING, Fact("Ready", False, scope.problem.reason, str(scope.problem))
+        phase, fact = ImagePhase.PENDING, Fact("Ready", False, scope.problem.reason, scope.problem.message)
     facts = [fact]
     if image.deleting:
         waiting = next((order for order in scope.orders if order.status.reason == "ImageInUse"), None)
@@ -275,6 +288,7 @@ def derive_status(scope: Scope, now: str) -> ImageStatus:
         facts_known = {
             "sha256": before.sha256 or disk.sha256,
             "digest": before.digest or disk.digest,
+            "made_of": before.made_of or _made_of(leading),
             "format": disk.format,
             "virtual_size": disk.virtual_size,
             "size": disk.size,
@@ -312,6 +326,7 @@ class ImageReconciler:
         self._images: Store[AnyImage] = services.caches.store(model)
         self._orders = work_orders(services.caches)
         self._copies = Copies(services.caches)
+        self._published = Published(services.caches)
         self._written: dict[str, float] = {}
         self._handed_over: set[str] = set()
         """Uids of work orders whose host has got the login to the registry from this process."""
@@ -349,6 +364,7 @@ class ImageReconciler:
         self._orders.listen(order_gone)
         self._orders.listen(room_changed)
         self._images.listen(image_changed)
+        self._published.attach(enqueue, self._images)
         self._orders.listen(order_changed)
 
     def everything(self) -> list[Key]:
@@ -371,7 +387,7 @@ class ImageReconciler:
         if not image.deleting and await ensure_finalizer(client, self._images, image):
             image = self._images.get(key.name, key.namespace) or image
         orders = self._orders_of(image)
-        refusal = ""
+        refusal, unready = "", None
         if image.deleting:
             for order in orders:
                 if not order.deleting:
@@ -381,15 +397,8 @@ class ImageReconciler:
                 self._written.pop(image.uid, None)
                 return Gone()
         elif image.status.phase is not ImagePhase.READY and not self._alive(orders):
-            found = self._fleet.place(Request(uid=image.uid, demand=Demand(0, 0, 1)))
-            if isinstance(found, Refusal) or found.pool is None:
-                refusal = str(found)
-            else:
-                try:
-                    await order_import(self._services, self._fleet, self._copies, image, found.host, found.pool)
-                except NotFound:
-                    refusal = f"the namespace of host {found.host} is gone"
-        problem = None if image.deleting else await self._provide(image)
+            refusal, unready = await self._begin(image)
+        problem: LoginProblem | Unready | None = None if image.deleting else await self._provide(image) or unready
         wait = await self._report(Scope(image, self._orders_of(image), refusal, problem))
         if not image.deleting:
             await self._spread(self._images.get(key.name, key.namespace) or image)
@@ -404,18 +413,38 @@ class ImageReconciler:
             return Wait("SourceUnauthorized", UNREADY_SECONDS)  # the Secret may be put right
         return Wait("Deleting", 30.0) if image.deleting else Wait("NoHostFits", 10.0) if refusal else Done()
 
+    async def _begin(self, image: AnyImage) -> tuple[str, Unready | None]:
+        """Have some host import the image first, or that which has what it is made of; why not otherwise."""
+        origin = None
+        if image.spec.source.made_here:
+            made = self._published.origin(image)
+            if isinstance(made, Unready):
+                return "", made
+            origin, host, pool = made, made.host, made.pool
+        else:
+            found = self._fleet.place(Request(uid=image.uid, demand=Demand(0, 0, 1)))
+            if isinstance(found, Refusal) or found.pool is None:
+                return str(found), None
+            host, pool = found.host, found.pool
+        try:
+            await order_import(self._services, self._fleet, self._copies, image, host, pool, origin)
+        except NotFound:
+            return f"the namespace of host {host} is gone", None
+        return "", None
+
     async def _provide(self, image: AnyImage) -> LoginProblem | None:
         """See that the hosts have what the imports they were ordered need: the digest that counts, and the login.
 
         The login is with a host only while it imports, and is renewed when the registry refuses it.
         """
         client, oci = self._services.client, image.spec.source.oci
-        if oci is None:
-            return None
         needy = []
         for order in self._orders_of(image):
             ready = order.status.state is WorkState.READY
             if order.deleting:
+                continue
+            if oci is None:
+                await self._pin_content(image, order)
                 continue
             if ready and order.uid in self._handed_over:
                 await logins.take_back(client, order)
@@ -423,7 +452,7 @@ class ImageReconciler:
             if not ready and oci.secret is not None and (order.uid not in self._handed_over or _unauthorized(order)):
                 needy.append(order)
             await self._pin(image, order)
-        if not needy or oci.secret is None:
+        if not needy or oci is None or oci.secret is None:
             return None
         try:
             login = await logins.gather(client, oci, image.namespace or PLATFORM_NAMESPACE)
@@ -464,6 +493,18 @@ class ImageReconciler:
         }
         self._orders.apply(await self._services.client.patch(WorkOrder.KIND, order.name, change, order.namespace))
 
+    async def _pin_content(self, image: AnyImage, order: WorkOrder) -> None:
+        """What a volume had when an image was made of it is what the image stays, also where its file is lost."""
+        disk, sha256 = order.spec.disk, image.status.sha256
+        wanted = disk.import_image if disk is not None else None
+        if not image.spec.source.made_here or sha256 is None or wanted is None or wanted.image.sha256 is not None:
+            return
+        change = {
+            "metadata": {"resourceVersion": order.metadata.resource_version},
+            "spec": {"disk": {"importImage": {"image": {"sha256": sha256}}}},
+        }
+        self._orders.apply(await self._services.client.patch(WorkOrder.KIND, order.name, change, order.namespace))
+
     async def _spread(self, image: AnyImage) -> None:
         """Order the image where it left and is needed after all, and to every pool if it is to be everywhere."""
         wanted: list[tuple[str, PoolRef]] = []
@@ -500,9 +541,13 @@ class ImageReconciler:
         waiting = False
         for order in self._orders_of(image):
             wanted = order.spec.disk.import_image if order.spec.disk is not None else None
-            if wanted is None or wanted.wait_for is None or order.deleting:
+            if wanted is None or order.deleting or not (wanted.wait_for is not None or _stranded(order)):
                 continue
-            spec = told_from(order.spec, *self._copies.plan(image, host_of(order)))
+            copy, wait_for = self._copies.plan(image, host_of(order))
+            if wanted.wait_for is None:  # it has what the image is made of, or waits for somebody who has the image
+                waiting = waiting or copy is None
+                wait_for = None
+            spec = told_from(order.spec, copy, wait_for)
             patch = merge_patch(order.spec.to_json(), spec.to_json())
             if patch:
                 body = {"metadata": {"resourceVersion": order.metadata.resource_version}, "spec": patch}
@@ -555,6 +600,22 @@ class ImageReconciler:
     def _alive(self, orders: tuple[WorkOrder, ...]) -> bool:
         """Whether an import is under way, or has failed, on a host that can be heard."""
         return any(not order.deleting and heard(self._fleet, host_of(order)) for order in orders)
+
+
+def _made_of(order: WorkOrder | None) -> str | None:
+    disk = order.spec.disk if order is not None else None
+    return disk.import_image.volume if disk is not None and disk.import_image is not None else None
+
+
+def _stranded(order: WorkOrder) -> bool:
+    """Whether a host is to get what cannot be fetched, and was told nobody who has it."""
+    wanted = order.spec.disk.import_image if order.spec.disk is not None else None
+    return (
+        wanted is not None
+        and wanted.volume is not None
+        and wanted.copy_ is None
+        and order.status.state is not WorkState.READY
+    )
 
 
 def _unauthorized(order: WorkOrder) -> bool:

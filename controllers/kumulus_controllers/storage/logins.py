@@ -27,6 +27,7 @@ class LoginProblem(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+        self.message = message
 
 
 @dataclass(frozen=True, slots=True)

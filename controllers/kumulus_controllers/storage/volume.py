@@ -17,16 +17,18 @@ from kumulus.api.host import PoolRef, UnownedFile, WorkOrder, WorkType, volume_o
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
 from kumulus.api.storage import Attachment, ClusterImage, Image, StoragePool, Volume, VolumeClass, VolumePhase
 from kumulus.api.volume_snapshot import VolumeSnapshot
+from kumulus.kube.builtin import SECRET
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
-from kumulus_controllers.orders import DISKS_IN, FOR_NAME, NOT_BEGUN, host_of, volumes_in
+from kumulus_controllers.orders import DISKS_IN, FOR_NAME, NOT_BEGUN, at_rest, host_of, volumes_in
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.pools import choose
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage import passphrase
 from kumulus_controllers.storage.copies import Copies
 from kumulus_controllers.storage.image import arrived, heard, order_import
 from kumulus_controllers.storage.pool import pool_ref
@@ -50,7 +52,7 @@ from kumulus_controllers.storage.volume_plan import (
     volume_order,
     wanted,
 )
-from kumulus_controllers.storage.volumes import COPY_OF, FROM_SNAPSHOT, HOST, UID, UNMADE, Volumes, at_rest, volume_keys
+from kumulus_controllers.storage.volumes import COPY_OF, FROM_SNAPSHOT, HOST, UID, UNMADE, Volumes, volume_keys
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +67,8 @@ class VolumeReconciler:
         self._fleet = fleet
         self._volumes = Volumes(services.caches)
         self._orders = self._volumes.orders
+        self._handed_over: set[str] = set()
+        """Uids of orders whose passphrase this process has seen on the host."""
         self._copies = Copies(services.caches)
 
     def attach(self, enqueue: Enqueue) -> None:
@@ -89,6 +93,8 @@ class VolumeReconciler:
             order = after or before
             if order is None:
                 return
+            if after is None:
+                self._handed_over.discard(order.uid)
             if order.spec.type is WorkType.DISK and order.spec.for_.kind == Volume.KIND.kind:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name), urgent=True)
             elif order.spec.type is WorkType.POOL:
@@ -206,6 +212,10 @@ class VolumeReconciler:
         want = wanted(scope)
         if isinstance(want, Lack):
             return await self._report(scope, None, keeper(scope), want)
+        if want.encryption is not None and scope.order is None and volume.status.size is None:
+            text = await passphrase.read(client, volume, want.encryption)
+            if isinstance(text, Lack):
+                return await self._report(scope, None, keeper(scope), text)
         attached = attachment(scope)
         place = self._place(scope, want, attached)
         if isinstance(place, Lack):
@@ -225,9 +235,20 @@ class VolumeReconciler:
         if isinstance(again := wanted(self._volumes.scope(current)), Lack):
             # What it is made from went meanwhile; nobody who saw the volume's place from then on lets it go.
             return await self._report(self._volumes.scope(current), None, keeper(scope), again)
-        if await self._order(current, want, place):
-            return await self._report(self._volumes.scope(current), place, attached, None)
-        return result
+        ordered = await self._order(current, want, place)
+        if (lack := await self._give_passphrase(self._volumes.scope(current), want)) is not None:
+            return await self._report(self._volumes.scope(current), place, attached, lack)
+        return await self._report(self._volumes.scope(current), place, attached, None) if ordered else result
+
+    async def _give_passphrase(self, scope: Scope, want: Wanted) -> Lack | None:
+        """Give the host the passphrase of a volume; once in the life of this process, in case somebody took it away."""
+        order = scope.order
+        if want.encryption is None or order is None or order.uid in self._handed_over:
+            return None
+        lack = await passphrase.copy(self._services.client, scope.volume, order, want.encryption)
+        if lack is None:
+            self._handed_over.add(order.uid)
+        return lack
 
     def _place(self, scope: Scope, want: Wanted, attached: Attachment | None) -> Place | Lack | None:
         """Where the volume is; a new one goes where its origin is, else where its first machine is. None: nobody needs it yet."""
@@ -323,6 +344,9 @@ class VolumeReconciler:
         return WorkOrder.parse(raw)
 
     async def _delete_order(self, order: WorkOrder) -> None:
+        """Ask for the end of an order. Its passphrase goes first: the garbage collector may take half a minute."""
+        if order.spec.disk is not None and order.spec.disk.volume is not None and order.spec.disk.volume.secret:
+            await self._services.client.delete(SECRET, order.spec.disk.volume.secret, order.namespace)
         raw = await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
         if raw is None or "spec" not in raw:
             self._orders.remove(Key(order.namespace, order.name), order.uid)

@@ -22,6 +22,7 @@ from kumulus.api.host import (
     WorkOrderSpec,
     WorkState,
     WorkType,
+    luks_secret_name,
 )
 from kumulus.api.qos import Qos
 from kumulus.api.quantity import from_bytes, to_bytes
@@ -40,7 +41,7 @@ from kumulus.api.storage import (
     VolumeStatus,
 )
 from kumulus.api.volume_snapshot import VolumeSnapshot
-from kumulus.api.volumes import CacheMode, CloneMode, ExistingData, ReclaimPolicy
+from kumulus.api.volumes import CacheMode, CloneMode, Encryption, ExistingData, ReclaimPolicy
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.orders import host_of
 from kumulus_controllers.planning.views import VolumeDemand
@@ -142,6 +143,7 @@ class Wanted:
     thick: bool
     retain: bool
     origin: VolumeOrigin | None
+    encryption: Encryption | None = None
 
 
 def wanted(scope: Scope) -> Wanted | Lack:
@@ -163,12 +165,15 @@ def wanted(scope: Scope) -> Wanted | Lack:
             and volume.namespace not in asked.spec.allowed_namespaces
         ):
             return Lack("PoolNotAllowed", f"StoragePool {asked.name} may not be used in namespace {volume.namespace}.")
+    encryption = _encryption(scope)
     least, origin = 0, None
     if spec.source is not None and scope.order is None and volume.status.size is None:
         found = _origin(scope)
         if isinstance(found, Lack):
             return found
         origin, least = found
+        if (lack := _unencryptable(scope, origin, encryption)) is not None:
+            return lack
     size = max(to_bytes(spec.size) if spec.size else least, 1)
     if spec.size and size < least:
         return Lack("DiskTooSmall", f"Its source has {from_bytes(least)}: make a volume of at least that size.")
@@ -186,7 +191,30 @@ def wanted(scope: Scope) -> Wanted | Lack:
         and not (origin is not None and origin.linked),
         retain=retained(scope),
         origin=origin,
+        encryption=encryption,
     )
+
+
+def _encryption(scope: Scope) -> Encryption | None:
+    """How it is encrypted: as its class said when it was given a place, whatever that says now."""
+    if scope.volume.status.pool is not None:
+        return scope.volume.status.encryption
+    return scope.volume_class.spec.encryption if scope.volume_class is not None else None
+
+
+def _unencryptable(scope: Scope, origin: VolumeOrigin, encryption: Encryption | None) -> Lack | None:
+    """Why what it begins with and its encryption do not go together: whole copies are not made with encryption yet."""
+    thick = scope.volume_class is not None and scope.volume_class.spec.provisioning is Provisioning.THICK
+    source = scope.source.status.encryption if scope.source is not None and origin.volume is not None else None
+    if encryption is None and source is None:
+        return None
+    if origin.image is None or thick:
+        return Lack(
+            "EncryptedCopy",
+            "Encrypted volumes are not copied yet: make it blank, or of an image with a class that is Thin, and copy what"
+            " is to be in it within a machine.",
+        )
+    return None
 
 
 def retained(scope: Scope) -> bool:
@@ -370,6 +398,7 @@ def volume_order(volume: Volume, want: Wanted, place: Place, term: int) -> WorkO
                 size=want.size,
                 thick=want.thick,
                 origin=want.origin,
+                secret=luks_secret_name(volume.uid) if want.encryption is not None else None,
                 existing=volume.status.size is not None,
                 retain=want.retain,
                 epoch=place.epoch or 0,
@@ -405,9 +434,9 @@ def derive_status(
         facts.append(Fact("Reconciling", True, ready.reason, ready.message))
     generation = volume.metadata.generation
     size = facts_known.virtual_size if facts_known else None
-    offered = before.volume_class
+    offered, encryption = before.volume_class, before.encryption
     if place is not None and before.pool is None and scope.volume_class is not None:
-        offered = scope.volume_class.name
+        offered, encryption = scope.volume_class.name, scope.volume_class.spec.encryption
     manner = _manner(scope)
     return VolumeStatus(
         observed_generation=generation,
@@ -420,6 +449,7 @@ def derive_status(
         used=facts_known.size if facts_known and facts_known.size is not None else before.used,
         attached_to=attached,
         volume_class=offered,
+        encryption=encryption,
         qos=manner.qos if manner else None,
         cache=manner.cache if manner else None,
     )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from kumulus.api.compute import PowerState, VirtualMachine
+from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import PoolRef, UnownedFile, WorkOrder, WorkState, WorkType, pool_order_name
+from kumulus.api.host import PoolRef, UnownedFile, WorkState, WorkType, pool_order_name
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
-from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, SNAPSHOT_OF, host_of, work_orders
+from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, SNAPSHOT_OF, at_rest, host_of, work_orders
 from kumulus_controllers.storage.pool import pool_ref
 from kumulus_controllers.storage.sharing import Images, Reference
 from kumulus_controllers.storage.snapshot_plan import owner_of
@@ -216,13 +216,3 @@ class Volumes:
             if not at_rest(order):
                 return order.spec.for_.name
         return None
-
-
-def at_rest(order: WorkOrder) -> bool:
-    """Whether a machine is off and is to stay so: it writes to nothing."""
-    return (
-        order.spec.instance is not None
-        and order.spec.instance.power is PowerState.STOPPED
-        and order.status.state is WorkState.STOPPED
-        and (order.status.observed_generation or 0) >= order.metadata.generation
-    )

@@ -40,6 +40,13 @@ Uid = Annotated[
 ]
 
 
+SecretName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+"""Name of a Secret of the host's namespace."""
+
+PASSPHRASE = "passphrase"  # noqa: S105  # the name of a key
+"""Key of a Secret of the host's namespace that has what a volume is encrypted with."""
+
+
 class WorkType(StrEnum):
     """What a work order asks for."""
 
@@ -93,6 +100,9 @@ class InstanceDisk(Model):
         default=None, description="Size in bytes of a disk made from an image; its own when empty.", ge=1
     )
     boot_order: int = Field(description="Position in the boot order, from 1.", ge=1)
+    secret: SecretName | None = Field(
+        default=None, description="Name of the Secret with the passphrase of a volume that is encrypted."
+    )
     qos: Qos | None = Field(default=None, description="How fast a volume may be. A change applies at once.")
     cache: CacheMode | None = Field(
         default=None, description="How the host caches a volume; none when empty. A change applies at the next start."
@@ -206,8 +216,8 @@ class ImageImport(Model):
 
     rules = (
         Rule(
-            "(has(self.http) ? 1 : 0) + (has(self.oci) ? 1 : 0) + (has(self.upload) ? 1 : 0) == 1",
-            "set exactly one of http, oci and upload",
+            "[has(self.http), has(self.oci), has(self.upload), has(self.volume)].filter(set, set).size() == 1",
+            "set exactly one of http, oci, upload and volume",
         ),
     )
 
@@ -215,6 +225,12 @@ class ImageImport(Model):
     http: HttpFetch | None = Field(default=None, description="Its bytes are on a web server.")
     oci: OciFetch | None = Field(default=None, description="Its bytes are in a registry.")
     upload: UploadFetch | None = Field(default=None, description="Its bytes are brought by its owner.")
+    volume: Uid | None = Field(
+        default=None, description="Uid of a Volume: a full copy of it, where it is in the same pool of this host."
+    )
+    snapshot: Uid | None = Field(
+        default=None, description="Uid of a VolumeSnapshot of that volume: of that, in place of what it has now."
+    )
     copy_: ImageCopy | None = Field(
         default=None, alias="copy", description="Other hosts have it: it is copied from one of them, if one will."
     )
@@ -283,6 +299,11 @@ class VolumeOrder(Model):
     existing: bool = Field(
         default=False,
         description="It was made already: when it is not there any more, that is a failure (VolumeLost), and it is not made anew.",
+    )
+    secret: SecretName | None = Field(
+        default=None,
+        description="Name of the Secret with the passphrase that it is encrypted with; not encrypted when empty.",
+        json_schema_extra=immutable("secret"),
     )
     revert: Revert | None = Field(
         default=None, description="Give it the content of a snapshot, once; no machine may have it meanwhile."
@@ -699,6 +720,11 @@ def pull_secret_name(image_uid: str, pool_uid: str) -> str:
 def volume_order_name(volume_uid: str) -> str:
     """Name of the work order that keeps a volume on a host."""
     return f"volume-{volume_uid}"
+
+
+def luks_secret_name(volume_uid: str) -> str:
+    """Name of the Secret in a host's namespace with the passphrase of a volume."""
+    return f"luks-{volume_uid}"
 
 
 def snapshot_order_name(snapshot_uid: str) -> str:

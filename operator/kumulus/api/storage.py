@@ -27,7 +27,7 @@ from kumulus.api.placement import Selector
 from kumulus.api.pools import PARAMETER_RULES, PoolDriver, PoolParameters, is_shared
 from kumulus.api.qos import Qos
 from kumulus.api.quantity import Amount, Bytes, DiskSize, MeasuredBytes, Memory
-from kumulus.api.volumes import CacheMode, ReclaimPolicy, VolumeSource
+from kumulus.api.volumes import CacheMode, Encryption, ObjectName, ReclaimPolicy, VolumeSource
 
 GROUP = f"storage.{DOMAIN}"
 
@@ -108,8 +108,9 @@ class ImageSource(Model):
 
     rules = (
         Rule(
-            "(has(self.http) ? 1 : 0) + (has(self.oci) ? 1 : 0) + (has(self.upload) ? 1 : 0) == 1",
-            "an image needs one source: set exactly one of http, oci and upload",
+            "[has(self.http), has(self.oci), has(self.upload), has(self.volume), has(self.snapshot)]"
+            ".filter(set, set).size() == 1",
+            "an image needs one source: set exactly one of http, oci, upload, volume and snapshot",
         ),
     )
 
@@ -118,6 +119,18 @@ class ImageSource(Model):
     upload: UploadSource | None = Field(
         default=None, description="Brought by its owner, from wherever that is. Not of a ClusterImage."
     )
+    volume: ObjectName | None = Field(
+        default=None,
+        description="Name of a Volume of the namespace, as it is when the image is made: a full copy. No machine that is on may have it meanwhile.",
+    )
+    snapshot: ObjectName | None = Field(
+        default=None, description="Name of a VolumeSnapshot of the namespace: a full copy, also while a machine is on."
+    )
+
+    @property
+    def made_here(self) -> bool:
+        """Whether it is made of what a host has, and cannot be fetched from elsewhere."""
+        return self.volume is not None or self.snapshot is not None
 
 
 class Checksum(Model):
@@ -173,9 +186,15 @@ class ImageSpec(Model):
 
     rules: ClassVar[Sequence[Rule]] = (
         Rule(
-            "has(self.checksum) || has(self.source.oci)",
+            "has(self.checksum) || !(has(self.source.http) || has(self.source.upload))",
             "an image from a web server or an upload needs its checksum: set checksum.sha256",
             field=".checksum",
+        ),
+        Rule(
+            "!(has(self.source.volume) || has(self.source.snapshot))"
+            " || (!has(self.checksum) && self.format == 'qcow2' && self.compression == 'None')",
+            "an image of a volume or snapshot is made as qcow2, not compressed, and has no checksum before it is made",
+            field=".source",
         ),
     )
 
@@ -223,6 +242,11 @@ class ClusterImageSpec(ImageSpec):
     rules = (
         *ImageSpec.rules,
         Rule("!has(self.source.upload)", "only an Image can be uploaded, not a ClusterImage", field=".source.upload"),
+        Rule(
+            "!has(self.source.volume) && !has(self.source.snapshot)",
+            "a ClusterImage has no namespace with volumes: make an Image, and share it by allowedNamespaces",
+            field=".source",
+        ),
     )
 
     allowed_namespaces: tuple[DnsLabel, ...] = Field(
@@ -282,6 +306,7 @@ class ImageStatus(Status):
     digest: str | None = Field(
         default=None, description="What the reference of a registry was resolved to at the first import; kept."
     )
+    made_of: str | None = Field(default=None, description="Uid of the Volume that it was made of, or whose snapshot.")
     format: str | None = Field(default=None, description="What it turned out to be.")
     virtual_size: Bytes | None = Field(default=None, description="Size of the disk inside.")
     size: MeasuredBytes | None = Field(default=None, description="What it takes in a pool.")
@@ -559,6 +584,10 @@ class VolumeClassSpec(Model):
         default=None,
         description="How fast volumes of the class may be. A change applies at once to all of them, in use or not.",
     )
+    encryption: Encryption | None = Field(
+        default=None,
+        description="Volumes are encrypted with LUKS by a Secret of their own namespace. A change is for new volumes only.",
+    )
     cache: CacheMode | None = Field(
         default=None,
         description="How hosts cache them; none when empty. A change applies when a machine starts, or a volume is attached.",
@@ -589,6 +618,7 @@ class VolumeClass(Resource):
             Column("IOPS", ".spec.qos.iops", "integer", priority=1),
             Column("Bytes/s", ".spec.qos.bytesPerSecond", priority=1),
             Column("Cache", ".spec.cache", priority=1),
+            Column("Secret", ".spec.encryption.secret", priority=1),
             Column("Age", ".metadata.creationTimestamp", "date"),
         ),
         status=False,
@@ -671,6 +701,9 @@ class VolumeStatus(Status):
         default=None,
         alias="class",
         description="Name of the VolumeClass it got when it was given a place; empty when there was none. It stays so.",
+    )
+    encryption: Encryption | None = Field(
+        default=None, description="How it is encrypted, from when it was given a place; empty: it is not."
     )
     qos: Qos | None = Field(
         default=None,

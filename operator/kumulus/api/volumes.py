@@ -57,6 +57,19 @@ _CLONE_MODE_IS = (
 )
 
 
+class Encryption(Model):
+    """A volume is encrypted with LUKS, by a passphrase that a Secret of the volume's own namespace has."""
+
+    secret: ObjectName = Field(description="Name of the Secret, in the namespace of the volume.")
+    key: str = Field(
+        default="passphrase",
+        description="Key within the Secret: text of 16 to 512 bytes, taken as it is.",
+        min_length=1,
+        max_length=253,
+        pattern=r"^[-._A-Za-z0-9]+$",
+    )
+
+
 class Content(Model):
     """Content that a volume begins with, when its machine brings it along."""
 

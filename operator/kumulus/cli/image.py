@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from kumulus.api.compute import VirtualMachine
 from kumulus.api.storage import ClusterImage, Compression, Image
 from kumulus.cli import conditions
+from kumulus.cli import vm as machines
 from kumulus.cli.amounts import age, duration, size
 from kumulus.cli.output import Column
 from kumulus.cli.problem import Problem
@@ -55,6 +57,10 @@ def _source(image: AnyImage) -> str:
     source = image.spec.source
     if source.oci is not None:
         return source.oci.reference
+    if source.volume is not None:
+        return f"volume {source.volume}"
+    if source.snapshot is not None:
+        return f"snapshot {source.snapshot}"
     return source.http.url if source.http is not None else ""
 
 
@@ -135,7 +141,44 @@ def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", 
     conditions.show(printer, status.conditions, now)
 
 
+def published(vm: VirtualMachine, disk: str | None) -> str:
+    """Name of the volume that the machine's disk is; without a name, that of its first disk that is one. Pure.
+
+    Raises `Problem`.
+    """
+    volumes = {item.name: item.volume_of(vm.name) for item in vm.spec.disks}
+    wanted = disk if disk is not None else next((name for name, volume in volumes.items() if volume), None)
+    if wanted not in volumes:
+        there = ", ".join(volumes) or "none"
+        raise Problem(f"Machine {vm.name} has no disk {one_line(wanted or '')} that is a volume; its disks: {there}.")
+    volume = volumes[wanted]
+    if volume is None:
+        raise Problem(
+            f"Disk {wanted} of machine {vm.name} is no volume, but goes with the machine; an image is made of volumes."
+        )
+    return volume
+
+
+def _publish(
+    session: Session,
+    vm: Annotated[str, typer.Argument(metavar="VM", help="Name of the machine.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the image to be made.")],
+    disk: Annotated[
+        str | None, typer.Option("--disk", help="Name of the machine's disk; the first that is a volume.")
+    ] = None,
+) -> None:
+    """Make an image of a machine's disk. It is made once the machine is off."""
+    machine = VirtualMachine.parse(machines.fetch(session, vm))
+    body = {"metadata": {"name": name}, "spec": {"source": {"volume": published(machine, disk)}, "format": "qcow2"}}
+    raw = session.cluster.create(Image.KIND, body, session.namespace)
+    off = machine.status.phase == "Stopped"
+    session.printer.done(
+        Image.KIND, raw, "is being made" if off else f"will be made when {vm} is off: kumulusctl vm stop {vm}"
+    )
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     command(app, "list")(_list)
     command(app, "show")(_show)
+    command(app, "publish")(_publish)

@@ -122,6 +122,24 @@ def test_a_class_says_how_and_the_volume_has_the_last_word() -> None:
     assert isinstance(found, Wanted) and not found.retain
 
 
+def test_encryption_is_the_class_s_until_the_volume_has_a_place_and_then_its_own() -> None:
+    locked, key = volume_class(encryption={"secret": "disk-key"}), {"secret": "disk-key", "key": "passphrase"}
+
+    def encryption(*arguments: Any, **changes: Any) -> Any:
+        found = wanted(Scope(*arguments, **changes))
+        assert isinstance(found, Wanted)
+        return found.encryption and found.encryption.to_json()
+
+    assert encryption(volume(), volume_class=locked) == key
+    assert encryption(volume(), volume_class=volume_class()) is None
+    assert encryption(volume(status={"pool": "local"}), volume_class=locked) is None
+    assert encryption(volume(status={"pool": "local", "encryption": key}), volume_class=volume_class()) == key
+    thick = volume_class(encryption={"secret": "disk-key"}, provisioning="Thick")
+    assert encryption(volume(), volume_class=thick) == key
+    refused = wanted(Scope(volume(**IMAGE), image=image(), volume_class=thick))
+    assert isinstance(refused, Lack) and refused.reason == "EncryptedCopy"
+
+
 def test_the_default_class_is_always_the_same() -> None:
     classes = [volume_class("b", default=True), volume_class("a"), volume_class("c", default=True)]
     assert getattr(default_class(classes), "name", None) == "b"

@@ -95,6 +95,8 @@ RULES: Mapping[str, Rule] = {
             ("/source", Rule({"file": PATH})),
         )
     },
+    "domain/devices/disk/source/encryption": Rule({"format": "luks"}),
+    "domain/devices/disk/source/encryption/secret": Rule({"type": "passphrase", "uuid": UUID}),
     "domain/devices/disk/target": Rule({"dev": "[sv]d[a-z]", "bus": "virtio|scsi|sata"}),
     "domain/devices/disk/iotune": Rule(),
     **{

@@ -205,6 +205,8 @@ def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> N
         driver.set("error_policy", "stop")
         driver.set("rerror_policy", "stop")
     sources.add(element, disk.source)
+    if disk.passphrase is not None:
+        sources.add_encryption(element, disk.source)
     if disk.format != "raw":
         sources.add_below(element, disk.below)
     SubElement(element, "target", dev=target, bus="scsi" if _on_scsi(disk) else "virtio")

@@ -42,6 +42,7 @@ TEXTS: Sequence[tuple[str, str, bool]] = (
     ('Failed to get "write" lock', "DiskInUse", True),
     ('Failed to get shared "write" lock', "DiskInUse", True),
     ("No such file or directory", "FileMissing", True),
+    ("Invalid password, cannot unlock", "WrongPassphrase", False),
     ("Permission denied", "AccessDenied", True),
     ("No space left on device", "NoSpace", True),
     ("is already in the process of unplug", UNPLUGGING, True),

@@ -1,4 +1,4 @@
-"""Keys of network disks, lent to libvirt while it gives them to an emulator.
+"""Keys of network disks and passphrases of encrypted ones, lent to libvirt while it gives them to an emulator.
 
 Such a secret is in libvirtd's memory only (ephemeral), cannot be read back (private), and is gone when
 the emulator has the disk: it gets the key encrypted, over its own socket.
@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 import libvirt
 
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle
-from kumulus_agents.hypervisor.libvirt.sources import secret_of
+from kumulus_agents.hypervisor.libvirt.sources import luks_secret_of, secret_of
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, HypervisorError
 from kumulus_agents.storage.source import DiskSource, RbdSource
 
@@ -23,8 +23,19 @@ from kumulus_agents.storage.source import DiskSource, RbdSource
 @contextmanager
 def lent(connection: ConnectionHandle, disks: Iterable[DomainDisk | DomainDrive]) -> Iterator[None]:
     """The keys of these disks are libvirt's inside. Blocks. Raises `libvirtError`."""
-    with lent_to(connection, [disk.source for disk in disks]):
-        yield
+    every = list(disks)
+    locked = [
+        (disk.source, disk.passphrase) for disk in every if isinstance(disk, DomainDisk) and disk.passphrase is not None
+    ]
+    try:
+        for source, passphrase in locked:
+            connection.secretDefineXML(_luks_xml(source), 0).setValue(passphrase.text.encode(), 0)
+        with lent_to(connection, [disk.source for disk in every]):
+            yield
+    finally:
+        for source, _ in locked:
+            with suppress(libvirt.libvirtError):
+                connection.secretLookupByUUIDString(luks_secret_of(source)).undefine()
 
 
 @contextmanager
@@ -39,6 +50,14 @@ def lent_to(connection: ConnectionHandle, used: Iterable[DiskSource | None]) -> 
         for source in sources:
             with suppress(libvirt.libvirtError):
                 connection.secretLookupByUUIDString(secret_of(source)).undefine()
+
+
+def _luks_xml(source: DiskSource) -> str:
+    secret = Element("secret", ephemeral="yes", private="yes")
+    SubElement(secret, "uuid").text = luks_secret_of(source)
+    usage = SubElement(secret, "usage", type="volume")
+    SubElement(usage, "volume").text = source.path
+    return tostring(secret, encoding="unicode")
 
 
 def _xml(source: RbdSource) -> str:

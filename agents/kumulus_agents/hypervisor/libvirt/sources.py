@@ -42,6 +42,20 @@ def add_below(disk: Element, below: Sequence[LayerFile]) -> None:
     SubElement(at, "backingStore")
 
 
+def add_encryption(disk: Element, source: DiskSource) -> None:
+    """Say that what is there is encrypted. The passphrase is not in it, but the name of the secret that has it."""
+    element = disk.find("source")
+    assert element is not None
+    SubElement(
+        SubElement(element, "encryption", format="luks"), "secret", type="passphrase", uuid=luks_secret_of(source)
+    )
+
+
+def luks_secret_of(source: DiskSource) -> str:
+    """UUID of the libvirt secret with the passphrase of what is there."""
+    return str(uuid.uuid5(_SECRETS, f"luks {source.path}"))
+
+
 def path_of(disk: Element) -> str | None:
     """The path of the source in the element of a disk, as `DiskSource.path` has it; None when it has none we know."""
     source = disk.find("source")

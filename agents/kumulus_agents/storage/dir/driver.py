@@ -24,6 +24,7 @@ from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import (
     ImageSource,
     ImportProgress,
@@ -37,6 +38,7 @@ from kumulus_agents.storage.protocol import (
     StoredSnapshot,
     StoredVolume,
     Usage,
+    VolumeContent,
     same,
 )
 from kumulus_agents.storage.secrets import Secrets
@@ -94,17 +96,11 @@ class DirStorage:
                 if found is None:
                     if self._pool.shared:
                         await in_thread(uses.keep, self._pool, uid)
-                    with self._pool.images() as directories:
-                        await images.take_in(
-                            self._pool,
-                            directories,
-                            image,
-                            source,
-                            Pace(progress),
-                            self._fetcher,
-                            self._settings,
-                            self._claims,
-                        )
+                    pace = Pace(progress)
+                    if isinstance(source, VolumeContent):
+                        await self._take_volume(image, Source(uid_of(source.volume), source.snapshot), pace)
+                    else:
+                        await self._take_in(image, source, pace)
                     found = await in_thread(self._stored, uid)
         if found is None:
             raise StorageError("The image was removed while it was imported.", reason="ImageNotReady")
@@ -239,6 +235,29 @@ class DirStorage:
         progress: ProgressListener | None = None,
     ) -> StoredVolume:
         """See `StorageDriver.ensure_volume`. A thick volume is a copy of its image, not an overlay."""
+        return await self._ensure_volume(uid, size, origin, thick, progress, None)
+
+    async def ensure_encrypted_volume(
+        self,
+        uid: str,
+        size: int | None,
+        origin: VolumeOrigin | None,
+        thick: bool,
+        passphrase: Passphrase,
+        progress: ProgressListener | None = None,
+    ) -> StoredVolume:
+        """See `EncryptedVolumes.ensure_encrypted_volume`. The image it stands on is as it was."""
+        return await self._ensure_volume(uid, size, origin, thick, progress, passphrase)
+
+    async def _ensure_volume(
+        self,
+        uid: str,
+        size: int | None,
+        origin: VolumeOrigin | None,
+        thick: bool,
+        progress: ProgressListener | None,
+        passphrase: Passphrase | None,
+    ) -> StoredVolume:
         image = uid_of(origin.image.uid) if origin is not None and origin.image is not None else None
         source = _copied(origin)
         async with self._lock(f"volume {uid_of(uid)}"):
@@ -249,17 +268,35 @@ class DirStorage:
             with told_as("make the volume"):
                 if image is not None:
                     async with self._made_of(image):
-                        await self._make_on_image(uid, image, size, thick, pace)
+                        await self._make_on_image(uid, image, size, thick, pace, passphrase)
                 elif source is not None and origin is not None and origin.linked:
+                    if passphrase is not None:
+                        raise StorageError(
+                            "Volumes that stand on a snapshot are not encrypted yet.",
+                            reason="EncryptedCopy",
+                            retryable=False,
+                        )
                     await self._make_linked(uid, source, size, thick, pace)
                 elif source is not None:
-                    await self._make_copy(uid, source, size, thick, pace)
+                    await self._make_copy(uid, source, size, thick, pace, passphrase)
                 else:
-                    await volumes.make(self._pool, self._settings, uid, volumes.plan_blank(size, thick), None, pace)
+                    plan = volumes.plan_blank(size, thick)
+                    await volumes.make(self._pool, self._settings, uid, plan, None, pace, passphrase)
             return await self._present(uid)
 
     async def grow_volume(self, uid: str, size: int, live: Resize | None = None) -> StoredVolume:
         """See `StorageDriver.grow_volume`. An emulator grows a qcow2 file all by itself."""
+        return await self._grow_volume(uid, size, live, None)
+
+    async def grow_encrypted_volume(
+        self, uid: str, size: int, passphrase: Passphrase, live: Resize | None = None
+    ) -> StoredVolume:
+        """See `EncryptedVolumes.grow_encrypted_volume`."""
+        return await self._grow_volume(uid, size, live, passphrase)
+
+    async def _grow_volume(
+        self, uid: str, size: int, live: Resize | None, passphrase: Passphrase | None
+    ) -> StoredVolume:
         wanted = whole_sectors(size)
         async with self._lock(f"volume {uid_of(uid)}"):
             volume = await self._present(uid)
@@ -280,7 +317,7 @@ class DirStorage:
                 await live(wanted)
             else:
                 with told_as("grow the volume"):
-                    await volumes.grow(self._pool, self._settings, uid, wanted)
+                    await volumes.grow(self._pool, self._settings, uid, wanted, passphrase)
             grown = await self._present(uid)
         if grown.virtual_size < wanted:
             raise StorageError("The volume did not grow, although nothing failed.", reason="VolumeNotGrown")
@@ -325,7 +362,12 @@ class DirStorage:
     async def begin_snapshot(self, volume: str, snapshot: str, *, live: bool = False) -> StoredVolume:
         """See `StorageDriver.begin_snapshot`."""
         async with self._lock(f"volume {uid_of(volume)}"):
-            await self._present(volume)
+            if (await self._present(volume)).encrypted:
+                raise StorageError(
+                    "Snapshots of encrypted volumes are not taken yet. Copy what is in it within a machine.",
+                    reason="EncryptedSnapshot",
+                    retryable=False,
+                )
             with told_as("take the snapshot"):
                 work = partial(snapshots.begin, self._pool, self._settings, volume, uid_of(snapshot), live=live)
                 await in_thread(work)
@@ -359,6 +401,10 @@ class DirStorage:
         async with self._lock(f"volume {uid_of(volume)}"):
             if volume in self._merging:
                 raise StorageError("Layers of the volume are being merged. Wait.", reason="VolumeInUse")
+            if (await self._present(volume)).encrypted:
+                raise StorageError(
+                    "What changed in encrypted volumes is not known.", reason="ChangesUnsupported", retryable=False
+                )
             with told_as("read what changed"):
                 return await in_thread(snapshots.changes, self._pool, volume, since, until)
 
@@ -419,34 +465,66 @@ class DirStorage:
             with told_as("look for the volume"):
                 await in_thread(volumes.take_back, self._pool, uid)
 
-    async def _make_on_image(self, uid: str, image: str, size: int | None, thick: bool, pace: Pace) -> None:
+    async def _make_on_image(
+        self, uid: str, image: str, size: int | None, thick: bool, pace: Pace, passphrase: Passphrase | None
+    ) -> None:
         plan = await in_thread(volumes.plan_on_image, self._pool, image, size, thick)
         with ExitStack() as stack:
             copied = stack.enter_context(volumes.open_image(self._pool, image)) if plan.copied else None
-            await volumes.make(self._pool, self._settings, uid, plan, copied, pace)
+            await volumes.make(self._pool, self._settings, uid, plan, copied, pace, passphrase)
 
-    async def _make_copy(self, uid: str, source: Source, size: int | None, thick: bool, pace: Pace) -> None:
-        """One copy of the same volume at a time. Its files stay as they are meanwhile."""
-        if source.volume in self._merging:
-            raise StorageError(
-                "Layers of the volume that is to be copied are being merged. Wait until that is done.",
-                reason="VolumeInUse",
+    async def _make_copy(
+        self, uid: str, source: Source, size: int | None, thick: bool, pace: Pace, passphrase: Passphrase | None
+    ) -> None:
+        async with self._copied(source.volume):
+            plan, layer = await in_thread(volumes.plan_copy, self._pool, source, size, thick)
+            with volumes.open_chain(self._pool, source.volume, layer) as copied:
+                await volumes.make(self._pool, self._settings, uid, plan, copied, pace, passphrase)
+
+    async def _take_in(self, image: ImageRef, source: images.Fetched, pace: Pace) -> None:
+        with self._pool.images() as directories:
+            await images.take_in(
+                self._pool, directories, image, source, pace, self._fetcher, self._settings, self._claims
             )
-        self._copying[source.volume] += 1
-        try:
-            async with self._lock(f"copy of {source.volume}"):
-                plan, layer = await in_thread(volumes.plan_copy, self._pool, source, size, thick)
-                with volumes.open_chain(self._pool, source.volume, layer) as copied:
-                    await volumes.make(self._pool, self._settings, uid, plan, copied, pace)
-        finally:
-            self._copying[source.volume] -= 1
-            self._copying += Counter()  # forget zeros
+
+    async def _take_volume(self, image: ImageRef, source: Source, pace: Pace) -> None:
+        """Make an image of the volume, or of a snapshot of it."""
+        async with self._copied(source.volume):
+            plan, layer = await in_thread(volumes.plan_copy, self._pool, source, None, False)
+            with (
+                volumes.open_chain(self._pool, source.volume, layer) as copied,
+                self._pool.images() as directories,
+            ):
+                await images.take_volume(self._pool, directories, image, copied, plan.copied, pace, self._settings)
 
     async def _make_linked(self, uid: str, source: Source, size: int | None, thick: bool, pace: Pace) -> None:
         """The snapshot stays meanwhile: who removes it, or merges its layer, takes the lock of its volume."""
         async with self._lock(f"volume {source.volume}"):
             plan = await in_thread(volumes.plan_link, self._pool, source, size, thick)
             await volumes.make(self._pool, self._settings, uid, plan, None, pace)
+
+    @asynccontextmanager
+    async def _copied(self, volume: str) -> AsyncIterator[None]:
+        """One copy of the same volume at a time. Its files stay as they are meanwhile."""
+        copied_from = await self.volume(volume)
+        if copied_from is not None and copied_from.encrypted:
+            raise StorageError(
+                "The volume that is to be copied is encrypted: such copies are not made yet.",
+                reason="EncryptedCopy",
+                retryable=False,
+            )
+        if volume in self._merging:
+            raise StorageError(
+                "Layers of the volume that is to be copied are being merged. Wait until that is done.",
+                reason="VolumeInUse",
+            )
+        self._copying[volume] += 1
+        try:
+            async with self._lock(f"copy of {volume}"):
+                yield
+        finally:
+            self._copying[volume] -= 1
+            self._copying += Counter()  # forget zeros
 
     def _refuse_copied(self, uid: str) -> None:
         if self._copying[uid]:

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 
 from kumulus.api.host import HttpFetch, ImageRef, UploadFetch
 from kumulus.api.storage import OPTICAL, Compression, ImageContent, ImageFormat
-from kumulus_agents.storage import convert
+from kumulus_agents.storage import chain, convert
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread
+from kumulus_agents.storage.chain import Chain
 from kumulus_agents.storage.claims import Claims
+from kumulus_agents.storage.dir.creation import create
 from kumulus_agents.storage.dir.pool import Images, PoolDirectory
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.oci import client as registry
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part, discard, expire, is_complete
-from kumulus_agents.storage.protocol import ImageSource, StorageError, StoredImage
+from kumulus_agents.storage.protocol import RegistrySource, StorageError, StoredImage
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.rejection import Found
 from kumulus_agents.storage.settings import StorageSettings
@@ -32,8 +34,11 @@ _FORMATS = ("qcow2", "raw")
 _AHEAD = 8
 """An image that is unpacked claims room for as much again, divided by this."""
 _LEAST = 1 << 20
+_HASHED = 4 << 20
 _MEASURED = 16 << 20
 """Bytes that are measured in one go."""
+Fetched = HttpFetch | RegistrySource | UploadFetch
+"""Sources whose bytes come as a file, from elsewhere."""
 
 
 def stored(pool: PoolDirectory, images: Directory, uid: str) -> StoredImage | None:
@@ -150,7 +155,7 @@ async def take_in(
     pool: PoolDirectory,
     images: Images,
     image: ImageRef,
-    source: ImageSource,
+    source: Fetched,
     pace: Pace,
     fetcher: Fetcher,
     settings: StorageSettings,
@@ -185,6 +190,53 @@ async def take_in(
         part.close()
 
 
+async def take_volume(
+    pool: PoolDirectory,
+    images: Images,
+    image: ImageRef,
+    source: Chain,
+    size: int,
+    pace: Pace,
+    settings: StorageSettings,
+) -> None:
+    """Make the image a full copy of a volume of so many bytes: copy, inspect, record. Raises `StorageError` or `OSError`.
+
+    A guest wrote what is in it, so it is looked at like what comes from elsewhere.
+    """
+    name = pool.unfinished(image.uid, "converting")
+    target = await in_thread(images.partial.fresh, name)
+    try:
+        await in_thread(create, settings, target, size)
+        pace.stage("Copying", 0, size)
+        await chain.copy(source, size, target, settings, pace.at)
+        length = os.fstat(target).st_size
+        pace.stage("Inspecting", length, length)
+        found = await convert.inspect(target, "qcow2", settings)
+        digest = await _sha256(target)
+        if image.sha256 not in (None, digest):
+            raise StorageError(
+                "The volume has other content than when the image was made of it. Make a new image.",
+                reason="ChecksumMismatch",
+                retryable=False,
+            )
+        known = _Arrived(digest, Compression.NONE).known(found)
+        record = {**known, "virtualSize": found.virtual_size, "fileSize": length}
+        await in_thread(_settle, pool, images, image.uid, target, name, record)
+    except BaseException:
+        images.partial.remove(name)
+        raise
+    finally:
+        os.close(target)
+
+
+async def _sha256(fd: int) -> str:
+    digest, at = hashlib.sha256(), 0
+    while data := await in_thread(os.pread, fd, _HASHED, at):
+        await in_thread(digest.update, data)
+        at += len(data)
+    return digest.hexdigest()
+
+
 def _judge_upload(part: Part, image: ImageRef) -> None:
     """It was verified when the last of it came; a disk that lost some of that since is told from one that did not."""
     if part.digest() != image.sha256:
@@ -210,7 +262,7 @@ class _Arrived:
 
 
 async def _arrive(
-    image: ImageRef, source: ImageSource, part: Part, pace: Pace, fetcher: Fetcher, settings: StorageSettings
+    image: ImageRef, source: Fetched, part: Part, pace: Pace, fetcher: Fetcher, settings: StorageSettings
 ) -> _Arrived:
     """Make the part whole."""
     if isinstance(source, UploadFetch):

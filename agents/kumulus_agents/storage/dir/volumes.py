@@ -22,6 +22,7 @@ from kumulus_agents.storage.dir.images import stored as stored_image
 from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.layers import Layers, from_record, to_record
 from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageError, StoredVolume
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.sectors import whole_sectors
@@ -53,6 +54,7 @@ class Record:
     """Volume and layer that the first layer stands on, of a volume that is linked to a snapshot."""
     reverted: str | None = None
     """The last request to revert it that was carried out."""
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def known(volumes: Directory, uid: str) -> Record | None:
         bool(record.get("thick")),
         base,
         reverted if isinstance(reverted, str) else None,
+        bool(record.get("encrypted")),
     )
 
 
@@ -110,6 +113,8 @@ def note(volumes: Directory, uid: str, record: Record, *, flush: bool = True) ->
         written["base"] = dict(zip(("volume", "layer"), record.base, strict=True))
     if record.reverted is not None:
         written["reverted"] = record.reverted
+    if record.encrypted:
+        written["encrypted"] = True
     write_record(volumes, record_of(uid), written, flush=flush)
 
 
@@ -138,7 +143,7 @@ def _whole(pool: PoolDirectory, volumes: Directory, uid: str, record: Record) ->
     files = [LayerFile(each, "qcow2") for each in below]
     if image is not None:
         files.append(LayerFile(pool.image_path(image), "qcow2"))
-    return StoredVolume(FileSource(path), "qcow2", size, used, tuple(files), record.reverted)
+    return StoredVolume(FileSource(path), "qcow2", size, used, tuple(files), record.reverted, record.encrypted)
 
 
 def chain_of(volumes: Directory, uid: str, record: Record, layer: str) -> tuple[list[str], str | None]:
@@ -262,24 +267,40 @@ def plan_blank(size: int | None, thick: bool) -> Plan:
 
 
 async def make(
-    pool: PoolDirectory, settings: StorageSettings, uid: str, plan: Plan, source: Chain | None, pace: Pace
+    pool: PoolDirectory,
+    settings: StorageSettings,
+    uid: str,
+    plan: Plan,
+    source: Chain | None,
+    pace: Pace,
+    passphrase: Passphrase | None = None,
 ) -> None:
     """Make the volume. `source` is what it is copied from. Raises `StorageError` or `OSError`.
 
-    Whatever an earlier attempt left is replaced; nothing is left of this one when it fails.
+    Whatever an earlier attempt left is replaced; nothing is left of this one when it fails. Of one that is encrypted
+    nothing remembers which parts are written.
     """
+    if source is not None and passphrase is not None:
+        raise StorageError(
+            "Encrypted volumes are not copied yet. Make it blank, or of an image and thin.",
+            reason="EncryptedCopy",
+            retryable=False,
+        )
     with pool.volumes() as volumes:
         fd = await in_thread(volumes.fresh, making(uid))
         try:
             backing = pool.backing_of_volume(plan.overlay_of) if plan.overlay_of is not None else None
             if plan.linked_to is not None:
                 backing = file_of(*plan.linked_to)
-            await in_thread(create, settings, fd, plan.size, backing=backing, thick=plan.thick)
+            await in_thread(create, settings, fd, plan.size, backing=backing, thick=plan.thick, passphrase=passphrase)
             if source is not None:
                 pace.stage("Copying", 0, plan.copied)
                 await chain.copy(source, plan.copied, fd, settings, pace.at)
-            await in_thread(track, settings, fd)
-            record = Record(Layers.first(uid), plan.overlay_of, plan.thick, plan.linked_to)
+            if passphrase is None:
+                await in_thread(track, settings, fd)
+            record = Record(
+                Layers.first(uid), plan.overlay_of, plan.thick, plan.linked_to, encrypted=passphrase is not None
+            )
             await in_thread(_settle, volumes, uid, fd, record)
         except BaseException:
             volumes.remove(making(uid))
@@ -288,7 +309,9 @@ async def make(
             os.close(fd)
 
 
-async def grow(pool: PoolDirectory, settings: StorageSettings, uid: str, size: int) -> None:
+async def grow(
+    pool: PoolDirectory, settings: StorageSettings, uid: str, size: int, passphrase: Passphrase | None = None
+) -> None:
     """Make the disk in the file larger; nobody may use it. Raises `StorageError` or `OSError`.
 
     Of a thick volume with snapshots nothing is reserved: qcow2 has no preallocated overlays.
@@ -298,7 +321,7 @@ async def grow(pool: PoolDirectory, settings: StorageSettings, uid: str, size: i
     thick = record is not None and record.thick and len(record.layers.parents) == 1
     with open_chain(pool, uid, write=1) as volume:
         await chain.mend(volume.layers[0], settings)
-        await chain.grow(volume, size, settings, thick=thick)
+        await chain.grow(volume, size, settings, thick=thick, passphrase=passphrase)
 
 
 async def mend(pool: PoolDirectory, settings: StorageSettings, uid: str) -> None:

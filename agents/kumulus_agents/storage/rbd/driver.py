@@ -40,6 +40,7 @@ from kumulus_agents.storage.protocol import (
     StoredSnapshot,
     StoredVolume,
     Usage,
+    VolumeContent,
     same,
 )
 from kumulus_agents.storage.rbd import names
@@ -124,8 +125,16 @@ class RbdStorage:
             return None
 
     async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
-        """See `StorageDriver.import_image`. Requests at the same time import once."""
+        """See `StorageDriver.import_image`. Requests at the same time import once. SourceUnsupported (not retryable) when
+        it is to be made of a volume."""
         uid = uid_of(image.uid)
+        if isinstance(source, VolumeContent):
+            raise StorageError(
+                "Pools in Ceph have no images that are made of volumes. Copy the volume or its snapshot instead: make a"
+                " Volume with source.volume or source.snapshot.",
+                reason="SourceUnsupported",
+                retryable=False,
+            )
         async with self._lock(f"image {uid}"):
             found = await self.image(uid)
             if found is None:

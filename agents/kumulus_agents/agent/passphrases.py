@@ -1,0 +1,26 @@
+"""The passphrases of this host's encrypted volumes, read from the Secrets that orders name. Kept nowhere."""
+
+from __future__ import annotations
+
+from kumulus.api.host import PASSPHRASE
+from kumulus_agents.agent.missing import Missing
+from kumulus_agents.agent.secrets import Secrets
+from kumulus_agents.storage.passphrase import Passphrase
+from kumulus_agents.storage.protocol import StorageError
+
+
+class Passphrases:
+    """The Secrets in one host's namespace."""
+
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
+
+    async def read(self, name: str) -> Passphrase:
+        """What the Secret of that name has. Raises `StorageError` (SecretNotFound, SecretUnreadable) and `KubeError`."""
+        try:
+            text = (await self._secrets.read(name, "the passphrase of a volume"))[PASSPHRASE].decode()
+        except Missing as missing:
+            raise StorageError(str(missing), reason=missing.reason) from None
+        except (KeyError, UnicodeDecodeError):
+            raise StorageError("The Secret with the volume's passphrase has none.", reason="SecretUnreadable") from None
+        return Passphrase(text)
