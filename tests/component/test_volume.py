@@ -471,6 +471,11 @@ async def test_what_an_operator_put_into_a_pool_becomes_a_volume(tenant: Tenant)
     pool = (await tenant.cloud.listed(StoragePool.KIND))[0]["metadata"]
     directory = tenant.cloud.hosts[HOSTS[0]].directory / "pools" / pool["name"]
     file = directory / f"{tenant.tag}.qcow2"
+
+    async def made() -> bool:
+        return directory.is_dir()
+
+    await until(made, "the host has made the pool's directory")
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(file), "32M"], check=True)  # noqa: ASYNC221
     await tenant.volume("prompt", size="64Mi", reclaimPolicy="Delete")  # the pool is looked at when a volume goes
     await tenant.machine("vm", {"name": "d", "volume": "prompt"}, on=0)

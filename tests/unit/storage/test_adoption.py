@@ -189,14 +189,28 @@ async def test_hostile_files_are_refused_and_stay(driver: DirStorage, path: Path
     assert [each.name for each in (path / "volumes").iterdir()] == []
 
 
-async def test_a_retained_file_that_names_another_one_is_refused(driver: DirStorage, server, path: Path) -> None:
+@pytest.mark.parametrize("blank", [False, True])
+async def test_a_retained_file_that_names_another_one_is_refused(
+    driver: DirStorage, server, path: Path, blank: bool
+) -> None:
     image, before = image_ref(RAW, "raw"), uid()
     await driver.import_image(image, http(server.on("/i", Answer(RAW))), ignore)
-    made = await driver.ensure_volume(before, None, VolumeOrigin(image=image), thick=False)
+    origin = None if blank else VolumeOrigin(image=image)
+    made = await driver.ensure_volume(before, MIB if blank else None, origin, thick=False)
     await driver.retain_volume(before, "ns", "data")
     qemu_img("rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd", made.path)
     error = await refusal(driver, before, foreign=False)
     assert error.reason == "DataRefused" and "other files" in str(error)
+
+
+async def test_a_retained_blank_volume_comes_back_with_its_bitmap(driver: DirStorage) -> None:
+    before, after = uid(), uid()
+    await driver.ensure_volume(before, MIB, None, thick=False)
+    await driver.retain_volume(before, "ns", "data")
+    made = await driver.adopt_volume(after, before, {after}, "ns", foreign=False)
+    assert made.virtual_size == MIB
+    grown = await driver.grow_volume(after, 2 * MIB)
+    assert grown.virtual_size == 2 * MIB
 
 
 async def test_a_file_that_a_program_has_open_is_left(driver: DirStorage, path: Path) -> None:

@@ -129,6 +129,9 @@ async def _judge(pool: PoolDirectory, settings: StorageSettings, fd: int, old: s
                 )
         await in_thread(_stands_on, fd, pool.backing_of_volume(image))
         return
+    if "retained" in record:
+        await in_thread(_stands_on, fd, "")
+        return
     answer = await cage.inspect(fd, "qcow2", settings.max_virtual_size, settings=settings.cage)
     if isinstance(why := answer.get("rejected"), str):
         raise _refused(why)
@@ -137,7 +140,11 @@ async def _judge(pool: PoolDirectory, settings: StorageSettings, fd: int, old: s
 
 
 def _stands_on(fd: int, backing: str) -> None:
-    """The header names the image that the record names, in our words, and no other file."""
+    """The header names the image that the record names, in our words, or none, and no other file.
+
+    It may have a bitmap, which an import may not: ours, or an emulator's that a guest took over. Nothing reads it
+    but `tracking`, whose reads are bounded, and what qemu-img opens is told to it.
+    """
 
     def read(offset: int, length: int) -> bytes:
         return os.pread(fd, length, offset)
@@ -148,7 +155,7 @@ def _stands_on(fd: int, backing: str) -> None:
         raise _refused(str(error)) from error
     named = read(header.backing_offset, min(header.backing_size, 1024)) if header.backing_offset else b""
     if named != backing.encode() or header.incompatible & _DATA_FILE or header.crypt_method:
-        raise _refused("names other files than the image that it was made from")
+        raise _refused("is encrypted, or names other files than the image that it was made from")
 
 
 def _take(where: Directory, name: str, volumes: Directory, uid: str, fd: int) -> None:
