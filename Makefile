@@ -33,7 +33,7 @@ demo-down: ## Take the demo down; nothing stays outside the cache.
 
 test: setup lint verify ## Set up what tests need, check the sources, and run every test; ARGS go to pytest.
 	@$(BIN)/kumulus-lab prepare --libvirt
-	$(BIN)/pytest --ignore=tests/fault --numprocesses=$(PROCESSES) --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest --ignore=tests/fault -m 'not wide' --numprocesses=$(PROCESSES) --no-loadscope-reorder $(ARGS)
 
 lint: setup ## Check style, types and layers of the sources.
 	@$(BIN)/ruff check
@@ -57,9 +57,10 @@ bench: setup ## Measure creation, deletion, API writes and memory, beside the fl
 	@$(BIN)/kumulus-lab prepare
 	$(BIN)/python -m tests.bench $(ARGS)
 
-fault: setup ## Run the fault tests: power cuts, partitions, restarts, killed processes.
+fault: setup ## Run the fault tests: power cuts, partitions, restarts, killed processes, full pools, slow variants.
 	@$(BIN)/kumulus-lab prepare --libvirt
 	$(BIN)/pytest tests/system/test_interruptions.py tests/system/test_lab.py $(wildcard tests/fault) $(ARGS)
+	$(BIN)/pytest -m wide tests $(ARGS)
 
 docs: generate ## Write the generated parts of the documentation.
 	@echo "docs/reference is up to date; start at docs/architecture.md"

@@ -15,15 +15,20 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
+from kumulus.cli.cluster import Cluster
+from kumulus.kube.builtin import NAMESPACE
 from kumulus_lab import machine, places
 from kumulus_lab.cluster import NativeCluster
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.processes import Identity
+from tests import leftovers
 
 # Tests stop, kill and freeze parts of the control plane, which only our own processes allow.
 os.environ.setdefault("KUMULUS_LAB_CLUSTER", "native")
 
 _PREFIX = "test"
+CLUSTER = pytest.StashKey[NativeCluster]()
+"""The control plane that tests of this process share, once there is one."""
 
 
 LABS = ("component", "system", "fault")
@@ -78,12 +83,13 @@ def new_lab() -> Lab:
 
 
 @pytest.fixture(scope="session")
-def cluster_lab() -> Iterator[Lab]:
+def cluster_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A control plane with Kumulus' kinds, roles and policies in it; no controllers, no hosts."""
     lab = new_lab()
     try:
         lab.up(Wanted(hosts=0, controllers=False, agents=False))
         lab.services.install()
+        request.session.stash[CLUSTER] = lab.cluster
         yield lab
     finally:
         lab.down()
@@ -109,26 +115,41 @@ def lab() -> Iterator[Lab]:
         made.down()
 
 
+@pytest.fixture(scope="session")
+def administrator(cluster: NativeCluster) -> Cluster:
+    """Who may do everything on `cluster`, in this process: a call of kubectl costs a tenth of a second."""
+    return Cluster.connect(cluster.kubeconfig)
+
+
 @pytest.fixture
-def namespace(cluster: NativeCluster) -> Iterator[str]:
+def namespace(cluster: NativeCluster, administrator: Cluster) -> Iterator[str]:
     """A namespace of its own for a test on `cluster`, deleted afterwards."""
-    yield from _namespace(cluster)
+    name = f"test-{secrets.token_hex(4)}"
+    administrator.create(NAMESPACE, {"metadata": {"name": name}})
+    try:
+        yield name
+    finally:
+        cluster.start_apiserver()
+        administrator.delete(NAMESPACE, name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_ends_for_ever(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Namespaces of a module's tests on `cluster` can end: what would drop their objects' finalizers runs no more."""
+    yield
+    if request.session.stash.get(CLUSTER, None) is not None:
+        leftovers.let_go(Cluster.connect(request.session.stash[CLUSTER].kubeconfig))
 
 
 @pytest.fixture
 def lab_namespace(lab: Lab) -> Iterator[str]:
-    """A namespace of its own for a test on `lab`; what was in it is gone before the next test."""
-    yield from _namespace(lab.cluster, "vm,image")
-
-
-def _namespace(cluster: NativeCluster, kinds: str = "") -> Iterator[str]:
-    """`kinds` are gone before the next test; the namespace itself takes the namespace controller ten seconds longer."""
-    name = f"test-{secrets.token_hex(4)}"
+    """A namespace of its own for a test on `lab`; what was in it is gone before the next test, the namespace itself takes
+    the namespace controller ten seconds longer."""
+    cluster, name = lab.cluster, f"test-{secrets.token_hex(4)}"
     cluster.kubectl_run("create", "namespace", name)
     try:
         yield name
     finally:
         cluster.start_apiserver()
-        if kinds:
-            cluster.kubectl_run("delete", kinds, "--all", "-n", name, "--wait=true", "--timeout=90s")
+        cluster.kubectl_run("delete", "vm,image", "--all", "-n", name, "--wait=true", "--timeout=90s")
         cluster.kubectl_run("delete", "namespace", name, "--wait=false")

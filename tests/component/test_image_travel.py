@@ -195,6 +195,7 @@ async def test_an_agent_that_starts_anew_makes_a_new_key_and_gets_a_certificate_
         assert "PRIVATE" not in str(order)
 
 
+@pytest.mark.wide
 async def test_an_image_that_is_to_be_everywhere_is_in_every_pool_beforehand(tenant: Tenant) -> None:
     asked = tenant.downloads()
     await tenant.image(cachePolicy="Everywhere")

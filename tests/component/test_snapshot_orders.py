@@ -238,9 +238,17 @@ async def life(cluster: NativeCluster, stage: Stage, name: str, deed: str, lives
 @pytest.mark.parametrize(
     ("deed", "words"),
     [
-        ("take", ("NAME-all-root", "NAME-all-data", "'readyToUse': True", "'volumes': [{'disk': 'root'")),
+        pytest.param(
+            "take",
+            ("NAME-all-root", "NAME-all-data", "'readyToUse': True", "'volumes': [{'disk': 'root'"),
+            marks=pytest.mark.wide,
+        ),
         ("restore", ("'phase': 'Succeeded'", "'state': 'Restored'")),
-        ("anew", ("NAME-new ('VirtualMachine'", "NAME-new-data ('Volume'", "'phase': 'Restoring'")),
+        pytest.param(
+            "anew",
+            ("NAME-new ('VirtualMachine'", "NAME-new-data ('Volume'", "'phase': 'Restoring'"),
+            marks=pytest.mark.wide,
+        ),
         ("delete", ()),
     ],
 )

@@ -193,10 +193,10 @@ async def test_an_export_that_is_not_there_is_explained(
     wrong = NfsParameters(server=nfs.address, path="/nowhere")
     missing = pool.model_copy(update={"uid": uid(), "parameters": PoolParameters(nfs=wrong)})
     with pytest.raises(StorageError) as refused:
-        await make(missing, settings).prepare()
+        await make(missing, settings, NONE).prepare()
     assert refused.value.reason == "MountFailed" and "no such export" in str(refused.value)
     newer = wrong.model_copy(update={"version": NfsVersion.V4_2})
     unfit = pool.model_copy(update={"uid": uid(), "parameters": PoolParameters(nfs=newer)})
     with pytest.raises(StorageError) as unable:
-        await make(unfit, settings).prepare()
+        await make(unfit, settings, NONE).prepare()
     assert "speaks version 3, not 4.2" in str(unable.value) and not unable.value.retryable

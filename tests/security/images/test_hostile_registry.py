@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import StorageSettings
@@ -78,7 +79,7 @@ async def test_refused(name: str, trap: Trap, settings: StorageSettings, registr
     assert str(trap.path) not in str(refused.value)
     assert trap.untouched()
     assert await driver.image(image.uid) is None
-    assert [file for file in (tmp_path / "pool").rglob("*") if file.is_file()] == []
+    assert [file.name for file in (tmp_path / "pool").rglob("*") if file.is_file()] == [marker.NAME]
 
 
 async def test_a_layer_that_unpacks_to_too_much(settings: StorageSettings, registry: Registry, tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ async def test_a_layer_that_unpacks_to_too_much(settings: StorageSettings, regis
     with pytest.raises(StorageError) as refused:
         await driver.import_image(image, registry.source(), ignore)
     assert (refused.value.reason, refused.value.retryable) == ("ImageTooLarge", False)
-    assert [file for file in (tmp_path / "pool").rglob("*") if file.is_file()] == []
+    assert [file.name for file in (tmp_path / "pool").rglob("*") if file.is_file()] == [marker.NAME]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from kumulus_controllers.fabric.authority import Authority
 from tests.unit.storage.server import Server, serving
 
 UID = str(uuid.uuid5(uuid.NAMESPACE_DNS, "image"))
-DATA = os.urandom(3 << 20)
+DATA = os.urandom(16 << 20)
+"""More than the buffers of a connection take when nobody reads."""
 SHA256 = hashlib.sha256(DATA).hexdigest()
 CONTENT = ImageContent(sha256=SHA256, size=len(DATA), format=ImageFormat.QCOW2)
 
