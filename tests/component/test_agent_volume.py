@@ -200,6 +200,8 @@ async def test_a_volume_comes_to_a_running_machine_and_goes(host: TestHost) -> N
         one, two = [await host.volume_order(size=GIB) for _ in range(2)]
         uid = await host.order(disks=[disk(one, "one")])
         await host.until_attached(uid, one)
+        for each in (one, two):
+            await host.until_volume(each, state="Ready")
         writes = host.count("patch", "WorkOrder")
         await host.change(uid, disks=[disk(one, "one"), disk(two, "two", 2)])
         await host.until_attached(uid, one, two)

@@ -60,6 +60,8 @@ class _Job:
     began: float
     progress: ImportProgress | None = None
     reported_at: float = field(default=float("-inf"))
+    woken: bool = False
+    """What it may come to wait for came while it ran: it may have looked just before."""
 
 
 class DiskWork:
@@ -118,6 +120,8 @@ class DiskWork:
 
     def wake_waiting(self, name: str) -> None:
         """What that order waits for may have come."""
+        if (job := self._jobs.get(name)) is not None:
+            job.woken = True
         held = self._holds.get(name)
         if held is not None and held.reason in WAITED_FOR:
             del self._holds[name]
@@ -187,6 +191,8 @@ class DiskWork:
             job = self._jobs.get(name)
             if job is not None and job.task is asyncio.current_task():
                 del self._jobs[name]
+                if job.woken:
+                    self.wake_waiting(name)
         self._wake(name)
 
     def _progress(self, name: str, progress: ImportProgress) -> None:
