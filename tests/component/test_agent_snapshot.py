@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from kumulus.api.host import instance_order_name, snapshot_order_name, volume_or
 from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
 from kumulus_agents.hypervisor.simulated import SimulatedHost
 from kumulus_agents.hypervisor.simulated import SimulatedSettings as HypervisorSettings
+from kumulus_agents.storage.dir.volumes import file_of
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_lab.cluster import NativeCluster
 from tests.component.test_agent_volume import delete, disk
@@ -46,9 +48,10 @@ def qemu_io(host: TestHost, volume: str, *commands: str) -> None:
     """Read or write as a guest would; what is read must be what is said."""
     assert host.directory is not None
     directory = host.directory / "pool/volumes"
-    layers = sorted(directory.glob(f"{volume}*.qcow2"), key=lambda path: path.stat().st_ctime_ns)
+    record = json.loads((directory / f"{volume}.json").read_text())
+    layer = directory / file_of(volume, record.get("active", volume))
     arguments = [argument for command in commands for argument in ("-c", command)]
-    command = ["qemu-io", "-f", "qcow2", *arguments, str(layers[-1])]
+    command = ["qemu-io", "-f", "qcow2", *arguments, str(layer)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "verification failed" not in done.stdout
 
