@@ -10,13 +10,13 @@ PYTHON ?= python3
 HOSTS ?= 2
 ARGS ?=
 # Test processes side by side: tests of labs wait more than they work.
-PROCESSES ?= 2
+PROCESSES ?= 3
 BIN := .venv/bin
 # `make demo HOSTS=simulated` needs neither root nor libvirt.
 # Only tests need the servers that they talk to.
 SETUP := $(PYTHON) hack/setup.py $(if $(filter simulated,$(HOSTS)),--simulated) $(if $(filter test fault,$(MAKECMDGOALS)),--tests)
 
-.PHONY: help setup demo demo-down test pytest lint fmt generate verify bench fault docs clean
+.PHONY: help setup demo demo-down test lint fmt generate verify bench fault fresh docs clean
 
 help: ## List what can be made, one sentence each.
 	@echo "usage: make TARGET [HOSTS=2|simulated] [ARGS='...']"
@@ -61,6 +61,9 @@ fault: setup ## Run the fault tests: power cuts, partitions, restarts, killed pr
 	@$(BIN)/kumulus-lab prepare --libvirt
 	$(BIN)/pytest tests/system/test_interruptions.py tests/system/test_lab.py $(wildcard tests/fault) $(ARGS)
 	$(BIN)/pytest -m wide tests $(ARGS)
+
+fresh: setup ## Try this commit where nothing was installed: demo and test in a minimal Debian with empty caches.
+	@$(PYTHON) hack/fresh.py $(ARGS)
 
 docs: generate ## Write the generated parts of the documentation.
 	@echo "docs/reference is up to date; start at docs/architecture.md"

@@ -10,18 +10,30 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
+from kumulus.api.base import Kind
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.load_balancer import LoadBalancer
+from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
+from kumulus.api.network import Network, NetworkInterface
+from kumulus.api.storage import Image, Volume
+from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.cli.cluster import Cluster
 from kumulus.kube.builtin import NAMESPACE
-from kumulus_lab import machine, places
+from kumulus.kube.errors import NotFound
+from kumulus_lab import deadline, machine, places
 from kumulus_lab.cluster import NativeCluster
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.processes import Identity
 from tests import leftovers
+from tests.patience import PATIENCE
+
+deadline.patience = PATIENCE
 
 # Tests stop, kill and freeze parts of the control plane, which only our own processes allow.
 os.environ.setdefault("KUMULUS_LAB_CLUSTER", "native")
@@ -31,21 +43,56 @@ CLUSTER = pytest.StashKey[NativeCluster]()
 """The control plane that tests of this process share, once there is one."""
 
 
+OWNED: tuple[Kind, ...] = tuple(
+    model.KIND
+    for model in (
+        VirtualMachine,
+        VirtualMachineRestore,
+        VirtualMachineSnapshot,
+        VolumeSnapshot,
+        Volume,
+        Image,
+        LoadBalancer,
+        NetworkInterface,
+        Network,
+    )
+)
+"""What keeps room on hosts: gone before the next test begins."""
 LABS = ("component", "system", "fault")
 """Folders whose tests share a lab."""
+WITHOUT_LAB = (
+    "component/test_delete.py",
+    "component/test_image_sources.py",
+    "component/test_image_travel.py",
+    "component/test_move.py",
+    "component/test_network_process.py",
+    "component/test_snapshot.py",
+    "component/test_unusable_pool.py",
+    "component/test_volume.py",
+    "system/test_ceph.py",
+    "system/test_hypervisor_libvirt.py",
+    "system/test_moving.py",
+    "system/test_nfs.py",
+)
+"""Files of such folders whose tests have a lab or hosts of their own: any process may take them."""
 
 
 def _folder(nodeid: str) -> str:
     return nodeid.split("/")[1]
 
 
+def _scope(nodeid: str) -> str:
+    """What one process does from end to end: a folder or a file."""
+    folder, file = _folder(nodeid), nodeid.partition("::")[0]
+    return folder if folder in LABS and not file.endswith(WITHOUT_LAB) else file
+
+
 class Folders(LoadScopeScheduling):
-    """How two test processes side by side (`make test`) share the tests: each takes whole folders of those that need a
+    """How test processes side by side (`make test`) share the tests: each takes whole folders of those that need a
     lab, so that each lab is made once, and then files of the others."""
 
     def _split_scope(self, nodeid: str) -> str:
-        folder = _folder(nodeid)
-        return folder if folder in LABS else nodeid.partition("::")[0]
+        return _scope(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Folders:
@@ -54,9 +101,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Folders
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of labs first, because they take longest, and skip what needs libvirt where it cannot be had, with
+    """Put whole folders first and then other tests of labs, because they take longest, and skip what needs libvirt where it cannot be had, with
     the one sentence that says why."""
-    items.sort(key=lambda item: _folder(item.nodeid) not in LABS)
+    items.sort(key=lambda item: (_scope(item.nodeid) not in LABS, _folder(item.nodeid) not in LABS))
     wanting = [item for item in items if item.get_closest_marker("libvirt")]
     if wanting and (why := machine.why_no_libvirt()) is not None:
         for item in wanting:
@@ -64,21 +111,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def new_lab() -> Lab:
-    """A lab of this session, down yet. Clears labs of sessions that were killed."""
-    for directory in places.labs().glob(f"{_PREFIX}*"):
-        try:
-            owner = json.loads((directory / "owner.json").read_text())
-            alive = Identity(pid=owner["pid"], started=owner["started"]).alive()
-        except (OSError, ValueError, KeyError):
-            alive = False
-        if not alive:
-            Lab(directory.name).down()
-    lab = Lab(_PREFIX + secrets.token_hex(2))
-    identity = Identity.of(os.getpid())
-    assert identity is not None
-    lab.directory.mkdir(parents=True)
-    owner = {"pid": identity.pid, "started": identity.started}
-    (lab.directory / "owner.json").write_text(json.dumps(owner))
+    """A lab of this session, down yet. Clears labs of sessions that were killed.
+
+    One process at a time: a lab that another one is just making has no owner yet, and would be taken for left over.
+    """
+    with places.exclusive("test-labs"):
+        for directory in places.labs().glob(f"{_PREFIX}*"):
+            try:
+                owner = json.loads((directory / "owner.json").read_text())
+                alive = Identity(pid=owner["pid"], started=owner["started"]).alive()
+            except (OSError, ValueError, KeyError):
+                alive = False
+            if not alive:
+                Lab(directory.name).down()
+        lab = Lab(_PREFIX + secrets.token_hex(2))
+        identity = Identity.of(os.getpid())
+        assert identity is not None
+        lab.directory.mkdir(parents=True)
+        owner = {"pid": identity.pid, "started": identity.started}
+        (lab.directory / "owner.json").write_text(json.dumps(owner))
     return lab
 
 
@@ -141,15 +192,28 @@ def nothing_ends_for_ever(request: pytest.FixtureRequest) -> Iterator[None]:
         leftovers.let_go(Cluster.connect(request.session.stash[CLUSTER].kubeconfig))
 
 
-@pytest.fixture
-def lab_namespace(lab: Lab) -> Iterator[str]:
-    """A namespace of its own for a test on `lab`; what was in it is gone before the next test, the namespace itself takes
+@contextmanager
+def namespace_on(lab: Lab) -> Iterator[str]:
+    """A namespace of its own for tests on `lab`; what was in it is gone before the next test, the namespace itself takes
     the namespace controller ten seconds longer."""
-    cluster, name = lab.cluster, f"test-{secrets.token_hex(4)}"
-    cluster.kubectl_run("create", "namespace", name)
+    api, name = Cluster.connect(lab.kubeconfig), f"test-{secrets.token_hex(4)}"
+    api.create(NAMESPACE, {"metadata": {"name": name}})
     try:
         yield name
     finally:
-        cluster.start_apiserver()
-        cluster.kubectl_run("delete", "vm,image", "--all", "-n", name, "--wait=true", "--timeout=90s")
-        cluster.kubectl_run("delete", "namespace", name, "--wait=false")
+        lab.cluster.start_apiserver()
+        for machine_ in api.objects(VirtualMachine.KIND, name):
+            patch = {"spec": {"stop": {"mode": "Force"}}}  # nobody looks at how it ends any more
+            with suppress(NotFound):
+                api.patch(VirtualMachine.KIND, machine_["metadata"]["name"], patch, name)
+        for kind in OWNED:
+            api.request("DELETE", kind.path(name))
+        deadline.until(lambda: not any(api.objects(kind, name) for kind in OWNED), f"the end of {name}", seconds=90)
+        api.delete(NAMESPACE, name)
+
+
+@pytest.fixture
+def lab_namespace(lab: Lab) -> Iterator[str]:
+    """A namespace of its own for a test on `lab`."""
+    with namespace_on(lab) as name:
+        yield name

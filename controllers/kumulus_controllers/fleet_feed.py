@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from kumulus.api.base import ConditionStatus
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.fabric import Host, HostCondition
-from kumulus.api.host import PoolFacts, WorkOrder, WorkState, WorkType
+from kumulus.api.fabric import Host, HostCondition, host_namespace
+from kumulus.api.host import HostReport, PoolFacts, WorkOrder, WorkState, WorkType
 from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.kube.store import Store
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.orders import FOR_UID, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
-from kumulus_controllers.planning.views import Demand, HostView, PoolView
+from kumulus_controllers.planning.views import Demand, HostView, Moving, PoolView
 
 UID = "uid"
 
@@ -29,9 +29,10 @@ def closed(host: Host) -> str | None:
     return None
 
 
-def host_view(host: Host) -> HostView:
+def host_view(host: Host, report: HostReport | None = None) -> HostView:
     """A host as placement sees it."""
     allocatable = host.status.allocatable
+    network = report.status.network if report is not None else None
     return HostView(
         name=host.name,
         uid=host.uid,
@@ -41,6 +42,8 @@ def host_view(host: Host) -> HostView:
         labels=host.metadata.labels,
         taints=host.spec.taints,
         closed=closed(host),
+        networks=frozenset(network.drivers) if network is not None else frozenset(),
+        network_lack=network.message if network is not None else None,
     )
 
 
@@ -66,7 +69,10 @@ class FleetFeed:
         self._orders = work_orders(caches)
         self._machines: Store[VirtualMachine] = caches.store(VirtualMachine)
         self._machines.add_index(UID, lambda vm: (vm.uid,))
-        caches.store(Host).listen(self._host_changed)
+        self._hosts: Store[Host] = caches.store(Host)
+        self._reports: Store[HostReport] = caches.store(HostReport)
+        self._hosts.listen(self._host_changed)
+        self._reports.listen(self._report_changed)
         self._orders.listen(self._order_changed)
         self._machines.listen(self._machine_changed)
         self._pools.listen(self._pool_changed)
@@ -75,9 +81,15 @@ class FleetFeed:
 
     def _host_changed(self, before: Host | None, after: Host | None) -> None:
         if after is not None:
-            self._fleet.put_host(host_view(after))
+            self._fleet.put_host(host_view(after, self._reports.get(after.name, host_namespace(after.name))))
         elif before is not None:
             self._fleet.drop_host(before.name)
+
+    def _report_changed(self, before: HostReport | None, after: HostReport | None) -> None:
+        report = after or before
+        host = self._hosts.get(report.name) if report is not None else None
+        if host is not None and (before is None or after is None or before.status.network != after.status.network):
+            self._host_changed(host, host)
 
     def _order_changed(self, before: WorkOrder | None, after: WorkOrder | None) -> None:
         order = after or before
@@ -121,15 +133,24 @@ class FleetFeed:
                 self._put_pool(order)
 
     def _volume_changed(self, before: Volume | None, after: Volume | None) -> None:
-        """A volume has a promise from when it is bound until it is gone."""
+        """A volume has a promise from when it is bound until it is gone, and while it is moved one in the other pool too."""
         if before is not None and (after is None or after.uid != before.uid):
             self._fleet.let_go(before.uid)
+            self._fleet.moved(before.uid)
         if after is None or after.status.pool is None or after.status.host is None:
             return
         pool = self._pools.get(after.status.pool)
+        if pool is None:
+            return
         size = max(to_bytes(after.spec.size) if after.spec.size else 0, after.status.size or 0)
-        if pool is not None:
-            self._fleet.keep(after.uid, after.status.host, pool.uid, size)
+        self._fleet.keep(after.uid, after.status.host, pool.uid, size)
+        target = self._pools.get(after.status.moving_to) if after.status.moving_to is not None else None
+        if target is None:
+            self._fleet.moved(after.uid)
+            return
+        moving = after.status.condition("Moving")
+        idle = moving is not None and moving.status is not ConditionStatus.TRUE
+        self._fleet.move(after.uid, Moving(after.status.host, pool.uid, target.uid, size, idle))
 
     def _machine_changed(self, before: VirtualMachine | None, after: VirtualMachine | None) -> None:
         machine = after or before

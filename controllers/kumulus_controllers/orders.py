@@ -18,6 +18,10 @@ HAS_VOLUME = "has-volume"
 SNAPSHOTS = "snapshots"
 CLONE_OF = "clone-of"
 SNAPSHOT_OF = "snapshot-of"
+IMAGE_OF = "image-of"
+IMAGES_IN = "images-in"
+HAS_NIC = "has-nic"
+ON_NETWORK = "on-network"
 
 NOT_BEGUN = (None, WorkState.PENDING, WorkState.WAITING)
 """States of a work order in which the agent may still wait for what comes with it: images, a Secret."""
@@ -42,7 +46,8 @@ def _pools(order: WorkOrder) -> tuple[PoolRef, ...]:
         discs = (drive.pool for drive in instance.drives if drive.pool is not None)
         return (*(disk.pool for disk in instance.disks), *discs)
     if order.spec.disk is not None and order.spec.disk.volume is not None:
-        return (order.spec.disk.pool,)
+        move = order.spec.disk.volume.move
+        return (order.spec.disk.pool, move.pool) if move is not None else (order.spec.disk.pool,)
     if order.spec.snapshot is not None:
         return tuple(item.pool for item in order.spec.snapshot.items)
     return ()
@@ -57,7 +62,8 @@ def data_in(order: WorkOrder | None) -> set[tuple[str, int]]:
         own = sum(disk.size or 0 for disk in disks if disk.volume is None)
         return {(disk.pool.name, own if disk.volume is None else 0) for disk in disks}
     if order.spec.disk is not None and order.spec.disk.volume is not None:
-        return {(order.spec.disk.pool.name, order.spec.disk.volume.size or 0)}
+        size = order.spec.disk.volume.size or 0
+        return {(pool.name, size) for pool in _pools(order)}
     return set()
 
 
@@ -71,6 +77,22 @@ def volumes_in(order: WorkOrder) -> set[str]:
         return set()
     wanted = {disk.volume for disk in order.spec.instance.disks if disk.volume is not None}
     return wanted | set(order.status.instance.volumes if order.status.instance else ())
+
+
+def nics_in(order: WorkOrder) -> set[str]:
+    """Uids of the NetworkInterfaces that a machine shall have, or has still as far as its agent knows."""
+    if order.spec.instance is None:
+        return set()
+    wanted = {nic.uid for nic in order.spec.instance.nics}
+    known = order.status.instance.nics if order.status.instance else ()
+    return wanted | {nic.uid for nic in known if nic.attached}
+
+
+def networks_in(order: WorkOrder) -> set[str]:
+    """Uids of the networks that a machine shall have an interface in, or a gateway a leg."""
+    if order.spec.gateway is not None:
+        return {leg.network for leg in order.spec.gateway.legs if leg.uplink is None}
+    return {nic.network for nic in order.spec.instance.nics} if order.spec.instance is not None else set()
 
 
 def _snapshots(order: WorkOrder) -> Iterable[str]:
@@ -89,8 +111,20 @@ def _snapshot_of(order: WorkOrder) -> Iterable[str]:
     return {item.volume for item in order.spec.snapshot.items} if order.spec.snapshot is not None else ()
 
 
+def _image_of(order: WorkOrder) -> Iterable[str]:
+    """Uid of the volume that an image is made of."""
+    wanted = order.spec.disk.import_image if order.spec.disk is not None else None
+    return (wanted.volume,) if wanted is not None and wanted.volume is not None else ()
+
+
+def _images_in(order: WorkOrder) -> Iterable[str]:
+    disk = order.spec.disk
+    return (disk.pool.uid,) if disk is not None and disk.import_image is not None else ()
+
+
 def work_orders(caches: Caches) -> Store[WorkOrder]:
-    """The store, indexed by what an order is for, its namespace, its pools and volumes, the snapshots it keeps or clones."""
+    """The store, indexed by what an order is for, its namespace, its pools, volumes and images, the snapshots it keeps or clones,
+    its interfaces and their networks, and those of a gateway's legs."""
     store = caches.store(WorkOrder)
     store.add_index(FOR_UID, _for_uid)
     store.add_index(FOR_NAME, _for_name)
@@ -100,12 +134,23 @@ def work_orders(caches: Caches) -> Store[WorkOrder]:
     store.add_index(SNAPSHOT_OF, _snapshot_of)
     store.add_index(SNAPSHOTS, _snapshots)
     store.add_index(CLONE_OF, _clone_of)
+    store.add_index(IMAGE_OF, _image_of)
+    store.add_index(IMAGES_IN, _images_in)
+    store.add_index(HAS_NIC, nics_in)
+    store.add_index(ON_NETWORK, networks_in)
     return store
 
 
 def host_of(order: WorkOrder) -> str:
     """Name of the host whose namespace the order is in."""
     return (order.namespace or "").removeprefix(HOST_NAMESPACE_PREFIX)
+
+
+def done(order: WorkOrder) -> bool:
+    """Whether the host has done what it is told now. One that waits, or has failed, has read it, and may have what it was
+    told before."""
+    current = (order.status.observed_generation or 0) >= order.metadata.generation
+    return current and order.status.state is WorkState.READY
 
 
 def at_rest(order: WorkOrder) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from kumulus.api.base import FINALIZER, Resource, Status
@@ -26,6 +27,16 @@ async def write_status(client: KubeClient, store: Store[Any], item: Resource, be
     raw = await client.patch(item.KIND, item.name, body, item.namespace, subresource="status")
     store.apply(raw)
     return True
+
+
+async def write_report(client: KubeClient, store: Store[Any], item: Any, after: Status) -> None:
+    """Bring the status of `item`, or what the cache has of it by now, to `after`. It is gone, or of its name there is
+    another one: nothing. Raises `errors.Conflict`."""
+    current = store.get(item.name, item.namespace) or item
+    if current.uid != item.uid:
+        return
+    with suppress(NotFound):
+        await write_status(client, store, current, current.status, after)
 
 
 async def ensure_finalizer(client: KubeClient, store: Store[Any], item: Resource) -> bool:

@@ -1,4 +1,4 @@
-"""A Debian guest with cloud-init, as one disk that boots itself: what a tenant's machine is like.
+"""A Debian guest with cloud-init and a guest agent, as one disk that boots itself: what a tenant's machine is like.
 
 The root file system is filled by `mke2fs -d` and grows to its disk at first boot. Needs root, for mmdebstrap.
 """
@@ -20,9 +20,11 @@ _INCLUDE = (
     "e2fsprogs",
     "fdisk",
     "iproute2",
+    "isc-dhcp-client",
     "linux-image-cloud-amd64",
     "netplan.io",
     "openssh-server",
+    "qemu-guest-agent",
     "sudo",
     "systemd-sysv",
     "udev",
@@ -43,11 +45,14 @@ LABEL linux
 _FILES = {
     "etc/fstab": "LABEL=root / ext4 defaults 0 1\n",
     "etc/hostname": "debian\n",
-    # Only what Kumulus offers: nothing else is probed for, which is most of a first boot's waiting.
+    # Only what Kumulus offers: nothing else is probed for, which is most of a first boot's waiting. cloud-init needs
+    # dhclient to ask for metadata before the network is configured.
     # One kind of host key is enough; an RSA key alone takes an emulated processor ten seconds. User data may ask more.
     "etc/cloud/cloud.cfg.d/90-kumulus.cfg": (
-        "datasource_list: [ NoCloud, None ]\nlocale: C.UTF-8\nssh_genkeytypes: [ ed25519 ]\n"
+        "datasource_list: [ NoCloud, OpenStack, None ]\nlocale: C.UTF-8\nssh_genkeytypes: [ ed25519 ]\n"
     ),
+    # Debian's hook runs what an administrator puts into fsfreeze-hook.d before a freeze and after a thaw.
+    "etc/qemu/qemu-ga.conf": "[general]\nfsfreeze-hook=/etc/qemu/fsfreeze-hook\n",
     "etc/systemd/system/systemd-networkd-wait-online.service.d/kumulus.conf": (
         "[Service]\nExecStart=\nExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=10\n"
     ),

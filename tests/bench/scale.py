@@ -29,6 +29,12 @@ class Scale:
     guests: int
     """Machines on one libvirt host whose memory is measured."""
     guest_rounds: int
+    attaches: int
+    """Interfaces attached, one after the other."""
+    group_changes: int
+    """Times that a group is opened and closed."""
+    traffic_seconds: float
+    """Of traffic between two guests, a round."""
 
     def with_rounds(self, rounds: int | None) -> Scale:
         """The same with so many rounds of everything."""
@@ -48,6 +54,9 @@ _FULL = Scale(
     resident=50,
     guests=6,
     guest_rounds=7,
+    attaches=200,
+    group_changes=60,
+    traffic_seconds=2,
 )
 
 SCALES: Mapping[str, Scale] = {
@@ -63,6 +72,9 @@ SCALES: Mapping[str, Scale] = {
         resident=20,
         guests=2,
         guest_rounds=2,
+        attaches=20,
+        group_changes=10,
+        traffic_seconds=1,
     ),
     "full": _FULL,
     "long": replace(_FULL, name="long", rounds=7, machines=1400, bursts=3, existing=5000, idle_seconds=600, guests=10),

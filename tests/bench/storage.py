@@ -1,5 +1,5 @@
 """Storage on real hosts, each operation beside the bare tool in the same rounds: import, clone, attach, detach,
-snapshot, copy.
+snapshot, copy, move with the machine on and at rest.
 
 The issue's bar: no operation takes more than half a second longer than its floor.
 """
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder, instance_order_name
-from kumulus.api.storage import Image, Volume
+from kumulus.api.storage import Image, StoragePool, Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.client import KubeClient, Raw
 from kumulus_lab.host import LibvirtHost
@@ -37,6 +38,8 @@ BULK = "bulk"
 BULK_MIB = 96
 """Of data that no compression makes smaller."""
 VM = "storage"
+POOL, SPARE = "local", "spare"
+"""The lab's pool, and another one beside it that volumes are moved to."""
 ROOT = {"name": "root", "ephemeral": {"image": IMAGE}}
 
 
@@ -46,6 +49,28 @@ class _Operation:
 
     ours: list[float] = field(default_factory=list)
     hand: list[float] = field(default_factory=list)
+
+
+_WHAT = {
+    "import": f"image of {BULK_MIB} MiB, asked for to Ready",
+    "clone": "volume cloned from a cached image and attached",
+    "attach": "volume attached",
+    "detach": "volume detached",
+    "snapshot": "snapshot of a volume whose machine is on",
+    "move live": f"volume of {BULK_MIB} MiB moved to another pool while its machine is on",
+    "move": f"volume of {BULK_MIB} MiB moved to another pool at rest",
+    "copy": f"full copy of a volume of {BULK_MIB} MiB",
+}
+_TOOLS = {
+    "import": "download, sha256sum, qemu-img convert",
+    "clone": "qemu-img create -b, virsh attach-device",
+    "attach": "virsh attach-device",
+    "detach": "virsh detach-device",
+    "snapshot": "virsh snapshot-create-as",
+    "move live": "virsh blockcopy --wait --pivot",
+    "move": "qemu-img convert",
+    "copy": "qemu-img convert",
+}
 
 
 class _User:
@@ -94,6 +119,13 @@ class _User:
         await self._client.create(VolumeSnapshot.KIND, body, USER_NAMESPACE)
         return await self._reached(snapshots, name, "Ready") - began
 
+    async def move(self, name: str, pool: str, places: Recorder) -> float:
+        """Ask for the volume to be moved; seconds until it is in that pool and nothing goes on."""
+        began = asyncio.get_running_loop().time()
+        places.forget([name])
+        await self._client.patch(Volume.KIND, name, {"spec": {"pool": pool}}, USER_NAMESPACE)
+        return await self._reached(places, name, pool) - began
+
     async def remove(
         self, kind: type[Image] | type[Volume] | type[VolumeSnapshot], name: str, recorder: Recorder
     ) -> None:
@@ -118,7 +150,7 @@ async def run(context: Context) -> list[Record]:
     cloud = context.there
     host = cloud.lab.hosts[0]
     client = await cloud.client(16)
-    operations = {name: _Operation() for name in ("import", "clone", "detach", "attach", "snapshot", "copy")}
+    operations = {name: _Operation() for name in _WHAT}
     bulk = await asyncio.to_thread(_bulk, cloud.lab.image_directory)
     try:
         await prepare(cloud, client)
@@ -134,13 +166,15 @@ async def run(context: Context) -> list[Record]:
                 Recorder(client, Volume.KIND, USER_NAMESPACE) as volumes,
                 Recorder(client, VolumeSnapshot.KIND, USER_NAMESPACE) as snapshots,
                 Recorder(client, WorkOrder.KIND, order_namespace, state=_volumes_of) as orders,
+                Recorder(client, Volume.KIND, USER_NAMESPACE, state=_place_of) as places,
+                _spare(client),
             ):
                 user = _User(client, volumes, orders, order_name)
                 spec = _source(cloud.lab.image_url, bulk)
                 await user.image(BULK, images, spec)
                 for number in range(context.scale.guest_rounds):
                     await _import(user, images, spec, template, operations["import"])
-                    await _disks(user, volumes, snapshots, template, operations, number)
+                    await _disks(user, volumes, snapshots, places, template, operations, number)
                     context.say(_said(number, context.scale.guest_rounds, operations))
                 await user.remove(Image, BULK, images)
             await guests.down(VM)
@@ -164,22 +198,25 @@ async def _disks(
     user: _User,
     volumes: Recorder,
     snapshots: Recorder,
+    places: Recorder,
     template: floor.Template,
     operations: dict[str, _Operation],
     number: int,
 ) -> None:
     name, copy = f"disk{number}", f"copy{number}"
-    await user.volume(name, source={"image": BULK})
+    await user.volume(name, source={"image": BULK}, pool=POOL)
     operations["clone"].ours.append(-await user.attach(name) + await user.has(1))
     operations["detach"].ours.append(-await user.attach() + await user.has(0))
     operations["attach"].ours.append(-await user.attach(name) + await user.has(1))
     operations["snapshot"].ours.append(await user.snapshot("kept", name, snapshots))
     await user.remove(VolumeSnapshot, "kept", snapshots)
+    operations["move live"].ours.append(await user.move(name, SPARE, places))
+    volumes.forget([name])
     await user.attach()
     await user.has(0)
-    volumes.forget([name])
     await user.made(name)
-    began = await user.volume(copy, source={"volume": name})
+    operations["move"].ours.append(await user.move(name, POOL, places))
+    began = await user.volume(copy, source={"volume": name}, pool=POOL)
     operations["copy"].ours.append(await user.made(copy) - began)
     files = await asyncio.to_thread(_files, template.host)
     for operation, by_hand in _by_hand(template, files):
@@ -196,33 +233,19 @@ def _by_hand(template: floor.Template, files: dict[str, str]) -> Sequence[tuple[
         ("detach", lambda: disks.detach(template)),
         ("attach", lambda: disks.attach(template)),
         ("snapshot", lambda: disks.snapshot(template)),
+        ("move live", lambda: disks.block_copy(template)),
+        ("move", lambda: disks.copy(template, files["image"])),
         ("copy", lambda: disks.copy(template, files["image"])),
     )
 
 
 def _records(operations: dict[str, _Operation]) -> list[Record]:
-    what = {
-        "import": f"image of {BULK_MIB} MiB, asked for to Ready",
-        "clone": "volume cloned from a cached image and attached",
-        "attach": "volume attached",
-        "detach": "volume detached",
-        "snapshot": "snapshot of a volume whose machine is on",
-        "copy": f"full copy of a volume of {BULK_MIB} MiB",
-    }
-    tools = {
-        "import": "download, sha256sum, qemu-img convert",
-        "clone": "qemu-img create -b, virsh attach-device",
-        "attach": "virsh attach-device",
-        "detach": "virsh detach-device",
-        "snapshot": "virsh snapshot-create-as",
-        "copy": "qemu-img convert",
-    }
     records = []
     for name, done in operations.items():
         over = [ours - hand for ours, hand in zip(done.ours, done.hand, strict=True)]
         records.append(
             record(
-                f"{what[name]}, over the bare tool",
+                f"{_WHAT[name]}, over the bare tool",
                 OVER,
                 "s",
                 percentiles.median(over),
@@ -232,12 +255,12 @@ def _records(operations: dict[str, _Operation]) -> list[Record]:
         )
         records.append(
             record(
-                what[name],
+                _WHAT[name],
                 Goal(id="S"),
                 "s",
                 percentiles.median(done.ours),
                 rounds=done.ours,
-                against=(tools[name], done.hand),
+                against=(_TOOLS[name], done.hand),
             )
         )
     return records
@@ -253,6 +276,26 @@ def _volumes_of(raw: Raw) -> str | None:
     if "instance" not in raw.get("spec", {}):
         return None
     return str(len(raw.get("status", {}).get("instance", {}).get("volumes", ())))
+
+
+def _place_of(raw: Raw) -> str | None:
+    """The pool that a volume is in, when nothing is going on with it."""
+    status = raw.get("status", {})
+    return status.get("pool") if not status.get("movingTo") else None
+
+
+@asynccontextmanager
+async def _spare(client: KubeClient) -> AsyncIterator[None]:
+    """Another pool on every host, as long as the block lasts."""
+    found = await client.find(StoragePool.KIND, POOL)
+    if found is None:
+        raise BenchError(f"the lab has no pool {POOL}")
+    spec = {**found["spec"], "parameters": {"path": f"/var/lib/kumulus/pools/{SPARE}"}}
+    await client.create(StoragePool.KIND, {"metadata": {"name": SPARE}, "spec": spec})
+    try:
+        yield
+    finally:
+        await client.delete(StoragePool.KIND, SPARE)
 
 
 def _domain(host: LibvirtHost, uid: str) -> str:

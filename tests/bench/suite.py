@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from kumulus_lab import machine as lab_machine
 from kumulus_lab.errors import LabError
-from tests.bench import burst, cloud, creation, guests, idle, placement, residence, restart, storage
+from tests.bench import burst, cloud, creation, groups, guests, idle, network, placement, residence, restart, storage
 from tests.bench.bench import Bench, Context, Needs
 from tests.bench.cloud import Cloud, Say
 from tests.bench.record import Record
@@ -17,6 +17,13 @@ from tests.bench.scale import Scale
 
 BENCHES: Sequence[Bench] = (
     Bench("placement", ("G6",), Needs.NOTHING, placement.run, "decisions of the planner"),
+    Bench(
+        "network",
+        ("G13", "G25", "N"),
+        Needs.NOTHING,
+        network.run,
+        "interfaces, groups and spoofs, beside a bare bridge",
+    ),
     Bench("idle", ("G5", "G11"), Needs.SIMULATED, idle.simulated, "traffic while nothing happens"),
     Bench("creation", ("G1", "G2", "G4", "G8"), Needs.SIMULATED, creation.run, "machines at a pace, beside B1 and B2"),
     Bench(
@@ -25,6 +32,7 @@ BENCHES: Sequence[Bench] = (
     Bench("burst", ("G3", "G4", "G5"), Needs.SIMULATED, burst.run, "many machines at once, beside B1 and B2"),
     Bench("restart", ("G16",), Needs.SIMULATED, restart.run, "controllers and API server end and come back"),
     Bench("residence", ("G12",), Needs.SIMULATED, residence.simulated, "memory of a simulated agent"),
+    Bench("groups", ("G13",), Needs.SIMULATED, groups.run, "a group changes, and hosts are told"),
     Bench("crowd", ("G1", "G4"), Needs.SIMULATED, creation.crowd, "machines at a pace on more hosts"),
     Bench("guests", ("G7", "G8"), Needs.LIBVIRT, guests.run, "real guests, beside virsh"),
     Bench("storage", ("S",), Needs.LIBVIRT, storage.run, "images and volumes, beside qemu-img and virsh"),

@@ -17,7 +17,7 @@ from typing import Any
 from kumulus.api.base import Kind
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import PoolRef, WorkOrder
-from kumulus.api.pools import PoolParameters
+from kumulus.api.pools import PoolDriver, PoolParameters
 from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import KubeError
@@ -28,13 +28,16 @@ from kumulus_agents.agent.report import MachineFacts
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.hypervisor.protocol import Domain, DomainSpec
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
+from kumulus_agents.storage import registry
 from kumulus_agents.storage.dir.driver import DirStorage
+from kumulus_agents.storage.protocol import StorageDriver
 from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
 from kumulus_agents.transfer.settings import TransferSettings
 from kumulus_agents.transfer.transfer import Transfer
 from kumulus_lab.lab import Lab
 from kumulus_lab.state import ZONE
+from tests.patience import PATIENCE
 from tests.unit.storage.server import Server, serving
 
 Raw = dict[str, Any]
@@ -123,7 +126,9 @@ class SimHost:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def _pool(self, pool: PoolRef, _: Secrets) -> DirStorage:
+    def _pool(self, pool: PoolRef, secrets: Secrets) -> StorageDriver:
+        if pool.driver is not PoolDriver.DIR:
+            return registry.load(pool.driver, pool, StorageSettings(host=self.name), secrets)
         root = self.directory.parent / "shared" if pool.shared else self.directory / "pools"
         fetch = FetchSettings(allowed_networks=(ipaddress.ip_network("127.0.0.1/32"),), backoff=0, retries=0)
         parameters = PoolParameters(path=str(root / pool.name), shared=pool.shared or None)
@@ -178,6 +183,7 @@ class Cloud:
 
 async def until(probe: Callable[[], Awaitable[Any]], what: str, seconds: float = 45) -> Any:
     """The first true answer of `probe`. An API server that is not there is asked again."""
+    seconds *= PATIENCE
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         last: object = None

@@ -18,8 +18,11 @@ from kumulus.api.base import Kind, Resource, Scope
 from kumulus.api.compute import USER_DATA_MAX, ConsoleRequest, InstanceType, VirtualMachine
 from kumulus.api.fabric import HOST_NAME_MAX, Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
+from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
 from kumulus.api.registry import KINDS
+from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.api.storage import (
     ClusterImage,
     Image,
@@ -55,6 +58,7 @@ NFS: Raw = {"server": "nfs.example.com", "path": "/export/kumulus", "version": "
 RBD: Raw = {"monitors": ["10.0.0.1", "[fd00::1]:6789"], "pool": "vms", "user": "kumulus", "secret": {"name": "ceph"}}
 LVM: Raw = {"volumeGroup": "vg0", "thinPool": "thin"}
 ORDERED_IMAGE = {"uid": UID, "sha256": SHA, "format": "qcow2"}
+LOCKED_IMAGE = {"image": ORDERED_IMAGE, "secret": "luks-1"}
 INSTANCE = {
     "uid": UID,
     "epoch": 3,
@@ -119,6 +123,75 @@ GOOD: Mapping[type[Resource], Raw] = {
     VolumeSnapshot: {"volume": "data", "quiesce": {"mode": "Required", "timeoutSeconds": 60}},
     VirtualMachineSnapshot: {"vm": "web", "deletionProtection": False},
     VirtualMachineRestore: {"snapshot": "all", "target": {"newVM": "web-2", "cloneMode": "Linked"}},
+    Network: {
+        "class": "fast",
+        "cidrs": ["10.0.0.0/24", "fd00:1::/64"],
+        "gateway": "10.0.0.254",
+        "mtu": 1400,
+        "dhcp": {
+            "ranges": [{"start": "10.0.0.10", "end": "10.0.0.99"}],
+            "options": [{"name": "ntp-server", "values": ["192.0.2.1"]}],
+        },
+        "dns": {"domain": "example.internal", "servers": ["192.0.2.53"]},
+    },
+    NetworkInterface: {
+        "network": "front",
+        "addresses": ["10.0.0.9"],
+        "macAddress": "02:00:00:00:00:09",
+        "securityGroups": ["web"],
+        "allowedAddressPairs": [{"address": "10.0.0.100"}, {"address": "10.0.1.0/24"}],
+        "bandwidth": {"inbound": "100M"},
+    },
+    SecurityGroup: {
+        "ingress": [
+            {"protocol": "TCP", "ports": ["22", "8000-8100"], "from": {"cidrs": ["192.0.2.0/24"]}},
+            {"from": {"securityGroup": "web"}},
+        ],
+        "egress": [{"to": {"cidrs": ["0.0.0.0/0", "::/0"]}}],
+    },
+    LoadBalancer: {
+        "network": "front",
+        "addresses": ["10.0.0.80"],
+        "securityGroups": ["web"],
+        "listeners": [
+            {"port": 80, "protocol": "HTTP", "targetPort": 8080, "stickiness": {"type": "Cookie"}},
+            {"port": 443, "protocol": "HTTPS", "targetPort": 8080, "tls": {"secret": "site"}, "proxyProtocol": True},
+            {"port": 5432, "algorithm": "LeastConnections", "stickiness": {"type": "SourceIP", "timeoutSeconds": 60}},
+        ],
+        "members": {"selector": {"app": "web"}},
+        "healthCheck": {"type": "HTTP", "path": "/healthz", "intervalSeconds": 2},
+        "maxConnections": 1000,
+    },
+    Router: {
+        "networks": ["front", "back"],
+        "externalNetwork": "public",
+        "sourceNAT": False,
+        "staticRoutes": [{"destination": "172.16.0.0/16", "nextHop": "10.0.0.9"}],
+    },
+    FloatingIP: {
+        "externalNetwork": "public",
+        "address": "203.0.113.11",
+        "portForwards": [
+            {"port": 53, "protocol": "UDP", "interface": "dns"},
+            {"port": 53, "protocol": "TCP", "targetPort": 5353, "interface": "dns"},
+        ],
+    },
+    ExternalNetwork: {
+        "physicalNetwork": "wire",
+        "vlan": 7,
+        "cidr": "203.0.113.0/24",
+        "gateway": "203.0.113.1",
+        "ranges": [{"start": "203.0.113.10", "end": "203.0.113.20"}],
+        "allowedNamespaces": ["a"],
+    },
+    PhysicalNetwork: {
+        "traffic": "Public",
+        "mtu": 9000,
+        "uplinks": [{"name": "racks", "hostSelector": {"role": "gateway"}, "device": "br-out.5"}],
+    },
+    NetworkClass: {"driver": "linux", "mtu": 9000, "restSeconds": 10, "allowedNamespaces": ["a"]},
+    IPAddress: {"network": UID, "address": "10.0.0.9", "interface": "web", "interfaceUid": OTHER_UID},
+    SegmentId: {"network": UID, "name": "front", "namespace": "default"},
     Zone: {"displayName": "Room 1"},
     Host: {"zone": "z1", "taints": [{"key": "dedicated", "value": "web"}], "reserved": {"cpu": 1, "memory": "1Gi"}},
     WorkOrder: {"type": "Instance", "for": FOR, "term": 5, "instance": INSTANCE},
@@ -154,6 +227,32 @@ ORDERS: Mapping[str, Raw] = {
         "snapshot": {"items": [{"snapshot": UID, "volume": OTHER_UID, "pool": POOL}], "quiesceSeconds": 30},
     },
     "pool": {"type": "Pool", "pool": {"pool": POOL}},
+    "segment": {
+        "type": "Segment",
+        "segment": {
+            "uid": UID,
+            "driver": "linux",
+            "vni": 5000,
+            "mtu": 1450,
+            "peers": ["192.0.2.2"],
+            "subnets": [{"cidr": "10.0.0.0/24", "service": "10.0.0.2"}],
+            "dns": {"domain": "example.internal", "records": [{"name": "web", "addresses": ["10.0.0.9"]}]},
+            "groups": [{"uid": UID, "ingress": [{"protocol": "TCP", "ports": [{"first": 1, "last": 9}]}]}],
+        },
+    },
+    "gateway": {
+        "type": "Gateway",
+        "gateway": {
+            "uid": UID,
+            "driver": "linux",
+            "legs": [
+                {"network": UID, "mac": "0a:00:00:00:00:01", "mtu": 1450, "addresses": ["10.0.0.1/24"]},
+                {"network": OTHER_UID, "mac": "0a:00:00:00:00:02", "mtu": 1500, "uplink": {"device": "out0"}},
+            ],
+            "redundancy": {"group": 1, "priority": 100, "mac": "0a:00:00:00:00:03"},
+            "router": {"routes": [{"destination": "0.0.0.0/0", "via": "203.0.113.1"}]},
+        },
+    },
     "console": {"type": "Console", "console": {"uid": UID, "maxBytes": 1024}},
     "certificate": {"type": "Certificate", "certificate": {"certificate": "PEM", "authorities": "PEM"}},
     "upload": {
@@ -195,11 +294,11 @@ def put(target: Any, path: str, value: object) -> None:
     for step in way:
         target = target[int(step)] if isinstance(target, list) else target.setdefault(step, {})
     if isinstance(target, list):
-        target[int(last)] = value
+        target[int(last)] = copy.deepcopy(value)
     elif value is GONE:
         del target[last]
     else:
-        target[last] = value
+        target[last] = copy.deepcopy(value)
 
 
 @pytest.fixture(scope="module")
@@ -398,6 +497,12 @@ BAD = [
         {"type": "Disk", "for": FOR, "disk": {"pool": POOL, "importImage": {"image": ORDERED_IMAGE}}},
         "exactly one of http, oci, upload and volume",
     ),
+    Bad(
+        WorkOrder,
+        "spec",
+        {"type": "Disk", "for": FOR, "disk": {"pool": POOL, "volume": {"uid": UID, "origin": LOCKED_IMAGE}}},
+        "spec.disk.volume.origin.secret",
+    ),
     Bad(Image, "spec", {**OCI, "source": {"oci": {}}}, "spec.source.oci.reference"),
     *(
         Bad(Image, "spec", {**OCI, "source": {"oci": {"reference": reference}}}, "spec.source.oci.reference")
@@ -475,7 +580,10 @@ BAD = [
     ),
     *(
         Bad(StoragePool, "spec", {"driver": "lvm", "parameters": {"lvm": {**LVM, **wrong}}}, "spec.parameters.lvm")
-        for wrong in ({"volumeGroup": "a/b"}, {"volumeGroup": "-a"}, {"volumeGroup": ".."}, {"thinPool": "a b"})
+        for wrong in (
+            *({"volumeGroup": name} for name in ("a/b", "-a", "..", "", "a,b", "@tag", "$(id)", "x" * 49)),
+            *({"thinPool": name} for name in ("a b", "a/b", "--zero", "snapshot1", "pvmove0", "vms_tdata", "x" * 128)),
+        )
     ),
     Bad(WorkOrder, "spec.instance", GONE, "field named like spec.type"),
     Bad(WorkOrder, "spec.type", "Pool", "field named like spec.type"),
@@ -679,6 +787,11 @@ class Change:
 
 CD: Raw = {"name": "cd", "cdrom": {"image": "installer"}}
 SMALL = {"spec.resources": GONE, "spec.instanceType": "small"}
+THIRD_UID = UID[:-1] + "0"
+THERE: Raw = {**POOL, "uid": OTHER_UID, "name": "other"}
+KEPT = {"spec": {"for": FOR, "term": 5, **copy.deepcopy(ORDERS["volume"])}}
+MOVED = {**KEPT, "spec.disk.volume.move": {"pool": THERE}}
+BACK = {"spec.disk.volume.move.withdrawn": True}
 CHANGES = [
     Change(VirtualMachine, "spec.resources.cpus", 4, "spec.resources"),
     Change(VirtualMachine, "spec.resources.memory", "4Gi", "spec.resources"),
@@ -702,7 +815,6 @@ CHANGES = [
     Change(Volume, "spec.size", "512Mi"),
     Change(Volume, "spec.class", "slow"),
     Change(Volume, "spec.class", GONE),
-    Change(Volume, "spec.pool", "other"),
     Change(Volume, "spec.source.image", "other", "spec.source"),
     Change(Volume, "spec.source", GONE),
     Change(VolumeSnapshot, "spec.volume", "other"),
@@ -742,6 +854,12 @@ CHANGES = [
     Change(WorkOrder, "spec.instance.uid", OTHER_UID),
     Change(WorkOrder, "spec.for.uid", OTHER_UID, "spec.for"),
     Change(WorkOrder, "spec.for.name", "other", "spec.for"),
+    Change(WorkOrder, "spec.disk.pool", THERE, before=KEPT),
+    Change(WorkOrder, "spec.disk.pool.uid", THIRD_UID, "spec.disk.pool", before=MOVED),
+    Change(WorkOrder, "spec.disk.pool", THERE, before=MOVED),
+    Change(WorkOrder, "spec.disk.volume.move.pool.uid", THIRD_UID, "spec.disk.volume.move.pool", before=MOVED),
+    Change(WorkOrder, "spec.disk.volume.move.withdrawn", False, before={**MOVED, **BACK}),
+    Change(WorkOrder, "spec.disk.volume.origin", {"image": ORDERED_IMAGE}, before=KEPT),
 ]
 
 
@@ -802,6 +920,15 @@ ALLOWED = [
     Change(VirtualMachineRestore, "spec.ttlSecondsAfterFinished", 60),
     Change(Host, "spec.unschedulable", True),
     Change(StoragePool, "spec.maintenance", True),
+    Change(Volume, "spec.pool", "other"),
+    Change(Volume, "spec.pool", GONE),
+    Change(Volume, "spec.pool", "other", before={"spec.pool": GONE}),
+    Change(WorkOrder, "spec.disk", {"pool": THERE, "volume": KEPT["spec"]["disk"]["volume"]}, before=MOVED),
+    Change(WorkOrder, "spec.disk.volume.move", GONE, before=MOVED),
+    Change(WorkOrder, "spec.disk.volume.move.withdrawn", True, before=MOVED),
+    Change(
+        WorkOrder, "spec.disk.volume.origin", GONE, before={**KEPT, "spec.disk.volume.origin": {"image": ORDERED_IMAGE}}
+    ),
     Change(Image, "spec.allowedNamespaces", ["a"]),
     Change(StoragePool, "spec.thresholds", GONE),
     Change(StoragePool, "spec.allowedNamespaces", GONE),

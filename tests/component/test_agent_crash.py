@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import functools
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
 
-from kumulus.api.host import instance_order_name, snapshot_order_name, volume_order_name
+from kumulus.api.host import instance_order_name, segment_order_name, snapshot_order_name, volume_order_name
+from kumulus.api.segments import SegmentFacts, SegmentOrder
 from kumulus.api.snapshots import Indication
 from kumulus_agents.agent.agent import Agent
 from kumulus_agents.hypervisor.protocol import (
     Domain,
     DomainDisk,
     DomainListener,
+    DomainNic,
     DomainSpec,
     DomainState,
     ForeignDomain,
     Inventory,
     Marks,
     Quiesce,
+    Still,
 )
 from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
+from kumulus_agents.network.protocol import Plug, Port
+from kumulus_agents.network.simulated import SimulatedFabric, SimulatedNetworks
 from kumulus_agents.storage.layers import Layers
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageDriver
 from kumulus_agents.storage.source import LayerFile
 from kumulus_lab.cluster import NativeCluster
-from tests.unit.agent.host import IMAGE, POOL, TestHost, eventually, host_on
+from tests.unit.agent.host import BEYOND, IMAGE, POOL, TestHost, eventually, host_on
+from tests.unit.agent.instants import FAR, Kept, far
 
 pytestmark = pytest.mark.cluster
 
@@ -36,7 +46,8 @@ DISK = {"name": "root", "pool": POOL, "image": IMAGE, "bootOrder": 1}
 
 DEEDS = (
     *("ensure_volume", "grow_volume", "remove_volume"),
-    *("begin_snapshot", "confirm_snapshot", "forget_snapshot", "merge", "merged"),
+    *("begin_snapshot", "keep_instant", "confirm_snapshot", "forget_snapshot", "merge", "merged"),
+    *("begin_arrival", "fill_arrival", "reserve_arrival", "settle_arrival", "abandon_arrival"),
 )
 """What a storage driver does to volumes."""
 
@@ -91,13 +102,26 @@ class Mortal:
     async def detach_disk(self, uid: str, volume: str) -> None:
         await self.deed(self._inner.detach_disk(uid, volume))
 
+    async def attach_nic(self, uid: str, nic: DomainNic) -> None:
+        await self.deed(self._inner.attach_nic(uid, nic))
+
+    async def detach_nic(self, uid: str, nic: str) -> None:
+        await self.deed(self._inner.detach_nic(uid, nic))
+
     async def resize_disk(self, uid: str, volume: str, size: int) -> None:
         await self.deed(self._inner.resize_disk(uid, volume, size))
 
     async def snapshot_disks(
-        self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
+        self,
+        uid: str,
+        layers: Mapping[str, LayerFile],
+        quiesce: Quiesce,
+        passphrases: Mapping[str, Passphrase] | None = None,
+        still: Still | None = None,
     ) -> tuple[Indication, ...]:
-        how: tuple[Indication, ...] = await self.deed(self._inner.snapshot_disks(uid, layers, quiesce))
+        how: tuple[Indication, ...] = await self.deed(
+            self._inner.snapshot_disks(uid, layers, quiesce, passphrases, still)
+        )
         return how
 
     async def merge_layers(
@@ -110,6 +134,21 @@ class Mortal:
         merged: Callable[[], Awaitable[None]],
     ) -> None:
         await self.deed(self._inner.merge_layers(uid, volume, upper, lower, progress, merged))
+
+    async def copy_disk(self, uid: str, disk: DomainDisk, progress: Callable[[int, int], None]) -> None:
+        await self.deed(self._inner.copy_disk(uid, disk, progress))
+
+    async def switch_disk(self, uid: str, volume: str, path: str, switched: Callable[[], Awaitable[None]]) -> None:
+        """Between the switch and what is done then one can die as well."""
+
+        async def counted() -> None:
+            await self.deed(asyncio.sleep(0))
+            await switched()
+
+        await self.deed(self._inner.switch_disk(uid, volume, path, counted))
+
+    async def end_copy(self, uid: str, volume: str) -> None:
+        await self.deed(self._inner.end_copy(uid, volume))
 
     async def power_button(self, uid: str) -> None:
         await self.deed(self._inner.power_button(uid))
@@ -139,6 +178,71 @@ class MortalStorage:
         if name in DEEDS:
             return lambda *arguments, **options: self._mortal.deed(verb(*arguments, **options))
         return verb
+
+
+class MortalNetworks(SimulatedNetworks):
+    """A network driver whose deeds count as those of a `Mortal`."""
+
+    def __init__(self, fabric: SimulatedFabric, mortal: Mortal) -> None:
+        super().__init__(fabric)
+        self._mortal = mortal
+
+    async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
+        facts: SegmentFacts = await self._mortal.deed(super().ensure_segment(segment))
+        return facts
+
+    async def remove_segment(self, uid: str) -> None:
+        await self._mortal.deed(super().remove_segment(uid))
+
+    async def ensure_port(self, port: Port) -> Plug:
+        plug: Plug = await self._mortal.deed(super().ensure_port(port))
+        return plug
+
+    async def remove_port(self, uid: str) -> None:
+        await self._mortal.deed(super().remove_port(uid))
+
+
+@pytest.mark.parametrize("life", range(1, 13))
+async def test_dying_after_any_deed_on_networks_changes_nothing(cluster: NativeCluster, life: int) -> None:
+    """A network, a machine with an interface, another one that comes and goes, a rule that changes, the end of all."""
+    async with host_on(cluster.kubeconfig) as host:
+        mortal = Mortal(SimulatedHypervisor(host.machine), life)
+        first = host.agent(hypervisor=mortal, networks=MortalNetworks(host.fabric, mortal))
+        async with asyncio.TaskGroup() as tasks:
+            succession = tasks.create_task(_heir(host, first, mortal))
+            uid = await _life_of_interfaces(host)
+            succession.cancel()
+        assert mortal.died.is_set()
+        assert not host.machine.domains
+        assert not host.fabric.ports
+        assert not host.fabric.segments
+        assert host.machine.starts[uid] == 1
+
+
+async def _heir(host: TestHost, first: Agent, mortal: Mortal) -> None:
+    await _until_dead(first, mortal)
+    await host.agent().run()
+
+
+async def _life_of_interfaces(host: TestHost) -> str:
+    network = await host.segment_order()
+    eth0, eth1 = (
+        {"name": f"eth{n}", "uid": str(uuid.uuid4()), "network": network, "mac": f"02:00:00:00:00:0{n}"}
+        for n in range(2)
+    )
+    uid = await host.order(nics=[eth0])
+    await host.until_instance(uid, state="Running")
+    group = str(uuid.uuid4())
+    await host.change(uid, nics=[{**eth0, "groups": [group]}, eth1])
+    await eventually(lambda: len(host.machine.domains[uid].nics) == 2, "both interfaces")
+    await eventually(lambda: host.fabric.ports[eth0["uid"]].nic.groups == (group,), "the group")
+    await host.change(uid, nics=[{**eth0, "groups": [group]}])
+    await eventually(lambda: len(host.machine.domains[uid].nics) == 1, "one interface")
+    await host.delete(instance_order_name(uid))
+    await host.delete(segment_order_name(network))
+    for name in (instance_order_name(uid), segment_order_name(network)):
+        await eventually(functools.partial(host.gone, name), f"the end of {name}")
+    return uid
 
 
 @pytest.mark.parametrize("life", range(1, 15))
@@ -219,6 +323,48 @@ async def test_dying_after_any_deed_on_snapshots_changes_nothing(cluster: Native
         assert host.machine.starts[uid] == 1
 
 
+@pytest.mark.parametrize("life", range(1, 8))
+async def test_dying_after_any_deed_on_a_snapshot_for_which_the_guest_is_halted_changes_nothing(
+    cluster: NativeCluster, life: int
+) -> None:
+    """A layer, all ready in the other pool, what that keeps, the switch, two notes: the guest goes on in any case."""
+    async with host_on(cluster.kubeconfig) as host:
+        kept = Kept()
+        host.wrap = alive = functools.partial(far, host, kept)
+        volumes = [await host.volume_order(size=1 << 30), await host.volume_order(size=1 << 30, pool=FAR)]
+        async with host.running():
+            uid = await host.order(disks=[_disk("one", volumes[0]), {**_disk("two", volumes[1]), "pool": FAR}])
+            await host.until_attached(uid, *volumes)
+        snapshot = await host.snapshot_order(*volumes)
+        mortal = Mortal(SimulatedHypervisor(host.machine), life)
+        host.wrap = lambda driver: cast("StorageDriver", MortalStorage(alive(driver), mortal))
+        first = host.agent(hypervisor=mortal)
+        async with asyncio.TaskGroup() as tasks:
+
+            async def agents() -> None:
+                running = tasks.create_task(first.run())
+                await eventually(lambda: mortal.died.is_set() or not mortal.left, "its death", 60)
+                running.cancel()
+                host.wrap = alive
+                await host.agent().run()
+
+            succession = tasks.create_task(agents())
+            status = await host.until_snapshot(snapshot, state="Ready")
+            (layered,) = [one.taken.at for one in host.layers(volumes[0]).snapshots.values() if one.taken]
+            (of_pool,) = [one[0] for one in kept.snapshots.values() if one is not None]
+            assert layered == of_pool == status["snapshot"]["takenAt"]
+            await eventually(lambda: not host.machine.domains[uid].held, "its end of being held")
+            await host.until_instance(uid, state="Running")
+            assert host.machine.domains[uid].state is DomainState.RUNNING
+            for name in (instance_order_name(uid), snapshot_order_name(snapshot)):
+                await host.delete(name)
+                await eventually(lambda name=name: host.gone(name), "the end")  # type: ignore[misc]
+            assert host.layers(volumes[0]) == Layers.first(volumes[0])
+            assert kept.snapshots == {}
+            succession.cancel()
+        assert host.machine.starts[uid] == 1
+
+
 @pytest.mark.parametrize("life", (2, 3, 4, 6))
 async def test_dying_after_any_deed_on_a_snapshot_that_goes_leaves_nothing_of_it(
     cluster: NativeCluster, life: int
@@ -250,6 +396,96 @@ async def test_dying_after_any_deed_on_a_snapshot_that_goes_leaves_nothing_of_it
         assert host.storage.state.layers[volume] == Layers.first(volume)
         assert (domain.state, domain.started_at) == (DomainState.RUNNING, domain.started_at)
         assert {disk.path for disk in domain.disks} == {host.storage.state.volumes[volume][1].path}
+
+
+@pytest.mark.parametrize("life", range(1, 9))
+async def test_dying_after_any_deed_of_a_move_beside_a_guest_changes_nothing(cluster: NativeCluster, life: int) -> None:
+    """Room, the copy, its reserve, the switch, the record, the guest goes on, what was is removed."""
+    async with host_on(cluster.kubeconfig) as host:
+        volume = await host.volume_order(size=1 << 30)
+        async with host.running():
+            uid = await host.order(disks=[_disk("one", volume)])
+            await host.until_attached(uid, volume)
+        await host.change_volume(volume, move={"pool": BEYOND})
+        async with _agents_that_die(host, life):
+            await host.until_volume(volume, state="Ready", observedGeneration=2)
+            await host.until_instance(uid, state="Running")
+            _is_in_one_pool(host, volume, BEYOND)
+            domain = host.machine.domains[uid]
+            stored = await host.storage_of(BEYOND).volume(volume)
+            assert stored is not None
+            assert [(disk.path, disk.copied_to) for disk in domain.disks] == [(stored.path, None)]
+            assert domain.state is DomainState.RUNNING
+        assert host.machine.starts[uid] == 1
+        assert len(host.machine.copies) == len(host.machine.switches) == 1
+
+
+@pytest.mark.parametrize("life", range(1, 5))
+async def test_dying_after_any_deed_of_a_move_changes_nothing(cluster: NativeCluster, life: int) -> None:
+    """Room, the copy, the record, what was is removed. A machine that is to start meanwhile gets what is right."""
+    async with host_on(cluster.kubeconfig) as host:
+        volume = await host.volume_order(size=1 << 30)
+        async with host.running():
+            await host.until_volume(volume, state="Ready")
+        await host.change_volume(volume, move={"pool": BEYOND})
+        async with _agents_that_die(host, life):
+            await host.until_volume(volume, state="Ready", observedGeneration=2)
+            _is_in_one_pool(host, volume, BEYOND)
+            early = await host.order(disks=[_disk("one", volume)])
+            await host.until_instance(early, state="Waiting", reason="VolumeNotReady")
+            await host.change(early, disks=[{**_disk("one", volume), "pool": BEYOND}])
+            await host.until_instance(early, state="Running")
+
+
+@pytest.mark.parametrize("life", range(1, 6))
+async def test_dying_while_a_move_is_taken_back_leaves_one_volume(cluster: NativeCluster, life: int) -> None:
+    async with host_on(cluster.kubeconfig) as host:
+        volume = await host.volume_order(size=1 << 30)
+        async with host.running():
+            uid = await host.order(disks=[_disk("one", volume)])
+            await host.until_attached(uid, volume)
+        await host.change_volume(volume, move={"pool": BEYOND})
+        async with _agents_that_die(host, life) as mortal:
+            await eventually(lambda: mortal.left < max(life, 2) or mortal.died.is_set(), "a deed")
+            await host.change_volume(volume, move={"pool": BEYOND, "withdrawn": True})
+            status = await host.until_volume(volume, state="Ready", observedGeneration=3)
+            where = BEYOND if status["disk"]["pool"] == BEYOND["uid"] else POOL
+            _is_in_one_pool(host, volume, where)
+            stored = await host.storage_of(where).volume(volume)
+            assert stored is not None
+            await host.until_instance(uid, state="Running")
+            domain = host.machine.domains[uid]
+            assert [(disk.path, disk.copied_to) for disk in domain.disks] == [(stored.path, None)]
+        assert host.machine.starts[uid] == 1
+
+
+def _is_in_one_pool(host: TestHost, volume: str, where: Mapping[str, Any]) -> None:
+    for pool in (POOL, BEYOND):
+        state = host.pools.get(str(pool["uid"]))
+        assert state is None or (volume in state.volumes) is (pool["uid"] == where["uid"])
+        assert state is None or volume not in state.arriving
+
+
+@asynccontextmanager
+async def _agents_that_die(host: TestHost, life: int) -> AsyncIterator[Mortal]:
+    """One agent until it dies, if it does, then another that lives."""
+    mortal = Mortal(SimulatedHypervisor(host.machine), life)
+    host.wrap = lambda driver: cast("StorageDriver", MortalStorage(driver, mortal))
+    first = host.agent(hypervisor=mortal)
+    async with asyncio.TaskGroup() as tasks:
+
+        async def agents() -> None:
+            running = tasks.create_task(first.run())
+            try:
+                await mortal.died.wait()
+            finally:
+                running.cancel()
+            host.wrap = lambda driver: driver
+            await host.agent().run()
+
+        succession = tasks.create_task(agents())
+        yield mortal
+        succession.cancel()
 
 
 async def _succession(host: TestHost, mortal: Mortal) -> None:

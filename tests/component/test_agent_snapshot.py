@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 from collections.abc import AsyncIterator
@@ -10,15 +11,19 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.host import instance_order_name, snapshot_order_name, volume_order_name
+from kumulus.api.base import FINALIZER
+from kumulus.api.host import WorkOrder, instance_order_name, snapshot_order_name, volume_order_name
 from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
 from kumulus_agents.hypervisor.simulated import SimulatedHost
 from kumulus_agents.hypervisor.simulated import SimulatedSettings as HypervisorSettings
+from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.dir.volumes import file_of
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_lab.cluster import NativeCluster
 from tests.component.test_agent_volume import delete, disk
+from tests.unit.agent import host as hosts
 from tests.unit.agent.host import TestHost, eventually, host_on
+from tests.unit.agent.instants import FAR, Kept, far
 
 pytestmark = pytest.mark.cluster
 
@@ -66,7 +71,8 @@ async def test_a_snapshot_of_a_volume_at_rest_takes_one_write_and_keeps_its_cont
         writes = real.count("patch", "WorkOrder")
         snapshot = await real.snapshot_order(volume)
         status = await real.until_snapshot(snapshot, state="Ready")
-        assert real.count("patch", "WorkOrder") == writes + 1
+        # The agent may learn a moment later than this test that it was written.
+        await eventually(lambda: real.count("patch", "WorkOrder") == writes + 1, "one write")
         facts = status["snapshot"]
         assert facts["takenAt"]
         assert facts["indications"] == []
@@ -294,6 +300,100 @@ async def test_nothing_else_touches_the_volumes_meanwhile(host: TestHost, monkey
         await host.until_volume(volume, 5, state="Ready", observedGeneration=2)
 
 
+@pytest.fixture
+async def mixed(cluster: NativeCluster) -> AsyncIterator[tuple[TestHost, Kept]]:
+    """A host with a pool that puts layers on volumes, and one that keeps instants by itself."""
+    async with host_on(cluster.kubeconfig) as made:
+        kept = Kept()
+        made.wrap = functools.partial(far, made, kept)
+        yield made, kept
+
+
+async def a_mixed_machine(host: TestHost) -> tuple[str, list[str]]:
+    """A machine that is on with a volume of each pool; its uid, and the volumes'."""
+    volumes = [await a_volume(host), await a_volume(host, pool=FAR)]
+    disks = [disk(volumes[0], "near"), {**disk(volumes[1], "far", 2), "pool": FAR}]
+    uid = await host.order(disks=disks)
+    await host.until_attached(uid, *volumes)
+    return uid, volumes
+
+
+async def test_a_machine_is_halted_while_a_pool_keeps_what_a_volume_has(mixed: tuple[TestHost, Kept]) -> None:
+    host, kept = mixed
+    async with host.running():
+        uid, volumes = await a_mixed_machine(host)
+        before, status = host.machine.domains[uid], await host.status(instance_order_name(uid))
+        states: list[DomainState] = []
+
+        async def see() -> None:
+            states.append(host.machine.domains[uid].state)
+
+        kept.meanwhile = see
+        snapshot = await host.snapshot_order(*volumes)
+        taken = await host.until_snapshot(snapshot, state="Ready")
+        assert states == [DomainState.PAUSED]
+        assert host.machine.snapshots == [(uid, frozenset(volumes))]
+        after = host.machine.domains[uid]
+        assert (after.state, after.held) == (before.state, False)
+        assert {one.volume: one.path for one in after.disks}[volumes[1]] == before.disks[1].path
+        assert {one.volume: one.path for one in after.disks}[volumes[0]] != before.disks[0].path
+        (how,) = [one for one in kept.snapshots.values() if one is not None]
+        assert (how[0], set(how[1])) == (taken["snapshot"]["takenAt"], {"Online", "NoGuestAgent"})
+        assert await host.status(instance_order_name(uid)) == status
+        await delete(host, snapshot_order_name(snapshot))
+        assert kept.snapshots == {}
+        await host.change(uid, power="Stopped", stop={"mode": "Force", "gracePeriodSeconds": 0})
+        await host.until_instance(uid, state="Stopped")
+        other = await host.snapshot_order(*volumes)
+        assert (await host.until_snapshot(other, state="Ready"))["snapshot"]["indications"] == []
+        assert kept.instants == [volumes[1]]
+
+
+async def test_a_machine_goes_on_when_its_pool_does_not_answer(mixed: tuple[TestHost, Kept]) -> None:
+    host, kept = mixed
+    async with host.running():
+        uid, volumes = await a_mixed_machine(host)
+        before = host.machine.domains[uid]
+
+        async def fail() -> None:
+            raise StorageError("The cluster does not answer.", reason="PoolStalled")
+
+        kept.meanwhile = fail
+        snapshot = await host.snapshot_order(*volumes)
+        status = await host.until_snapshot(snapshot, state="Failed", reason="PoolStalled")
+        assert "does not answer" in status["message"]
+        assert host.machine.domains[uid] == before
+        assert (kept.snapshots, host.machine.snapshots) == ({}, [])
+        await host.change_volume(volumes[1], size=128 * MIB)
+        await host.until_volume(volumes[1], 5, state="Ready", observedGeneration=2)
+
+
+async def test_a_machine_that_is_halted_for_a_snapshot_is_not_taken_for_one_that_is_deaf(
+    mixed: tuple[TestHost, Kept],
+) -> None:
+    """It is told to stop meanwhile: it shuts down when it goes on, and is not forced off."""
+    import asyncio
+
+    host, kept = mixed
+    goes_on = asyncio.Event()
+
+    async def wait() -> None:
+        await goes_on.wait()
+
+    async with host.running():
+        uid, volumes = await a_mixed_machine(host)
+        kept.meanwhile = wait
+        snapshot = await host.snapshot_order(*volumes)
+        await eventually(lambda: host.machine.domains[uid].held, "its halt")
+        await host.change(uid, power="Stopped")
+        await host.until_instance(uid, state="Stopping")
+        assert host.machine.domains[uid].state is DomainState.PAUSED
+        goes_on.set()
+        await host.until_snapshot(snapshot, state="Ready")
+        await host.until_instance(uid, state="Stopped")
+        assert host.machine.domains[uid].exit_reason is ExitReason.SHUTDOWN
+
+
 async def test_removing_while_the_machine_is_on(host: TestHost) -> None:
     """In the middle, and what is below the layer that is written: for that the guest is halted, and nobody is told."""
     async with host.running():
@@ -346,3 +446,123 @@ async def test_a_hypervisor_that_fails_leaves_the_machine_as_it_is(host: TestHos
         await host.delete(instance_order_name(uid))
         await delete(host, snapshot_order_name(snapshot))
         assert len(host.storage.state.layers[volume].parents) == 1
+
+
+# In a pool that hosts share
+
+
+@pytest.fixture
+async def sharing(cluster: NativeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TestHost]:
+    """A host whose pool is a directory that other hosts have as well."""
+    parameters = {**hosts.POOL["parameters"], "shared": True}  # type: ignore[dict-item]
+    monkeypatch.setattr(hosts, "POOL", {**hosts.POOL, "parameters": parameters})
+    async with host_on(cluster.kubeconfig, directory=tmp_path) as made:
+        yield made
+
+
+def record_of(host: TestHost, volume: str) -> dict[str, Any]:
+    assert host.directory is not None
+    found: dict[str, Any] = json.loads((host.directory / f"pool/volumes/{volume}.json").read_text())
+    return found
+
+
+async def let_go(host: TestHost, volume: str) -> None:
+    """The volume is to go to another host."""
+    await host.change_volume(volume, retain=True)
+    await host.delete(volume_order_name(volume))
+
+
+async def test_only_the_host_that_sees_to_a_volume_removes_its_snapshots(sharing: TestHost) -> None:
+    host = sharing
+    async with host.running():
+        volume = await a_volume(host)
+        one, other = await host.snapshot_order(volume), await host.snapshot_order(volume)
+        for snapshot in (one, other):
+            await host.until_snapshot(snapshot, state="Ready")
+        await let_go(host, volume)
+        await eventually(lambda: host.gone(volume_order_name(volume)), "the volume's order goes")
+        before = record_of(host, volume)
+        await host.delete(snapshot_order_name(one))
+        status = await host.until_snapshot(one, state="Waiting", reason="VolumeNotReady")
+        assert "goes to another one" in status["message"]
+        late = await host.snapshot_order(volume)
+        await host.until_snapshot(late, state="Waiting", reason="VolumeNotReady")
+        for name in (one, late):
+            patch = {"spec": {"snapshot": {"retain": True}}}
+            await host.client.patch(WorkOrder.KIND, snapshot_order_name(name), patch, host.namespace)
+            await delete(host, snapshot_order_name(name))
+        assert record_of(host, volume) == before, "nothing was taken, merged or forgotten"
+
+        await host.volume_order(volume, size=64 * MIB, existing=True, epoch=1)
+        await host.until_volume(volume, state="Ready")
+        again = await host.snapshot_order(volume, uid=one, taken=True)
+        status = await host.until_snapshot(again, state="Ready")
+        assert status["snapshot"]["takenAt"] == before["snapshots"][one]["takenAt"]
+        await delete(host, snapshot_order_name(one))
+        assert set(record_of(host, volume)["snapshots"]) == {other}
+
+
+async def test_a_part_that_is_taken_out_of_an_order_stays_in_the_pool(sharing: TestHost) -> None:
+    host = sharing
+    async with host.running():
+        volumes = [await a_volume(host) for _ in range(2)]
+        snapshot = await host.snapshot_order(*volumes)
+        await host.until_snapshot(snapshot, state="Ready")
+        order = await host.client.get(WorkOrder.KIND, snapshot_order_name(snapshot), host.namespace)
+        stays, goes = order["spec"]["snapshot"]["items"]
+        await let_go(host, goes["volume"])
+        patch = {"spec": {"snapshot": {"items": [stays]}}}
+        await host.client.patch(WorkOrder.KIND, snapshot_order_name(snapshot), patch, host.namespace)
+        status = await host.until_snapshot(snapshot, state="Ready", observedGeneration=2)
+        assert [item["snapshot"] for item in status["snapshot"]["items"]] == [stays["snapshot"]]
+        await eventually(lambda: host.gone(volume_order_name(goes["volume"])), "the volume's order goes")
+        await delete(host, snapshot_order_name(snapshot))
+        assert not record_of(host, stays["volume"])["snapshots"]
+        assert set(record_of(host, goes["volume"])["snapshots"]) == {goes["snapshot"]}
+
+
+async def test_a_volume_is_let_go_when_what_is_done_with_it_has_ended(
+    sharing: TestHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    goes_on, original = asyncio.Event(), DirStorage.confirm_snapshot
+
+    async def slow(*arguments: Any) -> Any:
+        await goes_on.wait()
+        return await original(*arguments)
+
+    monkeypatch.setattr(DirStorage, "confirm_snapshot", slow)
+    host = sharing
+    async with host.running():
+        volume = await a_volume(host)
+        snapshot = await host.snapshot_order(volume)
+        await host.until_snapshot(snapshot, state="Working")
+        await let_go(host, volume)
+        status = await host.until_volume(volume, state="Waiting", reason="VolumeBusy")
+        assert "a snapshot of it is being taken" in status["message"]
+        goes_on.set()
+        await eventually(lambda: host.gone(volume_order_name(volume)), "the volume's order goes", 5)
+        assert record_of(host, volume)["snapshots"][snapshot]["takenAt"], "it was taken first"
+
+
+async def test_what_a_host_kept_of_a_snapshot_that_was_given_up_goes_when_it_is_back(real: TestHost) -> None:
+    async with real.running():
+        volume = await a_volume(real)
+        qemu_io(real, volume, "write -P 1 0 1M")
+        snapshot = await real.snapshot_order(volume)
+        await real.until_snapshot(snapshot, state="Ready")
+    # The host is silent; its owner says that the snapshot need not be waited for.
+    await real.change_volume(volume, forget=[snapshot])
+    await real.delete(snapshot_order_name(snapshot))
+    name = snapshot_order_name(snapshot)
+    order = await real.client.get(WorkOrder.KIND, name, real.namespace)
+    assert order["metadata"]["finalizers"] == [FINALIZER]
+    await real.client.patch(WorkOrder.KIND, name, {"metadata": {"finalizers": []}}, real.namespace)
+    assert real.directory is not None
+    layers = real.directory / "pool/volumes"
+    assert len(list(layers.glob(f"{volume}*.qcow2"))) == 2
+    async with real.running():
+        await real.until_volume(volume, state="Ready", observedGeneration=2)
+        assert [path.name for path in layers.glob(f"{volume}*.qcow2")] == [f"{volume}.qcow2"]
+        qemu_io(real, volume, "read -P 1 0 1M")

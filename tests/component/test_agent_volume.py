@@ -240,7 +240,7 @@ async def test_a_guest_that_does_not_let_go_is_told_and_not_lied_about(host: Tes
         await host.delete(volume_order_name(volume))
         await host.until_volume(volume, state="Waiting", reason="VolumeInUse")
         host.machine.clinging.discard(uid)
-        host.machine.let_go(uid, volume, host.machine.domains[uid].started_at)
+        host.machine.detached(uid, volume, host.machine.domains[uid].started_at)
         status = await host.until_attached(uid, seconds=5)
         assert "reason" not in status
         await eventually(lambda: host.gone(volume_order_name(volume)), "the volume's end", 5)
@@ -303,7 +303,7 @@ async def test_two_machines_never_have_the_same_volume(host: TestHost) -> None:
         await host.until_instance(first, reason="Detaching")
         assert (await host.status(instance_order_name(second)))["state"] == "Refused"
         host.machine.clinging.discard(first)
-        host.machine.let_go(first, volume, host.machine.domains[first].started_at)
+        host.machine.detached(first, volume, host.machine.domains[first].started_at)
         await host.until_instance(second, 5, state="Running")
         assert host.machine.domains[second].volumes == {volume}
 

@@ -15,9 +15,12 @@ import pytest
 import yaml
 
 from kumulus.api.compute import ConsoleRequest, VirtualMachine
+from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
+from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.registry import KINDS
-from kumulus.api.storage import Image
+from kumulus.api.routing import FloatingIP, Router
+from kumulus.api.storage import Image, Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.cli.cluster import Cluster
 from kumulus.cli.people import main
@@ -405,3 +408,112 @@ def test_snapshots_are_taken_shown_and_restored(run: Run, api: Cluster, namespac
     assert "no snapshot of a machine" in run("snapshot", "restore", "data-1", "--in-place").err
     assert run("snapshot", "delete", "before").out.endswith("before deleted\n")
     assert run("snapshot", "delete", "data-1", "--no-wait").code == 0
+
+
+def test_a_volume_is_moved_and_how_far_it_is_is_told(
+    cluster: NativeCluster, run: Run, api: Cluster, namespace: str
+) -> None:
+    def volume() -> Raw:
+        return api.get(Volume.KIND, "data", namespace)
+
+    def says(**status: Any) -> None:
+        patch_status(api, volume(), {"observedGeneration": volume()["metadata"]["generation"], **status})
+
+    api.create(Volume.KIND, {"metadata": {"name": "data"}, "spec": {"size": "1Gi"}}, namespace)
+    assert "will be made in pool nfs" in run("volume", "move", "data", "--to", "nfs").out
+    says(phase="InUse", pool="local", host="h1", size="1Gi")
+    assert "will be moved to pool nfs" in run("volume", "move", "data", "--to", "nfs").out
+    assert volume()["spec"]["pool"] == "nfs"
+    moving = {"type": "Moving", "status": "True", "reason": "Moving", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    progress = {"bytes": 1 << 28, "total": 1 << 30, "rate": 1 << 26, "remainingSeconds": 12}
+    says(phase="Moving", movingTo="nfs", progress=progress, conditions=[moving])
+    listed, shown = run("volume", "list").out, run("volume", "show", "data").out
+    for words in ("local > nfs", "25% of 1 GiB, 64 MiB/s, 12s left"):
+        assert words in listed
+    assert "25% of 1 GiB" in shown and "Moves to:" in shown
+    assert "will stay in pool local" in run("volume", "move", "data", "--to", "local").out
+    late = run("volume", "move", "data", "--to", "nfs", "--wait", "--timeout", "1")
+    assert late.code == 1 and "is not in pool nfs after 1s" in late.err
+    with _kumulusctl(
+        cluster, namespace, "volume", "move", "data", "--to", "nfs", "--wait", "--timeout", "30"
+    ) as waiting:
+        assert waiting.stderr is not None and waiting.stderr.readline().startswith("data: 25% of 1 GiB")
+        says(phase="InUse", pool="nfs", movingTo=None, progress=None, conditions=[])
+        out, err = waiting.communicate(timeout=30)
+    assert waiting.returncode == 0 and out.endswith("is in pool nfs\n"), err
+    assert run("volume", "move", "none", "--to", "nfs").code == 1
+
+
+def test_networks_and_interfaces_are_shown_with_whose_addresses_they_are(
+    run: Run, api: Cluster, namespace: str
+) -> None:
+    assert "no networks in namespace" in run("net", "list").err and "no network interfaces" in run("nic", "list").err
+    spec = {"cidrs": ["10.0.0.0/24"], "dns": {"domain": "front.internal"}}
+    net = api.create(Network.KIND, {"metadata": {"name": "front"}, "spec": spec}, namespace)
+    found = {"vni": 5000, "mtu": 1450, "driver": "linux", "gateways": ["10.0.0.1"], "services": ["10.0.0.2"]}
+    patch_status(api, net, {**found, "phase": "Ready", "allocated": 1, "hosts": 1})
+    for name, network in (("web1-eth0", "front"), ("other", "back")):
+        raw = api.create(NetworkInterface.KIND, {"metadata": {"name": name}, "spec": {"network": network}}, namespace)
+        if name == "web1-eth0":
+            has = {"addresses": ["10.0.0.3"], "macAddress": "02:00:00:00:00:03", "vm": "web1", "host": "h1"}
+            patch_status(api, raw, {**has, "phase": "Attached"})
+    machine = {**VM, "interfaces": [{"name": "eth0", "network": "front"}]}
+    raw = api.create(VirtualMachine.KIND, {"metadata": {"name": "web1"}, "spec": machine}, namespace)
+    waits = {"type": "NetworkReady", "status": "False", "reason": "NotAttached", "message": "Not yet."}
+    waits["lastTransitionTime"] = "2026-01-01T00:00:00Z"
+    patch_status(api, raw, {"phase": "Running", "host": "h1", "addresses": ["10.0.0.3"], "conditions": [waits]})
+
+    listed, shown = run("net", "list").out, run("net", "show", "front").out
+    assert "front" in listed and "10.0.0.0/24" in listed
+    for words in ("10.0.0.1 for a router", "front.internal", "linux, VNI 5000", "1 addresses", "web1-eth0", "10.0.0.3"):
+        assert words in shown, shown
+    assert "other" not in shown, "it is in another network"
+    nics = run("nic", "list").out
+    assert "web1-eth0" in nics and "02:00:00:00:00:03" in nics and "other" in nics and "default" in nics
+    vm = run("vm", "show", "web1").out
+    assert "eth0 (network front)" in vm and "10.0.0.3" in vm and "NetworkReady" in vm
+    assert "no network none" in run("net", "show", "none").err
+    assert json.loads(run("net", "show", "front", "-o", "json").out)["status"]["vni"] == 5000
+
+
+def test_load_balancers_are_shown_with_who_is_well(run: Run, api: Cluster, namespace: str) -> None:
+    assert "no load balancers in namespace" in run("lb", "list").err
+    spec = {
+        "network": "front",
+        "listeners": [{"port": 80, "protocol": "HTTP", "targetPort": 8080}, {"port": 5432}],
+        "members": {"selector": {"app": "site"}},
+        "healthCheck": {"type": "HTTP", "path": "/healthz", "intervalSeconds": 7},
+    }
+    raw = api.create(LoadBalancer.KIND, {"metadata": {"name": "site"}, "spec": spec}, namespace)
+    members = [{"name": "web1-eth0", "vm": "web1", "address": "10.0.0.11", "healthy": True}]
+    members.append({"name": "web2-eth0", "vm": "web2", "address": "10.0.0.12", "healthy": False})
+    found = {"phase": "Ready", "addresses": ["10.0.0.80"], "healthy": "1/2", "members": members, "activeHost": "h1"}
+    patch_status(api, raw, {**found, "standbyHosts": ["h2"]})
+    listed, shown = run("lb", "list").out, run("lb", "show", "site").out
+    for words in ("site", "10.0.0.80", "HTTP 80 to 8080, TCP 5432", "1/2"):
+        assert words in listed, listed
+    for words in ("app=site", "HTTP /healthz, every 7 s", "h1", "h2", "web2-eth0", "10.0.0.12", "no"):
+        assert words in shown, shown
+    assert "no load balancer none" in run("lb", "show", "none").err
+
+
+def test_routers_are_shown_with_their_floating_addresses(run: Run, api: Cluster, namespace: str) -> None:
+    assert "no routers in namespace" in run("router", "list").err
+    assert "no floating addresses in namespace" in run("fip", "list").err
+    spec = {"networks": ["front"], "externalNetwork": "public"}
+    raw = api.create(Router.KIND, {"metadata": {"name": "main"}, "spec": spec}, namespace)
+    uid = "00000000-0000-0000-0000-000000000001"
+    networks = [{"name": "front", "uid": uid, "addresses": ["10.0.0.1"]}]
+    found = {"phase": "Active", "networks": networks, "externalAddress": "203.0.113.10", "activeHost": "h1"}
+    patch_status(api, raw, {**found, "standbyHosts": ["h2"]})
+    forwards = [{"port": 80, "targetPort": 8080, "interface": "web1-eth0"}]
+    floating = {"externalNetwork": "public", "portForwards": forwards}
+    raw = api.create(FloatingIP.KIND, {"metadata": {"name": "site"}, "spec": floating}, namespace)
+    patch_status(api, raw, {"phase": "Active", "address": "203.0.113.11", "router": "main", "host": "h1"})
+    listed, shown, fips = run("router", "list").out, run("router", "show", "main").out, run("fip", "list").out
+    for words in ("main", "front", "203.0.113.10", "Active", "h1", "h2"):
+        assert words in listed, listed
+    for words in ("public, 203.0.113.10", "10.0.0.1", "203.0.113.11", "TCP 80 to web1-eth0:8080"):
+        assert words in shown, shown
+    assert "203.0.113.11" in fips and "main" in fips
+    assert "no router none" in run("router", "show", "none").err

@@ -15,8 +15,8 @@ from kumulus.api.pools import OPERATORS_NAMESPACE
 from kumulus.api.storage import StoragePool
 from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus.kube.errors import AlreadyExists
-from kumulus_controllers.storage.pool import pool_ref
 from kumulus_controllers.storage.pool_secrets import PoolSecrets
+from kumulus_controllers.storage.presence import pool_ref
 from kumulus_lab.cluster import NativeCluster
 from tests.component.test_kube import connected
 

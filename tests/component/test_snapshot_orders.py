@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -29,7 +29,8 @@ from kumulus_controllers.compute.restore import RestoreReconciler
 from kumulus_controllers.compute.vm_snapshot import VmSnapshotReconciler
 from kumulus_controllers.storage.snapshot import SnapshotReconciler
 from kumulus_lab.cluster import NativeCluster
-from tests.component.test_kube import Crash, MortalClient, connected
+from tests.component.mortal import Crash, mortal
+from tests.component.test_kube import connected
 
 pytestmark = pytest.mark.cluster
 
@@ -188,17 +189,6 @@ async def stage(cluster: NativeCluster, namespace: str) -> AsyncIterator[Stage]:
             yield made
         finally:
             await made.remove()
-
-
-@asynccontextmanager
-async def mortal(cluster: NativeCluster, lives: int | None) -> AsyncIterator[MortalClient]:
-    client = await MortalClient.from_kubeconfig(cluster.kubeconfig, user_agent="test-mortal")
-    assert isinstance(client, MortalClient)
-    client.lives = lives
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 async def settle(brain: Brain, stage: Stage, passes: int = 3) -> None:

@@ -134,8 +134,10 @@ class CephCluster:
         return self._run("ceph-authtool", str(self.root / "keyring"), "-p", "-n", f"client.{user}").strip()
 
     def opened(self, image: str) -> str:
-        """An image of the pool, as qemu-img and qemu-io open it with --image-opts."""
-        return f"driver=raw,file.driver=rbd,file.pool={POOL},file.image={image},file.user=admin,file.conf={self._conf}"
+        """An image of the pool, or `image@snapshot`, as qemu-img and qemu-io open it with --image-opts."""
+        name, _, snapshot = image.partition("@")
+        of = f"file.image={name}," + (f"file.snapshot={snapshot}," if snapshot else "")
+        return f"driver=raw,file.driver=rbd,file.pool={POOL},{of}file.user=admin,file.conf={self._conf}"
 
     @contextlib.contextmanager
     def silent(self, *daemons: str) -> Iterator[None]:

@@ -19,6 +19,15 @@ MODULES = (
     "drivers/misc/pvpanic/pvpanic-mmio",
 )
 
+PORT_MODULES = (
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_pci_modern_dev",
+    "drivers/virtio/virtio_pci_legacy_dev",
+    "drivers/virtio/virtio_pci",
+    "drivers/char/virtio_console",
+)
+
 DISK_MODULES = (
     "drivers/virtio/virtio_ring",
     "drivers/virtio/virtio",
@@ -31,6 +40,7 @@ DISK_MODULES = (
     "drivers/scsi/sd_mod",
     "drivers/cdrom/cdrom",
     "drivers/scsi/sr_mod",
+    "drivers/char/virtio_console",
 )
 """In the order of their need."""
 
@@ -44,8 +54,17 @@ mode=$(sed -n 's/.*guest=\\([a-z]*\\).*/\\1/p' /proc/cmdline)
 exec 3</dev/input/event0 4</dev/input/event1
 for fd in 3 4; do (dd bs=24 count=1 <&$fd >/dev/null 2>&1; echo GUEST-DOWN; poweroff -f) & done
 echo GUEST-READY $mode
+# Linux looks at disks at the same time: which one is sda is left to chance.
+find_data() {
+    while [ ! -e /dev/data ]; do
+        for d in /sys/block/sd*; do
+            [ "$(tr -cd a-z <$d/device/vpd_pg80)" != data ] || ln -s ${d##*/} /dev/data
+        done
+    done
+}
 case "$mode" in
-disks|read|disc|tray|count) for m in {disks}; do insmod /modules/$m.ko; done ;;
+disks|read|disc|tray|count|pair|agent|round) for m in {disks}; do insmod /modules/$m.ko; done ;;
+mute) for m in {ports}; do insmod /modules/$m.ko; done ;;
 esac
 case "$mode" in
 poweroff) poweroff -f ;;
@@ -77,10 +96,50 @@ disks)
         sleep 0.2
     done ;;
 count)
+    find_data
     n=0
     while [ $n -lt 200 ]; do
         n=$((n + 1))
-        yes $n | head -c 65536 | dd of=/dev/sda bs=65536 seek=$n iflag=fullblock conv=notrunc,fsync 2>/dev/null || break
+        yes $n | head -c 65536 | dd of=/dev/data bs=65536 seek=$n iflag=fullblock conv=notrunc,fsync 2>/dev/null || break
+        echo "GUEST-WROTE:$n."
+    done ;;
+mute)
+    until [ -c /dev/vport*p1 ]; do sleep 0.1; done
+    for port in /dev/vport*p1; do exec 6<>$port; done ;;
+pair)
+    # Linux looks at disks at the same time: which one is sda is left to chance.
+    while [ ! -e /dev/second ] || [ ! -e /dev/first ]; do
+        for d in /sys/block/sd*; do ln -sf ${d##*/} /dev/$(tr -cd 'a-z' <$d/device/vpd_pg80); done
+    done
+    n=0
+    while [ $n -lt 4000 ]; do
+        n=$((n + 1))
+        for d in first second; do
+            yes $n | head -c 4096 | dd of=/dev/$d bs=4096 seek=$n iflag=fullblock conv=notrunc,fsync 2>/dev/null || break 2
+        done
+        echo "GUEST-WROTE:$n."
+    done ;;
+agent)
+    for p in /sys/class/virtio-ports/*; do
+        grep -q guest_agent $p/name && exec 6<>/dev/${p##*/}
+    done
+    # Until libvirt has opened its end, there is nothing to read and never will be, says the kernel.
+    while :; do
+        read -r line <&6 || { usleep 50000; continue; }
+        id=$(echo "$line" | sed -n 's/.*"id": *\\([0-9]*\\).*/\\1/p')
+        case "$line" in
+        *guest-sync*) printf '{"return": %s}\\n' "$id" >&6 ;;
+        *fsfreeze-freeze*) echo GUEST-FROZE; echo '{"return": 1}' >&6 ;;
+        *fsfreeze-thaw*) echo GUEST-THAWED; echo '{"return": 1}' >&6 ;;
+        *) echo '{"error": {"class": "CommandNotFound", "desc": "no"}}' >&6 ;;
+        esac
+    done ;;
+round)
+    find_data
+    n=0
+    while :; do
+        n=$((n + 1))
+        yes $n | head -c 65536 | dd of=/dev/data bs=65536 seek=$((n % 64)) iflag=fullblock conv=notrunc,fsync 2>/dev/null || break
         echo "GUEST-WROTE:$n."
     done ;;
 flood) exec cat /dev/zero | tr '\\0' 'x' ;;
@@ -116,9 +175,18 @@ class Guest(StrEnum):
     DISC = "disc"
     """Says the label of the disc in its drive, whenever that changes."""
     COUNT = "count"
-    """Writes a counter to the first SCSI disk, 64 KiB each, and says each value once it is flushed."""
+    """Writes a counter to the SCSI disk `data`, 64 KiB each, and says each value once it is flushed."""
+    PAIR = "pair"
+    """Writes a counter to the disk `first` and then to the disk `second`, 4 KiB each, flushes each, and says each value
+    once both are."""
+    AGENT = "agent"
+    """Answers as a guest agent would, and says when its file systems are frozen and when they go on."""
+    ROUND = "round"
+    """The same without end, to the SCSI disk whose serial is `data`, in its first 64 blocks by turns."""
     TRAY = "tray"
     """The same, and holds the tray shut: it has the drive open."""
+    MUTE = "mute"
+    """Opens the port of the guest agent, and never answers."""
 
 
 def build(directory: Path) -> dict[Guest, Path]:
@@ -133,11 +201,11 @@ def _ramdisk(directory: Path, version: str) -> Path:
     for name in ("bin", "dev", "proc", "sys", "modules"):
         (root / name).mkdir(parents=True)
     (root / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
-    names = " ".join(Path(module).name for module in DISK_MODULES)
-    (root / "init").write_text(INIT.replace("{disks}", names))
+    disks, ports = (" ".join(Path(module).name for module in modules) for modules in (DISK_MODULES, PORT_MODULES))
+    (root / "init").write_text(INIT.replace("{disks}", disks).replace("{ports}", ports))
     for file in ("bin/busybox", "init"):
         (root / file).chmod(0o755)
-    for module in (*MODULES, *DISK_MODULES):
+    for module in {*MODULES, *DISK_MODULES, *PORT_MODULES}:
         source = Path(f"/lib/modules/{version}/kernel/{module}.ko")
         (root / "modules" / source.name).write_bytes(source.read_bytes())
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))

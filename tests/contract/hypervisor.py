@@ -26,9 +26,11 @@ from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.protocol import (
     AttachedDisk,
     AttachedDrive,
+    AttachedNic,
     Domain,
     DomainDisk,
     DomainDrive,
+    DomainNic,
     DomainSpec,
     DomainState,
     ExitReason,
@@ -36,8 +38,11 @@ from kumulus_agents.hypervisor.protocol import (
     HypervisorError,
     Marks,
     Quiesce,
+    Still,
 )
+from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.source import DiskSource, FileSource, LayerFile
+from tests.patience import PATIENCE
 
 
 class World(ABC):
@@ -58,6 +63,14 @@ class World(ABC):
     @abstractmethod
     def disc(self) -> DiskSource:
         """A new disc."""
+
+    @abstractmethod
+    def nic(self) -> DomainNic:
+        """A new interface that no machine has; what it is plugged into is there."""
+
+    @abstractmethod
+    def taps(self) -> frozenset[str]:
+        """The interfaces of guests that are on, as the host's kernel has them, by name."""
 
     @abstractmethod
     def layer(self, below: str) -> LayerFile:
@@ -112,6 +125,7 @@ class Heard:
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]], what: str, seconds: float = 30) -> None:
     """Wait for a condition; AssertionError with `what` when it does not come true in time."""
+    seconds *= PATIENCE
     deadline = time.monotonic() + seconds
     while True:
         result = condition()
@@ -167,10 +181,16 @@ VERBS: tuple[Callable[[Hypervisor, str], Awaitable[None]], ...] = (
     lambda hypervisor, uid: hypervisor.force_off(uid),
     lambda hypervisor, uid: hypervisor.attach_disk(uid, DomainDisk("data", FileSource("/nowhere"), "raw", volume=uid)),
     lambda hypervisor, uid: hypervisor.detach_disk(uid, uid),
+    lambda hypervisor, uid: hypervisor.attach_nic(uid, DomainNic(uid, "02:00:00:00:00:01", Plug("ktno", "kbno", 1450))),
+    lambda hypervisor, uid: hypervisor.detach_nic(uid, uid),
     lambda hypervisor, uid: hypervisor.limit_disk(uid, uid, Qos(iops=1)),
     lambda hypervisor, uid: hypervisor.change_disc(uid, "cd", FileSource("/nowhere")),
     lambda hypervisor, uid: hypervisor.remove(uid),
 )
+
+
+async def _nothing() -> None:
+    """What is done while a guest is halted when there is nothing to do."""
 
 
 def volume_of(disk: DomainDisk) -> str:
@@ -197,6 +217,21 @@ async def detached(hypervisor: Hypervisor, spec: DomainSpec, disk: DomainDisk) -
         return disk.volume not in (await the(hypervisor, spec)).volumes
 
     await eventually(gone, "the machine did not let go of the disk")
+    return await the(hypervisor, spec)
+
+
+def seen(*nics: DomainNic) -> set[AttachedNic]:
+    """How a domain that has them shows them."""
+    return {AttachedNic(nic.uid, nic.mac, nic.plug.device) for nic in nics}
+
+
+async def unplugged(hypervisor: Hypervisor, spec: DomainSpec, nic: DomainNic) -> Domain:
+    """The domain of that machine, once it has let go of the interface."""
+
+    async def gone() -> bool:
+        return seen(nic).isdisjoint((await the(hypervisor, spec)).nics)
+
+    await eventually(gone, "the machine did not let go of the interface", 60)
     return await the(hypervisor, spec)
 
 
@@ -430,6 +465,75 @@ class HypervisorContract:
         await hypervisor.force_off(spec.marks.uid)
         assert (await the(hypervisor, spec)).volumes == {disk.volume}
 
+    # Interfaces
+
+    async def test_a_machine_has_the_interfaces_it_was_started_with(
+        self, world: World, hypervisor: Hypervisor, heard: Heard
+    ) -> None:
+        spec, one, two = world.spec(), world.nic(), world.nic()
+        spec = replace(spec, nics=(one, two))
+        domain = await hypervisor.start(spec)
+        for found in (domain, await the(hypervisor, spec), *await hypervisor.domains()):
+            assert set(found.nics) == seen(one, two)
+        assert {one.plug.device, two.plug.device} <= world.taps()
+        await world.cut()
+        heard.clear()
+        await world.heal()
+        await heard.about("", 5)
+        assert set((await the(hypervisor, spec)).nics) == seen(one, two)
+        assert {one.plug.device, two.plug.device} <= world.taps()
+        await hypervisor.force_off(spec.marks.uid)
+        assert set((await the(hypervisor, spec)).nics) == seen(one, two)
+        assert world.taps().isdisjoint({one.plug.device, two.plug.device})
+        await hypervisor.start(spec)
+        assert {one.plug.device, two.plug.device} <= world.taps()
+        await world.crash(spec)
+        await stopped(hypervisor, spec)
+        assert world.taps().isdisjoint({one.plug.device, two.plug.device})
+        assert set((await hypervisor.start(replace(spec, nics=(two,)))).nics) == seen(two)
+        assert world.taps() & {one.plug.device, two.plug.device} == {two.plug.device}
+        await hypervisor.remove(spec.marks.uid)
+        assert two.plug.device not in world.taps()
+
+    async def test_interfaces_come_and_go_while_a_machine_is_on(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec, heard: Heard
+    ) -> None:
+        uid, before, nics = running.marks.uid, await the(hypervisor, running), [world.nic() for _ in range(4)]
+        await world.booted(running)
+        heard.clear()
+        for nic in nics:
+            for _ in range(2):
+                await hypervisor.attach_nic(uid, nic)
+            assert seen(nic) <= set((await the(hypervisor, running)).nics)
+            assert nic.plug.device in world.taps()
+        after = await the(hypervisor, running)
+        assert replace(after, nics=()) == before
+        assert set(after.nics) == seen(*nics)
+        await heard.about(uid)
+        heard.clear()
+        for _ in range(2):
+            await hypervisor.detach_nic(uid, nics[0].uid)
+        left = await unplugged(hypervisor, running, nics[0])
+        assert set(left.nics) == seen(*nics[1:])
+        assert nics[0].plug.device not in world.taps()
+        await heard.about(uid)
+        await hypervisor.attach_nic(uid, nics[0])
+        assert set((await the(hypervisor, running)).nics) == seen(*nics)
+        await hypervisor.force_off(uid)
+        assert set((await the(hypervisor, running)).nics) == seen(*nics)
+
+    async def test_a_machine_that_is_off_gets_no_interface_and_loses_one_at_once(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        uid, nic = running.marks.uid, world.nic()
+        await hypervisor.attach_nic(uid, nic)
+        await hypervisor.force_off(uid)
+        await hypervisor.attach_nic(uid, world.nic())
+        assert set((await the(hypervisor, running)).nics) == seen(nic)
+        for _ in range(2):
+            await hypervisor.detach_nic(uid, nic.uid)
+            assert not (await the(hypervisor, running)).nics
+
     @pytest.mark.parametrize("paused", [False, True])
     async def test_attach(
         self, world: World, hypervisor: Hypervisor, running: DomainSpec, heard: Heard, paused: bool
@@ -638,6 +742,71 @@ class HypervisorContract:
         assert (caught.value.reason, caught.value.retryable) == ("QuiesceFailed", True)
         assert disk.path in {one.path for one in (await the(hypervisor, running)).disks}
 
+    @pytest.mark.parametrize("paused", [False, True])
+    async def test_a_guest_is_halted_while_pools_keep_what_its_disks_have(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec, paused: bool
+    ) -> None:
+        uid, kept, layered = running.marks.uid, world.volume(), world.volume()
+        for disk in (kept, layered):
+            await hypervisor.attach_disk(uid, disk)
+        if paused:
+            await hypervisor.pause(uid)
+        before, seen = await the(hypervisor, running), list[Domain]()
+
+        async def keep() -> None:
+            seen.append(await the(hypervisor, running))
+
+        still = Still(frozenset({volume_of(kept)}), keep, 60)
+        for layers in ({volume_of(layered): world.layer(layered.path)}, {}):
+            how = await hypervisor.snapshot_disks(uid, layers, Quiesce(QuiesceMode.IF_POSSIBLE), still=still)
+            assert set(how) == {Indication.ONLINE, Indication.NO_GUEST_AGENT}
+            halted = seen.pop()
+            assert halted.state is DomainState.PAUSED
+            assert halted.held or paused
+            after = await the(hypervisor, running)
+            assert replace(after, disks=()) == replace(before, disks=())
+            assert after in await hypervisor.domains()
+            paths = {disk.volume: disk.path for disk in after.disks if disk.volume is not None}
+            assert paths[kept.volume] == kept.path
+            assert paths[layered.volume] != layered.path
+            assert seen == []
+
+    async def test_a_guest_goes_on_when_a_pool_does_not_keep_what_its_disks_have(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        uid, kept, layered = running.marks.uid, world.volume(), world.volume()
+        for disk in (kept, layered):
+            await hypervisor.attach_disk(uid, disk)
+        before = await the(hypervisor, running)
+        layers = {volume_of(layered): world.layer(layered.path)}
+
+        async def fail() -> None:
+            raise HypervisorError("no", reason="Told")
+
+        async def hang() -> None:
+            await asyncio.Event().wait()
+
+        async def forbid() -> None:
+            pytest.fail("it was asked of a guest that did not come to rest")
+
+        for keep, seconds, mode, reason in (
+            (fail, 60.0, QuiesceMode.NEVER, "Told"),
+            (hang, 0.1, QuiesceMode.NEVER, "HaltedTooLong"),
+            (forbid, 60.0, QuiesceMode.REQUIRED, "QuiesceFailed"),
+        ):
+            still = Still(frozenset({volume_of(kept)}), keep, seconds)
+            with pytest.raises(HypervisorError) as caught:
+                await hypervisor.snapshot_disks(uid, layers, Quiesce(mode, 1), still=still)
+            assert caught.value.reason == reason
+            assert caught.value.retryable
+            assert await the(hypervisor, running) == before
+        still = Still(frozenset({volume_of(world.volume())}), forbid, 60)
+        for wanted in ({}, layers):
+            with pytest.raises(HypervisorError) as caught:
+                await hypervisor.snapshot_disks(uid, wanted, Quiesce(QuiesceMode.NEVER), still=still)
+            assert caught.value.reason == "DiskNotAttached"
+        assert await the(hypervisor, running) == before
+
     async def test_no_snapshot_of_disks_that_are_not_attached(
         self, world: World, hypervisor: Hypervisor, running: DomainSpec
     ) -> None:
@@ -699,6 +868,121 @@ class HypervisorContract:
         with pytest.raises(HypervisorError) as caught:
             await hypervisor.merge_layers(uid, volume_of(disk), two.path, disk.path, lambda *_: None, merged)
         assert caught.value.reason == "DiskNotAttached"
+
+    # Copying a disk to another place
+
+    @pytest.mark.parametrize("paused", [False, True])
+    async def test_a_guest_goes_over_to_a_copy_and_goes_on_when_that_is_noted(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec, paused: bool
+    ) -> None:
+        uid, disk = running.marks.uid, replace(world.volume(), qos=LIMITS[0])
+        copy, volume = replace(world.volume(), volume=disk.volume), volume_of(disk)
+        await hypervisor.attach_disk(uid, disk)
+        if paused:
+            await hypervisor.pause(uid)
+        before, noted = await the(hypervisor, running), list[tuple[DomainState, str]]()
+
+        async def place() -> tuple[DomainState, str, str | None]:
+            now = await the(hypervisor, running)
+            assert now in await hypervisor.domains()
+            (found,) = (one for one in now.disks if one.volume == volume)
+            return now.state, found.path, found.copied_to
+
+        async def switched() -> None:
+            noted.append((await place())[:2])
+
+        for _ in range(2):
+            await hypervisor.copy_disk(uid, copy, lambda *_: None)
+            assert await place() == (before.state, disk.path, copy.path)
+        for _ in range(2):
+            await hypervisor.switch_disk(uid, volume, copy.path, switched)
+            assert await place() == (before.state, copy.path, None)
+        assert noted == [(DomainState.PAUSED, copy.path), (before.state, copy.path)]
+        await hypervisor.copy_disk(uid, copy, lambda *_: None)
+        assert await place() == (before.state, copy.path, None)
+        assert (await manner(hypervisor, running, disk))[0] == disk.qos
+        layer = world.layer(copy.path)
+        await hypervisor.snapshot_disks(uid, {volume: layer}, Quiesce(QuiesceMode.NEVER))
+        assert await place() == (before.state, layer.path, None)
+        await hypervisor.force_off(uid)
+        assert layer.path in {one.path for one in (await the(hypervisor, running)).disks}
+
+    async def test_disks_that_are_switched_at_once_are_halted_for_one_after_the_other(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        uid, disks = running.marks.uid, [world.volume() for _ in range(2)]
+        copies = [replace(world.volume(), volume=disk.volume) for disk in disks]
+        for disk, copy in zip(disks, copies, strict=True):
+            await hypervisor.attach_disk(uid, disk)
+            await hypervisor.copy_disk(uid, copy, lambda *_: None)
+        states: list[DomainState] = []
+
+        async def switched() -> None:
+            for _ in range(3):
+                states.append((await the(hypervisor, running)).state)
+                await asyncio.sleep(0)
+
+        switches = (hypervisor.switch_disk(uid, volume_of(copy), copy.path, switched) for copy in copies)
+        await asyncio.gather(*switches)
+        assert states == [DomainState.PAUSED] * 6
+        after = await the(hypervisor, running)
+        assert after.state is DomainState.RUNNING
+        assert {copy.path for copy in copies} <= {one.path for one in after.disks}
+
+    async def test_what_is_off_has_what_it_went_over_to(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        uid, disk = running.marks.uid, world.volume()
+        copy = replace(world.volume(), volume=disk.volume)
+        await hypervisor.attach_disk(uid, disk)
+        await hypervisor.copy_disk(uid, copy, lambda *_: None)
+        await hypervisor.switch_disk(uid, volume_of(disk), copy.path, _nothing)
+        await hypervisor.force_off(uid)
+        paths = {one.path for one in (await the(hypervisor, running)).disks}
+        assert copy.path in paths and disk.path not in paths
+
+    async def test_a_copy_that_is_given_up_leaves_the_guest_with_what_it_had(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        uid, disk = running.marks.uid, world.volume()
+        copy, other = (replace(world.volume(), volume=disk.volume) for _ in range(2))
+        await hypervisor.attach_disk(uid, disk)
+        before = await the(hypervisor, running)
+        await hypervisor.copy_disk(uid, copy, lambda *_: None)
+        with pytest.raises(HypervisorError) as caught:
+            await hypervisor.copy_disk(uid, other, lambda *_: None)
+        assert caught.value.reason == "CopyFailed"
+        for _ in range(2):
+            await hypervisor.end_copy(uid, volume_of(disk))
+            assert await the(hypervisor, running) == before
+        with pytest.raises(HypervisorError) as caught:
+            await hypervisor.switch_disk(uid, volume_of(disk), copy.path, _nothing)
+        assert caught.value.reason == "CopyFailed"
+        assert await the(hypervisor, running) == before
+        await hypervisor.copy_disk(uid, other, lambda *_: None)
+        await hypervisor.switch_disk(uid, volume_of(disk), other.path, _nothing)
+        assert other.path in {one.path for one in (await the(hypervisor, running)).disks}
+
+    async def test_a_machine_that_ends_while_a_disk_is_copied_has_what_it_had(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        uid, disk = running.marks.uid, world.volume()
+        copy = replace(world.volume(), volume=disk.volume)
+        await hypervisor.attach_disk(uid, disk)
+        await hypervisor.copy_disk(uid, copy, lambda *_: None)
+        await world.crash(running)
+        await stopped(hypervisor, running)
+        (found,) = (one for one in (await the(hypervisor, running)).disks if one.volume == disk.volume)
+        assert (found.path, found.copied_to) == (disk.path, None)
+        for machine in (uid, str(uuid.uuid4())):
+            for attempt in (
+                hypervisor.copy_disk(machine, copy, lambda *_: None),
+                hypervisor.switch_disk(machine, volume_of(disk), copy.path, _nothing),
+            ):
+                with pytest.raises(HypervisorError) as caught:
+                    await attempt
+                assert caught.value.reason == "DiskNotAttached"
+            await hypervisor.end_copy(machine, volume_of(disk))
 
     # Ending
 

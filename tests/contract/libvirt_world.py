@@ -13,7 +13,8 @@ from kumulus_agents.console import log
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainNic, DomainSpec
+from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.source import FileSource, LayerFile
 from tests.contract import guest
 from tests.contract.guest import Guest
@@ -37,6 +38,7 @@ class LibvirtWorld(World):
         self.libvirtd = libvirtd
         self.directory = directory
         self._images = images
+        self._bridge: str | None = None
 
     def driver(self, **settings: object) -> LibvirtHypervisor:
         given = {"uri": self.libvirtd.uri, "log_dir": self.libvirtd.root / "log/qemu", **settings}
@@ -63,6 +65,18 @@ class LibvirtWorld(World):
         path = self.directory / f"{uuid.uuid4()}.raw"
         path.write_bytes(iso())
         return FileSource(str(path))
+
+    def nic(self) -> DomainNic:
+        uid = str(uuid.uuid4())
+        if self._bridge is None:
+            self._bridge = f"kb{uid[:10].replace('-', '')}"
+            subprocess.run(["ip", "link", "add", self._bridge, "mtu", "1450", "type", "bridge"], check=True)
+            subprocess.run(["ip", "link", "set", self._bridge, "up"], check=True)
+        return DomainNic(uid, f"02:00:00:00:{uid[:2]}:{uid[2:4]}", Plug(f"kt{uid[:8]}", self._bridge, 1450))
+
+    def taps(self) -> frozenset[str]:
+        at = Path("/sys/class/net", self._bridge or "none", "brif")
+        return frozenset(port.name for port in at.iterdir()) if at.exists() else frozenset()
 
     def layer(self, below: str) -> LayerFile:
         path = self.directory / f"{uuid.uuid4()}.qcow2"
@@ -144,3 +158,6 @@ class LibvirtWorld(World):
         for domain in self.virsh("list", "--all", "--uuid").split():
             for command in (["destroy", domain], ["undefine", domain, "--managed-save"]):
                 subprocess.run(["virsh", "-q", "-c", self.libvirtd.uri, *command], capture_output=True, check=False)
+        if self._bridge is not None:
+            subprocess.run(["ip", "link", "delete", self._bridge], check=False)
+            self._bridge = None

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 LIBVIRTD_CONF = """\
 auth_unix_rw = "none"
 unix_sock_dir = "/run/libvirt"
@@ -40,6 +42,7 @@ MOUNTS = {
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
     """Wait for a condition; AssertionError with `what` when it does not come true in time."""
+    seconds *= PATIENCE
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ipaddress
+import itertools
 import json
 import subprocess
 import time
@@ -17,22 +18,27 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin, pool_secret_name
+from kumulus.api.host import ImageRef, PoolRef, UploadFetch, VolumeOrigin, pool_secret_name
 from kumulus.api.pools import PoolDriver, PoolParameters, PoolSecret, RbdParameters
 from kumulus.api.storage import ImageFormat
 from kumulus_agents.hypervisor.protocol import DomainDisk
 from kumulus_agents.storage.dir import marker
-from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.dir.driver import DirStorage
+from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.part import Part
+from kumulus_agents.storage.protocol import ImportProgress, StorageError, VolumeContent
 from kumulus_agents.storage.rbd import names
 from kumulus_agents.storage.rbd.driver import RbdStorage
 from kumulus_agents.storage.settings import CephSettings, FetchSettings, StorageSettings
+from kumulus_agents.storage.whole import TakesImages, TakesUploads
 from tests.contract import guest
 from tests.contract.ceph import POOL, USER, CephCluster, why_none
 from tests.contract.hypervisor import Heard, detached, the
 from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
+from tests.contract.snapshots import InstantContract, linked_to, of_snapshot, taken
 from tests.contract.storage import Bench, StorageContract
-from tests.unit.storage.material import disk, http, ignore
+from tests.unit.storage.material import disk, http, ignore, pool_ref
 from tests.unit.storage.server import Answer, Server, serving
 
 MIB = 1 << 20
@@ -93,8 +99,8 @@ async def server() -> AsyncIterator[Server]:
         yield made
 
 
-class TestContract(StorageContract):
-    """The contract, against the cluster."""
+class TestContract(StorageContract, InstantContract):
+    """The contracts, against the cluster."""
 
     @pytest.fixture
     def bench(self, ceph: CephCluster, settings: StorageSettings, server: Server) -> Bench:
@@ -230,7 +236,7 @@ class TestData:
         ]
         for attempt in attempts:
             assert (await refused(attempt())).reason == "VolumeInUse"
-        assert (await refused(far.driver.begin_snapshot(volume, new_uid()))).reason == "SnapshotUnsupported"
+        assert (await refused(far.driver.begin_snapshot(volume, new_uid()))).reason == "VolumeInUse"
         writer.stdin.close()
         await writer.wait()
         assert (await far.driver.grow_volume(volume, 2 * MIB)).virtual_size == 2 * MIB
@@ -238,52 +244,231 @@ class TestData:
 
 
 class TestSnapshots:
-    """Snapshots are the cluster's own."""
+    """Snapshots are the cluster's own. The witness is data."""
 
-    async def test_a_snapshot_keeps_what_there_was_until_it_goes(
-        self, ceph: CephCluster, far: Far, tmp_path: Path
-    ) -> None:
+    async def test_a_snapshot_keeps_what_there_was(self, ceph: CephCluster, far: Far, tmp_path: Path) -> None:
         volume, snapshot, copy = new_uid(), new_uid(), new_uid()
-        origin = VolumeOrigin.model_validate({"snapshot": {"volume": volume, "snapshot": snapshot}})
-        made = await far.driver.ensure_volume(volume, MIB, None, False)
-        write(ceph, names.volume(volume), 0, 4096, 1)
-        assert await far.driver.snapshot(volume, snapshot) is None
-        assert (await far.driver.begin_snapshot(volume, snapshot)).source == made.source
-        begun = await far.driver.snapshot(volume, snapshot)
-        assert begun is not None
-        assert begun.taken_at is None
-        assert (await refused(far.driver.ensure_volume(copy, None, origin, False))).reason == "SnapshotNotReady"
-        write(ceph, names.volume(volume), 0, 4096, 2)
-        await far.driver.begin_snapshot(volume, snapshot)  # nobody knows how far the first attempt came
-        for at in ("2026-11-20T12:00:00Z", "2027-01-01T00:00:00Z"):
-            taken = await far.driver.confirm_snapshot(volume, snapshot, at, ())
-            assert (taken.virtual_size, taken.taken_at) == (MIB, "2026-11-20T12:00:00Z")
+        await far.driver.ensure_volume(volume, MIB, None, False)
+        for byte in (1, 2):
+            write(ceph, names.volume(volume), 0, 4096, byte)
+            await far.driver.begin_snapshot(volume, snapshot)  # nobody knows how far the first attempt came
+        await far.driver.confirm_snapshot(volume, snapshot, "2026-11-20T12:00:00Z", ())
         write(ceph, names.volume(volume), 0, 4096, 3)
         await far.driver.begin_snapshot(volume, snapshot)
         await far.driver.grow_volume(volume, 2 * MIB)
-        await far.driver.ensure_volume(copy, None, origin, False)
+        await far.driver.ensure_volume(copy, None, of_snapshot(volume, snapshot), False)
         assert content(ceph, names.volume(copy), tmp_path) == (b"\2" * 4096).ljust(MIB, b"\0")
-        (changed,) = await far.driver.changes(volume, snapshot)
-        assert changed.offset == 0
-        assert 4096 <= changed.length <= 4 * MIB
-        assert await far.driver.changes(volume, snapshot, snapshot) == []
-        assert (await refused(far.driver.changes(volume, new_uid()))).reason == "SnapshotNotReady"
         request = new_uid()
         for byte in (2, 4):
-            reverted = await far.driver.revert_volume(volume, snapshot, request)
-            assert (reverted.virtual_size, reverted.reverted) == (2 * MIB, request)
+            await far.driver.revert_volume(volume, snapshot, request)
             assert content(ceph, names.volume(volume), tmp_path)[:4096] == bytes([byte]) * 4096
             write(ceph, names.volume(volume), 0, 4096, 4)
-        assert (await refused(far.driver.revert_volume(volume, new_uid(), new_uid()))).reason == "SnapshotNotReady"
-        assert (await refused(far.driver.remove_volume(volume))).reason == "VolumeInUse"
-        await far.driver.adopt(volume, made.path)
-        assert (await refused(far.driver.adopt(volume, "/elsewhere"))).reason == "ChainMismatch"
-        for _ in range(2):
-            await far.driver.forget_snapshot(volume, snapshot)
-            assert await far.again().snapshot(volume, snapshot) is None
-        assert (await refused(far.driver.confirm_snapshot(volume, snapshot, "x", ()))).reason == "SnapshotLost"
+
+    async def test_a_revert_that_was_cut_short_makes_no_volume_smaller(self, ceph: CephCluster, far: Far) -> None:
+        volume = new_uid()
+        await far.driver.ensure_volume(volume, MIB, None, False)
+        snapshot = await taken(far.driver, volume)
+        await far.driver.grow_volume(volume, 4 * MIB)
+        name, noted = names.volume(volume), {"size": 4 * MIB, "of": names.volume(volume)}
+        ceph.rbd("image-meta", "set", f"{POOL}/{name}", "kumulus.reverting", json.dumps(noted))
+        ceph.rbd("snap", "rollback", "--no-progress", f"{POOL}/{name}@{names.snapshot(snapshot)}")
+        assert (await far.driver.volume(volume) or pytest.fail("it is gone")).virtual_size == MIB
+        assert (await far.driver.revert_volume(volume, snapshot, new_uid())).virtual_size == 4 * MIB
+
+    async def test_linked_volumes_have_what_their_snapshot_has_and_take_no_room(
+        self, ceph: CephCluster, far: Far, tmp_path: Path
+    ) -> None:
+        volume, clone = new_uid(), new_uid()
+        await far.driver.ensure_volume(volume, 8 * MIB, VolumeOrigin(image=far.image), False)
+        write(ceph, names.volume(volume), 6 * MIB, MIB, 1)
+        snapshot = await taken(far.driver, volume)
+        write(ceph, names.volume(volume), 6 * MIB, MIB, 2)
+        made = await far.driver.ensure_volume(clone, 16 * MIB, linked_to(volume, snapshot), False)
+        assert made.used == 0
+        wanted = (RAW.ljust(6 * MIB, b"\0") + b"\1" * MIB).ljust(16 * MIB, b"\0")
+        assert content(ceph, names.volume(clone), tmp_path) == wanted
+        write(ceph, names.volume(clone), 0, 4096, 3)
+        assert content(ceph, f"{names.volume(volume)}@{names.snapshot(snapshot)}", tmp_path)[:4096] == RAW[:4096]
+        # Another host, or whoever: the cluster itself keeps what a volume stands on.
+        with pytest.raises(AssertionError, match="protected"):
+            ceph.rbd("snap", "rm", "--no-progress", f"{POOL}/{names.volume(volume)}@{names.snapshot(snapshot)}")
+        error = await refused(far.driver.forget_snapshot(volume, snapshot))
+        assert (error.reason, clone in str(error)) == ("SnapshotInUse", True)
+        await far.driver.remove_volume(clone)
+        await far.driver.forget_snapshot(volume, snapshot)
         await far.driver.remove_volume(volume)
-        assert (await refused(far.driver.begin_snapshot(volume, snapshot))).reason == "VolumeNotReady"
+        await far.driver.remove_image(far.image.uid)
+        assert json.loads(ceph.rbd("trash", "ls", POOL, "--format", "json")) == []
+
+    async def test_a_link_that_was_cut_short_is_made_anew(self, ceph: CephCluster, far: Far, tmp_path: Path) -> None:
+        volume, clone = new_uid(), new_uid()
+        await far.driver.ensure_volume(volume, MIB, None, False)
+        write(ceph, names.volume(volume), 0, 4096, 1)
+        snapshot = await taken(far.driver, volume)
+        at = f"{POOL}/{names.volume(volume)}@{names.snapshot(snapshot)}"
+        ceph.rbd("snap", "protect", at)
+        ceph.rbd("clone", "--rbd-default-clone-format", "1", at, f"{POOL}/{names.making(names.volume(clone))}")
+        assert await far.driver.volume(clone) is None
+        assert (await refused(far.driver.forget_snapshot(volume, snapshot))).reason == "SnapshotInUse"
+        await far.driver.ensure_volume(clone, None, linked_to(volume, snapshot), False)
+        assert content(ceph, names.volume(clone), tmp_path)[:4096] == b"\1" * 4096
+        await far.driver.remove_volume(clone)
+        await far.driver.forget_snapshot(volume, snapshot)
+
+    @pytest.mark.wide
+    async def test_what_changed_is_never_less_than_what_is_different(
+        self, ceph: CephCluster, far: Far, tmp_path: Path
+    ) -> None:
+        """Between all pairs of moments: across writes, discards, growth and a revert; and it is not everything."""
+        volume, image = new_uid(), VolumeOrigin(image=far.image)
+        name = names.volume(volume)
+        await far.driver.ensure_volume(volume, 24 * MIB, image, False)
+        moments: list[str | None] = []
+        for number, place in enumerate((1, 9, 9, 17)):
+            write(ceph, name, place * MIB, 64 << 10, number + 1)
+            moments.append(await taken(far.driver, volume))
+        discard(ceph, name, 9 * MIB, 64 << 10)
+        await far.driver.grow_volume(volume, 40 * MIB)
+        write(ceph, name, 33 * MIB, 64 << 10, 9)
+        moments.append(await taken(far.driver, volume))
+        await far.driver.revert_volume(volume, str(moments[1]), new_uid())
+        moments.append(await taken(far.driver, volume))
+        write(ceph, name, 22 * MIB, 64 << 10, 10)
+        moments.append(None)
+        had = [
+            content(ceph, name if one is None else f"{name}@{names.snapshot(one)}", tmp_path).ljust(40 * MIB, b"\0")
+            for one in moments
+        ]
+        sizes = [24 * MIB] * 4 + [40 * MIB] * 3
+        for since, before in zip(moments[:-1], had, strict=False):
+            for until, after, size in zip(moments, had, sizes, strict=True):
+                told = await far.driver.changes(volume, since, until)
+                blocks = {
+                    block for one in told for block in range(one.offset // 4096, -(-(one.offset + one.length) // 4096))
+                }
+                assert blocks >= {block for block in different(before, after) if block * 4096 < size}
+                assert all(0 <= one.offset < one.offset + one.length <= size for one in told)
+                assert sum(one.length for one in told) <= 24 * MIB
+                assert since != until or told == []
+        since_it_was_made = await far.driver.changes(volume)
+        assert {MIB // 4096, 9 * MIB // 4096, 22 * MIB // 4096} <= {
+            block for one in since_it_was_made for block in range(one.offset // 4096, (one.offset + one.length) // 4096)
+        }
+        assert (await refused(far.driver.changes(volume, new_uid()))).reason == "SnapshotNotReady"
+        assert (await refused(far.driver.changes(new_uid()))).reason == "VolumeNotReady"
+
+    @pytest.mark.wide
+    async def test_images_are_made_of_volumes_and_snapshots(self, ceph: CephCluster, far: Far, tmp_path: Path) -> None:
+        volume = new_uid()
+        await far.driver.ensure_volume(volume, 8 * MIB, VolumeOrigin(image=far.image), False)
+        write(ceph, names.volume(volume), 6 * MIB, MIB, 1)
+        then = (RAW.ljust(6 * MIB, b"\0") + b"\1" * MIB).ljust(8 * MIB, b"\0")
+        snapshot = await taken(far.driver, volume)
+        write(ceph, names.volume(volume), 7 * MIB, MIB, 2)
+        now = then[: 7 * MIB] + b"\2" * MIB
+        made = []
+        for source, data in ((VolumeContent(volume), now), (VolumeContent(volume, snapshot), then)):
+            image, told = ImageRef(uid=new_uid(), format=ImageFormat.QCOW2), list[ImportProgress]()
+            stored = await far.driver.import_image(image, source, told.append)
+            assert (stored.format, stored.source_format, stored.virtual_size) == ("raw", "raw", 8 * MIB)
+            assert stored.sha256 == hashlib.sha256(data).hexdigest()
+            assert [stage for stage, _ in itertools.groupby(one.stage for one in told)] == ["Copying", "Inspecting"]
+            assert await far.again().import_image(image, source, ignore) == stored
+            made.append((image, data))
+        assert await far.driver.snapshot(volume, snapshot) is not None
+        await far.driver.forget_snapshot(volume, snapshot)
+        await far.driver.remove_volume(volume)
+        await far.driver.remove_image(far.image.uid)
+        for image, data in made:
+            of_it = new_uid()
+            await far.driver.ensure_volume(of_it, None, VolumeOrigin(image=image), False)
+            assert content(ceph, names.volume(of_it), tmp_path) == data
+            assert (await refused(far.driver.remove_image(image.uid))).reason == "ImageInUse"
+            await far.driver.remove_volume(of_it)
+            await far.driver.remove_image(image.uid)
+        assert {image.uid for image, _ in made} & {line[-36:] for line in ceph.rbd("ls", POOL).split()} == set()
+
+    async def test_an_image_is_made_of_what_is_there_and_of_that_alone(self, ceph: CephCluster, far: Far) -> None:
+        volume, image = new_uid(), ImageRef(uid=new_uid(), sha256="0" * 64, format=ImageFormat.QCOW2)
+        for source, reason in (
+            (VolumeContent(volume), "VolumeNotReady"),
+            (VolumeContent(volume, new_uid()), "SnapshotNotReady"),
+            (VolumeContent("../x"), "BadName"),
+            (VolumeContent(volume, "../x"), "BadName"),
+        ):
+            assert (await refused(far.driver.import_image(image, source, ignore))).reason == reason
+        await far.driver.ensure_volume(volume, MIB, None, False)
+        error = await refused(far.driver.import_image(image, VolumeContent(volume), ignore))
+        assert (error.reason, error.retryable) == ("ChecksumMismatch", False)
+        assert await far.driver.image(image.uid) is None
+        assert image.uid not in ceph.rbd("ls", POOL)
+        # One that was cut short, with what it left in the volume.
+        ceph.rbd("snap", "create", "--no-progress", f"{POOL}/{names.volume(volume)}@{names.copied(image.uid)}")
+        ceph.rbd("create", "--size", "1M", f"{POOL}/{names.making(names.image(image.uid))}")
+        blank = image.model_copy(update={"sha256": hashlib.sha256(bytes(MIB)).hexdigest()})
+        assert (await far.driver.import_image(blank, VolumeContent(volume), ignore)).virtual_size == MIB
+        await far.driver.remove_volume(volume)
+        await far.driver.remove_image(image.uid)
+
+    async def test_an_image_is_uploaded_and_imported_once_it_is_whole(self, ceph: CephCluster, far: Far) -> None:
+        assert isinstance(far.driver, TakesUploads)
+        data = RAW[: 2 * MIB]
+        image = ImageRef(uid=new_uid(), sha256=hashlib.sha256(data).hexdigest(), format=ImageFormat.RAW)
+        assert len(data) < far.driver.upload_max
+        assert not await far.driver.uploaded(image.uid, 60)
+        for half in (data[:MIB], data[MIB:]):
+            async with far.driver.upload(image.uid) as part:
+                await part.append(half)
+                if part.size == len(data):
+                    await part.complete()
+        with ceph.silent():
+            hasty = far.again(answer_seconds=PATIENCE)
+            error = await refused(hasty.import_image(image, UploadFetch(), ignore))
+            assert error.reason == "PoolStalled"
+        assert await far.driver.uploaded(image.uid, 60)
+        made = await far.driver.import_image(image, UploadFetch(), ignore)
+        assert (made.sha256, made.virtual_size) == (image.sha256, len(data))
+        assert not await far.driver.uploaded(image.uid, 60)
+        await far.driver.remove_image(image.uid)
+
+    async def test_an_image_of_another_pool_comes_from_a_host_that_has_it(
+        self, ceph: CephCluster, far: Far, tmp_path: Path
+    ) -> None:
+        near = DirStorage(pool_ref(tmp_path / "near"), StorageSettings(roots=(PurePosixPath(tmp_path),), readers=()))
+        volume, image = new_uid(), ImageRef(uid=new_uid(), format=ImageFormat.QCOW2)
+        await near.ensure_volume(volume, 4 * MIB, None, False)
+        stored = await near.import_image(image, VolumeContent(volume), ignore)
+        image, digest = image.model_copy(update={"sha256": stored.sha256}), await near.measure_image(image.uid)
+        assert digest is not None
+        given = await asyncio.to_thread(Path(stored.path).read_bytes)
+        assert isinstance(far.driver, TakesImages)
+
+        async def fail(part: Part, pace: Pace) -> None:
+            raise StorageError("Nobody answers.", reason="PeersUnavailable")
+
+        async def receive(part: Part, pace: Pace) -> None:
+            await part.append(given)
+
+        assert (await refused(far.driver.copy_image(image, digest, fail, ignore))).reason == "PeersUnavailable"
+        assert await far.driver.image(image.uid) is None
+        for _ in range(2):
+            made = await far.driver.copy_image(image, digest, receive, ignore)
+            assert (made.format, made.virtual_size, made.sha256) == ("raw", 4 * MIB, image.sha256)
+            assert await far.again().image(image.uid) == made
+        assert content(ceph, names.image(image.uid), tmp_path) == bytes(4 * MIB)
+        await far.driver.remove_image(image.uid)
+        left = {path.name for path in Path(far.settings.scratch).rglob("*") if path.is_file()}
+        assert left <= {marker.NAME}
+
+
+def discard(ceph: CephCluster, name: str, offset: int, size: int) -> None:
+    command = ["qemu-io", "--image-opts", ceph.opened(name) + ",discard=unmap", "-c", f"discard {offset} {size}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def different(one: bytes, other: bytes) -> set[int]:
+    """Blocks of 4 KiB that are not the same."""
+    return {at // 4096 for at in range(0, len(one), 4096) if one[at : at + 4096] != other[at : at + 4096]}
 
 
 class TestCluster:

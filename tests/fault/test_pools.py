@@ -20,8 +20,10 @@ from kumulus.api.host import VolumeOrigin
 from kumulus.api.storage import Compression
 from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.dir.driver import DirStorage
+from kumulus_agents.storage.moving import Content
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import StorageSettings
+from tests.contract.moves import moved
 from tests.unit.storage.material import MIB, PACK, http, ignore, image_ref, needs_root, pool_ref, qemu_img, uid
 from tests.unit.storage.server import Answer
 
@@ -132,6 +134,37 @@ async def test_a_snapshot_in_a_full_pool_harms_nothing(driver, small) -> None:
     counter.count(5)
     assert counter.acknowledged == 10
     await driver.begin_snapshot(volume, snapshot)
+
+
+@pytest.mark.parametrize("thick", [False, True])
+async def test_moving_into_a_full_pool_harms_nothing(
+    driver, small, tmp_path: Path, settings: StorageSettings, thick: bool
+) -> None:
+    """A thick one finds out at once, a thin one while it is copied."""
+    volume, source = uid(), DirStorage(pool_ref(tmp_path / "roomy"), settings)
+    made = await source.ensure_volume(volume, 12 * MIB, None, thick)
+    counter = Counter(made.path)
+    counter.count(100)
+    assert counter.acknowledged == 100
+    filler = fill(small, 4 * MIB)
+    traits = await source.traits(volume)
+
+    async def use(content: Content) -> None:
+        await driver.fill_arrival(volume, traits, content, ignore)
+
+    with pytest.raises(StorageError) as error:
+        await driver.begin_arrival(volume, traits)
+        await source.send_volume(volume, use)
+    assert (error.value.reason, error.value.retryable) == ("NoSpace", True)
+    await driver.abandon_arrival(volume)
+    assert await driver.volume(volume) is None and files(small / "pool") == []
+    assert counter.holds()
+    filler.unlink()
+    await moved(source, driver, volume)
+    now = await driver.volume(volume)
+    assert now is not None
+    counter.path = now.path
+    assert counter.holds() and files(tmp_path / "roomy") == []
 
 
 async def test_what_was_acknowledged_before_the_pool_was_full_is_there(driver, small) -> None:

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from kumulus_lab.network import Network
+
 CONFIGURATION = """
 NFS_CORE_PARAM {{ Protocols = 3; Enable_NLM = false; Enable_RQUOTA = false; }}
 NFSv4 {{ Graceless = true; RecoveryRoot = {directory}/recovery; }}
@@ -51,9 +53,10 @@ def _ip(*arguments: str) -> None:
 
 
 @contextmanager
-def nfs_server(directory: Path) -> Iterator[NfsServer]:
-    """A server that exports a directory, until the block ends."""
+def nfs_server(directory: Path, network: Network | None = None) -> Iterator[NfsServer]:
+    """A server that exports a directory, until the block ends: for this machine, or on a lab's network for its hosts."""
     tag, net = secrets.token_hex(3), f"10.213.{secrets.randbelow(250)}"
+    address = f"{net}.2" if network is None else network.spare_address
     space, here, there = f"nfs-{tag}", f"nfs-{tag}-a", f"nfs-{tag}-b"
     export = directory / "export"
     (directory / "recovery").mkdir(parents=True)
@@ -63,9 +66,12 @@ def nfs_server(directory: Path) -> Iterator[NfsServer]:
     process = None
     try:
         _ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", space)
-        _ip("addr", "add", f"{net}.1/24", "dev", here)
+        if network is None:
+            _ip("addr", "add", f"{net}.1/24", "dev", here)
+        else:
+            _ip("link", "set", here, "master", network.bridge)
         _ip("link", "set", here, "up")
-        _ip("-n", space, "addr", "add", f"{net}.2/24", "dev", there)
+        _ip("-n", space, "addr", "add", f"{address}/24", "dev", there)
         for device in (there, "lo"):
             _ip("-n", space, "link", "set", device, "up")
         with (directory / "out").open("w") as out:
@@ -79,13 +85,13 @@ def nfs_server(directory: Path) -> Iterator[NfsServer]:
         deadline = time.monotonic() + 20
         while True:
             try:
-                socket.create_connection((f"{net}.2", 2049), timeout=1).close()
+                socket.create_connection((address, 2049), timeout=1).close()
                 break
             except OSError:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise AssertionError((directory / "out").read_text() + (directory / "log").read_text()) from None
                 time.sleep(0.05)
-        yield NfsServer(f"{net}.2", export, int((directory / "pid").read_text()))
+        yield NfsServer(address, export, int((directory / "pid").read_text()))
     finally:
         if process is not None:
             with suppress(ProcessLookupError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import ipaddress
 import os
 import pickle
@@ -24,8 +25,9 @@ import pytest
 from kumulus.api.compute import DriveBus, PowerState
 from kumulus.api.host import HttpFetch, VolumeOrigin
 from kumulus.api.qos import UNLIMITED, Qos
-from kumulus.api.snapshots import QuiesceMode
+from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
+from kumulus_agents.hypervisor.libvirt.marks import HOLD_NAMESPACE as HOLD
 from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.protocol import (
@@ -38,25 +40,27 @@ from kumulus_agents.hypervisor.protocol import (
     ExitReason,
     HypervisorError,
     Quiesce,
+    Still,
 )
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.passphrase import Passphrase
-from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.protocol import StorageError, StoredVolume
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
-from kumulus_agents.storage.source import FileSource, LayerFile
+from kumulus_agents.storage.source import BlockSource, FileSource, LayerFile
 from kumulus_agents.storage.tracking import Extent
 from tests.contract import guest
 from tests.contract.guest import Guest
 from tests.contract.hypervisor import Heard, HypervisorContract, detached, eventually, stopped, the, volume_of
 from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
-from tests.contract.snapshots import of_snapshot
+from tests.contract.snapshots import linked_to, of_snapshot
 from tests.unit.storage.material import image_ref, iso, pool_ref
 from tests.unit.storage.server import Answer, serving
 
 pytestmark = pytest.mark.libvirt
 
 CHECKOUT = Path(__file__).parents[2]
+FROZE, THAWED = "GUEST-FROZE", "GUEST-THAWED"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +105,9 @@ async def connected(world: LibvirtWorld, **settings: object) -> AsyncIterator[tu
 
 
 def open_files() -> int:
-    """How many files this process has open."""
+    """How many files this process has open, without those of what is garbage: a call that failed because a connection
+    broke has the connection in its traceback."""
+    gc.collect()
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -300,10 +306,7 @@ class TestNeighbours:
     @pytest.mark.parametrize("place", ["virConnect.defineXML", "virDomain.createWithFlags", "virDomain.setMetadata"])
     async def test_an_agent_killed_while_it_starts_a_machine_finds_it(self, world: LibvirtWorld, place: str) -> None:
         spec = world.spec()
-        command = [sys.executable, "-m", "tests.contract.doomed_agent", world.libvirtd.uri, place]
-        agent = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, cwd=CHECKOUT)
-        await agent.communicate(pickle.dumps(spec))
-        assert agent.returncode == -signal.SIGKILL
+        await killed(world, place, spec)
         async with connected(world) as (driver, _):
             assert (await the(driver, spec)).marks == spec.marks
             domain = await driver.start(spec)
@@ -338,6 +341,34 @@ class TestVolumes:
             await sees("")
             assert ">data<" not in world.virsh("dumpxml", uid)
             assert ">data<" not in world.virsh("dumpxml", "--inactive", uid)
+
+    async def test_a_guest_sees_a_block_device_that_has_grown(self, world: LibvirtWorld, tmp_path: Path) -> None:
+        """As a pool of the driver lvm grows it: first the device, then QEMU is told."""
+        file = tmp_path / "device"
+        await asyncio.to_thread(file.touch)
+        os.truncate(file, 16 << 20)
+        device = await told("losetup", "--find", "--show", str(file))
+        try:
+            async with connected(world) as (driver, _):
+                spec, volume = world.spec(Guest.DISKS), str(uuid.uuid4())
+                disk, uid = DomainDisk("data", BlockSource(device), "raw", volume=volume), spec.marks.uid
+                await driver.start(spec)
+                await world.booted(spec)
+                await driver.attach_disk(uid, disk)
+                assert [(one.path, one.volume) for one in (await the(driver, spec)).disks if one.volume] == [
+                    (device, volume)
+                ]
+                await eventually(lambda: f" data:{16 << 20}." in world.console(spec), "the guest saw no disk", 60)
+                os.truncate(file, 32 << 20)
+                await told("losetup", "--set-capacity", device)
+                for _ in range(2):
+                    await driver.resize_disk(uid, volume, 32 << 20)
+                await eventually(lambda: f" data:{32 << 20}." in world.console(spec), "it did not see it grow", 60)
+                await driver.detach_disk(uid, volume)
+                await detached(driver, spec, disk)
+                await driver.remove(uid)
+        finally:
+            await told("losetup", "--detach", device)
 
     async def test_a_volume_is_where_it_was_after_a_restart(self, world: LibvirtWorld) -> None:
         async with connected(world) as (driver, _):
@@ -673,6 +704,83 @@ class TestSnapshots:
             copy = await pool.ensure_volume(str(uuid.uuid4()), None, of_snapshot(volume, one), False)
             assert reads(copy.path, "-P 1 0 1M", "-P 2 1M 1M", "-P 1 2M 14M")
 
+    @pytest.mark.wide
+    async def test_an_agent_that_never_answers_holds_up_nobody(self, world: LibvirtWorld, tmp_path: Path) -> None:
+        """It is a guest that did not come to rest; it is asked for no longer than that, and its disks obey meanwhile."""
+        async with writing(world, tmp_path, Guest.MUTE) as (driver, pool, spec, volume):
+            uid = spec.marks.uid
+            await eventually(lambda: "state='connected'" in world.virsh("dumpxml", uid), "the port is not open", 60)
+            world.guest_io(spec, volume, "write -P 1 0 1M")
+            with pytest.raises(HypervisorError) as refused:
+                await snapshot(driver, pool, spec, volume, Quiesce(QuiesceMode.REQUIRED, 1))
+            assert refused.value.reason == "QuiesceFailed" and "within 1 seconds" in str(refused.value)
+            other = world.volume()
+            await driver.attach_disk(uid, other)
+            one = str(uuid.uuid4())
+            assert await taken(driver, pool, spec, volume, one, Quiesce(QuiesceMode.IF_POSSIBLE, 1)) == (
+                Indication.ONLINE,
+                Indication.QUIESCE_FAILED,
+            )
+            world.guest_io(spec, volume, "write -P 2 0 1M")
+            copy = await pool.ensure_volume(str(uuid.uuid4()), None, of_snapshot(volume, one), False)
+            assert reads(copy.path, "-P 1 0 1M")
+            assert "kumulus-rest" in world.virsh("dumpxml", uid), "it is not forgotten that it may freeze yet"
+
+    @pytest.mark.parametrize(
+        "place",
+        ["virDomain.setMetadata", "virDomain.suspend", "keep", "virDomain.snapshotCreateXML", "virDomain.resume"],
+    )
+    async def test_a_guest_that_a_dead_agent_held_goes_on_with_the_next(
+        self, world: LibvirtWorld, tmp_path: Path, place: str
+    ) -> None:
+        async with writing(world, tmp_path) as (driver, pool, spec, volume):
+            uid, kept = spec.marks.uid, world.volume()
+            await driver.attach_disk(uid, kept)
+            made = await pool.begin_snapshot(volume, str(uuid.uuid4()), live=True)
+            job = (uid, {volume: LayerFile(made.path, made.format)}, frozenset({volume_of(kept)}))
+            await killed(world, place, job)
+            async with connected(world) as (successor, _):
+                await eventually(functools.partial(is_free, successor, spec), "the guest is held", 30)
+                assert HOLD not in world.virsh("dumpxml", uid)
+                (path,) = [disk.path for disk in (await the(successor, spec)).disks if disk.volume == volume]
+                await pool.adopt(volume, path)
+                assert world.guest_io(spec, volume, "write -P 9 0 1M", "flush") == ""
+                await successor.force_off(uid)
+            assert reads((await pool.volume(volume) or pytest.fail("it is gone")).path, "-P 9 0 1M")
+
+    @pytest.mark.wide
+    async def test_the_file_systems_of_a_guest_that_is_held_are_at_rest_and_go_on(self, world: LibvirtWorld) -> None:
+        async with connected(world) as (driver, _):
+            spec, volume = world.spec(Guest.AGENT), world.volume()
+            uid = spec.marks.uid
+            await driver.start(spec)
+            await driver.attach_disk(uid, volume)
+            await eventually(lambda: "state='connected'" in world.virsh("dumpxml", uid), "no agent opens its port", 60)
+            said: list[str] = []
+
+            async def keep() -> None:
+                assert (await the(driver, spec)).state is DomainState.PAUSED
+                said.append(world.console(spec))
+
+            still = Still(frozenset({volume_of(volume)}), keep, 60)
+            how = await driver.snapshot_disks(uid, {}, Quiesce(QuiesceMode.REQUIRED, 30), still=still)
+            assert set(how) == {Indication.ONLINE, Indication.GUEST_AGENT}
+            assert FROZE in said[0]
+            assert THAWED not in said[0]
+            await eventually(lambda: THAWED in world.console(spec), "its file systems stay frozen", 30)
+            assert await is_free(driver, spec)
+            for place in ("virDomain.fsFreeze", "keep", "virDomain.resume"):
+                before = world.console(spec).count(THAWED)
+                await killed(world, place, (uid, {}, still.volumes))
+                await eventually(
+                    lambda before=before: world.console(spec).count(FROZE) > before, "it was not frozen", 30
+                )
+                async with connected(world) as (successor, _):
+                    await eventually(functools.partial(is_free, successor, spec), "the guest is held", 30)
+                    await eventually(
+                        lambda before=before: world.console(spec).count(THAWED) > before, "it stays frozen", 30
+                    )
+
     async def test_no_header_decides_what_a_guest_gets_to_see(self, world: LibvirtWorld, tmp_path: Path) -> None:
         """A guest that took over its QEMU can name any file as what its disk stands on."""
         secret = tmp_path / "secret"
@@ -690,18 +798,38 @@ class TestSnapshots:
             assert str(secret) not in files
 
 
+async def killed(world: LibvirtWorld, place: str, job: object) -> None:
+    """Have an agent do that and die on the way."""
+    command = [sys.executable, "-m", "tests.contract.doomed_agent", world.libvirtd.uri, place]
+    agent = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, cwd=CHECKOUT)
+    await agent.communicate(pickle.dumps(job))
+    assert agent.returncode == -signal.SIGKILL
+
+
+async def is_free(driver: LibvirtHypervisor, spec: DomainSpec) -> bool:
+    """Whether the guest runs and nobody holds it."""
+    domain = await the(driver, spec)
+    return domain.state is DomainState.RUNNING and not domain.held
+
+
 def content(path: str) -> bytes:
     """What is in the file."""
     return Path(path).read_bytes()
 
 
+async def told(*command: str) -> str:
+    """What a command says that ends well."""
+    done = await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
 @contextlib.asynccontextmanager
 async def writing(
-    world: LibvirtWorld, directory: Path
+    world: LibvirtWorld, directory: Path, kind: Guest = Guest.WAIT
 ) -> AsyncIterator[tuple[LibvirtHypervisor, DirStorage, DomainSpec, str]]:
     """A machine that is on and has a volume of 16 MiB of a real pool."""
     pool = DirStorage(pool_ref(directory / "pool"), StorageSettings(roots=(PurePosixPath(directory),), readers=()))
-    volume, spec = str(uuid.uuid4()), world.spec()
+    volume, spec = str(uuid.uuid4()), world.spec(kind)
     stored = await pool.ensure_volume(volume, 16 << 20, None, False)
     async with connected(world) as (driver, _):
         await driver.start(spec)
@@ -711,14 +839,27 @@ async def writing(
         yield driver, pool, spec, volume
 
 
-async def snapshot(driver: LibvirtHypervisor, pool: DirStorage, spec: DomainSpec, volume: str) -> str:
+IF_POSSIBLE = Quiesce(QuiesceMode.IF_POSSIBLE)
+
+
+async def snapshot(
+    driver: LibvirtHypervisor, pool: DirStorage, spec: DomainSpec, volume: str, quiesce: Quiesce = IF_POSSIBLE
+) -> str:
     """Take a snapshot of a machine that is on; its uid."""
     one = str(uuid.uuid4())
+    await taken(driver, pool, spec, volume, one, quiesce)
+    return one
+
+
+async def taken(
+    driver: LibvirtHypervisor, pool: DirStorage, spec: DomainSpec, volume: str, one: str, quiesce: Quiesce
+) -> tuple[Indication, ...]:
+    """Take the snapshot of that uid of a machine that is on; how far it can be trusted."""
     made = await pool.begin_snapshot(volume, one, live=True)
     layers = {volume: LayerFile(made.path, made.format)}
-    how = await driver.snapshot_disks(spec.marks.uid, layers, Quiesce(QuiesceMode.IF_POSSIBLE))
+    how = await driver.snapshot_disks(spec.marks.uid, layers, quiesce)
     await pool.confirm_snapshot(volume, one, "2026-11-20T12:00:00Z", how)
-    return one
+    return how
 
 
 def names_below(path: str, below: Path) -> None:
@@ -800,6 +941,63 @@ class TestEncryption:
             await driver.start(replace(spec, disks=(*spec.disks, *disks)))
             for volume in (one, two):
                 assert "verification failed" not in world.guest_io(spec, volume, "read -P 0x5a 0 1M")
+
+    @pytest.mark.wide
+    async def test_layers_come_and_go_while_it_is_on(self, world: LibvirtWorld, tmp_path: Path) -> None:
+        """Snapshots, a volume linked to one and merges of an encrypted volume; a host that restarts libvirtd meanwhile."""
+        pool = DirStorage(pool_ref(tmp_path / "pool"), StorageSettings(roots=(PurePosixPath(tmp_path),), readers=()))
+        key, volume, link = Passphrase("correct horse battery staple"), str(uuid.uuid4()), str(uuid.uuid4())
+        stored = await pool.ensure_encrypted_volume(volume, 16 << 20, None, False, key)
+
+        def disk(name: str, found: StoredVolume, of: str) -> DomainDisk:
+            return DomainDisk(name, found.source, found.format, volume=of, below=found.below, passphrase=key)
+
+        def has(volume: str, *what: str) -> bool:
+            return "verification failed" not in world.guest_io(spec, volume, *(f"read {one}" for one in what))
+
+        async with connected(world) as (driver, heard):
+            spec = world.spec()
+            uid = spec.marks.uid
+            await driver.start(replace(spec, disks=(*spec.disks, disk("data", stored, volume))))
+            taken = []
+            for number in (1, 2, 3):
+                world.guest_io(spec, volume, f"write -P {number} {number}M 1M", "write -P 0x5a 8M 1M", "flush")
+                one = str(uuid.uuid4())
+                made = await pool.begin_encrypted_snapshot(volume, one, key, live=True)
+                layers = {volume: LayerFile(made.path, made.format, encrypted=made.encrypted)}
+                how = await driver.snapshot_disks(uid, layers, Quiesce(QuiesceMode.NEVER), {volume: key})
+                await pool.confirm_snapshot(volume, one, "2026-11-20T12:00:00Z", how)
+                taken.append(one)
+            world.guest_io(spec, volume, "write -P 4 4M 1M", "flush")
+            assert world.virsh("secret-list") == ""
+            linked = await pool.ensure_encrypted_volume(
+                link, None, linked_to(volume, taken[0]), False, key, origin_passphrase=key
+            )
+            await driver.attach_disk(uid, disk("link", linked, link))
+            assert has(link, "-P 1 1M 1M", "-P 0 2M 1M")
+            assert world.guest_io(spec, link, "write -P 9 1M 1M") == ""
+            await restarted(world, heard)
+            await pool.forget_snapshot(volume, taken[1])
+            await pool.forget_snapshot(volume, taken[2])
+            while (merge := await pool.next_merge(volume)) is not None:
+                done = functools.partial(pool.merged, volume, merge)
+                await driver.merge_layers(uid, volume, merge.upper, merge.lower, lambda *_: None, done)
+            assert has(volume, *(f"-P {number} {number}M 1M" for number in (1, 2, 3, 4)))
+            world.guest_io(spec, volume, "write -P 5 5M 1M", "flush")
+            await driver.force_off(uid)
+            now = await pool.volume(volume)
+            assert now is not None and len(now.below) == 1
+            assert not [file for file in files_of(tmp_path, volume) if b"Z" * 512 in content(str(file))]
+            await driver.start(
+                replace(spec, disks=(*spec.disks, disk("data", now, volume), disk("link", linked, link)))
+            )
+            assert has(volume, *(f"-P {number} {number}M 1M" for number in (1, 2, 3, 4, 5)))
+            assert has(link, "-P 9 1M 1M", "-P 0 2M 1M")
+            told = (
+                world.virsh("dumpxml", "--security-info", uid),
+                content(f"/proc/{world.qemu(spec)}/cmdline").decode(),
+            )
+            assert not [text for text in told if key.text in text]
 
 
 class TestFiles:

@@ -76,6 +76,7 @@ def test_api_server_killed_with_work_under_way(world: World) -> None:
     _untouched(world, "steady", before)
 
 
+@pytest.mark.wide
 def test_controllers_killed_with_work_under_way(world: World) -> None:
     """The next process takes up what the last one left, and starts nothing twice."""
     before = _running(world, "steady")
@@ -129,6 +130,7 @@ def test_deleting_while_the_host_is_cut_off_waits_and_says_so(world: World) -> N
     assert world.find("vm", "vm") is None
 
 
+@pytest.mark.wide
 def test_foreign_domains_are_reported_and_left_alone(world: World) -> None:
     """A domain that is not Kumulus' own is counted, and runs on whatever happens."""
     host = world.lab.hosts[0]

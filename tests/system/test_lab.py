@@ -6,20 +6,22 @@ import json
 import shutil
 import signal
 import ssl
+import subprocess
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from kumulus_lab import deadline, images
+from kumulus_lab import commands, deadline, images, links, network, outside
 from kumulus_lab.cluster import NativeCluster
+from kumulus_lab.cuts import Direction
 from kumulus_lab.errors import LabError
 from kumulus_lab.host import LibvirtHost
 from kumulus_lab.lab import Lab, Wanted
-from kumulus_lab.network import Direction
 from kumulus_lab.processes import owned
 from kumulus_lab.state import Hypervisor
 from tests.conftest import new_lab
@@ -83,7 +85,7 @@ def _says(host: LibvirtHost, words: str) -> None:
     deadline.until(lambda: words in _console(host), f"'{words}' on the console", seconds=90, every=0.2)
 
 
-def _reaches(host: LibvirtHost, other: LibvirtHost) -> bool:
+def _reaches(host: LibvirtHost, address: str) -> bool:
     """Whether a packet goes there and back: a closed port that says so is an answer."""
     script = (
         "import socket,sys\n"
@@ -92,7 +94,11 @@ def _reaches(host: LibvirtHost, other: LibvirtHost) -> bool:
         "except ConnectionRefusedError: sys.exit(0)\n"
         "except OSError: sys.exit(1)\n"
     )
-    return host.exec(["python3", "-c", script, other.address], check=False).returncode == 0
+    return host.exec(["python3", "-c", script, address], check=False).returncode == 0
+
+
+def _soon_reaches(host: LibvirtHost, address: str) -> None:
+    deadline.until(lambda: _reaches(host, address), f"the way from {host.name} to {address}", seconds=20)
 
 
 @pytest.mark.libvirt
@@ -176,14 +182,92 @@ def test_a_daemon_of_a_host_is_killed_and_started_alone(bare: Lab) -> None:
 def test_a_partition_cuts_and_heals(bare: Lab, direction: Direction) -> None:
     first, second = bare.hosts
     first.power_on()
-    deadline.until(lambda: _reaches(first, second), "the first packet", seconds=10)
+    _soon_reaches(first, second.address)
     first.partition(direction)
-    assert not _reaches(first, second)
-    assert first.network.partitioned("h1", first.state.number)
+    assert not _reaches(first, second.address)
+    first.partition(direction)
+    assert links.cuts(bare) == {"h1": ["all" if direction is Direction.BOTH else f"all ({direction})"], "h2": []}
     first.heal()
     first.heal()
-    deadline.until(lambda: _reaches(first, second), "the healed network", seconds=10)
-    assert not first.network.partitioned("h1", first.state.number)
+    _soon_reaches(first, second.address)
+    assert links.cuts(bare) == {"h1": [], "h2": []}
+
+
+@pytest.mark.libvirt
+def test_one_link_is_cut_and_the_others_go_on(bare: Lab) -> None:
+    first, second = bare.hosts
+    first.power_on()
+    server, client = first.network.address, outside.GATEWAYS[0]
+    first.exec(["ip", "address", "add", "198.51.100.11/24", "dev", outside.LEG])
+    try:
+        ends = {"h2": second.address, "api": server, "outside": client}
+        for address in ends.values():
+            _soon_reaches(first, address)
+        for other, address in ends.items():
+            link = links.between(bare, "h1", other)
+            link.cut()
+            assert [name for name, where in ends.items() if not _reaches(first, where)] == [other]
+            assert links.cuts(bare)["h1"] == [other]
+            link.heal()
+            _soon_reaches(first, address)
+            assert links.cuts(bare)["h1"] == []
+    finally:
+        first.exec(["ip", "address", "flush", "dev", outside.LEG])
+        for other in ("h2", "api", "outside"):
+            links.between(bare, "h1", other).heal()
+
+
+@pytest.mark.libvirt
+def test_a_slow_cable_takes_its_time(bare: Lab) -> None:
+    first, second = bare.hosts
+    first.power_on()
+    server = "import socket; s=socket.create_server(('', 9)); print(flush=True); c=s.accept()[0]\nwhile c.recv(65536): pass\n"
+    client = "import socket,sys; s=socket.create_connection((sys.argv[1], 9)); s.sendall(bytes(250_000)); s.shutdown(1); s.recv(1)"
+
+    def seconds() -> float:
+        with subprocess.Popen(
+            ["ip", "netns", "exec", first.network.namespace("h2"), "python3", "-c", server], stdout=-1
+        ) as got:
+            assert got.stdout and got.stdout.readline()
+            began = time.monotonic()
+            first.exec(["python3", "-c", client, second.address])
+            return time.monotonic() - began
+
+    link = links.of(bare, "h1")
+    link.slow("2mbit")
+    try:
+        assert links.rates(bare) == {"h1": ["all 2 Mbit/s"], "h2": []}
+        assert seconds() > 0.8, "2 Mbit take a second"
+    finally:
+        link.heal()
+    assert links.rates(bare) == {"h1": [], "h2": []}
+    with pytest.raises(LabError, match="name the host alone"):
+        links.between(bare, "h1", "h2").slow("2mbit")
+
+
+@pytest.mark.libvirt
+def test_hosts_reach_the_outside_only_as_somebody_there(bare: Lab) -> None:
+    """The leg has no address, so what a router gives it is all there is; behind the gateway is a world."""
+    first = bare.host("h1")
+    first.power_on()
+    assert "inet" not in first.exec(["ip", "address", "show", "dev", outside.LEG]).stdout
+    assert not _reaches(first, outside.GATEWAYS[0])
+    for family, address, gateway, world in (
+        ("-4", "198.51.100.11/24", outside.GATEWAYS[0], outside.WORLD[0]),
+        ("-6", "2001:db8:100::11/64", outside.GATEWAYS[1], outside.WORLD[1]),
+    ):
+        try:
+            first.exec(["ip", family, "address", "add", address, "dev", outside.LEG, "nodad"])
+            first.exec(["ip", family, "route", "add", world, "via", gateway])
+            _ping(first.exec, world)
+            _ping(first.network.outside.exec, address.split("/")[0])
+        finally:
+            first.exec(["ip", family, "address", "flush", "dev", outside.LEG])
+
+
+def _ping(run: Callable[[list[str]], object], address: str) -> None:
+    family = "-6" if ":" in address else "-4"
+    run(["busybox", "ping", family, "-c", "1", "-W", "5", address])
 
 
 @pytest.mark.libvirt
@@ -206,7 +290,9 @@ def test_down_leaves_nothing_even_when_nothing_is_written_down() -> None:
     try:
         lab.up(Wanted(hosts=1, controllers=False, agents=False))
         bridge = lab.hosts[0].network.bridge
-        namespace = lab.hosts[0].network.namespace("h1")
+        namespaces = network.namespaces(lab.name)
+        assert len(namespaces) == 2
+        lab.hosts[0].partition()
         processes = owned(lab.directory)
         assert len(processes) >= 6
         # As after a crash: no record of any process, and of the lab itself only half a file.
@@ -216,7 +302,8 @@ def test_down_leaves_nothing_even_when_nothing_is_written_down() -> None:
         lab.down()
     assert not any(process.alive() for process in processes)
     assert not Path("/sys/class/net", bridge).exists()
-    assert not Path("/run/netns", namespace).exists()
+    assert not any(Path("/run/netns", namespace).exists() for namespace in namespaces)
+    assert lab.name not in commands.run(["nft", "list", "tables"]).stdout
     assert not lab.directory.exists()
     assert lab.name not in Path("/proc/self/mountinfo").read_text()
     lab.down()

@@ -92,7 +92,11 @@ def test_a_restart_request_restarts_exactly_once(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("policy", "end", "reason"),
-    [("Never", "exit", "GuestShutDown"), ("OnFailure", "exit", "GuestShutDown"), ("Never", "panic", "GuestCrashed")],
+    [
+        pytest.param("Never", "exit", "GuestShutDown", marks=pytest.mark.wide),
+        ("OnFailure", "exit", "GuestShutDown"),
+        ("Never", "panic", "GuestCrashed"),
+    ],
 )
 def test_a_guest_that_ends_and_shall_stay_off(world: World, policy: str, end: str, reason: str) -> None:
     """restartPolicy leaves it off, and the condition says how it ended."""
@@ -103,6 +107,7 @@ def test_a_guest_that_ends_and_shall_stay_off(world: World, policy: str, end: st
     assert "restarts" not in vm["status"]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("policy", "end"), [("Always", "exit"), ("OnFailure", "panic")])
 def test_a_guest_that_ends_is_started_again_with_pauses(world: World, policy: str, end: str) -> None:
     """restartPolicy starts it again; one that keeps ending is seen to back off."""

@@ -17,13 +17,16 @@ import pytest
 
 from kumulus.api.host import PoolRef
 from kumulus.api.pools import NfsParameters, NfsVersion, PoolDriver, PoolParameters
+from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.nfs import mount
 from kumulus_agents.storage.nfs.driver import make
+from kumulus_agents.storage.presence import Releasing
 from kumulus_agents.storage.protocol import StorageDriver, StorageError
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
+from tests.contract.moves import MoveContract, moved
 from tests.contract.storage import Bench, StorageContract
 from tests.system.nfs_server import TOOLS, NfsServer, nfs_server
-from tests.unit.storage.material import MIB, disk, http, image_ref, uid
+from tests.unit.storage.material import MIB, disk, http, image_ref, pool_ref, uid
 from tests.unit.storage.server import Answer, Server, serving
 from tests.unit.storage.test_registry import NONE
 
@@ -86,6 +89,36 @@ class TestNfs(StorageContract):
             virtual_size=len(RAW),
             fetches=lambda: len(server.requests),
         )
+
+
+class TestMoves(MoveContract):
+    """Out of the server into a directory of the host, and back; half of each runs in the pool's own thread."""
+
+    server = TestNfs.server
+    bench = TestNfs.bench
+
+    @pytest.fixture
+    def beyond(self, settings: StorageSettings, tmp_path: Path) -> StorageDriver:
+        near = settings.model_copy(update={"roots": (PurePosixPath(tmp_path),)})
+        return DirStorage(pool_ref(tmp_path / "near"), near)
+
+
+async def test_a_volume_is_moved_onto_the_server_with_its_content(
+    driver: StorageDriver, settings: StorageSettings, tmp_path: Path
+) -> None:
+    near = DirStorage(pool_ref(tmp_path / "near"), settings.model_copy(update={"roots": (PurePosixPath(tmp_path),)}))
+    volume = uid()
+    for source, target, byte in ((near, driver, 7), (driver, near, 8)):
+        made = await source.volume(volume) or await source.ensure_volume(volume, 16 * MIB, None, False)
+        command = ["qemu-io", "-f", "qcow2", "-c", f"write -P {byte} {byte}M 1M", made.path]
+        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+        await moved(source, target, volume, f"{byte} 0")
+    there = await near.volume(volume)
+    assert there is not None
+    reads = [part for byte in (7, 8) for part in ("-c", f"read -P {byte} {byte}M 1M")]
+    done = subprocess.run(["qemu-io", "-f", "qcow2", *reads, there.path], capture_output=True, text=True, check=True)
+    assert "verification failed" not in done.stdout
+    await near.remove_volume(volume)
 
 
 async def test_the_pool_says_by_which_client_it_is_reached(driver: StorageDriver, nfs: NfsServer) -> None:
@@ -200,3 +233,36 @@ async def test_an_export_that_is_not_there_is_explained(
     with pytest.raises(StorageError) as unable:
         await make(unfit, settings, NONE).prepare()
     assert "speaks version 3, not 4.2" in str(unable.value) and not unable.value.retryable
+
+
+async def test_a_pool_that_is_let_go_of_is_unmounted_and_its_client_ends(
+    pool: PoolRef, settings: StorageSettings, tmp_path: Path
+) -> None:
+    volume, there = uid(), settings.model_copy(update={"host": "c", "mounts": PurePosixPath(tmp_path)})
+    made = make(pool, there, NONE)
+    assert isinstance(made, Releasing)
+    await made.prepare()
+    await made.ensure_volume(volume, MIB, None, False)
+    assert mount.mounted(tmp_path / pool.uid) is not None and clients(tmp_path)
+    await made.release()
+    assert mount.mounted(tmp_path / pool.uid) is None and not list(tmp_path.iterdir())
+
+    async def ended() -> bool:
+        return not clients(tmp_path)
+
+    await until(ended, 10)
+    await made.release()  # again, and by a driver that never was prepared
+    again = make(pool, there, NONE)
+    assert isinstance(again, Releasing)
+    await again.release()
+    back = make(pool, there, NONE)
+    assert isinstance(back, Releasing)
+    assert await back.volume(volume) is not None, "its content stays"
+    await back.remove_volume(volume)
+    await back.release()
+
+
+def clients(below: Path) -> list[str]:
+    """Processes of our own client that serve a mountpoint below a directory."""
+    found = subprocess.run(["pgrep", "-f", f"storage.nfs.filesystem .* {below}/"], capture_output=True, text=True)
+    return found.stdout.split()

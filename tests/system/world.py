@@ -6,15 +6,34 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kumulus.api.base import Kind
+from kumulus.api.host import WorkOrder
+from kumulus.api.registry import KINDS
+from kumulus.cli.cluster import Cluster
+from kumulus.kube.builtin import NAMESPACE, SECRET
+from kumulus.kube.errors import KubeError, NotFound
 from kumulus_lab import commands, deadline, places
 from kumulus_lab.host import LibvirtHost
 from kumulus_lab.lab import Lab
 
 Object = dict[str, Any]
+WORDS: Mapping[str, Kind] = {
+    word: kind
+    for kind in (*(model.KIND for model in KINDS), NAMESPACE, SECRET)
+    for word in (kind.kind.lower(), kind.plural, f"{kind.plural}.{kind.group}", *kind.short_names)
+}
+"""Kinds by what kubectl calls them."""
+
+
+@cache
+def _administrator(kubeconfig: Path) -> Cluster:
+    return Cluster.connect(kubeconfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +42,11 @@ class World:
 
     lab: Lab
     namespace: str
+
+    @property
+    def api(self) -> Cluster:
+        """Who may do everything, in this process: a call of kubectl costs a tenth of a second."""
+        return _administrator(self.lab.kubeconfig)
 
     def apply(self, *objects: Mapping[str, Any]) -> None:
         """`kubectl apply` of these objects."""
@@ -74,16 +98,25 @@ class World:
             }
         )
 
+    def only_on(self, host: LibvirtHost) -> Object:
+        """The placement of a machine that has to be on that host."""
+        self.lab.cluster.kubectl_run("label", "host", host.name, f"name={host.name}", "--overwrite")
+        return {"hostSelector": {"name": host.name}}
+
     def patch(self, kind: str, name: str, body: Mapping[str, Any]) -> None:
         """Merge-patch an object."""
         words = ["patch", kind, name, "-n", self.namespace, "--type=merge", "-p", json.dumps(body)]
         self.lab.cluster.kubectl_run(*words)
 
     def find(self, kind: str, name: str, namespace: str | None = None) -> Object | None:
-        """The object, or None; also None while the API server does not answer."""
-        words = ["get", kind, name, "-n", namespace or self.namespace, "-o", "json"]
-        done = self.lab.cluster.kubectl_run(*words, check=False)
-        return json.loads(done.stdout) if done.returncode == 0 and done.stdout else None
+        """The object, with an empty status when it has none yet, or None; also None while the API server does not answer."""
+        try:
+            found = self.api.find(WORDS[kind], name, (namespace or self.namespace) if WORDS[kind].namespaced else None)
+            return None if found is None else {"status": {}, **found}
+        except KubeError as error:
+            if not error.retryable:
+                raise
+            return None
 
     def wait(
         self, kind: str, name: str, holds: Callable[[Object], object], what: str, *, seconds: float = 60
@@ -94,7 +127,9 @@ class World:
         def probe() -> Object | None:
             nonlocal last
             last = self.find(kind, name)
-            return last if last is not None and holds(last) else None
+            with suppress(KeyError):  # what is not told yet
+                return last if last is not None and holds(last) else None
+            return None
 
         try:
             return deadline.until(probe, f"{kind} {name}: {what}", seconds=seconds, every=0.1)
@@ -149,17 +184,26 @@ class World:
 
     def delete(self, kind: str, name: str, *, seconds: float = 60) -> None:
         """Delete and wait until it is gone."""
-        words = [
-            "delete",
-            kind,
-            name,
-            "-n",
-            self.namespace,
-            "--wait=true",
-            f"--timeout={int(seconds)}s",
-            "--ignore-not-found",
-        ]
-        self.lab.cluster.kubectl_run(*words)
+        self.ask_end(kind, name)
+        deadline.until(lambda: self._gone(kind, name), f"the end of {kind} {name}", seconds=seconds)
+
+    def delete_all(self, kind: str) -> None:
+        """Delete all of that kind in the namespace and wait until they are gone."""
+        for item in self.api.objects(WORDS[kind], self.namespace):
+            self.delete(kind, item["metadata"]["name"])
+
+    def ask_end(self, kind: str, name: str) -> None:
+        """Ask for its deletion, if it is there."""
+        with suppress(NotFound):
+            self.api.delete(WORDS[kind], name, self.namespace if WORDS[kind].namespaced else None)
+
+    def _gone(self, kind: str, name: str) -> bool:
+        try:
+            return self.api.find(WORDS[kind], name, self.namespace if WORDS[kind].namespaced else None) is None
+        except KubeError as error:
+            if not error.retryable:
+                raise
+            return False
 
     def kumulusctl(self, *words: str, check: bool = True) -> commands.Finished:
         """Run kumulusctl as the lab's administrator in this namespace."""
@@ -176,5 +220,5 @@ class World:
             listed = host.exec(["virsh", "-q", "list", "--all", "--uuid"]).stdout.split()
             found += [f"domain on {host.name}"] if uid in listed else []
             found += [str(path) for path in host.state_directory.rglob(f"*{uid}*")]
-        orders = self.lab.cluster.kubectl_run("get", "workorders,secrets", "-A", "-o", "name").stdout.split()
-        return found + [order for order in orders if uid in order]
+        listed = [(kind, item["metadata"]) for kind in (WorkOrder.KIND, SECRET) for item in self.api.objects(kind)]
+        return found + [f"{kind.kind} {meta['name']}" for kind, meta in listed if uid in meta["name"]]

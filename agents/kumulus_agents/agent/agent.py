@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import structlog
 
 from kumulus.api.host import WorkOrder, WorkType, pool_order_name
+from kumulus.api.segments import NetworkDriverName
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import KubeError
 from kumulus.kube.queue import WorkQueue
@@ -27,11 +28,13 @@ from kumulus_agents.agent.certificate import Certificates
 from kumulus_agents.agent.console import ConsoleReader, Consoles
 from kumulus_agents.agent.disk import Disks
 from kumulus_agents.agent.disk_work import DiskWork
+from kumulus_agents.agent.gateway import Gateways
 from kumulus_agents.agent.image import Images, given_image
 from kumulus_agents.agent.instance import Instances
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.lease import Heartbeat
+from kumulus_agents.agent.networks import Networks
 from kumulus_agents.agent.orders import Orders, volumes_of
 from kumulus_agents.agent.passphrases import Passphrases
 from kumulus_agents.agent.performer import Performer
@@ -40,12 +43,16 @@ from kumulus_agents.agent.pools import PoolFactory, Pools
 from kumulus_agents.agent.report import MachineFacts, Reporter
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.secrets import PoolSecrets, Secrets
+from kumulus_agents.agent.segment import Segments
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.agent.snapshot import Snapshots
 from kumulus_agents.agent.tidying import Tidying
 from kumulus_agents.agent.upload import UploadOrders
 from kumulus_agents.agent.volume import Volumes
+from kumulus_agents.agent.whereabouts import Whereabouts
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
+from kumulus_agents.metadata.keeper import Metadata
+from kumulus_agents.network.protocol import Dropped, NetworkDriver
 from kumulus_agents.transfer.transfer import Transfer
 
 log = structlog.get_logger(__name__)
@@ -53,6 +60,8 @@ log = structlog.get_logger(__name__)
 FINISH_SECONDS = 5.0
 """At a graceful stop passes under way get so long to come to their end."""
 RESYNC = 300.0
+PREPARE_SECONDS = 5.0
+"""So long does the first report wait for what network drivers find."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,12 @@ class Drivers:
     facts: MachineFacts
     transfer: Transfer | None = None
     """None: images are not exchanged with other hosts."""
+    networks: Mapping[NetworkDriverName, NetworkDriver] = field(default_factory=dict)
+    """Without one the host has no networks."""
+    underlay: str | None = None
+    """Address at which other hosts reach its tunnels; its first one when empty."""
+    metadata: Metadata | None = None
+    """None: guests are told nothing of themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +127,16 @@ class Agent:
         self.queue: WorkQueue[Key] = WorkQueue()
         self.orders = Orders(client, place.namespace)
         self.reflector: Reflector[WorkOrder] = Reflector(self.orders.store, client, place.namespace)
+        self._networks = Networks(
+            drivers.networks,
+            self.orders,
+            drivers.hypervisor,
+            metadata=drivers.metadata,
+            underlay=self._underlay,
+            changed=lambda: self.reporter.refresh(),
+            port_removed=self._port_removed,
+            ready=self._networks_ready,
+        )
         self.heartbeat = Heartbeat(
             client,
             place.namespace,
@@ -131,12 +156,15 @@ class Agent:
             every=timings.report_seconds,
             expires_at=expires_at,
             transfer=lambda: drivers.transfer.facts() if drivers.transfer is not None else None,
+            network=self._networks.facts,
         )
         self._performers: Mapping[WorkType, Performer] = {}
         self._flow = _Flow()
         self._stop = asyncio.Event()
         self._ended: Callable[[str], None] = lambda _: None
         """Told of volumes whose machine may have gone off, which may be what somebody waits for."""
+        self._networks_came: Callable[[], None] = lambda: None
+        """Told when machines need not wait for networks any longer."""
         self._orphans: set[str] = set()
         self._unreported: set[Key] = set()
         self.orders.listen(self.queue.add)
@@ -150,6 +178,10 @@ class Agent:
         """Whether a pass is under way."""
         return self._flow.running > 0
 
+    async def dropped(self) -> Sequence[Dropped]:
+        """What rules of networks have dropped on the host."""
+        return await self._networks.dropped()
+
     async def run(self) -> None:
         """Work until `stop` is called or the task is cancelled. Guests are left as they are."""
         await self._drivers.hypervisor.connect(self._domain_changed)
@@ -160,10 +192,14 @@ class Agent:
                 await transfer.open(lambda uid, sha256: given_image(self.orders, pools, uid, sha256))
             async with asyncio.TaskGroup() as tasks:
                 self._performers = self._assemble(tasks, pools)
-                tasks.create_task(self.reporter.run())
+                tasks.create_task(self._report())
                 tasks.create_task(self.heartbeat.run())
                 tasks.create_task(self.reflector.run())
                 tasks.create_task(self._watch_orphans())
+                if self._drivers.networks:
+                    tasks.create_task(self._networks.tend(self.reflector.synced.wait))
+                    tasks.create_task(self._networks.guard())
+                    tasks.create_task(self._networks.serve_metadata())
                 for _ in range(self._workers):
                     tasks.create_task(self._work())
                 tasks.create_task(self._end())
@@ -177,15 +213,20 @@ class Agent:
     def _assemble(self, tasks: asyncio.TaskGroup, pools: Pools) -> Mapping[WorkType, Performer]:
         drivers = self._drivers
         reservations = Reservations(lambda volume: freed(volume))
-        tidying = Tidying(drivers.hypervisor, reservations)
         secrets = Secrets(self._client, self.place.namespace)
+        passphrases = Passphrases(secrets)
+        tidying = Tidying(drivers.hypervisor, reservations, passphrases)
+        whereabouts = Whereabouts(self.orders, pools, drivers.hypervisor, complete=self.reflector.synced.is_set)
         steps = InstanceSteps(
             secrets,
             drivers.hypervisor,
             pools,
             drivers.files,
             reservations,
+            whereabouts,
+            self._networks,
             has=lambda volume: volumes.has(volume),
+            image_failure=self.orders.image_failure,
         )
         instances = Instances(
             self.orders,
@@ -199,6 +240,7 @@ class Agent:
         def arrived(uid: str) -> None:
             instances.arrived(uid)
             volumes.origin_arrived(uid)
+            snapshots.freed(uid)
 
         def let_go(volume: str) -> None:
             volumes.let_go(volume)
@@ -232,10 +274,11 @@ class Agent:
             self.orders,
             pools,
             drivers.hypervisor,
-            Passphrases(secrets),
+            passphrases,
             work,
             reservations,
             tidying,
+            whereabouts,
             host=self.place.host,
             wake=self._wake,
             arrived=arrived,
@@ -245,16 +288,28 @@ class Agent:
             self.orders,
             pools,
             drivers.hypervisor,
+            passphrases,
             work,
             reservations,
             tidying,
+            whereabouts,
             self._clock,
+            sees_to=lambda volume: volumes.sees_to(volume),
             arrived=arrived,
             removed=freed,
         )
         disks = Disks(self.orders, work, images, volumes)
+        gateways = Gateways(self.orders, self._networks, secrets, wake=self._wake)
+        if drivers.networks:
+            tasks.create_task(gateways.watch())
+
+        def network_arrived(uid: str) -> None:
+            instances.arrived(uid)
+            gateways.arrived(uid)
+
         self.orders.listen_let_go(let_go)
         self._ended = volumes.may_be_free
+        self._networks_came = instances.networks_ready
         return {
             WorkType.INSTANCE: instances,
             WorkType.DISK: disks,
@@ -265,7 +320,30 @@ class Agent:
             WorkType.CONSOLE: Consoles(self.orders, drivers.console),
             WorkType.CERTIFICATE: Certificates(self.orders, drivers.transfer),
             WorkType.UPLOAD: UploadOrders(self.orders, pools, drivers.transfer, self._clock, images.uploaded),
+            WorkType.SEGMENT: Segments(self.orders, self._networks, arrived=network_arrived),
+            WorkType.GATEWAY: gateways,
         }
+
+    async def _report(self) -> None:
+        """The first report says of networks what there is to say, if that is known soon."""
+        await self._networks.looked(PREPARE_SECONDS)
+        await self.reporter.run()
+
+    def _underlay(self) -> str | None:
+        return self._drivers.underlay or next(iter(self._drivers.facts.addresses()), None)
+
+    def _port_removed(self) -> None:
+        """A network that is to go may be free of ports now."""
+        for order in self.orders.store:
+            if order.spec.type is WorkType.SEGMENT and order.deleting:
+                self._wake(order.name)
+
+    def _networks_ready(self) -> None:
+        """What failed because a driver could not work is tried again, without waiting out its back-off."""
+        for order in self.orders.store:
+            if order.spec.type in (WorkType.SEGMENT, WorkType.GATEWAY):
+                self._wake(order.name)
+        self._networks_came()
 
     def _met(self, pool: str) -> bool:
         """Whether this host had the pool of that uid before, as it reported."""

@@ -6,7 +6,7 @@ import asyncio
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import structlog
 import typer
 import uvloop
-from prometheus_client import Gauge
+from prometheus_client import REGISTRY, Gauge
 
 from kumulus.api.quantity import to_bytes
 from kumulus.kube.client import KubeClient
@@ -26,11 +26,13 @@ from kumulus_agents.agent import drivers, machine_facts
 from kumulus_agents.agent import settings as agent_settings
 from kumulus_agents.agent.agent import Agent, Place
 from kumulus_agents.agent.credentials import TokenKeeper
+from kumulus_agents.agent.drops import Drops
 from kumulus_agents.agent.fleet import Fleet, FleetSettings
 from kumulus_agents.agent.identity import IdentityProblem, StateDirectory, read_bundle
 from kumulus_agents.agent.join import join as join_cluster
 from kumulus_agents.agent.settings import AgentSettings, SettingsProblem, Timings
-from kumulus_agents.hypervisor.registry import DriverError
+from kumulus_agents.network.protocol import Dropped
+from kumulus_agents.plugins import DriverError
 
 log = structlog.get_logger(__name__)
 
@@ -170,9 +172,18 @@ async def _serving(
     """Health and metrics of these agents are served inside the block."""
     QUEUE_DEPTH.labels("agent").set_function(lambda: sum(len(agent.queue) for agent in agents()))
     LEASE_AGE.set_function(lambda: max((agent.heartbeat.age or 0.0 for agent in agents()), default=0.0))
-    async with http.serve(settings.http_port, healthy={}, ready=ready, address=settings.http_address) as port:
-        log.info("health and metrics", port=port)
-        yield
+
+    async def dropped() -> Sequence[Dropped]:
+        return [item for agent in agents() for item in await agent.dropped()]
+
+    drops = Drops(asyncio.get_running_loop(), dropped)
+    REGISTRY.register(drops)
+    try:
+        async with http.serve(settings.http_port, healthy={}, ready=ready, address=settings.http_address) as port:
+            log.info("health and metrics", port=port)
+            yield
+    finally:
+        REGISTRY.unregister(drops)
 
 
 def _on_signal(stop: Callable[[], None]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from kumulus.api.host import PoolRef
+from kumulus.api.segments import NetworkDriverName
 from kumulus_agents.agent import machine_facts
 from kumulus_agents.agent.agent import Drivers
 from kumulus_agents.agent.identity import StateDirectory
@@ -23,12 +24,17 @@ from kumulus_agents.console import log
 from kumulus_agents.hypervisor import registry as hypervisors
 from kumulus_agents.hypervisor.protocol import Hypervisor
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
+from kumulus_agents.metadata.keeper import Metadata
+from kumulus_agents.network import registry as networks
+from kumulus_agents.network.protocol import NetworkDriver
+from kumulus_agents.network.settings import NetworkSettings
+from kumulus_agents.network.simulated import SimulatedNetworks
 from kumulus_agents.storage import registry as pools
 from kumulus_agents.storage.protocol import StorageDriver
 from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import Network, StorageSettings
 from kumulus_agents.storage.simulated import SimulatedStorage
-from kumulus_agents.transfer.transfer import Transfer
+from kumulus_agents.transfer.transfer import Transfer, address_towards
 
 SIMULATED = "simulated"
 
@@ -57,6 +63,8 @@ def real(settings: AgentSettings, state: StateDirectory, server: str, host: str)
     simulated = settings.hypervisor == SIMULATED
     files: InstanceFiles = NoFiles() if simulated else stored_files(state)
     hypervisor = hypervisors.load(settings.hypervisor, settings.hypervisor_settings)
+    underlay = underlay_of(settings.network, server)
+    metadata = settings.network.metadata
     storage = settings.storage.forbidding(*api_server_networks(server)).model_copy(update={"host": host})
     return Drivers(
         hypervisor=hypervisor,
@@ -70,7 +78,32 @@ def real(settings: AgentSettings, state: StateDirectory, server: str, host: str)
             os=machine_facts.operating_system(),
         ),
         transfer=Transfer(host, settings.transfer, server) if settings.transfer.enabled and not simulated else None,
+        networks={NetworkDriverName.LINUX: SimulatedNetworks()}
+        if simulated
+        else network_drivers(settings.network, underlay),
+        underlay=underlay,
+        metadata=Metadata(state.path / "metadata", metadata) if metadata.enabled and not simulated else None,
     )
+
+
+def underlay_of(settings: NetworkSettings, server: str) -> str | None:
+    """The address at which other hosts reach this one's tunnels."""
+    if settings.underlay is not None:
+        return str(settings.underlay)
+    try:
+        return address_towards(server)
+    except OSError:
+        return None
+
+
+def network_drivers(settings: NetworkSettings, underlay: str | None) -> dict[NetworkDriverName, NetworkDriver]:
+    """The drivers of this host's networks, as far as they are installed. Raises `DriverError`."""
+    known = networks.names() if settings.enabled else []
+    return {
+        name: networks.load(name, {"underlay": underlay, **settings.drivers.get(name, {})})
+        for name in NetworkDriverName
+        if name in known
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +137,7 @@ def simulated(name: str, settings: AgentSettings, simulation: Simulation) -> Dri
     return Drivers(
         hypervisor=hypervisor,
         pool=lambda pool, _: SimulatedStorage(pool, settings.storage),
+        networks={NetworkDriverName.LINUX: SimulatedNetworks()},
         files=NoFiles(),
         console=SimulatedConsole(hypervisor),
         facts=MachineFacts(addresses=tuple, agent=machine_facts.agent_version(), kernel=None, os="simulated"),

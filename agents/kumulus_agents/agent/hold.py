@@ -30,6 +30,8 @@ class Hold:
     """Monotonic seconds."""
     attempts: int
     generation: int
+    by_network: bool = False
+    """It was a network driver that failed."""
 
 
 def waiting(reason: str, message: str, *, order: WorkOrder, before: Hold | None, now: float) -> Hold:
@@ -48,11 +50,13 @@ def failed(
     before: Hold | None,
     now: float,
     first: float = RETRY_FIRST,
+    by_network: bool = False,
 ) -> Hold:
     """It went wrong. `first` seconds pass before the second attempt, twice as many before each further one."""
     attempts = _attempts(before, order)
     pause = min(first * 2.0**attempts, RETRY_MOST) if retryable else RETRY_REFUSED
-    return Hold(WorkState.FAILED, reason, message[:MESSAGE_MAX], now + pause, attempts + 1, order.metadata.generation)
+    until, generation = now + pause, order.metadata.generation
+    return Hold(WorkState.FAILED, reason, message[:MESSAGE_MAX], until, attempts + 1, generation, by_network)
 
 
 def current(hold: Hold | None, order: WorkOrder) -> Hold | None:

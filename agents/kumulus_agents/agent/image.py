@@ -40,7 +40,7 @@ from kumulus_agents.storage.protocol import (
     StoredImage,
     VolumeContent,
 )
-from kumulus_agents.storage.whole import TakesUploads, WholeImages
+from kumulus_agents.storage.whole import TakesImages, TakesUploads, WholeImages
 from kumulus_agents.transfer.fetch import NoPeer, PeerFetcher
 from kumulus_agents.transfer.transfer import Transfer
 
@@ -214,13 +214,19 @@ class Images:
             await driver.prepare()
             way = _Way(None, ())
             known = wanted.image.sha256 is not None  # else nothing would say what was verified
-            if known and wanted.copy_ is not None and self._fetcher is not None and isinstance(driver, WholeImages):
+            if known and wanted.copy_ is not None and self._fetcher is not None and isinstance(driver, TakesImages):
                 way = await self._copy(wanted, wanted.copy_, driver, self._fetcher, progress)
             if way.host is None:
+                why = "; ".join(f"{peer.host}: {peer.message}" for peer in way.dropped)
                 if wanted.copy_ is not None and wanted.upload is not None:
-                    why = "; ".join(f"{peer.host}: {peer.message}" for peer in way.dropped)
                     raise StorageError(f"No host that has the image gave it ({why}).", reason="PeersUnavailable")
-                await driver.import_image(wanted.image, await self._source(wanted), progress)
+                try:
+                    await driver.import_image(wanted.image, await self._source(wanted), progress)
+                except StorageError as error:
+                    if not way.dropped:
+                        raise
+                    text = f"{error} Before that, no host that has the image gave it ({why})."
+                    raise StorageError(text, reason=error.reason, retryable=error.retryable) from error
         self._ways[order.name] = way
         log.info("import done", order=order.name, image=order.spec.for_.name, copied_from=way.host)
         self._arrived(wanted.image.uid)
@@ -259,7 +265,7 @@ class Images:
         self,
         wanted: ImageImport,
         copy: ImageCopy,
-        driver: WholeImages,
+        driver: TakesImages,
         fetcher: PeerFetcher,
         progress: ProgressListener,
     ) -> _Way:

@@ -18,18 +18,24 @@ from kumulus_agents.agent.instance_scope import (
     Attach,
     ChangeDisc,
     Detach,
+    Filter,
     Memory,
     Plan,
+    PlugIn,
     PressButton,
+    RemovePort,
     Resume,
     Scope,
+    Start,
     Step,
     Tray,
+    Unplug,
 )
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.orders import Orders, unfit
 from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, Domain, DomainState, Hypervisor, HypervisorError
+from kumulus_agents.network.protocol import NetworkError
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.source import DiskSource
 
@@ -39,7 +45,7 @@ ROUNDS = 8
 """Observations in one pass at most; what needs more is looked at again a second later."""
 TERMS_KEPT = 4096
 UNAVAILABLE = "HypervisorUnavailable"
-NOT_READY = ("ImageNotReady", "VolumeNotReady", "VolumeBusy")
+NOT_READY = ("ImageNotReady", "VolumeNotReady", "VolumeBusy", "SegmentNotReady")
 
 
 STOPPING_SAID_AFTER = 2.0
@@ -84,7 +90,7 @@ class Instances:
         self._memory.pop(name, None)
 
     def arrived(self, uid: str) -> None:
-        """An image or a volume is whole in a pool, or free: who waits for it need not wait longer."""
+        """An image or a volume is whole in a pool, or free, or a network is here: who waits for it need not wait longer."""
         self._arrivals += 1
         for name, memory in list(self._memory.items()):
             order = self._orders.get(name)
@@ -95,8 +101,18 @@ class Instances:
                 continue
             if memory.hold is None or memory.hold.reason not in NOT_READY:
                 continue
-            disks = instance.disks if instance is not None else ()
-            if any(uid in (disk.volume, disk.image.uid if disk.image is not None else None) for disk in disks):
+            disks, nics = (instance.disks, instance.nics) if instance is not None else ((), ())
+            if any(uid in (disk.volume, disk.image.uid if disk.image is not None else None) for disk in disks) or any(
+                nic.network == uid for nic in nics
+            ):
+                self._memory[name] = replace(memory, hold=None)
+                self._wake(name)
+
+    def networks_ready(self) -> None:
+        """A network driver can work that could not: whose interfaces failed need not wait longer."""
+        self._arrivals += 1
+        for name, memory in list(self._memory.items()):
+            if memory.hold is not None and memory.hold.by_network:
                 self._memory[name] = replace(memory, hold=None)
                 self._wake(name)
 
@@ -203,10 +219,13 @@ class Instances:
             except Missing as missing:
                 if missing.reason not in NOT_READY or arrivals == self._arrivals:
                     self._hold(order, waiting=missing)
-            except (HypervisorError, StorageError) as error:
+            except (HypervisorError, StorageError, NetworkError) as error:
                 if error.reason == UNAVAILABLE:
                     raise
-                if isinstance(step, ChangeDisc) and error.reason == TRAY_LOCKED:
+                passing = error.reason in NOT_READY or isinstance(error, NetworkError)
+                if passing and arrivals != self._arrivals:
+                    log.debug("what was missing has come", order=order.name, reason=error.reason)
+                elif isinstance(step, ChangeDisc) and error.reason == TRAY_LOCKED:
                     self._refused(step, order)
                 else:
                     self._hold(order, failed=error)
@@ -219,7 +238,7 @@ class Instances:
                 self._done(step, order)
                 continue
             done = False
-            if not isinstance(step, Attach | ChangeDisc):
+            if not isinstance(step, Attach | ChangeDisc | Filter | PlugIn):
                 return
         if plan.steps and done:
             self._memory[order.name] = replace(self._memory[order.name], hold=None)
@@ -233,6 +252,17 @@ class Instances:
             self._memory[order.name] = replace(memory, resumed_at=now)
         elif isinstance(step, Detach):
             self._memory[order.name] = replace(memory, asked={**memory.asked, step.volume: now})
+        elif isinstance(step, Unplug):
+            known = {step.nic: None, **memory.ports}
+            self._memory[order.name] = replace(memory, asked={**memory.asked, step.nic: now}, ports=known)
+        elif isinstance(step, Start) and order.spec.instance is not None:
+            started = {nic.uid: nic for nic in order.spec.instance.nics}
+            self._memory[order.name] = replace(memory, ports={**memory.ports, **started})
+        elif isinstance(step, Filter | PlugIn):
+            self._memory[order.name] = replace(memory, ports={**memory.ports, step.nic.uid: step.nic})
+        elif isinstance(step, RemovePort):
+            left = {uid: nic for uid, nic in memory.ports.items() if uid != step.nic}
+            self._memory[order.name] = replace(memory, ports=left)
         elif isinstance(step, ChangeDisc):
             trays = {name: tray for name, tray in memory.trays.items() if name != step.drive}
             self._memory[order.name] = replace(memory, trays=trays)
@@ -250,7 +280,7 @@ class Instances:
         order: WorkOrder,
         *,
         waiting: Missing | None = None,
-        failed: HypervisorError | StorageError | None = None,
+        failed: HypervisorError | StorageError | NetworkError | None = None,
     ) -> None:
         memory, now = self._memory[order.name], self._clock.monotonic()
         if waiting is None and failed is not None and failed.reason in (*NOT_READY, "ImageInUse"):
@@ -260,7 +290,13 @@ class Instances:
         elif failed is not None:
             log.warning("step failed", order=order.name, reason=failed.reason, error=str(failed))
             held = hold.failed(
-                failed.reason, str(failed), retryable=failed.retryable, order=order, before=memory.hold, now=now
+                failed.reason,
+                str(failed),
+                retryable=failed.retryable,
+                order=order,
+                before=memory.hold,
+                now=now,
+                by_network=isinstance(failed, NetworkError),
             )
         self._memory[order.name] = replace(memory, hold=held)
 

@@ -30,9 +30,9 @@ def remember(scope: Scope, started: float | None, next_start: float | None) -> M
         memory = replace(memory, stopping_since=None, pressed_at=None)
     elif memory.stopping_since is None:
         memory = replace(memory, stopping_since=scope.now)
-    has = scope.domain.volumes if scope.domain is not None else frozenset()
+    has = set(scope.domain.volumes).union(nic.uid for nic in scope.domain.nics) if scope.domain is not None else set()
     if memory.asked.keys() - has:
-        memory = replace(memory, asked={volume: at for volume, at in memory.asked.items() if volume in has})
+        memory = replace(memory, asked={uid: at for uid, at in memory.asked.items() if uid in has})
     if memory.trays and not on:
         memory = replace(memory, trays={})
     marks = marks_of(scope)

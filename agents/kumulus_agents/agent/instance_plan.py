@@ -18,18 +18,22 @@ from kumulus_agents.agent.instance_scope import (
     Attach,
     ChangeDisc,
     Detach,
+    Filter,
     ForceOff,
     Limit,
     Mark,
     Pause,
     Plan,
+    PlugIn,
     PressButton,
     Remove,
+    RemovePort,
     Resume,
     Scope,
     Situation,
     Start,
     Step,
+    Unplug,
     exit_of,
     marks_of,
     situation,
@@ -43,8 +47,11 @@ DELETE_GRACE = 5.0
 """At most so many seconds does a machine get to shut down when it is deleted."""
 RESUME_EVERY = 10.0
 """A guest that pauses by itself (its storage fails) is resumed at most so often."""
+ON_TRIAL = 3.0
+"""A guest that had paused by itself and was resumed is said to run when it has for so long: what it lacked may lack still,
+and its status would say something else every few seconds."""
 DETACH_EVERY = 15.0
-"""Seconds between two requests to a guest to let go of the same volume."""
+"""Seconds between two requests to a guest to let go of the same volume or interface."""
 TRAY_EVERY = 10.0
 """Seconds between two requests to a guest to open the tray of a drive."""
 TRAY_PATIENCE = 30.0
@@ -136,7 +143,7 @@ def _after_end(scope: Scope) -> Plan:
     if policy is RestartPolicy.NEVER or (policy is RestartPolicy.ON_FAILURE and exit_reason is ExitReason.SHUTDOWN):
         reason, message = ENDINGS[exit_reason]
         return Plan(
-            _detaches(scope),
+            _partings(scope),
             state=WorkState.STOPPED,
             reason=reason,
             message=f"{message}; restartPolicy {policy} leaves it off until it is started or restarted",
@@ -148,7 +155,7 @@ def _after_end(scope: Scope) -> Plan:
         return _start_with(scope, restarts + 1)
     reason, message = ENDINGS[exit_reason]
     return Plan(
-        _detaches(scope),
+        _partings(scope),
         state=WorkState.BACK_OFF,
         reason=reason,
         message=f"{message}; it was started again {restarts} times and will be again after a pause",
@@ -166,18 +173,34 @@ ENDINGS: Mapping[ExitReason, tuple[str, str]] = {
 
 
 def _keep(scope: Scope) -> Plan:
-    """Leave it on; attach, detach and limit volumes, change discs."""
-    return _keep_on(scope, WorkState.RUNNING)
+    """Leave it on; attach and detach volumes and interfaces, limit and filter them, change discs."""
+    found, since = _keep_on(scope, WorkState.RUNNING), scope.memory.resumed_at
+    before = scope.status
+    stood = before.state is WorkState.PAUSED and before.reason in {reason for reason, _ in PAUSES.values()}
+    if found.steps or not stood or since is None or scope.now >= since + ON_TRIAL:
+        return found
+    return Plan(
+        state=WorkState.PAUSED, reason=before.reason, message=before.message, after=since + ON_TRIAL - scope.now
+    )
 
 
 def _keep_on(scope: Scope, state: WorkState) -> Plan:
-    steps = (*_remark(scope, scope.order.power), *_detaches(scope), *_attaches(scope), *_limits(scope), *_discs(scope))
+    steps = (
+        *_remark(scope, scope.order.power),
+        *_partings(scope),
+        *_filters(scope),
+        *_attaches(scope),
+        *_plugs(scope),
+        *_limits(scope),
+        *_discs(scope),
+    )
     if steps:
         return Plan(steps)
-    held = _surplus(scope)
+    held = [*_surplus(scope), *_surplus_nics(scope)]
     if held and scope.domain is not None:
-        names = ", ".join(sorted(disk.name for disk in scope.domain.disks if disk.volume in held))
-        due = min(scope.memory.asked.get(volume, scope.now) for volume in held) + DETACH_EVERY
+        disks = sorted(disk.name for disk in scope.domain.disks if disk.volume in held)
+        names = ", ".join((*disks, *sorted(nic.mac for nic in scope.domain.nics if nic.uid in held)))
+        due = min(scope.memory.asked.get(uid, scope.now) for uid in held) + DETACH_EVERY
         return Plan(
             state=state,
             reason="Detaching",
@@ -242,11 +265,43 @@ def _surplus(scope: Scope) -> list[str]:
     return sorted(has - {disk.volume for disk in scope.order.disks})
 
 
-def _detaches(scope: Scope) -> tuple[Step, ...]:
-    """Requests to let go of what the order does not name; none for what was asked a moment ago."""
+def _surplus_nics(scope: Scope) -> list[str]:
+    """Interfaces that the machine has and its order does not name."""
+    has = {nic.uid for nic in scope.domain.nics} if scope.domain is not None else set()
+    return sorted(has - {nic.uid for nic in scope.order.nics})
+
+
+def _partings(scope: Scope) -> tuple[Step, ...]:
+    """Requests to let go of what the order does not name; none for what was asked a moment ago. And the ports of interfaces
+    that the guest has let go of."""
     asked = scope.memory.asked
-    due = (volume for volume in _surplus(scope) if scope.now >= asked.get(volume, float("-inf")) + DETACH_EVERY)
-    return tuple(Detach(volume) for volume in due)
+
+    def due(uid: str) -> bool:
+        return scope.now >= asked.get(uid, float("-inf")) + DETACH_EVERY
+
+    return (
+        *(Detach(volume) for volume in _surplus(scope) if due(volume)),
+        *(Unplug(nic) for nic in _surplus_nics(scope) if due(nic)),
+        *(RemovePort(nic) for nic in _old_ports(scope)),
+    )
+
+
+def _old_ports(scope: Scope) -> list[str]:
+    """Interfaces that this process has brought into force and that the machine neither has nor is to have."""
+    has = {nic.uid for nic in scope.domain.nics} if scope.domain is not None else set()
+    return sorted(scope.memory.ports.keys() - has - {nic.uid for nic in scope.order.nics})
+
+
+def _filters(scope: Scope) -> tuple[Step, ...]:
+    """Interfaces that the machine has and of which the order says something that is not known to be in force."""
+    has = {nic.uid for nic in scope.domain.nics} if scope.domain is not None else set()
+    return tuple(Filter(nic) for nic in scope.order.nics if nic.uid in has and scope.memory.ports.get(nic.uid) != nic)
+
+
+def _plugs(scope: Scope) -> tuple[Step, ...]:
+    """Interfaces that the order names and the machine, which is on, has not got."""
+    has = {nic.uid for nic in scope.domain.nics} if scope.domain is not None else set()
+    return tuple(PlugIn(nic) for nic in scope.order.nics if nic.uid not in has)
 
 
 def _attaches(scope: Scope) -> tuple[Step, ...]:
@@ -278,7 +333,7 @@ def _pause(scope: Scope) -> Plan:
 
 
 def _keep_paused(scope: Scope) -> Plan:
-    """Leave it paused; attach, detach and limit volumes, change discs."""
+    """Leave it paused; attach and detach volumes and interfaces, limit and filter them, change discs."""
     return _keep_on(scope, WorkState.PAUSED)
 
 
@@ -326,7 +381,7 @@ def _stop_within(scope: Scope, grace: float) -> Plan:
         return Plan(mark)
     memory = scope.memory
     since = memory.stopping_since if memory.stopping_since is not None else scope.now
-    paused = scope.domain is not None and scope.domain.state is DomainState.PAUSED
+    paused = scope.domain is not None and scope.domain.state is DomainState.PAUSED and not scope.domain.held
     deadline = since + grace
     if scope.order.stop.mode is StopMode.FORCE or paused or scope.now >= deadline:
         return Plan((ForceOff(),))
@@ -340,19 +395,19 @@ def _stop_within(scope: Scope, grace: float) -> Plan:
 
 def _record_stop(scope: Scope) -> Plan:
     """Note that it is to be off, and leave it off."""
-    return Plan((*_remark(scope, PowerState.STOPPED), *_detaches(scope)), state=WorkState.STOPPED)
+    return Plan((*_remark(scope, PowerState.STOPPED), *_partings(scope)), state=WorkState.STOPPED)
 
 
-def _stay_off(_: Scope) -> Plan:
+def _stay_off(scope: Scope) -> Plan:
     """Leave it off."""
-    return Plan(state=WorkState.STOPPED)
+    return Plan(_partings(scope), state=WorkState.STOPPED)
 
 
 def _delete(scope: Scope) -> Plan:
     order, domain = scope.order, scope.domain
     ask = (
         domain is not None
-        and domain.state is DomainState.RUNNING
+        and (domain.state is DomainState.RUNNING or domain.held)
         and order.power is PowerState.RUNNING
         and order.stop.mode is StopMode.GRACEFUL
     )
@@ -360,7 +415,7 @@ def _delete(scope: Scope) -> Plan:
         stop = _stop_within(scope, min(float(order.stop.grace_period_seconds), DELETE_GRACE))
         if ForceOff() not in stop.steps:
             return stop
-    return Plan((Remove(),), release=True)
+    return Plan((Remove(tuple(sorted({*_surplus_nics(scope), *_old_ports(scope)}))),), release=True)
 
 
 Transition = Callable[[Scope], Plan]

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from kumulus.api.compute import PowerState
 from kumulus.api.host import InstanceOrder, WorkOrderStatus, WorkState
+from kumulus.api.segments import Nic
 from kumulus_agents.agent.hold import Hold
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason, Marks
 from kumulus_agents.storage.source import DiskSource
@@ -59,7 +60,10 @@ class Memory:
     """Why it last ended, as seen by this process."""
     hold: Hold | None = None
     asked: Mapping[str, float] = field(default_factory=dict)
-    """When the guest was last asked to let go of a volume."""
+    """When the guest was last asked to let go of a volume, or of an interface."""
+    ports: Mapping[str, Nic | None] = field(default_factory=dict)
+    """Interfaces that this process has brought into force, as they were then, by uid; None: it knows of one that an agent
+    before it did."""
     trays: Mapping[str, Tray] = field(default_factory=dict)
     """By name of the drive."""
 
@@ -138,6 +142,34 @@ class Detach:
 
 
 @dataclass(frozen=True, slots=True)
+class Filter:
+    """Bring into force what the order says of an interface that the guest has."""
+
+    nic: Nic
+
+
+@dataclass(frozen=True, slots=True)
+class PlugIn:
+    """Bring an interface of the order into force, then give it to the guest, which is on."""
+
+    nic: Nic
+
+
+@dataclass(frozen=True, slots=True)
+class Unplug:
+    """Ask the guest to let go of an interface; of a machine that is off, take it out of the definition."""
+
+    nic: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemovePort:
+    """Have nothing on the host of an interface that the machine has not got, and is not to have."""
+
+    nic: str
+
+
+@dataclass(frozen=True, slots=True)
 class Limit:
     """Make a volume that the guest has as fast as its order says, and no faster."""
 
@@ -157,8 +189,27 @@ class ChangeDisc:
 class Remove:
     """Remove the domain and everything that was made for it."""
 
+    ports: tuple[str, ...] = ()
+    """Interfaces that it has, or had, besides those of the order."""
 
-Step = Mark | Start | Pause | Resume | PressButton | ForceOff | Attach | Detach | Limit | ChangeDisc | Remove
+
+Step = (
+    Mark
+    | Start
+    | Pause
+    | Resume
+    | PressButton
+    | ForceOff
+    | Attach
+    | Detach
+    | Filter
+    | PlugIn
+    | Unplug
+    | RemovePort
+    | Limit
+    | ChangeDisc
+    | Remove
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from kumulus.api.host import DiskManner, InstanceFacts, WorkOrderStatus, WorkState
 from kumulus.api.qos import UNLIMITED
+from kumulus.api.segments import NicFacts
 from kumulus.runtime.clock import parse_time, rfc3339
 from kumulus_agents.agent.instance_scope import Plan, Scope, marks_of
 from kumulus_agents.hypervisor.protocol import DomainState
@@ -15,6 +16,7 @@ SAME_START = 2.0
 
 
 VOLUMES_MOST = 16
+NICS_MOST = 16
 
 
 def seconds(text: str | None) -> float | None:
@@ -55,6 +57,7 @@ def _facts(scope: Scope, plan: Plan) -> InstanceFacts:
         next_start_at=moment(due) if plan.state is WorkState.BACK_OFF and due is not None else None,
         volumes=_volumes(scope),
         manners=_manners(scope),
+        nics=_nics(scope, before),
     )
 
 
@@ -63,6 +66,21 @@ def _volumes(scope: Scope) -> tuple[str, ...]:
     has = scope.domain.volumes if scope.domain is not None else frozenset()
     wanted = {disk.volume for disk in scope.order.disks}
     return tuple(sorted(has, key=lambda volume: (volume in wanted, volume))[:VOLUMES_MOST])
+
+
+def _nics(scope: Scope, before: InstanceFacts) -> tuple[NicFacts, ...]:
+    """The interfaces of the order, and those that the guest has not let go of yet, by their old names where these are free."""
+    domain = scope.domain
+    on = domain is not None and domain.state is not DomainState.STOPPED
+    has = {nic.uid for nic in domain.nics} if domain is not None else set()
+    found = {nic.name: NicFacts(name=nic.name, uid=nic.uid, attached=on and nic.uid in has) for nic in scope.order.nics}
+    names = {fact.uid: fact.name for fact in before.nics}
+    for uid in sorted(has - {nic.uid for nic in scope.order.nics}):
+        name = names.get(uid, "")
+        if not name or name in found:
+            name = f"old-{uid[:8]}"
+        found[name] = NicFacts(name=name, uid=uid, attached=on)
+    return tuple(found.values())[:NICS_MOST]
 
 
 def _manners(scope: Scope) -> tuple[DiskManner, ...]:

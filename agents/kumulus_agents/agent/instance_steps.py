@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from kumulus.api.host import InstanceDisk, InstanceOrder, SeedRef, WorkOrder
 from kumulus.api.qos import UNLIMITED
+from kumulus.api.segments import Nic
 from kumulus.api.storage import OPTICAL
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.agent.instance_files import InstanceFiles
@@ -14,22 +15,35 @@ from kumulus_agents.agent.instance_scope import (
     Attach,
     ChangeDisc,
     Detach,
+    Filter,
     ForceOff,
     Limit,
     Mark,
     Pause,
+    PlugIn,
     PressButton,
     Remove,
+    RemovePort,
     Resume,
     Start,
     Step,
+    Unplug,
 )
 from kumulus_agents.agent.missing import Missing
+from kumulus_agents.agent.networks import Networks
 from kumulus_agents.agent.passphrases import Passphrases
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.secrets import Secrets
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainSpec, Hypervisor, Marks
+from kumulus_agents.agent.whereabouts import Whereabouts
+from kumulus_agents.hypervisor.protocol import (
+    DomainDisk,
+    DomainDrive,
+    DomainNic,
+    DomainSpec,
+    Hypervisor,
+    Marks,
+)
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.source import DiskSource, FileSource
 
@@ -48,17 +62,24 @@ class InstanceSteps:
         pools: Pools,
         files: InstanceFiles,
         reservations: Reservations,
+        whereabouts: Whereabouts,
+        networks: Networks,
         *,
         has: Callable[[str], bool],
+        image_failure: Callable[[str, str], str | None],
     ) -> None:
-        """`has` says whether this host sees to a volume of a pool that hosts share."""
+        """`has` says whether this host sees to a volume of a pool that hosts share; `image_failure` why it could not get
+        an image into a pool, by their uids."""
         self._has = has
+        self._image_failure = image_failure
         self._secrets = secrets
         self._hypervisor = hypervisor
         self._passphrases = Passphrases(secrets)
         self._pools = pools
         self._files = files
         self._reservations = reservations
+        self._whereabouts = whereabouts
+        self._networks = networks
 
     def halted_for_a_moment(self, uid: str) -> bool:
         """Whether the machine may be paused just now and goes on by itself: it is neither resumed nor reported."""
@@ -67,7 +88,7 @@ class InstanceSteps:
     async def take(self, step: Step, order: WorkOrder, slow: Callable[[], Awaitable[None]]) -> None:
         """Take one step; it may have been taken already. `slow` is awaited once when a start takes its time.
 
-        Raises `Missing`, `HypervisorError`, `StorageError`, `KubeError`.
+        Raises `Missing`, `HypervisorError`, `StorageError`, `NetworkError`, `KubeError`.
         """
         instance = order.spec.instance
         if instance is None:
@@ -91,12 +112,22 @@ class InstanceSteps:
             case Detach(volume):
                 with self._reservations.hold((volume,), "a machine is asked to let go of it"):
                     await self._hypervisor.detach_disk(uid, volume)
+            case Filter(nic):
+                await self._networks.ensure_port(nic, uid)
+            case PlugIn(nic):
+                seed = await self._seed(instance.seed) if instance.seed is not None else {}
+                await self._networks.describe(uid, order.spec.for_.namespace or "", order.spec.for_.name, seed)
+                await self._hypervisor.attach_nic(uid, await self._nic(nic, uid))
+            case Unplug(old):
+                await self._hypervisor.detach_nic(uid, old)
+            case RemovePort(old):
+                await self._networks.remove_port(old, uid)
             case Limit(volume):
                 await self._limit(instance, volume)
             case ChangeDisc(drive, disc, force):
                 await self._hypervisor.change_disc(uid, drive, disc, force=force)
-            case Remove():
-                await self._remove(instance)
+            case Remove(ports):
+                await self._remove(instance, ports)
 
     async def discs(self, order: InstanceOrder) -> dict[str, DiskSource]:
         """Where the discs are that the machine is to have in its drives, by name of the drive, as far as they are there.
@@ -116,18 +147,22 @@ class InstanceSteps:
         return found
 
     async def _start(self, order: InstanceOrder, marks: Marks, slow: Callable[[], Awaitable[None]]) -> None:
+        for nic in order.nics:
+            self._networks.demand(nic)
         for disk in order.disks:
             if disk.volume is not None:
                 await self._present(disk, disk.volume)
             elif disk.image is not None and await self._pools.driver(disk.pool).image(disk.image.uid) is None:
-                raise Missing(
-                    "ImageNotReady", f"the image of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
-                )
+                what = f"the image of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
+                why = self._image_failure(disk.image.uid, disk.pool.uid)
+                raise Missing("ImageNotReady", f"{what}: {why}" if why else what)
         discs = await self.discs(order)
         for drive in order.drives:
             if drive.image is not None and drive.name not in discs:
                 raise Missing("ImageNotReady", f"the disc of drive {drive.name} is not in its pool on this host yet")
         seed = await self._seed(order.seed) if order.seed is not None else None
+        if order.nics:
+            await self._networks.describe(order.uid, marks.namespace, marks.name, seed or {})
         async with asyncio.TaskGroup() as group:
             work = group.create_task(_failure_of(self._make_and_start(order, marks, seed, discs)))
             await asyncio.wait([work], timeout=SLOW)
@@ -171,8 +206,13 @@ class InstanceSteps:
                     DomainDrive(drive.name, drive.bus, discs.get(drive.name), drive.boot_order)
                     for drive in order.drives
                 ],
+                nics=[await self._nic(nic, order.uid) for nic in order.nics],
             )
         )
+
+    async def _nic(self, nic: Nic, machine: str) -> DomainNic:
+        """The interface with its filter in force: the guest may have it from now on."""
+        return DomainNic(nic.uid, nic.mac, await self._networks.ensure_port(nic, machine))
 
     async def _attach(self, order: InstanceOrder, volume: str) -> None:
         with self._reservations.hold((volume,), "it is being attached to a machine"):
@@ -183,11 +223,11 @@ class InstanceSteps:
     async def _resume(self, order: InstanceOrder) -> None:
         """Before a guest writes, the pools learn what it writes to: an agent may have died before it noted that."""
         volumes = {disk.volume: disk.pool for disk in order.disks if disk.volume is not None}
-        with self._reservations.hold(volumes, "a machine that has it is being resumed"):
+        with self._reservations.resuming(order.uid, volumes):
             domain = await self._hypervisor.domain(order.uid)
             for disk in domain.disks if domain is not None else ():
                 if disk.volume in volumes:
-                    await self._pools.driver(volumes[disk.volume]).adopt(disk.volume, disk.path)
+                    await self._whereabouts.adopt(disk.volume, volumes[disk.volume], disk.path)
             await self._hypervisor.resume(order.uid)
 
     async def _limit(self, order: InstanceOrder, volume: str) -> None:
@@ -202,6 +242,7 @@ class InstanceSteps:
     async def _volume(self, disk: InstanceDisk, volume: str) -> DomainDisk:
         if disk.pool.shared and not self._has(volume):
             raise _not_there(disk)
+        await self._whereabouts.demand(volume, disk.pool)
         stored = await self._pools.driver(disk.pool).open_volume(volume)
         if stored is None:
             raise Missing(
@@ -231,9 +272,12 @@ class InstanceSteps:
             return {name: text.encode() for name, text in (seed.data or {}).items()}
         return await self._secrets.read(seed.secret, "the first-boot data")
 
-    async def _remove(self, order: InstanceOrder) -> None:
+    async def _remove(self, order: InstanceOrder, ports: Sequence[str]) -> None:
         """What was made for the machine alone; volumes have a life of their own."""
         await self._hypervisor.remove(order.uid)
+        for nic in (*(nic.uid for nic in order.nics), *ports):
+            await self._networks.remove_port(nic, order.uid)
+        await self._networks.forget_machine(order.uid)
         for pool in {disk.pool.uid: disk.pool for disk in order.disks}.values():
             await self._pools.driver(pool).remove_disks(order.uid)
         await self._files.remove(order.uid)

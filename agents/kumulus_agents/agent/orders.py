@@ -29,6 +29,9 @@ DISC = "disc"
 KEEPER = "keeper"
 """Index of Disk orders by the volume they keep."""
 
+NIC = "nic"
+"""Index of Instance orders by the interfaces they name."""
+
 SNAPSHOT = "snapshot"
 """Index of Snapshot orders by their volumes."""
 
@@ -59,6 +62,10 @@ def _discs(order: WorkOrder) -> Iterable[str]:
     return {drive.image.uid for drive in drives if drive.image is not None}
 
 
+def _nics(order: WorkOrder) -> Iterable[str]:
+    return {nic.uid for nic in order.spec.instance.nics} if order.spec.instance is not None else ()
+
+
 def _kept_volume(order: WorkOrder) -> Iterable[str]:
     disk = order.spec.disk
     return (disk.volume.uid,) if disk is not None and disk.volume is not None else ()
@@ -77,6 +84,12 @@ def _same(before: WorkOrder, after: WorkOrder) -> bool:
         other.deletion_timestamp,
         other.finalizers,
     )
+
+
+def _asks_the_same(before: WorkOrder, after: WorkOrder) -> bool:
+    """Whether no more and no less is wanted of this host."""
+    one, other = before.metadata, after.metadata
+    return (one.uid, one.generation, one.deletion_timestamp) == (other.uid, other.generation, other.deletion_timestamp)
 
 
 def unfit(order: WorkOrder) -> WorkOrderStatus | None:
@@ -103,6 +116,7 @@ class Orders:
                 INSTANCE: _instance_uid,
                 VOLUME: volumes_of,
                 DISC: _discs,
+                NIC: _nics,
                 KEEPER: _kept_volume,
                 SNAPSHOT: _kept_in_snapshot,
                 IMAGE: _kept_image,
@@ -113,11 +127,17 @@ class Orders:
         """Orders whose status is being written: the watch may tell of it before the answer comes."""
 
     def listen(self, changed: Callable[[Key], None]) -> None:
-        """Have `changed` called when an order appears, changes or goes, but not after an own write."""
+        """Have `changed` called when an order appears, changes or goes, but not for what is this agent's own writing.
+
+        The answer to an own write may be the first that is heard of what somebody else wrote (a deletion while the watch
+        was broken), and the watch does not tell of that version again.
+        """
 
         def listener(before: WorkOrder | None, after: WorkOrder | None) -> None:
             item = after or before
-            if item is None or self._own_write:
+            if item is None:
+                return
+            if self._own_write and (before is None or after is None or _asks_the_same(before, after)):
                 return
             if item.name in self._reporting and before is not None and after is not None and _same(before, after):
                 return
@@ -150,6 +170,10 @@ class Orders:
         """The orders about machines that are to have the image in a drive."""
         return self.store.by(DISC, image)
 
+    def of_nic(self, uid: str) -> list[WorkOrder]:
+        """The orders about machines that are to have the interface."""
+        return self.store.by(NIC, uid)
+
     def keepers(self, volume: str) -> list[WorkOrder]:
         """The Disk orders that keep the volume."""
         return self.store.by(KEEPER, volume)
@@ -157,6 +181,13 @@ class Orders:
     def of_image(self, uid: str) -> list[WorkOrder]:
         """The Disk orders that keep the image in a pool."""
         return self.store.by(IMAGE, uid)
+
+    def image_failure(self, image: str, pool: str) -> str | None:
+        """Why the image could not be had for that pool, by their uids, when that failed."""
+        for order in self.of_image(image):
+            if order.spec.disk is not None and order.spec.disk.pool.uid == pool:
+                return order.status.message if order.status.state is WorkState.FAILED else None
+        return None
 
     def snapshots_of(self, volume: str) -> list[WorkOrder]:
         """The Snapshot orders that have a part in the volume."""

@@ -37,6 +37,11 @@ def steady(used: int, before: int | None, capacity: int | None = None) -> int:
     return -(-used // step) * step
 
 
+def steady_capacity(capacity: int, before: int | None) -> int:
+    """What to report as capacity: a cluster's moves with what is in it, by its own bookkeeping. Pure."""
+    return before if before is not None and abs(capacity - before) < min(STEP, max(capacity // 100, 1)) else capacity
+
+
 class PoolPresences:
     """The pools this host can use."""
 
@@ -58,7 +63,7 @@ class PoolPresences:
             return Done()
         pool = order.spec.pool.pool
         if order.deleting:
-            self._pools.forget(pool.uid)
+            await self._pools.release(pool)
             await self._orders.release(order)
             return Done()
         if not self._complete():
@@ -82,13 +87,14 @@ class PoolPresences:
             return Requeue(AGAIN)
         else:
             before = order.status.pool.used if order.status.pool is not None else None
+            capacity = steady_capacity(usage.capacity, order.status.pool.capacity if order.status.pool else None)
             status = WorkOrderStatus(
                 observed_generation=order.metadata.generation,
                 state=WorkState.READY,
                 pool=PoolFacts(
                     met=True,
-                    capacity=usage.capacity,
-                    used=min(steady(usage.used, before, usage.capacity), usage.capacity),
+                    capacity=capacity,
+                    used=min(steady(usage.used, before, capacity), capacity),
                     unowned=tuple(map(_told, unclaimed.files)),
                     unowned_count=unclaimed.count,
                     unowned_bytes=unclaimed.size,
@@ -118,4 +124,5 @@ def _told(item: Unowned) -> UnownedFile:
         virtual_size=item.virtual_size,
         namespace=item.namespace,
         volume=item.volume,
+        encrypted=item.encrypted,
     )

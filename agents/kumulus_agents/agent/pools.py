@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from kumulus.api.host import PoolRef
-from kumulus_agents.storage.presence import Expecting
-from kumulus_agents.storage.protocol import StorageDriver
+from kumulus_agents.storage.presence import Expecting, Releasing
+from kumulus_agents.storage.protocol import StorageDriver, StorageError
 from kumulus_agents.storage.secrets import Secrets
 
 PoolFactory = Callable[[PoolRef, Secrets], StorageDriver]
@@ -33,6 +34,10 @@ class Pools:
             self._drivers[pool.uid] = driver
         return driver
 
-    def forget(self, uid: str) -> None:
-        """The pool is no longer this host's business; its files stay."""
-        self._drivers.pop(uid, None)
+    async def release(self, pool: PoolRef) -> None:
+        """The pool is no longer this host's business: nothing of it is mounted here, its files stay."""
+        with suppress(StorageError):  # a driver that this host has not got holds nothing
+            driver = self.driver(pool)
+            if isinstance(driver, Releasing):
+                await driver.release()
+        self._drivers.pop(pool.uid, None)

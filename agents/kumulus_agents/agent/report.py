@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
-from kumulus.api.host import HostReport, HostReportStatus, TransferFacts, UnmanagedDomain
+from kumulus.api.host import HostReport, HostReportStatus, NetworkFacts, TransferFacts, UnmanagedDomain
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists, KubeError, NotFound
 from kumulus.kube.patching import merge_patch
@@ -72,12 +72,14 @@ def derive(
     found: Found | HypervisorError,
     expires_at: datetime | None,
     transfer: TransferFacts | None = None,
+    network: NetworkFacts | None = None,
 ) -> HostReportStatus:
     """The report; what a hypervisor that does not answer said before is kept. Pure but for the addresses."""
     common = {
         "addresses": facts.addresses(),
         "credentials_expire_at": _rounded(expires_at),
         "transfer": transfer,
+        "network": network,
     }
     if isinstance(found, HypervisorError):
         return before.model_copy(
@@ -128,7 +130,9 @@ class Reporter:
         every: float,
         expires_at: Callable[[], datetime | None],
         transfer: Callable[[], TransferFacts | None] = lambda: None,
+        network: Callable[[], NetworkFacts | None] = lambda: None,
     ) -> None:
+        self._network = network
         self._transfer = transfer
         self._client = client
         self._namespace = namespace
@@ -175,7 +179,8 @@ class Reporter:
         self._refreshes += 1
         if self._known is None or self._refreshes % REREAD_EVERY == 0:
             self._known = await self._read()
-        after = derive(self._known, self._facts, await self._look(), self._expires_at(), self._transfer())
+        found = await self._look()
+        after = derive(self._known, self._facts, found, self._expires_at(), self._transfer(), self._network())
         patch = merge_patch(self._known.to_json(), after.to_json())
         if not patch:
             return False

@@ -7,6 +7,7 @@ get one says why, and tries again when it is told that the volume is free.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -23,24 +24,38 @@ class Reservations:
         self._freed = freed
         self._held: dict[str, str] = {}
         self._asked: set[str] = set()
-        self._halting: set[str] = set()
+        self._halting: Counter[str] = Counter()
+        self._resuming: Counter[str] = Counter()
+        self._resumable: set[str] = set()
 
     def may_be_halted(self, machine: str) -> bool:
         """Whether the machine of that uid may be paused for a moment, and goes on without anybody's help."""
-        return machine in self._halting
+        return self._halting[machine] > 0
 
     @contextmanager
     def halting(self, machine: str) -> Iterator[None]:
-        """The machine will be paused for a moment."""
-        self._halting.add(machine)
-        try:
+        """The machine will be paused for a moment. Raises `StorageError(reason="VolumeBusy")` while it is being resumed."""
+        if self._resuming[machine]:
+            raise StorageError("The machine is being resumed just now.", reason=BUSY)
+        with _counted(self._halting, machine):
             yield
-        finally:
-            self._halting.discard(machine)
 
     @contextmanager
-    def hold(self, volumes: Iterable[str], doing: str) -> Iterator[None]:
-        """Have all these volumes. `doing` is a sentence for others: "a snapshot of it is being taken".
+    def resuming(self, machine: str, volumes: Iterable[str]) -> Iterator[None]:
+        """The machine, which has these volumes, will go on. Who holds one of them may not mind.
+
+        Raises `StorageError(reason="VolumeBusy")` when somebody does, or the machine is paused for a moment just now.
+        """
+        if self._halting[machine]:
+            raise StorageError("The machine is halted for a moment.", reason=BUSY)
+        doing = "a machine that has it is being resumed"
+        with self.hold(frozenset(volumes) - self._resumable, doing), _counted(self._resuming, machine):
+            yield
+
+    @contextmanager
+    def hold(self, volumes: Iterable[str], doing: str, *, resumable: bool = False) -> Iterator[None]:
+        """Have all these volumes. `doing` is a sentence for others: "a snapshot of it is being taken". `resumable`: a
+        machine that has them may be resumed meanwhile.
 
         Raises `StorageError(reason="VolumeBusy")` when somebody has one of them.
         """
@@ -51,12 +66,27 @@ class Reservations:
                 f"The volume is busy: {self._held[volume]}. This goes on when that is done.", reason=BUSY
             )
         self._held.update(dict.fromkeys(wanted, doing))
+        if resumable:
+            self._resumable |= wanted
         try:
             yield
         finally:
+            self._resumable -= wanted
             for volume in wanted:
                 del self._held[volume]
             waited_for = wanted & self._asked
             self._asked -= waited_for
             for volume in sorted(waited_for):
                 self._freed(volume)
+
+
+@contextmanager
+def _counted(counter: Counter[str], machine: str) -> Iterator[None]:
+    """Several may do it at once; each ends by itself."""
+    counter[machine] += 1
+    try:
+        yield
+    finally:
+        counter[machine] -= 1
+        if not counter[machine]:
+            del counter[machine]

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kumulus_agents.network.settings import NetworkSettings
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.transfer.settings import TransferSettings
 
@@ -47,6 +48,7 @@ class AgentSettings(Timings):
     transfer: TransferSettings = Field(
         default_factory=TransferSettings, description="How images are exchanged with other hosts."
     )
+    network: NetworkSettings = Field(default_factory=NetworkSettings, description="Networks of machines.")
     http_address: str = Field(default="127.0.0.1", description="Where health and metrics are served.")
     http_port: int = Field(default=9410, ge=0, le=65535, description="Port of health and metrics; 0: a free one.")
 

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import structlog
 
+from kumulus_agents.agent.passphrases import Passphrases, encrypting
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
 from kumulus_agents.storage.pace import Pace
@@ -17,16 +18,26 @@ log = structlog.get_logger(__name__)
 class Tidying:
     """Of this host's volumes. Who calls has the volume reserved."""
 
-    def __init__(self, hypervisor: Hypervisor, reservations: Reservations) -> None:
+    def __init__(self, hypervisor: Hypervisor, reservations: Reservations, passphrases: Passphrases) -> None:
         self._hypervisor = hypervisor
         self._reservations = reservations
+        self._passphrases = passphrases
 
-    async def tidy(self, driver: StorageDriver, volume: str, progress: ProgressListener | None = None) -> None:
-        """Merge what can be merged. May be repeated, and ended at any moment. Raises `StorageError`, `HypervisorError`."""
+    async def tidy(
+        self, driver: StorageDriver, volume: str, secret: str | None, progress: ProgressListener | None = None
+    ) -> None:
+        """Merge what can be merged. `secret` names the Secret with the passphrase of an encrypted volume.
+
+        May be repeated, and ended at any moment. Raises `StorageError`, `HypervisorError`.
+        """
         await self.adopt(driver, volume)
         while (merge := await driver.next_merge(volume)) is not None:
             if (user := await self.user(volume)) is None:
-                await driver.merge(volume, merge, progress)
+                if secret is None:
+                    await driver.merge(volume, merge, progress)
+                else:
+                    passphrase = await self._passphrases.read(secret)
+                    await encrypting(driver).merge_encrypted(volume, merge, passphrase, progress)
             else:
                 await self._merge_live(user, driver, volume, merge, progress)
             log.info("layers merged", volume=volume, upper=merge.upper, lower=merge.lower)

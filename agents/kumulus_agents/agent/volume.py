@@ -24,16 +24,17 @@ from kumulus.api.host import (
 )
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork
+from kumulus_agents.agent.moving import Moves
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.ownership import owned
-from kumulus_agents.agent.passphrases import Passphrases
+from kumulus_agents.agent.passphrases import Passphrases, encrypting
 from kumulus_agents.agent.pool import steady
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.tidying import Tidying
+from kumulus_agents.agent.whereabouts import Whereabouts
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
 from kumulus_agents.storage.adoption import Adopting, not_offered
-from kumulus_agents.storage.passphrase import EncryptedVolumes
 from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredVolume
 from kumulus_agents.storage.sectors import whole_sectors
 
@@ -55,6 +56,7 @@ class Volumes:
         work: DiskWork,
         reservations: Reservations,
         tidying: Tidying,
+        whereabouts: Whereabouts,
         *,
         host: str,
         wake: Callable[[str], None],
@@ -75,16 +77,35 @@ class Volumes:
         self._arrived = arrived
         self._removed = removed
         self._slots = asyncio.Semaphore(COPIES)
+        self._whereabouts = whereabouts
+        self._moves = Moves(
+            pools,
+            hypervisor,
+            reservations,
+            tidying,
+            whereabouts,
+            passphrases,
+            self._slots,
+            host=host,
+            left=self._has_left,
+        )
         self._seen: set[str] = set()
         """Orders whose volume was whole, as this process has made sure of."""
+        self._forgotten: set[str] = set()
+        """Snapshots that this process has forgotten, because an order said so."""
 
     def forget(self, name: str) -> None:
         """The order of that name is gone."""
         self._seen.discard(name)
+        self._moves.forget(name)
 
     def has(self, volume: str) -> bool:
         """Whether this host sees to the volume, as it has made sure of: an order for it is carried out and stays."""
         return any(order.name in self._seen and not order.deleting for order in self._orders.keepers(volume))
+
+    def sees_to(self, volume: str) -> bool:
+        """Whether snapshots of the volume are taken and removed here: as long as it is not to be left to another host."""
+        return any(order.name in self._seen and not _leaves(order) for order in self._orders.keepers(volume))
 
     def let_go(self, volume: str) -> None:
         """A machine neither wants the volume any more nor has it: it may be removed, grown or copied now."""
@@ -112,12 +133,11 @@ class Volumes:
     async def perform(self, order: WorkOrder, pool: PoolRef, wanted: VolumeOrder) -> Result:
         """One pass over a volume. Raises `KubeError`."""
         known = order.status.disk or DiskFacts()
-        known = known.model_copy(update={"progress": None})
+        known = known.model_copy(update={"progress": None, "pool": self._moves.pool(order)})
         try:
-            driver = self._pools.driver(pool)
             if order.deleting:
-                return await self._remove(order, wanted, driver, known)
-            return await self._ensure(order, wanted, driver, known)
+                return await self._remove(order, wanted, known)
+            return await self._ensure(order, wanted, known)
         except (StorageError, HypervisorError) as error:
             if order.deleting and error.reason in ("VolumeInUse", "VolumeBusy"):
                 held = self._work.in_use(order, error.reason, str(error))
@@ -125,9 +145,13 @@ class Volumes:
                 held = self._work.hold(order, error)
             return await self._work.report_hold(order, held, known)
 
-    async def _ensure(self, order: WorkOrder, wanted: VolumeOrder, driver: StorageDriver, known: DiskFacts) -> Result:
+    async def _ensure(self, order: WorkOrder, wanted: VolumeOrder, known: DiskFacts) -> Result:
+        if wanted.move is not None and wanted.move.withdrawn and self._work.outdated(order):
+            await self._work.cancel(order.name)
         if (result := await self._work.under_way(order, known)) is not None:
             return result
+        here = await self._whereabouts.of(order)
+        driver = self._pools.driver(here)
         volume = await driver.volume(wanted.uid)
         if volume is None and (wanted.existing or known.virtual_size is not None):
             raise StorageError(
@@ -137,17 +161,36 @@ class Volumes:
                 retryable=False,
             )
         asked = wanted.revert is not None and volume is not None and volume.reverted != wanted.revert.request
+        asked = asked or not self._forgotten.issuperset(wanted.forget)
         if volume is None or asked or order.name not in self._seen or volume.virtual_size < (wanted.size or 0):
-            return self._work.begin(order, lambda progress: self._bring_about(order, wanted, driver, progress))
+            return self._work.begin(order, lambda progress: self._bring_about(order, wanted, here, progress))
+        if not self._moves.ended(order):
+            return self._work.begin(order, lambda progress: self._move(order, wanted, progress))
         self._work.settled(order.name)
-        await self._orders.report(order, _ready(order, wanted, volume, known))
+        pool = here.uid if wanted.move is not None else None
+        await self._orders.report(order, _ready(order, wanted, volume, known, pool))
         return Done()
 
+    async def _move(self, order: WorkOrder, wanted: VolumeOrder, progress: ProgressListener) -> None:
+        try:
+            await self._moves.bring_about(order, wanted, progress)
+        finally:
+            self._wake_deleted(wanted.uid)
+        self._arrived(wanted.uid)
+
+    def _has_left(self, order: WorkOrder) -> None:
+        """Nothing of the order's volume is left in its pool."""
+        origin = order.spec.disk.volume.origin if order.spec.disk is not None and order.spec.disk.volume else None
+        if origin is not None and origin.linked and origin.snapshot is not None:
+            self._unlinked(origin.snapshot.volume)
+        self._removed()
+
     async def _bring_about(
-        self, order: WorkOrder, wanted: VolumeOrder, driver: StorageDriver, progress: ProgressListener
+        self, order: WorkOrder, wanted: VolumeOrder, pool: PoolRef, progress: ProgressListener
     ) -> None:
-        """Make the volume and let it grow, whatever of that is left to do."""
-        if order.spec.disk is not None and order.spec.disk.pool.shared:
+        """Make the volume and let it grow, in the pool that it is in, whatever of that is left to do."""
+        driver = self._pools.driver(pool)
+        if pool.shared:
             await driver.claim_volume(wanted.uid, self._host, wanted.epoch)
         origin = wanted.origin
         copied = (origin.volume or (origin.snapshot.volume if origin.snapshot else None)) if origin else None
@@ -163,9 +206,10 @@ class Volumes:
         finally:
             if copied is not None:
                 self._wake_deleted(copied)
-        await self._set_right(wanted.uid, driver, progress)
+        await self._forget(wanted, driver)
+        await self._set_right(wanted, driver, progress)
         if wanted.revert is not None and volume.reverted != wanted.revert.request:
-            volume = await self._revert(wanted.uid, wanted.revert, driver)
+            volume = await self._revert(wanted, wanted.revert, driver)
         if wanted.size is not None and volume.virtual_size < wanted.size:
             volume = await self._grow(wanted, wanted.size, driver)
         log.info("volume is there", order=order.name, volume=order.spec.for_.name, size=volume.virtual_size)
@@ -185,28 +229,50 @@ class Volumes:
             owned(self._orders.store),
             order.spec.for_.namespace,
             foreign=file.foreign,
+            passphrase=await self._passphrases.read(wanted.secret) if wanted.secret is not None else None,
         )
 
-    async def _set_right(self, volume: str, driver: StorageDriver, progress: ProgressListener) -> None:
+    async def _forget(self, wanted: VolumeOrder, driver: StorageDriver) -> None:
+        """Snapshots whose orders went while this host was silent are wanted no more. What is linked to one keeps it."""
+        for snapshot in wanted.forget:
+            if snapshot in self._forgotten:
+                continue
+            with (
+                self._reservations.hold((wanted.uid,), "a snapshot of it is being removed"),
+                _tolerating("SnapshotInUse"),
+            ):
+                await self._tidying.adopt(driver, wanted.uid)
+                await driver.forget_snapshot(wanted.uid, snapshot)
+                log.info("a snapshot that was given up is forgotten", volume=wanted.uid, snapshot=snapshot)
+            self._forgotten.add(snapshot)
+
+    async def _set_right(self, wanted: VolumeOrder, driver: StorageDriver, progress: ProgressListener) -> None:
         """What an agent that died left: what a machine writes to is the volume, and what nobody needs goes.
 
         Somebody is at it just now: then that is seen to there.
         """
-        at_it = self._reservations.hold((volume,), "its layers are being merged")
+        at_it = self._reservations.hold((wanted.uid,), "its layers are being merged")
         with _tolerating("VolumeBusy", "VolumeInUse"), at_it:
-            await self._tidying.tidy(driver, volume, progress)
+            await self._tidying.tidy(driver, wanted.uid, wanted.secret, progress)
 
-    async def _revert(self, volume: str, wanted: Revert, driver: StorageDriver) -> StoredVolume:
+    async def _revert(self, wanted: VolumeOrder, asked: Revert, driver: StorageDriver) -> StoredVolume:
         """Nobody has it meanwhile: a machine that is on would go on with what it read before."""
+        volume = wanted.uid
         with self._reservations.hold((volume,), "it is being reverted to a snapshot"):
             if (user := await self._tidying.user(volume)) is not None:
                 raise StorageError(
                     f"Machine {user.marks.name} is on and has the volume. Stop it: it is reverted then.",
                     reason="VolumeInUse",
                 )
-            reverted = await driver.revert_volume(volume, wanted.snapshot, wanted.request)
-            await self._tidying.tidy(driver, volume)
-            log.info("volume reverted", volume=volume, snapshot=wanted.snapshot, request=wanted.request)
+            if wanted.secret is None:
+                reverted = await driver.revert_volume(volume, asked.snapshot, asked.request)
+            else:
+                passphrase = await self._passphrases.read(wanted.secret)
+                reverted = await encrypting(driver).revert_encrypted_volume(
+                    volume, asked.snapshot, asked.request, passphrase
+                )
+            await self._tidying.tidy(driver, volume, wanted.secret)
+            log.info("volume reverted", volume=volume, snapshot=asked.snapshot, request=asked.request)
             return await driver.volume(volume) or reverted
 
     def _wake_deleted(self, volume: str) -> None:
@@ -221,9 +287,18 @@ class Volumes:
     ) -> StoredVolume:
         if wanted.secret is None:
             return await driver.ensure_volume(wanted.uid, wanted.size, wanted.origin, wanted.thick, progress)
-        passphrase = await self._passphrases.read(wanted.secret)
-        return await _encrypted(driver).ensure_encrypted_volume(
-            wanted.uid, wanted.size, wanted.origin, wanted.thick, passphrase, progress
+        passphrase, origin_passphrase = await self._passphrases.read(wanted.secret), None
+        # What a volume that is there was made from may be gone, and its passphrase with it.
+        if wanted.origin is not None and wanted.origin.secret and await driver.volume(wanted.uid) is None:
+            origin_passphrase = await self._passphrases.read(wanted.origin.secret)
+        return await encrypting(driver).ensure_encrypted_volume(
+            wanted.uid,
+            wanted.size,
+            wanted.origin,
+            wanted.thick,
+            passphrase,
+            progress,
+            origin_passphrase=origin_passphrase,
         )
 
     async def _grow(self, wanted: VolumeOrder, size: int, driver: StorageDriver) -> StoredVolume:
@@ -239,22 +314,29 @@ class Volumes:
             if wanted.secret is None:
                 return await driver.grow_volume(volume, size, resize)
             passphrase = await self._passphrases.read(wanted.secret)
-            return await _encrypted(driver).grow_encrypted_volume(volume, size, passphrase, resize)
+            return await encrypting(driver).grow_encrypted_volume(volume, size, passphrase, resize)
 
-    async def _remove(self, order: WorkOrder, wanted: VolumeOrder, driver: StorageDriver, known: DiskFacts) -> Result:
+    async def _remove(self, order: WorkOrder, wanted: VolumeOrder, known: DiskFacts) -> Result:
         await self._work.cancel(order.name)
+        here = await self._moves.alone(order, wanted)
+        driver = self._pools.driver(here)
         if (user := await self._user(wanted.uid)) is not None:
             message = f"machine {user} has the volume: delete the machine, or take the disk out of its spec.disks"
             return await self._work.report_hold(order, self._work.in_use(order, "VolumeInUse", message), known)
         made = wanted.existing or known.virtual_size is not None
-        if not wanted.retain or (not made and await driver.volume(wanted.uid) is None):
-            with self._reservations.hold((wanted.uid,), "it is being removed"):
+        if not wanted.retain:
+            await self._forget(wanted, driver)
+        # A snapshot that is being taken, or layers that are being merged, come to their end first: whoever has the volume
+        # next may begin at once, and from now on nothing is begun here any more (`sees_to`).
+        with self._reservations.hold((wanted.uid,), "it is being given up" if wanted.retain else "it is being removed"):
+            if not wanted.retain or (not made and await driver.volume(wanted.uid) is None):
                 await driver.remove_volume(wanted.uid)
-        elif isinstance(driver, Adopting) and order.spec.disk is not None and not order.spec.disk.pool.shared:
-            await driver.retain_volume(wanted.uid, order.spec.for_.namespace, order.spec.for_.name)
+            elif isinstance(driver, Adopting) and not here.shared:
+                await driver.retain_volume(wanted.uid, order.spec.for_.namespace, order.spec.for_.name)
         if wanted.origin is not None and wanted.origin.linked and wanted.origin.snapshot is not None:
             self._unlinked(wanted.origin.snapshot.volume)
         await self._orders.release(order)
+        self._seen.discard(order.name)  # one of the same name may come at once
         log.info("volume is gone", order=order.name, volume=order.spec.for_.name, retained=wanted.retain)
         self._removed()
         return Done()
@@ -278,6 +360,12 @@ class Volumes:
         return [domain for domain in await self._hypervisor.domains() if volume in domain.volumes]
 
 
+def _leaves(order: WorkOrder) -> bool:
+    """Whether the volume is to be given up, and its data stays."""
+    wanted = order.spec.disk.volume if order.spec.disk is not None else None
+    return order.deleting and wanted is not None and wanted.retain
+
+
 def _begins_with(origin: VolumeOrigin) -> tuple[str | None, ...]:
     """Uids of what the volume waits for."""
     snapshot = origin.snapshot
@@ -295,21 +383,13 @@ def _tolerating(*reasons: str) -> Iterator[None]:
             raise
 
 
-def _encrypted(driver: StorageDriver) -> EncryptedVolumes:
-    if not isinstance(driver, EncryptedVolumes):
-        raise StorageError(
-            "Pools of this kind cannot encrypt volumes. Have the class select pools of the driver dir.",
-            reason="EncryptionUnsupported",
-            retryable=False,
-        )
-    return driver
-
-
 def _is_on(domain: Domain) -> bool:
     return domain.state is not DomainState.STOPPED
 
 
-def _ready(order: WorkOrder, wanted: VolumeOrder, volume: StoredVolume, known: DiskFacts) -> WorkOrderStatus:
+def _ready(
+    order: WorkOrder, wanted: VolumeOrder, volume: StoredVolume, known: DiskFacts, pool: str | None
+) -> WorkOrderStatus:
     reason, message = None, None
     if wanted.size is not None and volume.virtual_size > whole_sectors(wanted.size):
         reason = "ShrinkRefused"
@@ -324,5 +404,6 @@ def _ready(order: WorkOrder, wanted: VolumeOrder, volume: StoredVolume, known: D
             virtual_size=volume.virtual_size,
             size=steady(volume.used, known.size),
             reverted=volume.reverted,
+            pool=pool,
         ),
     )

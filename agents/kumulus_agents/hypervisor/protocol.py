@@ -17,6 +17,7 @@ from kumulus.api.compute import DriveBus, PowerState
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.volumes import CacheMode
+from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import DiskSource, LayerFile
 
@@ -93,11 +94,45 @@ class AttachedDrive:
 
 
 @dataclass(frozen=True, slots=True)
+class DomainNic:
+    """An interface as the hypervisor is to make it."""
+
+    uid: str
+    """Uid of the NetworkInterface."""
+    mac: str
+    plug: Plug
+    """Said by a network driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedNic:
+    """An interface that a domain has."""
+
+    uid: str
+    """Uid of the NetworkInterface."""
+    mac: str
+    device: str
+    """Name of the tap on the host. It is there while the domain is on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Quiesce:
     """Whether a guest's file systems are brought to rest, and how long that may take."""
 
     mode: QuiesceMode
     seconds: int = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Still:
+    """What is to be done while a guest writes nothing: pools keep by themselves what is in some of its volumes."""
+
+    volumes: frozenset[str]
+    """Their uids."""
+    keep: Callable[[], Awaitable[None]]
+    """Awaited once, while the guest is halted and all that it has written is in the pools."""
+    seconds: float
+    """`keep` is given up after so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +149,8 @@ class AttachedDisk:
     """How fast it may be."""
     cache: CacheMode | None = None
     """How the host caches it; None when the hypervisor does not say."""
+    copied_to: str | None = None
+    """Path of the source that all of it is being copied to, until that is switched to or given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +181,7 @@ class DomainSpec:
     console_log: str
     """Absolute path of the file that the serial console is logged to."""
     drives: Sequence[DomainDrive] = ()
+    nics: Sequence[DomainNic] = ()
 
 
 class DomainState(StrEnum):
@@ -194,6 +232,10 @@ class Domain:
     """What the guest has, also what it has not let go of yet; of a domain that is off, what its definition has."""
     drives: Sequence[AttachedDrive] = ()
     """Its CD-ROM drives; the same holds of the discs in them."""
+    nics: Sequence[AttachedNic] = ()
+    """Its interfaces; the same holds of them."""
+    held: bool = False
+    """It is halted, or its file systems are frozen, for a snapshot (`snapshot_disks`), and goes on without being resumed."""
 
     @property
     def volumes(self) -> frozenset[str]:
@@ -300,15 +342,37 @@ class Hypervisor(Protocol):
         shut, unless by `force`, which it may take for a broken disc.
         """
 
+    async def attach_nic(self, uid: str, nic: DomainNic) -> None:
+        """Give the guest an interface; its definition gets it too. The domain has that interface, is off or gone:
+        nothing; `start` makes the definition anew.
+
+        Raises `HypervisorError`: `NoFreeSlot` when the machine has no room for one more until it is started anew.
+        """
+
+    async def detach_nic(self, uid: str, nic: str) -> None:
+        """Take the interface of that uid out of the definition and ask the guest to let go of it. Waits for the guest some
+        seconds at most: it is done when `domain` shows the interface no longer, which the listener is told; its tap is gone
+        then. Asked again, it asks again. The domain has not got it, or is gone: nothing."""
+
     async def snapshot_disks(
-        self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
+        self,
+        uid: str,
+        layers: Mapping[str, LayerFile],
+        quiesce: Quiesce,
+        passphrases: Mapping[str, Passphrase] | None = None,
+        still: Still | None = None,
     ) -> tuple[Indication, ...]:
-        """Have the guest write to these new layers from now on, all at one instant; they are by uid of the volume. What it
-        wrote to until then is not written any more. It has the layers already: nothing. Says how far the content can be
-        trusted. The guest's file systems are never left frozen.
+        """Have the guest write to these new layers from now on, all at one instant; they are by uid of the volume, and so are
+        the passphrases of those that are encrypted. What it wrote to until then is not written any more. It has the layers
+        already: nothing. Says how far the content can be trusted. The guest's file systems are never left frozen.
+
+        With `still` the same instant is that of what a pool keeps: the guest is halted from before `keep` until it has the
+        layers. It goes on in any case, whatever fails and however this ends: a guest that an agent left halted or frozen
+        goes on as soon as the next one is connected.
 
         Raises `HypervisorError`: `DiskNotAttached` when the domain is off, gone or has not got one of the volumes,
-        `QuiesceFailed` when rest is required and the guest does not come to it. `domain` tells whether it happened.
+        `QuiesceFailed` when rest is required and the guest does not come to it, `HaltedTooLong` when `keep` was given up;
+        and what `keep` raises. `domain` tells whether it happened.
         """
 
     async def merge_layers(
@@ -330,6 +394,29 @@ class Hypervisor(Protocol):
         Raises `HypervisorError`: `DiskNotAttached` when the domain is off, gone or has not got the volume, `MergeFailed`
         when the emulator gave up, `NoSpace`. All that the guest has written is there in any case.
         """
+
+    async def copy_disk(self, uid: str, disk: DomainDisk, progress: Callable[[int, int], None]) -> None:
+        """Have the emulator copy all that the volume of `disk` has, with what it stands on, to where `disk` says: an empty
+        disk as large, which stands on nothing. The guest goes on. Returns when the copy has caught up; from then on what the
+        guest writes goes to both, until `switch_disk` or `end_copy`. `progress` is told bytes that are done, and of how many.
+
+        A copy there that was begun before is continued. The guest uses that already: nothing.
+        Raises `HypervisorError`: `DiskNotAttached` when the domain is off, gone or has not got the volume, `CopyFailed` when
+        the emulator gave up, or does something else with the disk, `CacheUnsupported` (not retryable) when the disk is not
+        cached and the copy could only be cached, `NoSpace`. The guest is not disturbed in any case.
+        """
+
+    async def switch_disk(self, uid: str, volume: str, path: str, switched: Callable[[], Awaitable[None]]) -> None:
+        """Have the guest use the copy of the volume, at that path, that `copy_disk` made and nothing else, in the definition
+        too. The guest is halted for that moment, and goes on only when `switched` has returned: until then both have all
+        that it was told to be written. One that is paused stays paused. It uses it already: `switched` is awaited.
+
+        Raises `HypervisorError` as `copy_disk`; the guest uses what it did before then, and goes on.
+        """
+
+    async def end_copy(self, uid: str, volume: str) -> None:
+        """Give up a copy of the volume; the guest goes on with what it has. There is none, or the domain is off or gone:
+        nothing."""
 
     async def power_button(self, uid: str) -> None:
         """Ask the guest to shut down (ACPI). Returns at once. Off or gone already: nothing."""

@@ -3,7 +3,7 @@
 For tests and for scale: thousands of hosts in one process, so a host is a few dictionaries, and a
 timer exists only while something is going to happen. `SimulatedHost` is the machine and outlives its
 driver, so that an agent can be restarted beside running guests; `SimulatedHypervisor` is the driver.
-Files of disks are not touched, but for a volume that is grown while a guest has it.
+Files of disks are not touched, but for a volume that is grown or copied while a guest has it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +27,11 @@ from kumulus_agents.hypervisor.protocol import (
     TRAY_LOCKED,
     AttachedDisk,
     AttachedDrive,
+    AttachedNic,
     Domain,
     DomainDisk,
     DomainListener,
+    DomainNic,
     DomainSpec,
     DomainState,
     ExitReason,
@@ -39,7 +41,9 @@ from kumulus_agents.hypervisor.protocol import (
     Inventory,
     Marks,
     Quiesce,
+    Still,
 )
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import DiskSource, LayerFile
 
 GIB = 1 << 30
@@ -60,6 +64,7 @@ class SimulatedSettings(BaseModel):
     shutdown_seconds: float = Field(default=0, ge=0, description="How long a guest takes after the power button.")
     detach_seconds: float = Field(default=0, ge=0, description="How long a guest takes to let go of a disk.")
     merge_seconds: float = Field(default=0, ge=0, description="How long a merge of a disk's layers takes.")
+    copy_seconds: float = Field(default=0, ge=0, description="How long copying a disk to another place takes.")
     jitter: float = Field(default=0.2, ge=0, le=1, description="How much of each delay is left to chance.")
     failure_rate: float = Field(default=0, ge=0, le=1, description="Share of starts that fail.")
     seed: int = Field(default=0, description="Of chance: the same seed, the same run.")
@@ -91,6 +96,10 @@ class SimulatedHost:
         """Every snapshot that was taken: of which domain and volumes."""
         self.merges: list[tuple[str, str, str]] = []
         """Every merge while a guest had the volume: the volume, the upper file, the lower one."""
+        self.copies: list[tuple[str, str]] = []
+        """Every copy of a disk that was begun while a guest had it: the volume, where to."""
+        self.switches: list[tuple[str, str]] = []
+        """Every time a guest went over to such a copy: the volume, where to."""
         self._clock = clock
         self._chance = random.Random(self.settings.seed)  # noqa: S311  # not a secret
         self._failures: deque[HypervisorError] = deque()
@@ -105,7 +114,8 @@ class SimulatedHost:
         """The guest ends by itself: it powers off, it panics or QEMU dies (Crashed). Off already: nothing."""
         domain = self.domains.get(uid)
         if domain is not None and domain.state is not DomainState.STOPPED:
-            self.put(replace(domain, state=DomainState.STOPPED, exit_reason=why, started_at=None))
+            disks = tuple(replace(disk, copied_to=None) for disk in domain.disks)
+            self.put(replace(domain, state=DomainState.STOPPED, exit_reason=why, started_at=None, disks=disks))
 
     def plant(self, domain: ForeignDomain) -> None:
         """Somebody else makes a domain here."""
@@ -157,22 +167,42 @@ class SimulatedHost:
             self.fail_next_start()
         if self._failures:
             failed = Domain(spec.marks, DomainState.STOPPED, exit_reason=ExitReason.FAILED, disks=_attached(spec))
-            self.put(replace(failed, drives=_drives(spec)))
+            self.put(replace(failed, drives=_drives(spec), nics=_nics(spec)))
             raise self._failures.popleft()
         self.starts[spec.marks.uid] = self.starts.get(spec.marks.uid, 0) + 1
         if self.settings.console:
             _print(spec.console_log, f"{spec.marks.namespace}/{spec.marks.name}: simulated guest is up\n")
         domain = Domain(
-            spec.marks, DomainState.RUNNING, started_at=self._clock(), disks=_attached(spec), drives=_drives(spec)
+            spec.marks,
+            DomainState.RUNNING,
+            started_at=self._clock(),
+            disks=_attached(spec),
+            drives=_drives(spec),
+            nics=_nics(spec),
         )
         self.put(domain)
         return domain
 
-    def let_go(self, uid: str, volume: str, run: float | None) -> None:
+    def detached(self, uid: str, volume: str, run: float | None) -> None:
         """The guest has let go of a volume, unless that was another run, or it clings to it."""
         domain = self.domains.get(uid)
         if domain is not None and domain.started_at == run and volume in domain.volumes and uid not in self.clinging:
             self.put(replace(domain, disks=tuple(disk for disk in domain.disks if disk.volume != volume)))
+
+    def unplugged(self, uid: str, nic: str, run: float | None) -> None:
+        """The guest has let go of an interface, unless that was another run, or it clings to it."""
+        domain = self.domains.get(uid)
+        if domain is not None and domain.started_at == run and uid not in self.clinging:
+            left = tuple(item for item in domain.nics if item.uid != nic)
+            if left != tuple(domain.nics):
+                self.put(replace(domain, nics=left))
+
+    def let_go(self, uid: str) -> None:
+        """A domain that is held goes on."""
+        domain = self.domains.get(uid)
+        if domain is not None and domain.held:
+            on = domain.state is not DomainState.STOPPED
+            self.put(replace(domain, state=DomainState.RUNNING if on else domain.state, held=False))
 
     def delay(self, seconds: float) -> float:
         """Seconds, more or less."""
@@ -204,6 +234,8 @@ class SimulatedHypervisor:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._host.attach(self)
+        for uid in list(self._host.domains):
+            self._host.let_go(uid)
         if self._host.available:
             self.told("")
 
@@ -278,9 +310,32 @@ class SimulatedHypervisor:
                 host.put(replace(domain, disks=tuple(disk for disk in domain.disks if disk.volume != volume)))
                 return
             if not (pause := host.delay(host.settings.detach_seconds)):
-                host.let_go(uid, volume, domain.started_at)
+                host.detached(uid, volume, domain.started_at)
                 return
-            asyncio.get_running_loop().call_later(pause, host.let_go, uid, volume, domain.started_at)
+            asyncio.get_running_loop().call_later(pause, host.detached, uid, volume, domain.started_at)
+            await asyncio.sleep(min(pause, DETACH_WAITS))
+
+    async def attach_nic(self, uid: str, nic: DomainNic) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is None or domain.state is DomainState.STOPPED or any(n.uid == nic.uid for n in domain.nics):
+                return
+            host.put(replace(domain, nics=(*domain.nics, _plugged(nic))))
+
+    async def detach_nic(self, uid: str, nic: str) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is None or all(item.uid != nic for item in domain.nics):
+                return
+            if domain.state is DomainState.STOPPED:
+                host.put(replace(domain, nics=tuple(item for item in domain.nics if item.uid != nic)))
+                return
+            if not (pause := host.delay(host.settings.detach_seconds)):
+                host.unplugged(uid, nic, domain.started_at)
+                return
+            asyncio.get_running_loop().call_later(pause, host.unplugged, uid, nic, domain.started_at)
             await asyncio.sleep(min(pause, DETACH_WAITS))
 
     async def resize_disk(self, uid: str, volume: str, size: int) -> None:
@@ -320,28 +375,58 @@ class SimulatedHypervisor:
             host.put(replace(domain, drives=drives))
 
     async def snapshot_disks(
-        self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
+        self,
+        uid: str,
+        layers: Mapping[str, LayerFile],
+        quiesce: Quiesce,
+        passphrases: Mapping[str, Passphrase] | None = None,
+        still: Still | None = None,
     ) -> tuple[Indication, ...]:
+        """See the protocol. An agent that is cancelled meanwhile leaves the guest as one that is killed."""
+        volumes = layers.keys() | (still.volumes if still is not None else frozenset())
         async with self._one_at_a_time(uid):
             host = self._reach()
-            domain = host.domains.get(uid)
-            if domain is None or domain.state is DomainState.STOPPED or not layers.keys() <= domain.volumes:
-                raise HypervisorError("The simulated machine has not got the disks now.", reason="DiskNotAttached")
+            domain = self._having(uid, volumes)
             rest = Indication.NO_GUEST_AGENT
             if quiesce.mode is not QuiesceMode.NEVER and (able := host.agents.get(uid)) is not None:
                 rest = Indication.GUEST_AGENT if able else Indication.QUIESCE_FAILED
             if quiesce.mode is QuiesceMode.REQUIRED and rest is not Indication.GUEST_AGENT:
                 raise HypervisorError("The simulated guest did not come to rest.", reason="QuiesceFailed")
-            moved = tuple(
-                replace(disk, path=layers[disk.volume].path) if disk.volume and disk.volume in layers else disk
-                for disk in domain.disks
-            )
-            if moved != tuple(domain.disks):
-                host.snapshots.append((uid, frozenset(layers)))
-                host.put(replace(domain, disks=moved))
-            if quiesce.mode is QuiesceMode.NEVER:
-                return (Indication.ONLINE,)
-            return (Indication.ONLINE, rest)
+            if still is not None and domain.state is DomainState.RUNNING:
+                host.put(replace(domain, state=DomainState.PAUSED, held=True))
+        if still is not None:
+            await self._keep(uid, still)
+        async with self._one_at_a_time(uid):
+            try:
+                domain = self._having(uid, volumes)
+                moved = tuple(
+                    replace(disk, path=layers[disk.volume].path) if disk.volume and disk.volume in layers else disk
+                    for disk in domain.disks
+                )
+                if moved != tuple(domain.disks) or still is not None:
+                    host.snapshots.append((uid, frozenset(volumes)))
+                    host.put(replace(domain, disks=moved))
+            finally:
+                host.let_go(uid)
+            return (Indication.ONLINE,) if quiesce.mode is QuiesceMode.NEVER else (Indication.ONLINE, rest)
+
+    def _having(self, uid: str, volumes: Set[str]) -> Domain:
+        domain = self._reach().domains.get(uid)
+        if domain is None or domain.state is DomainState.STOPPED or not volumes <= domain.volumes:
+            raise HypervisorError("The simulated machine has not got the disks now.", reason="DiskNotAttached")
+        return domain
+
+    async def _keep(self, uid: str, still: Still) -> None:
+        """The guest goes on when it fails."""
+        try:
+            async with asyncio.timeout(still.seconds):
+                await still.keep()
+        except TimeoutError:
+            self._host.let_go(uid)
+            raise HypervisorError("The simulated guest must not be halted longer.", reason="HaltedTooLong") from None
+        except Exception:
+            self._host.let_go(uid)
+            raise
 
     async def merge_layers(
         self,
@@ -371,6 +456,64 @@ class SimulatedHypervisor:
             await merged()
             if (halted := host.domains.get(uid)) is not None and halted.state is DomainState.PAUSED:
                 host.put(replace(halted, state=domain.state))
+
+    async def copy_disk(self, uid: str, disk: DomainDisk, progress: Callable[[int, int], None]) -> None:
+        async with self._one_at_a_time(uid):
+            now = self._attached(uid, disk.volume)
+            if now.path == disk.path:
+                return
+            if now.copied_to not in (None, disk.path):
+                raise HypervisorError("The simulated disk is being copied to another place.", reason="CopyFailed")
+            if now.copied_to is None:
+                self._host.copies.append((disk.volume or "", disk.path))
+                self._change_disk(uid, replace(now, copied_to=disk.path))
+        progress(0, 1 << 20)
+        await self._pass(self._host.settings.copy_seconds)
+        now = self._attached(uid, disk.volume)
+        if now.copied_to != disk.path and now.path != disk.path:
+            raise HypervisorError("The simulated emulator gave up.", reason="CopyFailed")
+
+    async def switch_disk(self, uid: str, volume: str, path: str, switched: Callable[[], Awaitable[None]]) -> None:
+        async with self._one_at_a_time(uid):
+            now = self._attached(uid, volume)
+            if now.path == path:
+                await switched()
+                return
+            if now.copied_to != path:
+                raise HypervisorError("The simulated disk is not being copied there.", reason="CopyFailed")
+            await asyncio.to_thread(_copy, now.path, path)
+            host = self._host
+            state = host.domains[uid].state
+            host.put(replace(host.domains[uid], state=DomainState.PAUSED))
+            host.switches.append((volume, path))
+            self._change_disk(uid, replace(now, path=path, copied_to=None))
+            await switched()
+            if (halted := host.domains.get(uid)) is not None and halted.state is DomainState.PAUSED:
+                host.put(replace(halted, state=state))
+
+    async def end_copy(self, uid: str, volume: str) -> None:
+        async with self._one_at_a_time(uid):
+            try:
+                now = self._attached(uid, volume)
+            except HypervisorError as error:
+                if error.reason != "DiskNotAttached":
+                    raise
+                return
+            if now.copied_to is not None:
+                self._change_disk(uid, replace(now, copied_to=None))
+
+    def _attached(self, uid: str, volume: str | None) -> AttachedDisk:
+        """The volume as a machine that is on has it."""
+        domain = self._reach().domains.get(uid)
+        for disk in domain.disks if domain is not None and domain.state is not DomainState.STOPPED else ():
+            if disk.volume == volume:
+                return disk
+        raise HypervisorError("The simulated machine has not got the disk now.", reason="DiskNotAttached")
+
+    def _change_disk(self, uid: str, disk: AttachedDisk) -> None:
+        domain = self._host.domains[uid]
+        disks = tuple(disk if one.volume == disk.volume else one for one in domain.disks)
+        self._host.put(replace(domain, disks=disks))
 
     async def power_button(self, uid: str) -> None:
         async with self._one_at_a_time(uid):
@@ -447,6 +590,14 @@ def _drives(spec: DomainSpec) -> tuple[AttachedDrive, ...]:
     return tuple(AttachedDrive(drive.name, drive.source.path if drive.source else None) for drive in spec.drives)
 
 
+def _nics(spec: DomainSpec) -> tuple[AttachedNic, ...]:
+    return tuple(_plugged(nic) for nic in spec.nics)
+
+
+def _plugged(nic: DomainNic) -> AttachedNic:
+    return AttachedNic(nic.uid, nic.mac, nic.plug.device)
+
+
 def _as_attached(disk: DomainDisk) -> AttachedDisk:
     return AttachedDisk(disk.name, disk.path, disk.volume, disk.qos, disk.cache)
 
@@ -455,6 +606,13 @@ def _grow(path: str, size: int) -> None:
     """What QEMU does to the file of a disk that it grows; simulated pools have none."""
     if Path(path).is_file():
         subprocess.run(["/usr/bin/qemu-img", "resize", "-q", "-f", "qcow2", path, str(size)], check=True)
+
+
+def _copy(path: str, to: str) -> None:
+    """What QEMU does to the file that it copies a disk to; simulated pools have none."""
+    if Path(path).is_file() and Path(to).is_file():
+        command = ["/usr/bin/qemu-img", "convert", "-n", "-U", "-f", "qcow2", "-O", "qcow2", path, to]
+        subprocess.run(command, check=True)
 
 
 def _print(path: str, text: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from kumulus.api.host import UnownedKind
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageError, StoredVolume
 
 LISTED = 64
@@ -35,6 +36,8 @@ class Unowned:
     """Of the volume that it was, when that was retained."""
     volume: str | None = None
     """Name of that volume."""
+    encrypted: bool = False
+    """The volume was; whoever knows its passphrase can have it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +60,23 @@ class Adopting(Protocol):
         file but regular ones, changes nothing. Raises `StorageError`."""
 
     async def adopt_volume(
-        self, uid: str, id: str, owned: Collection[str], namespace: str | None, *, foreign: bool
+        self,
+        uid: str,
+        id: str,
+        owned: Collection[str],
+        namespace: str | None,
+        *,
+        foreign: bool,
+        passphrase: Passphrase | None = None,
     ) -> StoredVolume:
         """Make the unowned file with that id the volume of that uid, by giving it its name: nothing is copied.
 
         Unless `foreign` it must be a volume of `namespace` that was retained. It is inspected like an import first,
         and refused when it names other files. Done already: nothing. A refused file stays, by whatever name.
+        `passphrase` is that of a volume that was encrypted.
 
-        Raises `StorageError`: DataNotFound, DataRefused (not retryable), VolumeInUse when an emulator has it open.
+        Raises `StorageError`: DataNotFound, DataRefused and WrongPassphrase (not retryable), VolumeInUse when an emulator
+        has it open.
         """
 
     async def retain_volume(self, uid: str, namespace: str | None, name: str) -> None:

@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, cast
 
+from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.presence import Expecting
 from kumulus_agents.storage.protocol import StorageDriver, StorageError
 
@@ -44,12 +45,13 @@ class Watch:
         self._used = float("-inf")
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
+        self._over = False
 
     @property
     def silent(self) -> bool:
-        """Whether it has been asked and has not answered in time."""
+        """Whether it has been asked and has not answered in time, or is asked no more."""
         asked = self._asked
-        return asked is not None and time.monotonic() - asked > PATIENCE
+        return self._over or (asked is not None and time.monotonic() - asked > PATIENCE)
 
     def use(self) -> None:
         """Somebody uses it: keep asking."""
@@ -59,11 +61,18 @@ class Watch:
             self._thread.start()
         self._wake.set()
 
+    def end(self) -> None:
+        """Ask no more."""
+        self._over = True
+        self._wake.set()
+
     def _run(self) -> None:
-        while True:
+        while not self._over:
             if time.monotonic() - self._used > _IDLE:
                 self._wake.clear()
-                self._wake.wait()
+                if not self._over:
+                    self._wake.wait()
+                continue
             self._asked = time.monotonic()
             with suppress(OSError):
                 self._ask()
@@ -72,11 +81,21 @@ class Watch:
 
 
 class Apart:
-    """Has all that the driver has; each call is made in the driver's thread."""
+    """Has all that drivers of a class have; each call is made in the driver's thread."""
 
-    def __init__(self, make: Callable[[], StorageDriver], ask: Callable[[], object], name: str) -> None:
-        """`make` makes the driver; it is called in its thread. `name` is the pool's, for people."""
+    def __init__(
+        self,
+        kind: type,
+        make: Callable[[], StorageDriver],
+        ask: Callable[[], object],
+        name: str,
+        release: Callable[[], None] | None = None,
+    ) -> None:
+        """`make` makes the driver, of that class; it is called in its thread. `name` is the pool's, for people. `release` lets go of what
+        the host holds for the pool, if it holds anything; it blocks, but never for the pool's server."""
+        self._kind = kind
         self._make = make
+        self._release = release
         self._watch = Watch(ask)
         self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -87,8 +106,17 @@ class Apart:
         """See `Expecting.expect`. Told before the driver is used."""
         self._expected = True
 
+    async def release(self) -> None:
+        """See `Releasing.release`. The driver is not used afterwards."""
+        self._watch.end()
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
+        if self._release is not None:
+            await in_thread(self._release)
+
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
-        if verb.startswith("_") or verb in _WHOLE_IMAGES:
+        if verb.startswith("_") or verb in _WHOLE_IMAGES or not hasattr(self._kind, verb):
             raise AttributeError(verb)
 
         async def call(*arguments: Any, **named: Any) -> Any:
@@ -117,7 +145,11 @@ class Apart:
         future = asyncio.run_coroutine_threadsafe(work, self._running())
         answer = asyncio.wrap_future(future)
         while True:
-            done, _ = await asyncio.wait([answer], timeout=LOOK_EVERY)
+            try:
+                done, _ = await asyncio.wait([answer], timeout=LOOK_EVERY)
+            except asyncio.CancelledError:
+                future.cancel()
+                raise
             if done:
                 return answer.result()
             if self._watch.silent:
@@ -135,8 +167,16 @@ class Apart:
         if self._loop is None:
             # Not uvloop: that watches its children from the main thread only.
             self._loop = asyncio.SelectorEventLoop()
-            threading.Thread(target=self._loop.run_forever, name=f"pool {self._name}", daemon=True).start()
+            threading.Thread(target=_serve, args=[self._loop], name=f"pool {self._name}", daemon=True).start()
         return self._loop
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    """Until the loop is stopped."""
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 def _relay(home: asyncio.AbstractEventLoop, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,6 +198,9 @@ def _heard_of(future: Future[Any]) -> None:
         future.exception()
 
 
-def apart(make: Callable[[], StorageDriver], path: str, name: str) -> StorageDriver:
-    """The driver that `make` makes, for a pool on the file system that `path` is on."""
-    return cast(StorageDriver, Apart(make, lambda: os.statvfs(path), name))
+def apart(
+    kind: type, make: Callable[[], StorageDriver], path: str, name: str, release: Callable[[], None] | None = None
+) -> StorageDriver:
+    """The driver of the class `kind` that `make` makes, for a pool on the file system that `path` is on, until `release`
+    lets go of it. It is found to offer what that class does, before it is made."""
+    return cast(StorageDriver, Apart(kind, make, lambda: os.statvfs(path), name, release))

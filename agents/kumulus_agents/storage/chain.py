@@ -16,7 +16,7 @@ import stat
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from kumulus_agents.storage import cage, qcow2, tracking
@@ -30,7 +30,8 @@ from kumulus_agents.storage.settings import StorageSettings
 MODE = 0o600
 """Of a volume's file, when it is not lent."""
 
-_IMAGE, _TARGET, _KEY = "image", "target", "key"
+_IMAGE, _TARGET = "image", "target"
+_KEY, _TARGET_KEY = "key", "target-key"
 _TABLES = 64 << 20
 """Bytes beside a disk's data, and its eighth, that a file of it may have."""
 _LOCKED = ('Failed to get "write" lock', 'Failed to get shared "write" lock')
@@ -50,9 +51,13 @@ class Chain:
     image: int | None = None
     frozen: bool = False
     """Nobody writes to any of them, although an emulator may have them open."""
+    passphrase: Passphrase | None = None
+    """What all the layers are encrypted with; an image below never is. None: they are not."""
+    lent: bool = False
+    """Whoever opened them has lent them to the cage already."""
 
-    def options(self, *, encrypted: bool = False) -> str:
-        """What qemu-img shall open, by the names inside the cage; the topmost layer may be encrypted.
+    def options(self) -> str:
+        """What qemu-img shall open, by the names inside the cage.
 
         Locks are asked for: by itself QEMU does without where it finds no /dev/null to try them on. A layer that is
         frozen may be locked by the emulator that wrote to it once.
@@ -61,8 +66,8 @@ class Chain:
         for name in reversed(self._names()):
             file = {"driver": "file", "locking": "on", "filename": f"/{name}"}
             node = {"driver": "qcow2", "file": file, "backing": node}
-        if encrypted and node is not None:
-            node["encrypt"] = {"format": "luks", "key-secret": _KEY}
+            if self.passphrase is not None and name != _IMAGE:
+                node["encrypt"] = {"format": "luks", "key-secret": _KEY}
         return "json:" + json.dumps({**(node or {}), **({"force-share": True} if self.frozen else {})})
 
     def handed(self, *, write: int = 0) -> list[Handed]:
@@ -72,6 +77,12 @@ class Chain:
             Handed(fd, name, write=number < write)
             for number, (fd, name) in enumerate(zip(fds, self._names(), strict=True))
         ]
+
+    @contextmanager
+    def unlocked(self) -> Iterator[tuple[list[str], list[Handed]]]:
+        """What tells qemu-img the passphrase, and the file for the cage that has it; nothing of what is not encrypted."""
+        with _keyed(self.passphrase, _KEY) as (secret, handed):
+            yield secret, handed
 
     def _names(self) -> list[str]:
         layers = [f"layer{number}" for number in range(len(self.layers))]
@@ -87,28 +98,45 @@ def virtual_size(fd: int) -> int:
 
 
 async def copy(
-    source: Chain, size: int, target: int, settings: StorageSettings, progress: Callable[[int, int], None]
+    source: Chain,
+    size: int,
+    target: int,
+    settings: StorageSettings,
+    progress: Callable[[int, int], None],
+    passphrase: Passphrase | None = None,
+    *,
+    thick: bool = False,
 ) -> None:
     """Fill the open, empty qcow2 file `target`, at least as large and all zeros, with all `source` has.
 
-    `size` is the source's, in bytes. The result is checked like an import: it names no other file.
-    Raises `StorageError`: VolumeInUse when an emulator writes to the source, NoSpace, CageUnavailable.
+    `size` is the source's, in bytes; `passphrase` is what the target is encrypted with, and a `thick` one that is encrypted
+    is all zeros only when they are written. The result is checked like an import: it names no other file.
+    Raises `StorageError`: VolumeInUse when an emulator writes to the source, WrongPassphrase when it is not the source's,
+    NoSpace, CageUnavailable.
     """
     os.fchown(target, settings.cage.uid, settings.cage.uid)
+    encrypted = passphrase is not None
 
     def on_output(data: bytes) -> None:
         if (percent := percent_done(data)) is not None:
             progress(min(size, size * percent // 100), size)
 
+    to = f"driver=qcow2,file.driver=file,file.filename=/{_TARGET}"
+    if passphrase is not None:
+        to += f",encrypt.format=luks,encrypt.key-secret={_TARGET_KEY}"
+    zeros = [] if encrypted and thick else ["--target-is-zero"]
     try:
-        with _lending(source):
+        with (
+            nullcontext() if source.lent else lending(source),
+            source.unlocked() as (key, keys),
+            _keyed(passphrase, _TARGET_KEY) as (own_key, own_keys),
+        ):
             outcome = await cage.run(
                 [
-                    *(str(settings.cage.qemu_img), "convert", "-p", "-n", "--target-is-zero"),
-                    *("--target-image-opts", source.options()),
-                    f"driver=qcow2,file.driver=file,file.filename=/{_TARGET}",
+                    *(str(settings.cage.qemu_img), "convert", *key, *own_key, "-p", "-n", *zeros),
+                    *("--target-image-opts", source.options(), to),
                 ],
-                [*source.handed(), Handed(target, _TARGET, write=True)],
+                [*source.handed(), *keys, *own_keys, Handed(target, _TARGET, write=True)],
                 limits=_limits(virtual_size(target), settings.cage.convert_seconds, settings),
                 settings=settings.cage,
                 on_output=on_output,
@@ -118,31 +146,58 @@ async def copy(
     _judge(outcome, "copy the volume")
     try:
         qcow2.inspect(
-            lambda offset, length: os.pread(target, length, offset), os.fstat(target).st_size, virtual_size(target)
+            lambda offset, length: os.pread(target, length, offset),
+            os.fstat(target).st_size,
+            virtual_size(target),
+            encrypted=encrypted,
         )
     except Rejected as error:
         raise StorageError(f"The copy of the volume is not in order: it {error}.", reason="VolumeDamaged") from error
 
 
-async def grow(
-    volume: Chain, size: int, settings: StorageSettings, *, thick: bool, passphrase: Passphrase | None = None
+async def expand(
+    source: Chain, size: int, target: int, settings: StorageSettings, progress: Callable[[int, int], None]
 ) -> None:
+    """Fill the open, empty file `target` with the disk of `size` bytes that `source` is, byte by byte, with holes.
+
+    Raises `StorageError`: VolumeInUse when an emulator writes to the source, NoSpace, CageUnavailable.
+    """
+    os.fchown(target, settings.cage.uid, settings.cage.uid)
+
+    def on_output(data: bytes) -> None:
+        if (percent := percent_done(data)) is not None:
+            progress(min(size, size * percent // 100), size)
+
+    try:
+        with nullcontext() if source.lent else lending(source), source.unlocked() as (key, keys):
+            outcome = await cage.run(
+                [
+                    *(str(settings.cage.qemu_img), "convert", *key, "-p", "-O", "raw"),
+                    *(source.options(), f"/{_TARGET}"),
+                ],
+                [*source.handed(), *keys, Handed(target, _TARGET, write=True)],
+                limits=_limits(size, settings.cage.convert_seconds, settings),
+                settings=settings.cage,
+                on_output=on_output,
+            )
+    finally:
+        os.fchown(target, os.geteuid(), os.getegid())
+    _judge(outcome, "copy the volume")
+    if os.fstat(target).st_size != size:
+        raise StorageError("The copy of the volume has another size than the volume.", reason="VolumeDamaged")
+
+
+async def grow(volume: Chain, size: int, settings: StorageSettings, *, thick: bool) -> None:
     """Make the volume's disk `size` bytes large, which is more than it has; flushed. Nobody may have it open.
 
+    Of one that is encrypted nothing is reserved: it would be no zeros.
     Raises `StorageError`: VolumeInUse when an emulator has, NoSpace, CageUnavailable.
     """
-    reserve = ("--preallocation=falloc",) if thick else ()
-    with ExitStack() as stack:
-        stack.enter_context(_lending(volume, write=1))
-        secret: tuple[str, ...] = ()
-        handed = volume.handed(write=1)
-        if passphrase is not None:
-            secret = ("--object", f"secret,id={_KEY},file=/{_KEY}")
-            handed.append(Handed(stack.enter_context(passphrase.opened()), _KEY, copied=True))
-        options = volume.options(encrypted=passphrase is not None)
+    reserve = ("--preallocation=falloc",) if thick and volume.passphrase is None else ()
+    with lending(volume, write=1), volume.unlocked() as (key, keys):
         outcome = await cage.run(
-            [str(settings.cage.qemu_img), "resize", *secret, "-q", *reserve, options, str(size)],
-            handed,
+            [str(settings.cage.qemu_img), "resize", *key, "-q", *reserve, volume.options(), str(size)],
+            [*volume.handed(write=1), *keys],
             limits=_limits(size, settings.cage.convert_seconds, settings),
             settings=settings.cage,
         )
@@ -161,10 +216,10 @@ async def commit(volume: Chain, size: int, settings: StorageSettings, progress: 
         if (percent := percent_done(data)) is not None:
             progress(min(size, size * percent // 100), size)
 
-    with _lending(volume, write=2):
+    with lending(volume, write=2), volume.unlocked() as (key, keys):
         outcome = await cage.run(
-            [str(settings.cage.qemu_img), "commit", "-p", "-d", volume.options()],
-            volume.handed(write=2),
+            [str(settings.cage.qemu_img), "commit", *key, "-p", "-d", volume.options()],
+            [*volume.handed(write=2), *keys],
             limits=_limits(size, settings.cage.convert_seconds, settings),
             settings=settings.cage,
             on_output=on_output,
@@ -185,7 +240,7 @@ async def mend(layer: int, settings: StorageSettings) -> None:
     if found is None or found.consistent or is_written(layer):
         return
     alone = Chain((layer,))
-    with _lending(alone, write=1):
+    with lending(alone, write=1):
         outcome = await cage.run(
             [str(settings.cage.qemu_img), "bitmap", "--remove", alone.options(), tracking.NAME],
             alone.handed(write=1),
@@ -202,6 +257,14 @@ def is_written(layer: int) -> bool:
     return kind != fcntl.F_UNLCK
 
 
+def is_tracked(layer: int) -> bool:
+    """Whether the open layer has a bitmap of what is written. Blocks. Raises `StorageError`."""
+    try:
+        return tracking.bitmap(_reader(layer), qcow2.parse(_reader(layer))) is not None
+    except Rejected as error:
+        raise StorageError(f"The volume's file is damaged: it {error}.", reason="VolumeDamaged") from error
+
+
 def written(layer: int) -> list[tracking.Extent]:
     """The parts of the disk that were written in the open layer, which nobody writes to. Blocks. Raises `StorageError`."""
     try:
@@ -215,21 +278,51 @@ def _reader(fd: int) -> Read:
     return lambda offset, length: os.pread(fd, length, offset) if offset < end else b""
 
 
-async def name_below(layer: int, below: str, settings: StorageSettings) -> None:
+async def name_below(layer: int, below: str, settings: StorageSettings, passphrase: Passphrase | None = None) -> None:
     """Write the name of the file it stands on into the layer's header, for people who look at it by hand."""
-    alone = Chain((layer,))
-    with _lending(alone, write=1):
+    alone = Chain((layer,), passphrase=passphrase)
+    with lending(alone, write=1), alone.unlocked() as (key, keys):
         outcome = await cage.run(
-            [str(settings.cage.qemu_img), "rebase", "-u", "-F", "qcow2", "-b", below, alone.options()],
-            alone.handed(write=1),
+            [str(settings.cage.qemu_img), "rebase", *key, "-u", "-F", "qcow2", "-b", below, alone.options()],
+            [*alone.handed(write=1), *keys],
             limits=_limits(_TABLES, settings.cage.convert_seconds, settings),
             settings=settings.cage,
         )
     _judge(outcome, "merge the volume's layers")
 
 
+async def unlock(layer: int, passphrase: Passphrase, settings: StorageSettings) -> None:
+    """See whether that is the passphrase of the open layer, which an emulator may have open.
+
+    Raises `StorageError(reason="WrongPassphrase")`, not retryable.
+    """
+    alone = Chain((layer,), frozen=True, passphrase=passphrase)
+    with lending(alone), alone.unlocked() as (key, keys):
+        outcome = await cage.run(
+            [
+                # `info` opens a disk without its passphrase; this asks of its first sector whether it is written.
+                *(str(settings.cage.qemu_img), "map", *key, "--output=json"),
+                *("--start-offset=0", "--max-length=512", alone.options()),
+            ],
+            [*alone.handed(), *keys],
+            limits=_limits(_TABLES, settings.cage.convert_seconds, settings),
+            settings=settings.cage,
+        )
+    _judge(outcome, "open the volume")
+
+
 @contextmanager
-def _lending(chain: Chain, *, write: int = 0) -> Iterator[None]:
+def _keyed(passphrase: Passphrase | None, name: str) -> Iterator[tuple[list[str], list[Handed]]]:
+    """What tells qemu-img a passphrase by that name, and the file of that name for the cage."""
+    if passphrase is None:
+        yield [], []
+        return
+    with passphrase.opened() as fd:
+        yield ["--object", f"secret,id={name},file=/{name}"], [Handed(fd, name, copied=True)]
+
+
+@contextmanager
+def lending(chain: Chain, *, write: int = 0) -> Iterator[None]:
     """Let others read the files, and write the topmost `write` of them."""
     if chain.image is not None:
         # Not taken back: another copy may be about to open it.

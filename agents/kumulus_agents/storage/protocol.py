@@ -290,7 +290,8 @@ class StorageDriver(Protocol):
         Durable when it returns: whoever opens the volume from now on opens the new layer. An emulator that has the
         volume must be given the new one, or `adopt` must be told what it has. A snapshot of that uid that was begun and
         not confirmed is given up first; one that was confirmed is left as it is. `live`: an emulator that is on will go
-        over to the layer, and goes on remembering there what is written.
+        over to the layer, and goes on remembering there what is written. Of a pool that offers `Instants` the volume stays
+        what it is; with `live` nothing is kept yet, but all is ready for `keep_instant`.
 
         Raises `StorageError`: VolumeNotReady, NoSpace.
         """
@@ -314,7 +315,7 @@ class StorageDriver(Protocol):
         and before `until` (None: now), in order; never less than that, maybe a little more.
 
         Raises `StorageError`: VolumeNotReady or SnapshotNotReady when it is missing, VolumeInUse while somebody writes;
-        ChangesUnsupported, not retryable, when nothing remembers that, as for encrypted volumes.
+        ChangesUnsupported, not retryable, when nothing remembers that, as for images of a Ceph cluster.
         """
 
     async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:

@@ -27,11 +27,15 @@ _MAX_REFTABLE_BYTES = 8 << 20
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _SUBCLUSTERS = (1 << bit for bit in range(5))
 _LAZY_REFCOUNTS = 1
 
+_LUKS = 2
+"""A method of encryption."""
+
 _EXTENSION_END = 0x00000000
+_ENCRYPTION = 0x0537BE77
 _EXTENSIONS = {0xE2792ACA: "backing format", 0x6803F857: "feature names"}
 _REFUSED_EXTENSIONS = {
     0x23852875: "has persistent bitmaps; make a copy of it with qemu-img convert",
-    0x0537BE77: "is encrypted",
+    _ENCRYPTION: "is encrypted",
     0x44415441: "names an external data file",
 }
 
@@ -93,21 +97,21 @@ def parse(read: Read) -> Header:
     )  # fmt: skip
 
 
-def inspect(read: Read, file_size: int, max_virtual_size: int) -> Found:
-    """What the qcow2 file is. Raises `Rejected` with what is wrong."""
+def inspect(read: Read, file_size: int, max_virtual_size: int, *, encrypted: bool = False) -> Found:
+    """What the qcow2 file is. Raises `Rejected` with what is wrong. It must be encrypted with LUKS, or not at all."""
     header = parse(read)
-    _features(header)
+    _features(header, encrypted=encrypted)
     _numbers(header, file_size, max_virtual_size)
-    _extensions(header, read)
+    _extensions(header, read, encrypted=encrypted)
     _first_level(header, read, file_size)
     return Found("qcow2", header.size)
 
 
-def _features(header: Header) -> None:
+def _features(header: Header, *, encrypted: bool) -> None:
     if header.backing_offset or header.backing_size:
         raise Rejected("has a backing file; flatten it with qemu-img convert")
-    if header.crypt_method:
-        raise Rejected("is encrypted")
+    if header.crypt_method != (_LUKS if encrypted else 0):
+        raise Rejected("is not encrypted as it should be" if encrypted else "is encrypted")
     if header.snapshots:
         raise Rejected("has internal snapshots; make a copy of it with qemu-img convert")
     if header.incompatible & _DATA_FILE:
@@ -158,7 +162,7 @@ def _inside(header: Header, what: str, offset: int, length: int, file_size: int)
         raise Rejected(f"is cut off: its {what} lies behind its end")
 
 
-def _extensions(header: Header, read: Read) -> None:
+def _extensions(header: Header, read: Read, *, encrypted: bool) -> None:
     """Header extensions lie between the header and the end of the first cluster."""
     at = header.length
     while at + 8 <= header.cluster:
@@ -168,9 +172,9 @@ def _extensions(header: Header, read: Read) -> None:
         kind, length = struct.unpack(">II", raw)
         if kind == _EXTENSION_END:
             return
-        if kind in _REFUSED_EXTENSIONS:
+        if kind in _REFUSED_EXTENSIONS and not (encrypted and kind == _ENCRYPTION):
             raise Rejected(_REFUSED_EXTENSIONS[kind])
-        if kind not in _EXTENSIONS:
+        if kind not in (*_EXTENSIONS, _ENCRYPTION):
             raise Rejected(f"has a header extension nobody knows ({kind:#010x})")
         at += 8 + -(-length // 8) * 8
         if at > header.cluster:

@@ -72,6 +72,21 @@ class CephSettings(_Section):
     )
 
 
+class LvmSettings(_Section):
+    """How pools of the driver lvm are used."""
+
+    lvm: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/lvm"), description="The program.")
+    dmsetup: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/dmsetup"), description="The program.")
+    modprobe: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/modprobe"), description="The program.")
+    blkdiscard: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/blkdiscard"), description="The program.")
+    system_dir: PurePosixPath | None = Field(
+        default=None, description="Directory with the lvm.conf to be used in place of the host's own."
+    )
+    answer_seconds: float = Field(default=10.0, description="Seconds within which LVM has to answer a question.", gt=0)
+    change_seconds: float = Field(default=120.0, description="Seconds a change may take.", gt=0)
+    copy_seconds: float = Field(default=24 * 3600.0, description="Seconds a copy of data may take.", gt=0)
+
+
 class SimulatedSettings(_Section):
     """How simulated pools behave."""
 
@@ -110,6 +125,7 @@ class StorageSettings(_Section):
         " of root alone. It needs room for three times an image.",
     )
     ceph: CephSettings = CephSettings()
+    lvm: LvmSettings = LvmSettings()
     simulated: SimulatedSettings = SimulatedSettings()
 
     def forbidding(self, *networks: Network) -> StorageSettings:

@@ -14,7 +14,9 @@ from kumulus.api.snapshots import Indication
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
 from kumulus_agents.storage.keepers import refuse_older
 from kumulus_agents.storage.layers import Layers, Taken
+from kumulus_agents.storage.moving import Arrival, Content, Imagined, Traits, Use, unsupported
 from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import (
     ImageSource,
     Merge,
@@ -59,6 +61,11 @@ class SimulatedPool:
     """Volume -> the last request to revert it."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Layer that is written no more -> bytes of the disk then."""
+    arriving: dict[str, Traits] = field(default_factory=dict)
+    """Volume that is on its way here -> what was made for it."""
+    moves: dict[str, str] = field(default_factory=dict)
+    """Volume that was brought here -> the move that did."""
+    thick: set[str] = field(default_factory=set)
     keepers: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Volume -> epoch and host of its mark."""
 
@@ -231,6 +238,8 @@ class SimulatedStorage:
                 FileSource(f"{self._path}/volumes/{uid}.qcow2"), "qcow2", whole, whole if thick else used
             )
             self.state.volumes[uid] = (None if thick else image, made)
+            if thick:
+                self.state.thick.add(uid)
             self.state.layers[uid] = Layers.first(uid)
             if snapshot is not None and origin is not None and origin.linked:
                 kept = self.state.layers[snapshot.volume].snapshots[snapshot.snapshot]
@@ -263,12 +272,96 @@ class SimulatedStorage:
         self._perhaps_fail("remove_volume")
         if uid_of(uid) in self.state.layers and self.state.layers[uid].snapshots:
             raise StorageError("The volume has snapshots. Delete them first.", reason="VolumeInUse")
-        for kept in (self.state.layers, self.state.bases, self.state.reverted, self.state.keepers):
+        state = self.state
+        for kept in (state.layers, state.bases, state.reverted, state.keepers, state.arriving, state.moves):
             kept.pop(uid, None)
+        state.thick.discard(uid)
         if self.state.volumes.pop(uid, None):
             await self._sleep(self._settings.disk_seconds)
         if (lock := self._locks.get(uid)) is not None and not lock.locked():
             del self._locks[uid]
+
+    async def traits(self, uid: str) -> Traits:
+        """See `MovableVolumes.traits`."""
+        self._perhaps_fail("traits")
+        layers = self._layers(uid_of(uid))
+        pinned = bool(layers.snapshots) or any(base == uid for base, _ in self.state.bases.values())
+        size = self.state.volumes[uid][1].virtual_size
+        return Traits(size, uid in self.state.thick, self.state.reverted.get(uid), pinned=pinned)
+
+    async def send_volume(self, uid: str, use: Use) -> None:
+        """See `MovableVolumes.send_volume`."""
+        async with self._locks[uid_of(uid)]:
+            self._perhaps_fail("send_volume")
+            self._layers(uid)
+            await use(Imagined())
+
+    async def arrival(self, uid: str) -> Arrival | None:
+        """See `MovableVolumes.arrival`."""
+        self._perhaps_fail("arrival")
+        if (found := await self.volume(uid)) is not None:
+            return Arrival(found.source, found.format, whole=True, move=self.state.moves.get(uid))
+        if uid in self.state.arriving:
+            return Arrival(FileSource(f"{self._path}/volumes/{uid}.qcow2"), "qcow2", whole=False)
+        return None
+
+    async def begin_arrival(
+        self, uid: str, traits: Traits, passphrase: Passphrase | None = None, *, live: bool = False
+    ) -> Arrival:
+        """See `MovableVolumes.begin_arrival`."""
+        async with self._locks[uid_of(uid)]:
+            self._perhaps_fail("begin_arrival")
+            await self._sleep(self._settings.disk_seconds)
+            self.state.arriving[uid] = traits
+            return Arrival(FileSource(f"{self._path}/volumes/{uid}.qcow2"), "qcow2", whole=False)
+
+    async def fill_arrival(
+        self,
+        uid: str,
+        traits: Traits,
+        content: Content,
+        progress: ProgressListener,
+        passphrase: Passphrase | None = None,
+    ) -> None:
+        """See `MovableVolumes.fill_arrival`."""
+        async with self._locks[uid_of(uid)]:
+            self._perhaps_fail("fill_arrival")
+            if not isinstance(content, Imagined):
+                raise unsupported("Simulated pools take nothing that is real")
+            size = self.state.arriving[uid].virtual_size
+            Pace(progress).stage("Copying", 0, size)
+            await self._sleep(self._settings.disk_seconds)
+            self._perhaps_fail("fill_arrival.end")
+
+    async def reserve_arrival(self, uid: str, traits: Traits) -> None:
+        """See `MovableVolumes.reserve_arrival`."""
+        uid_of(uid)
+        self._perhaps_fail("reserve_arrival")
+
+    async def settle_arrival(self, uid: str, traits: Traits, move: str) -> None:
+        """See `MovableVolumes.settle_arrival`."""
+        async with self._locks[uid_of(uid)]:
+            self._perhaps_fail("settle_arrival")
+            state = self.state
+            if uid in state.volumes:
+                return
+            if state.arriving.pop(uid, None) is None:
+                raise StorageError("Nothing of the volume has come to the pool.", reason="VolumeNotReady")
+            source, size = FileSource(f"{self._path}/volumes/{uid}.qcow2"), traits.virtual_size
+            state.volumes[uid] = (None, StoredVolume(source, "qcow2", size, size if traits.thick else _THIN))
+            state.layers[uid], state.moves[uid] = Layers.first(uid), move
+            if traits.thick:
+                state.thick.add(uid)
+            if traits.reverted is not None:
+                state.reverted[uid] = traits.reverted
+
+    async def abandon_arrival(self, uid: str) -> None:
+        """See `MovableVolumes.abandon_arrival`."""
+        async with self._locks[uid_of(uid)]:
+            self._perhaps_fail("abandon_arrival")
+            self.state.arriving.pop(uid, None)
+            if uid not in self.state.volumes:
+                self.state.keepers.pop(uid, None)
 
     async def snapshot(self, volume: str, snapshot: str) -> StoredSnapshot | None:
         """See `StorageDriver.snapshot`."""

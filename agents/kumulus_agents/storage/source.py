@@ -24,6 +24,8 @@ class LayerFile:
     """Absolute."""
     format: str
     """qcow2 or raw."""
+    encrypted: bool = False
+    """With LUKS, by the passphrase of the disk that it is a part of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Whole images as they go from pool to pool: the file itself, converted and immutable, known by its digest.
 
-A driver that keeps images as files offers this beside `StorageDriver`; one that does not simply gets its images from
-their sources.
+A driver that keeps images as files offers this beside `StorageDriver`; one that keeps them otherwise can take them, and one
+that offers neither simply gets its images from their sources.
 """
 
 from __future__ import annotations
@@ -21,15 +21,8 @@ Receive = Callable[[Part, Pace], Awaitable[None]]
 
 
 @runtime_checkable
-class WholeImages(Protocol):
-    """A pool that gives and takes whole images."""
-
-    async def measure_image(self, uid: str) -> ImageContent | None:
-        """What the file of the image is, to the byte; None when the image is not whole. Reads all of it once, and then
-        knows (`StoredImage.content`). Raises `StorageError`."""
-
-    async def open_image(self, uid: str, sha256: str) -> int | None:
-        """A descriptor to read the image's file, which the caller closes; None unless it is whole and has that digest."""
+class TakesImages(Protocol):
+    """A pool that takes whole images."""
 
     async def copy_image(
         self, image: ImageRef, content: ImageContent, receive: Receive, progress: ProgressListener
@@ -39,6 +32,18 @@ class WholeImages(Protocol):
 
         Raises `StorageError`; nothing of a refused image stays.
         """
+
+
+@runtime_checkable
+class WholeImages(TakesImages, Protocol):
+    """A pool that gives and takes whole images."""
+
+    async def measure_image(self, uid: str) -> ImageContent | None:
+        """What the file of the image is, to the byte; None when the image is not whole. Reads all of it once, and then
+        knows (`StoredImage.content`). Raises `StorageError`."""
+
+    async def open_image(self, uid: str, sha256: str) -> int | None:
+        """A descriptor to read the image's file, which the caller closes; None unless it is whole and has that digest."""
 
 
 @runtime_checkable

@@ -25,6 +25,7 @@ from kumulus.api.host import (
     WorkType,
     instance_order_name,
 )
+from kumulus.api.segments import Nic
 from kumulus.api.storage import Volume
 from kumulus.api.volumes import ReclaimPolicy
 from kumulus.kube.builtin import SECRET
@@ -34,10 +35,12 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
+from kumulus_controllers.compute.interfaces import Interfaces
+from kumulus_controllers.compute.links import linked, meant, renewed_nics
 from kumulus_controllers.compute.order import instance_order, renewed, seed_secret_name, template_volume
 from kumulus_controllers.compute.phase import Placed, derive_status, placed
+from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import (
-    Problem,
     Resolution,
     attached_disks,
     drives,
@@ -85,6 +88,7 @@ class MachineReconciler:
         self._hosts = caches.store(Host)
         self._zones = caches.store(Zone)
         self._volumes = Volumes(caches)
+        self._interfaces = Interfaces(services)
         self._restores = restores(caches)
         self._orders = work_orders(caches)
         self._copies = Copies(caches)
@@ -124,6 +128,7 @@ class MachineReconciler:
             images=self._images_of(vm),
             zone_exists=vm.spec.zone is None or self._zones.get(vm.spec.zone) is not None,
             volumes={disk: self._use(volume, host) for disk, volume in self._volumes.of(vm).items()},
+            links=self._interfaces.links(vm),
             restore=holding(self._restores, vm),
         )
 
@@ -162,12 +167,22 @@ class MachineReconciler:
             if (problem := held(scope)) is not None:
                 return await self._report(scope, placed(scope), None, problem)
             return await self._bring_about(scope)
-        volumes, problem = attached_disks(scope, host_of(scope.order))
-        discs, discless = drives(scope, self._disc_pool(scope, host_of(scope.order)))
-        problem = problem or discless
-        await self._renew(scope.order, vm, volumes, discs, held=scope.restore is not None)
-        await self._bring_discs(scope, host_of(scope.order), discs)
-        if scope.order.status.state in NOT_BEGUN:
+        return await self._follow(scope, scope.order)
+
+    async def _follow(self, scope: Scope, order: WorkOrder) -> Result:
+        """There is a work order: bring into it what may change, see that what it names is there, report."""
+        vm, host = scope.vm, host_of(order)
+        refused = await self._interfaces.make(scope)
+        scope = replace(scope, links=self._interfaces.links(vm))
+        volumes, problem = attached_disks(scope, host)
+        discs, discless = drives(scope, self._disc_pool(scope, host))
+        nics, unlinked = linked(scope)
+        problem = problem or discless or refused or unlinked
+        nics = renewed_nics(vm, order, nics, meant(scope))
+        await self._renew(order, vm, volumes, discs, nics, held=scope.restore is not None)
+        await self._interfaces.drop(vm)
+        await self._bring_discs(scope, host, discs)
+        if order.status.state in NOT_BEGUN:
             problem = await self._provide(scope) or problem
         elif problem is not None:
             problem = replace(problem, hinders=False)
@@ -189,7 +204,7 @@ class MachineReconciler:
         return await self._report(scope, where, None if isinstance(resolution, Problem) else resolution, None)
 
     async def _bring_about(self, scope: Scope) -> Result:
-        """There is no work order: make the volumes it brings along, resolve, place unless placed, order."""
+        """There is no work order: make the volumes and interfaces it brings along, resolve, place unless placed, order."""
         try:
             if await self._make_volumes(scope):
                 scope = self._observe(scope.vm)
@@ -198,12 +213,17 @@ class MachineReconciler:
                 "VolumeRefused", f"The machine's volume cannot be made: {refused.message}", "VolumesReady"
             )
             return await self._report(scope, placed(scope), None, problem)
+        if (refusal := await self._interfaces.make(scope)) is not None:
+            return await self._report(scope, placed(scope), None, refusal)
+        await self._interfaces.drop(scope.vm)
+        scope = self._observe(scope.vm)
         resolution = resolve(scope)
         where = placed(scope)
         if isinstance(resolution, Problem):
             return await self._report(scope, where, None, resolution)
         try:
-            seed = await gather(self._services.client, scope.vm)
+            nics = linked(scope)[0]
+            seed = await gather(self._services.client, scope.vm, nics, self._interfaces.wires(nics))
         except SeedProblem as problem:
             return await self._report(scope, where, resolution, Problem(problem.reason, str(problem)))
         if where is None:
@@ -245,7 +265,8 @@ class MachineReconciler:
         if seed is None or seed.secret is None or order.uid in self._handed_over:
             return None
         try:
-            gathered = await gather(self._services.client, vm)
+            nics = order.spec.instance.nics
+            gathered = await gather(self._services.client, vm, nics, self._interfaces.wires(nics))
         except SeedProblem as problem:
             return Problem(problem.reason, str(problem), "VolumesReady")
         if gathered is not None:
@@ -350,9 +371,10 @@ class MachineReconciler:
             ref = SeedRef(secret=seed_secret_name(vm.uid)) if seed.secret else SeedRef(data=dict(seed.files))
         volumes, problem = attached_disks(scope, where.host)
         discs, discless = drives(scope, pool or self._disc_pool(scope, where.host))
-        if (problem := problem or discless) is not None:
+        nics, unlinked = linked(scope)
+        if (problem := problem or discless or unlinked) is not None:
             return await self._report(scope, where, resolution, problem)
-        spec = instance_order(vm, resolution, pool, volumes, discs, where.epoch, self._services.term(), ref)
+        spec = instance_order(vm, resolution, pool, volumes, discs, where.epoch, self._services.term(), ref, nics)
         body = {"metadata": {"name": instance_order_name(vm.uid), "finalizers": [FINALIZER]}, "spec": spec.to_json()}
         namespace = host_namespace(where.host)
         try:
@@ -400,11 +422,12 @@ class MachineReconciler:
         vm: VirtualMachine,
         volumes: tuple[InstanceDisk, ...],
         discs: tuple[Drive, ...],
+        nics: tuple[Nic, ...],
         *,
         held: bool,
     ) -> None:
         """Bring what may change of a placed machine into its work order."""
-        wanted: WorkOrderSpec = renewed(vm, order.spec, volumes, discs, self._services.term(), held=held)
+        wanted: WorkOrderSpec = renewed(vm, order.spec, volumes, discs, self._services.term(), nics=nics, held=held)
         patch = merge_patch(order.spec.to_json(), wanted.to_json())
         if not patch:
             return
@@ -426,6 +449,7 @@ class MachineReconciler:
                 await drop_finalizer(client, self._orders, order)
         if not self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{vm.uid}"):
             await self._delete_own_volumes(vm)
+            await self._interfaces.drop(vm, all_of_them=True)
             await drop_finalizer(client, self._machines, vm)
             self._deleting_since.pop(vm.uid, None)
             self._fleet.release(vm.uid)

@@ -7,6 +7,7 @@ from typing import Any
 from kumulus.api.base import ObjectRef
 from kumulus.api.compute import PowerState, VirtualMachine, VolumeTemplate
 from kumulus.api.host import Drive, InstanceDisk, InstanceOrder, PoolRef, SeedRef, WorkOrderSpec, WorkType
+from kumulus.api.segments import Nic
 from kumulus.api.volumes import ReclaimPolicy
 from kumulus_controllers.compute.resolve import Resolution, boot_order
 from kumulus_controllers.storage.image import image_ref
@@ -37,6 +38,7 @@ def instance_order(
     epoch: int,
     term: int,
     seed: SeedRef | None,
+    nics: tuple[Nic, ...] = (),
 ) -> WorkOrderSpec:
     """The order for a machine that was just placed. `pool` is for its own disks."""
     disks = list(volumes)
@@ -67,6 +69,7 @@ def instance_order(
             memory=resolution.memory,
             disks=tuple(disks),
             drives=drives,
+            nics=nics,
             seed=seed,
         ),
     )
@@ -79,6 +82,7 @@ def renewed(
     drives: tuple[Drive, ...],
     term: int,
     *,
+    nics: tuple[Nic, ...] = (),
     held: bool = False,
 ) -> WorkOrderSpec:
     """The order as the machine's spec has it now: what may change while it is placed, the rest as it was ordered.
@@ -92,6 +96,7 @@ def renewed(
             "stop": vm.spec.stop,
             "disks": _with_volumes(order.instance, volumes, {disk.name for disk in vm.spec.disks}),
             "drives": _with_discs(order.instance.drives, drives),
+            "nics": nics,
         }
     )
     if instance == order.instance:
@@ -111,10 +116,11 @@ def _with_discs(ordered: tuple[Drive, ...], drives: tuple[Drive, ...]) -> tuple[
 def _with_volumes(
     order: InstanceOrder, volumes: tuple[InstanceDisk, ...], wanted: set[str]
 ) -> tuple[InstanceDisk, ...]:
-    """What was ordered and is still wanted, as it was but for its manner; then volumes that have come."""
+    """What was ordered and is still wanted, as it was but for its manner and the pool that a volume was moved to; then
+    volumes that have come."""
     now = {(disk.name, disk.volume): disk for disk in volumes}
     kept = [
-        _in_manner_of(disk, now.get((disk.name, disk.volume)))
+        _as_it_is(disk, now.get((disk.name, disk.volume)))
         for disk in order.disks
         if disk.volume is None or disk.name in wanted
     ]
@@ -125,5 +131,7 @@ def _with_volumes(
     return (*kept, *(disk.model_copy(update={"boot_order": last + n}) for n, disk in enumerate(come, start=1)))
 
 
-def _in_manner_of(ordered: InstanceDisk, now: InstanceDisk | None) -> InstanceDisk:
-    return ordered if now is None else ordered.model_copy(update={"qos": now.qos, "cache": now.cache})
+def _as_it_is(ordered: InstanceDisk, now: InstanceDisk | None) -> InstanceDisk:
+    if now is None:
+        return ordered
+    return ordered.model_copy(update={"pool": now.pool, "qos": now.qos, "cache": now.cache})

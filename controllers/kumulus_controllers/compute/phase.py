@@ -9,7 +9,9 @@ from kumulus.api.compute import Phase, PowerState, VirtualMachineCondition, Virt
 from kumulus.api.fabric import HostPhase
 from kumulus.api.host import WorkOrder, WorkState
 from kumulus.runtime.conditions import Fact, derive
-from kumulus_controllers.compute.resolve import Problem, Resolution
+from kumulus_controllers.compute.links import addresses, attached
+from kumulus_controllers.compute.problem import Problem
+from kumulus_controllers.compute.resolve import Resolution
 from kumulus_controllers.compute.scope import Scope
 
 PHASES: dict[WorkState | None, Phase] = {
@@ -74,7 +76,12 @@ def derive_status(
     """The whole status."""
     vm, before = scope.vm, scope.vm.status
     phase = phase_of(scope, where, problem)
-    facts = [_ready(scope, phase, problem), _scheduled(where, problem), _volumes(scope, problem)]
+    facts = [
+        _ready(scope, phase, problem),
+        _scheduled(where, problem),
+        _volumes(scope, problem),
+        _network(scope, problem),
+    ]
     if vm.spec.power_state is PowerState.PAUSED or phase is Phase.PAUSED:
         facts.append(
             Fact(
@@ -97,6 +104,7 @@ def derive_status(
         restarts=instance.restarts or None if instance else None,
         last_restart_request=instance.last_restart_request if instance else before.last_restart_request,
         resources=size if where else before.resources,
+        addresses=addresses(scope),
         images=resolution.images if resolution and where else before.images,
     )
 
@@ -166,7 +174,9 @@ def _scheduled(where: Placed | None, problem: Problem | None) -> Fact:
     if where is not None:
         return Fact(scheduled, True, "Placed", f"Placed on host {where.host}.")
     if problem is not None:
-        reason = problem.reason if problem.aspect == scheduled else "VolumesNotReady"
+        network = problem.aspect == VirtualMachineCondition.NETWORK_READY
+        follows = "NetworkNotReady" if network else "VolumesNotReady"
+        reason = problem.reason if problem.aspect == scheduled else follows
         return Fact(scheduled, False, reason, problem.message)
     return Fact(scheduled, False, "Pending", "")
 
@@ -175,18 +185,44 @@ def _volumes(scope: Scope, problem: Problem | None) -> Fact:
     volumes = VirtualMachineCondition.VOLUMES_READY
     if problem is not None and problem.aspect == volumes:
         return Fact(volumes, False, problem.reason, problem.message)
-    if problem is not None:
+    beside = problem is not None and problem.aspect == VirtualMachineCondition.NETWORK_READY and not problem.hinders
+    if problem is not None and not beside:
         return Fact(volumes, None)
     state = scope.order.status.state if scope.order else None
     if state in (WorkState.WAITING, WorkState.WORKING):
         reason, message = _said(scope.order)
-        return Fact(volumes, False, reason, message)
+        return Fact(volumes, None) if _of_network(reason) else Fact(volumes, False, reason, message)
     if state is None:
         return Fact(volumes, None)
     reason, message = _said(scope.order)
     if reason in DISC_ELSEWHERE:
         return Fact(volumes, False, reason, message)
     return Fact(volumes, True, "DisksReady")
+
+
+def _of_network(reason: str) -> bool:
+    """Whether a host speaks of the machine's networks."""
+    return reason.startswith(("Network", "Segment", "Interface", "Port"))
+
+
+def _network(scope: Scope, problem: Problem | None) -> Fact:
+    network, wanted = VirtualMachineCondition.NETWORK_READY, [item.name for item in scope.vm.spec.interfaces]
+    if not wanted:
+        return Fact(network, None)
+    if problem is not None and problem.aspect == network:
+        return Fact(network, False, problem.reason, problem.message)
+    if scope.order is None:
+        return Fact(network, None)
+    reason, message = _said(scope.order)
+    if _of_network(reason):
+        return Fact(network, False, reason, message)
+    state = scope.order.status.state
+    missing = [name for name in wanted if name not in attached(scope)]
+    if missing and state in (WorkState.RUNNING, WorkState.PAUSED) and not scope.vm.deleting:
+        return Fact(network, False, "NotAttached", f"The guest has not got {', '.join(missing)} yet.")
+    if state in (None, WorkState.PENDING, WorkState.WAITING):
+        return Fact(network, None)
+    return Fact(network, True, "InterfacesReady")
 
 
 def _progress(scope: Scope, phase: Phase, ready: Fact, problem: Problem | None) -> Fact:

@@ -12,24 +12,14 @@ from kumulus.api.compute import Disk, PowerState, ResolvedImage, ResolvedSize, V
 from kumulus.api.host import Drive, InstanceDisk, PoolRef, luks_secret_name
 from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import OPTICAL, ImagePhase
+from kumulus_controllers.compute.links import linked
+from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.planning.views import Demand, Request
 from kumulus_controllers.storage.image import image_ref
 from kumulus_controllers.storage.sharing import NotUsable, Reference, usable
-from kumulus_controllers.storage.volume_plan import HANDING_OVER, MADE_FOR, Lack, Manner, Wanted
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why the machine cannot be placed yet. `aspect` is the condition it belongs to."""
-
-    reason: str
-    message: str
-    aspect: str = "Scheduled"
-    stalled: bool = True
-    """Somebody has to do something; False when it will pass by itself."""
-    hinders: bool = True
-    """The machine cannot be ready; False when it runs all the same."""
+from kumulus_controllers.storage.volume_keeper import HANDING_OVER
+from kumulus_controllers.storage.volume_plan import MADE_FOR, Lack, Manner, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +52,8 @@ class Resolution:
     volumes: tuple[ResolvedVolume, ...] = ()
     namespace: str | None = None
     """Of the machine."""
+    drivers: frozenset[str] = frozenset()
+    """What makes the networks of its interfaces."""
 
     @property
     def images(self) -> tuple[ResolvedImage, ...]:
@@ -120,6 +112,9 @@ def resolve(scope: Scope) -> Resolution | Problem:
                 f"Image {found.name} needs {found.spec.min_memory} of memory; the machine has {size.memory}.",
             )
         disks.append(ResolvedDisk(disk.name, found, size_bytes))
+    _, unlinked = linked(scope)
+    if unlinked is not None:
+        return unlinked
     selector = dict(scope.instance_type.spec.host_selector) if scope.instance_type else {}
     return Resolution(
         size,
@@ -128,6 +123,7 @@ def resolve(scope: Scope) -> Resolution | Problem:
         {**selector, **scope.vm.spec.placement.host_selector},
         tuple(volumes),
         scope.vm.namespace,
+        frozenset(link.driver for link in scope.links.values() if link.driver is not None),
     )
 
 
@@ -212,6 +208,14 @@ def attached_disks(scope: Scope, host: str) -> tuple[tuple[InstanceDisk, ...], P
                 f"Volume {volume.name} is on host {volume.status.host}, the machine on {host}: a disk that is local to a"
                 " host can only be used there.",
                 "VolumesReady",
+            )
+        elif user is None and volume.status.moving_to is not None and volume.status.host != host:
+            problem = problem or Problem(
+                "VolumeMoves",
+                f"Host {volume.status.host} moves volume {volume.name} to StoragePool {volume.status.moving_to}: the machine"
+                f" gets it when that is done, if host {host} can use that pool.",
+                "VolumesReady",
+                stalled=False,
             )
         elif user is None or use.pool is None:
             problem = problem or Problem(
@@ -362,6 +366,7 @@ def placement_request(scope: Scope, resolution: Resolution) -> Request:
         selector=resolution.selector,
         tolerations=placement.tolerations,
         profile=placement.profile,
+        networks=resolution.drivers,
         volumes=tuple(
             item.use.wanted.demand
             for item in resolution.volumes
@@ -370,7 +375,8 @@ def placement_request(scope: Scope, resolution: Resolution) -> Request:
         bound={
             item.use.volume.name: item.use.volume.status.host
             for item in resolution.volumes
-            if item.use.volume.status.host is not None and not item.use.shared
+            # One that is being moved stays where it is until that is done: it may come into a pool of that host alone.
+            if item.use.volume.status.host is not None and (not item.use.shared or item.use.volume.status.moving_to)
         },
         shared={
             item.use.volume.name: item.use.pool

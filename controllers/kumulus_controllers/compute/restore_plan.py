@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kumulus.api.base import DOMAIN, FORCE_DETACH
-from kumulus.api.compute import PowerState, VirtualMachine
+from kumulus.api.compute import Interface, PowerState, VirtualMachine
 from kumulus.api.host import WorkOrder, WorkState
 from kumulus.api.machine_snapshot import (
     FINISHED,
@@ -213,7 +213,8 @@ def state_of(scope: Scope, disk: RestoredDisk) -> RestoreState:
 def _made(kept: Kept | None) -> RestoreState:
     if kept is None:
         return RestoreState.PENDING
-    if kept.volume.status.phase in (VolumePhase.AVAILABLE, VolumePhase.IN_USE):
+    moves = kept.volume.status.phase is VolumePhase.MOVING and kept.volume.status.size is not None
+    if moves or kept.volume.status.phase in (VolumePhase.AVAILABLE, VolumePhase.IN_USE):
         return RestoreState.RESTORED
     return RestoreState.FAILED if kept.volume.status.phase is VolumePhase.FAILED else RestoreState.RESTORING
 
@@ -254,13 +255,21 @@ def new_machine(restore: VirtualMachineRestore, snapshot: VirtualMachineSnapshot
         body, found = disk.to_json(), kept.get(disk.name)
         if found is not None and disk.volume_template is not None:
             template = {key: value for key, value in body["volumeTemplate"].items() if key not in ("size", "source")}
-            body["volumeTemplate"] = {**template, "source": _source(restore, found)}
+            kind = {"class": found.volume_class} if found.volume_class is not None else {}
+            body["volumeTemplate"] = {**kind, **template, "source": _source(restore, found)}
         elif found is not None:
             body["volume"] = part_name(name, disk.name)
         disks.append(body)
-    spec = {**recorded.to_json(), "disks": disks}
+    spec = {**recorded.to_json(), "disks": disks, "interfaces": _new_interfaces(recorded.interfaces)}
     spec.pop("restartRequest", None)
     return {"metadata": {"name": name, "annotations": {RESTORED_BY: restore.uid}}, "spec": spec}
+
+
+def _new_interfaces(recorded: tuple[Interface, ...]) -> list[dict[str, Any]]:
+    """Interfaces in the same networks. Addresses and MACs are those of the machine that has them; so are interfaces with a
+    life of their own, which the new machine does without."""
+    made = [interface.model_copy(update={"addresses": (), "mac_address": None}) for interface in recorded]
+    return [interface.to_json() for interface in made if interface.network is not None]
 
 
 def own_volumes(restore: VirtualMachineRestore, snapshot: VirtualMachineSnapshot) -> list[tuple[KeptDisk, str]]:

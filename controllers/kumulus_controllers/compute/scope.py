@@ -9,6 +9,8 @@ from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import PoolRef, WorkOrder
 from kumulus.api.machine_snapshot import VirtualMachineRestore
+from kumulus.api.network import NetworkInterface, SecurityGroup
+from kumulus.api.segments import NetworkDriverName
 from kumulus.api.storage import ClusterImage, Image, Volume
 from kumulus_controllers.storage.volume_plan import Lack, Manner, Wanted
 
@@ -30,6 +32,8 @@ class Scope:
     zone_exists: bool = True
     volumes: Mapping[str, Use] = field(default_factory=dict)
     """By the name of the disk; only those that exist."""
+    links: Mapping[str, Link] = field(default_factory=dict)
+    """By the name of the interface; only those that exist."""
     restore: VirtualMachineRestore | None = None
     """A restore that gives its disks other content just now: it is not started meanwhile."""
 
@@ -51,3 +55,16 @@ class Use:
     def shared(self) -> bool:
         """Whether several hosts could use it: the machine may be on any of them."""
         return self.pool is not None and self.pool.shared
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A NetworkInterface that an interface of the machine is."""
+
+    interface: NetworkInterface
+    groups: Mapping[str, SecurityGroup | None]
+    """Its security groups by name; None for one that is not there."""
+    driver: NetworkDriverName | None = None
+    """What makes its network on hosts."""
+    elsewhere: str | None = None
+    """Name of another machine whose host has it, or is to have it."""

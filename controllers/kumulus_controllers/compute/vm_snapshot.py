@@ -1,21 +1,20 @@
 """VirtualMachineSnapshot: all volumes of a machine at one instant, by one work order.
 
 What it consists of is on record before anything is made of it; then come the VolumeSnapshots, one a volume, whose uids
-name what is kept; then the order. It owns the VolumeSnapshots: they are ordered, and removed, with it.
+name what is kept; then the order. It owns the VolumeSnapshots: they are ordered, and removed, with it. In a pool that hosts
+share its volumes may come to be on several hosts: each of them has an order for what is kept of its own (`handover.py`).
 """
 
 from __future__ import annotations
 
-import structlog
-
 from kumulus.api.base import FINALIZER
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import WorkOrder, WorkType, snapshot_order_name
+from kumulus.api.fabric import Host
+from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.storage import Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
-from kumulus.kube.errors import AlreadyExists, NotFound, Refused
+from kumulus.kube.errors import AlreadyExists, Refused
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
@@ -27,18 +26,17 @@ from kumulus_controllers.compute.vm_snapshot_plan import (
     derive_status,
     foreign,
     held,
+    kept_order,
     part,
     whole_order,
 )
 from kumulus_controllers.compute.vm_snapshots import OF_MACHINE, VmSnapshots
-from kumulus_controllers.orders import FOR_NAME
-from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
-from kumulus_controllers.storage.snapshot import end_order
+from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_report
+from kumulus_controllers.storage.handover import Moves, moves
+from kumulus_controllers.storage.snapshot_orders import SnapshotOrders, Spec, forced
 from kumulus_controllers.storage.snapshot_plan import owner_of
 from kumulus_controllers.storage.volume_plan import Lack
 from kumulus_controllers.storage.volumes import KEEPS_VOLUME, UID, USES_VOLUME
-
-log = structlog.get_logger(__name__)
 
 
 class VmSnapshotReconciler:
@@ -52,6 +50,7 @@ class VmSnapshotReconciler:
         self._store = self._lookup.store
         self._parts = self._lookup.snapshots.store
         self._orders = self._lookup.orders
+        self._keeping = SnapshotOrders(services, self._lookup.snapshots)
         self._store.add_index(UID, lambda item: (item.uid,))
 
     def attach(self, enqueue: Enqueue) -> None:
@@ -95,6 +94,10 @@ class VmSnapshotReconciler:
             order = after or before
             if order is not None and order.spec.for_.kind == VirtualMachineSnapshot.KIND.kind:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name), urgent=True)
+            elif order is not None and (before is None or after is None or before.deleting != after.deleting):
+                wanted = order.spec.disk.volume if order.spec.disk is not None else None
+                for snapshot in self._store.by(KEEPS_VOLUME, wanted.uid) if wanted is not None else ():
+                    wake(snapshot)
 
         def restore_changed(before: VirtualMachineRestore | None, after: VirtualMachineRestore | None) -> None:
             item = after or before
@@ -105,7 +108,7 @@ class VmSnapshotReconciler:
         def host_changed(before: Host | None, after: Host | None) -> None:
             if before is not None and after is None:
                 for snapshot in self._store:
-                    if snapshot.status.host == before.name:
+                    if before.name in {snapshot.status.host, *(disk.host for disk in snapshot.status.volumes)}:
                         wake(snapshot)
 
         self._store.listen(snapshot_changed)
@@ -133,7 +136,8 @@ class VmSnapshotReconciler:
     async def reconcile(self, key: Key) -> Result:
         """One pass over a snapshot."""
         snapshot = self._store.get(key.name, key.namespace)
-        await self._remove_orphans(key, snapshot)
+        uid = snapshot.uid if snapshot is not None else None
+        await self._keeping.remove_orphans(VirtualMachineSnapshot.KIND, key, uid)
         if snapshot is None:
             return Gone()
         if snapshot.paused:
@@ -144,9 +148,12 @@ class VmSnapshotReconciler:
         if snapshot.deleting:
             return await self._delete(scope)
         if scope.host_gone:
-            lost = Lack("HostGone", f"Host {snapshot.status.host} was removed, and the snapshot with it: delete it.")
+            gone = ", ".join(sorted({part.host or "" for part in scope.kept if not part.host_there}))
+            lost = Lack("HostGone", f"Host {gone} was removed, and the snapshot with it: delete it.")
             return await self._report(scope, None, lost)
-        if scope.order is not None:
+        if scope.moving != Moves():
+            return await self._follow(scope)
+        if scope.orders:
             return await self._report(scope, None, None)
         choice = choose(scope)
         if isinstance(choice, Lack):
@@ -181,33 +188,58 @@ class VmSnapshotReconciler:
             return await self._report(scope, None, choice)
         if any(disk.snapshot not in scope.parts for disk in choice.disks):
             return Wait("CacheBehind", 5.0)
-        client, namespace = self._services.client, host_namespace(choice.host)
-        name = snapshot_order_name(scope.snapshot.uid)
         spec = whole_order(scope, choice, self._services.term())
-        body = {"metadata": {"name": name, "finalizers": [FINALIZER]}, "spec": spec.to_json()}
-        try:
-            raw = await client.create(WorkOrder.KIND, body, namespace)
-        except AlreadyExists:
-            raw = await client.get(WorkOrder.KIND, name, namespace)
-        self._orders.apply(raw)
+        await self._keeping.make(scope.snapshot.uid, choice.host, spec)
         return await self._report(self._lookup.scope(scope.snapshot), None, None)
 
+    async def _follow(self, scope: Scope) -> Result:
+        """Volumes go to other hosts: so does what is kept of them."""
+        plan = scope.moving
+        if plan.let_go:
+            # On record first: from now on an order that is gone does not mean that its parts are.
+            await self._report(scope, None, plan.lack)
+            await self._keeping.let_go(plan.let_go, force=scope.snapshot.deleting and forced(scope.snapshot))
+        if not scope.snapshot.deleting:  # else what nobody has may have been removed
+            await self._keeping.take_up(plan.take_up, scope.snapshot.uid, self._spec(scope))
+        scope = self._lookup.scope(self._store.get(scope.snapshot.name, scope.snapshot.namespace) or scope.snapshot)
+        return await self._report(scope, None, scope.moving.lack)
+
+    def _spec(self, scope: Scope) -> Spec:
+        return lambda items: kept_order(
+            scope.snapshot, items, self._services.term(), taken=scope.taken or scope.snapshot.deleting
+        )
+
     async def _delete(self, scope: Scope) -> Result:
-        snapshot, order, client = scope.snapshot, scope.order, self._services.client
+        snapshot, client = scope.snapshot, self._services.client
         if FINALIZER not in snapshot.metadata.finalizers:
             return Done()
         if (busy := held(scope)) is not None:
             return await self._report(scope, None, busy)
-        if order is None and snapshot.status.host is not None:
-            order = await self._live_order(snapshot)
-        if order is not None:
-            await end_order(self._services, self._lookup.snapshots, order, snapshot)
+        if scope.moving.let_go:
+            return await self._follow(scope)
+        for order in scope.orders or await self._live_orders(scope):
+            await self._keeping.end(order, snapshot)
         await self._delete_parts(scope)
-        if order is None:
-            await drop_finalizer(client, self._store, snapshot)
-            return Gone()
+        scope = self._lookup.scope(snapshot)
+        if not scope.orders:
+            # In the pool, and kept by nobody: it is removed where the volumes are, or will be.
+            plan = moves([part for part in scope.kept if part.let_go], (), taken=True)
+            if not plan.take_up and plan.lack is not None and not forced(snapshot):
+                return await self._report(scope, None, plan.lack)
+            if not plan.take_up:
+                await drop_finalizer(client, self._store, snapshot)
+                return Gone()
+            await self._keeping.take_up(plan.take_up, snapshot.uid, self._spec(scope))
+            for order in self._lookup.scope(snapshot).orders:
+                await self._keeping.end(order, snapshot)
         await self._report(self._lookup.scope(snapshot), None, None)
         return Wait("Deleting", 30.0)
+
+    async def _live_orders(self, scope: Scope) -> list[WorkOrder]:
+        """Before letting a snapshot go whose orders this process has not seen go: are there really none?"""
+        hosts = {disk.host for disk in scope.snapshot.status.volumes} | {scope.snapshot.status.host}
+        found = [await self._keeping.live(scope.snapshot.uid, host) for host in sorted(filter(None, hosts))]
+        return [order for order in found if order is not None]
 
     async def _delete_parts(self, scope: Scope) -> None:
         """They go when the order is gone. The garbage collector would ask for it as well, half a minute later."""
@@ -219,34 +251,9 @@ class VmSnapshotReconciler:
             if raw is not None and "spec" in raw:
                 self._parts.apply(raw)
 
-    async def _live_order(self, snapshot: VirtualMachineSnapshot) -> WorkOrder | None:
-        """Before letting a snapshot go whose order this process has not seen go: is there really none?"""
-        namespace = host_namespace(snapshot.status.host or "")
-        raw = await self._services.client.find(WorkOrder.KIND, snapshot_order_name(snapshot.uid), namespace)
-        if raw is None:
-            return None
-        self._orders.apply(raw)
-        return WorkOrder.parse(raw)
-
-    async def _remove_orphans(self, key: Key, snapshot: VirtualMachineSnapshot | None) -> None:
-        """Orders of a snapshot of that name that is no more are removed after a live look."""
-        for order in self._orders.by(FOR_NAME, f"VirtualMachineSnapshot/{key.namespace or ''}/{key.name}"):
-            if order.deleting or (snapshot is not None and order.spec.for_.uid == snapshot.uid):
-                continue
-            live = await self._services.client.find(VirtualMachineSnapshot.KIND, key.name, key.namespace)
-            if live is None or live["metadata"]["uid"] != order.spec.for_.uid:
-                log.info("removing the work order of a snapshot that is gone", namespace=key.namespace, name=key.name)
-                await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
-
     async def _report(self, scope: Scope, choice: Choice | None, lack: Lack | None) -> Result:
-        snapshot = self._store.get(scope.snapshot.name, scope.snapshot.namespace) or scope.snapshot
-        if snapshot.uid != scope.snapshot.uid:
-            return Done()
         after = derive_status(scope, choice, lack, rfc3339(self._services.clock.now()))
-        try:
-            await write_status(self._services.client, self._store, snapshot, snapshot.status, after)
-        except NotFound:
-            return Done()
+        await write_report(self._services.client, self._store, scope.snapshot, after)
         return Wait(lack.reason, 30.0) if lack is not None else Done()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from kumulus.api.storage import Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.orders import host_of
+from kumulus_controllers.storage.handover import Moves, Part, kept_by, moves, order_of
 from kumulus_controllers.storage.snapshot_plan import (
     Clone,
     Target,
@@ -29,9 +30,12 @@ from kumulus_controllers.storage.snapshot_plan import (
     order_state,
     owner_of,
     progress,
+    snapshot_item,
     snapshot_order,
     takeable,
+    was_taken,
 )
+from kumulus_controllers.storage.volume_keeper import HANDING_OVER
 from kumulus_controllers.storage.volume_plan import Lack
 
 NAME_MAX = 63
@@ -54,8 +58,10 @@ class Scope:
     vm: VirtualMachine | None = None
     volumes: Mapping[str, Kept] = field(default_factory=dict)
     """By name: those of the machine, and those that the status names."""
-    order: WorkOrder | None = None
-    """The order that keeps the snapshot."""
+    orders: tuple[WorkOrder, ...] = ()
+    """The orders that keep the snapshot: one for each host that has volumes of it."""
+    kept: tuple[Part, ...] = ()
+    """What is kept of each volume, and where."""
     parts: Mapping[str, VolumeSnapshot] = field(default_factory=dict)
     """Snapshots that have the name of one of its parts, by that name."""
     clones: tuple[Clone, ...] = ()
@@ -63,6 +69,17 @@ class Scope:
     restoring: tuple[str, ...] = ()
     """Restores that are giving its content back just now."""
     host_gone: bool = False
+    """A host that had a part of it, in a pool that is that host's alone, was removed."""
+
+    @property
+    def taken(self) -> bool:
+        """Whether it was taken, as far as is known."""
+        return was_taken(self.snapshot.status.taken_at, self.orders)
+
+    @property
+    def moving(self) -> Moves:
+        """What changes because volumes go to other hosts."""
+        return moves(self.kept, self.orders, taken=self.taken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +136,18 @@ def choose(scope: Scope) -> Choice | Lack:
                 volume=volume_name,
                 volume_uid=kept.volume.uid,
                 snapshot=part_name(scope.snapshot.name, disk.name),
-                volume_class=kept.volume.spec.volume_class,
+                volume_class=_class_of(kept.volume),
             )
         )
     if not disks:
         return Lack("NothingToKeep", f"Machine {name} has no volumes; ephemeral disks are in no snapshot.")
     return _checked(scope, Choice(vm.uid, vm.spec, tuple(disks), tuple(left_out), ()))
+
+
+def _class_of(volume: Volume) -> str | None:
+    """The class that a copy is made of. The default one may be another by then; what is encrypted stays so."""
+    status = volume.status
+    return volume.spec.volume_class or (status.volume_class if status.encryption is not None else None)
 
 
 def _checked(scope: Scope, choice: Choice) -> Choice | Lack:
@@ -171,16 +194,23 @@ def part(snapshot: VirtualMachineSnapshot, disk: KeptDisk) -> dict[str, Any]:
 
 def whole_order(scope: Scope, choice: Choice, term: int) -> WorkOrderSpec:
     """The one order for all volumes. The parts must be there: their uids name what is kept."""
-    snapshot = scope.snapshot
+    items = [
+        snapshot_item(scope.parts[disk.snapshot].uid, found)
+        for disk, found in zip(choice.disks, choice.targets, strict=True)
+    ]
+    return kept_order(scope.snapshot, items, term, taken=scope.snapshot.status.taken_at is not None)
+
+
+def kept_order(
+    snapshot: VirtualMachineSnapshot, items: Sequence[SnapshotItem], term: int, *, taken: bool
+) -> WorkOrderSpec:
+    """The order of a host for some of the volumes, or all."""
     return snapshot_order(
         ObjectRef(kind=snapshot.KIND.kind, namespace=snapshot.namespace, name=snapshot.name, uid=snapshot.uid),
-        [
-            SnapshotItem(snapshot=scope.parts[disk.snapshot].uid, volume=disk.volume_uid, pool=found.pool)
-            for disk, found in zip(choice.disks, choice.targets, strict=True)
-        ],
+        items,
         snapshot.spec.quiesce,
         term,
-        taken=snapshot.status.taken_at is not None,
+        taken=taken,
     )
 
 
@@ -198,16 +228,22 @@ def derive_status(scope: Scope, choice: Choice | None, lack: Lack | None, now: s
     """The whole status. What was known of it once stays known."""
     snapshot, before = scope.snapshot, scope.snapshot.status
     phase, ready, stalled = _state(scope, lack)
-    known = scope.order.status.snapshot if scope.order else None
+    known = [order.status.snapshot for order in scope.orders if order.status.snapshot is not None]
     disks = choice.disks if choice else before.volumes
-    sizes = {name: item_of(known, part.uid) for name, part in scope.parts.items()}
+    sizes = {
+        name: found
+        for name, part in scope.parts.items()
+        if (found := next(filter(None, (item_of(facts, part.uid) for facts in known)), None)) is not None
+    }
     disks = tuple(
         disk.model_copy(update={"size": found.virtual_size})
         if (found := sizes.get(disk.snapshot)) is not None and found.virtual_size is not None
         else disk
         for disk in disks
     )
-    used = [found.size for found in sizes.values() if found is not None and found.size is not None]
+    disks = _placed(scope, choice, disks, lack)
+    hosts = {disk.host for disk in disks}
+    used = [found.size for found in sizes.values() if found.size is not None]
     generation = snapshot.metadata.generation
     return VirtualMachineSnapshotStatus(
         observed_generation=generation,
@@ -216,11 +252,11 @@ def derive_status(scope: Scope, choice: Choice | None, lack: Lack | None, now: s
         ),
         phase=phase,
         ready_to_use=phase is SnapshotPhase.READY,
-        taken_at=(known.taken_at if known else None) or before.taken_at,
+        taken_at=next((facts.taken_at for facts in known if facts.taken_at), None) or before.taken_at,
         size=sum(disk.size for disk in disks if disk.size is not None) or before.size,
-        used=sum(used) if used else before.used,
-        host=host_of(scope.order) if scope.order else choice.host if choice else before.host,
-        indications=(known.indications if known else ()) or before.indications,
+        used=sum(used) if used and len(used) == len(disks) else before.used,
+        host=hosts.pop() if len(hosts) == 1 else None,
+        indications=next((facts.indications for facts in known if facts.indications), ()) or before.indications,
         vm_uid=choice.vm_uid if choice else before.vm_uid,
         volumes=disks,
         left_out=choice.left_out if choice else before.left_out,
@@ -228,9 +264,30 @@ def derive_status(scope: Scope, choice: Choice | None, lack: Lack | None, now: s
     )
 
 
+def _placed(scope: Scope, choice: Choice | None, disks: Sequence[KeptDisk], lack: Lack | None) -> tuple[KeptDisk, ...]:
+    """The disks with the hosts that have their parts, for the record. None says that no host was asked to remove it."""
+    if choice is not None and not scope.orders:
+        return tuple(disk.model_copy(update={"host": choice.host}) for disk in disks)
+    handed = lack is not None and lack.reason == HANDING_OVER and not scope.snapshot.deleting
+    by_uid, plan = {part.snapshot: part for part in scope.kept}, scope.moving
+    found = []
+    for disk in disks:
+        snapshot = scope.parts.get(disk.snapshot)
+        part = by_uid.get(snapshot.uid) if snapshot is not None else None
+        if part is None:
+            host = disk.host
+        elif handed and part.shared and order_of(part, scope.orders) is None:
+            host = None
+        else:
+            host = kept_by(part, scope.orders, plan)
+        found.append(disk.model_copy(update={"host": host}))
+    return tuple(found)
+
+
 def _state(scope: Scope, lack: Lack | None) -> tuple[SnapshotPhase, Fact, bool]:
     """Phase, the Ready condition, and whether somebody has to do something."""
-    snapshot, order = scope.snapshot, scope.order
+    snapshot = scope.snapshot
+    order = next((one for one in scope.orders if one.deleting), next(iter(scope.orders), None))
     if snapshot.deleting:
         if lack is not None:
             return SnapshotPhase.DELETING, Fact("Ready", False, lack.reason, lack.message), lack.stalled
@@ -243,9 +300,12 @@ def _state(scope: Scope, lack: Lack | None) -> tuple[SnapshotPhase, Fact, bool]:
             )
         return SnapshotPhase.DELETING, Fact("Ready", False, reason, message), False
     if lack is not None:
+        if lack.reason == HANDING_OVER and scope.taken:
+            return SnapshotPhase.MOVING, Fact("Ready", False, lack.reason, lack.message), lack.stalled
         lost = lack.stalled and snapshot.status.taken_at is not None
         phase = SnapshotPhase.FAILED if lost else SnapshotPhase.PENDING
         return phase, Fact("Ready", False, lack.reason, lack.message), lack.stalled
     if order is None:
         return SnapshotPhase.PENDING, Fact("Ready", False, "NotTakenYet", "Its host is asked to take it."), False
-    return order_state(order)
+    said = [order_state(one) for one in scope.orders]
+    return next((one for one in said if one[0] is not SnapshotPhase.READY), said[0])

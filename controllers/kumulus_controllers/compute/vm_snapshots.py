@@ -8,7 +8,8 @@ from kumulus.api.machine_snapshot import RestorePhase, VirtualMachineSnapshot
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.compute.restores import FROM_VM_SNAPSHOT, restores
 from kumulus_controllers.compute.vm_snapshot_plan import Kept, Scope
-from kumulus_controllers.orders import FOR_UID
+from kumulus_controllers.orders import FOR_UID, host_of
+from kumulus_controllers.storage.handover import items_of
 from kumulus_controllers.storage.snapshot_plan import owner_of
 from kumulus_controllers.storage.snapshots import Snapshots
 
@@ -35,11 +36,20 @@ class VmSnapshots:
         parts = {disk.snapshot: self.snapshots.store.get(disk.snapshot, namespace) for disk in status.volumes}
         there = {name: part for name, part in parts.items() if part is not None}
         own = [part for part in there.values() if (o := owner_of(part)) is not None and o.uid == snapshot.uid]
+        orders = self.orders.by(FOR_UID, f"{WorkType.SNAPSHOT}/{snapshot.uid}")
+        parts_kept = [
+            self.snapshots.part(part, disk.volume_uid, disk.host)
+            for disk in status.volumes
+            if (part := there.get(disk.snapshot)) is not None and part in own
+        ]
+        known = {part.snapshot for part in parts_kept}
+        strays = [item for order in orders for item in items_of(order) if item.snapshot not in known]
         return Scope(
             snapshot=snapshot,
             vm=vm,
             volumes={name: kept for name in names if (kept := self.kept(name, namespace)) is not None},
-            order=next(iter(self.orders.by(FOR_UID, f"{WorkType.SNAPSHOT}/{snapshot.uid}")), None),
+            orders=tuple(sorted(orders, key=host_of)),
+            kept=(*parts_kept, *map(self.snapshots.stray, strays)),
             parts=there,
             clones=tuple(clone for part in own for clone in self.snapshots.clones(part)),
             restoring=tuple(
@@ -47,7 +57,7 @@ class VmSnapshots:
                 for item in self.restores.by(FROM_VM_SNAPSHOT, f"{namespace}/{snapshot.name}")
                 if item.status.phase is RestorePhase.RESTORING
             ),
-            host_gone=status.host is not None and self.snapshots.hosts.get(status.host) is None,
+            host_gone=any(not part.shared and part.host is not None and not part.host_there for part in parts_kept),
         )
 
     def _names(self, vm: VirtualMachine | None) -> set[str]:

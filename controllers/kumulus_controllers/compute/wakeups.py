@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, HostPhase, Zone
-from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.host import HostReport, WorkOrder, WorkType
 from kumulus.api.machine_snapshot import VirtualMachineRestore
+from kumulus.api.network import NetworkInterface, SecurityGroup
 from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Enqueue
 from kumulus_controllers.compute.restores import restores
 from kumulus_controllers.compute.scope import AnyImage
+from kumulus_controllers.network.networks import IN_GROUP, USES_NIC, Networks
 from kumulus_controllers.orders import DISKS_IN, NOT_BEGUN, work_orders
 from kumulus_controllers.storage.image import arrived
 from kumulus_controllers.storage.volumes import OF_CLASS, USES_VOLUME, Volumes
@@ -51,6 +53,7 @@ class Wakeups:
         self._pools = caches.store(StoragePool)
         volumes = Volumes(caches)
         self._volumes, self._classes = volumes.store, volumes.classes
+        self._networks = Networks(caches)
         self._restores = restores(caches)
         self._orders = work_orders(caches)
         self._turn = 0
@@ -131,6 +134,25 @@ class Wakeups:
             if vm is not None:
                 enqueue(Key(vm.namespace, vm.name))
 
+        def interface_changed(before: NetworkInterface | None, after: NetworkInterface | None) -> None:
+            item = after or before
+            if item is not None and not (before and after and _link(before) == _link(after)):
+                self._enqueue_linked(enqueue, item)
+
+        def group_changed(before: SecurityGroup | None, after: SecurityGroup | None) -> None:
+            item = after or before
+            if item is None or (before and after and before.uid == after.uid and before.deleting == after.deleting):
+                return
+            for interface in self._networks.interfaces.by(IN_GROUP, f"{item.namespace}/{item.name}"):
+                self._enqueue_linked(enqueue, interface)
+
+        def report_changed(before: HostReport | None, after: HostReport | None) -> None:
+            if after is not None and (before is None or before.status.network != after.status.network):
+                self._retry_unplaced(enqueue)
+
+        self._networks.interfaces.listen(interface_changed)
+        self._networks.groups.listen(group_changed)
+        self._networks.reports.listen(report_changed)
         self._restores.listen(restore_changed)
         self._volumes.listen(volume_changed)
         self._classes.listen(class_changed)
@@ -148,6 +170,11 @@ class Wakeups:
         for order in self._orders.by(DISKS_IN, image.spec.disk.pool.uid if image.spec.disk else ""):
             if order.spec.type is WorkType.INSTANCE and order.status.state in NOT_BEGUN:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
+
+    def _enqueue_linked(self, enqueue: Enqueue, interface: NetworkInterface) -> None:
+        """The machines that name an interface."""
+        for vm in self._machines.by(USES_NIC, f"{interface.namespace}/{interface.name}"):
+            enqueue(Key(vm.namespace, vm.name), urgent=vm.status.host is not None)
 
     def _enqueue_users(self, enqueue: Enqueue, what: str, namespace: str | None) -> None:
         for vm in self._machines.by(USES, what):
@@ -179,7 +206,16 @@ def _same_but_status(before: VirtualMachine, after: VirtualMachine) -> bool:
 def _use(volume: Volume) -> tuple[object, ...]:
     """What of a volume decides whether its machine can have it."""
     status = volume.status
-    return (volume.uid, volume.deleting, status.pool, status.host, status.attached_to, status.condition("Ready"))
+    where = (status.pool, status.moving_to, status.host)
+    return (volume.uid, volume.deleting, where, status.attached_to, status.condition("Ready"))
+
+
+def _link(interface: NetworkInterface) -> tuple[object, ...]:
+    """What of an interface decides whether and how its machine has it."""
+    status = interface.status
+    said = tuple((c.reason, c.message) for c in status.conditions if c.type == "Ready" and c.status != "True")
+    have = (status.network, status.mac_address, status.addresses, status.vm)
+    return (interface.uid, interface.deleting, interface.spec, have, said)
 
 
 def _manner(offered: VolumeClass) -> tuple[object, ...]:

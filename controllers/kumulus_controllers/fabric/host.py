@@ -16,7 +16,7 @@ from kumulus.api.fabric import (
     HostStatus,
     host_namespace,
 )
-from kumulus.api.host import LEASE, HostReport, WorkOrder, WorkType
+from kumulus.api.host import LEASE, HostReport, NetworkFacts, WorkOrder, WorkType
 from kumulus.api.quantity import to_bytes
 from kumulus.kube.lease import Lease
 from kumulus.kube.store import Key
@@ -55,8 +55,8 @@ class Scope:
 
     @property
     def handed_over(self) -> tuple[WorkOrder, ...]:
-        """Orders of volumes that the host sees to, and another one could: their pools are shared."""
-        return tuple(order for order in self.orders if _keeps(order) and _shared(order))
+        """Orders of volumes and snapshots that the host sees to, and another one could: their pools are shared."""
+        return tuple(order for order in self.orders if (_keeps(order) and _shared(order)) or _snapped(order))
 
 
 def _keeps(order: WorkOrder) -> bool:
@@ -65,6 +65,11 @@ def _keeps(order: WorkOrder) -> bool:
 
 def _shared(order: WorkOrder) -> bool:
     return order.spec.disk is not None and order.spec.disk.pool.shared
+
+
+def _snapped(order: WorkOrder) -> bool:
+    """Whether it keeps snapshots in pools that hosts share."""
+    return order.spec.snapshot is not None and any(item.pool.shared for item in order.spec.snapshot.items)
 
 
 def allocatable(host: Host, capacity: Capacity) -> Capacity:
@@ -112,6 +117,24 @@ def readiness(scope: Scope) -> Fact:
     return Fact(ready, True, "AgentAlive", "The agent is alive and the hypervisor answers.")
 
 
+def _network(network: NetworkFacts) -> Fact:
+    """Whether machines with interfaces can run there."""
+    drivers = ", ".join(network.drivers)
+    if not drivers:
+        why = network.message or "The agent does not say why."
+        return Fact(HostCondition.NETWORK_READY, False, "NoDriver", f"It can have no networks: {why}")
+    if network.underlay is None:
+        why = network.message or "Tell the agent which address other hosts reach it at."
+        return Fact(HostCondition.NETWORK_READY, False, "NoUnderlay", f"Other hosts cannot reach its tunnels: {why}")
+    others = f" Others lack something: {network.message}" if network.message else ""
+    return Fact(
+        HostCondition.NETWORK_READY,
+        True,
+        "Ready",
+        f"Networks of driver {drivers}, tunnels at {network.underlay}.{others}",
+    )
+
+
 def phase_of(scope: Scope, ready: Fact) -> HostPhase:
     """The state in one word."""
     if scope.host.deleting:
@@ -138,6 +161,8 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
         facts.append(
             Fact(HostCondition.SCHEDULABLE, ready.status is True, "Ready" if ready.status is True else "NotReady")
         )
+    if report is not None and report.network is not None:
+        facts.append(_network(report.network))
     if report is not None and report.credentials_expire_at:
         facts.append(
             Fact(
@@ -194,7 +219,7 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
                 HostCondition.STALLED,
                 True,
                 "HandsOverVolumes",
-                f"{len(scope.handed_over)} volumes in shared pools go to other hosts of their pools first ({names}).",
+                f"{len(scope.handed_over)} volumes and snapshots in shared pools go to other hosts of their pools first ({names}).",
             )
         )
     elif host.deleting and scope.orders and scope.verdict.liveness is Liveness.EXPIRED:

@@ -74,11 +74,20 @@ def shared(request: Request, host: HostView, load: Load) -> str | None:
     return None
 
 
+def network(request: Request, host: HostView, load: Load) -> str | None:
+    """What makes the machine's networks works there."""
+    for driver in sorted(request.networks - host.networks):
+        why = f" ({host.network_lack.rstrip('.')})" if host.network_lack else ""
+        return f"without network driver {driver}{why}"
+    return None
+
+
 BUILT_IN: Mapping[str, Filter] = {
     "open": is_open,
     "zone": zone,
     "bound": bound,
     "shared": shared,
+    "network": network,
     "selector": selector,
     "taints": taints,
     "cpus": cpus,

@@ -9,6 +9,7 @@ In memory only: it is rebuilt from what the API server has whenever a process be
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from kumulus_controllers.planning import scorers as built_in_scorers
 from kumulus_controllers.planning.filters import Filter
 from kumulus_controllers.planning.pools import Pools, choose
 from kumulus_controllers.planning.scorers import Scorer
-from kumulus_controllers.planning.views import Demand, HostView, Load, Placement, PoolView, Refusal, Request
+from kumulus_controllers.planning.views import Demand, HostView, Load, Moving, Placement, PoolView, Refusal, Request
 
 ENOUGH = 8
 """So many fitting hosts are scored; the profile's order has the best of them first."""
@@ -83,6 +84,9 @@ class Fleet:
         self._promises: dict[str, tuple[str, Demand, str | None]] = {}
         self._imports: set[tuple[str, str]] = set()
         self._volumes: dict[str, tuple[str, str, int]] = {}
+        self._moves: dict[str, Moving] = {}
+        self._leaving: Counter[tuple[str, str]] = Counter()
+        """How many volumes are copied out of a pool, by host and uid of the pool."""
         self._by_room = _Order(_room)
         self._by_share = _Order(_share)
 
@@ -155,6 +159,28 @@ class Fleet:
         if kept is not None:
             host, pool_uid, size = kept
             self._fill(host, pool_uid, -size)
+
+    def move(self, volume_uid: str, moving: Moving) -> None:
+        """Promise room for a volume in the pool that it is brought into as well, in place of an earlier such promise."""
+        if self._moves.get(volume_uid) == moving:
+            return
+        self.moved(volume_uid)
+        self._moves[volume_uid] = moving
+        self._leaving[moving.host, moving.source] += not moving.idle
+        self._fill(moving.host, moving.target, moving.size)
+
+    def moved(self, volume_uid: str) -> None:
+        """It is brought nowhere any more. Nothing promised: nothing."""
+        moving = self._moves.pop(volume_uid, None)
+        if moving is not None:
+            self._leaving[moving.host, moving.source] -= not moving.idle
+            self._fill(moving.host, moving.target, -moving.size)
+
+    def leaving(self, host: str, pool_uid: str, but: str) -> int:
+        """How many volumes are copied out of a pool on a host just now, not counting `but`."""
+        own = self._moves.get(but)
+        counted = own is not None and not own.idle and (own.host, own.source) == (host, pool_uid)
+        return self._leaving[host, pool_uid] - counted
 
     def begin_import(self, image_uid: str, pool_uid: str) -> bool:
         """Whether the caller may order the image into a pool that hosts share: nobody else is just about to.

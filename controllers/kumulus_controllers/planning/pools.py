@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kumulus.api.host import PoolRef
+from kumulus.api.quantity import rounded
 from kumulus_controllers.planning.views import HostView, Load, PoolView, VolumeDemand
 
 NO_POOL = "without a storage pool that is ready"
@@ -57,6 +58,31 @@ def choose(
             return found
         chosen[volume.uid] = found
     return Pools(own_pool, chosen)
+
+
+def refuge(
+    host: HostView, load: Load, volume: VolumeDemand, here: PoolRef, namespace: str | None = None
+) -> PoolRef | str:
+    """Another pool of the host for a volume that cannot stay in `here`, or why there is none, in a few words.
+
+    One that hosts share goes into another such pool if there is one, and one that is the host's own into another of that
+    kind: what its owner may do with it stays as it is.
+    """
+    wanted = replace(volume, pool=None)
+    others = [pool for pool in host.pools if pool.ref.uid != here.uid]
+    for candidates in ([pool for pool in others if pool.ref.shared == here.shared], others):
+        chosen = choose(replace(host, pools=tuple(candidates)), load, 0, (wanted,), namespace)
+        if isinstance(chosen, Pools):
+            return chosen.volumes[volume.uid]
+    assert isinstance(chosen, str)
+    if chosen != NO_SPACE:
+        return chosen
+    best = max(
+        (pool for pool in others if pool.open and suits(pool, wanted) and pool.admits(namespace) and not pool.stops_at),
+        key=lambda pool: pool.promisable - load.promised(pool.ref),
+    )
+    left = max(best.promisable - load.promised(best.ref), 0)
+    return f"{NO_SPACE} (pool {best.ref.name} has {rounded(left)} left to promise, it needs {rounded(volume.size)})"
 
 
 def suits(pool: PoolView, volume: VolumeDemand) -> bool:

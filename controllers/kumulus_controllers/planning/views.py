@@ -45,6 +45,21 @@ class VolumeDemand:
 
 
 @dataclass(frozen=True, slots=True)
+class Moving:
+    """A volume that is being brought from one pool of a host into another, and has room in both."""
+
+    host: str
+    source: str
+    """Uid of the pool it is in."""
+    target: str
+    """Uid of the pool it is to be in."""
+    size: int
+    """Bytes promised in the target."""
+    idle: bool = False
+    """It does not get on: nothing is copied."""
+
+
+@dataclass(frozen=True, slots=True)
 class HostView:
     """A host as placement sees it."""
 
@@ -60,6 +75,10 @@ class HostView:
     closed: str | None = None
     """Why it takes no machines at all, such as `cordoned` or `not ready`; None when it does."""
     pools: tuple[PoolView, ...] = ()
+    networks: frozenset[str] = frozenset()
+    """What can make networks on it."""
+    network_lack: str | None = None
+    """What it needs for networks and has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +104,8 @@ class Request:
     selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
     profile: Profile = Profile.SPREAD
+    networks: frozenset[str] = frozenset()
+    """What makes the networks that it has interfaces in: the host must be able to."""
     volumes: tuple[VolumeDemand, ...] = ()
     """Volumes to find room for on the same host."""
     bound: Mapping[str, str] = field(default_factory=dict)

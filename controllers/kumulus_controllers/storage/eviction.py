@@ -13,12 +13,12 @@ import structlog
 
 from kumulus.api.base import ConditionStatus
 from kumulus.api.fabric import Host, HostCondition
-from kumulus.api.host import WorkOrder, WorkState, WorkType
+from kumulus.api.host import PoolRef, WorkOrder, WorkState, WorkType
 from kumulus.api.quantity import rounded, to_bytes
 from kumulus.api.storage import CachePolicy, ClusterImage, Image, ImageCacheLimits, StoragePool
 from kumulus.kube.store import Key, Store
 from kumulus.runtime.clock import parse_time
-from kumulus.runtime.reconciler import Enqueue, Services
+from kumulus.runtime.reconciler import Caches, Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result
 from kumulus_controllers.events import tell
 from kumulus_controllers.orders import FOR_UID, NAMESPACE, host_of, work_orders
@@ -30,6 +30,8 @@ SETTLE_SECONDS = 5.0
 """While images go: how soon to look again, if the agent says nothing."""
 STALE_SECONDS = 120.0
 """An agent looks at a pool's room every minute. So long, what was evicted counts as free on top of what it said last."""
+ONLY_COPY = "the only copy"
+"""Why an image stays that no source has any more, and no other pool."""
 SHORT_OF_ROOM = frozenset({"NoSpace", "InsufficientCapacity"})
 """Reasons of an import that did not fit."""
 
@@ -76,17 +78,74 @@ def leaving(images: Iterable[Cached], room: Room, limits: ImageCacheLimits) -> l
     return gone
 
 
-def in_use(orders: Iterable[WorkOrder]) -> set[str]:
-    """Uids of the images that machines and volumes of a host are made of, as far as orders tell. Pure."""
+def in_use(orders: Iterable[WorkOrder], pool: str | None = None) -> set[str]:
+    """Uids of the images that machines and volumes of a host are made of, as far as orders tell; with the uid of a pool,
+    only those that are needed there. Pure."""
     found: set[str] = set()
+
+    def there(ref: PoolRef | None) -> bool:
+        return pool is None or (ref is not None and ref.uid == pool)
+
     for order in orders:
         if order.spec.instance is not None:
-            found.update(disk.image.uid for disk in order.spec.instance.disks if disk.image is not None)
-            found.update(drive.image.uid for drive in order.spec.instance.drives if drive.image is not None)
-        volume = order.spec.disk.volume if order.spec.disk is not None else None
-        if volume is not None and volume.origin is not None and volume.origin.image is not None:
-            found.add(volume.origin.image.uid)
+            found.update(d.image.uid for d in order.spec.instance.disks if d.image is not None and there(d.pool))
+            found.update(d.image.uid for d in order.spec.instance.drives if d.image is not None and there(d.pool))
+        disk = order.spec.disk
+        origin = disk.volume.origin if disk is not None and disk.volume is not None else None
+        if disk is not None and origin is not None and origin.image is not None and there(disk.pool):
+            found.add(origin.image.uid)
     return found
+
+
+class Retention:
+    """Which images stay in a pool, and why. Reads caches only."""
+
+    def __init__(self, caches: Caches) -> None:
+        self._hosts = caches.store(Host)
+        self._images: tuple[Store[Image], Store[ClusterImage]] = (caches.store(Image), caches.store(ClusterImage))
+        self._orders = work_orders(caches)
+
+    def why(self, order: WorkOrder, used: set[str], *, emptied: bool) -> str | None:
+        """Why the image of an order stays in its pool; None when it may go. `emptied`: nothing is to be in that pool."""
+        image = self.image(order)
+        if order.spec.for_.uid in used:
+            return "in use"
+        if image is None or image.deleting or image.paused:
+            return "not known"
+        if image.spec.cache_policy is CachePolicy.EVERYWHERE and not emptied:
+            return "pinned"
+        if not refetchable(image.spec.source) and not self._elsewhere(order):
+            return ONLY_COPY
+        return None
+
+    def image(self, order: WorkOrder) -> AnyImage | None:
+        """The image of an order, if it is still that one."""
+        ref = order.spec.for_
+        for store in self._images:
+            item: AnyImage | None = store.get(ref.name, ref.namespace)
+            if item is not None and item.uid == ref.uid:
+                return item
+        return None
+
+    def _elsewhere(self, order: WorkOrder) -> bool:
+        """Whether a host that answers has the image in another pool, or on another host in one of its own, for now."""
+        here = order.spec.disk.pool if order.spec.disk is not None else None
+        for other in self._orders.by(FOR_UID, f"{WorkType.DISK}/{order.spec.for_.uid}"):
+            host = self._hosts.get(host_of(other))
+            ready = host.status.condition(HostCondition.READY) if host is not None and not host.deleting else None
+            there = other.spec.disk.pool if other.spec.disk is not None else None
+            if here is None or there is None:
+                continue
+            apart = there.uid != here.uid or (not here.shared and other.namespace != order.namespace)
+            if (
+                apart
+                and other.status.state is WorkState.READY
+                and not other.deleting
+                and ready is not None
+                and ready.status is ConditionStatus.TRUE
+            ):
+                return True
+        return False
 
 
 class EvictionReconciler:
@@ -97,11 +156,7 @@ class EvictionReconciler:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._pools = services.caches.store(StoragePool)
-        self._hosts = services.caches.store(Host)
-        self._images: tuple[Store[Image], Store[ClusterImage]] = (
-            services.caches.store(Image),
-            services.caches.store(ClusterImage),
-        )
+        self._retention = Retention(services.caches)
         self._orders = work_orders(services.caches)
         self._freed: dict[Key, tuple[float, int]] = {}
         """When images were last evicted there, and bytes that were, which the agent's report may not show yet."""
@@ -122,14 +177,14 @@ class EvictionReconciler:
             if disk is not None and disk.import_image is not None:
                 if before is None or after is None or before.status.state is not after.status.state:
                     self._enqueue_pool(enqueue, order.namespace, disk.pool.uid)
-            elif after is None and (uids := in_use((order,))):
-                for uid in uids:
+            elif before is not None and (left := in_use((before,)) - (in_use((after,)) if after else set())):
+                for uid in left:
                     self._used[order.namespace or "", uid] = self._services.clock.now().timestamp()
                 for pool in self._presences(order.namespace):
                     enqueue(Key(pool.namespace, pool.name))
 
         def pool_changed(before: StoragePool | None, after: StoragePool | None) -> None:
-            if after is not None and before is not None and before.spec.image_cache != after.spec.image_cache:
+            if after is not None and before is not None and _keeping(before) != _keeping(after):
                 for order in self._orders.by(FOR_UID, f"{WorkType.POOL}/{after.uid}"):
                     enqueue(Key(order.namespace, order.name))
 
@@ -154,7 +209,8 @@ class EvictionReconciler:
         imports = {o.name: o for o in here if _image_in(o, presence.pool.uid) is not None}
         if any(o.deleting and o.status.reason != "ImageInUse" for o in imports.values()):
             return Requeue(SETTLE_SECONDS)  # room is on its way
-        cached = self._cached(imports, in_use(here))
+        emptied = pool.spec.maintenance
+        cached = self._cached(imports, in_use(here, presence.pool.uid), emptied=emptied)
         short = any(o.status.state is WorkState.FAILED and o.status.reason in SHORT_OF_ROOM for o in imports.values())
         freed, now = 0, self._services.clock.monotonic()
         if key in self._freed:
@@ -163,17 +219,20 @@ class EvictionReconciler:
                 self._freed.pop(key)
                 freed = 0
         room = Room(facts.capacity or 0, max((facts.used or 0) - freed, 0), short and not freed)
-        going = leaving(cached, room, pool.spec.image_cache)
+        going = [image for image in cached if image.spared is None] if emptied else []
+        going = going or leaving(cached, room, pool.spec.image_cache)
         for image in going:
             await self._evict(imports[image.order], pool, image)
             freed += image.size
             self._freed[key] = (now, freed)
         return Requeue(STALE_SECONDS + 1) if freed else Done()
 
-    def _cached(self, imports: Mapping[str, WorkOrder], used: set[str]) -> list[Cached]:
+    def _cached(self, imports: Mapping[str, WorkOrder], used: set[str], *, emptied: bool) -> list[Cached]:
+        """The images that are there; of a pool that is to be emptied, those that did not come as well."""
         found = []
+        settled = (WorkState.READY, WorkState.FAILED) if emptied else (WorkState.READY,)
         for order in imports.values():
-            if order.status.state is not WorkState.READY or order.deleting:
+            if order.status.state not in settled or order.deleting:
                 continue
             uid = order.spec.for_.uid
             made = order.metadata.creation_timestamp
@@ -184,45 +243,10 @@ class EvictionReconciler:
                     used_at=self._used.get(
                         (order.namespace or "", uid), parse_time(made).timestamp() if made is not None else 0.0
                     ),
-                    spared=self._spared(order, used),
+                    spared=self._retention.why(order, used, emptied=emptied),
                 )
             )
         return found
-
-    def _spared(self, order: WorkOrder, used: set[str]) -> str | None:
-        image = self._image(order)
-        if order.spec.for_.uid in used:
-            return "in use"
-        if image is None or image.deleting or image.paused:
-            return "not known"
-        if image.spec.cache_policy is CachePolicy.EVERYWHERE:
-            return "pinned"
-        if not refetchable(image.spec.source) and not self._elsewhere(order):
-            return "the only copy"
-        return None
-
-    def _image(self, order: WorkOrder) -> AnyImage | None:
-        ref = order.spec.for_
-        for store in self._images:
-            item: AnyImage | None = store.get(ref.name, ref.namespace)
-            if item is not None and item.uid == ref.uid:
-                return item
-        return None
-
-    def _elsewhere(self, order: WorkOrder) -> bool:
-        """Whether another host that answers has the image as well, and keeps it for now."""
-        for other in self._orders.by(FOR_UID, f"{WorkType.DISK}/{order.spec.for_.uid}"):
-            host = self._hosts.get(host_of(other))
-            ready = host.status.condition(HostCondition.READY) if host is not None and not host.deleting else None
-            if (
-                other.namespace != order.namespace
-                and other.status.state is WorkState.READY
-                and not other.deleting
-                and ready is not None
-                and ready.status is ConditionStatus.TRUE
-            ):
-                return True
-        return False
 
     async def _evict(self, order: WorkOrder, pool: StoragePool, image: Cached) -> None:
         raw = await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
@@ -230,8 +254,9 @@ class EvictionReconciler:
             self._orders.apply(raw)
         host = host_of(order)
         log.info("image evicted", image=order.spec.for_.name, host=host, pool=pool.name, bytes=image.size)
-        if (item := self._image(order)) is not None:
-            note = f"The image leaves pool {pool.name} on {host} to make room ({rounded(image.size)}): no disk is made of it."
+        if (item := self._retention.image(order)) is not None:
+            why = "as that is to be emptied" if pool.spec.maintenance else "to make room"
+            note = f"The image leaves pool {pool.name} on {host} {why} ({rounded(image.size)}): no disk is made of it."
             await tell(self._services.client, self._services.clock, item, "ImageEvicted", note, action="RemoveFromPool")
 
     def _presences(self, namespace: str | None) -> list[WorkOrder]:
@@ -241,6 +266,11 @@ class EvictionReconciler:
         for order in self._presences(namespace):
             if order.spec.pool is not None and order.spec.pool.pool.uid == pool:
                 enqueue(Key(order.namespace, order.name))
+
+
+def _keeping(pool: StoragePool) -> tuple[object, ...]:
+    """What of a pool decides which images it keeps."""
+    return (pool.spec.image_cache, pool.spec.maintenance)
 
 
 def _image_in(order: WorkOrder, pool: str) -> str | None:

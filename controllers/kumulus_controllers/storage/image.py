@@ -509,7 +509,7 @@ class ImageReconciler:
         """Order the image where it left and is needed after all, and to every pool if it is to be everywhere."""
         wanted: list[tuple[str, PoolRef]] = []
         for host, pool in self._gone.pop(image.uid, {}).items():
-            if image.uid in in_use(self._orders.by(NAMESPACE, host_namespace(host))):
+            if image.uid in in_use(self._orders.by(NAMESPACE, host_namespace(host)), pool.uid):
                 wanted.append((host, pool))
         if image.spec.cache_policy is CachePolicy.EVERYWHERE and image.status.phase is ImagePhase.READY:
             wanted += self._lacking(image)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+from contextlib import suppress
 
+from kumulus.api.fabric import host_namespace
 from kumulus.api.host import PASSPHRASE, WorkOrder, luks_secret_name
 from kumulus.api.storage import Volume
 from kumulus.api.volumes import Encryption
 from kumulus.kube.builtin import SECRET
-from kumulus.kube.client import KubeClient
+from kumulus.kube.client import KubeClient, Raw
 from kumulus.kube.errors import AlreadyExists
 from kumulus_controllers.storage.volume_plan import Lack
 
@@ -39,10 +41,26 @@ async def read(client: KubeClient, volume: Volume, encryption: Encryption) -> st
     return text
 
 
-async def copy(client: KubeClient, volume: Volume, order: WorkOrder, encryption: Encryption) -> Lack | None:
+async def _of(client: KubeClient, volume: Volume) -> str | None:
+    """The passphrase that the host of a volume has; None when it has none."""
+    if volume.status.host is None:
+        return None
+    found = await client.find(SECRET, luks_secret_name(volume.uid), host_namespace(volume.status.host))
+    return _text(found) if found is not None else None
+
+
+def _text(secret: Raw) -> str | None:
+    data = (secret.get("data") or {}).get(PASSPHRASE)
+    return base64.b64decode(data).decode() if data is not None else None
+
+
+async def copy(
+    client: KubeClient, volume: Volume, order: WorkOrder, encryption: Encryption, stands_on: Volume | None
+) -> Lack | None:
     """See that the host that has the volume has the passphrase; a copy that is there stays as it is.
 
-    It goes with the order. One that belongs to an earlier order of the volume is made anew.
+    It goes with the order. One that was there before this order is taken over: a volume that is made keeps its passphrase,
+    whatever the tenant's Secret has by now. So does one that stands on a snapshot of another one, and has that one's.
     """
     name, namespace = luks_secret_name(volume.uid), order.namespace
     there = await client.find(SECRET, name, namespace)
@@ -50,18 +68,39 @@ async def copy(client: KubeClient, volume: Volume, order: WorkOrder, encryption:
         if order.uid in {owner["uid"] for owner in there["metadata"].get("ownerReferences", [])}:
             return None
         await client.delete(SECRET, name, namespace, uid=there["metadata"]["uid"])
-    text = await read(client, volume, encryption)
+    text: str | Lack | None = _text(there) if there is not None and volume.status.size is not None else None
+    if text is None and stands_on is not None:
+        text = await _of(client, stands_on)
+    if text is None:
+        text = await read(client, volume, encryption)
     if isinstance(text, Lack):
         return text
+    try:
+        await client.create(SECRET, _body(name, order, text), namespace)
+    except AlreadyExists:
+        return Lack("SecretBusy", "The passphrase is being handed over to the host.", stalled=False)
+    return None
+
+
+async def pass_on(client: KubeClient, name: str, namespace: str, owner: WorkOrder) -> None:
+    """Copy what one host has to the namespace of `owner`, an order of the host that is to have the volume next.
+
+    It belongs to that order until `copy` finds it there.
+    """
+    found = await client.find(SECRET, name, namespace)
+    text = _text(found) if found is not None else None
+    if text is None:
+        return
+    with suppress(AlreadyExists):
+        await client.create(SECRET, _body(name, owner, text), owner.namespace)
+
+
+def _body(name: str, order: WorkOrder, text: str) -> Raw:
+    """The Secret that goes with an order."""
     owner = {
         "apiVersion": WorkOrder.KIND.api_version,
         "kind": WorkOrder.KIND.kind,
         "name": order.name,
         "uid": order.uid,
     }
-    body = {"metadata": {"name": name, "ownerReferences": [owner]}, "immutable": True, "stringData": {PASSPHRASE: text}}
-    try:
-        await client.create(SECRET, body, namespace)
-    except AlreadyExists:
-        return Lack("SecretBusy", "The passphrase is being handed over to the host.", stalled=False)
-    return None
+    return {"metadata": {"name": name, "ownerReferences": [owner]}, "immutable": True, "stringData": {PASSPHRASE: text}}

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from kumulus.api.base import FINALIZER, ObjectRef
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import PoolOrder, PoolRef, WorkOrder, WorkOrderSpec, WorkState, WorkType, pool_order_name
-from kumulus.api.storage import PoolHost, StoragePool, StoragePoolStatus
+from kumulus.api.host import PoolOrder, WorkOrder, WorkOrderSpec, WorkState, WorkType, pool_order_name
+from kumulus.api.storage import PoolHost, StoragePool, StoragePoolStatus, Volume
 from kumulus.kube.errors import AlreadyExists, KubeError, NotFound, NotLeading, Unreachable
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
@@ -16,10 +16,14 @@ from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.fleet_feed import reached
-from kumulus_controllers.orders import DISKS_IN, FOR_UID, data_in, host_of, work_orders
+from kumulus_controllers.orders import DISKS_IN, FOR_UID, IMAGES_IN, NAMESPACE, data_in, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage.emptying import IN_POOL, Contents, emptied, image_name, in_pool
+from kumulus_controllers.storage.eviction import Retention, in_use
+from kumulus_controllers.storage.move_plan import MOVING
 from kumulus_controllers.storage.pool_secrets import PoolSecrets
+from kumulus_controllers.storage.presence import belongs, pool_ref, together
 
 LISTED = 256
 NAMED = 5
@@ -45,26 +49,8 @@ class Scope:
     """Bytes that are promised in it, by host."""
     lack: str | None = None
     """What a driver needs and the operators have not provided."""
-
-
-def pool_ref(pool: StoragePool) -> PoolRef:
-    """What a driver has to know of a pool."""
-    return PoolRef(uid=pool.uid, name=pool.name, driver=pool.spec.driver, parameters=pool.spec.parameters)
-
-
-def belongs(pool: StoragePool, host: Host) -> bool:
-    """Whether the pool is on that host."""
-    return (
-        not host.deleting
-        and host.status.namespace is not None
-        and (pool.spec.zone is None or pool.spec.zone == host.spec.zone)
-        and all(host.metadata.labels.get(key) == value for key, value in pool.spec.host_selector.items())
-    )
-
-
-def together(pool: StoragePool, on_hosts: Sequence[int]) -> int:
-    """What hosts say of a pool, as one number: of one that they share they all speak of the same bytes."""
-    return max(on_hosts, default=0) if pool.spec.shared else sum(on_hosts)
+    contents: Contents = field(default_factory=Contents)
+    """What is in it, looked at when it is to be emptied."""
 
 
 def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
@@ -82,6 +68,7 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
                 unowned=facts.unowned_count if facts else None,
                 allocated=scope.promised.get(host_of(order), 0),
                 access=facts.access if facts else None,
+                reason=None if ready else order.status.reason,
                 message=None if ready else order.status.message or "the agent has not answered yet",
             )
         )
@@ -89,7 +76,12 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
     if scope.pool.spec.maintenance:
         phase, fact = (
             "Maintenance",
-            Fact("Ready", False, "Maintenance", "The pool takes no new disks (spec.maintenance)."),
+            Fact(
+                "Ready",
+                False,
+                "Maintenance",
+                "The pool takes no new disks, and what can be moved leaves it (spec.maintenance): see Emptied.",
+            ),
         )
     elif scope.lack is not None:
         phase, fact = "Pending", Fact("Ready", False, "SecretNotFound", scope.lack)
@@ -97,7 +89,9 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
         phase, fact = "Pending", Fact("Ready", False, "NoHosts", "No host matches the pool's zone and hostSelector.")
     elif not ready_hosts:
         phase = "Pending"
-        fact = Fact("Ready", False, "NotReadyAnywhere", f"{hosts[0].name}: {hosts[0].message}")
+        reasons = {host.reason for host in hosts}
+        reason = reasons.pop() if len(reasons) == 1 else None
+        fact = Fact("Ready", False, reason or "NotReadyAnywhere", f"{hosts[0].name}: {hosts[0].message}")
     elif len(ready_hosts) < len(hosts):
         missing = [host for host in hosts if not host.ready]
         phase = "Degraded"
@@ -111,6 +105,8 @@ def derive_status(scope: Scope, now: str) -> StoragePoolStatus:
         ways = "".join(f" {way}" for way in sorted({host.access for host in hosts if host.access}))
         phase, fact = "Ready", Fact("Ready", True, "Ready", f"Ready on {len(hosts)} hosts.{ways}")
     facts_found = [fact, _accepts(scope), *_space_low(scope)]
+    if (left := emptied(scope.pool, scope.contents)) is not None:
+        facts_found.append(left)
     if scope.pool.deleting and scope.users:
         names = ", ".join(sorted(f"{o.spec.for_.namespace}/{o.spec.for_.name}" for o in scope.users)[:5])
         message = f"{len(scope.users)} machines and volumes have data in the pool ({names}): delete them first."
@@ -179,6 +175,9 @@ class PoolReconciler:
         self._hosts = services.caches.store(Host)
         self._orders = work_orders(services.caches)
         self._secrets = PoolSecrets(services.client)
+        self._volumes = services.caches.store(Volume)
+        self._volumes.add_index(IN_POOL, in_pool)
+        self._retention = Retention(services.caches)
         self._written: dict[str, float] = {}
         self._passed: dict[str, float] = {}
 
@@ -205,10 +204,25 @@ class PoolReconciler:
             elif (had := data_in(before)) != (has := data_in(after)):
                 for name in {pool for pool, _ in had ^ has}:
                     enqueue(Key(None, name))
+            elif order is not None and order.spec.disk is not None and order.spec.disk.import_image is not None:
+                self._enqueue_emptied(enqueue, order.spec.disk.pool.name)
+
+        def volume_changed(before: Volume | None, after: Volume | None) -> None:
+            if before is not None and after is not None and _leaving(before) == _leaving(after):
+                return
+            for name in {item.status.pool for item in (before, after) if item is not None} - {None}:
+                self._enqueue_emptied(enqueue, name)
 
         self._pools.listen(pool_changed)
         self._hosts.listen(host_changed)
         self._orders.listen(order_changed)
+        self._volumes.listen(volume_changed)
+
+    def _enqueue_emptied(self, enqueue: Enqueue, name: str | None) -> None:
+        """What is in a pool is looked at only when it is to be emptied."""
+        pool = self._pools.get(name) if name is not None else None
+        if pool is not None and pool.spec.maintenance:
+            enqueue(Key(None, pool.name))
 
     def everything(self) -> list[Key]:
         """All pools."""
@@ -255,13 +269,31 @@ class PoolReconciler:
             await self._report(scope)
             return Wait("Deleting", 10.0)
         orders = tuple(self._orders.by(FOR_UID, f"{WorkType.POOL}/{pool.uid}"))
-        scope = replace(scope, lack=await self._secrets.copy(pool, orders))
+        scope = replace(scope, lack=await self._secrets.copy(pool, orders), contents=self._contents(scope))
         result = await self._report(scope)
         if scope.lack is not None:
             result = Wait("SecretNotFound", 15.0)
         if failed is not None:
             raise failed
         return result
+
+    def _contents(self, scope: Scope) -> Contents:
+        """What is in a pool that is to be emptied. Of others it is not asked."""
+        pool = scope.pool
+        if not pool.spec.maintenance:
+            return Contents()
+        imports = self._orders.by(IMAGES_IN, pool.uid)
+        used = {host_of(o): in_use(self._orders.by(NAMESPACE, o.namespace or ""), pool.uid) for o in imports}
+        facts = [order.status.pool for order in scope.orders if order.status.pool is not None]
+        return Contents(
+            volumes=tuple(self._volumes.by(IN_POOL, pool.name)),
+            orders=scope.users,
+            images={
+                image_name(order): self._retention.why(order, used[host_of(order)], emptied=True) for order in imports
+            },
+            unowned=sum(fact.unowned_count for fact in facts),
+            silent=tuple(sorted(host_of(o) for o in scope.orders if o.status.state is not WorkState.READY)),
+        )
 
     async def _order(self, pool: StoragePool, host: str) -> None:
         spec = WorkOrderSpec(
@@ -285,6 +317,12 @@ class PoolReconciler:
         if await write_status(self._services.client, self._pools, pool, pool.status, after):
             self._written[pool.uid] = clock.monotonic()
         return Done()
+
+
+def _leaving(volume: Volume) -> tuple[object, ...]:
+    """What of a volume tells how it leaves its pool."""
+    moving = volume.status.condition(MOVING)
+    return (volume.uid, volume.status.pool, volume.deleting, moving and (moving.status, moving.reason))
 
 
 def _placing(host: Host) -> tuple[object, ...]:

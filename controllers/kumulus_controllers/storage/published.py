@@ -10,7 +10,7 @@ from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.store import Key, Store
 from kumulus.runtime.reconciler import Caches, Enqueue
 from kumulus_controllers.orders import HAS_VOLUME, at_rest, work_orders
-from kumulus_controllers.storage.pool import pool_ref
+from kumulus_controllers.storage.presence import pool_ref
 
 MADE_OF = "made-of"
 """Index of images by the volume they are made of."""
@@ -81,12 +81,19 @@ class Published:
         pool = self._pools.get(volume.status.pool) if volume.status.pool else None
         if pool is None or volume.status.host is None or volume.status.size is None:
             return Unready("SourceNotReady", f"Volume {name} is not made yet.")
+        if volume.status.moving_to is not None:
+            return Unready(
+                "SourceNotReady",
+                f"Volume {name} is being moved to StoragePool {volume.status.moving_to}: the image is made when that is done.",
+            )
         for order in self._orders.by(HAS_VOLUME, volume.uid):
             if not at_rest(order):
                 return Unready(
                     "SourceInUse",
                     f"Machine {order.spec.for_.name} writes to Volume {name}: stop it until the image is made.",
                 )
+        if volume.status.encryption is not None:
+            return _encrypted(volume)
         return Origin(volume.status.host, pool_ref(pool), volume.uid)
 
     def _of_snapshot(self, name: str, namespace: str | None) -> Origin | Unready:
@@ -97,4 +104,15 @@ class Published:
         pool = self._pools.get(status.pool) if status.pool else None
         if pool is None or status.host is None or status.volume_uid is None or not status.ready_to_use:
             return Unready("SourceNotReady", f"VolumeSnapshot {name} is not ready to use yet.")
+        volume = self._volumes.get(snapshot.spec.volume, namespace)
+        if volume is not None and volume.uid == status.volume_uid and volume.status.encryption is not None:
+            return _encrypted(volume)
         return Origin(status.host, pool_ref(pool), status.volume_uid, snapshot.uid)
+
+
+def _encrypted(volume: Volume) -> Unready:
+    return Unready(
+        "EncryptedCopy",
+        f"Volume {volume.name} is encrypted, and an image is not: everybody who may use it could read it. Copy what is to"
+        " be in the image to a volume of a class that does not encrypt, within a machine, and make it of that.",
+    )

@@ -1,34 +1,35 @@
 """VolumeSnapshot: taken by the volume's host once, kept, removed when nothing stands on it.
 
 The uid of the volume is on record before anything is ordered: from then on the volume is not removed. A snapshot that
-is part of a machine's is ordered and removed by that one; here only its status is written, and its end awaited.
+is part of a machine's is ordered and removed by that one; here only its status is written, and its end awaited. In a pool
+that hosts share it goes with its volume from host to host (`handover.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import structlog
-
-from kumulus.api.base import FINALIZER, FORCE_DETACH
-from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import WorkOrder, WorkType, snapshot_order_name
+from kumulus.api.base import FINALIZER
+from kumulus.api.fabric import Host
+from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
 from kumulus.api.storage import Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
-from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Result, Wait
-from kumulus_controllers.orders import FOR_NAME
-from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_report
+from kumulus_controllers.storage.handover import Moves, items_of, moves
+from kumulus_controllers.storage.snapshot_orders import SnapshotOrders, Spec, forced
 from kumulus_controllers.storage.snapshot_plan import (
     Scope,
     Target,
     derive_status,
     held,
     host_lost,
+    kept_order,
+    moving,
     own_order,
     owner_of,
     target,
@@ -36,8 +37,6 @@ from kumulus_controllers.storage.snapshot_plan import (
 from kumulus_controllers.storage.snapshots import PART_OF, Snapshots
 from kumulus_controllers.storage.volume_plan import Lack
 from kumulus_controllers.storage.volumes import OF_VOLUME, UID
-
-log = structlog.get_logger(__name__)
 
 
 class SnapshotReconciler:
@@ -50,6 +49,7 @@ class SnapshotReconciler:
         self._snapshots = Snapshots(services.caches)
         self._store = self._snapshots.store
         self._orders = self._snapshots.orders
+        self._keeping = SnapshotOrders(services, self._snapshots)
         self._machines_snapshots = services.caches.store(VirtualMachineSnapshot)
 
     def attach(self, enqueue: Enqueue) -> None:
@@ -81,15 +81,16 @@ class SnapshotReconciler:
             if order is None:
                 return
             if order.spec.snapshot is not None:
-                for part in order.spec.snapshot.items:
-                    for snapshot in self._store.by(UID, part.snapshot):
+                parts = {item.snapshot for one in (before, after) if one is not None for item in items_of(one)}
+                for part in parts:  # also those that were taken out of it
+                    for snapshot in self._store.by(UID, part):
                         wake(snapshot, urgent=True)
             elif order.spec.for_.kind == Volume.KIND.kind and (
-                before is None or after is None or before.status.state is not after.status.state
+                before is None or after is None or _standing(before) != _standing(after)
             ):
                 for snapshot in self._store.by(OF_VOLUME, f"{order.spec.for_.namespace}/{order.spec.for_.name}"):
                     wake(snapshot)
-                self._wake_origin(order, enqueue)
+            self._wake_origins(before, after, enqueue)
 
         def owner_changed(before: VirtualMachineSnapshot | None, after: VirtualMachineSnapshot | None) -> None:
             item = after or before
@@ -109,13 +110,15 @@ class SnapshotReconciler:
         snapshots.hosts.listen(host_changed)
         self._machines_snapshots.listen(owner_changed)
 
-    def _wake_origin(self, order: WorkOrder, enqueue: Enqueue) -> None:
-        """A clone came, was made or went: what it was made from may be waiting to go."""
-        volume = order.spec.disk.volume if order.spec.disk is not None else None
-        origin = volume.origin.snapshot if volume is not None and volume.origin is not None else None
-        for snapshot in self._store.by(UID, origin.snapshot) if origin is not None else ():
-            if snapshot.deleting:
-                enqueue(Key(snapshot.namespace, snapshot.name))
+    def _wake_origins(self, before: WorkOrder | None, after: WorkOrder | None, enqueue: Enqueue) -> None:
+        """A clone came, was made, was moved away or went: what it was made from may be waiting to go."""
+        same = before is not None and after is not None and before.status.state is after.status.state
+        if same and _origin(before) == _origin(after):
+            return
+        for uid in {_origin(order) for order in (before, after)} - {None}:
+            for snapshot in self._store.by(UID, uid or ""):
+                if snapshot.deleting:
+                    enqueue(Key(snapshot.namespace, snapshot.name))
 
     def everything(self) -> list[Key]:
         """All snapshots, and those that only a left-over work order remembers."""
@@ -128,7 +131,7 @@ class SnapshotReconciler:
     async def reconcile(self, key: Key) -> Result:
         """One pass over a snapshot."""
         snapshot = self._store.get(key.name, key.namespace)
-        await self._remove_orphans(key, snapshot)
+        await self._keeping.remove_orphans(VolumeSnapshot.KIND, key, snapshot.uid if snapshot is not None else None)
         if snapshot is None:
             return Gone()
         if snapshot.paused:
@@ -140,7 +143,11 @@ class SnapshotReconciler:
             return await self._delete(scope)
         if (lost := host_lost(scope)) is not None:
             return await self._report(scope, None, lost)
-        if scope.order is not None or owner_of(snapshot) is not None:
+        if owner_of(snapshot) is not None:
+            return await self._report(scope, None, moving(scope).lack)
+        if moving(scope) != Moves():
+            return await self._follow(scope)
+        if scope.order is not None:
             return await self._report(scope, None, None)
         found = target(scope)
         if isinstance(found, Lack):
@@ -153,7 +160,7 @@ class SnapshotReconciler:
         again = target(self._scope(current))
         if isinstance(again, Lack):
             return await self._report(self._scope(current), None, again)
-        if await self._order(current, again):
+        if await self._keeping.make(current.uid, again.host, own_order(current, again, self._services.term())):
             return await self._report(self._scope(current), None, None)
         return result
 
@@ -162,17 +169,22 @@ class SnapshotReconciler:
         going = owner_of(snapshot) is not None and self._snapshots.volumes.going(snapshot)
         return replace(scope, owner_going=going)
 
-    async def _order(self, snapshot: VolumeSnapshot, found: Target) -> bool:
-        """Have the host take it, or keep it; True when that was asked."""
-        client, namespace = self._services.client, host_namespace(found.host)
-        name = snapshot_order_name(snapshot.uid)
-        spec = own_order(snapshot, found, self._services.term())
-        body = {"metadata": {"name": name, "finalizers": [FINALIZER]}, "spec": spec.to_json()}
-        try:
-            raw = await client.create(WorkOrder.KIND, body, namespace)
-        except AlreadyExists:
-            raw = await client.get(WorkOrder.KIND, name, namespace)
-        return self._orders.apply(raw)
+    async def _follow(self, scope: Scope) -> Result:
+        """Its volume goes to another host: so does what is kept of it."""
+        plan = moving(scope)
+        if plan.let_go:
+            # On record first: from now on an order that is gone does not mean that the snapshot is.
+            await self._report(scope, None, plan.lack)
+            await self._keeping.let_go(plan.let_go, force=scope.snapshot.deleting and forced(scope.snapshot))
+        if not scope.snapshot.deleting:  # else what nobody has may have been removed
+            await self._keeping.take_up(plan.take_up, scope.snapshot.uid, self._spec(scope))
+        scope = self._scope(self._store.get(scope.snapshot.name, scope.snapshot.namespace) or scope.snapshot)
+        return await self._report(scope, None, moving(scope).lack)
+
+    def _spec(self, scope: Scope) -> Spec:
+        return lambda items: kept_order(
+            scope.snapshot, items, self._services.term(), taken=scope.taken or scope.snapshot.deleting
+        )
 
     async def _delete(self, scope: Scope) -> Result:
         snapshot, order, client = scope.snapshot, scope.order, self._services.client
@@ -180,61 +192,53 @@ class SnapshotReconciler:
             return Done()
         if (busy := held(scope)) is not None:
             return await self._report(scope, None, busy)
+        if owner_of(snapshot) is not None:
+            return await self._delete_part(scope)
+        if moving(scope).let_go:
+            return await self._follow(scope)
         if order is None and snapshot.status.host is not None:
-            order = await self._live_order(snapshot)
+            order = await self._keeping.live(snapshot.uid, snapshot.status.host)
+        if order is None and scope.part is not None and scope.part.let_go:
+            # In the pool, and kept by nobody: it is removed where the volume is, or will be.
+            plan = moves((scope.part,), (), taken=True)
+            if not plan.take_up and not forced(snapshot):
+                return await self._report(scope, None, plan.lack)
+            await self._keeping.take_up(plan.take_up, snapshot.uid, self._spec(scope))
+            order = self._snapshots.order(snapshot)
         if order is None:
             await drop_finalizer(client, self._store, snapshot)
             return Gone()
-        if owner_of(snapshot) is None:
-            await end_order(self._services, self._snapshots, order, snapshot)
+        await self._keeping.end(order, snapshot)
         await self._report(self._scope(snapshot), None, None)
         return Wait("Deleting", 30.0)
 
-    async def _live_order(self, snapshot: VolumeSnapshot) -> WorkOrder | None:
-        """Before letting a snapshot go whose order this process has not seen go: is there really none?"""
-        owner = owner_of(snapshot)
-        name, namespace = snapshot_order_name(owner.uid if owner else snapshot.uid), snapshot.status.host or ""
-        raw = await self._services.client.find(WorkOrder.KIND, name, host_namespace(namespace))
-        if raw is None:
-            return None
-        self._orders.apply(raw)
-        return WorkOrder.parse(raw)
-
-    async def _remove_orphans(self, key: Key, snapshot: VolumeSnapshot | None) -> None:
-        """Orders of a snapshot of that name that is no more are removed after a live look."""
-        for order in self._orders.by(FOR_NAME, f"VolumeSnapshot/{key.namespace or ''}/{key.name}"):
-            if order.deleting or (snapshot is not None and order.spec.for_.uid == snapshot.uid):
-                continue
-            live = await self._services.client.find(VolumeSnapshot.KIND, key.name, key.namespace)
-            if live is None or live["metadata"]["uid"] != order.spec.for_.uid:
-                log.info("removing the work order of a snapshot that is gone", namespace=key.namespace, name=key.name)
-                await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
+    async def _delete_part(self, scope: Scope) -> Result:
+        """It goes when the machine's snapshot that has it removed is gone."""
+        snapshot, owner = scope.snapshot, owner_of(scope.snapshot)
+        assert owner is not None
+        whole = await self._services.client.find(VirtualMachineSnapshot.KIND, owner.name, snapshot.namespace)
+        if whole is None or whole["metadata"]["uid"] != owner.uid:
+            await drop_finalizer(self._services.client, self._store, snapshot)
+            return Gone()
+        await self._report(scope, None, None)
+        return Wait("Deleting", 30.0)
 
     async def _report(self, scope: Scope, found: Target | None, lack: Lack | None) -> Result:
-        snapshot = self._store.get(scope.snapshot.name, scope.snapshot.namespace) or scope.snapshot
-        if snapshot.uid != scope.snapshot.uid:
-            return Done()
         after = derive_status(scope, found, lack, rfc3339(self._services.clock.now()))
-        try:
-            await write_status(self._services.client, self._store, snapshot, snapshot.status, after)
-        except NotFound:
-            return Done()
+        await write_report(self._services.client, self._store, scope.snapshot, after)
         return Wait(lack.reason, 30.0) if lack is not None else Done()
 
 
-async def end_order(
-    services: Services, snapshots: Snapshots, order: WorkOrder, item: VolumeSnapshot | VirtualMachineSnapshot
-) -> None:
-    """Ask for the end of what an order keeps; when its host is given up, do not wait for that host."""
-    client, orders = services.client, snapshots.orders
-    if not order.deleting:
-        raw = await client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
-        if raw is None or "spec" not in raw:
-            orders.remove(Key(order.namespace, order.name), order.uid)
-        else:
-            orders.apply(raw)
-    elif item.metadata.annotations.get(FORCE_DETACH) == "true":
-        await drop_finalizer(client, orders, order)
+def _standing(order: WorkOrder) -> tuple[object, ...]:
+    """What of a volume's order decides what becomes of its snapshots."""
+    return (order.status.state, order.deleting)
+
+
+def _origin(order: WorkOrder | None) -> str | None:
+    """Uid of the snapshot that a volume's order says it is made from."""
+    volume = order.spec.disk.volume if order is not None and order.spec.disk is not None else None
+    origin = volume.origin.snapshot if volume is not None and volume.origin is not None else None
+    return origin.snapshot if origin is not None else None
 
 
 def _state(volume: Volume) -> tuple[object, ...]:

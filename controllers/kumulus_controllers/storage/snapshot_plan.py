@@ -16,12 +16,15 @@ from kumulus.api.host import (
     WorkOrderSpec,
     WorkState,
     WorkType,
+    luks_secret_name,
 )
 from kumulus.api.snapshots import Quiesce, SnapshotPhase
 from kumulus.api.storage import Volume, VolumePhase
 from kumulus.api.volume_snapshot import VolumeSnapshot, VolumeSnapshotStatus
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.orders import host_of
+from kumulus_controllers.storage.handover import Moves, Part, kept_by, moves
+from kumulus_controllers.storage.volume_keeper import HANDING_OVER
 from kumulus_controllers.storage.volume_plan import Lack
 
 MACHINE_SNAPSHOT = "VirtualMachineSnapshot"
@@ -55,6 +58,18 @@ class Scope:
     clones: tuple[Clone, ...] = ()
     owner_going: bool = False
     """The machine's snapshot that it is part of is gone, or is being deleted."""
+    part: Part | None = None
+    """What is kept, and where; None as long as the volume is not on record."""
+
+    @property
+    def orders(self) -> tuple[WorkOrder, ...]:
+        """Every order that keeps it."""
+        return (self.order,) if self.order is not None else ()
+
+    @property
+    def taken(self) -> bool:
+        """Whether it was taken, as far as is known."""
+        return was_taken(self.snapshot.status.taken_at, self.orders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +87,16 @@ def owner_of(snapshot: VolumeSnapshot) -> OwnerReference | None:
         (owner for owner in snapshot.metadata.owner_references if owner.kind == MACHINE_SNAPSHOT and owner.controller),
         None,
     )
+
+
+def was_taken(known: str | None, orders: Sequence[WorkOrder]) -> bool:
+    """Whether a snapshot was taken: its status knows it, or a host says so."""
+    return known is not None or any(order.status.snapshot and order.status.snapshot.taken_at for order in orders)
+
+
+def moving(scope: Scope) -> Moves:
+    """What changes because the volume goes to another host."""
+    return moves((scope.part,), scope.orders, taken=scope.taken) if scope.part is not None else Moves()
 
 
 def target(scope: Scope) -> Target | Lack:
@@ -98,6 +123,8 @@ def takeable(volume: Volume, order: WorkOrder | None, pool: PoolRef | None, *, t
     fit = volume.status.phase in (VolumePhase.AVAILABLE, VolumePhase.IN_USE) or taken
     if order is None or order.deleting or pool is None or not fit:
         why = f" ({ready.message})" if ready and ready.message and ready.status != "True" else ""
+        if volume.status.moving_to is not None:
+            why = f" (it is being moved to StoragePool {volume.status.moving_to})"
         return Lack("VolumeNotReady", f"Volume {volume.name} cannot be kept just now{why}.", stalled=False)
     return Target(volume, pool, host_of(order))
 
@@ -116,14 +143,31 @@ def snapshot_order(
     )
 
 
+def snapshot_item(snapshot: str, found: Target) -> SnapshotItem:
+    """One volume's part of the snapshot with that uid."""
+    return SnapshotItem(snapshot=snapshot, volume=found.volume.uid, pool=found.pool, secret=secret_of(found.volume))
+
+
+def secret_of(volume: Volume) -> str | None:
+    """Name of the Secret with its passphrase, on whichever host has it; None when it is not encrypted."""
+    return luks_secret_name(volume.uid) if volume.status.encryption is not None else None
+
+
 def own_order(snapshot: VolumeSnapshot, found: Target, term: int) -> WorkOrderSpec:
     """The order for a snapshot of one volume."""
+    return kept_order(snapshot, [snapshot_item(snapshot.uid, found)], term, taken=snapshot.status.taken_at is not None)
+
+
+def kept_order(
+    snapshot: VolumeSnapshot, items: Sequence[SnapshotItem], term: int, *, taken: bool = True
+) -> WorkOrderSpec:
+    """The order for a snapshot of one volume that a host is to have in place of another one."""
     return snapshot_order(
         ObjectRef(kind="VolumeSnapshot", namespace=snapshot.namespace, name=snapshot.name, uid=snapshot.uid),
-        [SnapshotItem(snapshot=snapshot.uid, volume=found.volume.uid, pool=found.pool)],
+        items,
         snapshot.spec.quiesce,
         term,
-        taken=snapshot.status.taken_at is not None,
+        taken=taken,
     )
 
 
@@ -155,7 +199,7 @@ def in_use(clones: Sequence[Clone]) -> Lack | None:
 
 def host_lost(scope: Scope) -> Lack | None:
     """Why the snapshot cannot be reached."""
-    if not scope.host_gone:
+    if not scope.host_gone or (scope.part is not None and scope.part.shared):
         return None
     name = scope.snapshot.status.host
     return Lack("HostGone", f"Host {name} was removed, and the snapshot with it: delete it.")
@@ -180,9 +224,20 @@ def derive_status(scope: Scope, found: Target | None, lack: Lack | None, now: st
         used=part.size if part and part.size is not None else before.used,
         volume_uid=item.volume if item else found.volume.uid if found else before.volume_uid,
         pool=item.pool.name if item else found.pool.name if found else before.pool,
-        host=host_of(scope.order) if scope.order else found.host if found else before.host,
+        host=_host(scope, found, lack),
         indications=(known.indications if known else ()) or before.indications,
     )
+
+
+def _host(scope: Scope, found: Target | None, lack: Lack | None) -> str | None:
+    """The host that has it, for the record. None says that no host was asked to remove it."""
+    if scope.order is None and found is not None:
+        return found.host
+    if scope.order is None and lack is not None and lack.reason == HANDING_OVER and not scope.snapshot.deleting:
+        return None
+    if scope.part is not None:
+        return kept_by(scope.part, scope.orders, moving(scope))
+    return host_of(scope.order) if scope.order is not None else scope.snapshot.status.host
 
 
 def _waits_for_whole(scope: Scope) -> bool:
@@ -216,6 +271,8 @@ def _state(scope: Scope, lack: Lack | None) -> tuple[SnapshotPhase, Fact, bool]:
         ready, stalled = deleting(scope.order, lack, snapshot)
         return SnapshotPhase.DELETING, ready, stalled
     if lack is not None:
+        if lack.reason == HANDING_OVER and scope.taken:
+            return SnapshotPhase.MOVING, Fact("Ready", False, lack.reason, lack.message), lack.stalled
         lost = lack.stalled and snapshot.status.taken_at is not None
         return (
             SnapshotPhase.FAILED if lost else SnapshotPhase.PENDING,

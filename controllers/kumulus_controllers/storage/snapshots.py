@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kumulus.api.fabric import Host
-from kumulus.api.host import VolumeOrigin, WorkOrder, WorkState, WorkType
+from kumulus.api.host import SnapshotItem, VolumeOrigin, WorkOrder, WorkState, WorkType
 from kumulus.api.storage import Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.api.volumes import CloneMode
 from kumulus.runtime.reconciler import Caches
-from kumulus_controllers.orders import CLONE_OF, FOR_UID, SNAPSHOTS
-from kumulus_controllers.storage.snapshot_plan import Clone, Scope, owner_of
+from kumulus_controllers.orders import CLONE_OF, FOR_UID, SNAPSHOTS, host_of
+from kumulus_controllers.storage.handover import Part, items_of
+from kumulus_controllers.storage.snapshot_plan import Clone, Scope, owner_of, secret_of
 from kumulus_controllers.storage.volumes import FROM_SNAPSHOT, UID, Volumes
 
 PART_OF = "part-of"
@@ -46,9 +47,43 @@ class Snapshots:
         """The order that keeps a snapshot, be it its own or one for several volumes."""
         return next(iter(self.orders.by(SNAPSHOTS, snapshot.uid)), None)
 
+    def home(self, volume: str) -> str | None:
+        """The host that sees to a volume, by uid, and is not asked to give it up."""
+        for order in self.orders.by(FOR_UID, f"{WorkType.DISK}/{volume}"):
+            wanted = order.spec.disk.volume if order.spec.disk is not None else None
+            if wanted is not None and not (order.deleting and wanted.retain):
+                return host_of(order)
+        return None
+
+    def part(self, snapshot: VolumeSnapshot, volume_uid: str, host: str | None) -> Part:
+        """A snapshot of one volume as something that hosts keep; `host` is on record for it."""
+        volume = self.volumes.store.get(snapshot.spec.volume, snapshot.namespace)
+        there = volume is not None and volume.uid == volume_uid
+        order = self.order(snapshot)
+        found = (item.pool for item in (items_of(order) if order else ()) if item.snapshot == snapshot.uid)
+        pool = next(found, None) or self.volumes.pool(volume if volume is not None and there else snapshot)
+        known = self.hosts.get(host) if host is not None else None
+        going = known is not None and known.deleting and pool is not None and pool.shared
+        return Part(
+            snapshot=snapshot.uid,
+            volume=volume_uid,
+            name=snapshot.spec.volume,
+            pool=pool,
+            secret=secret_of(volume) if volume is not None and there else None,
+            there=there,
+            home=self.home(volume_uid),
+            host=host,
+            host_there=known is not None and not going,
+        )
+
+    def stray(self, item: SnapshotItem) -> Part:
+        """What an order keeps of which there is no VolumeSnapshot."""
+        return Part(item.snapshot, item.volume, item.volume, item.pool, item.secret, home=self.home(item.volume))
+
     def scope(self, snapshot: VolumeSnapshot) -> Scope:
         """All that one pass over a snapshot looks at."""
         volume = self.volumes.store.get(snapshot.spec.volume, snapshot.namespace)
+        known = snapshot.status.volume_uid
         return Scope(
             snapshot=snapshot,
             volume=volume,
@@ -57,6 +92,7 @@ class Snapshots:
             order=self.order(snapshot),
             host_gone=snapshot.status.host is not None and self.hosts.get(snapshot.status.host) is None,
             clones=self.clones(snapshot),
+            part=self.part(snapshot, known, snapshot.status.host) if known is not None else None,
         )
 
     def clones(self, snapshot: VolumeSnapshot) -> tuple[Clone, ...]:
@@ -67,6 +103,7 @@ class Snapshots:
             known = _origin(order) if order is not None else None
             of_a_namesake = known is not None and known.snapshot is not None and known.snapshot.snapshot != snapshot.uid
             linked = volume.spec.source is not None and volume.spec.source.clone_mode is CloneMode.LINKED
+            linked = linked and not volume.status.unlinked
             if volume.status.pool is not None and not of_a_namesake and (linked or volume.status.size is None):
                 found[volume.name] = Clone(volume.name, linked)
         for order in self.orders.by(CLONE_OF, snapshot.uid):

@@ -9,7 +9,6 @@ from kumulus.api.base import DOMAIN, FORCE_DETACH, ObjectRef
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import (
-    DiskManner,
     DiskOrder,
     ExistingFile,
     PoolRef,
@@ -20,7 +19,6 @@ from kumulus.api.host import (
     VolumeOrigin,
     WorkOrder,
     WorkOrderSpec,
-    WorkState,
     WorkType,
     luks_secret_name,
 )
@@ -37,13 +35,9 @@ from kumulus.api.storage import (
     StoragePool,
     Volume,
     VolumeClass,
-    VolumePhase,
-    VolumeStatus,
 )
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.api.volumes import CacheMode, CloneMode, Encryption, ExistingData, ReclaimPolicy
-from kumulus.runtime.conditions import Fact, derive
-from kumulus_controllers.orders import host_of
 from kumulus_controllers.planning.views import VolumeDemand
 from kumulus_controllers.storage.image import image_ref
 from kumulus_controllers.storage.sharing import NotUsable, Reference, usable
@@ -65,10 +59,6 @@ class Lack:
     message: str
     stalled: bool = True
     """Somebody has to do something; False when it will pass by itself."""
-
-
-HANDING_OVER = "HandingOver"
-"""Reason of a volume that one host gives up and another one takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +93,14 @@ class Scope:
     """It is in a pool that hosts share."""
     reaching: frozenset[str] = frozenset()
     """Of the hosts of its users, those that can use its pool. Known of a volume in a pool that hosts share."""
+    pool: StoragePool | None = None
+    """The pool it is in."""
+    target: StoragePool | None = None
+    """The pool that it is being moved to, as it is on record."""
+    linked: tuple[str, ...] = ()
+    """Names of the Volumes that are linked to snapshots of it."""
     copied: str | None = None
-    """Name of a Volume that is being made as a copy of it."""
+    """What is being made as a copy of it, or of a snapshot of it: its kind and name."""
     snapped: bool = False
     """A host keeps snapshots of it."""
     host: Host | None = None
@@ -123,6 +119,8 @@ class Scope:
     """Name of a machine that writes to the source."""
     snapshot: VolumeSnapshot | None = None
     """The snapshot that it is to be made from."""
+    made_of: Volume | None = None
+    """The volume that it is to be a copy of, or that the snapshot is of."""
     snapshot_going: bool = False
     """That snapshot is being removed."""
     snapshots: tuple[str, ...] = ()
@@ -174,6 +172,8 @@ def wanted(scope: Scope) -> Wanted | Lack:
         origin, least = found
         if (lack := _unencryptable(scope, origin, encryption)) is not None:
             return lack
+        if scope.made_of is not None and scope.made_of.status.encryption is not None:
+            origin = origin.model_copy(update={"secret": luks_secret_name(scope.made_of.uid)})
     size = max(to_bytes(spec.size) if spec.size else least, 1)
     if spec.size and size < least:
         return Lack("DiskTooSmall", f"Its source has {from_bytes(least)}: make a volume of at least that size.")
@@ -203,18 +203,38 @@ def _encryption(scope: Scope) -> Encryption | None:
 
 
 def _unencryptable(scope: Scope, origin: VolumeOrigin, encryption: Encryption | None) -> Lack | None:
-    """Why what it begins with and its encryption do not go together: whole copies are not made with encryption yet."""
-    thick = scope.volume_class is not None and scope.volume_class.spec.provisioning is Provisioning.THICK
-    source = scope.source.status.encryption if scope.source is not None and origin.volume is not None else None
-    if encryption is None and source is None:
-        return None
-    if origin.image is None or thick:
+    """Why what it begins with and its encryption do not go together."""
+    if scope.existing is not None and scope.existing.encrypted != (encryption is not None):
+        return Lack(
+            "EncryptionMismatch",
+            "The data is encrypted: take a class that encrypts, with a Secret that has the passphrase it was made with."
+            if encryption is None
+            else "The data is not encrypted, and its class encrypts: take one that does not, and have a copy of that volume"
+            " encrypted.",
+        )
+    source = scope.made_of
+    before = source.status.encryption if source is not None else None
+    if source is not None and before is not None and encryption is None:
+        one = f" as {source.status.volume_class} does" if source.status.volume_class is not None else ""
         return Lack(
             "EncryptedCopy",
-            "Encrypted volumes are not copied yet: make it blank, or of an image with a class that is Thin, and copy what"
-            " is to be in it within a machine.",
+            f"Volume {source.name} is encrypted, and a copy of it would not be: name a class that encrypts{one}. To give"
+            " encryption up, copy what is in it within a machine.",
+        )
+    if source is not None and origin.linked and before != encryption:
+        how = f"encrypted with key {before.key} of Secret {before.secret}" if before is not None else "not encrypted"
+        return Lack(
+            "LinkedPassphrase",
+            f"It would stand on the snapshot of Volume {source.name}, which is {how}: take a class that says the same, or"
+            " copy it in full (cloneMode: Full).",
         )
     return None
+
+
+def stands_on(scope: Scope) -> Volume | None:
+    """The volume whose snapshot it is linked to, and whose passphrase it has if it is encrypted."""
+    source = scope.volume.spec.source
+    return scope.made_of if source is not None and source.clone_mode is CloneMode.LINKED else None
 
 
 def retained(scope: Scope) -> bool:
@@ -239,6 +259,12 @@ def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
             return Lack("SourceNotFound", f"There is no Volume {source.volume} in the namespace.")
         if other.status.pool is None or other.status.size is None:
             return Lack("SourceNotReady", f"Volume {other.name} is not made yet.", stalled=False)
+        if other.status.moving_to is not None:
+            return Lack(
+                "SourceNotReady",
+                f"Volume {other.name} is being moved to StoragePool {other.status.moving_to}: it is copied when that is done.",
+                stalled=False,
+            )
         if scope.source_busy is not None:
             return Lack(
                 "SourceInUse",
@@ -334,57 +360,6 @@ def attachment(scope: Scope) -> Attachment | None:
     return Attachment(vm=first.name, uid=first.uid)
 
 
-def home(scope: Scope, attached: Attachment | None) -> str | None:
-    """The host whose agent is to see to a volume in a pool that hosts share: that of its machine, else the one that
-    does. None when that one is gone, or about to go: any other will do."""
-    for vm in scope.users:
-        if attached is not None and vm.uid == attached.uid and vm.status.host in scope.reaching:
-            return vm.status.host
-    return None if scope.host is None or scope.host.deleting else scope.volume.status.host
-
-
-def kept_back(scope: Scope, host: str) -> Lack | None:
-    """Why the volume cannot be handed to `host` yet, whatever the agent that has it does: somebody works with it."""
-    elsewhere = sorted({order.spec.for_.name for order in scope.instances if host_of(order) != host})
-    if elsewhere:
-        return Lack("VolumeInUse", f"Machine {', '.join(elsewhere)} has it on another host.", stalled=False)
-    if scope.snapped:
-        return Lack(
-            "HasSnapshots",
-            f"It has snapshots, which host {scope.volume.status.host} keeps, and cannot go to host {host} yet: delete them,"
-            f" or run the machine on host {scope.volume.status.host}.",
-        )
-    if scope.copied is not None:
-        return Lack(
-            "VolumeInUse", f"It is being copied to Volume {scope.copied}: it moves when that is done.", stalled=False
-        )
-    return None
-
-
-def handing_over(scope: Scope, order: WorkOrder, host: str, *, heard: bool) -> Lack:
-    """What is said while the agent that has the volume lets go of it. Silence is no proof that a host is dead."""
-    before = host_of(order)
-    if heard:
-        why = f" {before}: {order.status.message}" if order.deleting and order.status.message else ""
-        return Lack(HANDING_OVER, f"Host {before} gives it up, then host {host} takes it.{why}", stalled=False)
-    return Lack(
-        HANDING_OVER,
-        f"Host {before}, which has it, does not answer, and may still write to it. It goes to host {host} when {before}"
-        f" answers. If {before} is off for good: kubectl annotate volume {scope.volume.name} {FORCE_DETACH}=true",
-    )
-
-
-def retaining(order: WorkOrderSpec, retain: bool, term: int) -> WorkOrderSpec:
-    """The order in such a way that its end leaves the data where it is, or does not."""
-    assert order.disk is not None and order.disk.volume is not None
-    if order.disk.volume.retain == retain:
-        return order
-    after = order.disk.volume.model_copy(update={"retain": retain})
-    return order.model_copy(
-        update={"disk": order.disk.model_copy(update={"volume": after}), "term": max(term, order.term)}
-    )
-
-
 def volume_order(volume: Volume, want: Wanted, place: Place, term: int) -> WorkOrderSpec:
     """The order that makes the volume and keeps it."""
     return WorkOrderSpec(
@@ -407,111 +382,18 @@ def volume_order(volume: Volume, want: Wanted, place: Place, term: int) -> WorkO
     )
 
 
-def renewed(order: WorkOrderSpec, want: Wanted, term: int) -> WorkOrderSpec:
-    """The order as the volume's spec has it now: it may grow, and its reclaim policy may change."""
+def renewed(order: WorkOrderSpec, want: Wanted, term: int, *, at: int | None = None) -> WorkOrderSpec:
+    """The order as the volume's spec has it now: it may grow, and its reclaim policy may change. `at`: it is being moved
+    with the size that it has, and grows when that is over."""
     assert order.disk is not None and order.disk.volume is not None
     before = order.disk.volume
-    size = max(want.size, before.size or 0)
+    size = max(want.size, before.size or 0) if at is None else at
     if (before.size, before.retain) == (size, want.retain):
         return order
     after = before.model_copy(update={"size": size, "retain": want.retain})
     return order.model_copy(
         update={"disk": order.disk.model_copy(update={"volume": after}), "term": max(term, order.term)}
     )
-
-
-def derive_status(
-    scope: Scope, place: Place | None, attached: Attachment | None, lack: Lack | None, now: str
-) -> VolumeStatus:
-    """The whole status."""
-    volume, before = scope.volume, scope.volume.status
-    facts_known = scope.order.status.disk if scope.order else None
-    phase, ready, stalled = _state(scope, attached, lack)
-    facts = [ready]
-    if stalled:
-        facts.append(Fact("Stalled", True, ready.reason, ready.message))
-    elif ready.status is False and ready.reason != FIRST_USE:
-        facts.append(Fact("Reconciling", True, ready.reason, ready.message))
-    generation = volume.metadata.generation
-    size = facts_known.virtual_size if facts_known else None
-    offered, encryption = before.volume_class, before.encryption
-    if place is not None and before.pool is None and scope.volume_class is not None:
-        offered, encryption = scope.volume_class.name, scope.volume_class.spec.encryption
-    manner = _manner(scope)
-    return VolumeStatus(
-        observed_generation=generation,
-        conditions=derive(before.conditions, facts, generation=generation, now=now),
-        phase=phase,
-        pool=place.pool.name if place else before.pool,
-        host=place.host if place else before.host,
-        epoch=place.epoch if place else before.epoch,
-        size=size if size is not None else before.size,
-        used=facts_known.size if facts_known and facts_known.size is not None else before.used,
-        attached_to=attached,
-        volume_class=offered,
-        encryption=encryption,
-        qos=manner.qos if manner else None,
-        cache=manner.cache if manner else None,
-    )
-
-
-def _manner(scope: Scope) -> DiskManner | None:
-    """How a machine that is on has it, as its agent reports."""
-    for order in scope.instances:
-        for manner in order.status.instance.manners if order.status.instance else ():
-            if manner.volume == scope.volume.uid:
-                return manner
-    return None
-
-
-def _state(scope: Scope, attached: Attachment | None, lack: Lack | None) -> tuple[VolumePhase, Fact, bool]:
-    """Phase, the Ready condition, and whether somebody has to do something."""
-    volume, order = scope.volume, scope.order
-    if volume.deleting:
-        return VolumePhase.DELETING, *_deleting(scope, lack)
-    if lack is not None:
-        known = order is not None and order.status.state is WorkState.READY
-        if lack.reason == HANDING_OVER:
-            return VolumePhase.MOVING, Fact("Ready", False, lack.reason, lack.message), lack.stalled
-        phase = VolumePhase.FAILED if lack.stalled and known else VolumePhase.PENDING
-        return phase, Fact("Ready", False, lack.reason, lack.message), lack.stalled
-    if order is None and volume.status.size is not None:
-        return VolumePhase.MOVING, Fact("Ready", False, HANDING_OVER, "Another host is about to take it."), False
-    if order is None:
-        return (
-            VolumePhase.PENDING,
-            Fact("Ready", False, FIRST_USE, "The volume is made on the host of the first machine that uses it."),
-            False,
-        )
-    state, reason = order.status.state, order.status.reason or ""
-    message = order.status.message or ""
-    current = (order.status.observed_generation or 0) >= order.metadata.generation
-    made = volume.status.size is not None
-    if state in (WorkState.FAILED, WorkState.REFUSED):
-        return VolumePhase.FAILED, Fact("Ready", False, reason or "Failed", message), True
-    if state is WorkState.READY and current:
-        phase = VolumePhase.IN_USE if attached else VolumePhase.AVAILABLE
-        said = f"Attached to machine {attached.vm}." if attached else "Not attached to any machine."
-        return phase, Fact("Ready", True, str(phase), said), False
-    phase = _working(order, volume.status.size) if made else VolumePhase.CREATING
-    return phase, Fact("Ready", False, reason or str(phase), message or f"{host_of(order)} works on it."), False
-
-
-def _working(order: WorkOrder, size: int | None) -> VolumePhase:
-    """What is done to a volume that was made once."""
-    asked = order.spec.disk.volume if order.spec.disk is not None else None
-    grows = asked is not None and (asked.size or 0) > (size or 0)
-    return (
-        VolumePhase.RESTORING if asked is not None and asked.revert is not None and not grows else VolumePhase.RESIZING
-    )
-
-
-def _deleting(scope: Scope, lack: Lack | None) -> tuple[Fact, bool]:
-    if lack is not None:
-        return Fact("Ready", False, lack.reason, lack.message), lack.stalled
-    if scope.order is not None and scope.order.status.reason:
-        return Fact("Ready", False, scope.order.status.reason, scope.order.status.message or ""), False
-    return Fact("Ready", False, "Deleting", "The volume is being removed from its pool."), False
 
 
 def held(scope: Scope) -> Lack | None:

@@ -6,14 +6,26 @@ from collections.abc import Iterable, Mapping
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import PoolRef, UnownedFile, WorkState, WorkType, pool_order_name
+from kumulus.api.host import PoolRef, UnownedFile, WorkOrder, WorkState, WorkType, pool_order_name
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
+from kumulus.api.volumes import CloneMode
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
-from kumulus_controllers.orders import FOR_UID, HAS_VOLUME, SNAPSHOT_OF, at_rest, host_of, work_orders
-from kumulus_controllers.storage.pool import pool_ref
+from kumulus_controllers.orders import (
+    CLONE_OF,
+    FOR_UID,
+    HAS_VOLUME,
+    IMAGE_OF,
+    SNAPSHOT_OF,
+    at_rest,
+    host_of,
+    work_orders,
+)
+from kumulus_controllers.storage.emptying import IN_POOL, in_pool
+from kumulus_controllers.storage.move_plan import MOVING, WAITING_FOR_TURN
+from kumulus_controllers.storage.presence import pool_ref
 from kumulus_controllers.storage.sharing import Images, Reference
 from kumulus_controllers.storage.snapshot_plan import owner_of
 from kumulus_controllers.storage.volume_plan import Lack, Manner, Scope, Wanted, default_class, wanted
@@ -28,6 +40,8 @@ FROM_SNAPSHOT = "from-snapshot"
 OF_VOLUME = "of-volume"
 OF_VOLUME_UID = "of-volume-uid"
 KEEPS_VOLUME = "keeps-volume"
+TO_POOL = "to-pool"
+AWAITS_MOVE = "awaits-move"
 
 
 def volume_keys(vm: VirtualMachine) -> set[Key]:
@@ -54,6 +68,23 @@ def _of_volume_uid(snapshot: VolumeSnapshot) -> Iterable[str]:
     return (snapshot.status.volume_uid,) if snapshot.status.volume_uid is not None else ()
 
 
+def _to_pool(volume: Volume) -> Iterable[str]:
+    """The pool that it is to be in, and is not."""
+    wanted = volume.spec.pool
+    return (wanted,) if wanted is not None and volume.status.pool not in (None, wanted) else ()
+
+
+def turn(volume: Volume) -> str:
+    """Among which volumes it waits for its turn to be moved: those of its pool and host."""
+    return f"{volume.status.pool}/{volume.status.host}"
+
+
+def awaits_move(volume: Volume) -> Iterable[str]:
+    """Where it waits for its turn, if it does."""
+    moving = volume.status.condition(MOVING)
+    return (turn(volume),) if moving is not None and moving.reason == WAITING_FOR_TURN else ()
+
+
 class Volumes:
     """The caches, as volumes need them."""
 
@@ -75,6 +106,9 @@ class Volumes:
             OF_CLASS, lambda volume: (volume.status.volume_class,) if volume.status.volume_class else ()
         )
         self.store.add_index(FROM_SNAPSHOT, _from_snapshot)
+        self.store.add_index(IN_POOL, in_pool)
+        self.store.add_index(TO_POOL, _to_pool)
+        self.store.add_index(AWAITS_MOVE, awaits_move)
         self.snapshots.add_index(OF_VOLUME, lambda snapshot: (f"{snapshot.namespace}/{snapshot.spec.volume}",))
         self.snapshots.add_index(OF_VOLUME_UID, _of_volume_uid)
         self.machine_snapshots.add_index(KEEPS_VOLUME, lambda item: [disk.volume_uid for disk in item.status.volumes])
@@ -106,15 +140,20 @@ class Volumes:
         users = tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}"))
         pool = self.pool(volume)
         shared = pool is not None and pool.shared
+        # While it is moved it stays with its host: the pool that it comes into may be that host's own.
+        moves = volume.status.moving_to is not None
         at_home = [order for order in orders if host_of(order) == volume.status.host]
         return Scope(
             volume=volume,
             order=next(iter(at_home or orders), None),
             strays=tuple(order for order in orders if order not in at_home) if shared else (),
             shared=shared,
-            reaching=self._reaching(pool, users) if pool is not None and shared else frozenset(),
-            copied=self._copied(volume) if shared else None,
-            snapped=bool(self.orders.by(SNAPSHOT_OF, volume.uid)) if shared else False,
+            reaching=self._reaching(pool, users) if pool is not None and shared and not moves else frozenset(),
+            pool=self.pools.get(volume.status.pool) if volume.status.pool is not None else None,
+            target=self.pools.get(volume.status.moving_to) if volume.status.moving_to is not None else None,
+            linked=self._linked(volume),
+            copied=self._copied(volume, orders),
+            snapped=bool(self.orders.by(SNAPSHOT_OF, volume.uid)),
             host=self.hosts.get(volume.status.host) if volume.status.host else None,
             volume_class=self.class_of(volume),
             asked=self._asked(volume),
@@ -124,16 +163,23 @@ class Volumes:
             source=source,
             source_busy=self._writer(source) if source else None,
             snapshot=snapshot,
+            made_of=self._made_of(source, snapshot),
             snapshot_going=snapshot is not None and self.going(snapshot),
             snapshots=self.kept(volume),
             users=users,
             instances=tuple(self.orders.by(HAS_VOLUME, volume.uid)),
         )
 
+    def _made_of(self, source: Volume | None, snapshot: VolumeSnapshot | None) -> Volume | None:
+        if snapshot is not None and snapshot.status.volume_uid is not None:
+            return next(iter(self.store.by(UID, snapshot.status.volume_uid)), None)
+        return source
+
     def _asked(self, volume: Volume) -> StoragePool | None:
-        """The pool that it names."""
-        source = volume.spec.source
-        name = source.existing.pool if source is not None and source.existing is not None else volume.spec.pool
+        """The pool that it names: before it is made that of the data that it is to be."""
+        source, name = volume.spec.source, volume.spec.pool
+        if source is not None and source.existing is not None and volume.status.size is None:
+            name = source.existing.pool
         return self.pools.get(name) if name is not None else None
 
     def _existing(self, volume: Volume) -> UnownedFile | None:
@@ -200,14 +246,43 @@ class Volumes:
         order = self.orders.get(pool_order_name(pool.uid), host_namespace(host))
         return order is not None and not order.deleting and order.status.state is WorkState.READY
 
-    def _copied(self, volume: Volume) -> str | None:
-        """Name of a volume that is being made as a copy of this one."""
+    def _linked(self, volume: Volume) -> tuple[str, ...]:
+        """Names of the volumes that stand on snapshots of it."""
+        found: set[str] = set()
+        for snapshot in self.snapshots.by(OF_VOLUME_UID, volume.uid):
+            for other in self.store.by(FROM_SNAPSHOT, f"{snapshot.namespace}/{snapshot.name}"):
+                linked = other.spec.source is not None and other.spec.source.clone_mode is CloneMode.LINKED
+                if linked and other.status.pool is not None and not other.status.unlinked:
+                    found.add(other.name)
+        return tuple(sorted(found))
+
+    def _copied(self, volume: Volume, orders: Iterable[WorkOrder]) -> str | None:
+        """What is being made as a copy of this volume, or is on record to be made beside it: a volume, or an image."""
         for other in self.store.by(COPY_OF, f"{volume.namespace}/{volume.name}"):
-            for order in self.orders.by(FOR_UID, f"{WorkType.DISK}/{other.uid}"):
-                wanted = order.spec.disk.volume if order.spec.disk is not None else None
-                origin = wanted.origin if wanted is not None else None
-                if origin is not None and origin.volume == volume.uid and other.status.size is None:
-                    return other.name
+            if other.status.pool is not None and other.status.size is None:
+                return f"Volume {other.name}"
+        for order in self.orders.by(IMAGE_OF, volume.uid):
+            disk, state = order.spec.disk, order.status.state
+            here = disk is not None and disk.pool.name == volume.status.pool and host_of(order) == volume.status.host
+            to_come = not order.deleting and state not in (WorkState.READY, WorkState.REFUSED)
+            if here and (state is WorkState.WORKING or to_come):
+                return f"{order.spec.for_.kind} {order.spec.for_.name}"
+        return self._copied_from_snapshot(volume, stays=any(not order.deleting for order in orders))
+
+    def _copied_from_snapshot(self, volume: Volume, *, stays: bool) -> str | None:
+        """A volume that is being made from a snapshot of this one: copied, or linked.
+
+        As long as this one's host is not asked to give it up (`stays`), one that has a place counts, ordered or not; from
+        then on what has no order yet waits for the snapshot.
+        """
+        for snapshot in self.snapshots.by(OF_VOLUME_UID, volume.uid):
+            for order in self.orders.by(CLONE_OF, snapshot.uid):
+                made = next(iter(self.store.by(UID, order.spec.for_.uid)), None)
+                if order.status.state is not WorkState.READY and (made is None or made.status.size is None):
+                    return f"Volume {order.spec.for_.name}"
+            for other in self.store.by(FROM_SNAPSHOT, f"{snapshot.namespace}/{snapshot.name}"):
+                if stays and other.status.pool is not None and other.status.size is None:
+                    return f"Volume {other.name}"
         return None
 
     def _writer(self, volume: Volume) -> str | None:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from kumulus_lab import binaries, demo, images, machine, network, places, state, status
+from kumulus_lab import binaries, cuts, demo, images, links, machine, places, state, status
 from kumulus_lab.errors import LabError
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.processes import Daemon
@@ -25,6 +25,12 @@ app = typer.Typer(
 )
 host_app = typer.Typer(help="The libvirt hosts of a lab.", no_args_is_help=True)
 app.add_typer(host_app, name="host")
+link_app = typer.Typer(
+    help="The links between hosts, to the API server and to the network outside.", no_args_is_help=True
+)
+app.add_typer(link_app, name="link")
+outside_app = typer.Typer(help="The network outside, and the client in it.", no_args_is_help=True)
+app.add_typer(outside_app, name="outside")
 
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -73,6 +79,7 @@ def show(name: Name = state.DEFAULT) -> None:
     out.print(status.processes(lab))
     if lab.state.hosts:
         out.print(status.hosts(lab))
+        out.print(status.outside(lab))
 
 
 @app.command("demo")
@@ -218,22 +225,6 @@ def host_start(host: str, name: Name = state.DEFAULT, agent: bool = True) -> Non
     _lab(name).start_host(host, agent=agent)
 
 
-@host_app.command("partition")
-def host_partition(
-    host: str,
-    name: Name = state.DEFAULT,
-    direction: Annotated[network.Direction, typer.Option(help="Which way is cut.")] = network.Direction.BOTH,
-) -> None:
-    """Cut a host off from the lab's network; its guests go on."""
-    _lab(name).host(host).partition(direction)
-
-
-@host_app.command("heal")
-def host_heal(host: str, name: Name = state.DEFAULT) -> None:
-    """Plug a host in again."""
-    _lab(name).host(host).heal()
-
-
 @host_app.command(
     "exec",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
@@ -241,6 +232,52 @@ def host_heal(host: str, name: Name = state.DEFAULT) -> None:
 def host_exec(context: typer.Context, host: str, name: Name = state.DEFAULT) -> None:
     """Run a command in a host: `kumulus-lab host exec h1 -- virsh list`."""
     raise typer.Exit(_lab(name).host(host).exec_here(context.args or ["bash", "-i"]))
+
+
+Other = Annotated[str | None, typer.Argument(help="Another host, `api` or `outside`; if none: all, but `outside`.")]
+
+
+@link_app.command("cut")
+def link_cut(
+    host: str,
+    other: Other = None,
+    name: Name = state.DEFAULT,
+    direction: Annotated[cuts.Direction, typer.Option(help="Which way is cut, as HOST sees it.")] = cuts.Direction.BOTH,
+) -> None:
+    """Cut a link of a host; its guests go on."""
+    lab = _lab(name)
+    (links.between(lab, host, other) if other else links.of(lab, host)).cut(direction)
+
+
+@link_app.command("slow")
+def link_slow(
+    host: str,
+    rate: Annotated[str, typer.Argument(help="Such as 10mbit, each way.")],
+    outside: Annotated[bool, typer.Option("--outside", help="The link to the network outside.")] = False,
+    name: Name = state.DEFAULT,
+) -> None:
+    """Let a host's cable carry no more than so many bits a second: what is more waits up to 300 ms, then it is lost."""
+    lab = _lab(name)
+    (links.between(lab, host, cuts.OUTSIDE) if outside else links.of(lab, host)).slow(rate)
+
+
+@link_app.command("heal")
+def link_heal(host: str, other: Other = None, name: Name = state.DEFAULT) -> None:
+    """Undo what was done to a host's link to another; to all its links but that to `outside`, when no other is named."""
+    lab = _lab(name)
+    (links.between(lab, host, other) if other else links.of(lab, host)).heal()
+
+
+@outside_app.command(
+    "exec",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def outside_exec(context: typer.Context, name: Name = state.DEFAULT) -> None:
+    """Run a command as the client outside: `kumulus-lab outside exec -- ping 198.51.100.20`."""
+    network = _lab(name).network
+    if network is None:
+        raise LabError(f"lab {name} has simulated hosts only, and so nothing outside")
+    raise typer.Exit(network.outside.exec_here(context.args or ["bash", "-i"]))
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kumulus_lab import commands, deadline, examples, places, restoring
+from kumulus_lab import commands, deadline, examples, moving, networking, places, restoring
 from kumulus_lab.errors import LabError
 from kumulus_lab.examples import ImageProgress, Machine
 from kumulus_lab.lab import Lab, Wanted
@@ -40,11 +40,21 @@ def run(lab: Lab, what: Wanted, console: Console) -> None:
     lab.up(what)
     machines = _apply(lab, examples.QUICKSTART, console)
     machines += _apply(lab, examples.STORAGE, console)
+    console.print(f"[dim]·[/] applying {escape(str(examples.MOVING.relative_to(places.CHECKOUT)))}, step by step")
+    moving.run(lab, console)
     console.print(f"[dim]·[/] applying {escape(str(examples.SNAPSHOTS.relative_to(places.CHECKOUT)))}, step by step")
     restoring.run(lab, console, lambda *words: _kumulusctl(lab, *words).stdout)
+    console.print(f"[dim]·[/] applying {escape(str(examples.NETWORK.relative_to(places.CHECKOUT)))}, step by step")
+    machines += networking.run(
+        lab,
+        console,
+        lambda *words: _kumulusctl(lab, *words).stdout,
+        lambda directory: _follow(lab, examples.names(directory), console),
+    )
     console.print()
-    console.print(_table(machines))
-    _show_volumes(lab, console)
+    console.print(_table(examples.machines(lab.control_plane)))
+    _show(lab, "Volumes and snapshots", "volumes,vmsnap", console)
+    _show(lab, "Networks, interfaces and load balancers", "networks.network.kumulus.io,nic,lb", console)
     running = [machine for machine in machines if machine.phase == "Running"]
     if running:
         _show_console(lab, running[0], console)
@@ -60,10 +70,10 @@ def _apply(lab: Lab, example: Path, console: Console) -> list[Machine]:
     return _follow(lab, examples.names(directory), console)
 
 
-def _show_volumes(lab: Lab, console: Console) -> None:
-    """The disks with a life of their own."""
-    console.print("\nVolumes and snapshots:")
-    listed = lab.control_plane.kubectl_run("get", "volumes,vmsnap", "--all-namespaces", check=False)
+def _show(lab: Lab, what: str, kinds: str, console: Console) -> None:
+    """What has a life of its own beside machines."""
+    console.print(f"\n{what}:")
+    listed = lab.control_plane.kubectl_run("get", kinds, "--all-namespaces", check=False)
     for line in listed.stdout.rstrip().splitlines():
         console.print(Text(f"  {line}", style="cyan"))
 

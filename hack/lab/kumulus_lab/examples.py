@@ -22,8 +22,14 @@ QUICKSTART = places.CHECKOUT / "examples" / "quickstart"
 STORAGE = places.CHECKOUT / "examples" / "storage"
 """Goes on where the quickstart ended."""
 
+MOVING = places.CHECKOUT / "examples" / "moving"
+"""Goes on where the storage example ended, in two steps, and before there are snapshots."""
+
 SNAPSHOTS = places.CHECKOUT / "examples" / "snapshots"
 """Goes on where the storage example ended; its manifests are steps, one after the other."""
+
+NETWORK = places.CHECKOUT / "examples" / "network"
+"""Goes on where the quickstart ended; the last manifest is a step of its own, once the others' machines run."""
 
 _NOT_STARTED = "Pending"
 
@@ -91,12 +97,12 @@ def names(directory: Path) -> set[tuple[str, str]]:
     return found
 
 
-def machines(cluster: ControlPlane, wanted: set[tuple[str, str]]) -> list[Machine]:
-    """How those machines are now."""
-    found = {}
+def machines(cluster: ControlPlane, wanted: set[tuple[str, str]] | None = None) -> list[Machine]:
+    """How those machines are now; all that there are when none are named."""
+    found: dict[tuple[str, str], Machine] = {}
     for item in _items(cluster, "virtualmachines.compute.kumulus.io"):
         key = (item["metadata"]["namespace"], item["metadata"]["name"])
-        if key in wanted:
+        if wanted is None or key in wanted:
             status = item.get("status", {})
             found[key] = Machine(
                 namespace=key[0],
@@ -106,7 +112,10 @@ def machines(cluster: ControlPlane, wanted: set[tuple[str, str]]) -> list[Machin
                 why=_why(status),
                 wanted=str(item["spec"].get("powerState", "Running")),
             )
-    return [found.get(key) or Machine(*key, phase=_NOT_STARTED, host="-", why="") for key in sorted(wanted)]
+    return [
+        found.get(key) or Machine(*key, phase=_NOT_STARTED, host="-", why="")
+        for key in sorted(found if wanted is None else wanted)
+    ]
 
 
 def images(cluster: ControlPlane) -> list[ImageProgress]:

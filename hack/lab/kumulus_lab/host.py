@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kumulus_lab import commands, deadline
+from kumulus_lab.cuts import Direction
 from kumulus_lab.errors import LabError
-from kumulus_lab.network import Direction, Network
+from kumulus_lab.network import Network
 from kumulus_lab.processes import Daemon, Identity, children, end, gone
 from kumulus_lab.state import HostState
 
@@ -131,12 +132,12 @@ class LibvirtHost:
         return subprocess.run([str(word) for word in (*self._enter(), *argv)], check=False).returncode
 
     def partition(self, direction: Direction = Direction.BOTH) -> None:
-        """Cut it off from the lab's network."""
-        self.network.partition(self.name, self.state.number, direction)
+        """Cut it off from the lab's network: other hosts and the API server."""
+        self.network.switch.cut(self.network.cable(self.state.number), direction=direction)
 
     def heal(self) -> None:
-        """Plug it in again."""
-        self.network.heal(self.name, self.state.number)
+        """Undo every cut between it and other hosts or the API server."""
+        self.network.switch.heal(self.network.cable(self.state.number))
 
     def _init(self) -> Identity:
         identity = self.daemon("init").identity()
@@ -211,11 +212,11 @@ def end_all_within(namespace: str) -> None:
         wanted = Path("/run/netns", namespace).stat().st_ino
     except FileNotFoundError:
         return
+    found: list[Identity] = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            if (entry / "ns/net").stat().st_ino != wanted:
-                continue
-            if (identity := Identity.of(int(entry.name))) is not None:
-                end(identity)
+            if (entry / "ns/net").stat().st_ino == wanted:
+                found += filter(None, [Identity.of(int(entry.name))])
+    end(found)

@@ -218,10 +218,9 @@ class Lab:
         """Nothing of it is left: no process, namespace, bridge, mount or file. Needs none of its records."""
         if shutil.which("kind"):
             KindCluster(self.name, self.directory, port=0).remove()
-        for record in sorted((self.directory / "run").glob("*.json")):
-            Daemon.within(self.directory, record.stem).kill()
-        for identity in owned(self.directory):
-            end(identity)
+        records = sorted((self.directory / "run").glob("*.json"))
+        recorded = [Daemon.within(self.directory, record.stem).identity() for record in records]
+        end([*filter(None, recorded), *owned(self.directory)])
         if os.geteuid() == 0 and shutil.which("ip"):
             for namespace in network.namespaces(self.name):
                 end_all_within(namespace)

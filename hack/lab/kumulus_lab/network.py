@@ -1,4 +1,4 @@
-"""The cable between the hosts of a lab: a bridge, and one veth with a network namespace for each host.
+"""The cables of a lab's hosts: a bridge for the network between them, and one veth with a network namespace for each.
 
 All names begin with the lab's, so everything of a lab can be found and removed without its records.
 """
@@ -8,24 +8,17 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
+import shutil
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from kumulus_lab import commands
+from kumulus_lab.cuts import Switch
 from kumulus_lab.errors import LabError
+from kumulus_lab.outside import Outside
 
 _RANGE = ipaddress.ip_network("10.213.0.0/16")
 _FIRST_HOST = 10
-_TABLE = "kumulus_lab_partition"
-
-
-class Direction(StrEnum):
-    """Which way a partition cuts."""
-
-    BOTH = "both"
-    INBOUND = "in"
-    OUTBOUND = "out"
 
 
 def choose_subnet() -> str:
@@ -63,20 +56,39 @@ class Network:
         """Where this machine serves images: not the API server's address, which agents take no image from."""
         return str(ipaddress.ip_network(self.subnet)[2])
 
+    @property
+    def spare_address(self) -> str:
+        """An address that no host gets: for another machine on the cable, such as a storage server of a test."""
+        return str(ipaddress.ip_network(self.subnet)[-2])
+
     def host_address(self, number: int) -> str:
         """A host's address."""
         return str(ipaddress.ip_network(self.subnet)[_FIRST_HOST + number])
 
+    @property
+    def switch(self) -> Switch:
+        """What is cut of the network between hosts and to the API server."""
+        return Switch(_table(self.lab), server=self.address)
+
+    @property
+    def outside(self) -> Outside:
+        """The network outside."""
+        return Outside(self.lab)
+
     def namespace(self, host: str) -> str:
         """The name of a host's network namespace."""
         return f"kl-{self.lab}-{host}"
+
+    def enter(self, host: str) -> tuple[str, ...]:
+        """The command that goes to a host's network."""
+        return ("ip", "netns", "exec", self.namespace(host))
 
     def cable(self, number: int) -> str:
         """The name of the outer end of a host's cable."""
         return f"kv-{self.lab}-{number}"
 
     def ensure(self) -> None:
-        """The bridge is there and up."""
+        """The bridge is there and up, and so is the network outside."""
         if not _link_exists(self.bridge):
             # An address of its own: a bridge without one takes a cable's, and changes it when a host loses power,
             # which cuts all other hosts off until they ask again who it is.
@@ -86,9 +98,10 @@ class Network:
         for address in (self.address, self.image_address):
             commands.run(["ip", "address", "replace", f"{address}/{prefix}", "dev", self.bridge])
         commands.run(["ip", "link", "set", self.bridge, "up"])
+        self.outside.ensure()
 
     def ensure_host(self, host: str, number: int) -> None:
-        """A host's namespace is there, plugged into the bridge, with its address."""
+        """A host's namespace is there, plugged into the bridge with its address, and into the network outside without."""
         name, cable = self.namespace(host), self.cable(number)
         if not Path("/run/netns", name).exists():
             commands.run(["ip", "netns", "add", name])
@@ -101,6 +114,7 @@ class Network:
         commands.run(["ip", "-netns", name, "link", "set", "lo", "up"])
         commands.run(["ip", "-netns", name, "link", "set", "eth0", "up"])
         commands.run(["ip", "link", "set", cable, "master", self.bridge, "up"])
+        self.outside.ensure_leg(name, number)
 
     def remove_host(self, host: str, number: int) -> None:
         """Neither cable nor namespace of the host is left."""
@@ -109,48 +123,28 @@ class Network:
         if Path("/run/netns", self.namespace(host)).exists():
             commands.run(["ip", "netns", "delete", self.namespace(host)])
 
-    def partition(self, host: str, number: int, direction: Direction) -> None:
-        """Cut a host off: its cable, or all packets one way (loopback goes on)."""
-        if direction is Direction.BOTH:
-            commands.run(["ip", "link", "set", self.cable(number), "down"])
-            return
-        hook = "input" if direction is Direction.INBOUND else "output"
-        match = "iifname" if direction is Direction.INBOUND else "oifname"
-        rules = (
-            f"table inet {_TABLE} {{\n"
-            f'  chain cut {{ type filter hook {hook} priority -300; policy accept; {match} "eth0" drop; }}\n'
-            "}\n"
-        )
-        commands.run(["ip", "netns", "exec", self.namespace(host), "nft", "-f", "-"], stdin=rules)
-
-    def heal(self, host: str, number: int) -> None:
-        """Undo every partition of a host. May be repeated."""
-        commands.run(["ip", "link", "set", self.cable(number), "up"])
-        enter = ["ip", "netns", "exec", self.namespace(host), "nft"]
-        commands.run([*enter, "-f", "-"], stdin=f"add table inet {_TABLE}\ndelete table inet {_TABLE}\n")
-
-    def partitioned(self, host: str, number: int) -> bool:
-        """Whether a host is cut off in any way."""
-        found = [link for link in _ip_json("link", "show", self.cable(number)) if "UP" in link.get("flags", [])]
-        if not found:
-            return True
-        tables = commands.run(["ip", "netns", "exec", self.namespace(host), "nft", "list", "tables"], check=False)
-        return _TABLE in tables.stdout
-
 
 def remove_everything(lab: str) -> None:
-    """No namespace, cable or bridge of that lab is left, whether or not its records are."""
+    """No namespace, cable, bridge or cut of that lab is left, whether or not its records are."""
     for namespace in namespaces(lab):
         commands.run(["ip", "netns", "delete", namespace])
     for link in _ip_json("link", "show"):
         name = str(link.get("ifname", ""))
         if name == f"kb-{lab}" or name.startswith(f"kv-{lab}-"):
             commands.run(["ip", "link", "delete", name], check=False)
+    if shutil.which("nft"):
+        Switch(_table(lab)).remove()
 
 
 def namespaces(lab: str) -> list[str]:
-    """The network namespaces of that lab's hosts."""
-    return [path.name for path in Path("/run/netns").glob(f"kl-{lab}-*")]
+    """The network namespaces of that lab: its hosts', and that of the network outside."""
+    hosts = [path.name for path in Path("/run/netns").glob(f"kl-{lab}-*")]
+    outside = Outside(lab).namespace
+    return [*hosts, outside] if Path("/run/netns", outside).exists() else hosts
+
+
+def _table(lab: str) -> str:
+    return f"kumulus_lab_{lab}"
 
 
 def _hardware_address(lab: str) -> str:

@@ -70,13 +70,18 @@ def owned(directory: Path) -> list[Identity]:
     return found
 
 
-def end(identity: Identity) -> None:
-    """Kill a process, known to be the lab's. Gone when it returns."""
-    with contextlib.suppress(ProcessLookupError):
-        if identity.alive():
-            os.kill(identity.pid, signal.SIGKILL)
-    if not gone(identity, 10.0):
-        raise LabError(f"process {identity.pid} does not end, not even by SIGKILL")
+def end(identities: Sequence[Identity]) -> None:
+    """Kill processes, known to be the lab's. Gone when it returns.
+
+    All are told before one is waited for: who waits for a file system ends with the process that serves it.
+    """
+    for identity in identities:
+        with contextlib.suppress(ProcessLookupError):
+            if identity.alive():
+                os.kill(identity.pid, signal.SIGKILL)
+    for identity in identities:
+        if not gone(identity, 10.0):
+            raise LabError(f"process {identity.pid} does not end, not even by SIGKILL")
 
 
 def children(pid: int) -> list[int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from kumulus_lab import places
+from kumulus_lab.cuts import API, OUTSIDE
 from kumulus_lab.errors import LabError
 
 _NAME = re.compile(r"^[a-z][a-z0-9]{0,7}$")
@@ -74,6 +75,8 @@ def directory(name: str) -> Path:
 
 def check_host_name(name: str) -> None:
     """Raises LabError when a host cannot have that name."""
+    if name in (API, OUTSIDE):
+        raise LabError(f"'{name}' cannot name a host: it names an end of a link; choose another")
     if not _HOST_NAME.match(name):
         raise LabError(f"'{name}' cannot name a host: use up to 40 small letters, digits and dashes, a letter first")
 

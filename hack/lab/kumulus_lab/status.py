@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from rich.table import Column, Table
 
+from kumulus_lab import links
 from kumulus_lab.lab import Lab
+from kumulus_lab.outside import GATEWAYS, LEG, WORLD
 from kumulus_lab.processes import Daemon
 
 
@@ -24,13 +26,23 @@ def processes(lab: Lab) -> Table:
 def hosts(lab: Lab) -> Table:
     """The libvirt hosts of a lab."""
     table = Table("host", "address", "power", "cable", "libvirtd", "agent", title="libvirt hosts", title_justify="left")
+    cut, slow = links.cuts(lab), links.rates(lab)
     for host in lab.hosts:
         on = host.running()
         cable = "-"
         if on:
-            cable = "cut" if host.network.partitioned(host.name, host.state.number) else "plugged"
+            cable = f"cut: {', '.join(cut[host.name])}" if cut[host.name] else "plugged"
+            cable += f"; slow: {', '.join(slow[host.name])}" if slow[host.name] else ""
         services = ["running" if host.daemon(name).running() else "-" for name in ("libvirtd", "agent")]
         table.add_row(host.name, host.address, "on" if on else "off", cable, *services)
+    return table
+
+
+def outside(lab: Lab) -> Table:
+    """The network outside, where there is one."""
+    table = Table("namespace", "client", "behind it", "hosts' leg", title="outside network", title_justify="left")
+    if (network := lab.network) is not None:
+        table.add_row(network.outside.namespace, ", ".join(GATEWAYS), ", ".join(WORLD), LEG)
     return table
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, StringConstraints
 
+from kumulus.api.addresses import GUESTS, IS_ADDRESS, UNICAST, Address, MacAddress
 from kumulus.api.base import (
     DOMAIN,
     VERSION,
@@ -25,6 +26,7 @@ from kumulus.api.base import (
 )
 from kumulus.api.placement import Profile, Selector, Toleration
 from kumulus.api.quantity import DiskSize, Memory
+from kumulus.api.segments import InterfaceName
 from kumulus.api.volumes import IMAGE_NAMESPACE, Content, ObjectName, ReclaimPolicy
 
 GROUP = f"compute.{DOMAIN}"
@@ -208,6 +210,58 @@ class Disk(Model):
         return self.cdrom.image_namespace if self.cdrom is not None else None
 
 
+class Interface(Model):
+    """A network interface of the machine."""
+
+    rules = (
+        Rule("has(self.network) != has(self.interface)", "set exactly one of network and interface"),
+        Rule(
+            "!has(self.interface) || !(has(self.addresses) && self.addresses.size() > 0) && !has(self.macAddress)"
+            " && !(has(self.securityGroups) && self.securityGroups.size() > 0)",
+            "an interface that exists has its addresses, macAddress and securityGroups itself",
+        ),
+        Rule("!has(self.networkNamespace) || has(self.network)", "networkNamespace goes with network"),
+        Rule(
+            "self == oldSelf",
+            "an interface cannot be changed here: take it out and add one of another name; security groups and bandwidth are"
+            " changed at its NetworkInterface",
+        ),
+    )
+
+    name: InterfaceName = Field(description="Name of the interface within the machine.")
+    network: ObjectName | None = Field(
+        default=None,
+        description="Name of a Network: a NetworkInterface called <machine>-<name> is made in it, and goes with the machine.",
+    )
+    network_namespace: ObjectName | None = Field(
+        default=None, description="Namespace of a network of the type Shared; that of the machine when empty."
+    )
+    interface: ObjectName | None = Field(
+        default=None, description="Name of a NetworkInterface of the namespace; it outlives the machine."
+    )
+    addresses: tuple[Annotated[Address, Field(json_schema_extra=cel(IS_ADDRESS))], ...] = Field(
+        default=(),
+        description="Addresses that it shall have; chosen when empty.",
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    mac_address: MacAddress | None = Field(
+        default=None,
+        description="MAC address that begins with neither 06 nor 0a; one is made when empty.",
+        json_schema_extra=cel(UNICAST, GUESTS),
+    )
+    security_groups: tuple[ObjectName, ...] = Field(
+        default=(),
+        description="Names of SecurityGroups of the namespace; `default` when empty.",
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+
+    def interface_of(self, machine: str) -> str:
+        """Name of the NetworkInterface that it is, in a machine of that name."""
+        return self.interface if self.interface is not None else f"{machine}-{self.name}"
+
+
 class CloudInit(Model):
     """First-boot configuration, given to the guest as a NoCloud disk (cloud-init)."""
 
@@ -321,6 +375,12 @@ class VirtualMachineSpec(Model):
             ),
         ),
     )
+    interfaces: tuple[Interface, ...] = Field(
+        default=(),
+        description="Network interfaces, in order. Without any, the machine has no network.",
+        max_length=16,
+        json_schema_extra=list_map("name"),
+    )
     cloud_init: CloudInit | None = Field(
         default=None,
         description="First-boot configuration.",
@@ -355,6 +415,7 @@ class VirtualMachineCondition(StrEnum):
     READY = "Ready"
     SCHEDULED = "Scheduled"
     VOLUMES_READY = "VolumesReady"
+    NETWORK_READY = "NetworkReady"
     PAUSED = "Paused"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
@@ -391,6 +452,9 @@ class VirtualMachineStatus(Status):
     restarts: int | None = Field(default=None, description="How often it was started again by restartPolicy.")
     last_restart_request: str | None = Field(default=None, description="The last restartRequest that was carried out.")
     resources: ResolvedSize | None = Field(default=None, description="The size it has got.")
+    addresses: tuple[Address, ...] = Field(
+        default=(), description="The addresses of its interfaces, in their order.", max_length=64
+    )
     images: tuple[ResolvedImage, ...] = Field(
         default=(), description="The images its disks were made from.", json_schema_extra=list_map("disk")
     )
@@ -412,6 +476,7 @@ class VirtualMachine(Resource):
             Column("Host", ".status.host"),
             Column("CPUs", ".status.resources.cpus", "integer"),
             Column("Memory", ".status.resources.memory"),
+            Column("Addresses", ".status.addresses", priority=1),
             Column("Ready", ".status.conditions[?(@.type=='Ready')].status", priority=1),
             Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
             Column("Zone", ".status.zone", priority=1),
@@ -424,6 +489,12 @@ class VirtualMachine(Resource):
                 " || size(self.metadata.name) + size(d.name) < 63)",
                 "volumeTemplate makes a Volume called <machine>-<disk>, which may have 63 characters: take shorter names",
                 field=".spec.disks",
+            ),
+            Rule(
+                "!has(self.spec.interfaces) || self.spec.interfaces.all(i, has(i.interface)"
+                " || size(self.metadata.name) + size(i.name) < 63)",
+                "network makes a NetworkInterface called <machine>-<interface>, which may have 63 characters: take shorter names",
+                field=".spec.interfaces",
             ),
         ),
     )

@@ -104,6 +104,7 @@ class HostCondition(StrEnum):
 
     READY = "Ready"
     SCHEDULABLE = "Schedulable"
+    NETWORK_READY = "NetworkReady"
     CREDENTIALS_EXPIRING = "CredentialsExpiring"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"

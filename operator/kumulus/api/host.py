@@ -13,11 +13,14 @@ from typing import Annotated, ClassVar, NewType
 
 from pydantic import Field, StringConstraints
 
+from kumulus.api.addresses import Address
 from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
 from kumulus.api.compute import DRIVES_MOST, DiskName, DriveBus, PowerState, RestartPolicy, Stop
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
+from kumulus.api.gateways import GatewayFacts, GatewayOrder
 from kumulus.api.pools import PoolDriver, PoolParameters, is_shared
 from kumulus.api.qos import Qos
+from kumulus.api.segments import NetworkDriverName, Nic, NicFacts, SegmentFacts, SegmentOrder, Uid
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.storage import Compression, ImageContent, ImageFormat, OciLayout, Progress, Sha256
 from kumulus.api.volumes import CacheMode
@@ -34,11 +37,6 @@ LEASE = "kumulus-agent"
 """Name of the agent's Lease, in the host's namespace."""
 
 Epoch = NewType("Epoch", int)
-
-Uid = Annotated[
-    str, StringConstraints(min_length=36, max_length=36, pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
-]
-
 
 SecretName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 """Name of a Secret of the host's namespace."""
@@ -57,6 +55,8 @@ class WorkType(StrEnum):
     CONSOLE = "Console"
     CERTIFICATE = "Certificate"
     UPLOAD = "Upload"
+    SEGMENT = "Segment"
+    GATEWAY = "Gateway"
 
 
 class PoolRef(Model):
@@ -150,6 +150,9 @@ class InstanceOrder(Model):
     )
     drives: tuple[Drive, ...] = Field(
         default=(), description="Its CD-ROM drives.", max_length=DRIVES_MOST, json_schema_extra=list_map("name")
+    )
+    nics: tuple[Nic, ...] = Field(
+        default=(), description="Its interfaces, in order.", max_length=16, json_schema_extra=list_map("name")
     )
     seed: SeedRef | None = Field(default=None, description="First-boot data.")
 
@@ -258,6 +261,9 @@ class VolumeOrigin(Model):
             "set exactly one of image, volume, snapshot and existing",
         ),
         Rule("!has(self.linked) || !self.linked || has(self.snapshot)", "only a snapshot can be linked to"),
+        Rule(
+            "!has(self.secret) || has(self.volume) || has(self.snapshot)", "only volumes are encrypted", field=".secret"
+        ),
     )
 
     image: ImageRef | None = Field(default=None, description="An image in the same pool; the volume waits for it.")
@@ -270,6 +276,11 @@ class VolumeOrigin(Model):
     )
     linked: bool = Field(
         default=False, description="Stand on the snapshot, which cannot be removed then, in place of copying it."
+    )
+    secret: SecretName | None = Field(
+        default=None,
+        description="Name of the Secret with the passphrase of the volume, or of that of the snapshot, if it is encrypted."
+        " It is read while the volume is made.",
     )
 
 
@@ -287,15 +298,47 @@ class Revert(Model):
     request: Uid = Field(description="Uid of the VirtualMachineRestore that asks: each is carried out once.")
 
 
+class Move(Model):
+    """Bring a volume into another pool of this host. A machine that has it goes on meanwhile.
+
+    As long as an order says so, the agent reports in `status.disk.pool` where the volume is.
+    """
+
+    rules = (
+        Rule(
+            "self.pool.uid == oldSelf.pool.uid",
+            "a move that was asked for has its pool until it is over",
+            field=".pool",
+        ),
+        Rule("!oldSelf.withdrawn || self.withdrawn", "a move that was withdrawn stays so", field=".withdrawn"),
+    )
+
+    pool: PoolRef = Field(description="Where it is to be.")
+    withdrawn: bool = Field(
+        default=False,
+        description="Not any more: what was brought there is removed, unless all of it is there. Then it stays there.",
+    )
+
+
+FORGET_MOST = 64
+"""Snapshots that an order of a volume says to forget, the last ones."""
+
+
 class VolumeOrder(Model):
-    """A volume in a pool on this host. It is made, and grown when `size` grows."""
+    """A volume in a pool on this host. It is made, grown when `size` grows, and moved."""
+
+    rules = (
+        Rule(
+            "!has(self.origin) || has(oldSelf.origin) && self.origin == oldSelf.origin",
+            "origin cannot be changed; it can be left out once the volume is made",
+            field=".origin",
+        ),
+    )
 
     uid: Uid = Field(description="Uid of the Volume; names the file.", json_schema_extra=immutable("uid"))
     size: int | None = Field(default=None, description="Size in bytes; that of its origin when empty.", ge=1)
     thick: bool = Field(default=False, description="Take all of its space at once.")
-    origin: VolumeOrigin | None = Field(
-        default=None, description="What it begins with; blank when empty.", json_schema_extra=immutable("origin")
-    )
+    origin: VolumeOrigin | None = Field(default=None, description="What it begins with; blank when empty.")
     existing: bool = Field(
         default=False,
         description="It was made already: when it is not there any more, that is a failure (VolumeLost), and it is not made anew.",
@@ -308,7 +351,15 @@ class VolumeOrder(Model):
     revert: Revert | None = Field(
         default=None, description="Give it the content of a snapshot, once; no machine may have it meanwhile."
     )
+    move: Move | None = Field(default=None, description="Bring it into another pool, once it is made.")
     retain: bool = Field(default=False, description="Deleting the order leaves the data where it is.")
+    forget: tuple[Uid, ...] = Field(
+        default=(),
+        description="Uids of VolumeSnapshots of it that are wanted no more and whose orders went while the host was silent:"
+        " what the host still has of them goes.",
+        max_length=FORGET_MOST,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
     epoch: int = Field(
         default=0,
         description="In a pool that hosts share: how often the volume was handed from host to host. A host that finds"
@@ -320,7 +371,15 @@ class VolumeOrder(Model):
 class DiskOrder(Model):
     """Work on a volume or an image."""
 
-    rules = (Rule("has(self.importImage) != has(self.volume)", "set exactly one of importImage and volume"),)
+    rules = (
+        Rule("has(self.importImage) != has(self.volume)", "set exactly one of importImage and volume"),
+        Rule(
+            "self.pool.uid == oldSelf.pool.uid || (has(self.volume) && has(oldSelf.volume) && !has(self.volume.move)"
+            " && has(oldSelf.volume.move) && self.pool.uid == oldSelf.volume.move.pool.uid)",
+            "pool becomes the one that the volume was moved to, when that is over, and no other",
+            field=".pool",
+        ),
+    )
 
     pool: PoolRef = Field(description="Where.")
     import_image: ImageImport | None = Field(
@@ -337,10 +396,14 @@ class SnapshotItem(Model):
     snapshot: Uid = Field(description="Uid of the VolumeSnapshot; names the layer.")
     volume: Uid = Field(description="Uid of the Volume.")
     pool: PoolRef = Field(description="The pool that the volume is in.")
+    secret: SecretName | None = Field(
+        default=None, description="Name of the Secret with the passphrase of the volume, if it is encrypted."
+    )
 
 
 class SnapshotOrder(Model):
-    """Keep the content of volumes of this host as it is at one instant. Deleting the order removes the snapshots."""
+    """Keep the content of volumes of this host as it is at one instant. Deleting the order removes the snapshots, unless it
+    says retain. An item that is taken out of it is left where it is: in a pool that hosts share, another host has it then."""
 
     items: tuple[SnapshotItem, ...] = Field(
         description="The volumes: of one machine, or one that no machine that is on has.",
@@ -358,6 +421,7 @@ class SnapshotOrder(Model):
         default=False,
         description="It was taken already: when it is not there any more, that is a failure (SnapshotLost), and none is taken in its place.",
     )
+    retain: bool = Field(default=False, description="Deleting the order leaves the snapshots where they are.")
 
 
 class PoolOrder(Model):
@@ -396,8 +460,10 @@ class WorkOrderSpec(Model):
             "(self.type == 'Instance') == has(self.instance) && (self.type == 'Disk') == has(self.disk)"
             " && (self.type == 'Snapshot') == has(self.snapshot)"
             " && (self.type == 'Pool') == has(self.pool) && (self.type == 'Console') == has(self.console)"
-            " && (self.type == 'Certificate') == has(self.certificate) && (self.type == 'Upload') == has(self.upload)",
-            "exactly the field named like spec.type must be set: instance, disk, snapshot, pool, console, certificate or upload",
+            " && (self.type == 'Certificate') == has(self.certificate) && (self.type == 'Upload') == has(self.upload)"
+            " && (self.type == 'Segment') == has(self.segment) && (self.type == 'Gateway') == has(self.gateway)",
+            "exactly the field named like spec.type must be set: instance, disk, snapshot, pool, console, certificate, upload,"
+            " segment or gateway",
         ),
         Rule("self.term >= oldSelf.term", "a controller that is no longer the leader wrote this", field=".term"),
         Rule(
@@ -423,6 +489,8 @@ class WorkOrderSpec(Model):
     console: ConsoleOrder | None = Field(default=None, description="Read the end of an instance's console log, once.")
     certificate: CertificateOrder | None = Field(default=None, description="What the agent shows other hosts.")
     upload: UploadOrder | None = Field(default=None, description="Somebody may upload an image for a while.")
+    segment: SegmentOrder | None = Field(default=None, description="A network's presence on this host.")
+    gateway: GatewayOrder | None = Field(default=None, description="A router or load balancer on this host.")
 
 
 class WorkState(StrEnum):
@@ -473,6 +541,9 @@ class InstanceFacts(Model):
         max_length=16,
         json_schema_extra=list_map("volume"),
     )
+    nics: tuple[NicFacts, ...] = Field(
+        default=(), description="Its interfaces.", max_length=16, json_schema_extra=list_map("name")
+    )
 
 
 class DroppedPeer(Model):
@@ -503,6 +574,10 @@ class DiskFacts(Model):
         description="Hosts that an image could not be copied from.",
         max_length=8,
         json_schema_extra=list_map("host"),
+    )
+    pool: Uid | None = Field(
+        default=None,
+        description="Uid of the StoragePool that a volume is in whose order says that it is to be moved. Who moves it waits until nothing of it is left in the other one.",
     )
     reverted: Uid | None = Field(
         default=None,
@@ -559,6 +634,7 @@ class UnownedFile(Model):
         default=None, description="Namespace of the volume that it was, when that was retained.", max_length=63
     )
     volume: str | None = Field(default=None, description="Name of that volume.", max_length=253)
+    encrypted: bool = Field(default=False, description="That volume was encrypted.")
 
 
 class PoolFacts(Model):
@@ -600,6 +676,8 @@ class WorkOrderStatus(Model):
     snapshot: SnapshotFacts | None = Field(default=None, description="What is so of a snapshot.")
     pool: PoolFacts | None = Field(default=None, description="What is so of a pool.")
     console: ConsoleFacts | None = Field(default=None, description="What was read of a console.")
+    segment: SegmentFacts | None = Field(default=None, description="What is so of a network on this host.")
+    gateway: GatewayFacts | None = Field(default=None, description="What is so of a gateway on this host.")
 
 
 class WorkOrder(Resource):
@@ -651,6 +729,19 @@ class TransferFacts(Model):
     )
 
 
+class NetworkFacts(Model):
+    """What of networks a host can do."""
+
+    drivers: tuple[NetworkDriverName, ...] = Field(
+        default=(),
+        description="What can make networks here.",
+        max_length=8,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    underlay: Address | None = Field(default=None, description="Address at which other hosts reach its tunnels.")
+    message: str | None = Field(default=None, description="What it lacks, and what to do.", max_length=1024)
+
+
 class HostReportSpec(Model):
     """Empty: a report is all status."""
 
@@ -678,6 +769,7 @@ class HostReportStatus(Model):
     transfer: TransferFacts | None = Field(
         default=None, description="How other hosts get images from it; empty when they cannot."
     )
+    network: NetworkFacts | None = Field(default=None, description="What of networks it can do; empty: nothing.")
 
 
 class HostReport(Resource):
@@ -755,6 +847,16 @@ def transfer_name(host: str) -> str:
 def console_order_name(request_uid: str) -> str:
     """Name of the work order that answers a console request."""
     return f"console-{request_uid}"
+
+
+def segment_order_name(network_uid: str) -> str:
+    """Name of the work order of a network's presence on a host."""
+    return f"segment-{network_uid}"
+
+
+def gateway_order_name(gateway_uid: str) -> str:
+    """Name of the work order of a router or load balancer on a host."""
+    return f"gateway-{gateway_uid}"
 
 
 def pool_order_name(pool_uid: str) -> str:

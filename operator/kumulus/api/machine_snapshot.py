@@ -39,6 +39,12 @@ class KeptDisk(Model):
         default=None, alias="class", description="The VolumeClass that it named.", max_length=63
     )
     size: Bytes | None = Field(default=None, description="Size of the disk at that instant.")
+    host: str | None = Field(
+        default=None,
+        description="The host that has the volume's part of the snapshot; empty while the volume goes from one host to"
+        " another.",
+        max_length=63,
+    )
 
 
 class LeftOutDisk(Model):

@@ -13,6 +13,10 @@ OPERATORS_NAMESPACE = "kumulus-system"
 """Where operators keep the Secrets of pools."""
 
 _LVM_NAME = r"^[A-Za-z0-9_+][A-Za-z0-9_+.-]*$"
+_LVM_RESERVED = (
+    "^(snapshot|pvmove)|_(cdata|cmeta|corig|cpool|cvol|imeta|iorig|mimage|mlog|pmspare|rimage|rmeta|tdata|tmeta|vdata"
+    "|vorigin|wcorig)"
+)
 _CEPH_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 _ABSOLUTE = r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$"
 
@@ -115,10 +119,24 @@ class RbdParameters(Model):
 
 
 class LvmParameters(Model):
-    """A thin pool on each host."""
+    """A thin pool on each host: its own, of disks that no other host uses."""
 
-    volume_group: str = Field(description="Name of the volume group.", max_length=127, pattern=_LVM_NAME)
-    thin_pool: str = Field(description="Name of its thin pool.", max_length=127, pattern=_LVM_NAME)
+    volume_group: str = Field(
+        description="Name of the volume group, the same on each host.",
+        max_length=48,
+        pattern=_LVM_NAME,
+    )
+    thin_pool: str = Field(
+        description="Name of its thin pool, which must zero the blocks it gives out (`lvcreate --zero y`).",
+        max_length=127,
+        pattern=_LVM_NAME,
+        json_schema_extra=cel(
+            Rule(
+                f"!self.matches('{_LVM_RESERVED}')",
+                "LVM keeps such names for itself (lvm(8), reserved names)",
+            )
+        ),
+    )
 
 
 class PoolParameters(Model):

@@ -6,7 +6,10 @@ from kumulus.api.base import Resource
 from kumulus.api.compute import ConsoleRequest, InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
+from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
+from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.api.storage import ClusterImage, Image, ImageUpload, StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
 
@@ -23,6 +26,17 @@ KINDS: tuple[type[Resource], ...] = (
     VolumeClass,
     Volume,
     VolumeSnapshot,
+    Network,
+    NetworkInterface,
+    SecurityGroup,
+    Router,
+    FloatingIP,
+    ExternalNetwork,
+    PhysicalNetwork,
+    LoadBalancer,
+    NetworkClass,
+    IPAddress,
+    SegmentId,
     Zone,
     Host,
     WorkOrder,

@@ -28,9 +28,9 @@ class Indication(StrEnum):
     GUEST_AGENT = "GuestAgent"
     """The guest's file systems were at rest, by its agent."""
     NO_GUEST_AGENT = "NoGuestAgent"
-    """No agent answered in the guest: the content is that of a disk after a power cut."""
+    """No agent runs in the guest: the content is that of a disk after a power cut."""
     QUIESCE_FAILED = "QuiesceFailed"
-    """The agent answered and could not bring the file systems to rest."""
+    """There is an agent, and it did not bring the file systems to rest in time."""
 
 
 class Quiesce(Model):
@@ -49,6 +49,8 @@ class SnapshotPhase(StrEnum):
     PENDING = "Pending"
     TAKING = "Taking"
     READY = "Ready"
+    MOVING = "Moving"
+    """It was taken, and its volume goes from one host to another: it follows."""
     DELETING = "Deleting"
     FAILED = "Failed"
 
@@ -61,7 +63,9 @@ class SnapshotStatus(Status):
     taken_at: str | None = Field(default=None, description="The instant whose content it has (RFC 3339).")
     size: Bytes | None = Field(default=None, description="Size of the disk, or of all disks together, at that instant.")
     used: MeasuredBytes | None = Field(default=None, description="What it takes in the pool.")
-    host: str | None = Field(default=None, description="The host that has it.")
+    host: str | None = Field(
+        default=None, description="The host that has it; empty while its volume goes from one host to another."
+    )
     indications: tuple[Indication, ...] = Field(
         default=(),
         description="How far its content can be trusted: Online, GuestAgent, NoGuestAgent, QuiesceFailed.",

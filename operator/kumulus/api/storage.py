@@ -484,7 +484,11 @@ class StoragePoolSpec(Model):
         max_length=256,
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
-    maintenance: bool = Field(default=False, description="No new disks while true.")
+    maintenance: bool = Field(
+        default=False,
+        description="No new disks while true, and what can be moved goes to other pools of its host: the condition Emptied"
+        " says what is left, and why.",
+    )
     image_cache: ImageCacheLimits = Field(
         default_factory=ImageCacheLimits, description="How much room images may take that no disk is made of."
     )
@@ -505,6 +509,7 @@ class PoolHost(Model):
     allocated: MeasuredBytes | None = Field(default=None, description="Space promised to volumes and machines' disks.")
     unowned: int | None = Field(default=None, description="Files that nobody owns.")
     access: str | None = Field(default=None, description="How it reaches the pool and locks its disks, for people.")
+    reason: str | None = Field(default=None, description="Why it is not ready, in one word.")
     message: str | None = Field(default=None, description="Why it is not ready.")
 
 
@@ -551,6 +556,7 @@ class StoragePool(Resource):
             Column("Used", ".status.used"),
             Column("Allocated", ".status.allocated"),
             Column("Reason", ".status.conditions[?(@.type=='AcceptsVolumes')].reason", priority=1),
+            Column("Emptied", ".status.conditions[?(@.type=='Emptied')].status", priority=1),
             Column("Unowned", ".status.unownedFiles", "integer", priority=1),
             Column("Age", ".metadata.creationTimestamp", "date"),
         ),
@@ -652,8 +658,7 @@ class VolumeSpec(Model):
     )
     pool: DnsLabel | None = Field(
         default=None,
-        description="Name of the StoragePool to be in; chosen when empty.",
-        json_schema_extra=immutable("pool", " yet: moving volumes is to come"),
+        description="Name of the StoragePool to be in; chosen when empty. A change moves the volume, also while a machine uses it; left out again, the volume stays where it is.",
     )
     reclaim_policy: ReclaimPolicy | None = Field(
         default=None, description="What becomes of the data when the volume is deleted; default is the class's."
@@ -687,6 +692,12 @@ class VolumeStatus(Status):
 
     phase: VolumePhase | None = Field(default=None, description="The state in one word.")
     pool: str | None = Field(default=None, description="The StoragePool it is in.")
+    moving_to: str | None = Field(default=None, description="The StoragePool that it is being moved to.")
+    progress: Progress | None = Field(default=None, description="How far a copy or a move is.")
+    unlinked: bool | None = Field(
+        default=None,
+        description="It was linked to a snapshot and was moved: now it has all of its content itself, and holds nothing.",
+    )
     host: str | None = Field(
         default=None,
         description="The host that has it; in a pool that hosts share, the one whose agent sees to it now.",
@@ -732,6 +743,11 @@ class Volume(Resource):
             Column("Host", ".status.host"),
             Column("Class", ".spec.class", priority=1),
             Column("Used", ".status.used", priority=1),
+            Column("Moving-To", ".status.movingTo", priority=1),
+            Column("Arrived", ".status.progress.bytes", priority=1),
+            Column("Total", ".status.progress.total", priority=1),
+            Column("Rate", ".status.progress.rate", priority=1),
+            Column("Seconds-Left", ".status.progress.remainingSeconds", "integer", priority=1),
             Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
             Column("Age", ".metadata.creationTimestamp", "date"),
         ),

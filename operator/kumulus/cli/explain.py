@@ -14,10 +14,12 @@ from kumulus.api.base import FINALIZER, FORCE_DETACH, PAUSED
 from kumulus.api.compute import Phase, PowerState
 from kumulus.api.fabric import Host, HostPhase
 from kumulus.api.host import WorkOrder, WorkState
+from kumulus.api.storage import Volume
 from kumulus.cli.amounts import age, duration, moment
 from kumulus.cli.facts import Absence, Facts, Finding, Level
 from kumulus.cli.needs import images, references
 from kumulus.cli.problem import as_sentence
+from kumulus.cli.progress import line
 
 PATIENCE = timedelta(seconds=15)
 """How long nobody may look at a change before that is worth a word."""
@@ -34,7 +36,7 @@ _ENDED = {
 _MISSING = frozenset({"InstanceTypeNotFound", "SecretNotFound", "SecretKeyNotFound"})
 """Reasons of Scheduled=False that `references` tells better."""
 
-_CONSEQUENCES = frozenset({"VolumesNotReady", "Pending"})
+_CONSEQUENCES = frozenset({"VolumesNotReady", "NetworkNotReady", "Pending"})
 """Reasons of Scheduled=False that only point to something else."""
 
 
@@ -47,7 +49,10 @@ def explain(facts: Facts) -> list[Finding]:
         _unseen,
         references,
         images,
+        _moves,
+        _network,
         _scheduled,
+        _pools,
         _host,
         _order,
         _ended,
@@ -108,6 +113,48 @@ def _unseen(facts: Facts) -> list[Finding]:
     return [Finding(Level.WAITING, what, "" if fresh else "`kumulusctl status` shows whether the controllers run.")]
 
 
+def _moves(facts: Facts) -> list[Finding]:
+    """Volumes of the machine that are on their way into another pool. It can run meanwhile, unless it has to go elsewhere."""
+    vm, found = facts.vm, []
+    disks = vm.status.condition("VolumesReady")
+    waits = vm.status.phase is not Phase.RUNNING and disks is not None and disks.status == "False"
+    for volume in facts.volumes.values():
+        if not isinstance(volume, Volume) or volume.status.moving_to is None:
+            continue
+        said = line(volume.status.progress)
+        how = f": {said}" if said else ""
+        moving = volume.status.condition("Moving")
+        if moving is not None and moving.status != "True":
+            how = f", and does not get on ({moving.reason}): {as_sentence(moving.message).rstrip('.')}"
+        what = f"Its volume {volume.name} is being moved to pool {volume.status.moving_to}{how}."
+        todo = f"`kumulusctl -n {vm.namespace} volume show {volume.name}`" if waits else ""
+        found.append(Finding(Level.WAITING if waits else Level.NOTE, what, todo))
+    return found
+
+
+_NETWORK_TODO = {
+    "NetworkFull": "`kumulusctl -n {namespace} nic list` shows who has the addresses.",
+    "NetworkNotFound": "`kumulusctl -n {namespace} net list` shows what there is. An interface of a machine cannot be changed:"
+    " take it out and add it under another name, or make that network.",
+    "InterfaceInUse": "`kumulusctl -n {namespace} nic list` shows which machine has it.",
+    "SecurityGroupNotFound": "`kubectl -n {namespace} get securitygroups` lists the groups; it goes on when that one is made.",
+}
+
+
+def _network(facts: Facts) -> list[Finding]:
+    """Interfaces that the machine waits for, or has not got."""
+    vm = facts.vm
+    condition = vm.status.condition("NetworkReady")
+    if condition is None or condition.status != "False":
+        return []
+    stalled = vm.status.condition("Stalled")
+    stuck = stalled is not None and stalled.status == "True" and stalled.reason == condition.reason
+    message = as_sentence(condition.message or condition.reason)
+    what = f"It has not all of its network interfaces ({condition.reason}): {message}"
+    todo = _NETWORK_TODO.get(condition.reason, "").format(namespace=vm.namespace)
+    return [Finding(Level.PROBLEM if stuck else Level.WAITING, what, todo)]
+
+
 def _scheduled(facts: Facts) -> list[Finding]:
     vm = facts.vm
     condition = vm.status.condition("Scheduled")
@@ -123,6 +170,21 @@ def _scheduled(facts: Facts) -> list[Finding]:
         "InstanceTypeNotAllowed": "`kubectl get instancetypes` lists the sizes; ask the operator to allow that one here.",
     }.get(condition.reason, "")
     return [Finding(Level.PROBLEM, f"No host was found for it ({condition.reason}): {message}", todo)]
+
+
+def _pools(facts: Facts) -> list[Finding]:
+    """Of a machine that no host has a pool for: what is wrong with the pools."""
+    condition = facts.vm.status.condition("Scheduled")
+    if condition is None or condition.status != "False" or "storage pool" not in (condition.message or ""):
+        return []
+    found = []
+    for pool in facts.pools:
+        ready = pool.status.condition("Ready")
+        if ready is None or ready.status == "True" or not ready.message:
+            continue
+        what = f"The storage pool {pool.name} can be used on no host ({ready.reason}): {as_sentence(ready.message)}"
+        found.append(Finding(Level.PROBLEM, what, f"`kubectl describe storagepool {pool.name}` shows each host."))
+    return found
 
 
 def _host(facts: Facts) -> list[Finding]:
@@ -258,7 +320,8 @@ def _well(facts: Facts) -> Finding:
     vm = facts.vm
     since = f", started {age(vm.status.started_at, facts.now)} ago" if vm.status.started_at else ""
     where = f" on {vm.status.host}" if vm.status.host else ""
-    return Finding(Level.OK, f"All is well: it is {vm.status.phase}{where}{since}.")
+    reached = f" Its addresses: {', '.join(vm.status.addresses)}." if vm.status.addresses else ""
+    return Finding(Level.OK, f"All is well: it is {vm.status.phase}{where}{since}.{reached}")
 
 
 def _protection(facts: Facts) -> list[Finding]:

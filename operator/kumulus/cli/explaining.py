@@ -17,7 +17,7 @@ from kumulus.api.base import PLATFORM_NAMESPACE, Kind, Resource
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import WorkOrder, instance_order_name
-from kumulus.api.storage import ClusterImage, Image
+from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume
 from kumulus.cli import overview
 from kumulus.cli import vm as machines
 from kumulus.cli.explain import explain
@@ -51,10 +51,18 @@ def gather(session: Session, vm: VirtualMachine) -> Facts:
         instance_type=_typed(session, InstanceType, type_) if type_ else None,
         images={name: _image(session, name, namespace) for name in image_names(vm)},
         secrets={ref: _secret(session, ref, namespace) for ref in secret_refs(vm)},
+        pools=[] if host else _pools(session),
+        volumes={name: _typed(session, Volume, name, namespace) for name in _volumes(vm)},
         host=_typed(session, Host, host) if host else None,
         order=_typed(session, WorkOrder, order, host_namespace(host)) if host else None,
         controllers=_controllers(session),
     )
+
+
+def _volumes(vm: VirtualMachine) -> list[str]:
+    """Names of the volumes that its disks are."""
+    names = (disk.volume_of(vm.name) for disk in vm.spec.disks)
+    return [name for name in names if name is not None]
 
 
 def _visible(read: Callable[[], T | None]) -> T | Absence:
@@ -69,6 +77,13 @@ def _typed(session: Session, model: type[R], name: str, namespace: str | None = 
     kind: Kind = model.KIND
     raw = _visible(lambda: session.cluster.find(kind, name, namespace))
     return raw if isinstance(raw, Absence) else model.parse(raw)
+
+
+def _pools(session: Session) -> list[StoragePool]:
+    try:
+        return [StoragePool.parse(raw) for raw in session.cluster.objects(StoragePool.KIND)]
+    except errors.Refused:
+        return []
 
 
 def _image(session: Session, name: str, namespace: str) -> Image | ClusterImage | Absence:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum
@@ -10,7 +10,7 @@ from enum import Enum, StrEnum
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder
-from kumulus.api.storage import ClusterImage, Image
+from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume
 
 
 class Absence(Enum):
@@ -39,6 +39,10 @@ class Facts:
     images: Mapping[str, Image | ClusterImage | Absence] = field(default_factory=dict)
     secrets: Mapping[SecretRef, bool | Absence] = field(default_factory=dict)
     """True: the key is there; False: the Secret is, the key is not."""
+    pools: Sequence[StoragePool] = ()
+    """Of a machine that found no host; tenants may not see them."""
+    volumes: Mapping[str, Volume | Absence] = field(default_factory=dict)
+    """Those that its disks are, by name."""
     host: Host | Absence | None = None
     order: WorkOrder | Absence | None = None
     controllers: str | None = None

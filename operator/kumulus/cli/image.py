@@ -10,9 +10,10 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.storage import ClusterImage, Compression, Image
 from kumulus.cli import conditions
 from kumulus.cli import vm as machines
-from kumulus.cli.amounts import age, duration, size
+from kumulus.cli.amounts import age, size
 from kumulus.cli.output import Column
 from kumulus.cli.problem import Problem
+from kumulus.cli.progress import line
 from kumulus.cli.session import Session, command
 from kumulus.cli.terminal import one_line
 
@@ -28,15 +29,7 @@ def parse(raw: Raw) -> AnyImage:
 def progress(image: AnyImage) -> str:
     """How far the import is: `42% of 1.5 GiB, 12 MiB/s, 75s left`, or bytes when the total is not known; empty when
     there is none."""
-    at = image.status.progress
-    if at is None or image.status.phase == "Ready":
-        return ""
-    said = [f"{100 * at.bytes // at.total}% of {size(at.total)}" if at.total else size(at.bytes)]
-    if at.rate:
-        said.append(f"{size(at.rate)}/s")
-    if at.remaining_seconds is not None:
-        said.append(f"{duration(at.remaining_seconds)} left")
-    return ", ".join(said)
+    return "" if image.status.phase == "Ready" else line(image.status.progress)
 
 
 def resolve(session: Session, name: str, namespace: str) -> Raw | None:

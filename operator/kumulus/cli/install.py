@@ -152,5 +152,5 @@ def _await_established(cluster: Cluster, names: Sequence[str], session: Session)
 def _established(crd: Mapping[str, Any]) -> bool:
     return any(
         condition["type"] == "Established" and condition["status"] == "True"
-        for condition in crd.get("status", {}).get("conditions", ())
+        for condition in crd.get("status", {}).get("conditions") or ()  # null, at first
     )

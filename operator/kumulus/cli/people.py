@@ -14,13 +14,30 @@ from pathlib import Path
 
 import typer
 
-from kumulus.cli import console, explaining, host, image, join, overview, pool, power, snapshot, upload, vm, volume
+from kumulus.cli import (
+    console,
+    explaining,
+    host,
+    image,
+    join,
+    lb,
+    moving,
+    net,
+    overview,
+    pool,
+    power,
+    routing,
+    snapshot,
+    upload,
+    vm,
+    volume,
+)
 from kumulus.cli.problem import Problem
 from kumulus.cli.session import remember
 from kumulus.cli.terminal import one_line
 
 app = typer.Typer(
-    help="Virtual machines, images, volumes and hosts of a Kumulus cloud.",
+    help="Virtual machines, images, volumes, networks and hosts of a Kumulus cloud.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -34,12 +51,22 @@ _image = typer.Typer(help="Disk images.", no_args_is_help=True)
 _volume = typer.Typer(help="Volumes: disks with a life of their own.", no_args_is_help=True)
 _pool = typer.Typer(help="Storage pools, where disks live.", no_args_is_help=True)
 _snapshot = typer.Typer(help="Snapshots of machines and volumes, and restoring them.", no_args_is_help=True)
+_net = typer.Typer(help="Networks of tenants.", no_args_is_help=True)
+_nic = typer.Typer(help="Network interfaces: addresses with a life of their own.", no_args_is_help=True)
+_router = typer.Typer(help="Routers between networks, and to the world.", no_args_is_help=True)
+_fip = typer.Typer(help="Floating IPs: addresses of the world that follow interfaces.", no_args_is_help=True)
+_lb = typer.Typer(help="Load balancers.", no_args_is_help=True)
 _host = typer.Typer(help="Hosts, which run the machines.", no_args_is_help=True)
 app.add_typer(_vm, name="vm")
 app.add_typer(_image, name="image")
 app.add_typer(_volume, name="volume")
 app.add_typer(_pool, name="pool")
 app.add_typer(_snapshot, name="snapshot")
+app.add_typer(_net, name="net")
+app.add_typer(_nic, name="nic")
+app.add_typer(_router, name="router")
+app.add_typer(_fip, name="fip")
+app.add_typer(_lb, name="lb")
 app.add_typer(_host, name="host")
 vm.register(_vm)
 power.register(_vm)
@@ -48,8 +75,12 @@ explaining.register(_vm)
 image.register(_image)
 upload.register(_image)
 volume.register(_volume)
+moving.register(_volume)
 pool.register(_pool)
 snapshot.register(_snapshot)
+net.register(_net, _nic)
+routing.register(_router, _fip)
+lb.register(_lb)
 join.register(_host)
 host.register(_host)
 overview.register(app)

@@ -10,6 +10,7 @@ import typer
 from kumulus.api.base import Kind
 from kumulus.api.machine_snapshot import (
     FINISHED,
+    KeptDisk,
     RestorePhase,
     RestoreState,
     VirtualMachineRestore,
@@ -102,6 +103,12 @@ def _fetch(session: Session, name: str) -> Raw:
     )
 
 
+def _disk(disk: KeptDisk, *, apart: bool) -> str:
+    """One volume of a machine's snapshot; with its host when they are on several."""
+    where = f", host {disk.host}" if apart and disk.host is not None else ""
+    return f"{disk.disk} (volume {disk.volume}, {size(disk.size)}{where})"
+
+
 def _show(session: Session, name: Name) -> None:
     """Show one snapshot with its conditions: of a machine, else of a volume."""
     raw = _fetch(session, name)
@@ -113,7 +120,7 @@ def _show(session: Session, name: Name) -> None:
     disks: list[str] = []
     left_out: list[str] = []
     if isinstance(item, VirtualMachineSnapshot):
-        disks = [f"{disk.disk} (volume {disk.volume}, {size(disk.size)})" for disk in item.status.volumes]
+        disks = [_disk(disk, apart=status.host is None) for disk in item.status.volumes]
         left_out = [f"{disk.disk} ({disk.reason})" for disk in item.status.left_out]
     printer.facts(
         [

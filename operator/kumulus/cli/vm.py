@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kumulus.api.compute import Disk, Phase, VirtualMachine
+from kumulus.api.compute import Disk, Interface, Phase, VirtualMachine
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age, count
 from kumulus.cli.output import Column, qualified
@@ -117,6 +117,11 @@ def _content(vm: VirtualMachine, disk: Disk) -> str:
     return f"image {disk.image}" if disk.image is not None else f"volume {disk.volume_of(vm.name)}"
 
 
+def _attached_to(item: Interface) -> str:
+    """What an interface is in, or is, in two words."""
+    return f"network {item.network}" if item.network is not None else f"interface {item.interface}"
+
+
 def _show(session: Session, name: Name) -> None:
     """Show one machine with its conditions."""
     raw = fetch(session, name)
@@ -138,6 +143,8 @@ def _show(session: Session, name: Name) -> None:
             ("Zone", status.zone or spec.zone or ""),
             ("Size", size),
             ("Disks", ", ".join(disks)),
+            ("Interfaces", ", ".join(f"{i.name} ({_attached_to(i)})" for i in spec.interfaces)),
+            ("Addresses", ", ".join(status.addresses)),
             ("Started", f"{age(status.started_at, now)} ago" if status.started_at else ""),
             ("Restarts", str(status.restarts) if status.restarts else ""),
             ("Created", f"{age(vm.metadata.creation_timestamp, now)} ago"),

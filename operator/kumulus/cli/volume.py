@@ -13,6 +13,7 @@ from kumulus.cli import conditions
 from kumulus.cli.amounts import age, size
 from kumulus.cli.output import Column
 from kumulus.cli.problem import Problem
+from kumulus.cli.progress import line
 from kumulus.cli.session import Session, command
 from kumulus.cli.terminal import one_line
 
@@ -27,10 +28,30 @@ def wanted(volume: Volume) -> int | None:
     return max(asked, volume.status.size or 0) or None
 
 
+def fetch(session: Session, name: str) -> Raw:
+    """The volume of that name. Raises `Problem` when there is none."""
+    raw = session.cluster.find(KIND, name, session.namespace)
+    if raw is None:
+        raise Problem(
+            f"There is no volume {one_line(name)} in namespace {session.namespace}; "
+            "`kumulusctl volume list -A` shows all."
+        )
+    return raw
+
+
 def reason(volume: Volume) -> str:
-    """Why it cannot be used, in a word; empty when it can."""
-    ready = volume.status.condition("Ready")
-    return ready.reason if ready is not None and ready.status != "True" else ""
+    """Why it cannot be used, or is not moved, in a word; empty when all is well."""
+    for kind in ("Ready", "Moving"):
+        found = volume.status.condition(kind)
+        if found is not None and found.status != "True":
+            return found.reason
+    return ""
+
+
+def where(volume: Volume) -> str:
+    """The pool it is in, and the one that it is being moved to: `local > nfs`."""
+    status = volume.status
+    return f"{status.pool} > {status.moving_to}" if status.moving_to is not None else status.pool or ""
 
 
 def _list(
@@ -50,14 +71,15 @@ def _list(
         Column("Size", lambda v: size(wanted(v)), right=True),
         Column("Used", lambda v: size(v.status.used), right=True),
         Column("Machine", lambda v: v.status.attached_to.vm if v.status.attached_to else ""),
-        Column("Pool", lambda v: v.status.pool or ""),
+        Column("Pool", where),
+        Column("Progress", lambda v: line(v.status.progress)),
         Column("Host", lambda v: v.status.host or ""),
         Column("Age", lambda v: age(v.metadata.creation_timestamp, now), right=True),
     ]
     if all_namespaces:
         columns.insert(0, Column("Namespace", lambda v: v.namespace or ""))
-    where = "in any namespace" if all_namespaces else f"in namespace {namespace} (-A shows all)"
-    session.printer.table(columns, map(Volume.parse, raws), empty=f"There are no volumes {where}.")
+    there = "in any namespace" if all_namespaces else f"in namespace {namespace} (-A shows all)"
+    session.printer.table(columns, map(Volume.parse, raws), empty=f"There are no volumes {there}.")
 
 
 def _origin(source: VolumeSource) -> str:
@@ -70,12 +92,7 @@ def _origin(source: VolumeSource) -> str:
 
 def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the volume.")]) -> None:
     """Show one volume with its conditions."""
-    raw = session.cluster.find(KIND, name, session.namespace)
-    if raw is None:
-        raise Problem(
-            f"There is no volume {one_line(name)} in namespace {session.namespace}; "
-            "`kumulusctl volume list -A` shows all."
-        )
+    raw = fetch(session, name)
     volume, printer, now = Volume.parse(raw), session.printer, session.now
     if printer.objects(KIND, [raw], many=False):
         return
@@ -91,6 +108,8 @@ def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", 
             ("Began as", begins),
             ("Class", spec.volume_class or "the default"),
             ("Pool", status.pool or spec.pool or "not chosen yet"),
+            ("Moves to", status.moving_to or ""),
+            ("Progress", line(status.progress)),
             ("Host", status.host or ""),
             ("Machine", status.attached_to.vm if status.attached_to else "none"),
             ("When deleted", f"its data: {spec.reclaim_policy}" if spec.reclaim_policy else "as its class says"),

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -14,21 +14,34 @@ from typing import Any
 
 from kumulus.api.base import FINALIZER
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import PoolRef, WorkOrder, instance_order_name, snapshot_order_name, volume_order_name
+from kumulus.api.host import (
+    PoolRef,
+    WorkOrder,
+    gateway_order_name,
+    instance_order_name,
+    segment_order_name,
+    snapshot_order_name,
+    volume_order_name,
+)
 from kumulus.api.pools import PoolParameters
+from kumulus.api.segments import NetworkDriverName
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient
 from kumulus_agents.agent.agent import Agent, Drivers, Place
-from kumulus_agents.agent.instance_files import NoFiles
+from kumulus_agents.agent.instance_files import InstanceFiles, NoFiles
 from kumulus_agents.agent.report import MachineFacts
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.hypervisor.protocol import Hypervisor
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor
+from kumulus_agents.network.protocol import NetworkDriver
+from kumulus_agents.network.simulated import SimulatedFabric, SimulatedNetworks
 from kumulus_agents.storage.dir.driver import DirStorage
+from kumulus_agents.storage.layers import Layers
 from kumulus_agents.storage.protocol import StorageDriver
 from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import SimulatedSettings, StorageSettings
 from kumulus_agents.storage.simulated import SimulatedPool, SimulatedStorage
+from tests.patience import PATIENCE
 
 DEADLINE = 30.0
 POOL = {
@@ -37,6 +50,13 @@ POOL = {
     "driver": "dir",
     "parameters": {"path": "/var/lib/kumulus/pools/local"},
 }
+BEYOND = {
+    "uid": str(uuid.uuid5(uuid.NAMESPACE_DNS, "beyond")),
+    "name": "beyond",
+    "driver": "dir",
+    "parameters": {"path": "/var/lib/kumulus/pools/beyond"},
+}
+"""Another pool of the same host."""
 IMAGE = {"uid": str(uuid.uuid5(uuid.NAMESPACE_DNS, "image")), "sha256": "a" * 64, "format": "qcow2"}
 
 
@@ -49,6 +69,7 @@ class NoConsole:
 
 async def eventually(probe: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
     """Wait until `probe` (a function or coroutine function) gives something true, and return it."""
+    seconds *= PATIENCE
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         found = probe()
@@ -79,8 +100,13 @@ class TestHost:
     )
     directory: Path | None = None
     """Where pools really are, with the driver dir; None: they are simulated."""
+    files: InstanceFiles = field(default_factory=NoFiles)
+    fabric: SimulatedFabric = field(default_factory=SimulatedFabric)
+    """Its networks."""
     wrap: Callable[[StorageDriver], StorageDriver] = lambda driver: driver
     """What the agents get in place of a pool's driver."""
+    places: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Pools of volumes that are not in the usual one."""
     writes: list[tuple[str, str]] = field(default_factory=list)
     """Verb and kind of every write that the host's agents made."""
 
@@ -90,9 +116,10 @@ class TestHost:
 
     def _pool(self, pool: PoolRef, _: Secrets) -> StorageDriver:
         if self.directory is not None:
-            parameters = PoolParameters(path=str(self.directory / "pool"))
+            place = "pool" if pool.uid == POOL["uid"] else pool.name
+            parameters = PoolParameters(path=str(self.directory / place))
             settings = StorageSettings(roots=(PurePosixPath(self.directory),), readers=())
-            return DirStorage(pool.model_copy(update={"parameters": parameters}), settings)
+            return self.wrap(DirStorage(pool.model_copy(update={"parameters": parameters}), settings))
         state = self.pools.setdefault(pool.uid, SimulatedPool())
         driver = SimulatedStorage(pool, StorageSettings(simulated=self.simulated), state=state)
         self.drivers.append(driver)
@@ -103,16 +130,32 @@ class TestHost:
         """The driver that the last agent made for the pool."""
         return self.drivers[-1]
 
+    def layers(self, volume: str) -> Layers:
+        """Of a volume in the usual pool."""
+        return self.pools[str(POOL["uid"])].layers[volume]
+
+    def storage_of(self, pool: Mapping[str, Any]) -> SimulatedStorage:
+        """The driver that the last agent made for that pool."""
+        state = self.pools[pool["uid"]]
+        return next(driver for driver in reversed(self.drivers) if driver.state is state)
+
     def count(self, verb: str, kind: str) -> int:
         """How many such writes the agents made."""
         return self.writes.count((verb, kind))
 
-    def agent(self, client: KubeClient | None = None, hypervisor: Hypervisor | None = None, **options: Any) -> Agent:
+    def agent(
+        self,
+        client: KubeClient | None = None,
+        hypervisor: Hypervisor | None = None,
+        networks: NetworkDriver | None = None,
+        **options: Any,
+    ) -> Agent:
         drivers = Drivers(
             hypervisor=hypervisor or SimulatedHypervisor(self.machine),
             pool=self._pool,
-            files=NoFiles(),
+            files=self.files,
             console=NoConsole(),
+            networks={NetworkDriverName.LINUX: networks or SimulatedNetworks(self.fabric)},
             facts=MachineFacts(addresses=lambda: ("192.0.2.7",), agent="test", kernel="6", os="Test"),
         )
         options.setdefault("timings", Timings(workers=2))
@@ -147,25 +190,52 @@ class TestHost:
         )
         return str(uid)
 
+    async def segment_order(self, uid: str | None = None, **segment: Any) -> str:
+        """Create the order of a network's presence; returns the network's uid."""
+        uid = uid or str(uuid.uuid4())
+        body = {
+            "uid": uid,
+            "driver": "linux",
+            "vni": 5000,
+            "mtu": 1450,
+            "subnets": [{"cidr": "10.0.0.0/24", "gateway": "10.0.0.1", "service": "10.0.0.2"}],
+        } | segment
+        await self.create(
+            segment_order_name(uid), {"type": "Segment", "for": self._for("Network", "front", uid), "segment": body}
+        )
+        return uid
+
+    async def gateway_order(self, gateway: dict[str, Any]) -> None:
+        """Create the order of a load balancer."""
+        for_ = self._for("LoadBalancer", "site", gateway["uid"])
+        await self.create(gateway_order_name(gateway["uid"]), {"type": "Gateway", "for": for_, "gateway": gateway})
+
     async def import_order(self, name: str = "image-1", image: dict[str, Any] | None = None) -> None:
         image = image or IMAGE
         disk = {"pool": POOL, "importImage": {"image": image, "http": {"url": "http://images.example/a.qcow2"}}}
         await self.create(name, {"type": "Disk", "for": self._for("Image", "debian", image["uid"]), "disk": disk})
 
-    async def volume_order(self, uid: str | None = None, **volume: Any) -> str:
+    async def volume_order(self, uid: str | None = None, pool: dict[str, Any] | None = None, **volume: Any) -> str:
         """Create the order of a volume; returns the volume's uid."""
-        uid = uid or str(uuid.uuid4())
-        disk = {"pool": POOL, "volume": {"uid": uid, "thick": False, "retain": False} | volume}
+        uid, pool = uid or str(uuid.uuid4()), pool or POOL
+        self.places[uid] = pool
+        disk = {"pool": pool, "volume": {"uid": uid, "thick": False, "retain": False} | volume}
         await self.create(
             volume_order_name(uid), {"type": "Disk", "for": self._for("Volume", "data", uid), "disk": disk}
         )
         return uid
 
-    async def snapshot_order(self, *volumes: str, uid: str | None = None, **snapshot: Any) -> str:
+    async def snapshot_order(
+        self, *volumes: str, uid: str | None = None, pool: Mapping[str, Any] | None = None, **snapshot: Any
+    ) -> str:
         """Create the order of a snapshot of these volumes; its uid. Of the first volume it is the VolumeSnapshot's."""
         uid = uid or str(uuid.uuid4())
         items = [
-            {"snapshot": uid if not number else str(uuid.uuid5(uuid.UUID(uid), volume)), "volume": volume, "pool": POOL}
+            {
+                "snapshot": uid if not number else str(uuid.uuid5(uuid.UUID(uid), volume)),
+                "volume": volume,
+                "pool": pool or self.places.get(volume, POOL),
+            }
             for number, volume in enumerate(volumes)
         ]
         spec = {

@@ -17,7 +17,7 @@ from kumulus_agents.agent.console import fitting
 from kumulus_agents.agent.credentials import TokenKeeper
 from kumulus_agents.agent.drivers import api_server_networks
 from kumulus_agents.agent.identity import Credentials, IdentityProblem, StateDirectory, read_bundle
-from kumulus_agents.agent.pool import STEP, steady
+from kumulus_agents.agent.pool import STEP, steady, steady_capacity
 from kumulus_agents.agent.report import Found, MachineFacts, derive
 from kumulus_agents.hypervisor.protocol import ForeignDomain, HypervisorError, Inventory
 
@@ -68,6 +68,14 @@ def test_what_is_used_changes_seldom(used: int, before: int | None, told: int) -
 @pytest.mark.parametrize(("used", "before", "told"), [(1, None, 4096), (500_000, 4096, 503_808)])
 def test_what_is_used_of_a_small_pool_is_told_more_exactly(used: int, before: int | None, told: int) -> None:
     assert steady(used, before, 400_000) == told
+
+
+@pytest.mark.parametrize(
+    ("capacity", "before", "told"),
+    [(10_000, None, 10_000), (10_050, 10_000, 10_000), (10_200, 10_000, 10_200), (0, 0, 0)],
+)
+def test_capacity_that_moves_a_little_stays_what_it_was(capacity: int, before: int | None, told: int) -> None:
+    assert steady_capacity(capacity, before) == told
 
 
 def test_failures_wait_longer_and_longer_until_the_order_changes() -> None:

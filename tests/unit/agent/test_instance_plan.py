@@ -23,6 +23,7 @@ from kumulus.api.host import (
 )
 from kumulus.api.pools import PoolDriver
 from kumulus.api.qos import Qos
+from kumulus.api.segments import Nic, NicFacts
 from kumulus.api.storage import ImageFormat
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.agent import instance_memory, instance_plan, instance_status
@@ -31,23 +32,35 @@ from kumulus_agents.agent.instance_scope import (
     Attach,
     ChangeDisc,
     Detach,
+    Filter,
     ForceOff,
     Limit,
     Mark,
     Memory,
     Pause,
     Plan,
+    PlugIn,
     PressButton,
     Remove,
+    RemovePort,
     Resume,
     Scope,
     Situation,
     Start,
     Step,
     Tray,
+    Unplug,
     situation,
 )
-from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, Domain, DomainState, ExitReason, Marks
+from kumulus_agents.hypervisor.protocol import (
+    AttachedDisk,
+    AttachedDrive,
+    AttachedNic,
+    Domain,
+    DomainState,
+    ExitReason,
+    Marks,
+)
 from kumulus_agents.storage.source import FileSource
 
 UID = "00000000-0000-0000-0000-000000000001"
@@ -76,6 +89,11 @@ def on(**changes: Any) -> Domain:
 
 def paused(**changes: Any) -> Domain:
     return Domain(marks(**changes), DomainState.PAUSED, started_at=WALL - 100)
+
+
+def held(**changes: Any) -> Domain:
+    """Halted for a snapshot."""
+    return replace(paused(**changes), held=True)
 
 
 def off(why: ExitReason = ExitReason.SHUTDOWN, **changes: Any) -> Domain:
@@ -185,6 +203,7 @@ def test_situations(domain: Domain | None, status: WorkOrderStatus, row: Situati
         (paused(wanted=PAUSED), PAUSED, ()),
         (paused(wanted=PAUSED), STOPPED, (Mark(marks(wanted=STOPPED)),)),
         (paused(wanted=STOPPED), STOPPED, (ForceOff(),)),
+        (held(wanted=STOPPED), STOPPED, (PressButton(),)),
     ],
 )
 def test_rows(domain: Domain | None, power: PowerState, wanted: tuple[Step, ...]) -> None:
@@ -291,6 +310,18 @@ def test_a_guest_that_pauses_by_itself_is_resumed_now_and_then() -> None:
     assert steps(paused(wanted=PAUSED), memory=memory) == (Mark(marks()), Resume())
 
 
+def test_a_guest_that_was_resumed_by_us_is_not_said_to_run_before_it_has_for_a_moment() -> None:
+    """While a pool is full it pauses again at once: its status stays as it is, with no write in between."""
+    full = reported(WorkState.PAUSED, "DiskFull")
+    found = plan(on(), memory=Memory(resumed_at=NOW - 1), status=full)
+    assert (found.steps, found.state, found.reason, found.after) == ((), WorkState.PAUSED, "DiskFull", 2.0)
+    assert plan(on(), memory=Memory(resumed_at=NOW - 4), status=full).state is WorkState.RUNNING
+    asked_for = reported(WorkState.PAUSED)
+    assert plan(on(), memory=Memory(resumed_at=NOW - 1), status=asked_for).state is WorkState.RUNNING
+    wanted_off = plan(on(), order(power=STOPPED), memory=Memory(resumed_at=NOW - 1), status=full)
+    assert wanted_off.steps == (Mark(marks(wanted=STOPPED)),)
+
+
 @pytest.mark.parametrize(
     ("domain", "wanted", "first"),
     [
@@ -298,6 +329,7 @@ def test_a_guest_that_pauses_by_itself_is_resumed_now_and_then() -> None:
         (off(), order(), Remove()),
         (on(), order(), Mark(marks(wanted=STOPPED))),
         (on(wanted=STOPPED), order(), PressButton()),
+        (held(wanted=STOPPED), order(), PressButton()),
         (on(), order(stop=Stop(mode=StopMode.FORCE)), Remove()),
         (on(wanted=STOPPED), order(stop=Stop(grace_period_seconds=0)), Remove()),
         (on(), order(power=STOPPED), Remove()),
@@ -573,6 +605,82 @@ def test_a_guest_that_holds_the_tray_shut_is_asked_then_told_of_then_forced() ->
     assert steps(seen, wanted, memory=at(instance_plan.TRAY_PATIENCE, 1)) == ()
     assert steps(seen, wanted, memory=at(instance_plan.TRAY_PATIENCE, every)) == (ChangeDisc("cd", None, force=True),)
     assert scope(off(), wanted, memory=at(1, 1)).memory.trays == {}
+
+
+N1, N2 = (
+    Nic(name=f"eth{number}", uid=uid, network=V3, mac=f"02:00:00:00:00:0{number}", addresses=(f"10.0.0.{number}",))
+    for number, uid in enumerate((V1, V2))
+)
+CHANGED = N1.model_copy(update={"groups": (V3,)})
+
+
+def with_nics(*nics: Nic, **changes: Any) -> InstanceOrder:
+    return order(nics=nics, **changes)
+
+
+def plugged(domain: Domain, *nics: Nic) -> Domain:
+    return replace(domain, nics=tuple(AttachedNic(nic.uid, nic.mac, f"kt{nic.name}") for nic in nics))
+
+
+def ports(*nics: Nic) -> Memory:
+    return Memory(ports={nic.uid: nic for nic in nics})
+
+
+@pytest.mark.parametrize(("domain", "power"), [(on(), RUNNING), (paused(wanted=PAUSED), PAUSED)])
+def test_interfaces_come_and_go_while_a_machine_is_on(domain: Domain, power: PowerState) -> None:
+    seen, wanted = plugged(domain, N1), with_nics(N1, N2, power=power)
+    assert steps(seen, wanted, memory=ports(N1)) == (PlugIn(N2),)
+    assert steps(seen, with_nics(N1, power=power), memory=ports(N1)) == ()
+    assert steps(seen, with_nics(N2, power=power), memory=ports(N1)) == (Unplug(V1), PlugIn(N2))
+    asked = replace(ports(N1), asked={V1: NOW - 1})
+    made = plan(seen, order(power=power), memory=asked)
+    assert (made.steps, made.reason, made.after) == ((), "Detaching", instance_plan.DETACH_EVERY - 1)
+    assert made.message is not None and N1.mac in made.message
+    assert steps(domain, order(power=power), memory=ports(N1)) == (RemovePort(V1),)
+
+
+def test_what_is_in_force_of_an_interface_is_what_its_order_says_also_after_a_restart_of_the_agent() -> None:
+    assert steps(plugged(on(), N1), with_nics(N1), memory=Memory()) == (Filter(N1),)
+    assert steps(plugged(on(), N1), with_nics(CHANGED), memory=ports(N1)) == (Filter(CHANGED),)
+    assert steps(plugged(on(), N1), with_nics(CHANGED), memory=ports(CHANGED)) == ()
+
+
+@pytest.mark.parametrize(
+    ("domain", "wanted"),
+    [
+        (off(wanted=STOPPED), {"power": STOPPED}),
+        (off(), {"restart_policy": RestartPolicy.NEVER}),
+        (off(ExitReason.CRASHED, restarts=3), {}),
+    ],
+)
+def test_a_machine_that_is_off_loses_interfaces_at_once(domain: Domain, wanted: dict[str, Any]) -> None:
+    status = reported()
+    seen = steps(plugged(domain, N1, N2), with_nics(N2, **wanted), status=status, memory=ports(N1, N2))
+    assert seen == (Unplug(V1),)
+    assert steps(plugged(domain, N2), with_nics(N2, **wanted), status=status, memory=ports(N1, N2)) == (RemovePort(V1),)
+    assert steps(plugged(domain, N2), with_nics(N2, **wanted), status=status, memory=ports(N2)) == ()
+
+
+def test_all_interfaces_go_with_a_machine() -> None:
+    seen = plugged(off(wanted=STOPPED), N1)
+    assert steps(seen, with_nics(N2), deleting=True, memory=ports(N2)) == (Remove((V1,)),)
+    assert steps(None, with_nics(N2), deleting=True, memory=ports(N1)) == (Remove((V1,)),)
+
+
+def test_facts_say_which_interfaces_a_guest_has() -> None:
+    def said(domain: Domain | None, *nics: Nic, **facts: Any) -> dict[str, tuple[str, bool]]:
+        seen = scope(domain, with_nics(*nics), status=reported(**facts))
+        found = instance_status.derive(seen, instance_plan.plan(seen), 1).instance
+        assert found is not None
+        return {nic.name: (nic.uid, nic.attached) for nic in found.nics}
+
+    before = {"nics": (NicFacts(name="eth0", uid=V1, attached=True),)}
+    assert said(plugged(on(), N1), N1, N2) == {"eth0": (V1, True), "eth1": (V2, False)}
+    assert said(plugged(off(), N1), N1) == {"eth0": (V1, False)}
+    assert said(None, N1) == {"eth0": (V1, False)}
+    assert said(plugged(on(), N1), **before) == {"eth0": (V1, True)}
+    again = N2.model_copy(update={"name": "eth0"})
+    assert said(plugged(on(), N1), again, **before) == {"eth0": (V2, False), f"old-{V1[:8]}": (V1, True)}
 
 
 def test_marks_come_before_disks() -> None:

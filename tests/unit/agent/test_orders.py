@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any, cast
 
-from kumulus.api.host import WorkOrder
+from kumulus.api.host import WorkOrder, WorkOrderStatus, WorkState
 from kumulus.kube.client import KubeClient
 from kumulus.kube.store import Key
 from kumulus_agents.agent.instance import comes_first
@@ -48,6 +48,35 @@ def test_a_machine_has_a_volume_until_it_neither_wants_nor_has_it() -> None:
     store.remove(Key(NAMESPACE, "vm-1"), None)
     assert let_go == [V1, V2]
     assert orders.of_volume(V2) == []
+
+
+class Answering:
+    """An API server whose answer to a write is the object as it is by then."""
+
+    def __init__(self) -> None:
+        self.answer: dict[str, Any] = {}
+
+    async def patch(self, *_: object, **__: object) -> dict[str, Any]:
+        return self.answer
+
+
+async def test_what_an_own_write_says_of_others_writing_is_heard() -> None:
+    """Only then: the watch was broken when it was written, and has nothing newer to tell."""
+    server, woken = Answering(), list[str]()
+    orders = Orders(cast("KubeClient", server), NAMESPACE)
+    orders.store.apply(raw("vm-1"))
+    orders.listen(lambda key: woken.append(key.name))
+    order = orders.get("vm-1")
+    assert order is not None
+    server.answer = {**raw("vm-1"), "status": {"state": "Ready"}}
+    assert await orders.report(order, WorkOrderStatus(state=WorkState.READY))
+    assert woken == [], "its own status is no news"
+    for news in ({"deletionTimestamp": "2026-11-20T11:00:00Z"}, {"generation": 7}):
+        server.answer = raw("vm-1")
+        server.answer["metadata"] |= news
+        assert await orders.report(order, WorkOrderStatus(state=WorkState.FAILED))
+        assert woken.pop() == "vm-1"
+        assert woken == []
 
 
 def test_who_comes_first() -> None:

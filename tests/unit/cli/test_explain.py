@@ -11,7 +11,7 @@ from kumulus.api.base import FORCE_DETACH, PAUSED
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder
-from kumulus.api.storage import Image
+from kumulus.api.storage import Image, StoragePool
 from kumulus.cli.explain import explain
 from kumulus.cli.facts import Absence, Facts, Finding, Level, image_names, secret_refs
 
@@ -49,6 +49,16 @@ def machine(
                 **(spec or {}),
             },
             "status": {"observedGeneration": 1, "phase": "Pending", **(status or {})},
+        }
+    )
+
+
+def pool(name: str, *conditions: dict[str, Any]) -> StoragePool:
+    return StoragePool.parse(
+        {
+            "metadata": {"name": name, "uid": UID, "generation": 1},
+            "spec": {"driver": "lvm", "parameters": {"lvm": {"volumeGroup": "vg0", "thinPool": "thin"}}},
+            "status": {"conditions": list(conditions)},
         }
     )
 
@@ -211,6 +221,26 @@ def test_no_host_fits_gives_the_reasons_per_host() -> None:
     assert "host add" in found.todo
 
 
+def test_a_machine_that_waits_for_a_pool_is_told_what_is_wrong_with_it() -> None:
+    why = "0 of 1 hosts fit: 1 without a storage pool that is ready (h1)"
+    vm = machine(status={"phase": "Scheduling", "conditions": [condition("Scheduled", "False", "NoHostFits", why)]})
+    pools = [
+        pool("near", condition("Ready", "False", "DriverUnsupported", "h1: The kernel has no device-mapper")),
+        pool("there", condition("Ready", "True", "Degraded", "Not ready on 1 of 2 hosts")),
+        pool("new"),
+    ]
+    first, second = tell(vm, pools=pools)
+    assert why in first.what
+    assert second.level is Level.PROBLEM
+    assert "near" in second.what
+    assert "(DriverUnsupported): h1: The kernel has no device-mapper." in second.what
+    assert "describe storagepool near" in second.todo
+    elsewhere = machine(
+        status={"conditions": [condition("Scheduled", "False", "NoHostFits", "0 of 1 hosts fit: 1 not ready (h1)")]}
+    )
+    assert len(tell(elsewhere, pools=pools)) == 1
+
+
 @pytest.mark.parametrize("reason", ["ZoneNotFound", "InstanceTypeNotAllowed", "MemoryTooSmall", "SecretNotText"])
 def test_other_refusals_tell_the_controllers_sentence(reason: str) -> None:
     vm = machine(status={"conditions": [condition("Scheduled", "False", reason, "Because of this")]})
@@ -228,6 +258,27 @@ def test_an_image_the_namespace_may_not_use() -> None:
         ]
     }
     assert why in the_one(tell(machine(status=status), images={"debian": Absence.HIDDEN}), Level.PROBLEM).what
+
+
+@pytest.mark.parametrize(("stalled", "level"), [(True, Level.PROBLEM), (False, Level.WAITING)])
+def test_a_machine_that_waits_for_its_addresses_says_why(stalled: bool, level: Level) -> None:
+    said = "NetworkInterface web1-eth0: Network front has no address left in 10.0.0.0/29."
+    conditions = [condition(type_, "False", "NetworkFull", said) for type_ in ("Ready", "NetworkReady")]
+    conditions += [condition("Scheduled", "False", "NetworkNotReady", said)]
+    conditions += [condition("Stalled" if stalled else "Reconciling", "True", "NetworkFull", said)]
+    finding = the_one(tell(machine(status={"conditions": conditions})), level)
+    assert "NetworkFull" in finding.what and "10.0.0.0/29" in finding.what
+    assert "kumulusctl -n shop nic list" in finding.todo
+
+
+def test_a_running_machine_tells_its_addresses_and_what_it_has_not_got() -> None:
+    assert (
+        "Its addresses: 10.0.0.3, fd00::3." in tell(machine(status=running(addresses=["10.0.0.3", "fd00::3"])))[0].what
+    )
+    waits = condition("NetworkReady", "False", "NotAttached", "The guest has not got eth1 yet.")
+    status = running()
+    status["conditions"].append(waits)
+    assert "has not got eth1" in the_one(tell(machine(status=status)), Level.WAITING).what
 
 
 def test_a_host_that_is_not_heard_of() -> None:

@@ -18,7 +18,8 @@ from kumulus.api.host import PoolRef, SeedRef, WorkOrder, WorkState
 from kumulus.api.storage import ClusterImage, Image
 from kumulus_controllers.compute.order import instance_order, renewed
 from kumulus_controllers.compute.phase import PHASES, REACHED, Placed, derive_status, placed
-from kumulus_controllers.compute.resolve import Problem, Resolution, placement_request, resolve
+from kumulus_controllers.compute.problem import Problem
+from kumulus_controllers.compute.resolve import Resolution, placement_request, resolve
 from kumulus_controllers.compute.scope import Scope
 
 NOW = "2026-01-01T00:00:00Z"

@@ -275,7 +275,10 @@ def test_a_new_machine_is_as_the_old_one_was_with_disks_from_the_snapshot() -> N
     assert made["metadata"] == {"name": "web-2", "annotations": {RESTORED_BY: RESTORE}}
     assert made["spec"]["resources"] == {"cpus": 1, "memory": "1Gi"}
     assert made["spec"]["disks"][:3] == [
-        {"name": "root", "volumeTemplate": {"source": {"snapshot": "all-root", "cloneMode": "Linked"}}},
+        {
+            "name": "root",
+            "volumeTemplate": {"class": "fast", "source": {"snapshot": "all-root", "cloneMode": "Linked"}},
+        },
         {"name": "data", "volume": "web-2-data"},
         {"name": "tmp", "ephemeral": {"image": "empty"}},
     ]
@@ -286,6 +289,27 @@ def test_a_new_machine_is_as_the_old_one_was_with_disks_from_the_snapshot() -> N
         "class": "fast",
         "source": {"snapshot": "all-data", "cloneMode": "Linked"},
     }
+
+
+def test_a_new_machine_is_in_the_same_networks_and_nobody_else_there() -> None:
+    before = taken()
+    assert before.status.machine is not None
+    eth0 = {"name": "eth0", "network": "front", "securityGroups": ["web"]}
+    own = {"addresses": ["10.0.0.9"], "macAddress": "02:00:00:00:00:09"}
+    recorded = VirtualMachine.parse(
+        {
+            "spec": {
+                **before.status.machine.to_json(),
+                "interfaces": [{**eth0, **own}, {"name": "eth1", "interface": "mine"}],
+            }
+        }
+    ).spec
+    status = before.status.model_copy(update={"machine": recorded})
+    made = VirtualMachine.parse(new_machine(restore(newVM="web-2"), before.model_copy(update={"status": status})))
+    assert (
+        made.spec.interfaces
+        == VirtualMachine.parse({"spec": {**made.spec.to_json(), "interfaces": [eth0]}}).spec.interfaces
+    )
 
 
 def test_a_new_machine_is_restored_when_its_volumes_are_made() -> None:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from kumulus.api.base import Kind
 from kumulus.api.compute import VirtualMachine
-from kumulus_controllers.compute.seed import SEED_MAX, SeedProblem, compose, gather
+from kumulus.api.network import Network
+from kumulus.api.segments import Nic
+from kumulus_controllers.compute.seed import SEED_MAX, SeedProblem, Wire, compose, gather, network_config
 
 HOSTILE = [
     "- x",
@@ -75,6 +77,65 @@ class Secrets:
         if name not in self._found:
             return None
         return {"data": {key: base64.b64encode(value).decode() for key, value in self._found[name].items()}}
+
+
+NICS = tuple(
+    Nic(
+        name=f"eth{number}",
+        uid="00000000-0000-0000-0000-00000000000" + str(number),
+        network="00000000-0000-0000-0000-000000000009",
+        mac=f"02:00:00:00:00:0{number}",
+        addresses=addresses,
+    )
+    for number, addresses in enumerate((("10.0.0.5", "fd00::5"), ()))
+)
+
+
+async def test_interfaces_ask_for_their_addresses_unless_the_user_says_otherwise() -> None:
+    seed = await gather(Secrets(), machine(cloudInit={"userData": "#cloud-config\n"}), NICS)  # type: ignore[arg-type]
+    assert seed is not None
+    assert yaml.safe_load(seed.files["network-config"]) == {
+        "version": 2,
+        "ethernets": {
+            "eth0": {"match": {"macaddress": "02:00:00:00:00:00"}, "dhcp4": True, "dhcp6": True},
+            "eth1": {"match": {"macaddress": "02:00:00:00:00:01"}, "dhcp4": False, "dhcp6": False},
+        },
+    }
+    own = await gather(Secrets(), machine(cloudInit={"networkData": "version: 2\n"}), NICS)  # type: ignore[arg-type]
+    assert own is not None and own.files["network-config"] == "version: 2\n"
+    assert await gather(Secrets(), machine(), NICS) is None  # type: ignore[arg-type]
+
+
+def test_interfaces_set_their_addresses_where_nobody_gives_them() -> None:
+    quiet = Network.parse(
+        {
+            "metadata": {"name": "net", "namespace": "ns", "uid": NICS[0].network},
+            "spec": {
+                "cidrs": ["10.0.0.0/24", "fd00::/64"],
+                "gateway": "10.0.0.1",
+                "dhcp": {"enabled": False},
+                "dns": {"domain": "corp.example"},
+            },
+            "status": {"mtu": 1450},
+        }
+    )
+    wire = Wire(quiet, routers=frozenset({"fd00::1"}))
+    assert network_config(NICS, {quiet.uid: wire})["ethernets"] == {
+        "eth0": {
+            "match": {"macaddress": "02:00:00:00:00:00"},
+            "dhcp4": False,
+            "dhcp6": False,
+            "addresses": ["10.0.0.5/24", "fd00::5/64"],
+            "nameservers": {"addresses": ["10.0.0.2", "fd00::2"], "search": ["corp.example"]},
+            "routes": [
+                {"to": "169.254.169.254/32", "via": "10.0.0.2"},
+                {"to": "0.0.0.0/0", "via": "10.0.0.1"},
+                {"to": "::/0", "via": "fd00::1"},
+            ],
+            "mtu": 1450,
+        },
+        "eth1": {"match": {"macaddress": "02:00:00:00:00:01"}, "dhcp4": False, "dhcp6": False},
+    }
 
 
 async def test_a_machine_that_asks_for_nothing_gets_nothing() -> None:

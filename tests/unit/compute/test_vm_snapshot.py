@@ -25,6 +25,7 @@ from kumulus_controllers.compute.vm_snapshot_plan import (
     part_name,
     whole_order,
 )
+from kumulus_controllers.storage.handover import Part
 from kumulus_controllers.storage.snapshot_plan import Clone, owner_of
 from kumulus_controllers.storage.volume_plan import Lack
 
@@ -91,6 +92,12 @@ def parts(*, owned: bool = True) -> dict[str, VolumeSnapshot]:
     return made
 
 
+def on(*hosts: str | None) -> tuple[Part, ...]:
+    """The parts, kept by these hosts."""
+    pairs = zip((ROOT, DATA), hosts * (2 // len(hosts)), strict=True)
+    return tuple(Part(uid(n), of, "x", POOL, home=host, host=host) for n, (of, host) in enumerate(pairs, start=10))
+
+
 def test_all_volumes_of_the_machine_are_kept_and_what_is_none_is_named() -> None:
     found = chosen()
     assert [(d.disk, d.volume, d.volume_uid, d.snapshot, d.volume_class) for d in found.disks] == [
@@ -121,8 +128,10 @@ def test_what_was_chosen_stays_chosen() -> None:
     status = derive_status(there(), chosen(), None, NOW)
     recorded = snapshot(status=status.to_json())
     other = machine({"name": "new", "volume": "data"})
-    assert chosen(there(snapshot=recorded, vm=other)) == chosen()
-    assert chosen(there(snapshot=recorded, vm=None)) == chosen(), "also when the machine is gone"
+    same = replace(chosen(), disks=status.volumes)
+    assert {disk.host for disk in same.disks} == {"h1"}
+    assert chosen(there(snapshot=recorded, vm=other)) == same
+    assert chosen(there(snapshot=recorded, vm=None)) == same, "also when the machine is gone"
     gone = choose(there(snapshot=recorded, volumes={"data": kept("data", DATA)}))
     assert isinstance(gone, Lack) and gone.reason == "VolumeGone"
 
@@ -182,7 +191,7 @@ def test_the_status_adds_its_parts_up() -> None:
         }
     )
     recorded = snapshot(status=derive_status(scope, chosen(scope), None, NOW).to_json())
-    status = derive_status(replace(scope, snapshot=recorded, order=order), None, None, NOW)
+    status = derive_status(replace(scope, snapshot=recorded, orders=(order,), kept=on("h1")), None, None, NOW)
     assert status.phase is SnapshotPhase.READY and status.ready_to_use
     assert (status.size, status.used, status.host) == (3 * GI, 120, "h1")
     assert [disk.size for disk in status.volumes] == [GI, 2 * GI]

@@ -64,6 +64,13 @@ def test_status_is_written_by_controllers_and_agents_only() -> None:
             assert role["metadata"]["name"] in ("kumulus-controllers", "kumulus-host-agent")
 
 
+def test_claims_are_written_by_the_controllers_only() -> None:
+    for role in ROLES:
+        written = {resource for _, resource, verb, _ in grants(role) if verb not in ("get", "list", "watch")}
+        if role["metadata"]["name"] != "kumulus-controllers":
+            assert not written & {"ipaddresses", "segmentids"}
+
+
 def test_tenants_have_no_part_in_hosts() -> None:
     for name in ("kumulus-view", "kumulus-edit", "kumulus-admin", "kumulus-catalog"):
         groups = {(group, resource) for group, resource, _, _ in grants(named(name))}

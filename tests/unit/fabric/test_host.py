@@ -167,6 +167,23 @@ def test_cordoned_is_ready_but_not_schedulable() -> None:
     assert after.phase is HostPhase.READY and schedulable is not None and schedulable.reason == "Cordoned"
 
 
+@pytest.mark.parametrize(
+    ("network", "status", "says"),
+    [
+        ({"drivers": ["linux"], "underlay": "192.0.2.1"}, "True", "driver linux, tunnels at 192.0.2.1"),
+        ({"drivers": ["linux"]}, "False", "Other hosts cannot reach its tunnels"),
+        ({"message": "The kernel has no vxlan."}, "False", "The kernel has no vxlan."),
+        (None, None, ""),
+    ],
+)
+def test_what_of_networks_a_host_can_do(network: dict[str, Any] | None, status: str | None, says: str) -> None:
+    scope = replace(GOOD, report=report(**({"network": network} if network is not None else {})))
+    condition = status_of(scope).condition("NetworkReady")
+    assert (condition.status if condition else None) == status
+    assert condition is None or says in condition.message
+    assert status_of(scope).phase is HostPhase.READY, "machines without interfaces run there all the same"
+
+
 def test_credentials_that_end_are_told() -> None:
     scope = replace(GOOD, report=report(credentialsExpireAt=NOW))
     for expiring in (True, False):

@@ -20,9 +20,12 @@ from kumulus_agents.hypervisor.libvirt.domain_xml import (
     as_attached,
     drives_as_attached,
     render,
+    render_copy,
     render_volume,
 )
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainSpec, HypervisorError, Marks
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainNic, DomainSpec, HypervisorError, Marks
+from kumulus_agents.network.protocol import Plug
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import BlockSource, FileSource, LayerFile, RbdSource
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -55,6 +58,8 @@ DRIVES = (
     DomainDrive("empty", DriveBus.SATA),
     DomainDrive("drivers", DriveBus.SCSI, boot_order=4),
 )
+NIC = DomainNic(VOLUME_UID, "02:4b:00:00:00:01", Plug("kt0d6a5f522d", "kb1111111111", 1450))
+OVS_NIC = DomainNic(UID, "02:4b:00:00:00:02", Plug("kt6f1c2d7e0b", "br-int", 1442, openvswitch=UID))
 SPEC = DomainSpec(MARKS, cpus=2, memory=1 << 30, disks=(ROOT,), console_log="/var/lib/kumulus/instances/console.log")
 
 CASES = {
@@ -66,6 +71,20 @@ CASES = {
         Platform("kvm", buffered=frozenset({DATA.path})),
     ),
     "volumes": (replace(SPEC, disks=(ROOT, VOLUME, SEED)), Platform("kvm")),
+    "encrypted": (
+        replace(
+            SPEC,
+            disks=(
+                ROOT,
+                replace(
+                    VOLUME,
+                    below=(replace(VOLUME.below[0], encrypted=True), VOLUME.below[1]),
+                    passphrase=Passphrase("of the tenant's own"),
+                ),
+            ),
+        ),
+        Platform("kvm"),
+    ),
     "limits": (
         replace(
             SPEC,
@@ -79,6 +98,7 @@ CASES = {
     ),
     "drives": (replace(SPEC, disks=(ROOT, SEED, VOLUME), drives=DRIVES), Platform("kvm")),
     "sources": (replace(SPEC, disks=(ROOT, NETWORK, LVM)), Platform("kvm")),
+    "nics": (replace(SPEC, nics=(NIC, OVS_NIC)), Platform("kvm")),
     "diskless": (replace(SPEC, disks=(), marks=replace(MARKS, restart_request=None)), Platform("tcg")),
 }
 
@@ -162,7 +182,10 @@ def test_what_cannot_be_a_domain_is_refused(spec: DomainSpec) -> None:
     ("before", "after"),
     [
         ("<devices>", "<devices><hostdev mode='subsystem' type='pci'/>"),
-        ("<devices>", "<devices><interface type='bridge'/>"),
+        ("<devices>", "<devices><interface type='network'/>"),
+        ("<devices>", "<devices><interface type='bridge'><filterref filter='allow-arp'/></interface>"),
+        ("<devices>", "<devices><interface type='bridge'><script path='/tmp/x'/></interface>"),
+        ("<devices>", "<devices><interface type='bridge'><source bridge='a b'/></interface>"),
         ("<devices>", "<devices><panic model='isa'/>"),
         ("<devices>", "<devices>text"),
         ("</os>", "<kernel>/etc/shadow</kernel></os>"),
@@ -255,6 +278,43 @@ def test_the_disks_of_a_domain_are_found_in_its_xml() -> None:
     full = replace(SPEC, disks=[replace(SEED, name=str(number)) for number in range(26)])
     with pytest.raises(HypervisorError):
         attached.free_target([render(full, Platform("kvm"))])
+
+
+def test_what_a_disk_is_copied_to_stands_on_nothing_and_has_no_secret_in_it() -> None:
+    text = render_copy(replace(VOLUME, passphrase=Passphrase("open sesame")))
+    disk = ElementTree.fromstring(text)
+    below = disk.find("backingStore")
+    assert below is not None and len(below) == 0
+    assert disk.find("source/encryption/secret") is not None and "open sesame" not in text
+    network = ElementTree.fromstring(render_copy(NETWORK))
+    assert network.get("type") == "network" and network.find("backingStore") is None
+    assert RBD.key not in ElementTree.tostring(network, encoding="unicode")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_place_to_copy_to_is_refused_or_stays_in_its_place(text: str) -> None:
+    try:
+        xml = render_copy(replace(VOLUME, source=FileSource("/pool/" + text)))
+    except HypervisorError as error:
+        assert (error.reason, error.retryable) == ("InvalidDomain", False)
+    else:
+        assert shape(xml) == shape(render_copy(VOLUME))
+
+
+@pytest.mark.parametrize("job", ["copy", "active-commit"])
+@pytest.mark.parametrize("ready", [True, False])
+def test_what_a_disk_is_copied_to_is_found_in_a_domain(job: str, ready: bool) -> None:
+    root = ElementTree.fromstring(render(*CASES["volumes"]))
+    disk = next(one for one in root.iterfind("devices/disk") if one.findtext("serial") == "pg")
+    mirror = ElementTree.SubElement(disk, "mirror", {"type": "file", "job": job, **({"ready": "yes"} if ready else {})})
+    ElementTree.SubElement(mirror, "source", file="/beyond/copy.qcow2")
+    xml = ElementTree.tostring(root, encoding="unicode")
+    wanted = "/beyond/copy.qcow2" if job == "copy" else None
+    assert attached.copied_to(xml, VOLUME_UID) == wanted
+    assert {one.volume: one.copied_to for one in attached.disks(root)} == {None: None, VOLUME_UID: wanted}
+    assert attached.has_caught_up(xml, VOLUME_UID) is ready
+    assert attached.chain_of(xml, VOLUME_UID)[0] == VOLUME.path
+    assert attached.copied_to(xml, UID) is None
 
 
 @pytest.mark.parametrize("text", HOSTILE)

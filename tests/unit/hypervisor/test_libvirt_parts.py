@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import libvirt
 import pytest
 
-from kumulus_agents.hypervisor.libvirt import acceleration, errors, inventory, verbs
+from kumulus.api.compute import PowerState
+from kumulus_agents.hypervisor.libvirt import acceleration, errors, inventory, marks, verbs
+from kumulus_agents.hypervisor.libvirt.marks import Hold, Record
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.libvirt.state import Exits, exit_of, state_of
-from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
+from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, Marks
 from kumulus_agents.storage.source import FileSource
 
 UID = "6f1c2d7e-0b51-4f0c-9a57-3c1d5e8f9a01"
@@ -31,6 +35,20 @@ CAPABILITIES = """
     <machine>pc-q35-7.2</machine></arch></guest>
 </capabilities>
 """
+
+
+@pytest.mark.parametrize(
+    "hold", [None, *(Hold(halted, frozen) for halted in (True, False) for frozen in (True, False))]
+)
+def test_that_a_guest_is_held_is_in_its_metadata(hold: Hold | None) -> None:
+    own = Marks(UID, 1, "tenant", "web", PowerState.RUNNING)
+    xml = (
+        f"<domain><uuid>{UID}</uuid><name>{marks.domain_name(UID)}</name><metadata>"
+        + marks.instance_xml(own).replace("<instance", f'<instance xmlns="{marks.NAMESPACE}"')
+        + (marks.hold_xml(hold).replace("<hold", f'<hold xmlns="{marks.HOLD_NAMESPACE}"') if hold is not None else "")
+        + "</metadata></domain>"
+    )
+    assert marks.read(xml) == Record(own, None, hold=hold)
 
 
 def test_inventory() -> None:
@@ -139,6 +157,34 @@ def test_without_the_device_there_is_no_kvm(tmp_path: Path) -> None:
     assert acceleration.probe("/nowhere/qemu", tmp_path / "kvm") == "tcg"
     (tmp_path / "kvm").touch()
     assert acceleration.probe("/nowhere/qemu", tmp_path / "kvm") == "tcg"
+
+
+def test_what_was_found_out_holds_for_the_same_emulator_and_device(tmp_path: Path) -> None:
+    emulator, device, memory = tmp_path / "qemu", tmp_path / "kvm", tmp_path / "run/acceleration"
+    device.touch()
+
+    def emulates(status: int) -> None:
+        fresh = tmp_path / "fresh"
+        fresh.write_text(f"#!/bin/sh\nexit {status}\n")
+        fresh.chmod(0o755)
+        fresh.rename(emulator)
+
+    emulates(acceleration.PASSED)
+    assert acceleration.probe(str(emulator), device, memory=memory) == "kvm"
+    kept = memory.read_text()
+    memory.write_text(kept.removesuffix("kvm") + "tcg")
+    assert acceleration.probe(str(emulator), device, memory=memory) == "tcg", "nothing is run"
+    os.utime(memory, (0, time.time() - acceleration.DOUBT_SECONDS - 1))
+    assert acceleration.probe(str(emulator), device, memory=memory) == "kvm", "there may be by now"
+    emulates(1)
+    assert acceleration.probe(str(emulator), device, memory=memory) == "tcg"
+    emulates(acceleration.PASSED)
+    assert acceleration.probe(str(emulator), device, memory=memory) == "kvm", "another emulator is asked anew"
+    for garbage in ("", "kvm", "\0", "x " * 9000):
+        memory.write_text(garbage)
+        assert acceleration.probe(str(emulator), device, memory=memory) == "kvm"
+    assert acceleration.probe(str(emulator), device, memory=device / "below") == "kvm", "it cannot be kept"
+    assert list(memory.parent.iterdir()) == [memory]
 
 
 def test_direct_leaves_what_cannot_be_opened_to_qemu(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from kumulus_agents.hypervisor import registry
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
+from kumulus_agents.plugins import DriverError
 
 
 def test_the_built_in_drivers() -> None:
@@ -19,14 +20,14 @@ def test_the_built_in_drivers() -> None:
 
 
 def test_an_unknown_driver_is_told_what_there_is() -> None:
-    with pytest.raises(registry.DriverError, match=r"no hypervisor driver 'xen'.*libvirt, simulated"):
+    with pytest.raises(DriverError, match=r"no hypervisor driver 'xen'.*libvirt, simulated"):
         registry.load("xen", {})
 
 
 def test_settings_that_do_not_fit() -> None:
-    with pytest.raises(registry.DriverError, match="cpus"):
+    with pytest.raises(DriverError, match="cpus"):
         registry.load("simulated", {"cpus": 0})
-    with pytest.raises(registry.DriverError, match="colour"):
+    with pytest.raises(DriverError, match="colour"):
         registry.load("libvirt", {"colour": "red"})
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, ExitReason, ForeignDomain
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainNic, DomainSpec, DomainState, ExitReason, ForeignDomain
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
+from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.source import FileSource, LayerFile
 from tests.contract.hypervisor import HypervisorContract, World, new_marks
 
@@ -31,6 +32,14 @@ class SimulatedWorld(World):
 
     def disc(self) -> FileSource:
         return FileSource(f"/simulated/{uuid.uuid4()}.raw")
+
+    def nic(self) -> DomainNic:
+        uid = str(uuid.uuid4())
+        return DomainNic(uid, f"02:00:00:00:{uid[:2]}:{uid[2:4]}", Plug(f"kt{uid[:8]}", "kb", 1450))
+
+    def taps(self) -> frozenset[str]:
+        on = (domain for domain in self.host.domains.values() if domain.state is not DomainState.STOPPED)
+        return frozenset(nic.device for domain in on for nic in domain.nics)
 
     def layer(self, below: str) -> LayerFile:
         return LayerFile(f"{below}.{uuid.uuid4()}", "qcow2")

@@ -27,8 +27,7 @@ _STUBBORN = [
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
-    for identity in owned(tmp_path):
-        end(identity)
+    end(owned(tmp_path))
 
 
 def _started(daemon: Daemon, argv: list[str]) -> Identity:
@@ -93,7 +92,7 @@ def test_one_whose_record_was_lost_is_found_by_its_owner(home: Path) -> None:
     daemon.record.unlink()
     assert owned(home) == [identity]
     assert owned(home / "other") == []
-    end(identity)
+    end([identity])
     assert not identity.alive()
 
 

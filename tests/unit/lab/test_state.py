@@ -36,7 +36,7 @@ def test_a_name_that_cannot_name_a_bridge_is_refused(name: str) -> None:
         state.directory(name)
 
 
-@pytest.mark.parametrize("name", ["", "H1", "-h", "h-", "h_1", "../h", "h" * 60])
+@pytest.mark.parametrize("name", ["", "H1", "-h", "h-", "h_1", "../h", "h" * 60, "api", "outside"])
 def test_a_name_that_cannot_name_a_host_is_refused(name: str) -> None:
     with pytest.raises(LabError, match="cannot name a host"):
         state.check_host_name(name)

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from kumulus.api.host import PoolRef
 from kumulus.api.pools import PoolDriver, PoolParameters
 from kumulus_controllers.planning.fleet import Fleet
-from kumulus_controllers.planning.pools import NO_POOL, NO_SPACE, Pools, choose, suits
+from kumulus_controllers.planning.pools import NO_POOL, NO_SPACE, Pools, choose, refuge, suits
 from kumulus_controllers.planning.views import (
     Demand,
     HostView,
     Load,
+    Moving,
     Placement,
     PoolView,
     Refusal,
@@ -225,3 +226,58 @@ def test_a_machine_goes_where_the_shared_pools_of_its_volumes_can_be_used() -> N
     made.put_pool("a", PoolView(SHARED, 10, usable=False))
     assert "without storage pool nfs ready, which volume data is in (a, b)" in str(made.place(request))
     assert made.using(SHARED.uid) == []
+
+
+def test_a_volume_that_is_moved_has_room_in_both_pools_and_fifty_at_once_are_not_promised_more_than_there_is() -> None:
+    made = Fleet()
+    made.put_host(host())
+    made.put_pool("h", pool("old", 500))
+    made.put_pool("h", pool("new", 100))
+    old, new = pool("old", 0).ref, pool("new", 0).ref
+    for number in range(50):
+        made.keep(f"v{number}", "h", old.uid, 10)
+
+    def begin(uid: str) -> bool:
+        found = refuge(made.host("h") or host(), made.load("h"), want(10, uid), old)
+        if isinstance(found, PoolRef):
+            made.move(uid, Moving("h", old.uid, found.uid, 10))
+        return isinstance(found, PoolRef)
+
+    begun = [f"v{number}" for number in range(50) if begin(f"v{number}")]
+    assert len(begun) == 10
+    assert (made.load("h").promised(old), made.load("h").promised(new)) == (500, 100)
+    assert made.leaving("h", old.uid, but="v49") == 10 and made.leaving("h", old.uid, but=begun[0]) == 9
+    said = refuge(made.host("h") or host(), made.load("h"), want(10, "v49"), old)
+    assert said == "without enough disk space (pool new has 0 left to promise, it needs 10)"
+    made.move(begun[0], Moving("h", old.uid, new.uid, 10, idle=True))
+    assert made.leaving("h", old.uid, but="v49") == 9 and made.load("h").promised(new) == 100, "idle, with room"
+    made.keep(begun[0], "h", new.uid, 10)
+    made.moved(begun[0])
+    made.moved(begun[0])
+    assert (made.load("h").promised(old), made.load("h").promised(new)) == (490, 100), "it is there now"
+    made.moved(begun[1])
+    assert begin("v49") and made.load("h").promised(new) == 100, "one that was called off leaves its room"
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 9), st.sampled_from(["move", "idle", "done", "off"]))))
+def test_whatever_is_moved_what_is_promised_is_what_the_volumes_take(steps: list[tuple[int, int, str]]) -> None:
+    made, at, going = Fleet(), {}, {}  # type: ignore[var-annotated]
+    for number, size, step in steps:
+        uid = f"v{number}"
+        made.keep(uid, "h", at.setdefault(uid, "a"), 10)
+        other = "b" if at[uid] == "a" else "a"
+        if step in ("move", "idle"):
+            made.move(uid, Moving("h", at[uid], other, size, step == "idle"))
+            going[uid] = (at[uid], other, size, step == "idle")
+        else:
+            if step == "done" and uid in going:
+                at[uid] = going[uid][1]
+                made.keep(uid, "h", at[uid], 10)
+            made.moved(uid)
+            going.pop(uid, None)
+        for each in "ab":
+            promised = 10 * sum(place == each for place in at.values())
+            promised += sum(item[2] for item in going.values() if item[1] == each)
+            assert made.load("h").disks.get(each, 0) == promised
+            busy = sum(item[0] == each and not item[3] for item in going.values())
+            assert made.leaving("h", each, but="nobody") == busy

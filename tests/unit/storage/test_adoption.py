@@ -18,6 +18,7 @@ from kumulus_agents.storage import cage
 from kumulus_agents.storage.adoption import LISTED, Unowned
 from kumulus_agents.storage.dir import adopted
 from kumulus_agents.storage.dir.driver import DirStorage
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import StorageSettings
 from tests.unit.storage.material import MIB, disk, http, ignore, image_ref, needs_root, pool_ref, qemu_img, uid
@@ -201,6 +202,28 @@ async def test_a_retained_file_that_names_another_one_is_refused(
     qemu_img("rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd", made.path)
     error = await refusal(driver, before, foreign=False)
     assert error.reason == "DataRefused" and "other files" in str(error)
+
+
+async def test_an_encrypted_volume_comes_back_for_who_has_its_passphrase(driver: DirStorage) -> None:
+    before, after, key = uid(), uid(), Passphrase("correct horse battery staple")
+    await driver.ensure_encrypted_volume(before, MIB, None, False, key)
+    await driver.retain_volume(before, "ns", "data")
+    (entry,) = (await driver.unowned(set())).files
+    assert (entry.id, entry.encrypted, entry.virtual_size) == (before, True, MIB)
+    for passphrase, reason in ((None, "DataRefused"), (Passphrase("another passphrase"), "WrongPassphrase")):
+        with pytest.raises(StorageError) as refused:
+            await driver.adopt_volume(after, before, {after}, "ns", foreign=False, passphrase=passphrase)
+        assert (refused.value.reason, refused.value.retryable) == (reason, False)
+    made = await driver.adopt_volume(after, before, {after}, "ns", foreign=False, passphrase=key)
+    assert (made.encrypted, made.virtual_size) == (True, MIB)
+    grown = await driver.grow_encrypted_volume(after, 2 * MIB, key)
+    assert (grown.encrypted, grown.virtual_size) == (True, 2 * MIB)
+    plain, other = uid(), uid()
+    await driver.ensure_volume(plain, MIB, None, thick=False)
+    await driver.retain_volume(plain, "ns", "plain")
+    with pytest.raises(StorageError) as refused:
+        await driver.adopt_volume(other, plain, {other, after}, "ns", foreign=False, passphrase=key)
+    assert refused.value.reason == "DataRefused"
 
 
 async def test_a_retained_blank_volume_comes_back_with_its_bitmap(driver: DirStorage) -> None:

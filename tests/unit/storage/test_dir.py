@@ -16,7 +16,8 @@ from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import ImportProgress, StorageError
 from kumulus_agents.storage.settings import StorageSettings
-from tests.contract.snapshots import SnapshotContract
+from tests.contract.moves import MoveContract
+from tests.contract.snapshots import LayerContract
 from tests.contract.storage import Bench, StorageContract
 from tests.unit.storage.material import (
     MIB,
@@ -47,7 +48,11 @@ def driver(path: Path, settings: StorageSettings) -> DirStorage:
     return DirStorage(pool_ref(path), settings)
 
 
-class TestDir(StorageContract, SnapshotContract):
+class TestDir(StorageContract, LayerContract, MoveContract):
+    @pytest.fixture
+    def beyond(self, tmp_path: Path, settings: StorageSettings) -> DirStorage:
+        return DirStorage(pool_ref(tmp_path / "pools" / "beyond"), settings)
+
     @pytest.fixture
     def bench(self, driver: DirStorage, path: Path, settings: StorageSettings, server: Server) -> Bench:
         url = server.on("/disk.raw", Answer(RAW, etag='"1"'))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
-from kumulus.api.pools import PoolDriver, PoolParameters, PoolSecret, RbdParameters
+from kumulus.api.host import ImageRef, VolumeOrigin
 from kumulus.api.storage import ImageFormat
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageError, VolumeContent
-from kumulus_agents.storage.rbd.driver import RbdStorage
 from kumulus_agents.storage.settings import StorageSettings
 from tests.unit.storage.material import disk, http, ignore, image_ref, needs_root, pool_ref, qemu_img, uid
 from tests.unit.storage.registry import unknown
@@ -53,19 +50,3 @@ async def test_a_volume_that_has_changed_does_not_become_the_same_image_again(
         await driver.import_image(before, VolumeContent(volume), ignore)
     assert (refused.value.reason, refused.value.retryable) == ("ChecksumMismatch", False)
     assert await driver.image(before.uid) is None
-
-
-class NoSecrets:
-    """Has none, and fails whoever asks for one."""
-
-    async def read(self, name: str) -> Mapping[str, bytes]:
-        raise AssertionError(f"{name} was read")
-
-
-async def test_a_pool_in_ceph_refuses_and_asks_nobody(settings: StorageSettings) -> None:
-    rbd = RbdParameters(monitors=("192.0.2.1",), pool="p", user="u", secret=PoolSecret(name="s"))
-    pool = PoolRef(uid=uid(), name="far", driver=PoolDriver.RBD, parameters=PoolParameters(rbd=rbd))
-    driver = RbdStorage(pool, settings, NoSecrets())
-    with pytest.raises(StorageError, match=r"source\.volume") as refused:
-        await driver.import_image(unknown("qcow2"), VolumeContent(uid()), ignore)
-    assert (refused.value.reason, refused.value.retryable) == ("SourceUnsupported", False)

@@ -10,7 +10,8 @@ import pytest
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import SimulatedSettings, StorageSettings
 from kumulus_agents.storage.simulated import SimulatedStorage
-from tests.contract.snapshots import SnapshotContract
+from tests.contract.moves import MoveContract
+from tests.contract.snapshots import LayerContract
 from tests.contract.storage import Bench, StorageContract
 from tests.unit.storage.material import http, ignore, image_ref, pool_ref, uid
 
@@ -26,7 +27,11 @@ def driver(tmp_path) -> SimulatedStorage:
     return SimulatedStorage(pool_ref(tmp_path), SETTINGS, sleep=no_time)
 
 
-class TestSimulated(StorageContract, SnapshotContract):
+class TestSimulated(StorageContract, LayerContract, MoveContract):
+    @pytest.fixture
+    def beyond(self, tmp_path) -> SimulatedStorage:
+        return SimulatedStorage(pool_ref(tmp_path / "beyond"), SETTINGS, sleep=no_time)
+
     @pytest.fixture
     def bench(self, driver, tmp_path) -> Bench:
         return Bench(

@@ -9,7 +9,8 @@ import pytest
 from kumulus.api.fabric import Host
 from kumulus.api.host import PoolFacts, WorkOrder
 from kumulus.api.storage import StoragePool
-from kumulus_controllers.storage.pool import LISTED, Scope, belongs, derive_status
+from kumulus_controllers.storage.pool import LISTED, Scope, derive_status
+from kumulus_controllers.storage.presence import belongs
 
 NOW = "2026-01-01T00:00:00Z"
 UID = "6f3a0c7e-9d1b-4c55-8a2e-0123456789ab"
@@ -25,7 +26,14 @@ def host(name: str = "a", *, deleting: bool = False, namespace: str | None = "ku
     return Host.parse({"metadata": metadata, "spec": {"zone": "z1"}, "status": {"namespace": namespace}})
 
 
-def order(name: str, state: str | None, message: str = "", capacity: int | None = None, used: int = 1) -> WorkOrder:
+def order(
+    name: str,
+    state: str | None,
+    message: str = "",
+    capacity: int | None = None,
+    used: int = 1,
+    reason: str | None = None,
+) -> WorkOrder:
     ref = {"uid": UID, "name": "local", "driver": "dir", "parameters": {"path": "/x"}}
     return WorkOrder.parse(
         {
@@ -38,6 +46,7 @@ def order(name: str, state: str | None, message: str = "", capacity: int | None 
             "status": {
                 "state": state,
                 "message": message,
+                "reason": reason,
                 "pool": {"capacity": capacity, "used": used} if capacity else None,
             },
         }
@@ -81,6 +90,18 @@ def test_a_pool_that_is_deleted_with_disks_in_it_says_whose() -> None:
         ((order("a", None),), "Pending", "NotReadyAnywhere", "a: the agent has not answered yet"),
         ((order("a", "Failed", "no such directory"),), "Pending", "NotReadyAnywhere", "a: no such directory"),
         (
+            tuple(order(name, "Failed", "has no device-mapper", reason="DriverUnsupported") for name in "ab"),
+            "Pending",
+            "DriverUnsupported",
+            "a: has no device-mapper",
+        ),
+        (
+            (order("a", "Failed", "no tool", reason="ToolsMissing"), order("b", "Failed", "no", reason="PoolStalled")),
+            "Pending",
+            "NotReadyAnywhere",
+            "a: no tool",
+        ),
+        (
             (order("a", "Ready", capacity=10), order("b", "Failed", "full")),
             "Degraded",
             "Degraded",
@@ -93,6 +114,13 @@ def test_phases(orders: tuple[WorkOrder, ...], phase: str, reason: str, says: st
     after = derive_status(Scope(pool(), (), orders), NOW)
     ready = after.condition("Ready")
     assert after.phase == phase and ready is not None and ready.reason == reason and says in ready.message
+
+
+def test_a_host_that_cannot_use_the_pool_says_why_in_one_word() -> None:
+    orders = (order("a", "Ready", capacity=10), order("b", "Failed", "No group.", reason="VolumeGroupMissing"))
+    there, missing = derive_status(Scope(pool(), (), orders), NOW).hosts
+    assert (there.ready, there.reason, there.message) == (True, None, None)
+    assert (missing.ready, missing.reason, missing.message) == (False, "VolumeGroupMissing", "No group.")
 
 
 def test_maintenance_is_not_ready_but_counts() -> None:

@@ -11,7 +11,8 @@ from kumulus.api.host import PoolRef, VolumeOrigin, WorkOrder
 from kumulus.api.snapshots import Indication, QuiesceMode, SnapshotPhase
 from kumulus.api.storage import Volume, VolumeClass, VolumePhase
 from kumulus.api.volume_snapshot import VolumeSnapshot
-from kumulus_controllers.storage import volume_plan
+from kumulus_controllers.storage import volume_plan, volume_status
+from kumulus_controllers.storage.handover import Moves, Part
 from kumulus_controllers.storage.snapshot_plan import (
     Clone,
     Scope,
@@ -19,6 +20,7 @@ from kumulus_controllers.storage.snapshot_plan import (
     derive_status,
     held,
     host_lost,
+    moving,
     own_order,
     target,
 )
@@ -193,6 +195,27 @@ def test_a_part_that_is_deleted_can_be_used_as_long_as_the_whole_stays(going: bo
     assert status.phase is SnapshotPhase.DELETING and status.ready_to_use == usable
 
 
+def test_a_snapshot_whose_volume_goes_to_another_host_follows_and_cannot_be_used_meanwhile() -> None:
+    shared = PoolRef.model_validate({**POOL.to_json(), "parameters": {"path": "/x", "shared": True}})
+    here = Part(SNAP, VOL, "data", shared, home="h1", host="h1")
+    taken = order("Ready", snapshot=FACTS)
+    stays = there(order=taken, part=here)
+    assert moving(stays) == Moves() and derive_status(stays, None, None, NOW).host == "h1"
+    known = snapshot(status=derive_status(stays, None, None, NOW).to_json())
+    for scope in (
+        there(known, order=taken, part=replace(here, home=None)),
+        there(known, part=replace(here, home=None, host=None)),
+    ):
+        lack = moving(scope).lack
+        status = derive_status(scope, None, lack, NOW)
+        assert (status.phase, status.ready_to_use, status.host) == (SnapshotPhase.MOVING, False, None)
+        assert (status.taken_at, status.size) == (NOW, GI), "what is known of it stays known"
+        ready = status.condition("Ready")
+        assert ready is not None and ready.reason == "HandingOver" and "Volume data" in ready.message
+    gone = there(known, host_gone=True, part=replace(here, host_there=False))
+    assert host_lost(gone) is None, "the data is in the pool"
+
+
 def test_a_part_of_a_machine_s_snapshot_says_who_takes_it() -> None:
     ready = derive_status(there(snapshot(owner="all")), None, None, NOW).condition("Ready")
     assert ready is not None and "VirtualMachineSnapshot all" in ready.message
@@ -254,5 +277,5 @@ def test_a_volume_that_is_given_its_content_back_says_so(size: int, phase: Volum
     raw["disk"]["volume"] |= {"size": size, "revert": {"snapshot": SNAP, "request": OTHER}}
     meta = {"name": "volume", "namespace": "kumulus-host-h1", "generation": 2}
     order = WorkOrder.parse({"metadata": meta, "spec": raw, "status": {"state": "Working", "observedGeneration": 2}})
-    status = volume_plan.derive_status(volume_plan.Scope(volume(), order=order), None, None, None, NOW)
+    status = volume_status.derive_status(volume_plan.Scope(volume(), order=order), None, None, None, NOW)
     assert status.phase is phase

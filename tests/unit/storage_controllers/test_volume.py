@@ -7,30 +7,35 @@ from typing import Any
 
 import pytest
 
+from kumulus.api.base import FORCE_DETACH
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.host import PoolRef, UnownedFile, UnownedKind, VolumeOrigin, WorkOrder
+from kumulus.api.host import PoolRef, Revert, UnownedFile, UnownedKind, VolumeOrigin, WorkOrder
 from kumulus.api.storage import Attachment, ClusterImage, Image, StoragePool, Volume, VolumeClass, VolumePhase
+from kumulus.api.volume_snapshot import VolumeSnapshot
+from kumulus_controllers.storage.volume_keeper import (
+    HANDING_OVER,
+    handing_over,
+    home,
+    kept_back,
+    retaining,
+    snapshots_left,
+)
 from kumulus_controllers.storage.volume_plan import (
     FIRST_USE,
-    HANDING_OVER,
     Lack,
     Place,
     Scope,
     Wanted,
     attachment,
     default_class,
-    derive_status,
-    handing_over,
     held,
-    home,
     host_lost,
-    kept_back,
     renewed,
-    retaining,
     volume_order,
     wanted,
 )
+from kumulus_controllers.storage.volume_status import derive_status
 
 NOW = "2026-01-01T00:00:00Z"
 UID = "6f3a0c7e-9d1b-4c55-8a2e-0123456789ab"
@@ -136,8 +141,40 @@ def test_encryption_is_the_class_s_until_the_volume_has_a_place_and_then_its_own
     assert encryption(volume(status={"pool": "local", "encryption": key}), volume_class=volume_class()) == key
     thick = volume_class(encryption={"secret": "disk-key"}, provisioning="Thick")
     assert encryption(volume(), volume_class=thick) == key
-    refused = wanted(Scope(volume(**IMAGE), image=image(), volume_class=thick))
-    assert isinstance(refused, Lack) and refused.reason == "EncryptedCopy"
+    found = wanted(Scope(volume(**IMAGE), image=image(), volume_class=thick))
+    assert isinstance(found, Wanted) and found.encryption is not None and found.thick
+
+
+@pytest.mark.parametrize("mode", [None, "Linked"])
+def test_a_copy_is_told_the_passphrase_of_what_is_encrypted_and_is_never_made_in_the_clear(mode: str | None) -> None:
+    locked, plain = volume_class(encryption={"secret": "disk-key"}), volume_class()
+    other = volume_class(encryption={"secret": "disk-key", "key": "second"})
+    origin = {"pool": "local", "host": "h1", "size": "2Gi"}
+    encrypted = {**origin, "class": "safe", "encryption": {"secret": "disk-key", "key": "passphrase"}}
+    taken = {"volumeUid": OTHER, "size": "2Gi", "readyToUse": True}
+    kept = VolumeSnapshot.parse({"metadata": {"name": "s", "uid": OTHER}, "spec": {"volume": "old"}, "status": taken})
+    of_snapshot = {"source": {"snapshot": "s", **({"cloneMode": mode} if mode else {})}}
+    copies = [volume(**of_snapshot)] if mode else [volume(**of_snapshot), volume(**CLONE)]
+
+    def made(new: Volume, status: dict[str, Any], offered: VolumeClass) -> Wanted | Lack:
+        source = volume(status=status)
+        return wanted(Scope(new, source=source, snapshot=kept, made_of=source, volume_class=offered))
+
+    for new in copies:
+        found = made(new, encrypted, locked)
+        assert isinstance(found, Wanted) and found.origin is not None and found.origin.secret == f"luks-{UID}"
+        assert found.encryption is not None
+        found = made(new, encrypted, plain)
+        assert isinstance(found, Lack) and found.reason == "EncryptedCopy" and "as safe does" in found.message
+        found = made(new, origin, plain)
+        assert isinstance(found, Wanted) and found.origin is not None and found.origin.secret is None
+        for status, offered in ((encrypted, other), (origin, locked)):
+            found = made(new, status, offered)
+            assert isinstance(found, Lack if mode else Wanted)
+            if isinstance(found, Lack):
+                assert found.reason == "LinkedPassphrase" and "cloneMode: Full" in found.message
+            elif status is origin:
+                assert found.origin is not None and found.origin.secret is None
 
 
 def test_the_default_class_is_always_the_same() -> None:
@@ -232,6 +269,7 @@ def test_an_order_grows_and_never_shrinks() -> None:
 
 USED = Attachment(vm="vm", uid=OTHER)
 MADE = {"disk": {"virtualSize": GI, "size": 4096}}
+GROWS = {"disk": {"virtualSize": GI // 2, "size": 4096}}
 
 
 @pytest.mark.parametrize(
@@ -250,7 +288,7 @@ MADE = {"disk": {"virtualSize": GI, "size": 4096}}
         (Scope(volume(), order=order("Ready", **MADE)), None, None, VolumePhase.AVAILABLE, "Available"),
         (Scope(volume(), order=order("Ready", **MADE)), USED, None, VolumePhase.IN_USE, "InUse"),
         (
-            Scope(volume(status={"size": "1Gi"}), order=order("Ready", generation=2, **MADE)),
+            Scope(volume(status={"size": "512Mi"}), order=order("Ready", generation=2, **GROWS)),
             USED,
             None,
             VolumePhase.RESIZING,
@@ -339,6 +377,20 @@ def test_data_in_a_pool_becomes_a_volume_of_who_may_have_it(
     assert isinstance(taken, Lack) and taken.reason == "DataNotFound", "it is a volume's that there is"
 
 
+def test_data_in_a_pool_stays_encrypted_or_not() -> None:
+    asked = StoragePool.parse({"metadata": {"name": "local"}, "spec": {"driver": "dir", "parameters": {"path": "/x"}}})
+    some, locked = volume(source={"existing": DATA}), volume_class(encryption={"secret": "disk-key"})
+    encrypted = file().model_copy(update={"encrypted": True})
+    for found, offered, fits in (
+        (encrypted, locked, True),
+        (file(), volume_class(), True),
+        (encrypted, volume_class(), False),
+        (file(), locked, False),
+    ):
+        want = wanted(Scope(some, asked=asked, existing=found, volume_class=offered))
+        assert isinstance(want, Wanted) if fits else isinstance(want, Lack) and want.reason == "EncryptionMismatch"
+
+
 def test_data_in_a_pool_that_is_not_there_waits() -> None:
     want = wanted(Scope(volume(source={"existing": DATA}), existing=file()))
     assert isinstance(want, Lack) and want.reason == "PoolNotFound"
@@ -373,10 +425,36 @@ def test_a_volume_is_not_handed_over_while_anybody_elsewhere_has_it() -> None:
     assert kept_back(scope, "h1") is None
     busy = kept_back(scope, "h2")
     assert busy is not None and busy.reason == "VolumeInUse" and "Machine vm" in busy.message
-    copied = kept_back(Scope(volume(status=THERE), shared=True, copied="copy"), "h2")
+    copied = kept_back(Scope(volume(status=THERE), shared=True, copied="Volume copy"), "h2")
     assert copied is not None and "Volume copy" in copied.message
-    snapped = kept_back(Scope(volume(status=THERE), shared=True, snapped=True), "h2")
-    assert snapped is not None and snapped.stalled and "run the machine on host h1" in snapped.message
+    moving = volume(status={**THERE, "movingTo": "other"})
+    moves = kept_back(Scope(moving, shared=True), "h2")
+    assert (
+        moves is not None and moves.reason == "VolumeMoves" and "Host h1 moves it to StoragePool other" in moves.message
+    )
+    given_up = {"metadata": {**moving.metadata.to_json(), "annotations": {FORCE_DETACH: "true"}}}
+    forced = Volume.parse({**moving.to_json(), **given_up})
+    assert kept_back(Scope(forced, shared=True), "h2") is not None, "it answers"
+    assert kept_back(Scope(forced, shared=True), "h2", heard=False) is None
+    raw = order("Ready", **MADE)
+    assert raw.spec.disk is not None and raw.spec.disk.volume is not None
+    asked = raw.spec.disk.volume.model_copy(update={"revert": Revert(snapshot=UID, request=OTHER)})
+    disk = raw.spec.disk.model_copy(update={"volume": asked})
+    reverting = raw.model_copy(update={"spec": raw.spec.model_copy(update={"disk": disk})})
+    waits = kept_back(replace(scope, instances=(), order=reverting), "h2")
+    assert waits is not None and waits.reason == "Restoring" and not waits.stalled
+    facts = reverting.status.disk
+    assert facts is not None
+    done = reverting.status.model_copy(update={"disk": facts.model_copy(update={"reverted": OTHER})})
+    assert kept_back(replace(scope, instances=(), order=reverting.model_copy(update={"status": done})), "h2") is None
+
+
+def test_a_volume_waits_until_its_host_has_given_its_snapshots_up() -> None:
+    scope = Scope(volume(status=THERE))
+    going = snapshots_left(scope, "h1", "h2", heard=True)
+    assert (going.reason, going.stalled) == (HANDING_OVER, False)
+    silent = snapshots_left(scope, "h1", "h2", heard=False)
+    assert silent.stalled and "kubectl annotate volume data kumulus.io/force-detach=true" in silent.message
 
 
 def test_a_silent_host_is_not_taken_for_dead() -> None:

@@ -6,14 +6,20 @@ guest gets through: real mode, protected mode, long mode with paging, `iret` in 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from kumulus_agents.hypervisor.libvirt.domain_xml import KVM, TCG
 
 SECONDS = 5
 """Longer than any working host takes (0.1 s)."""
+
+DOUBT_SECONDS = 3600
+"""How long it holds that there is none."""
 
 SECTOR = 512
 PORT = 0xF4
@@ -36,22 +42,78 @@ PROGRAM = bytes.fromhex(
 """A boot sector, linked at 0x7c00. Assembled with GNU as; the comments say what each part does."""
 
 
-def probe(emulator: str, device: Path = Path("/dev/kvm")) -> str:
-    """`kvm` if a guest runs to its end with it, else `tcg`. Blocks for a fraction of a second, at most 5 s."""
-    return KVM if device.exists() and runs(emulator, KVM, "host") else TCG
+def probe(emulator: str, device: Path = Path("/dev/kvm"), *, memory: Path | None = None) -> str:
+    """`kvm` if a guest runs to its end with it, else `tcg`. Blocks for a fraction of a second, at most 5 s.
+
+    An answer is kept in the file `memory` for the same emulator and device, for a device that is of no use costs a
+    processor these 5 s each time. That there is no acceleration holds for an hour: the host may just have been busy. That
+    the file cannot be read or written, or nothing could be run, changes nothing else.
+    """
+    if not device.exists():
+        return TCG
+    asked = f"{_identity(Path(emulator))} {_identity(device)}"
+    if memory is not None and (answer := _recall(memory, asked)) is not None:
+        return answer
+    try:
+        answer = KVM if runs(emulator, KVM, "host") else TCG
+    except OSError:
+        return TCG
+    if memory is not None:
+        _keep(memory, f"{asked} {answer}")
+    return answer
+
+
+def _recall(memory: Path, asked: str) -> str | None:
+    try:
+        known, _, answer = memory.read_text().rpartition(" ")
+        age = time.time() - memory.stat().st_mtime
+    except (OSError, ValueError):
+        return None
+    if known != asked or answer not in (KVM, TCG) or (answer == TCG and not 0 <= age <= DOUBT_SECONDS):
+        return None
+    return answer
+
+
+def _keep(memory: Path, text: str) -> None:
+    with contextlib.suppress(OSError):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        fresh = memory.with_name(f"{memory.name}.{os.getpid()}")
+        fresh.write_text(text)
+        fresh.rename(memory)
+
+
+def _identity(file: Path) -> str:
+    """That of the file as it is now, and of none when there is none."""
+    with contextlib.suppress(OSError):
+        found = file.stat()
+        return f"{file}:{found.st_dev}:{found.st_ino}:{found.st_ctime_ns}"
+    return f"{file}:none"
 
 
 def runs(emulator: str, acceleration: str, cpu: str) -> bool:
-    """Whether a guest gets to the end of the program. Never raises for an emulator that fails."""
+    """Whether a guest gets to the end of the program. Raises OSError when nothing can be run."""
     with tempfile.NamedTemporaryFile(prefix="kumulus-probe-") as disk:
         disk.write(PROGRAM.ljust(SECTOR - 2, b"\0") + b"\x55\xaa")
         disk.truncate(1 << 20)
         disk.flush()
-        command = [emulator, "-machine", f"q35,accel={acceleration}", "-cpu", cpu, "-m", "16"]
+        # An agent that is killed meanwhile leaves no emulator behind that runs for ever.
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "--",
+            emulator,
+            "-machine",
+            f"q35,accel={acceleration}",
+            "-cpu",
+            cpu,
+            "-m",
+            "16",
+        ]
         command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-sandbox", "on", "-drive", f"file={disk.name},format=raw,if=virtio,readonly=on"]
         command += ["-device", f"isa-debug-exit,iobase={PORT:#x},iosize=4"]
         try:
             return subprocess.run(command, capture_output=True, timeout=SECONDS, check=False).returncode == PASSED
-        except (subprocess.TimeoutExpired, OSError):
+        except subprocess.TimeoutExpired:
             return False

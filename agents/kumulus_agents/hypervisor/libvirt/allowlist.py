@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.libvirt import iotune, marks
-from kumulus_agents.hypervisor.libvirt.attached import DRIVE_ALIAS, GUEST_AGENT, VOLUME_ALIAS
+from kumulus_agents.hypervisor.libvirt.attached import DRIVE_ALIAS, GUEST_AGENT, NIC_ALIAS, VOLUME_ALIAS
 
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 NUMBER = r"[1-9][0-9]{0,18}"
@@ -21,6 +21,8 @@ COUNT = r"0|[1-9][0-9]{0,9}"
 ENCODED = r"[A-Za-z0-9_.~%/:+,@= -]{0,4096}"
 PATH = r"/[^\x00-\x1f\x7f]{1,1023}"
 DEVICE = r"/dev/[A-Za-z0-9_+./-]{1,255}"
+LINK = r"[a-z][a-z0-9-]{1,14}"
+"""Name of a bridge or a tap."""
 DEEPEST = 64
 """Files that a disk may stand on. More is refused: every one of them is opened."""
 CEPH = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
@@ -54,6 +56,10 @@ RULES: Mapping[str, Rule] = {
     "domain/memory": Rule({"unit": "b"}, NUMBER),
     "domain/vcpu": Rule({"placement": "static"}, NUMBER),
     "domain/os": Rule(),
+    "domain/sysinfo": Rule({"type": "smbios"}),
+    "domain/sysinfo/system": Rule(),
+    "domain/sysinfo/system/entry": Rule({"name": "manufacturer|product"}, "Kumulus|OpenStack Compute", most=2),
+    "domain/os/smbios": Rule({"mode": "sysinfo"}),
     "domain/os/type": Rule({"arch": "x86_64", "machine": "q35"}, "hvm"),
     "domain/features": Rule(),
     "domain/features/acpi": Rule(),
@@ -95,8 +101,17 @@ RULES: Mapping[str, Rule] = {
             ("/source", Rule({"file": PATH})),
         )
     },
-    "domain/devices/disk/source/encryption": Rule({"format": "luks"}),
-    "domain/devices/disk/source/encryption/secret": Rule({"type": "passphrase", "uuid": UUID}),
+    **{
+        f"{source}{part}": rule
+        for source in (
+            "domainsnapshot/disks/disk/source",
+            *(f"domain/devices/disk{'/backingStore' * depth}/source" for depth in range(DEEPEST + 1)),
+        )
+        for part, rule in (
+            ("/encryption", Rule({"format": "luks"})),
+            ("/encryption/secret", Rule({"type": "passphrase", "uuid": UUID})),
+        )
+    },
     "domain/devices/disk/target": Rule({"dev": "[sv]d[a-z]", "bus": "virtio|scsi|sata"}),
     "domain/devices/disk/iotune": Rule(),
     **{
@@ -111,7 +126,19 @@ RULES: Mapping[str, Rule] = {
     "domain/devices/disk/address": Rule(
         {"type": "drive", "controller": "0", "bus": "0", "target": "[0-9]|1[0-9]|2[0-5]", "unit": "[0-5]"}
     ),
-    "domain/devices/controller": Rule({"type": "usb|scsi", "index": "0", "model": "none|virtio-scsi"}, most=2),
+    "domain/devices/controller": Rule(
+        {"type": "usb|scsi|pci", "index": "[0-9]{1,2}", "model": "none|virtio-scsi|pcie-root|pcie-root-port"}, most=64
+    ),
+    "domain/devices/interface": Rule({"type": "bridge"}, most=16),
+    "domain/devices/interface/mac": Rule({"address": "[0-9a-f]{2}(:[0-9a-f]{2}){5}"}),
+    "domain/devices/interface/source": Rule({"bridge": LINK}),
+    "domain/devices/interface/virtualport": Rule({"type": "openvswitch"}),
+    "domain/devices/interface/virtualport/parameters": Rule({"interfaceid": UUID}),
+    "domain/devices/interface/target": Rule({"dev": LINK}),
+    "domain/devices/interface/model": Rule({"type": "virtio"}),
+    "domain/devices/interface/mtu": Rule({"size": NUMBER}),
+    "domain/devices/interface/rom": Rule({"enabled": "no"}),
+    "domain/devices/interface/alias": Rule({"name": f"{NIC_ALIAS}{UUID}"}),
     "domain/devices/serial": Rule({"type": "pty"}),
     "domain/devices/serial/log": Rule({"file": PATH, "append": "on"}),
     "domain/devices/serial/target": Rule({"type": "isa-serial", "port": "0"}),

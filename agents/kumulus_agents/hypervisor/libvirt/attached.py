@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.libvirt import iotune, sources
-from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, HypervisorError
+from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, AttachedNic, HypervisorError
 from kumulus_agents.storage.source import DiskSource
 
 GUEST_AGENT = "org.qemu.guest_agent.0"
@@ -24,6 +24,9 @@ VOLUME_ALIAS = "ua-volume-"
 DRIVE_ALIAS = "ua-drive-"
 """A CD-ROM drive that a user asked for has an alias of this and its name."""
 
+NIC_ALIAS = "ua-nic-"
+"""An interface has an alias of this and its uid."""
+
 _CACHES = frozenset(CacheMode)
 _ALIAS = re.compile(f"{VOLUME_ALIAS}([0-9a-f-]{{36}})")
 
@@ -35,7 +38,8 @@ def disks(root: Element) -> tuple[AttachedDisk, ...]:
         path = sources.path_of(element)
         if path is not None and _drive(element) is None:
             serial = element.findtext("serial") or ""
-            found.append(AttachedDisk(serial, path, _volume(element), iotune.read(element), _cache(element)))
+            copied_to = _copied_to(element)
+            found.append(AttachedDisk(serial, path, _volume(element), iotune.read(element), _cache(element), copied_to))
     return tuple(found)
 
 
@@ -46,6 +50,24 @@ def drives(root: Element) -> tuple[AttachedDrive, ...]:
         if (name := _drive(element)) is not None:
             found.append(AttachedDrive(name, sources.path_of(element)))
     return tuple(found)
+
+
+def nics(root: Element) -> tuple[AttachedNic, ...]:
+    """The interfaces of Kumulus in a domain's XML."""
+    found = []
+    for element in root.iterfind("devices/interface"):
+        mac, target = element.find("mac"), element.find("target")
+        if (uid := _nic(element)) is not None and mac is not None and target is not None:
+            found.append(AttachedNic(uid, mac.get("address", ""), target.get("dev", "")))
+    return tuple(found)
+
+
+def nic_xml(domain_xml: str, uid: str) -> str | None:
+    """The interface of that uid, as the domain has it, or None."""
+    for element in _root(domain_xml).iterfind("devices/interface"):
+        if _nic(element) == uid:
+            return ElementTree.tostring(element, encoding="unicode")
+    return None
 
 
 def with_disc(domain_xml: str, drive: str, disc: DiskSource | None) -> str | None:
@@ -99,8 +121,20 @@ def chain_of(domain_xml: str, volume: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def merge_is_ready(domain_xml: str, volume: str) -> bool:
-    """Whether a merge of the file that is written has caught up with the guest."""
+def copied_to(domain_xml: str, volume: str) -> str | None:
+    """Path of what the disk that is this volume is being copied to."""
+    element = _find(domain_xml, volume)
+    return None if element is None else _copied_to(element)
+
+
+def is_direct(domain_xml: str, volume: str) -> bool:
+    """Whether the disk that is this volume is used past the host's memory."""
+    element = _find(domain_xml, volume)
+    return element is not None and _cache(element) in (CacheMode.NONE, CacheMode.DIRECTSYNC)
+
+
+def has_caught_up(domain_xml: str, volume: str) -> bool:
+    """Whether a copy, or a merge of the file that is written, has caught up with the guest."""
     element = _find(domain_xml, volume)
     mirror = element.find("mirror") if element is not None else None
     return mirror is not None and mirror.get("ready") == "yes"
@@ -137,6 +171,11 @@ def _volume(element: Element) -> str | None:
     return match[1] if match is not None else None
 
 
+def _copied_to(element: Element) -> str | None:
+    mirror = element.find("mirror")
+    return sources.path_of(mirror) if mirror is not None and mirror.get("job") == "copy" else None
+
+
 def _cache(element: Element) -> CacheMode | None:
     driver = element.find("driver")
     cache = driver.get("cache") if driver is not None else None
@@ -147,6 +186,12 @@ def _drive(element: Element) -> str | None:
     alias = element.find("alias")
     name = alias.get("name", "") if alias is not None else ""
     return name.removeprefix(DRIVE_ALIAS) if name.startswith(DRIVE_ALIAS) else None
+
+
+def _nic(element: Element) -> str | None:
+    alias = element.find("alias")
+    name = alias.get("name", "") if alias is not None else ""
+    return name.removeprefix(NIC_ALIAS) if name.startswith(NIC_ALIAS) else None
 
 
 def _target(element: Element) -> str:

@@ -14,16 +14,25 @@ from xml.etree.ElementTree import Element, SubElement, indent, register_namespac
 from kumulus.api.compute import DriveBus
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.libvirt import allowlist, iotune, marks, sources
-from kumulus_agents.hypervisor.libvirt.attached import DRIVE_ALIAS, GUEST_AGENT, TARGETS, VOLUME_ALIAS, too_many
+from kumulus_agents.hypervisor.libvirt.attached import (
+    DRIVE_ALIAS,
+    GUEST_AGENT,
+    NIC_ALIAS,
+    TARGETS,
+    VOLUME_ALIAS,
+    too_many,
+)
 from kumulus_agents.hypervisor.protocol import (
     AttachedDisk,
     AttachedDrive,
+    AttachedNic,
     DomainDisk,
     DomainDrive,
+    DomainNic,
     DomainSpec,
     HypervisorError,
 )
-from kumulus_agents.storage.source import LayerFile
+from kumulus_agents.storage.source import FileSource, LayerFile
 
 SERIAL_MAX = 20
 """virtio-blk shows the guest no more of a disk's serial."""
@@ -33,6 +42,11 @@ BUFFERED: Mapping[CacheMode, CacheMode] = {
     CacheMode.DIRECTSYNC: CacheMode.WRITETHROUGH,
 }
 """What comes nearest where O_DIRECT cannot be."""
+
+SPARE_PORTS = 4
+"""Places for interfaces that come while a machine is on. One that went makes its place free."""
+OWN_PORTS = 4
+"""Of the SCSI controller, the serial one, the balloon and the random numbers."""
 
 KVM = "kvm"
 TCG = "tcg"
@@ -65,7 +79,15 @@ def render(spec: DomainSpec, platform: Platform) -> str:
     SubElement(metadata, f"{{{marks.NAMESPACE}}}instance", marks.instance_attributes(spec.marks))
     _text(domain, "memory", str(spec.memory), unit="b")
     _text(domain, "vcpu", str(spec.cpus), placement="static")
-    _text(SubElement(domain, "os"), "type", "hvm", arch="x86_64", machine="q35")
+    if spec.nics:
+        # By the product guests know that there is metadata to ask for, of which shape (cloud-init's DataSourceOpenStack).
+        system = SubElement(SubElement(domain, "sysinfo", type="smbios"), "system")
+        _text(system, "entry", "Kumulus", name="manufacturer")
+        _text(system, "entry", "OpenStack Compute", name="product")
+    firmware = SubElement(domain, "os")
+    _text(firmware, "type", "hvm", arch="x86_64", machine="q35")
+    if spec.nics:
+        SubElement(firmware, "smbios", mode="sysinfo")
     _features(domain, platform)
     _cpu(domain, spec.cpus, platform)
     SubElement(domain, "clock", offset="utc")
@@ -92,6 +114,22 @@ def render_volume(disk: DomainDisk, target: str, *, direct: bool) -> str:
     return _allowed(tostring(devices[0], encoding="unicode"), "domain/devices/disk")
 
 
+def render_copy(disk: DomainDisk) -> str:
+    """The XML of what a disk is copied to: it stands on nothing. How it is cached is the copied disk's.
+
+    Raises `HypervisorError(reason="InvalidDomain", retryable=False)`.
+    """
+    _check_format(disk)
+    element = Element("disk", type="", device="disk")
+    SubElement(element, "driver", name="qemu", type=disk.format)
+    sources.add(element, disk.source)
+    if disk.passphrase is not None:
+        sources.add_encryption(element, disk.source)
+    if disk.format != "raw":
+        sources.add_below(element, disk.source, ())
+    return _allowed(tostring(element, encoding="unicode"), "domain/devices/disk")
+
+
 def render_snapshot(layers: Mapping[str, LayerFile], others: Iterable[str]) -> str:
     """The XML of a snapshot that puts these layers on the disks of these device names, and none on the others."""
     disks = SubElement(root := Element("domainsnapshot"), "disks")
@@ -99,9 +137,23 @@ def render_snapshot(layers: Mapping[str, LayerFile], others: Iterable[str]) -> s
         disk = SubElement(disks, "disk", name=target, snapshot="external", type="file")
         SubElement(disk, "driver", type=layer.format)
         SubElement(disk, "source", file=layer.path)
+        if layer.encrypted:
+            sources.add_encryption(disk, FileSource(layer.path))
     for target in others:
         SubElement(disks, "disk", name=target, snapshot="no")
     return _allowed(tostring(root, encoding="unicode"), "domainsnapshot")
+
+
+def render_nic(nic: DomainNic) -> str:
+    """The XML of an interface. Raises `HypervisorError(reason="InvalidDomain", retryable=False)`."""
+    devices = Element("devices")
+    _nic(devices, nic)
+    return _allowed(tostring(devices[0], encoding="unicode"), "domain/devices/interface")
+
+
+def nics_as_attached(nics: Sequence[DomainNic]) -> tuple[AttachedNic, ...]:
+    """The interfaces as `attached.nics` finds them in the XML of a domain that has them."""
+    return tuple(AttachedNic(nic.uid, nic.mac, nic.plug.device) for nic in nics)
 
 
 def as_attached(disks: Sequence[DomainDisk], buffered: Set[str]) -> tuple[AttachedDisk, ...]:
@@ -175,7 +227,10 @@ def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
     ports = count()
     for drive, target in zip(spec.drives, targets, strict=True):
         _drive(devices, drive, target, ports)
+    for nic in spec.nics:
+        _nic(devices, nic)
     SubElement(devices, "controller", type="usb", index="0", model="none")
+    _ports(devices, spec)
     # For CD-ROMs, not SATA, q35's own: Debian's kernel for clouds, for one, is built without AHCI. For volumes, because
     # disks come and go on it in any state of the guest and in any number. A virtio-blk disk each is a PCI device: q35
     # has no free slot for one but in pcie-root-ports that every machine would have to have in spare, and a guest that
@@ -208,7 +263,7 @@ def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> N
     if disk.passphrase is not None:
         sources.add_encryption(element, disk.source)
     if disk.format != "raw":
-        sources.add_below(element, disk.below)
+        sources.add_below(element, disk.source, disk.below)
     SubElement(element, "target", dev=target, bus="scsi" if _on_scsi(disk) else "virtio")
     iotune.render(element, disk.qos)
     _text(element, "serial", disk.name[:SERIAL_MAX])
@@ -241,6 +296,31 @@ def _drive(devices: Element, drive: DomainDrive, target: str, ports: Iterator[in
     else:
         number = str(TARGETS.index(target[-1]))
         SubElement(element, "address", type="drive", controller="0", bus="0", target=number, unit="0")
+
+
+def _ports(devices: Element, spec: DomainSpec) -> None:
+    """Room on q35 for what there is and for interfaces that come later: a PCI device can only come into a free root port."""
+    SubElement(devices, "controller", type="pci", index="0", model="pcie-root")
+    virtio = sum(not _on_scsi(disk) for disk in spec.disks)
+    for index in range(1, virtio + len(spec.nics) + OWN_PORTS + SPARE_PORTS + 1):
+        SubElement(devices, "controller", type="pci", index=str(index), model="pcie-root-port")
+
+
+def _nic(devices: Element, nic: DomainNic) -> None:
+    """A tap of that name on that bridge. libvirt makes it when the guest starts, and takes it away when it ends. It filters
+    nothing: the network driver does."""
+    element = SubElement(devices, "interface", type="bridge")
+    SubElement(element, "mac", address=nic.mac)
+    SubElement(element, "source", bridge=nic.plug.bridge)
+    if nic.plug.openvswitch is not None:
+        port = SubElement(element, "virtualport", type="openvswitch")
+        SubElement(port, "parameters", interfaceid=nic.plug.openvswitch)
+    SubElement(element, "target", dev=nic.plug.device)
+    SubElement(element, "model", type="virtio")
+    SubElement(element, "mtu", size=str(nic.plug.mtu))
+    # Nobody boots from the network: without its own program a card does not hold up the boot.
+    SubElement(element, "rom", enabled="no")
+    SubElement(element, "alias", name=f"{NIC_ALIAS}{nic.uid}")
 
 
 def _cache(disk: DomainDisk, *, direct: bool) -> CacheMode:

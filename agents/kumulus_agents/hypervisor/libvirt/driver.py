@@ -14,14 +14,18 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import libvirt
 
 from kumulus.api.qos import Qos
-from kumulus.api.snapshots import Indication
+from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus_agents.hypervisor.libvirt import (
     acceleration,
+    block_jobs,
+    copying,
     domain_xml,
+    holding,
     inventory,
     listing,
     marks,
@@ -34,12 +38,15 @@ from kumulus_agents.hypervisor.libvirt import (
 from kumulus_agents.hypervisor.libvirt.connection import Connection, DomainEvent
 from kumulus_agents.hypervisor.libvirt.errors import is_code
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
+from kumulus_agents.hypervisor.libvirt.holds import Holds
 from kumulus_agents.hypervisor.libvirt.marks import Record
+from kumulus_agents.hypervisor.libvirt.resting import Resting
 from kumulus_agents.hypervisor.libvirt.settings import Acceleration, LibvirtSettings
 from kumulus_agents.hypervisor.protocol import (
     Domain,
     DomainDisk,
     DomainListener,
+    DomainNic,
     DomainSpec,
     DomainState,
     ForeignDomain,
@@ -48,8 +55,10 @@ from kumulus_agents.hypervisor.protocol import (
     Inventory,
     Marks,
     Quiesce,
+    Still,
 )
 from kumulus_agents.storage.blocking import to_the_end
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import DiskSource, LayerFile
 
 T = TypeVar("T")
@@ -83,6 +92,10 @@ class LibvirtHypervisor:
         """Grows with each event, so that what was read before one is not kept after it."""
         self._inventory: Inventory | None = None
         self._probing = asyncio.Lock()
+        self._resting = Resting(self._thaw)
+        self._halts: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By uid of the domain: who halts a guest lets it go on before another one halts it, or finds it halted."""
+        self._holds = Holds(self._held, self._let_go, self._halt)
 
     # What the connection tells.
 
@@ -90,6 +103,7 @@ class LibvirtHypervisor:
         """Observer: anything may have happened."""
         self._changes += 1
         self._records.clear()
+        self._holds.look()
         self._listener("")
 
     def happened(self, event: DomainEvent) -> None:
@@ -108,8 +122,11 @@ class LibvirtHypervisor:
     async def connect(self, listener: DomainListener) -> None:
         self._listener = listener
         self._connection.open()
+        self._holds.open()
 
     async def close(self) -> None:
+        await self._resting.close()
+        await self._holds.close()
         await self._connection.close()
         self._listener = _ignore
 
@@ -128,6 +145,9 @@ class LibvirtHypervisor:
         found = await self._ask(functools.partial(listing.everything, known=known))
         if before == self._changes:
             self._records = {entry.uuid: entry.record for entry in found}
+        for entry in found:
+            if entry.record is not None and entry.record.resting:
+                self._resting.see_to(entry.uuid)
         return [self._domain(entry.record, entry.state) for entry in found if entry.record is not None]
 
     async def foreign(self) -> Sequence[ForeignDomain]:
@@ -144,10 +164,10 @@ class LibvirtHypervisor:
         await self._tell(uid, functools.partial(verbs.write_marks, marks))
 
     async def attach_disk(self, uid: str, disk: DomainDisk) -> None:
-        await self._tell_of_disk(uid, functools.partial(verbs.attach_disk, disk))
+        await self._tell_of_device(uid, functools.partial(verbs.attach_disk, disk))
 
     async def detach_disk(self, uid: str, volume: str) -> None:
-        await self._tell_of_disk(uid, functools.partial(verbs.detach_disk, volume))
+        await self._tell_of_device(uid, functools.partial(verbs.detach_disk, volume))
 
     async def resize_disk(self, uid: str, volume: str, size: int) -> None:
         resized = await self._do(uid, functools.partial(verbs.resize_disk, uid, volume, size))
@@ -155,16 +175,42 @@ class LibvirtHypervisor:
             raise HypervisorError("The machine has not got the disk, or is off.", reason="DiskNotAttached")
 
     async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
-        await self._tell_of_disk(uid, functools.partial(verbs.limit_disk, volume, qos))
+        await self._tell_of_device(uid, functools.partial(verbs.limit_disk, volume, qos))
 
     async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
-        await self._tell_of_disk(uid, functools.partial(verbs.change_disc, drive, disc, force))
+        await self._tell_of_device(uid, functools.partial(verbs.change_disc, drive, disc, force))
+
+    async def attach_nic(self, uid: str, nic: DomainNic) -> None:
+        await self._tell_of_device(uid, functools.partial(verbs.attach_nic, nic))
+
+    async def detach_nic(self, uid: str, nic: str) -> None:
+        await self._tell_of_device(uid, functools.partial(verbs.detach_nic, nic))
 
     async def snapshot_disks(
-        self, uid: str, layers: Mapping[str, LayerFile], quiesce: Quiesce
+        self,
+        uid: str,
+        layers: Mapping[str, LayerFile],
+        quiesce: Quiesce,
+        passphrases: Mapping[str, Passphrase] | None = None,
+        still: Still | None = None,
     ) -> tuple[Indication, ...]:
-        work = functools.partial(snapshots.take, uid, layers, quiesce)
-        return await self._do_with_disks(uid, work, quiesce.seconds + self._settings.verb_timeout)
+        known = passphrases or {}
+        async with contextlib.AsyncExitStack() as stack:
+            if quiesce.mode is not QuiesceMode.NEVER:
+                await stack.enter_async_context(self._resting.asking(uid))
+            # Freezing and thawing may each take as long as the guest is given.
+            seconds = 2 * quiesce.seconds + self._settings.verb_timeout
+            if still is None:
+                take = functools.partial(snapshots.take, uid, layers, known, quiesce)
+                return await self._do_with_disks(uid, take, seconds)
+            hold = holding.Holding(uid, layers, known, still.volumes | layers.keys(), quiesce)
+            async with self._holds.holding(uid):
+                # To its end: who was given up would halt the guest when nobody lets it go on any more.
+                how = await to_the_end(asyncio.ensure_future(self._do_with_disks(uid, hold.begin, seconds)))
+                await _within(still.seconds, still.keep)
+                if layers:
+                    await self._do_with_disks(uid, hold.switch, self._settings.verb_timeout)
+                return how
 
     async def merge_layers(
         self,
@@ -180,16 +226,42 @@ class LibvirtHypervisor:
         await self._do_with_disks(uid, wanted.begin, seconds)
         while (job := await self._do(uid, wanted.look)) is not None and not job.ready:
             progress(job.done, job.total)
-            await asyncio.sleep(merging.LOOK_EVERY)
+            await asyncio.sleep(block_jobs.LOOK_EVERY)
 
         async def end() -> None:
-            halted = job is not None and await self._do_with_disks(uid, wanted.switch, seconds)
-            await merged()
-            if halted:
-                await self.resume(uid)
+            async with self._halt(uid):
+                halted = job is not None and await self._do_with_disks(uid, wanted.switch, seconds)
+                await merged()
+                if halted:
+                    await self.resume(uid)
 
         # Not to be cut short: the guest would stay halted until the next agent finds it.
         await to_the_end(asyncio.ensure_future(end()))
+
+    async def copy_disk(self, uid: str, disk: DomainDisk, progress: Callable[[int, int], None]) -> None:
+        wanted = copying.Copying(uid, disk.volume or "", disk.path)
+        await self._do_with_disks(uid, functools.partial(wanted.begin, disk), self._settings.verb_timeout)
+        while (job := await self._do_with_disks(uid, wanted.look, self._settings.verb_timeout)) is not None:
+            progress(job.done, job.total)
+            if job.ready:
+                return
+            await asyncio.sleep(block_jobs.LOOK_EVERY)
+
+    async def switch_disk(self, uid: str, volume: str, path: str, switched: Callable[[], Awaitable[None]]) -> None:
+        wanted = copying.Copying(uid, volume, path)
+
+        async def end() -> None:
+            async with self._halt(uid):
+                halted = await self._do_with_disks(uid, wanted.switch, self._settings.verb_timeout)
+                await switched()
+                if halted:
+                    await self.resume(uid)
+
+        # Not to be cut short: the guest would stay halted until the next agent finds it.
+        await to_the_end(asyncio.ensure_future(end()))
+
+    async def end_copy(self, uid: str, volume: str) -> None:
+        await self._do_with_disks(uid, functools.partial(copying.end, uid, volume), self._settings.verb_timeout)
 
     async def power_button(self, uid: str) -> None:
         await self._tell(uid, verbs.press)
@@ -216,7 +288,10 @@ class LibvirtHypervisor:
         if wanted is not Acceleration.AUTO:
             return replace(found, acceleration=wanted.value)
         emulator = inventory.emulator(connection.getCapabilities())
-        return replace(found, acceleration=acceleration.probe(emulator) if emulator else domain_xml.TCG)
+        return replace(found, acceleration=self._accelerated(emulator) if emulator else domain_xml.TCG)
+
+    def _accelerated(self, emulator: str) -> str:
+        return acceleration.probe(emulator, memory=self._settings.acceleration_file)
 
     def _domain(self, record: Record, told: tuple[int, int]) -> Domain:
         now = state.state_of(*told)
@@ -229,9 +304,23 @@ class LibvirtHypervisor:
                 pause_reason=paused,
                 disks=record.disks,
                 drives=record.drives,
+                nics=record.nics,
+                held=record.hold is not None,
             )
         why = self._exits.why(record.marks.uid, state.exit_of(*told))
-        return Domain(record.marks, now, exit_reason=why, disks=record.disks, drives=record.drives)
+        return Domain(record.marks, now, exit_reason=why, disks=record.disks, drives=record.drives, nics=record.nics)
+
+    async def _thaw(self, uid: str) -> bool:
+        """Not in the domain's turn: an agent that does not answer holds up nobody else."""
+        work = functools.partial(snapshots.thaw, uid)
+        return await self._connection.call(work, seconds=self._settings.verb_timeout)
+
+    async def _held(self) -> list[str]:
+        found = await self._ask(functools.partial(listing.everything, known={}))
+        return [entry.uuid for entry in found if entry.record is not None and entry.record.hold is not None]
+
+    async def _let_go(self, uid: str) -> None:
+        await self._tell(uid, holding.let_go)
 
     async def _ask(self, work: Callable[[ConnectionHandle], T]) -> T:
         return await self._connection.call(work, seconds=self._settings.read_timeout)
@@ -242,6 +331,9 @@ class LibvirtHypervisor:
     async def _tell(self, uid: str, verb: verbs.Verb) -> None:
         await self._do(uid, functools.partial(verbs.if_ours, uid, verb))
 
+    def _halt(self, uid: str) -> asyncio.Lock:
+        return self._halts.setdefault(uid, asyncio.Lock())
+
     async def _do_with_disks(self, uid: str, work: Callable[[ConnectionHandle], T], seconds: float) -> T:
         """What disks the domain has may be different afterwards, and no event tells."""
         try:
@@ -250,8 +342,8 @@ class LibvirtHypervisor:
             self._changes += 1
             self._records.pop(uid, None)
 
-    async def _tell_of_disk(self, uid: str, verb: verbs.Verb) -> None:
-        """The event comes a moment later: until then nobody shall be told of the disks there were before."""
+    async def _tell_of_device(self, uid: str, verb: verbs.Verb) -> None:
+        """The event comes a moment later: until then nobody shall be told of the devices there were before."""
         try:
             await self._tell(uid, verb)
         finally:
@@ -285,7 +377,8 @@ def _start(
             return _already_on(handle, spec.marks)
         raise
     disks, drives = domain_xml.as_attached(spec.disks, buffered), domain_xml.drives_as_attached(spec.drives)
-    return Record(spec.marks, verbs.write_run(handle), disks, drives), handle.state()
+    nics = domain_xml.nics_as_attached(spec.nics)
+    return Record(spec.marks, verbs.write_run(handle), disks, drives, nics), handle.state()
 
 
 def _already_on(handle: DomainHandle, wanted: Marks) -> tuple[Record, tuple[int, int]]:
@@ -304,6 +397,19 @@ def _observe(uid: str, connection: ConnectionHandle) -> tuple[Record, tuple[int,
         if is_code(error, libvirt.VIR_ERR_NO_DOMAIN):
             return None
         raise
+
+
+async def _within(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Raises `HypervisorError(reason="HaltedTooLong")` when it takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work()
+    except TimeoutError:
+        raise HypervisorError(
+            f"The pools of the machine's volumes did not keep what is in them within {seconds:.0f} s, and the guest must"
+            " not be halted longer: it went on, and there is no snapshot. Look at the pools; it is tried again.",
+            reason="HaltedTooLong",
+        ) from None
 
 
 def _remove_logs(directory: Path, uid: str) -> None:

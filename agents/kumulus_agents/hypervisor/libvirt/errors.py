@@ -53,6 +53,12 @@ TEXTS: Sequence[tuple[str, str, bool]] = (
 )
 """QEMU has no codes; libvirt passes on what it printed."""
 
+SENTENCES: Mapping[str, str] = {
+    "WrongPassphrase": "A volume of the machine was encrypted with another passphrase than its host was given for it: put that"
+    " one back into the Secret that its class names, and tell your operator.",
+}
+"""What is said in place of what libvirt says, by reason."""
+
 MESSAGE_MAX = 1024
 
 
@@ -67,7 +73,7 @@ def translate(error: libvirt.libvirtError) -> HypervisorError:
         return HypervisorError(message, reason=reason, retryable=retryable)
     for text, reason, retryable in TEXTS:
         if text in message:
-            return HypervisorError(message, reason=reason, retryable=retryable)
+            return HypervisorError(SENTENCES.get(reason, message), reason=reason, retryable=retryable)
     return HypervisorError(message)
 
 

@@ -31,11 +31,15 @@ class DomainHandle(Protocol):
     def setBlockIoTune(self, disk: str, params: Mapping[str, int], flags: int) -> int: ...  # noqa: N802
     def snapshotCreateXML(self, xml: str, flags: int) -> object: ...  # noqa: N802
     def blockCommit(self, disk: str, base: str, top: str, bandwidth: int, flags: int) -> int: ...  # noqa: N802
+    def blockCopy(self, disk: str, destxml: str, params: Mapping[str, int], flags: int) -> int: ...  # noqa: N802
     def blockJobInfo(self, disk: str, flags: int = 0) -> Mapping[str, int]: ...  # noqa: N802
     def blockJobAbort(self, disk: str, flags: int) -> int: ...  # noqa: N802
     def agentSetResponseTimeout(self, timeout: int, flags: int) -> int: ...  # noqa: N802
+    def fsFreeze(self, mountpoints: None = None, flags: int = 0) -> int: ...  # noqa: N802
     def fsThaw(self, mountpoints: None = None, flags: int = 0) -> int: ...  # noqa: N802
-    def setMetadata(self, type: int, metadata: str, key: str, uri: str, flags: int) -> int: ...  # noqa: N802
+    def setMetadata(  # noqa: N802
+        self, type: int, metadata: str | None, key: str, uri: str, flags: int
+    ) -> int: ...
 
 
 class SecretHandle(Protocol):

@@ -1,8 +1,10 @@
 """The marks of Kumulus in a domain's own metadata, as XML. Pure.
 
-Two elements, one a namespace, as libvirt wants it: `instance` has the marks and is in the persistent
-and the live definition; `run` says when this run began and is in the live definition alone, so that
-it goes with the run, whoever ends it and starts another.
+Four elements, one a namespace, as libvirt wants it: `instance` has the marks and is in the persistent
+and the live definition; `run` says when this run began, `rest` that its guest was asked to bring its file
+systems to rest and is not known to have gone on, `hold` that the guest is held for a snapshot, and what has
+to be done that it goes on. These three are in the live definition alone, so that they go with the run,
+whoever ends it and starts another.
 
 Text is percent-encoded: XML cannot carry every character, and a name that is a DNS label stays as
 it is for whoever reads `virsh dumpxml`.
@@ -16,14 +18,29 @@ from xml.etree import ElementTree
 
 from kumulus.api.compute import PowerState
 from kumulus_agents.hypervisor.libvirt import attached
-from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, Marks
+from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, AttachedNic, Marks
 
 NAMESPACE = "https://kumulus.io/xmlns/domain/1"
 PREFIX = "kumulus"
 RUN_NAMESPACE = "https://kumulus.io/xmlns/run/1"
 RUN_PREFIX = "kumulus-run"
+REST_NAMESPACE = "https://kumulus.io/xmlns/rest/1"
+REST_PREFIX = "kumulus-rest"
+REST_XML = "<rest/>"
+HOLD_NAMESPACE = "https://kumulus.io/xmlns/hold/1"
+HOLD_PREFIX = "kumulus-hold"
 
 SAFE = "/:+,@= "
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """That a guest is held, and how."""
+
+    halted: bool
+    """Its CPUs ran before."""
+    frozen: bool
+    """Its file systems may be frozen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +52,10 @@ class Record:
     disks: tuple[AttachedDisk, ...] = ()
     """What devices it has, which is read along with it."""
     drives: tuple[AttachedDrive, ...] = ()
+    nics: tuple[AttachedNic, ...] = ()
+    resting: bool = False
+    """Its guest was asked to bring its file systems to rest, and is not known to have gone on."""
+    hold: Hold | None = None
 
 
 def domain_name(uid: str) -> str:
@@ -67,6 +88,12 @@ def run_xml(started_at: float) -> str:
     return ElementTree.tostring(ElementTree.Element("run", {"startedAt": f"{started_at:.3f}"}), encoding="unicode")
 
 
+def hold_xml(hold: Hold) -> str:
+    """The `hold` element for `virDomainSetMetadata`."""
+    said = {name: "yes" for name, so in (("halted", hold.halted), ("frozen", hold.frozen)) if so}
+    return ElementTree.tostring(ElementTree.Element("hold", said), encoding="unicode")
+
+
 def read(domain_xml: str) -> Record | None:
     """What the metadata of a domain says, or None if the domain is not Kumulus' own.
 
@@ -84,7 +111,13 @@ def read(domain_xml: str) -> Record | None:
     if root.findtext("uuid") != marks.uid or root.findtext("name") != domain_name(marks.uid):
         return None
     return Record(
-        marks, _started_at(root.find(f"metadata/{{{RUN_NAMESPACE}}}run")), attached.disks(root), attached.drives(root)
+        marks,
+        _started_at(root.find(f"metadata/{{{RUN_NAMESPACE}}}run")),
+        attached.disks(root),
+        attached.drives(root),
+        attached.nics(root),
+        root.find(f"metadata/{{{REST_NAMESPACE}}}rest") is not None,
+        _hold(root.find(f"metadata/{{{HOLD_NAMESPACE}}}hold")),
     )
 
 
@@ -106,6 +139,12 @@ def _started_at(element: ElementTree.Element | None) -> float | None:
         return None if element is None else float(element.attrib["startedAt"])
     except (KeyError, ValueError):
         return None
+
+
+def _hold(element: ElementTree.Element | None) -> Hold | None:
+    if element is None:
+        return None
+    return Hold(halted=element.get("halted") == "yes", frozen=element.get("frozen") == "yes")
 
 
 def _encode(text: str) -> str:

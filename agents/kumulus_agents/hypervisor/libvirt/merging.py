@@ -11,31 +11,14 @@ https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainBlockCommit
 from __future__ import annotations
 
 import itertools
-import time
 from dataclasses import dataclass
 
 import libvirt
 
-from kumulus_agents.hypervisor.libvirt import attached, marks, state, verbs
-from kumulus_agents.hypervisor.libvirt.errors import is_code
+from kumulus_agents.hypervisor.libvirt import attached, block_jobs
+from kumulus_agents.hypervisor.libvirt.block_jobs import Job
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
-from kumulus_agents.hypervisor.protocol import DomainState, HypervisorError
-
-LOOK_EVERY = 0.2
-"""Seconds between two questions how far it is."""
-_SETTLE = 0.01
-_MOST_HALTED = 20.0
-"""Seconds that the guest may be halted at most until both files say the same; else it goes on, and that is tried again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """How far a merge is."""
-
-    done: int
-    total: int
-    ready: bool
-    """The upper file is what the guest writes to, and the lower one has caught up."""
+from kumulus_agents.hypervisor.protocol import HypervisorError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +32,8 @@ class Merging:
 
     def begin(self, connection: ConnectionHandle) -> None:
         """Begin, unless it was begun or is done."""
-        handle, target, chain = self._disk(connection)
+        handle, target, xml = self._disk(connection)
+        chain = self._chain(xml)
         if self._merged(chain) or handle.blockJobInfo(target):
             return
         flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if chain[0] == self.upper else 0
@@ -60,10 +44,10 @@ class Merging:
         handle, target, _ = self._disk(connection)
         info = handle.blockJobInfo(target)
         if info:
-            ready = attached.merge_is_ready(handle.XMLDesc(0), self.volume)
+            ready = attached.has_caught_up(handle.XMLDesc(0), self.volume)
             return Job(info.get("cur", 0), info.get("end", 0), ready)
-        _, _, chain = self._disk(connection)
-        if self._merged(chain):
+        _, _, xml = self._disk(connection)
+        if self._merged(self._chain(xml)):
             return None
         raise HypervisorError(
             "The emulator gave up merging layers of a disk. All data is there; it is tried again.", reason="MergeFailed"
@@ -72,39 +56,13 @@ class Merging:
     def switch(self, connection: ConnectionHandle) -> bool:
         """Let the guest write to the lower file. Whether it was halted for that, and has to be resumed."""
         handle, target, _ = self._disk(connection)
-        halted = state.state_of(*handle.state()) is DomainState.RUNNING
-        if halted:
-            verbs.pause(handle)
-        try:
-            self._settle(handle, target)
-            handle.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
-        except (libvirt.libvirtError, HypervisorError):
-            if attached.chain_of(handle.XMLDesc(0), self.volume)[:1] == (self.upper,):
-                if halted:
-                    verbs.resume(handle)
-                raise
-        return halted
+        return block_jobs.switch(handle, target, lambda xml: self._chain(xml)[:1] != (self.upper,))
 
-    def _settle(self, handle: DomainHandle, target: str) -> None:
-        """Wait until both files say the same: nobody writes any more."""
-        deadline = time.monotonic() + _MOST_HALTED
-        while (info := handle.blockJobInfo(target)) and info.get("cur") != info.get("end"):
-            if time.monotonic() > deadline:
-                raise HypervisorError("The disk is too slow to merge its layers just now.", reason="MergeFailed")
-            time.sleep(_SETTLE)
+    def _disk(self, connection: ConnectionHandle) -> tuple[DomainHandle, str, str]:
+        return block_jobs.disk_of(connection, self.uid, self.volume)
 
-    def _disk(self, connection: ConnectionHandle) -> tuple[DomainHandle, str, tuple[str, ...]]:
-        handle = verbs.lookup(connection, self.uid)
-        try:
-            xml = handle.XMLDesc(0) if handle is not None and handle.isActive() else None
-        except libvirt.libvirtError as error:
-            if not is_code(error, libvirt.VIR_ERR_NO_DOMAIN):
-                raise
-            xml = None
-        target = attached.target_of(xml, self.volume) if xml is not None else None
-        if handle is None or xml is None or target is None or marks.read(xml) is None:
-            raise HypervisorError("The machine has not got the disk, or is off.", reason="DiskNotAttached")
-        return handle, target, attached.chain_of(xml, self.volume)
+    def _chain(self, xml: str) -> tuple[str, ...]:
+        return attached.chain_of(xml, self.volume)
 
     def _merged(self, chain: tuple[str, ...]) -> bool:
         """Whether the emulator is done. Raises `HypervisorError` when the two are not what the disk is made of."""

@@ -8,7 +8,7 @@ https://libvirt.org/formatsecret.html
 from __future__ import annotations
 
 import binascii
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -17,6 +17,7 @@ import libvirt
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle
 from kumulus_agents.hypervisor.libvirt.sources import luks_secret_of, secret_of
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, HypervisorError
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import DiskSource, RbdSource
 
 
@@ -27,11 +28,17 @@ def lent(connection: ConnectionHandle, disks: Iterable[DomainDisk | DomainDrive]
     locked = [
         (disk.source, disk.passphrase) for disk in every if isinstance(disk, DomainDisk) and disk.passphrase is not None
     ]
+    with unlocking(connection, locked), lent_to(connection, [disk.source for disk in every]):
+        yield
+
+
+@contextmanager
+def unlocking(connection: ConnectionHandle, locked: Sequence[tuple[DiskSource, Passphrase]]) -> Iterator[None]:
+    """The passphrases of what is encrypted are libvirt's inside. Blocks. Raises `libvirtError`."""
     try:
         for source, passphrase in locked:
             connection.secretDefineXML(_luks_xml(source), 0).setValue(passphrase.text.encode(), 0)
-        with lent_to(connection, [disk.source for disk in every]):
-            yield
+        yield
     finally:
         for source, _ in locked:
             with suppress(libvirt.libvirtError):

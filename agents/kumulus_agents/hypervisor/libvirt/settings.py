@@ -24,6 +24,10 @@ class LibvirtSettings(BaseModel):
 
     uri: str = Field(default="qemu:///system", description="Where libvirtd is.")
     acceleration: Acceleration = Field(default=Acceleration.AUTO, description="auto, kvm or tcg.")
+    acceleration_file: Path | None = Field(
+        default=Path("/run/kumulus/acceleration"),
+        description="Where it is kept what was found out about it, until the host boots. None: found out each time.",
+    )
     emulated_cpu: str = Field(
         default="Nehalem",
         description="CPU model of guests that are emulated (tcg): a model of libvirt, or `maximum`. The default"

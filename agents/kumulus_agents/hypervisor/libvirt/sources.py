@@ -31,14 +31,14 @@ def add(disk: Element, source: DiskSource) -> None:
             SubElement(auth, "secret", type="ceph", uuid=secret_of(source))
 
 
-def add_below(disk: Element, below: Sequence[LayerFile]) -> None:
-    """Say what the disk stands on, all the way down, and where that ends: libvirt then reads no header, which a guest
-    may have written."""
+def add_below(disk: Element, source: DiskSource, below: Sequence[LayerFile]) -> None:
+    """Say what the disk, which is there, stands on, all the way down, and where that ends: libvirt then reads no header,
+    which a guest may have written. Layers that are encrypted have the passphrase of the disk."""
     at = disk
     for file in below:
         at = SubElement(at, "backingStore", type="file")
         SubElement(at, "format", type=file.format)
-        SubElement(at, "source", file=file.path)
+        _add_encryption(SubElement(at, "source", file=file.path), source if file.encrypted else None)
     SubElement(at, "backingStore")
 
 
@@ -46,9 +46,13 @@ def add_encryption(disk: Element, source: DiskSource) -> None:
     """Say that what is there is encrypted. The passphrase is not in it, but the name of the secret that has it."""
     element = disk.find("source")
     assert element is not None
-    SubElement(
-        SubElement(element, "encryption", format="luks"), "secret", type="passphrase", uuid=luks_secret_of(source)
-    )
+    _add_encryption(element, source)
+
+
+def _add_encryption(element: Element, source: DiskSource | None) -> None:
+    if source is not None:
+        encryption = SubElement(element, "encryption", format="luks")
+        SubElement(encryption, "secret", type="passphrase", uuid=luks_secret_of(source))
 
 
 def luks_secret_of(source: DiskSource) -> str:

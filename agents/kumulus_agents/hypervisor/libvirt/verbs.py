@@ -14,7 +14,7 @@ from kumulus.api.qos import Qos
 from kumulus_agents.hypervisor.libvirt import attached, domain_xml, iotune, marks, secrets, state
 from kumulus_agents.hypervisor.libvirt.errors import UNPLUGGING, is_code, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
-from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, DomainDisk, HypervisorError, Marks
+from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, DomainDisk, DomainNic, HypervisorError, Marks
 from kumulus_agents.storage.source import DiskSource, RbdSource
 
 Verb = Callable[[DomainHandle], None]
@@ -104,9 +104,13 @@ def detach_disk(volume: str, handle: DomainHandle) -> None:
 
     Not by `virDomainDetachDeviceAlias`, which does not wait: libvirtd 9.0 dies of a second request beside the first.
     """
+    _detach(handle, lambda xml: attached.xml_of(xml, volume))
+
+
+def _detach(handle: DomainHandle, find: Callable[[str], str | None]) -> None:
     with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
         for where, now in _definitions(handle).items():
-            xml = attached.xml_of(now, volume)
+            xml = find(now)
             if xml is None:
                 continue
             try:
@@ -115,8 +119,24 @@ def detach_disk(volume: str, handle: DomainHandle) -> None:
                 if translate(error).reason == UNPLUGGING:
                     continue  # asked before, and the guest thinks about it
                 # It may have gone while we asked, or by the request of an agent that has died since.
-                if attached.target_of(_definitions(handle).get(where, "<domain/>"), volume) is not None:
+                if find(_definitions(handle).get(where, "<domain/>")) is not None:
                     raise
+
+
+def attach_nic(nic: DomainNic, handle: DomainHandle) -> None:
+    """Give the definition the interface, then the guest: who dies in between does the rest the next time."""
+    if not handle.isActive():
+        return
+    xml = domain_xml.render_nic(nic)
+    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+        for where, now in _definitions(handle).items():
+            if attached.nic_xml(now, nic.uid) is None:
+                handle.attachDeviceFlags(xml, where)
+
+
+def detach_nic(uid: str, handle: DomainHandle) -> None:
+    """Take the interface out of the definition, then ask the guest to let go of it; waits 5 s at most for that."""
+    _detach(handle, lambda xml: attached.nic_xml(xml, uid))
 
 
 def resize_disk(uid: str, volume: str, size: int, connection: ConnectionHandle) -> bool:
@@ -219,6 +239,19 @@ def write_run(handle: DomainHandle) -> float:
             libvirt.VIR_DOMAIN_AFFECT_LIVE,
         )
     return now
+
+
+def note_rest(asked: bool, handle: DomainHandle) -> None:
+    """Write into the live definition alone that the guest is asked to bring its file systems to rest, or that it has gone
+    on. The domain has ended: nothing is written."""
+    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+        handle.setMetadata(
+            libvirt.VIR_DOMAIN_METADATA_ELEMENT,
+            marks.REST_XML if asked else None,
+            marks.REST_PREFIX,
+            marks.REST_NAMESPACE,
+            libvirt.VIR_DOMAIN_AFFECT_LIVE,
+        )
 
 
 def direct(source: DiskSource) -> bool:

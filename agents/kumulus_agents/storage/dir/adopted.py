@@ -18,7 +18,7 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from kumulus.api.host import UnownedKind
-from kumulus_agents.storage import cage, qcow2
+from kumulus_agents.storage import cage, chain, qcow2
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.dir import unowned
@@ -26,12 +26,13 @@ from kumulus_agents.storage.dir.images import stored as stored_image
 from kumulus_agents.storage.dir.pool import PoolDirectory
 from kumulus_agents.storage.dir.unowned import Found
 from kumulus_agents.storage.layers import Layers, from_record
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.rejection import Rejected
 from kumulus_agents.storage.settings import StorageSettings
 
-_KNOWN = frozenset({"image", "thick", "retained", "active", "layers", "snapshots"})
+_KNOWN = frozenset({"image", "thick", "retained", "active", "layers", "snapshots", "encrypted"})
 """What a record says of a volume."""
 _DATA_FILE = 1 << 2
 _LOCKS = (100, 200)
@@ -47,6 +48,7 @@ async def adopt(
     namespace: str | None,
     *,
     foreign: bool,
+    passphrase: Passphrase | None = None,
 ) -> None:
     """See `Adopting.adopt_volume`. One at a time in a pool. Raises `StorageError` or `OSError`."""
     with pool.volumes() as volumes, pool.top() as top:
@@ -61,7 +63,7 @@ async def adopt(
         record = await in_thread(read_record, volumes, f"{old}.json") or {}
         fd = await in_thread(_open, where, name)
         try:
-            await _judge(pool, settings, fd, old, record)
+            await _judge(pool, settings, fd, old, record, passphrase)
             if not waiting:
                 await in_thread(_take, where, name, volumes, uid, fd)
             await in_thread(_settle, volumes, uid, old, fd, record)
@@ -112,7 +114,14 @@ def _open(where: Directory, name: str) -> int:
     return fd
 
 
-async def _judge(pool: PoolDirectory, settings: StorageSettings, fd: int, old: str, record: dict[str, object]) -> None:
+async def _judge(
+    pool: PoolDirectory,
+    settings: StorageSettings,
+    fd: int,
+    old: str,
+    record: dict[str, object],
+    passphrase: Passphrase | None,
+) -> None:
     """Whether the file may be used: as an import when it is foreign, by what our record says when it was a volume."""
     try:
         one_file = from_record(old, record) == Layers.first(old) and not record.keys() - _KNOWN
@@ -120,17 +129,20 @@ async def _judge(pool: PoolDirectory, settings: StorageSettings, fd: int, old: s
         one_file = False
     if not one_file:
         raise _refused("is not all there is of the volume that it was, which had snapshots or stood on one")
-    image = record.get("image")
+    encrypted, image = bool(record.get("encrypted")), record.get("image")
+    if encrypted != (passphrase is not None):
+        raise _refused("is encrypted, and a class that encrypts is to take it" if encrypted else "is not encrypted")
     if isinstance(image, str):
         with pool.images() as images:
             if await in_thread(stored_image, pool, images.whole, image) is None:
                 raise StorageError(
                     "The image that the data stands on is not in the pool any more.", reason="ImageNotReady"
                 )
-        await in_thread(_stands_on, fd, pool.backing_of_volume(image))
-        return
-    if "retained" in record:
-        await in_thread(_stands_on, fd, "")
+    if isinstance(image, str) or "retained" in record or passphrase is not None:
+        below = pool.backing_of_volume(image) if isinstance(image, str) else ""
+        await in_thread(_stands_on, fd, below, encrypted=encrypted)
+        if passphrase is not None:
+            await chain.unlock(fd, passphrase, settings)
         return
     answer = await cage.inspect(fd, "qcow2", settings.max_virtual_size, settings=settings.cage)
     if isinstance(why := answer.get("rejected"), str):
@@ -139,7 +151,7 @@ async def _judge(pool: PoolDirectory, settings: StorageSettings, fd: int, old: s
         raise _refused("could not be inspected")
 
 
-def _stands_on(fd: int, backing: str) -> None:
+def _stands_on(fd: int, backing: str, *, encrypted: bool) -> None:
     """The header names the image that the record names, in our words, or none, and no other file.
 
     It may have a bitmap, which an import may not: ours, or an emulator's that a guest took over. Nothing reads it
@@ -154,8 +166,8 @@ def _stands_on(fd: int, backing: str) -> None:
     except Rejected as error:
         raise _refused(str(error)) from error
     named = read(header.backing_offset, min(header.backing_size, 1024)) if header.backing_offset else b""
-    if named != backing.encode() or header.incompatible & _DATA_FILE or header.crypt_method:
-        raise _refused("is encrypted, or names other files than the image that it was made from")
+    if named != backing.encode() or header.incompatible & _DATA_FILE or bool(header.crypt_method) != encrypted:
+        raise _refused("is encrypted otherwise than it was, or names other files than the image that it was made from")
 
 
 def _take(where: Directory, name: str, volumes: Directory, uid: str, fd: int) -> None:
@@ -175,7 +187,8 @@ def _take(where: Directory, name: str, volumes: Directory, uid: str, fd: int) ->
 
 def _settle(volumes: Directory, uid: str, old: str, fd: int, record: dict[str, object]) -> None:
     """The record first: a volume that exists has one."""
-    known = {"image": record.get("image"), "thick": record.get("thick") is True}
+    known = {key: record[key] for key in ("image", "encrypted") if record.get(key)}
+    known["thick"] = record.get("thick") is True
     write_record(volumes, f"{uid}.json", known, flush=False)
     volumes.settle(fd, _adopting(uid), f"{uid}.qcow2")
     if not volumes.exists(f"{old}.qcow2"):

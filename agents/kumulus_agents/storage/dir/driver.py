@@ -7,21 +7,24 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
 
 from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import OPTICAL, ImageContent, ImageFormat
+from kumulus_agents.storage import chain
 from kumulus_agents.storage.adoption import Unclaimed
 from kumulus_agents.storage.apart import apart
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.claims import Claims
-from kumulus_agents.storage.dir import adopted, disks, images, keepers, snapshots, unowned, uses, volumes
+from kumulus_agents.storage.dir import adopted, arrivals, disks, images, keepers, snapshots, unowned, uses, volumes
 from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.dir.volumes import Source
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
+from kumulus_agents.storage.moving import Arrival, Content, Traits, Use
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.passphrase import Passphrase
@@ -245,9 +248,11 @@ class DirStorage:
         thick: bool,
         passphrase: Passphrase,
         progress: ProgressListener | None = None,
+        *,
+        origin_passphrase: Passphrase | None = None,
     ) -> StoredVolume:
         """See `EncryptedVolumes.ensure_encrypted_volume`. The image it stands on is as it was."""
-        return await self._ensure_volume(uid, size, origin, thick, progress, passphrase)
+        return await self._ensure_volume(uid, size, origin, thick, progress, passphrase, origin_passphrase)
 
     async def _ensure_volume(
         self,
@@ -257,6 +262,7 @@ class DirStorage:
         thick: bool,
         progress: ProgressListener | None,
         passphrase: Passphrase | None,
+        origin_passphrase: Passphrase | None = None,
     ) -> StoredVolume:
         image = uid_of(origin.image.uid) if origin is not None and origin.image is not None else None
         source = _copied(origin)
@@ -270,15 +276,11 @@ class DirStorage:
                     async with self._made_of(image):
                         await self._make_on_image(uid, image, size, thick, pace, passphrase)
                 elif source is not None and origin is not None and origin.linked:
-                    if passphrase is not None:
-                        raise StorageError(
-                            "Volumes that stand on a snapshot are not encrypted yet.",
-                            reason="EncryptedCopy",
-                            retryable=False,
-                        )
-                    await self._make_linked(uid, source, size, thick, pace)
+                    if passphrase != origin_passphrase:
+                        raise _linked_otherwise()
+                    await self._make_linked(uid, source, size, thick, pace, passphrase)
                 elif source is not None:
-                    await self._make_copy(uid, source, size, thick, pace, passphrase)
+                    await self._make_copy(uid, source, size, thick, pace, passphrase, origin_passphrase)
                 else:
                     plan = volumes.plan_blank(size, thick)
                     await volumes.make(self._pool, self._settings, uid, plan, None, pace, passphrase)
@@ -338,14 +340,22 @@ class DirStorage:
             return await in_thread(unowned.summary, self._pool, owned)
 
     async def adopt_volume(
-        self, uid: str, id: str, owned: Collection[str], namespace: str | None, *, foreign: bool
+        self,
+        uid: str,
+        id: str,
+        owned: Collection[str],
+        namespace: str | None,
+        *,
+        foreign: bool,
+        passphrase: Passphrase | None = None,
     ) -> StoredVolume:
         """See `Adopting.adopt_volume`."""
         async with self._lock("adoption"), self._lock(f"volume {uid_of(uid)}"):
             if (found := await self.volume(uid)) is not None:
                 return found
             with told_as("adopt the data"):
-                await adopted.adopt(self._pool, self._settings, uid, uid_of(id), owned, namespace, foreign=foreign)
+                adopt = partial(adopted.adopt, foreign=foreign, passphrase=passphrase)
+                await adopt(self._pool, self._settings, uid, uid_of(id), owned, namespace)
             return await self._present(uid)
 
     async def retain_volume(self, uid: str, namespace: str | None, name: str) -> None:
@@ -354,6 +364,66 @@ class DirStorage:
             with told_as("note whose the volume was"):
                 await in_thread(adopted.retain, self._pool, uid, namespace, name)
 
+    async def traits(self, uid: str) -> Traits:
+        """See `MovableVolumes.traits`."""
+        with told_as("look for the volume"):
+            return await in_thread(arrivals.traits, self._pool, uid_of(uid))
+
+    async def send_volume(self, uid: str, use: Use) -> None:
+        """See `MovableVolumes.send_volume`."""
+        async with self._copied(uid_of(uid)):
+            await self._present(uid)
+            with told_as("copy the volume"), volumes.open_chain(self._pool, uid) as copied, chain.lending(copied):
+                await use(replace(copied, lent=True))
+
+    async def arrival(self, uid: str) -> Arrival | None:
+        """See `MovableVolumes.arrival`."""
+        with told_as("look for the volume"):
+            return await in_thread(arrivals.find, self._pool, uid_of(uid))
+
+    async def begin_arrival(
+        self, uid: str, traits: Traits, passphrase: Passphrase | None = None, *, live: bool = False
+    ) -> Arrival:
+        """See `MovableVolumes.begin_arrival`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            with told_as("make room for the volume"):
+                work = partial(arrivals.begin, self._pool, self._settings, uid, traits, passphrase, live=live)
+                return await in_thread(work)
+
+    async def fill_arrival(
+        self,
+        uid: str,
+        traits: Traits,
+        content: Content,
+        progress: ProgressListener,
+        passphrase: Passphrase | None = None,
+    ) -> None:
+        """See `MovableVolumes.fill_arrival`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            with told_as("copy the volume"):
+                await arrivals.fill(self._pool, self._settings, uid, traits, content, Pace(progress), passphrase)
+
+    async def reserve_arrival(self, uid: str, traits: Traits) -> None:
+        """See `MovableVolumes.reserve_arrival`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            if traits.thick:
+                with told_as("reserve the volume's space"):
+                    await in_thread(arrivals.reserve, self._pool, uid, traits)
+
+    async def settle_arrival(self, uid: str, traits: Traits, move: str) -> None:
+        """See `MovableVolumes.settle_arrival`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            with told_as("note that the volume has come"):
+                await in_thread(arrivals.settle, self._pool, uid, traits, move)
+
+    async def abandon_arrival(self, uid: str) -> None:
+        """See `MovableVolumes.abandon_arrival`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            with told_as("remove what has come of the volume"):
+                await in_thread(arrivals.abandon, self._pool, uid)
+                if self._pool.shared and await self.volume(uid) is None:
+                    await in_thread(keepers.remove, self._pool, uid)
+
     async def snapshot(self, volume: str, snapshot: str) -> StoredSnapshot | None:
         """See `StorageDriver.snapshot`."""
         with told_as("look for the snapshot"):
@@ -361,16 +431,22 @@ class DirStorage:
 
     async def begin_snapshot(self, volume: str, snapshot: str, *, live: bool = False) -> StoredVolume:
         """See `StorageDriver.begin_snapshot`."""
+        return await self._begin_snapshot(volume, snapshot, None, live=live)
+
+    async def begin_encrypted_snapshot(
+        self, volume: str, snapshot: str, passphrase: Passphrase, *, live: bool = False
+    ) -> StoredVolume:
+        """See `EncryptedVolumes.begin_encrypted_snapshot`."""
+        return await self._begin_snapshot(volume, snapshot, passphrase, live=live)
+
+    async def _begin_snapshot(
+        self, volume: str, snapshot: str, passphrase: Passphrase | None, *, live: bool
+    ) -> StoredVolume:
         async with self._lock(f"volume {uid_of(volume)}"):
-            if (await self._present(volume)).encrypted:
-                raise StorageError(
-                    "Snapshots of encrypted volumes are not taken yet. Copy what is in it within a machine.",
-                    reason="EncryptedSnapshot",
-                    retryable=False,
-                )
             with told_as("take the snapshot"):
-                work = partial(snapshots.begin, self._pool, self._settings, volume, uid_of(snapshot), live=live)
-                await in_thread(work)
+                await self._unlock(await self._present(volume), volume, passphrase)
+                begin = partial(snapshots.begin, live=live, passphrase=passphrase)
+                await in_thread(begin, self._pool, self._settings, volume, uid_of(snapshot))
             return await self._present(volume)
 
     async def confirm_snapshot(
@@ -401,21 +477,31 @@ class DirStorage:
         async with self._lock(f"volume {uid_of(volume)}"):
             if volume in self._merging:
                 raise StorageError("Layers of the volume are being merged. Wait.", reason="VolumeInUse")
-            if (await self._present(volume)).encrypted:
-                raise StorageError(
-                    "What changed in encrypted volumes is not known.", reason="ChangesUnsupported", retryable=False
-                )
+            await self._present(volume)
             with told_as("read what changed"):
                 return await in_thread(snapshots.changes, self._pool, volume, since, until)
 
     async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
         """See `StorageDriver.revert_volume`."""
+        return await self._revert_volume(volume, snapshot, request, None)
+
+    async def revert_encrypted_volume(
+        self, volume: str, snapshot: str, request: str, passphrase: Passphrase
+    ) -> StoredVolume:
+        """See `EncryptedVolumes.revert_encrypted_volume`."""
+        return await self._revert_volume(volume, snapshot, request, passphrase)
+
+    async def _revert_volume(
+        self, volume: str, snapshot: str, request: str, passphrase: Passphrase | None
+    ) -> StoredVolume:
+        wanted = (volume, uid_of(snapshot), uid_of(request))
         async with self._lock(f"volume {uid_of(volume)}"):
-            await self._present(volume)
+            found = await self._present(volume)
             self._refuse_copied(volume)
             with told_as("revert the volume"):
                 await in_thread(snapshots.refuse_begun, self._pool, volume)
-                await in_thread(snapshots.revert, self._pool, self._settings, volume, uid_of(snapshot), uid_of(request))
+                await self._unlock(found, volume, passphrase)
+                await in_thread(snapshots.revert, self._pool, self._settings, *wanted, passphrase)
             return await self._present(volume)
 
     async def adopt(self, volume: str, path: str) -> None:
@@ -437,12 +523,24 @@ class DirStorage:
 
     async def merge(self, volume: str, merge: Merge, progress: ProgressListener | None = None) -> None:
         """See `StorageDriver.merge`."""
+        await self._merge(volume, merge, None, progress)
+
+    async def merge_encrypted(
+        self, volume: str, merge: Merge, passphrase: Passphrase, progress: ProgressListener | None = None
+    ) -> None:
+        """See `EncryptedVolumes.merge_encrypted`."""
+        await self._merge(volume, merge, passphrase, progress)
+
+    async def _merge(
+        self, volume: str, merge: Merge, passphrase: Passphrase | None, progress: ProgressListener | None
+    ) -> None:
+        pace = Pace(progress or _ignore)
         async with self._lock(f"volume {uid_of(volume)}"):
             self._refuse_copied(volume)
             self._merging.add(volume)
             try:
                 with told_as("merge the volume's layers"):
-                    await snapshots.merge(self._pool, self._settings, volume, merge, Pace(progress or _ignore))
+                    await snapshots.merge(self._pool, self._settings, volume, merge, pace, passphrase)
             finally:
                 self._merging.discard(volume)
 
@@ -474,11 +572,25 @@ class DirStorage:
             await volumes.make(self._pool, self._settings, uid, plan, copied, pace, passphrase)
 
     async def _make_copy(
-        self, uid: str, source: Source, size: int | None, thick: bool, pace: Pace, passphrase: Passphrase | None
+        self,
+        uid: str,
+        source: Source,
+        size: int | None,
+        thick: bool,
+        pace: Pace,
+        passphrase: Passphrase | None,
+        origin_passphrase: Passphrase | None,
     ) -> None:
-        async with self._copied(source.volume):
+        """What is encrypted is copied to what is encrypted, with whatever passphrase, and never to what is not."""
+        async with self._copied(source.volume) as found:
+            if found is not None and found.encrypted and passphrase is None:
+                raise _in_clear("copy of it would not be. Have a class that encrypts make the copy.")
+            if found is not None and found.encrypted != (origin_passphrase is not None):
+                raise volumes.mismatch()
             plan, layer = await in_thread(volumes.plan_copy, self._pool, source, size, thick)
-            with volumes.open_chain(self._pool, source.volume, layer) as copied:
+            if origin_passphrase is not None:  # before anything is made
+                await volumes.unlock(self._pool, self._settings, source.volume, origin_passphrase, layer)
+            with volumes.open_chain(self._pool, source.volume, layer, passphrase=origin_passphrase) as copied:
                 await volumes.make(self._pool, self._settings, uid, plan, copied, pace, passphrase)
 
     async def _take_in(self, image: ImageRef, source: images.Fetched, pace: Pace) -> None:
@@ -489,7 +601,9 @@ class DirStorage:
 
     async def _take_volume(self, image: ImageRef, source: Source, pace: Pace) -> None:
         """Make an image of the volume, or of a snapshot of it."""
-        async with self._copied(source.volume):
+        async with self._copied(source.volume) as found:
+            if found is not None and found.encrypted:
+                raise _in_clear("image of it would not be. Make the image of a volume that is not encrypted.")
             plan, layer = await in_thread(volumes.plan_copy, self._pool, source, None, False)
             with (
                 volumes.open_chain(self._pool, source.volume, layer) as copied,
@@ -497,22 +611,28 @@ class DirStorage:
             ):
                 await images.take_volume(self._pool, directories, image, copied, plan.copied, pace, self._settings)
 
-    async def _make_linked(self, uid: str, source: Source, size: int | None, thick: bool, pace: Pace) -> None:
+    async def _make_linked(
+        self, uid: str, source: Source, size: int | None, thick: bool, pace: Pace, passphrase: Passphrase | None
+    ) -> None:
         """The snapshot stays meanwhile: who removes it, or merges its layer, takes the lock of its volume."""
         async with self._lock(f"volume {source.volume}"):
-            plan = await in_thread(volumes.plan_link, self._pool, source, size, thick)
-            await volumes.make(self._pool, self._settings, uid, plan, None, pace)
+            link = partial(volumes.plan_link, encrypted=passphrase is not None)
+            plan = await in_thread(link, self._pool, source, size, thick)
+            if passphrase is not None and plan.linked_to is not None:
+                await volumes.unlock(self._pool, self._settings, source.volume, passphrase, plan.linked_to[1])
+            await volumes.make(self._pool, self._settings, uid, plan, None, pace, passphrase)
+
+    async def _unlock(self, found: StoredVolume, volume: str, passphrase: Passphrase | None) -> None:
+        """Before a layer is put on it: all that it stands on must open with the same passphrase."""
+        if found.encrypted != (passphrase is not None):
+            raise volumes.mismatch()
+        if passphrase is not None:
+            await volumes.unlock(self._pool, self._settings, volume, passphrase)
 
     @asynccontextmanager
-    async def _copied(self, volume: str) -> AsyncIterator[None]:
+    async def _copied(self, volume: str) -> AsyncIterator[StoredVolume | None]:
         """One copy of the same volume at a time. Its files stay as they are meanwhile."""
-        copied_from = await self.volume(volume)
-        if copied_from is not None and copied_from.encrypted:
-            raise StorageError(
-                "The volume that is to be copied is encrypted: such copies are not made yet.",
-                reason="EncryptedCopy",
-                retryable=False,
-            )
+        found = await self.volume(volume)
         if volume in self._merging:
             raise StorageError(
                 "Layers of the volume that is to be copied are being merged. Wait until that is done.",
@@ -521,7 +641,7 @@ class DirStorage:
         self._copying[volume] += 1
         try:
             async with self._lock(f"copy of {volume}"):
-                yield
+                yield found
         finally:
             self._copying[volume] -= 1
             self._copying += Counter()  # forget zeros
@@ -591,6 +711,19 @@ def _copied(origin: VolumeOrigin | None) -> Source | None:
     return None
 
 
+def _linked_otherwise() -> StorageError:
+    return StorageError(
+        "A volume that is linked to a snapshot is encrypted with the same passphrase as that, or not at all. Copy the"
+        " snapshot in full.",
+        reason="LinkedPassphrase",
+        retryable=False,
+    )
+
+
+def _in_clear(why: str) -> StorageError:
+    return StorageError(f"The volume is encrypted, and a {why}", reason="EncryptedCopy", retryable=False)
+
+
 def _ignore(_: ImportProgress) -> None:
     """Nobody listens."""
 
@@ -599,4 +732,4 @@ def make(pool: PoolRef, settings: StorageSettings, _: Secrets) -> StorageDriver:
     """The driver for a pool; what the entry point names. A file system that hosts share may stall."""
     if not pool.shared:
         return DirStorage(pool, settings)
-    return apart(lambda: DirStorage(pool, settings), pool.parameters.path or "/", pool.name)
+    return apart(DirStorage, lambda: DirStorage(pool, settings), pool.parameters.path or "/", pool.name)

@@ -21,6 +21,7 @@ from kumulus_agents.storage.dir.pool import PoolDirectory
 from kumulus_agents.storage.dir.volumes import Record, bytes_of, file_of, known, making, note
 from kumulus_agents.storage.layers import Kept, Taken
 from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import Merge, StorageError, StoredSnapshot
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.tracking import Extent, union
@@ -49,8 +50,16 @@ def _stored(volumes: Directory, volume: str, kept: Kept) -> StoredSnapshot:
     return StoredSnapshot(size, bytes_of(volumes, file), taken.at if taken is not None else None, indications)
 
 
-def begin(pool: PoolDirectory, settings: StorageSettings, volume: str, snapshot: str, *, live: bool) -> None:
-    """Put a layer on the volume. Blocks. Raises `StorageError` or `OSError`."""
+def begin(
+    pool: PoolDirectory,
+    settings: StorageSettings,
+    volume: str,
+    snapshot: str,
+    *,
+    live: bool,
+    passphrase: Passphrase | None = None,
+) -> None:
+    """Put a layer on the volume; `passphrase` is that of an encrypted one. Blocks. Raises `StorageError` or `OSError`."""
     with pool.volumes() as volumes:
         record = _known(volumes, volume)
         before = record.layers.snapshots.get(snapshot)
@@ -62,19 +71,26 @@ def begin(pool: PoolDirectory, settings: StorageSettings, volume: str, snapshot:
         below = file_of(volume, layers.active)
         with volumes.reading(below) as fd:
             size = chain.virtual_size(fd)
-        layer = _new_layer(volumes, settings, volume, below, size, tracked=not live)
+        layer = _new_layer(volumes, settings, volume, below, size, tracked=not live, passphrase=passphrase)
         note(volumes, volume, replace(record, layers=layers.frozen(snapshot, layer)))
 
 
 def _new_layer(
-    volumes: Directory, settings: StorageSettings, volume: str, below: str, size: int, *, tracked: bool
+    volumes: Directory,
+    settings: StorageSettings,
+    volume: str,
+    below: str,
+    size: int,
+    *,
+    tracked: bool,
+    passphrase: Passphrase | None,
 ) -> str:
     """An empty file that stands on the file `below`; its layer, which is in no record yet."""
     layer = str(uuid.uuid4())
     fd = volumes.fresh(making(volume))
     try:
-        create(settings, fd, size, backing=below)
-        if tracked:
+        create(settings, fd, size, backing=below, passphrase=passphrase)
+        if tracked and passphrase is None:
             track(settings, fd)
         volumes.settle(fd, making(volume), file_of(volume, layer))
     except BaseException:
@@ -85,7 +101,14 @@ def _new_layer(
     return layer
 
 
-def revert(pool: PoolDirectory, settings: StorageSettings, volume: str, snapshot: str, request: str) -> None:
+def revert(
+    pool: PoolDirectory,
+    settings: StorageSettings,
+    volume: str,
+    snapshot: str,
+    request: str,
+    passphrase: Passphrase | None = None,
+) -> None:
     """Go on from the snapshot. Blocks. Raises `StorageError` or `OSError`."""
     with pool.volumes() as volumes:
         record = _known(volumes, volume)
@@ -96,7 +119,8 @@ def revert(pool: PoolDirectory, settings: StorageSettings, volume: str, snapshot
             raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
         with volumes.reading(file_of(volume, record.layers.active)) as fd:
             size = chain.virtual_size(fd)
-        layer = _new_layer(volumes, settings, volume, file_of(volume, kept.layer), size, tracked=True)
+        below = file_of(volume, kept.layer)
+        layer = _new_layer(volumes, settings, volume, below, size, tracked=True, passphrase=passphrase)
         note(volumes, volume, replace(record, layers=record.layers.reverted(snapshot, layer), reverted=request))
 
 
@@ -175,14 +199,21 @@ def next_merge(pool: PoolDirectory, volume: str) -> Merge | None:
         return Merge(upper, lower, found[0] == record.layers.active)
 
 
-async def merge(pool: PoolDirectory, settings: StorageSettings, volume: str, wanted: Merge, pace: Pace) -> None:
+async def merge(
+    pool: PoolDirectory,
+    settings: StorageSettings,
+    volume: str,
+    wanted: Merge,
+    pace: Pace,
+    passphrase: Passphrase | None = None,
+) -> None:
     """Write what the upper file has into the lower one; then it goes. Raises `StorageError` or `OSError`."""
     with pool.volumes() as volumes:
         record = _known(volumes, volume)
         upper = _layer_of(pool, volume, record, wanted.upper)
         if upper is None:
             return
-        with files.open_chain(pool, volume, upper, write=2) as merged:
+        with files.open_chain(pool, volume, upper, write=2, passphrase=passphrase) as merged:
             size = await in_thread(chain.virtual_size, merged.layers[0])
             pace.stage("Merging", 0, size)
             await chain.commit(merged, size, settings, pace.at)
@@ -190,7 +221,7 @@ async def merge(pool: PoolDirectory, settings: StorageSettings, volume: str, wan
         for child in record.layers.children(upper):
             fd = volumes.open(file_of(volume, child), os.O_RDWR)
             try:
-                await chain.name_below(fd, below, settings)
+                await chain.name_below(fd, below, settings, passphrase)
             finally:
                 os.close(fd)
     await in_thread(merged_by_emulator, pool, volume, wanted)

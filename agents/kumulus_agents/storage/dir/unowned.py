@@ -134,6 +134,7 @@ def _entry(
             _virtual_size(where, name),
             namespace if isinstance(namespace, str) else None,
             volume if isinstance(volume, str) else None,
+            bool(record.get("encrypted")),
         ),
         name,
         in_volumes,

@@ -55,6 +55,9 @@ class Record:
     reverted: str | None = None
     """The last request to revert it that was carried out."""
     encrypted: bool = False
+    """All its layers are, with one passphrase, and so are those of other volumes that it stands on."""
+    moved: str | None = None
+    """The move that brought it here, of a volume that was made in another pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ def known(volumes: Directory, uid: str) -> Record | None:
         raise StorageError(
             "The volume's record is damaged. Restore the volume from a backup.", reason="VolumeDamaged"
         ) from error
-    image, reverted = record.get("image"), record.get("reverted")
+    image, reverted, moved = record.get("image"), record.get("reverted"), record.get("moved")
     return Record(
         layers,
         uid_of(image) if isinstance(image, str) else None,
@@ -94,6 +97,7 @@ def known(volumes: Directory, uid: str) -> Record | None:
         base,
         reverted if isinstance(reverted, str) else None,
         bool(record.get("encrypted")),
+        moved if isinstance(moved, str) else None,
     )
 
 
@@ -115,6 +119,8 @@ def note(volumes: Directory, uid: str, record: Record, *, flush: bool = True) ->
         written["reverted"] = record.reverted
     if record.encrypted:
         written["encrypted"] = True
+    if record.moved is not None:
+        written["moved"] = record.moved
     write_record(volumes, record_of(uid), written, flush=flush)
 
 
@@ -140,7 +146,7 @@ def _whole(pool: PoolDirectory, volumes: Directory, uid: str, record: Record) ->
     used = sum(bytes_of(volumes, file_of(uid, layer)) for layer in layers.parents)
     names, image = chain_of(volumes, uid, record, layers.active)
     path, *below = (pool.volume_path(name) for name in names)
-    files = [LayerFile(each, "qcow2") for each in below]
+    files = [LayerFile(each, "qcow2", encrypted=record.encrypted) for each in below]
     if image is not None:
         files.append(LayerFile(pool.image_path(image), "qcow2"))
     return StoredVolume(FileSource(path), "qcow2", size, used, tuple(files), record.reverted, record.encrypted)
@@ -232,7 +238,7 @@ def plan_copy(pool: PoolDirectory, source: Source, size: int | None, thick: bool
     return Plan(at_least(size, least, "snapshot it is copied from"), thick, copied=least), kept.layer
 
 
-def plan_link(pool: PoolDirectory, source: Source, size: int | None, thick: bool) -> Plan:
+def plan_link(pool: PoolDirectory, source: Source, size: int | None, thick: bool, *, encrypted: bool = False) -> Plan:
     """A volume that begins as a snapshot of another one, and stands on it. Blocks."""
     if thick:
         raise StorageError(
@@ -247,7 +253,18 @@ def plan_link(pool: PoolDirectory, source: Source, size: int | None, thick: bool
         record = known(volumes, source.volume)
         if record is None or len(chain_of(volumes, source.volume, record, layer)[0]) >= MOST:
             raise too_many()
+    if record.encrypted != encrypted:
+        raise mismatch()
     return Plan(plan.size, thick=False, linked_to=(source.volume, layer))
+
+
+def mismatch() -> StorageError:
+    """A volume is encrypted and its passphrase is not known, or the other way round."""
+    return StorageError(
+        "The volume that it is made from is encrypted and its order does not say so, or the other way round.",
+        reason="EncryptionMismatch",
+        retryable=False,
+    )
 
 
 def too_many() -> StorageError:
@@ -277,15 +294,9 @@ async def make(
 ) -> None:
     """Make the volume. `source` is what it is copied from. Raises `StorageError` or `OSError`.
 
-    Whatever an earlier attempt left is replaced; nothing is left of this one when it fails. Of one that is encrypted
-    nothing remembers which parts are written.
+    Whatever an earlier attempt left is replaced; nothing is left of this one when it fails. In one that is encrypted
+    there is no bitmap of which parts are written.
     """
-    if source is not None and passphrase is not None:
-        raise StorageError(
-            "Encrypted volumes are not copied yet. Make it blank, or of an image and thin.",
-            reason="EncryptedCopy",
-            retryable=False,
-        )
     with pool.volumes() as volumes:
         fd = await in_thread(volumes.fresh, making(uid))
         try:
@@ -295,7 +306,7 @@ async def make(
             await in_thread(create, settings, fd, plan.size, backing=backing, thick=plan.thick, passphrase=passphrase)
             if source is not None:
                 pace.stage("Copying", 0, plan.copied)
-                await chain.copy(source, plan.copied, fd, settings, pace.at)
+                await chain.copy(source, plan.copied, fd, settings, pace.at, passphrase)
             if passphrase is None:
                 await in_thread(track, settings, fd)
             record = Record(
@@ -314,14 +325,15 @@ async def grow(
 ) -> None:
     """Make the disk in the file larger; nobody may use it. Raises `StorageError` or `OSError`.
 
-    Of a thick volume with snapshots nothing is reserved: qcow2 has no preallocated overlays.
+    Of a thick volume with snapshots nothing is reserved: qcow2 has no preallocated overlays. Nor is it of one that is
+    encrypted.
     """
     with pool.volumes() as volumes:
         record = await in_thread(known, volumes, uid)
     thick = record is not None and record.thick and len(record.layers.parents) == 1
-    with open_chain(pool, uid, write=1) as volume:
+    with open_chain(pool, uid, write=1, passphrase=passphrase) as volume:
         await chain.mend(volume.layers[0], settings)
-        await chain.grow(volume, size, settings, thick=thick, passphrase=passphrase)
+        await chain.grow(volume, size, settings, thick=thick)
 
 
 async def mend(pool: PoolDirectory, settings: StorageSettings, uid: str) -> None:
@@ -330,8 +342,21 @@ async def mend(pool: PoolDirectory, settings: StorageSettings, uid: str) -> None
         await chain.mend(volume.layers[0], settings)
 
 
+async def unlock(
+    pool: PoolDirectory, settings: StorageSettings, uid: str, passphrase: Passphrase, layer: str | None = None
+) -> None:
+    """See whether that is the passphrase of the layer (None: of the one that is written), which may be in use.
+
+    Raises `StorageError(reason="WrongPassphrase")` or `OSError`.
+    """
+    with open_chain(pool, uid, layer) as volume:
+        await chain.unlock(volume.layers[0], passphrase, settings)
+
+
 @contextmanager
-def open_chain(pool: PoolDirectory, uid: str, layer: str | None = None, *, write: int = 0) -> Iterator[Chain]:
+def open_chain(
+    pool: PoolDirectory, uid: str, layer: str | None = None, *, write: int = 0, passphrase: Passphrase | None = None
+) -> Iterator[Chain]:
     """A layer's file (None: the one that is written), those of all it stands on, and the image's, open. The topmost
     `write` of them can be written. Blocks shortly."""
     with ExitStack() as stack:
@@ -348,7 +373,7 @@ def open_chain(pool: PoolDirectory, uid: str, layer: str | None = None, *, write
         if below is not None:
             image = images.whole.open(f"{below}.qcow2")
             stack.callback(os.close, image)
-        yield Chain(tuple(fds), image, frozen=layer is not None and not write)
+        yield Chain(tuple(fds), image, frozen=layer is not None and not write, passphrase=passphrase)
 
 
 @contextmanager
@@ -371,7 +396,7 @@ def take_back(pool: PoolDirectory, uid: str) -> None:
 def remove(pool: PoolDirectory, uid: str) -> None:
     """Remove the volume and everything on the way to it; the volume before its record. Blocks.
 
-    Raises `StorageError(reason="VolumeInUse")` when it has snapshots.
+    Raises `StorageError(reason="VolumeInUse")` when it has snapshots, or an emulator writes to it after all.
     """
     with pool.volumes() as volumes:
         record = read_record(volumes, record_of(uid))
@@ -384,11 +409,22 @@ def remove(pool: PoolDirectory, uid: str) -> None:
         # The one that is written goes first: without it nobody takes the rest for a volume.
         active = record.get("active") if record is not None else None
         first = file_of(uid, active if isinstance(active, str) else uid)
+        _refuse_written(volumes, first)
         for file in sorted(files_of(volumes, uid), key=lambda file: file != first):
             volumes.remove(file)
         volumes.flush()
         volumes.erase(record_of(uid))
         volumes.remove(making(uid))
+
+
+def _refuse_written(volumes: Directory, file: str) -> None:
+    """Nobody should: but what a guest is told to be safe would be lost. Where there are no locks nobody can tell."""
+    with suppress(OSError), volumes.reading(file) as fd:
+        if chain.is_written(fd):
+            raise StorageError(
+                "An emulator writes to the volume: it is not removed. Stop the machine that has it.",
+                reason="VolumeInUse",
+            )
 
 
 def files_of(volumes: Directory, uid: str) -> list[str]:

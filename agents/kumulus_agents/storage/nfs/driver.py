@@ -48,4 +48,4 @@ def make(pool: PoolRef, settings: StorageSettings, _: Secrets) -> StorageDriver:
         mount.ensure()
         return NfsStorage(mount, here, settings.model_copy(update={"roots": (PurePosixPath(target),)}))
 
-    return apart(made, str(target), pool.name)
+    return apart(NfsStorage, made, str(target), pool.name, mount.release)

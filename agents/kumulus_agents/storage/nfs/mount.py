@@ -102,6 +102,15 @@ class Mount:
             raise self._failure("something else is mounted in its place on this host, or it went away at once")
         return found
 
+    def release(self) -> None:
+        """Have it mounted no more. Our client ends when the last file of it is closed. Never waits for the server."""
+        if mounted(self.target) is not None:
+            _unmount(self.target)
+        for left in (self.target, self.target.parent / f"{self.target.name}.log"):
+            with suppress(FileNotFoundError):
+                left.rmdir() if left == self.target else left.unlink()
+        self._reap()
+
     def access(self, found: Mounted) -> str:
         """How the pool is reached and its disks are locked, for people."""
         if found.type == USERSPACE:
@@ -196,5 +205,9 @@ class Mount:
 
 def _unmount(target: Path) -> None:
     subprocess.run(
-        [_UMOUNT, "-l", "--", str(target)], check=False, timeout=_MOUNT_SECONDS, env={}, stderr=subprocess.DEVNULL
+        [_UMOUNT, "-l", "-i", "-c", "--", str(target)],
+        check=False,
+        timeout=_MOUNT_SECONDS,
+        env={},
+        stderr=subprocess.DEVNULL,
     )

@@ -8,6 +8,7 @@ user's key is in a file of mode 0600 in a private directory, and never an argume
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -22,7 +23,16 @@ from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread, to_the_end
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.protocol import StorageError, Usage
-from kumulus_agents.storage.rbd.faults import Judge, NotThere, forbidden, judged, judged_copy, stalled, unknown_key
+from kumulus_agents.storage.rbd.faults import (
+    Crashed,
+    Judge,
+    NotThere,
+    forbidden,
+    judged,
+    judged_copy,
+    stalled,
+    unknown_key,
+)
 from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.source import RbdSource
@@ -57,19 +67,41 @@ class Cluster:
 
         Raises `StorageError`: NotThere, PoolStalled, PoolForbidden, PoolMissing, PoolFailed.
         """
-        output = await self._rbd((*command, "--format", "json"), self._settings.answer_seconds)
+        question, seconds = (*command, "--format", "json"), self._settings.answer_seconds
+        try:
+            output = await self._rbd(question, seconds)
+        except Crashed:  # as `rbd` does once in a while when it ends
+            output = await self._rbd(question, seconds)
         try:
             return json.loads(output) if output.strip() else None
         except ValueError:
             raise StorageError("The rbd command answered what cannot be read.", reason="PoolFailed") from None
 
-    async def do(self, *command: str, long: bool = False) -> None:
+    async def do(self, *command: str, long: bool = False, soon: bool = False) -> None:
         """Have an `rbd` command change something. It may take its time as long as the cluster answers; `long` for one
-        that touches all data of an image.
+        that touches all data of an image, `soon` for one that has the time of a question and no more: it may come to be
+        all the same when it was given up.
 
         Raises `StorageError` as `ask`, and AlreadyThere, Busy, NoSpace.
         """
-        await self._rbd(command, self._settings.copy_seconds if long else self._settings.change_seconds)
+        settings = self._settings
+        seconds = settings.copy_seconds if long else settings.change_seconds
+        await self._rbd(command, settings.answer_seconds if soon else seconds)
+
+    async def digest(self, image: str, progress: Callable[[int], None]) -> str:
+        """SHA-256 of all bytes of a snapshot `image@snapshot` of the pool. `progress` is told how many were read."""
+        digest, done = hashlib.sha256(), 0
+
+        def take(data: bytes) -> None:
+            nonlocal done
+            digest.update(data)
+            done += len(data)
+            progress(done)
+
+        name, _, snapshot = image.partition("@")
+        command = ("export", "--no-progress", self.at(name, snapshot), "-")
+        await self._rbd(command, self._settings.copy_seconds, on_output=take)
+        return digest.hexdigest()
 
     async def copy(self, source: str, target: str, progress: Callable[[bytes], None], *, fd: int | None = None) -> None:
         """Fill the image `target`, at least as large and all zeros, with all that `source` has.
@@ -87,6 +119,21 @@ class Cluster:
             judge=judged_copy,
             on_output=progress,
             fds=() if fd is None else (fd,),
+        )
+
+    async def copy_out(self, source: str, fd: int, progress: Callable[[bytes], None]) -> None:
+        """Fill the open, empty qcow2 file, which is of our own making and as large, with all that the image or snapshot
+        `source` has. What is copied is read as bytes, never as a format."""
+        target = f"driver=qcow2,file.driver=file,file.filename=/proc/self/fd/{fd}"
+        await self._run(
+            [
+                *(self._qemu_img, "convert", "-p", "-n", "--target-is-zero"),
+                *("--image-opts", "--target-image-opts", self._opened(source), target),
+            ],
+            self._settings.copy_seconds,
+            judge=judged_copy,
+            on_output=progress,
+            fds=(fd,),
         )
 
     async def usage(self) -> Usage:
@@ -131,9 +178,16 @@ class Cluster:
         """The name of the pool in the cluster."""
         return self._parameters.pool
 
-    async def _rbd(self, command: Sequence[str], seconds: float) -> bytes:
+    @property
+    def answer_seconds(self) -> float:
+        """Within which the cluster answers a question, or is taken for stalled."""
+        return self._settings.answer_seconds
+
+    async def _rbd(
+        self, command: Sequence[str], seconds: float, *, on_output: Callable[[bytes], None] | None = None
+    ) -> bytes:
         await self._open()
-        return await self._run([str(self._settings.rbd), *self._login(), *command], seconds)
+        return await self._run([str(self._settings.rbd), *self._login(), *command], seconds, on_output=on_output)
 
     def _login(self) -> tuple[str, ...]:
         return ("--conf", str(self._directory / _CONF), "--id", self._parameters.user)

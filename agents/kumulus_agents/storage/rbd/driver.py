@@ -1,32 +1,22 @@
-"""The driver `rbd`: one pool of a Ceph cluster, which all its hosts share.
-
-Images come in by way of a scratch directory of this host, where they are fetched, inspected and converted
-like those of any pool of files; what is written to the cluster is bytes.
-"""
+"""The driver `rbd`: one pool of a Ceph cluster, which all its hosts share."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from weakref import WeakValueDictionary
 
-from kumulus.api.host import ImageRef, PoolRef, SnapshotRef, VolumeOrigin
-from kumulus.api.pools import PoolDriver, PoolParameters
+from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
-from kumulus.api.storage import OPTICAL
-from kumulus_agents.storage.beneath import Directory
-from kumulus_agents.storage.blocking import in_thread
-from kumulus_agents.storage.convert import percent_done
-from kumulus_agents.storage.dir.driver import DirStorage
+from kumulus.api.storage import OPTICAL, ImageContent
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
-from kumulus_agents.storage.expand import expand
-from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.keepers import refuse_older
+from kumulus_agents.storage.moving import Arrival, Content, Traits, Use, unsupported
 from kumulus_agents.storage.pace import Pace
+from kumulus_agents.storage.part import Part
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import (
     ImageSource,
     ImportProgress,
@@ -44,18 +34,22 @@ from kumulus_agents.storage.protocol import (
     same,
 )
 from kumulus_agents.storage.rbd import names
+from kumulus_agents.storage.rbd.arrivals import ARRIVING, REVERTED, THICK, RbdArrivals
 from kumulus_agents.storage.rbd.cluster import Cluster
+from kumulus_agents.storage.rbd.contents import RbdContents, being_copied, share
 from kumulus_agents.storage.rbd.faults import Busy, NotThere
-from kumulus_agents.storage.rbd.images import RbdImages
+from kumulus_agents.storage.rbd.images import OWN, RbdImages
+from kumulus_agents.storage.rbd.intake import RAW, RbdIntake
 from kumulus_agents.storage.rbd.snapshots import RbdSnapshots
 from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
-from kumulus_agents.storage.tracking import Extent
+from kumulus_agents.storage.tracking import Extent, union
+from kumulus_agents.storage.whole import Receive
 
-RAW = "raw"
-_KEEPER, _REVERTED = "kumulus.keeper", "kumulus.reverted"
-"""Metadata keys of a volume: which host sees to it, and the last request to revert it that was carried out."""
+_KEEPER, _REVERTED, _REVERTING = f"{OWN}keeper", REVERTED, f"{OWN}reverting"
+"""Metadata keys of a volume: which host sees to it, the last request to revert it that was carried out, and the size that
+it had when one was begun."""
 SWEEP = 10.0
 """Seconds that looking at the pool may take for clearing away what was removed."""
 
@@ -73,21 +67,11 @@ class RbdStorage:
         self._settings = settings
         self._cluster = Cluster(pool, pool.parameters.rbd, settings, secrets)
         self._images = RbdImages(self._cluster)
-        self._scratch = settings.scratch / pool.uid
-        self._staging = DirStorage(
-            PoolRef(
-                uid=pool.uid,
-                name=pool.name,
-                driver=PoolDriver.DIR,
-                parameters=PoolParameters(path=str(self._scratch)),
-            ),
-            settings.model_copy(update={"roots": (settings.scratch,), "readers": ()}),
-            fetcher=fetcher,
-        )
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._snapshots = RbdSnapshots(self._images)
-        self._copying: Counter[str] = Counter()
-        """Volumes and snapshots by how many copies of them are being made here."""
+        self._contents = RbdContents(self._cluster, self._images, self._snapshots)
+        self._intake = RbdIntake(pool, settings, self._cluster, self._images, self._contents, fetcher)
+        self._arrivals = RbdArrivals(self._cluster, self._images, settings, settings.scratch / pool.uid)
 
     async def prepare(self) -> Usage:
         """See `StorageDriver.prepare`. PoolStalled, PoolForbidden, PoolMissing, SecretNotFound, SecretUnreadable and
@@ -125,38 +109,74 @@ class RbdStorage:
             return None
 
     async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
-        """See `StorageDriver.import_image`. Requests at the same time import once. SourceUnsupported (not retryable) when
-        it is to be made of a volume."""
+        """See `StorageDriver.import_image`. Requests at the same time import once. The SHA-256 of an image that is made of a
+        volume is that of the bytes of its disk."""
         uid = uid_of(image.uid)
         if isinstance(source, VolumeContent):
-            raise StorageError(
-                "Pools in Ceph have no images that are made of volumes. Copy the volume or its snapshot instead: make a"
-                " Volume with source.volume or source.snapshot.",
-                reason="SourceUnsupported",
-                retryable=False,
+            uid_of(source.volume)
+            uid_of(source.snapshot or source.volume)
+
+        async def make() -> None:
+            if isinstance(source, VolumeContent):
+                await self._intake.take_volume(image, source, Pace(progress))
+            else:
+                await self._intake.take_in(
+                    await self._intake.staging.import_image(image, source, progress), Pace(progress)
+                )
+
+        return same(await self._image(uid, make), image, source)
+
+    async def copy_image(
+        self, image: ImageRef, content: ImageContent, receive: Receive, progress: ProgressListener
+    ) -> StoredImage:
+        """See `TakesImages.copy_image`. Requests at the same time copy once."""
+
+        async def make() -> None:
+            await self._intake.take_in(
+                await self._intake.staging.copy_image(image, content, receive, progress), Pace(progress)
             )
+
+        return await self._image(uid_of(image.uid), make)
+
+    @property
+    def upload_max(self) -> int:
+        """See `TakesUploads.upload_max`."""
+        return self._intake.staging.upload_max
+
+    @asynccontextmanager
+    async def upload(self, uid: str) -> AsyncIterator[Part]:
+        """See `TakesUploads.upload`. It arrives in the scratch directory of this host."""
+        async with self._intake.staging.upload(uid) as part:
+            yield part
+
+    async def uploaded(self, uid: str, idle_seconds: float) -> bool:
+        """See `TakesUploads.uploaded`. An import that was cut short may have made an image of it there already."""
+        return await self._intake.staging.image(uid) is not None or await self._intake.staging.uploaded(
+            uid, idle_seconds
+        )
+
+    async def _image(self, uid: str, make: Callable[[], Awaitable[None]]) -> StoredImage:
+        """The image, made if it is not there."""
         async with self._lock(f"image {uid}"):
             found = await self.image(uid)
             if found is None:
                 await self._cluster.check()  # nothing is fetched for a pool that cannot be used
-                staged = await self._staging.import_image(image, source, progress)
-                await self._take_in(staged, Pace(progress))
-                await self._staging.remove_image(uid)
+                await make()
                 found = await self.image(uid)
         if found is None:
             raise StorageError("The image was removed while it was imported.", reason="ImageNotReady")
-        return same(found, image, source)
+        return found
 
     async def remove_image(self, uid: str) -> None:
         """See `StorageDriver.remove_image`. The cluster itself keeps an image that something stands on."""
         name = names.image(uid_of(uid))
         async with self._lock(f"image {uid}"):
-            users = await self._images.users(name)
+            users = len(await self._images.users(name, names.BASE))
             if not users:
                 with suppress(Busy):
                     await self._images.retire(name)
                     await self._images.drop(names.making(name))
-                    await self._unstage(uid)
+                    await self._intake.unstage(uid)
                     return
         raise StorageError(
             f"The image is in use: disks and volumes made from it ({users or 'just now'}) are in the pool."
@@ -173,7 +193,7 @@ class RbdStorage:
             if made is None:
                 image = await self._present_image(image_uid, "disk")
                 made = _at_least(size, image.virtual_size, "disk", "image")
-                await self._images.clone(names.image(image_uid), names.making(disk), made)
+                await self._images.clone(names.image(image_uid), names.BASE, names.making(disk), made)
                 await self._images.settle(disk)
             return StoredDisk(await self._cluster.source(disk), RAW, made)
 
@@ -189,9 +209,10 @@ class RbdStorage:
     async def volume(self, uid: str) -> StoredVolume | None:
         """See `StorageDriver.volume`."""
         name = names.volume(uid_of(uid))
-        found, record = await asyncio.gather(self._images.usage(name), self._images.record(name, key=_REVERTED))
-        if found is None:
+        found, records = await asyncio.gather(self._images.usage(name), self._images.records(name))
+        if found is None or ARRIVING in records:
             return None
+        record = records.get(_REVERTED)
         reverted = str(record["request"]) if record is not None and "request" in record else None
         return StoredVolume(
             await self._cluster.source(name), RAW, virtual_size=found[0], used=found[1], reverted=reverted
@@ -222,25 +243,23 @@ class RbdStorage:
     ) -> StoredVolume:
         """See `StorageDriver.ensure_volume`. A thick volume is a copy of its image; what it grows by later is thin."""
         image = uid_of(origin.image.uid) if origin is not None and origin.image is not None else None
-        source = uid_of(origin.volume) if origin is not None and origin.volume is not None else None
-        snapshot = origin.snapshot if origin is not None else None
-        if snapshot is not None:
-            uid_of(snapshot.volume)
-            uid_of(snapshot.snapshot)
+        source = _source(origin) if origin is not None else None
         async with self._lock(f"volume {uid_of(uid)}"):
             if (found := await self.volume(uid)) is not None:
                 return found
             pace = Pace(progress or _ignore)
             if image is not None:
                 await self._make_on_image(uid, image, size, thick, pace)
-            elif snapshot is not None:
-                await self._make_of_snapshot(uid, snapshot, size, thick, pace)
+            elif source is not None and origin is not None and origin.linked:
+                await self._make_linked(uid, source, size, thick)
             elif source is not None:
                 await self._make_copy(uid, source, size, thick, pace)
             elif size is None:
                 raise StorageError("A blank volume needs a size.", reason="SizeMissing", retryable=False)
             else:
                 await self._images.create(names.making(names.volume(uid)), whole_sectors(size), thick=thick)
+            if thick:
+                await self._images.keep_record(names.making(names.volume(uid)), {}, key=THICK)
             await self._images.settle(names.volume(uid))
             return await self._present(uid)
 
@@ -262,7 +281,7 @@ class RbdStorage:
             if live is not None:
                 await live(wanted)
             else:
-                await self._refuse_used(uid, "grow")
+                await self._contents.refuse_written(uid, "grow")
                 await self._images.resize(names.volume(uid), wanted)
             grown = await self._present(uid)
         if grown.virtual_size < wanted:
@@ -275,22 +294,85 @@ class RbdStorage:
         async with self._lock(f"volume {uid}"):
             self._refuse_copied(uid)
             with _in_use("volume"):
-                await self._free(name)
+                with suppress(NotThere):
+                    await self._contents.free(uid)
                 await self._images.drop(names.making(name))
                 await self._images.drop(name)
+
+    async def traits(self, uid: str) -> Traits:
+        """See `MovableVolumes.traits`. Thick ones that were made before this was recorded are thin."""
+        return await self._arrivals.traits(uid_of(uid))
+
+    async def send_volume(self, uid: str, use: Use) -> None:
+        """See `MovableVolumes.send_volume`."""
+        with self._contents.reading(VolumeContent(uid_of(uid))):
+            await self._present(uid)
+            await self._contents.refuse_written(uid, "copy")
+            await use(self._arrivals.content(uid))
+
+    async def arrival(self, uid: str) -> Arrival | None:
+        """See `MovableVolumes.arrival`."""
+        return await self._arrivals.find(uid_of(uid))
+
+    async def begin_arrival(
+        self, uid: str, traits: Traits, passphrase: Passphrase | None = None, *, live: bool = False
+    ) -> Arrival:
+        """See `MovableVolumes.begin_arrival`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            return await self._arrivals.begin(uid, traits)
+
+    async def fill_arrival(
+        self,
+        uid: str,
+        traits: Traits,
+        content: Content,
+        progress: ProgressListener,
+        passphrase: Passphrase | None = None,
+    ) -> None:
+        """See `MovableVolumes.fill_arrival`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            await self._intake.staging.prepare()
+            await self._arrivals.fill(uid, traits, content, Pace(progress))
+
+    async def reserve_arrival(self, uid: str, traits: Traits) -> None:
+        """See `MovableVolumes.reserve_arrival`."""
+        if traits.thick:
+            raise unsupported("Pools in Ceph cannot reserve space for a thick volume that a machine uses")
+
+    async def settle_arrival(self, uid: str, traits: Traits, move: str) -> None:
+        """See `MovableVolumes.settle_arrival`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            await self._arrivals.settle(uid, traits, move)
+
+    async def abandon_arrival(self, uid: str) -> None:
+        """See `MovableVolumes.abandon_arrival`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            await self._arrivals.abandon(uid)
 
     async def snapshot(self, volume: str, snapshot: str) -> StoredSnapshot | None:
         """See `StorageDriver.snapshot`."""
         return await self._snapshots.find(volume, snapshot)
 
     async def begin_snapshot(self, volume: str, snapshot: str, *, live: bool = False) -> StoredVolume:
-        """See `StorageDriver.begin_snapshot`. The volume stays the image that it is. SnapshotUnsupported (not
-        retryable) when a machine that is on has it."""
+        """See `StorageDriver.begin_snapshot`. The volume stays the image that it is."""
         uid_of(snapshot)
         async with self._lock(f"volume {uid_of(volume)}"):
             found = await self._present(volume)
-            await self._snapshots.begin(volume, snapshot)
+            await self._snapshots.begin(volume, snapshot, live=live)
             return found
+
+    @property
+    def instant_seconds(self) -> float:
+        """See `Instants.instant_seconds`."""
+        return 2 * self._cluster.answer_seconds
+
+    async def keep_instant(self, volume: str, snapshot: str) -> None:
+        """See `Instants.keep_instant`."""
+        async with self._lock(f"volume {uid_of(volume)}"):
+            try:
+                await self._snapshots.keep(volume, snapshot)
+            except NotThere:
+                raise _not_there() from None
 
     async def confirm_snapshot(
         self, volume: str, snapshot: str, taken_at: str, indications: tuple[Indication, ...]
@@ -302,23 +384,28 @@ class RbdStorage:
     async def forget_snapshot(self, volume: str, snapshot: str) -> None:
         """See `StorageDriver.forget_snapshot`."""
         async with self._lock(f"volume {uid_of(volume)}"):
-            if self._copying[uid_of(snapshot)]:
+            if self._contents.is_read(uid_of(snapshot)):
                 raise StorageError("The snapshot is being copied. Wait until the copy is done.", reason="SnapshotInUse")
             await self._snapshots.forget(volume, snapshot)
 
     async def changes(self, volume: str, since: str | None = None, until: str | None = None) -> list[Extent]:
-        """See `StorageDriver.changes`."""
-        uid_of(volume)
+        """See `StorageDriver.changes`. What differs is looked for in the order in which the cluster knows the two."""
+        size = (await self._present(uid_of(volume))).virtual_size
         for snapshot in (since, until):
-            found = await self._snapshots.find(volume, snapshot) if snapshot is not None else None
-            if snapshot is not None and (found is None or found.taken_at is None):
+            if snapshot is None:
+                continue
+            found = await self._snapshots.find(volume, snapshot)
+            if found is None or found.taken_at is None:
                 raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
-        await self._present(volume)
+            if snapshot == until:
+                size = found.virtual_size
         if until is None:
-            await self._refuse_used(volume, "read what was written to")
-        began, ended = (names.snapshot(one) if one is not None else None for one in (since, until))
-        found_extents = await self._images.changes(names.volume(volume), began, ended)
-        return [Extent(start, length) for start, length in found_extents]
+            await self._contents.refuse_written(volume, "read what was written to")
+        name, (began, ended) = names.volume(volume), (one and names.snapshot(one) for one in (since, until))
+        if began is not None and ended is not None:
+            order = list(await self._images.snapshots(name))
+            began, ended = sorted((began, ended), key=order.index)
+        return union([Extent(*one) for one in await self._images.changes(name, began, ended)], size)
 
     async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
         """See `StorageDriver.revert_volume`. Cut short, it is done again from its beginning."""
@@ -331,11 +418,12 @@ class RbdStorage:
             if kept is None or kept.taken_at is None:
                 raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
             self._refuse_copied(volume)
-            await self._refuse_used(volume, "revert")
+            await self._contents.refuse_written(volume, "revert")
             name = names.volume(volume)
+            size = await self._size_to_keep(name, found.virtual_size)
             await self._images.roll_back(name, names.snapshot(snapshot))
-            if kept.virtual_size != found.virtual_size:
-                await self._images.resize(name, found.virtual_size)
+            if kept.virtual_size != size:
+                await self._images.resize(name, size)
             await self._images.keep_record(name, {"request": request}, key=_REVERTED)
             return await self._present(volume)
 
@@ -357,43 +445,6 @@ class RbdStorage:
     async def merged(self, volume: str, merge: Merge) -> None:
         """See `StorageDriver.merged`."""
 
-    async def _take_in(self, staged: StoredImage, pace: Pace) -> None:
-        """Make an image of the pool of the one in the scratch directory."""
-        name, size = names.image(staged.uid), staged.virtual_size
-        making = names.making(name)
-        with told_as("read the image in the scratch directory"), Directory.trusted(self._scratch) as scratch:
-            raw = scratch.open(f"{staged.uid}.raw", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-            try:
-                staged_fd = await in_thread(os.open, staged.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    if staged.format != RAW:
-                        pace.stage("Converting", 0, size)
-                        await expand(staged_fd, size, raw, self._settings, pace.at)
-                    await self._images.create(making, size)
-                    pace.stage("Converting", 0, size)
-                    copied = staged_fd if staged.format == RAW else raw
-                    await self._cluster.copy("", making, _share(pace, size), fd=copied)
-                finally:
-                    os.close(staged_fd)
-            finally:
-                os.close(raw)
-                scratch.remove(f"{staged.uid}.raw")
-        taken = await self._images.usage(making)
-        record = {
-            "sha256": staged.sha256,
-            "sourceFormat": staged.source_format,
-            "virtualSize": size,
-            "digest": staged.digest,
-        }
-        await self._images.keep_record(making, {**record, "size": taken[1] if taken is not None else size})
-        await self._images.keep_base(making)
-        await self._images.settle(name)
-
-    async def _unstage(self, uid: str) -> None:
-        await self._staging.remove_image(uid)
-        with told_as("remove the image from the scratch directory"), Directory.trusted(self._scratch) as scratch:
-            scratch.remove(f"{uid}.raw")
-
     async def _make_on_image(self, uid: str, image_uid: str, size: int | None, thick: bool, pace: Pace) -> None:
         image = await self._present_image(image_uid, "volume")
         if image.source_format in OPTICAL:
@@ -405,72 +456,51 @@ class RbdStorage:
             )
         wanted, making = _at_least(size, image.virtual_size, "volume", "image"), names.making(names.volume(uid))
         if not thick:
-            await self._images.clone(names.image(image_uid), making, wanted)
+            await self._images.clone(names.image(image_uid), names.BASE, making, wanted)
             return
         await self._images.create(making, wanted, thick=True)
         pace.stage("Copying", 0, image.virtual_size)
         base = f"{names.image(image_uid)}@{names.BASE}"
-        await self._cluster.copy(base, making, _share(pace, image.virtual_size))
+        await self._cluster.copy(base, making, share(pace, image.virtual_size))
 
-    async def _make_copy(self, uid: str, source_uid: str, size: int | None, thick: bool, pace: Pace) -> None:
-        """From a snapshot: whoever writes to the source meanwhile changes nothing of the copy."""
-        source, snapshot = names.volume(source_uid), names.copied(uid)
+    async def _make_copy(self, uid: str, source: VolumeContent, size: int | None, thick: bool, pace: Pace) -> None:
         making = names.making(names.volume(uid))
-        self._copying[source_uid] += 1
-        try:
-            found = await self._images.size(source)
-            if found is None:
-                raise StorageError("The volume that is to be copied is not in the pool yet.", reason="VolumeNotReady")
-            wanted = _at_least(size, found, "volume", "volume it is copied from")
-            await self._refuse_used(source_uid, "copy")
+        with self._contents.reading(source):
+            found = await self._contents.size(source)
+            wanted = _at_least(size, found, "volume", "source")
             await self._images.create(making, wanted, thick=thick)
-            await self._images.freeze(source, snapshot)
+            await self._contents.copy(source, uid, making, found, pace)
+
+    async def _make_linked(self, uid: str, source: VolumeContent, size: int | None, thick: bool) -> None:
+        """The volume stands on the snapshot, which the cluster keeps for it."""
+        if source.snapshot is None:
+            raise StorageError("Only snapshots can be linked to.", reason="SnapshotNotReady")
+        with self._contents.reading(source):
+            found = await self._contents.size(source)
+            if thick:
+                raise StorageError(
+                    "A volume of a thick class cannot be linked to a snapshot. Copy the snapshot in full.",
+                    reason="LinkedThick",
+                    retryable=False,
+                )
+            wanted, making = _at_least(size, found, "volume", "source"), names.making(names.volume(uid))
             try:
-                pace.stage("Copying", 0, found)
-                await self._cluster.copy(f"{source}@{snapshot}", making, _share(pace, found))
-            finally:
-                await self._images.thaw(source, snapshot)
-        finally:
-            self._copying[source_uid] -= 1
-            self._copying += Counter()  # forget zeros
+                await self._images.clone(names.volume(source.volume), names.snapshot(source.snapshot), making, wanted)
+            except NotThere:
+                raise StorageError("The snapshot is not in the pool any more.", reason="SnapshotNotReady") from None
 
-    async def _make_of_snapshot(self, uid: str, ref: SnapshotRef, size: int | None, thick: bool, pace: Pace) -> None:
-        self._copying[ref.snapshot] += 1
-        try:
-            found = await self._snapshots.find(ref.volume, ref.snapshot)
-            if found is None or found.taken_at is None:
-                raise StorageError("The snapshot is not in the pool yet.", reason="SnapshotNotReady")
-            making = names.making(names.volume(uid))
-            wanted = _at_least(size, found.virtual_size, "volume", "snapshot")
-            await self._images.create(making, wanted, thick=thick)
-            pace.stage("Copying", 0, found.virtual_size)
-            source = f"{names.volume(ref.volume)}@{names.snapshot(ref.snapshot)}"
-            await self._cluster.copy(source, making, _share(pace, found.virtual_size))
-        finally:
-            self._copying[ref.snapshot] -= 1
-            self._copying += Counter()  # forget zeros
-
-    async def _free(self, volume: str) -> None:
-        """Remove what copies that were cut short left of themselves in their source. Raises `StorageError` when it has
-        snapshots of another kind, or is being copied."""
-        try:
-            snapshots = await self._images.snapshots(volume)
-        except StorageError as error:
-            if error.reason == "NotThere":
-                return
-            raise
-        for snapshot in snapshots:
-            target = names.target_of(snapshot)
-            if target is None:
-                raise StorageError("The volume has snapshots. Delete them first.", reason="VolumeInUse")
-            if await self._images.in_use(names.making(names.volume(target))):
-                raise _being_copied()
-            await self._images.thaw(volume, snapshot)
+    async def _size_to_keep(self, name: str, size: int) -> int:
+        """Bytes that the volume is to have when it is reverted; an attempt that was cut short may have made it smaller."""
+        before = await self._images.record(name, key=_REVERTING) or {}
+        if int(before.get("size", 0)) < size:
+            await self._images.keep_record(name, {"size": size}, key=_REVERTING)
+            return size
+        return int(before["size"])
 
     async def _present(self, uid: str) -> StoredVolume:
         found = await self.volume(uid)
         if found is None:
-            raise StorageError("The volume is not in the pool.", reason="VolumeNotReady")
+            raise _not_there()
         return found
 
     async def _present_image(self, uid: str, what: str) -> StoredImage:
@@ -479,16 +509,9 @@ class RbdStorage:
             raise StorageError(f"The {what}'s image is not in the pool yet.", reason="ImageNotReady")
         return found
 
-    async def _refuse_used(self, uid: str, doing: str) -> None:
-        if await self._images.in_use(names.volume(uid)):
-            raise StorageError(
-                f"Could not {doing} the volume: a machine that is on uses it. Stop the machine or detach the volume.",
-                reason="VolumeInUse",
-            )
-
     def _refuse_copied(self, uid: str) -> None:
-        if self._copying[uid]:
-            raise _being_copied()
+        if self._contents.is_read(uid):
+            raise being_copied()
 
     def _lock(self, what: str) -> asyncio.Lock:
         return self._locks.setdefault(what, asyncio.Lock())
@@ -504,8 +527,15 @@ def _at_least(size: int | None, least: int, what: str, origin: str) -> int:
     return whole_sectors(size if size is not None else least)
 
 
-def _being_copied() -> StorageError:
-    return StorageError("The volume is being copied. Wait until the copy is done.", reason="VolumeInUse")
+def _source(origin: VolumeOrigin) -> VolumeContent | None:
+    """The volume or the snapshot that is to be copied or linked to."""
+    if origin.snapshot is not None:
+        return VolumeContent(uid_of(origin.snapshot.volume), uid_of(origin.snapshot.snapshot))
+    return VolumeContent(uid_of(origin.volume)) if origin.volume is not None else None
+
+
+def _not_there() -> StorageError:
+    return StorageError("The volume is not in the pool.", reason="VolumeNotReady")
 
 
 @contextmanager
@@ -517,16 +547,6 @@ def _in_use(what: str) -> Iterator[None]:
             f"The {what} is open somewhere, or was a moment ago. It is tried again; look who has it (`rbd status`).",
             reason="VolumeInUse",
         ) from error
-
-
-def _share(pace: Pace, size: int) -> Callable[[bytes], None]:
-    """Turns what qemu-img says into positions."""
-
-    def on_output(data: bytes) -> None:
-        if (percent := percent_done(data)) is not None:
-            pace.at(min(size, size * percent // 100), size)
-
-    return on_output
 
 
 def _ignore(_: ImportProgress) -> None:

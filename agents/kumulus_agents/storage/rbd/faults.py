@@ -31,6 +31,15 @@ class Busy(StorageError):
         super().__init__("It is in use in the Ceph pool.", reason="Busy")
 
 
+class Crashed(StorageError):
+    """The program was ended by a signal that nobody sent."""
+
+    def __init__(self, pool: str, signal: int) -> None:
+        super().__init__(
+            f"A command on the Ceph pool of {pool} crashed (signal {signal}). It is tried again.", reason="PoolFailed"
+        )
+
+
 Judge = Callable[[int, str, str, str], StorageError | None]
 """From status, standard error, names of the StoragePool and of the Ceph pool: the error, or None when it was done."""
 
@@ -62,6 +71,8 @@ def judged(status: int, errors: str, pool: str, ceph_pool: str) -> StorageError 
     """The error for a program that ended with that status, which is an error number; None when it was done."""
     if status == 0:
         return None
+    if status < 0:
+        return Crashed(pool, -status)
     if "error opening pool" in errors or "error opening default pool" in errors:
         if status == errno.ENOENT:
             return StorageError(

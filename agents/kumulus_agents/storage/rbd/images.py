@@ -14,6 +14,8 @@ from kumulus_agents.storage.rbd.faults import AlreadyThere, Busy, NotThere
 
 RECORD = "kumulus"
 """Metadata key of an image's record."""
+OWN = f"{RECORD}."
+"""What keys begin with whose records are of that image alone: a clone has the metadata of what it was cloned from."""
 
 _FEATURES = ("--image-feature", "layering,exclusive-lock,object-map,fast-diff,deep-flatten")
 """exclusive-lock: one client writes at a time; the others make clones, sizes and usage quick."""
@@ -52,18 +54,25 @@ class RbdImages:
 
     async def record(self, name: str, key: str = RECORD) -> Mapping[str, Any] | None:
         """What was recorded of it; None when there is no such image, or nothing was."""
+        return (await self.records(name)).get(key)
+
+    async def records(self, name: str) -> Mapping[str, Mapping[str, Any]]:
+        """All that was recorded of it, by key; nothing when there is no such image."""
         try:
-            found = (await self._cluster.ask("image-meta", "list", self._at(name)) or {}).get(key)
+            found = await self._cluster.ask("image-meta", "list", self._at(name)) or {}
         except NotThere:
-            return None
-        try:
-            record = json.loads(found) if found is not None else None
-        except ValueError:
-            return None
-        return record if isinstance(record, dict) else None
+            return {}
+        records: dict[str, Mapping[str, Any]] = {}
+        for key, text in found.items():
+            with suppress(ValueError):
+                record = json.loads(text)
+                if isinstance(record, dict) and not _inherited(str(key), record, name):
+                    records[str(key)] = record
+        return records
 
     async def keep_record(self, name: str, record: Mapping[str, object], key: str = RECORD) -> None:
         """Record it."""
+        record = {**record, "of": names.settled(name)} if key.startswith(OWN) else record
         await self._cluster.do("image-meta", "set", self._at(name), key, json.dumps(record, sort_keys=True))
 
     async def drop_record(self, name: str, key: str) -> None:
@@ -82,20 +91,23 @@ class RbdImages:
             ),
         )
 
-    async def clone(self, image: str, name: str, size: int) -> None:
-        """An image of `size` bytes that stands on another one's base. Raises `NotThere` when there is no base."""
-        base = self._at(image, names.BASE)
+    async def clone(self, image: str, snapshot: str, name: str, size: int) -> None:
+        """An image of `size` bytes that stands on a snapshot of another one: that cannot go any more then.
+
+        Raises `NotThere` when there is no such snapshot.
+        """
+        parent = self._at(image, snapshot)
 
         async def clone() -> None:
-            await self._cluster.do("clone", *_FEATURES, base, self._at(name))
+            await self._cluster.do("clone", *_FEATURES, parent, self._at(name))
 
         try:
             await self._afresh(name, clone)
         except StorageError as error:
             if error.reason != "PoolFailed":
                 raise
-            # A removal of the image may have been cut short when it was no longer protected.
-            await self._cluster.do("snap", "protect", base)
+            # It is not protected: nobody stands on it yet, or the removal of its image was cut short.
+            await self.protect(image, snapshot)
             await self._afresh(name, clone)
         if await self.size(name) != size:
             await self.resize(name, size)
@@ -124,19 +136,28 @@ class RbdImages:
     async def keep_base(self, name: str) -> None:
         """Let others stand on what it has now: for that it cannot be removed."""
         await self._cluster.do("snap", "create", "--no-progress", self._at(name, names.BASE))
-        await self._cluster.do("snap", "protect", self._at(name, names.BASE))
+        await self.protect(name, names.BASE)
 
-    async def users(self, name: str) -> int:
-        """How many stand on its base. What waits in the trash is cleared away first."""
-        base = self._at(name, names.BASE)
+    async def protect(self, name: str, snapshot: str) -> None:
+        """Let others stand on the snapshot. They may already: nothing. Raises `NotThere`."""
+        with suppress(Busy):
+            await self._cluster.do("snap", "protect", self._at(name, snapshot))
+
+    async def unprotect(self, name: str, snapshot: str) -> None:
+        """Let nobody stand on the snapshot any more, which is protected. Raises `Busy` when something does."""
+        await self._cluster.do("snap", "unprotect", self._at(name, snapshot))
+
+    async def users(self, name: str, snapshot: str) -> list[str]:
+        """Names of what stands on the snapshot. What waits in the trash is cleared away first."""
+        at = self._at(name, snapshot)
         try:
-            children = await self._cluster.ask("children", "--all", base)
+            children = await self._cluster.ask("children", "--all", at)
             if any(child.get("trash") for child in children):
                 await self.sweep()
-                children = await self._cluster.ask("children", "--all", base)
+                children = await self._cluster.ask("children", "--all", at)
         except NotThere:
-            return 0
-        return len(children)
+            return []
+        return sorted(str(child["image"]) for child in children)
 
     async def in_use(self, name: str) -> bool:
         """Whether anybody has it open to write. One that is not there is not in use."""
@@ -144,22 +165,33 @@ class RbdImages:
             return bool((await self._cluster.ask("status", self._at(name)))["watchers"])
         return False
 
-    async def freeze(self, name: str, snapshot: str) -> None:
-        """Keep what it has now as a snapshot of that name, in place of an older one."""
+    async def freeze(self, name: str, snapshot: str, *, soon: bool = False) -> None:
+        """Keep what it has now as a snapshot of that name, in place of an older one, but not of one that has a record.
+        `soon`: within the time for questions; a guest is halted for it."""
+        command = ("snap", "create", "--no-progress", self._at(name, snapshot))
         try:
-            await self._cluster.do("snap", "create", "--no-progress", self._at(name, snapshot))
+            await self._cluster.do(*command, soon=soon)
         except AlreadyThere:
+            if await self.record(name, key=snapshot) is not None:
+                return
             await self.thaw(name, snapshot)
-            await self._cluster.do("snap", "create", "--no-progress", self._at(name, snapshot))
+            await self._cluster.do(*command, soon=soon)
 
     async def thaw(self, name: str, snapshot: str) -> None:
-        """Remove the snapshot; gone already: nothing."""
+        """Remove the snapshot; gone already: nothing. Raises `Busy` when something stands on it."""
+        command = ("snap", "rm", "--no-progress", self._at(name, snapshot))
         with suppress(NotThere):
-            await self._cluster.do("snap", "rm", "--no-progress", self._at(name, snapshot))
+            try:
+                await self._cluster.do(*command)
+            except Busy:
+                if await self.users(name, snapshot):
+                    raise
+                await self.unprotect(name, snapshot)
+                await self._cluster.do(*command)
 
     async def snapshots(self, name: str) -> Mapping[str, bool]:
-        """Names of its snapshots and whether they are protected. Raises `NotThere`."""
-        listed = await self._cluster.ask("snap", "ls", self._at(name))
+        """Names of its snapshots, in the order in which they were made, and whether they are protected. Raises `NotThere`."""
+        listed = sorted(await self._cluster.ask("snap", "ls", self._at(name)), key=lambda entry: int(entry["id"]))
         return {str(entry["name"]): str(entry.get("protected")) == "true" for entry in listed}
 
     async def listed(self) -> list[str]:
@@ -202,7 +234,7 @@ class RbdImages:
     async def _unprotect(self, name: str) -> None:
         for snapshot, protected in (await self.snapshots(name)).items():
             if protected:
-                await self._cluster.do("snap", "unprotect", self._at(name, snapshot))
+                await self.unprotect(name, snapshot)
 
     async def _afresh(self, name: str, make: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -216,3 +248,8 @@ class RbdImages:
             with suppress(NotThere):
                 await self._cluster.do("rm", "--no-progress", self._at(name), long=True)
             await make()
+
+
+def _inherited(key: str, record: Mapping[str, Any], name: str) -> bool:
+    """Whether it is of what the image was cloned from."""
+    return key.startswith(OWN) and record.get("of") != names.settled(name)

@@ -4,8 +4,8 @@ image-<image uid>               an image, with its record and the protected snap
 volume-<volume uid>             a volume
 disk-<machine uid>-<disk id>    a disk of a machine
 new-<any of these>              what is being made; it becomes the above when it is whole, by a rename
-<volume>@copy-<volume uid>      what the volume of that uid is being copied from
-<volume>@snap-<snapshot uid>    a snapshot of it
+<volume>@copy-<uid>             what the volume or the image of that uid is being copied from
+<volume>@snap-<snapshot uid>    a snapshot of it, protected when volumes are linked to it
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ BASE = "base"
 """Snapshot of an image that disks and volumes stand on."""
 
 _UID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_SNAPSHOT = re.compile(f"snap-{_UID}")
 _OURS = re.compile(rf"(new-)?((image|volume)-{_UID}|disk-{_UID}-{_UID})")
 
 
@@ -44,8 +45,13 @@ def making(name: str) -> str:
     return f"new-{name}"
 
 
+def settled(name: str) -> str:
+    """What that is called which is being made under this name; a name of what is whole is that."""
+    return name.removeprefix("new-")
+
+
 def copied(target: str) -> str:
-    """The snapshot of a volume from which that volume is copied."""
+    """The snapshot of a volume from which the volume or the image of that uid is copied."""
     return f"copy-{target}"
 
 
@@ -55,8 +61,13 @@ def snapshot(uid: str) -> str:
 
 
 def target_of(snapshot: str) -> str | None:
-    """Uid of the volume that is copied from this snapshot; None for snapshots of another kind."""
+    """Uid of the volume or image that is copied from this snapshot; None for snapshots of another kind."""
     return snapshot.removeprefix("copy-") if snapshot.startswith("copy-") else None
+
+
+def is_snapshot(name: str) -> bool:
+    """Whether this is what a snapshot of a volume is called."""
+    return _SNAPSHOT.fullmatch(name) is not None
 
 
 def is_ours(name: str) -> bool:

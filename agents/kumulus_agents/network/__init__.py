@@ -1,0 +1,1 @@
+"""Networks of tenants on a host, and their drivers."""

@@ -1,0 +1,213 @@
+"""One gateway on this host: its network namespace, cables, rules, and what runs in it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from kumulus.api.balancing import BalancingFacts
+from kumulus.api.gateways import GatewayFacts, GatewayOrder
+from kumulus_agents.network.linux import dnsmasq, gateway_links, gateway_rules, host, keepalived, links, names
+from kumulus_agents.network.linux.balancer import Balancer
+from kumulus_agents.network.linux.daemons import KEEPALIVED, Daemon
+from kumulus_agents.network.linux.links import Commands, Link
+from kumulus_agents.network.linux.programs import attempt, run
+from kumulus_agents.network.linux.service import runs_as
+from kumulus_agents.network.linux.settings import LinuxSettings
+from kumulus_agents.network.linux.tables import Tables
+from kumulus_agents.network.protocol import Identity, NetworkError
+
+_LOOKS, _LOOK_SECONDS = 20, 0.1
+"""How long addresses may take to come."""
+
+
+class Gateway:
+    """Its verbs are called one at a time. What runs goes on while the agent is down."""
+
+    def __init__(self, uid: str, settings: LinuxSettings) -> None:
+        self._uid = uid
+        self._settings = settings
+        self._namespace = names.gateway_namespace(uid)
+        self._directory = PurePosixPath(settings.state) / "routed" / uid
+        self._enter = [str(settings.nsenter), f"--net={host.namespace_file(self._namespace)}", "--"]
+        self._user, self._group, gid = runs_as(settings.user)
+        directory = Path(self._directory)
+        self._vrrp = Daemon("vrrp", directory, str(settings.keepalived), gid, inside=self._enter, options=KEEPALIVED)
+        self._announcer = Daemon("announcer", directory, str(settings.dnsmasq), gid, inside=self._enter)
+        self._balancer = Balancer(uid, host.namespace_file(self._namespace), settings)
+        self._tables = Tables(settings, inside=self._enter, families=(gateway_rules.FAMILY,))
+        self._ip = [str(settings.ip), "-n", self._namespace]
+
+    async def ensure(
+        self,
+        order: GatewayOrder,
+        orders: Mapping[str, GatewayOrder],
+        underlay: str | None,
+        certificates: Mapping[str, Identity] | None = None,
+    ) -> Sequence[str]:
+        """Have it as the order says; what was not so. `orders` are those of all gateways of this host, this one with them.
+        The rules that let its legs into networks are in force. `certificates` are those that were not here yet, by their
+        digests. Raises `NetworkError`."""
+        needs = {"keepalived": self._settings.keepalived}
+        if order.balancer is not None:
+            needs["haproxy"] = self._settings.haproxy
+        for package, program in needs.items():
+            if not await asyncio.to_thread(os.access, program, os.X_OK):
+                raise NetworkError(
+                    f"{program} is missing, which gateways need; install the package {package}.",
+                    reason="ProgramMissing",
+                )
+        wrong = list(await self._ensure_namespace(order))
+        rules = gateway_rules.render(order)
+        if not await self._tables.are(rules):
+            await self._tables.load(rules)
+            wrong.append(f"The rules of {self._namespace} were not what they should be.")
+        outside = await self._carry(order, orders, underlay)
+        inside = gateway_links.inside(order, await self._links())
+        await self._batch(inside, namespace=True, more=gateway_links.neighbours(order))
+        wrong += [*outside, *inside.wrong]
+        wrong += await self._run(order, anew=bool(outside or inside.wrong))
+        if order.balancer is None:
+            await self._balancer.remove()
+        elif await self._balancer.ensure(order.balancer, certificates or {}):
+            wrong.append(f"haproxy of {self._namespace} did not run as it should.")
+        return wrong
+
+    def lacks(self, order: GatewayOrder) -> frozenset[str]:
+        """Digests of the certificates that it needs and that are not here yet."""
+        return self._balancer.lacks(order.balancer) if order.balancer is not None else frozenset()
+
+    async def facts(self, order: GatewayOrder) -> GatewayFacts:
+        """What is so of it. Members are told of where it is active: nobody else reaches them."""
+        active = await self._active(order)
+        if not active or order.balancer is None:
+            return GatewayFacts(active=active)
+        try:
+            members = await self._balancer.facts(order.balancer)
+        except NetworkError:  # it is being started, or is made so again soon
+            return GatewayFacts(active=True)
+        return GatewayFacts(active=True, balancer=BalancingFacts(members=members))
+
+    async def _active(self, order: GatewayOrder) -> bool:
+        """Whether its addresses are here."""
+        status, out, _ = await attempt([*self._ip, "-json", "address", "show", "dev", gateway_rules.LINK])
+        there = links.parse(out) if status == 0 else {}
+        addresses = {address for link in there.values() for address in link.addresses}
+        return f"{keepalived.token(order)}/64" in addresses
+
+    async def remove(self, there: Mapping[str, Link]) -> None:
+        """Have nothing of it."""
+        await self._balancer.remove()
+        await self._vrrp.remove()
+        await self._announcer.remove()
+        for device in sorted(link.name for link in there.values() if link.alias == self._namespace):
+            await attempt([str(self._settings.ip), "link", "delete", "dev", device])
+        if host.namespace_file(self._namespace).exists():
+            await run([str(self._settings.ip), "netns", "delete", self._namespace])
+        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+
+    async def _ensure_namespace(self, order: GatewayOrder) -> Sequence[str]:
+        status, _, _ = await attempt([*self._ip, "link", "show", "dev", "lo"])
+        if status != 0:
+            await self._balancer.stop()
+            await self._vrrp.remove()
+            await self._announcer.remove()
+            ip = str(self._settings.ip)
+            await attempt([ip, "netns", "delete", self._namespace])  # a file that no namespace is mounted on
+            await run([ip, "netns", "add", self._namespace])
+            there = links.parse(await run([ip, "-json", "-details", "link"]))
+            for device in sorted(link.name for link in there.values() if link.alias == self._namespace):
+                await attempt([ip, "link", "delete", "dev", device])  # its other end is in what has lost its name
+        wanted = gateway_links.SYSCTLS
+        said = await run([*self._enter, str(self._settings.sysctl), "-n", *wanted])
+        if said.split() == [str(value) for value in wanted.values()]:
+            return ()
+        sysctls = [f"{name}={value}" for name, value in wanted.items()]
+        await run([*self._enter, str(self._settings.sysctl), "-q", "-w", *sysctls])
+        return (f"The namespace {self._namespace} was not as it should be.",)
+
+    async def _carry(
+        self, order: GatewayOrder, orders: Mapping[str, GatewayOrder], underlay: str | None
+    ) -> Sequence[str]:
+        """Have its cables plugged into its networks; what was not so."""
+        ip = str(self._settings.ip)
+        there = links.parse(await run([ip, "-json", "-details", "address"]))
+        outside = gateway_links.outside(order, there, underlay, self._settings.vxlan_port)
+        for leg in order.legs:
+            if leg.uplink is not None and leg.uplink.vlan is not None:
+                await self._probe_vlan()
+        await self._batch(outside, namespace=False)
+        if underlay is None:
+            return outside.wrong
+        show = ["-json", "fdb", "show", "dev", names.link_tunnel()]
+        peers = gateway_links.peers(orders, await run([str(self._settings.bridge), *show]), underlay)
+        if peers.bridge:
+            await run([str(self._settings.bridge), "-batch", "-"], _lines(peers.bridge))
+        return [*outside.wrong, *peers.wrong]
+
+    async def _probe_vlan(self) -> None:
+        """Raises `NetworkError(reason="VlanUnsupported")` when this host's kernel has no VLANs."""
+        probe = "link add name a type veth peer name b\nlink add link a name c type vlan id 2\n"
+        status, _, _ = await attempt(
+            [str(self._settings.unshare), "--net", str(self._settings.ip), "-batch", "-"], probe
+        )
+        if status != 0:
+            raise NetworkError(
+                "This host's kernel has no VLANs (8021q): load the module, or name a device in the uplinks of"
+                " PhysicalNetwork that is in the VLAN already, and no VLAN in ExternalNetwork.",
+                reason="VlanUnsupported",
+            )
+
+    async def _batch(self, commands: Commands, *, namespace: bool, more: Sequence[str] = ()) -> None:
+        ip = self._ip if namespace else [str(self._settings.ip)]
+        if lines := [*commands.ip, *more]:
+            await run([*ip, "-batch", "-"], _lines(lines))
+
+    async def _links(self) -> dict[str, Link]:
+        return links.parse(await run([*self._ip, "-json", "-details", "address"]))
+
+    async def _run(self, order: GatewayOrder, *, anew: bool) -> Sequence[str]:
+        """Have what brings its addresses, and what tells guests of it; what was not so."""
+        wrong = []
+        alone = keepalived.configuration(self._directory)
+        if not self._vrrp.runs(alone):
+            await self._batch(Commands(ip=gateway_links.leftovers(order, await self._links())), namespace=True)
+        missing = await self._missing(order)
+        # keepalived knows devices by their numbers, which another of the same name does not have, and brings an address once.
+        if await self._vrrp.ensure(alone, {keepalived.INSTANCE: keepalived.instance(order)}, forgets=missing):
+            wrong.append(f"keepalived of {self._namespace} did not run as it should.")
+        elif missing:
+            wrong.append(f"{self._namespace} had not all of its addresses.")
+        says = dnsmasq.announcing(order, user=self._user, group=self._group)
+        if not says:
+            await self._announcer.remove()
+        elif await self._announcer.ensure(says, {}, forgets=anew):
+            wrong.append(f"dnsmasq of {self._namespace} did not run as it should.")
+        return wrong
+
+    async def _missing(self, order: GatewayOrder) -> bool:
+        """Whether this host is active, and has not every address that it was told to have then. It was told just now: it
+        has a moment."""
+        told = await asyncio.to_thread(self._told)
+        wanted = [one for one in keepalived.addresses(order) if f"    {one[0]} dev {one[1]}" in told]
+        for _ in range(_LOOKS):
+            if not await self._active(order):
+                return False
+            there = await self._links()
+            if all(device not in there or address in there[device].addresses for address, device in wanted):
+                return False
+            await asyncio.sleep(_LOOK_SECONDS)
+        return True
+
+    def _told(self) -> Sequence[str]:
+        try:
+            return (Path(self._directory) / keepalived.INSTANCE).read_text().splitlines()
+        except OSError:
+            return ()
+
+
+def _lines(lines: Sequence[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,79 @@
+"""Names in OVN's northbound database and in Open vSwitch. They follow from uids. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from kumulus_agents.network.linux import names as devices
+
+_PATCH = re.compile(r"^kq[0-9a-f]{10}$")
+
+NETWORK = "kumulus"
+"""What logical switches call the way to other hosts; mapped to the bridge of tunnels."""
+TUNNEL = "kumulus-geneve"
+"""The one port of tunnels."""
+
+
+def switch(network: str) -> str:
+    """The logical switch of a network."""
+    return devices.namespace(network)
+
+
+def network_of(switch: str) -> str | None:
+    """The uid of the network whose switch that is; None when it is not Kumulus' own."""
+    return devices.network_of(switch)
+
+
+def wire(network: str) -> str:
+    """The switch's port to other hosts."""
+    return f"kn{devices.short(network)}"
+
+
+def anchor(network: str) -> tuple[str, str]:
+    """Two ends of a patch that carries nothing, on OVN's bridge and on that of tunnels: ovn-controller connects the switch's
+    way to other hosts only where the switch has another port. The first is also the name of the switch's port."""
+    return f"kc{devices.short(network)}", f"kz{devices.short(network)}"
+
+
+def guard(nic: str) -> str:
+    """The bridge that a guest's tap is on."""
+    return devices.GUARD + devices.short(nic)
+
+
+def patches(nic: str) -> tuple[str, str]:
+    """The patch between that bridge and OVN's: its end there, and here."""
+    return f"kp{devices.short(nic)}", f"kq{devices.short(nic)}"
+
+
+def is_patch(port: str) -> bool:
+    """Whether a port with that name is the end, on OVN's bridge, of a guest's patch."""
+    return bool(_PATCH.match(port))
+
+
+def patch(network: str, integration: str) -> str:
+    """Where that port comes out on the bridge of tunnels: ovn-controller makes and names it."""
+    return f"patch-{wire(network)}-to-{integration}"
+
+
+def everybody(network: str) -> str:
+    """The group of all guests' ports of a network. A name that an expression of OVN can have."""
+    return f"kumulus_{devices.short(network)}"
+
+
+def everybody_of(name: str) -> str:
+    """The group of all guests' ports of the network in which something has that name."""
+    return "_".join(name.partition("/")[0].split("_")[:2])
+
+
+def group(network: str, group: str) -> str:
+    """The ports of a security group in a network."""
+    return f"{everybody(network)}_{devices.short(group)}"
+
+
+def members(network: str, security_group: str, *, four: bool) -> str:
+    """The addresses of a security group in a network."""
+    return f"{group(network, security_group)}_members{4 if four else 6}"
+
+
+DATABASES = {"OVN_Northbound": "OVN's northbound database", "Open_vSwitch": "Open vSwitch's database"}
+"""What people call them, by the name of the schema."""

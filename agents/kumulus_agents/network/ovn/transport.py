@@ -1,0 +1,107 @@
+"""The bridge of tunnels: which network's frames go to which hosts, as flows of OpenFlow. Pure.
+
+One tunnel port has all hosts, told apart by the addresses, and all networks, told apart by their numbers (VNI). What comes
+out of a network's port goes to the host from which its target was last seen, and to all others that have the network while
+that is not known. What comes in from one of these hosts goes to the network's port, never to another host; what comes from
+anybody else goes nowhere. Frames from or to what serves a network
+do neither. Source: ovs-fields(7), ovs-actions(7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kumulus.api.addresses import is_v4
+from kumulus.api.segments import SegmentOrder
+from kumulus_agents.network.linux import names
+
+IN, OUT, SEEN, ALL = 0, 10, 20, 21
+"""Tables."""
+REMEMBERED = 300
+"""Seconds for which it is known where somebody was last seen."""
+_BASE = 1
+_LEARNED = 1 << 48
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Numbers of ports of the bridge."""
+
+    tunnel: int
+    networks: Mapping[str, int]
+    """By the network's uid."""
+
+
+def cookie(network: str) -> int:
+    """What marks flows of a network."""
+    return int(names.short(network), 16) << 4 | 2
+
+
+def base() -> Sequence[str]:
+    """Flows for all networks."""
+    mark = f"cookie={_BASE:#x}"
+    return (
+        f"{mark},table={OUT},priority=10,dl_dst=01:00:00:00:00:00/01:00:00:00:00:00 actions=resubmit(,{ALL})",
+        f"{mark},table={OUT},priority=0 actions=resubmit(,{SEEN})",
+        f"{mark},table={SEEN},priority=0 actions=resubmit(,{ALL})",
+    )
+
+
+def flows(order: SegmentOrder, ends: Ends, underlay: str | None) -> Sequence[str]:
+    """Flows of one network; none when it is on this host alone, or is not connected yet."""
+    end = ends.networks.get(order.uid)
+    if order.vni is None or underlay is None or end is None:
+        return ()
+    mark = cookie(order.uid)
+    service = names.service_mac(order.uid)
+    number = f"set_field:{order.vni}->metadata"
+    family = "IPV4" if is_v4(underlay) else "IPV6"
+    learn = ",".join(
+        [
+            f"table={SEEN}",
+            f"cookie={mark | _LEARNED:#x}",
+            f"hard_timeout={REMEMBERED}",
+            "priority=1",
+            "OXM_OF_METADATA[]",
+            "NXM_OF_ETH_DST[]=NXM_OF_ETH_SRC[]",
+            "load:NXM_NX_TUN_ID[]->NXM_NX_TUN_ID[]",
+            f"load:NXM_NX_TUN_{family}_SRC[]->NXM_NX_TUN_{family}_DST[]",
+            f"output:{'NXM_OF_IN_PORT[]'}",
+        ]
+    )
+    target, sender = ("tun_dst", "tun_src") if is_v4(underlay) else ("tun_ipv6_dst", "tun_ipv6_src")
+    peers = sorted(peer for peer in order.peers if peer != underlay and is_v4(peer) is is_v4(underlay))
+    everywhere = [f"set_field:{peer}->{target},output:{ends.tunnel}" for peer in peers]
+    head = f"cookie={mark:#x}"
+    comes, leaves = f"in_port={ends.tunnel},tun_id={order.vni}", f"in_port={end}"
+    return (
+        *(
+            f"{head},table={IN},priority=20,{way},{side}={service} actions=drop"
+            for way in (comes, leaves)
+            for side in ("dl_src", "dl_dst")
+        ),
+        f"{head},table={IN},priority=10,{leaves} actions={number},resubmit(,{OUT})",
+        *(
+            f"{head},table={IN},priority=10,{comes},{sender}={peer} actions={number},learn({learn}),output:{end}"
+            for peer in peers
+        ),
+        f"{head},table={ALL},priority=10,metadata={order.vni} actions="
+        + ",".join([f"set_field:{order.vni}->tun_id", *everywhere] if everywhere else ["drop"]),
+    )
+
+
+def replacing(network: str, before: Sequence[str] | None, said: Sequence[str]) -> Sequence[str]:
+    """Commands of one bundle that have a network have these flows instead of those before (None: not known which). What was
+    learned stays while every host that it was learned of still has the network."""
+    gone = before is None or bool({flow for flow in before if "learn(" in flow} - set(said))
+    marks = [cookie(network), cookie(network) | _LEARNED] if gone or not said else [cookie(network)]
+    return (*(f"delete cookie={mark:#x}/-1" for mark in marks), *(f"add {flow}" for flow in said))
+
+
+def same(differences: str) -> bool:
+    """Whether what `ovs-ofctl diff-flows BRIDGE FILE` says are no differences: where somebody was last seen, or the same flow
+    twice, as it does for fragments, whose bits the bridge has others of in mind than it says."""
+    lines = [line for line in differences.splitlines() if not line.startswith(f"-table={SEEN} priority=1,")]
+    there, wanted = ({line[1:] for line in lines if line.startswith(sign)} for sign in "-+")
+    return there == wanted

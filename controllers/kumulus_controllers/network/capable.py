@@ -1,0 +1,49 @@
+"""Which hosts can make networks of a driver, and why others cannot. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from kumulus.api.host import HostReport
+from kumulus.api.segments import NetworkDriverName
+from kumulus.runtime.conditions import Fact
+from kumulus_controllers.network.lack import Lack
+
+CONDITION = "HostsCapable"
+_NAMED = 5
+
+
+def capable(driver: NetworkDriverName, reports: Iterable[HostReport]) -> tuple[Fact | None, Lack | None]:
+    """What is to be said of the hosts, and why there can be no networks when there is a reason. Nothing of either while no
+    host has said what it can."""
+    said = sorted(
+        ((report.name, report.status.network) for report in reports if report.status.network is not None),
+        key=lambda one: one[0],
+    )
+    if not said:
+        return None, None
+    unable = [(name, network) for name, network in said if driver not in network.drivers]
+    if not unable:
+        return Fact(CONDITION, True, "AllHosts", f"All hosts have the driver {driver}."), None
+    why = "; ".join(f"{name} ({_why(driver, network.message)})" for name, network in unable[:_NAMED])
+    more = f" and {len(unable) - _NAMED} more" if len(unable) > _NAMED else ""
+    if len(unable) < len(said):
+        have = len(said) - len(unable)
+        text = f"{have} of {len(said)} hosts have the driver {driver}; machines with networks of this class go there. Without: {why}{more}."
+        return Fact(CONDITION, False, "SomeHosts", text), None
+    text = f"No host has the driver {driver}: {why}{more}."
+    return Fact(CONDITION, False, "NoHost", text), Lack("NoHostHasDriver", text)
+
+
+_SAID = re.compile(rf"(?:^|; )({'|'.join(NetworkDriverName)}): ")
+_MOST = 200
+
+
+def _why(driver: NetworkDriverName, message: str | None) -> str:
+    """What the host says of that driver."""
+    parts = _SAID.split(message or "")
+    for name, text in zip(parts[1::2], parts[2::2], strict=True):
+        if name == driver:
+            return text.rstrip(".")[:_MOST]
+    return "the agent has no such driver"

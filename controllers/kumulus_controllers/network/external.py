@@ -1,0 +1,189 @@
+"""ExternalNetwork and PhysicalNetwork: what is so of them, and that an external network in use stays."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from kumulus.api.fabric import Host
+from kumulus.api.network import IPAddress
+from kumulus.api.routing import (
+    ExternalNetwork,
+    ExternalNetworkStatus,
+    PhysicalNetwork,
+    PhysicalNetworkStatus,
+)
+from kumulus.kube.errors import NotFound
+from kumulus.kube.store import Key
+from kumulus.runtime.clock import rfc3339
+from kumulus.runtime.conditions import derive
+from kumulus.runtime.reconciler import Enqueue, Services
+from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
+from kumulus_controllers.network.claiming import Claims
+from kumulus_controllers.network.lack import Lack, facts
+from kumulus_controllers.network.networks import CLAIMS_IN, UID
+from kumulus_controllers.network.router_plan import external_of
+from kumulus_controllers.network.routing import IN_PHYSICAL, OF_EXTERNAL, TO_EXTERNAL, Routing, device_on
+from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_report, write_status
+
+COUNT_SECONDS = 5.0
+"""How stale the count of addresses may be: it is no reason for a write an address."""
+
+
+class ExternalNetworkReconciler:
+    """Says of an external network what is so. It goes when nobody uses it."""
+
+    name = "externalnetwork"
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._routing = Routing(services.caches)
+        self._claims = Claims(services, self._routing.networks)
+        self._counted: dict[str, float] = {}
+
+    def attach(self, enqueue: Enqueue) -> None:
+        """Own changes, its physical network, and claims of its addresses."""
+        routing = self._routing
+
+        def external_changed(before: ExternalNetwork | None, after: ExternalNetwork | None) -> None:
+            item = after or before
+            if item is not None and not (
+                before and after and before.metadata.generation == after.metadata.generation and not after.deleting
+            ):
+                enqueue(Key(None, item.name))
+
+        def physical_changed(before: PhysicalNetwork | None, after: PhysicalNetwork | None) -> None:
+            item = after or before
+            if item is not None and (before is None or after is None):
+                for external in routing.external.by(IN_PHYSICAL, item.name):
+                    enqueue(Key(None, external.name))
+
+        def claim_changed(before: IPAddress | None, after: IPAddress | None) -> None:
+            claim = after or before
+            if claim is not None and (before is None or after is None):
+                for external in routing.external.by(UID, claim.spec.network):
+                    enqueue(Key(None, external.name))
+
+        def user_changed(before: object, after: object) -> None:
+            if after is None:
+                for external in routing.external:
+                    if external.deleting:
+                        enqueue(Key(None, external.name))
+
+        routing.external.listen(external_changed)
+        routing.physical.listen(physical_changed)
+        routing.networks.claims.listen(claim_changed)
+        routing.routers.listen(user_changed)
+        routing.floating.listen(user_changed)
+
+    def everything(self) -> list[Key]:
+        """All external networks."""
+        return self._routing.external.keys()
+
+    async def reconcile(self, key: Key) -> Result:
+        """One pass over an external network."""
+        routing, clock = self._routing, self._services.clock
+        external = routing.external.get(key.name)
+        if external is None:
+            return Gone()
+        if external.paused:
+            return Done()
+        if not external.deleting and await ensure_finalizer(self._services.client, routing.external, external):
+            external = routing.external.get(key.name) or external
+        claims = routing.networks.claims.by(CLAIMS_IN, external.uid)
+        users = self._users(external)
+        if external.deleting and not users:
+            for claim in claims:
+                await self._claims.end(claim)
+            await drop_finalizer(self._services.client, routing.external, external)
+            return Gone()
+        lack = None
+        if external.deleting:
+            lack = Lack("InUse", f"Routers and FloatingIPs use it: {', '.join(users[:5])}. Their owners delete them.")
+        elif routing.physical.get(external.spec.physical_network) is None:
+            lack = Lack(
+                "PhysicalNetworkNotFound", f"There is no PhysicalNetwork {external.spec.physical_network}: make it."
+            )
+        before = external.status
+        generation = external.metadata.generation
+        found = facts(lack, "Ready", "Routers and FloatingIPs can have addresses in it.")
+        after = ExternalNetworkStatus(
+            observed_generation=generation,
+            conditions=derive(before.conditions, found, generation=generation, now=rfc3339(clock.now())),
+            allocated=len(claims),
+            size=external_of(external).size,
+        )
+        since = clock.monotonic() - self._counted.get(external.uid, float("-inf"))
+        same = after.model_copy(update={"allocated": before.allocated}).to_json() == before.to_json()
+        if since < COUNT_SECONDS and same and after.to_json() != before.to_json():
+            return Requeue(COUNT_SECONDS - since)
+        if after.to_json() != before.to_json():
+            self._counted[external.uid] = clock.monotonic()
+            with suppress(NotFound):
+                await write_status(self._services.client, routing.external, external, before, after)
+        return Wait(lack.reason, 60.0) if lack is not None else Done()
+
+    def _users(self, external: ExternalNetwork) -> list[str]:
+        """Who is in it, by its own record: anybody can name it."""
+        routing = self._routing
+        routers = [
+            r for r in routing.routers.by(TO_EXTERNAL, external.name) if r.status.external_network == external.uid
+        ]
+        floating = [f for f in routing.floating.by(OF_EXTERNAL, external.name) if f.status.network == external.uid]
+        return sorted(f"{item.KIND.kind} {item.namespace}/{item.name}" for item in (*routers, *floating))
+
+
+class PhysicalNetworkReconciler:
+    """Says of a physical network how many hosts are connected to it."""
+
+    name = "physicalnetwork"
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._routing = Routing(services.caches)
+
+    def attach(self, enqueue: Enqueue) -> None:
+        """Own changes, and hosts that come, go or get other labels."""
+        routing = self._routing
+
+        def physical_changed(before: PhysicalNetwork | None, after: PhysicalNetwork | None) -> None:
+            item = after or before
+            if item is not None and not (before and after and before.metadata.generation == after.metadata.generation):
+                enqueue(Key(None, item.name))
+
+        def host_changed(before: Host | None, after: Host | None) -> None:
+            if before is None or after is None or before.metadata.labels != after.metadata.labels:
+                for key in routing.physical.keys():  # noqa: SIM118 - a store, not a dict
+                    enqueue(key)
+
+        routing.physical.listen(physical_changed)
+        routing.hosts.listen(host_changed)
+
+    def everything(self) -> list[Key]:
+        """All physical networks."""
+        return self._routing.physical.keys()
+
+    async def reconcile(self, key: Key) -> Result:
+        """One pass over a physical network."""
+        routing = self._routing
+        physical = routing.physical.get(key.name)
+        if physical is None:
+            return Gone()
+        if physical.paused or physical.deleting:
+            return Done()
+        count = sum(device_on(physical, host) is not None for host in routing.hosts)
+        lack = None
+        if count == 0:
+            lack = Lack("NoHosts", "No host has an uplink to it: name some in spec.uplinks.")
+        generation = physical.metadata.generation
+        after = PhysicalNetworkStatus(
+            observed_generation=generation,
+            conditions=derive(
+                physical.status.conditions,
+                facts(lack, "Ready", "Routers can be on its hosts."),
+                generation=generation,
+                now=rfc3339(self._services.clock.now()),
+            ),
+            hosts=count,
+        )
+        await write_report(self._services.client, routing.physical, physical, after)
+        return Done()

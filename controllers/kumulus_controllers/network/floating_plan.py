@@ -1,0 +1,158 @@
+"""A floating address: which router has it, what it lacks, and what its status says. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kumulus.api.addresses import Address, is_v4
+from kumulus.api.host import WorkOrder
+from kumulus.api.network import NetworkInterface
+from kumulus.api.routing import ExternalNetwork, FloatingIP, FloatingIPStatus, FloatingPhase, PhysicalNetwork, Router
+from kumulus.runtime.conditions import derive
+from kumulus_controllers.network.lack import Lack, facts
+from kumulus_controllers.network.routing import targets
+from kumulus_controllers.orders import done
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Everything one pass over a floating address has read."""
+
+    floating: FloatingIP
+    external: ExternalNetwork | None
+    physical: PhysicalNetwork | None
+    interfaces: Mapping[str, NetworkInterface] = field(default_factory=dict)
+    """Whom it is to stand for, by name, as far as they are there."""
+    routers: Sequence[Router] = ()
+    """Those of the namespace with a leg in the external network, by name."""
+    others: Sequence[FloatingIP] = ()
+    """Others that are to stand for one of these interfaces."""
+    orders: Mapping[str, WorkOrder] = field(default_factory=dict)
+    """What the hosts of its router are told, by host."""
+    gateways: Sequence[WorkOrder] = ()
+    """What hosts are told of any router of the namespace."""
+
+
+def route(scope: Scope) -> tuple[Router | None, Lack | None]:
+    """The router that has it, and what keeps it from standing for all that it is to stand for."""
+    wanted = sorted(targets(scope.floating))
+    if not wanted:
+        return None, None
+    lacks: list[Lack] = []
+    reached: dict[str, list[Router]] = {}
+    for name in wanted:
+        nic = scope.interfaces.get(name)
+        if nic is None or nic.deleting:
+            lacks.append(Lack("InterfaceNotFound", f"There is no NetworkInterface {name} in the namespace."))
+            continue
+        if nic.status.network is None or not nic.status.addresses:
+            lacks.append(Lack("InterfaceNotReady", f"NetworkInterface {name} has no addresses yet.", stalled=False))
+            continue
+        able = [r for r in scope.routers if nic.status.network in {part.uid for part in r.status.networks}]
+        if able:
+            reached[name] = sorted(able, key=lambda router: router.name)
+        else:
+            lacks.append(
+                Lack(
+                    "NoRouter",
+                    f"No Router of the namespace has both Network {nic.spec.network}, which interface {name} is in, and"
+                    f" ExternalNetwork {scope.floating.spec.external_network}: make one, or add them to one.",
+                )
+            )
+    every = [router for able in reached.values() for router in able]
+    # One that reaches some of them keeps it: it lets go by itself when it reaches none.
+    found = next((router for router in every if router.name == scope.floating.status.router), next(iter(every), None))
+    lacks += [
+        Lack("AnotherRouter", f"Interface {name} is not reached by Router {found.name} as others of it are.")
+        for name, able in reached.items()
+        if found is not None and found.uid not in {router.uid for router in able}
+    ]
+    return found, next(iter(lacks), None)
+
+
+def holder(scope: Scope, address: Address, router: Router | None) -> WorkOrder | None:
+    """What a host is told that has the address, or may have it still, for another router than the one that is to have it;
+    None when nobody has it. The router on record has to have let go: its hosts may have been told of it before."""
+    named = scope.floating.status.router
+    for order in scope.gateways:
+        if router is not None and order.spec.for_.uid == router.uid:
+            continue
+        if address in _told(order) or (order.spec.for_.name == named and not done(order)):
+            return order
+    return None
+
+
+def shared(scope: Scope, address: Address) -> Lack | None:
+    """Why the interface cannot have the whole address: it has another one, or none of the same family."""
+    target = scope.floating.spec.target
+    nic = scope.interfaces.get(target.interface) if target is not None else None
+    if target is None or nic is None:
+        return None
+    if nic.status.addresses and not any(is_v4(one) is is_v4(address) for one in nic.status.addresses):
+        return Lack(
+            "AddressFamilyDiffers",
+            f"{address} and the addresses of interface {target.interface} are of different families: take another one.",
+        )
+    mine = (scope.floating.metadata.creation_timestamp or "", scope.floating.name)
+    for other in scope.others:
+        if (
+            other.spec.target is not None
+            and other.spec.target.interface == target.interface
+            and other.spec.external_network == scope.floating.spec.external_network
+            and not other.deleting
+            and (other.metadata.creation_timestamp or "", other.name) < mine
+        ):
+            return Lack(
+                "InterfaceHasFloatingIP",
+                f"FloatingIP {other.name} stands for interface {target.interface} already: of two the older one counts.",
+            )
+    return None
+
+
+def derive_status(
+    scope: Scope, address: Address | None, router: Router | None, lack: Lack | None, now: str
+) -> FloatingIPStatus:
+    """The whole status. The address on record stays."""
+    floating, before = scope.floating, scope.floating.status
+    host = _host(scope, address, router) if lack is None else None
+    said = f"It stands for nobody, and {address} is kept."
+    if floating.deleting:
+        phase, lack = FloatingPhase.TERMINATING, lack or Lack("Terminating", "It is given back.", stalled=False)
+    elif lack is not None:
+        waits = not lack.stalled or lack.reason in ("InterfaceNotFound", "NoRouter", "ExternalNetworkFull")
+        phase = FloatingPhase.PENDING if waits else FloatingPhase.FAILED
+    elif not targets(floating):
+        phase = FloatingPhase.ALLOCATED
+    elif host is not None:
+        phase, said = FloatingPhase.ACTIVE, f"Host {host} routes for it."
+    else:
+        phase = FloatingPhase.PENDING
+        name = router.name if router is not None else "the router"
+        lack = Lack("RouterNotActive", f"No host of {name} routes for it yet.", stalled=False)
+    generation = floating.metadata.generation
+    return FloatingIPStatus(
+        observed_generation=generation,
+        conditions=derive(before.conditions, facts(lack, str(phase), said), generation=generation, now=now),
+        phase=phase,
+        network=before.network or (scope.external.uid if scope.external is not None and address is not None else None),
+        address=before.address or address,
+        router=router.name if router is not None else None,
+        host=host,
+    )
+
+
+def _host(scope: Scope, address: Address | None, router: Router | None) -> str | None:
+    """The host that is active, if it has done what it was told of this address."""
+    if router is None or address is None or router.status.active_host is None:
+        return None
+    order = scope.orders.get(router.status.active_host)
+    if order is None or not done(order):
+        return None
+    return router.status.active_host if address in _told(order) else None
+
+
+def _told(order: WorkOrder) -> set[Address]:
+    """The addresses that a host is to have for a gateway."""
+    legs = order.spec.gateway.legs if order.spec.gateway is not None else ()
+    return {one.partition("/")[0] for leg in legs for one in leg.addresses}

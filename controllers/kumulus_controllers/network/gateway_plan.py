@@ -1,0 +1,137 @@
+"""Which hosts a gateway is on, and what of it is each host's own. Pure.
+
+A gateway stays where it is. A host that is silent may be as active as ever: it keeps its part until it can be told, and
+another one is made ready beside it. How the hosts agree which of them is active is not decided here (VRRP does that).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kumulus.api.addresses import Address
+from kumulus.api.gateways import GatewayPeer, Redundancy
+from kumulus.api.segments import NetworkDriverName
+
+HOSTS_MOST = 8
+"""So many hosts can have one gateway, those that are silent with it."""
+_GROUPS = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A host that may have gateways."""
+
+    name: str
+    drivers: frozenset[str]
+    """What can make networks there."""
+    underlay: Address | None
+    uplinks: frozenset[str] = frozenset()
+    """Names of the physical networks that it has a way into."""
+    closed: str | None = None
+    """Why it takes nothing new, such as `cordoned` or `not ready`."""
+    silent: bool = False
+    """It cannot be told anything now."""
+    gateways: int = 0
+    """How many gateways it has; who has least is taken first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a gateway needs of its hosts."""
+
+    driver: NetworkDriverName
+    count: int
+    """How many hosts, the active one with them."""
+    physical: frozenset[str] = frozenset()
+    """Names of physical networks that it has legs in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The hosts of a gateway, in the order in which they were chosen, and why there are not more."""
+
+    hosts: tuple[str, ...]
+    short: int = 0
+    """How many are missing."""
+    refused: Mapping[str, str] | None = None
+    """Why not, by host, when some are missing."""
+
+
+def choose(need: Need, hosts: Sequence[Candidate], current: Sequence[str], active: str | None) -> Choice:
+    """Hosts for the gateway. `current` are those that have it, `active` the one that is active as far as is known.
+
+    Who has it and can have it keeps it; one that is silent besides. What is too many goes, but never the active one first.
+    """
+    known = {host.name: host for host in hosts}
+    kept = [name for name in current if name in known and lack(need, known[name]) is None]
+    well = [name for name in kept if not known[name].silent and known[name].closed is None]
+    silent = [name for name in kept if known[name].silent]
+    going = [name for name in kept if name not in well and name not in silent]  # cordoned: until there is another
+    well.sort(key=lambda name: name != active)
+    taken, left = well[: need.count], set(kept)
+    refused: dict[str, str] = {}
+    for host in sorted(hosts, key=lambda host: (host.gateways, host.name)):
+        if host.name in left:
+            continue
+        why = host.closed or lack(need, host)
+        if why is not None:
+            refused[host.name] = why
+        elif len(taken) < need.count:
+            taken.append(host.name)
+    stay = going[: max(0, need.count - len(taken))]
+    chosen = [*taken, *stay, *silent][:HOSTS_MOST]
+    order = [name for name in current if name in chosen]
+    order += [name for name in chosen if name not in order]
+    short = max(0, need.count - len(taken) - len(stay))
+    return Choice(tuple(order), short, refused if short else None)
+
+
+def lack(need: Need, host: Candidate) -> str | None:
+    """Why a host cannot have the gateway at all, in a few words."""
+    if need.driver.value not in host.drivers:
+        return f"without network driver {need.driver.value}"
+    for name in sorted(need.physical - host.uplinks):
+        return f"without an uplink to physical network {name}"
+    if need.count > 1 and host.underlay is None:
+        return "without an address for tunnels"
+    return None
+
+
+def redundancy(gateway: str, host: str, hosts: Sequence[str], underlays: Mapping[str, Address]) -> Redundancy:
+    """How that host agrees with the others, as far as these can be reached."""
+    peers = tuple(
+        GatewayPeer(underlay=underlays[other], mac=link_mac(gateway, other))
+        for other in hosts
+        if other != host and other in underlays
+    )
+    return Redundancy(
+        group=vrid(gateway),
+        priority=100 - (hosts.index(host) if host in hosts else HOSTS_MOST),
+        mac=link_mac(gateway, host),
+        peers=peers[: HOSTS_MOST - 1],
+    )
+
+
+def vrid(gateway: str) -> int:
+    """The number that the hosts of a gateway know each other by. Only its own hosts' addresses are listened to, so that
+    another gateway may have the same."""
+    return 1 + int.from_bytes(hashlib.sha256(gateway.encode()).digest()[:4], "big") % _GROUPS
+
+
+def link_mac(gateway: str, host: str) -> str:
+    """MAC address of a host's end of the link between the gateway's hosts."""
+    return _mac(f"link {gateway} {host}")
+
+
+def leg_mac(gateway: str, network: str, host: str) -> str:
+    """MAC address of a gateway's interface in a network on a host. Each host has its own: what learned where the one is
+    is never misled by the other."""
+    return _mac(f"leg {gateway} {network} {host}")
+
+
+def _mac(what: str) -> str:
+    """A locally administered address; guests' begin with 02, what serves them on hosts with 06."""
+    digits = hashlib.sha256(what.encode()).hexdigest()[:10]
+    return ":".join(["0a", *(digits[at : at + 2] for at in range(0, 10, 2))])

@@ -1,0 +1,231 @@
+"""Network: its class, its number, its packets; who is in it; and its end."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import structlog
+
+from kumulus.api.host import HostReport, WorkOrder, WorkType
+from kumulus.api.network import (
+    IPAddress,
+    Network,
+    NetworkClass,
+    NetworkInterface,
+    NetworkType,
+    SegmentId,
+    SegmentIdSpec,
+)
+from kumulus.api.routing import Router
+from kumulus.kube.errors import AlreadyExists, NotFound
+from kumulus.kube.store import Key
+from kumulus.runtime.clock import rfc3339
+from kumulus.runtime.reconciler import Enqueue, Services
+from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
+from kumulus_controllers.network.lack import Lack
+from kumulus_controllers.network.network_plan import Scope, Wanted, derive_status, wanted
+from kumulus_controllers.network.networks import (
+    CLAIMS_IN,
+    NUMBER_FOR,
+    NUMBER_OF,
+    OF_CLASS,
+    Networks,
+    network_key,
+    over_v6,
+)
+from kumulus_controllers.network.ranges import vnis
+from kumulus_controllers.orders import FOR_UID, host_of
+from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+
+log = structlog.get_logger(__name__)
+
+COUNT_SECONDS = 5.0
+"""How stale the counts in a Network's status may be: they are no reason for a write per machine."""
+
+
+class NetworkReconciler:
+    """Brings a network to what its spec says. The only writer of its status, and of its number."""
+
+    name = "network"
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._networks = Networks(services.caches)
+        self._counted: dict[str, float] = {}
+
+    def attach(self, enqueue: Enqueue) -> None:
+        """Own changes, classes, what is in it and where it is, and where tunnels of hosts end."""
+        networks = self._networks
+
+        def network_changed(before: Network | None, after: Network | None) -> None:
+            item = after or before
+            if item is not None:
+                enqueue(Key(item.namespace, item.name))
+
+        def class_changed(before: NetworkClass | None, after: NetworkClass | None) -> None:
+            item = after or before
+            if item is None or (before is not None and after is not None and before.spec == after.spec):
+                return
+            for network in (*networks.store.by(OF_CLASS, item.name), *networks.store.by(OF_CLASS, "")):
+                enqueue(Key(network.namespace, network.name))
+
+        def interface_changed(before: NetworkInterface | None, after: NetworkInterface | None) -> None:
+            item = after or before
+            if item is not None and (before is None or after is None):
+                enqueue(network_key(item))
+
+        def claim_changed(before: IPAddress | None, after: IPAddress | None) -> None:
+            claim = after or before
+            if claim is not None and (before is None or after is None):
+                self._enqueue_uid(enqueue, claim.spec.network)
+
+        def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
+            order = after or before
+            if order is not None and order.spec.type is WorkType.SEGMENT and (before is None or after is None):
+                enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
+
+        def report_changed(before: HostReport | None, after: HostReport | None) -> None:
+            if over_v6(before) != over_v6(after):
+                for key in networks.store.keys():  # noqa: SIM118 - a store, not a dict
+                    enqueue(key)
+
+        def router_changed(before: Router | None, after: Router | None) -> None:
+            had, has = ({part.uid for part in item.status.networks} if item else set() for item in (before, after))
+            for uid in had ^ has:
+                self._enqueue_uid(enqueue, uid)
+
+        networks.routers.listen(router_changed)
+        networks.store.listen(network_changed)
+        networks.classes.listen(class_changed)
+        networks.interfaces.listen(interface_changed)
+        networks.claims.listen(claim_changed)
+        networks.orders.listen(order_changed)
+        networks.reports.listen(report_changed)
+
+    def _enqueue_uid(self, enqueue: Enqueue, uid: str) -> None:
+        for network in self._networks.store.by("uid", uid):
+            enqueue(Key(network.namespace, network.name))
+
+    def everything(self) -> list[Key]:
+        """All networks, and those that only a left-over number remembers."""
+        numbers = {Key(number.spec.namespace, number.spec.name) for number in self._networks.numbers}
+        return list({*self._networks.store.keys(), *numbers})
+
+    def _observe(self, network: Network) -> Scope:
+        networks = self._networks
+        return Scope(
+            network=network,
+            offered=networks.class_of(network),
+            over_v6=networks.over_v6(),
+            interfaces=self._interfaces_of(network),
+            routers=tuple(router.name for router in networks.routers_of(network)) if network.deleting else (),
+            balancers=tuple(item.name for item in networks.balancers_in(network)) if network.deleting else (),
+            claims=len(networks.claims.by(CLAIMS_IN, network.uid)),
+            hosts=tuple(sorted(host_of(o) for o in networks.orders.by(FOR_UID, f"{WorkType.SEGMENT}/{network.uid}"))),
+        )
+
+    def _interfaces_of(self, network: Network) -> tuple[NetworkInterface, ...]:
+        wanted = network.deleting or network.spec.type is NetworkType.SHARED
+        return tuple(self._networks.interfaces_of(network)) if wanted else ()
+
+    async def reconcile(self, key: Key) -> Result:
+        """One pass over a network."""
+        store = self._networks.store
+        network = store.get(key.name, key.namespace)
+        await self._remove_numbers(key, network)
+        if network is None:
+            return Gone()
+        if network.paused:
+            if network.deleting:
+                await self._report(self._observe(network), None, None, network.status.vni)
+            return Done()
+        if network.deleting:
+            return await self._delete(self._observe(network))
+        if await ensure_finalizer(self._services.client, store, network):
+            network = store.get(key.name, key.namespace) or network
+        scope = self._observe(network)
+        want = wanted(scope)
+        if isinstance(want, Lack):
+            return await self._report(scope, None, want, network.status.vni)
+        vni = await self._claim_number(network)
+        if isinstance(vni, Lack):
+            return await self._report(scope, want, vni, None)
+        result = await self._report(scope, want, None, vni)
+        await self._drop_numbers(network.uid, keep=vni)
+        return result
+
+    async def _claim_number(self, network: Network) -> int | Lack:
+        """The network's VXLAN number. Whoever makes the object of that name has it."""
+        held = sorted(int(number.name) for number in self._networks.numbers.by(NUMBER_OF, network.uid))
+        known = network.status.vni
+        if known is None and held:
+            return held[0]
+        if known is not None and known in held:
+            return known
+        for vni in [known] if known is not None else vnis(network.uid):
+            number = self._networks.numbers.get(str(vni)) or await self._make_number(network, vni)
+            if number is not None and number.spec.network == network.uid:
+                return vni
+        if known is None:
+            return Lack("NoNumberLeft", "All numbers of VXLANs are in use: delete networks.")
+        return Lack("NumberTaken", f"Its number {known} is another network's by now: make this network anew.")
+
+    async def _make_number(self, network: Network, vni: int) -> SegmentId | None:
+        client, numbers = self._services.client, self._networks.numbers
+        spec = SegmentIdSpec(network=network.uid, name=network.name, namespace=network.namespace or "")
+        body = {"metadata": {"name": str(vni)}, "spec": spec.to_json()}
+        try:
+            raw = await client.create(SegmentId.KIND, body)
+        except AlreadyExists:
+            found = await client.find(SegmentId.KIND, str(vni))
+            if found is None:
+                return None
+            raw = found
+        numbers.apply(raw)
+        return SegmentId.parse(raw)
+
+    async def _drop_numbers(self, network_uid: str, *, keep: int | None) -> None:
+        """Give back numbers that a pass claimed which did not get on record. `keep` is on record."""
+        for number in self._networks.numbers.by(NUMBER_OF, network_uid):
+            if keep is None or number.name != str(keep):
+                await self._services.client.delete(SegmentId.KIND, number.name, uid=number.uid)
+                self._networks.numbers.remove(Key(None, number.name), number.uid)
+
+    async def _remove_numbers(self, key: Key, network: Network | None) -> None:
+        """Numbers of a network of that name that is no more, after a live look."""
+        for number in self._networks.numbers.by(NUMBER_FOR, f"{key.namespace}/{key.name}"):
+            if network is not None and number.spec.network == network.uid:
+                continue
+            live = await self._services.client.find(Network.KIND, key.name, key.namespace)
+            if live is None or live["metadata"]["uid"] != number.spec.network:
+                log.info("giving back the number of a network that is gone", namespace=key.namespace, name=key.name)
+                await self._drop_numbers(number.spec.network, keep=None)
+
+    async def _delete(self, scope: Scope) -> Result:
+        """Interfaces first, then hosts, then claims and the number: nobody has them while a host may use them."""
+        network, client = scope.network, self._services.client
+        if not scope.interfaces and not scope.hosts and not scope.routers:
+            for claim in self._networks.claims.by(CLAIMS_IN, network.uid):
+                await client.delete(IPAddress.KIND, claim.name, claim.namespace, uid=claim.uid)
+                self._networks.claims.remove(Key(claim.namespace, claim.name), claim.uid)
+            await self._drop_numbers(network.uid, keep=None)
+            await drop_finalizer(client, self._networks.store, network)
+            self._counted.pop(network.uid, None)
+            return Gone()
+        await self._report(scope, None, None, network.status.vni)
+        return Wait("Deleting", 30.0)
+
+    async def _report(self, scope: Scope, want: Wanted | None, lack: Lack | None, vni: int | None) -> Result:
+        """Write the status when it differs. Counts alone wait a while for others."""
+        clock, network = self._services.clock, scope.network
+        before = network.status
+        after = derive_status(scope, want, lack, vni, rfc3339(clock.now()))
+        counts = {"allocated": before.allocated, "hosts": before.hosts}
+        since = clock.monotonic() - self._counted.get(network.uid, float("-inf"))
+        if since < COUNT_SECONDS and before != after and after.model_copy(update=counts).to_json() == before.to_json():
+            return Requeue(COUNT_SECONDS - since)
+        if before.to_json() != after.to_json():
+            self._counted[network.uid] = clock.monotonic()
+            with suppress(NotFound):
+                await write_status(self._services.client, self._networks.store, network, before, after)
+        return Wait(lack.reason, 60.0) if lack is not None else Done()

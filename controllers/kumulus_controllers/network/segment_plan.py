@@ -1,0 +1,169 @@
+"""What a host has to know of a network: rendered from what was read. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from kumulus.api.addresses import Address
+from kumulus.api.network import EgressRule, IngressRule, Network, NetworkInterface, SecurityGroup
+from kumulus.api.segments import (
+    Dns,
+    DnsRecord,
+    FilterGroup,
+    FilterRule,
+    Ports,
+    SegmentOrder,
+    Subnet,
+)
+from kumulus_controllers.network.networks import group_names, named_groups
+from kumulus_controllers.network.ranges import ranges
+
+PEERS_MOST = 4096
+RECORDS_MOST = 4096
+MEMBERS_MOST = 16384
+GROUPS_MOST = 512
+RECORD_ADDRESSES_MOST = 16
+"""What an order takes."""
+
+GroupKey = tuple[str | None, str]
+"""Namespace and name of a security group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Everything that is read of a network for the orders of its hosts."""
+
+    network: Network
+    interfaces: tuple[NetworkInterface, ...]
+    """All that have addresses in it."""
+    groups: Mapping[GroupKey, SecurityGroup]
+    """Those of the interfaces, and those that their rules name, as far as they are there."""
+    hosts: Mapping[str, frozenset[str]]
+    """Hosts that need it, and the uids of their interfaces in it."""
+    underlays: Mapping[str, Address]
+    """Where the tunnels of hosts end, by host."""
+    routers: frozenset[Address] = frozenset()
+    """Addresses that routers have in it."""
+    beyond: tuple[NetworkInterface, ...] = ()
+    """Interfaces of other networks that routers pass packets from: members of groups are known by their addresses too."""
+
+    def ready(self) -> bool:
+        """Whether it can be on hosts."""
+        status = self.network.status
+        return status.driver is not None and status.mtu is not None and status.vni is not None
+
+
+def segment(sight: Sight, host: str) -> SegmentOrder:
+    """The network's presence on that host."""
+    network, status = sight.network, sight.network.status
+    assert status.driver is not None and status.mtu is not None
+    spec = network.spec
+    others = {sight.underlays[name] for name in sight.hosts if name != host and name in sight.underlays}
+    return SegmentOrder(
+        uid=network.uid,
+        driver=status.driver,
+        vni=status.vni,
+        mtu=status.mtu,
+        peers=tuple(sorted(others - {sight.underlays.get(host, "")}))[:PEERS_MOST],
+        subnets=tuple(
+            # Guests are told of a router when there is one: a Router, or a machine that the owner has put there.
+            Subnet(cidr=str(item.cidr), gateway=_told(sight, str(item.gateway)), service=str(item.service))
+            for item in ranges(network)
+        ),
+        dhcp=spec.dhcp.enabled,
+        options=spec.dhcp.options,
+        dns=Dns(domain=spec.dns.domain, servers=spec.dns.servers, records=_records(sight)),
+        groups=_groups(sight, sight.hosts.get(host, frozenset())),
+    )
+
+
+def _told(sight: Sight, gateway: str) -> str | None:
+    return gateway if gateway in sight.routers or sight.network.spec.gateway == gateway else None
+
+
+def _records(sight: Sight) -> tuple[DnsRecord, ...]:
+    """Names of machines: of the network's own namespace plainly, of others with their namespace behind."""
+    found: dict[str, list[str]] = {}
+    for interface in sight.interfaces:
+        if interface.status.vm is None or not interface.status.addresses:
+            continue
+        own = interface.namespace == sight.network.namespace
+        name = interface.status.vm if own else f"{interface.status.vm}.{interface.namespace}"
+        found.setdefault(name, []).extend(interface.status.addresses)
+    return tuple(
+        DnsRecord(name=name, addresses=tuple(sorted(set(addresses)))[:RECORD_ADDRESSES_MOST])
+        for name, addresses in sorted(found.items())[:RECORDS_MOST]
+    )
+
+
+def _groups(sight: Sight, here: frozenset[str]) -> tuple[FilterGroup, ...]:
+    """The groups of the interfaces of a host with their rules, and those that these name with their members."""
+    own: dict[str, SecurityGroup] = {}
+    for interface in sight.interfaces:
+        if interface.uid in here:
+            for name in group_names(interface):
+                group = sight.groups.get((interface.namespace, name))
+                if group is not None:
+                    own[group.uid] = group
+    named: dict[str, SecurityGroup] = {}
+    for group in own.values():
+        for name in named_groups(group):
+            other = sight.groups.get((group.namespace, name))
+            if other is not None:
+                named[other.uid] = other
+    return tuple(
+        FilterGroup(
+            uid=uid,
+            ingress=_rules(group.spec.ingress, group, sight.groups) if uid in own else (),
+            egress=_rules(group.spec.egress, group, sight.groups) if uid in own else (),
+            members=_members(sight, group) if uid in named else (),
+        )
+        for uid, group in sorted({**named, **own}.items())[:GROUPS_MOST]
+    )
+
+
+def _members(sight: Sight, group: SecurityGroup) -> tuple[Address, ...]:
+    addresses = {
+        address
+        for interface in (*sight.interfaces, *sight.beyond)
+        if interface.namespace == group.namespace and group.name in group_names(interface)
+        for address in interface.status.addresses
+    }
+    return tuple(sorted(addresses))[:MEMBERS_MOST]
+
+
+def _rules(
+    rules: Iterable[IngressRule | EgressRule], group: SecurityGroup, groups: Mapping[GroupKey, SecurityGroup]
+) -> tuple[FilterRule, ...]:
+    found = (_rule(rule, group, groups) for rule in rules)
+    return tuple(rule for rule in found if rule is not None)
+
+
+def _rule(
+    rule: IngressRule | EgressRule, group: SecurityGroup, groups: Mapping[GroupKey, SecurityGroup]
+) -> FilterRule | None:
+    """None for a rule that names a group that is not there: it lets nothing through, and must not let everybody."""
+    peer = rule.from_ if isinstance(rule, IngressRule) else rule.to
+    uid = None
+    if peer is not None and peer.security_group is not None:
+        other = groups.get((group.namespace, peer.security_group))
+        if other is None:
+            return None
+        uid = other.uid
+    return FilterRule(
+        protocol=rule.protocol,
+        ports=tuple(map(_ports, rule.ports)),
+        cidrs=(peer.cidrs or ()) if peer is not None else (),
+        group=uid,
+    )
+
+
+def _ports(text: str) -> Ports:
+    first, _, last = text.partition("-")
+    return Ports(first=int(first), last=int(last or first))
+
+
+def urgent(ordered: SegmentOrder, wanted: SegmentOrder) -> bool:
+    """Whether a host must not wait for the change: an interface of its own needs a group that it does not know."""
+    return not {group.uid for group in wanted.groups} <= {group.uid for group in ordered.groups}

@@ -1,0 +1,553 @@
+"""network.kumulus.io: networks, interfaces, who may reach whom, and what the operator offers."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field, StringConstraints
+
+from kumulus.api.addresses import (
+    GUESTS,
+    IS_ADDRESS,
+    IS_RANGE,
+    RANGE_SIZE,
+    UNICAST,
+    Address,
+    Cidr,
+    DnsName,
+    MacAddress,
+)
+from kumulus.api.base import (
+    DOMAIN,
+    VERSION,
+    Column,
+    Kind,
+    Model,
+    Resource,
+    Rule,
+    Scope,
+    Status,
+    cel,
+    immutable,
+    list_map,
+)
+from kumulus.api.compute import DnsLabel
+from kumulus.api.segments import DhcpOption, NetworkDriverName, Protocol
+from kumulus.api.volumes import ObjectName
+
+GROUP = f"network.{DOMAIN}"
+
+DEFAULT_GROUP = "default"
+"""SecurityGroup of a namespace that interfaces have which name none; made with the first of them."""
+
+_OF_A_SERVER = Rule(
+    "!isIP(self) || ip(self).isGlobalUnicast()", "not the address of a DNS server that other machines can ask"
+)
+
+
+class NetworkType(StrEnum):
+    """What a network is."""
+
+    ISOLATED = "Isolated"
+    """A tenant's own; its range may be anybody else's too."""
+    SHARED = "Shared"
+    """Made by the operator for several namespaces."""
+    L2 = "L2"
+    """Carries frames, and has no addresses of Kumulus."""
+
+
+class AddressRange(Model):
+    """Addresses from one to another, both in it."""
+
+    rules = (
+        Rule("isIP(self.start) && isIP(self.end)", "start and end must be addresses"),
+        Rule(
+            "!isIP(self.start) || !isIP(self.end) || ip(self.start).family() == ip(self.end).family()",
+            "start and end must be of one family",
+        ),
+    )
+
+    start: Address = Field(description="The first.")
+    end: Address = Field(description="The last.")
+
+
+class Dhcp(Model):
+    """How guests get their addresses."""
+
+    enabled: bool = Field(default=True, description="By DHCP, DHCPv6 and router advertisements; else guests set them.")
+    ranges: tuple[AddressRange, ...] = Field(
+        default=(),
+        description="Addresses that interfaces are given which ask for none; the whole range when empty.",
+        max_length=8,
+    )
+    options: tuple[DhcpOption, ...] = Field(
+        default=(), description="What guests are told besides.", max_length=16, json_schema_extra=list_map("name")
+    )
+
+
+class NetworkDns(Model):
+    """How guests look up names."""
+
+    domain: DnsName | None = Field(
+        default=None, description="Domain of the network: machines are found in it by their names."
+    )
+    servers: tuple[Annotated[Address, Field(json_schema_extra=cel(IS_ADDRESS, _OF_A_SERVER))], ...] = Field(
+        default=(), description="Who is asked for other names; the host's own servers when empty.", max_length=3
+    )
+
+
+class NetworkSpec(Model):
+    """What a network shall be."""
+
+    rules = (
+        Rule(
+            "self.type == 'L2' ? !has(self.cidrs) || self.cidrs.size() == 0 : has(self.cidrs) && self.cidrs.size() > 0",
+            "a network of type L2 has no cidrs, every other has",
+            field=".cidrs",
+        ),
+        Rule(
+            "!has(self.gateway) || (isIP(self.gateway) && has(self.cidrs)"
+            " && self.cidrs.exists(c, isCIDR(c) && cidr(c).containsIP(self.gateway)))",
+            "gateway must be an address of one of the cidrs",
+            field=".gateway",
+        ),
+        Rule(
+            "self.type == 'Shared' || !has(self.allowedNamespaces) || self.allowedNamespaces.size() == 0",
+            "allowedNamespaces are for the type Shared",
+            field=".allowedNamespaces",
+        ),
+    )
+
+    network_class: DnsLabel | None = Field(
+        default=None,
+        alias="class",
+        description="Name of a NetworkClass; the default one when empty.",
+        json_schema_extra=immutable("class"),
+    )
+    type: NetworkType = Field(
+        default=NetworkType.ISOLATED, description="What it is.", json_schema_extra=immutable("type")
+    )
+    cidrs: tuple[Annotated[Cidr, Field(json_schema_extra=cel(IS_RANGE, RANGE_SIZE))], ...] = Field(
+        default=(),
+        description="Its ranges: one of IPv4, one of IPv6, or both.",
+        max_length=2,
+        json_schema_extra={"x-kubernetes-list-type": "set"}
+        | immutable("cidrs", ": make a new network")
+        | cel(
+            Rule(
+                "self.size() < 2 || !isCIDR(self[0]) || !isCIDR(self[1])"
+                " || cidr(self[0]).ip().family() != cidr(self[1]).ip().family()",
+                "at most one range of IPv4 and one of IPv6",
+            )
+        ),
+    )
+    gateway: Address | None = Field(
+        default=None,
+        description="Address that a router has here; the first of the range when empty.",
+        json_schema_extra=immutable("gateway"),
+    )
+    mtu: int | None = Field(
+        default=None,
+        description="Largest packet, in bytes; as much as the hosts' own network carries when empty.",
+        ge=576,
+        le=9000,
+    )
+    dhcp: Dhcp = Field(default_factory=Dhcp, description="How guests get their addresses.")
+    dns: NetworkDns = Field(default_factory=NetworkDns, description="How guests look up names.")
+    allowed_namespaces: tuple[DnsLabel, ...] = Field(
+        default=(),
+        description="Other namespaces that may have interfaces in it, for the type Shared; `*` is no wildcard.",
+        max_length=256,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+
+
+class NetworkStatus(Status):
+    """What a network is."""
+
+    phase: str | None = Field(default=None, description="Pending, Ready, Failed or Terminating.")
+    vni: int | None = Field(default=None, description="Number of its VXLAN.")
+    mtu: int | None = Field(default=None, description="Largest packet, in bytes, as guests are told.")
+    driver: NetworkDriverName | None = Field(default=None, description="What makes it; kept when its class changes.")
+    gateways: tuple[Address, ...] = Field(default=(), description="Addresses kept for a router.", max_length=2)
+    services: tuple[Address, ...] = Field(
+        default=(), description="Where each host serves DHCP, DNS and metadata to its own guests.", max_length=2
+    )
+    allocated: int | None = Field(default=None, description="How many addresses interfaces have, or had just now.")
+    hosts: int | None = Field(default=None, description="On how many hosts it is.")
+
+
+class Network(Resource):
+    """A network: machines with interfaces in it reach each other, wherever they run, and nobody else does."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="Network",
+        plural="networks",
+        short_names=("net", "nets"),
+        categories=("kumulus",),
+        selectable=(".spec.class", ".spec.type"),
+        columns=(
+            Column("Type", ".spec.type"),
+            Column("CIDRs", ".spec.cidrs"),
+            Column("Phase", ".status.phase"),
+            Column("Allocated", ".status.allocated", "integer"),
+            Column("VNI", ".status.vni", "integer", priority=1),
+            Column("MTU", ".status.mtu", "integer", priority=1),
+            Column("Hosts", ".status.hosts", "integer", priority=1),
+            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+
+    spec: NetworkSpec = Field(description="What the network shall be.")
+    status: NetworkStatus = Field(default_factory=NetworkStatus, description="What the network is.")
+
+
+Bits = Annotated[str, StringConstraints(min_length=1, max_length=16, pattern=r"^[1-9][0-9]*(k|M|G)?$")]
+"""Bits a second, such as `100M`."""
+
+
+class InterfaceBandwidth(Model):
+    """How much an interface may carry."""
+
+    inbound: Bits | None = Field(default=None, description="To the guest, in bits a second, such as `100M`.")
+    outbound: Bits | None = Field(default=None, description="From the guest, in bits a second, such as `100M`.")
+
+
+class AllowedAddressPair(Model):
+    """What an interface may use as its own besides."""
+
+    address: Annotated[str, StringConstraints(min_length=2, max_length=49, pattern=r"^[0-9a-fA-F.:/]+$")] = Field(
+        description="An address or a range, such as that of a VRRP group.",
+        json_schema_extra=cel(
+            Rule(
+                "isIP(self) || (isCIDR(self) && cidr(self) == cidr(self).masked() && cidr(self).prefixLength() > 0)",
+                "not an address, and not a range other than all addresses",
+            )
+        ),
+    )
+    mac_address: MacAddress | None = Field(
+        default=None,
+        description="With that MAC address; its own when empty.",
+        json_schema_extra=cel(UNICAST, GUESTS),
+    )
+
+
+class NetworkInterfaceSpec(Model):
+    """What an interface shall be."""
+
+    network: ObjectName = Field(description="Name of the Network.", json_schema_extra=immutable("network"))
+    network_namespace: ObjectName | None = Field(
+        default=None,
+        description="Namespace of a network of the type Shared; that of the interface when empty.",
+        json_schema_extra=immutable("networkNamespace"),
+    )
+    addresses: tuple[Annotated[Address, Field(json_schema_extra=cel(IS_ADDRESS))], ...] = Field(
+        default=(),
+        description="Addresses that it shall have; one of each of the network's ranges that none of these is of is chosen.",
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "set"} | immutable("addresses", ": make a new interface"),
+    )
+    mac_address: MacAddress | None = Field(
+        default=None,
+        description="MAC address, in lower case, that begins with neither 06 nor 0a; one is made when empty.",
+        json_schema_extra=immutable("macAddress") | cel(UNICAST, GUESTS),
+    )
+    security_groups: tuple[ObjectName, ...] = Field(
+        default=(),
+        description=f"Names of SecurityGroups of the namespace; `{DEFAULT_GROUP}` when empty.",
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    allowed_address_pairs: tuple[AllowedAddressPair, ...] = Field(
+        default=(), description="What it may use as its own besides its addresses.", max_length=16
+    )
+    bandwidth: InterfaceBandwidth | None = Field(default=None, description="How much it may carry.")
+
+
+class InterfacePhase(StrEnum):
+    """An interface's life in one word."""
+
+    PENDING = "Pending"
+    """It has no addresses yet."""
+    ALLOCATED = "Allocated"
+    """It has its addresses, and no machine that is on."""
+    ATTACHED = "Attached"
+    """A guest has it, as its hypervisor says."""
+    FAILED = "Failed"
+    TERMINATING = "Terminating"
+
+
+class NetworkInterfaceStatus(Status):
+    """What an interface is."""
+
+    phase: InterfacePhase | None = Field(default=None, description="The state in one word.")
+    network: str | None = Field(default=None, description="Uid of its network.", max_length=36)
+    mac_address: MacAddress | None = Field(default=None, description="Its MAC address, for life.")
+    addresses: tuple[Address, ...] = Field(default=(), description="Its addresses, for life.", max_length=16)
+    vm: str | None = Field(default=None, description="Name of the machine that has it.")
+    host: str | None = Field(default=None, description="Name of the host that the machine is on.")
+
+
+class NetworkInterface(Resource):
+    """An interface of a network, with a MAC and addresses for life: machines come and go, move and are restored."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="NetworkInterface",
+        plural="networkinterfaces",
+        short_names=("nic", "nics"),
+        categories=("kumulus",),
+        selectable=(".spec.network",),
+        columns=(
+            Column("Network", ".spec.network"),
+            Column("Addresses", ".status.addresses"),
+            Column("VM", ".status.vm"),
+            Column("Phase", ".status.phase"),
+            Column("MAC", ".status.macAddress", priority=1),
+            Column("Host", ".status.host", priority=1),
+            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+
+    spec: NetworkInterfaceSpec = Field(description="What the interface shall be.")
+    status: NetworkInterfaceStatus = Field(default_factory=NetworkInterfaceStatus, description="What the interface is.")
+
+
+PortRange = Annotated[str, StringConstraints(min_length=1, max_length=11, pattern=r"^[0-9]{1,5}(-[0-9]{1,5})?$")]
+"""A port, or a range such as `8000-8100`."""
+
+
+class Peer(Model):
+    """Who may reach, or be reached."""
+
+    rules = (Rule("has(self.cidrs) != has(self.securityGroup)", "set exactly one of cidrs and securityGroup"),)
+
+    cidrs: tuple[Annotated[Cidr, Field(json_schema_extra=cel(IS_RANGE))], ...] | None = Field(
+        default=None, description="Ranges of addresses.", min_length=1, max_length=64
+    )
+    security_group: ObjectName | None = Field(
+        default=None, description="Name of a SecurityGroup of the namespace: its members, wherever they are."
+    )
+
+
+_PORTS = (
+    Rule(
+        "!has(self.ports) || self.ports.size() == 0 || self.protocol in ['TCP', 'UDP']",
+        "ports are for TCP and UDP",
+        field=".ports",
+    ),
+    Rule(
+        "!has(self.ports) || self.ports.all(p, !p.matches('^[0-9]{1,5}(-[0-9]{1,5})?$')"
+        " || (int(p.split('-')[0]) >= 1 && int(p.split('-')[p.split('-').size() - 1]) <= 65535"
+        " && int(p.split('-')[0]) <= int(p.split('-')[p.split('-').size() - 1])))",
+        "a port is 1 to 65535, a range goes from the lower to the higher",
+        field=".ports",
+    ),
+)
+
+
+class IngressRule(Model):
+    """Lets in what fits all that it says."""
+
+    rules = _PORTS
+
+    protocol: Protocol = Field(default=Protocol.ANY, description="Of which protocol.")
+    ports: tuple[PortRange, ...] = Field(default=(), description="To which ports; any when empty.", max_length=32)
+    from_: Peer | None = Field(default=None, alias="from", description="From whom; anybody when empty.")
+
+
+class EgressRule(Model):
+    """Lets out what fits all that it says."""
+
+    rules = _PORTS
+
+    protocol: Protocol = Field(default=Protocol.ANY, description="Of which protocol.")
+    ports: tuple[PortRange, ...] = Field(default=(), description="To which ports; any when empty.", max_length=32)
+    to: Peer | None = Field(default=None, description="To whom; anybody when empty.")
+
+
+class SecurityGroupSpec(Model):
+    """Who may reach members of the group, and whom they may reach. Replies always pass."""
+
+    ingress: tuple[IngressRule, ...] = Field(
+        default=(), description="What may reach members; nothing when empty.", max_length=128
+    )
+    egress: tuple[EgressRule, ...] = Field(
+        default=(), description="What members may reach; nothing when empty.", max_length=128
+    )
+
+
+class SecurityGroupStatus(Status):
+    """What a group is."""
+
+    members: int | None = Field(default=None, description="How many interfaces are in it.")
+
+
+class SecurityGroup(Resource):
+    """Lets packets through to and from interfaces that are in it. An interface in several: what any lets through passes."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="SecurityGroup",
+        plural="securitygroups",
+        short_names=("secgroup", "sg"),
+        categories=("kumulus",),
+        columns=(
+            Column("Members", ".status.members", "integer"),
+            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+
+    spec: SecurityGroupSpec = Field(default_factory=SecurityGroupSpec, description="What passes.")
+    status: SecurityGroupStatus = Field(default_factory=SecurityGroupStatus, description="What the group is.")
+
+
+class HolderKind(StrEnum):
+    """What can have an address."""
+
+    NETWORK_INTERFACE = "NetworkInterface"
+    ROUTER = "Router"
+    FLOATING_IP = "FloatingIP"
+
+
+class IPAddressSpec(Model):
+    """Whose an address is."""
+
+    network: Annotated[str, StringConstraints(min_length=36, max_length=36)] = Field(
+        description="Uid of the Network, or of the ExternalNetwork.", json_schema_extra=immutable("network")
+    )
+    address: Address = Field(description="The address.", json_schema_extra=immutable("address"))
+    kind: HolderKind = Field(
+        default=HolderKind.NETWORK_INTERFACE, description="What has it.", json_schema_extra=immutable("kind")
+    )
+    interface: ObjectName = Field(
+        description="Name of the NetworkInterface, or of what kind says.", json_schema_extra=immutable("interface")
+    )
+    interface_uid: Annotated[str, StringConstraints(min_length=36, max_length=36)] = Field(
+        description="Its uid.", json_schema_extra=immutable("interfaceUid")
+    )
+    interface_namespace: ObjectName | None = Field(
+        default=None,
+        description="Its namespace, when that is another one.",
+        json_schema_extra=immutable("interfaceNamespace"),
+    )
+    released_at: str | None = Field(
+        default=None,
+        description="When its interface went (RFC 3339): it rests before another one gets it.",
+        max_length=64,
+    )
+
+
+class IPAddress(Resource):
+    """An address of a network that is somebody's: the object is the claim. Made by Kumulus alone."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="IPAddress",
+        plural="ipaddresses",
+        short_names=("ipaddr",),
+        categories=("kumulus",),
+        selectable=(".spec.network", ".spec.interface"),
+        columns=(
+            Column("Address", ".spec.address"),
+            Column("Kind", ".spec.kind"),
+            Column("Interface", ".spec.interface"),
+            Column("Released", ".spec.releasedAt", "date", priority=1),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+        status=False,
+        name_max=90,
+    )
+
+    spec: IPAddressSpec = Field(description="Whose it is.")
+
+
+class SegmentIdSpec(Model):
+    """Whose a number is."""
+
+    rules = (Rule("self == oldSelf", "a claim cannot be changed"),)
+
+    network: Annotated[str, StringConstraints(min_length=36, max_length=36)] = Field(description="Uid of the Network.")
+    name: ObjectName = Field(description="Its name.")
+    namespace: ObjectName = Field(description="Its namespace.")
+
+
+class SegmentId(Resource):
+    """The number of a VXLAN that is some network's: the object, named by the number, is the claim. Made by Kumulus alone."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="SegmentId",
+        plural="segmentids",
+        scope=Scope.CLUSTER,
+        categories=("kumulus-admin",),
+        columns=(
+            Column("Namespace", ".spec.namespace"),
+            Column("Network", ".spec.name"),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+        status=False,
+    )
+
+    spec: SegmentIdSpec = Field(description="Whose it is.")
+
+
+class NetworkClassSpec(Model):
+    """How networks are made."""
+
+    driver: NetworkDriverName = Field(
+        default=NetworkDriverName.LINUX, description="What makes them on hosts.", json_schema_extra=immutable("driver")
+    )
+    default: bool = Field(default=False, description="It is the class of networks that name none.")
+    mtu: int | None = Field(
+        default=None,
+        description="Largest packet that the hosts' own network carries, in bytes; 1500 when empty.",
+        ge=1280,
+        le=9216,
+    )
+    rest_seconds: int = Field(
+        default=60, description="How long an address rests before another interface gets it.", ge=0, le=86400
+    )
+    allowed_namespaces: tuple[DnsLabel, ...] = Field(
+        default=(),
+        description="Namespaces that may use it; empty means all.",
+        max_length=256,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+
+
+class NetworkClassStatus(Status):
+    """What a class is."""
+
+
+class NetworkClass(Resource):
+    """How networks are made: the operator's offering."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="NetworkClass",
+        plural="networkclasses",
+        scope=Scope.CLUSTER,
+        short_names=("netclass",),
+        categories=("kumulus", "kumulus-admin"),
+        columns=(
+            Column("Driver", ".spec.driver"),
+            Column("Default", ".spec.default", "boolean"),
+            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+
+    spec: NetworkClassSpec = Field(default_factory=NetworkClassSpec, description="How networks are made.")
+    status: NetworkClassStatus = Field(default_factory=NetworkClassStatus, description="What the class is.")

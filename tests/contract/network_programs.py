@@ -1,0 +1,115 @@
+"""Programs that tests run in guests: who sends frames, who sees them, who talks and who answers. Context managers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from tests.contract.network_world import CHECKOUT, Guest
+
+_FRAMES = str(CHECKOUT / "tests/contract/network_frames.py")
+_TALK = str(CHECKOUT / "tests/contract/network_talk.py")
+
+
+class Program:
+    """A program in a guest that is told lines and answers with lines."""
+
+    def __init__(self, guest: Guest, *argv: str) -> None:
+        self._process = guest.machine.start(sys.executable, "-I", "-S", *argv)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def tell(self, line: str = "") -> None:
+        assert self._process.stdin
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> str:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise AssertionError(self._process.stderr.read() if self._process.stderr else "it is gone")
+        return line.strip()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+
+
+class Sender(Program):
+    """Sends frames over and over."""
+
+    def __init__(self, guest: Guest, frames: Sequence[bytes]) -> None:
+        super().__init__(guest, _FRAMES, "send")
+        self.sent = 0
+        for frame in frames:
+            self.tell(frame.hex())
+        self.tell()
+
+    def close(self) -> None:
+        """Stop, and know how many it sent."""
+        if self._process.poll() is None:
+            self.tell()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=20)
+            assert self._process.stdout
+            self.sent = int(self._process.stdout.readline() or 0)
+        super().close()
+
+
+class Watcher(Program):
+    """Sees frames."""
+
+    def __init__(self, guest: Guest) -> None:
+        super().__init__(guest, _FRAMES, "see")
+        self.examples: list[str] = []
+        assert self.hear() == "seeing"
+
+    def seen(self) -> tuple[int, int]:
+        """How many honest and how many false ones."""
+        self.tell()
+        honest, false, *self.examples = self.hear().split()
+        return int(honest), int(false)
+
+
+class Server(Program):
+    """Answers on ports, what it hears."""
+
+    def __init__(self, guest: Guest, *ports: int) -> None:
+        super().__init__(guest, _TALK, "serve")
+        for port in ports:
+            self.tell(str(port))
+            assert self.hear() == "serving"
+
+
+class Talk(Program):
+    """A connection to a server."""
+
+    def __init__(self, guest: Guest, address: str, port: int, *, udp: bool = False) -> None:
+        super().__init__(guest, _TALK, "talk", address, str(port), *(["udp"] if udp else []))
+        self.connected = self.hear() == "connected"
+
+    def works_on(self) -> bool:
+        """Whether something comes back."""
+        if not self.connected:
+            return False
+        self.tell()
+        return self.hear() == "came back"
+
+    @classmethod
+    def works(cls, guest: Guest, address: str, port: int, *, udp: bool = False) -> bool:
+        """Whether a new connection works."""
+        with cls(guest, address, port, udp=udp) as talk:
+            return talk.works_on()

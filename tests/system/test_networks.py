@@ -1,0 +1,270 @@
+"""Real packets between real guests on two hosts: who reaches whom, and what goes on while nobody looks after it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kumulus_lab import deadline
+from kumulus_lab.host import LibvirtHost
+from tests.system.inside import Inside
+from tests.system.world import Object, World
+
+pytestmark = [pytest.mark.libvirt, pytest.mark.cluster]
+
+GROUP = "network.kumulus.io/v1alpha1"
+RANGE = "10.77.0.0/24"
+ALIVE = '#kumulus-run: ping -c 1 -W 1 10.77.0.11 >/dev/null 2>&1 && echo "alive $(cut -d. -f1 /proc/uptime)"'
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """What a tenant does with networks, and sees on hosts."""
+
+    world: World
+    consoles: dict[str, Path] = field(default_factory=dict)
+    """Where consoles are logged, which nobody need be asked again."""
+
+    def network(self, name: str, **spec: Any) -> None:
+        """Apply a network."""
+        self.world.apply(
+            {"apiVersion": GROUP, "kind": "Network", "metadata": {"name": name}, "spec": {"cidrs": [RANGE], **spec}}
+        )
+
+    def router(self, name: str, *networks: str, **spec: Any) -> None:
+        """Apply a router."""
+        self.world.apply(
+            {"apiVersion": GROUP, "kind": "Router", "metadata": {"name": name}, "spec": {"networks": networks, **spec}}
+        )
+
+    def group(self, name: str, *ports: int) -> None:
+        """Apply a security group that lets everybody reach these ports of TCP."""
+        spec = {"ingress": [{"protocol": "TCP", "ports": [str(port)]} for port in ports], "egress": [{}]}
+        self.world.apply({"apiVersion": GROUP, "kind": "SecurityGroup", "metadata": {"name": name}, "spec": spec})
+
+    def machine(self, name: str, host: LibvirtHost, network: str, *lines: str, **interface: Any) -> None:
+        """Apply a machine with an interface."""
+        placement = self.world.only_on(host)
+        self.world.machine(
+            name, *lines, placement=placement, interfaces=[{"name": "eth0", "network": network, **interface}]
+        )
+
+    def said(self, name: str) -> str:
+        """All that the machine's console has; nothing before it is on a host."""
+        if name not in self.consoles:
+            vm = self.world.find("vm", name)
+            if vm is None or "host" not in vm.get("status", {}):
+                return ""
+            self.consoles[name] = self.world.console_file(name)
+        try:
+            return self.consoles[name].read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def says(self, name: str, text: str, *, after: int = 0, seconds: float = 60) -> str:
+        """What the console printed beyond `after`, once it has that text."""
+        last = ""
+
+        def probe() -> bool:
+            nonlocal last
+            last = self.said(name)[after:]
+            return text in last
+
+        try:
+            deadline.until(probe, f"{text!r} on the console of {name}", seconds=seconds, every=0.1)
+        except Exception as error:
+            status = json.dumps((self.world.find("vm", name) or {}).get("status"), indent=1)
+            raise AssertionError(f"{error}; it says:\n{last[-2000:]}\nits status: {status}") from error
+        return last
+
+    def left_on(self, host: LibvirtHost) -> list[str]:
+        """Links, namespaces and rules of Kumulus' networks on a host."""
+        links = json.loads(host.exec(["ip", "-json", "link", "show"]).stdout or "[]")
+        found = [link["ifname"] for link in links if re.fullmatch(r"k[a-z][0-9a-f]{10}", link["ifname"])]
+        found += [
+            line.split()[0] for line in host.exec(["ip", "netns", "list"]).stdout.splitlines() if "kumulus-" in line
+        ]
+        rules = host.exec(["nft", "list", "ruleset"]).stdout
+        served = host.exec(["ps", "-eo", "args"]).stdout
+        daemons = [word for word in ("dnsmasq", "keepalived", "kumulus_agents.metadata") if word in served]
+        return found + daemons + re.findall(r"\bk[a-z][0-9a-f]{10}\b", rules)
+
+
+@pytest.fixture
+def networks(world: World) -> Networks:
+    return Networks(world)
+
+
+def interface(networks: Networks, name: str) -> Object:
+    """The status of the NetworkInterface."""
+    return networks.world.wait(
+        "networkinterfaces.network.kumulus.io",
+        name,
+        lambda nic: nic.get("status", {}).get("addresses"),
+        "its addresses",
+    )["status"]
+
+
+def test_guests_reach_each_other_across_hosts_and_nobody_else(networks: Networks) -> None:
+    world, (first, second) = networks.world, networks.world.lab.hosts
+    networks.network("front")
+    networks.network("other")
+    networks.network("back", cidrs=["10.78.0.0/24"])
+    networks.router("main", "front", "back")
+    serve = ("#kumulus-serve: 80", "#kumulus-serve: 81")
+    networks.machine("web", first, "front", *serve, addresses=["10.77.0.11"])
+    look = ("#kumulus-ping: 10.77.0.11", "#kumulus-ping: web", "#kumulus-fetch: web/", ALIVE)
+    meta = "#kumulus-fetch: 169.254.169.254/latest/meta-data/instance-id"
+    networks.machine("near", second, "front", *look, meta)
+    networks.machine("far", second, "other", "#kumulus-ping: 10.77.0.11", meta, addresses=["10.77.0.12"])
+    networks.machine("behind", first, "back", "#kumulus-ping: 10.77.0.11", addresses=["10.78.0.11"])
+    networks.says("web", "address 10.77.0.11/24", seconds=120)
+    # The router is told to guests by DHCP; members of a group know each other behind it.
+    networks.says("behind", "reaches 10.77.0.11", seconds=120)
+    router = world.wait("routers.network.kumulus.io", "main", lambda r: r["status"].get("activeHost"), "a host")[
+        "status"
+    ]
+    assert {router["activeHost"], *router["standbyHosts"]} == {first.name, second.name}
+    networks.says("near", "reaches 10.77.0.11", seconds=120)
+    networks.says("near", "reaches web")
+    networks.says("near", "fetched web/: web")
+    networks.says("far", "address 10.77.0.12/24", seconds=120)
+    networks.says("far", "does not reach 10.77.0.11")
+    assert "kumulus-guest: reaches" not in networks.said("far")
+    for name in ("near", "far"):
+        uid = world.find("vm", name)["metadata"]["uid"]  # type: ignore[index]
+        networks.says(name, f"fetched 169.254.169.254/latest/meta-data/instance-id: {uid}")
+
+    # What guests live by goes on without agents, and nothing is different when these are back.
+    before = interface(networks, "web-eth0")
+    mark = len(networks.said("near"))
+    for host in (first, second):
+        host.daemon("agent").kill()
+    networks.says("near", "alive", after=mark)
+    mark = len(networks.said("near"))
+    networks.says("near", "alive", after=mark + 40)
+    for host in (first, second):
+        world.lab.services.start_agent(host)
+    world.lab.services.wait_for_hosts([first.name, second.name])
+    mark = len(networks.said("near"))
+    networks.says("near", "alive", after=mark + 40)
+
+    # An address and a MAC address are for life.
+    mark = len(networks.said("web"))
+    world.patch("vm", "web", {"spec": {"powerState": "Stopped"}})
+    world.phase("web", "Stopped")
+    networks.says("near", "does not reach 10.77.0.11", after=0)
+    world.patch("vm", "web", {"spec": {"powerState": "Running"}})
+    said = networks.says("web", "address 10.77.0.11/24", after=mark, seconds=120)
+    assert f"interface eth0 {before['macAddress']}" in said
+    after = interface(networks, "web-eth0")
+    assert (after["macAddress"], after["addresses"]) == (before["macAddress"], before["addresses"])
+
+    # Nothing stays.
+    for name in ("web", "near", "far", "behind"):
+        world.delete("vm", name)
+    world.delete("routers.network.kumulus.io", "main")
+    for network in ("front", "other", "back"):
+        world.delete("networks.network.kumulus.io", network)
+    for host in (first, second):
+        deadline.until(lambda host=host: not networks.left_on(host), f"a clean {host.name}", seconds=60)  # type: ignore[misc]
+        assert networks.left_on(host) == []
+
+
+def test_a_security_group_opens_and_closes_while_guests_run(networks: Networks) -> None:
+    world, (first, second) = networks.world, networks.world.lab.hosts
+    networks.network("front")
+    networks.group("closed")
+    networks.group("open", 80)
+    serve = ("#kumulus-serve: 80", "#kumulus-serve: 81")
+    networks.machine("web", first, "front", *serve, addresses=["10.77.0.11"], securityGroups=["open"])
+    look = ("#kumulus-fetch: 10.77.0.11/", "#kumulus-fetch: 10.77.0.11:81/")
+    networks.machine("near", second, "front", *look, securityGroups=["closed"])
+    networks.says("near", "fetched 10.77.0.11/: web", seconds=120)
+    assert "fetched 10.77.0.11:81/: web" not in networks.said("near")
+    mark = len(networks.said("near"))
+    networks.group("open", 81)
+    networks.says("near", "fetched 10.77.0.11:81/: web", after=mark)
+    networks.says("near", "fetched 10.77.0.11/: nothing", after=mark)
+    mark = len(networks.said("near"))
+    networks.group("open", 80, 81)
+    networks.says("near", "fetched 10.77.0.11/: web", after=mark)
+
+    # Interfaces come and go alike.
+    networks.network("back", cidrs=["10.78.0.0/24"])
+    eth0 = {"name": "eth0", "network": "front", "securityGroups": ["closed"]}
+    eth1 = {"name": "eth1", "network": "back", "addresses": ["10.78.0.7"]}
+    world.patch("vm", "near", {"spec": {"interfaces": [eth0, eth1]}})
+    networks.says("near", "address 10.78.0.7/24")
+    world.patch("vm", "near", {"spec": {"interfaces": [eth0]}})
+    networks.says("near", "interface eth1 went")
+    world.delete("networks.network.kumulus.io", "back")
+    world.delete("vm", "near")
+    world.delete("vm", "web")
+
+
+@pytest.mark.wide
+def test_leases_are_renewed_and_metadata_answers_while_the_agents_are_down(networks: Networks) -> None:
+    world, (first, _) = networks.world, networks.world.lab.hosts
+    networks.network("front")
+    token = (
+        "#kumulus-run: printf 'PUT /latest/api/token HTTP/1.0\\r\\nX-aws-ec2-metadata-token-ttl-seconds: 60\\r\\n\\r\\n'"
+        " | nc 169.254.169.254 80 | tail -n 1 | sed 's/.*/token &/'"
+    )
+    networks.machine("web", first, "front", "#kumulus-renew-every: 3", token)
+    networks.says("web", "renewed", seconds=120)
+    networks.says("web", "token ")
+    mark = len(networks.said("web"))
+    (server,) = (
+        line.split()[0]
+        for line in first.exec(["ps", "-eo", "pid,args"]).stdout.splitlines()
+        if "-m kumulus_agents.metadata" in line
+    )
+    first.exec(["kill", "-9", server])
+    networks.says("web", "token ", after=mark)
+    first.daemon("agent").kill()
+    world.lab.cluster.stop_apiserver()
+    try:
+        mark = len(networks.said("web"))
+        networks.says("web", "renewed", after=mark)
+        networks.says("web", "token ", after=mark)
+    finally:
+        world.lab.cluster.start_apiserver()
+        world.lab.services.start_agent(first)
+    world.lab.services.wait_for_hosts([first.name])
+    world.delete("vm", "web")
+
+
+@pytest.mark.wide
+@pytest.mark.timeout(900)
+def test_a_real_guest_configures_itself_from_metadata_alone(networks: Networks) -> None:
+    """cloud-init finds no disk with first-boot data: name and interfaces are what the host says of the machine."""
+    world, (first, _) = networks.world, networks.world.lab.hosts
+    world.lab.serve_image("debian")
+    world.image("debian", "debian.qcow2")
+    networks.network("front")
+    networks.network("back", cidrs=["10.78.0.0/24"])
+    world.machine(
+        "deb",
+        image="debian",
+        resources={"cpus": 1, "memory": "512Mi"},
+        placement=world.only_on(first),
+        interfaces=[
+            {"name": "eth0", "network": "front", "addresses": ["10.77.0.50"]},
+            {"name": "eth1", "network": "back", "addresses": ["10.78.0.50"]},
+        ],
+    )
+    vm = world.phase("deb", "Running", seconds=120)
+    inside = Inside(first, vm["metadata"]["uid"])
+    deadline.until(inside.answers, "the guest's agent", seconds=300, every=0.5)
+    inside.sees("cloud-init status --wait >/dev/null; cat /run/cloud-init/cloud-id", "openstack", seconds=300)
+    inside.sees("hostname", "deb")
+    inside.sees("cat /var/lib/cloud/data/instance-id", vm["metadata"]["uid"])
+    for address in ("10.77.0.50/24", "10.78.0.50/24"):
+        inside.sees(f"ip -brief -4 address | grep -o {address}", address)
+    world.delete("vm", "deb")

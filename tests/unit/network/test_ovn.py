@@ -1,0 +1,169 @@
+"""What the driver `ovn` writes: golden, what changes when something changes, and which connections have to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kumulus.api.segments import AddressPair, FilterGroup, FilterRule
+from kumulus_agents.network.linux import names as devices
+from kumulus_agents.network.linux.bridging import link_local
+from kumulus_agents.network.ovn import connections, guard, northbound, transport
+from kumulus_agents.network.ovn.rows import Rows
+from tests.unit.network.material import DATA, NETWORK, WEB, layout, nic_uid, order
+
+GOLDEN = Path(__file__).parent / "golden" / "ovn.json"
+LEASE = 3600
+ENDS = transport.Ends(tunnel=7, networks={NETWORK: 9})
+
+
+def said() -> object:
+    rows = {
+        f"{table} {key}": {
+            **{
+                column: sorted(value) if isinstance(value, frozenset) else value
+                for column, value in row.columns.items()
+            },
+            **{column: sorted(" ".join(other) for other in others) for column, others in row.refers.items()},
+        }
+        for (table, key), row in sorted(northbound.render(layout(), LEASE).items())
+    }
+    nics = {place.port.nic.uid: place.port.nic for place in layout().ports_of(NETWORK)}
+    return {
+        "guard": guard.flows(order(), nics[nic_uid(12)], 3),
+        "rows": rows,
+        "flows": [*transport.base(), *transport.flows(order(), ENDS, "10.0.0.1")],
+    }
+
+
+def test_golden() -> None:
+    """`python -m tests.unit.network.test_ovn` writes it."""
+    assert json.loads(GOLDEN.read_text()) == json.loads(json.dumps(said()))
+
+
+def groups(*changed: FilterGroup) -> Rows:
+    others = [group for group in order().groups if group.uid not in {one.uid for one in changed}]
+    return northbound.render(layout().with_network(order().model_copy(update={"groups": (*others, *changed)})), LEASE)
+
+
+def test_only_what_becomes_narrower_ends_connections() -> None:
+    before = northbound.render(layout(), LEASE)
+    web = order().groups[0]
+    more = web.model_copy(update={"members": (*web.members, "10.20.30.99")})
+    assert connections.narrower(before, groups(more)) == frozenset()
+    fewer = web.model_copy(update={"members": web.members[:1]})
+    ports = {place.port.nic.uid for place in layout().ports_of(NETWORK)}
+    assert connections.narrower(before, groups(fewer)) == ports
+    assert connections.narrower(before, groups(web.model_copy(update={"ingress": web.ingress[:1]}))) == ports
+    without = northbound.render(layout().without_port(nic_uid(12)), LEASE)
+    assert connections.narrower(before, without) == frozenset(), "what is gone has no connections"
+
+
+LISTING = """\
+tcp,orig=(src=10.20.30.99,dst={own},sport=40000,dport={port}),reply=(src={own},dst=10.20.30.99,sport={port},dport=40000),zone=5,labels=0x1,protoinfo=(state=ESTABLISHED)
+"""
+
+
+@pytest.mark.parametrize(("target", "ends"), [("443", False), ("22", True)])
+def test_what_no_rule_allows_is_forgotten(target: str, ends: bool) -> None:
+    place = next(place for place in layout().ports_of(NETWORK) if WEB in place.port.nic.groups)
+    nic = place.port.nic
+    own = next(address for address in nic.addresses if "." in address)
+    listing = LISTING.format(own=own, port=target)
+    found = list(connections.forbidden(layout(), [nic.uid], {nic.uid: 5}, listing))
+    assert bool(found) is ends
+    assert list(connections.forgetting(found)) == [
+        ["zone=5", f"ct_nw_src=10.20.30.99,ct_nw_dst={own},ct_nw_proto=6,ct_tp_src=40000,ct_tp_dst=22"]
+    ] * len(found)
+
+
+def test_very_many_connections_are_forgotten_at_once() -> None:
+    def some(zone: int, number: int, protocol: str = "udp") -> list[connections.Connection]:
+        ports = ({"sport": str(port), "dport": "9"} for port in range(number))
+        return [connections.Connection(zone, protocol, "10.0.0.1", "10.0.0.2", fields) for fields in ports]
+
+    found = [*some(7, connections.MANY), *some(8, 1, "sctp"), *some(5, connections.MANY + 1)]
+    commands = list(connections.forgetting(found))
+    assert commands[0] == ["zone=5"]
+    assert commands[-1] == ["zone=8"], "a protocol that cannot be told"
+    assert [command[0] for command in commands[1:-1]] == ["zone=7"] * connections.MANY
+
+
+def test_limits_of_zones() -> None:
+    said = "default limit=0\nzone=3,limit=65536,count=12\nzone=9,limit=64,count=0\n"
+    assert connections.limits(said) == {3: 65536, 9: 64}
+
+
+def test_a_port_without_its_network_ends_nothing() -> None:
+    whole = layout()
+    alone = replace(whole, networks={})
+    listing = LISTING.format(own="10.20.30.11", port="22")
+    zones = dict.fromkeys(whole.places, 5)
+    assert list(connections.forbidden(alone, whole.places, zones, listing)) == []
+
+
+def test_connections_without_an_address_of_the_network_end_too() -> None:
+    place = next(place for place in layout().ports_of(NETWORK) if WEB in place.port.nic.groups)
+    nic, other = place.port.nic, link_local("02:00:00:00:00:99")
+    served = link_local(devices.service_mac(NETWORK))
+    into = next(rule for rule in order().groups[0].ingress if rule.ports)
+
+    def allowed(source: str, target: str, port: int, *, ranges: bool = True, **rules: object) -> bool:
+        groups = (FilterGroup(uid=WEB).model_copy(update=rules),)
+        told = order().model_copy(update={"groups": groups} | ({} if ranges else {"subnets": ()}))
+        fields = {"sport": "40000", "dport": str(port)}
+        return connections.allowed(told, nic, connections.Connection(5, "tcp", source, target, fields))
+
+    everything, four = (FilterRule(),), into.model_copy(update={"cidrs": (), "group": None})
+    assert allowed(other, link_local(nic.mac), 443, ingress=(four,))
+    assert not allowed(other, link_local(nic.mac), 22, ingress=(four,), egress=everything)
+    assert allowed(link_local(nic.mac), other, 22, egress=everything)
+    assert allowed(served, link_local(nic.mac), 22)
+    # It may have the addresses of its peers besides its own.
+    pair = AddressPair(cidr="0.0.0.0/0")
+    own, nic = nic.addresses[0], nic.model_copy(update={"pairs": (pair,)})
+    assert not allowed("10.20.30.99", own, 22, ingress=(four,), egress=everything)
+    assert allowed("10.20.30.99", own, 443, ingress=(four,))
+    assert not allowed("10.20.30.99", "10.20.30.77", 22, ingress=(four,), egress=everything)
+    # Without ranges nobody knows whose an address is.
+    assert not allowed("172.31.0.1", "172.31.0.2", 22, ranges=False, egress=everything)
+    assert not allowed("172.31.0.1", "172.31.0.2", 22, ranges=False, ingress=everything)
+    assert allowed("172.31.0.1", "172.31.0.2", 22, ranges=False, ingress=everything, egress=everything)
+
+
+def test_a_network_on_one_host_alone_has_no_flows() -> None:
+    assert transport.flows(order(vni=None), ENDS, "10.0.0.1") == ()
+    assert transport.flows(order(), ENDS, None) == ()
+
+
+@pytest.mark.parametrize(
+    ("underlay", "peers", "field"),
+    [("10.0.0.1", ("10.0.0.2", "10.0.0.3"), "tun_src"), ("fd00::1", ("fd00::2", "fd00::3"), "tun_ipv6_src")],
+)
+def test_only_hosts_of_the_network_are_heard(underlay: str, peers: tuple[str, ...], field: str) -> None:
+    both = transport.flows(order(peers=(*peers, underlay)), ENDS, underlay)
+    passing = [flow for flow in both if f"in_port={ENDS.tunnel}" in flow and f"output:{ENDS.networks[NETWORK]}" in flow]
+    assert [flow.partition(f"{field}=")[2].partition(" ")[0] for flow in passing] == list(peers)
+    one = transport.flows(order(peers=peers[:1]), ENDS, underlay)
+
+    def deletes(before: Sequence[str] | None, said: Sequence[str]) -> int:
+        return sum(command.startswith("delete") for command in transport.replacing(NETWORK, before, said))
+
+    assert deletes(one, both) == 1, "where somebody was seen is still known when a host is more"
+    assert deletes(both, one) == 2, "and is not when a host is less"
+    assert deletes(None, both) == deletes(both, ()) == 2
+
+
+def test_a_rule_that_names_an_unknown_group_lets_nothing_through() -> None:
+    rule = FilterRule(group="6f1d0a52-6c1a-4b7e-9a70-0000000000ee")
+    data = FilterGroup(uid=DATA, ingress=(rule,))
+    matches = [str(row.columns["match"]) for (table, _), row in groups(data).items() if table == "ACL"]
+    assert not [match for match in matches if devices.short(DATA) in match]
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(said(), indent=1, sort_keys=True) + "\n")

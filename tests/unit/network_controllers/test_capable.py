@@ -1,0 +1,38 @@
+"""Which hosts can make networks of a driver, and what is said of the others."""
+
+from __future__ import annotations
+
+from kumulus.api.host import HostReport
+from kumulus.api.segments import NetworkDriverName
+from kumulus_controllers.network.capable import capable
+
+LACKS = "linux: The kernel is old; get another; ovn: Open vSwitch does not run; install and start openvswitch-switch."
+
+
+def report(name: str, *drivers: str, message: str | None = None) -> HostReport:
+    network = {"drivers": list(drivers), "message": message}
+    return HostReport.parse({"metadata": {"name": name}, "status": {"network": network}})
+
+
+def test_nothing_is_said_before_hosts_have_said_what_they_can() -> None:
+    silent = HostReport.parse({"metadata": {"name": "h1"}})
+    assert capable(NetworkDriverName.OVN, [silent]) == (None, None)
+
+
+def test_hosts_that_cannot_are_named_with_what_they_lack() -> None:
+    fact, lack = capable(NetworkDriverName.OVN, [report("h1", "linux", "ovn"), report("h2", "linux", message=LACKS)])
+    assert lack is None and fact is not None and (fact.status, fact.reason) == (False, "SomeHosts")
+    assert "1 of 2 hosts" in fact.message
+    assert "h2 (Open vSwitch does not run; install and start openvswitch-switch)" in fact.message
+    assert "kernel" not in fact.message
+
+
+def test_a_driver_that_no_host_has_makes_no_networks() -> None:
+    fact, lack = capable(NetworkDriverName.OVN, [report(f"h{number}", "linux") for number in range(9)])
+    assert fact is not None and lack is not None and lack.reason == "NoHostHasDriver"
+    assert "and 4 more" in lack.message
+
+
+def test_all_hosts() -> None:
+    fact, lack = capable(NetworkDriverName.LINUX, [report("h1", "linux")])
+    assert lack is None and fact is not None and fact.status is True

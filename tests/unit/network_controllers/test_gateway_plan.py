@@ -1,0 +1,67 @@
+"""Which hosts a gateway is on."""
+
+from __future__ import annotations
+
+from kumulus.api.segments import NetworkDriverName
+from kumulus_controllers.network.gateway_plan import Candidate, Choice, Need, choose, link_mac, redundancy
+
+NEED = Need(NetworkDriverName.LINUX, 2)
+
+
+def host(name: str, **more: object) -> Candidate:
+    values: dict[str, object] = {"drivers": frozenset({"linux"}), "underlay": f"10.0.0.{ord(name) - 96}"}
+    return Candidate(name=name, **(values | more))  # type: ignore[arg-type]
+
+
+def test_who_has_least_is_taken_and_it_stays_there() -> None:
+    hosts = [host("a", gateways=3), host("b"), host("c", gateways=1)]
+    assert choose(NEED, hosts, (), None) == Choice(("b", "c"))
+    assert choose(NEED, [host("a"), host("b", gateways=9), host("c", gateways=9)], ("b", "c"), "c") == Choice(
+        ("b", "c")
+    )
+
+
+def test_what_a_host_lacks_is_said() -> None:
+    need = Need(NetworkDriverName.LINUX, 2, frozenset({"public"}))
+    hosts = [
+        host("a", uplinks=frozenset({"public"})),
+        host("b"),
+        host("c", drivers=frozenset()),
+        host("d", closed="cordoned", uplinks=frozenset({"public"})),
+    ]
+    choice = choose(need, hosts, (), None)
+    assert choice.hosts == ("a",)
+    assert choice.short == 1
+    assert choice.refused == {
+        "b": "without an uplink to physical network public",
+        "c": "without network driver linux",
+        "d": "cordoned",
+    }
+
+
+def test_a_silent_host_keeps_its_part_and_another_is_made_ready() -> None:
+    hosts = [host("a", silent=True, closed="not ready"), host("b"), host("c")]
+    assert choose(NEED, hosts, ("a", "b"), "a").hosts == ("a", "b", "c")
+    back = [host("a"), host("b"), host("c")]
+    assert choose(NEED, back, ("a", "b", "c"), "b").hosts == ("a", "b"), "the active one stays"
+    assert choose(NEED, back, ("a", "b", "c"), "c").hosts == ("a", "c")
+
+
+def test_a_cordoned_host_lets_go_when_there_is_another() -> None:
+    cordoned = host("a", closed="cordoned")
+    assert choose(NEED, [cordoned, host("b")], ("a", "b"), "a").hosts == ("a", "b")
+    assert choose(NEED, [cordoned, host("b"), host("c")], ("a", "b"), "a").hosts == ("b", "c")
+
+
+def test_a_host_that_is_gone_is_forgotten() -> None:
+    assert choose(NEED, [host("b"), host("c")], ("a", "b"), "a").hosts == ("b", "c")
+
+
+def test_hosts_know_each_other() -> None:
+    underlays = {"a": "10.0.0.1", "b": "10.0.0.2"}
+    first = redundancy("gw", "a", ("a", "b"), underlays)
+    second = redundancy("gw", "b", ("a", "b"), underlays)
+    assert first.group == second.group
+    assert first.priority > second.priority
+    assert [peer.mac for peer in first.peers] == [second.mac] == [link_mac("gw", "b")]
+    assert redundancy("gw", "a", ("a",), underlays).peers == ()

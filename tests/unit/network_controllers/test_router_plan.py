@@ -1,0 +1,290 @@
+"""What a router's hosts are told, and what its status and those of floating addresses say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from kumulus.api.gateways import FloatingAddress, GatewayFacts
+from kumulus.api.host import WorkOrder
+from kumulus.api.network import Network
+from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
+from kumulus_controllers.network import floating_plan, router_plan
+from kumulus_controllers.network.gateway_plan import Choice
+from kumulus_controllers.network.router_plan import Held, Scope
+from kumulus_controllers.orders import done
+from tests.unit.network_controllers.material import NOW, NS, READY, allocated, meta, network, uid
+
+BACK = network("back", cidrs=["10.0.1.0/24", "fd00:1::/64"])
+FRONT = network("net")
+EXTERNAL = ExternalNetwork.parse(
+    {
+        "metadata": meta("public", ""),
+        "spec": {
+            "physicalNetwork": "wire",
+            "cidr": "203.0.113.0/24",
+            "gateway": "203.0.113.1",
+            "ranges": [{"start": "203.0.113.10", "end": "203.0.113.20"}],
+            "allowedNamespaces": [NS],
+        },
+    }
+)
+PHYSICAL = PhysicalNetwork.parse({"metadata": meta("wire", ""), "spec": {"mtu": 1500}})
+HELD = Held((BACK, FRONT), "203.0.113.10")
+
+
+def router(status: dict[str, Any] | None = None, **spec: Any) -> Router:
+    body = {"networks": ["net", "back"], "externalNetwork": "public", **spec}
+    return Router.parse({"metadata": meta("gw"), "spec": body, "status": status or {}})
+
+
+def floating(name: str, status: dict[str, Any] | None = None, **spec: Any) -> FloatingIP:
+    known = {"address": "203.0.113.11", "network": EXTERNAL.uid, **(status or {})}
+    body = {"externalNetwork": "public", **spec}
+    return FloatingIP.parse({"metadata": meta(name), "spec": body, "status": known})
+
+
+def scope(**more: Any) -> Scope:
+    wanted = more.pop("router", router())
+    networks = {"net": FRONT, "back": BACK}
+    values = {"external": EXTERNAL, "physical": PHYSICAL, "devices": {"h1": "out0", "h2": "br-out"}, **more}
+    return Scope(router=wanted, networks=networks, **values)
+
+
+def ordered(host: str, *, active: bool, **status: Any) -> WorkOrder:
+    found = scope()
+    does = router_plan.function(found, HELD)
+    order = router_plan.order(found, HELD, does, host, ("h1", "h2"), {"h1": "10.9.0.1", "h2": "10.9.0.2"})
+    for_ = {"kind": "Router", "namespace": NS, "name": "gw", "uid": uid(f"{NS}gw")}
+    facts = GatewayFacts(active=active).to_json()
+    return WorkOrder.parse(
+        {
+            "metadata": meta("gateway", f"kumulus-host-{host}"),
+            "spec": {"type": "Gateway", "for": for_, "gateway": order.to_json()},
+            "status": {"state": "Ready", "observedGeneration": 1, "gateway": facts, **status},
+        }
+    )
+
+
+def reasons(found: Scope) -> dict[str, str]:
+    return {name: lack.reason for name, lack in router_plan.unusable(found).items()}
+
+
+def test_what_a_host_is_told() -> None:
+    found = scope(router=router(staticRoutes=[{"destination": "172.16.0.0/16", "nextHop": "10.0.1.9"}]))
+    does = router_plan.function(found, HELD)
+    assert [(route.destination, route.via) for route in does.routes] == [
+        ("172.16.0.0/16", "10.0.1.9"),
+        ("0.0.0.0/0", "203.0.113.1"),
+    ]
+    (masquerade,) = does.masquerade
+    assert masquerade.address == "203.0.113.10"
+    assert masquerade.sources == ("10.0.0.0/24", "10.0.1.0/24", "172.16.0.0/16")
+    one, two = (
+        router_plan.order(found, HELD, does, host, ("h1", "h2"), {"h1": "10.9.0.1", "h2": "10.9.0.2"})
+        for host in ("h1", "h2")
+    )
+    assert [leg.addresses for leg in one.legs] == [
+        ("10.0.1.1/24", "fd00:1::1/64"),
+        ("10.0.0.1/24",),
+        ("203.0.113.10/24",),
+    ]
+    assert [leg.uplink.device for leg in (one.legs[-1], two.legs[-1]) if leg.uplink] == ["out0", "br-out"]
+    assert not {leg.mac for leg in one.legs} & {leg.mac for leg in two.legs}
+    assert one.redundancy.priority > two.redundancy.priority
+
+
+def test_floating_addresses_stand_for_interfaces_that_the_router_reaches() -> None:
+    web, data = allocated("web", "10.0.0.7"), allocated("data", "10.0.0.8")
+    elsewhere = allocated("else", "10.0.0.9")
+    elsewhere = elsewhere.model_copy(update={"status": elsewhere.status.model_copy(update={"network": uid("x")})})
+    items = (
+        floating("a", target={"interface": "web"}),
+        floating("b", {"address": "203.0.113.12"}, target={"interface": "web"}),
+        floating("c", {"address": "203.0.113.13"}, target={"interface": "else"}),
+        floating(
+            "d",
+            {"address": "203.0.113.14"},
+            portForwards=[
+                {"port": 80, "targetPort": 8080, "interface": "data"},
+                {"port": 81, "interface": "gone"},
+            ],
+        ),
+    )
+    does = router_plan.function(scope(floating=items, interfaces={"web": web, "data": data, "else": elsewhere}), HELD)
+    assert does.floating == (FloatingAddress(external="203.0.113.11", internal="10.0.0.7"),), "the older one counts"
+    assert [(one.external, one.port, one.internal, one.target_port) for one in does.forwards] == [
+        ("203.0.113.14", 80, "10.0.0.8", 8080)
+    ]
+    order = router_plan.order(scope(), HELD, does, "h1", ("h1",), {})
+    assert order.legs[-1].addresses == ("203.0.113.10/24", "203.0.113.11/32", "203.0.113.14/32")
+
+
+def test_more_than_an_order_has_room_for() -> None:
+    routes = [{"destination": f"172.16.{number}.0/24", "nextHop": "10.0.1.9"} for number in range(64)]
+    found = scope(router=router(staticRoutes=routes))
+    (masquerade,) = router_plan.function(found, HELD).masquerade
+    assert len(masquerade.sources) == 66
+    forwards = [{"port": port, "interface": "web"} for port in range(1, 65)]
+    items = tuple(
+        floating(f"f{number:02}", {"address": f"203.0.113.{11 + number}"}, portForwards=forwards)
+        for number in range(18)
+    )
+    found = scope(floating=items, interfaces={"web": allocated("web", "10.0.0.7")})
+    does = router_plan.function(found, HELD)
+    assert len(does.forwards) == 1024
+    assert {one.external for one in does.forwards} == {item.status.address for item in items[:16]}, "the oldest first"
+    lack = router_plan.own_lack(found, HELD)
+    assert lack is not None
+    assert lack.reason == "TooManyFloatingIPs"
+    assert "f16, f17" in lack.message
+    assert len(router_plan.order(found, HELD, does, "h1", ("h1",), {}).legs[-1].addresses) == 17
+    assert router_plan.own_lack(replace(found, floating=items[:16]), HELD) is None
+
+
+def test_networks_that_it_cannot_have() -> None:
+    twin = Network.parse({"metadata": meta("twin"), "spec": {"cidrs": ["10.0.0.128/25"]}, "status": READY})
+    found = replace(scope(), networks={"net": FRONT, "twin": twin, "gone": None})
+    assert reasons(found) == {"twin": "NetworksOverlap", "gone": "NetworkNotFound"}
+    # What it has it keeps, and what it cannot have stands in nobody's way.
+    serving = router({"networks": [{"name": "twin", "uid": twin.uid}]})
+    assert reasons(replace(found, router=serving)) == {"net": "NetworksOverlap", "gone": "NetworkNotFound"}
+    waiting = network("alpha", {}, cidrs=["10.0.0.0/16"])
+    assert reasons(replace(found, networks={"alpha": waiting, "net": FRONT})) == {"alpha": "NetworkNotReady"}
+    other = network("alpha", READY | {"driver": "ovn"}, cidrs=["10.7.0.0/16"])
+    assert reasons(replace(found, networks={"alpha": other, "net": FRONT})) == {"net": "DriversDiffer"}
+    for destination, hop, reason in (
+        ("172.16.0.0/16", "192.0.2.9", "RouteUnreachable"),
+        ("10.0.1.0/25", "10.0.0.9", "RouteUseless"),
+        ("203.0.113.64/26", "10.0.0.9", "RouteUseless"),
+    ):
+        lost = scope(router=router(staticRoutes=[{"destination": destination, "nextHop": hop}]))
+        lack = router_plan.own_lack(lost, HELD)
+        assert lack is not None
+        assert lack.reason == reason
+        assert len(router_plan.function(lost, HELD).routes) == 1, "only the way to the world"
+    bare = scope(router=router(sourceNAT=False))
+    lack = router_plan.own_lack(bare, HELD)
+    assert lack is not None
+    assert lack.reason == "SourceNATRequired"
+    assert router_plan.function(bare, HELD).masquerade != (), "nobody pretends to be of the world"
+    spec = EXTERNAL.spec.model_copy(update={"allow_routed": True})
+    allowed = replace(bare, external=EXTERNAL.model_copy(update={"spec": spec}))
+    assert router_plan.own_lack(allowed, HELD) is None
+    assert router_plan.function(allowed, HELD).masquerade == ()
+    strange = router_plan.external_lack(EXTERNAL, PHYSICAL, "public", "other")
+    absent = router_plan.external_lack(None, None, "public", "other")
+    assert strange is not None
+    assert strange == absent, "who may not use it does not learn whether there is one"
+
+
+def test_what_it_has_it_keeps_while_it_is_in_use() -> None:
+    going = Network.parse(
+        {
+            "metadata": meta("net", deletionTimestamp=NOW, finalizers=["kumulus.io/network"]),
+            "spec": FRONT.spec.to_json(),
+            "status": READY,
+        }
+    )
+    found = replace(scope(), networks={"net": going, "back": BACK}, occupied=frozenset({"net"}))
+    assert reasons(found) == {"net": "NetworkDeleting"}, "it is not to get it"
+    serving = router({"networks": [{"name": "net", "uid": going.uid}], "externalNetwork": EXTERNAL.uid})
+    assert reasons(replace(found, router=serving)) == {}
+    assert reasons(replace(found, router=serving, occupied=frozenset())) == {"net": "NetworkDeleting"}
+    assert not router_plan.has_external(found)
+    assert router_plan.has_external(replace(found, router=serving))
+    # Without the PhysicalNetwork hosts keep the way that they have.
+    before = ordered("h1", active=True)
+    lost = scope(router=serving, physical=None, devices={}, orders={"h1": before})
+    does = router_plan.function(lost, HELD)
+    peers = {"h1": "10.9.0.1", "h2": "10.9.0.2"}
+    assert router_plan.order(lost, HELD, does, "h1", ("h1", "h2"), peers) == before.spec.gateway
+    assert all(leg.uplink is None for leg in router_plan.order(lost, HELD, does, "h2", ("h1", "h2"), peers).legs)
+
+
+def test_who_routes_is_what_agents_say() -> None:
+    orders = {"h1": ordered("h1", active=True), "h2": ordered("h2", active=False)}
+    status = router_plan.derive_status(scope(orders=orders), HELD, Choice(("h1", "h2")), None, NOW)
+    assert (status.phase, status.active_host, status.standby_hosts) == ("Active", "h1", ("h2",))
+    assert [part.addresses for part in status.networks] == [("10.0.1.1", "fd00:1::1"), ("10.0.0.1",)]
+    both = {"h1": ordered("h1", active=True), "h2": ordered("h2", active=True)}
+    status = router_plan.derive_status(
+        scope(orders=both, silent=frozenset({"h1"})), HELD, Choice(("h1", "h2")), None, NOW
+    )
+    assert status.active_host == "h2", "who is not heard of may have been active once"
+    alone = router_plan.derive_status(
+        scope(orders={"h1": orders["h1"]}), HELD, Choice(("h1",), 1, {"h2": "cordoned"}), None, NOW
+    )
+    redundant = alone.condition("Redundant")
+    assert redundant is not None
+    assert (redundant.status, redundant.reason) == ("False", "NoStandby")
+    failed = {"h1": ordered("h1", active=False, state="Failed", reason="UplinkMissing", message="no out0")}
+    status = router_plan.derive_status(scope(orders=failed), HELD, Choice(("h1",)), None, NOW)
+    ready = status.condition("Ready")
+    assert ready is not None
+    assert (status.phase, ready.reason, ready.message) == ("Failed", "UplinkMissing", "Host h1: no out0")
+
+
+def test_a_floating_address_finds_its_router() -> None:
+    web = allocated("web", "10.0.0.7")
+    routed = {"networks": [{"name": "net", "uid": FRONT.uid}], "activeHost": "h1", "externalNetwork": EXTERNAL.uid}
+    item = floating("a", target={"interface": "web"})
+    found = floating_plan.Scope(item, EXTERNAL, PHYSICAL, {"web": web}, (router(routed),))
+    way, lack = floating_plan.route(found)
+    assert way is not None
+    assert (way.name, lack) == ("gw", None)
+    told = floating_plan.derive_status(found, "203.0.113.11", way, None, NOW)
+    assert (told.phase, told.router, told.host) == ("Pending", "gw", None)
+    _, lack = floating_plan.route(replace(found, routers=()))
+    assert lack is not None
+    assert lack.reason == "NoRouter"
+    _, lack = floating_plan.route(replace(found, interfaces={}))
+    assert lack is not None
+    assert lack.reason == "InterfaceNotFound"
+    later = item.model_copy(update={"metadata": item.metadata.model_copy(update={"name": "b"})})
+    lack = floating_plan.shared(replace(found, floating=later, others=(item,)), "203.0.113.12")
+    assert lack is not None
+    assert lack.reason == "InterfaceHasFloatingIP"
+    free = replace(found, floating=floating("c"))
+    assert floating_plan.derive_status(free, "203.0.113.11", None, None, NOW).phase == "Allocated"
+
+
+def test_a_host_that_waits_or_has_failed_may_have_what_it_was_told_before() -> None:
+    assert done(ordered("h1", active=True))
+    for state in ("Waiting", "Failed"):
+        assert not done(ordered("h1", active=True, state=state)), "it has read it, and not done it"
+    assert not done(ordered("h1", active=True, observedGeneration=0))
+
+
+def test_a_floating_address_leaves_a_router_when_no_host_can_have_it_any_more() -> None:
+    told = ordered("h1", active=True)
+    item = floating("a", {"router": "gw"}, target={"interface": "web"})
+    found = floating_plan.Scope(item, EXTERNAL, PHYSICAL, gateways=(told,))
+    assert floating_plan.holder(found, "203.0.113.10", None) is told, "it is told to have it"
+    assert floating_plan.holder(found, "203.0.113.11", None) is None, "it has let go"
+    failed = replace(found, gateways=(ordered("h1", active=True, state="Failed"),))
+    assert floating_plan.holder(failed, "203.0.113.11", None) is not None, "it may have it from before"
+    assert floating_plan.holder(failed, "203.0.113.11", router()) is None, "that router is to have it"
+    other = replace(failed, floating=floating("b"))
+    assert floating_plan.holder(other, "203.0.113.11", None) is None, "it never was that router's"
+    assert floating_plan.holder(other, "203.0.113.10", None) is not None, "whoever is on record"
+
+
+def test_a_router_that_reaches_one_of_its_interfaces_keeps_a_floating_address() -> None:
+    web, data = allocated("web", "10.0.0.7"), allocated("data", "10.0.1.8")
+    data = data.model_copy(update={"status": data.status.model_copy(update={"network": BACK.uid})})
+    one, two = (
+        router({"networks": [{"name": part.name, "uid": part.uid} for part in parts], "externalNetwork": EXTERNAL.uid})
+        for parts in ((FRONT,), (FRONT, BACK))
+    )
+    two = two.model_copy(update={"metadata": two.metadata.model_copy(update={"name": "wide", "uid": uid("wide")})})
+    forwards = [{"port": 80, "interface": "data"}, {"port": 81, "interface": "web"}]
+    item = floating("a", {"router": "gw"}, portForwards=forwards)
+    found = floating_plan.Scope(item, EXTERNAL, PHYSICAL, {"web": web, "data": data}, (one, two))
+    way, lack = floating_plan.route(found)
+    assert way is not None
+    assert lack is not None
+    assert (way.name, lack.reason) == ("gw", "AnotherRouter")
+    way, lack = floating_plan.route(replace(found, floating=floating("a", portForwards=forwards)))
+    assert way is not None
+    assert (way.name, lack) == ("wide", None)

@@ -1,0 +1,70 @@
+"""Promises to volumes follow what is on record, also in a process that has just begun."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kumulus.api.storage import StoragePool, Volume
+from kumulus.kube.store import Key
+from kumulus.runtime.reconciler import Caches
+from kumulus_controllers.fleet_feed import FleetFeed
+from kumulus_controllers.planning.fleet import Fleet
+
+GI = 2**30
+UID = "6f3a0c7e-9d1b-4c55-8a2e-0123456789ab"
+
+
+def uid(pool: str) -> str:
+    return f"00000000-0000-0000-0000-{sum(pool.encode()):012d}"
+
+
+class Record:
+    """What is on record of one volume."""
+
+    def __init__(self) -> None:
+        caches, self.fleet = Caches(), Fleet()
+        FleetFeed(caches, self.fleet)
+        self._volumes, self._version = caches.store(Volume), 0
+        for name in ("old", "new"):
+            meta = {"name": name, "uid": uid(name), "resourceVersion": "1"}
+            spec = {"driver": "dir", "parameters": {"path": f"/{name}"}}
+            caches.store(StoragePool).apply({"metadata": meta, "spec": spec})
+
+    def says(self, *, size: str = "1Gi", moving: str | None = None, **status: Any) -> tuple[int, int, int]:
+        """After that: bytes promised in the old and in the new pool, and how many volumes are on their way out."""
+        self._version += 1
+        meta = {"name": "v", "namespace": "ns", "uid": UID, "resourceVersion": str(self._version)}
+        condition = {"type": "Moving", "status": moving, "reason": "x", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+        full = {"host": "h1", "size": "1Gi", "conditions": [condition] if moving else [], **status}
+        self._volumes.apply({"metadata": meta, "spec": {"size": size}, "status": full})
+        return self.promised
+
+    @property
+    def promised(self) -> tuple[int, int, int]:
+        disks = self.fleet.load("h1").disks
+        return disks.get(uid("old"), 0), disks.get(uid("new"), 0), self.fleet.leaving("h1", uid("old"), but="x")
+
+    def goes(self) -> tuple[int, int, int]:
+        self._volumes.remove(Key("ns", "v"), UID)
+        return self.promised
+
+
+def test_a_volume_that_is_moved_has_room_in_both_pools_until_it_is_there() -> None:
+    record = Record()
+    assert record.says(pool="old") == (GI, 0, 0)
+    assert record.says(pool="old", movingTo="new", moving="True") == (GI, GI, 1)
+    assert record.says(pool="old", movingTo="new", moving="False") == (GI, GI, 0), "it does not get on"
+    assert record.says(pool="old", movingTo="new", moving="True", size="3Gi") == (3 * GI, 3 * GI, 1), (
+        "it will grow there"
+    )
+    assert record.says(pool="new", size="3Gi") == (0, 3 * GI, 0)
+    assert record.goes() == (0, 0, 0)
+
+
+def test_one_that_was_called_off_or_deleted_leaves_its_room() -> None:
+    record = Record()
+    record.says(pool="old", movingTo="new", moving="True")
+    assert record.says(pool="old") == (GI, 0, 0)
+    assert record.says(pool="old", movingTo="gone", moving="True") == (GI, 0, 0)
+    record.says(pool="old", movingTo="new", moving="True")
+    assert record.goes() == (0, 0, 0)
