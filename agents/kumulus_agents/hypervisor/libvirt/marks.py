@@ -32,6 +32,9 @@ HOLD_PREFIX = "kumulus-hold"
 
 SAFE = "/:+,@= "
 
+DECIMALS = 3
+"""How exactly a moment is written, in digits of a second."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hold:
@@ -85,7 +88,7 @@ def instance_xml(marks: Marks) -> str:
 
 def run_xml(started_at: float) -> str:
     """The `run` element for `virDomainSetMetadata`. Seconds since the epoch."""
-    return ElementTree.tostring(ElementTree.Element("run", {"startedAt": f"{started_at:.3f}"}), encoding="unicode")
+    return ElementTree.tostring(ElementTree.Element("run", {"startedAt": f"{started_at:.{DECIMALS}f}"}), encoding="unicode")
 
 
 def hold_xml(hold: Hold) -> str:

@@ -225,11 +225,11 @@ def write_marks(wanted: Marks, handle: DomainHandle) -> None:
 
 
 def write_run(handle: DomainHandle) -> float:
-    """Write into the live definition alone that this run began now; seconds since the epoch.
+    """Write into the live definition alone that this run began now; seconds since the epoch, as the definition says them.
 
     The domain has ended again already: nothing is written.
     """
-    now = time.time()
+    now = round(time.time(), marks.DECIMALS)
     with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
         handle.setMetadata(
             libvirt.VIR_DOMAIN_METADATA_ELEMENT,
