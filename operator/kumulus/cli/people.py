@@ -28,6 +28,7 @@ from kumulus.cli import (
     power,
     routing,
     snapshot,
+    tracing,
     upload,
     vm,
     volume,
@@ -79,6 +80,7 @@ moving.register(_volume)
 pool.register(_pool)
 snapshot.register(_snapshot)
 net.register(_net, _nic)
+tracing.register(_net)
 routing.register(_router, _fip)
 lb.register(_lb)
 join.register(_host)
