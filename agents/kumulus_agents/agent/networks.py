@@ -14,8 +14,15 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from kumulus.api.gateways import GatewayFacts, GatewayOrder
-from kumulus.api.host import NetworkFacts, WorkType, gateway_order_name, segment_order_name
+from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
+from kumulus.api.host import (
+    DriverFunctions,
+    FunctionFacts,
+    NetworkFacts,
+    WorkType,
+    gateway_order_name,
+    segment_order_name,
+)
 from kumulus.api.segments import NetworkDriverName, Nic, SegmentFacts, SegmentOrder
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
@@ -68,6 +75,7 @@ class Networks:
         self._tell_ready = ready
         self._problems: dict[NetworkDriverName, NetworkError] = {}
         self._ready: set[NetworkDriverName] = set()
+        self._functions: dict[NetworkDriverName, Mapping[GatewayFunction, str | None]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._foreign: Sequence[Foreign] = ()
         self._unserved = asyncio.Event()
@@ -89,7 +97,10 @@ class Networks:
             return None
         lacks = "; ".join(f"{name}: {problem}" for name, problem in sorted(self._problems.items()))
         return NetworkFacts(
-            drivers=tuple(sorted(self._ready)), underlay=self._underlay(), message=lacks[:1024] if lacks else None
+            drivers=tuple(sorted(self._ready)),
+            functions=tuple(_functions(name, self._functions.get(name, {})) for name in sorted(self._ready)),
+            underlay=self._underlay(),
+            message=lacks[:1024] if lacks else None,
         )
 
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
@@ -223,12 +234,14 @@ class Networks:
                 log.exception("metadata not served")
 
     async def prepare(self) -> None:
-        """Look which drivers can work here; those that could are not asked again."""
+        """Look which drivers can work here, and what else they can make; those that could work are not asked again for that."""
         before = self.facts()
         try:
             for name, driver in self._drivers.items():
                 if name not in self._ready:
                     await self._prepare(name, driver)
+                if name in self._ready:
+                    self._functions[name] = dict(await driver.functions())
         finally:
             self._looked.set()
         if self.facts() != before:
@@ -336,3 +349,8 @@ class Networks:
 
     def _one_at_a_time(self, uid: str) -> asyncio.Lock:
         return self._locks.setdefault(uid, asyncio.Lock())
+
+
+def _functions(driver: NetworkDriverName, functions: Mapping[GatewayFunction, str | None]) -> DriverFunctions:
+    found = (FunctionFacts(name=name, message=why[:512] if why else None) for name, why in sorted(functions.items()))
+    return DriverFunctions(driver=driver, functions=tuple(found))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from kumulus.api.gateways import GatewayFacts, GatewayOrder
+from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.segments import Nic, SegmentFacts, SegmentOrder
 
 
@@ -100,6 +100,11 @@ class NetworkDriver(Protocol):
     async def prepare(self) -> None:
         """Look whether this host can. Raises `NetworkError` with a reason that is not retryable when the kernel or a
         program that is needed is missing."""
+
+    async def functions(self) -> Mapping[GatewayFunction, str | None]:
+        """What the driver can make on this host besides networks: the functions of gateways that it has (it is a
+        `GatewayDriver` then), each with why this host cannot serve it now, a sentence that says what to do, or None when it
+        can. Asked every some seconds: programs come and go."""
 
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
         """Have the network here as the order says: what carries it, who else has it, what serves its guests, and its

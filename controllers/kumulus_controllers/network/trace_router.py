@@ -88,12 +88,12 @@ def state(scene: Scene, found: Routed) -> Step:
     order = (scene.orders or {}).get((host, gateway_order_name(router.uid)))
     if order is not None:
         told = order.spec.gateway.router if order.spec.gateway is not None else None
-        why = undone(order) or ("it is not told yet of it as it is now." if told != found.does else None)
-        if why is not None:
+        late = undone(order) or ("it is not told yet of it as it is now." if told != found.does else None)
+        if late is not None:
             return Step(
                 "Router",
                 Verdict.UNKNOWN,
-                f"Host {host} routes for Router {router.name}, maybe not as it should: {why}",
+                f"Host {host} routes for Router {router.name}, maybe not as it should: {late}",
                 named,
             )
     if scene.hosts is not None and (sentence := silent(scene, host)) is not None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import structlog
 
-from kumulus.api.gateways import GatewayFacts, GatewayOrder
+from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.segments import SegmentFacts, SegmentOrder
-from kumulus_agents.network.linux import drops, gateway_links, host, links, names
+from kumulus_agents.network.linux import drops, gateway, gateway_links, host, links, names
 from kumulus_agents.network.linux.gateway import Gateway
 from kumulus_agents.network.linux.layout import Layout, Limits, Network
 from kumulus_agents.network.linux.links import Commands, Link
@@ -54,6 +54,10 @@ class LinuxNetwork:
         await host.check(self._settings)
         async with self._lock:
             await self._layout()
+
+    async def functions(self) -> Mapping[GatewayFunction, str | None]:
+        """See `NetworkDriver.functions`."""
+        return {one: await asyncio.to_thread(gateway.missing, self._settings, one) for one in GatewayFunction}
 
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
         """See `NetworkDriver.ensure_segment`. NoUnderlay and BadOption are its own reasons."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from kumulus.api.gateways import GatewayFunction
 from kumulus.api.segments import Nic, SegmentFacts, SegmentOrder
 from kumulus_agents.network.linux import host as linux_host
 from kumulus_agents.network.linux import links
@@ -71,6 +72,10 @@ class OvnNetwork:
             self._in_force = False
             await self._enforce(self._known)
             await self._adopt(self._known)
+
+    async def functions(self) -> Mapping[GatewayFunction, str | None]:
+        """See `NetworkDriver.functions`. None yet."""
+        return {}
 
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
         """See `NetworkDriver.ensure_segment`. NoUnderlay and BadOption are its own reasons."""
