@@ -14,13 +14,14 @@ from typing import Annotated, NoReturn
 import structlog
 import typer
 import uvloop
-from prometheus_client import REGISTRY, Gauge
+from prometheus_client import Gauge
 
 from kumulus.api.quantity import to_bytes
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import KubeError
 from kumulus.runtime import http, logging
 from kumulus.runtime.clock import SystemClock
+from kumulus.runtime.exposition import ASKED
 from kumulus.runtime.metrics import QUEUE_DEPTH, count_write
 from kumulus_agents.agent import drivers, machine_facts
 from kumulus_agents.agent import settings as agent_settings
@@ -177,13 +178,13 @@ async def _serving(
         return [item for agent in agents() for item in await agent.dropped()]
 
     drops = Drops(asyncio.get_running_loop(), dropped)
-    REGISTRY.register(drops)
+    ASKED.register(drops)
     try:
         async with http.serve(settings.http_port, healthy={}, ready=ready, address=settings.http_address) as port:
             log.info("health and metrics", port=port)
             yield
     finally:
-        REGISTRY.unregister(drops)
+        ASKED.unregister(drops)
 
 
 def _on_signal(stop: Callable[[], None]) -> None:
