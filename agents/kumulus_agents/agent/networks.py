@@ -25,6 +25,7 @@ from kumulus.api.host import (
 )
 from kumulus.api.segments import NetworkDriverName, Nic, SegmentFacts, SegmentOrder
 from kumulus_agents.agent.orders import Orders
+from kumulus_agents.agent.traffic import Counted
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.metadata.keeper import Metadata
 from kumulus_agents.network.protocol import (
@@ -36,6 +37,7 @@ from kumulus_agents.network.protocol import (
     NetworkError,
     Plug,
     Port,
+    Traffic,
 )
 
 log = structlog.get_logger(__name__)
@@ -307,6 +309,22 @@ class Networks:
             with contextlib.suppress(NetworkError):
                 found += await driver.dropped()
         return found
+
+    async def traffic(self) -> Sequence[Counted]:
+        """What has passed the interfaces of this host, as far as drivers can say."""
+        found: list[Traffic] = []
+        for driver in self._prepared():
+            with contextlib.suppress(NetworkError, OSError):
+                found += await driver.traffic()
+        return [self._counted(one) for one in found]
+
+    def _counted(self, traffic: Traffic) -> Counted:
+        for order in self._orders.of_nic(traffic.interface):
+            whose = order.spec.for_
+            for nic in order.spec.instance.nics if order.spec.instance is not None else ():
+                if nic.uid == traffic.interface:
+                    return Counted(traffic, whose.namespace or "", whose.name, nic.name)
+        return Counted(traffic, "", "", "")
 
     def _tell_foreign(self, foreign: Sequence[Foreign]) -> None:
         if foreign != self._foreign:

@@ -94,6 +94,21 @@ class Dropped:
     packets: int
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What has passed an interface since its guest was started, as the guest counts it: received is what came to it. What
+    rules drop before the guest is in none of these, what they drop of what the guest sends is in `sent`."""
+
+    network: str
+    """Uid."""
+    interface: str
+    """Uid."""
+    received_bytes: int
+    received_packets: int
+    sent_bytes: int
+    sent_packets: int
+
+
 class NetworkDriver(Protocol):
     """Makes networks on this host."""
 
@@ -139,6 +154,9 @@ class NetworkDriver(Protocol):
     async def dropped(self) -> Sequence[Dropped]:
         """What rules have dropped, where it is more than nothing. For people; takes some milliseconds. Raises
         `NetworkError`."""
+
+    async def traffic(self) -> Sequence[Traffic]:
+        """What has passed each interface of this host whose guest is on. Waits for no other verb, takes a millisecond."""
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from kumulus.api.balancing import BalancingFacts, MemberFacts
 from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.segments import SegmentFacts, SegmentOrder
-from kumulus_agents.network.protocol import Dropped, Foreign, Found, Identity, NetworkError, Plug, Port
+from kumulus_agents.network.protocol import Dropped, Foreign, Found, Identity, NetworkError, Plug, Port, Traffic
 
 
 @dataclass
@@ -90,6 +90,9 @@ class SimulatedNetworks:
         return ()
 
     async def dropped(self) -> Sequence[Dropped]:
+        return ()
+
+    async def traffic(self) -> Sequence[Traffic]:
         return ()
 
     async def missing_certificates(self, gateway: GatewayOrder) -> frozenset[str]:

@@ -1,9 +1,8 @@
 """What `/metrics` answers, within a deadline, whatever those do who are asked for numbers.
 
-Metrics are of two registries. What the process has counted itself is there at once. What has to be asked of somebody first
-(`ASKED`: drivers, the kernel) may take long, for it may wait for a lock: then what was known last is served, and
-`kumulus_metrics_age_seconds` says how old that is. A registry is asked by one thread at a time, and nothing waits for that
-thread but the request.
+What the process has counted itself is there at once. What has to be asked of somebody first (`ASKED`: drivers, the kernel)
+may take long, for it may wait for a lock: then what was known last is served, and `kumulus_metrics_age_seconds` says how old
+that is. One is asked by one thread at a time, holds up no other, and nothing waits for that thread but the request.
 """
 
 from __future__ import annotations
@@ -11,21 +10,22 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 
 import structlog
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.registry import Collector
 
 log = structlog.get_logger(__name__)
 
-ASKED = CollectorRegistry()
-"""For collectors that ask somebody. They may block, and raise."""
+ASKED: dict[str, Collector] = {}
+"""Collectors that ask somebody, by a word for each. They may block, and raise."""
 SECONDS = 3.0
 """Within which there is an answer. Prometheus itself waits for 10 s unless told otherwise."""
 
-_AGE = """# HELP kumulus_metrics_age_seconds How old those metrics are that somebody had to be asked for; NaN: there are none yet.
+_AGE = """# HELP kumulus_metrics_age_seconds How old metrics are that somebody has to be asked for; NaN: there are none yet.
 # TYPE kumulus_metrics_age_seconds gauge
-kumulus_metrics_age_seconds {}
 """
 
 
@@ -33,16 +33,32 @@ class Exposition:
     """Of one server. Its methods are called in one loop."""
 
     def __init__(
-        self, counted: CollectorRegistry = REGISTRY, asked: CollectorRegistry = ASKED, *, seconds: float = SECONDS
+        self,
+        counted: CollectorRegistry = REGISTRY,
+        asked: Mapping[str, Collector] = ASKED,
+        *,
+        seconds: float = SECONDS,
     ) -> None:
-        self._counted, self._asked = _Part(counted), _Part(asked)
+        """`asked` may change at any time."""
+        self._counted, self._asked = _Part(counted), asked
+        self._parts: dict[Collector, _Part] = {}
         self._seconds = seconds
 
     async def text(self) -> bytes:
         """All there is to say, within the deadline."""
         until = time.monotonic() + self._seconds
-        counted, asked = await asyncio.gather(self._counted.latest(until), self._asked.latest(until))
-        return counted + asked + _AGE.format(self._asked.age()).encode()
+        asked = dict(self._asked)
+        parts = {name: self._parts.get(one) or _Part(_alone(one)) for name, one in asked.items()}
+        self._parts = {one: parts[name] for name, one in asked.items()}
+        texts = await asyncio.gather(*(part.latest(until) for part in (self._counted, *parts.values())))
+        ages = "".join(f'kumulus_metrics_age_seconds{{of="{name}"}} {part.age()}\n' for name, part in parts.items())
+        return b"".join(texts) + (_AGE + ages).encode()
+
+
+def _alone(collector: Collector) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return registry
 
 
 class _Part:
