@@ -23,6 +23,7 @@ from kumulus.cli import (
     lb,
     moving,
     net,
+    net_explain,
     overview,
     pool,
     power,
@@ -83,6 +84,7 @@ net.register(_net, _nic)
 tracing.register(_net)
 routing.register(_router, _fip)
 lb.register(_lb)
+net_explain.register(_net, _nic, _router, _fip, _lb)
 join.register(_host)
 host.register(_host)
 overview.register(app)
