@@ -110,6 +110,8 @@ class Networks:
         async with self._one_at_a_time(segment.uid):
             driver = await self._driver(segment.driver)
             facts = await driver.ensure_segment(segment)
+            if self._metadata is not None:
+                await self._metadata.put_network(segment)
         self._unserved.set()
         return facts
 
@@ -144,7 +146,7 @@ class Networks:
         async with self._one_at_a_time(nic.uid):
             driver = await self._driver(segment.driver)
             if self._metadata is not None:
-                await self._metadata.put_nic(machine, nic)
+                await self._metadata.put_nic(machine, nic, segment)
             return await driver.ensure_port(Port(nic, machine))
 
     async def remove_port(self, uid: str, machine: str) -> None:

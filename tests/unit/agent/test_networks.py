@@ -45,6 +45,9 @@ class Told(Metadata):
         if not self._answers:
             await asyncio.Event().wait()
 
+    async def put_network(self, segment: SegmentOrder) -> None:
+        """Its files are nowhere."""
+
 
 def segment(uid: str) -> SegmentOrder:
     return SegmentOrder.model_validate({"uid": uid, "driver": "linux", "vni": 5000, "mtu": 1450})
