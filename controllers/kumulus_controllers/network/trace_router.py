@@ -30,10 +30,11 @@ class Routed:
 
     @property
     def own(self) -> frozenset[Address]:
-        """Its own addresses."""
+        """The addresses at which it is there itself. Where a floating one is somebody's, that one gets it before."""
         status = self.router.status
-        inside = {address for part in status.networks for address in part.addresses}
-        return frozenset(inside | ({status.external_address} if status.external_address is not None else set()))
+        found = {address for part in status.networks for address in part.addresses}
+        found |= {status.external_address} if status.external_address is not None else set()
+        return frozenset(found | {one.external for one in (*self.does.floating, *self.does.forwards)})
 
     def network_with(self, address: Address) -> Network | None:
         """The network of its own that the address is of."""

@@ -180,7 +180,9 @@ def test_from_the_world_only_by_a_floating_ip() -> None:
     ports = scene(floating=(floating("f", "203.0.113.20", portForwards=[forward]),))
     assert ask("outside", "web", 80, read=ports).verdict is Verdict.PASSES
     assert ask("outside", "203.0.113.20", 8080, read=ports).verdict is Verdict.PASSES
-    assert ask("outside", "203.0.113.20", 80, read=ports).verdict is Verdict.DROPPED
+    for source in ("outside", "near"):
+        assert ask(source, "203.0.113.20", 80, read=ports).verdict is Verdict.DROPPED
+        assert ask(source, "203.0.113.20", read=ports).verdict is Verdict.PASSES, "the router answers echoes"
     assert ask("outside", "web", 81, read=ports).verdict is Verdict.DROPPED
     nobody = scene(floating=(floating("f", "203.0.113.20", router=None, target={"interface": "web"}),))
     assert at(ask("outside", "web", 80, read=nobody), "FloatingIP").verdict is Verdict.DROPPED
