@@ -72,6 +72,8 @@ HINTS: Mapping[str, str] = {
     "InterfacePending": _ITSELF,
     "InterfaceRefused": "Something in the namespace refuses new interfaces: `kubectl -n {namespace} get resourcequotas`.",
     "MacAddressInUse": "MAC addresses cannot be changed: make the interface anew with another one, or with none.",
+    "NotAttached": "It goes on by itself: the guest gets it while it runs. If it lasts, `kumulusctl -n {namespace} vm explain"
+    " VM`.",
     "SecurityGroupNotFound": _GROUPS,
     "SecurityGroupRefused": "Something in the namespace refuses it: `kubectl -n {namespace} get resourcequotas`; or make"
     " SecurityGroup default yourself.",
@@ -116,6 +118,7 @@ HINTS: Mapping[str, str] = {
     "Failed": _OPERATOR,
     "HostFull": "That host has as many networks or ports as it can: move machines to others.",
     "KernelLacks": "The host needs that part of the kernel: modprobe, or another kernel.",
+    "NoFinalizer": "The order was written by somebody else: delete it, and the controllers write it anew.",
     "NoSuchDriver": _CLASSES + " The agent of that host is older than the class, or without that part.",
     "NoUnderlay": "Set network.underlay of the agent on that host to its address in the network between hosts.",
     "NotAnswering": "On that host: `systemctl status openvswitch-switch ovn-central ovn-host`.",

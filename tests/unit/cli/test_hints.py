@@ -19,9 +19,12 @@ from kumulus.cli.net_explain import explain
 from kumulus.cli.people import app
 
 ROOT = Path(__file__).parents[3]
+PHASE = "controllers/kumulus_controllers/compute/phase.py"
+"""Of which only the condition of networks counts."""
 SOURCES = (
     "controllers/kumulus_controllers/network",
     "controllers/kumulus_controllers/compute/links.py",
+    PHASE,
     "agents/kumulus_agents/network",
     "agents/kumulus_agents/agent",
 )
@@ -51,12 +54,14 @@ def reasons() -> dict[str, str]:
             for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
                 name = call.func.id if isinstance(call.func, ast.Name) else ""
                 good = name == "Fact" and isinstance(call.args[1], ast.Constant) and call.args[1].value is True
+                if source == PHASE and not (name == "Fact" and ast.unparse(call.args[0]) == "network"):
+                    continue
                 if (at := _FIRST.get(name)) is not None and len(call.args) > at and not good:
                     found |= dict.fromkeys(_texts(call.args[at]), file.name)
-                if name == "NetworkError":
-                    for keyword in call.keywords:
-                        if keyword.arg == "reason":
-                            found |= dict.fromkeys(_texts(keyword.value), file.name)
+                said = [keyword.value for keyword in call.keywords if keyword.arg == "reason"]
+                if name == "NetworkError" or (name == "WorkOrderStatus" and file.name == "orders.py"):
+                    texts = [text for value in said for text in _texts(value)] if said else ["NetworkError"]
+                    found |= dict.fromkeys(texts, file.name)
     return {reason: where for reason, where in found.items() if reason}
 
 
