@@ -185,6 +185,8 @@ def _port(term: str, number: int | None) -> bool:
 @given(groups, st.sampled_from(Way), openings)
 @example((MEMBERS, MEMBERS.model_copy(update={"uid": DATA})), Way.INGRESS, Opening("10.0.0.1", Protocol.TCP, 80))
 @example((MEMBERS, MEMBERS.model_copy(update={"uid": DATA})), Way.EGRESS, Opening("fd00::1", None))
+@example((MEMBERS, MEMBERS.model_copy(update={"uid": DATA})), Way.INGRESS, Opening("10.0.0.1", Protocol.TCP, 81))
+@example((MEMBERS, MEMBERS.model_copy(update={"uid": DATA})), Way.INGRESS, Opening("10.0.0.1", Protocol.TCP, 79))
 def test_both_drivers_let_through_what_the_rules_mean(
     known: tuple[FilterGroup, FilterGroup], way: Way, opening: Opening
 ) -> None:
