@@ -94,6 +94,20 @@ class Server(Program):
             assert self.hear() == "serving"
 
 
+class Probe(Program):
+    """New connections to servers, many at once."""
+
+    def __init__(self, guest: Guest) -> None:
+        super().__init__(guest, _TALK, "probe")
+
+    def work(self, wanted: Sequence[tuple[str, int, bool]]) -> list[bool]:
+        """Which work; each is address, port, and whether it is UDP."""
+        for address, port, udp in wanted:
+            self.tell(f"{address} {port}{' udp' if udp else ''}")
+        self.tell()
+        return [word == "1" for word in self.hear().split()]
+
+
 class Talk(Program):
     """A connection to a server."""
 
