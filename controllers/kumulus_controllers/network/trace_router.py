@@ -85,6 +85,9 @@ def state(scene: Scene, found: Routed) -> Step:
     if host is None or router.deleting:
         ready = router.status.condition("Ready")
         why = f" ({ready.reason}): {(ready.message or '').rstrip('.')}" if ready is not None else ""
+        if ready is not None and ready.reason == "NotActive" and not router.deleting:
+            said = f"No host says that it routes for Router {router.name}{why}. One that is not heard of may."
+            return Step("Router", Verdict.UNKNOWN, said, named)
         return Step("Router", Verdict.DROPPED, f"No host routes for Router {router.name}{why}.", named)
     order = (scene.orders or {}).get((host, gateway_order_name(router.uid)))
     if order is not None:

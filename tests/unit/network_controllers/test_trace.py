@@ -156,6 +156,9 @@ def test_without_a_router_there_is_no_way() -> None:
     assert "has no router" in at(found, "Route").what
     off = scene(routers=(router("front", "back", status={"activeHost": None}),))
     assert at(ask("web", "db", 5432, read=off), "Router").verdict is Verdict.DROPPED
+    lost = {"type": "Ready", "status": "False", "reason": "NotActive", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    silent = scene(routers=(router("front", "back", status={"activeHost": None, "conditions": [lost]}),))
+    assert at(ask("web", "db", 5432, read=silent), "Router").verdict is Verdict.UNKNOWN, "a silent host may route"
 
 
 def test_to_the_world_by_source_nat_or_a_floating_ip() -> None:
