@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from kumulus.cli.people import main as kumulusctl
 from kumulus_lab import deadline
 from kumulus_lab.host import LibvirtHost
+from kumulus_lab.services import AGENT_PORT
 from tests.system.inside import Inside
 from tests.system.world import Object, World
 
@@ -103,6 +105,18 @@ class Networks:
         except Exception as error:
             raise AssertionError(f"{error}; it says:\n{said.getvalue()}") from error
 
+    def counted(self, host: LibvirtHost, metric: str, machine: str) -> float:
+        """What the host's agent says of the machine's one interface."""
+        url = f"http://127.0.0.1:{AGENT_PORT}/metrics"
+        read = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=10).read().decode())"
+        whose = (f'namespace="{self.world.namespace}"', f'machine="{machine}"', 'name="eth0"')
+        (line,) = (
+            line
+            for line in host.exec([sys.executable, "-c", read]).stdout.splitlines()
+            if line.startswith(metric) and all(one in line for one in whose)
+        )
+        return float(line.split()[-1])
+
     def left_on(self, host: LibvirtHost) -> list[str]:
         """Links, namespaces and rules of Kumulus' networks on a host."""
         links = json.loads(host.exec(["ip", "-json", "link", "show"]).stdout or "[]")
@@ -163,6 +177,9 @@ def test_guests_reach_each_other_across_hosts_and_nobody_else(networks: Networks
     networks.traced("Passes", "behind", "web")
     networks.traced("Dropped", "far", "10.77.0.11")
     networks.traced("Dropped", "behind", "outside")
+    for host, name in ((first, "web"), (second, "near")):
+        for way in ("receive", "transmit"):
+            assert networks.counted(host, f"kumulus_network_interface_{way}_packets_total", name) > 3
     for name in ("near", "far"):
         uid = world.find("vm", name)["metadata"]["uid"]  # type: ignore[index]
         networks.says(name, f"fetched 169.254.169.254/latest/meta-data/instance-id: {uid}")

@@ -75,13 +75,14 @@ def judge(port: Ported, way: Way, opening: Opening) -> Step:
     missing = [name for name in names if (port.interface.namespace, name) not in port.groups]
     gone = f" There is no SecurityGroup {', '.join(missing)}." if missing else ""
     listed = f"SecurityGroup {names[0]}" if len(names) == 1 else f"SecurityGroups {', '.join(names)}"
+    where_to = "" if len(names) == 1 else " of one of them"
     if opening.peer is None and decide(port.order.groups, port.nic.groups, way, replace(opening, peer="192.0.2.1")):
         return Step(where, Verdict.UNKNOWN, f"Whether {listed} lets {what} depends on that address.")
     return Step(
         where,
         Verdict.DROPPED,
         f"No rule of {listed} of interface {port.interface.name} lets {what} {'out' if out else 'in'}: add one to"
-        f" spec.{way} of one of them.{gone}",
+        f" spec.{way}{where_to}.{gone}",
         f"securitygroup/{names[0]}",
     )
 
