@@ -341,7 +341,10 @@ class _Walk(AtInterface):
                 )
                 return
         way = trace_router.hop(found, target)
-        if way is None:
+        if way is None and found.external is None and found.router.status.external_network is not None:
+            what = f"Router {name} has a way to the world, and you may not see its ExternalNetwork: ask for kumulus-catalog."
+            self.step("Route", Verdict.UNKNOWN, what, named)
+        elif way is None:
             self.step(
                 "Route",
                 Verdict.DROPPED,

@@ -168,6 +168,11 @@ def test_to_the_world_by_source_nat_or_a_floating_ip() -> None:
     with_ip = scene(floating=(floating("f", "203.0.113.20", target={"interface": "web"}),))
     assert "203.0.113.20" in at(ask("web", "198.51.100.7", 443, read=with_ip), "Translation").what
     inside = scene(routers=(router("front", "back", external=None),))
+    blind = scene(externals=(), floating=(floating("f", "203.0.113.20", target={"interface": "web"}),))
+    for target in ("outside", "203.0.113.20"):
+        assert ask("near", target, 443, read=blind).verdict is Verdict.UNKNOWN, (
+            "who may not see it is not told that it is not"
+        )
     assert "no way to" in at(ask("web", "outside", 443, read=inside), "Route").what
     assert "family" not in str(ask("web", "2001:db8::9", 443).steps[-1])
     assert ask("web", "2001:db8::9", 443).verdict is Verdict.DROPPED, "the world is of IPv4"
