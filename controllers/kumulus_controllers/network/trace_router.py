@@ -34,7 +34,8 @@ class Routed:
         status = self.router.status
         found = {address for part in status.networks for address in part.addresses}
         found |= {status.external_address} if status.external_address is not None else set()
-        return frozenset(found | {one.external for one in (*self.does.floating, *self.does.forwards)})
+        found |= {one.external for one in self.does.floating} | {one.external for one in self.does.forwards}
+        return frozenset(found)
 
     def network_with(self, address: Address) -> Network | None:
         """The network of its own that the address is of."""
