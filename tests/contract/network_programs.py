@@ -12,6 +12,7 @@ from typing import Self
 from tests.contract.network_world import CHECKOUT, Guest
 
 _FRAMES = str(CHECKOUT / "tests/contract/network_frames.py")
+_PROBE = str(CHECKOUT / "tests/contract/network_probe.py")
 _TALK = str(CHECKOUT / "tests/contract/network_talk.py")
 
 
@@ -98,7 +99,7 @@ class Probe(Program):
     """New connections to servers, many at once."""
 
     def __init__(self, guest: Guest) -> None:
-        super().__init__(guest, _TALK, "probe")
+        super().__init__(guest, _PROBE)
 
     def work(self, wanted: Sequence[tuple[str, int, bool]]) -> list[bool]:
         """Which work; each is address, port, and whether it is UDP."""

@@ -1,9 +1,7 @@
-"""Connections between guests: `network_talk.py serve`, `network_talk.py talk ADDRESS PORT [udp]` and `network_talk.py probe`.
-Standard library only.
+"""Connections between guests: `network_talk.py serve` and `network_talk.py talk ADDRESS PORT [udp]`. Standard library only.
 
 `serve` echoes on every port it is told of by a line on its input, TCP and UDP, IPv4 and IPv6. `talk` says whether it is
-connected, and then for each line of its input whether it came back within a second. `probe` reads lines such as
-`10.0.0.1 80` and `10.0.0.1 53 udp`, tries all of them at once after an empty one, and says which worked, in the same order.
+connected, and then for each line of its input whether it came back within a second.
 """
 
 from __future__ import annotations
@@ -71,43 +69,8 @@ def talk(address: str, port: int, udp: bool) -> None:
             say("nothing")
 
 
-def works(address: str, port: int, udp: bool) -> bool:
-    """Whether a new connection works."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as connection:
-        connection.settimeout(SECONDS)
-        try:
-            connection.connect((address, port))
-            connection.sendall(b"hello")
-            return connection.recv(4096) == b"hello"
-        except OSError:
-            return False
-
-
-def probe() -> None:
-    lines: list[list[str]] = []
-    for line in sys.stdin:
-        if line.strip():
-            lines.append(line.split())
-            continue
-        found = [False] * len(lines)
-
-        def one(at: int, words: list[str], found: list[bool] = found) -> None:
-            found[at] = works(words[0], int(words[1]), "udp" in words)
-
-        threads = [threading.Thread(target=one, args=(at, words)) for at, words in enumerate(lines)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        say(" ".join(str(int(worked)) for worked in found))
-        lines = []
-
-
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve()
-    elif sys.argv[1] == "probe":
-        probe()
     else:
         talk(sys.argv[2], int(sys.argv[3]), "udp" in sys.argv[4:])
