@@ -160,6 +160,7 @@ async def test_what_a_host_can_do_is_reported(host: TestHost) -> None:
     async with host.running():
         assert await eventually(said, "the report") == {
             "drivers": [],
+            "functions": [],
             "underlay": "192.0.2.7",
             "message": "linux: The kernel has no VXLAN: load the module vxlan.",
         }
@@ -189,7 +190,8 @@ async def test_what_waited_for_a_driver_goes_on_when_that_can_work(
 
 
 async def said_ready(said: Any) -> bool:
-    return bool(await said() == {"drivers": ["linux"], "underlay": "192.0.2.7"})
+    can = [{"driver": "linux", "functions": [{"name": "LoadBalancer"}, {"name": "Router"}]}]
+    return bool(await said() == {"drivers": ["linux"], "functions": can, "underlay": "192.0.2.7"})
 
 
 async def test_a_load_balancer_on_its_host_from_its_certificate_to_its_end(

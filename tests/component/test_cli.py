@@ -17,7 +17,7 @@ import yaml
 from kumulus.api.compute import ConsoleRequest, VirtualMachine
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
-from kumulus.api.network import Network, NetworkInterface
+from kumulus.api.network import Network, NetworkInterface, SecurityGroup
 from kumulus.api.registry import KINDS
 from kumulus.api.routing import FloatingIP, Router
 from kumulus.api.storage import Image, Volume
@@ -474,6 +474,72 @@ def test_networks_and_interfaces_are_shown_with_whose_addresses_they_are(
     assert "eth0 (network front)" in vm and "10.0.0.3" in vm and "NetworkReady" in vm
     assert "no network none" in run("net", "show", "none").err
     assert json.loads(run("net", "show", "front", "-o", "json").out)["status"]["vni"] == 5000
+
+
+def test_a_packet_is_traced_and_what_is_wrong_is_explained(
+    run: Run, api: Cluster, namespace: str, tenant: Path
+) -> None:
+    nets = {}
+    for number, name in enumerate(("front", "back")):
+        raw = api.create(
+            Network.KIND, {"metadata": {"name": name}, "spec": {"cidrs": [f"10.0.{number}.0/24"]}}, namespace
+        )
+        patch_status(api, raw, {"vni": 5000 + number, "mtu": 1450, "driver": "linux", "phase": "Ready"})
+        nets[name] = raw["metadata"]["uid"]
+    rules = {"ingress": [{"protocol": "TCP", "ports": ["5432"], "from": {"securityGroup": "web"}}]}
+    for name, spec in (("web", {"egress": [{}]}), ("data", rules)):
+        api.create(SecurityGroup.KIND, {"metadata": {"name": name}, "spec": spec}, namespace)
+    for name, net, address, group in (("web1", "front", "10.0.0.3", "web"), ("db1", "back", "10.0.1.3", "data")):
+        interfaces = [{"name": "eth0", "network": net, "securityGroups": [group]}]
+        raw = api.create(
+            VirtualMachine.KIND, {"metadata": {"name": name}, "spec": {**VM, "interfaces": interfaces}}, namespace
+        )
+        patch_status(api, raw, {"phase": "Running", "host": "h1"})
+        spec = {"network": net, "securityGroups": [group]}
+        raw = api.create(NetworkInterface.KIND, {"metadata": {"name": f"{name}-eth0"}, "spec": spec}, namespace)
+        found = {"network": nets[net], "addresses": [address], "macAddress": f"02:00:00:00:00:0{len(name)}"}
+        patch_status(api, raw, {**found, "vm": name, "host": "h1", "phase": "Attached"})
+    raw = api.create(Router.KIND, {"metadata": {"name": "main"}, "spec": {"networks": ["front", "back"]}}, namespace)
+    legs = [{"name": n, "uid": uid, "addresses": [f"10.0.{at}.1"]} for at, (n, uid) in enumerate(nets.items())]
+    why = {
+        "type": "Ready",
+        "status": "False",
+        "reason": "NoGatewayHost",
+        "message": "No host can have it (h1: no keepalived).",
+    }
+    lacks = [
+        one | {"lastTransitionTime": "2026-01-01T00:00:00Z"}
+        for one in (why, why | {"type": "Stalled", "status": "True"})
+    ]
+    patch_status(api, raw, {"phase": "Failed", "networks": legs, "conditions": lacks, "observedGeneration": 1})
+
+    off = run("net", "trace", "web1", "db1", "--port", "5432", kubeconfig=tenant)
+    assert off.code == 3, off.err
+    assert "No host routes for Router main (NoGatewayHost)" in off.out and "dropped at step" in off.out
+    said = run("router", "explain", "main", kubeconfig=tenant)
+    assert "no keepalived" in said.out and "kubectl describe networkclass" in said.out
+    assert json.loads(run("router", "explain", "main", "-o", "json").out)["findings"][0]["level"] == "Problem"
+    patch_status(api, raw, {"phase": "Active", "activeHost": "h1", "conditions": []})
+
+    passes = run("net", "trace", "web1", "db1", "--protocol", "tcp", "--port", "5432", kubeconfig=tenant)
+    assert passes.code == 0, passes.out + passes.err
+    assert "SecurityGroup data of interface db1-eth0 lets TCP 5432 from 10.0.0.3 in" in passes.out
+    assert "spec.ingress[0]" in passes.out and "you may not see their work orders" in passes.out
+    shut = run("net", "trace", "web1", "db1", "--port", "22", "-o", "json", kubeconfig=tenant)
+    answer = json.loads(shut.out)
+    assert (shut.code, answer["verdict"]) == (3, "Dropped")
+    assert [step["where"] for step in answer["steps"] if step["verdict"] == "Dropped"] == ["Ingress"]
+    # Who may see work orders sees that none is there.
+    unknown = run("net", "trace", "web1", "db1", "--port", "5432")
+    assert unknown.code == 4 and "Host h1 has not been told of Network front yet" in unknown.out
+    assert run("net", "trace", "web1", "nobody").code == 1
+    assert run("net", "trace", "web1", "db1", "--protocol", "udp").code == 2
+    nic = run("nic", "show", "web1-eth0", kubeconfig=tenant).out
+    assert "10.0.0.3" in nic and "kumulus_network_interface_*" in nic and "agent of h1" in nic
+    assert (
+        "All is well" in run("nic", "explain", "web1-eth0").out
+        or "No controller" in run("nic", "explain", "web1-eth0").out
+    )
 
 
 def test_load_balancers_are_shown_with_who_is_well(run: Run, api: Cluster, namespace: str) -> None:

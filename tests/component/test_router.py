@@ -12,8 +12,8 @@ import pytest
 
 from kumulus.api.base import PLATFORM_NAMESPACE
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import WorkOrder
-from kumulus.api.network import IPAddress, Network
+from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.network import IPAddress, Network, NetworkClass
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.kube import errors
 from kumulus.kube.builtin import NAMESPACE
@@ -193,6 +193,37 @@ async def test_networks_and_hosts_come_and_go(stage: Stage) -> None:
     await stage.client.patch(Host.KIND, stage.hosts[1], {"spec": {"unschedulable": True}})
     await settle(brain, stage)
     assert list(await told(stage)) == [stage.hosts[1]], "it keeps it while there is no other one"
+    # Hosts that lack what routers need are not asked, and what they lack is said beforehand; also of the class.
     await stage.delete(Router, "main")
     await settle(brain, stage)
     assert await told(stage) == {}
+    for host in stage.hosts:
+        await stage.client.patch(Host.KIND, host, {"spec": {"unschedulable": False}})
+        await can(stage, host, {"name": "Router", "message": "keepalived is missing; install it."})
+    await stage.make(Router, "main", networks=["net", "back"])
+    await settle(brain, stage)
+    router = await stage.get(Router, "main")
+    assert (reason(router), await told(stage)) == ("NoGatewayHost", {})
+    assert f"{stage.hosts[0]}: cannot have routers: keepalived is missing; install it" in message(router)
+    offered = await stage.client.get(NetworkClass.KIND, stage.namespace)
+    assert (reason(offered, "Routers"), reason(offered, "LoadBalancers")) == ("NoHost", "NotByDriver")
+    await can(stage, stage.hosts[0], {"name": "Router"})
+    await settle(brain, stage)
+    router = await stage.get(Router, "main")
+    assert (reason(router), list(await told(stage))) == ("Active", [stage.hosts[0]])
+    assert "keepalived is missing" in message(router, "Redundant")
+    # It goes on where it is although no host can have one by now; a new one would be refused.
+    for host in stage.hosts:
+        await can(stage, host)
+    await settle(brain, stage)
+    router = await stage.get(Router, "main")
+    assert (reason(router), list(await told(stage))) == ("GatewaysUnsupported", [stage.hosts[0]])
+    await stage.delete(Router, "main")
+    await settle(brain, stage)
+    assert await told(stage) == {}
+
+
+async def can(stage: Stage, host: str, *functions: Raw) -> None:
+    """The host reports that its driver has these functions."""
+    said = {"status": {"network": {"functions": [{"driver": "linux", "functions": list(functions)}]}}}
+    await stage.client.patch(HostReport.KIND, host, said, host_namespace(host), subresource="status")

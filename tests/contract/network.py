@@ -7,6 +7,7 @@ shown by packets that arrive or do not.
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from kumulus_agents.network.protocol import NetworkError, Plug, Port
 from tests.contract.network_frames import Party, as_if_asked, astray, honest, spoofs
 from tests.contract.network_programs import Sender, Server, Talk, Watcher
 from tests.contract.network_world import WORLD_ADDRESS, WORLD_NAME, Guest, Host, World, eventually
+from tests.patience import PATIENCE
 
 ANY = FilterRule()
 
@@ -505,6 +507,26 @@ class NetworkContract:
             with Sender(limited, [frame] * 50) as sender:
                 await eventually(lambda: limited.sent() > 20_000, "nothing is sent")
             assert 0 < watcher.seen()[0] < sender.sent / 2
+
+    async def test_what_passes_is_counted_as_the_guest_counts_it(self, net: Net) -> None:
+        one, other = await net.guest(net.hosts[0]), await net.guest(net.hosts[1])
+        with Watcher(other) as watcher, Sender(one, [honest(party(one), party(other))]):
+            await eventually(lambda: watcher.seen()[0] > 50, "the honest frame does not arrive")
+        for guest in (one, other):
+            deadline = time.monotonic() + 20 * PATIENCE
+            while True:
+                before = guest.counted()
+                (said,) = [item for item in await guest.host.driver.traffic() if item.interface == guest.nic.uid]
+                counted = (said.received_bytes, said.received_packets, said.sent_bytes, said.sent_packets)
+                if counted == before:
+                    break
+                assert guest.counted() != before and time.monotonic() < deadline, (counted, before)
+            assert said.network == net.order.uid
+        assert (said.received_packets > 50) and (said.received_packets > said.sent_packets), (
+            "other hears, and is silent"
+        )
+        one.unplug()
+        assert [item for item in await one.host.driver.traffic() if item.interface == one.nic.uid] == []
 
     # Life
 

@@ -97,7 +97,10 @@ async def perform(driver: NetworkDriver, verb: str, given: Any) -> Any:
         }
     if verb == "dropped":
         return [asdict(one) for one in await driver.dropped()]
-
+    if verb == "traffic":
+        return [asdict(one) for one in await driver.traffic()]
+    if verb == "functions":
+        return dict(await driver.functions())
     if verb in ("remove_segment", "remove_port", "remove_gateway"):
         return await getattr(driver, verb)(given)
     return await getattr(driver, verb)()

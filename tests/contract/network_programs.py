@@ -12,6 +12,7 @@ from typing import Self
 from tests.contract.network_world import CHECKOUT, Guest
 
 _FRAMES = str(CHECKOUT / "tests/contract/network_frames.py")
+_PROBE = str(CHECKOUT / "tests/contract/network_probe.py")
 _TALK = str(CHECKOUT / "tests/contract/network_talk.py")
 
 
@@ -92,6 +93,20 @@ class Server(Program):
         for port in ports:
             self.tell(str(port))
             assert self.hear() == "serving"
+
+
+class Probe(Program):
+    """New connections to servers, many at once."""
+
+    def __init__(self, guest: Guest) -> None:
+        super().__init__(guest, _PROBE)
+
+    def work(self, wanted: Sequence[tuple[str, int, bool]]) -> list[bool]:
+        """Which work; each is address, port, and whether it is UDP."""
+        for address, port, udp in wanted:
+            self.tell(f"{address} {port}{' udp' if udp else ''}")
+        self.tell()
+        return [word == "1" for word in self.hear().split()]
 
 
 class Talk(Program):

@@ -21,9 +21,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from kumulus.api.gateways import GatewayFacts, GatewayOrder
+from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.segments import Nic, SegmentFacts, SegmentOrder
-from kumulus_agents.network.protocol import Dropped, Foreign, Found, Identity, NetworkError, Plug, Port
+from kumulus_agents.network.protocol import Dropped, Foreign, Found, Identity, NetworkError, Plug, Port, Traffic
 from tests.patience import PATIENCE
 
 CHECKOUT = Path(__file__).parents[2]
@@ -183,6 +183,13 @@ class Driver:
     async def dropped(self) -> Sequence[Dropped]:
         return [Dropped(**one) for one in await self._ask("dropped")]
 
+    async def functions(self) -> Mapping[GatewayFunction, str | None]:
+        said: Mapping[str, str | None] = await self._ask("functions")
+        return {GatewayFunction(name): why for name, why in said.items()}
+
+    async def traffic(self) -> Sequence[Traffic]:
+        return [Traffic(**one) for one in await self._ask("traffic")]
+
     async def guard(self) -> Sequence[str]:
         said: Sequence[str] = await self._ask("guard")
         return said
@@ -304,6 +311,12 @@ class Guest:
         """How many frames it has sent."""
         link = json.loads(self.machine.run("ip", "-json", "-statistics", "link", "show", "dev", "eth0"))[0]
         return int(link["stats64"]["tx"]["packets"])
+
+    def counted(self) -> tuple[int, int, int, int]:
+        """Bytes and packets that it has received, and sent."""
+        link = json.loads(self.machine.run("ip", "-json", "-statistics", "link", "show", "dev", "eth0"))[0]
+        stats = link["stats64"]
+        return tuple(int(stats[way][what]) for way in ("rx", "tx") for what in ("bytes", "packets"))  # type: ignore[return-value]
 
     def dhcp(self, *, seconds: int = 15) -> dict[str, str]:
         """What a DHCP client is told, by the names that udhcpc has for it; nothing when nobody answers."""

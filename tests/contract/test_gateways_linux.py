@@ -3,10 +3,14 @@ addresses, and what becomes of them when a host goes."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
@@ -22,15 +26,18 @@ from kumulus.api.gateways import (
     RouterFunction,
     Uplink,
 )
-from kumulus.api.segments import Subnet
+from kumulus.api.segments import Protocol, Subnet
+from kumulus.api.trace import Verdict
 from kumulus_agents.network.linux import names
 from kumulus_agents.network.protocol import NetworkError
 from tests.contract import network_world
 from tests.contract.network import Net, four, new_uid, reaches, six
-from tests.contract.network_programs import Server, Talk
+from tests.contract.network_programs import Probe, Server, Talk
+from tests.contract.network_trace import Cloud
 from tests.contract.network_world import Host, Machine, World, eventually
 from tests.contract.test_network_linux import TestContract as Contract
 from tests.contract.test_network_linux import nothing_left
+from tests.patience import PATIENCE
 
 WHY_NOT = network_world.why_none()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
@@ -315,6 +322,110 @@ async def test_the_world_outside(world: World, outside: Outside) -> None:
     with pytest.raises(NetworkError) as caught:
         await router.ensure()
     assert caught.value.reason == "UplinkMissing"
+
+
+CLOUD: dict[str, Any] = {
+    "networks": {"front": ["10.20.30.0/24", "fd00:20::/64"], "back": ["10.20.40.0/24", "fd00:40::/64"]},
+    "groups": {
+        "web": {
+            "ingress": [
+                {"protocol": "UDP", "ports": ["53"], "from": {"cidrs": ["10.20.40.0/24"]}},
+                {"protocol": "TCP", "ports": ["79-80"]},
+                {"protocol": "ICMPv6"},
+            ],
+            "egress": [{"protocol": "TCP"}, {"to": {"cidrs": ["203.0.113.0/24"]}}],
+        },
+        "open": {"ingress": [{}], "egress": [{}]},
+        "data": {
+            "ingress": [
+                {"from": {"securityGroup": "nobody"}},
+                {"protocol": "TCP", "ports": ["5432"], "from": {"securityGroup": "web"}},
+                {"protocol": "ICMP", "from": {"cidrs": ["10.20.30.12/32"]}},
+            ],
+            "egress": [{"to": {"securityGroup": "web"}}],
+        },
+    },
+    "interfaces": {
+        "web": ("front", "host1", ["10.20.30.11", "fd00:20::11"], {"securityGroups": ["web"]}),
+        "near": (
+            "front",
+            "host2",
+            ["10.20.30.12", "fd00:20::12"],
+            {"securityGroups": ["open"], "allowedAddressPairs": [{"address": "10.20.30.200"}]},
+        ),
+        "db": ("back", "host2", ["10.20.40.11", "fd00:40::11"], {"securityGroups": ["data"]}),
+    },
+    "floating": {
+        "whole": (WHOLE, {"target": {"interface": "near"}}),
+        "ports": (SHARED, {"portForwards": [{"protocol": "TCP", "port": 8080, "targetPort": 80, "interface": "web"}]}),
+    },
+}
+
+
+def pinged(guest: Any, address: str) -> bool:
+    return bool(guest.machine.attempt("busybox", "ping", "-c", "1", "-W", "1", address).returncode == 0)
+
+
+async def test_a_trace_says_what_packets_do(world: World, outside: Outside) -> None:
+    """The same objects, planned by the same code, are told to hosts and asked about: every verdict is what real packets do."""
+    cloud = Cloud.make(**CLOUD)
+    guests: dict[str, Any] = {**await cloud.ensure(world), "outside": outside}
+    await eventually(lambda: guests["near"].reaches(CLIENT), "the router does not route")
+    await eventually(lambda: outside.reaches(WHOLE), "the floating address is not reached from outside")
+    await eventually(lambda: guests["near"].reaches("fd00:20::1"), "the router has no address of IPv6")
+    ports = (53, 80, 5432)
+    ends = {
+        "web": ["10.20.30.11", "fd00:20::11"],
+        "near": ["10.20.30.12", "fd00:20::12"],
+        "db": ["10.20.40.11", "fd00:40::11"],
+        "outside": [CLIENT],
+    }
+    others = [OWN, WHOLE, SHARED, "10.20.30.1", "10.20.40.1", "10.20.30.77"]
+    probes = [(Protocol.TCP, port) for port in ports] + [(Protocol.UDP, 53)]
+    known = {Verdict.PASSES: 0, Verdict.DROPPED: 0}
+
+    async def hold(source: str) -> list[str]:
+        """What is said of packets from there, and is not so. Who is expected to answer has time for it."""
+        targets = [*(one for name, own in ends.items() if name != source for one in own), *others]
+        if source == "outside":
+            targets = [OWN, WHOLE, SHARED]  # to others it has no route, and so sends nothing
+        asked = [(target, Protocol.ICMP, None) for target in targets]
+        asked += [(target, protocol, port) for target in targets for protocol, port in probes]
+        asked += [(SHARED, Protocol.TCP, 8080)]
+        said = {one: cloud.ask(CLIENT if source == "outside" else source, *one) for one in asked}
+        for found in said.values():
+            known[found.verdict] += 1
+        left, deadline = asked, time.monotonic() + 20 * PATIENCE
+        with Probe(guests[source]) as probe:
+            while left:
+                pings = [target for target, _, port in left if port is None]
+                talks = [(target, port, kind is Protocol.UDP) for target, kind, port in left if port is not None]
+                answers = await asyncio.gather(*(asyncio.to_thread(pinged, guests[source], target) for target in pings))
+                worked = [*answers, *await asyncio.to_thread(probe.work, talks)]
+                wrong = [
+                    one
+                    for one, real in zip(left, worked, strict=True)
+                    if (said[one].verdict is Verdict.PASSES) is not real
+                ]
+                late = [one for one in wrong if said[one].verdict is Verdict.PASSES]
+                if late != wrong or time.monotonic() > deadline:
+                    return [f"{source} to {one}: {said[one].to_json()}" for one in wrong]
+                left = late
+        return []
+
+    with ExitStack() as serving:
+        for guest in guests.values():
+            serving.enter_context(Server(guest, *ports, 8080))
+        assert [one for wrong in await asyncio.gather(*map(hold, ends)) for one in wrong] == []
+    assert min(known.values()) > 30, known
+    # Addresses that are not its own, and one that it may use.
+    near = guests["near"]
+    for address, passes in (("10.20.30.200", True), ("10.20.30.201", False)):
+        near.machine.run("ip", "address", "add", f"{address}/24", "dev", "eth0")
+        argv = ("busybox", "ping", "-c", "1", "-W", "1", "-I", address, CLIENT)
+        assert (near.machine.attempt(*argv).returncode == 0) is passes
+        found = cloud.ask("near", CLIENT, Protocol.ICMP, None, sent_from=address)
+        assert (found.verdict is Verdict.PASSES) is passes, found.to_json()
 
 
 async def test_another_host_takes_over(world: World, outside: Outside) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kumulus.cli.people import main as kumulusctl
 from kumulus_lab import deadline
 from kumulus_lab.host import LibvirtHost
+from kumulus_lab.services import AGENT_PORT
 from tests.system.inside import Inside
 from tests.system.world import Object, World
 
@@ -82,6 +87,36 @@ class Networks:
             raise AssertionError(f"{error}; it says:\n{last[-2000:]}\nits status: {status}") from error
         return last
 
+    def traced(self, verdict: str, source: str, target: str, *options: str) -> None:
+        """`net trace` says so, as an operator who sees what hosts were told; AssertionError when it does not within seconds,
+        for what guests do the agents report a moment later."""
+        words = ["--kubeconfig", str(self.world.lab.kubeconfig), "-n", self.world.namespace]
+        said = io.StringIO()
+
+        def probe() -> bool:
+            said.seek(0)
+            said.truncate()
+            with contextlib.redirect_stdout(said):
+                kumulusctl([*words, "net", "trace", source, target, *options, "-o", "json"])
+            return json.loads(said.getvalue() or "{}").get("verdict") == verdict
+
+        try:
+            deadline.until(probe, f"{verdict} from {source} to {target}", seconds=30, every=0.2)
+        except Exception as error:
+            raise AssertionError(f"{error}; it says:\n{said.getvalue()}") from error
+
+    def counted(self, host: LibvirtHost, metric: str, machine: str) -> float:
+        """What the host's agent says of the machine's one interface."""
+        url = f"http://127.0.0.1:{AGENT_PORT}/metrics"
+        read = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=10).read().decode())"
+        whose = (f'namespace="{self.world.namespace}"', f'machine="{machine}"', 'name="eth0"')
+        (line,) = (
+            line
+            for line in host.exec([sys.executable, "-c", read]).stdout.splitlines()
+            if line.startswith(metric) and all(one in line for one in whose)
+        )
+        return float(line.split()[-1])
+
     def left_on(self, host: LibvirtHost) -> list[str]:
         """Links, namespaces and rules of Kumulus' networks on a host."""
         links = json.loads(host.exec(["ip", "-json", "link", "show"]).stdout or "[]")
@@ -136,6 +171,15 @@ def test_guests_reach_each_other_across_hosts_and_nobody_else(networks: Networks
     networks.says("far", "address 10.77.0.12/24", seconds=120)
     networks.says("far", "does not reach 10.77.0.11")
     assert "kumulus-guest: reaches" not in networks.said("far")
+    # What guests see is what is said of it, from what the hosts were told.
+    networks.traced("Passes", "near", "web")
+    networks.traced("Passes", "near", "web", "--port", "80")
+    networks.traced("Passes", "behind", "web")
+    networks.traced("Dropped", "far", "10.77.0.11")
+    networks.traced("Dropped", "behind", "outside")
+    for host, name in ((first, "web"), (second, "near")):
+        for way in ("receive", "transmit"):
+            assert networks.counted(host, f"kumulus_network_interface_{way}_packets_total", name) > 3
     for name in ("near", "far"):
         uid = world.find("vm", name)["metadata"]["uid"]  # type: ignore[index]
         networks.says(name, f"fetched 169.254.169.254/latest/meta-data/instance-id: {uid}")
@@ -187,10 +231,13 @@ def test_a_security_group_opens_and_closes_while_guests_run(networks: Networks) 
     networks.machine("near", second, "front", *look, securityGroups=["closed"])
     networks.says("near", "fetched 10.77.0.11/: web", seconds=120)
     assert "fetched 10.77.0.11:81/: web" not in networks.said("near")
+    networks.traced("Passes", "near", "web", "--port", "80")
+    networks.traced("Dropped", "near", "web", "--port", "81")
     mark = len(networks.said("near"))
     networks.group("open", 81)
     networks.says("near", "fetched 10.77.0.11:81/: web", after=mark)
     networks.says("near", "fetched 10.77.0.11/: nothing", after=mark)
+    networks.traced("Dropped", "near", "web", "--port", "80")
     mark = len(networks.said("near"))
     networks.group("open", 80, 81)
     networks.says("near", "fetched 10.77.0.11/: web", after=mark)

@@ -47,6 +47,7 @@ from kumulus_agents.agent.segment import Segments
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.agent.snapshot import Snapshots
 from kumulus_agents.agent.tidying import Tidying
+from kumulus_agents.agent.traffic import Counted
 from kumulus_agents.agent.upload import UploadOrders
 from kumulus_agents.agent.volume import Volumes
 from kumulus_agents.agent.whereabouts import Whereabouts
@@ -181,6 +182,10 @@ class Agent:
     async def dropped(self) -> Sequence[Dropped]:
         """What rules of networks have dropped on the host."""
         return await self._networks.dropped()
+
+    async def traffic(self) -> Sequence[Counted]:
+        """What has passed interfaces on the host."""
+        return await self._networks.traffic()
 
     async def run(self) -> None:
         """Work until `stop` is called or the task is cancelled. Guests are left as they are."""

@@ -14,13 +14,15 @@ from typing import Annotated, NoReturn
 import structlog
 import typer
 import uvloop
-from prometheus_client import REGISTRY, Gauge
+from prometheus_client import Gauge
+from prometheus_client.registry import Collector
 
 from kumulus.api.quantity import to_bytes
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import KubeError
 from kumulus.runtime import http, logging
 from kumulus.runtime.clock import SystemClock
+from kumulus.runtime.exposition import ASKED
 from kumulus.runtime.metrics import QUEUE_DEPTH, count_write
 from kumulus_agents.agent import drivers, machine_facts
 from kumulus_agents.agent import settings as agent_settings
@@ -31,6 +33,7 @@ from kumulus_agents.agent.fleet import Fleet, FleetSettings
 from kumulus_agents.agent.identity import IdentityProblem, StateDirectory, read_bundle
 from kumulus_agents.agent.join import join as join_cluster
 from kumulus_agents.agent.settings import AgentSettings, SettingsProblem, Timings
+from kumulus_agents.agent.traffic import Counted, InterfaceTraffic
 from kumulus_agents.network.protocol import Dropped
 from kumulus_agents.plugins import DriverError
 
@@ -176,14 +179,19 @@ async def _serving(
     async def dropped() -> Sequence[Dropped]:
         return [item for agent in agents() for item in await agent.dropped()]
 
-    drops = Drops(asyncio.get_running_loop(), dropped)
-    REGISTRY.register(drops)
+    async def traffic() -> Sequence[Counted]:
+        return [item for agent in agents() for item in await agent.traffic()]
+
+    loop = asyncio.get_running_loop()
+    ours: dict[str, Collector] = {"drops": Drops(loop, dropped), "traffic": InterfaceTraffic(loop, traffic)}
+    ASKED.update(ours)
     try:
         async with http.serve(settings.http_port, healthy={}, ready=ready, address=settings.http_address) as port:
             log.info("health and metrics", port=port)
             yield
     finally:
-        REGISTRY.unregister(drops)
+        for name in ours:
+            ASKED.pop(name, None)
 
 
 def _on_signal(stop: Callable[[], None]) -> None:

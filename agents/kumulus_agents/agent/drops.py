@@ -5,16 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-import structlog
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from kumulus_agents.agent.asking import ask
 from kumulus_agents.network.protocol import Dropped
-
-log = structlog.get_logger(__name__)
-
-SECONDS = 5.0
-"""Within which an agent has to answer; else there is nothing this time."""
 
 
 class Drops(Collector):
@@ -31,21 +26,9 @@ class Drops(Collector):
     def collect(self) -> Iterable[CounterMetricFamily]:
         """The metric as it is now; empty when nobody can say, for the agent has other metrics that people need then."""
         family = self._family()
-        asked = asyncio.run_coroutine_threadsafe(self._ask(), self._loop)
-        try:
-            found = asked.result(SECONDS)
-        except TimeoutError:
-            asked.cancel()
-            return [family]
-        except Exception:
-            log.exception("dropped packets not counted")
-            return [family]
-        for item in found:
+        for item in ask(self._loop, self._dropped):
             family.add_metric([item.network, item.interface, item.why], item.packets)
         return [family]
-
-    async def _ask(self) -> Sequence[Dropped]:
-        return await self._dropped()
 
     def _family(self) -> CounterMetricFamily:
         what = "Packets that rules of networks have dropped, by uids of network and interface, and why."

@@ -14,10 +14,18 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from kumulus.api.gateways import GatewayFacts, GatewayOrder
-from kumulus.api.host import NetworkFacts, WorkType, gateway_order_name, segment_order_name
+from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
+from kumulus.api.host import (
+    DriverFunctions,
+    FunctionFacts,
+    NetworkFacts,
+    WorkType,
+    gateway_order_name,
+    segment_order_name,
+)
 from kumulus.api.segments import NetworkDriverName, Nic, SegmentFacts, SegmentOrder
 from kumulus_agents.agent.orders import Orders
+from kumulus_agents.agent.traffic import Counted
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.metadata.keeper import Metadata
 from kumulus_agents.network.protocol import (
@@ -29,6 +37,7 @@ from kumulus_agents.network.protocol import (
     NetworkError,
     Plug,
     Port,
+    Traffic,
 )
 
 log = structlog.get_logger(__name__)
@@ -68,6 +77,7 @@ class Networks:
         self._tell_ready = ready
         self._problems: dict[NetworkDriverName, NetworkError] = {}
         self._ready: set[NetworkDriverName] = set()
+        self._functions: dict[NetworkDriverName, Mapping[GatewayFunction, str | None]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._foreign: Sequence[Foreign] = ()
         self._unserved = asyncio.Event()
@@ -89,7 +99,10 @@ class Networks:
             return None
         lacks = "; ".join(f"{name}: {problem}" for name, problem in sorted(self._problems.items()))
         return NetworkFacts(
-            drivers=tuple(sorted(self._ready)), underlay=self._underlay(), message=lacks[:1024] if lacks else None
+            drivers=tuple(sorted(self._ready)),
+            functions=tuple(_functions(name, self._functions.get(name, {})) for name in sorted(self._ready)),
+            underlay=self._underlay(),
+            message=lacks[:1024] if lacks else None,
         )
 
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
@@ -97,6 +110,8 @@ class Networks:
         async with self._one_at_a_time(segment.uid):
             driver = await self._driver(segment.driver)
             facts = await driver.ensure_segment(segment)
+            if self._metadata is not None:
+                await self._metadata.put_network(segment)
         self._unserved.set()
         return facts
 
@@ -131,7 +146,7 @@ class Networks:
         async with self._one_at_a_time(nic.uid):
             driver = await self._driver(segment.driver)
             if self._metadata is not None:
-                await self._metadata.put_nic(machine, nic)
+                await self._metadata.put_nic(machine, nic, segment)
             return await driver.ensure_port(Port(nic, machine))
 
     async def remove_port(self, uid: str, machine: str) -> None:
@@ -223,12 +238,14 @@ class Networks:
                 log.exception("metadata not served")
 
     async def prepare(self) -> None:
-        """Look which drivers can work here; those that could are not asked again."""
+        """Look which drivers can work here, and what else they can make; those that could work are not asked again for that."""
         before = self.facts()
         try:
             for name, driver in self._drivers.items():
                 if name not in self._ready:
                     await self._prepare(name, driver)
+                if name in self._ready:
+                    self._functions[name] = dict(await driver.functions())
         finally:
             self._looked.set()
         if self.facts() != before:
@@ -295,6 +312,22 @@ class Networks:
                 found += await driver.dropped()
         return found
 
+    async def traffic(self) -> Sequence[Counted]:
+        """What has passed the interfaces of this host, as far as drivers can say."""
+        found: list[Traffic] = []
+        for driver in self._prepared():
+            with contextlib.suppress(NetworkError, OSError):
+                found += await driver.traffic()
+        return [self._counted(one) for one in found]
+
+    def _counted(self, traffic: Traffic) -> Counted:
+        for order in self._orders.of_nic(traffic.interface):
+            whose = order.spec.for_
+            for nic in order.spec.instance.nics if order.spec.instance is not None else ():
+                if nic.uid == traffic.interface:
+                    return Counted(traffic, whose.namespace or "", whose.name, nic.name)
+        return Counted(traffic, "", "", "")
+
     def _tell_foreign(self, foreign: Sequence[Foreign]) -> None:
         if foreign != self._foreign:
             log.info("bridges and interfaces that are not ours", names=sorted(item.name for item in foreign)[:64])
@@ -336,3 +369,8 @@ class Networks:
 
     def _one_at_a_time(self, uid: str) -> asyncio.Lock:
         return self._locks.setdefault(uid, asyncio.Lock())
+
+
+def _functions(driver: NetworkDriverName, functions: Mapping[GatewayFunction, str | None]) -> DriverFunctions:
+    found = (FunctionFacts(name=name, message=why[:512] if why else None) for name, why in sorted(functions.items()))
+    return DriverFunctions(driver=driver, functions=tuple(found))

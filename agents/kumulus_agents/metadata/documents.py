@@ -7,17 +7,19 @@ https://docs.openstack.org/nova/latest/user/metadata.html decide the names, clou
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 import yaml
 
-from kumulus_agents.metadata.records import MachineRecord
+from kumulus_agents.metadata.records import MachineRecord, NicRecord
 
 Tree = Mapping[str, "Tree | str"]
 
 EC2_VERSIONS = ("1.0", "2009-04-04", "2016-09-02", "2021-03-23", "latest")
 OPENSTACK_VERSIONS = ("2012-08-10", "2015-10-15", "2018-08-27", "latest")
+METADATA = "169.254.169.254"
 META_DATA, USER_DATA, NETWORK_CONFIG = "meta-data", "user-data", "network-config"
 PARSED_MOST = 1 << 19
 """Characters of meta data beyond which nobody looks into them; they are handed on as they are."""
@@ -140,13 +142,48 @@ def _openstack(machine: MachineRecord, said: Mapping[str, Any]) -> Tree:
 
 
 def _network_data(machine: MachineRecord) -> dict[str, Any]:
-    links, networks = [], []
+    links: list[dict[str, Any]] = []
+    networks: list[dict[str, Any]] = []
+    services: list[dict[str, Any]] = []
     for nic in machine.nics.values():
         links.append({"id": nic.name, "type": "phy", "ethernet_mac_address": nic.mac})
         for family, sign in (("ipv4", "."), ("ipv6", ":")):
-            if any(sign in address for address in nic.addresses):
+            own = [address for address in nic.addresses if sign in address]
+            if own and nic.dhcp:
                 networks.append({"id": f"{nic.name}-{family}", "type": f"{family}_dhcp", "link": nic.name})
-    return {"links": links, "networks": networks, "services": []}
+            elif own:
+                networks += _static(nic, family, own)
+        if not nic.dhcp and nic.addresses:
+            services += [{"type": "dns", "address": subnet.service} for subnet in nic.subnets]
+    return {"links": links, "networks": networks, "services": services}
+
+
+def _static(nic: NicRecord, family: str, own: list[str]) -> Iterator[dict[str, Any]]:
+    """Of a network that tells guests nothing: all that they have to set. The way to the world is told once."""
+    told: set[str] = set()
+    for number, address in enumerate(own):
+        subnet = next((one for one in nic.subnets if ip_address(address) in ip_network(one.cidr)), None)
+        routes = []
+        if subnet is not None and subnet.cidr not in told:
+            told.add(subnet.cidr)
+            if subnet.gateway is not None:
+                everything = ip_network("0.0.0.0/0" if family == "ipv4" else "::/0")
+                routes.append(_route(everything, subnet.gateway))
+            if family == "ipv4":
+                routes.append(_route(ip_network(f"{METADATA}/32"), subnet.service))
+        network = ip_network(subnet.cidr if subnet is not None else address)
+        yield {
+            "id": f"{nic.name}-{family}" + (f"-{number}" if number else ""),
+            "type": family,
+            "link": nic.name,
+            "ip_address": address,
+            "netmask": str(network.netmask),
+            "routes": routes,
+        }
+
+
+def _route(network: IPv4Network | IPv6Network, gateway: str) -> dict[str, str]:
+    return {"network": str(network.network_address), "netmask": str(network.netmask), "gateway": gateway}
 
 
 def _listed(tree: Tree) -> list[str]:

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import structlog
 
-from kumulus.api.segments import Nic
+from kumulus.api.segments import Nic, SegmentOrder
 from kumulus_agents.metadata.line import CONTROL, Line
-from kumulus_agents.metadata.records import NicRecord, Records
+from kumulus_agents.metadata.records import NicRecord, Records, SubnetRecord
 from kumulus_agents.metadata.settings import MetadataSettings
 from kumulus_agents.storage.blocking import in_thread
 
@@ -50,10 +50,22 @@ class Metadata:
         """A machine is about to start with that first-boot data."""
         await self._write(lambda: self._records.put_machine(uid, namespace, name, seed))
 
-    async def put_nic(self, machine: str, nic: Nic) -> None:
-        """The machine has that interface."""
-        record = NicRecord(name=nic.name, network=nic.network, mac=nic.mac, addresses=nic.addresses)
+    async def put_nic(self, machine: str, nic: Nic, segment: SegmentOrder) -> None:
+        """The machine has that interface, in that network."""
+        record = NicRecord(
+            name=nic.name,
+            network=nic.network,
+            mac=nic.mac,
+            addresses=nic.addresses,
+            dhcp=segment.dhcp,
+            subnets=_subnets(segment),
+        )
         await self._write(lambda: self._records.put_nic(machine, nic.uid, record))
+
+    async def put_network(self, segment: SegmentOrder) -> None:
+        """The network is so from now on: guests that have interfaces in it are told so."""
+        subnets = _subnets(segment)
+        await self._write(lambda: self._records.put_network(segment.uid, dhcp=segment.dhcp, subnets=subnets))
 
     async def drop_nic(self, uid: str) -> None:
         """The interface is gone."""
@@ -138,6 +150,10 @@ class Metadata:
                 raise OSError(f"the metadata server did not start; see {self._root}/server.log")
             time.sleep(0.02)
         return line
+
+
+def _subnets(segment: SegmentOrder) -> tuple[SubnetRecord, ...]:
+    return tuple(SubnetRecord(cidr=one.cidr, gateway=one.gateway, service=one.service) for one in segment.subnets)
 
 
 def namespace(network: str) -> str:

@@ -23,6 +23,16 @@ REMEMBERED = 256
 """Machines whose files a reader has in mind."""
 
 
+class SubnetRecord(BaseModel):
+    """A range of a network."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cidr: str
+    gateway: str | None = None
+    service: str
+
+
 class NicRecord(BaseModel):
     """An interface."""
 
@@ -33,6 +43,9 @@ class NicRecord(BaseModel):
     """Uid of the network."""
     mac: str
     addresses: tuple[str, ...] = ()
+    dhcp: bool = True
+    """Whether the network tells guests their addresses; else they have to set them."""
+    subnets: tuple[SubnetRecord, ...] = ()
 
 
 class MachineRecord(BaseModel):
@@ -86,6 +99,19 @@ class Records:
             self._write(network / address, {"machine": machine, "nic": uid})
         if known is not None:
             self._write_machine(known.model_copy(update={"nics": {**known.nics, uid: nic}}))
+
+    def put_network(self, uid: str, *, dhcp: bool, subnets: tuple[SubnetRecord, ...]) -> None:
+        """What interfaces that are known are told of their network."""
+        for path in sorted((self._root / NICS).glob("*.json")):
+            known = self._read(path)
+            if known is None or known["network"] != uid:
+                continue
+            machine = self._machine(known["machine"])
+            nic = machine.nics.get(path.stem) if machine is not None else None
+            if machine is None or nic is None or (nic.dhcp, nic.subnets) == (dhcp, subnets):
+                continue
+            nic = nic.model_copy(update={"dhcp": dhcp, "subnets": subnets})
+            self._write_machine(machine.model_copy(update={"nics": {**machine.nics, path.stem: nic}}))
 
     def drop_nic(self, uid: str) -> None:
         """The interface is gone."""

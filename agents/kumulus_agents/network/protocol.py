@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from kumulus.api.gateways import GatewayFacts, GatewayOrder
+from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.segments import Nic, SegmentFacts, SegmentOrder
 
 
@@ -94,12 +94,32 @@ class Dropped:
     packets: int
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What has passed an interface since its guest was started, as the guest counts it: received is what came to it. What
+    rules drop before the guest is in none of these, what they drop of what the guest sends is in `sent`."""
+
+    network: str
+    """Uid."""
+    interface: str
+    """Uid."""
+    received_bytes: int
+    received_packets: int
+    sent_bytes: int
+    sent_packets: int
+
+
 class NetworkDriver(Protocol):
     """Makes networks on this host."""
 
     async def prepare(self) -> None:
         """Look whether this host can. Raises `NetworkError` with a reason that is not retryable when the kernel or a
         program that is needed is missing."""
+
+    async def functions(self) -> Mapping[GatewayFunction, str | None]:
+        """What the driver can make on this host besides networks: the functions of gateways that it has (it is a
+        `GatewayDriver` then), each with why this host cannot serve it now, a sentence that says what to do, or None when it
+        can. Asked every some seconds: programs come and go."""
 
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
         """Have the network here as the order says: what carries it, who else has it, what serves its guests, and its
@@ -134,6 +154,9 @@ class NetworkDriver(Protocol):
     async def dropped(self) -> Sequence[Dropped]:
         """What rules have dropped, where it is more than nothing. For people; takes some milliseconds. Raises
         `NetworkError`."""
+
+    async def traffic(self) -> Sequence[Traffic]:
+        """What has passed each interface of this host whose guest is on. Waits for no other verb, takes a millisecond."""
 
 
 @runtime_checkable

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kumulus.api.balancing import BalancingFacts, MemberFacts
-from kumulus.api.gateways import GatewayFacts, GatewayOrder
+from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.segments import SegmentFacts, SegmentOrder
-from kumulus_agents.network.protocol import Dropped, Foreign, Found, Identity, NetworkError, Plug, Port
+from kumulus_agents.network.protocol import Dropped, Foreign, Found, Identity, NetworkError, Plug, Port, Traffic
 
 
 @dataclass
@@ -26,6 +26,8 @@ class SimulatedFabric:
     """What somebody has changed by hand, a sentence each, until it is mended."""
     incapable: str | None = None
     """Why this host can make no networks."""
+    functions: dict[GatewayFunction, str | None] = field(default_factory=lambda: dict.fromkeys(GatewayFunction))
+    """What the host can serve, each with why not."""
     gateways: dict[str, GatewayOrder] = field(default_factory=dict)
     certificates: dict[str, Identity] = field(default_factory=dict)
     """What TLS is ended with, by digest."""
@@ -44,6 +46,9 @@ class SimulatedNetworks:
     async def prepare(self) -> None:
         if self._fabric.incapable is not None:
             raise NetworkError(self._fabric.incapable, reason="KernelLacks", retryable=False)
+
+    async def functions(self) -> Mapping[GatewayFunction, str | None]:
+        return dict(self._fabric.functions)
 
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
         self._fabric.segments[segment.uid] = segment
@@ -85,6 +90,9 @@ class SimulatedNetworks:
         return ()
 
     async def dropped(self) -> Sequence[Dropped]:
+        return ()
+
+    async def traffic(self) -> Sequence[Traffic]:
         return ()
 
     async def missing_certificates(self, gateway: GatewayOrder) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from kumulus.api.gateways import GatewayFunction
 from kumulus.api.host import HostReport
 from kumulus.api.segments import NetworkDriverName
 from kumulus.runtime.conditions import Fact
@@ -34,6 +35,33 @@ def capable(driver: NetworkDriverName, reports: Iterable[HostReport]) -> tuple[F
         return Fact(CONDITION, False, "SomeHosts", text), None
     text = f"No host has the driver {driver}: {why}{more}."
     return Fact(CONDITION, False, "NoHost", text), Lack("NoHostHasDriver", text)
+
+
+def serving(driver: NetworkDriverName, function: GatewayFunction, reports: Iterable[HostReport]) -> Fact | None:
+    """What is to be said of gateways in networks of the driver; nothing while no host that has it has said so."""
+    said = sorted(
+        (report.name, {one.name: one.message for one in item.functions})
+        for report in reports
+        for item in (report.status.network.functions or () if report.status.network is not None else ())
+        if item.driver is driver
+    )
+    what, type_ = function.plural, f"{function}s"
+    if not said:
+        return None
+    if not any(function in functions for _, functions in said):
+        text = f"The driver {driver} makes no {what}: who needs them takes a class with another driver."
+        return Fact(type_, False, "NotByDriver", text)
+    unable = [
+        (name, why) for name, functions in said if (why := functions.get(function, "its agent cannot")) is not None
+    ]
+    if not unable:
+        return Fact(type_, True, "AllHosts", f"All hosts that have the driver {driver} can have {what}.")
+    named = "; ".join(f"{name} ({why.rstrip('.')[:_MOST]})" for name, why in unable[:_NAMED])
+    more = f" and {len(unable) - _NAMED} more" if len(unable) > _NAMED else ""
+    if len(unable) == len(said):
+        return Fact(type_, False, "NoHost", f"No host can have {what}: {named}{more}.")
+    text = f"{len(said) - len(unable)} of {len(said)} hosts can have {what}; they are there. Not: {named}{more}."
+    return Fact(type_, False, "SomeHosts", text)
 
 
 _SAID = re.compile(rf"(?:^|; )({'|'.join(NetworkDriverName)}): ")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from kumulus.api.base import ConditionStatus
 from kumulus.api.fabric import Host, HostCondition, host_namespace
+from kumulus.api.gateways import GatewayFunction
 from kumulus.api.host import HostReport, WorkType
 from kumulus_controllers.fleet_feed import closed
 from kumulus_controllers.network.gateway_plan import Candidate
@@ -30,6 +31,7 @@ class GatewayHosts:
         return Candidate(
             name=host.name,
             drivers=drivers(report),
+            functions=functions(report),
             underlay=underlay(report),
             uplinks=uplinks,
             closed=closed(host),
@@ -42,6 +44,14 @@ def drivers(report: HostReport | None) -> frozenset[str]:
     """What can make networks on a host."""
     network = report.status.network if report is not None else None
     return frozenset(driver.value for driver in network.drivers) if network is not None else frozenset()
+
+
+def functions(report: HostReport | None) -> Mapping[str, Mapping[GatewayFunction, str | None]] | None:
+    """What drivers can make on a host besides networks, each with why not now; None when its agent has not said so."""
+    network = report.status.network if report is not None else None
+    if network is None or network.functions is None:
+        return None
+    return {item.driver.value: {one.name: one.message for one in item.functions} for item in network.functions}
 
 
 def silent(host: Host) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kumulus.api.addresses import Address
-from kumulus.api.gateways import GatewayPeer, Redundancy
+from kumulus.api.gateways import GatewayFunction, GatewayPeer, Redundancy
 from kumulus.api.segments import NetworkDriverName
 
 HOSTS_MOST = 8
@@ -27,6 +27,9 @@ class Candidate:
     drivers: frozenset[str]
     """What can make networks there."""
     underlay: Address | None
+    functions: Mapping[str, Mapping[GatewayFunction, str | None]] | None = None
+    """By driver, what else it can make there, each with why not now, or None; None altogether: the agent is too old to say,
+    and is taken at its word that it has the driver."""
     uplinks: frozenset[str] = frozenset()
     """Names of the physical networks that it has a way into."""
     closed: str | None = None
@@ -42,6 +45,7 @@ class Need:
     """What a gateway needs of its hosts."""
 
     driver: NetworkDriverName
+    function: GatewayFunction
     count: int
     """How many hosts, the active one with them."""
     physical: frozenset[str] = frozenset()
@@ -57,6 +61,8 @@ class Choice:
     """How many are missing."""
     refused: Mapping[str, str] | None = None
     """Why not, by host, when some are missing."""
+    unsupported: str | None = None
+    """Why no host ever can, a sentence that says what to do; None: one may."""
 
 
 def choose(need: Need, hosts: Sequence[Candidate], current: Sequence[str], active: str | None) -> Choice:
@@ -66,16 +72,17 @@ def choose(need: Need, hosts: Sequence[Candidate], current: Sequence[str], activ
     """
     known = {host.name: host for host in hosts}
     kept = [name for name in current if name in known and lack(need, known[name]) is None]
-    well = [name for name in kept if not known[name].silent and known[name].closed is None]
+    well = [name for name in kept if not known[name].silent and _may(need, known[name]) is None]
     silent = [name for name in kept if known[name].silent]
-    going = [name for name in kept if name not in well and name not in silent]  # cordoned: until there is another
+    # Cordoned, or a program of it is gone: what runs there goes on until there is another.
+    going = [name for name in kept if name not in well and name not in silent]
     well.sort(key=lambda name: name != active)
     taken, left = well[: need.count], set(kept)
     refused: dict[str, str] = {}
     for host in sorted(hosts, key=lambda host: (host.gateways, host.name)):
         if host.name in left:
             continue
-        why = host.closed or lack(need, host)
+        why = _may(need, host) or lack(need, host)
         if why is not None:
             refused[host.name] = why
         elif len(taken) < need.count:
@@ -85,7 +92,31 @@ def choose(need: Need, hosts: Sequence[Candidate], current: Sequence[str], activ
     order = [name for name in current if name in chosen]
     order += [name for name in chosen if name not in order]
     short = max(0, need.count - len(taken) - len(stay))
-    return Choice(tuple(order), short, refused if short else None)
+    return Choice(tuple(order), short, refused if short else None, unsupported(need, hosts))
+
+
+def unsupported(need: Need, hosts: Sequence[Candidate]) -> str | None:
+    """Why no host can have the gateway whatever is done on it: the driver makes none. What agents say of the driver counts,
+    not its name. None while no agent has said so."""
+    said = [
+        host.functions[need.driver.value] for host in hosts if host.functions and need.driver.value in host.functions
+    ]
+    if not said or any(need.function in functions for functions in said):
+        return None
+    return f"Network driver {need.driver} makes no {need.function.plural}: make the networks of a NetworkClass with another driver."
+
+
+def _may(need: Need, host: Candidate) -> str | None:
+    """Why a host does not get the gateway now, in a few words."""
+    if host.closed is not None:
+        return host.closed
+    functions = host.functions.get(need.driver.value) if host.functions is not None else None
+    if functions is None or need.driver.value not in host.drivers:
+        return None
+    if need.function not in functions:
+        return f"network driver {need.driver} makes no {need.function.plural}"
+    why = functions[need.function]
+    return f"cannot have {need.function.plural}: {why.rstrip('.')}" if why is not None else None
 
 
 def lack(need: Need, host: Candidate) -> str | None:

@@ -9,7 +9,7 @@ from kumulus.api.balancing import Balancing, tls_secret_name
 from kumulus.api.base import FINALIZER, ObjectRef
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.gateways import GatewayOrder
+from kumulus.api.gateways import GatewayFunction, GatewayOrder
 from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkType, gateway_order_name
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.network import Network, NetworkInterface
@@ -20,7 +20,7 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.fleet_feed import closed
 from kumulus_controllers.network import tls
-from kumulus_controllers.network.gateway_hosts import GatewayHosts, drivers, silent
+from kumulus_controllers.network.gateway_hosts import GatewayHosts, drivers, functions, silent
 from kumulus_controllers.network.gateway_plan import Choice, Need, choose, redundancy
 from kumulus_controllers.network.lack import Lack
 from kumulus_controllers.network.load_balancer_plan import (
@@ -110,7 +110,7 @@ class LoadBalancerReconciler:
                 self._enqueue_all(enqueue)
 
         def report_changed(before: HostReport | None, after: HostReport | None) -> None:
-            if (drivers(before), underlay(before)) != (drivers(after), underlay(after)):
+            if _can(before) != _can(after):
                 self._enqueue_all(enqueue)
 
         self._store.listen(balancer_changed)
@@ -264,12 +264,13 @@ class LoadBalancerReconciler:
     def _choose(self, scope: Scope) -> Choice:
         assert scope.network is not None and scope.network.status.driver is not None
         driver, candidates = scope.network.status.driver, self._hosts.candidates()
+        need = Need(driver, GatewayFunction.LOAD_BALANCER, HOSTS)
         current = [host_of(order) for order in scope.orders if not order.deleting]
         serving = active(scope)
-        choice = choose(Need(driver, HOSTS), candidates, current, host_of(serving) if serving is not None else None)
+        choice = choose(need, candidates, current, host_of(serving) if serving is not None else None)
         if choice.hosts:
             return choice
-        alone = choose(Need(driver, 1), candidates, current, None)  # of one, nobody asks for a way to others
+        alone = choose(replace(need, count=1), candidates, current, None)  # of one, nobody asks for a way to others
         return replace(alone, short=1, refused=choice.refused)
 
     async def _hand_over(self, order: WorkOrder, identities: dict[str, tls.Identity]) -> bool:
@@ -331,6 +332,11 @@ class LoadBalancerReconciler:
 def _secrets(balancing: Balancing | None) -> set[str]:
     listeners = balancing.listeners if balancing is not None else ()
     return {one.certificate.secret for one in listeners if one.certificate is not None}
+
+
+def _can(report: HostReport | None) -> tuple[object, ...]:
+    """What of a host's report decides whether it can have load balancers."""
+    return (drivers(report), functions(report), underlay(report))
 
 
 def _selects(balancer: LoadBalancer, vm: VirtualMachine) -> bool:

@@ -284,6 +284,8 @@ def _redundant(choice: Choice | None) -> list[Fact]:
 
 
 def _hosts(scope: Scope, undone: Lack | None) -> Lack | None:
+    if scope.choice is not None and scope.choice.unsupported is not None:
+        return Lack("GatewaysUnsupported", scope.choice.unsupported)
     if scope.choice is not None and not scope.choice.hosts:
         return Lack(
             "NoGatewayHost", f"No host can have it ({_refused(scope.choice)}). It goes on by itself when one can."

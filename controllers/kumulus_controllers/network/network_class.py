@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kumulus.api.gateways import GatewayFunction
 from kumulus.api.host import HostReport
 from kumulus.api.network import NetworkClass, NetworkClassStatus
 from kumulus.kube.store import Key
@@ -9,7 +10,7 @@ from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Result
-from kumulus_controllers.network.capable import capable
+from kumulus_controllers.network.capable import capable, serving
 from kumulus_controllers.network.lack import facts
 from kumulus_controllers.network.network_plan import is_default
 from kumulus_controllers.status import write_report
@@ -38,7 +39,9 @@ class NetworkClassReconciler:
 
         def report_changed(before: HostReport | None, after: HostReport | None) -> None:
             was, now = (report.status.network if report else None for report in (before, after))
-            if (was and (was.drivers, was.message)) != (now and (now.drivers, now.message)):
+            if (was and (was.drivers, was.functions, was.message)) != (
+                now and (now.drivers, now.functions, now.message)
+            ):
                 for key in self._classes.keys():  # noqa: SIM118 - a store, not a dict
                     enqueue(key)
 
@@ -58,7 +61,8 @@ class NetworkClassReconciler:
             return Done()
         fact, lack = capable(offered.spec.driver, self._reports)
         found = facts(is_default(offered, self._classes) or lack, "Ready", "Networks can be made of it.")
-        found += [fact] if fact is not None else []
+        gateways = [serving(offered.spec.driver, function, self._reports) for function in GatewayFunction]
+        found += [one for one in (fact, *gateways) if one is not None]
         generation = offered.metadata.generation
         now = rfc3339(self._services.clock.now())
         after = NetworkClassStatus(

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from kumulus.api.base import ObjectRef
 from kumulus.api.fabric import Host
-from kumulus.api.gateways import GatewayOrder
+from kumulus.api.gateways import GatewayFunction, GatewayOrder
 from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkType, gateway_order_name
 from kumulus.api.network import HolderKind, Network, NetworkClassSpec, NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
@@ -240,9 +240,11 @@ class RouterReconciler:
             if scope.physical is None and (current := router_plan.hosts(scope)):  # no other one is known to have a way
                 return Choice(current), None
         across = router_plan.ACROSS if scope.router.spec.high_availability else 1
-        need = Need(router_plan.driver(held), across, physical)
+        need = Need(router_plan.driver(held), GatewayFunction.ROUTER, across, physical)
         active = router_plan.active(scope.orders, scope.silent)
         choice = choose(need, self._routing.candidates(), router_plan.hosts(scope), active)
+        if choice.unsupported is not None:
+            return choice, Lack("GatewaysUnsupported", choice.unsupported)
         if choice.hosts:
             return choice, None
         said = "; ".join(f"{name}: {why}" for name, why in sorted((choice.refused or {}).items())[:5])

@@ -136,14 +136,14 @@ def _members(sight: Sight, group: SecurityGroup) -> tuple[Address, ...]:
 def _rules(
     rules: Iterable[IngressRule | EgressRule], group: SecurityGroup, groups: Mapping[GroupKey, SecurityGroup]
 ) -> tuple[FilterRule, ...]:
-    found = (_rule(rule, group, groups) for rule in rules)
+    found = (filter_rule(rule, group, groups) for rule in rules)
     return tuple(rule for rule in found if rule is not None)
 
 
-def _rule(
+def filter_rule(
     rule: IngressRule | EgressRule, group: SecurityGroup, groups: Mapping[GroupKey, SecurityGroup]
 ) -> FilterRule | None:
-    """None for a rule that names a group that is not there: it lets nothing through, and must not let everybody."""
+    """The rule as hosts are told of it. None for a rule that names a group that is not there: it lets nothing through, and must not let everybody."""
     peer = rule.from_ if isinstance(rule, IngressRule) else rule.to
     uid = None
     if peer is not None and peer.security_group is not None:

@@ -22,6 +22,19 @@ FORWARDS_MOST = 1024
 ROUTES_MOST = 128
 SOURCES_MOST = LEGS_MOST * 2 + ROUTES_MOST
 
+
+class GatewayFunction(StrEnum):
+    """What a gateway can be."""
+
+    ROUTER = "Router"
+    LOAD_BALANCER = "LoadBalancer"
+
+    @property
+    def plural(self) -> str:
+        """For sentences."""
+        return "routers" if self is GatewayFunction.ROUTER else "load balancers"
+
+
 DeviceName = Annotated[
     str, StringConstraints(min_length=1, max_length=15, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$")
 ]

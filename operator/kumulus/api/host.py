@@ -17,7 +17,7 @@ from kumulus.api.addresses import Address
 from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
 from kumulus.api.compute import DRIVES_MOST, DiskName, DriveBus, PowerState, RestartPolicy, Stop
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
-from kumulus.api.gateways import GatewayFacts, GatewayOrder
+from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.pools import PoolDriver, PoolParameters, is_shared
 from kumulus.api.qos import Qos
 from kumulus.api.segments import NetworkDriverName, Nic, NicFacts, SegmentFacts, SegmentOrder, Uid
@@ -729,6 +729,27 @@ class TransferFacts(Model):
     )
 
 
+class FunctionFacts(Model):
+    """A function of gateways that a driver has."""
+
+    name: GatewayFunction = Field(description="Which one.")
+    message: str | None = Field(
+        default=None, description="Why this host cannot serve it, and what to do; empty: it can.", max_length=512
+    )
+
+
+class DriverFunctions(Model):
+    """What a driver can make on a host besides networks."""
+
+    driver: NetworkDriverName = Field(description="The driver.")
+    functions: tuple[FunctionFacts, ...] = Field(
+        default=(),
+        description="The functions of gateways that it has. One that is not here it makes on no host.",
+        max_length=8,
+        json_schema_extra=list_map("name"),
+    )
+
+
 class NetworkFacts(Model):
     """What of networks a host can do."""
 
@@ -737,6 +758,12 @@ class NetworkFacts(Model):
         description="What can make networks here.",
         max_length=8,
         json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    functions: tuple[DriverFunctions, ...] | None = Field(
+        default=None,
+        description="What its drivers can make besides; empty when the agent is too old to say.",
+        max_length=8,
+        json_schema_extra=list_map("driver"),
     )
     underlay: Address | None = Field(default=None, description="Address at which other hosts reach its tunnels.")
     message: str | None = Field(default=None, description="What it lacks, and what to do.", max_length=1024)

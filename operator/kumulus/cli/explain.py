@@ -17,6 +17,7 @@ from kumulus.api.host import WorkOrder, WorkState
 from kumulus.api.storage import Volume
 from kumulus.cli.amounts import age, duration, moment
 from kumulus.cli.facts import Absence, Facts, Finding, Level
+from kumulus.cli.hints import hint
 from kumulus.cli.needs import images, references
 from kumulus.cli.problem import as_sentence
 from kumulus.cli.progress import line
@@ -132,15 +133,6 @@ def _moves(facts: Facts) -> list[Finding]:
     return found
 
 
-_NETWORK_TODO = {
-    "NetworkFull": "`kumulusctl -n {namespace} nic list` shows who has the addresses.",
-    "NetworkNotFound": "`kumulusctl -n {namespace} net list` shows what there is. An interface of a machine cannot be changed:"
-    " take it out and add it under another name, or make that network.",
-    "InterfaceInUse": "`kumulusctl -n {namespace} nic list` shows which machine has it.",
-    "SecurityGroupNotFound": "`kubectl -n {namespace} get securitygroups` lists the groups; it goes on when that one is made.",
-}
-
-
 def _network(facts: Facts) -> list[Finding]:
     """Interfaces that the machine waits for, or has not got."""
     vm = facts.vm
@@ -151,7 +143,7 @@ def _network(facts: Facts) -> list[Finding]:
     stuck = stalled is not None and stalled.status == "True" and stalled.reason == condition.reason
     message = as_sentence(condition.message or condition.reason)
     what = f"It has not all of its network interfaces ({condition.reason}): {message}"
-    todo = _NETWORK_TODO.get(condition.reason, "").format(namespace=vm.namespace)
+    todo = hint(condition.reason, namespace=vm.namespace or "", name=vm.name)
     return [Finding(Level.PROBLEM if stuck else Level.WAITING, what, todo)]
 
 

@@ -55,7 +55,7 @@ def gather(session: Session, vm: VirtualMachine) -> Facts:
         volumes={name: _typed(session, Volume, name, namespace) for name in _volumes(vm)},
         host=_typed(session, Host, host) if host else None,
         order=_typed(session, WorkOrder, order, host_namespace(host)) if host else None,
-        controllers=_controllers(session),
+        controllers=controllers(session),
     )
 
 
@@ -96,7 +96,7 @@ def _secret(session: Session, ref: SecretRef, namespace: str) -> bool | Absence:
     return raw if isinstance(raw, Absence) else ref.key in (raw.get("data") or {})
 
 
-def _controllers(session: Session) -> str | None:
+def controllers(session: Session) -> str | None:
     """What is wrong with the controllers, if that can be seen."""
     namespace, name = PLATFORM_NAMESPACE, overview.CONTROLLERS_LEASE
     try:
@@ -111,13 +111,19 @@ def _explain(session: Session, name: Name) -> None:
     """Say why a machine is not what it shall be, and what to do."""
     vm = VirtualMachine.parse(machines.fetch(session, name))
     findings = explain(gather(session, vm))
-    if _for_programs(session, vm, findings):
-        return
-    printer = session.printer
     where = f" on {vm.status.host}" if vm.status.host else ""
     state = f"is {vm.status.phase}{where}" if vm.status.phase else "is new"
     gone = ", and being deleted" if vm.deleting else ""
-    printer.line(f"{vm.name} shall be {vm.spec.power_state}; it {state}{gone}.")
+    phase = vm.status.phase.value if vm.status.phase else None
+    tell(session, vm, phase, findings, f"{vm.name} shall be {vm.spec.power_state}; it {state}{gone}.")
+
+
+def tell(session: Session, item: Resource, phase: str | None, findings: list[Finding], title: str) -> None:
+    """Print findings, for people or for programs."""
+    if _for_programs(session, item, phase, findings):
+        return
+    printer = session.printer
+    printer.line(title)
     for finding in findings:
         mark, style = _MARKS[finding.level]
         printer.line()
@@ -126,13 +132,13 @@ def _explain(session: Session, name: Name) -> None:
             printer.indented(one_line(finding.todo), by=9, label="to do", label_style="bold")
 
 
-def _for_programs(session: Session, vm: VirtualMachine, findings: list[Finding]) -> bool:
+def _for_programs(session: Session, item: Resource, phase: str | None, findings: list[Finding]) -> bool:
     if session.printer.format not in (Format.JSON, Format.YAML):
         return False
     body = {
-        "name": vm.name,
-        "namespace": vm.namespace,
-        "phase": vm.status.phase.value if vm.status.phase else None,
+        "name": item.name,
+        "namespace": item.namespace,
+        "phase": phase,
         "findings": [{"level": f.level.value, "what": f.what, "toDo": f.todo} for f in findings],
     }
     text = (

@@ -155,8 +155,50 @@ def _list_interfaces(session: Session, all_namespaces: AllNamespaces = False) ->
     session.printer.table(columns, found, empty=f"There are no network interfaces {where}.")
 
 
+def _show_interface(
+    session: Session, name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the network interface.")]
+) -> None:
+    """Show one interface with its conditions, and where its traffic is counted."""
+    raw = session.cluster.find(NetworkInterface.KIND, name, session.namespace)
+    if raw is None:
+        raise Problem(
+            f"There is no network interface {one_line(name)} in namespace {session.namespace}; `kumulusctl nic list` shows all."
+        )
+    if session.printer.objects(NetworkInterface.KIND, [raw], many=False):
+        return
+    nic, now = NetworkInterface.parse(raw), session.now
+    spec, status, width = nic.spec, nic.status, nic.spec.bandwidth
+    limits = (
+        [f"{bits} {way}" for bits, way in ((width.inbound, "in"), (width.outbound, "out")) if bits] if width else []
+    )
+    session.printer.facts(
+        [
+            ("Name", nic.name),
+            ("Namespace", nic.namespace or ""),
+            ("Phase", status.phase.value if status.phase else "-"),
+            ("Network", _network(nic)),
+            ("Addresses", ", ".join(status.addresses)),
+            ("MAC", status.mac_address or ""),
+            ("Groups", ", ".join(spec.security_groups or (DEFAULT_GROUP,))),
+            ("May use", ", ".join(pair.address for pair in spec.allowed_address_pairs)),
+            ("Bandwidth", ", ".join(limits)),
+            ("Machine", status.vm or ""),
+            ("Host", status.host or ""),
+            ("Uid", nic.uid),
+            ("Created", f"{age(nic.metadata.creation_timestamp, now)} ago"),
+            ("Deleted", f"{age(nic.metadata.deletion_timestamp, now)} ago" if nic.deleting else ""),
+        ]
+    )
+    conditions.show(session.printer, status.conditions, now)
+    if status.host is not None:
+        session.printer.heading("Traffic and drops")
+        for metric in ("kumulus_network_interface_*", "kumulus_network_dropped_packets_total"):
+            session.printer.line(f'  {metric}{{interface="{nic.uid}"}} in the metrics of the agent of {status.host}')
+
+
 def register(networks: typer.Typer, interfaces: typer.Typer) -> None:
     """Add the commands."""
     command(networks, "list")(_list)
     command(networks, "show")(_show)
     command(interfaces, "list")(_list_interfaces)
+    command(interfaces, "show")(_show_interface)

@@ -23,11 +23,13 @@ from kumulus.cli import (
     lb,
     moving,
     net,
+    net_explain,
     overview,
     pool,
     power,
     routing,
     snapshot,
+    tracing,
     upload,
     vm,
     volume,
@@ -79,8 +81,10 @@ moving.register(_volume)
 pool.register(_pool)
 snapshot.register(_snapshot)
 net.register(_net, _nic)
+tracing.register(_net)
 routing.register(_router, _fip)
 lb.register(_lb)
+net_explain.register(_net, _nic, _router, _fip, _lb)
 join.register(_host)
 host.register(_host)
 overview.register(app)

@@ -1,6 +1,7 @@
 """Health, readiness and metrics over HTTP: /healthz, /readyz, /metrics. Serves nothing else.
 
-Served in a thread and loop of its own, so that it can tell when the process's loop is stuck.
+Served in a thread and loop of its own, so that it can tell when the process's loop is stuck. Metrics are looked up in
+threads beside it, so that health is told meanwhile.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
+from kumulus.runtime.exposition import Exposition
 from kumulus.runtime.pulse import PATIENCE, Pulse
 
 Check = Callable[[], str | None]
@@ -30,14 +32,15 @@ async def serve(
     ready: Mapping[str, Check],
     address: str = "127.0.0.1",
     patience: float = PATIENCE,
+    exposition: Exposition | None = None,
 ) -> AsyncIterator[int]:
     """Serve until the context ends; yields the port (0 asks for a free one).
 
     A process is healthy while the loop of the caller turns (it may be stuck for `patience` seconds) and no check of
-    `healthy` finds anything. Raises `OSError` when the port is taken.
+    `healthy` finds anything. `exposition` says what `/metrics` answers; those of the process when empty. Raises `OSError` when the port is taken.
     """
     pulse = Pulse(patience=patience)
-    application = _application({"loop": pulse.why, **healthy}, ready)
+    application = _application({"loop": pulse.why, **healthy}, ready, exposition or Exposition())
     started: Future[tuple[int, Callable[[], object]]] = Future()
 
     async def work() -> None:
@@ -66,7 +69,7 @@ async def serve(
         await asyncio.to_thread(thread.join, STOP_SECONDS)
 
 
-def _application(healthy: Mapping[str, Check], ready: Mapping[str, Check]) -> web.Application:
+def _application(healthy: Mapping[str, Check], ready: Mapping[str, Check], exposition: Exposition) -> web.Application:
     def answer(checks: Mapping[str, Check]) -> web.Response:
         found = {name: check() for name, check in checks.items()}
         lines = [f"[{'-' if why else '+'}]{name} {why or 'ok'}" for name, why in found.items()]
@@ -79,7 +82,7 @@ def _application(healthy: Mapping[str, Check], ready: Mapping[str, Check]) -> we
         return answer(ready)
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=await exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     application = web.Application()
     application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])

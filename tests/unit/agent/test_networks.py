@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from kumulus.api.gateways import GatewayFunction
 from kumulus.api.segments import NetworkDriverName, SegmentOrder
 from kumulus.kube.client import KubeClient
 from kumulus_agents.agent import networks as agent_networks
@@ -43,6 +44,9 @@ class Told(Metadata):
         self.synced.append((frozenset(networks), complete))
         if not self._answers:
             await asyncio.Event().wait()
+
+    async def put_network(self, segment: SegmentOrder) -> None:
+        """Its files are nowhere."""
 
 
 def segment(uid: str) -> SegmentOrder:
@@ -181,3 +185,25 @@ async def test_filters_are_guarded_also_after_that_failed(monkeypatch: pytest.Mo
     await made.prepare()
     async with going_on(made.guard()):
         await eventually(lambda: driver.guarded == 4, "guarding")
+
+
+async def test_what_a_host_can_serve_is_reported_again_when_programs_come_and_go() -> None:
+    fabric, told = SimulatedFabric(), []
+    made = networks(orders(), driver=SimulatedNetworks(fabric), changed=lambda: told.append(made.facts()))
+
+    def said() -> dict[str, str | None]:
+        facts = made.facts()
+        assert facts is not None and facts.functions is not None
+        (linux,) = facts.functions
+        return {one.name.value: one.message for one in linux.functions}
+
+    await made.prepare()
+    assert said() == {"LoadBalancer": None, "Router": None}
+    fabric.functions[GatewayFunction.ROUTER] = "keepalived is missing."
+    await made.prepare()
+    assert said() == {"LoadBalancer": None, "Router": "keepalived is missing."}
+    await made.prepare()
+    assert len(told) == 2, "nothing is reported twice"
+    fabric.functions.clear()
+    await made.prepare()
+    assert said() == {}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kumulus.api.segments import Nic
+from kumulus.api.segments import Nic, SegmentOrder
 from kumulus_agents.metadata import keeper
 from kumulus_agents.metadata.control import Control
 from kumulus_agents.metadata.keeper import Metadata
@@ -75,7 +75,7 @@ async def test_what_is_written_waits_for_no_server(root: Path) -> None:
         connection, _ = await asyncio.get_running_loop().sock_accept(listening)
         nic = Nic(name="eth0", uid=BACK, network=FRONT, mac="02:00:00:00:00:01", addresses=("10.0.0.5",))
         await kept.put_machine(BACK, "tenant", "web", {})
-        await kept.put_nic(BACK, nic)
+        await kept.put_nic(BACK, nic, SegmentOrder(uid=FRONT, driver="linux", mtu=1450))
         assert (root / "networks" / FRONT / "10.0.0.5").exists()
         await kept.drop_nic(BACK)
         await kept.drop_network(FRONT)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from kumulus_agents.metadata import documents
 from kumulus_agents.metadata.control import Control
 from kumulus_agents.metadata.line import CONTROL, Line
-from kumulus_agents.metadata.records import MachineRecord, NicRecord, Reader, Records
+from kumulus_agents.metadata.records import MachineRecord, NicRecord, Reader, Records, SubnetRecord
 from kumulus_agents.metadata.server import (
     BURST,
     CONNECTIONS_EACH,
@@ -88,6 +88,25 @@ class TestRecords:
         machine = reader(tmp_path).machine_at(NETWORK, "127.0.0.1")
         assert machine is not None and machine.uid == WEB
 
+    def test_what_guests_are_told_of_their_network_follows_it(self, records: Records, tmp_path: Path) -> None:
+        subnet = SubnetRecord(cidr="127.0.0.0/8", service="127.0.0.2")
+
+        def told() -> NicRecord:
+            machine = reader(tmp_path).machine_at(NETWORK, "127.0.0.1")
+            assert machine is not None
+            (nic,) = machine.nics.values()
+            return nic
+
+        assert told().dhcp
+        records.put_network(OTHER, dhcp=False, subnets=(subnet,))
+        assert told().dhcp
+        records.put_network(NETWORK, dhcp=False, subnets=(subnet,))
+        assert (told().dhcp, told().subnets) == (False, (subnet,))
+        path = next((tmp_path / "metadata" / "machines").iterdir())
+        before = path.stat().st_ino
+        records.put_network(NETWORK, dhcp=False, subnets=(subnet,))
+        assert path.stat().st_ino == before, "nothing is written that is there"
+
     def test_what_is_gone_leaves_nothing(self, records: Records, tmp_path: Path) -> None:
         records.drop_nic(str(uuid.UUID(int=1)))
         records.keep_machines({DB})
@@ -140,6 +159,41 @@ class TestDocuments:
         assert network["links"] == [{"id": "eth0", "type": "phy", "ethernet_mac_address": NIC.mac}]
         assert [item["type"] for item in network["networks"]] == ["ipv4_dhcp", "ipv6_dhcp"]
         assert self.at("/openstack/latest/user_data") == "#cloud-config\npackages: [x]\n"
+
+    def test_openstack_of_a_network_without_dhcp(self) -> None:
+        subnets = (
+            SubnetRecord(cidr="10.0.0.0/24", gateway="10.0.0.1", service="10.0.0.2"),
+            SubnetRecord(cidr="fd00::/64", service="fd00::2"),
+        )
+        nic = NIC.model_copy(
+            update={"addresses": ("10.0.0.5", "10.0.0.6", "fd00::5"), "dhcp": False, "subnets": subnets}
+        )
+        machine = self.machine.model_copy(update={"nics": {"one": nic}})
+        said = documents.find(documents.tree(machine), "/openstack/latest/network_data.json")
+        assert said is not None
+        network = json.loads(said)
+        four = {"type": "ipv4", "link": "eth0", "netmask": "255.255.255.0"}
+        assert network["networks"] == [
+            {
+                **four,
+                "id": "eth0-ipv4",
+                "ip_address": "10.0.0.5",
+                "routes": [
+                    {"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "10.0.0.1"},
+                    {"network": "169.254.169.254", "netmask": "255.255.255.255", "gateway": "10.0.0.2"},
+                ],
+            },
+            {**four, "id": "eth0-ipv4-1", "ip_address": "10.0.0.6", "routes": []},
+            {
+                "id": "eth0-ipv6",
+                "type": "ipv6",
+                "link": "eth0",
+                "ip_address": "fd00::5",
+                "netmask": "ffff:ffff:ffff:ffff::",
+                "routes": [],
+            },
+        ]
+        assert network["services"] == [{"type": "dns", "address": "10.0.0.2"}, {"type": "dns", "address": "fd00::2"}]
 
     def test_nocloud(self) -> None:
         assert yaml.safe_load(self.at("/nocloud/meta-data"))["instance-id"] == "i-1"

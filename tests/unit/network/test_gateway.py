@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from kumulus.api.gateways import GatewayOrder, Uplink
+from kumulus.api.gateways import GatewayFunction, GatewayOrder, Uplink
 from kumulus_agents.network.linux import gateway_links, gateway_rules, keepalived, names
+from kumulus_agents.network.linux.driver import LinuxNetwork
 from kumulus_agents.network.linux.layout import Layout
 from kumulus_agents.network.linux.links import Link
 from kumulus_agents.network.linux.rules import render
+from kumulus_agents.network.linux.settings import LinuxSettings
 from kumulus_agents.network.protocol import NetworkError
 from tests.unit.network.material import NETWORK, OTHER, layout
 
@@ -136,3 +141,18 @@ def test_a_network_with_a_leg_is_known() -> None:
     known = Layout().with_gateway(order())
     assert [uid for uid, _ in known.legs_in(NETWORK)] == [GATEWAY]
     assert known.legs_in(OTHER) == []
+
+
+async def test_which_gateways_a_host_can_have_follows_from_its_programs(tmp_path: Path) -> None:
+    program, absent = Path(sys.executable), tmp_path / "absent"
+
+    async def lacks(keepalived: Path, haproxy: Path) -> dict[str, bool]:
+        driver = LinuxNetwork(LinuxSettings.model_validate({"keepalived": keepalived, "haproxy": haproxy}))
+        return {function.value: why is not None for function, why in (await driver.functions()).items()}
+
+    assert await lacks(program, program) == {"Router": False, "LoadBalancer": False}
+    assert await lacks(program, absent) == {"Router": False, "LoadBalancer": True}
+    assert await lacks(absent, program) == {"Router": True, "LoadBalancer": True}
+    driver = LinuxNetwork(LinuxSettings.model_validate({"keepalived": absent}))
+    said = (await driver.functions())[GatewayFunction.ROUTER]
+    assert said == f"{absent} is missing, which routers need; install the package keepalived."

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from kumulus.api.gateways import GatewayFunction
 from kumulus.api.host import HostReport
 from kumulus.api.segments import NetworkDriverName
-from kumulus_controllers.network.capable import capable
+from kumulus_controllers.network.capable import capable, serving
 
 LACKS = "linux: The kernel is old; get another; ovn: Open vSwitch does not run; install and start openvswitch-switch."
 
@@ -36,3 +37,23 @@ def test_a_driver_that_no_host_has_makes_no_networks() -> None:
 def test_all_hosts() -> None:
     fact, lack = capable(NetworkDriverName.LINUX, [report("h1", "linux")])
     assert lack is None and fact is not None and fact.status is True
+
+
+def able(name: str, **functions: str | None) -> HostReport:
+    said = [{"name": one, "message": why} for one, why in functions.items()]
+    network = {"drivers": ["linux"], "functions": [{"driver": "linux", "functions": said}]}
+    return HostReport.parse({"metadata": {"name": name}, "status": {"network": network}})
+
+
+def test_what_hosts_can_have_besides_networks() -> None:
+    def say(*reports: HostReport) -> tuple[object, ...]:
+        fact = serving(NetworkDriverName.LINUX, GatewayFunction.ROUTER, reports)
+        return () if fact is None else (fact.type, fact.status, fact.reason, fact.message)
+
+    assert say(report("h1", "linux")) == (), "an agent that is too old to say"
+    assert say(able("h1", Router=None))[:3] == ("Routers", True, "AllHosts")
+    some = say(able("h1", Router=None), able("h2", Router="no keepalived."))
+    assert some[:3] == ("Routers", False, "SomeHosts")
+    assert "h2 (no keepalived)" in str(some[3])
+    assert say(able("h1", Router="no keepalived."))[:3] == ("Routers", False, "NoHost")
+    assert say(able("h1", LoadBalancer=None))[:3] == ("Routers", False, "NotByDriver")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from kumulus.api.gateways import GatewayFunction
 from kumulus.api.segments import NetworkDriverName
 from kumulus_controllers.network.gateway_plan import Candidate, Choice, Need, choose, link_mac, redundancy
 
-NEED = Need(NetworkDriverName.LINUX, 2)
+NEED = Need(NetworkDriverName.LINUX, GatewayFunction.ROUTER, 2)
 
 
 def host(name: str, **more: object) -> Candidate:
@@ -22,7 +23,7 @@ def test_who_has_least_is_taken_and_it_stays_there() -> None:
 
 
 def test_what_a_host_lacks_is_said() -> None:
-    need = Need(NetworkDriverName.LINUX, 2, frozenset({"public"}))
+    need = Need(NetworkDriverName.LINUX, GatewayFunction.ROUTER, 2, frozenset({"public"}))
     hosts = [
         host("a", uplinks=frozenset({"public"})),
         host("b"),
@@ -65,3 +66,42 @@ def test_hosts_know_each_other() -> None:
     assert first.priority > second.priority
     assert [peer.mac for peer in first.peers] == [second.mac] == [link_mac("gw", "b")]
     assert redundancy("gw", "a", ("a",), underlays).peers == ()
+
+
+KEEPALIVED = "/usr/sbin/keepalived is missing, which routers need; install the package keepalived."
+CAN = {"linux": {GatewayFunction.ROUTER: None, GatewayFunction.LOAD_BALANCER: None}}
+CANNOT = {"linux": {GatewayFunction.ROUTER: KEEPALIVED, GatewayFunction.LOAD_BALANCER: KEEPALIVED}}
+
+
+def test_hosts_without_the_programs_are_left_out_and_say_why() -> None:
+    choice = choose(NEED, [host("a", functions=CANNOT), host("b", functions=CAN), host("c")], (), None)
+    assert choice == Choice(("b", "c")), "an agent that says nothing of it is taken at its word"
+    choice = choose(NEED, [host("a", functions=CANNOT), host("b", functions=CAN)], (), None)
+    assert choice.hosts == ("b",)
+    assert choice.refused == {"a": f"cannot have routers: {KEEPALIVED.rstrip('.')}"}
+    assert choice.unsupported is None
+    half = {"linux": {GatewayFunction.ROUTER: None, GatewayFunction.LOAD_BALANCER: "no haproxy"}}
+    assert choose(NEED, [host("a", functions=half)], (), None).hosts == ("a",)
+    balances = Need(NetworkDriverName.LINUX, GatewayFunction.LOAD_BALANCER, 1)
+    assert choose(balances, [host("a", functions=half)], (), None).refused == {
+        "a": "cannot have load balancers: no haproxy"
+    }
+
+
+def test_a_host_that_loses_a_program_keeps_what_runs_there_until_there_is_another() -> None:
+    lost = host("a", functions=CANNOT)
+    assert choose(NEED, [lost, host("b", functions=CAN)], ("a", "b"), "a").hosts == ("a", "b")
+    assert choose(NEED, [lost, host("b", functions=CAN), host("c", functions=CAN)], ("a", "b"), "a").hosts == ("b", "c")
+
+
+def test_what_a_driver_does_not_make_no_host_is_asked_for() -> None:
+    need = Need(NetworkDriverName.OVN, GatewayFunction.ROUTER, 2)
+    hosts = [host(name, drivers=frozenset({"linux", "ovn"}), functions={**CAN, "ovn": {}}) for name in "ab"]
+    choice = choose(need, hosts, (), None)
+    assert choice.hosts == ()
+    assert choice.unsupported is not None
+    assert "ovn makes no routers" in choice.unsupported
+    assert choice.refused == dict.fromkeys("ab", "network driver ovn makes no routers")
+    newer = host("c", drivers=frozenset({"ovn"}), functions={"ovn": {GatewayFunction.ROUTER: None}})
+    choice = choose(need, [*hosts, newer], (), None)
+    assert (choice.hosts, choice.unsupported) == (("c",), None)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import structlog
 
-from kumulus.api.gateways import GatewayFacts, GatewayOrder
+from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.segments import SegmentFacts, SegmentOrder
-from kumulus_agents.network.linux import drops, gateway_links, host, links, names
+from kumulus_agents.network.linux import drops, gateway, gateway_links, host, links, names, traffic
 from kumulus_agents.network.linux.gateway import Gateway
 from kumulus_agents.network.linux.layout import Layout, Limits, Network
 from kumulus_agents.network.linux.links import Commands, Link
@@ -26,7 +26,7 @@ from kumulus_agents.network.linux.ruleset import Ruleset
 from kumulus_agents.network.linux.service import Service
 from kumulus_agents.network.linux.settings import LinuxSettings
 from kumulus_agents.network.linux.tables import Tables
-from kumulus_agents.network.protocol import Dropped, Found, Identity, NetworkError, Plug, Port
+from kumulus_agents.network.protocol import Dropped, Found, Identity, NetworkError, Plug, Port, Traffic
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +54,10 @@ class LinuxNetwork:
         await host.check(self._settings)
         async with self._lock:
             await self._layout()
+
+    async def functions(self) -> Mapping[GatewayFunction, str | None]:
+        """See `NetworkDriver.functions`."""
+        return {one: await asyncio.to_thread(gateway.missing, self._settings, one) for one in GatewayFunction}
 
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
         """See `NetworkDriver.ensure_segment`. NoUnderlay and BadOption are its own reasons."""
@@ -211,6 +215,10 @@ class LinuxNetwork:
             layout = await self._layout()
             listings = await self._tables.listings()
         return await asyncio.to_thread(drops.parse, listings, layout)
+
+    async def traffic(self) -> Sequence[Traffic]:
+        """See `NetworkDriver.traffic`."""
+        return await asyncio.to_thread(traffic.read, self._known or Layout())
 
     async def guard(self) -> Sequence[str]:
         """See `NetworkDriver.guard`. Asks the kernel each second for one number. Rules are compared when it has changed, and

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from kumulus.api.balancing import BalancingFacts
-from kumulus.api.gateways import GatewayFacts, GatewayOrder
+from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus_agents.network.linux import dnsmasq, gateway_links, gateway_rules, host, keepalived, links, names
 from kumulus_agents.network.linux.balancer import Balancer
 from kumulus_agents.network.linux.daemons import KEEPALIVED, Daemon
@@ -19,6 +19,18 @@ from kumulus_agents.network.linux.service import runs_as
 from kumulus_agents.network.linux.settings import LinuxSettings
 from kumulus_agents.network.linux.tables import Tables
 from kumulus_agents.network.protocol import Identity, NetworkError
+
+
+def missing(settings: LinuxSettings, function: GatewayFunction) -> str | None:
+    """Which program this host lacks for gateways of that function, a sentence; None when it lacks none. Blocks."""
+    needs = {"keepalived": settings.keepalived}
+    if function is GatewayFunction.LOAD_BALANCER:
+        needs["haproxy"] = settings.haproxy
+    for package, program in needs.items():
+        if not os.access(program, os.X_OK):
+            return f"{program} is missing, which {function.plural} need; install the package {package}."
+    return None
+
 
 _LOOKS, _LOOK_SECONDS = 20, 0.1
 """How long addresses may take to come."""
@@ -51,15 +63,9 @@ class Gateway:
         """Have it as the order says; what was not so. `orders` are those of all gateways of this host, this one with them.
         The rules that let its legs into networks are in force. `certificates` are those that were not here yet, by their
         digests. Raises `NetworkError`."""
-        needs = {"keepalived": self._settings.keepalived}
-        if order.balancer is not None:
-            needs["haproxy"] = self._settings.haproxy
-        for package, program in needs.items():
-            if not await asyncio.to_thread(os.access, program, os.X_OK):
-                raise NetworkError(
-                    f"{program} is missing, which gateways need; install the package {package}.",
-                    reason="ProgramMissing",
-                )
+        function = GatewayFunction.ROUTER if order.balancer is None else GatewayFunction.LOAD_BALANCER
+        if (why := await asyncio.to_thread(missing, self._settings, function)) is not None:
+            raise NetworkError(why, reason="ProgramMissing")
         wrong = list(await self._ensure_namespace(order))
         rules = gateway_rules.render(order)
         if not await self._tables.are(rules):

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kumulus.api.addresses import is_v4
-from kumulus.api.segments import FilterRule, Nic, Protocol, SegmentOrder
+from kumulus.api.passage import Opening, fits
+from kumulus.api.segments import Nic, Protocol, SegmentOrder
 from kumulus_agents.network.linux import names as devices
 from kumulus_agents.network.linux.bridging import link_local
 from kumulus_agents.network.linux.layout import Layout
@@ -104,7 +105,8 @@ def allowed(order: SegmentOrder, nic: Nic, connection: Connection) -> bool:
         ways.append((connection.target, [rule for group in groups for rule in group.egress]))
     if reaches:
         ways.append((connection.source, [rule for group in groups for rule in group.ingress]))
-    return all(any(_fits(rule, peer, connection, members) for rule in rules) for peer, rules in ways)
+    protocol, port = _PROTOCOLS.get(connection.protocol), int(connection.fields.get("dport", 0))
+    return all(any(fits(rule, Opening(peer, protocol, port), members) for rule in rules) for peer, rules in ways)
 
 
 def _ways(nic: Nic, connection: Connection) -> tuple[bool, bool]:
@@ -119,20 +121,6 @@ def _ways(nic: Nic, connection: Connection) -> tuple[bool, bool]:
         if leaves != reaches:
             return leaves, reaches
     return True, True
-
-
-def _fits(rule: FilterRule, peer: str, connection: Connection, members: Mapping[str, frozenset[str]]) -> bool:
-    if rule.protocol is not Protocol.ANY:
-        if _PROTOCOLS.get(connection.protocol) is not rule.protocol:
-            return False
-        if rule.ports and rule.protocol in (Protocol.TCP, Protocol.UDP):
-            port = int(connection.fields.get("dport", 0))
-            if not any(ports.first <= port <= ports.last for ports in rule.ports):
-                return False
-    if rule.group is not None and peer not in members.get(rule.group, frozenset()):
-        return False
-    address = ipaddress.ip_address(peer)
-    return not rule.cidrs or any(address in ipaddress.ip_network(cidr) for cidr in rule.cidrs)
 
 
 def forgetting(connections: Iterable[Connection]) -> Iterator[list[str]]:

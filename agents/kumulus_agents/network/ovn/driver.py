@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from kumulus.api.gateways import GatewayFunction
 from kumulus.api.segments import Nic, SegmentFacts, SegmentOrder
 from kumulus_agents.network.linux import host as linux_host
-from kumulus_agents.network.linux import links
+from kumulus_agents.network.linux import links, traffic
 from kumulus_agents.network.linux import names as devices
 from kumulus_agents.network.linux.layout import Layout, Network
 from kumulus_agents.network.linux.links import Commands, Link
@@ -28,7 +29,7 @@ from kumulus_agents.network.ovn import connections, host, names, northbound, tra
 from kumulus_agents.network.ovn import guard as guarding
 from kumulus_agents.network.ovn.rows import Rows
 from kumulus_agents.network.ovn.settings import OvnSettings
-from kumulus_agents.network.protocol import Dropped, Found, NetworkDriver, NetworkError, Plug, Port
+from kumulus_agents.network.protocol import Dropped, Found, NetworkDriver, NetworkError, Plug, Port, Traffic
 
 if TYPE_CHECKING:
     from kumulus_agents.network.ovn.database import Northbound, Switch
@@ -71,6 +72,10 @@ class OvnNetwork:
             self._in_force = False
             await self._enforce(self._known)
             await self._adopt(self._known)
+
+    async def functions(self) -> Mapping[GatewayFunction, str | None]:
+        """See `NetworkDriver.functions`. None yet."""
+        return {}
 
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
         """See `NetworkDriver.ensure_segment`. NoUnderlay and BadOption are its own reasons."""
@@ -216,6 +221,10 @@ class OvnNetwork:
     async def dropped(self) -> Sequence[Dropped]:
         """See `NetworkDriver.dropped`. OVN counts flows and not ACLs, so there is nothing to say."""
         return ()
+
+    async def traffic(self) -> Sequence[Traffic]:
+        """See `NetworkDriver.traffic`."""
+        return await asyncio.to_thread(traffic.read, self._known or Layout())
 
     async def _mend(self, uid: str) -> Sequence[str]:
         layout = await self._layout()
