@@ -271,7 +271,8 @@ def _unreached(scope: Scope) -> Lack | None:
     assert scope.network is not None
     wanted = families(scope.service)
     published = {e.target_ref.uid for there in endpoints(scope).values() for e in there if e.target_ref is not None}
-    lost, other = [], []
+    lost: list[Member] = []
+    other: list[Member] = []
     for member in scope.members:
         if member.machine.uid in published:
             continue
