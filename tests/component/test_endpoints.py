@@ -14,7 +14,8 @@ from kumulus.api.network import NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, Router
 from kumulus.kube.builtin import ENDPOINT_SLICE, SERVICE
 from kumulus.kube.client import KubeClient
-from kumulus_controllers.network.endpoints import CONDITION, EndpointsReconciler
+from kumulus.kube.service import PUBLISHED
+from kumulus_controllers.network.endpoints import EndpointsReconciler
 from kumulus_controllers.network.endpoints_module import EndpointsSettings
 from kumulus_lab.cluster import NativeCluster
 from tests.component.cloud import condition
@@ -95,7 +96,7 @@ async def test_the_life_of_a_service(stage: Stage) -> None:
     await settle(cloud, stage)
     found = await get(stage)
     assert await slices(stage) == [], "addresses of the network mean nothing outside"
-    assert reason(found, CONDITION) == "NotReachable" and "Machines one, two cannot be" in message(found, CONDITION)
+    assert reason(found, PUBLISHED) == "NotReachable" and "Machines one, two cannot be" in message(found, PUBLISHED)
     assert await events(stage) == [("Warning", "NotReachable")]
 
     async with outside(stage):
@@ -117,7 +118,7 @@ async def test_the_life_of_a_service(stage: Stage) -> None:
         assert item["endpoints"][0]["conditions"] == {"ready": True, "serving": True, "terminating": False}
         assert "nodeName" not in item["endpoints"][0]
         found = await get(stage)
-        assert condition(found, CONDITION)["status"] == "True" and reason(found, CONDITION) == "Published"
+        assert condition(found, PUBLISHED)["status"] == "True" and reason(found, PUBLISHED) == "Published"
         assert reason(found, "example.com/Known") == "X", "what others wrote stays"
         assert found["spec"] == made["spec"]
 
@@ -188,8 +189,8 @@ async def test_a_tenant_cannot_have_addresses_published_that_he_only_names(stage
         await stage.make(Router, "main", networks=["net"], externalNetwork=stage.namespace, sourceNAT=False)
         await settle(cloud, stage)
         assert reason(await stage.get(Router, "main")) == "Active"
-        assert await slices(stage) == [] and reason(await get(stage), CONDITION) == "NotReachable"
-        assert f"ExternalNetwork {stage.namespace}, spec.routed" in message(await get(stage), CONDITION)
+        assert await slices(stage) == [] and reason(await get(stage), PUBLISHED) == "NotReachable"
+        assert f"ExternalNetwork {stage.namespace}, spec.routed" in message(await get(stage), PUBLISHED)
         # Not even when the operator says so by mistake: it is the range of the cluster's Services.
         routed = [{"cidr": "10.96.0.0/24", "namespace": stage.namespace}]
         await stage.client.patch(ExternalNetwork.KIND, stage.namespace, {"spec": {"routed": routed}})
@@ -235,7 +236,7 @@ async def test_bad_input_is_told(stage: Stage) -> None:
     }
     for name, (why, said) in wanted.items():
         found = await get(stage, name)
-        assert reason(found, CONDITION) == why and said in message(found, CONDITION), name
+        assert reason(found, PUBLISHED) == why and said in message(found, PUBLISHED), name
         assert [told for _, told in await events(stage, name)] == [why]
 
 
@@ -271,7 +272,7 @@ async def test_slices_are_nobody_elses_and_the_controllers_write_nothing_else_of
 
     patch = ("patch", "service", "site", "--type=merge", "--subresource=status", "-p")
     mine = {
-        "type": CONDITION,
+        "type": PUBLISHED,
         "status": "True",
         "reason": "X",
         "message": "",

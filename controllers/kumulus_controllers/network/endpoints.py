@@ -17,7 +17,7 @@ from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, Router
 from kumulus.kube.builtin import SERVICE_CIDR
 from kumulus.kube.errors import Conflict, NotFound, Refused
-from kumulus.kube.service import VM_NETWORK, EndpointSlice, Service
+from kumulus.kube.service import PUBLISHED, VM_NETWORK, EndpointSlice, Service
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import Fact, derive
@@ -33,8 +33,6 @@ from kumulus_controllers.status import write_status
 
 log = structlog.get_logger(__name__)
 
-CONDITION = "network.kumulus.io/EndpointsPublished"
-"""Type of the condition of a Service: whether all machines that it selects are its endpoints."""
 PACE_SECONDS = 1.0
 """The slices of a Service are written at most so often."""
 CIDR_SECONDS = 600.0
@@ -85,7 +83,7 @@ class EndpointsReconciler:
             if item is None or (before and after and _lives(before) == _lives(after)):
                 return
             for service in self._store.by(IN_NAMESPACE, item.namespace or ""):
-                if any(vm is not None and _selects(service, vm) for vm in (before, after)):
+                if any(vm is not None and service.selects(vm.metadata.labels) for vm in (before, after)):
                     enqueue(Key(service.namespace, service.name))
 
         def interface_changed(before: NetworkInterface | None, after: NetworkInterface | None) -> None:
@@ -185,7 +183,7 @@ class EndpointsReconciler:
             if nic.namespace != service.namespace or nic.status.network != network.uid or nic.status.vm is None:
                 continue
             machine = self._networks.machines.get(nic.status.vm, nic.namespace)
-            if machine is None or not _selects(service, machine):
+            if machine is None or not service.selects(machine.metadata.labels):
                 continue
             floating = self._routing.floating.by(FOR_NIC, f"{nic.namespace}/{nic.name}")
             oldest = sorted(floating, key=lambda item: (item.metadata.creation_timestamp or "", item.name))
@@ -239,10 +237,10 @@ class EndpointsReconciler:
         """Have the condition say what is so; and an Event, which `kubectl describe service` shows, when it has changed."""
         said = why.message if why is not None else "The machines that it selects are its endpoints."
         reason = why.reason if why is not None else "Published"
-        before = service.status.condition(CONDITION)
+        before = service.status.condition(PUBLISHED)
         (condition,) = derive(
             service.status.conditions,
-            [Fact(CONDITION, why is None, reason, said)],
+            [Fact(PUBLISHED, why is None, reason, said)],
             generation=service.metadata.generation,
             now=rfc3339(self._services.clock.now()),
         )
@@ -256,7 +254,7 @@ class EndpointsReconciler:
 
     async def _write(self, service: Service, condition: Condition | None) -> None:
         """Have it have that condition of ours, or none, beside those of others."""
-        others = [one for one in service.status.conditions if one.type != CONDITION]
+        others = [one for one in service.status.conditions if one.type != PUBLISHED]
         after = service.status.model_copy(
             update={"conditions": (*others, condition) if condition is not None else tuple(others)}
         )
@@ -275,7 +273,7 @@ class EndpointsReconciler:
         for item in self._slices.by(OF_SERVICE, str(key)):
             if service is None or not service.paused or not owned(item, service):
                 await self._remove(item)
-        if service is not None and service.status.condition(CONDITION) is not None:
+        if service is not None and service.status.condition(PUBLISHED) is not None:
             await self._write(service, None)
             self._store.remove(
                 Key(service.namespace, service.name), service.uid, as_of=service.metadata.resource_version
@@ -287,14 +285,8 @@ def _network_key(service: Service) -> Key:
     return Key(service.network_namespace or service.namespace, service.network or "")
 
 
-def _selects(service: Service, machine: VirtualMachine) -> bool:
-    labels = machine.metadata.labels
-    wanted = service.spec.selector
-    return bool(wanted) and all(labels.get(key) == value for key, value in wanted.items())
-
-
 def _asked(service: Service) -> object:
-    ours = service.status.condition(CONDITION)
+    ours = service.status.condition(PUBLISHED)
     return service.uid, service.spec, service.metadata.labels, service.paused, service.deleting, ours
 
 

@@ -17,6 +17,9 @@ name. A label, so that nobody but the Services that have it need be watched."""
 VM_NETWORK_NAMESPACE = f"{VM_NETWORK}-namespace"
 """Label of a Service: namespace of that Network, when it is another one's (of the type Shared)."""
 
+PUBLISHED = f"network.{DOMAIN}/EndpointsPublished"
+"""Type of the condition of a Service: whether all machines that it selects are its endpoints."""
+
 SERVICE_NAME = "kubernetes.io/service-name"
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 HEADLESS = "service.kubernetes.io/headless"
@@ -83,6 +86,11 @@ class Service(Resource):
     def headless(self) -> bool:
         """Whether it has no address of its own: its name stands for those of its endpoints."""
         return self.spec.cluster_ip == "None"
+
+    def selects(self, labels: Mapping[str, str]) -> bool:
+        """Whether its selector takes what has these labels. One without a selector takes nothing."""
+        wanted = self.spec.selector
+        return bool(wanted) and all(labels.get(key) == value for key, value in wanted.items())
 
 
 class AddressType(StrEnum):
