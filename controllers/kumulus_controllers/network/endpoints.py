@@ -24,11 +24,12 @@ from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.events import tell
-from kumulus_controllers.network.endpoints_plan import CidrRange, Member, Scope, endpoints, ports, report
+from kumulus_controllers.network.endpoints_plan import Scope, judge, ports
 from kumulus_controllers.network.lack import Lack
 from kumulus_controllers.network.networks import CLAIMED_BY, UID, network_key
+from kumulus_controllers.network.reach import CidrRange, Member
 from kumulus_controllers.network.routing import FOR_NIC, Routing, targets
-from kumulus_controllers.network.slices_plan import OURS, Steps, owned, plan
+from kumulus_controllers.network.slices_plan import OURS, Steps, plan
 from kumulus_controllers.status import write_status
 
 log = structlog.get_logger(__name__)
@@ -146,8 +147,8 @@ class EndpointsReconciler:
         if service.paused or service.deleting:  # with it go its slices
             return Done()
         scope = await self._observe(service)
-        steps = plan(service, ports(service), endpoints(scope), scope.slices)
-        why = report(scope)
+        found = judge(scope)
+        steps, why = plan(service, ports(service), found.endpoints, scope.slices), found.lack
         try:
             wait = await self._act(service, steps)
         except Refused as refused:  # by a quota, say, or because the namespace ends
@@ -270,9 +271,10 @@ class EndpointsReconciler:
         if service is not None and service.network is not None:
             self._store.apply(raw or {})
             return Requeue(PACE_SECONDS)
+        if service is not None and service.paused:
+            return Gone()
         for item in self._slices.by(OF_SERVICE, str(key)):
-            if service is None or not service.paused or not owned(item, service):
-                await self._remove(item)
+            await self._remove(item)
         if service is not None and service.status.condition(PUBLISHED) is not None:
             await self._write(service, None)
             self._store.remove(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, Router
-from kumulus.kube.service import AddressType, Service
+from kumulus.kube.service import AddressType, Endpoint, Service
 from kumulus_controllers.network import endpoints_plan as plan
-from kumulus_controllers.network.endpoints_plan import Member, Scope
+from kumulus_controllers.network.endpoints_plan import Scope
+from kumulus_controllers.network.lack import Lack
+from kumulus_controllers.network.reach import Member
 from tests.unit.network_controllers.material import NS, meta, network, uid
 
 Raw = dict[str, Any]
@@ -78,15 +81,23 @@ def with_floating(name: str = "one", address: str = "203.0.113.10", phase: str =
     return Member(machine(name, **vm), nic(name, "10.0.0.5"), (floating(name, address, phase=phase),))
 
 
+def endpoints(found: Scope) -> Mapping[AddressType, Sequence[Endpoint]]:
+    return plan.judge(found).endpoints
+
+
+def report(found: Scope) -> Lack | None:
+    return plan.judge(found).lack
+
+
 def published(found: Scope, family: AddressType = V4) -> dict[str, str]:
     """Addresses, by machine."""
-    there = plan.endpoints(found).get(family, ())
+    there = endpoints(found).get(family, ())
     return {e.target_ref.name or "": e.addresses[0] for e in there if e.target_ref is not None}
 
 
 def conditions(found: Scope) -> dict[str, tuple[bool | None, bool | None, bool | None]]:
     """Ready, serving and terminating, by machine."""
-    there = plan.endpoints(found).get(V4, ())
+    there = endpoints(found).get(V4, ())
     return {
         e.target_ref.name or "": (e.conditions.ready, e.conditions.serving, e.conditions.terminating)
         for e in there
@@ -95,7 +106,7 @@ def conditions(found: Scope) -> dict[str, tuple[bool | None, bool | None, bool |
 
 
 def reason(found: Scope) -> str | None:
-    said = plan.report(found)
+    said = report(found)
     return said.reason if said is not None else None
 
 
@@ -105,7 +116,7 @@ def reason(found: Scope) -> str | None:
 def test_a_machine_is_reached_by_its_floating_ip_and_not_by_what_its_network_calls_it() -> None:
     found = scope(with_floating())
     assert published(found) == {"one": "203.0.113.10"} and reason(found) is None
-    (endpoint,) = plan.endpoints(found)[V4]
+    (endpoint,) = endpoints(found)[V4]
     assert endpoint.to_json() == {
         "addresses": ["203.0.113.10"],
         "conditions": {"ready": True, "serving": True, "terminating": False},
@@ -132,7 +143,7 @@ def test_addresses_of_a_tenants_network_are_never_published_for_what_he_says_alo
     ):
         found = scope(one, routers=routers, external=externals)
         assert published(found) == {} and reason(found) == "NotReachable"
-    said = plan.report(scope(one, routers=(router(),), external=(open_,)))
+    said = report(scope(one, routers=(router(),), external=(open_,)))
     assert said is not None and "ExternalNetwork public, spec.routed" in said.message and "one-eth0" in said.message
 
 
@@ -186,7 +197,7 @@ def test_some_addresses_are_never_published_whoever_has_them(address: str, cidr:
 def test_ports_of_a_floating_ip_do_not_make_an_endpoint() -> None:
     forward = {"target": None, "portForwards": [{"port": 80, "interface": "one-eth0"}]}
     one = Member(machine("one"), nic("one", "10.0.0.5"), (floating("one", "203.0.113.10", **forward),))
-    said = plan.report(scope(one))
+    said = report(scope(one))
     assert (
         published(scope(one)) == {} and said is not None and "FloatingIP fip-one forwards single ports" in said.message
     )
@@ -211,13 +222,13 @@ def test_each_family_of_the_service_has_its_addresses_and_no_other_is_published(
     only = replace(found, service=service(ipFamilies=["IPv6"]))
     assert published(only) == {} and published(only, V6) == {"one": "fd00::5"}
     four = replace(scope(with_floating()), service=service(ipFamilies=["IPv6"]))
-    assert plan.endpoints(four) == {} and reason(four) == "AddressFamilyDiffers"
+    assert endpoints(four) == {} and reason(four) == "AddressFamilyDiffers"
 
 
 def test_a_machine_with_two_interfaces_in_the_network_is_one_endpoint() -> None:
     one = with_floating()
     found = scope(Member(one.machine, nic("two", "10.0.0.6")), one, replace(one, interface=one.interface))
-    assert published(found) == {"one": "203.0.113.10"} and len(plan.endpoints(found)[V4]) == 1 and reason(found) is None
+    assert published(found) == {"one": "203.0.113.10"} and len(endpoints(found)[V4]) == 1 and reason(found) is None
 
 
 # What is known of it
@@ -273,7 +284,7 @@ def test_a_service_may_want_those_that_are_not_ready() -> None:
 
 def test_names_of_machines_are_told_to_headless_services_alone() -> None:
     for headless, hostname in (("None", "one"), ("10.96.0.9", None)):
-        (endpoint,) = plan.endpoints(scope(with_floating(), service=service(clusterIP=headless)))[V4]
+        (endpoint,) = endpoints(scope(with_floating(), service=service(clusterIP=headless)))[V4]
         assert endpoint.hostname == hostname
 
 
@@ -289,7 +300,7 @@ def test_ports_are_those_of_the_machines_by_the_names_of_the_service() -> None:
         {"name": "b", "protocol": "UDP", "port": 5353, "appProtocol": "dns"},
         {"name": "c", "protocol": "TCP", "port": 443},
     ]
-    said = plan.report(scope(with_floating(), service=many))
+    said = report(scope(with_floating(), service=many))
     assert said is not None and said.reason == "NamedTargetPort" and "http (of port 80)" in said.message
     assert plan.ports(service(ports=[], clusterIP="None")) == ()
 
@@ -329,14 +340,14 @@ def test_ports_are_those_of_the_machines_by_the_names_of_the_service() -> None:
     ],
 )
 def test_what_keeps_machines_from_being_endpoints_is_said(found: Scope, wanted: str, said: str, some: bool) -> None:
-    told = plan.report(found)
+    told = report(found)
     assert told is not None and told.reason == wanted and said in told.message
-    assert bool(plan.endpoints(found)) is some
+    assert bool(endpoints(found)) is some
 
 
 def test_those_that_can_be_reached_are_published_beside_those_that_cannot() -> None:
     lost = Member(machine("lost"), nic("lost", "10.0.0.6"))
     found = scope(with_floating(), lost)
-    said = plan.report(found)
+    said = report(found)
     assert published(found) == {"one": "203.0.113.10"}
     assert said is not None and said.message.startswith("Machine lost cannot be reached from the cluster")
