@@ -12,6 +12,7 @@ import pytest
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.network import NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, Router
+from kumulus.kube import errors
 from kumulus.kube.builtin import ENDPOINT_SLICE, SERVICE
 from kumulus.kube.client import KubeClient
 from kumulus.kube.service import PUBLISHED
@@ -221,16 +222,26 @@ async def test_bad_input_is_told(stage: Stage) -> None:
     await stage.network()
     await machine(stage, "one")
     named = [{"name": "http", "port": 80, "targetPort": "http"}]
-    await service(stage, "selects-nothing", selector=None)
+    refused: list[tuple[Raw, str]] = [
+        ({"selector": None}, "spec.selector: set it to labels of the VirtualMachines"),
+        ({"network": ""}, "is the name of the Network"),
+        ({"type": "ExternalName", "externalName": "example.com", "ports": None}, "spec.type: a Service of the type"),
+    ]
+    for spec, said in refused:
+        with pytest.raises(errors.Refused, match=said):
+            await service(stage, "refused", **spec)
+    # What was there without the label can be labelled when it is right, and is let go in any case.
+    bare = {"type": "ExternalName", "externalName": "example.com"}
+    await stage.put(SERVICE, "elsewhere", bare, namespace=stage.namespace)
+    with pytest.raises(errors.Refused, match="has no endpoints"):
+        await stage.client.patch(SERVICE, "elsewhere", {"metadata": {"labels": {LABEL: "net"}}}, stage.namespace)
+
     await service(stage, "names-nothing", network="nothing")
-    await service(stage, "external", type="ExternalName", externalName="example.com", selector=None, ports=None)
     await service(stage, "named", ports=named)
     await service(stage, "no-ports", clusterIP="None", ports=None, selector={"app": "nobody"})
     await settle(brain(stage.client), stage)
     wanted = {
-        "selects-nothing": ("NoSelector", "set spec.selector to labels"),
         "names-nothing": ("NetworkNotFound", "There is no Network nothing"),
-        "external": ("ExternalName", f"take its label {LABEL} off"),
         "named": ("NamedTargetPort", "http (of port 80): set targetPort to a number"),
         "no-ports": ("NoMachines", "No VirtualMachine of the namespace has the labels"),
     }
