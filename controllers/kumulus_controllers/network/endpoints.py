@@ -214,10 +214,9 @@ class EndpointsReconciler:
         if left > 0:
             return left
         self._written[service.uid] = now
-        for (
-            body
-        ) in steps.make:  # before others go: of an endpoint that goes from one to another there are two meanwhile
-            self._slices.apply(await client.create(EndpointSlice.KIND, body, service.namespace))
+        # What is no endpoint any more goes first: that must not wait for what is refused.
+        for item in steps.remove:
+            await self._remove(item)
         for item, patch in steps.change:
             version = {"resourceVersion": item.metadata.resource_version}
             whole = {**patch, "metadata": {**patch["metadata"], **version}}
@@ -226,8 +225,8 @@ class EndpointsReconciler:
             except NotFound:
                 self._slices.remove(Key(item.namespace, item.name), item.uid)
                 raise Conflict(409, "Conflict", f"EndpointSlice {item.name} is gone") from None
-        for item in steps.remove:
-            await self._remove(item)
+        for body in steps.make:
+            self._slices.apply(await client.create(EndpointSlice.KIND, body, service.namespace))
         return 0.0
 
     async def _remove(self, item: EndpointSlice) -> None:
