@@ -23,6 +23,13 @@ Raw = dict[str, Any]
 V4, V6 = AddressType.IPV4, AddressType.IPV6
 
 
+def elsewhere() -> Network:
+    """The network, of the namespace `other`, which lets this one have machines in it."""
+    spec = {"cidrs": ["10.0.0.0/24"], "type": "Shared", "allowedNamespaces": [NS]}
+    labels = {"namespace": "other", "name": "net", "uid": network().uid}
+    return Network.parse({"metadata": labels, "spec": spec, "status": NET.status.to_json()})
+
+
 def service(labels: Raw | None = None, **spec: Any) -> Service:
     there = {"network.kumulus.io/vm-network": "net"} if labels is None else labels
     body = {
@@ -139,6 +146,7 @@ def test_addresses_of_a_tenants_network_are_never_published_for_what_he_says_alo
         ((router(nat=True),), (open_,)),
         ((router(),), (external(),)),
         ((router(),), (open_,)),
+        ((router(),), (external(routed=[{"cidr": "10.0.0.0/16", "namespace": NS}]),)),
         ((router(),), (external(allowRouted=True, routed=[{"cidr": "10.0.0.0/16", "namespace": "other"}]),)),
     ):
         found = scope(one, routers=routers, external=externals)
@@ -163,6 +171,8 @@ def test_of_ranges_in_each_other_the_smaller_one_counts_and_of_two_owners_none(o
     theirs = external("second", allowRouted=True, routed=[{"cidr": other, "namespace": "other"}])
     one = Member(machine("one"), nic("one", "10.0.0.5"))
     assert published(scope(one, routers=(router(),), external=(mine, theirs))) == {}
+    turned = replace(scope(one, routers=(router(),), external=(mine, theirs)), network=elsewhere())
+    assert published(turned) == ({} if other == "10.0.0.0/16" else {"one": "10.0.0.5"}), "the other owner's is"
     far = Member(machine("far"), nic("far", "10.0.0.77"))
     expected = {} if other == "10.0.0.0/16" else {"far": "10.0.0.77"}
     assert published(scope(far, routers=(router(),), external=(mine, theirs))) == expected
@@ -223,6 +233,23 @@ def test_each_family_of_the_service_has_its_addresses_and_no_other_is_published(
     assert published(only) == {} and published(only, V6) == {"one": "fd00::5"}
     four = replace(scope(with_floating()), service=service(ipFamilies=["IPv6"]))
     assert endpoints(four) == {} and reason(four) == "AddressFamilyDiffers"
+
+
+def test_a_floating_ip_that_goes_is_none() -> None:
+    one = with_floating()
+    (item,) = one.floating
+    going = item.model_copy(
+        update={"metadata": item.metadata.model_copy(update={"deletion_timestamp": "2026-01-01T00:00:00Z"})}
+    )
+    assert published(scope(replace(one, floating=(going,)))) == {}
+    homeless = item.model_copy(update={"status": item.status.model_copy(update={"router": None})})
+    assert published(scope(replace(one, floating=(homeless,)))) == {}, "no router has it"
+
+
+def test_of_two_interfaces_that_can_be_reached_the_first_counts() -> None:
+    one = with_floating()
+    second = Member(one.machine, nic("second", "10.0.0.6"), (floating("second", "203.0.113.11"),))
+    assert published(scope(one, second)) == {"one": "203.0.113.10"}
 
 
 def test_a_machine_with_two_interfaces_in_the_network_is_one_endpoint() -> None:

@@ -84,6 +84,14 @@ def test_the_life_of_slices() -> None:
     assert server.sync() == 1 and server.slices == {}
 
 
+def test_what_comes_goes_where_something_is_written_anyway() -> None:
+    server = Server()
+    many = [endpoint(number) for number in range(150)]
+    server.sync(*many)
+    server.sync(*many[1:])  # room in both
+    assert server.sync(*many[1:149], endpoint(300)) == 1
+
+
 def test_a_slice_says_whose_it_is() -> None:
     server = Server()
     server.sync(endpoint(1))
