@@ -17,13 +17,16 @@ log = structlog.get_logger(__name__)
 NOTE_MAX = 1024
 
 
-async def tell(client: KubeClient, clock: Clock, item: Resource, reason: str, note: str, *, action: str) -> None:
-    """Say that this happened to the object. What cannot be said is logged: nothing depends on it."""
+async def tell(
+    client: KubeClient, clock: Clock, item: Resource, reason: str, note: str, *, action: str, warning: bool = False
+) -> None:
+    """Say that this happened to the object; `warning` is for what somebody should look at. What cannot be said is logged:
+    nothing depends on it."""
     namespace = item.namespace or "default"
     body = {
         "metadata": {"name": f"{item.name}.{secrets.token_hex(8)}", "namespace": namespace},
         "eventTime": clock.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "type": "Normal",
+        "type": "Warning" if warning else "Normal",
         "reason": reason,
         "action": action,
         "note": note[:NOTE_MAX],

@@ -77,6 +77,12 @@ def test_the_quickstart_applies_in_one_go_once_its_placeholders_are_filled_in(cl
         cluster.kubectl_run("delete", "--ignore-not-found", "--wait=false", "-f", "-", stdin=rendered)
 
 
+def test_the_examples_of_networks_are_taken(cluster: NativeCluster, namespace: str) -> None:
+    for file in sorted((ROOT / "examples" / "network").glob("*.yaml")):
+        manifest = file.read_text().replace("namespace: quickstart", f"namespace: {namespace}")
+        cluster.kubectl_run("apply", "--dry-run=server", "-f", "-", stdin=manifest)
+
+
 def test_a_forgotten_placeholder_is_refused_with_the_fields_name(cluster: NativeCluster, namespace: str) -> None:
     image = (QUICKSTART / "3-image.yaml").read_text().replace("namespace: quickstart", f"namespace: {namespace}")
     done = cluster.kubectl_run("apply", "--dry-run=server", "-f", "-", stdin=image, check=False)

@@ -35,7 +35,7 @@ from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient
 from kumulus.kube.reflector import fill
 from kumulus.kube.store import Key
-from kumulus.runtime.reconciler import Caches, Services
+from kumulus.runtime.reconciler import Caches, Reconciler, Services
 from kumulus_controllers.compute.machine import MachineReconciler
 from kumulus_controllers.fleet_feed import FleetFeed
 from kumulus_controllers.network.claim import ClaimReconciler
@@ -96,9 +96,9 @@ class Brain:
         self.client, self.caches, self.clock = client, Caches(), Ahead()
         self.fleet = Fleet()
         FleetFeed(self.caches, self.fleet)
-        services = Services(client, self.caches, self.clock, lambda: term)
+        self.services = services = Services(client, self.caches, self.clock, lambda: term)
         self.networks, self.interfaces = NetworkReconciler(services), InterfaceReconciler(services)
-        self.reconcilers = (
+        self.reconcilers: tuple[Reconciler, ...] = (
             NetworkClassReconciler(services),
             self.networks,
             self.interfaces,
@@ -116,8 +116,10 @@ class Brain:
             reconciler.attach(lambda key, *, urgent=False: None)
 
     async def look(self) -> Brain:
-        for store in self.caches:
+        for store in self.caches.watched():
             await fill(store, self.client, store.model.KIND, None)
+        for part in self.caches.reflections():
+            await fill(part.store, self.client, part.store.model.KIND, None, part.fields, part.labels)
         return self
 
     async def passes(self, namespace: str) -> None:

@@ -22,9 +22,11 @@ from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import LEASE as AGENT_LEASE
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
+from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.kube import errors
 from kumulus.kube.builtin import LEASE, NAMESPACE
 from kumulus.kube.client import KubeClient
+from kumulus.kube.service import PUBLISHED, VM_NETWORK, EndpointSlice, Service
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import ZONE, Hypervisor
 from tests.component.cloud import Raw, condition, phase, reason, until
@@ -99,6 +101,8 @@ class Played:
                 "state": spec["instance"]["power"],
                 "instance": {"epoch": spec["instance"]["epoch"], "nics": nics},
             }
+        if spec["type"] == "Gateway":
+            status["gateway"] = {"active": self.name == HOSTS[0]}
         await self.client.patch(WorkOrder.KIND, meta["name"], {"status": status}, self.namespace, subresource="status")
 
 
@@ -277,3 +281,54 @@ async def test_controllers_that_die_in_the_middle_give_no_address_twice(tenant: 
     assert len(given) == len(set(given)) == len(names)
     owners = {claim["spec"]["address"]: claim["spec"]["interface"] for claim in await tenant.listed(IPAddress.KIND)}
     assert owners == {nic["status"]["addresses"][0]: nic["metadata"]["name"] for nic in found}
+
+
+async def test_machines_are_endpoints_of_a_service(tenant: Tenant) -> None:
+    """With the controllers' own rights, woken by what changes, and by a label that comes and goes."""
+    client, world = tenant.client, tenant.namespace
+
+    async def label(value: str | None) -> None:
+        await client.patch(Service.KIND, "site", {"metadata": {"labels": {VM_NETWORK: value}}}, tenant.namespace)
+
+    async def published(wanted: dict[str, bool]) -> None:
+        async def probe() -> bool:
+            found = [one for item in await tenant.listed(EndpointSlice.KIND) for one in item["endpoints"] or ()]
+            return {one["addresses"][0]: one["conditions"]["ready"] for one in found} == wanted
+
+        await until(probe, f"endpoints: {wanted}", 30)
+
+    await tenant.network()
+    await tenant.machine("web")
+    await client.patch(VirtualMachine.KIND, "web", {"metadata": {"labels": {"app": "web"}}}, tenant.namespace)
+    spec = {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}
+    body = {"metadata": {"name": "site", "labels": {VM_NETWORK: "net"}}, "spec": spec}
+    await client.create(Service.KIND, body, tenant.namespace)
+    await tenant.wait(VirtualMachine, "web", phase("Running"), "runs")
+    await tenant.wait(Service, "site", reason("NotReachable", PUBLISHED), "says that nobody reaches it")
+
+    uplinks = [{"name": "all", "device": "out0"}]
+    await client.create(PhysicalNetwork.KIND, {"metadata": {"name": world}, "spec": {"uplinks": uplinks}})
+    outside = {"physicalNetwork": world, "cidr": "203.0.113.0/24", "gateway": "203.0.113.1"}
+    await client.create(ExternalNetwork.KIND, {"metadata": {"name": world}, "spec": outside})
+    try:
+        await tenant.make(Router, "main", networks=["net"], externalNetwork=world)
+        await tenant.make(FloatingIP, "web", externalNetwork=world, target={"interface": "web-eth0"})
+        await tenant.wait(Service, "site", reason("Published", PUBLISHED), "is published")
+        address = (await client.get(FloatingIP.KIND, "web", tenant.namespace))["status"]["address"]
+        await published({address: True})
+        await label(None)
+        await published({})
+        await tenant.wait(Service, "site", lambda s: "conditions" not in s["status"], "has nothing of ours")
+        await label("net")
+        await published({address: True})
+        await tenant.change(VirtualMachine, "web", powerState="Stopped")
+        await published({address: False})
+        await tenant.delete(FloatingIP, "web")
+        await published({})
+        await tenant.delete(Service, "site")
+        await tenant.delete(Router, "main")
+        await tenant.gone(FloatingIP, "web")
+        await tenant.gone(Router, "main")
+    finally:
+        await client.delete(ExternalNetwork.KIND, world)
+        await client.delete(PhysicalNetwork.KIND, world)

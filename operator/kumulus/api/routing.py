@@ -94,6 +94,13 @@ class PhysicalNetwork(Resource):
     status: PhysicalNetworkStatus = Field(default_factory=PhysicalNetworkStatus, description="What it is.")
 
 
+class RoutedRange(Model):
+    """A range that is one namespace's in the world, too."""
+
+    cidr: Cidr = Field(description="The range.", json_schema_extra=cel(IS_RANGE))
+    namespace: DnsLabel = Field(description="The namespace whose networks have it.")
+
+
 class ExternalNetworkSpec(Model):
     """What it is, and which of its addresses Kumulus may give."""
 
@@ -108,6 +115,11 @@ class ExternalNetworkSpec(Model):
             " || (cidr(self.cidr).containsIP(r.start) && cidr(self.cidr).containsIP(r.end)))",
             "ranges must be in the cidr",
             field=".ranges",
+        ),
+        Rule(
+            "self.allowRouted || !has(self.routed) || self.routed.size() == 0",
+            "routed is for networks that say allowRouted",
+            field=".routed",
         ),
     )
 
@@ -134,6 +146,13 @@ class ExternalNetworkSpec(Model):
         default=False,
         description="Routers may do without source NAT: what comes from tenants then has addresses that they chose, any at"
         " all. What is beyond has to see to that.",
+    )
+    routed: tuple[RoutedRange, ...] = Field(
+        default=(),
+        description="Ranges for which the world has a route to a namespace's routers, for allowRouted. Machines' addresses in"
+        " them may be endpoints of Kubernetes Services of who has them; of ranges in each other the smaller one counts.",
+        max_length=256,
+        json_schema_extra=list_map("cidr"),
     )
     allowed_namespaces: tuple[DnsLabel, ...] = Field(
         default=(),

@@ -139,9 +139,12 @@ class Cluster:
                 raise
             return None
 
-    def objects(self, kind: Kind, namespace: str | None = None, *, fields: str | None = None) -> list[Raw]:
+    def objects(
+        self, kind: Kind, namespace: str | None = None, *, fields: str | None = None, labels: str | None = None
+    ) -> list[Raw]:
         """All objects, of all namespaces when `namespace` is None, page by page."""
-        query = {"limit": str(PAGE)} | ({"fieldSelector": fields} if fields else {})
+        selectors = {"fieldSelector": fields, "labelSelector": labels}
+        query = {"limit": str(PAGE)} | {name: value for name, value in selectors.items() if value}
         found: list[Raw] = []
         while True:
             answer = self.request("GET", _path(kind, namespace), query=query)

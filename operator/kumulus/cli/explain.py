@@ -21,6 +21,7 @@ from kumulus.cli.hints import hint
 from kumulus.cli.needs import images, references
 from kumulus.cli.problem import as_sentence
 from kumulus.cli.progress import line
+from kumulus.kube.service import PUBLISHED
 
 PATIENCE = timedelta(seconds=15)
 """How long nobody may look at a change before that is worth a word."""
@@ -65,7 +66,7 @@ def explain(facts: Facts) -> list[Finding]:
         found += _general(facts)
     if not found:
         found.append(_well(facts))
-    return found + _protection(facts)
+    return found + _services(facts) + _protection(facts)
 
 
 def _kubectl(facts: Facts) -> str:
@@ -314,6 +315,18 @@ def _well(facts: Facts) -> Finding:
     where = f" on {vm.status.host}" if vm.status.host else ""
     reached = f" Its addresses: {', '.join(vm.status.addresses)}." if vm.status.addresses else ""
     return Finding(Level.OK, f"All is well: it is {vm.status.phase}{where}{since}.{reached}")
+
+
+def _services(facts: Facts) -> list[Finding]:
+    """Services of Kubernetes that select the machine and have not all of their machines as endpoints."""
+    found = []
+    for service in facts.services:
+        condition = service.status.condition(PUBLISHED)
+        if condition is None or condition.status == "True":
+            continue
+        what = f"The Service {service.name} selects it, and says ({condition.reason}): {as_sentence(condition.message)}"
+        found.append(Finding(Level.NOTE, what, f"{_kubectl(facts)} describe service {service.name}"))
+    return found
 
 
 def _protection(facts: Facts) -> list[Finding]:

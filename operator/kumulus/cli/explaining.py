@@ -29,6 +29,7 @@ from kumulus.cli.terminal import one_line
 from kumulus.cli.vm import Name
 from kumulus.kube import errors
 from kumulus.kube.builtin import LEASE, SECRET
+from kumulus.kube.service import VM_NETWORK, Service
 
 R = TypeVar("R", bound=Resource)
 T = TypeVar("T")
@@ -55,6 +56,7 @@ def gather(session: Session, vm: VirtualMachine) -> Facts:
         volumes={name: _typed(session, Volume, name, namespace) for name in _volumes(vm)},
         host=_typed(session, Host, host) if host else None,
         order=_typed(session, WorkOrder, order, host_namespace(host)) if host else None,
+        services=_services(session, vm),
         controllers=controllers(session),
     )
 
@@ -84,6 +86,14 @@ def _pools(session: Session) -> list[StoragePool]:
         return [StoragePool.parse(raw) for raw in session.cluster.objects(StoragePool.KIND)]
     except errors.Refused:
         return []
+
+
+def _services(session: Session, vm: VirtualMachine) -> list[Service]:
+    try:
+        raws = session.cluster.objects(Service.KIND, session.namespace, labels=VM_NETWORK)
+    except errors.Refused:
+        return []
+    return [service for service in map(Service.parse, raws) if service.selects(vm.metadata.labels)]
 
 
 def _image(session: Session, name: str, namespace: str) -> Image | ClusterImage | Absence:

@@ -11,6 +11,7 @@ from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder
 from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume
+from kumulus.kube.service import Service
 
 
 class Absence(Enum):
@@ -45,6 +46,8 @@ class Facts:
     """Those that its disks are, by name."""
     host: Host | Absence | None = None
     order: WorkOrder | Absence | None = None
+    services: Sequence[Service] = ()
+    """Services of Kubernetes that select it."""
     controllers: str | None = None
     """What is wrong with the controllers; None when they run or one may not see."""
 

@@ -12,4 +12,11 @@ ROLE_BINDING = Kind(
     group="rbac.authorization.k8s.io", version="v1", kind="RoleBinding", plural="rolebindings", status=False
 )
 EVENT = Kind(group="events.k8s.io", version="v1", kind="Event", plural="events", status=False)
+SERVICE = Kind(group="", version="v1", kind="Service", plural="services")
+ENDPOINT_SLICE = Kind(
+    group="discovery.k8s.io", version="v1", kind="EndpointSlice", plural="endpointslices", status=False
+)
+SERVICE_CIDR = Kind(
+    group="networking.k8s.io", version="v1", kind="ServiceCIDR", plural="servicecidrs", scope=Scope.CLUSTER
+)
 TOKEN_REQUEST = Kind(group="authentication.k8s.io", version="v1", kind="TokenRequest", plural="tokenrequests")

@@ -69,6 +69,12 @@ class _Rest(kube_client.rest.RESTClientObject):  # type: ignore[misc]
         return Connector(limit=self.maxsize, ssl=self.ssl_context)
 
 
+def _selectors(fields: str | None, labels: str | None) -> dict[str, str]:
+    """The part of a query that says which objects are meant."""
+    query = {"fieldSelector": fields, "labelSelector": labels}
+    return {name: value for name, value in query.items() if value}
+
+
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     """The lines of a stream, however long: aiohttp's own splitting gives up at 512 KiB, and an object may have 1.5 MiB."""
     rest = bytearray()
@@ -251,12 +257,11 @@ class KubeClient:
             return None
 
     async def list_pages(
-        self, kind: Kind, namespace: str | None = None, *, fields: str | None = None
+        self, kind: Kind, namespace: str | None = None, *, fields: str | None = None, labels: str | None = None
     ) -> AsyncIterator[tuple[list[Raw], str]]:
-        """All objects in pages of 500, each with the resource version of the whole list; `fields` is a field selector."""
-        query = {"limit": str(PAGE)}
-        if fields:
-            query["fieldSelector"] = fields
+        """All objects in pages of 500, each with the resource version of the whole list; `fields` is a field selector,
+        `labels` a label selector."""
+        query = {"limit": str(PAGE), **_selectors(fields, labels)}
         while True:
             answer = await self.request("GET", self._path(kind, namespace), query=query)
             metadata = answer["metadata"]
@@ -266,9 +271,16 @@ class KubeClient:
             query["continue"] = metadata["continue"]
 
     async def watch(
-        self, kind: Kind, namespace: str | None = None, *, since: str, fields: str | None = None
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        since: str,
+        fields: str | None = None,
+        labels: str | None = None,
     ) -> AsyncIterator[WatchEvent]:
-        """Changes after the resource version `since`, bookmarks included, until the server ends the watch.
+        """Changes after the resource version `since`, bookmarks included, until the server ends the watch. An object that
+        comes to fit the selectors, or fits them no more, is one that is ADDED or DELETED.
 
         Raises `errors.Gone` when `since` is too old and `errors.Unreachable` when the stream breaks or falls silent.
         """
@@ -278,9 +290,8 @@ class KubeClient:
             "resourceVersion": since,
             # Spread, so that a thousand agents do not begin anew together.
             "timeoutSeconds": str(random.randint(WATCH_SECONDS * 4 // 5, WATCH_SECONDS)),  # noqa: S311
+            **_selectors(fields, labels),
         }
-        if fields:
-            query["fieldSelector"] = fields
         response = await self._send("GET", self._path(kind, namespace), query=query, timeout=WATCH_SILENCE)
         try:
             if response.status >= 400:

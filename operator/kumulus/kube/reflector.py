@@ -29,12 +29,17 @@ resource version", after etcd was restored), so everything is listed again."""
 
 
 async def fill(
-    store: Store[R], client: KubeClient, kind: Kind, namespace: str | None, fields: str | None = None
+    store: Store[R],
+    client: KubeClient,
+    kind: Kind,
+    namespace: str | None,
+    fields: str | None = None,
+    labels: str | None = None,
 ) -> str:
     """List everything into the store and forget what is gone; returns the list's resource version."""
     seen: list[Key] = []
     version = ""
-    async for items, page_version in client.list_pages(kind, namespace, fields=fields):
+    async for items, page_version in client.list_pages(kind, namespace, fields=fields, labels=labels):
         for raw in items:
             take(store, raw)
             seen.append(key_of(raw))
@@ -65,12 +70,19 @@ class Reflector(Generic[R]):
     """One list and watch."""
 
     def __init__(
-        self, store: Store[R], client: KubeClient, namespace: str | None = None, *, fields: str | None = None
+        self,
+        store: Store[R],
+        client: KubeClient,
+        namespace: str | None = None,
+        *,
+        fields: str | None = None,
+        labels: str | None = None,
     ) -> None:
         self._store = store
         self._client = client
         self._namespace = namespace
         self._fields = fields
+        self._labels = labels
         self.synced = asyncio.Event()
 
     async def run(self) -> None:
@@ -81,13 +93,16 @@ class Reflector(Generic[R]):
         while True:
             try:
                 if version is None:
-                    version = await fill(self._store, self._client, kind, self._namespace, self._fields)
+                    version = await fill(self._store, self._client, kind, self._namespace, self._fields, self._labels)
                     self.synced.set()
-                async for event in self._client.watch(kind, self._namespace, since=version, fields=self._fields):
+                async for event in self._client.watch(
+                    kind, self._namespace, since=version, fields=self._fields, labels=self._labels
+                ):
                     version = event.object["metadata"]["resourceVersion"]
                     pause = BACK_OFF_FIRST
                     if event.type == "DELETED":
-                        self._store.remove(key_of(event.object), event.object["metadata"].get("uid"))
+                        # By its version, because what fits a selector no more may fit it again.
+                        self._store.remove(key_of(event.object), event.object["metadata"].get("uid"), as_of=version)
                     elif event.type != "BOOKMARK":
                         take(self._store, event.object)
             except Gone:

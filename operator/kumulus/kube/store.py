@@ -3,7 +3,8 @@
 Own writes go in as well (`apply` with the server's answer), and an older version never replaces a
 newer one, so whoever wrote reads what it wrote. Answers, pages of a list and watches arrive over
 different connections and so in any order: an object that was removed does not come back by an answer
-that was slower than its end. Used from one event loop only. Does no I/O.
+that was slower than its end. One that a selector does not show any more has ended, too, until a later
+version of it is shown. Used from one event loop only. Does no I/O.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Store(Generic[R]):
         self._objects: dict[Key, R] = {}
         self._buckets: dict[str, dict[str, dict[Key, R]]] = {name: {} for name in self._indexes}
         self._listeners: list[Listener[R]] = []
-        self._removed: OrderedDict[str, None] = OrderedDict()
+        self._removed: OrderedDict[str, int | None] = OrderedDict()
+        """Up to which version objects have ended, by uid; None for all."""
         self.synced = False
         """Whether everything that exists has been seen once. Before that, absence means nothing."""
 
@@ -99,23 +101,23 @@ class Store(Generic[R]):
         """Take in an object, from the watch or from an own write. False when it is known already or older."""
         metadata = raw["metadata"]
         key = key_of(raw)
-        uid = metadata.get("uid", "")
-        if uid in self._removed:
+        uid, version = metadata.get("uid", ""), _version(metadata.get("resourceVersion", ""))
+        if uid in self._removed and ((until := self._removed[uid]) is None or version <= until):
             return False
         before = self._objects.get(key)
         if before is not None:
             # Versions of one kind grow across objects, so this also tells which of two namesakes is the later one.
             known = _version(before.metadata.resource_version)
-            if known >= _version(metadata.get("resourceVersion", "")) and (known > 0 or before.uid == uid):
+            if known >= version and (known > 0 or before.uid == uid):
                 return False
         after = self.model.parse(raw)
         self._put(key, before, after)
         return True
 
-    def remove(self, key: Key, uid: str | None = None) -> bool:
-        """Forget an object, with `uid` only that very one."""
+    def remove(self, key: Key, uid: str | None = None, *, as_of: str | None = None) -> bool:
+        """Forget an object, with `uid` only that very one; with `as_of` until there is a later version of it."""
         before = self._objects.get(key)
-        self._remember(uid or (before.uid if before else ""))
+        self._remember(uid or (before.uid if before else ""), _version(as_of) if as_of else None)
         if before is None or (uid is not None and before.uid != uid):
             return False
         self._put(key, before, None)
@@ -126,12 +128,12 @@ class Store(Generic[R]):
         kept, limit = set(keys), _version(as_of)
         for key, item in list(self._objects.items()):
             if key not in kept and _version(item.metadata.resource_version) <= limit:
-                self._remember(item.uid)
+                self._remember(item.uid, limit)
                 self._put(key, item, None)
 
-    def _remember(self, uid: str) -> None:
+    def _remember(self, uid: str, until: int | None) -> None:
         if uid:
-            self._removed[uid] = None
+            self._removed[uid] = until
             if len(self._removed) > REMEMBERED:
                 self._removed.popitem(last=False)
 

@@ -110,8 +110,8 @@ class Process:
         )
         shell.start()
         tasks = [
-            asyncio.create_task(Reflector(store, client, fields=fields).run())
-            for store, fields in self._caches.reflections()
+            asyncio.create_task(Reflector(part.store, client, fields=part.fields, labels=part.labels).run())
+            for part in self._caches.reflections()
         ]
         stopping = asyncio.create_task(self._stop.wait())
         broken = asyncio.create_task(shell.failed.wait())

@@ -22,29 +22,42 @@ class Enqueue(Protocol):
         """Soon. `urgent` is for what finishes started work: it goes before what starts new work."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reflection:
+    """A store that a reflector feeds, and which objects it is shown."""
+
+    store: Store[Any]
+    fields: str | None = None
+    """A field selector."""
+    labels: str | None = None
+    """A label selector."""
+
+
 class Caches:
     """The stores of a process. Asking for a store declares that its kind is to be watched."""
 
     def __init__(self) -> None:
         self._stores: dict[str, Store[Any]] = {}
-        self._fields: dict[str, str | None] = {}
+        self._reflections: dict[str, Reflection] = {}
 
     def store(self, model: type[R]) -> Store[R]:
         """The store of that kind, fed by kopf."""
         return self._stores.setdefault(model.KIND.plural + "." + model.KIND.group, Store(model))
 
-    def reflected(self, model: type[R], *, fields: str | None = None) -> Store[R]:
-        """The store of a kind that changes too often to go through kopf; `fields` is a field selector."""
-        self._fields[model.KIND.plural + "." + model.KIND.group] = fields
-        return self.store(model)
+    def reflected(self, model: type[R], *, fields: str | None = None, labels: str | None = None) -> Store[R]:
+        """The store of a kind that changes too often to go through kopf, or of which only some objects are wanted; `fields`
+        is a field selector, `labels` a label selector."""
+        store = self.store(model)
+        self._reflections[model.KIND.plural + "." + model.KIND.group] = Reflection(store, fields, labels)
+        return store
 
     def watched(self) -> Iterator[Store[Any]]:
         """Stores that kopf feeds."""
-        return (store for name, store in self._stores.items() if name not in self._fields)
+        return (store for name, store in self._stores.items() if name not in self._reflections)
 
-    def reflections(self) -> Iterator[tuple[Store[Any], str | None]]:
-        """Stores that a reflector feeds, each with its field selector."""
-        return ((self._stores[name], fields) for name, fields in self._fields.items())
+    def reflections(self) -> Iterator[Reflection]:
+        """Stores that a reflector feeds, each with its selectors."""
+        return iter(self._reflections.values())
 
     def __iter__(self) -> Iterator[Store[Any]]:
         return iter(self._stores.values())

@@ -14,6 +14,7 @@ from kumulus.api.host import WorkOrder
 from kumulus.api.storage import Image, StoragePool
 from kumulus.cli.explain import explain
 from kumulus.cli.facts import Absence, Facts, Finding, Level, image_names, secret_refs
+from kumulus.kube.service import PUBLISHED, Service
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 UID = "0b5c1f8e-7a5a-4a53-9c6e-6f1f3d3f5a11"
@@ -72,6 +73,24 @@ def running(**status: Any) -> dict[str, Any]:
         "conditions": [condition("Ready", "True", "Running"), condition("Scheduled", "True", "Placed")],
         **status,
     }
+
+
+def test_a_service_that_cannot_have_it_as_an_endpoint_is_told_beside_that_all_is_well() -> None:
+    def service(name: str, *conditions: dict[str, Any]) -> Service:
+        return Service.parse({"metadata": {"name": name}, "status": {"conditions": list(conditions)}})
+
+    services = [
+        service("db", condition(PUBLISHED, "False", "NotReachable", "Machine web1 cannot be reached.")),
+        service("web", condition(PUBLISHED, "True", "Published")),
+        service("new"),
+    ]
+    facts = Facts(
+        machine(status=running()), NOW, order=order("Running"), host=host("Ready", ready="True"), services=services
+    )
+    well, said = explain(facts)
+    assert well.level is Level.OK and said.level is Level.NOTE
+    assert said.what == "The Service db selects it, and says (NotReachable): Machine web1 cannot be reached."
+    assert said.todo == "kubectl -n shop describe service db"
 
 
 def host(phase: str, reason: str = "", message: str = "", ready: str = "False") -> Host:

@@ -166,7 +166,8 @@ async def test_pages_of_a_list() -> None:
 
     server.answer = pages
     async with connected(server) as client:
-        found = [page async for page in client.list_pages(VM, None, fields="metadata.name=web")]
+        found = [page async for page in client.list_pages(VM, None, fields="metadata.name=web", labels="a=b")]
+    assert "labelSelector=a%3Db" in server.asked[1][1]
     assert found == [([{"n": 1}], "7"), ([{"n": 2}], "7")]
     assert "fieldSelector=metadata.name%3Dweb" in server.asked[1][1] and "c%3D1%26x" in server.asked[1][1]
 

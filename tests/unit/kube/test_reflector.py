@@ -31,7 +31,7 @@ class Feed:
         self.quiet = asyncio.Event()
 
     async def list_pages(
-        self, kind: Kind, namespace: str | None, *, fields: str | None = None
+        self, kind: Kind, namespace: str | None, *, fields: str | None = None, labels: str | None = None
     ) -> AsyncIterator[tuple[list[Raw], str]]:
         self.listed += 1
         found = self._lists.pop(0)
@@ -40,7 +40,13 @@ class Feed:
         yield found, str(100 * self.listed)
 
     async def watch(
-        self, kind: Kind, namespace: str | None, *, since: str, fields: str | None = None
+        self,
+        kind: Kind,
+        namespace: str | None,
+        *,
+        since: str,
+        fields: str | None = None,
+        labels: str | None = None,
     ) -> AsyncIterator[WatchEvent]:
         self.since.append(since)
         if not self._watches:
@@ -78,6 +84,18 @@ def names(store: Store[VirtualMachine]) -> list[str]:
 
 def changed(raw: Raw) -> WatchEvent:
     return WatchEvent("MODIFIED", raw)
+
+
+def test_what_fits_a_selector_again_comes_back() -> None:
+    """The watch says DELETED when an object does not fit any more, with the version of that change, and ADDED later."""
+
+    def check(store: Store[VirtualMachine], feed: Feed) -> None:
+        assert names(store) == ["a"] and store.get("a", "ns").metadata.resource_version == "130"  # type: ignore[union-attr]
+        assert not store.apply(vm(119, name="b", uid="b")), "what was before its end stays gone"
+
+    left = [WatchEvent("DELETED", vm(120, name="a", uid="a")), WatchEvent("DELETED", vm(121, name="b", uid="b"))]
+    back = WatchEvent("ADDED", vm(130, name="a", uid="a"))
+    reflect([[vm(1, name="a", uid="a"), vm(2, name="b", uid="b")]], [[*left, back]], check)
 
 
 def test_events_and_bookmarks_move_the_version_on() -> None:

@@ -78,6 +78,14 @@ def test_an_answer_slower_than_the_end_of_its_object_does_not_bring_it_back() ->
     assert not held.apply(vm(3, name="other", uid="u9")), "a page of a list that was made before"
 
 
+def test_what_a_selector_does_not_show_any_more_comes_back_by_a_later_version_alone() -> None:
+    held = store()
+    held.apply(vm(1))
+    held.remove(WEB, "u1", as_of="5")
+    assert not held.apply(vm(4)) and not held.apply(vm(5)), "what was before"
+    assert held.apply(vm(6)) and held.get("web", "ns") is not None
+
+
 def test_news_of_a_predecessor_do_not_replace_the_successor() -> None:
     """kopf delivers objects of different uids in no particular order."""
     held = store()

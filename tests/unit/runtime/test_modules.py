@@ -230,6 +230,9 @@ async def test_one_that_fails_to_stop_keeps_nobody_else(workshop: Workshop) -> N
 def test_our_own_modules_are_there() -> None:
     names = {item.name for item in discover()}
     assert {"controllers", "controllers.compute", "controllers.fabric", "controllers.storage"} <= names
+    tree = ModuleTree(discover(), include=["controllers"], exclude=["controllers.network.endpoints"])
+    states = {item.name: item.state for item in tree.nodes}
+    assert states["controllers.network.endpoints"] is State.EXCLUDED and states["controllers.network"] is State.LOADED
 
 
 def test_a_name_that_no_module_has_is_told() -> None:
