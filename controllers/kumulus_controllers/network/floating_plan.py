@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kumulus.api.addresses import Address, is_v4
+from kumulus.api.gateways import FLOATING_MOST, FORWARDS_MOST
 from kumulus.api.host import WorkOrder
 from kumulus.api.network import NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, FloatingIPStatus, FloatingPhase, PhysicalNetwork, Router
-from kumulus.runtime.conditions import derive
+from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.network.lack import Lack, facts
 from kumulus_controllers.network.routing import targets
 from kumulus_controllers.orders import done
@@ -129,17 +130,57 @@ def derive_status(
     else:
         phase = FloatingPhase.PENDING
         name = router.name if router is not None else "the router"
-        lack = Lack("RouterNotActive", f"No host of {name} routes for it yet.", stalled=False)
+        lack = _left_out(scope, address, router)
+        lack = lack or Lack("RouterNotActive", f"No host of {name} routes for it yet.", stalled=False)
     generation = floating.metadata.generation
     return FloatingIPStatus(
         observed_generation=generation,
-        conditions=derive(before.conditions, facts(lack, str(phase), said), generation=generation, now=now),
+        conditions=derive(
+            before.conditions, [*facts(lack, str(phase), said), *_withdrawn(scope)], generation=generation, now=now
+        ),
         phase=phase,
         network=before.network or (scope.external.uid if scope.external is not None and address is not None else None),
         address=before.address or address,
         router=router.name if router is not None else None,
         host=host,
     )
+
+
+def _left_out(scope: Scope, address: Address | None, router: Router | None) -> Lack | None:
+    """Why its router does not have it though it is that router's: what hosts are told has no room for it."""
+    floating = scope.floating
+    if router is None or address is None or floating.status.router != router.name:
+        return None
+    for order in scope.orders.values():
+        does = order.spec.gateway.router if order.spec.gateway is not None else None
+        if does is None or address in _told(order):
+            continue
+        has = {item.external for item in (*does.floating, *does.forwards)}
+        forwards = len(does.forwards) + len(floating.spec.port_forwards)
+        if len(has) >= FLOATING_MOST or forwards > FORWARDS_MOST:
+            return Lack(
+                "TooManyFloatingIPs",
+                f"Router {router.name} can have {FLOATING_MOST} FloatingIPs and {FORWARDS_MOST} port forwards, and older ones"
+                " have them: delete some, or have another Router for this one. It goes on by itself when there is room.",
+            )
+    return None
+
+
+def _withdrawn(scope: Scope) -> list[Fact]:
+    """Its namespace may not use the external network any more. The address stays, for nobody takes it from who has it."""
+    external, namespace = scope.external, scope.floating.namespace
+    allowed = external.spec.allowed_namespaces if external is not None else ()
+    if external is None or scope.floating.status.address is None or not allowed or namespace in allowed:
+        return []
+    return [
+        Fact(
+            "Allowed",
+            False,
+            "NamespaceNotAllowed",
+            f"ExternalNetwork {external.name} may not be used in namespace {namespace} any more. The address goes on; another"
+            " one cannot be had.",
+        )
+    ]
 
 
 def _host(scope: Scope, address: Address | None, router: Router | None) -> str | None:
