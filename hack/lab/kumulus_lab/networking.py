@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -55,27 +56,32 @@ class Part:
 
 
 def run(lab: Lab, console: Console, kumulusctl: Kumulusctl, follow: Follow) -> list[Machine]:
-    """Apply examples/network and see who reaches whom; its machines. Repeated, it finds all of it and looks from outside."""
+    """Apply examples/network and see who reaches whom; its machines. Repeated, it changes nothing and looks from outside: what
+    somebody tried meanwhile stays."""
     directory = examples.render(lab, examples.NETWORK)
-    before = _parts(lab)
-    examples.apply(lab.control_plane, directory)
+    again = "FloatingIP" in _parts(lab)  # the last of it
+    if not again:
+        examples.apply(lab.control_plane, directory)
     machines = follow(directory)
-    hosts = {machine.name: machine.host for machine in machines}
-    parts = _follow(lab, console)
-    address, router = parts["FloatingIP"].address, parts["Router"].address
     network = lab.network
-    if network is None or not set(hosts.values()) <= {host.name for host in lab.hosts}:
-        console.print("[dim]·[/] simulated hosts carry no packets: who reaches whom is not to be seen here")
+    carried = network is not None and {machine.host for machine in machines} <= {host.name for host in lab.hosts}
+    if again:
+        if network is not None and carried:
+            _look(network.outside, _parts(lab).get("FloatingIP", _NONE).address, console)
         return machines
+    parts = _follow(lab, console)
+    if network is None or not carried:
+        console.print("[dim]·[/] simulated hosts carry no packets: who reaches whom cannot be seen here")
+        return machines
+    address, router = parts["FloatingIP"].address, parts["Router"].address
     _answers(network.outside, address)
-    console.print(f"[dim]·[/] from outside, http://{address}/ is answered by {' and '.join(WEB)} in turns")
-    if not before.get("FloatingIP", _NONE).settled:  # later, consoles are full of other things
-        lines = dict.fromkeys(WEB, f"fetched {DATABASE_AT}:{DATABASE_PORT}/: {DATABASE}")
-        for name, line in lines.items():
-            _wait(kumulusctl, name, [line, f"fetched {outside.WORLD[0]}/: you are {router}"])
-        console.print(
-            f"[dim]·[/] {' and '.join(WEB)} reach {DATABASE} through the router, and the world, which sees them as {router}"
-        )
+    console.print(f"[dim]·[/] from outside, http://{address}/ is answered by {' and '.join(WEB)}, by a load balancer")
+    for name in WEB:
+        fetched = f"fetched {DATABASE_AT}:{DATABASE_PORT}/: {DATABASE}"
+        _wait(kumulusctl, name, [fetched, f"fetched {outside.WORLD[0]}/: you are {router}"])
+    console.print(
+        f"[dim]·[/] {' and '.join(WEB)} reach {DATABASE} through the router, and the world, which sees them as {router}"
+    )
     refuse(network.outside, router)
     console.print(f"[dim]·[/] {DATABASE} is not reached from outside, not even by a route through the router")
     return machines
@@ -109,6 +115,15 @@ def refuse(client: Outside, router: str) -> None:
         client.exec(["ip", "route", "delete", BACK], check=False)
     if got:
         raise LabError(f"the client outside reached {DATABASE} at {DATABASE_AT}:{DATABASE_PORT}, and got: {got[:200]}")
+
+
+def _look(client: Outside, address: str, console: Console) -> None:
+    """Say who answers from outside; nobody may, for somebody may have changed that."""
+    try:
+        got = deadline.until(lambda: fetch(client, address), "an answer", seconds=10) if address else ""
+    except LabError:
+        got = ""
+    console.print(f"[dim]·[/] from outside, http://{address or '-'}/ is answered by {escape(got) or 'nobody'}")
 
 
 def _answers(client: Outside, address: str) -> None:
