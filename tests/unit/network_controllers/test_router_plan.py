@@ -314,6 +314,44 @@ def test_a_floating_address_that_a_router_has_no_room_for_says_so() -> None:
     assert said(whole, told)[1] == "RouterNotActive", "a whole address takes no port forwards"
 
 
+def test_a_floating_address_goes_on_while_hosts_are_told_of_a_change() -> None:
+    """Of others: nothing is said, and nothing written. Of its own: it is Active as before, and Reconciling."""
+    web, data = allocated("web", "10.0.0.7"), allocated("data", "10.0.0.8")
+    way = router({"activeHost": "h1", "externalNetwork": EXTERNAL.uid})
+    known = {"router": "gw", "host": "h1", "phase": "Active", "observedGeneration": 1}
+
+    def order(target: str, **status: Any) -> WorkOrder:
+        item = floating("a", target={"interface": target})
+        does = router_plan.function(scope(floating=(item,), interfaces={"web": web, "data": data}), HELD)
+        told = ordered("h1", active=True, **status)
+        gateway = router_plan.order(scope(), HELD, does, "h1", ("h1",), {})
+        return told.model_copy(update={"spec": told.spec.model_copy(update={"gateway": gateway})})
+
+    def said(target: str, order: WorkOrder, **status: Any) -> tuple[str | None, bool, str]:
+        item = floating("a", status, target={"interface": target})
+        interfaces = {"web": web, "data": data}
+        found = floating_plan.Scope(item, EXTERNAL, PHYSICAL, interfaces, (way,), orders={"h1": order})
+        after = floating_plan.derive_status(found, item.status.address, way, None, NOW)
+        ready = after.condition("Ready")
+        assert ready is not None
+        return after.phase, after.condition("Reconciling") is not None, ready.message or ""
+
+    telling = {"observedGeneration": 0}
+    assert said("web", order("web"), **known)[:2] == ("Active", False)
+    assert said("web", order("web", **telling), **known)[:2] == ("Active", False), "it is about another one"
+    assert said("data", order("web"), **known)[:2] == ("Active", True), "nobody is told yet"
+    going = known | {"conditions": [{"type": "Reconciling", "status": "True", "lastTransitionTime": NOW}]}
+    assert said("data", order("data", **telling), **going)[:2] == ("Active", True)
+    assert said("data", order("data"), **going)[:2] == ("Active", False)
+    new = {"router": "gw", "phase": "Pending", "observedGeneration": 1}
+    assert said("web", order("web", **telling), **new)[0] == "Pending", "it never had the address"
+    failed = {"state": "Failed", "message": "no out0"}
+    assert said("web", order("web", **failed), **known) == (
+        *("Pending", True),
+        "No host of gw routes for it yet. Host h1: no out0",
+    )
+
+
 def test_an_external_network_that_a_namespace_may_not_use_any_more_is_kept_and_said() -> None:
     web, way = allocated("web", "10.0.0.7"), router({"activeHost": "h1", "externalNetwork": EXTERNAL.uid})
     item = floating("a", {"router": "gw"}, target={"interface": "web"})
