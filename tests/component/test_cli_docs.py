@@ -14,6 +14,7 @@ from kumulus.api.fabric import Host
 from kumulus.api.network import NetworkInterface
 from kumulus.cli.cluster import Cluster
 from kumulus.cli.people import main
+from kumulus.kube.builtin import NAMESPACE
 from kumulus_lab import deadline
 from kumulus_lab.cluster import NativeCluster
 
@@ -31,9 +32,12 @@ _RUNNING = ("vm", "logs")
 
 def section(guide: str, title: str) -> str:
     """A section of a guide, with those below it."""
-    found = re.search(rf"^(#+) {re.escape(title)}\n.*?(?=^#{{1,2}} |\Z)", (ROOT / guide).read_text(), re.M | re.S)
-    assert found is not None, f"{guide} has no section {title}"
-    return found.group()
+    text = (ROOT / guide).read_text()
+    head = re.search(rf"^(#+) {re.escape(title)}\n", text, re.MULTILINE)
+    assert head is not None, f"{guide} has no section {title}"
+    rest = text[head.end() :]
+    end = re.search(rf"^#{{1,{len(head[1])}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end is not None else rest
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -111,15 +115,18 @@ def test_a_forgotten_placeholder_is_refused_with_the_fields_name(cluster: Native
 def test_every_command_about_networks_does_what_the_guides_say(
     cluster: NativeCluster, administrator: Cluster, namespace: str, tmp_path: Path
 ) -> None:
-    """The objects of these sections and of the network example are made, and the commands are run one after the other. No
-    controller looks at them: what commands show of statuses is for other tests."""
+    """The objects of these sections are made, and the commands are run one after the other. No controller looks at them: what
+    commands show of statuses is for other tests."""
     tenant = "".join(section(GUIDES[0], title) for title in ("Networks", "Load balancers", "Routers and floating IPs"))
     operator = section(GUIDES[1], "The way to the world")
+    example = f"{namespace}-example"
     for path in NETWORK.glob("*.yaml"):
-        (tmp_path / path.name).write_text(path.read_text().replace("namespace: quickstart", f"namespace: {namespace}"))
+        (tmp_path / path.name).write_text(path.read_text().replace("namespace: quickstart", f"namespace: {example}"))
+    places = {"examples/network/": str(tmp_path), "quickstart": example}
     offers = [block for block in _BLOCK.findall(operator) if block.startswith("apiVersion:")]
     hosts = ("h1", "h2")
     run = 0
+    administrator.create(NAMESPACE, {"metadata": {"name": example}})
     try:
         for host in hosts:
             administrator.create(Host.KIND, {"metadata": {"name": host}, "spec": {"zone": namespace}})
@@ -130,18 +137,16 @@ def test_every_command_about_networks_does_what_the_guides_say(
                 cluster.kubectl_run("-n", namespace, "apply", "-f", "-", stdin=manifest)
         for name in ("web-1-eth0", "web-2-eth0"):  # as the machines' controller makes them
             nic = {"metadata": {"name": name}, "spec": {"network": "front"}}
-            administrator.create(NetworkInterface.KIND, nic, namespace)
-        for words in (*commands(operator), *commands(tenant)):
-            words = [str(tmp_path) if word == "examples/network/" else word for word in words]
-            words = [namespace if word == "quickstart" else word for word in words]
-            own = words[0] == "kumulusctl" or words[1] == "kumulus"
-            words = words[1:] if words[0] == "kumulusctl" or not own else words[2:]
-            if own and tuple(word for word in words if word in _RUNNING) == _RUNNING:
-                continue
-            if own:
-                assert main(["--kubeconfig", str(cluster.kubeconfig), "-n", namespace, *words]) == 0, words
-            else:
+            administrator.create(NetworkInterface.KIND, nic, example)
+        for written in (*commands(operator), *commands(tenant)):
+            command, *words = [places.get(word, word) for word in written]
+            if command == "kubectl" and words[0] != "kumulus":
                 cluster.kubectl_run("-n", namespace, *words)
+            else:
+                words = words[1:] if command == "kubectl" else words
+                if tuple(word for word in words if word in _RUNNING) == _RUNNING:
+                    continue
+                assert main(["--kubeconfig", str(cluster.kubeconfig), "-n", namespace, *words]) == 0, words
             run += 1
         assert run > 15
         assert administrator.get(Host.KIND, "h1")["metadata"]["labels"]["role"] == "gateway"
@@ -150,3 +155,4 @@ def test_every_command_about_networks_does_what_the_guides_say(
             administrator.delete(Host.KIND, host)
         for manifest in offers:
             cluster.kubectl_run("delete", "--ignore-not-found", "-f", "-", stdin=manifest)
+        administrator.delete(NAMESPACE, example)
