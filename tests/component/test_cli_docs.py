@@ -141,7 +141,7 @@ def test_every_command_about_networks_does_what_the_guides_say(
         for written in (*commands(operator), *commands(tenant)):
             command, *words = [places.get(word, word) for word in written]
             if command == "kubectl" and words[0] != "kumulus":
-                cluster.kubectl_run("-n", namespace, *words)
+                cluster.kubectl_run(*words)
             else:
                 words = words[1:] if command == "kubectl" else words
                 if tuple(word for word in words if word in _RUNNING) == _RUNNING:

@@ -101,7 +101,8 @@ def try_next(lab: Lab, option: str) -> list[str]:
 
 def fetch(client: Outside, address: str) -> str:
     """What the client outside gets from http://ADDRESS/; empty when it gets nothing within two seconds."""
-    asked = client.exec(["busybox", "wget", "-q", "-T", "2", "-O", "-", f"http://{address}/"], check=False)
+    # Debian's static busybox does not survive its own option -T.
+    asked = client.exec(["timeout", "2", "busybox", "wget", "-q", "-O", "-", f"http://{address}/"], check=False)
     return asked.stdout.strip()
 
 
