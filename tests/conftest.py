@@ -21,6 +21,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.network import Network, NetworkInterface
+from kumulus.api.routing import FloatingIP, Router
 from kumulus.api.storage import Image, Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.cli.cluster import Cluster
@@ -52,6 +53,8 @@ OWNED: tuple[Kind, ...] = tuple(
         VolumeSnapshot,
         Volume,
         Image,
+        FloatingIP,
+        Router,
         LoadBalancer,
         NetworkInterface,
         Network,

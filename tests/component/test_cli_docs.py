@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kumulus.api.fabric import Host
+from kumulus.api.network import NetworkInterface
+from kumulus.cli.cluster import Cluster
+from kumulus.cli.people import main
+from kumulus.kube.builtin import NAMESPACE
 from kumulus_lab import deadline
 from kumulus_lab.cluster import NativeCluster
 
@@ -18,7 +23,29 @@ pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ("docs/user-guide.md", "docs/operator-guide.md")
 QUICKSTART = ROOT / "examples" / "quickstart"
+NETWORK = ROOT / "examples" / "network"
 _BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_SCRIPT = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_RUNNING = ("vm", "logs")
+"""What needs a machine that runs; the system tests have some."""
+
+
+def section(guide: str, title: str) -> str:
+    """A section of a guide, with those below it."""
+    text = (ROOT / guide).read_text()
+    head = re.search(rf"^(#+) {re.escape(title)}\n", text, re.MULTILINE)
+    assert head is not None, f"{guide} has no section {title}"
+    rest = text[head.end() :]
+    end = re.search(rf"^#{{1,{len(head[1])}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end is not None else rest
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of each command in its scripts."""
+    for block in _SCRIPT.findall(text):
+        for line in block.splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
 
 
 def manifests() -> Iterator[str]:
@@ -78,7 +105,7 @@ def test_the_quickstart_applies_in_one_go_once_its_placeholders_are_filled_in(cl
 
 
 def test_the_examples_of_networks_are_taken(cluster: NativeCluster, namespace: str) -> None:
-    for file in sorted((ROOT / "examples" / "network").glob("*.yaml")):
+    for file in sorted(file for name in ("network", "service") for file in (ROOT / "examples" / name).glob("*.yaml")):
         manifest = file.read_text().replace("namespace: quickstart", f"namespace: {namespace}")
         cluster.kubectl_run("apply", "--dry-run=server", "-f", "-", stdin=manifest)
 
@@ -89,3 +116,49 @@ def test_a_forgotten_placeholder_is_refused_with_the_fields_name(cluster: Native
     assert done.returncode != 0
     assert "spec.source.http.url" in done.stderr
     assert "spec.checksum.sha256" in done.stderr
+
+
+def test_every_command_about_networks_does_what_the_guides_say(
+    cluster: NativeCluster, administrator: Cluster, namespace: str, tmp_path: Path
+) -> None:
+    """The objects of these sections are made, and the commands are run one after the other. No controller looks at them: what
+    commands show of statuses is for other tests."""
+    tenant = "".join(section(GUIDES[0], title) for title in ("Networks", "Load balancers", "Routers and floating IPs"))
+    operator = section(GUIDES[1], "The way to the world")
+    example = f"{namespace}-example"
+    for path in NETWORK.glob("*.yaml"):
+        (tmp_path / path.name).write_text(path.read_text().replace("namespace: quickstart", f"namespace: {example}"))
+    places = {"examples/network/": str(tmp_path), "quickstart": example}
+    offers = [block for block in _BLOCK.findall(operator) if block.startswith("apiVersion:")]
+    hosts = ("h1", "h2")
+    run = 0
+    administrator.create(NAMESPACE, {"metadata": {"name": example}})
+    try:
+        for host in hosts:
+            administrator.create(Host.KIND, {"metadata": {"name": host}, "spec": {"zone": namespace}})
+        for manifest in offers:
+            cluster.kubectl_run("apply", "-f", "-", stdin=manifest)
+        for manifest in _BLOCK.findall(tenant):
+            if manifest.startswith("apiVersion:"):
+                cluster.kubectl_run("-n", namespace, "apply", "-f", "-", stdin=manifest)
+        for name in ("web-1-eth0", "web-2-eth0"):  # as the machines' controller makes them
+            nic = {"metadata": {"name": name}, "spec": {"network": "front"}}
+            administrator.create(NetworkInterface.KIND, nic, example)
+        for written in (*commands(operator), *commands(tenant)):
+            command, *words = [places.get(word, word) for word in written]
+            if command == "kubectl" and words[0] != "kumulus":
+                cluster.kubectl_run(*words)
+            else:
+                words = words[1:] if command == "kubectl" else words
+                if tuple(word for word in words if word in _RUNNING) == _RUNNING:
+                    continue
+                assert main(["--kubeconfig", str(cluster.kubeconfig), "-n", namespace, *words]) == 0, words
+            run += 1
+        assert run > 15
+        assert administrator.get(Host.KIND, "h1")["metadata"]["labels"]["role"] == "gateway"
+    finally:
+        for host in hosts:
+            administrator.delete(Host.KIND, host)
+        for manifest in offers:
+            cluster.kubectl_run("delete", "--ignore-not-found", "-f", "-", stdin=manifest)
+        administrator.delete(NAMESPACE, example)

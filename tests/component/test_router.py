@@ -137,6 +137,13 @@ async def test_the_life_of_a_router(stage: Stage) -> None:
         assert reason(router) == "ExternalNetworkNotFound"
         assert router["status"]["externalAddress"] == "203.0.113.10"
         assert {h: o["metadata"]["resourceVersion"] for h, o in await stage.orders("Gateway")} == versions
+        first = await stage.get(FloatingIP, "a")
+        assert (first["status"]["phase"], reason(first, "Allowed")) == ("Active", "NamespaceNotAllowed")
+        await stage.delete(FloatingIP, "c")
+        await settle(brain, stage)
+        await stage.make(FloatingIP, "c", externalNetwork=stage.namespace)
+        await settle(brain, stage)
+        assert reason(await stage.get(FloatingIP, "c")) == "ExternalNetworkNotFound", "it gets none any more"
 
         # An address stays its router's while a host that has failed may have it.
         await stage.change(FloatingIP, "a", target=None)
@@ -186,6 +193,20 @@ async def test_networks_and_hosts_come_and_go(stage: Stage) -> None:
     await stage.change(Router, "main", networks=["net", "back"])
     await settle(brain, stage)
     assert reason(await stage.get(Router, "main")) == "Active", "what it had just now it has again"
+    # What is in service is not lost to a way to the world that has the same addresses.
+    async with outside(stage):
+        await stage.network("wide", cidrs=["203.0.113.128/25"])
+        await stage.change(Router, "main", networks=["net", "wide"])
+        await settle(brain, stage)
+        before = await told(stage)
+        await stage.change(Router, "main", externalNetwork=stage.namespace)
+        await settle(brain, stage)
+        router = await stage.get(Router, "main")
+        assert (reason(router), router["status"].get("externalAddress")) == ("NetworksOverlap", None)
+        assert "Network wide, which goes on" in message(router)
+        assert await told(stage) == before
+        await stage.change(Router, "main", networks=["net", "back"], externalNetwork=None)
+        await settle(brain, stage)
     # A host that takes nothing new hands it over.
     await stage.client.patch(Host.KIND, stage.hosts[0], {"spec": {"unschedulable": True}})
     await settle(brain, stage)

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kumulus.api.addresses import Address, is_v4
-from kumulus.api.host import WorkOrder
+from kumulus.api.gateways import FLOATING_MOST, FORWARDS_MOST
+from kumulus.api.host import WorkOrder, WorkState
 from kumulus.api.network import NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, FloatingIPStatus, FloatingPhase, PhysicalNetwork, Router
-from kumulus.runtime.conditions import derive
+from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.network.lack import Lack, facts
 from kumulus_controllers.network.routing import targets
 from kumulus_controllers.orders import done
@@ -116,6 +117,7 @@ def derive_status(
     """The whole status. The address on record stays."""
     floating, before = scope.floating, scope.floating.status
     host = _host(scope, address, router) if lack is None else None
+    found: list[Fact] = []
     said = f"It stands for nobody, and {address} is kept."
     if floating.deleting:
         phase, lack = FloatingPhase.TERMINATING, lack or Lack("Terminating", "It is given back.", stalled=False)
@@ -126,14 +128,24 @@ def derive_status(
         phase = FloatingPhase.ALLOCATED
     elif host is not None:
         phase, said = FloatingPhase.ACTIVE, f"Host {host} routes for it."
+        if _is_changing(scope, scope.orders[host]):
+            found.append(Fact("Reconciling", True, "Pending", f"Host {host} is being told of a change."))
     else:
         phase = FloatingPhase.PENDING
         name = router.name if router is not None else "the router"
-        lack = Lack("RouterNotActive", f"No host of {name} routes for it yet.", stalled=False)
+        lack = _left_out(scope, address, router)
+        lack = lack or Lack(
+            "RouterNotActive", f"No host of {name} routes for it yet.{_why(scope, router)}", stalled=False
+        )
     generation = floating.metadata.generation
     return FloatingIPStatus(
         observed_generation=generation,
-        conditions=derive(before.conditions, facts(lack, str(phase), said), generation=generation, now=now),
+        conditions=derive(
+            before.conditions,
+            [*facts(lack, str(phase), said), *found, *_withdrawn(scope)],
+            generation=generation,
+            now=now,
+        ),
         phase=phase,
         network=before.network or (scope.external.uid if scope.external is not None and address is not None else None),
         address=before.address or address,
@@ -142,14 +154,102 @@ def derive_status(
     )
 
 
+def _left_out(scope: Scope, address: Address | None, router: Router | None) -> Lack | None:
+    """Why its router does not have it though it is that router's: what hosts are told has no room for it."""
+    floating = scope.floating
+    if router is None or address is None or floating.status.router != router.name:
+        return None
+    for order in scope.orders.values():
+        does = order.spec.gateway.router if order.spec.gateway is not None else None
+        if does is None or address in _told(order):
+            continue
+        has = {item.external for item in (*does.floating, *does.forwards)}
+        forwards = len(does.forwards) + len(floating.spec.port_forwards)
+        if len(has) >= FLOATING_MOST or forwards > FORWARDS_MOST:
+            return Lack(
+                "TooManyFloatingIPs",
+                f"Router {router.name} can have {FLOATING_MOST} FloatingIPs and {FORWARDS_MOST} port forwards, and older ones"
+                " have them: delete some, or have another Router for this one. It goes on by itself when there is room.",
+            )
+    return None
+
+
+def _withdrawn(scope: Scope) -> list[Fact]:
+    """Its namespace may not use the external network any more. The address stays, for nobody takes it from who has it."""
+    external, namespace = scope.external, scope.floating.namespace
+    allowed = external.spec.allowed_namespaces if external is not None else ()
+    if external is None or scope.floating.status.address is None or not allowed or namespace in allowed:
+        return []
+    return [
+        Fact(
+            "Allowed",
+            False,
+            "NamespaceNotAllowed",
+            f"ExternalNetwork {external.name} may not be used in namespace {namespace} any more. The address goes on; another"
+            " one cannot be had.",
+        )
+    ]
+
+
 def _host(scope: Scope, address: Address | None, router: Router | None) -> str | None:
-    """The host that is active, if it has done what it was told of this address."""
-    if router is None or address is None or router.status.active_host is None:
+    """The host that routes for it: the active one, if it has done what it is told, or had the address before it was told of a
+    change that leaves it the address."""
+    host = router.status.active_host if router is not None else None
+    order = scope.orders.get(host) if host is not None else None
+    if order is None or address is None or address not in _told(order) or order.deleting:
         return None
-    order = scope.orders.get(router.status.active_host)
-    if order is None or not done(order):
-        return None
-    return router.status.active_host if address in _told(order) else None
+    before = scope.floating.status
+    if before.host == host and before.address == address and order.status.state is not WorkState.FAILED:
+        return host
+    return host if done(order) and _as_wanted(scope, order) else None
+
+
+def _is_changing(scope: Scope, order: WorkOrder) -> bool:
+    """Whether the host that routes for it does so as it did before its owner changed something. What changes for others says
+    nothing of it."""
+    if not _as_wanted(scope, order):
+        return True
+    floating, before = scope.floating, scope.floating.status
+    news = before.observed_generation != floating.metadata.generation or before.condition("Reconciling") is not None
+    return news and not done(order)
+
+
+def _as_wanted(scope: Scope, order: WorkOrder) -> bool:
+    """Whether a host is told of it what its spec says."""
+    spec, address = scope.floating.spec, scope.floating.status.address
+    does = order.spec.gateway.router if order.spec.gateway is not None else None
+    if does is None:
+        return False
+    if spec.target is not None:
+        own = _own(scope, spec.target.interface)
+        return any(one.internal in own for one in does.floating if address in (None, one.external))
+    told = {
+        (one.protocol, one.port, one.target_port, one.internal)
+        for one in does.forwards
+        if address in (None, one.external)
+    }
+    return all(
+        any(
+            (one.protocol, one.port, one.target_port or one.port, internal) in told
+            for internal in _own(scope, one.interface)
+        )
+        for one in spec.port_forwards
+    )
+
+
+def _own(scope: Scope, name: str) -> tuple[Address, ...]:
+    """The addresses of an interface that it is to stand for."""
+    nic = scope.interfaces.get(name)
+    return nic.status.addresses if nic is not None else ()
+
+
+def _why(scope: Scope, router: Router | None) -> str:
+    """What keeps the host that routes from it, as a further sentence."""
+    host = router.status.active_host if router is not None else None
+    order = scope.orders.get(host) if host is not None else None
+    if order is None or order.status.state is not WorkState.FAILED:
+        return ""
+    return f" Host {host}: {order.status.message or order.status.reason or 'it failed'}"
 
 
 def _told(order: WorkOrder) -> set[Address]:

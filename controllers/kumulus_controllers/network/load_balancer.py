@@ -247,7 +247,7 @@ class LoadBalancerReconciler:
         for host, order in orders.items():
             if host not in choice.hosts and choice.hosts:
                 await self._orders.end(order)
-        return replace(self._observe(balancer), choice=choice, digests=scope.digests), wait
+        return replace(self._observe(balancer), choice=choice, digests=scope.digests, late=wait > 0), wait
 
     async def _change(self, balancer: LoadBalancer, stale: list[tuple[WorkOrder, GatewayOrder]]) -> float:
         """Tell hosts what changed, all of it at once. In so many seconds they may be told; 0 when they know."""

@@ -47,6 +47,8 @@ class Scope:
     """Names of hosts that cannot say what is so now."""
     choice: Choice | None = None
     """The hosts that it is to be on; None when that was not looked for."""
+    late: bool = False
+    """Its hosts are told of a change in a moment only."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """What the Secrets of its listeners add up to, by their names."""
 
@@ -237,7 +239,9 @@ def derive_status(scope: Scope, why: Lack | None, now: str) -> LoadBalancerStatu
     )
     healthy = sum(member.healthy for member in shown)
     undone = _undone(scope)
-    why = why or _hosts(scope, undone) or undone or _members(scope, len(found), healthy)
+    passing = undone if undone is not None and not undone.stalled else None
+    serves = healthy > 0 or (passing is not None and any(well.values()))  # perhaps with members that it had before
+    why = why or _hosts(scope, undone) or (undone if passing is None else None) or _members(scope, len(found), serves)
     own = scope.interface.status.addresses[:2] if scope.interface is not None else ()
     phase = "Ready" if why is None else "Failed" if why.stalled else "Pending"
     if why is not None and serving is not None and (why is undone or why.reason in _SERVES):
@@ -251,7 +255,7 @@ def derive_status(scope: Scope, why: Lack | None, now: str) -> LoadBalancerStatu
         observed_generation=generation,
         conditions=derive(
             before.conditions,
-            [*facts(why, "Ready", said), *_redundant(scope.choice)],
+            [*facts(why, "Ready", said), *_passing(why, passing), *_redundant(scope.choice)],
             generation=generation,
             now=now,
         ),
@@ -262,6 +266,13 @@ def derive_status(scope: Scope, why: Lack | None, now: str) -> LoadBalancerStatu
         members=shown,
         healthy=f"{healthy}/{len(shown)}",
     )
+
+
+def _passing(why: Lack | None, passing: Lack | None) -> list[Fact]:
+    """A change that hosts are being told of takes nothing from what serves: Ready stays, and kstatus hears that it goes on."""
+    if why is not None or passing is None:
+        return []
+    return [Fact("Reconciling", True, passing.reason, passing.message)]
 
 
 _SERVES = ("TooManyMembers", "SecretNotFound", "SecretNotCertificate", "CertificateExpired")
@@ -306,6 +317,8 @@ def _undone(scope: Scope) -> Lack | None:
     hosts = _chosen(scope)
     orders = [order for order in scope.orders if host_of(order) in hosts and host_of(order) not in scope.silent]
     found = [lack for order in orders if (lack := _undone_by(order)) is not None]
+    if scope.late:
+        found.append(Lack("Pending", "Its hosts are being told of a change.", stalled=False))
     return min(found, key=lambda lack: not lack.stalled, default=None)
 
 
@@ -320,7 +333,7 @@ def _undone_by(order: WorkOrder) -> Lack | None:
     return Lack(status.reason or ("Pending" if passing else "Failed"), f"Host {host}: {said}", stalled=not passing)
 
 
-def _members(scope: Scope, count: int, healthy: int) -> Lack | None:
+def _members(scope: Scope, count: int, serves: bool) -> Lack | None:
     if scope.unknown:
         names = ", ".join(scope.unknown[:5])
         return Lack(
@@ -346,7 +359,7 @@ def _members(scope: Scope, count: int, healthy: int) -> Lack | None:
                 stalled=False,
             )
         return Lack("NoMembers", "None of its interfaces is in its network and has an address.", stalled=False)
-    if healthy == 0:
+    if not serves:
         return Lack(
             "NoHealthyMembers",
             "No member passes the health check: does the service run there at the target port, and do the members' security"

@@ -122,20 +122,46 @@ def _against(scope: Scope, network: Network, good: Sequence[Network]) -> Lack | 
         theirs = [item.cidr for item in ranges(other)]
         if any(one.version == two.version and one.overlaps(two) for one in mine for two in theirs):
             return Lack("NetworksOverlap", f"Networks {other.name} and {name} have addresses in common: take one out.")
-    if scope.external is not None:
-        world = ipaddress.ip_network(scope.external.spec.cidr)
-        if any(one.version == world.version and one.overlaps(world) for one in mine):
-            return Lack(
-                "NetworksOverlap",
-                f"Network {name} and ExternalNetwork {scope.external.name} have addresses in common: take it out.",
-            )
+    external = scope.external
+    if external is not None and _overlaps_world(network, external) and (has_external(scope) or not _in_service(scope)):
+        return Lack(
+            "NetworksOverlap",
+            f"Network {name} and ExternalNetwork {external.name} have addresses in common: take it out.",
+        )
     return None
 
 
+def _overlaps_world(network: Network, external: ExternalNetwork) -> bool:
+    world = ipaddress.ip_network(external.spec.cidr)
+    return any(item.cidr.version == world.version and item.cidr.overlaps(world) for item in ranges(network))
+
+
+def _in_service(scope: Scope) -> tuple[str, ...]:
+    """Names of networks that the router has already and that overlap its external network."""
+    had, external = _had(scope), scope.external
+    return tuple(
+        name
+        for name, network in sorted(scope.networks.items())
+        if external is not None and network is not None and network.uid in had and _overlaps_world(network, external)
+    )
+
+
 def world_lack(scope: Scope) -> Lack | None:
-    """Why the router cannot have a leg in its external network; None also when it is to have none."""
+    """Why the router cannot have a leg in its external network; None also when it is to have none. What is in service keeps
+    its router: it is the external network that is refused."""
     wanted = scope.router.spec.external_network
-    return external_lack(scope.external, scope.physical, wanted, scope.router.namespace) if wanted is not None else None
+    if wanted is None:
+        return None
+    lack = external_lack(scope.external, scope.physical, wanted, scope.router.namespace)
+    if lack is None and not has_external(scope) and (networks := _in_service(scope)):
+        several = len(networks) > 1
+        return Lack(
+            "NetworksOverlap",
+            f"ExternalNetwork {wanted} and {'Networks' if several else 'Network'} {', '.join(networks)}, which"
+            f" {'go' if several else 'goes'} on, have addresses in common, so the router has no way to the world: name another"
+            f" ExternalNetwork, or take {'those networks' if several else 'that network'} out.",
+        )
+    return lack
 
 
 def external_lack(
@@ -369,13 +395,13 @@ def derive_status(scope: Scope, held: Held, choice: Choice | None, lack: Lack | 
             facts(lack or Lack("Terminating", "Its hosts let go of it.", stalled=False), ""),
         )
     else:
-        lack = lack or trouble
+        lack = _together(lack, trouble)
         phase = RouterPhase.ACTIVE if where is not None else RouterPhase.PENDING
         if lack is not None and where is None and lack.stalled:
             phase = RouterPhase.FAILED
         found = facts(lack, "Active", f"Host {where} routes.")
         if router.spec.high_availability and choice is not None and choice.hosts:
-            found.append(_redundant(choice))
+            found.append(_redundant(scope, choice, where))
     standby = tuple(sorted(h for h, o in scope.orders.items() if h != where and o.status.state is WorkState.READY))
     return RouterStatus(
         observed_generation=generation,
@@ -394,24 +420,47 @@ def derive_status(scope: Scope, held: Held, choice: Choice | None, lack: Lack | 
     )
 
 
-def _redundant(choice: Choice) -> Fact:
-    if not choice.short:
-        return Fact("Redundant", True, "Redundant", "Another host can take over.")
-    said = "; ".join(f"{name}: {why}" for name, why in sorted((choice.refused or {}).items())[:5])
-    return Fact(
-        "Redundant",
-        False,
-        "NoStandby",
-        f"No other host can take over ({said or 'there is no other'}). It goes on by itself when one can.",
-    )
+def _redundant(scope: Scope, choice: Choice, where: str | None) -> Fact:
+    if choice.short:
+        said = "; ".join(f"{name}: {why}" for name, why in sorted((choice.refused or {}).items())[:5])
+        return Fact(
+            "Redundant",
+            False,
+            "NoStandby",
+            f"No other host can take over ({said or 'there is no other'}). It goes on by itself when one can.",
+        )
+    failed = _failed(scope)
+    ready = [host for host in choice.hosts if host not in (*failed, *scope.silent, where)]
+    others = [lack for host, lack in failed.items() if host != where]
+    if others and where is not None and not ready:  # who is ready stands by, whatever another one lacks
+        return Fact("Redundant", False, others[0].reason, f"{others[0].message} No other host can take over.")
+    return Fact("Redundant", True, "Redundant", "Another host can take over.")
+
+
+def _failed(scope: Scope) -> dict[str, Lack]:
+    """What hosts say that they cannot do, by host. What is not heard of says nothing."""
+    return {
+        host: Lack(item.status.reason or "Failed", f"Host {host}: {item.status.message or 'it failed'}")
+        for host, item in sorted(scope.orders.items())
+        if item.status.state is WorkState.FAILED and host not in scope.silent
+    }
 
 
 def _trouble(scope: Scope, where: str | None) -> Lack | None:
-    """What agents say that is not as it shall be."""
-    for host, item in sorted(scope.orders.items()):
-        if item.status.state is WorkState.FAILED and host not in scope.silent:
-            return Lack(item.status.reason or "Failed", f"Host {host}: {item.status.message or 'it failed'}")
+    """What agents say that keeps it from routing as it shall. What keeps another host from standing by is not of these, if
+    there shall be one: it is said of that (`_redundant`)."""
+    failed = _failed(scope)
+    stands_by = where is not None and scope.router.spec.high_availability
+    if (lack := failed.get(where or "") if stands_by else next(iter(failed.values()), None)) is not None:
+        return lack
     if where is None:
         some = ", ".join(sorted(scope.orders)) or "a host"
         return Lack("NotActive", f"No host says yet that it routes; {some} is told to.", stalled=False)
     return None
+
+
+def _together(lack: Lack | None, trouble: Lack | None) -> Lack | None:
+    """What the router lacks, and with it what its hosts could not do: neither hides the other."""
+    if lack is None or trouble is None or not trouble.stalled:
+        return lack or trouble
+    return Lack(lack.reason, f"{lack.message} Besides, {trouble.reason}: {trouble.message}", stalled=True)

@@ -44,7 +44,7 @@ def run(lab: Lab, what: Wanted, console: Console) -> None:
     moving.run(lab, console)
     console.print(f"[dim]·[/] applying {escape(str(examples.SNAPSHOTS.relative_to(places.CHECKOUT)))}, step by step")
     restoring.run(lab, console, lambda *words: _kumulusctl(lab, *words).stdout)
-    console.print(f"[dim]·[/] applying {escape(str(examples.NETWORK.relative_to(places.CHECKOUT)))}, step by step")
+    console.print(f"[dim]·[/] applying {escape(str(examples.NETWORK.relative_to(places.CHECKOUT)))}")
     machines += networking.run(
         lab,
         console,
@@ -54,7 +54,8 @@ def run(lab: Lab, what: Wanted, console: Console) -> None:
     console.print()
     console.print(_table(examples.machines(lab.control_plane)))
     _show(lab, "Volumes and snapshots", "volumes,vmsnap", console)
-    _show(lab, "Networks, interfaces and load balancers", "networks.network.kumulus.io,nic,lb", console)
+    _show(lab, "Networks and interfaces", "networks.network.kumulus.io,nic", console)
+    _show(lab, "The way from the world", "routers,lb,fip", console)
     running = [machine for machine in machines if machine.phase == "Running"]
     if running:
         _show_console(lab, running[0], console)
@@ -160,6 +161,7 @@ def _what_next(lab: Lab, running: list[Machine], console: Console) -> None:
         machine = running[0]
         on = f"-n {machine.namespace} {machine.name}"
         lines += [f"kubectl kumulus vm logs {on}", f"kubectl kumulus vm stop {on}", f"kubectl delete vm {on}"]
+    lines += networking.try_next(lab, option)
     lines += ["kubectl kumulus host list"]
     if lab.state.hosts:
         lines += [f"kumulus-lab host kill {lab.state.hosts[0].name}{option}    # cut its power; `host start` boots it"]

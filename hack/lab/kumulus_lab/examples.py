@@ -29,7 +29,7 @@ SNAPSHOTS = places.CHECKOUT / "examples" / "snapshots"
 """Goes on where the storage example ended; its manifests are steps, one after the other."""
 
 NETWORK = places.CHECKOUT / "examples" / "network"
-"""Goes on where the quickstart ended; the last manifest is a step of its own, once the others' machines run."""
+"""Goes on where the quickstart ended."""
 
 _NOT_STARTED = "Pending"
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kumulus_lab import binaries, images, kind, machine, network, places, ports, state
+from kumulus_lab import binaries, images, kind, machine, network, outside, places, ports, state
 from kumulus_lab.cluster import NativeCluster
 from kumulus_lab.controlplane import ControlPlane
 from kumulus_lab.errors import LabError
@@ -149,9 +149,10 @@ class Lab:
         self._say("control plane")
         self.control_plane.start()
         self.start_image_server()
+        self.start_world_server()
         if wanted.controllers or wanted.agents:
             self._say("kinds, roles and admission policies")
-            self.services.install()
+            self.services.install(outside=True)
         if wanted.controllers:
             self._say("controllers")
             self.services.start_controllers()
@@ -203,6 +204,12 @@ class Lab:
                 f"--directory={self.image_directory}",
             ],
         )
+
+    def start_world_server(self) -> None:
+        """In the network outside somebody answers requests, with the address that they come from."""
+        if (network_ := self.network) is not None:
+            argv = [sys.executable, "-m", "kumulus_lab.worldserver", f"--port={outside.PORT}"]
+            Daemon.within(self.directory, "outside").start([*network_.outside.enter, *argv])
 
     def serve_image(self, name: str) -> images.GuestImage:
         """A guest image of the cache is on the lab's image server; made when it is not in the cache."""

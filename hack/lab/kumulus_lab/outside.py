@@ -1,5 +1,7 @@
 """The network outside of a lab: what routers of tenants reach, and a client there who sees north-south traffic.
 
+What tenants are offered of it is hack/lab/manifests/outside.yaml.
+
 It is a network namespace whose bridge has the client's addresses and one leg, `out0`, in each host. Nothing of it is in the
 machine's own namespace, so ranges may be the same in every lab, and no firewall of the machine is in its way.
 """
@@ -22,6 +24,8 @@ GATEWAYS = ("198.51.100.1", "2001:db8:100::1")
 """The client's addresses in it: whatever a router sends out arrives there."""
 WORLD = ("203.0.113.1", "2001:db8:200::1")
 """The client's addresses behind the gateway, which are reached by a default route only."""
+PORT = 80
+"""Where a web server answers at all of the client's addresses, with the address that it sees the one who asks by."""
 
 _BRIDGE = "outside"
 

@@ -18,6 +18,8 @@ def processes(lab: Lab) -> Table:
     names = ["etcd", "kube-apiserver", "kube-controller-manager", "images", "controllers"]
     if lab.state.simulated:
         names.append("fleet")
+    if lab.network is not None:
+        names.append("outside")
     for name in names:
         _row(table, Daemon.within(lab.directory, name))
     return table

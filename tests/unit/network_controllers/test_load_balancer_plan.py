@@ -234,10 +234,35 @@ def test_what_a_host_has_not_done_is_not_hidden_by_one_that_serves() -> None:
     assert said(well, order("h2", active=False)) == ("Ready", "Ready", False)
     assert said(well, order("h2", active=False, **refused)) == ("CommandFailed", "Ready", True)
     assert said(order("h1", well=(one,), **refused), order("h2", active=False)) == ("CommandFailed", "Ready", True)
-    assert said(well, order("h2", active=False, **waits)) == ("SegmentNotReady", "Ready", False)
     assert said(order("h1", well=(one,), **waits), order("h2", active=False, **refused))[0] == "CommandFailed"
-    assert said(well, order("h2", active=False, observedGeneration=0)) == ("Pending", "Ready", False)
     assert said(well, order("h2", active=False, **refused), silent=frozenset({"h2"})) == ("Ready", "Ready", False)
+
+
+def test_a_change_on_its_way_takes_nothing_from_what_serves() -> None:
+    """Ready stays, with the generation that it is of, and Reconciling says that hosts are being told."""
+    one, new = allocated("a", "10.0.0.11"), allocated("b", "10.0.0.12")
+
+    def said(*orders: WorkOrder, **more: Any) -> tuple[str, str, str | None]:
+        given = {"candidates": (one,), "choice": Choice(("h1", "h2")), **more}
+        status = derive_status(scope(orders=orders, **given), None, NOW)
+        ready, going = status.condition("Ready"), status.condition("Reconciling")
+        assert ready is not None
+        assert ready.observed_generation == status.observed_generation == 1
+        return ready.status.value, ready.reason or "", going.reason if going is not None else None
+
+    well, stands_by = order("h1", well=(one,)), order("h2", active=False)
+    told = order("h1", well=(one,), observedGeneration=0)
+    assert said(well, stands_by) == ("True", "Ready", None)
+    assert said(told, stands_by) == ("True", "Ready", "Pending"), "it serves as it did before"
+    assert said(well, order("h2", active=False, observedGeneration=0)) == ("True", "Ready", "Pending")
+    assert said(well, order("h2", active=False, state="Waiting", reason="SegmentNotReady")) == (
+        *("True", "Ready"),
+        "SegmentNotReady",
+    )
+    assert said(well, stands_by, late=True) == ("True", "Ready", "Pending")
+    assert said(told, stands_by, candidates=(new,)) == ("True", "Ready", "Pending"), "with members of before"
+    assert said(well, stands_by, candidates=(new,)) == ("False", "NoHealthyMembers", "NoHealthyMembers")
+    assert said(order("h1", active=False, observedGeneration=0), stands_by) == ("False", "Pending", "Pending")
 
 
 def made(key: Any = None, *, until: datetime = TIME + timedelta(days=1)) -> tuple[bytes, bytes]:

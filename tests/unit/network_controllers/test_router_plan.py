@@ -11,6 +11,7 @@ from kumulus.api.network import Network
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus_controllers.network import floating_plan, router_plan
 from kumulus_controllers.network.gateway_plan import Choice
+from kumulus_controllers.network.lack import Lack
 from kumulus_controllers.network.router_plan import Held, Scope
 from kumulus_controllers.orders import done
 from tests.unit.network_controllers.material import NOW, NS, READY, allocated, meta, network, uid
@@ -223,6 +224,152 @@ def test_who_routes_is_what_agents_say() -> None:
     ready = status.condition("Ready")
     assert ready is not None
     assert (status.phase, ready.reason, ready.message) == ("Failed", "UplinkMissing", "Host h1: no out0")
+
+
+def test_what_a_host_cannot_do_is_said_where_it_matters() -> None:
+    """Of who stands by: that nobody can take over. Of who routes, or if there is nobody: that it is not Ready."""
+    no_way = {"state": "Failed", "reason": "UplinkMissing", "message": "no out0"}
+
+    def said(
+        orders: dict[str, WorkOrder],
+        lack: Lack | None = None,
+        *,
+        across: bool = True,
+        silent: frozenset[str] = frozenset(),
+    ) -> tuple[str | None, str | None, str]:
+        wanted = router(highAvailability=across)
+        found = scope(router=wanted, orders=orders, silent=silent)
+        status = router_plan.derive_status(found, HELD, Choice(tuple(orders)), lack, NOW)
+        ready, redundant = status.condition("Ready"), status.condition("Redundant")
+        assert ready is not None
+        return ready.reason, redundant.reason if redundant is not None else None, ready.message or ""
+
+    routes, failed = ordered("h1", active=True), ordered("h2", active=False, **no_way)
+    assert said({"h1": routes, "h2": ordered("h2", active=False)})[:2] == ("Active", "Redundant")
+    assert said({"h1": routes, "h2": failed})[:2] == ("Active", "UplinkMissing")
+    assert said({"h1": routes, "h2": failed, "h3": ordered("h3", active=False)})[:2] == ("Active", "Redundant")
+    assert said({"h1": routes, "h2": failed}, silent=frozenset({"h2"}))[:2] == ("Active", "Redundant")
+    routes_as_before = ordered("h1", active=True, **no_way)
+    assert said({"h1": routes_as_before, "h2": failed})[:2] == ("UplinkMissing", "UplinkMissing")
+    assert said({"h1": routes, "h2": failed}, across=False)[:2] == ("UplinkMissing", None), "the one that shall have it"
+    nobody = said({"h1": ordered("h1", active=False), "h2": failed})
+    assert nobody[0] == "UplinkMissing"
+    # What a tenant has to mend does not hide what the operator has to.
+    reason, _, message = said({"h1": routes_as_before}, Lack("RouteUseless", "Correct it."))
+    assert (reason, message) == ("RouteUseless", "Correct it. Besides, UplinkMissing: Host h1: no out0")
+    assert said({"h1": ordered("h1", active=False)}, Lack("RouteUseless", "Correct it."))[2] == "Correct it."
+
+
+def test_a_network_in_service_is_not_lost_to_an_external_network() -> None:
+    """Of two with addresses in common, what the router has already stays; the other one is refused, and why is said."""
+    wide = network("wide", cidrs=["203.0.113.128/25"])
+    other = network("other", cidrs=["203.0.113.64/26"])
+
+    def refused(had: dict[str, Any], **networks: Network | None) -> tuple[dict[str, str], str | None]:
+        found = replace(scope(router=router(had, networks=list(networks))), networks=networks)
+        lack = router_plan.world_lack(found)
+        return reasons(found), lack.message if lack is not None else None
+
+    assert refused({}, wide=wide, net=FRONT) == ({"wide": "NetworksOverlap"}, None), (
+        "it has neither: the way out counts"
+    )
+    serves = {"networks": [{"name": "wide", "uid": wide.uid}]}
+    lacks, why = refused(serves, wide=wide, net=FRONT)
+    assert lacks == {}
+    assert why is not None
+    assert "ExternalNetwork public and Network wide, which goes on, have addresses in common" in why
+    assert refused(serves, wide=wide, other=other)[0] == {}, "what is refused stands in nobody's way"
+    assert refused(serves, net=FRONT) == ({}, None), "the network was taken out"
+    way_out = {"externalNetwork": EXTERNAL.uid, "networks": [{"name": "net", "uid": FRONT.uid}]}
+    assert refused(way_out, wide=wide, net=FRONT) == ({"wide": "NetworksOverlap"}, None)
+
+
+def test_a_floating_address_that_a_router_has_no_room_for_says_so() -> None:
+    web = allocated("web", "10.0.0.7")
+    forwards = [{"port": port, "interface": "web"} for port in range(1, 65)]
+    items = tuple(
+        floating(f"f{number:02}", {"address": f"203.0.113.{11 + number}", "router": "gw"}, portForwards=forwards)
+        for number in range(17)
+    )
+    told = ordered("h1", active=True)
+    does = router_plan.function(scope(floating=items, interfaces={"web": web}), HELD)
+    gateway = router_plan.order(scope(), HELD, does, "h1", ("h1",), {})
+    told = told.model_copy(update={"spec": told.spec.model_copy(update={"gateway": gateway})})
+    way = router({"activeHost": "h1", "externalNetwork": EXTERNAL.uid})
+
+    def said(item: FloatingIP, order: WorkOrder) -> tuple[str | None, str | None]:
+        found = floating_plan.Scope(item, EXTERNAL, PHYSICAL, {"web": web}, (way,), orders={"h1": order})
+        status = floating_plan.derive_status(found, item.status.address, way, None, NOW)
+        ready = status.condition("Ready")
+        return status.phase, ready.reason if ready is not None else None
+
+    assert said(items[0], told) == ("Active", "Active")
+    assert said(items[16], told) == ("Pending", "TooManyFloatingIPs")
+    assert said(items[16], ordered("h1", active=True)) == ("Pending", "RouterNotActive"), (
+        "there is room, it is on its way"
+    )
+    one = floating("one", {"address": "203.0.113.99", "router": "gw"}, portForwards=forwards[:1])
+    assert said(one, told)[1] == "TooManyFloatingIPs"
+    whole = floating("whole", {"address": "203.0.113.99", "router": "gw"}, target={"interface": "web"})
+    assert said(whole, told)[1] == "RouterNotActive", "a whole address takes no port forwards"
+
+
+def test_a_floating_address_goes_on_while_hosts_are_told_of_a_change() -> None:
+    """Of others: nothing is said, and nothing written. Of its own: it is Active as before, and Reconciling."""
+    web, data = allocated("web", "10.0.0.7"), allocated("data", "10.0.0.8")
+    way = router({"activeHost": "h1", "externalNetwork": EXTERNAL.uid})
+    known = {"router": "gw", "host": "h1", "phase": "Active", "observedGeneration": 1}
+
+    def order(target: str, **status: Any) -> WorkOrder:
+        item = floating("a", target={"interface": target})
+        does = router_plan.function(scope(floating=(item,), interfaces={"web": web, "data": data}), HELD)
+        told = ordered("h1", active=True, **status)
+        gateway = router_plan.order(scope(), HELD, does, "h1", ("h1",), {})
+        return told.model_copy(update={"spec": told.spec.model_copy(update={"gateway": gateway})})
+
+    def said(target: str, order: WorkOrder, **status: Any) -> tuple[str | None, bool, str]:
+        item = floating("a", status, target={"interface": target})
+        interfaces = {"web": web, "data": data}
+        found = floating_plan.Scope(item, EXTERNAL, PHYSICAL, interfaces, (way,), orders={"h1": order})
+        after = floating_plan.derive_status(found, item.status.address, way, None, NOW)
+        ready = after.condition("Ready")
+        assert ready is not None
+        return after.phase, after.condition("Reconciling") is not None, ready.message or ""
+
+    telling = {"observedGeneration": 0}
+    assert said("web", order("web"), **known)[:2] == ("Active", False)
+    assert said("web", order("web", **telling), **known)[:2] == ("Active", False), "it is about another one"
+    assert said("data", order("web"), **known)[:2] == ("Active", True), "nobody is told yet"
+    going = known | {"conditions": [{"type": "Reconciling", "status": "True", "lastTransitionTime": NOW}]}
+    assert said("data", order("data", **telling), **going)[:2] == ("Active", True)
+    assert said("data", order("data"), **going)[:2] == ("Active", False)
+    new = {"router": "gw", "phase": "Pending", "observedGeneration": 1}
+    assert said("web", order("web", **telling), **new)[0] == "Pending", "it never had the address"
+    failed = {"state": "Failed", "message": "no out0"}
+    assert said("web", order("web", **failed), **known) == (
+        *("Pending", True),
+        "No host of gw routes for it yet. Host h1: no out0",
+    )
+
+
+def test_an_external_network_that_a_namespace_may_not_use_any_more_is_kept_and_said() -> None:
+    web, way = allocated("web", "10.0.0.7"), router({"activeHost": "h1", "externalNetwork": EXTERNAL.uid})
+    item = floating("a", {"router": "gw"}, target={"interface": "web"})
+    does = router_plan.function(scope(floating=(item,), interfaces={"web": web}), HELD)
+    told = ordered("h1", active=True)
+    gateway = router_plan.order(scope(), HELD, does, "h1", ("h1",), {})
+    told = told.model_copy(update={"spec": told.spec.model_copy(update={"gateway": gateway})})
+
+    def allowed(*names: str) -> tuple[str | None, str | None]:
+        spec = EXTERNAL.spec.model_copy(update={"allowed_namespaces": names})
+        external = EXTERNAL.model_copy(update={"spec": spec})
+        found = floating_plan.Scope(item, external, PHYSICAL, {"web": web}, (way,), orders={"h1": told})
+        status = floating_plan.derive_status(found, item.status.address, way, None, NOW)
+        said = status.condition("Allowed")
+        return status.phase, said.reason if said is not None else None
+
+    assert allowed() == allowed(NS) == ("Active", None)
+    assert allowed("elsewhere") == ("Active", "NamespaceNotAllowed")
 
 
 def test_a_floating_address_finds_its_router() -> None:
