@@ -45,6 +45,7 @@ from tests.contract.guest import Guest
 from tests.contract.hypervisor import Heard, stopped
 from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
+from tests.patience import PATIENCE
 from tests.unit.agent.host import BEYOND, POOL, TestHost, eventually, host_on
 from tests.unit.storage.material import pool_ref
 
@@ -363,7 +364,7 @@ async def _doomed(scene: Scene, place: str) -> None:
         *(sys.executable, "-m", "tests.contract.doomed_mover", *words), cwd=CHECKOUT, stderr=subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(90 * PATIENCE):
             _, said = await process.communicate()
     except TimeoutError:
         process.kill()

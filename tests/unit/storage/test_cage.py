@@ -19,6 +19,7 @@ from kumulus_agents.storage import cage
 from kumulus_agents.storage.cage import Handed, Limits
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import CageSettings
+from tests.patience import PATIENCE
 from tests.unit.storage.material import MIB, needs_root
 from tests.unit.storage.server import serving
 
@@ -167,7 +168,7 @@ def sleepers() -> list[psutil.Process]:
 
 
 async def until(gone: object) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(10 * PATIENCE):
         while sleepers() if gone else not sleepers():
             await asyncio.sleep(0.01)
 
