@@ -48,6 +48,12 @@ Run = Callable[..., Said]
 
 
 @pytest.fixture
+def namespace(kept_namespace: str) -> str:
+    """Where no controller works."""
+    return kept_namespace
+
+
+@pytest.fixture
 def run(cluster: NativeCluster, namespace: str, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs `kumulusctl` as an administrator in the test's namespace, or with another kubeconfig."""
 
