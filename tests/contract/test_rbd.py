@@ -518,7 +518,7 @@ def world(tmp_path: Path) -> Iterator[LibvirtWorld]:
     try:
         libvirtd.start()
         (tmp_path / "machines").mkdir()
-        made = LibvirtWorld(libvirtd, guest.build(tmp_path), tmp_path / "machines")
+        made = LibvirtWorld(libvirtd, guest.Disks(tmp_path), tmp_path / "machines")
         yield made
         made.clear()
     finally:
@@ -532,7 +532,7 @@ class TestGuest:
     async def test_it_boots_from_one_and_gets_and_loses_another(
         self, ceph: CephCluster, far: Far, server: Server, world: LibvirtWorld, tmp_path: Path
     ) -> None:
-        bootable = await asyncio.to_thread((tmp_path / "wait.img").read_bytes)
+        bootable = await asyncio.to_thread(guest.Disks(tmp_path)[guest.Guest.WAIT].read_bytes)
         digest = hashlib.sha256(bootable).hexdigest()
         image = ImageRef(uid=new_uid(), sha256=digest, format=ImageFormat.RAW)
         await far.driver.import_image(image, http(server.on("/boot.raw", Answer(bootable))), ignore)

@@ -65,8 +65,8 @@ FROZE, THAWED = "GUEST-FROZE", "GUEST-THAWED"
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> dict[Guest, Path]:
-    return guest.build(tmp_path_factory.mktemp("guests"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> guest.Disks:
+    return guest.Disks(tmp_path_factory.mktemp("guests"))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvir
 
 
 @pytest.fixture
-def world(libvirtd: PrivateLibvirtd, images: dict[Guest, Path], tmp_path: Path) -> Iterator[LibvirtWorld]:
+def world(libvirtd: PrivateLibvirtd, images: guest.Disks, tmp_path: Path) -> Iterator[LibvirtWorld]:
     world = LibvirtWorld(libvirtd, images, tmp_path)
     try:
         yield world
@@ -295,7 +295,7 @@ class TestNeighbours:
 
     async def test_a_state_that_somebody_saved_is_not_resumed(self, world: LibvirtWorld) -> None:
         async with connected(world) as (driver, _):
-            spec = world.spec()
+            spec = world.guest()
             await driver.start(spec)
             await world.booted(spec)
             world.virsh("managedsave", spec.marks.uid)

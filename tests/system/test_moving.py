@@ -59,8 +59,8 @@ SIZE = 96 * MIB
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> dict[Guest, Path]:
-    return guest.build(tmp_path_factory.mktemp("guests"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> guest.Disks:
+    return guest.Disks(tmp_path_factory.mktemp("guests"))
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def scene(
-    cluster: NativeCluster, places: Path, libvirtd: PrivateLibvirtd, images: dict[Guest, Path]
+    cluster: NativeCluster, places: Path, libvirtd: PrivateLibvirtd, images: guest.Disks
 ) -> AsyncIterator[Scene]:
     async with host_on(
         cluster.kubeconfig, directory=places, files=StoredFiles(places / "machines", seed.write)
@@ -376,7 +376,7 @@ async def _doomed(scene: Scene, place: str) -> None:
 
 
 @pytest.fixture
-def world(libvirtd: PrivateLibvirtd, images: dict[Guest, Path], tmp_path: Path) -> Iterator[LibvirtWorld]:
+def world(libvirtd: PrivateLibvirtd, images: guest.Disks, tmp_path: Path) -> Iterator[LibvirtWorld]:
     machines = tmp_path / "machines"
     machines.mkdir()
     made = LibvirtWorld(libvirtd, images, machines)
