@@ -40,9 +40,10 @@ def clear(api: Cluster) -> None:
                 api.patch(kind, name, {"metadata": {"finalizers": None}}, namespace)
             try:
                 api.delete(kind, name, namespace)
-            except Refused:  # protected
-                api.patch(kind, name, {"spec": {"deletionProtection": False}}, namespace)
-                api.delete(kind, name, namespace)
+            except Refused:  # it is protected, or not for an administrator to delete
+                with suppress(Refused):
+                    api.patch(kind, name, {"spec": {"deletionProtection": False}}, namespace)
+                    api.delete(kind, name, namespace)
     _left.clear()
 
 

@@ -94,8 +94,9 @@ class World:
         )
 
     def machine(self, name: str, *lines: str, image: str | None = "tiny", **spec: Any) -> None:
-        """Apply a machine; `lines` are its user data."""
+        """Apply a machine; `lines` are its user data. What is None in its spec is not there."""
         body: Object = {"resources": {"cpus": 1, "memory": "128Mi"}, **spec}
+        body = {name: value for name, value in body.items() if value is not None}
         if image is not None:
             body.setdefault("disks", [{"name": "root", "ephemeral": {"image": image}}])
         if lines:
