@@ -32,7 +32,7 @@ demo-down: ## Take the demo down; nothing stays outside the cache.
 	@if [ -x $(BIN)/kumulus-lab ]; then $(BIN)/kumulus-lab down; else echo "there is no demo: .venv is not there"; fi
 
 test: setup lint verify ## Set up what tests need, check the sources, and run every test; ARGS go to pytest.
-	@$(BIN)/kumulus-lab prepare --libvirt
+	@$(BIN)/kumulus-lab prepare --libvirt --control-plane
 	$(BIN)/pytest --ignore=tests/fault -m 'not wide' --numprocesses=$(PROCESSES) --no-loadscope-reorder $(ARGS)
 
 lint: setup ## Check style, types and layers of the sources.
@@ -58,7 +58,7 @@ bench: setup ## Measure creation, deletion, API writes and memory, beside the fl
 	$(BIN)/python -m tests.bench $(ARGS)
 
 fault: setup ## Run the fault tests: power cuts, partitions, restarts, killed processes, full pools, slow variants.
-	@$(BIN)/kumulus-lab prepare --libvirt
+	@$(BIN)/kumulus-lab prepare --libvirt --control-plane
 	$(BIN)/pytest tests/system/test_interruptions.py tests/system/test_lab.py $(wildcard tests/fault) $(ARGS)
 	$(BIN)/pytest -m wide tests $(ARGS)
 

@@ -27,7 +27,7 @@ from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.cli.cluster import Cluster
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.errors import NotFound
-from kumulus_lab import deadline, machine, places
+from kumulus_lab import deadline, installed, machine, places
 from kumulus_lab.cluster import NativeCluster
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.processes import Identity
@@ -38,6 +38,8 @@ deadline.patience = PATIENCE
 
 # Tests stop, kill and freeze parts of the control plane, which only our own processes allow.
 os.environ.setdefault("KUMULUS_LAB_CLUSTER", "native")
+# Control planes of tests are short of processors, not of memory: a tenth of their work is collecting garbage.
+os.environ.setdefault("GOGC", "300")
 
 _PREFIX = "test"
 CLUSTER = pytest.StashKey[NativeCluster]()
@@ -114,10 +116,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def new_lab() -> Lab:
-    """A lab of this session, down yet. Clears labs of sessions that were killed.
+    """A lab of this session, down yet, whose control plane begins with Kumulus installed when that is wanted. Clears labs
+    of sessions that were killed.
 
     One process at a time: a lab that another one is just making has no owner yet, and would be taken for left over.
     """
+    data = installed.ensure()
     with places.exclusive("test-labs"):
         for directory in places.labs().glob(f"{_PREFIX}*"):
             try:
@@ -127,7 +131,7 @@ def new_lab() -> Lab:
                 alive = False
             if not alive:
                 Lab(directory.name).down()
-        lab = Lab(_PREFIX + secrets.token_hex(2))
+        lab = Lab(_PREFIX + secrets.token_hex(2), data=data)
         identity = Identity.of(os.getpid())
         assert identity is not None
         lab.directory.mkdir(parents=True)
@@ -187,18 +191,48 @@ def namespace(cluster: NativeCluster, administrator: Cluster) -> Iterator[str]:
         administrator.delete(NAMESPACE, name)
 
 
+@pytest.fixture
+def kept_namespace(administrator: Cluster) -> str:
+    """A namespace of its own for a test on `cluster` that runs no controllers; it stays, and what is in it goes with the
+    module."""
+    return _kept(administrator, "test")
+
+
+@pytest.fixture(scope="module")
+def module_namespace(administrator: Cluster) -> str:
+    """The same for those tests of a module whose objects have names of their own (`fresh_name`)."""
+    return _kept(administrator, "tests")
+
+
+def _kept(api: Cluster, prefix: str) -> str:
+    name = f"{prefix}-{secrets.token_hex(4)}"
+    leftovers.leave(name)
+    api.create(NAMESPACE, {"metadata": {"name": name}})
+    return name
+
+
+@pytest.fixture
+def fresh_name() -> str:
+    """A name that no other object has."""
+    return f"test-{secrets.token_hex(4)}"
+
+
 @pytest.fixture(scope="module", autouse=True)
-def nothing_ends_for_ever(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Namespaces of a module's tests on `cluster` can end: what would drop their objects' finalizers runs no more."""
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Of a module's tests on `cluster` nothing is left, and their namespaces can end: what would drop the finalizers of what
+    is in them runs no more."""
     yield
-    if request.session.stash.get(CLUSTER, None) is not None:
-        leftovers.let_go(Cluster.connect(request.session.stash[CLUSTER].kubeconfig))
+    if (cluster := request.session.stash.get(CLUSTER, None)) is not None:
+        cluster.start_apiserver()
+        api = Cluster.connect(cluster.kubeconfig)
+        leftovers.clear(api)
+        leftovers.let_go(api)
 
 
 @contextmanager
 def namespace_on(lab: Lab) -> Iterator[str]:
-    """A namespace of its own for tests on `lab`; what was in it is gone before the next test, the namespace itself takes
-    the namespace controller ten seconds longer."""
+    """A namespace of its own for tests on `lab`; what was in it is gone before the next test. It stays itself: its end is
+    asked for twice a kind, and takes ten seconds."""
     api, name = Cluster.connect(lab.kubeconfig), f"test-{secrets.token_hex(4)}"
     api.create(NAMESPACE, {"metadata": {"name": name}})
     try:
@@ -212,7 +246,6 @@ def namespace_on(lab: Lab) -> Iterator[str]:
         for kind in OWNED:
             api.request("DELETE", kind.path(name))
         deadline.until(lambda: not any(api.objects(kind, name) for kind in OWNED), f"the end of {name}", seconds=90)
-        api.delete(NAMESPACE, name)
 
 
 @pytest.fixture

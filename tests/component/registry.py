@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ import oras.client
 import pytest
 import yaml
 
+from kumulus_lab import ports
 from tests.component.cloud import until
 from tests.unit.storage.registry import CONTAINER, TAR_GZIP
 from tests.unit.storage.server import certificate
@@ -75,8 +75,7 @@ async def registry(directory: Path) -> AsyncIterator[Registry]:
     assert PROGRAM is not None
     directory.mkdir()
     bundle, _ = certificate(directory, "127.0.0.1")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = ports.free(1)
     (directory / "htpasswd").write_text(_HTPASSWD)
     pem = str(directory / "server.pem")
     config = {

@@ -873,20 +873,22 @@ def test_instance_type_and_resources_cannot_replace_each_other(api: Cluster, nam
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_what_is_fixed_cannot_change_come_or_go(api: Cluster, namespace: str, change: Change) -> None:
+def test_what_is_fixed_cannot_change_come_or_go(
+    api: Cluster, module_namespace: str, fresh_name: str, change: Change
+) -> None:
     kind = change.resource.KIND
-    raw = made(change.resource, name=namespace)
+    raw = made(change.resource, name=fresh_name)
     if kind.namespaced:
-        raw["metadata"]["namespace"] = namespace
+        raw["metadata"]["namespace"] = module_namespace
     for path, value in (change.before or {}).items():
         put(raw, path, value)
-    exists = create(api, raw, kind, namespace)
+    exists = create(api, raw, kind, module_namespace)
     try:
         put(exists, change.path, change.value)
-        assert (change.field or change.path) in update_refusal(api, exists, kind, namespace)
+        assert (change.field or change.path) in update_refusal(api, exists, kind, module_namespace)
     finally:
         if not kind.namespaced:
-            api.delete(kind, namespace)
+            api.delete(kind, fresh_name)
 
 
 def test_a_work_order_keeps_its_type(api: Cluster, namespace: str) -> None:
@@ -939,20 +941,24 @@ ALLOWED = [
 
 
 @pytest.mark.parametrize("change", ALLOWED, ids=str)
-def test_the_rest_can_change(api: Cluster, namespace: str, change: Change) -> None:
+def test_the_rest_can_change(api: Cluster, module_namespace: str, fresh_name: str, change: Change) -> None:
     kind = change.resource.KIND
-    raw = made(change.resource, name=namespace)
+    raw = made(change.resource, name=fresh_name)
     for path, value in (change.before or {}).items():
         put(raw, path, value)
-    exists = create(api, raw, kind, namespace)
+    exists = create(api, raw, kind, module_namespace)
     try:
         put(exists, change.path, change.value)
-        path = kind.path(within(kind, namespace), namespace)
+        path = kind.path(within(kind, module_namespace), fresh_name)
         after = api.request("PUT", path, query=STRICT, body=exists)
         assert after["metadata"]["generation"] in (1, 2)
+        if change.path == "spec.deletionProtection":
+            api.patch(
+                kind, fresh_name, {"spec": {"deletionProtection": False}}, module_namespace
+            )  # let the namespace end
     finally:
         if not kind.namespaced:
-            api.delete(kind, namespace)
+            api.delete(kind, fresh_name)
 
 
 GOOD_VARIANTS = [
@@ -1063,9 +1069,11 @@ def test_status_is_checked_too(api: Cluster, namespace: str) -> None:
 
 
 @pytest.mark.parametrize("resource", KINDS)
-def test_applying_twice_changes_nothing(cluster: NativeCluster, namespace: str, resource: type[Resource]) -> None:
-    raw = made(resource, name=namespace)
-    where = ["-n", namespace] if resource.KIND.namespaced else []
+def test_applying_twice_changes_nothing(
+    cluster: NativeCluster, module_namespace: str, fresh_name: str, resource: type[Resource]
+) -> None:
+    raw = made(resource, name=fresh_name)
+    where = ["-n", module_namespace] if resource.KIND.namespaced else []
     apply = [*where, "apply", "--server-side", "-o", "jsonpath={.metadata.resourceVersion}", "-f", "-"]
     try:
         first = cluster.kubectl_run(*apply, stdin=json.dumps(raw)).stdout
@@ -1073,7 +1081,7 @@ def test_applying_twice_changes_nothing(cluster: NativeCluster, namespace: str, 
         assert cluster.kubectl_run(*where, "diff", "--server-side", "-f", "-", stdin=json.dumps(raw)).stdout == ""
     finally:
         if not resource.KIND.namespaced:
-            cluster.kubectl_run("delete", f"{resource.KIND.plural}.{resource.KIND.group}", namespace)
+            cluster.kubectl_run("delete", f"{resource.KIND.plural}.{resource.KIND.group}", fresh_name)
 
 
 def test_kubectl_refuses_unknown_fields_by_itself(cluster: NativeCluster, namespace: str) -> None:
@@ -1121,11 +1129,20 @@ def test_sizes_are_shown_in_the_units_of_people(cluster: NativeCluster, api: Clu
 
 
 @pytest.mark.parametrize("resource", KINDS)
-def test_every_short_name_leads_to_its_kind(cluster: NativeCluster, namespace: str, resource: type[Resource]) -> None:
+def test_every_short_name_leads_to_its_kind(
+    cluster: NativeCluster, api: Cluster, module_namespace: str, fresh_name: str, resource: type[Resource]
+) -> None:
     kind = resource.KIND
-    for name in (*kind.short_names, kind.kind.lower(), kind.plural):
-        done = cluster.kubectl_run("-n", namespace, "get", name, "--ignore-not-found", "-o", "name", check=False)
-        assert done.returncode == 0, done.stderr
+    create(api, made(resource, name=fresh_name), kind, module_namespace)
+    try:
+        # Kubernetes has an IPAddress, too, which the long names mean.
+        names = (*kind.short_names, *(() if resource is IPAddress else (kind.kind.lower(), kind.plural)))
+        words = [f"{name}/{fresh_name}" for name in names]
+        said = cluster.kubectl_run("-n", module_namespace, "get", *words, "-o", "name").stdout.split()
+        assert said == [f"{kind.kind.lower()}.{kind.group}/{fresh_name}"] * len(names)
+    finally:
+        if not kind.namespaced:
+            api.delete(kind, fresh_name)
 
 
 def test_field_selectors(api: Cluster, namespace: str) -> None:
@@ -1156,13 +1173,14 @@ def test_field_selectors(api: Cluster, namespace: str) -> None:
 @pytest.mark.parametrize("resource", KINDS)
 def test_explain_has_something_to_say(cluster: NativeCluster, resource: type[Resource]) -> None:
     kind = resource.KIND
-    for path in (kind.plural, f"{kind.plural}.spec"):
-        text = cluster.kubectl_run("explain", path, f"--api-version={kind.api_version}").stdout
+    told = {
+        path: cluster.kubectl_run("explain", path, f"--api-version={kind.api_version}").stdout
+        for path in (kind.plural, f"{kind.plural}.spec")
+    }
+    for text in told.values():
         assert "<empty>" not in text
         assert "DESCRIPTION:\n    <" not in text
-    assert " ".join((resource.__doc__ or "").split())[:40] in " ".join(
-        cluster.kubectl_run("explain", kind.plural, f"--api-version={kind.api_version}").stdout.split()
-    )
+    assert " ".join((resource.__doc__ or "").split())[:40] in " ".join(told[kind.plural].split())
 
 
 def test_the_policies_are_sound(cluster: NativeCluster) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from kumulus.api.host import pool_order_name
 from kumulus_lab.cluster import NativeCluster
+from tests.patience import PATIENCE
 from tests.unit.agent.host import POOL, TestHost, host_on
 from tests.unit.storage.material import needs_root
 
@@ -58,7 +59,7 @@ async def test_a_pool_that_vanishes_is_said_and_heals(host: TestHost, tmp_path: 
 async def gone_and_back(host: TestHost, pool: Path, away: Path) -> None:
     """Something is asked of the pool while it is away; then it comes back."""
     other = await host.volume_order(size=64 * MIB)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(5 * PATIENCE):
         said = await host.until_volume(other, state="Failed", reason="PoolNotThere")
         assert "not mounted" in said["message"]
         await host.until(THERE, state="Failed", reason="PoolNotThere")

@@ -26,6 +26,7 @@ from kumulus.cli.cluster import Cluster
 from kumulus.cli.people import main
 from kumulus_lab import deadline, places
 from kumulus_lab.cluster import NativeCluster
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.cluster
 
@@ -44,6 +45,12 @@ class Said:
 
 
 Run = Callable[..., Said]
+
+
+@pytest.fixture
+def namespace(kept_namespace: str) -> str:
+    """Where no controller works."""
+    return kept_namespace
 
 
 @pytest.fixture
@@ -164,7 +171,7 @@ def test_wait_sees_a_change_that_comes_while_it_waits(
             seconds=30,
         )
         api.patch(VirtualMachine.KIND, "web1", {"metadata": {"finalizers": None}}, namespace)
-        out, err = deleting.communicate(timeout=30)
+        out, err = deleting.communicate(timeout=30 * PATIENCE)
     assert (deleting.returncode, err) == (0, "")
     assert out.endswith("deleted\n")
 
@@ -201,7 +208,7 @@ def test_logs_are_shown_without_what_a_terminal_would_obey(
 ) -> None:
     with _kumulusctl(cluster, namespace, "vm", "logs", "web1", "--tail", "2") as logs:
         _answer(api, namespace, "first\r\n\x1b]0;pwned\x07\x1b[2Jsecond\r\nlogin: \x1b[5n")
-        out, err = logs.communicate(timeout=30)
+        out, err = logs.communicate(timeout=30 * PATIENCE)
     assert (logs.returncode, err) == (0, "")
     assert out == "second\nlogin: \n"
     assert api.objects(ConsoleRequest.KIND, namespace) == []
@@ -217,7 +224,7 @@ def test_follow_prints_each_line_once_and_ends_with_the_interrupt(
         _answer(api, namespace, "one\ntwo\n\x1b[31mthree\n", unlike=first)
         assert logs.stdout.readline() == "three\n"
         logs.send_signal(signal.SIGINT)
-        rest, err = logs.communicate(timeout=30)
+        rest, err = logs.communicate(timeout=30 * PATIENCE)
     assert (rest, err) == ("", "")
     assert logs.returncode == 130
 
@@ -225,7 +232,7 @@ def test_follow_prints_each_line_once_and_ends_with_the_interrupt(
 def test_logs_that_cannot_be_read_say_why(cluster: NativeCluster, api: Cluster, namespace: str, vm: Raw) -> None:
     with _kumulusctl(cluster, namespace, "vm", "logs", "web1") as logs:
         _answer(api, namespace, None, reason="NotPlaced", message="The machine is on no host yet.")
-        _, err = logs.communicate(timeout=30)
+        _, err = logs.communicate(timeout=30 * PATIENCE)
     assert logs.returncode == 1
     assert err == "error: The console of web1 cannot be read: The machine is on no host yet.\n"
 
@@ -439,7 +446,7 @@ def test_a_volume_is_moved_and_how_far_it_is_is_told(
     ) as waiting:
         assert waiting.stderr is not None and waiting.stderr.readline().startswith("data: 25% of 1 GiB")
         says(phase="InUse", pool="nfs", movingTo=None, progress=None, conditions=[])
-        out, err = waiting.communicate(timeout=30)
+        out, err = waiting.communicate(timeout=30 * PATIENCE)
     assert waiting.returncode == 0 and out.endswith("is in pool nfs\n"), err
     assert run("volume", "move", "none", "--to", "nfs").code == 1
 

@@ -57,9 +57,17 @@ def manifests() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("manifest", list(manifests()))
-def test_a_manifest_of_the_guides_is_taken(cluster: NativeCluster, namespace: str, manifest: str) -> None:
+def test_a_manifest_of_the_guides_is_taken(cluster: NativeCluster, module_namespace: str, manifest: str) -> None:
     cluster.kubectl_run(
-        "-n", namespace, "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-", stdin=manifest
+        "-n",
+        module_namespace,
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--dry-run=server",
+        "-f",
+        "-",
+        stdin=manifest,
     )
 
 

@@ -27,6 +27,7 @@ from kumulus.kube.client import KubeClient
 from kumulus_controllers.fabric.credentials import NamespaceEnding, NamespaceTaken, ensure_namespace
 from kumulus_lab import deadline, places
 from kumulus_lab.cluster import NativeCluster
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.cluster
 
@@ -141,7 +142,7 @@ def test_host_add_from_nothing_to_a_token_that_works_once(
     env = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig)}
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as adding:
         reconcile(cluster, api, name)
-        out, err = adding.communicate(timeout=60)
+        out, err = adding.communicate(timeout=60 * PATIENCE)
     assert (adding.returncode, out) == (0, "")
     assert api.get(Host.KIND, name)["spec"]["hypervisor"] == "simulated"
     assert file.stat().st_mode & 0o777 == 0o600

@@ -27,6 +27,7 @@ from kumulus.cli.cluster import Cluster
 from kumulus.kube import errors
 from kumulus_lab import deadline, kubeconfig
 from kumulus_lab.cluster import NativeCluster
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.cluster
 
@@ -672,7 +673,7 @@ def test_a_tenant_with_everything_in_its_namespace_still_makes_secrets(
     """The policy on operators' Secrets is none on anybody else's. Data in pools is another matter."""
     bind(api, namespace, "tenant", "edit")
     tenant = login(token(api, namespace, "tenant"))
-    end = time.monotonic() + 10
+    end = time.monotonic() + 10 * PATIENCE
     while True:
         try:
             tenant.create(SECRET, {"metadata": {"name": "s"}}, namespace)

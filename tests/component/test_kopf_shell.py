@@ -15,6 +15,7 @@ from kumulus.api.registry import KINDS
 from kumulus.kube.client import KubeClient
 from kumulus.runtime.kopf_shell import KopfShell
 from kumulus_lab.cluster import NativeCluster
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.cluster
 
@@ -42,7 +43,7 @@ async def test_a_shell_hands_over_what_it_sees_and_leaves_no_connection(
         shell.start()
         spec = {"cpus": 1, "memory": "64Mi"}
         await client.create(InstanceType.KIND, {"metadata": {"name": name}, "spec": spec})
-        await asyncio.wait_for(seen.wait(), 30)
+        await asyncio.wait_for(seen.wait(), 30 * PATIENCE)
         assert len(sockets() - before) > len(KINDS) / 2, "a watch a kind"
         await client.delete(InstanceType.KIND, name)
         # A server that says nothing answers no good-bye either.

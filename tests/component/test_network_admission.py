@@ -251,10 +251,10 @@ CHANGES = [
 ]
 
 
-def change(api: Cluster, namespace: str, item: Change) -> Raw:
-    """The object, made and then changed; not sent yet. A cluster-scoped one has the namespace's name."""
+def change(api: Cluster, namespace: str, name: str, item: Change) -> Raw:
+    """The object, made and then changed; not sent yet."""
     kind = item.resource.KIND
-    raw = made(item.resource, name=namespace)
+    raw = made(item.resource, name=name)
     for path, value in (item.before or {}).items():
         put(raw, path, value)
     answer = create(api, raw, kind, namespace)
@@ -264,14 +264,14 @@ def change(api: Cluster, namespace: str, item: Change) -> Raw:
 
 
 @pytest.mark.parametrize("item", CHANGES, ids=str)
-def test_what_is_for_life_cannot_change(api: Cluster, namespace: str, item: Change) -> None:
+def test_what_is_for_life_cannot_change(api: Cluster, module_namespace: str, fresh_name: str, item: Change) -> None:
     kind = item.resource.KIND
     try:
-        raw = change(api, namespace, item)
-        assert (item.field or item.path) in update_refusal(api, raw, kind, namespace)
+        raw = change(api, module_namespace, fresh_name, item)
+        assert (item.field or item.path) in update_refusal(api, raw, kind, module_namespace)
     finally:
         if not kind.namespaced:
-            api.delete(kind, namespace)
+            api.delete(kind, fresh_name)
 
 
 ALLOWED = [
@@ -294,14 +294,14 @@ ALLOWED = [
 
 
 @pytest.mark.parametrize("item", ALLOWED, ids=str)
-def test_the_rest_of_networks_can_change(api: Cluster, namespace: str, item: Change) -> None:
+def test_the_rest_of_networks_can_change(api: Cluster, module_namespace: str, fresh_name: str, item: Change) -> None:
     kind = item.resource.KIND
     try:
-        raw = change(api, namespace, item)
-        api.request("PUT", kind.path(namespace if kind.namespaced else None, namespace), body=raw)
+        raw = change(api, module_namespace, fresh_name, item)
+        api.request("PUT", kind.path(module_namespace if kind.namespaced else None, fresh_name), body=raw)
     finally:
         if not kind.namespaced:
-            api.delete(kind, namespace)
+            api.delete(kind, fresh_name)
 
 
 def test_claims_are_the_controllers_and_what_tenants_wrote_is_theirs(

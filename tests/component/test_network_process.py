@@ -68,7 +68,7 @@ class Played:
             "network": {"drivers": ["linux"], "underlay": self.underlay},
         }
         await self.client.patch(HostReport.KIND, self.name, {"status": status}, self.namespace, subresource="status")
-        spec = {"holderIdentity": self.name, "leaseDurationSeconds": 300, "renewTime": _now()}
+        spec = {"holderIdentity": self.name, "leaseDurationSeconds": 3600, "renewTime": _now()}
         await self.client.create(LEASE, {"metadata": {"name": AGENT_LEASE}, "spec": spec}, self.namespace)
         self._task = asyncio.create_task(self._run(), name=self.name)
 

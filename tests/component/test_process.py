@@ -18,6 +18,7 @@ from kumulus.runtime.process import Process
 from kumulus.runtime.settings import ProcessSettings
 from kumulus_lab.cluster import NativeCluster
 from tests.component.test_kube import connected, until
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.cluster
 
@@ -49,7 +50,7 @@ async def running(cluster: NativeCluster, namespace: str, name: str) -> AsyncIte
         yield process
     finally:
         process.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20 * PATIENCE):
             await task
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kumulus_lab import ports
+from tests.patience import PATIENCE
 
 POOL = "vms"
 USER = "kumulus"
@@ -108,7 +109,7 @@ class CephCluster:
         self._spawn("osd", "0")
         self.ceph("osd", "pool", "create", POOL, "4")
         self._run("rbd", "-n", "client.admin", "pool", "init", POOL)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 90 * PATIENCE
         while f'"name":"{POOL}"' not in self.ceph("df", "--format", "json"):
             if time.monotonic() > deadline:
                 raise AssertionError(f"the cluster did not say what room it has (see {self.root}/mgr.a.log)")
@@ -118,7 +119,7 @@ class CephCluster:
         for process in self._daemons.values():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=30)
+            process.wait(timeout=30 * PATIENCE)
         shutil.rmtree(self.root, ignore_errors=True)
 
     def ceph(self, *arguments: str) -> str:
@@ -164,7 +165,12 @@ class CephCluster:
     def _run(self, program: str, *arguments: str) -> str:
         conf = () if program in ("ceph-authtool", "monmaptool") else ("-c", str(self._conf))
         done = subprocess.run(
-            [program, *conf, *arguments], capture_output=True, text=True, timeout=120, check=False, env=_ENVIRONMENT
+            [program, *conf, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120 * PATIENCE,
+            check=False,
+            env=_ENVIRONMENT,
         )
         assert done.returncode == 0, f"{program} {arguments[0]}: {done.stderr[-2000:]}"
         return done.stdout

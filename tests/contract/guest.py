@@ -161,8 +161,10 @@ READY = "GUEST-READY"
 
 
 class Guest(StrEnum):
-    """What a guest does once it has booted. Each reacts to the power button."""
+    """What a guest does once it has booted. Each but the first reacts to the power button."""
 
+    HALT = "halt"
+    """Nothing, and boots nothing: for a machine that only has to be on. An emulated processor that boots is a real one at work."""
     WAIT = "wait"
     POWEROFF = "poweroff"
     REBOOT = "reboot"
@@ -189,11 +191,27 @@ class Guest(StrEnum):
     """Opens the port of the guest agent, and never answers."""
 
 
-def build(directory: Path) -> dict[Guest, Path]:
-    """Raw disks, one a kind of guest; to be used as backing files."""
-    kernel = max(Path("/boot").glob("vmlinuz-*-cloud-amd64"))
-    ramdisk = _ramdisk(directory, kernel.name.removeprefix("vmlinuz-"))
-    return {guest: _disk(directory, guest, kernel, ramdisk) for guest in Guest}
+_STOP = bytes((0xFA, 0xF4, 0xEB, 0xFD)).ljust(510, b"\0") + b"\x55\xaa"
+"""A boot sector: no interrupts (cli), halt (hlt), and again (jmp)."""
+
+
+class Disks(dict[Guest, Path]):
+    """Raw disks, one a kind of guest, to be used as backing files; made in a directory when they are asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory = directory
+        self._kernel = max(Path("/boot").glob("vmlinuz-*-cloud-amd64"))
+        self._ramdisk: Path | None = None
+
+    def __missing__(self, guest: Guest) -> Path:
+        if guest is Guest.HALT:
+            self[guest] = self._directory / f"{guest}.img"
+            self[guest].write_bytes(_STOP.ljust(1 << 20, b"\0"))
+        else:
+            self._ramdisk = self._ramdisk or _ramdisk(self._directory, self._kernel.name.removeprefix("vmlinuz-"))
+            self[guest] = _disk(self._directory, guest, self._kernel, self._ramdisk)
+        return self[guest]
 
 
 def _ramdisk(directory: Path, version: str) -> Path:

@@ -54,6 +54,10 @@ class World(ABC):
 
     @abstractmethod
     def spec(self) -> DomainSpec:
+        """A new machine that stays on, whatever is in it."""
+
+    @abstractmethod
+    def guest(self) -> DomainSpec:
         """A new machine whose guest goes on until its power button is pressed."""
 
     @abstractmethod
@@ -255,6 +259,13 @@ class HypervisorContract:
     async def running(self, world: World, hypervisor: Hypervisor) -> DomainSpec:
         spec = world.spec()
         await hypervisor.start(spec)
+        return spec
+
+    @pytest.fixture
+    async def booted(self, world: World, hypervisor: Hypervisor) -> DomainSpec:
+        spec = world.guest()
+        await hypervisor.start(spec)
+        await world.booted(spec)
         return spec
 
     # Connecting
@@ -496,31 +507,30 @@ class HypervisorContract:
         assert two.plug.device not in world.taps()
 
     async def test_interfaces_come_and_go_while_a_machine_is_on(
-        self, world: World, hypervisor: Hypervisor, running: DomainSpec, heard: Heard
+        self, world: World, hypervisor: Hypervisor, booted: DomainSpec, heard: Heard
     ) -> None:
-        uid, before, nics = running.marks.uid, await the(hypervisor, running), [world.nic() for _ in range(4)]
-        await world.booted(running)
+        uid, before, nics = booted.marks.uid, await the(hypervisor, booted), [world.nic() for _ in range(4)]
         heard.clear()
         for nic in nics:
             for _ in range(2):
                 await hypervisor.attach_nic(uid, nic)
-            assert seen(nic) <= set((await the(hypervisor, running)).nics)
+            assert seen(nic) <= set((await the(hypervisor, booted)).nics)
             assert nic.plug.device in world.taps()
-        after = await the(hypervisor, running)
+        after = await the(hypervisor, booted)
         assert replace(after, nics=()) == before
         assert set(after.nics) == seen(*nics)
         await heard.about(uid)
         heard.clear()
         for _ in range(2):
             await hypervisor.detach_nic(uid, nics[0].uid)
-        left = await unplugged(hypervisor, running, nics[0])
+        left = await unplugged(hypervisor, booted, nics[0])
         assert set(left.nics) == seen(*nics[1:])
         assert nics[0].plug.device not in world.taps()
         await heard.about(uid)
         await hypervisor.attach_nic(uid, nics[0])
-        assert set((await the(hypervisor, running)).nics) == seen(*nics)
+        assert set((await the(hypervisor, booted)).nics) == seen(*nics)
         await hypervisor.force_off(uid)
-        assert set((await the(hypervisor, running)).nics) == seen(*nics)
+        assert set((await the(hypervisor, booted)).nics) == seen(*nics)
 
     async def test_a_machine_that_is_off_gets_no_interface_and_loses_one_at_once(
         self, world: World, hypervisor: Hypervisor, running: DomainSpec
@@ -987,18 +997,17 @@ class HypervisorContract:
     # Ending
 
     async def test_the_power_button_reaches_the_guest(
-        self, world: World, hypervisor: Hypervisor, running: DomainSpec, heard: Heard
+        self, hypervisor: Hypervisor, booted: DomainSpec, heard: Heard
     ) -> None:
-        await world.booted(running)
         heard.clear()
-        await hypervisor.power_button(running.marks.uid)
-        await heard.about(running.marks.uid)
-        domain = await stopped(hypervisor, running)
+        await hypervisor.power_button(booted.marks.uid)
+        await heard.about(booted.marks.uid)
+        domain = await stopped(hypervisor, booted)
         assert domain.exit_reason is ExitReason.SHUTDOWN
         assert domain.started_at is None
-        assert domain.marks == running.marks
-        await hypervisor.power_button(running.marks.uid)
-        assert await the(hypervisor, running) == domain
+        assert domain.marks == booted.marks
+        await hypervisor.power_button(booted.marks.uid)
+        assert await the(hypervisor, booted) == domain
 
     async def test_force_off(self, hypervisor: Hypervisor, running: DomainSpec, heard: Heard) -> None:
         await hypervisor.start(running)

@@ -17,7 +17,7 @@ from kumulus_agents.hypervisor.protocol import DomainDisk, DomainNic, DomainSpec
 from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.source import FileSource, LayerFile
 from tests.contract import guest
-from tests.contract.guest import Guest
+from tests.contract.guest import Disks, Guest
 from tests.contract.hypervisor import World, eventually, new_marks
 from tests.contract.libvirtd import PrivateLibvirtd
 from tests.unit.storage.material import iso
@@ -34,7 +34,7 @@ FOREIGN = """\
 class LibvirtWorld(World):
     """A private libvirtd; machines and their files under one directory."""
 
-    def __init__(self, libvirtd: PrivateLibvirtd, images: dict[Guest, Path], directory: Path) -> None:
+    def __init__(self, libvirtd: PrivateLibvirtd, images: Disks, directory: Path) -> None:
         self.libvirtd = libvirtd
         self.directory = directory
         self._images = images
@@ -44,7 +44,10 @@ class LibvirtWorld(World):
         given = {"uri": self.libvirtd.uri, "log_dir": self.libvirtd.root / "log/qemu", **settings}
         return LibvirtHypervisor(LibvirtSettings.model_validate(given))
 
-    def spec(self, kind: Guest = Guest.WAIT) -> DomainSpec:
+    def guest(self) -> DomainSpec:
+        return self.spec(Guest.WAIT)
+
+    def spec(self, kind: Guest = Guest.HALT) -> DomainSpec:
         marks = new_marks()
         home = self.directory / marks.uid
         home.mkdir(mode=0o700)

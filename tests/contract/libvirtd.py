@@ -120,7 +120,7 @@ class PrivateLibvirtd:
             if self._shell.poll() is not None:
                 break
         stdin.close()
-        self._shell.wait(timeout=30)
+        self._shell.wait(timeout=30 * PATIENCE)
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _spawn(self, daemon: str) -> None:

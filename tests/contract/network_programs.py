@@ -9,11 +9,13 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from tests.contract.network_world import CHECKOUT, Guest
+from tests.contract.network_world import CHECKOUT, SECONDS, Guest
+from tests.patience import PATIENCE
 
 _FRAMES = str(CHECKOUT / "tests/contract/network_frames.py")
 _PROBE = str(CHECKOUT / "tests/contract/network_probe.py")
 _TALK = str(CHECKOUT / "tests/contract/network_talk.py")
+_BRIEFLY = 1.0
 
 
 class Program:
@@ -64,7 +66,7 @@ class Sender(Program):
         if self._process.poll() is None:
             self.tell()
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=20)
+                self._process.wait(timeout=SECONDS * PATIENCE)
             assert self._process.stdout
             self.sent = int(self._process.stdout.readline() or 0)
         super().close()
@@ -110,21 +112,36 @@ class Probe(Program):
 
 
 class Talk(Program):
-    """A connection to a server."""
+    """A connection to a server. What shall come back is waited for; what shall not has a second."""
 
-    def __init__(self, guest: Guest, address: str, port: int, *, udp: bool = False) -> None:
-        super().__init__(guest, _TALK, "talk", address, str(port), *(["udp"] if udp else []))
+    def __init__(
+        self, guest: Guest, address: str, port: int, *, udp: bool = False, seconds: float = SECONDS * PATIENCE
+    ) -> None:
+        super().__init__(guest, _TALK, "talk", address, str(port), str(seconds), *(["udp"] if udp else []))
         self.connected = self.hear() == "connected"
 
     def works_on(self) -> bool:
         """Whether something comes back."""
+        return self._comes_back(SECONDS * PATIENCE)
+
+    def is_cut(self) -> bool:
+        """Whether nothing comes back."""
+        return not self._comes_back(_BRIEFLY)
+
+    def _comes_back(self, seconds: float) -> bool:
         if not self.connected:
             return False
-        self.tell()
+        self.tell(str(seconds))
         return self.hear() == "came back"
 
     @classmethod
-    def works(cls, guest: Guest, address: str, port: int, *, udp: bool = False) -> bool:
+    def works(cls, guest: Guest, address: str, port: int) -> bool:
         """Whether a new connection works."""
-        with cls(guest, address, port, udp=udp) as talk:
+        with cls(guest, address, port) as talk:
             return talk.works_on()
+
+    @classmethod
+    def fails(cls, guest: Guest, address: str, port: int, *, udp: bool = False) -> bool:
+        """Whether a new connection does not work."""
+        with cls(guest, address, port, udp=udp, seconds=_BRIEFLY) as talk:
+            return talk.is_cut()

@@ -1,7 +1,8 @@
-"""Connections between guests: `network_talk.py serve` and `network_talk.py talk ADDRESS PORT [udp]`. Standard library only.
+"""Connections between guests: `network_talk.py serve` and `network_talk.py talk ADDRESS PORT SECONDS [udp]`. Standard
+library only.
 
 `serve` echoes on every port it is told of by a line on its input, TCP and UDP, IPv4 and IPv6. `talk` says whether it is
-connected, and then for each line of its input whether it came back within a second.
+connected within so many seconds, and then for each line of its input, a number, whether something came back within so many.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-
-SECONDS = 1.0
 
 
 def say(text: str) -> None:
@@ -47,17 +46,18 @@ def answering(server: socket.socket) -> None:
         server.sendto(data, who)
 
 
-def talk(address: str, port: int, udp: bool) -> None:
+def talk(address: str, port: int, seconds: float, udp: bool) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     connection = socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
-    connection.settimeout(SECONDS)
+    connection.settimeout(seconds)
     try:
         connection.connect((address, port))
     except OSError:
         say("refused")
         return
     say("connected")
-    for number, _ in enumerate(sys.stdin):
+    for number, wait in enumerate(sys.stdin):
+        connection.settimeout(float(wait))
         line = f"line {number}\n".encode()
         heard = b""
         try:
@@ -73,4 +73,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve()
     else:
-        talk(sys.argv[2], int(sys.argv[3]), "udp" in sys.argv[4:])
+        talk(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), "udp" in sys.argv[5:])

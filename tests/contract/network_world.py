@@ -71,7 +71,7 @@ class Machine:
         self._apart = apart
         self.pid = self._process.pid
         own = Path("/proc/self/ns/net").stat().st_ino
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + SECONDS * PATIENCE
         while True:
             with suppress(OSError, ValueError, IndexError):
                 if apart:
@@ -106,7 +106,13 @@ class Machine:
     def attempt(self, *argv: str, given: str = "") -> subprocess.CompletedProcess[str]:
         """How a command ends there."""
         return subprocess.run(
-            [*self.enter(), *argv], input=given, capture_output=True, text=True, cwd=CHECKOUT, timeout=60, check=False
+            [*self.enter(), *argv],
+            input=given,
+            capture_output=True,
+            text=True,
+            cwd=CHECKOUT,
+            timeout=60 * PATIENCE,
+            check=False,
         )
 
     def add_link(self, name: str, *, mtu: int, to: Machine, peer: Sequence[str]) -> None:
@@ -214,7 +220,7 @@ class Driver:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            self._process.wait(timeout=SECONDS)
+            self._process.wait(timeout=SECONDS * PATIENCE)
             raise Died(self._process.stderr.read() if self._process.stderr else "")
         return json.loads(answer)
 
@@ -302,10 +308,10 @@ class Guest:
             length = 64 if ":" in address else 24
             self.machine.run("ip", "address", "replace", f"{address}/{length}", "dev", "eth0")
 
-    def reaches(self, address: str) -> bool:
-        """Whether one echo comes back within a second."""
+    def reaches(self, address: str, *, seconds: int = 1) -> bool:
+        """Whether one echo comes back within that time. Who has to be reached by the first one is given more of it."""
         family = "-6" if ":" in address else "-4"
-        return self.machine.attempt("busybox", "ping", family, "-c", "1", "-W", "1", address).returncode == 0
+        return self.machine.attempt("busybox", "ping", family, "-c", "1", "-W", str(seconds), address).returncode == 0
 
     def sent(self) -> int:
         """How many frames it has sent."""
@@ -359,7 +365,7 @@ class Guest:
             script.chmod(0o755)
             process = self.machine.start(*(str(script) if word == "SCRIPT" else word for word in argv))
             try:
-                deadline = time.monotonic() + SECONDS
+                deadline = time.monotonic() + SECONDS * PATIENCE
                 while not told.exists() and process.poll() is None and time.monotonic() < deadline:
                     time.sleep(0.02)
             finally:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
+from tests.patience import PATIENCE
+
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 MEMORY = "3G"
 EXIT = "KERNEL-EXIT:"
@@ -127,7 +129,7 @@ def _version() -> str | None:
 
 
 def _until_there(socket: Path, files: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 30 * PATIENCE
     while not socket.exists():
         assert files.poll() is None, "virtiofsd ended"
         assert time.monotonic() < deadline, "virtiofsd makes no socket"

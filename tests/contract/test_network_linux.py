@@ -320,8 +320,8 @@ class TestRefusedRules:
             assert await picky.driver.mend() == []
             assert worse.uid not in (await picky.driver.found()).segments
             assert nic.uid not in (await picky.driver.found()).ports
-            assert one.reaches(network.four(two))
-            assert three.reaches(network.four(four))
+            assert one.reaches(network.four(two), seconds=20)
+            assert three.reaches(network.four(four), seconds=20)
             picky.restart()
 
     async def test_what_is_on_record_is_in_force_without_it(self, world: World, picky: Host) -> None:
@@ -330,7 +330,7 @@ class TestRefusedRules:
         five = await net.guest(picky, pairs=({"cidr": REFUSED},))
         driver = picky.restart()
         await driver.prepare()
-        assert one.reaches(network.four(two))
+        assert one.reaches(network.four(two), seconds=20)
         assert not three.reaches(network.four(four)), "what cannot be filtered does not pass"
         assert not five.reaches(network.four(one))
         assert (await network.refused(driver.ensure_port(Port(three.nic, three.nic.uid)))).reason == "SegmentNotReady"
@@ -359,7 +359,7 @@ class TestGuarding:
         assert await host.driver.mend() == []
         host.machine.run("nft", "flush", "ruleset")
         assert await host.driver.guard() == ["The rules of nftables were not what they should be."]
-        assert one.reaches(network.four(two))
+        assert one.reaches(network.four(two), seconds=20)
         assert await host.driver.mend() == []
 
     async def test_a_guest_fills_no_more_of_the_hosts_table_than_it_may(self, world: World) -> None:
@@ -387,7 +387,7 @@ class TestGuarding:
                 tracked = host.machine.run("conntrack", "-L").splitlines()
                 mine = [line for line in tracked if f"src={me.four} " in line.partition("dst=")[0]]
                 assert most // 2 < len(mine) <= most
-                assert three.reaches(network.four(four)), "others are not in its way"
+                assert three.reaches(network.four(four), seconds=20), "others are not in its way"
         finally:
             host.settings = before
             host.restart()

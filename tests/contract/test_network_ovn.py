@@ -209,8 +209,8 @@ class TestWaiting:
             finally:
                 first.machine.run("kill", "-CONT", controller)
             await let(80)
-            assert not talk.works_on()
-            assert not network.Talk.works(one, network.four(target), 81)
+            assert talk.is_cut()
+            assert network.Talk.fails(one, network.four(target), 81)
             assert network.Talk.works(one, network.four(target), 80)
 
 

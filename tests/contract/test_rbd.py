@@ -33,7 +33,7 @@ from kumulus_agents.storage.settings import CephSettings, FetchSettings, Storage
 from kumulus_agents.storage.whole import TakesImages, TakesUploads
 from tests.contract import guest
 from tests.contract.ceph import POOL, USER, CephCluster, why_none
-from tests.contract.hypervisor import Heard, detached, the
+from tests.contract.hypervisor import Heard, detached, eventually, the
 from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
 from tests.contract.snapshots import InstantContract, linked_to, of_snapshot, taken
@@ -477,30 +477,30 @@ class TestCluster:
     async def test_one_that_falls_silent_hangs_nobody_and_heals(self, ceph: CephCluster, far: Far) -> None:
         """With a pool in use: a question, a change, and everything that comes after them."""
         driver, volume = far.again(answer_seconds=2.0), new_uid()
-        await driver.ensure_volume(volume, MIB, None, False)
+        await far.driver.ensure_volume(volume, MIB, None, False)
         for daemons in (("osd",), ()):
             with ceph.silent(*daemons):
                 began = time.monotonic()
                 error = await refused(driver.volume(volume))
                 assert (error.reason, error.retryable) == ("PoolStalled", True)
                 assert "ceph status" in str(error)
-                assert time.monotonic() - began < 5
+                assert time.monotonic() - began < 15
                 attempts = [driver.ensure_volume(new_uid(), MIB, None, False) for _ in range(20)]
                 answers = await asyncio.gather(*attempts, driver.remove_volume(volume), return_exceptions=True)
                 assert {error.reason for error in answers if isinstance(error, StorageError)} == {"PoolStalled"}
-                assert time.monotonic() - began < 12
+                assert time.monotonic() - began < 20, "as long as one of them takes, and not one after the other"
                 leave = await refused(far.again(answer_seconds=2.0).prepare() if not daemons else driver.volume(volume))
                 assert leave.reason == "PoolStalled"
-        deadline = time.monotonic() + 30
-        while True:
+
+        async def heals() -> bool:
             try:
-                assert await driver.volume(volume) is not None
-                break
+                return await driver.volume(volume) is not None
             except StorageError as error:
                 assert error.reason == "PoolStalled"
-                assert time.monotonic() < deadline
-                await asyncio.sleep(0.1)
-        await driver.remove_volume(volume)
+                return False
+
+        await eventually(heals, "the driver that found it silent does not find that it answers")
+        await far.driver.remove_volume(volume)
 
     async def test_the_key_is_in_a_private_file_and_nowhere_else(self, ceph: CephCluster, far: Far) -> None:
         files = [path for path in Path(far.settings.ceph.runtime).rglob("*") if path.is_file()]
@@ -518,7 +518,7 @@ def world(tmp_path: Path) -> Iterator[LibvirtWorld]:
     try:
         libvirtd.start()
         (tmp_path / "machines").mkdir()
-        made = LibvirtWorld(libvirtd, guest.build(tmp_path), tmp_path / "machines")
+        made = LibvirtWorld(libvirtd, guest.Disks(tmp_path), tmp_path / "machines")
         yield made
         made.clear()
     finally:
@@ -532,7 +532,7 @@ class TestGuest:
     async def test_it_boots_from_one_and_gets_and_loses_another(
         self, ceph: CephCluster, far: Far, server: Server, world: LibvirtWorld, tmp_path: Path
     ) -> None:
-        bootable = await asyncio.to_thread((tmp_path / "wait.img").read_bytes)
+        bootable = await asyncio.to_thread(guest.Disks(tmp_path)[guest.Guest.WAIT].read_bytes)
         digest = hashlib.sha256(bootable).hexdigest()
         image = ImageRef(uid=new_uid(), sha256=digest, format=ImageFormat.RAW)
         await far.driver.import_image(image, http(server.on("/boot.raw", Answer(bootable))), ignore)

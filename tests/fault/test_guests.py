@@ -53,7 +53,7 @@ def world(tmp_path: Path, small: Path) -> Iterator[LibvirtWorld]:
     libvirtd = PrivateLibvirtd(tmp_path / "libvirtd")
     try:
         libvirtd.start()
-        made = LibvirtWorld(libvirtd, guest.build(images), machines)
+        made = LibvirtWorld(libvirtd, guest.Disks(images), machines)
         try:
             yield made
         finally:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kumulus_lab.network import Network
+from tests.patience import PATIENCE
 
 CONFIGURATION = """
 NFS_CORE_PARAM {{ Protocols = 3; Enable_NLM = false; Enable_RQUOTA = false; }}
@@ -82,7 +83,7 @@ def nfs_server(directory: Path, network: Network | None = None) -> Iterator[NfsS
                 stderr=out,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 20 * PATIENCE
         while True:
             try:
                 socket.create_connection((address, 2049), timeout=1).close()

@@ -189,8 +189,8 @@ class TestInstants:
     async def test_a_cluster_that_falls_silent_does_not_keep_the_guest_halted(
         self, ceph: CephCluster, far: Far, world: LibvirtWorld, tmp_path: Path
     ) -> None:
-        impatient = replace(far, driver=far.again(answer_seconds=2.0))
-        async with running(world, impatient, tmp_path) as guest:
+        async with running(world, far, tmp_path) as guest:
+            impatient = replace(guest, far=replace(far, driver=far.again(answer_seconds=2.0)))
             stack = contextlib.ExitStack()
 
             async def fall_silent() -> None:
@@ -198,7 +198,7 @@ class TestInstants:
                 stack.enter_context(ceph.silent())
 
             with stack:
-                error = await refused(guest.snapshot(fall_silent))
+                error = await refused(impatient.snapshot(fall_silent))
                 assert error.reason == "PoolStalled"
                 domain = await the(guest.driver, guest.spec)
                 assert (domain.state, domain.held) == (DomainState.RUNNING, False)

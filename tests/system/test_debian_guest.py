@@ -16,7 +16,7 @@ from tests.system.inside import Inside
 from tests.system.world import Object, World
 from tests.unit.storage.material import iso
 
-pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(1800)]
 
 NAME = "deb"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE alice@example.org"

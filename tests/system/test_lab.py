@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import ssl
@@ -16,7 +17,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kumulus_lab import commands, deadline, images, links, network, outside
+from kumulus_lab import commands, deadline, images, links, network, outside, places
 from kumulus_lab.cluster import NativeCluster
 from kumulus_lab.cuts import Direction
 from kumulus_lab.errors import LabError
@@ -274,7 +275,7 @@ def _ping(run: Callable[[list[str]], object], address: str) -> None:
 def test_a_host_that_loses_power_cuts_no_other_off(bare: Lab) -> None:
     first, second = bare.hosts
     server = f"https://{first.network.address}:{bare.state.cluster_ports[2]}"
-    script = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=0.5)"
+    script = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=0.9)"
     host, port = server.removeprefix("https://").split(":")
     first.power_on()
     second.exec(["python3", "-c", script, host, port])
@@ -323,6 +324,14 @@ def test_up_goes_on_where_it_was_cut() -> None:
         assert set(owned(lab.directory)) & set(running)
     finally:
         lab.down()
+
+
+@pytest.mark.libvirt
+def test_a_lab_that_begins_with_an_installation_has_what_installing_gives(lab: Lab) -> None:
+    env = {**os.environ, "KUBECONFIG": str(lab.kubeconfig)}
+    said = commands.run([places.script("kumulusctl"), "install"], env=env).stdout.splitlines()
+    assert {line.rpartition(" ")[2] for line in said} == {"unchanged"}, said
+    assert len(said) > 20
 
 
 @pytest.mark.cluster

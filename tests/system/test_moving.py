@@ -45,6 +45,7 @@ from tests.contract.guest import Guest
 from tests.contract.hypervisor import Heard, stopped
 from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
+from tests.patience import PATIENCE
 from tests.unit.agent.host import BEYOND, POOL, TestHost, eventually, host_on
 from tests.unit.storage.material import pool_ref
 
@@ -58,8 +59,8 @@ SIZE = 96 * MIB
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> dict[Guest, Path]:
-    return guest.build(tmp_path_factory.mktemp("guests"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> guest.Disks:
+    return guest.Disks(tmp_path_factory.mktemp("guests"))
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def scene(
-    cluster: NativeCluster, places: Path, libvirtd: PrivateLibvirtd, images: dict[Guest, Path]
+    cluster: NativeCluster, places: Path, libvirtd: PrivateLibvirtd, images: guest.Disks
 ) -> AsyncIterator[Scene]:
     async with host_on(
         cluster.kubeconfig, directory=places, files=StoredFiles(places / "machines", seed.write)
@@ -363,7 +364,7 @@ async def _doomed(scene: Scene, place: str) -> None:
         *(sys.executable, "-m", "tests.contract.doomed_mover", *words), cwd=CHECKOUT, stderr=subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(90 * PATIENCE):
             _, said = await process.communicate()
     except TimeoutError:
         process.kill()
@@ -375,7 +376,7 @@ async def _doomed(scene: Scene, place: str) -> None:
 
 
 @pytest.fixture
-def world(libvirtd: PrivateLibvirtd, images: dict[Guest, Path], tmp_path: Path) -> Iterator[LibvirtWorld]:
+def world(libvirtd: PrivateLibvirtd, images: guest.Disks, tmp_path: Path) -> Iterator[LibvirtWorld]:
     machines = tmp_path / "machines"
     machines.mkdir()
     made = LibvirtWorld(libvirtd, images, machines)

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from kumulus_lab import binaries, cuts, demo, images, links, machine, places, state, status
+from kumulus_lab import binaries, cuts, demo, images, installed, kind, links, machine, places, state, status
 from kumulus_lab.errors import LabError
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.processes import Daemon
@@ -96,6 +96,7 @@ def prepare(
     kubernetes: Annotated[bool, typer.Option(help="The Kubernetes programs.")] = True,
     image: Annotated[list[str] | None, typer.Option(help="A guest image, such as tiny or debian.")] = None,
     libvirt: Annotated[bool, typer.Option(help="All guest images, where there can be libvirt hosts.")] = False,
+    control_plane: Annotated[bool, typer.Option("--control-plane", help="What labs of tests begin with.")] = False,
 ) -> None:
     """Make what the lab needs and the cache has not yet."""
     os.environ["PATH"] = machine.path()
@@ -109,6 +110,9 @@ def prepare(
             wanted = list(images.NAMES)
     for each in wanted:
         images.ensure(each, _say)
+    if control_plane:
+        os.environ.setdefault(kind.CHOICE, "native")
+        installed.ensure(_say)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

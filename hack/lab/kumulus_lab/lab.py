@@ -43,8 +43,10 @@ class Wanted:
 class Lab:
     """A lab by its name."""
 
-    def __init__(self, name: str = state.DEFAULT, say: Say = lambda _: None) -> None:
+    def __init__(self, name: str = state.DEFAULT, say: Say = lambda _: None, data: Path | None = None) -> None:
+        """`data`: what its etcd begins with instead of an installation of Kumulus, of `installed.ensure`."""
         self.name = name
+        self._data = data
         self.directory = state.directory(name)
         os.environ["PATH"] = machine.path()
         self._say = say
@@ -147,12 +149,17 @@ class Lab:
         if (network_ := self.network) is not None:
             network_.ensure()
         self._say("control plane")
+        installing = wanted.controllers or wanted.agents
+        data = self._data if not self.state.kind else None
+        installed = installing and data is not None and self.cluster.begin_with(data)
         self.control_plane.start()
         self.start_image_server()
         self.start_world_server()
-        if wanted.controllers or wanted.agents:
+        if installing:
             self._say("kinds, roles and admission policies")
-            self.services.install(outside=True)
+            if not installed:
+                self.services.install()
+            self.services.offer_outside()
         if wanted.controllers:
             self._say("controllers")
             self.services.start_controllers()
@@ -262,7 +269,8 @@ class Lab:
         state.save(found.model_copy(update={"hosts": hosts, "simulated": max(found.simulated, simulated)}))
 
     def _new(self, hypervisor: Hypervisor, *, with_network: bool) -> LabState:
-        chosen = ports.free(7)
+        # A daemon that is not up yet, or down for a while, has its port all the same.
+        chosen = ports.free(7, [port for other in state.everybody() for port in other.ports])
         return LabState(
             name=self.name,
             hypervisor=hypervisor,

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Collection
 
 FIRST, LAST = 20_000, 32_000
 
 
-def free(count: int) -> list[int]:
-    """That many different ports nobody listens on now."""
+def free(count: int, taken: Collection[int] = ()) -> list[int]:
+    """That many different ports nobody listens on now; none of those that are `taken` by who will."""
     found: list[int] = []
     candidates = random.sample(range(FIRST, LAST), 200 + count)
     for port in candidates:
         if len(found) == count:
             break
-        if _is_free(port):
+        if port not in taken and _is_free(port):
             found.append(port)
     return found
 

@@ -50,12 +50,17 @@ class Services:
         """The simulated hosts."""
         return Daemon.within(self.directory, "fleet")
 
-    def install(self, *, outside: bool = False) -> None:
-        """Kinds, roles and admission policies are in the cluster, and so is what the lab's examples refer to; with
-        `outside`, tenants are offered the way to the network outside."""
+    def install(self) -> None:
+        """Kinds, roles and admission policies are in the cluster, and so is what the lab's examples refer to."""
         self._kumulusctl("install", seconds=120)
-        offered = [_MANIFESTS / "zone.yaml", *([_MANIFESTS / "outside.yaml"] if outside else [])]
-        self.cluster.kubectl_run("apply", "--server-side", *(f"--filename={manifest}" for manifest in offered))
+        self._apply("zone.yaml")
+
+    def offer_outside(self) -> None:
+        """Tenants are offered the way to the network outside."""
+        self._apply("outside.yaml")
+
+    def _apply(self, manifest: str) -> None:
+        self.cluster.kubectl_run("apply", "--server-side", f"--filename={_MANIFESTS / manifest}")
 
     def start_controllers(self, extra: Mapping[str, str] | None = None) -> None:
         """Start the controllers with credentials of their own, and wait until they are ready."""

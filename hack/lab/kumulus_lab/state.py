@@ -6,6 +6,7 @@ Facts (what runs, what answers) are never stored here; they are looked up.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 
@@ -57,6 +58,11 @@ class LabState(BaseModel):
     hosts: tuple[HostState, ...] = ()
     simulated: int = Field(default=0, ge=0)
 
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """All ports of it."""
+        return (*self.cluster_ports, self.http_port, self.fleet_port, self.image_port)
+
     def host(self, name: str) -> HostState:
         """The host of that name. Raises LabError when there is none."""
         for host in self.hosts:
@@ -91,6 +97,15 @@ def load(name: str) -> LabState | None:
         raise LabError(
             f"{directory(name) / 'lab.json'} is damaged; `kumulus-lab down --name {name}` clears it"
         ) from error
+
+
+def everybody() -> list[LabState]:
+    """Every lab of this checkout whose record can be read."""
+    found = []
+    for record in places.labs().glob("*/lab.json"):
+        with suppress(OSError, ValueError):
+            found.append(LabState.model_validate_json(record.read_text()))
+    return found
 
 
 def save(state: LabState) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -41,6 +40,7 @@ from kumulus_agents.storage.protocol import StorageDriver
 from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import SimulatedSettings, StorageSettings
 from kumulus_agents.storage.simulated import SimulatedPool, SimulatedStorage
+from tests import leftovers
 from tests.patience import PATIENCE
 
 DEADLINE = 30.0
@@ -320,7 +320,6 @@ async def host_on(kubeconfig: Path, *, namespace_made: bool = True, **options: A
             await client.create(NAMESPACE, {"metadata": {"name": host.namespace}})
         yield host
     finally:
-        with contextlib.suppress(Exception):
-            await client.delete(NAMESPACE, host.namespace)
+        leftovers.leave(host.namespace)
         await host.agents_client.close()
         await client.close()

@@ -11,6 +11,7 @@ import pytest
 from kumulus_agents.hypervisor.libvirt import resting
 from kumulus_agents.hypervisor.libvirt.resting import Resting
 from kumulus_agents.hypervisor.protocol import HypervisorError
+from tests.patience import PATIENCE
 
 UID = "6f1c2d7e-0b51-4f0c-9a57-3c1d5e8f9a01"
 
@@ -43,7 +44,7 @@ async def test_a_guest_is_told_to_go_on_until_it_says_so() -> None:
     watch = Resting(guest.thaw)
     for _ in range(3):
         watch.see_to(UID)
-    await asyncio.wait_for(guest.goes_on.wait(), 5)
+    await asyncio.wait_for(guest.goes_on.wait(), 5 * PATIENCE)
     await watch.close()
     assert guest.asked == 4, "once more for each time that it did not answer, however many asked for it"
 
@@ -58,7 +59,7 @@ async def test_nobody_has_it_go_on_while_it_is_asked_to_rest() -> None:
                 await asyncio.sleep(0)
             assert guest.asked == 0
             raise HypervisorError("it was not taken")
-    await asyncio.wait_for(guest.goes_on.wait(), 5)
+    await asyncio.wait_for(guest.goes_on.wait(), 5 * PATIENCE)
     await watch.close()
 
 
@@ -67,5 +68,5 @@ async def test_what_is_open_is_left_to_the_next_process() -> None:
     watch = Resting(guest.thaw)
     watch.see_to(UID)
     await asyncio.sleep(0)
-    await asyncio.wait_for(watch.close(), 5)
+    await asyncio.wait_for(watch.close(), 5 * PATIENCE)
     assert not guest.goes_on.is_set()

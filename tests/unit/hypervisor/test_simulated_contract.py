@@ -26,6 +26,9 @@ class SimulatedWorld(World):
     def spec(self) -> DomainSpec:
         return DomainSpec(new_marks(), cpus=1, memory=1 << 26, disks=(), console_log="/nowhere/console.log")
 
+    def guest(self) -> DomainSpec:
+        return self.spec()
+
     def volume(self) -> DomainDisk:
         volume = str(uuid.uuid4())
         return DomainDisk("data", FileSource(f"/simulated/{volume}.qcow2"), "qcow2", volume=volume)

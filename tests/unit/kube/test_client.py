@@ -16,6 +16,7 @@ from kumulus.kube import client as kube
 from kumulus.kube import errors
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
+from tests.patience import PATIENCE
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 VM = VirtualMachine.KIND
@@ -88,7 +89,7 @@ def test_an_answer_of_a_proxy_is_an_error_like_others(body: bytes) -> None:
 async def test_an_error_is_reported_at_once_and_not_tried_again_by_the_library(code: int) -> None:
     server = Server()
     server.answer = server.status(code, "Down")
-    async with connected(server) as client, asyncio.timeout(5):
+    async with connected(server) as client, asyncio.timeout(5 * PATIENCE):
         for ask in (client.get(VM, "web", "ns"), client.delete(VM, "web", "ns")):
             with pytest.raises(errors.ApiError):
                 await ask

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kumulus_lab.imageserver import Handler
+from tests.patience import PATIENCE
 
 _CONTENT = bytes(range(256)) * 4
 
@@ -26,7 +27,7 @@ def server(tmp_path: Path) -> Iterator[http.client.HTTPConnection]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=directory)) as made:
         thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        connection = http.client.HTTPConnection("127.0.0.1", made.server_port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", made.server_port, timeout=5 * PATIENCE)
         yield connection
         connection.close()
         made.shutdown()

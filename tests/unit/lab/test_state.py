@@ -70,6 +70,18 @@ def test_ports_are_different_and_nobody_listens_on_them() -> None:
             probe.bind(("127.0.0.1", port))
 
 
+def test_ports_of_other_labs_are_not_chosen_also_while_their_daemons_are_down(labs: Path) -> None:
+    state.save(
+        _lab(cluster_ports=(20_001, 20_002, 20_003, 20_004), http_port=20_005, fleet_port=20_006, image_port=20_007)
+    )
+    (labs / "cut").mkdir()
+    (labs / "cut/lab.json").write_text("{")
+    (other,) = state.everybody()
+    assert sorted(other.ports) == list(range(20_001, 20_008))
+    taken = set(range(ports.FIRST, ports.LAST)) - {20_100, 20_200}
+    assert set(ports.free(5, taken)) <= {20_100, 20_200}
+
+
 def test_a_used_network_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     routes = [{"dst": "default"}, {"dst": "10.213.0.0/24"}, {"dst": "10.213.1.0/25"}, {"dst": "10.213.2.9"}]
     monkeypatch.setattr(network, "_ip_json", lambda *_: routes)

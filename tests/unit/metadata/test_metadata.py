@@ -32,6 +32,7 @@ from kumulus_agents.metadata.server import (
     Server,
     Tokens,
 )
+from tests.patience import PATIENCE
 from tests.unit.agent.host import eventually
 
 NETWORK, OTHER, WEB, DB = (str(uuid.uuid4()) for _ in range(4))
@@ -273,7 +274,7 @@ class Guest:
         arriving, leaving = await asyncio.open_connection("127.0.0.1", self._port, local_addr=(source, 0))
         try:
             leaving.write(text)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(10 * PATIENCE):
                 return await arriving.read()
         finally:
             leaving.close()

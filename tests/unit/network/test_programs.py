@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import os
+import signal
 
 import pytest
 import uvloop
@@ -13,10 +14,9 @@ from kumulus_agents.network.protocol import NetworkError
 
 def test_what_a_program_leaves_behind_is_not_waited_for() -> None:
     """keepalived and haproxy go on, and keep what the loop of the agent left open for them."""
-    began = time.monotonic()
-    status, out, err = uvloop.run(attempt(["/bin/sh", "-c", "sleep 9 & cat; echo said >&2; exit 3"], "given"))
-    assert (status, out, err) == (3, "given", "said\n")
-    assert time.monotonic() - began < 8
+    status, out, err = uvloop.run(attempt(["/bin/sh", "-c", "sleep 999 & cat; echo $! >&2; exit 3"], "given"))
+    os.kill(int(err), signal.SIGKILL)  # it is there still
+    assert (status, out) == (3, "given")
 
 
 def test_a_program_that_fails_or_is_not_there_is_an_error() -> None:

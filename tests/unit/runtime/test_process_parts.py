@@ -18,6 +18,7 @@ from kumulus.runtime import http, metrics
 from kumulus.runtime.conditions import MESSAGE_MAX, Fact, derive
 from kumulus.runtime.kopf_shell import KopfShell
 from kumulus.runtime.settings import load
+from tests.patience import PATIENCE
 
 OLD, NOW = "2025-01-01T00:00:00Z", "2026-01-01T00:00:00Z"
 
@@ -107,7 +108,7 @@ async def test_health_says_what_is_wrong() -> None:
 def fetch(port: int, path: str) -> tuple[int, str]:
     """A request that holds up the loop it is made in."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5 * PATIENCE) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -116,8 +117,8 @@ def fetch(port: int, path: str) -> tuple[int, str]:
 
 async def test_a_stuck_loop_is_not_healthy_until_it_turns_again() -> None:
     async with http.serve(0, healthy={}, ready={"caches": lambda: None}, patience=0.3) as port:
-        assert fetch(port, "/healthz") == (200, "[+]loop ok\n")
-        end = time.monotonic() + 10
+        assert await asyncio.to_thread(fetch, port, "/healthz") == (200, "[+]loop ok\n")
+        end = time.monotonic() + 10 * PATIENCE
         while (found := fetch(port, "/healthz"))[0] == 200:  # nothing else runs in this loop meanwhile
             assert time.monotonic() < end
         assert found[0] == 503 and found[1].startswith("[-]loop stuck: nothing has run in its loop for")
@@ -142,7 +143,7 @@ async def test_kopf_that_ended_by_itself_is_not_healthy(monkeypatch: pytest.Monk
     assert shell.why() is None, "it was not started"
     shell.start()
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20 * PATIENCE):
             await shell.failed.wait()
             while shell.why() is None:  # noqa: ASYNC110 - the thread is at its last line
                 await asyncio.sleep(0)

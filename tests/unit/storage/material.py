@@ -21,6 +21,7 @@ from kumulus.api.host import HttpFetch, ImageRef, PoolRef
 from kumulus.api.pools import PoolDriver, PoolParameters
 from kumulus.api.storage import Compression, ImageFormat
 from kumulus_agents.storage.protocol import ImportProgress
+from tests.patience import PATIENCE
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: images are read in a cage")
 
@@ -59,7 +60,9 @@ def disk(size: int = 4 * MIB) -> bytes:
 
 
 def qemu_img(*arguments: str | Path) -> str:
-    done = subprocess.run(["qemu-img", *map(str, arguments)], capture_output=True, check=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["qemu-img", *map(str, arguments)], capture_output=True, check=True, text=True, timeout=60 * PATIENCE
+    )
     return done.stdout
 
 

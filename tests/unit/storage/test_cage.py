@@ -1,6 +1,6 @@
 """The cage: what is in it, what is not, and that nothing outlives it. As hostile as the program in it can be."""
 
-# ruff: noqa: ASYNC240, ASYNC110 - small files and waits with a deadline, in tests
+# ruff: noqa: ASYNC110 - small files and waits with a deadline, in tests
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from kumulus_agents.storage import cage
 from kumulus_agents.storage.cage import Handed, Limits
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import CageSettings
+from tests.patience import PATIENCE
 from tests.unit.storage.material import MIB, needs_root
 from tests.unit.storage.server import serving
 
@@ -162,17 +163,21 @@ async def test_output_is_bounded() -> None:
     assert (len(outcome.output), len(outcome.errors)) == (65536, 65536)
 
 
+SLEEP = f"sleep {100_000 + os.getpid()}"
+"""What no other run of these tests on this machine does."""
+
+
 def sleepers() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if "sleep 4711" in " ".join(p.info["cmdline"] or ())]
+    return [p for p in psutil.process_iter(["cmdline"]) if SLEEP in " ".join(p.info["cmdline"] or ())]
 
 
 async def until(gone: object) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(10 * PATIENCE):
         while sleepers() if gone else not sleepers():
             await asyncio.sleep(0.01)
 
 
-CHILDREN = 'exec "/usr/bin/setsid", "-f", "/bin/sh", "-c", "sleep 4711 & sleep 4711" unless fork; sleep 4711'
+CHILDREN = f'exec "/usr/bin/setsid", "-f", "/bin/sh", "-c", "{SLEEP} & {SLEEP}" unless fork; {SLEEP}'
 
 
 async def test_too_long_is_an_error_and_nothing_stays() -> None:
@@ -192,11 +197,11 @@ async def test_cancelling_kills_it_with_its_children() -> None:
 
 
 async def test_it_dies_with_the_agent() -> None:
-    code = """
+    code = f"""
 import asyncio
 from kumulus_agents.storage import cage
 from kumulus_agents.storage.settings import CageSettings
-asyncio.run(cage.run(["/usr/bin/setsid", "/bin/sh", "-c", "sleep 4711 & sleep 4711"], (), limits=cage.Limits(1 << 30, 20, 60), settings=CageSettings()))
+asyncio.run(cage.run(["/usr/bin/setsid", "/bin/sh", "-c", "{SLEEP} & {SLEEP}"], (), limits=cage.Limits(1 << 30, 20, 60), settings=CageSettings()))
 """
     agent = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     await until(gone=False)
@@ -219,9 +224,18 @@ async def test_without_root_there_is_no_cage(monkeypatch) -> None:
 
 
 async def test_no_mount_stays_on_the_host() -> None:
-    before = Path("/proc/self/mountinfo").read_text()
-    await perl("1")
-    assert Path("/proc/self/mountinfo").read_text() == before
+    """In a mount namespace of its own: others mount and unmount on this machine at any time."""
+    code = """
+import asyncio
+from pathlib import Path
+from tests.unit.storage.test_cage import perl
+before = Path("/proc/self/mountinfo").read_text()
+asyncio.run(perl("1"))
+assert Path("/proc/self/mountinfo").read_text() == before
+"""
+    command = ("unshare", "--mount", sys.executable, "-c", code)
+    done = await asyncio.create_subprocess_exec(*command, cwd=Path(__file__).parents[3])
+    assert await done.wait() == 0
 
 
 async def test_the_inspector_sees_only_its_file(tmp_path) -> None:

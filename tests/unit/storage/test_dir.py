@@ -19,6 +19,7 @@ from kumulus_agents.storage.settings import StorageSettings
 from tests.contract.moves import MoveContract
 from tests.contract.snapshots import LayerContract
 from tests.contract.storage import Bench, StorageContract
+from tests.patience import PATIENCE
 from tests.unit.storage.material import (
     MIB,
     disk,
@@ -219,7 +220,7 @@ async def test_a_cancelled_import_goes_on_where_it_was(driver, server, path) -> 
     url = server.on("/i", Answer(RAW, etag='"1"', stall=2 * MIB), Answer(RAW, etag='"1"'))
     importing = asyncio.ensure_future(driver.import_image(image, http(url), ignore))
     part = path / f"images/.partial/{image.uid}.source"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(30 * PATIENCE):
         await server.stalled.wait()
         while not part.exists() or part.stat().st_size < MIB:
             await asyncio.sleep(0.01)

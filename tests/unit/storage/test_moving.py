@@ -20,6 +20,7 @@ from kumulus_agents.storage.protocol import StorageDriver, StorageError
 from kumulus_agents.storage.settings import StorageSettings
 from tests.contract.moves import movable, moved
 from tests.contract.snapshots import linked_to, taken
+from tests.patience import PATIENCE
 from tests.unit.storage.material import MIB, disk, http, ignore, image_ref, needs_root, pool_ref, qemu_img, uid
 from tests.unit.storage.server import Answer
 
@@ -231,10 +232,10 @@ async def test_pools_that_are_apart_take_part_and_end_when_they_are_told(
             ended.set()
 
     sending = asyncio.create_task(movable(source).send_volume(volume, for_ever))
-    await asyncio.wait_for(begun.wait(), 10)
+    await asyncio.wait_for(begun.wait(), 10 * PATIENCE)
     sending.cancel()
     await asyncio.wait([sending])
-    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(ended.wait(), 10 * PATIENCE)
     await moved(source, target, volume)
     after = await target.volume(volume)
     assert after is not None and reads(after.path, "-P 7 1M 64k", "-P 0 0 1M")

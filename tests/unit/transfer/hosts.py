@@ -24,6 +24,7 @@ from kumulus_agents.transfer import keys
 from kumulus_agents.transfer.settings import TransferSettings
 from kumulus_agents.transfer.transfer import Transfer
 from kumulus_controllers.fabric.authority import Authority
+from tests.patience import PATIENCE
 from tests.unit.storage.server import Server, serving
 
 UID = str(uuid.uuid5(uuid.NAMESPACE_DNS, "image"))
@@ -43,8 +44,8 @@ def settings(**changes: Any) -> TransferSettings:
         "address": ip_address("127.0.0.1"),
         "port": 0,
         "upload_port": None,
-        "connect_timeout": 5.0,
-        "idle_timeout": 5.0,
+        "connect_timeout": 5.0 * PATIENCE,
+        "idle_timeout": 5.0 * PATIENCE,
     }
     return TransferSettings(**{**quick, **changes})
 

@@ -26,6 +26,7 @@ from kumulus_agents.storage.part import Part, expire, is_complete
 from kumulus_agents.transfer import uploads
 from kumulus_agents.transfer.uploads import Ticket
 from kumulus_controllers.fabric.authority import Authority
+from tests.patience import PATIENCE
 from tests.unit.transfer.hosts import UID, Peer, host, now
 
 AUTHORITY = Authority.made(now())
@@ -99,7 +100,7 @@ class Hall:
         )
         try:
             writer.write(request + body)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(10 * PATIENCE):
                 return await reader.read()
         finally:
             writer.transport.abort()
@@ -222,7 +223,7 @@ async def test_what_stands_still_for_long_is_removed(tmp_path: Path, monkeypatch
     monkeypatch.setattr(uploads, "KEEP_OPEN", 0.05)
     async with hall(tmp_path, upload_idle_seconds=0.2) as at:
         assert b"200" in (await at.put(f"0-9/{len(DATA)}", DATA[:10]))[:20]
-        deadline = asyncio.get_running_loop().time() + 10
+        deadline = asyncio.get_running_loop().time() + 10 * PATIENCE
         while (tmp_path / f"{UID}.source").exists() and (tmp_path / f"{UID}.source").stat().st_size:
             assert asyncio.get_running_loop().time() < deadline
             await asyncio.sleep(0.3)
