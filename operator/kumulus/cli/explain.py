@@ -325,7 +325,8 @@ def _services(facts: Facts) -> list[Finding]:
         if condition is None or condition.status == "True":
             continue
         what = f"The Service {service.name} selects it, and says ({condition.reason}): {as_sentence(condition.message)}"
-        found.append(Finding(Level.NOTE, what, f"{_kubectl(facts)} describe service {service.name}"))
+        todo = hint(condition.reason, namespace=service.namespace or "", name=service.name)
+        found.append(Finding(Level.NOTE, what, todo or f"{_kubectl(facts)} describe service {service.name}"))
     return found
 
 

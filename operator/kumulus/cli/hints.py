@@ -108,6 +108,16 @@ HINTS: Mapping[str, str] = {
     "SecretNotCertificate": _TLS,
     "SecretNotFound": _TLS,
     "TooManyMembers": "Narrow spec.members.selector: `kubectl -n {namespace} get vm --show-labels`.",
+    # Machines behind Services
+    "ExternalName": "kubectl -n {namespace} label service {name} network.kumulus.io/vm-network- takes the label off.",
+    "NamedTargetPort": "`kubectl -n {namespace} edit service {name}`: a targetPort that is a number.",
+    "NoMachines": "`kubectl -n {namespace} get vm --show-labels` and `kumulusctl -n {namespace} nic list` show who could be.",
+    "NoSelector": "`kubectl -n {namespace} edit service {name}`: a selector with labels of the machines.",
+    "NotReachable": _FIPS + " " + _EXTERNAL,
+    "NotRouted": "`kumulusctl -n {namespace} fip explain FIP` or `router explain ROUTER` says why.",
+    "NoneReady": "`kumulusctl -n {namespace} vm list` shows which run, and `vm explain VM` why one does not.",
+    "SliceRefused": "Something in the namespace refuses its EndpointSlices: `kubectl -n {namespace} get resourcequotas`.",
+    "TrafficPolicyLocal": "`kubectl -n {namespace} edit service {name}`: both traffic policies have to be Cluster.",
     # What hosts say
     "BadBalancer": _OPERATOR,
     "BadOption": "Correct spec.dhcp.options of the Network as the message says.",
