@@ -163,7 +163,7 @@ def _left_out(scope: Scope, address: Address | None, router: Router | None) -> L
         does = order.spec.gateway.router if order.spec.gateway is not None else None
         if does is None or address in _told(order):
             continue
-        has = {item.external for item in (*does.floating, *does.forwards)}
+        has = {item.external for item in does.floating} | {item.external for item in does.forwards}
         forwards = len(does.forwards) + len(floating.spec.port_forwards)
         if len(has) >= FLOATING_MOST or forwards > FORWARDS_MOST:
             return Lack(
