@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kumulus.api.addresses import Address
 from kumulus.api.gateways import GatewayPeer, Redundancy
@@ -86,6 +86,16 @@ def choose(need: Need, hosts: Sequence[Candidate], current: Sequence[str], activ
     order += [name for name in chosen if name not in order]
     short = max(0, need.count - len(taken) - len(stay))
     return Choice(tuple(order), short, refused if short else None)
+
+
+def choose_some(need: Need, hosts: Sequence[Candidate], current: Sequence[str], active: str | None) -> Choice:
+    """Hosts for a gateway that goes on with one host where no two can have it: of one, nobody asks for a way to others. What
+    keeps it from having more is said of those that it lacks."""
+    choice = choose(need, hosts, current, active)
+    if choice.hosts or need.count == 1:
+        return choice
+    alone = choose(replace(need, count=1), hosts, current, active)
+    return replace(alone, short=max(1, need.count - len(alone.hosts)), refused=choice.refused)
 
 
 def lack(need: Need, host: Candidate) -> str | None:
