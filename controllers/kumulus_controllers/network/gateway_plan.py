@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kumulus.api.addresses import Address
 from kumulus.api.gateways import GatewayFunction, GatewayPeer, Redundancy
@@ -117,6 +117,16 @@ def _may(need: Need, host: Candidate) -> str | None:
         return f"network driver {need.driver} makes no {need.function.plural}"
     why = functions[need.function]
     return f"cannot have {need.function.plural}: {why.rstrip('.')}" if why is not None else None
+
+
+def choose_some(need: Need, hosts: Sequence[Candidate], current: Sequence[str], active: str | None) -> Choice:
+    """Hosts for a gateway that goes on with one host where no two can have it: of one, nobody asks for a way to others. What
+    keeps it from having more is said of those that it lacks."""
+    choice = choose(need, hosts, current, active)
+    if choice.hosts or need.count == 1:
+        return choice
+    alone = choose(replace(need, count=1), hosts, current, active)
+    return replace(alone, short=max(1, need.count - len(alone.hosts)), refused=choice.refused)
 
 
 def lack(need: Need, host: Candidate) -> str | None:

@@ -21,7 +21,7 @@ from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.fleet_feed import closed
 from kumulus_controllers.network import tls
 from kumulus_controllers.network.gateway_hosts import GatewayHosts, drivers, functions, silent
-from kumulus_controllers.network.gateway_plan import Choice, Need, choose, redundancy
+from kumulus_controllers.network.gateway_plan import Choice, Need, choose_some, redundancy
 from kumulus_controllers.network.lack import Lack
 from kumulus_controllers.network.load_balancer_plan import (
     Scope,
@@ -267,11 +267,7 @@ class LoadBalancerReconciler:
         need = Need(driver, GatewayFunction.LOAD_BALANCER, HOSTS)
         current = [host_of(order) for order in scope.orders if not order.deleting]
         serving = active(scope)
-        choice = choose(need, candidates, current, host_of(serving) if serving is not None else None)
-        if choice.hosts:
-            return choice
-        alone = choose(replace(need, count=1), candidates, current, None)  # of one, nobody asks for a way to others
-        return replace(alone, short=1, refused=choice.refused)
+        return choose_some(need, candidates, current, host_of(serving) if serving is not None else None)
 
     async def _hand_over(self, order: WorkOrder, identities: dict[str, tls.Identity]) -> bool:
         """Have the host have what TLS is ended with, before it is told to use it. Whether it has all of it."""

@@ -17,7 +17,7 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Result, Wait
 from kumulus_controllers.network import router_plan
 from kumulus_controllers.network.claiming import Claiming
-from kumulus_controllers.network.gateway_plan import Choice, Need, choose
+from kumulus_controllers.network.gateway_plan import Choice, Need, choose_some
 from kumulus_controllers.network.lack import Lack
 from kumulus_controllers.network.network_plan import usable
 from kumulus_controllers.network.networks import CLAIMED_BY, ROUTES
@@ -242,7 +242,7 @@ class RouterReconciler:
         across = router_plan.ACROSS if scope.router.spec.high_availability else 1
         need = Need(router_plan.driver(held), GatewayFunction.ROUTER, across, physical)
         active = router_plan.active(scope.orders, scope.silent)
-        choice = choose(need, self._routing.candidates(), router_plan.hosts(scope), active)
+        choice = choose_some(need, self._routing.candidates(), router_plan.hosts(scope), active)
         if choice.unsupported is not None:
             return choice, Lack("GatewaysUnsupported", choice.unsupported)
         if choice.hosts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kumulus.api.gateways import GatewayFunction
 from kumulus.api.segments import NetworkDriverName
-from kumulus_controllers.network.gateway_plan import Candidate, Choice, Need, choose, link_mac, redundancy
+from kumulus_controllers.network.gateway_plan import Candidate, Choice, Need, choose, choose_some, link_mac, redundancy
 
 NEED = Need(NetworkDriverName.LINUX, GatewayFunction.ROUTER, 2)
 
@@ -38,6 +38,16 @@ def test_what_a_host_lacks_is_said() -> None:
         "c": "without network driver linux",
         "d": "cordoned",
     }
+
+
+def test_where_no_two_hosts_can_have_it_one_does() -> None:
+    hosts = [host("a", underlay=None), host("b", underlay=None)]
+    assert choose(NEED, hosts, (), None).hosts == ()
+    choice = choose_some(NEED, hosts, (), None)
+    assert (choice.hosts, choice.short) == (("a",), 1)
+    assert choice.refused == {"a": "without an address for tunnels", "b": "without an address for tunnels"}
+    assert choose_some(NEED, [host("a"), host("b")], (), None) == Choice(("a", "b"))
+    assert choose_some(NEED, [host("a", closed="cordoned")], (), None).hosts == ()
 
 
 def test_a_silent_host_keeps_its_part_and_another_is_made_ready() -> None:
