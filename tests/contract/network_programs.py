@@ -9,16 +9,27 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from tests.contract.network_world import CHECKOUT, Guest
+from tests.contract.network_world import CHECKOUT, Guest, Host
 
 _FRAMES = str(CHECKOUT / "tests/contract/network_frames.py")
 _TALK = str(CHECKOUT / "tests/contract/network_talk.py")
 
 
+class Within:
+    """A network namespace of a host, in the place of a guest."""
+
+    def __init__(self, host: Host, namespace: str) -> None:
+        self._host, self._namespace = host, namespace
+        self.machine = self
+
+    def start(self, *argv: str) -> subprocess.Popen[str]:
+        return self._host.machine.start("ip", "netns", "exec", self._namespace, *argv)
+
+
 class Program:
     """A program in a guest that is told lines and answers with lines."""
 
-    def __init__(self, guest: Guest, *argv: str) -> None:
+    def __init__(self, guest: Guest | Within, *argv: str) -> None:
         self._process = guest.machine.start(sys.executable, "-I", "-S", *argv)
 
     def __enter__(self) -> Self:
@@ -51,8 +62,8 @@ class Program:
 class Sender(Program):
     """Sends frames over and over."""
 
-    def __init__(self, guest: Guest, frames: Sequence[bytes]) -> None:
-        super().__init__(guest, _FRAMES, "send")
+    def __init__(self, guest: Guest | Within, frames: Sequence[bytes], device: str = "eth0") -> None:
+        super().__init__(guest, _FRAMES, "send", device)
         self.sent = 0
         for frame in frames:
             self.tell(frame.hex())
@@ -72,8 +83,8 @@ class Sender(Program):
 class Watcher(Program):
     """Sees frames."""
 
-    def __init__(self, guest: Guest) -> None:
-        super().__init__(guest, _FRAMES, "see")
+    def __init__(self, guest: Guest | Within, device: str = "eth0") -> None:
+        super().__init__(guest, _FRAMES, "see", device)
         self.examples: list[str] = []
         assert self.hear() == "seeing"
 
@@ -97,8 +108,12 @@ class Server(Program):
 class Talk(Program):
     """A connection to a server."""
 
-    def __init__(self, guest: Guest, address: str, port: int, *, udp: bool = False) -> None:
-        super().__init__(guest, _TALK, "talk", address, str(port), *(["udp"] if udp else []))
+    def __init__(
+        self, guest: Guest, address: str, port: int, *, udp: bool = False, source: int = 0, size: int = 0
+    ) -> None:
+        """`source`: its own port; `size`: how much more each line has, in bytes."""
+        more = [f"from={source}", f"size={size}", *(["udp"] if udp else [])]
+        super().__init__(guest, _TALK, "talk", address, str(port), *more)
         self.connected = self.hear() == "connected"
 
     def works_on(self) -> bool:
