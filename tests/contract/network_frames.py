@@ -87,6 +87,12 @@ def icmp6(source: str, target: str, kind: int, body: bytes) -> bytes:
     return message[:2] + struct.pack("!H", checksum(pseudo + message)) + message[4:]
 
 
+def unreachable(packet: bytes) -> bytes:
+    """An error of ICMP: nobody listens at the port that this packet was for."""
+    message = struct.pack("!BBHI", 3, 3, 0, 0) + packet
+    return message[:2] + struct.pack("!H", checksum(message)) + message[4:]
+
+
 def option(mark: bytes) -> bytes:
     """An option of ND that nobody knows, with the mark in it."""
     return struct.pack("!BB", 253, 3) + mark

@@ -63,7 +63,8 @@ async def world(hosts: tuple[World, Outside]) -> AsyncIterator[World]:
     await world.clear()
     for host in world.hosts:
         nothing_left(host)
-        assert "keepalived" not in host.machine.run("ps", "-eo", "args")
+        running = host.machine.run("ps", "-eo", "args")
+        assert not [program for program in ("keepalived", "conntrackd") if program in running]
 
 
 @pytest.fixture

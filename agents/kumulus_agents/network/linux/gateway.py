@@ -72,6 +72,8 @@ class Gateway:
         outside = await self._carry(order, orders, underlay)
         inside = gateway_links.inside(order, await self._links())
         await self._batch(inside, namespace=True, more=gateway_links.neighbours(order))
+        if (outside or inside.wrong) and (queues := gateway_links.queues(order)):
+            await run([*self._enter, str(self._settings.sysctl), "-q", "-w", *queues])
         wrong += [*outside, *inside.wrong]
         wrong += await self._run(order, anew=bool(outside or inside.wrong))
         if order.balancer is None:
@@ -100,7 +102,7 @@ class Gateway:
         status, out, _ = await attempt([*self._ip, "-json", "address", "show", "dev", gateway_rules.LINK])
         there = links.parse(out) if status == 0 else {}
         addresses = {address for link in there.values() for address in link.addresses}
-        return f"{keepalived.token(order)}/64" in addresses
+        return f"{gateway_rules.token(order)}/64" in addresses
 
     async def remove(self, there: Mapping[str, Link]) -> None:
         """Have nothing of it."""

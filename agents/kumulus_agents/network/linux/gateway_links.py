@@ -288,8 +288,12 @@ SYSCTLS = {
     "net.ipv4.ip_nonlocal_bind": 1,
     "net.ipv6.ip_nonlocal_bind": 1,
     "net.ipv4.ip_unprivileged_port_start": 0,
-    "net.ipv4.neigh.default.unres_qlen_bytes": 16384,
-    "net.ipv6.neigh.default.unres_qlen_bytes": 16384,
 }
 """Of the namespace: it routes, and believes nobody. Programs may bind to addresses that are elsewhere now, and need no
-privilege for any port. What waits until a neighbour is found takes little memory."""
+privilege for any port."""
+
+
+def queues(order: GatewayOrder) -> list[str]:
+    """Of devices: what waits until a neighbour is found takes little memory."""
+    devices = [names.inner(leg.network) for leg in order.legs]
+    return [f"net.{ip}.neigh.{device}.unres_qlen_bytes=16384" for ip in ("ipv4", "ipv6") for device in devices]

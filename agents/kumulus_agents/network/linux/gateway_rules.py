@@ -66,6 +66,11 @@ def render(order: GatewayOrder) -> Ruleset:
     return Ruleset({**named, **bounds.chains}, learned=bounds.learned)
 
 
+def token(order: GatewayOrder) -> str:
+    """The address on the link that is where the gateway is active."""
+    return link_local(names.mac("active", order.uid))
+
+
 def copies(order: GatewayOrder) -> bool:
     """Whether it has connections that another host can only go on with when it knows them."""
     router = order.router
@@ -136,10 +141,12 @@ def _input(order: GatewayOrder) -> Iterator[Rule]:
     """For the gateway itself: it can be found, it answers echoes, and its other hosts speak with it."""
     peers: list[object] = [link_local(peer.mac) for peer in order.redundancy.peers]
     if peers:
-        own = match(meta("iifname"), LINK), field("ip6", "saddr", any_of(peers))
-        yield _accept(match(meta("l4proto"), VRRP), *own)
-        if copies(order):
-            yield _accept(field("udp", "dport", COPIES_PORT), *own)
+        comes = match(meta("iifname"), LINK)
+        yield _accept(comes, match(meta("l4proto"), VRRP), field("ip6", "saddr", any_of(peers)))
+        if copies(order):  # who is active may send by the address that it has as such
+            yield _accept(
+                comes, field("udp", "dport", COPIES_PORT), field("ip6", "saddr", any_of([*peers, token(order)]))
+            )
     yield _drop(match(meta("iifname"), LINK), comment="not of its other hosts")
     yield _accept(_state("established", "related"))
     yield from gateway_neighbours.solicitations()
@@ -180,7 +187,7 @@ def _copies(order: GatewayOrder) -> Iterator[tuple[str, Chain]]:
     sent = match(meta("oifname"), LINK), port, field("ip6", "daddr", first)
     dups = (Rule((*sent, {"dup": {"addr": other, "dev": LINK}})) for other in others)
     yield "copies-to", Chain(tuple(dups), "output", 0)
-    comes = match(meta("iifname"), LINK), port, field("ip6", "saddr", any_of([first, *others]))
+    comes = match(meta("iifname"), LINK), port, field("ip6", "saddr", any_of([first, *others, token(order)]))
     own = {"mangle": {"key": payload("ip6", "daddr"), "value": link_local(order.redundancy.mac)}}
     yield "copies-from", Chain((Rule((*comes, own)),), "prerouting", -300)
 

@@ -15,7 +15,7 @@ from kumulus.api.addresses import is_v4
 from kumulus.api.gateways import GatewayLeg, GatewayOrder
 from kumulus_agents.network.linux import gateway_links, names
 from kumulus_agents.network.linux.bridging import link_local
-from kumulus_agents.network.linux.gateway_rules import LINK
+from kumulus_agents.network.linux.gateway_rules import LINK, token
 
 INSTANCE = "instance"
 """The file with what can change while it runs."""
@@ -65,11 +65,6 @@ def instance(order: GatewayOrder, notifies: Sequence[tuple[str, str]] = ()) -> s
     if ways:
         lines += ["  virtual_routes {", *ways, "  }"]
     return "".join(f"{line}\n" for line in [*lines, "}"])
-
-
-def token(order: GatewayOrder) -> str:
-    """The address on the link that is where the gateway is active."""
-    return link_local(names.mac("active", order.uid))
 
 
 def addresses(order: GatewayOrder) -> list[tuple[str, str]]:
