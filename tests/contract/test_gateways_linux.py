@@ -30,7 +30,7 @@ from tests.contract.gateway_world import (
     two_tiers,
     untranslated,
 )
-from tests.contract.network import four, reaches, six
+from tests.contract.network import Net, four, reaches, six
 from tests.contract.network_frames import BROADCAST, FALSE, TRUE, arp, ethernet, ip4, udp
 from tests.contract.network_programs import Sender, Server, Talk, Watcher, Within
 from tests.contract.network_world import Guest, Host, World, eventually
@@ -344,6 +344,43 @@ async def test_open_connections_go_on_where_another_host_takes_over(world: World
             assert later.works_on()
             wanted.append("sport=41005 ")
             await eventually(lambda: all(one in known_elsewhere(first, router) for one in wanted), "it is not told")
+        # Nor for long when conntrackd itself dies.
+        first.machine.run("pkill", "-KILL", "conntrackd")
+        await eventually(lambda: "conntrackd" not in first.machine.run("ps", "-eo", "comm"), "it does not end")
+        assert await first.driver.mend() != []
+        await eventually(lambda: all(one in known_elsewhere(first, router) for one in wanted), "it is not told again")
+
+
+@pytest.mark.wide
+async def test_each_of_several_hosts_knows_what_is_open() -> None:
+    world = World(3)
+    try:
+        outside = Outside(world)
+        try:
+            for host in world.hosts:
+                await host.driver.prepare()
+            net = Net(world, world.hosts, Contract().order(subnets=FIRST))
+            await net.ensure()
+            router = Router(world, [net], world.hosts, outer=(f"{OWN}/24",))
+            router.function = RouterFunction(masquerade=(Masquerade(sources=("10.20.30.0/24",), address=OWN),))
+            await router.ensure()
+            active = await router.active()
+            guest = await net.guest(world.hosts[2])
+            guest.machine.run("ip", "route", "replace", "default", "via", "10.20.30.1")
+            await reaches(guest, CLIENT)
+            client: Guest = outside  # type: ignore[assignment]
+            with Server(client, 8000), Talk(guest, CLIENT, 8000, source=41000) as talk:
+                assert talk.works_on()
+                for host in world.hosts:
+                    if host is not active:
+                        await eventually(
+                            lambda h=host: "sport=41000 " in known_elsewhere(h, router), "one of them does not know it"
+                        )
+                assert "sport=41000 " not in known_elsewhere(active, router)
+        finally:
+            outside.machine.close()
+    finally:
+        world.close()
 
 
 async def test_a_host_without_conntrackd_says_that_connections_break(world: World, outside: Outside) -> None:

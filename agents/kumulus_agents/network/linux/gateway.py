@@ -75,7 +75,8 @@ class Gateway:
         if (outside or inside.wrong) and (queues := gateway_links.queues(order)):
             await run([*self._enter, str(self._settings.sysctl), "-q", "-w", *queues])
         wrong += [*outside, *inside.wrong]
-        wrong += await self._run(order, anew=bool(outside or inside.wrong))
+        link_anew = f"{names.link(self._uid)} was missing." in outside
+        wrong += await self._run(order, anew=bool(outside or inside.wrong), link_anew=link_anew)
         if order.balancer is None:
             await self._balancer.remove()
         elif await self._balancer.ensure(order.balancer, certificates or {}):
@@ -186,11 +187,12 @@ class Gateway:
     async def _links(self) -> dict[str, Link]:
         return links.parse(await run([*self._ip, "-json", "-details", "address"]))
 
-    async def _run(self, order: GatewayOrder, *, anew: bool) -> Sequence[str]:
-        """Have what brings its addresses, and what tells guests of it; what was not so."""
+    async def _run(self, order: GatewayOrder, *, anew: bool, link_anew: bool) -> Sequence[str]:
+        """Have what brings its addresses, what copies connections, and what tells guests of it; what was not so. `anew`:
+        some device was made, `link_anew`: that of the link."""
         wrong = []
         # Before keepalived, which tells it what this host becomes.
-        if said := await self._replication.ensure(order, active=await self._active(order), anew=anew):
+        if said := await self._replication.ensure(order, active=await self._active(order), anew=link_anew):
             wrong.append(f"{self._namespace}: {said}")
         alone = keepalived.configuration(self._directory)
         if not self._vrrp.runs(alone):

@@ -248,10 +248,11 @@ def leftovers(order: GatewayOrder, links: Mapping[str, Link]) -> tuple[str, ...]
 
 
 def neighbours(order: GatewayOrder) -> tuple[str, ...]:
-    """The other hosts' ends of the link are known without asking."""
-    return tuple(
-        f"neigh replace {link_local(peer.mac)} lladdr {peer.mac} dev {LINK} nud permanent"
-        for peer in order.redundancy.peers
+    """The other hosts' ends of the link are known without asking, and are found on it whoever looks for them."""
+    ends = [(link_local(peer.mac), peer.mac) for peer in order.redundancy.peers]
+    return (
+        *(f"neigh replace {address} lladdr {mac} dev {LINK} nud permanent" for address, mac in ends),
+        *(f"route replace {address}/128 dev {LINK}" for address, _ in ends),
     )
 
 

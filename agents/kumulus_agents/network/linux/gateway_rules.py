@@ -185,7 +185,7 @@ def _copies(order: GatewayOrder) -> Iterator[tuple[str, Chain]]:
         return
     port = field("udp", "dport", COPIES_PORT)
     sent = match(meta("oifname"), LINK), port, field("ip6", "daddr", first)
-    dups = (Rule((*sent, {"dup": {"addr": other, "dev": LINK}})) for other in others)
+    dups = (Rule((*sent, {"dup": {"addr": other}})) for other in others)
     yield "copies-to", Chain(tuple(dups), "output", 0)
     comes = match(meta("iifname"), LINK), port, field("ip6", "saddr", any_of([first, *others, token(order)]))
     own = {"mangle": {"key": payload("ip6", "daddr"), "value": link_local(order.redundancy.mac)}}

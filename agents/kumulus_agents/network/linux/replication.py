@@ -25,6 +25,7 @@ from kumulus_agents.network.protocol import NetworkError
 
 EVENTS = Path("/proc/sys/net/netfilter/nf_conntrack_events")
 _PROGRAM = "takeover.py"
+_SAID_MOST = 400
 _DISPENSABLE = 500
 """What the kernel ends first when memory is short (oom_score_adj); a gateway goes on without."""
 
@@ -83,7 +84,7 @@ class Replication:
         try:
             started = await self._daemon.ensure(text, {conntrackd.CURRENT: text}, forgets=anew)
         except NetworkError as error:
-            self._why = f"conntrackd does not run: {error}"
+            self._why = f"conntrackd does not run: {error}"[:_SAID_MOST]
             return ""
         if not started:
             return ""
