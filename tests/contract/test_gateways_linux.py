@@ -207,6 +207,19 @@ async def test_the_world_outside(world: World, outside: Outside) -> None:
     assert caught.value.reason == "UplinkMissing"
 
 
+@pytest.fixture
+def without_conntrackd(world: World) -> Iterator[None]:
+    """On both hosts there is no such program."""
+    for host in world.hosts:
+        host.settings["conntrackd"] = "/usr/sbin/no-such-program"
+        host.restart()
+    yield
+    for host in world.hosts:
+        del host.settings["conntrackd"]
+        host.restart()
+
+
+@pytest.mark.usefixtures("without_conntrackd")
 async def test_another_host_takes_over(world: World, outside: Outside) -> None:
     router, one, two = await two_tiers(world, world.hosts[:2])
     router.outer = (f"{OWN}/24", f"{WHOLE}/32")
@@ -229,6 +242,9 @@ async def test_another_host_takes_over(world: World, outside: Outside) -> None:
     await eventually(lambda: outside.reaches(WHOLE), "the floating address is not reached from outside")
     for host in world.hosts:
         assert await host.driver.mend() == []
+        unkept = (await host.driver.gateway_facts(router.uid)).unkept
+        assert unkept is not None
+        assert "install the package conntrackd" in unkept
     with Server(outside, 8000), Talk(guest, CLIENT, 8000) as talk, Talk(guest, CLIENT, 8000) as idle:  # type: ignore[arg-type]
         assert talk.works_on()
         assert idle.works_on()
@@ -381,31 +397,6 @@ async def test_each_of_several_hosts_knows_what_is_open() -> None:
             outside.machine.close()
     finally:
         world.close()
-
-
-async def test_a_host_without_conntrackd_says_that_connections_break(world: World, outside: Outside) -> None:
-    router, _, _ = await two_tiers(world, world.hosts[:2])
-    router.outer = (f"{OWN}/24",)
-    router.function = RouterFunction(masquerade=(Masquerade(sources=("10.20.30.0/24",), address=OWN),))
-    first, other = world.hosts
-    before = dict(first.settings)
-    first.settings["conntrackd"] = "/usr/sbin/no-such-program"
-    try:
-        first.restart()
-        await router.ensure()
-        said = (await first.driver.gateway_facts(router.uid)).unkept
-        assert said is not None
-        assert "install the package conntrackd" in said
-        assert (await other.driver.gateway_facts(router.uid)).unkept is None
-        await router.active()
-        assert outside.reaches(OWN)
-        assert await first.driver.mend() == []
-    finally:
-        first.settings.clear()
-        first.settings.update(before)
-        first.restart()
-    assert await first.driver.mend() != []
-    assert (await first.driver.gateway_facts(router.uid)).unkept is None
 
 
 async def test_the_link_between_gateways_carries_nothing_for_others(world: World) -> None:
