@@ -124,7 +124,7 @@ class Gateway:
             delete = [*self._enter, str(self._settings.conntrack), "-D", "-f", "ipv4" if is_v4(one.address) else "ipv6"]
             for source in one.sources:
                 if is_v4(source) is is_v4(one.address):
-                    await attempt([*delete, "-s", source, "-q", source])
+                    await attempt([*delete, "-s", source, "-m", "0"])
 
     async def _ensure_namespace(self, order: GatewayOrder) -> Sequence[str]:
         status, _, _ = await attempt([*self._ip, "link", "show", "dev", "lo"])

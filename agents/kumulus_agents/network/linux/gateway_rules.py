@@ -20,6 +20,7 @@ from kumulus_agents.network.linux.expressions import (
     COUNTER,
     DROP,
     any_of,
+    ct,
     everything,
     field,
     jump,
@@ -27,6 +28,7 @@ from kumulus_agents.network.linux.expressions import (
     meta,
     payload,
     ranges,
+    set_to,
 )
 from kumulus_agents.network.linux.ruleset import Chain, Json, Name, Rule, Ruleset
 
@@ -34,6 +36,8 @@ FAMILY, FAMILIES = "inet", ("inet", "ip6", "arp")
 LINK = "link"
 """The end in the gateway of the cable to its other hosts."""
 VRRP = 112
+TRANSLATED = 1
+"""Mark of connections that are: others can be found by its absence."""
 COPIES_PORT = 3780
 """UDP port of conntrackd, which copies connections over the link."""
 
@@ -55,6 +59,9 @@ def render(order: GatewayOrder) -> Ruleset:
         "translated-to": Chain(tuple(_still_to(router))),
         "translated-from": Chain(tuple(_still_from(order, router))),
     }
+    is_translated = match({"&": [{"ct": {"key": "status"}}, ["snat", "dnat"]]}, 0, "!=")
+    marks = Rule((_state("new"), is_translated, set_to(ct("mark"), TRANSLATED)))
+    chains["mark"] = Chain((marks,), "postrouting", 150)
     if clamps := tuple(_clamp(order)):
         chains["clamp"] = Chain(clamps, "forward", -150)
     for hook, device in (("prerouting", "iifname"), ("output", "oifname")):
