@@ -368,6 +368,46 @@ async def test_open_connections_go_on_where_another_host_takes_over(world: World
 
 
 @pytest.mark.wide
+async def test_open_connections_go_on_to_and_fro(world: World, outside: Outside) -> None:
+    """A host that is active again has seen nothing of them in between."""
+    router, one, _ = await two_tiers(world, world.hosts[:2])
+    router.outer = (f"{OWN}/24", f"{SHARED}/32")
+    front, back = await one.guest(world.hosts[0]), await one.guest(world.hosts[1])
+    router.function = RouterFunction(
+        routes=(Route(destination="0.0.0.0/0", via=WAY_OUT),),
+        masquerade=(Masquerade(sources=("10.20.30.0/24",), address=OWN),),
+        forwards=(Forward(external=SHARED, protocol="TCP", port=8080, internal=four(back), target_port=9000),),
+    )
+    await router.ensure()
+    active = await router.active()
+    for guest in (front, back):
+        guest.machine.run("ip", "route", "replace", "default", "via", "10.20.30.1")
+        await reaches(guest, CLIENT)
+    client: Guest = outside  # type: ignore[assignment]
+    with (
+        Server(client, 8000),
+        Server(back, 9000),
+        Talk(front, CLIENT, 8000, source=41000) as same,
+        Talk(back, CLIENT, 8000, source=41000) as port,
+        Talk(client, SHARED, 8080, source=41001) as forward,
+    ):
+        for _ in range(3):
+            standby = next(host for host in world.hosts if host is not active)
+            assert all(talk.works_on() for talk in (same, port, forward))
+            wanted = ["sport=41000 ", "sport=41001 "]
+            await eventually(
+                lambda s=standby, w=wanted: all(one in known_elsewhere(s, router) for one in w), "it is not told"
+            )
+            dies_with_its_agent(active, router)
+            await eventually(lambda: client.reaches(OWN), "nobody takes over")
+            await eventually(forward.works_on, "it does not come back at all")
+            assert [talk.works_on() for talk in (same, port, forward)] == [True] * 3
+            active.restart()
+            assert await active.driver.mend() != []
+            active = standby
+
+
+@pytest.mark.wide
 async def test_each_of_several_hosts_knows_what_is_open() -> None:
     world = World(3)
     try:

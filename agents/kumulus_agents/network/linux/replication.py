@@ -56,6 +56,7 @@ class Replication:
             options=CONNTRACKD,
         )
         self._why = ""
+        self._kernel_can = False
 
     def notifies(self, order: GatewayOrder) -> Sequence[tuple[str, str]]:
         """What keepalived runs, and when: its words for that, and the command; nothing where nothing is copied."""
@@ -114,11 +115,14 @@ class Replication:
         program = self._settings.conntrackd
         if not await asyncio.to_thread(os.access, program, os.X_OK):
             return f"{program} is missing; install the package conntrackd."
+        if self._kernel_can:
+            return ""
         if not await asyncio.to_thread(EVENTS.exists):
             return "The host's kernel tells nobody of connections (CONFIG_NF_CONNTRACK_EVENTS)."
         status, _, _ = await attempt([str(self._settings.unshare), "--net", str(self._settings.conntrack), "-C"])
         if status != 0:
             return "The host's kernel gives no access to connections (nf_conntrack_netlink): load that module."
+        self._kernel_can = True
         return ""
 
     def _prepare(self) -> None:
