@@ -1,7 +1,7 @@
 """Frames that guests must not send, and programs that send and see frames. Standard library only.
 
-`network_frames.py send` sends the frames it reads as hexadecimal lines, over and over until its input ends, and says how
-many it sent. `network_frames.py see` counts frames with a mark in them, and says so for each line of its input.
+`network_frames.py send [DEVICE]` sends the frames it reads as hexadecimal lines, over and over until its input ends, and says how
+many it sent. `network_frames.py see [DEVICE]` counts frames with a mark in them, and says so for each line of its input.
 """
 
 from __future__ import annotations
@@ -85,6 +85,12 @@ def icmp6(source: str, target: str, kind: int, body: bytes) -> bytes:
     message = struct.pack("!BBH", kind, 0, 0) + body
     pseudo = six(source) + six(target) + struct.pack("!IBBBB", len(message), 0, 0, 0, 58)
     return message[:2] + struct.pack("!H", checksum(pseudo + message)) + message[4:]
+
+
+def unreachable(packet: bytes) -> bytes:
+    """An error of ICMP: nobody listens at the port that this packet was for."""
+    message = struct.pack("!BBHI", 3, 3, 0, 0) + packet
+    return message[:2] + struct.pack("!H", checksum(message)) + message[4:]
 
 
 def option(mark: bytes) -> bytes:
@@ -220,14 +226,14 @@ def spoofs(me: Party, other: Party, service: Party, stranger: Party) -> dict[str
     return {what: frame.ljust(60, b"\0") for what, frame in made.items()}
 
 
-def sending() -> None:
+def sending(device: str) -> None:
     frames = []
     for line in sys.stdin:
         if not line.strip():
             break
         frames.append(bytes.fromhex(line))
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
-        raw.bind((DEVICE, 0))
+        raw.bind((device, 0))
         sent = 0
         ends = select.poll()
         ends.register(sys.stdin, select.POLLIN | select.POLLHUP)
@@ -272,7 +278,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "send":
-        sending()
-    else:
-        seeing(sys.argv[2] if len(sys.argv) > 2 else DEVICE)
+    (sending if sys.argv[1] == "send" else seeing)(sys.argv[2] if len(sys.argv) > 2 else DEVICE)

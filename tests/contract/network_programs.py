@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from tests.contract.network_world import CHECKOUT, SECONDS, Guest
+from tests.contract.network_world import CHECKOUT, SECONDS, Guest, Host
 from tests.patience import PATIENCE
 
 _FRAMES = str(CHECKOUT / "tests/contract/network_frames.py")
@@ -18,10 +18,21 @@ _TALK = str(CHECKOUT / "tests/contract/network_talk.py")
 _BRIEFLY = 1.0
 
 
+class Within:
+    """A network namespace of a host, in the place of a guest."""
+
+    def __init__(self, host: Host, namespace: str) -> None:
+        self._host, self._namespace = host, namespace
+        self.machine = self
+
+    def start(self, *argv: str) -> subprocess.Popen[str]:
+        return self._host.machine.start("ip", "netns", "exec", self._namespace, *argv)
+
+
 class Program:
     """A program in a guest that is told lines and answers with lines."""
 
-    def __init__(self, guest: Guest, *argv: str) -> None:
+    def __init__(self, guest: Guest | Within, *argv: str) -> None:
         self._process = guest.machine.start(sys.executable, "-I", "-S", *argv)
 
     def __enter__(self) -> Self:
@@ -54,8 +65,8 @@ class Program:
 class Sender(Program):
     """Sends frames over and over."""
 
-    def __init__(self, guest: Guest, frames: Sequence[bytes]) -> None:
-        super().__init__(guest, _FRAMES, "send")
+    def __init__(self, guest: Guest | Within, frames: Sequence[bytes], device: str = "eth0") -> None:
+        super().__init__(guest, _FRAMES, "send", device)
         self.sent = 0
         for frame in frames:
             self.tell(frame.hex())
@@ -75,8 +86,8 @@ class Sender(Program):
 class Watcher(Program):
     """Sees frames."""
 
-    def __init__(self, guest: Guest) -> None:
-        super().__init__(guest, _FRAMES, "see")
+    def __init__(self, guest: Guest | Within, device: str = "eth0") -> None:
+        super().__init__(guest, _FRAMES, "see", device)
         self.examples: list[str] = []
         assert self.hear() == "seeing"
 
@@ -115,9 +126,19 @@ class Talk(Program):
     """A connection to a server. What shall come back is waited for; what shall not has a second."""
 
     def __init__(
-        self, guest: Guest, address: str, port: int, *, udp: bool = False, seconds: float = SECONDS * PATIENCE
+        self,
+        guest: Guest,
+        address: str,
+        port: int,
+        *,
+        udp: bool = False,
+        source: int = 0,
+        size: int = 0,
+        seconds: float = SECONDS * PATIENCE,
     ) -> None:
-        super().__init__(guest, _TALK, "talk", address, str(port), str(seconds), *(["udp"] if udp else []))
+        """`source`: its own port; `size`: how much more each line has, in bytes."""
+        more = [f"from={source}", f"size={size}", *(["udp"] if udp else [])]
+        super().__init__(guest, _TALK, "talk", address, str(port), str(seconds), *more)
         self.connected = self.hear() == "connected"
 
     def works_on(self) -> bool:

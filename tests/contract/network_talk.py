@@ -1,5 +1,5 @@
-"""Connections between guests: `network_talk.py serve` and `network_talk.py talk ADDRESS PORT SECONDS [udp]`. Standard
-library only.
+"""Connections between guests: `network_talk.py serve` and `network_talk.py talk ADDRESS PORT SECONDS [udp] [from=PORT]
+[size=BYTES]`. Standard library only.
 
 `serve` echoes on every port it is told of by a line on its input, TCP and UDP, IPv4 and IPv6. `talk` says whether it is
 connected within so many seconds, and then for each line of its input, a number, whether something came back within so many.
@@ -46,10 +46,13 @@ def answering(server: socket.socket) -> None:
         server.sendto(data, who)
 
 
-def talk(address: str, port: int, seconds: float, udp: bool) -> None:
+def talk(address: str, port: int, seconds: float, udp: bool, source: int, size: int) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     connection = socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
     connection.settimeout(seconds)
+    if source:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        connection.bind(("", source))
     try:
         connection.connect((address, port))
     except OSError:
@@ -58,7 +61,7 @@ def talk(address: str, port: int, seconds: float, udp: bool) -> None:
     say("connected")
     for number, wait in enumerate(sys.stdin):
         connection.settimeout(float(wait))
-        line = f"line {number}\n".encode()
+        line = f"{'.' * size}line {number}\n".encode()
         heard = b""
         try:
             connection.sendall(line)
@@ -73,4 +76,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve()
     else:
-        talk(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), "udp" in sys.argv[5:])
+        given = dict(word.split("=") for word in sys.argv[5:] if "=" in word)
+        numbers = (int(given.get(name, 0)) for name in ("from", "size"))
+        talk(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), "udp" in sys.argv[5:], *numbers)

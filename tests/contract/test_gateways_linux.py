@@ -4,73 +4,47 @@ addresses, and what becomes of them when a host goes."""
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
-from kumulus.api.gateways import (
-    FloatingAddress,
-    Forward,
-    GatewayLeg,
-    GatewayOrder,
-    GatewayPeer,
-    Masquerade,
-    Redundancy,
-    Route,
-    RouterFunction,
-    Uplink,
-)
+from kumulus.api.gateways import FloatingAddress, Forward, Masquerade, Route, RouterFunction, Uplink
 from kumulus.api.segments import Protocol, Subnet
 from kumulus.api.trace import Verdict
 from kumulus_agents.network.linux import names
 from kumulus_agents.network.protocol import NetworkError
 from tests.contract import network_world
-from tests.contract.network import Net, four, new_uid, reaches, six
-from tests.contract.network_programs import Probe, Server, Talk
+from tests.contract.gateway_world import (
+    CLIENT,
+    FIRST,
+    OWN,
+    SECOND,
+    SHARED,
+    WAY_OUT,
+    WHOLE,
+    Contract,
+    Outside,
+    Router,
+    dies_with_its_agent,
+    known_elsewhere,
+    processes_of,
+    two_tiers,
+    untranslated,
+)
+from tests.contract.network import Net, four, reaches, six
+from tests.contract.network_frames import BROADCAST, FALSE, TRUE, arp, ethernet, ip4, udp
+from tests.contract.network_programs import Probe, Sender, Server, Talk, Watcher, Within
 from tests.contract.network_trace import Cloud
-from tests.contract.network_world import Host, Machine, World, eventually
-from tests.contract.test_network_linux import TestContract as Contract
+from tests.contract.network_world import Guest, Host, World, eventually
 from tests.contract.test_network_linux import nothing_left
 from tests.patience import PATIENCE
 
 WHY_NOT = network_world.why_none()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
-
-CLIENT, WAY_OUT = "203.0.113.99", "203.0.113.99"
-OWN, WHOLE, SHARED = "203.0.113.5", "203.0.113.6", "203.0.113.7"
-SECOND = (
-    Subnet(cidr="10.20.40.0/24", gateway="10.20.40.1", service="10.20.40.2"),
-    Subnet(cidr="fd00:40::/64", gateway="fd00:40::1", service="fd00:40::2"),
-)
-FIRST = (
-    Subnet(cidr="10.20.30.0/24", gateway="10.20.30.1", service="10.20.30.2"),
-    Subnet(cidr="fd00:20::/64", gateway="fd00:20::1", service="fd00:20::2"),
-)
-
-
-class Outside:
-    """The world: a client on a wire that each host has an end of, `out0`."""
-
-    def __init__(self, world: World) -> None:
-        world.wire.run("ip", "link", "add", "name", "outside", "type", "bridge")
-        world.wire.run("ip", "link", "set", "dev", "outside", "up")
-        for number, host in enumerate(world.hosts):
-            world.wire.add_link(f"o{number}", mtu=1500, to=host.machine, peer=["name", "out0"])
-            world.wire.run("ip", "link", "set", "dev", f"o{number}", "master", "outside", "up")
-        self.machine = Machine("client")
-        world.wire.add_link("oc", mtu=1500, to=self.machine, peer=["name", "eth0"])
-        world.wire.run("ip", "link", "set", "dev", "oc", "master", "outside", "up")
-        self.machine.run("ip", "address", "add", f"{CLIENT}/24", "dev", "eth0")
-        self.machine.run("ip", "link", "set", "dev", "eth0", "up")
-
-    def reaches(self, address: str, *, seconds: int = 1) -> bool:
-        return self.machine.attempt("busybox", "ping", "-c", "1", "-W", str(seconds), address).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -96,97 +70,13 @@ async def world(hosts: tuple[World, Outside]) -> AsyncIterator[World]:
     await world.clear()
     for host in world.hosts:
         nothing_left(host)
-        assert "keepalived" not in host.machine.run("ps", "-eo", "args")
+        running = host.machine.run("ps", "-eo", "args")
+        assert not [program for program in ("keepalived", "conntrackd") if program in running]
 
 
 @pytest.fixture
 def outside(hosts: tuple[World, Outside]) -> Outside:
     return hosts[1]
-
-
-@dataclass
-class Router:
-    """A router on hosts, as controllers would order it."""
-
-    world: World
-    nets: list[Net]
-    hosts: list[Host]
-    uid: str = field(default_factory=new_uid)
-    external: str = field(default_factory=new_uid)
-    outer: tuple[str, ...] = ()
-    uplink: Uplink = field(default_factory=lambda: Uplink(device="out0"))
-    function: RouterFunction = field(default_factory=RouterFunction)
-
-    def order(self, host: Host) -> GatewayOrder:
-        legs = [
-            GatewayLeg(
-                network=net.order.uid,
-                mac=f"0a:00:00:00:{self.hosts.index(host):02x}:{number:02x}",
-                mtu=net.order.mtu,
-                addresses=tuple(
-                    f"{subnet.gateway}/{ip_network(subnet.cidr).prefixlen}"
-                    for subnet in net.order.subnets
-                    if subnet.gateway
-                ),
-            )
-            for number, net in enumerate(self.nets)
-        ]
-        if self.outer:
-            mac = f"0a:00:00:00:{self.hosts.index(host):02x}:ee"
-            legs.append(GatewayLeg(network=self.external, mac=mac, mtu=1500, uplink=self.uplink, addresses=self.outer))
-        ends = {other.address: f"0a:00:00:00:{number:02x}:ff" for number, other in enumerate(self.hosts)}
-        peers = tuple(GatewayPeer(underlay=u, mac=mac) for u, mac in ends.items() if u != host.address)
-        return GatewayOrder(
-            uid=self.uid,
-            driver="linux",
-            legs=tuple(legs),
-            redundancy=Redundancy(group=7, priority=100 - self.hosts.index(host), mac=ends[host.address], peers=peers),
-            router=self.function,
-        )
-
-    async def ensure(self) -> None:
-        for host in self.hosts:
-            await host.driver.ensure_gateway(self.order(host))
-
-    async def active(self) -> Host:
-        """The host that is active, once there is one."""
-        found: list[Host] = []
-
-        async def look() -> bool:
-            for host in self.hosts:
-                if (await host.driver.gateway_facts(self.uid)).active:
-                    found.append(host)
-            return bool(found)
-
-        for _ in range(600):
-            if await look():
-                return found[0]
-            await asyncio.sleep(0.1)
-        raise AssertionError("no host becomes active")
-
-
-def processes_of(host: Host, router: Router) -> list[str]:
-    """The router's keepalived and its child."""
-    pid = host.machine.run("cat", f"{host.settings['state']}/routed/{router.uid}/vrrp.pid").strip()
-    return [pid, *host.machine.run("pgrep", "-P", pid).split()]
-
-
-def untranslated(host: Host, router: Router) -> int:
-    """Packets that were dropped because they could not be translated."""
-    where = names.gateway_namespace(router.uid)
-    said = json.loads(
-        host.machine.run("ip", "netns", "exec", where, *["nft", "-j", "list", "chain", "inet", "kumulus", "forward"])
-    )
-    rules = [entry["rule"] for entry in said["nftables"] if "rule" in entry]
-    drops = [rule["expr"] for rule in rules if rule.get("comment") == "cannot be translated"]
-    return sum(part["counter"]["packets"] for parts in drops for part in parts if "counter" in part)
-
-
-async def two_tiers(world: World, hosts: list[Host] | None = None) -> tuple[Router, Net, Net]:
-    contract = Contract()
-    one = await contract.network(world, subnets=FIRST)
-    two = await contract.network(world, vni=5002, subnets=SECOND)
-    return Router(world, [one, two], hosts or world.hosts[:1]), one, two
 
 
 async def test_a_router_between_two_networks(world: World) -> None:
@@ -428,6 +318,19 @@ async def test_a_trace_says_what_packets_do(world: World, outside: Outside) -> N
         assert (found.verdict is Verdict.PASSES) is passes, found.to_json()
 
 
+@pytest.fixture
+def without_conntrackd(world: World) -> Iterator[None]:
+    """On both hosts there is no such program."""
+    for host in world.hosts:
+        host.settings["conntrackd"] = "/usr/sbin/no-such-program"
+        host.restart()
+    yield
+    for host in world.hosts:
+        del host.settings["conntrackd"]
+        host.restart()
+
+
+@pytest.mark.usefixtures("without_conntrackd")
 async def test_another_host_takes_over(world: World, outside: Outside) -> None:
     router, one, two = await two_tiers(world, world.hosts[:2])
     router.outer = (f"{OWN}/24", f"{WHOLE}/32")
@@ -450,16 +353,13 @@ async def test_another_host_takes_over(world: World, outside: Outside) -> None:
     await eventually(lambda: outside.reaches(WHOLE), "the floating address is not reached from outside")
     for host in world.hosts:
         assert await host.driver.mend() == []
+        unkept = (await host.driver.gateway_facts(router.uid)).unkept
+        assert unkept is not None
+        assert "install the package conntrackd" in unkept
     with Server(outside, 8000), Talk(guest, CLIENT, 8000) as talk, Talk(guest, CLIENT, 8000) as idle:  # type: ignore[arg-type]
         assert talk.works_on()
         assert idle.works_on()
-        # The active host's gateway dies with its agent.
-        first.driver.kill()
-        first.machine.run("kill", "-KILL", *processes_of(first, router))
-        first.machine.run("ip", "-n", names.gateway_namespace(router.uid), "link", "set", "dev", "link", "down")
-        for device in (names.leg(router.uid, one.order.uid), names.leg(router.uid, two.order.uid)):
-            first.machine.run("ip", "link", "set", "dev", device, "down")
-        first.machine.run("ip", "link", "set", "dev", names.outer_leg(router.uid, router.external), "down")
+        dies_with_its_agent(first, router)
         await eventually(lambda: guest.reaches(CLIENT), "nobody takes over")
         assert (await standby.driver.gateway_facts(router.uid)).active
         await eventually(lambda: outside.reaches(WHOLE), "the floating address does not follow")
@@ -516,3 +416,257 @@ async def dies(host: Host, router: Router, steps: int, what: str) -> bool:
     except network_world.Died:
         return True
     return False
+
+
+async def test_open_connections_go_on_where_another_host_takes_over(world: World, outside: Outside) -> None:
+    router, one, two = await two_tiers(world, world.hosts[:2])
+    first, standby = world.hosts
+    router.outer = (f"{OWN}/24", f"{WHOLE}/32", f"{SHARED}/32")
+    front, back, third = await one.guest(standby), await two.guest(standby), await two.guest(standby)
+    router.function = RouterFunction(
+        routes=(Route(destination="0.0.0.0/0", via=WAY_OUT),),
+        masquerade=(Masquerade(sources=("10.20.30.0/24", "10.20.40.0/24"), address=OWN),),
+        floating=(FloatingAddress(external=WHOLE, internal=four(front)),),
+        forwards=(
+            Forward(external=SHARED, protocol="TCP", port=8080, internal=four(back), target_port=9000),
+            Forward(external=SHARED, protocol="UDP", port=8081, internal=four(back), target_port=9000),
+        ),
+    )
+    await router.ensure()
+    assert await router.active() is first
+    for guest, gateways in ((front, FIRST), (back, SECOND), (third, SECOND)):
+        guest.machine.run("ip", "route", "replace", "default", "via", str(gateways[0].gateway))
+        await reaches(guest, CLIENT)
+    client: Guest = outside  # type: ignore[assignment]  # a guest by another name
+    # Of two guests that use the same port, source NAT gives one another: which, only the copies tell.
+    with (
+        Server(client, 8000),
+        Server(front, 9000),
+        Server(back, 9000),
+        Talk(back, CLIENT, 8000, source=41000) as same,
+        Talk(third, CLIENT, 8000, source=41000) as port,
+        Talk(third, CLIENT, 8000, source=41001, udp=True) as asks,
+        Talk(client, WHOLE, 9000, source=41002) as whole,
+        Talk(client, SHARED, 8080, source=41003) as forward,
+        Talk(client, SHARED, 8081, source=41004, udp=True) as datagrams,
+    ):
+        talks = (same, port, asks, whole, forward, datagrams)
+        assert all(talk.works_on() for talk in talks)
+        wanted = [f"sport={41000 + number} " for number in range(5)]
+        await eventually(
+            lambda: all(one in known_elsewhere(standby, router) for one in wanted), "the standby does not know them"
+        )
+        for host in (first, standby):
+            assert (await host.driver.gateway_facts(router.uid)).unkept is None
+            assert await host.driver.mend() == []
+        dies_with_its_agent(first, router)
+        await eventually(lambda: client.reaches(WHOLE), "nobody takes over")
+        await eventually(lambda: forward.works_on(), "it does not come back at all")
+        assert [talk.works_on() for talk in talks] == [True] * len(talks)
+        # The first one comes back as the standby, and is told what is open now.
+        first.restart()
+        assert await first.driver.mend() != []
+        assert await first.driver.mend() == []
+        with Talk(client, SHARED, 8080, source=41005) as later:
+            assert later.works_on()
+            wanted.append("sport=41005 ")
+            await eventually(lambda: all(one in known_elsewhere(first, router) for one in wanted), "it is not told")
+        # Nor for long when conntrackd itself dies.
+        first.machine.run("pkill", "-KILL", "conntrackd")
+        await eventually(lambda: "conntrackd" not in first.machine.run("ps", "-eo", "comm"), "it does not end")
+        assert await first.driver.mend() != []
+        await eventually(lambda: all(one in known_elsewhere(first, router) for one in wanted), "it is not told again")
+
+
+@pytest.mark.wide
+async def test_open_connections_go_on_to_and_fro(world: World, outside: Outside) -> None:
+    """A host that is active again has seen nothing of them in between."""
+    router, one, _ = await two_tiers(world, world.hosts[:2])
+    router.outer = (f"{OWN}/24", f"{SHARED}/32")
+    front, back = await one.guest(world.hosts[0]), await one.guest(world.hosts[1])
+    router.function = RouterFunction(
+        routes=(Route(destination="0.0.0.0/0", via=WAY_OUT),),
+        masquerade=(Masquerade(sources=("10.20.30.0/24",), address=OWN),),
+        forwards=(Forward(external=SHARED, protocol="TCP", port=8080, internal=four(back), target_port=9000),),
+    )
+    await router.ensure()
+    active = await router.active()
+    for guest in (front, back):
+        guest.machine.run("ip", "route", "replace", "default", "via", "10.20.30.1")
+        await reaches(guest, CLIENT)
+    client: Guest = outside  # type: ignore[assignment]
+    with (
+        Server(client, 8000),
+        Server(back, 9000),
+        Talk(front, CLIENT, 8000, source=41000) as same,
+        Talk(back, CLIENT, 8000, source=41000) as port,
+        Talk(client, SHARED, 8080, source=41001) as forward,
+    ):
+        for _ in range(3):
+            standby = next(host for host in world.hosts if host is not active)
+            assert all(talk.works_on() for talk in (same, port, forward))
+            wanted = ["sport=41000 ", "sport=41001 "]
+            await eventually(
+                lambda s=standby, w=wanted: all(one in known_elsewhere(s, router) for one in w), "it is not told"
+            )
+            dies_with_its_agent(active, router)
+            await eventually(lambda: client.reaches(OWN), "nobody takes over")
+            await eventually(forward.works_on, "it does not come back at all")
+            assert [talk.works_on() for talk in (same, port, forward)] == [True] * 3
+            active.restart()
+            assert await active.driver.mend() != []
+            active = standby
+
+
+@pytest.mark.wide
+async def test_each_of_several_hosts_knows_what_is_open() -> None:
+    world = World(3)
+    try:
+        outside = Outside(world)
+        try:
+            for host in world.hosts:
+                await host.driver.prepare()
+            net = Net(world, world.hosts, Contract().order(subnets=FIRST))
+            await net.ensure()
+            router = Router(world, [net], world.hosts, outer=(f"{OWN}/24",))
+            router.function = RouterFunction(masquerade=(Masquerade(sources=("10.20.30.0/24",), address=OWN),))
+            await router.ensure()
+            active = await router.active()
+            guest = await net.guest(world.hosts[2])
+            guest.machine.run("ip", "route", "replace", "default", "via", "10.20.30.1")
+            await reaches(guest, CLIENT)
+            client: Guest = outside  # type: ignore[assignment]
+            with Server(client, 8000), Talk(guest, CLIENT, 8000, source=41000) as talk:
+                assert talk.works_on()
+                for host in world.hosts:
+                    if host is not active:
+                        await eventually(
+                            lambda h=host: "sport=41000 " in known_elsewhere(h, router), "one of them does not know it"
+                        )
+                assert "sport=41000 " not in known_elsewhere(active, router)
+        finally:
+            outside.machine.close()
+    finally:
+        world.close()
+
+
+async def test_the_link_between_gateways_carries_nothing_for_others(world: World) -> None:
+    router, _, _ = await two_tiers(world, world.hosts[:2])
+    twin = Router(world, [], world.hosts[:2], number=1)
+    await router.ensure()
+    await twin.ensure()
+    first, other = world.hosts
+    here, theirs = names.gateway_namespace(router.uid), names.gateway_namespace(twin.uid)
+    own, peer = "0a:00:00:00:00:ff", "0a:00:00:00:01:ff"
+    payload = ip4("192.0.2.1", "192.0.2.2", 17, udp(9, 9, FALSE))
+    astray = [ethernet(own, to, 0x0800, payload) for to in (BROADCAST, "33:33:00:00:00:01", "0a:00:00:00:99:99")]
+    # Nor is anybody led astray by who says to be another.
+    astray.append(ethernet("0a:00:00:01:01:ff", peer, 0x0800, ip4("192.0.2.1", "192.0.2.2", 17, udp(9, 9, TRUE))))
+    with (
+        Watcher(Within(other, here), "link") as arrives,
+        Watcher(Within(first, theirs), "link") as beside,
+        Watcher(Within(other, theirs), "link") as beyond,
+        Sender(Within(first, here), astray, "link"),
+    ):
+        await eventually(lambda: arrives.seen()[0] > 50, "what is for the other host does not arrive")
+        for watcher in (arrives, beside, beyond):
+            assert watcher.seen()[1] == 0
+        with Sender(
+            Within(first, theirs),
+            [ethernet(own, "0a:00:00:01:01:ff", 0x0800, ip4("192.0.2.1", "192.0.2.2", 17, udp(9, 9, TRUE)))],
+            "link",
+        ):
+            await eventually(lambda: beyond.seen()[0] > 50, "somebody else gets what is for it")
+    for command in (
+        f"bridge fdb delete {peer} dev {names.link_tunnel()} master",
+        f"ip link set dev {names.link(router.uid)} type bridge_slave flood on",
+    ):
+        first.machine.run(*command.split())
+        assert await first.driver.mend() != [], command
+        assert await first.driver.mend() == [], command
+
+
+async def test_a_tenant_that_seeks_everybody_takes_neighbours_from_no_other(world: World) -> None:
+    """The kernel has one table of neighbours for all gateways of a host."""
+    contract, host = Contract(), world.hosts[0]
+    large = Subnet(cidr="10.60.0.0/16", gateway="10.60.0.1", service="10.60.0.2")
+    front, back = (
+        await contract.network(world, subnets=FIRST),
+        await contract.network(world, vni=5002, subnets=(large,)),
+    )
+    await Router(world, [front, back], [host]).ensure()
+    nets = [await contract.network(world, vni=vni, subnets=these) for vni, these in ((5003, FIRST), (5004, SECOND))]
+    victim = Router(world, nets, [host], number=1)
+    await victim.ensure()
+    one, two = await nets[0].guest(host), await nets[1].guest(host)
+    for guest, gateways in ((one, FIRST), (two, SECOND)):
+        guest.machine.run("ip", "route", "replace", "default", "via", str(gateways[0].gateway))
+    await reaches(one, four(two))
+    where = names.gateway_namespace(victim.uid)
+    seeker = await front.guest(host)
+    many = await back.guest(host, pairs=({"cidr": "10.60.0.0/16"},))
+    everybody = [str(ip_network(large.cidr)[number]) for number in range(256, 4352)]
+    seeks = [
+        ethernet(seeker.nic.mac, "0a:00:00:00:00:00", 0x0800, ip4(four(seeker), to, 17, udp(9, 9, FALSE)))
+        for to in everybody
+    ]
+    asks = [
+        ethernet(many.nic.mac, BROADCAST, 0x0806, arp(1, many.nic.mac, who, "00:00:00:00:00:00", "10.60.0.1", b""))
+        for who in everybody
+    ]
+    with Sender(seeker, seeks), Sender(many, asks):
+        await eventually(lambda: seeker.sent() > 4096 and many.sent() > 4096, "nothing is sent")
+        for _ in range(10):
+            host.machine.run("ip", "-n", where, "neigh", "flush", "all")
+            assert one.reaches(four(two)), "the other tenant's router finds nobody"
+    # Who is there is found also while somebody seeks: the tenant's own.
+    target = await back.guest(host)
+    target.machine.run("ip", "route", "replace", "default", "via", "10.60.0.1")
+    seeker.machine.run("ip", "route", "replace", "default", "via", "10.20.30.1")
+    await reaches(target, four(seeker))
+    with Sender(seeker, seeks):
+        assert seeker.reaches(four(target))
+
+
+async def test_tcp_is_told_of_the_smallest_packet_on_its_way(world: World, outside: Outside) -> None:
+    router, one, _ = await two_tiers(world)
+    router.outer, router.outer_mtu = (f"{OWN}/24",), 1280
+    router.function = RouterFunction(masquerade=(Masquerade(sources=("10.20.30.0/24",), address=OWN),))
+    await router.ensure()
+    guest = await one.guest(world.hosts[0])
+    guest.machine.run("ip", "route", "replace", "default", "via", "10.20.30.1")
+    await reaches(guest, CLIENT)
+    for machine in (guest.machine, outside.machine):  # errors that say so do not come through, as it happens
+        machine.run("nft", "add table ip lossy")
+        machine.run("nft", "add chain ip lossy in { type filter hook input priority 0; }")
+        machine.run("nft", "add rule ip lossy in icmp type destination-unreachable drop")
+    try:
+        with Server(outside, 8000), Talk(guest, CLIENT, 8000, size=20000) as talk:  # type: ignore[arg-type]
+            assert talk.works_on()
+    finally:
+        outside.machine.run("nft", "delete table ip lossy")
+
+
+async def test_source_nat_holds_for_connections_that_are_open_when_it_comes(world: World, outside: Outside) -> None:
+    router, one, _ = await two_tiers(world)
+    router.outer = (f"{OWN}/24",)
+    router.function = RouterFunction(routes=(Route(destination="0.0.0.0/0", via=WAY_OUT),))
+    await router.ensure()
+    guest = await one.guest(world.hosts[0])
+    guest.machine.run("ip", "route", "replace", "default", "via", "10.20.30.1")
+    outside.machine.run("ip", "route", "replace", "10.20.30.0/24", "via", OWN)
+    await reaches(guest, CLIENT)
+    client: Guest = outside  # type: ignore[assignment]
+    with (
+        Server(client, 8000),
+        Talk(guest, CLIENT, 8000, udp=True) as datagrams,
+        Talk(guest, CLIENT, 8000) as stream,
+    ):
+        assert datagrams.works_on()
+        assert stream.works_on()
+        outside.machine.run("ip", "route", "delete", "10.20.30.0/24")  # nobody there knows tenants' addresses now
+        masquerade = Masquerade(sources=("10.20.30.0/24",), address=OWN)
+        router.function = router.function.model_copy(update={"masquerade": (masquerade,)})
+        await router.ensure()
+        assert datagrams.works_on()
+        assert stream.is_cut(), "its other end knows it by another address"

@@ -17,7 +17,7 @@ from kumulus_agents.network.linux.settings import LinuxSettings
 from kumulus_agents.network.protocol import Port
 from tests.contract import network, network_world
 from tests.contract.network import NetworkContract
-from tests.contract.network_frames import TRUE, ethernet, ip4, udp
+from tests.contract.network_frames import FALSE, TRUE, ethernet, ip4, udp, unreachable
 from tests.contract.network_programs import Sender, Server, Talk, Watcher
 from tests.contract.network_world import Guest, Host, World, eventually
 
@@ -59,6 +59,30 @@ class TestContract(NetworkContract):
 
     def device_of(self, nic: Nic) -> str:
         return names.tap(nic.uid)
+
+
+async def test_errors_about_a_connection_come_from_its_ends_alone(world: World) -> None:
+    net = await TestContract().network(world)
+    first, other = net.hosts
+    one, two = await net.guest(first), await net.guest(other)
+    strangers = [await net.guest(first), await net.guest(other)]
+    sent, back = network.four(one), network.four(two)
+
+    def error(guest: Guest, mark: bytes) -> bytes:
+        about = unreachable(ip4(sent, back, 17, udp(41000, 9, mark)))
+        return ethernet(guest.nic.mac, one.nic.mac, 0x0800, ip4(network.four(guest), sent, 1, about))
+
+    with Server(two, 9), Talk(one, back, 9, udp=True, source=41000) as talk:
+        assert talk.works_on()
+        with (
+            Watcher(one) as watcher,
+            Sender(strangers[0], [error(strangers[0], FALSE)]),
+            Sender(strangers[1], [error(strangers[1], FALSE)]),
+            Sender(two, [error(two, TRUE)]),
+        ):
+            await eventually(lambda: watcher.seen()[0] > 50, "the error from its end does not arrive")
+            await eventually(lambda: min(guest.sent() for guest in strangers) > 50, "nothing is sent")
+            TestContract().nothing_false([watcher])
 
 
 class TestMending:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from kumulus.api.base import Condition
 from kumulus.api.gateways import FloatingAddress, GatewayFacts
 from kumulus.api.host import WorkOrder
 from kumulus.api.network import Network
@@ -435,3 +436,25 @@ def test_a_router_that_reaches_one_of_its_interfaces_keeps_a_floating_address() 
     way, lack = floating_plan.route(replace(found, floating=floating("a", portForwards=forwards)))
     assert way is not None
     assert (way.name, lack) == ("wide", None)
+
+
+def test_what_hosts_say_of_open_connections_is_a_condition() -> None:
+    choice = Choice(("h1", "h2"))
+
+    def kept(**unkept: str) -> Condition | None:
+        orders = {
+            host: ordered(host, active=host == "h1", gateway={"active": host == "h1", "unkept": unkept.get(host)})
+            for host in ("h1", "h2")
+        }
+        status = router_plan.derive_status(scope(orders=orders), HELD, choice, None, NOW)
+        return next((one for one in status.conditions if one.type == "ConnectionsKept"), None)
+
+    said = kept()
+    assert said is not None
+    assert said.status == "True"
+    said = kept(h2="install the package conntrackd.")
+    assert said is not None
+    assert (said.status, said.reason) == ("False", "NotCopied")
+    assert "host h2: install the package conntrackd." in said.message
+    alone = router_plan.derive_status(scope(router=router(highAvailability=False)), HELD, choice, None, NOW)
+    assert not [one for one in alone.conditions if one.type == "ConnectionsKept"]

@@ -28,6 +28,7 @@ from kumulus_agents.network.linux.expressions import (
     masked,
     match,
     meta,
+    more_often,
     over,
     ranges,
     set_to,
@@ -46,6 +47,8 @@ ENTRY, PASSAGE, LEAVING = -300, -200, 300
 _PLUGGED = (names.TAP, names.TUNNEL, names.SERVICE, names.LEG)
 _ADVERTISEMENT, _SOLICITATION = 136, 135
 _ND = [133, 134, 135, 136, 137]
+ASKS_A_SECOND = 50
+"""Who is where, for a port that may have many addresses. The kernel may forget a neighbour that asked, after five seconds."""
 _EXTENSIONS = [0, 43, 44, 60, 135]
 """Headers of IPv6 behind which another header follows."""
 
@@ -231,6 +234,9 @@ def _enter_port(subnets: tuple[Subnet, ...], place: Place) -> Iterator[Rule]:
         services = [subnet.service for subnet in subnets]
         yield from _mostly(nic, {names.service_mac(nic.network), *services})
         yield from _never(names.service_mac(nic.network), services)
+        if nic.pairs:  # who has many addresses could fill others' tables of neighbours, by asking in the name of each
+            for asks in ((_arp(), field("arp", "operation", 1)), (_nd(_SOLICITATION),)):
+                yield _drop(*asks, more_often(ASKS_A_SECOND), comment="asks too often")
     own: dict[str, list[str]] = {nic.mac: list(nic.addresses)}
     for pair in nic.pairs:
         own.setdefault(pair.mac or nic.mac, []).append(pair.cidr)

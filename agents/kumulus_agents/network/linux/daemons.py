@@ -1,4 +1,4 @@
-"""dnsmasq and keepalived as processes of their own, that outlive the agent and are found again.
+"""dnsmasq, keepalived and conntrackd as processes of their own, that outlive the agent and are found again.
 
 Its command line names the file with its configuration, and the file's name follows from what is in it. So whoever looks
 at the process knows whether it runs what it should.
@@ -30,15 +30,26 @@ class Options:
     """What a program calls the options that name its files."""
 
     configuration: str
-    pid: str
+    """A word by itself if it does not end in `=`."""
+    pid: str = ""
+    """Empty for one that writes its number nowhere."""
     child: str = ""
     """For the file that its child writes its number to, if it has one."""
     more: Sequence[str] = ()
     """Others, the same for each."""
+    rereads: bool = True
+    """It reads its other files anew when it gets SIGHUP."""
+
+    def named(self, configuration: Path) -> list[str]:
+        """The words that name its configuration."""
+        if self.configuration.endswith("="):
+            return [f"{self.configuration}{configuration}"]
+        return [self.configuration, str(configuration)]
 
 
 DNSMASQ = Options("--conf-file=", "--pid-file=")
 KEEPALIVED = Options("--use-file=", "--pid=", "--vrrp_pid=", ("--vrrp",))
+CONNTRACKD = Options("-C", more=("-d",), rereads=False)
 
 
 class Daemon:
@@ -62,6 +73,7 @@ class Daemon:
         self._gid = gid
         self._inside = inside
         self._told = False
+        self._pid: int | None = None
 
     async def ensure(self, configuration: str, files: dict[str, str], *, forgets: bool = False) -> bool:
         """Have it run with this configuration and these files. `forgets`: what it was told before must be forgotten, so
@@ -79,13 +91,15 @@ class Daemon:
             write_whole(self._directory / name, text, _READABLE, self._gid) for name, text in sorted(files.items())
         ]
         if pid is not None:
-            if any(written) or not self._told:
+            if self._options.rereads and (any(written) or not self._told):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGHUP)
             self._told = True
             return False
         write_whole(wanted, configuration, _READABLE, self._gid)
-        options = [f"{self._options.configuration}{wanted}", f"{self._options.pid}{self._pid_file}"]
+        options = self._options.named(wanted)
+        if self._options.pid:
+            options.append(f"{self._options.pid}{self._pid_file}")
         child = self._directory / f"{self._name}-child.pid"
         if self._options.child:
             child.unlink(missing_ok=True)
@@ -104,6 +118,10 @@ class Daemon:
     def runs(self, configuration: str) -> bool:
         """Whether it runs with this configuration."""
         return self._found()[1] == self._configuration(configuration)
+
+    def there(self) -> bool:
+        """Whether it runs, whatever its configuration."""
+        return self._found()[0] is not None
 
     async def remove(self) -> None:
         """Have it not run. Its files are the directory's."""
@@ -125,17 +143,21 @@ class Daemon:
             pid = int(self._pid_file.read_text())
             if (configuration := self._runs(pid)) is not None:
                 return pid, configuration
-        for pid in _processes():
+        for pid in (*([self._pid] if self._pid is not None else []), *_processes()):
             if (configuration := self._runs(pid)) is not None:
+                self._pid = pid
                 return pid, configuration
+        self._pid = None
         return None, None
 
     def _runs(self, pid: int) -> Path | None:
-        start = f"{self._options.configuration}{self._directory}/{self._name}-"
+        *before, start = self._options.named(self._directory / f"{self._name}-")
         with suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-            if Path(words[0]).name == Path(self._program).name and len(words) > 1 and words[1].startswith(start):
-                return Path(words[1].removeprefix(self._options.configuration))
+            at = 1 + len(before)
+            named = "".join(words[at : at + 1])
+            if Path(words[0]).name == Path(self._program).name and words[1:at] == before and named.startswith(start):
+                return Path(named.removeprefix("" if before else self._options.configuration))
         return None
 
     async def _end(self, pid: int) -> None:

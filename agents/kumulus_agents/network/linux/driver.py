@@ -154,6 +154,7 @@ class LinuxNetwork:
             layout = before.with_gateway(gateway)
             await asyncio.to_thread(self._record.keep_gateway, gateway)
             await self._enforce(layout)
+            await self._make_room(len(layout.gateways))
             ours = self._gateway(gateway.uid)
             await ours.ensure(gateway, layout.gateways, self._underlay, certificates)
             await self._tidy_gateways(layout)
@@ -313,6 +314,13 @@ class LinuxNetwork:
 
     def _gateway(self, uid: str) -> Gateway:
         return self._gateways.setdefault(uid, Gateway(uid, self._settings))
+
+    async def _make_room(self, gateways: int) -> None:
+        """See `host.make_room`. Without it gateways work as well, until tenants mean harm."""
+        try:
+            await asyncio.to_thread(host.make_room, gateways)
+        except (OSError, ValueError) as error:
+            log.warning("no room for gateways' neighbours: set net.ipv4.neigh.default.gc_thresh3", error=str(error))
 
     async def _tidy_gateways(self, layout: Layout) -> None:
         """Let go of uplinks that no gateway uses."""

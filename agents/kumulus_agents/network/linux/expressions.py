@@ -90,6 +90,11 @@ def over(bits: int) -> Json:
     return {"limit": said}
 
 
+def more_often(than: int) -> Json:
+    """Goes on only for what is more than so many packets a second, after a burst of two seconds'."""
+    return {"limit": {"rate": than, "per": "second", "burst": 2 * than, "inv": True}}
+
+
 def more_connections(than: int) -> Json:
     """Goes on only for a connection that would be one too many for this rule. Each rule counts for itself, until the kernel
     forgets a connection."""

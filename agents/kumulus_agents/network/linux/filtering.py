@@ -31,7 +31,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from kumulus.api.addresses import is_v4
 from kumulus.api.segments import FilterGroup, FilterRule, Ports, Protocol
 from kumulus_agents.network.linux import names
-from kumulus_agents.network.linux.bridging import FROM_SHIFT
+from kumulus_agents.network.linux.bridging import BOTH_OPEN, FROM_SHIFT
 from kumulus_agents.network.linux.expressions import (
     ACCEPT,
     COUNTER,
@@ -202,7 +202,11 @@ def _stage(opens: str, answers: str, bits: int) -> Iterator[Rule]:
     if not first:
         yield Rule((match(meta("mark"), KNOWN), ACCEPT))
     yield _elsewhere()
-    if first:  # most packets are of connections that are known
+    if first:
+        # On its way between a tunnel and a gateway, which have their own rules. This host may have seen only parts of the
+        # connection, when a gateway's other host was active: what the kernel says of its state means nothing.
+        yield Rule((match(meta("mark"), BOTH_OPEN), set_to(meta("mark"), KNOWN), ACCEPT))
+        # Most packets are of connections that are known.
         yield Rule((match(end, 0, "!="), jump("pass")))
     icmp = match(meta("l4proto"), any_of(_ICMP))
     yield Rule(

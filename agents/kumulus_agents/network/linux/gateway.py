@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from kumulus.api.addresses import is_v4
 from kumulus.api.balancing import BalancingFacts
 from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus_agents.network.linux import dnsmasq, gateway_links, gateway_rules, host, keepalived, links, names
@@ -15,6 +16,7 @@ from kumulus_agents.network.linux.balancer import Balancer
 from kumulus_agents.network.linux.daemons import KEEPALIVED, Daemon
 from kumulus_agents.network.linux.links import Commands, Link
 from kumulus_agents.network.linux.programs import attempt, run
+from kumulus_agents.network.linux.replication import Replication
 from kumulus_agents.network.linux.service import runs_as
 from kumulus_agents.network.linux.settings import LinuxSettings
 from kumulus_agents.network.linux.tables import Tables
@@ -49,8 +51,9 @@ class Gateway:
         directory = Path(self._directory)
         self._vrrp = Daemon("vrrp", directory, str(settings.keepalived), gid, inside=self._enter, options=KEEPALIVED)
         self._announcer = Daemon("announcer", directory, str(settings.dnsmasq), gid, inside=self._enter)
+        self._replication = Replication(uid, self._enter, settings)
         self._balancer = Balancer(uid, host.namespace_file(self._namespace), settings)
-        self._tables = Tables(settings, inside=self._enter, families=(gateway_rules.FAMILY,))
+        self._tables = Tables(settings, inside=self._enter, families=gateway_rules.FAMILIES)
         self._ip = [str(settings.ip), "-n", self._namespace]
 
     async def ensure(
@@ -70,12 +73,16 @@ class Gateway:
         rules = gateway_rules.render(order)
         if not await self._tables.are(rules):
             await self._tables.load(rules)
+            await self._forget_untranslated(order)
             wrong.append(f"The rules of {self._namespace} were not what they should be.")
         outside = await self._carry(order, orders, underlay)
         inside = gateway_links.inside(order, await self._links())
         await self._batch(inside, namespace=True, more=gateway_links.neighbours(order))
+        if (outside or inside.wrong) and (queues := gateway_links.queues(order)):
+            await run([*self._enter, str(self._settings.sysctl), "-q", "-w", *queues])
         wrong += [*outside, *inside.wrong]
-        wrong += await self._run(order, anew=bool(outside or inside.wrong))
+        link_anew = f"{names.link(self._uid)} was missing." in outside
+        wrong += await self._run(order, anew=bool(outside or inside.wrong), link_anew=link_anew)
         if order.balancer is None:
             await self._balancer.remove()
         elif await self._balancer.ensure(order.balancer, certificates or {}):
@@ -90,7 +97,7 @@ class Gateway:
         """What is so of it. Members are told of where it is active: nobody else reaches them."""
         active = await self._active(order)
         if not active or order.balancer is None:
-            return GatewayFacts(active=active)
+            return GatewayFacts(active=active, unkept=await self._replication.unkept(order) or None)
         try:
             members = await self._balancer.facts(order.balancer)
         except NetworkError:  # it is being started, or is made so again soon
@@ -102,12 +109,13 @@ class Gateway:
         status, out, _ = await attempt([*self._ip, "-json", "address", "show", "dev", gateway_rules.LINK])
         there = links.parse(out) if status == 0 else {}
         addresses = {address for link in there.values() for address in link.addresses}
-        return f"{keepalived.token(order)}/64" in addresses
+        return f"{gateway_rules.token(order)}/64" in addresses
 
     async def remove(self, there: Mapping[str, Link]) -> None:
         """Have nothing of it."""
         await self._balancer.remove()
         await self._vrrp.remove()
+        await self._replication.remove()
         await self._announcer.remove()
         for device in sorted(link.name for link in there.values() if link.alias == self._namespace):
             await attempt([str(self._settings.ip), "link", "delete", "dev", device])
@@ -115,11 +123,21 @@ class Gateway:
             await run([str(self._settings.ip), "netns", "delete", self._namespace])
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
+    async def _forget_untranslated(self, order: GatewayOrder) -> None:
+        """Have the kernel know no connection that began before it would have been translated: its next packet is of a new
+        one. (Rules stop it meanwhile, and those between networks go on.)"""
+        for one in order.router.masquerade if order.router is not None else ():
+            delete = [*self._enter, str(self._settings.conntrack), "-D", "-f", "ipv4" if is_v4(one.address) else "ipv6"]
+            for source in one.sources:
+                if is_v4(source) is is_v4(one.address):
+                    await attempt([*delete, "-s", source, "-m", "0"])
+
     async def _ensure_namespace(self, order: GatewayOrder) -> Sequence[str]:
         status, _, _ = await attempt([*self._ip, "link", "show", "dev", "lo"])
         if status != 0:
             await self._balancer.stop()
             await self._vrrp.remove()
+            await self._replication.remove()
             await self._announcer.remove()
             ip = str(self._settings.ip)
             await attempt([ip, "netns", "delete", self._namespace])  # a file that no namespace is mounted on
@@ -148,7 +166,7 @@ class Gateway:
         await self._batch(outside, namespace=False)
         if underlay is None:
             return outside.wrong
-        show = ["-json", "fdb", "show", "dev", names.link_tunnel()]
+        show = ["-json", "fdb", "show", "br", names.link_bridge()]
         peers = gateway_links.peers(orders, await run([str(self._settings.bridge), *show]), underlay)
         if peers.bridge:
             await run([str(self._settings.bridge), "-batch", "-"], _lines(peers.bridge))
@@ -175,15 +193,20 @@ class Gateway:
     async def _links(self) -> dict[str, Link]:
         return links.parse(await run([*self._ip, "-json", "-details", "address"]))
 
-    async def _run(self, order: GatewayOrder, *, anew: bool) -> Sequence[str]:
-        """Have what brings its addresses, and what tells guests of it; what was not so."""
+    async def _run(self, order: GatewayOrder, *, anew: bool, link_anew: bool) -> Sequence[str]:
+        """Have what brings its addresses, what copies connections, and what tells guests of it; what was not so. `anew`:
+        some device was made, `link_anew`: that of the link."""
         wrong = []
+        # Before keepalived, which tells it what this host becomes.
+        if said := await self._replication.ensure(order, active=await self._active(order), anew=link_anew):
+            wrong.append(f"{self._namespace}: {said}")
         alone = keepalived.configuration(self._directory)
         if not self._vrrp.runs(alone):
             await self._batch(Commands(ip=gateway_links.leftovers(order, await self._links())), namespace=True)
         missing = await self._missing(order)
         # keepalived knows devices by their numbers, which another of the same name does not have, and brings an address once.
-        if await self._vrrp.ensure(alone, {keepalived.INSTANCE: keepalived.instance(order)}, forgets=missing):
+        instance = keepalived.instance(order, self._replication.notifies(order))
+        if await self._vrrp.ensure(alone, {keepalived.INSTANCE: instance}, forgets=missing):
             wrong.append(f"keepalived of {self._namespace} did not run as it should.")
         elif missing:
             wrong.append(f"{self._namespace} had not all of its addresses.")

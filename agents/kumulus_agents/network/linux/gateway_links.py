@@ -86,6 +86,7 @@ def outside(order: GatewayOrder, there: Mapping[str, Link], underlay: str | None
         fixes = [
             *([f"link set dev {device} mtu {mtu}"] if link is None or link.mtu != mtu else []),
             *([f"link set dev {device} master {bridge}"] if link is None or link.master != bridge else []),
+            *(quiet(device, link) if bridge == names.link_bridge() else []),
             *([f"link set dev {device} up"] if link is None or not link.up else []),
         ]
         if link is not None and fixes:
@@ -157,18 +158,38 @@ def _link(there: Mapping[str, Link], underlay: str | None, port: int) -> Command
             said.append(f"link set dev {tunnel} addrgenmode none mtu {LINK_MTU}")
         if here is None or here.master != bridge:
             said.append(f"link set dev {tunnel} master {bridge}")
+        said += quiet(tunnel, here)
         if here is None or not here.up:
             said.append(f"link set dev {tunnel} up")
     return Commands(ip=tuple(said), wrong=("The link between gateways was not as it should be.",) if said else ())
 
 
+_QUIET = ("learning", "flood", "mcast_flood", "bcast_flood")
+
+
+def quiet(device: str, link: Link | None) -> list[str]:
+    """Has a port of the link's bridge learn nothing, and get nothing but what is for those who are known to be there."""
+    if link is not None and link.master == names.link_bridge() and all(link.port.get(one) is False for one in _QUIET):
+        return []
+    return [f"link set dev {device} type bridge_slave {' '.join(f'{one} off' for one in _QUIET)}"]
+
+
 def peers(orders: Mapping[str, GatewayOrder], listing: str, underlay: str | None) -> Commands:
-    """Where the tunnel between gateways finds their other hosts, from `bridge -json fdb show dev ...`."""
-    tunnel = names.link_tunnel()
+    """Who is where on the link between gateways, from `bridge -json fdb show br ...`: this host's gateways behind their
+    cables, their other hosts behind the tunnel. Nobody else is anywhere."""
+    tunnel, bridge = names.link_tunnel(), names.link_bridge()
     nobody = "00:00:00:00:00:00"
-    are = {
-        (raw["mac"], raw["dst"]) for raw in json.loads(listing or "[]") if raw.get("dst") and raw.get("mac") != nobody
+    listed = json.loads(listing or "[]")
+    are = {(raw["mac"], raw["dst"]) for raw in listed if raw.get("dst") and raw.get("mac") != nobody}
+    known = {
+        (raw["mac"], raw["ifname"])
+        for raw in listed
+        if raw.get("master") == bridge and raw.get("state") != "permanent"  # which are the devices' own
     }
+    behind = {(order.redundancy.mac, names.link(order.uid)) for order in orders.values()}
+    behind |= {(peer.mac, tunnel) for order in orders.values() for peer in order.redundancy.peers}
+    plugged = {raw.get("ifname") for raw in listed if raw.get("master") == bridge}
+    behind = {(mac, device) for mac, device in behind if device in plugged}
     shall = {
         (peer.mac, peer.underlay)
         for order in orders.values()
@@ -179,8 +200,10 @@ def peers(orders: Mapping[str, GatewayOrder], listing: str, underlay: str | None
         bridge=(
             *(f"fdb delete {mac} dev {tunnel} dst {host} self" for mac, host in sorted(are - shall)),
             *(f"fdb replace {mac} dev {tunnel} dst {host} self permanent" for mac, host in sorted(shall - are)),
+            *(f"fdb delete {mac} dev {device} master" for mac, device in sorted(known - behind)),
+            *(f"fdb replace {mac} dev {device} master static" for mac, device in sorted(behind - known)),
         ),
-        wrong=("The link between gateways did not know its ends.",) if shall - are else (),
+        wrong=("The link between gateways did not know its ends.",) if shall - are or behind != known else (),
     )
 
 
@@ -225,10 +248,11 @@ def leftovers(order: GatewayOrder, links: Mapping[str, Link]) -> tuple[str, ...]
 
 
 def neighbours(order: GatewayOrder) -> tuple[str, ...]:
-    """The other hosts' ends of the link are known without asking."""
-    return tuple(
-        f"neigh replace {link_local(peer.mac)} lladdr {peer.mac} dev {LINK} nud permanent"
-        for peer in order.redundancy.peers
+    """The other hosts' ends of the link are known without asking, and are found on it whoever looks for them."""
+    ends = [(link_local(peer.mac), peer.mac) for peer in order.redundancy.peers]
+    return (
+        *(f"neigh replace {address} lladdr {mac} dev {LINK} nud permanent" for address, mac in ends),
+        *(f"route replace {address}/128 dev {LINK}" for address, _ in ends),
     )
 
 
@@ -268,3 +292,9 @@ SYSCTLS = {
 }
 """Of the namespace: it routes, and believes nobody. Programs may bind to addresses that are elsewhere now, and need no
 privilege for any port."""
+
+
+def queues(order: GatewayOrder) -> list[str]:
+    """Of devices: what waits until a neighbour is found takes little memory."""
+    devices = [names.inner(leg.network) for leg in order.legs]
+    return [f"net.{ip}.neigh.{device}.unres_qlen_bytes=16384" for ip in ("ipv4", "ipv6") for device in devices]

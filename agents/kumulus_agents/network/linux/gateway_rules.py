@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from kumulus.api.addresses import is_v4
 from kumulus.api.balancing import Balancing
 from kumulus.api.gateways import ForwardProtocol, GatewayLeg, GatewayOrder, Masquerade, RouterFunction
-from kumulus_agents.network.linux import names
+from kumulus_agents.network.linux import gateway_neighbours, names
 from kumulus_agents.network.linux.bridging import link_local
 from kumulus_agents.network.linux.expressions import (
     ACCEPT,
     COUNTER,
     DROP,
     any_of,
+    ct,
     everything,
     field,
     jump,
@@ -27,13 +28,18 @@ from kumulus_agents.network.linux.expressions import (
     meta,
     payload,
     ranges,
+    set_to,
 )
 from kumulus_agents.network.linux.ruleset import Chain, Json, Name, Rule, Ruleset
 
-FAMILY = "inet"
+FAMILY, FAMILIES = "inet", ("inet", "ip6", "arp")
 LINK = "link"
 """The end in the gateway of the cable to its other hosts."""
 VRRP = 112
+TRANSLATED = 1
+"""Mark of connections that are: others can be found by its absence."""
+COPIES_PORT = 3780
+"""UDP port of conntrackd, which copies connections over the link."""
 
 _TRAFFIC = {ForwardProtocol.TCP: "tcp", ForwardProtocol.UDP: "udp"}
 _LINK_LOCAL = "169.254.0.0/16"
@@ -53,8 +59,29 @@ def render(order: GatewayOrder) -> Ruleset:
         "translated-to": Chain(tuple(_still_to(router))),
         "translated-from": Chain(tuple(_still_from(order, router))),
     }
+    is_translated = match({"&": [{"ct": {"key": "status"}}, ["snat", "dnat"]]}, 0, "!=")
+    marks = Rule((_state("new"), is_translated, set_to(ct("mark"), TRANSLATED)))
+    chains["mark"] = Chain((marks,), "postrouting", 150)
+    if clamps := tuple(_clamp(order)):
+        chains["clamp"] = Chain(clamps, "forward", -150)
+    for hook, device in (("prerouting", "iifname"), ("output", "oifname")):
+        untracked = Rule((match(meta(device), LINK), {"notrack": None}))
+        chains[f"link-{hook}"] = Chain((untracked,), hook, -300)
+    bounds = gateway_neighbours.sets()
     named: dict[Name, Chain] = {(FAMILY, name): chain for name, chain in chains.items()}
-    return Ruleset(named)
+    named |= {("ip6", name): chain for name, chain in _copies(order)}
+    return Ruleset({**named, **bounds.chains}, learned=bounds.learned)
+
+
+def token(order: GatewayOrder) -> str:
+    """The address on the link that is where the gateway is active."""
+    return link_local(names.mac("active", order.uid))
+
+
+def copies(order: GatewayOrder) -> bool:
+    """Whether it has connections that another host can only go on with when it knows them."""
+    router = order.router
+    return bool(order.redundancy.peers and router and (router.masquerade or router.floating or router.forwards))
 
 
 def outside(order: GatewayOrder) -> list[GatewayLeg]:
@@ -100,6 +127,10 @@ def _status(name: str) -> Json:
     return match({"ct": {"key": "status"}}, name, "in")
 
 
+def _untranslated() -> Json:
+    return match({"&": [{"ct": {"key": "status"}}, ["snat", "dnat"]]}, 0)
+
+
 def _enters(leg: GatewayLeg) -> Json:
     return match(meta("iifname"), names.inner(leg.network))
 
@@ -117,9 +148,15 @@ def _input(order: GatewayOrder) -> Iterator[Rule]:
     """For the gateway itself: it can be found, it answers echoes, and its other hosts speak with it."""
     peers: list[object] = [link_local(peer.mac) for peer in order.redundancy.peers]
     if peers:
-        yield _accept(match(meta("iifname"), LINK), match(meta("l4proto"), VRRP), field("ip6", "saddr", any_of(peers)))
+        comes = match(meta("iifname"), LINK)
+        yield _accept(comes, match(meta("l4proto"), VRRP), field("ip6", "saddr", any_of(peers)))
+        if copies(order):  # who is active may send by the address that it has as such
+            yield _accept(
+                comes, field("udp", "dport", COPIES_PORT), field("ip6", "saddr", any_of([*peers, token(order)]))
+            )
     yield _drop(match(meta("iifname"), LINK), comment="not of its other hosts")
     yield _accept(_state("established", "related"))
+    yield from gateway_neighbours.solicitations()
     yield _accept(field("icmpv6", "type", any_of(_ND)))
     yield _accept(field("icmp", "type", "echo-request"))
     yield _accept(field("icmpv6", "type", "echo-request"))
@@ -138,11 +175,33 @@ def _listeners(balancing: Balancing) -> Iterator[Rule]:
 
 
 def _output(order: GatewayOrder) -> Iterator[Rule]:
-    """Over the link to its other hosts goes nothing but VRRP to them."""
+    """Over the link to its other hosts goes nothing but VRRP and copies of connections, to them."""
     peers: list[object] = [link_local(peer.mac) for peer in order.redundancy.peers]
     if peers:
-        yield _accept(match(meta("oifname"), LINK), match(meta("l4proto"), VRRP), field("ip6", "daddr", any_of(peers)))
+        own = match(meta("oifname"), LINK), field("ip6", "daddr", any_of(peers))
+        yield _accept(match(meta("l4proto"), VRRP), *own)
+        if copies(order):
+            yield _accept(field("udp", "dport", COPIES_PORT), *own)
     yield _drop(match(meta("oifname"), LINK), comment="not for its other hosts")
+
+
+def _copies(order: GatewayOrder) -> Iterator[tuple[str, Chain]]:
+    """conntrackd sends to one of several other hosts: the rest get the same, each by its own MAC, and take it as theirs."""
+    first, *others = destinations(order) or [""]
+    if not (copies(order) and others):
+        return
+    port = field("udp", "dport", COPIES_PORT)
+    sent = match(meta("oifname"), LINK), port, field("ip6", "daddr", first)
+    dups = (Rule((*sent, {"dup": {"addr": other}})) for other in others)
+    yield "copies-to", Chain(tuple(dups), "output", 0)
+    comes = match(meta("iifname"), LINK), port, field("ip6", "saddr", any_of([first, *others, token(order)]))
+    own = {"mangle": {"key": payload("ip6", "daddr"), "value": link_local(order.redundancy.mac)}}
+    yield "copies-from", Chain((Rule((*comes, own)),), "prerouting", -300)
+
+
+def destinations(order: GatewayOrder) -> list[str]:
+    """The other hosts' ends of the link, in the same order each time. Copies are sent to the first."""
+    return sorted(link_local(peer.mac) for peer in order.redundancy.peers)
 
 
 def _forward(order: GatewayOrder, router: RouterFunction) -> Iterator[Rule]:
@@ -163,6 +222,7 @@ def _forward(order: GatewayOrder, router: RouterFunction) -> Iterator[Rule]:
         for protocol, theirs in zip(("ip", "ip6"), ranges(tenants), strict=True):
             if theirs and not everything(theirs):
                 yield _drop(_enters(leg), field(protocol, "saddr", any_of(theirs)), comment="not from outside")
+    yield from gateway_neighbours.heard(order)
     for leg in outer:  # TCP that is picked up in the middle, after a takeover, is new: it is translated
         for protocol, v4 in _FAMILIES:
             whole = [one.internal for one in router.floating if is_v4(one.external) is v4]
@@ -173,9 +233,11 @@ def _forward(order: GatewayOrder, router: RouterFunction) -> Iterator[Rule]:
             else:
                 continue
             yield _drop(_leaves(leg), whose, _state("invalid", "untracked"), comment="cannot be translated")
+    yield from _not_yet(order, router)
     yield Rule((_status("dnat"), jump("translated-to")))
     yield Rule((_status("snat"), jump("translated-from")))
     yield _accept(_state("established", "related"))
+    yield from gateway_neighbours.bounded(order)
     if inner:
         insides = match(meta("iifname"), any_of([names.inner(leg.network) for leg in inner]))
         yield _accept(insides, match(meta("oifname"), any_of([names.inner(leg.network) for leg in order.legs])))
@@ -186,6 +248,39 @@ def _forward(order: GatewayOrder, router: RouterFunction) -> Iterator[Rule]:
             if own(leg, v4=v4) and not any(is_v4(one.address) is v4 for one in router.masquerade):
                 yield _accept(_enters(leg), match(meta("nfproto"), _nfproto(protocol)))
     yield _drop(comment="nobody's way")
+
+
+def _not_yet(order: GatewayOrder, router: RouterFunction) -> Iterator[Rule]:
+    """Connections that began before there was source NAT do not go on with tenants' addresses. (The agent has the kernel
+    forget them.)"""
+    for leg in outside(order):
+        for one in router.masquerade:
+            for protocol, sources in _sources(one):
+                family = match(meta("nfproto"), _nfproto(protocol))
+                theirs = family if everything(sources) else field(protocol, "saddr", any_of(sources))
+                is_open = (_leaves(leg), _state("established", "related"), _untranslated())
+                yield _drop(*is_open, theirs, comment="not translated yet")
+
+
+def _clamp(order: GatewayOrder) -> Iterator[Rule]:
+    """Both ends of TCP are told of the smallest packet on their way here, for errors that say so are lost now and then
+    (RFC 4459). No segment is made longer."""
+    most = max((leg.mtu for leg in order.legs), default=0)
+    size: Json = {"tcp option": {"name": "maxseg", "field": "size"}}
+    for leg in order.legs if order.router is not None else ():
+        for protocol, headers in (("ip", 40), ("ip6", 60)):
+            if leg.mtu < most:
+                for way in (_enters(leg), _leaves(leg)):
+                    segment = leg.mtu - headers
+                    yield Rule(
+                        (
+                            way,
+                            match(meta("nfproto"), _nfproto(protocol)),
+                            match(payload("tcp", "flags"), "syn", "in"),
+                            match(size, segment, ">"),
+                            {"mangle": {"key": size, "value": segment}},
+                        )
+                    )
 
 
 def _nfproto(protocol: str) -> str:

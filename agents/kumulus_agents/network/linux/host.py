@@ -6,9 +6,11 @@ import asyncio
 import ipaddress
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from kumulus.api.segments import FilterGroup, FilterRule, Nic, Ports, Protocol, SegmentOrder, Subnet
+from kumulus_agents.network.linux import gateway_neighbours
 from kumulus_agents.network.linux.layout import Layout
 from kumulus_agents.network.linux.programs import attempt
 from kumulus_agents.network.linux.rules import render
@@ -20,6 +22,10 @@ from kumulus_agents.network.protocol import NetworkError, Port
 NAMESPACES = Path("/run/netns")
 _BRIDGED = Path("/proc/sys/net/bridge")
 _RESOLV = (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/resolv.conf"))
+
+NEIGHBOURS = Path("/proc/sys/net")
+NEIGHBOURS_OF_HOST = 1024
+"""That the host itself may have: the kernel's bound where nobody has changed it."""
 
 PACKAGES = {
     "nft": "nftables",
@@ -103,6 +109,18 @@ async def check(settings: LinuxSettings) -> None:
             await asyncio.to_thread((_BRIDGED / name).write_text, "0")
     if not await asyncio.to_thread(Path("/proc/net/if_inet6").exists):
         raise _lacks("IPv6", "guests' names are looked up over link-local addresses; start it without ipv6.disable=1")
+
+
+def make_room(gateways: int, *, thresholds: Path = NEIGHBOURS) -> None:
+    """Have the kernel's tables of neighbours large enough for so many gateways at their bounds, if they are not. In a network
+    namespace that is not the host's first one there is nothing to set. Blocks."""
+    most = NEIGHBOURS_OF_HOST + gateways * gateway_neighbours.MOST
+    for family in ("ipv4", "ipv6"):
+        for name, wanted in (("gc_thresh3", most), ("gc_thresh2", most // 2)):
+            path = thresholds / family / "neigh/default" / name
+            with suppress(FileNotFoundError):
+                if int(path.read_text()) < wanted:
+                    path.write_text(f"{wanted}\n")
 
 
 def _lacks(what: str, said: str) -> NetworkError:

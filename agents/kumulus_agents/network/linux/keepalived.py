@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from kumulus.api.addresses import is_v4
 from kumulus.api.gateways import GatewayLeg, GatewayOrder
 from kumulus_agents.network.linux import gateway_links, names
 from kumulus_agents.network.linux.bridging import link_local
-from kumulus_agents.network.linux.gateway_rules import LINK
+from kumulus_agents.network.linux.gateway_rules import LINK, token
 
 INSTANCE = "instance"
 """The file with what can change while it runs."""
@@ -27,8 +28,9 @@ def configuration(directory: PurePosixPath) -> str:
     return f"include {directory / INSTANCE}\n"
 
 
-def instance(order: GatewayOrder) -> str:
-    """The gateway's addresses with the ways beyond them, and who else may have them."""
+def instance(order: GatewayOrder, notifies: Sequence[tuple[str, str]] = ()) -> str:
+    """The gateway's addresses with the ways beyond them, and who else may have them. `notifies`: what it becomes (master,
+    backup, fault), and the command that it runs then, as root and without a shell; no word of it has a space."""
     redundancy = order.redundancy
     lines = [
         "global_defs {",
@@ -38,6 +40,7 @@ def instance(order: GatewayOrder) -> str:
         "  vrrp_garp_master_repeat 3",
         "  vrrp_garp_lower_prio_repeat 0",
         "  vrrp_garp_master_refresh 60",
+        *(["  script_user root"] if notifies else []),
         "}",
         "vrrp_instance gateway {",
         "  state BACKUP",
@@ -47,6 +50,7 @@ def instance(order: GatewayOrder) -> str:
         f"  priority {redundancy.priority}",
         f"  advert_int {SECONDS if redundancy.peers else ALONE_SECONDS}",
         "  garp_master_delay 1",
+        *(f'  notify_{when} "{command}"' for when, command in notifies),
     ]
     if redundancy.peers:
         lines.append(f"  unicast_src_ip {link_local(redundancy.mac)}")
@@ -61,11 +65,6 @@ def instance(order: GatewayOrder) -> str:
     if ways:
         lines += ["  virtual_routes {", *ways, "  }"]
     return "".join(f"{line}\n" for line in [*lines, "}"])
-
-
-def token(order: GatewayOrder) -> str:
-    """The address on the link that is where the gateway is active."""
-    return link_local(names.mac("active", order.uid))
 
 
 def addresses(order: GatewayOrder) -> list[tuple[str, str]]:

@@ -44,6 +44,8 @@ class Link:
     details: Mapping[str, object] = field(default_factory=dict)
     alias: str = ""
     mac: str = ""
+    port: Mapping[str, object] = field(default_factory=dict)
+    """What holds for it as a port of its bridge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ def parse(listing: str) -> dict[str, Link]:
             details=info.get("info_data", {}),
             alias=raw.get("ifalias", ""),
             mac=raw.get("address", ""),
+            port=info.get("info_slave_data", {}),
         )
     return links
 

@@ -45,6 +45,15 @@ class Members:
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """A set of values that rules put in, no more than so many, each for so long."""
+
+    type: str
+    size: int
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ways:
     """A map from values to chains that are jumped to, or accept."""
 
@@ -60,6 +69,7 @@ class Ruleset:
     chains: Mapping[Name, Chain] = field(default_factory=dict)
     sets: Mapping[Name, Members] = field(default_factory=dict)
     maps: Mapping[Name, Ways] = field(default_factory=dict)
+    learned: Mapping[Name, Learned] = field(default_factory=dict)
 
 
 FAMILIES = ("bridge", "inet")
@@ -84,6 +94,10 @@ def changes(old: Ruleset, new: Ruleset) -> list[Json]:
         now, before = (_members(these.sets.get(name)) for these in (new, old))
         said += _elements("delete", name, sorted(before - now, key=str))
         said += _elements("add", name, sorted(now - before, key=str))
+    for name, learned in new.learned.items():
+        if name not in old.learned:
+            many: dict[str, object] = {"size": learned.size, "timeout": learned.seconds, "flags": ["timeout"]}
+            said.append({"add": {"set": _at(name) | {"type": learned.type} | many}})
     for name, ways in new.maps.items():
         if name not in old.maps:
             said.append({"add": {"map": _at(name) | {"type": ways.type, "map": "verdict"}}})
@@ -102,6 +116,7 @@ def changes(old: Ruleset, new: Ruleset) -> list[Json]:
         said += _elements("add", name, _pairs(now_ways, before_ways))
     said += [{"delete": {"chain": _at(name)}} for name in gone]
     said += [{"delete": {"set": _at(name)}} for name in old.sets if name not in new.sets]
+    said += [{"delete": {"set": _at(name)}} for name in old.learned if name not in new.learned]
     said += [{"delete": {"map": _at(name)}} for name in old.maps if name not in new.maps]
     return said
 

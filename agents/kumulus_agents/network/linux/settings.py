@@ -58,6 +58,17 @@ class LinuxSettings(ServingSettings):
         default=PurePosixPath("/usr/sbin/keepalived"), description="The program; needed on hosts that have gateways."
     )
     conntrack: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/conntrack"), description="The program.")
+    conntrackd: PurePosixPath = Field(
+        default=PurePosixPath("/usr/sbin/conntrackd"),
+        description="The program; without it a router's translated connections break when another host takes over.",
+    )
+    copies: int = Field(
+        default=32768,
+        description="Connections of one router that its other hosts know; beyond, they are not kept when one takes over."
+        " Each takes about 2 KB of memory on each host.",
+        ge=64,
+        le=1 << 20,
+    )
     unshare: PurePosixPath = Field(default=PurePosixPath("/usr/bin/unshare"), description="The program.")
     modprobe: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/modprobe"), description="The program.")
     bridge: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/bridge"), description="The program.")

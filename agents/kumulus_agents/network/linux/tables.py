@@ -155,6 +155,8 @@ def _normal(listings: Sequence[str]) -> Mapping[str, object]:
             if kind == "rule":
                 rules.setdefault(f"{said['family']} {said['chain']}", []).append(said)
             else:
+                if "timeout" in said:  # rules put in what it has
+                    said.pop("elem", None)
                 others[f"{kind} {said['family']} {said['name']}"] = said
     return {"rules": rules, "others": others}
 
