@@ -21,9 +21,19 @@ import structlog
 from kumulus.api.gateways import GatewayOrder
 from kumulus.api.segments import Nic, SegmentOrder
 from kumulus_agents.network import registry
-from kumulus_agents.network.linux import balancer, daemons, driver, gateway, service, tables
+from kumulus_agents.network.linux import (
+    balancer,
+    daemons,
+    driver,
+    gateway,
+    gateway_cabling,
+    recorded,
+    service,
+    tables,
+)
 from kumulus_agents.network.linux import programs as programs
 from kumulus_agents.network.ovn import driver as ovn_driver
+from kumulus_agents.network.ovn import logical, openflow
 from kumulus_agents.network.protocol import GatewayDriver, Identity, NetworkDriver, NetworkError, Port
 
 
@@ -64,7 +74,8 @@ def doomed(steps: int) -> None:
             count()
 
     os.kill = kill
-    modules = [balancer, daemons, driver, gateway, service, tables, ovn_driver]
+    modules = [balancer, daemons, driver, gateway, gateway_cabling, recorded, service, tables]
+    modules += [ovn_driver, logical, openflow]
     if find_spec("ovsdbapp") is not None:
         from kumulus_agents.network.ovn import database
 

@@ -88,7 +88,9 @@ def instance_xml(marks: Marks) -> str:
 
 def run_xml(started_at: float) -> str:
     """The `run` element for `virDomainSetMetadata`. Seconds since the epoch."""
-    return ElementTree.tostring(ElementTree.Element("run", {"startedAt": f"{started_at:.{DECIMALS}f}"}), encoding="unicode")
+    return ElementTree.tostring(
+        ElementTree.Element("run", {"startedAt": f"{started_at:.{DECIMALS}f}"}), encoding="unicode"
+    )
 
 
 def hold_xml(hold: Hold) -> str:

@@ -1,4 +1,5 @@
-"""Settings of the driver `linux`, and of what serves guests under any driver: what an administrator decides. No I/O."""
+"""Settings of the driver `linux`, and of what serves guests and is a gateway under any driver: what an administrator
+decides. No I/O."""
 
 from __future__ import annotations
 
@@ -32,18 +33,32 @@ class ServingSettings(BaseModel):
     ethtool: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/ethtool"), description="The program.")
 
 
-class LinuxSettings(ServingSettings):
+class GatewaySettings(ServingSettings):
+    """What gateways are made with on this host, whatever carries their packets."""
+
+    underlay: IpAddress | None = Field(
+        default=None,
+        description="This host's address in the network between hosts, which carries tunnels. Without it a network"
+        " is on this host alone.",
+    )
+    nft: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/nft"), description="The program.")
+    keepalived: PurePosixPath = Field(
+        default=PurePosixPath("/usr/sbin/keepalived"), description="The program; needed on hosts that have gateways."
+    )
+    unshare: PurePosixPath = Field(default=PurePosixPath("/usr/bin/unshare"), description="The program.")
+    haproxy: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/haproxy"), description="The program.")
+    setpriv: PurePosixPath = Field(default=PurePosixPath("/usr/bin/setpriv"), description="The program.")
+    prlimit: PurePosixPath = Field(default=PurePosixPath("/usr/bin/prlimit"), description="The program.")
+    choom: PurePosixPath = Field(default=PurePosixPath("/usr/bin/choom"), description="The program.")
+
+
+class LinuxSettings(GatewaySettings):
     """How networks are made on this host."""
 
     state: PurePosixPath = Field(
         default=PurePosixPath("/run/kumulus/network"),
         description="Directory of what the driver has made, and of the files that dnsmasq reads. In memory: after the host"
         " was started anew there are no links either.",
-    )
-    underlay: IpAddress | None = Field(
-        default=None,
-        description="This host's address in the network between hosts, which carries tunnels. Without it a network"
-        " is on this host alone.",
     )
     vxlan_port: int = Field(default=4789, description="UDP port of tunnels, the same on all hosts.", ge=1, le=65535)
     connections: int = Field(
@@ -53,15 +68,6 @@ class LinuxSettings(ServingSettings):
         ge=64,
         le=1 << 24,
     )
-    nft: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/nft"), description="The program.")
-    keepalived: PurePosixPath = Field(
-        default=PurePosixPath("/usr/sbin/keepalived"), description="The program; needed on hosts that have gateways."
-    )
     conntrack: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/conntrack"), description="The program.")
-    unshare: PurePosixPath = Field(default=PurePosixPath("/usr/bin/unshare"), description="The program.")
     modprobe: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/modprobe"), description="The program.")
     bridge: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/bridge"), description="The program.")
-    haproxy: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/haproxy"), description="The program.")
-    setpriv: PurePosixPath = Field(default=PurePosixPath("/usr/bin/setpriv"), description="The program.")
-    prlimit: PurePosixPath = Field(default=PurePosixPath("/usr/bin/prlimit"), description="The program.")
-    choom: PurePosixPath = Field(default=PurePosixPath("/usr/bin/choom"), description="The program.")
