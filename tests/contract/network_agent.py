@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,8 @@ import structlog
 
 from kumulus.api.gateways import GatewayOrder
 from kumulus.api.segments import Nic, SegmentOrder
+from kumulus_agents.metadata.keeper import Metadata
+from kumulus_agents.metadata.settings import MetadataSettings
 from kumulus_agents.network import registry
 from kumulus_agents.network.linux import (
     balancer,
@@ -35,6 +38,10 @@ from kumulus_agents.network.linux import programs as programs
 from kumulus_agents.network.ovn import driver as ovn_driver
 from kumulus_agents.network.ovn import logical, openflow
 from kumulus_agents.network.protocol import GatewayDriver, Identity, NetworkDriver, NetworkError, Port
+
+
+METADATA = Path("/run/kumulus/metadata")
+"""On the host, which has a /run of its own."""
 
 
 def doomed(steps: int) -> None:
@@ -86,6 +93,15 @@ def doomed(steps: int) -> None:
                 setattr(module, name, after_program(getattr(module, name)))
 
 
+async def describe(metadata: Metadata, nics: Sequence[Nic]) -> None:
+    """Have guests of these interfaces told of themselves, each as a machine named after its interface; nobody else."""
+    await metadata.keep_machines({nic.uid for nic in nics})
+    for nic in nics:
+        await metadata.put_machine(nic.uid, "tenant", nic.name, {})
+        await metadata.put_nic(nic.uid, nic)
+    await metadata.sync({nic.network for nic in nics}, complete=True)
+
+
 async def perform(driver: NetworkDriver, verb: str, given: Any) -> Any:
     if verb == "ensure_segment":
         return (await driver.ensure_segment(SegmentOrder.model_validate(given))).model_dump(mode="json")
@@ -119,8 +135,14 @@ async def main() -> None:
     made = registry.load(sys.argv[1], json.loads(sys.argv[2]))
     if len(sys.argv) > 3:
         doomed(int(sys.argv[3]))
+    metadata = Metadata(METADATA, MetadataSettings())
     while line := await asyncio.to_thread(sys.stdin.readline):
         verb, given = json.loads(line)
+        if verb == "describe":
+            await describe(metadata, [Nic.model_validate(nic) for nic in given])
+            sys.stdout.write('{"answer": null}\n')
+            sys.stdout.flush()
+            continue
         try:
             answer = {"answer": await perform(made, verb, given)}
         except NetworkError as error:

@@ -30,6 +30,7 @@ CHECKOUT = Path(__file__).parents[2]
 SECONDS = 20.0
 WORLD_NAME, WORLD_ADDRESS = "www.world.example", "192.0.2.77"
 """A name that only the world's name server knows."""
+METADATA = "169.254.169.254"
 WORLD_SERVER = "10.99.0.254"
 
 
@@ -183,6 +184,10 @@ class Driver:
     async def dropped(self) -> Sequence[Dropped]:
         return [Dropped(**one) for one in await self._ask("dropped")]
 
+    async def describe(self, *nics: Nic) -> None:
+        """Have guests of these interfaces, and no others, told of themselves."""
+        await self._ask("describe", [nic.model_dump(mode="json") for nic in nics])
+
     async def guard(self) -> Sequence[str]:
         said: Sequence[str] = await self._ask("guard")
         return said
@@ -299,6 +304,12 @@ class Guest:
         """Whether one echo comes back within a second."""
         family = "-6" if ":" in address else "-4"
         return self.machine.attempt("busybox", "ping", family, "-c", "1", "-W", "1", address).returncode == 0
+
+    def told(self, path: str) -> str:
+        """What it is told of itself at 169.254.169.254, which its lease says where to find; nothing when nobody answers."""
+        route = ["ip", "route", "replace", f"{METADATA}/32", "dev", "eth0"]
+        self.machine.run(*route, "src", next(one for one in self.nic.addresses if ":" not in one))
+        return self.machine.run("busybox", "wget", "-q", "-T", "5", "-O", "-", f"http://{METADATA}{path}", check=False)
 
     def sent(self) -> int:
         """How many frames it has sent."""
