@@ -39,7 +39,6 @@ from kumulus_agents.network.ovn import driver as ovn_driver
 from kumulus_agents.network.ovn import logical, openflow
 from kumulus_agents.network.protocol import GatewayDriver, Identity, NetworkDriver, NetworkError, Port
 
-
 METADATA = Path("/run/kumulus/metadata")
 """On the host, which has a /run of its own."""
 
