@@ -48,11 +48,8 @@ class OvnNetwork(RecordedNetwork):
         """See `NetworkDriver.prepare`. ProgramMissing, NotRunning, OvnInUse, NotAnswering are its reasons."""
         await host.check(self._settings)
         async with self._lock:
-            await self._connect()
-            self._known = await asyncio.to_thread(self._record.load)
-            self._logical.doubt()
-            await self._enforce(self._known)
-            await self._tunnels.adopt(self._known)
+            self._known = None
+            await self._layout()
 
     async def guard(self) -> Sequence[str]:
         """See `NetworkDriver.guard`. Nothing else on a host loads flows or rows of OVN, as a firewall loads rules: what somebody
@@ -75,9 +72,14 @@ class OvnNetwork(RecordedNetwork):
         return changed
 
     async def _layout(self) -> Layout:
+        """What shall be here. From the record at first, and then it is in force."""
         if self._known is None:
             await self._connect()
-            self._known = await asyncio.to_thread(self._record.load)
+            self._logical.doubt()
+            layout = await asyncio.to_thread(self._record.load)
+            await self._enforce(layout)
+            await self._tunnels.adopt(layout)
+        assert self._known is not None
         return self._known
 
     async def _enforce(self, layout: Layout) -> bool:
