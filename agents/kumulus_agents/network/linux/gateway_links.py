@@ -60,12 +60,12 @@ def unused_bridges(there: Mapping[str, Link], orders: Mapping[str, GatewayOrder]
     """Our bridges and VLANs for uplinks that no gateway uses, and the link between hosts when there is no gateway. What a
     cable of a gateway is plugged into is in use, whichever driver's gateway that is."""
     ways = {way(leg.uplink) for order in orders.values() for leg in order.legs if leg.uplink is not None}
-    used: set[str | None] = {names.outer_bridge(one) for one in ways} | {names.outer_vlan(one) for one in ways}
+    used = {names.outer_bridge(one) for one in ways} | {names.outer_vlan(one) for one in ways}
     if orders:
         used |= {names.link_bridge(), names.link_tunnel()}
     cables = (names.OUTER_LEG, names.LINK)
-    used |= {link.master for link in there.values() if names.is_ours(link.name) and link.name[:2] in cables}
-    used.discard(None)
+    plugged = (link for link in there.values() if names.is_ours(link.name) and link.name[:2] in cables)
+    used |= {link.master for link in plugged if link.master is not None}
     kinds = (names.OUTER_BRIDGE, names.OUTER_VLAN, names.LINK_BRIDGE, names.LINK_TUNNEL)
     ours = (link for link in there.values() if names.is_ours(link.name) and link.name[:2] in kinds)
     return tuple(sorted(link.name for link in ours if not {link.name, link.master} & used))

@@ -53,6 +53,10 @@ class Databases:
         self._switch = await asyncio.to_thread(database.Switch, str(host.switch_socket(self._settings)))
         self._north = await asyncio.to_thread(database.Northbound, str(host.northbound_socket(self._settings)))
 
+    async def plug(self, bridge: str, name: str, *, tag: int | None = None, **columns: object) -> bool:
+        """See `Switch.ensure_port`."""
+        return await asyncio.to_thread(lambda: self.switch.ensure_port(bridge, name, tag=tag, **columns))
+
     async def configure(self) -> bool:
         """Have Open vSwitch know this host's OVN, and the bridge of tunnels; whether it was not so. Raises `NetworkError`."""
         settings, switch = self._settings, self.switch
@@ -85,7 +89,5 @@ class Databases:
         await asyncio.to_thread(switch.tell, ours)
         if self._underlay:
             options = {"remote_ip": "flow", "key": "flow", "local_ip": self._underlay}
-            made |= await asyncio.to_thread(
-                lambda: switch.ensure_port(settings.transport, names.TUNNEL, type="geneve", options=options)
-            )
+            made |= await self.plug(settings.transport, names.TUNNEL, type="geneve", options=options)
         return made or changed

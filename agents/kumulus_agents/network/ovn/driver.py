@@ -117,7 +117,7 @@ class OvnNetwork(RecordedNetwork):
             await run([str(self._settings.ip), "-batch", "-"], "".join(f"{line}\n" for line in made.ip))
         wrong += made.wrong
         integration, ids = self._settings.integration, {"iface-id": cable}
-        if order.subnets and await asyncio.to_thread(lambda: switch.ensure_port(integration, cable, external_ids=ids)):
+        if order.subnets and await self._databases.plug(integration, cable, external_ids=ids):
             wrong.append(f"{cable} was not plugged into {integration}.")
         return [*wrong, *await self._tunnels.carry(order)]
 

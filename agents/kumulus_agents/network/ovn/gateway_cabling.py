@@ -62,7 +62,7 @@ class Plugged:
 
     async def connect(self, order: GatewayOrder, orders: Mapping[str, GatewayOrder]) -> Sequence[str]:
         """See `Cabling.connect`."""
-        switch, integration = self._databases.switch, self._settings.integration
+        integration = self._settings.integration
         wanted: dict[str, tuple[str, int | None, dict[str, str]]] = {
             devices.link(order.uid): (self._settings.transport, None, {})
         }
@@ -76,10 +76,7 @@ class Plugged:
                 wanted[device] = leg.uplink.device, leg.uplink.vlan, {}
         wrong = []
         for device, (bridge, tag, ids) in wanted.items():
-            ids = {**ids, GATEWAY: order.uid}
-            if await asyncio.to_thread(
-                lambda b=bridge, d=device, t=tag, i=ids: switch.ensure_port(b, d, tag=t, external_ids=i)
-            ):
+            if await self._databases.plug(bridge, device, tag=tag, external_ids={**ids, GATEWAY: order.uid}):
                 wrong.append(f"{device} was not plugged into {bridge}.")
         await self._remove(order.uid, but=wanted.keys())
         if await self._tunnels.link(order):

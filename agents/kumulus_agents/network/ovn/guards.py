@@ -32,9 +32,9 @@ class Guards:
         wrong = []
         if await asyncio.to_thread(switch.ensure_bridge, guard, self._databases.kind):
             wrong.append(f"{guard} was missing.")
-        if tap in there and await asyncio.to_thread(lambda: switch.ensure_port(guard, tap, external_ids=ids)):
+        if tap in there and await self._databases.plug(guard, tap, external_ids=ids):
             wrong.append(f"{tap} was not plugged into {guard}.")
-        if await asyncio.to_thread(lambda: switch.ensure_port(guard, inner, type="patch", options={"peer": outer})):
+        if await self._databases.plug(guard, inner, type="patch", options={"peer": outer}):
             wrong.append(f"{inner} was not plugged into {guard}.")
         end = (await asyncio.to_thread(switch.interfaces))[inner].number
         if end is None:
@@ -44,9 +44,7 @@ class Guards:
             await self._openflow.replace(guard, flows)
             wrong.append(f"{guard} did not keep the guest from what it must not send.")
         integration = self._settings.integration
-        if await asyncio.to_thread(
-            lambda: switch.ensure_port(integration, outer, type="patch", options={"peer": inner}, external_ids=ids)
-        ):
+        if await self._databases.plug(integration, outer, type="patch", options={"peer": inner}, external_ids=ids):
             wrong.append(f"{outer} was not plugged into {integration}.")
         return wrong
 

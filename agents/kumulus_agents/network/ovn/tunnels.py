@@ -38,18 +38,16 @@ class Tunnels:
         wrong: list[str] = []
         if not (order.vni and self._underlay):
             return wrong
-        switch = self._databases.switch
         here, there = names.anchor(order.uid)
-        for bridge, end, peer, more in (
-            (self._settings.integration, here, there, {"external_ids": {"iface-id": here}}),
-            (self._settings.transport, there, here, {}),
-        ):
-            columns: dict[str, object] = {"type": "patch", "options": {"peer": peer}, **more}
-            if await asyncio.to_thread(lambda b=bridge, e=end, c=columns: switch.ensure_port(b, e, **c)):
-                wrong.append(f"{end} was not plugged into {bridge}.")
+        integration, bridge = self._settings.integration, self._settings.transport
+        ids = {"iface-id": here}
+        if await self._databases.plug(integration, here, type="patch", options={"peer": there}, external_ids=ids):
+            wrong.append(f"{here} was not plugged into {integration}.")
+        if await self._databases.plug(bridge, there, type="patch", options={"peer": here}):
+            wrong.append(f"{there} was not plugged into {bridge}.")
         ends = await self._ends(order.uid)
         if await self._load(order.uid, transport.flows(order, ends, self._underlay)):
-            wrong.append(f"{self._settings.transport} did not forward for {names.switch(order.uid)}.")
+            wrong.append(f"{bridge} did not forward for {names.switch(order.uid)}.")
         return wrong
 
     async def unplug(self, uid: str) -> None:
