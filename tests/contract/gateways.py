@@ -213,6 +213,7 @@ class GatewayContract:
         await reaches(back, four(front))
         # Guests of IPv6 learn of the router by its advertisement, and of the address by which it is the same on each host.
         await reaches(front, six(back))
+        await reaches(front, "fd00:20::1")
         assert "proto ra" in front.machine.run("ip", "-6", "route", "show", "default")
         # Security groups judge who came from the other network too.
         shut = await two.guest(host, groups=())

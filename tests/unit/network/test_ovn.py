@@ -173,7 +173,8 @@ def test_a_leg_of_a_gateway_is_a_port_that_only_its_own_mac_comes_from() -> None
     with_leg = northbound.render(layout().with_gateway(gateway()), LEASE)
     leg = devices.leg(GATEWAY, NETWORK)
     port = with_leg["Logical_Switch_Port", leg]
-    assert port.columns["addresses"] == port.columns["port_security"] == {"0a:00:00:00:00:01"}
+    assert port.columns["addresses"] == {"0a:00:00:00:00:01"}
+    assert port.columns["port_security"] == {"0a:00:00:00:00:01 0.0.0.0/0 ::/0"}
     assert ("Logical_Switch_Port", leg) in with_leg["Logical_Switch", names.switch(NETWORK)].refers["ports"]
     everybody = with_leg["Port_Group", names.everybody(NETWORK)]
     assert ("Logical_Switch_Port", leg) not in everybody.refers["ports"], "what ends there is for guests"

@@ -86,7 +86,7 @@ def _network(
             served.append(devices.METADATA)
         port(devices.service(uid), "localport", [" ".join([devices.service_mac(uid), *served])])
     if legs:
-        ends = [port(devices.leg(gateway, uid), "", [leg.mac], security=frozenset([leg.mac])) for gateway, leg in legs]
+        ends = [port(devices.leg(gateway, uid), "", [leg.mac], security=frozenset([_anything(leg.mac)])) for gateway, leg in legs]
         port_group(names.legs(uid), ends, acls.legs(order, [leg for _, leg in legs]))
     guests: dict[str, Key] = {}
     everybody = list(acls.everybody(order))
@@ -141,7 +141,12 @@ def _own(order: SegmentOrder, nic: Nic) -> Iterable[str]:
     for pair in nic.pairs:
         own.setdefault(pair.mac or nic.mac, []).append(_single(pair.cidr))
     for mac, cidrs in sorted(own.items()):
-        yield " ".join([mac, *cidrs, link_local(mac)]) if order.subnets else mac
+        yield " ".join([mac, *cidrs, link_local(mac)]) if order.subnets else _anything(mac)
+
+
+def _anything(mac: str) -> str:
+    """Whoever has that MAC address. A MAC address alone would pass no neighbour advertisement."""
+    return f"{mac} 0.0.0.0/0 ::/0"
 
 
 def _single(cidr: str) -> str:
