@@ -234,6 +234,21 @@ class GatewayContract:
         router.nets = [one, two]
         await router.ensure()
         await reaches(front, four(back))
+        # The network goes on while the agent is down; the next one finds all as it was.
+        host.driver.kill()
+        await reaches(front, four(back))
+        host.restart()
+        assert await host.driver.mend() == []
+        assert router.uid in (await host.driver.found()).gateways
+
+    async def test_a_router_is_mended(self, world: World) -> None:
+        router, one, two = await self.two_tiers(world)
+        host, other = world.hosts
+        await router.ensure()
+        front, back = await one.guest(host), await two.guest(other)
+        for guest, gateways in ((front, FIRST), (back, SECOND)):
+            guest.machine.run("ip", "route", "replace", "default", "via", str(gateways[0].gateway))
+        await reaches(front, four(back))
         assert await host.driver.mend() == []
         for command in (
             f"ip link delete dev {names.leg(router.uid, two.order.uid)}",
@@ -251,12 +266,6 @@ class GatewayContract:
             assert said != [] or "flush dev" in command, f"{command}: addresses alone keepalived brings back by itself"
             assert await host.driver.mend() == [], command
             await reaches(front, four(back))
-        # The network goes on while the agent is down; the next one finds all as it was.
-        host.driver.kill()
-        await reaches(front, four(back))
-        host.restart()
-        assert await host.driver.mend() == []
-        assert router.uid in (await host.driver.found()).gateways
 
     async def test_the_world_outside(self, world: World, outside: Outside) -> None:
         router, one, two = await self.two_tiers(world)

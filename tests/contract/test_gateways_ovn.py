@@ -54,6 +54,10 @@ class TestGateways(GatewayContract):
             f"ovs-vsctl del-port {names.link(router.uid)}",
         ]
 
+    @pytest.mark.wide
+    async def test_a_router_is_mended(self, world: World) -> None:
+        await super().test_a_router_is_mended(world)
+
     async def test_a_way_out_by_a_bridge_of_open_vswitch(self, world: World, outside: Outside) -> None:
         """Also by a VLAN of it: the bridge puts packets in, not the kernel."""
         host = world.hosts[0]
