@@ -86,7 +86,10 @@ def _network(
             served.append(devices.METADATA)
         port(devices.service(uid), "localport", [" ".join([devices.service_mac(uid), *served])])
     if legs:
-        ends = [port(devices.leg(gateway, uid), "", [leg.mac], security=frozenset([_anything(leg.mac)])) for gateway, leg in legs]
+        ends = [
+            port(devices.leg(gateway, uid), "", [leg.mac], security=frozenset([_anything(leg.mac)]))
+            for gateway, leg in legs
+        ]
         port_group(names.legs(uid), ends, acls.legs(order, [leg for _, leg in legs]))
     guests: dict[str, Key] = {}
     everybody = list(acls.everybody(order))
