@@ -1,4 +1,4 @@
-"""Members of a load balancer, and its clients: run in namespaces by `test_balancer_linux.py`. The standard library alone."""
+"""Members of a load balancer, and its clients: run in namespaces by tests. The standard library alone."""
 
 from __future__ import annotations
 

@@ -329,6 +329,24 @@ class NetworkContract:
             guest.machine.run("ip", "route", "add", "169.254.169.254/32", "via", "10.20.30.2")
             await reaches(guest, "169.254.169.254")
 
+    async def test_guests_are_told_of_themselves(self, net: Net) -> None:
+        """By HTTP, each by its own host, and by who asks: the address is one that nobody else can send from."""
+        for host in net.hosts:
+            guests = [await net.guest(host), await net.guest(host)]
+            try:
+                await host.driver.describe(*(guest.nic for guest in guests))
+                for guest in guests:
+                    assert guest.told("/latest/meta-data/instance-id") == guest.nic.uid
+                    assert guest.told("/latest/meta-data/local-ipv4") == four(guest)
+                    assert f'"{guest.nic.name}"' in guest.told("/openstack/latest/meta_data.json")
+                stranger = await net.guest(host)
+                assert stranger.told("/latest/meta-data/instance-id") == ""
+                stranger.machine.run("ip", "address", "flush", "dev", "eth0")
+                stranger.machine.run("ip", "address", "add", f"{four(guests[0])}/24", "dev", "eth0")
+                assert stranger.told("/latest/meta-data/instance-id", seconds=1) == ""
+            finally:
+                await host.driver.describe()
+
     async def test_what_tenants_write_stays_a_value(self, net: Net) -> None:
         """CVE-2021-40085: whatever passes the order's types arrives as it was written, and changes nothing else."""
         values = {
@@ -551,6 +569,16 @@ class NetworkContract:
             await host.driver.remove_segment(net.order.uid)
         found = await host.driver.found()
         assert (found.ports, found.segments) == (frozenset(), frozenset())
+
+    async def test_a_hundred_ports(self, net: Net) -> None:
+        host = net.hosts[0]
+        nics = [net.nic() for _ in range(100)]
+        await asyncio.gather(*(host.driver.ensure_port(Port(nic, nic.uid)) for nic in nics))
+        one, last = await net.world.guest(host, nics[0]), await net.world.guest(host, nics[-1], addressed=False)
+        assert last.dhcp()["ip"] == four(last)
+        last.address()
+        await reaches(one, four(last))
+        assert len((await host.driver.found()).ports) == 100
 
     async def test_a_port_needs_its_network(self, world: World, net: Net) -> None:
         nic = net.nic(network=new_uid())

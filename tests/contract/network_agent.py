@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +21,27 @@ import structlog
 
 from kumulus.api.gateways import GatewayOrder
 from kumulus.api.segments import Nic, SegmentOrder
+from kumulus_agents.metadata.keeper import Metadata
+from kumulus_agents.metadata.settings import MetadataSettings
 from kumulus_agents.network import registry
-from kumulus_agents.network.linux import balancer, daemons, driver, gateway, replication, service, tables
+from kumulus_agents.network.linux import (
+    balancer,
+    daemons,
+    driver,
+    gateway,
+    gateway_cabling,
+    recorded,
+    replication,
+    service,
+    tables,
+)
 from kumulus_agents.network.linux import programs as programs
 from kumulus_agents.network.ovn import driver as ovn_driver
+from kumulus_agents.network.ovn import logical, openflow
 from kumulus_agents.network.protocol import GatewayDriver, Identity, NetworkDriver, NetworkError, Port
+
+METADATA = Path("/run/kumulus/metadata")
+"""On the host, which has a /run of its own."""
 
 
 def doomed(steps: int) -> None:
@@ -64,7 +81,8 @@ def doomed(steps: int) -> None:
             count()
 
     os.kill = kill
-    modules = [balancer, daemons, driver, gateway, replication, service, tables, ovn_driver]
+    modules = [balancer, daemons, driver, gateway, gateway_cabling, recorded, replication, service, tables]
+    modules += [ovn_driver, logical, openflow]
     if find_spec("ovsdbapp") is not None:
         from kumulus_agents.network.ovn import database
 
@@ -73,6 +91,15 @@ def doomed(steps: int) -> None:
         for name in ("run", "attempt"):
             if hasattr(module, name):
                 setattr(module, name, after_program(getattr(module, name)))
+
+
+async def describe(metadata: Metadata, nics: Sequence[Nic]) -> None:
+    """Have guests of these interfaces told of themselves, each as a machine named after its interface; nobody else."""
+    await metadata.keep_machines({nic.uid for nic in nics})
+    for nic in nics:
+        await metadata.put_machine(nic.uid, "tenant", nic.name, {})
+        await metadata.put_nic(nic.uid, nic)
+    await metadata.sync({nic.network for nic in nics}, complete=True)
 
 
 async def perform(driver: NetworkDriver, verb: str, given: Any) -> Any:
@@ -111,8 +138,14 @@ async def main() -> None:
     made = registry.load(sys.argv[1], json.loads(sys.argv[2]))
     if len(sys.argv) > 3:
         doomed(int(sys.argv[3]))
+    metadata = Metadata(METADATA, MetadataSettings())
     while line := await asyncio.to_thread(sys.stdin.readline):
         verb, given = json.loads(line)
+        if verb == "describe":
+            await describe(metadata, [Nic.model_validate(nic) for nic in given])
+            sys.stdout.write('{"answer": null}\n')
+            sys.stdout.flush()
+            continue
         try:
             answer = {"answer": await perform(made, verb, given)}
         except NetworkError as error:

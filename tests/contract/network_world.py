@@ -30,6 +30,7 @@ CHECKOUT = Path(__file__).parents[2]
 SECONDS = 20.0
 WORLD_NAME, WORLD_ADDRESS = "www.world.example", "192.0.2.77"
 """A name that only the world's name server knows."""
+METADATA = "169.254.169.254"
 WORLD_SERVER = "10.99.0.254"
 
 
@@ -196,6 +197,10 @@ class Driver:
     async def traffic(self) -> Sequence[Traffic]:
         return [Traffic(**one) for one in await self._ask("traffic")]
 
+    async def describe(self, *nics: Nic) -> None:
+        """Have guests of these interfaces, and no others, told of themselves."""
+        await self._ask("describe", [nic.model_dump(mode="json") for nic in nics])
+
     async def guard(self) -> Sequence[str]:
         said: Sequence[str] = await self._ask("guard")
         return said
@@ -312,6 +317,13 @@ class Guest:
         """Whether one echo comes back within that time. Who has to be reached by the first one is given more of it."""
         family = "-6" if ":" in address else "-4"
         return self.machine.attempt("busybox", "ping", family, "-c", "1", "-W", str(seconds), address).returncode == 0
+
+    def told(self, path: str, *, seconds: int = 5) -> str:
+        """What it is told of itself at 169.254.169.254; nothing when nobody answers, or not with that."""
+        self.machine.run("ip", "route", "replace", f"{METADATA}/32", "dev", "eth0")
+        ask = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=int(sys.argv[2])).read().decode())"
+        url = f"http://{METADATA}{path}"
+        return self.machine.run(sys.executable, "-I", "-S", "-c", ask, url, str(seconds), check=False).strip()
 
     def sent(self) -> int:
         """How many frames it has sent."""

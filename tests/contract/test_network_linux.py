@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -461,22 +460,6 @@ class TestGuarding:
         assert one.nic.uid not in (await driver.found()).ports
         assert await driver.mend() != []
         assert await driver.mend() == []
-
-
-class TestMany:
-    """A hundred interfaces on a host."""
-
-    async def test_a_hundred_ports(self, world: World) -> None:
-        contract = TestContract()
-        net = await contract.network(world)
-        host = net.hosts[0]
-        nics = [net.nic() for _ in range(100)]
-        await asyncio.gather(*(host.driver.ensure_port(Port(nic, nic.uid)) for nic in nics))
-        one, last = await world.guest(host, nics[0]), await world.guest(host, nics[-1], addressed=False)
-        assert last.dhcp()["ip"] == network.four(last)
-        last.address()
-        await network.reaches(one, network.four(last))
-        assert len((await host.driver.found()).ports) == 100
 
 
 class TestHost:

@@ -86,6 +86,7 @@ CHOSEN = {
     "test_answers_of_a_cut_connection_do_not_pass_either",
     "test_guests_get_their_addresses_by_dhcp",
     "test_guests_get_their_addresses_by_dhcpv6",
+    "test_guests_are_told_of_themselves",
     "test_names_of_the_network_and_of_the_world",
     "test_no_pretence_arrives",
 }

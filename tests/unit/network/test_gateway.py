@@ -123,10 +123,11 @@ def test_a_vlan_comes_up_with_the_device_that_it_is_on() -> None:
     first, second = (leg.to_json() for leg in order().legs)
     tagged = order(legs=[first, second | {"uplink": {"device": "out0", "vlan": 7}}])
     there = {names.bridge(NETWORK): Link(names.bridge(NETWORK), "bridge", up=True)}
-    down = gateway_links.outside(tagged, there | {"out0": Link("out0", "ether")}, None, 4789).ip
+    masters = {names.link(GATEWAY): names.link_bridge(), names.leg(GATEWAY, NETWORK): names.bridge(NETWORK)}
+    down = gateway_links.outside(tagged, there | {"out0": Link("out0", "ether")}, masters).ip
     vlan = names.outer_vlan("out0.7")
     assert down.index("link set dev out0 up") < down.index(f"link set dev {vlan} up")
-    up = gateway_links.outside(tagged, there | {"out0": Link("out0", "ether", up=True)}, None, 4789).ip
+    up = gateway_links.outside(tagged, there | {"out0": Link("out0", "ether", up=True)}, masters).ip
     assert "link set dev out0 up" not in up
 
 
@@ -135,6 +136,9 @@ def test_uplinks_that_nobody_uses_are_let_go() -> None:
     there = {name: Link(name, "bridge") for name in (bridge, link, "br0", names.bridge(NETWORK))}
     assert gateway_links.unused_bridges(there, {GATEWAY: order()}) == ()
     assert set(gateway_links.unused_bridges(there, {})) == {bridge, link}
+    vlan, cable = names.outer_vlan("out0"), names.outer_leg("another driver's", OTHER)
+    there[vlan], there[cable] = Link(vlan, "vlan", bridge), Link(cable, "veth", bridge)
+    assert gateway_links.unused_bridges(there, {}) == (link,), "another driver's gateway is plugged into the others"
 
 
 def test_a_network_with_a_leg_is_known() -> None:

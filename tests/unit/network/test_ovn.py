@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from kumulus.api.gateways import GatewayPeer
 from kumulus.api.segments import AddressPair, FilterGroup, FilterRule
 from kumulus_agents.network.linux import names as devices
 from kumulus_agents.network.linux.bridging import link_local
-from kumulus_agents.network.ovn import connections, guard, northbound, transport
+from kumulus_agents.network.linux.gateway_links import LINK_VNI
+from kumulus_agents.network.ovn import connections, guard, names, northbound, transport
 from kumulus_agents.network.ovn.rows import Rows
-from tests.unit.network.material import DATA, NETWORK, WEB, layout, nic_uid, order
+from tests.unit.network.material import DATA, NETWORK, OTHER, WEB, layout, nic_uid, order
+from tests.unit.network.test_gateway import GATEWAY
+from tests.unit.network.test_gateway import order as gateway
 
 GOLDEN = Path(__file__).parent / "golden" / "ovn.json"
 LEASE = 3600
@@ -163,6 +167,42 @@ def test_a_rule_that_names_an_unknown_group_lets_nothing_through() -> None:
     data = FilterGroup(uid=DATA, ingress=(rule,))
     matches = [str(row.columns["match"]) for (table, _), row in groups(data).items() if table == "ACL"]
     assert not [match for match in matches if devices.short(DATA) in match]
+
+
+def test_a_leg_of_a_gateway_is_a_port_that_only_its_own_mac_comes_from() -> None:
+    with_leg = northbound.render(layout().with_gateway(gateway()), LEASE)
+    leg = devices.leg(GATEWAY, NETWORK)
+    port = with_leg["Logical_Switch_Port", leg]
+    assert port.columns["addresses"] == {"0a:00:00:00:00:01"}
+    assert port.columns["port_security"] == {"0a:00:00:00:00:01 0.0.0.0/0 ::/0"}
+    assert ("Logical_Switch_Port", leg) in with_leg["Logical_Switch", names.switch(NETWORK)].refers["ports"]
+    everybody = with_leg["Port_Group", names.everybody(NETWORK)]
+    assert ("Logical_Switch_Port", leg) not in everybody.refers["ports"], "what ends there is for guests"
+    group = with_leg["Port_Group", names.legs(NETWORK)]
+    said = [with_leg[key].columns for key in group.refers["acls"]]
+    assert {one["action"] for one in said if f"@{names.legs(NETWORK)}" in str(one["match"])} == {"allow-stateless"}
+    (away,) = [one for one in said if one["action"] == "drop"]
+    assert away["match"] == f'outport == "{devices.service(NETWORK)}" && eth.src == 0a:00:00:00:00:01'
+    assert not [key for key in with_leg if devices.short(OTHER) in key[1] and "leg" in key[1]], "the way out is no port"
+    before = northbound.render(layout(), LEASE)
+    assert northbound.render(layout().with_gateway(gateway()).without_gateway(GATEWAY), LEASE) == before
+    assert connections.narrower(with_leg, before) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("underlay", "peer", "fields"),
+    [("10.0.0.1", "10.0.0.2", ("tun_dst", "tun_src")), ("fd00::1", "fd00::2", ("tun_ipv6_dst", "tun_ipv6_src"))],
+)
+def test_the_link_of_a_gateway_is_between_its_hosts_alone(underlay: str, peer: str, fields: tuple[str, str]) -> None:
+    other = GatewayPeer(underlay=peer, mac="0a:00:00:00:00:04")
+    order = gateway()
+    redundancy = order.redundancy.model_copy(update={"peers": (other,)})
+    leaves, comes = transport.link(order.model_copy(update={"redundancy": redundancy}), 7, 11, underlay)
+    assert "in_port=11,dl_src=0a:00:00:00:00:03,dl_dst=0a:00:00:00:00:04 " in leaves
+    assert leaves.endswith(f"set_field:{LINK_VNI}->tun_id,set_field:{peer}->{fields[0]},output:7")
+    assert f"in_port=7,tun_id={LINK_VNI},{fields[1]}={peer},dl_src=0a:00:00:00:00:04,dl_dst=0a:00:00:00:00:03 " in comes
+    assert comes.endswith("actions=output:11")
+    assert transport.link(order, 7, 11, None) == ()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from kumulus.api.balancing import Balancing, MemberFacts
 from kumulus_agents.network.linux import haproxy
 from kumulus_agents.network.linux.programs import run
 from kumulus_agents.network.linux.record import write_whole
-from kumulus_agents.network.linux.settings import LinuxSettings
+from kumulus_agents.network.linux.settings import GatewaySettings
 from kumulus_agents.network.protocol import Identity, NetworkError
 
 _SECONDS = 5.0
@@ -42,7 +42,7 @@ def user(uid: str) -> int:
 class Balancer:
     """One load balancer's. Its verbs are called one at a time."""
 
-    def __init__(self, uid: str, namespace: Path, settings: LinuxSettings) -> None:
+    def __init__(self, uid: str, namespace: Path, settings: GatewaySettings) -> None:
         """`namespace`: file of the network namespace of its gateway, in which everybody may listen at any port, and at
         addresses that are elsewhere now."""
         self._files = haproxy.Files(PurePosixPath(settings.state) / "balancers" / uid)

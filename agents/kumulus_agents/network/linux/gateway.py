@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from kumulus.api.addresses import is_v4
 from kumulus.api.balancing import BalancingFacts
@@ -18,14 +19,14 @@ from kumulus_agents.network.linux.links import Commands, Link
 from kumulus_agents.network.linux.programs import attempt, run
 from kumulus_agents.network.linux.replication import Replication
 from kumulus_agents.network.linux.service import runs_as
-from kumulus_agents.network.linux.settings import LinuxSettings
+from kumulus_agents.network.linux.settings import GatewaySettings
 from kumulus_agents.network.linux.tables import Tables
 from kumulus_agents.network.protocol import Identity, NetworkError
 
 
-def missing(settings: LinuxSettings, function: GatewayFunction) -> str | None:
+def missing(settings: GatewaySettings, function: GatewayFunction) -> str | None:
     """Which program this host lacks for gateways of that function, a sentence; None when it lacks none. Blocks."""
-    needs = {"keepalived": settings.keepalived}
+    needs = {"keepalived": settings.keepalived, "nftables": settings.nft}
     if function is GatewayFunction.LOAD_BALANCER:
         needs["haproxy"] = settings.haproxy
     for package, program in needs.items():
@@ -38,12 +39,35 @@ _LOOKS, _LOOK_SECONDS = 20, 0.1
 """How long addresses may take to come."""
 
 
+class Cabling(Protocol):
+    """How a driver plugs gateways' cables into its networks. On the host, cables are named and found alike by all drivers."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the networks carry no packet whose checksum is still to be filled in."""
+
+    async def masters(self, order: GatewayOrder, there: Mapping[str, Link]) -> Mapping[str, str | None]:
+        """What the host's ends of the gateway's cables are plugged into, by name; None for what `connect` plugs in. A leg in an
+        external network that is not in it goes by the bridge of its uplink. Raises `NetworkError(reason="SegmentNotReady")`."""
+
+    async def prepare(self, order: GatewayOrder, there: Mapping[str, Link]) -> Sequence[str]:
+        """Have what must be there before the cables are made that are not there; what was not so. Raises `NetworkError`."""
+
+    async def connect(self, order: GatewayOrder, orders: Mapping[str, GatewayOrder]) -> Sequence[str]:
+        """Have the cables, which are there, carry what they should; what was not so. `orders` are those of all gateways of
+        this host. Raises `NetworkError`."""
+
+    async def disconnect(self, uid: str) -> None:
+        """Have nothing that `connect` made for the gateway. Its cables go next."""
+
+
 class Gateway:
     """Its verbs are called one at a time. What runs goes on while the agent is down."""
 
-    def __init__(self, uid: str, settings: LinuxSettings) -> None:
+    def __init__(self, uid: str, settings: GatewaySettings, cabling: Cabling) -> None:
         self._uid = uid
         self._settings = settings
+        self._cabling = cabling
         self._namespace = names.gateway_namespace(uid)
         self._directory = PurePosixPath(settings.state) / "routed" / uid
         self._enter = [str(settings.nsenter), f"--net={host.namespace_file(self._namespace)}", "--"]
@@ -60,7 +84,6 @@ class Gateway:
         self,
         order: GatewayOrder,
         orders: Mapping[str, GatewayOrder],
-        underlay: str | None,
         certificates: Mapping[str, Identity] | None = None,
     ) -> Sequence[str]:
         """Have it as the order says; what was not so. `orders` are those of all gateways of this host, this one with them.
@@ -75,11 +98,18 @@ class Gateway:
             await self._tables.load(rules)
             await self._forget_untranslated(order)
             wrong.append(f"The rules of {self._namespace} were not what they should be.")
-        outside = await self._carry(order, orders, underlay)
-        inside = gateway_links.inside(order, await self._links())
+        outside = await self._carry(order)
+        there = await self._links()
+        inside = gateway_links.inside(order, there)
+        if (
+            self._cabling.whole and inside.wrong
+        ):  # before they are up: afterwards nothing would tell that it was not done
+            for device in sorted(there.keys() - {"lo"}):
+                await run([*self._enter, str(self._settings.ethtool), "-K", device, "tx", "off"])
         await self._batch(inside, namespace=True, more=gateway_links.neighbours(order))
         if (outside or inside.wrong) and (queues := gateway_links.queues(order)):
             await run([*self._enter, str(self._settings.sysctl), "-q", "-w", *queues])
+        outside += await self._cabling.connect(order, orders)
         wrong += [*outside, *inside.wrong]
         link_anew = f"{names.link(self._uid)} was missing." in outside
         wrong += await self._run(order, anew=bool(outside or inside.wrong), link_anew=link_anew)
@@ -117,6 +147,7 @@ class Gateway:
         await self._vrrp.remove()
         await self._replication.remove()
         await self._announcer.remove()
+        await self._cabling.disconnect(self._uid)
         for device in sorted(link.name for link in there.values() if link.alias == self._namespace):
             await attempt([str(self._settings.ip), "link", "delete", "dev", device])
         if host.namespace_file(self._namespace).exists():
@@ -153,24 +184,18 @@ class Gateway:
         await run([*self._enter, str(self._settings.sysctl), "-q", "-w", *sysctls])
         return (f"The namespace {self._namespace} was not as it should be.",)
 
-    async def _carry(
-        self, order: GatewayOrder, orders: Mapping[str, GatewayOrder], underlay: str | None
-    ) -> Sequence[str]:
-        """Have its cables plugged into its networks; what was not so."""
-        ip = str(self._settings.ip)
-        there = links.parse(await run([ip, "-json", "-details", "address"]))
-        outside = gateway_links.outside(order, there, underlay, self._settings.vxlan_port)
+    async def _carry(self, order: GatewayOrder) -> list[str]:
+        """Have its cables, plugged into what they are for as far as `ip` does that; what was not so."""
+        there = links.parse(await run([str(self._settings.ip), "-json", "-details", "address"]))
+        masters = await self._cabling.masters(order, there)
+        outside = gateway_links.outside(order, there, masters)
         for leg in order.legs:
-            if leg.uplink is not None and leg.uplink.vlan is not None:
+            by_vlan = leg.uplink is not None and leg.uplink.vlan is not None
+            if by_vlan and gateway_links.end(order, leg) not in masters:
                 await self._probe_vlan()
+        wrong = list(await self._cabling.prepare(order, there))
         await self._batch(outside, namespace=False)
-        if underlay is None:
-            return outside.wrong
-        show = ["-json", "fdb", "show", "br", names.link_bridge()]
-        peers = gateway_links.peers(orders, await run([str(self._settings.bridge), *show]), underlay)
-        if peers.bridge:
-            await run([str(self._settings.bridge), "-batch", "-"], _lines(peers.bridge))
-        return [*outside.wrong, *peers.wrong]
+        return [*wrong, *outside.wrong]
 
     async def _probe_vlan(self) -> None:
         """Raises `NetworkError(reason="VlanUnsupported")` when this host's kernel has no VLANs."""

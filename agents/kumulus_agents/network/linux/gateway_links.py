@@ -57,35 +57,43 @@ def outer_bridge(uplink: Uplink, there: Mapping[str, Link]) -> str:
 
 
 def unused_bridges(there: Mapping[str, Link], orders: Mapping[str, GatewayOrder]) -> tuple[str, ...]:
-    """Our bridges and VLANs for uplinks that no gateway uses, and the link between hosts when there is no gateway."""
+    """Our bridges and VLANs for uplinks that no gateway uses, and the link between hosts when there is no gateway. What a
+    cable of a gateway is plugged into is in use, whichever driver's gateway that is."""
     ways = {way(leg.uplink) for order in orders.values() for leg in order.legs if leg.uplink is not None}
     used = {names.outer_bridge(one) for one in ways} | {names.outer_vlan(one) for one in ways}
     if orders:
         used |= {names.link_bridge(), names.link_tunnel()}
+    cables = (names.OUTER_LEG, names.LINK)
+    plugged = (link for link in there.values() if names.is_ours(link.name) and link.name[:2] in cables)
+    used |= {link.master for link in plugged if link.master is not None}
     kinds = (names.OUTER_BRIDGE, names.OUTER_VLAN, names.LINK_BRIDGE, names.LINK_TUNNEL)
-    return tuple(sorted(name for name in there if names.is_ours(name) and name[:2] in kinds and name not in used))
+    ours = (link for link in there.values() if names.is_ours(link.name) and link.name[:2] in kinds)
+    return tuple(sorted(link.name for link in ours if not {link.name, link.master} & used))
 
 
-def outside(order: GatewayOrder, there: Mapping[str, Link], underlay: str | None, port: int) -> Commands:
-    """On the host: the cables to the gateway's namespace, which is there, and what they are plugged into.
+def outside(order: GatewayOrder, there: Mapping[str, Link], masters: Mapping[str, str | None]) -> Commands:
+    """On the host: the cables to the gateway's namespace, which is there, and our bridges for its uplinks. `masters`: what the
+    ends of its link and of its legs are plugged into, by the end's name; None when somebody else plugs it in. Where the way
+    of a leg into an external network is not in it, that is by the uplink's bridge.
 
-    Raises `NetworkError`: `SegmentNotReady`, `UplinkMissing`, `UplinkInUse`.
+    Raises `NetworkError`: `UplinkMissing`, `UplinkInUse`.
     """
     said: list[str] = []
     wrong: list[str] = []
     alias = names.gateway_namespace(order.uid)
     wanted: set[str] = set()
 
-    def cable(device: str, inner: str, mac: str, mtu: int, bridge: str) -> None:
+    def cable(device: str, inner: str, mac: str, mtu: int, bridge: str | None) -> None:
         wanted.add(device)
         link = there.get(device)
         if link is None:
             wrong.append(f"{device} was missing.")
             said.append(f"link add name {device} type veth peer name {inner} address {mac} netns {alias}")
             said.append(f"link set dev {device} alias {alias} addrgenmode none")
+        plugged = bridge is None or (link is not None and link.master == bridge)
         fixes = [
             *([f"link set dev {device} mtu {mtu}"] if link is None or link.mtu != mtu else []),
-            *([f"link set dev {device} master {bridge}"] if link is None or link.master != bridge else []),
+            *([] if plugged else [f"link set dev {device} master {bridge}"]),
             *(quiet(device, link) if bridge == names.link_bridge() else []),
             *([f"link set dev {device} up"] if link is None or not link.up else []),
         ]
@@ -93,29 +101,28 @@ def outside(order: GatewayOrder, there: Mapping[str, Link], underlay: str | None
             wrong.append(f"{device} was not as it should be.")
         said.extend(fixes)
 
-    for commands in (_link(there, underlay, port),):
-        said += commands.ip
-        wrong += commands.wrong
-    cable(names.link(order.uid), LINK, order.redundancy.mac, LINK_MTU, names.link_bridge())
+    cable(names.link(order.uid), LINK, order.redundancy.mac, LINK_MTU, masters[names.link(order.uid)])
     for leg in order.legs:
-        inner = names.inner(leg.network)
-        if leg.uplink is None:
-            bridge = names.bridge(leg.network)
-            if bridge not in there:
-                raise NetworkError("A network of the gateway is not on this host yet.", reason="SegmentNotReady")
-            cable(names.leg(order.uid, leg.network), inner, leg.mac, leg.mtu, bridge)
+        inner, device = names.inner(leg.network), end(order, leg)
+        if leg.uplink is None or device in masters:
+            cable(device, inner, leg.mac, leg.mtu, masters[device])
         else:
             bridge = outer_bridge(leg.uplink, there)
             made = list(_outer(leg.uplink, bridge, there))
             if made:
                 wrong.append(f"{bridge} was not as it should be.")
             said += made
-            cable(names.outer_leg(order.uid, leg.network), inner, leg.mac, leg.mtu, bridge)
+            cable(device, inner, leg.mac, leg.mtu, bridge)
     for name, link in sorted(there.items()):
         if link.alias == alias and name not in wanted:
             said.append(f"link delete dev {name}")
             wrong.append(f"{name} was not ordered.")
     return Commands(ip=tuple(said), wrong=tuple(wrong))
+
+
+def end(order: GatewayOrder, leg: GatewayLeg) -> str:
+    """The host's end of the cable to a leg."""
+    return (names.leg if leg.uplink is None else names.outer_leg)(order.uid, leg.network)
 
 
 def _outer(uplink: Uplink, bridge: str, there: Mapping[str, Link]) -> Iterator[str]:
@@ -139,7 +146,7 @@ def _outer(uplink: Uplink, bridge: str, there: Mapping[str, Link]) -> Iterator[s
             yield f"link set dev {name} up"
 
 
-def _link(there: Mapping[str, Link], underlay: str | None, port: int) -> Commands:
+def link(there: Mapping[str, Link], underlay: str | None, port: int) -> Commands:
     """What the gateways of this host have with those of others: a bridge, and a tunnel that floods to nobody."""
     bridge, tunnel = names.link_bridge(), names.link_tunnel()
     said: list[str] = []

@@ -20,7 +20,7 @@ from kumulus_agents.network.linux.daemons import CONNTRACKD, Daemon
 from kumulus_agents.network.linux.gateway_rules import copies
 from kumulus_agents.network.linux.programs import attempt
 from kumulus_agents.network.linux.record import write_whole
-from kumulus_agents.network.linux.settings import LinuxSettings
+from kumulus_agents.network.linux.settings import GatewaySettings
 from kumulus_agents.network.protocol import NetworkError
 
 EVENTS = Path("/proc/sys/net/netfilter/nf_conntrack_events")
@@ -33,7 +33,7 @@ _DISPENSABLE = 500
 class Replication:
     """One gateway's. Its verbs are called one at a time."""
 
-    def __init__(self, uid: str, inside: Sequence[str], settings: LinuxSettings) -> None:
+    def __init__(self, uid: str, inside: Sequence[str], settings: GatewaySettings) -> None:
         """`inside`: command that goes to the gateway's network namespace."""
         self._settings = settings
         self._path = PurePosixPath(settings.state) / "connections" / uid

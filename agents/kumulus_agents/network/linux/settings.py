@@ -1,4 +1,5 @@
-"""Settings of the driver `linux`, and of what serves guests under any driver: what an administrator decides. No I/O."""
+"""Settings of the driver `linux`, and of what serves guests and is a gateway under any driver: what an administrator
+decides. No I/O."""
 
 from __future__ import annotations
 
@@ -32,26 +33,13 @@ class ServingSettings(BaseModel):
     ethtool: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/ethtool"), description="The program.")
 
 
-class LinuxSettings(ServingSettings):
-    """How networks are made on this host."""
+class GatewaySettings(ServingSettings):
+    """What gateways are made with on this host, whatever carries their packets."""
 
-    state: PurePosixPath = Field(
-        default=PurePosixPath("/run/kumulus/network"),
-        description="Directory of what the driver has made, and of the files that dnsmasq reads. In memory: after the host"
-        " was started anew there are no links either.",
-    )
     underlay: IpAddress | None = Field(
         default=None,
         description="This host's address in the network between hosts, which carries tunnels. Without it a network"
         " is on this host alone.",
-    )
-    vxlan_port: int = Field(default=4789, description="UDP port of tunnels, the same on all hosts.", ge=1, le=65535)
-    connections: int = Field(
-        default=65536,
-        description="Connections that the kernel tracks for one interface, whoever opened them; more are dropped. The host"
-        " has to take many times that: sysctl net.netfilter.nf_conntrack_max.",
-        ge=64,
-        le=1 << 24,
     )
     nft: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/nft"), description="The program.")
     keepalived: PurePosixPath = Field(
@@ -70,9 +58,27 @@ class LinuxSettings(ServingSettings):
         le=1 << 20,
     )
     unshare: PurePosixPath = Field(default=PurePosixPath("/usr/bin/unshare"), description="The program.")
-    modprobe: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/modprobe"), description="The program.")
-    bridge: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/bridge"), description="The program.")
     haproxy: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/haproxy"), description="The program.")
     setpriv: PurePosixPath = Field(default=PurePosixPath("/usr/bin/setpriv"), description="The program.")
     prlimit: PurePosixPath = Field(default=PurePosixPath("/usr/bin/prlimit"), description="The program.")
     choom: PurePosixPath = Field(default=PurePosixPath("/usr/bin/choom"), description="The program.")
+
+
+class LinuxSettings(GatewaySettings):
+    """How networks are made on this host."""
+
+    state: PurePosixPath = Field(
+        default=PurePosixPath("/run/kumulus/network"),
+        description="Directory of what the driver has made, and of the files that dnsmasq reads. In memory: after the host"
+        " was started anew there are no links either.",
+    )
+    vxlan_port: int = Field(default=4789, description="UDP port of tunnels, the same on all hosts.", ge=1, le=65535)
+    connections: int = Field(
+        default=65536,
+        description="Connections that the kernel tracks for one interface, whoever opened them; more are dropped. The host"
+        " has to take many times that: sysctl net.netfilter.nf_conntrack_max.",
+        ge=64,
+        le=1 << 24,
+    )
+    modprobe: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/modprobe"), description="The program.")
+    bridge: PurePosixPath = Field(default=PurePosixPath("/usr/sbin/bridge"), description="The program.")

@@ -12,7 +12,7 @@ from kumulus_agents.network.linux import ruleset
 from kumulus_agents.network.linux.names import TABLE
 from kumulus_agents.network.linux.programs import ENVIRONMENT, SECONDS, attempt, run
 from kumulus_agents.network.linux.ruleset import Json, Ruleset
-from kumulus_agents.network.linux.settings import LinuxSettings
+from kumulus_agents.network.linux.settings import GatewaySettings
 from kumulus_agents.network.protocol import NetworkError
 
 
@@ -20,7 +20,7 @@ class Tables:
     """What is loaded. Its verbs are called one at a time."""
 
     def __init__(
-        self, settings: LinuxSettings, *, inside: Sequence[str] = (), families: Sequence[str] = ruleset.FAMILIES
+        self, settings: GatewaySettings, *, inside: Sequence[str] = (), families: Sequence[str] = ruleset.FAMILIES
     ) -> None:
         """`inside`: command that goes to a network namespace, when they are there."""
         self._inside = inside

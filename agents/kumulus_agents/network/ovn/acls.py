@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from kumulus.api.addresses import is_v4
+from kumulus.api.gateways import GatewayLeg
 from kumulus.api.segments import FilterGroup, FilterRule, Nic, Ports, Protocol, SegmentOrder
 from kumulus_agents.network.linux import names as devices
 from kumulus_agents.network.ovn import names
@@ -23,7 +24,7 @@ NEVER, OWN, ONLY, ALWAYS, GROUPS, ELSE = 3002, 3001, 3000, 2500, 2000, 1000
 """Priorities. `OWN` lets a guest say of itself what `ONLY` ends for everybody: to say "not one of these" in one expression
 would be a product of all their bits in flows."""
 FROM, TO = "from-lport", "to-lport"
-ALLOW, TRACKED, DROP = "allow", "allow-related", "drop"
+ALLOW, TRACKED, UNTRACKED, DROP = "allow", "allow-related", "allow-stateless", "drop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,18 @@ def _where(network: str, rule: FilterRule, side: str, known: Collection[str]) ->
         if found and not any(range_.prefixlen == 0 for range_ in found):
             said.append(f"{family}.{side} == {_set([_said(range_) for range_ in found])}")
         yield tuple(said)
+
+
+def legs(order: SegmentOrder, gateways: Sequence[GatewayLeg]) -> Iterator[Acl]:
+    """What holds for gateways' ends in a network. They are filtered in the gateway, and by whoever is at the other end; their
+    own connections are not tracked here, for a gateway has those of everybody. Nothing of theirs goes to what serves guests:
+    metadata is told to who is in the network."""
+    ends = names.legs(order.uid)
+    yield Acl(FROM, ALWAYS, f"inport == @{ends}", UNTRACKED)
+    yield Acl(TO, ALWAYS, f"outport == @{ends}", UNTRACKED)
+    if order.subnets:
+        for mac in sorted({leg.mac for leg in gateways}):
+            yield Acl(TO, NEVER, f'outport == "{devices.service(order.uid)}" && eth.src == {mac}', DROP)
 
 
 _PROTOCOLS = {Protocol.TCP: "tcp", Protocol.UDP: "udp", Protocol.ICMP: "icmp4", Protocol.ICMPV6: "icmp6"}

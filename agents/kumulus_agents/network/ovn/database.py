@@ -122,6 +122,12 @@ class Interface:
     """By which flows know it."""
     id: str | None
     """By which OVN knows it."""
+    gateway: str | None = None
+    """Uid of the gateway whose cable it is."""
+    installed: bool = False
+    """Whether OVN passes its packets."""
+    tag: int | None = None
+    """Number of its VLAN on the bridge."""
 
 
 class Switch:
@@ -164,11 +170,13 @@ class Switch:
         if self.datapath(name) is not None:
             _commit(self._api, self._api.del_br(name, if_exists=True))
 
-    def ensure_port(self, bridge: str, name: str, **columns: object) -> bool:
-        """Have a port with such an interface; whether it was not so. Raises `NetworkError`."""
+    def ensure_port(self, bridge: str, name: str, *, tag: int | None = None, **columns: object) -> bool:
+        """Have a port with such an interface, in a VLAN of the bridge if `tag` says so; whether it was not so. Raises
+        `NetworkError`."""
         with self._api.ovsdb_connection.lock:
             row = next((row for row in self._api.tables["Interface"].rows.values() if row.name == name), None)
-            if row is not None and self._bridge_of(name) == bridge:
+            known = self.interfaces().get(name)
+            if row is not None and known is not None and (known.bridge, known.tag) == (bridge, tag):
                 there = {column: getattr(row, column) for column in columns}
                 if all(
                     {key: there[column].get(key) for key in value} == value
@@ -183,6 +191,7 @@ class Switch:
             self._api,
             self._api.add_port(bridge, name, may_exist=True),
             self._api.db_set("Interface", name, *columns.items()),
+            self._api.db_set("Port", name, ("tag", [] if tag is None else tag)),
         )
         return True
 
@@ -199,7 +208,16 @@ class Switch:
                 for port in bridge.ports:
                     for row in port.interfaces:
                         number = row.ofport[0] if row.ofport and row.ofport[0] > 0 else None
-                        found[row.name] = Interface(row.name, bridge.name, number, row.external_ids.get("iface-id"))
+                        said = row.external_ids
+                        found[row.name] = Interface(
+                            row.name,
+                            bridge.name,
+                            number,
+                            said.get("iface-id"),
+                            said.get(names.GATEWAY),
+                            said.get("ovn-installed") == "true",
+                            port.tag[0] if port.tag else None,
+                        )
         return found
 
     def reached(self, integration: str) -> int:

@@ -10,6 +10,8 @@ _PATCH = re.compile(r"^kq[0-9a-f]{10}$")
 
 NETWORK = "kumulus"
 """What logical switches call the way to other hosts; mapped to the bridge of tunnels."""
+GATEWAY = "kumulus-gateway"
+"""In `external_ids` of an interface of Open vSwitch: the uid of the gateway whose cable it is."""
 TUNNEL = "kumulus-geneve"
 """The one port of tunnels."""
 
@@ -68,6 +70,11 @@ def everybody_of(name: str) -> str:
 def group(network: str, group: str) -> str:
     """The ports of a security group in a network."""
     return f"{everybody(network)}_{devices.short(group)}"
+
+
+def legs(network: str) -> str:
+    """The legs of gateways in a network."""
+    return f"{everybody(network)}_legs"
 
 
 def members(network: str, security_group: str, *, four: bool) -> str:

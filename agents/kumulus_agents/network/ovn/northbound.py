@@ -1,7 +1,7 @@
 """What stands in this host's northbound database: rendered from what shall be on the host. Pure.
 
-A network is a logical switch. Its ports are this host's guests, what serves them (a port of the type localport), and one
-port of the type localnet behind which all other hosts are. Nothing but numbers, names that follow from uids, and addresses
+A network is a logical switch. Its ports are this host's guests, what serves them (a port of the type localport), legs of this
+host's gateways, and one port of the type localnet behind which all other hosts are. Nothing but numbers, names that follow from uids, and addresses
 that were checked stand in expressions. Source: ovn-nb(5).
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kumulus.api.addresses import is_v4
+from kumulus.api.gateways import GatewayLeg
 from kumulus.api.segments import Bandwidth, Nic, SegmentOrder
 from kumulus_agents.network.linux import names as devices
 from kumulus_agents.network.linux.bridging import link_local
@@ -25,11 +26,13 @@ def render(layout: Layout, lease_seconds: int) -> Rows:
     rows: dict[Key, Row] = {}
     for uid, network in sorted(layout.networks.items()):
         nics = [place.port.nic for place in layout.ports_of(uid)]
-        rows |= _network(network.order, nics, lease_seconds)
+        rows |= _network(network.order, nics, layout.legs_in(uid), lease_seconds)
     return rows
 
 
-def _network(order: SegmentOrder, nics: list[Nic], lease_seconds: int) -> dict[Key, Row]:
+def _network(
+    order: SegmentOrder, nics: list[Nic], legs: list[tuple[str, GatewayLeg]], lease_seconds: int
+) -> dict[Key, Row]:
     uid = order.uid
     rows: dict[Key, Row] = {}
     ports: set[Key] = set()
@@ -82,6 +85,12 @@ def _network(order: SegmentOrder, nics: list[Nic], lease_seconds: int) -> dict[K
         if any(map(is_v4, served)):
             served.append(devices.METADATA)
         port(devices.service(uid), "localport", [" ".join([devices.service_mac(uid), *served])])
+    if legs:
+        ends = [
+            port(devices.leg(gateway, uid), "", [leg.mac], security=frozenset([_anything(leg.mac)]))
+            for gateway, leg in legs
+        ]
+        port_group(names.legs(uid), ends, acls.legs(order, [leg for _, leg in legs]))
     guests: dict[str, Key] = {}
     everybody = list(acls.everybody(order))
     told: frozenset[Key] = frozenset()
@@ -135,7 +144,12 @@ def _own(order: SegmentOrder, nic: Nic) -> Iterable[str]:
     for pair in nic.pairs:
         own.setdefault(pair.mac or nic.mac, []).append(_single(pair.cidr))
     for mac, cidrs in sorted(own.items()):
-        yield " ".join([mac, *cidrs, link_local(mac)]) if order.subnets else mac
+        yield " ".join([mac, *cidrs, link_local(mac)]) if order.subnets else _anything(mac)
+
+
+def _anything(mac: str) -> str:
+    """Whoever has that MAC address. A MAC address alone would pass no neighbour advertisement."""
+    return f"{mac} 0.0.0.0/0 ::/0"
 
 
 def _single(cidr: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from pydantic import Field
 
-from kumulus_agents.network.linux.settings import IpAddress, ServingSettings
+from kumulus_agents.network.linux.settings import GatewaySettings
 
 
 class Datapath(StrEnum):
@@ -21,18 +21,13 @@ class Datapath(StrEnum):
     """Open vSwitch itself. The device of the underlay has to be a port of one of its bridges."""
 
 
-class OvnSettings(ServingSettings):
+class OvnSettings(GatewaySettings):
     """How networks are made on this host."""
 
     state: PurePosixPath = Field(
         default=PurePosixPath("/run/kumulus/network-ovn"),
         description="Directory of what the driver has made, and of the files that dnsmasq reads. In memory: after the host"
         " was started anew there are no links either.",
-    )
-    underlay: IpAddress | None = Field(
-        default=None,
-        description="This host's address in the network between hosts, which carries tunnels. Without it a network"
-        " is on this host alone.",
     )
     datapath: Datapath = Field(default=Datapath.AUTO, description="Who forwards packets.")
     integration: str = Field(default="br-int", description="Bridge that OVN has.", pattern=r"^[a-z][-a-z0-9]{0,14}$")

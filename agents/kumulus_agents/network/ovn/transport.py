@@ -3,8 +3,8 @@
 One tunnel port has all hosts, told apart by the addresses, and all networks, told apart by their numbers (VNI). What comes
 out of a network's port goes to the host from which its target was last seen, and to all others that have the network while
 that is not known. What comes in from one of these hosts goes to the network's port, never to another host; what comes from
-anybody else goes nowhere. Frames from or to what serves a network
-do neither. Source: ovs-fields(7), ovs-actions(7).
+anybody else goes nowhere. Frames from or to what serves a network do neither. Gateways of several hosts have a link with each
+other beside the networks. Source: ovs-fields(7), ovs-actions(7).
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kumulus.api.addresses import is_v4
+from kumulus.api.gateways import GatewayOrder
 from kumulus.api.segments import SegmentOrder
 from kumulus_agents.network.linux import names
+from kumulus_agents.network.linux.gateway_links import LINK_VNI
 
 IN, OUT, SEEN, ALL = 0, 10, 20, 21
 """Tables."""
@@ -33,9 +35,9 @@ class Ends:
     """By the network's uid."""
 
 
-def cookie(network: str) -> int:
-    """What marks flows of a network."""
-    return int(names.short(network), 16) << 4 | 2
+def cookie(uid: str) -> int:
+    """What marks flows of a network, or of a gateway's link."""
+    return int(names.short(uid), 16) << 4 | 2
 
 
 def base() -> Sequence[str]:
@@ -88,6 +90,26 @@ def flows(order: SegmentOrder, ends: Ends, underlay: str | None) -> Sequence[str
         ),
         f"{head},table={ALL},priority=10,metadata={order.vni} actions="
         + ",".join([f"set_field:{order.vni}->tun_id", *everywhere] if everywhere else ["drop"]),
+    )
+
+
+def link(order: GatewayOrder, tunnel: int, end: int, underlay: str | None) -> Sequence[str]:
+    """Flows of the link between the hosts of a gateway: each may send to each of the others, and nobody else. `end`: the port
+    of the bridge that the gateway's cable is."""
+    if underlay is None:
+        return ()
+    target, sender = ("tun_dst", "tun_src") if is_v4(underlay) else ("tun_ipv6_dst", "tun_ipv6_src")
+    head, own = f"cookie={cookie(order.uid):#x},table={IN},priority=10", order.redundancy.mac
+    peers = [peer for peer in order.redundancy.peers if is_v4(peer.underlay) is is_v4(underlay)]
+    return tuple(
+        flow
+        for peer in sorted(peers, key=lambda one: one.underlay)
+        for flow in (
+            f"{head},in_port={end},dl_src={own},dl_dst={peer.mac}"
+            f" actions=set_field:{LINK_VNI}->tun_id,set_field:{peer.underlay}->{target},output:{tunnel}",
+            f"{head},in_port={tunnel},tun_id={LINK_VNI},{sender}={peer.underlay},dl_src={peer.mac},dl_dst={own}"
+            f" actions=output:{end}",
+        )
     )
 
 
