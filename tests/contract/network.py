@@ -334,7 +334,7 @@ class NetworkContract:
         for host in net.hosts:
             guests = [await net.guest(host), await net.guest(host)]
             try:
-                await host.driver.describe(*(guest.nic for guest in guests))
+                await host.driver.describe(net.order, *(guest.nic for guest in guests))
                 for guest in guests:
                     assert guest.told("/latest/meta-data/instance-id") == guest.nic.uid
                     assert guest.told("/latest/meta-data/local-ipv4") == four(guest)
@@ -345,7 +345,7 @@ class NetworkContract:
                 stranger.machine.run("ip", "address", "add", f"{four(guests[0])}/24", "dev", "eth0")
                 assert stranger.told("/latest/meta-data/instance-id", seconds=1) == ""
             finally:
-                await host.driver.describe()
+                await host.driver.describe(net.order)
 
     async def test_what_tenants_write_stays_a_value(self, net: Net) -> None:
         """CVE-2021-40085: whatever passes the order's types arrives as it was written, and changes nothing else."""

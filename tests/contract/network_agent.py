@@ -93,12 +93,12 @@ def doomed(steps: int) -> None:
                 setattr(module, name, after_program(getattr(module, name)))
 
 
-async def describe(metadata: Metadata, nics: Sequence[Nic]) -> None:
-    """Have guests of these interfaces told of themselves, each as a machine named after its interface; nobody else."""
+async def describe(metadata: Metadata, segment: SegmentOrder, nics: Sequence[Nic]) -> None:
+    """Have guests of these interfaces of a network told of themselves, each as a machine named after its interface; nobody else."""
     await metadata.keep_machines({nic.uid for nic in nics})
     for nic in nics:
         await metadata.put_machine(nic.uid, "tenant", nic.name, {})
-        await metadata.put_nic(nic.uid, nic)
+        await metadata.put_nic(nic.uid, nic, segment)
     await metadata.sync({nic.network for nic in nics}, complete=True)
 
 
@@ -142,7 +142,8 @@ async def main() -> None:
     while line := await asyncio.to_thread(sys.stdin.readline):
         verb, given = json.loads(line)
         if verb == "describe":
-            await describe(metadata, [Nic.model_validate(nic) for nic in given])
+            segment = SegmentOrder.model_validate(given["segment"])
+            await describe(metadata, segment, [Nic.model_validate(nic) for nic in given["nics"]])
             sys.stdout.write('{"answer": null}\n')
             sys.stdout.flush()
             continue

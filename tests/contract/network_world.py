@@ -197,9 +197,10 @@ class Driver:
     async def traffic(self) -> Sequence[Traffic]:
         return [Traffic(**one) for one in await self._ask("traffic")]
 
-    async def describe(self, *nics: Nic) -> None:
-        """Have guests of these interfaces, and no others, told of themselves."""
-        await self._ask("describe", [nic.model_dump(mode="json") for nic in nics])
+    async def describe(self, segment: SegmentOrder, *nics: Nic) -> None:
+        """Have guests of these interfaces of a network, and no others, told of themselves."""
+        given = {"segment": segment.model_dump(mode="json"), "nics": [nic.model_dump(mode="json") for nic in nics]}
+        await self._ask("describe", given)
 
     async def guard(self) -> Sequence[str]:
         said: Sequence[str] = await self._ask("guard")

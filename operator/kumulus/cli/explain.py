@@ -325,7 +325,7 @@ def _services(facts: Facts) -> list[Finding]:
         if condition is None or condition.status == "True":
             continue
         what = f"The Service {service.name} selects it, and says ({condition.reason}): {as_sentence(condition.message)}"
-        todo = hint(condition.reason, namespace=service.namespace or "", name=service.name)
+        todo = hint(condition.reason, namespace=facts.vm.namespace or "", name=service.name)
         found.append(Finding(Level.NOTE, what, todo or f"{_kubectl(facts)} describe service {service.name}"))
     return found
 

@@ -93,6 +93,7 @@ HINTS: Mapping[str, str] = {
     "NoNetworks": _NETS + " Add them to spec.networks.",
     "NoRouter": _ROUTERS,
     "NoStandby": "With one host less it is gone: add a host, or make one able. " + _CAPABLE,
+    "NotCopied": "Tell the operator: it routes all the same. On its hosts, `conntrackd` is missing or does not run.",
     "NotActive": _ITSELF + " If it lasts: `kumulusctl host list` shows whether its hosts are heard of.",
     "PhysicalNetworkNotFound": "The operator makes it: `kubectl get physicalnetworks`.",
     "RouteUnreachable": "`kumulusctl -n {namespace} router show {name}` shows its networks.",
