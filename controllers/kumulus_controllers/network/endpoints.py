@@ -305,8 +305,11 @@ def _reached(nic: NetworkInterface) -> object:
 
 
 def _stands(floating: FloatingIP) -> object:
-    status = floating.status
-    return floating.uid, floating.spec, status.address, status.network, status.router, status.phase, floating.deleting
+    status, meta = floating.status, floating.metadata
+    changes, ready = status.condition("Reconciling"), status.condition("Ready")
+    why = changes.status if changes is not None else None, ready.reason if ready is not None else None
+    there = status.address, status.network, status.router, status.phase, status.observed_generation
+    return floating.uid, floating.spec, meta.generation, there, why, floating.deleting
 
 
 def _routes(router: Router) -> object:

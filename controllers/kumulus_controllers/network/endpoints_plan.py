@@ -23,7 +23,7 @@ from kumulus.kube.service import (
 )
 from kumulus_controllers.network.lack import Lack
 from kumulus_controllers.network.network_plan import usable
-from kumulus_controllers.network.reach import CidrRange, Member, Outside, Reached
+from kumulus_controllers.network.reach import CidrRange, Member, Outside, Reached, Routed
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,10 @@ class Outcome:
     """What is to be said of it; None when all machines that it selects are published."""
 
 
+GOES_ON = ("NetworkDeleting", "NetworkNotReady")
+"""What a network lacks that says nothing of machines that are in it."""
+
+
 def judge(scope: Scope) -> Outcome:
     """Which machines are endpoints of the Service, and what is said of the others.
 
@@ -72,8 +76,9 @@ def judge(scope: Scope) -> Outcome:
     not take a Service down that goes on.
     """
     service, network = scope.service, scope.network
-    if (why := _none(scope)) is not None or network is None:
-        return Outcome(lack=why)
+    none = _none(scope)
+    if network is None or (none is not None and none.reason not in GOES_ON):
+        return Outcome(lack=none)
     outside = Outside(network, scope.routers, scope.external, scope.claimed, scope.cluster)
     ways: dict[AddressType, dict[str, tuple[Member, Reached]]] = {}
     for family in _families(service):
@@ -83,7 +88,16 @@ def judge(scope: Scope) -> Outcome:
                 reached = outside.way(member, v4=family is AddressType.IPV4)
                 if reached is not None:
                     there[member.machine.uid] = (member, reached)
-    states = {family: {uid: _state(*way) for uid, way in there.items()} for family, there in ways.items()}
+    served = {
+        (old.target_ref.uid, old.addresses)
+        for item in scope.slices
+        for old in item.endpoints
+        if old.target_ref is not None and old.conditions.serving
+    }
+    states = {
+        family: {uid: _state(*way, served=(uid, (way[1].address,)) in served) for uid, way in there.items()}
+        for family, there in ways.items()
+    }
     well = any(state is State.READY for there in states.values() for state in there.values())
     endpoints = {
         family: [
@@ -95,14 +109,16 @@ def judge(scope: Scope) -> Outcome:
     }
     published = {uid for there in ways.values() for uid in there}
     lost = [member for member in scope.members if member.machine.uid not in published]
-    silent = [member for there in ways.values() for member, reached in there.values() if not reached.up]
+    silent = [
+        member for there in ways.values() for member, reached in there.values() if reached.routed is not Routed.YES
+    ]
     why = _ports(service) or _nobody(scope) or _unreached(scope, outside, lost) or _local(service)
-    why = why or _silent(silent) or _unready(scope, endpoints)
+    why = none or why or _silent(silent) or _unready(scope, endpoints)
     return Outcome(endpoints, why)
 
 
 def _none(scope: Scope) -> Lack | None:
-    """Why the Service can have no machines as endpoints at all; None when it can."""
+    """Why the Service can have no machines as endpoints at all, or no more of them; None when it can."""
     service = scope.service
     if service.spec.type == ServiceType.EXTERNAL_NAME:
         return Lack(
@@ -161,7 +177,8 @@ def _endpoint(service: Service, member: Member, reached: Reached, state: State, 
     )
 
 
-def _state(member: Member, reached: Reached) -> State:
+def _state(member: Member, reached: Reached, *, served: bool) -> State:
+    """`served`: it was known to be well when its slice was written."""
     machine, interface = member.machine, member.interface
     phase = machine.status.phase
     if machine.deleting or interface.deleting:
@@ -169,11 +186,13 @@ def _state(member: Member, reached: Reached) -> State:
         return State.ENDING if phase in ends else State.OFF
     if phase is Phase.STOPPING:
         return State.ENDING
+    if reached.routed is Routed.NO or (reached.routed is Routed.WAITS and not served):
+        return State.OFF
     if phase is Phase.UNKNOWN:
         return State.UNKNOWN
     if phase is not Phase.RUNNING or interface.status.phase is not InterfacePhase.ATTACHED:
         return State.OFF
-    return State.READY if reached.up else State.UNKNOWN
+    return State.READY if reached.routed is Routed.YES else State.UNKNOWN
 
 
 def _ports(service: Service) -> Lack | None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 
 from kumulus.api.addresses import Address, is_v4
+from kumulus.api.base import ConditionStatus
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, FloatingPhase, Router, RouterPhase
@@ -32,13 +34,25 @@ class Member:
     """FloatingIPs that stand for the interface, or for ports of it; the oldest first."""
 
 
+class Routed(Enum):
+    """Whether packets to an address come to the interface."""
+
+    YES = "yes"
+    """A host says so."""
+    SILENT = "silent"
+    """No host says that it is the router: the one that was may go on."""
+    WAITS = "waits"
+    """The router's host does not say so yet: it is new to it, or the host has just become the active one."""
+    NO = "no"
+    """They do not, or go to another interface still."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reached:
     """By which address the cluster reaches an interface."""
 
     address: Address
-    up: bool
-    """Whether a host says that it routes there."""
+    routed: Routed
 
 
 def bare(router: Router, external: ExternalNetwork) -> bool:
@@ -60,11 +74,12 @@ class Outside:
     ) -> None:
         """`routers` are those that have the network, `external` are all networks outside, `claimed` are addresses, each with
         the uid of whose it is, and `cluster` are ranges of the cluster itself."""
-        there = tuple(external)
+        there, has = tuple(external), tuple(routers)
         self._namespace = network.namespace
+        self._active = {router.name for router in has if router.status.phase is RouterPhase.ACTIVE}
         self._claimed, self._cluster = claimed, tuple(cluster)
         self._external = {one.uid: ipaddress.ip_network(one.spec.cidr) for one in there}
-        self.bare = tuple((router, one) for router in routers for one in there if bare(router, one))
+        self.bare = tuple((router, one) for router in has for one in there if bare(router, one))
         """Routers without source NAT, each with the external network that lets it do without."""
         said = [(item, one.uid) for one in there for item in one.spec.routed] if self.bare else []
         self._owners = [(ipaddress.ip_network(item.cidr), item.namespace, where) for item, where in said]
@@ -76,15 +91,25 @@ class Outside:
             number = ipaddress.ip_address(address)
             router = self._router(number) if is_v4(address) is v4 else None
             if router is not None and self._may(member.interface.uid, number):
-                return Reached(str(number), router.status.phase is RouterPhase.ACTIVE)
+                return Reached(str(number), Routed.YES if router.name in self._active else Routed.SILENT)
         for item in member.floating:
             given = item.status.address
             if given is None or is_v4(given) is not v4 or not _whole(item, member.interface):
                 continue
             number, cidr = ipaddress.ip_address(given), self._external.get(item.status.network or "")
             if cidr is not None and number in cidr and self._may(item.uid, number):
-                return Reached(str(number), item.status.phase is FloatingPhase.ACTIVE)
+                return Reached(str(number), self._routed(item))
         return None
+
+    def _routed(self, item: FloatingIP) -> Routed:
+        ready, changes = item.status.condition("Ready"), item.status.condition("Reconciling")
+        if item.status.phase is FloatingPhase.ACTIVE:
+            settled = changes is None or changes.status is not ConditionStatus.TRUE
+            news = item.status.observed_generation != item.metadata.generation
+            return Routed.YES if settled and not news else Routed.NO
+        if item.status.phase is not FloatingPhase.PENDING or ready is None or ready.reason != "RouterNotActive":
+            return Routed.NO
+        return Routed.WAITS if item.status.router in self._active else Routed.SILENT
 
     def _may(self, holder: str, number: Number) -> bool:
         """Whether an address is the holder's by a claim, and none that nobody may be sent to."""

@@ -12,7 +12,7 @@ import pytest
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, Router
-from kumulus.kube.service import AddressType, Endpoint, Service
+from kumulus.kube.service import AddressType, Endpoint, EndpointSlice, Service
 from kumulus_controllers.network import endpoints_plan as plan
 from kumulus_controllers.network.endpoints_plan import Scope
 from kumulus_controllers.network.lack import Lack
@@ -61,10 +61,13 @@ def external(
     return ExternalNetwork.parse({"metadata": {"name": name, "uid": uid(name)}, "spec": body})
 
 
-def floating(name: str, address: str, of: str = "public", phase: str = "Active", **spec: Any) -> FloatingIP:
+def floating(
+    name: str, address: str, of: str = "public", phase: str = "Active", status: Raw | None = None, **spec: Any
+) -> FloatingIP:
     body = {"externalNetwork": of, "target": {"interface": f"{name}-eth0"}, **spec}
-    status = {"address": address, "network": uid(of), "router": "main", "phase": phase}
-    return FloatingIP.parse({"metadata": meta(f"fip-{name}"), "spec": body, "status": status})
+    known = meta(f"fip-{name}", generation=2)
+    said = {"address": address, "network": uid(of), "router": "main", "phase": phase, "observedGeneration": 2}
+    return FloatingIP.parse({"metadata": known, "spec": body, "status": said | (status or {})})
 
 
 def router(*, nat: bool = False, phase: str = "Active", of: str = "public") -> Router:
@@ -297,6 +300,62 @@ def test_conditions_follow_from_what_the_machine_is(
     assert conditions(scope(one, well)) == {"one": wanted, "well": READY}
 
 
+PENDS: Raw = {"phase": "Pending", "conditions": [{"type": "Ready", "status": "False", "reason": "RouterNotActive"}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "routers", "served", "wanted"),
+    [
+        ({}, "Active", True, READY),
+        ({"conditions": [{"type": "Reconciling", "status": "False"}]}, "Active", True, READY),
+        ({"conditions": [{"type": "Reconciling", "status": "True"}]}, "Active", True, OFF),
+        ({"observedGeneration": 1}, "Active", True, OFF),
+        ({"phase": "Failed"}, "Pending", True, OFF),
+        ({"phase": "Pending"}, "Pending", True, OFF),
+        (PENDS, "Pending", False, READY),
+        (PENDS, "Active", False, OFF),
+        (PENDS, "Active", True, READY),
+    ],
+)
+def test_a_floating_ip_that_leads_elsewhere_or_nowhere_makes_no_endpoint_ready(
+    status: Raw, routers: str, served: bool, wanted: tuple[bool, bool, bool]
+) -> None:
+    """It is the only one. Of a silent router it is trusted, and of one that has just come back if it was well before."""
+    well = scope(with_floating("one"))
+    metadata = meta("old", labels={})
+    before = EndpointSlice.parse(
+        {
+            "metadata": metadata,
+            "addressType": "IPv4",
+            "endpoints": [one.to_json() for one in endpoints(well)[V4]],
+            "ports": [],
+        }
+    )
+    one = Member(machine("one"), nic("one", "10.0.0.5"), (floating("one", "203.0.113.10", status=status),))
+    found = scope(one, routers=(router(nat=True, phase=routers),), slices=(before,) if served else ())
+    assert conditions(found) == {"one": wanted}
+    assert (reason(found) is None) is (status.get("phase") is None and wanted == READY)
+
+
+@pytest.mark.parametrize(
+    ("net", "wanted"),
+    [
+        (network(status={}), "NetworkNotReady"),
+        (
+            NET.model_copy(
+                update={
+                    "metadata": NET.metadata.model_copy(update={"deletion_timestamp": "2026-01-01T00:00:00Z"}),
+                }
+            ),
+            "NetworkDeleting",
+        ),
+    ],
+)
+def test_a_network_that_goes_or_is_not_ready_takes_no_machine_away(net: Network, wanted: str) -> None:
+    found = scope(with_floating(), net=net)
+    assert conditions(found) == {"one": READY} and reason(found) == wanted
+
+
 def test_while_none_is_known_to_be_well_those_of_silent_hosts_count_as_ready() -> None:
     silent = Member(machine("silent", "Unknown"), nic("silent", "10.0.0.5"), (floating("silent", "203.0.113.10"),))
     unrouted = Member(
@@ -304,7 +363,7 @@ def test_while_none_is_known_to_be_well_those_of_silent_hosts_count_as_ready() -
     )
     off = Member(machine("off", "Stopped"), nic("off", "10.0.0.7"), (floating("off", "203.0.113.12"),))
     found = scope(silent, unrouted, off)
-    assert conditions(found) == {"silent": READY, "unrouted": READY, "off": OFF}
+    assert conditions(found) == {"silent": READY, "unrouted": OFF, "off": OFF}
     assert reason(found) == "NotRouted"
     assert reason(scope(off)) == "NoneReady"
 
@@ -348,7 +407,7 @@ def test_ports_are_those_of_the_machines_by_the_names_of_the_service() -> None:
         (scope(with_floating(), service=service(selector={})), "NoSelector", "set spec.selector", False),
         (scope(service=service({"network.kumulus.io/vm-network": ""})), "NetworkNotFound", "is empty", False),
         (scope(net=None), "NetworkNotFound", "no Network net", False),
-        (scope(with_floating(), net=network(status={})), "NetworkNotReady", "not ready", False),
+        (scope(with_floating(), net=network(status={})), "NetworkNotReady", "not ready", True),
         (
             scope(
                 net=None,
