@@ -37,7 +37,9 @@ log = structlog.get_logger(__name__)
 PACE_SECONDS = 1.0
 """The slices of a Service are written at most so often."""
 CIDR_SECONDS = 600.0
-"""The cluster's own range of Services is looked up so often."""
+"""The cluster's own ranges of Services are looked up so often."""
+CIDR_RETRY_SECONDS = 15.0
+"""So soon again when that was refused."""
 OF_SERVICE = "of-service"
 IN_NAMESPACE = "services-in-namespace"
 BY_NETWORK = "services-by-network"
@@ -60,6 +62,7 @@ class EndpointsReconciler:
         self._slices.add_index(OF_SERVICE, lambda item: (f"{item.namespace}/{item.service}",))
         self._cluster = tuple(cluster)
         self._cidrs: tuple[float, tuple[CidrRange, ...]] | None = None
+        """When they are looked up again, and those that were found."""
         self._written: dict[str, float] = {}
         """When slices of a Service were last written, by its uid."""
 
@@ -153,6 +156,8 @@ class EndpointsReconciler:
             wait = await self._act(service, steps)
         except Refused as refused:  # by a quota, say, or because the namespace ends
             wait, why = 0.0, Lack("SliceRefused", f"Its EndpointSlices cannot be written: {refused.message}")
+        if wait > 0 and why is None:  # they are not its endpoints yet
+            return Requeue(wait)
         await self._say(service, why)
         if wait > 0:
             return Requeue(wait)
@@ -192,17 +197,25 @@ class EndpointsReconciler:
         return found
 
     async def _service_cidrs(self) -> tuple[CidrRange, ...]:
-        """The range of the cluster's own Services, as far as the API server tells (since Kubernetes 1.33)."""
+        """The ranges of the cluster's own Services, as far as the API server tells (since Kubernetes 1.33)."""
         now = self._services.clock.monotonic()
-        if self._cidrs is None or now - self._cidrs[0] > CIDR_SECONDS:
-            found: tuple[CidrRange, ...] = ()
+        if self._cidrs is None or now >= self._cidrs[0]:
+            found, again = self._cidrs[1] if self._cidrs is not None else (), CIDR_SECONDS
             try:
-                raw = await self._services.client.find(SERVICE_CIDR, "kubernetes")
+                pages = [page async for page, _ in self._services.client.list_pages(SERVICE_CIDR)]
+            except NotFound:  # it has no such kind
+                pass
             except Refused as refused:
-                log.warning("range of Services not read", error=refused.message)
+                log.warning("ranges of Services not read", error=refused.message)
+                again = CIDR_RETRY_SECONDS
             else:
-                found = tuple(ipaddress.ip_network(cidr) for cidr in raw["spec"].get("cidrs", ())) if raw else ()
-            self._cidrs = (now, found)
+                found = tuple(
+                    ipaddress.ip_network(cidr)
+                    for page in pages
+                    for raw in page
+                    for cidr in raw["spec"].get("cidrs") or ()
+                )
+            self._cidrs = (now + again, found)
         return self._cidrs[1]
 
     async def _act(self, service: Service, steps: Steps) -> float:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
 
-from kumulus.api.base import Resource
+from kumulus.api.base import Kind, Resource
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, Router
 from kumulus.kube.client import KubeClient
+from kumulus.kube.errors import Refused
 from kumulus.kube.service import EndpointSlice, Service
 from kumulus.runtime.clock import SystemClock
 from kumulus.runtime.reconciler import Caches, Services
-from kumulus_controllers.network.endpoints import EndpointsReconciler
+from kumulus_controllers.network.endpoints import CIDR_RETRY_SECONDS, CIDR_SECONDS, EndpointsReconciler
 from tests.unit.network_controllers.material import NS, READY, meta, uid
 
 Raw = dict[str, Any]
@@ -119,3 +121,38 @@ def test_of_all_services_and_slices_only_ours_are_watched() -> None:
         Service: "network.kumulus.io/vm-network",
         EndpointSlice: "endpointslice.kubernetes.io/managed-by=network.kumulus.io",
     }
+
+
+class Later(SystemClock):
+    """A clock whose monotonic time is set."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+class Ranges:
+    """An API server that tells its ranges of Services, or does not."""
+
+    def __init__(self) -> None:
+        self.refuses, self.asked = False, 0
+
+    async def list_pages(self, kind: Kind) -> AsyncIterator[tuple[list[Raw], str]]:
+        self.asked += 1
+        if self.refuses:
+            raise Refused(403, "Forbidden", "no")
+        yield [{"spec": {"cidrs": ["10.96.0.0/12"]}}, {"spec": {"cidrs": ["fd00::/108", "10.200.0.0/24"]}}], "1"
+
+
+async def test_all_ranges_of_services_are_known_and_kept_when_they_cannot_be_read() -> None:
+    api, clock = Ranges(), Later()
+    services = Services(cast(KubeClient, api), Caches(), clock, lambda: 1)
+    made = EndpointsReconciler(services)
+    found = await made._service_cidrs()
+    assert [str(one) for one in found] == ["10.96.0.0/12", "fd00::/108", "10.200.0.0/24"]
+    api.refuses = True
+    for seconds, asked in ((1.0, 1), (CIDR_SECONDS, 2), (1.0, 2), (CIDR_RETRY_SECONDS, 3)):
+        clock.seconds += seconds
+        assert await made._service_cidrs() == found and api.asked == asked
