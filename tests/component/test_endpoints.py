@@ -259,21 +259,45 @@ async def test_slices_are_nobody_elses_and_the_controllers_write_nothing_else_of
     for verb in ("create", "update", "patch", "delete"):
         done = cluster.kubectl_run(*here, "auth", "can-i", verb, "endpointslices", "--as=alice", check=False)
         assert done.stdout.strip() == "no", verb
-    await service(stage, type="LoadBalancer")
+    owner = (await service(stage, type="LoadBalancer"))["metadata"]["uid"]
     token = cluster.kubectl_run("-n", "kumulus-system", "create", "token", "kumulus-controllers").stdout.strip()
     mine = KubeClient.with_token(cluster.server, cluster.certificate_authority, lambda: token, user_agent="test")
 
-    def piece(name: str, labels: Raw) -> Raw:
-        return {"metadata": {"name": name, "labels": labels}, "addressType": "IPv4", "endpoints": [], "ports": []}
+    manager = {"endpointslice.kubernetes.io/managed-by": "network.kumulus.io"}
+    site = {**manager, "kubernetes.io/service-name": "site"}
+
+    def piece(name: str, labels: Raw, of: str = "site", **target: str) -> Raw:
+        by = {"apiVersion": "v1", "kind": "Service", "name": of, "uid": owner, "controller": True}
+        metadata = {"name": name, "labels": labels, "ownerReferences": [by]}
+        ref = {"kind": "VirtualMachine", "namespace": stage.namespace, "name": "one", **target}
+        there = [{"addresses": ["203.0.113.66"], "conditions": {}, "targetRef": ref}]
+        return {"metadata": metadata, "addressType": "IPv4", "endpoints": there, "ports": []}
 
     async def patch(kind: Kind, name: str, body: Raw, subresource: str | None = None) -> Raw:
         return await mine.patch(kind, name, body, stage.namespace, subresource=subresource)
 
-    manager = {"endpointslice.kubernetes.io/managed-by": "network.kumulus.io"}
     said = {"type": PUBLISHED, "status": "True", "reason": "X", "message": "", "lastTransitionTime": NOW}
     try:
-        await mine.create(ENDPOINT_SLICE, piece("ours", manager), stage.namespace)
-        await patch(ENDPOINT_SLICE, "ours", {"metadata": {"labels": {"kubernetes.io/service-name": "site"}}})
+        await mine.create(ENDPOINT_SLICE, piece("ours", site), stage.namespace)
+        await patch(ENDPOINT_SLICE, "ours", {"metadata": {"labels": {"service.kubernetes.io/headless": ""}}})
+        for body, why in (
+            (piece("more", manager), "is controlled by the Service"),
+            (piece("more", site, of="else"), "is controlled by the Service"),
+            (piece("more", site, kind="Pod"), "VirtualMachines of the namespace"),
+            (piece("more", site, namespace="else"), "VirtualMachines of the namespace"),
+        ):
+            with pytest.raises(errors.Refused, match=why):
+                await mine.create(ENDPOINT_SLICE, body, stage.namespace)
+        with pytest.raises(errors.Refused, match="VirtualMachines of the namespace"):
+            await patch(ENDPOINT_SLICE, "ours", {"endpoints": [{"addresses": ["203.0.113.9"]}]})
+        api = {**manager, "kubernetes.io/service-name": "kubernetes"}
+        for body, namespace in (
+            (piece("more", site, namespace="kube-system"), "kube-system"),
+            (piece("more", api, of="kubernetes", namespace="default"), "default"),
+        ):
+            with pytest.raises(errors.Refused, match="the cluster's own Services"):
+                await mine.create(ENDPOINT_SLICE, body, namespace)
+        assert await mine.request("GET", "/apis/networking.k8s.io/v1/servicecidrs"), "whose ranges are never published"
         await stage.client.create(ENDPOINT_SLICE, piece("theirs", {}), stage.namespace)
         with pytest.raises(errors.Refused, match="and no others"):
             await mine.create(ENDPOINT_SLICE, piece("more", {}), stage.namespace)
