@@ -9,14 +9,16 @@ import pytest
 
 from kumulus.api.base import Kind, Resource
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.network import Network, NetworkInterface
+from kumulus.api.network import IPAddress, Network, NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, Router
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import Refused
 from kumulus.kube.service import EndpointSlice, Service
+from kumulus.kube.store import Key
 from kumulus.runtime.clock import SystemClock
 from kumulus.runtime.reconciler import Caches, Services
-from kumulus_controllers.network.endpoints import CIDR_RETRY_SECONDS, CIDR_SECONDS, EndpointsReconciler
+from kumulus.runtime.result import Requeue
+from kumulus_controllers.network.endpoints import CIDR_RETRY_SECONDS, CIDR_SECONDS, PACE_SECONDS, EndpointsReconciler
 from tests.unit.network_controllers.material import NS, READY, meta, uid
 
 Raw = dict[str, Any]
@@ -156,3 +158,26 @@ async def test_all_ranges_of_services_are_known_and_kept_when_they_cannot_be_rea
     for seconds, asked in ((1.0, 1), (CIDR_SECONDS, 2), (1.0, 2), (CIDR_RETRY_SECONDS, 3)):
         clock.seconds += seconds
         assert await made._service_cidrs() == found and api.asked == asked
+
+
+async def test_nothing_is_said_of_slices_that_are_not_written_yet() -> None:
+    """The API server is none: who writes the condition, or a slice, fails."""
+    world, clock = World(), Later()
+    services = Services(cast(KubeClient, Ranges()), world.caches, clock, lambda: 1)
+    made = EndpointsReconciler(services)
+    world.change(NetworkInterface, "nic", status={"network": uid(f"{NS}net"), "phase": "Attached"})
+    world.change(VirtualMachine, "one", status={"phase": "Running"})
+    world.change(FloatingIP, "fip", status={"address": "203.0.113.9", "router": "main", "phase": "Active"})
+    world.change(FloatingIP, "fip", status={"network": uid(f"{NS}public"), "observedGeneration": 1})
+    claim = {
+        "network": uid(f"{NS}public"),
+        "interface": "fip",
+        "address": "203.0.113.9",
+        "interfaceUid": uid(f"{NS}fip"),
+    }
+    world.caches.reflected(IPAddress).apply({"metadata": meta("claim"), "spec": claim})
+    made._written[uid(f"{NS}site")] = 0.0
+    assert await made.reconcile(Key(NS, "site")) == Requeue(PACE_SECONDS)
+    clock.seconds = PACE_SECONDS
+    with pytest.raises(AttributeError):
+        await made.reconcile(Key(NS, "site"))
