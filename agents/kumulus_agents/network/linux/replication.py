@@ -112,9 +112,12 @@ class Replication:
 
     async def _lacking(self) -> str:
         """What this host lacks for it, with what to do; nothing if nothing."""
-        program = self._settings.conntrackd
-        if not await asyncio.to_thread(os.access, program, os.X_OK):
-            return f"{program} is missing; install the package conntrackd."
+        for package, program in {
+            "conntrackd": self._settings.conntrackd,
+            "conntrack": self._settings.conntrack,
+        }.items():
+            if not await asyncio.to_thread(os.access, program, os.X_OK):
+                return f"{program} is missing; install the package {package}."
         if self._kernel_can:
             return ""
         if not await asyncio.to_thread(EVENTS.exists):
