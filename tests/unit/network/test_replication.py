@@ -9,8 +9,10 @@ import pytest
 
 from kumulus.api.gateways import GatewayFunction
 from kumulus_agents.network.linux import gateway
+from kumulus_agents.network.linux.daemons import Daemon
 from kumulus_agents.network.linux.replication import Replication
 from kumulus_agents.network.linux.settings import GatewaySettings
+from kumulus_agents.network.protocol import NetworkError
 from tests.unit.network.test_gateway import order
 
 
@@ -33,6 +35,10 @@ def settings(tmp_path: Path, told: Path) -> GatewaySettings:
     return GatewaySettings.model_validate({"state": tmp_path / "state", **programs})
 
 
+def _said(told: Path) -> list[str]:
+    return told.read_text().splitlines()
+
+
 def test_only_routers_need_conntrack(settings: GatewaySettings, tmp_path: Path) -> None:
     assert gateway.missing(settings, GatewayFunction.ROUTER) is None
     (tmp_path / "conntrack").unlink()
@@ -47,4 +53,36 @@ async def test_a_missing_program_is_not_the_kernels_fault(settings: GatewaySetti
     one = Replication("some-uid", (), settings)
     assert await one.ensure(order(), active=False, anew=False) == ""
     assert "install the package conntrack." in await one.unkept(order())
+    assert not one.notifies(order())
+
+
+async def test_tcp_is_picked_up_again_where_copies_end(
+    settings: GatewaySettings, tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Daemon, "there", lambda _: True)
+    one = Replication("some-uid", (), settings)
+    (tmp_path / "state/connections/some-uid").mkdir(parents=True)
+    alone = order(redundancy={"group": 9, "priority": 100, "mac": "0a:00:00:00:00:03"})
+    for _ in range(2):
+        await one.ensure(alone, active=False, anew=False)
+    current = tmp_path / "state/connections/some-uid/current.conf"
+    loose = "sysctl -q -w net.netfilter.nf_conntrack_tcp_loose=1"
+    assert _said(told) == [f"conntrackd -C {current} -c", loose], "once, in that order"
+    (tmp_path / "conntrackd").unlink()
+    await one.ensure(order(), active=False, anew=False)
+    assert _said(told)[2:] == [loose]
+
+
+@pytest.mark.parametrize("error", [NetworkError("it is stuck"), OSError("the disk is full")])
+async def test_what_fails_is_said_and_holds_up_no_gateway(
+    settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(_: Replication) -> None:
+        raise error
+
+    monkeypatch.setattr(Replication, "_prepare", fails)
+    monkeypatch.setattr("kumulus_agents.network.linux.replication.EVENTS", Path("/"))
+    one = Replication("some-uid", (), settings)
+    assert await one.ensure(order(), active=False, anew=False) == ""
+    assert str(error) in await one.unkept(order())
     assert not one.notifies(order())
