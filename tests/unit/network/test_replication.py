@@ -86,3 +86,32 @@ async def test_what_fails_is_said_and_holds_up_no_gateway(
     assert await one.ensure(order(), active=False, anew=False) == ""
     assert str(error) in await one.unkept(order())
     assert not one.notifies(order())
+
+
+@pytest.mark.parametrize("active", [False, True])
+async def test_a_standby_loses_no_copies_to_another_configuration(
+    settings: GatewaySettings, tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch, *, active: bool
+) -> None:
+    there: list[str] = []
+
+    async def runs_anew(_: Daemon, text: str, files: object, *, forgets: bool) -> bool:
+        changed = there != [text]
+        if changed or forgets:
+            there[:] = [text]
+            with told.open("a") as file:
+                file.write("anew\n")
+        return changed
+
+    monkeypatch.setattr(Daemon, "ensure", runs_anew)
+    monkeypatch.setattr(Daemon, "there", lambda _: bool(there))
+    monkeypatch.setattr(Daemon, "runs", lambda _, text: there == [text])
+    monkeypatch.setattr(Replication, "_prepare", lambda _: None)
+    monkeypatch.setattr("kumulus_agents.network.linux.replication.EVENTS", Path("/"))
+    one = Replication("some-uid", (), settings)
+    peers = [{"underlay": "10.0.0.7", "mac": "0a:00:00:00:00:07"}]
+    other = order(redundancy={"group": 9, "priority": 100, "mac": "0a:00:00:00:00:03", "peers": peers})
+    for now in (order(), order(), other):
+        await one.ensure(now, active=active, anew=False)
+    commit = f"conntrackd -C {tmp_path}/state/connections/some-uid/current.conf -c"
+    told_it = [line for line in _said(told) if line in (commit, "anew")]
+    assert told_it == (["anew", "anew"] if active else ["anew", commit, "anew"])

@@ -97,6 +97,8 @@ class Replication:
     async def _ensure(self, order: GatewayOrder, *, active: bool, anew: bool) -> str:
         await asyncio.to_thread(self._prepare)
         text = conntrackd.configuration(order, self._path / "run", self._settings.copies)
+        if not active and (anew or not await asyncio.to_thread(self._daemon.runs, text)):
+            await self._commit()  # while it still has them
         started = await self._daemon.ensure(text, {conntrackd.CURRENT: text}, forgets=anew)
         if not started:
             return ""
