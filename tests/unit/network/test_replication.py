@@ -15,6 +15,8 @@ from kumulus_agents.network.linux.settings import GatewaySettings
 from kumulus_agents.network.protocol import NetworkError
 from tests.unit.network.test_gateway import order
 
+LINK_SAID = """print('[{"ifindex": 2}]')"""
+
 
 @pytest.fixture
 def told(tmp_path: Path) -> Path:
@@ -25,11 +27,12 @@ def told(tmp_path: Path) -> Path:
 @pytest.fixture
 def settings(tmp_path: Path, told: Path) -> GatewaySettings:
     programs = {}
-    for name in ("keepalived", "nft", "haproxy", "conntrack", "conntrackd", "sysctl", "unshare"):
+    for name in ("ip", "keepalived", "nft", "haproxy", "conntrack", "conntrackd", "sysctl", "unshare"):
         programs[name] = tmp_path / name
         programs[name].write_text(
             f"#!{sys.executable}\nimport sys\n"
             f"open({str(told)!r}, 'a').write(' '.join([{name!r}, *sys.argv[1:]]) + '\\n')\n"
+            f"{LINK_SAID if name == 'ip' else ''}\n"
         )
         programs[name].chmod(0o755)
     return GatewaySettings.model_validate({"state": tmp_path / "state", **programs})

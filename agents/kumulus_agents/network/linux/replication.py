@@ -7,6 +7,7 @@ network (CAP_NET_ADMIN), as a user of its own. Where it cannot be, a gateway doe
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import sys
@@ -18,8 +19,8 @@ from kumulus.api.gateways import GatewayOrder
 from kumulus_agents.network.linux import conntrackd, takeover
 from kumulus_agents.network.linux.balancer import user
 from kumulus_agents.network.linux.daemons import CONNTRACKD, Daemon
-from kumulus_agents.network.linux.gateway_rules import copies
-from kumulus_agents.network.linux.programs import attempt
+from kumulus_agents.network.linux.gateway_rules import LINK, copies
+from kumulus_agents.network.linux.programs import attempt, run
 from kumulus_agents.network.linux.record import write_whole
 from kumulus_agents.network.linux.settings import GatewaySettings
 from kumulus_agents.network.protocol import NetworkError
@@ -96,7 +97,7 @@ class Replication:
 
     async def _ensure(self, order: GatewayOrder, *, active: bool, anew: bool) -> str:
         await asyncio.to_thread(self._prepare)
-        text = conntrackd.configuration(order, self._path / "run", self._settings.copies)
+        text = conntrackd.configuration(order, self._path / "run", self._settings.copies, await self._link())
         if not active and (anew or not await asyncio.to_thread(self._daemon.runs, text)):
             await self._commit()  # while it still has them
         started = await self._daemon.ensure(text, {conntrackd.CURRENT: text}, forgets=anew)
@@ -106,6 +107,11 @@ class Replication:
         if active:
             await attempt(self._tells("-B"))
         return "conntrackd did not run as it should."
+
+    async def _link(self) -> int:
+        """The number of the gateway's device on the link."""
+        said = await run([*self._inside, str(self._settings.ip), "-json", "link", "show", "dev", LINK])
+        return int(json.loads(said)[0]["ifindex"])
 
     def _tells(self, what: str) -> list[str]:
         return [str(self._settings.conntrackd), "-C", str(self._directory / conntrackd.CURRENT), what]
