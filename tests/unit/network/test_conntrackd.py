@@ -17,15 +17,16 @@ SEVERAL = {"group": 9, "priority": 100, "mac": "0a:00:00:00:00:03", "peers": PEE
 
 
 def test_two_hosts_copy_reliably_and_more_of_them_each_to_all() -> None:
-    two = conntrackd.configuration(order(), WRITABLE, 1000)
+    two = conntrackd.configuration(order(), WRITABLE, 1000, 2)
     assert "Mode FTFW" in two
+    assert two != conntrackd.configuration(order(), WRITABLE, 1000, 3), "it knows the link by its number"
     assert "IPv6_address fe80::800:ff:fe00:3\n" in two
     assert "IPv6_Destination_Address fe80::800:ff:fe00:4\n" in two
     assert "HashLimit 1000\n" in two
     assert f"Path {WRITABLE}/control\n" in two
     several = order(redundancy=SEVERAL)
-    assert "Mode NOTRACK" in conntrackd.configuration(several, WRITABLE, 1000)
-    assert "IPv6_Destination_Address fe80::800:ff:fe00:4\n" in conntrackd.configuration(several, WRITABLE, 1000)
+    assert "Mode NOTRACK" in conntrackd.configuration(several, WRITABLE, 1000, 2)
+    assert "IPv6_Destination_Address fe80::800:ff:fe00:4\n" in conntrackd.configuration(several, WRITABLE, 1000, 2)
     rules = gateway_rules.render(several)
     text = str(rules.chains["ip6", "copies-to"])
     assert "'addr': 'fe80::800:ff:fe00:5'" in text

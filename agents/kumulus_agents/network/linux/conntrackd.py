@@ -35,8 +35,9 @@ def bound(connections: int) -> int:
     return _BASE + 2 * connections * _PER_CONNECTION
 
 
-def configuration(order: GatewayOrder, writable: PurePosixPath, connections: int) -> str:
-    """What it is started with. `writable`: its own directory; `connections`: how many it copies, and keeps of others."""
+def configuration(order: GatewayOrder, writable: PurePosixPath, connections: int, link: int) -> str:
+    """What it is started with. `writable`: its own directory; `connections`: how many it copies, and keeps of others;
+    `link`: number of that device, by which it knows it, so that another one makes for another configuration."""
     peers = destinations(order)  # it sends to the first; the gateway's rules have the others get the same
     mode = (
         ["  Mode FTFW {", f"    ResendQueueSize {max(connections // 4, 64)}"]
@@ -44,6 +45,7 @@ def configuration(order: GatewayOrder, writable: PurePosixPath, connections: int
         else ["  Mode NOTRACK {"]
     )
     lines = [
+        f"# {LINK} is {link}",
         "Sync {",
         *mode,
         f"    PurgeTimeout {PURGE_SECONDS}",

@@ -29,6 +29,8 @@ def missing(settings: GatewaySettings, function: GatewayFunction) -> str | None:
     needs = {"keepalived": settings.keepalived, "nftables": settings.nft}
     if function is GatewayFunction.LOAD_BALANCER:
         needs["haproxy"] = settings.haproxy
+    if function is GatewayFunction.ROUTER:
+        needs["conntrack"] = settings.conntrack
     for package, program in needs.items():
         if not os.access(program, os.X_OK):
             return f"{program} is missing, which {function.plural} need; install the package {package}."

@@ -7,24 +7,27 @@ network (CAP_NET_ADMIN), as a user of its own. Where it cannot be, a gateway doe
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from kumulus.api.gateways import GatewayOrder
 from kumulus_agents.network.linux import conntrackd, takeover
 from kumulus_agents.network.linux.balancer import user
 from kumulus_agents.network.linux.daemons import CONNTRACKD, Daemon
-from kumulus_agents.network.linux.gateway_rules import copies
-from kumulus_agents.network.linux.programs import attempt
+from kumulus_agents.network.linux.gateway_rules import LINK, copies
+from kumulus_agents.network.linux.programs import attempt, run
 from kumulus_agents.network.linux.record import write_whole
 from kumulus_agents.network.linux.settings import GatewaySettings
 from kumulus_agents.network.protocol import NetworkError
 
 EVENTS = Path("/proc/sys/net/netfilter/nf_conntrack_events")
 _PROGRAM = "takeover.py"
+_LOOSE = "net.netfilter.nf_conntrack_tcp_loose"
 _SAID_MOST = 400
 _DISPENSABLE = 500
 """What the kernel ends first when memory is short (oom_score_adj); a gateway goes on without."""
@@ -38,6 +41,7 @@ class Replication:
         self._settings = settings
         self._path = PurePosixPath(settings.state) / "connections" / uid
         self._directory = Path(self._path)
+        self._inside = inside
         self._user = user(uid)
         number = str(self._user)
         alone = "-all,+net_admin"
@@ -72,28 +76,59 @@ class Replication:
     async def ensure(self, order: GatewayOrder, *, active: bool, anew: bool) -> str:
         """Have connections copied as far as this host can; what was not so, or nothing. `anew`: it has to forget devices
         that it knows."""
-        if not copies(order):
-            self._why = ""
-            await self.remove()
-            return ""
-        self._why = await self._lacking()
-        if self._why:
-            await self._daemon.remove()
-            return ""
-        await asyncio.to_thread(self._prepare)
-        text = conntrackd.configuration(order, self._path / "run", self._settings.copies)
         try:
-            started = await self._daemon.ensure(text, {conntrackd.CURRENT: text}, forgets=anew)
-        except NetworkError as error:
-            self._why = f"conntrackd does not run: {error}"[:_SAID_MOST]
-            return ""
+            if not copies(order):
+                self._why = ""
+                if await asyncio.to_thread(self._directory.exists):
+                    await self._let_go()
+                await self.remove()
+                return ""
+            if not (why := await self._lacking()):
+                said = await self._ensure(order, active=active, anew=anew)
+                self._why = ""
+                return said
+            await self._let_go()
+            await self._daemon.remove()
+        except (NetworkError, OSError) as error:  # a gateway without is better than none
+            why = f"conntrackd does not run: {error}"[:_SAID_MOST]
+            await self._let_go()
+        self._why = why
+        return ""
+
+    async def _ensure(self, order: GatewayOrder, *, active: bool, anew: bool) -> str:
+        await asyncio.to_thread(self._prepare)
+        text = conntrackd.configuration(order, self._path / "run", self._settings.copies, await self._link())
+        if not active and (anew or not await asyncio.to_thread(self._daemon.runs, text)):
+            await self._commit()  # while it still has them
+        started = await self._daemon.ensure(text, {conntrackd.CURRENT: text}, forgets=anew)
         if not started:
             return ""
         # What is open already is told to who listens; what others have, it asks for by itself.
         if active:
-            current = str(self._directory / conntrackd.CURRENT)
-            await attempt([str(self._settings.conntrackd), "-C", current, "-B"])
+            await attempt(self._tells("-B"))
         return "conntrackd did not run as it should."
+
+    async def _link(self) -> int:
+        """The number of the gateway's device on the link."""
+        said = await run([*self._inside, str(self._settings.ip), "-json", "link", "show", "dev", LINK])
+        return int(json.loads(said)[0]["ifindex"])
+
+    def _tells(self, what: str) -> list[str]:
+        return [str(self._settings.conntrackd), "-C", str(self._directory / conntrackd.CURRENT), what]
+
+    async def _commit(self) -> None:
+        """Have what others told in the kernel, as far as that goes."""
+        with suppress(NetworkError, TimeoutError):
+            if await asyncio.to_thread(self._daemon.there):
+                async with asyncio.timeout(takeover.SECONDS):
+                    await attempt(self._tells("-c"))
+
+    async def _let_go(self) -> None:
+        """What a host does that becomes active, for keepalived has nobody told of that any more: have the copies in the
+        kernel, then TCP picked up in the middle."""
+        await self._commit()
+        with suppress(NetworkError):
+            await attempt([*self._inside, str(self._settings.sysctl), "-q", "-w", f"{_LOOSE}=1"])
 
     async def unkept(self, order: GatewayOrder) -> str:
         """Why open connections would not go on elsewhere; empty when they would, or there are none to keep. Quick."""
@@ -112,9 +147,12 @@ class Replication:
 
     async def _lacking(self) -> str:
         """What this host lacks for it, with what to do; nothing if nothing."""
-        program = self._settings.conntrackd
-        if not await asyncio.to_thread(os.access, program, os.X_OK):
-            return f"{program} is missing; install the package conntrackd."
+        for package, program in {
+            "conntrackd": self._settings.conntrackd,
+            "conntrack": self._settings.conntrack,
+        }.items():
+            if not await asyncio.to_thread(os.access, program, os.X_OK):
+                return f"{program} is missing; install the package {package}."
         if self._kernel_can:
             return ""
         if not await asyncio.to_thread(EVENTS.exists):
