@@ -317,14 +317,14 @@ async def test_a_tenant_that_seeks_everybody_takes_neighbours_from_no_other(worl
         await eventually(lambda: seeker.sent() > 4096 and many.sent() > 4096, "nothing is sent")
         for _ in range(10):
             host.machine.run("ip", "-n", where, "neigh", "flush", "all")
-            assert one.reaches(four(two)), "the other tenant's router finds nobody"
+            assert one.reaches(four(two), seconds=20), "the other tenant's router finds nobody"
     # Who is there is found also while somebody seeks: the tenant's own.
     target = await back.guest(host)
     target.machine.run("ip", "route", "replace", "default", "via", "10.60.0.1")
     seeker.machine.run("ip", "route", "replace", "default", "via", "10.20.30.1")
     await reaches(target, four(seeker))
     with Sender(seeker, seeks):
-        assert seeker.reaches(four(target))
+        assert seeker.reaches(four(target), seconds=20)
 
 
 async def test_tcp_is_told_of_the_smallest_packet_on_its_way(world: World, outside: Outside) -> None:

@@ -476,3 +476,16 @@ class TestHost:
         order = TestContract().order(peers=("10.99.0.2",))
         error = await network.refused(driver.ensure_segment(order))
         assert (error.reason, error.retryable) == ("NoUnderlay", False)
+
+
+async def test_what_serves_a_network_answers_no_address_of_a_pair(world: World) -> None:
+    """Else a guest with a range of them fills the host's one table of neighbours."""
+    net = await TestContract().network(world)
+    four, six = (subnet.service for subnet in net.order.subnets)
+    guest = await net.guest(net.hosts[0], pairs=({"cidr": "10.20.30.200/32"}, {"cidr": "fd00:20::200/128"}))
+    for own in (four, six):
+        await network.reaches(guest, own)
+    for address, service in (("10.20.30.200/24", four), ("fd00:20::200/64", six)):
+        guest.machine.run("ip", "address", "add", address, "dev", "eth0", *(["nodad"] if ":" in address else []))
+        source = address.partition("/")[0]
+        assert guest.machine.attempt("busybox", "ping", "-c", "1", "-W", "1", "-I", source, service).returncode != 0

@@ -6,10 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-import structlog
-
-log = structlog.get_logger(__name__)
-
 T = TypeVar("T")
 
 SECONDS = 60.0
@@ -19,7 +15,7 @@ SECONDS = 60.0
 def ask(
     loop: asyncio.AbstractEventLoop, question: Callable[[], Awaitable[Sequence[T]]], *, seconds: float = SECONDS
 ) -> Sequence[T]:
-    """The answer; nothing, and a line in the log, when there is none."""
+    """The answer. Raises what the question raises, and `TimeoutError`: who serves metrics then keeps what was known."""
 
     async def asking() -> Sequence[T]:
         return await question()
@@ -29,6 +25,4 @@ def ask(
         return asked.result(seconds)
     except TimeoutError:
         asked.cancel()
-    except Exception:
-        log.exception("not counted")
-    return ()
+        raise

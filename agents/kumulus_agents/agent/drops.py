@@ -24,7 +24,7 @@ class Drops(Collector):
         return [self._family()]
 
     def collect(self) -> Iterable[CounterMetricFamily]:
-        """The metric as it is now; empty when nobody can say, for the agent has other metrics that people need then."""
+        """The metric as it is now. Raises when somebody cannot say."""
         family = self._family()
         for item in ask(self._loop, self._dropped):
             family.add_metric([item.network, item.interface, item.why], item.packets)

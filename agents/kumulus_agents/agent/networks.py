@@ -305,19 +305,17 @@ class Networks:
                 log.warning("mended", what=sentence)
 
     async def dropped(self) -> Sequence[Dropped]:
-        """What rules have dropped on this host, as far as drivers can say."""
+        """What rules have dropped on this host. Raises `NetworkError`."""
         found: list[Dropped] = []
         for driver in self._prepared():
-            with contextlib.suppress(NetworkError):
-                found += await driver.dropped()
+            found += await driver.dropped()
         return found
 
     async def traffic(self) -> Sequence[Counted]:
-        """What has passed the interfaces of this host, as far as drivers can say."""
+        """What has passed the interfaces of this host. Raises `NetworkError`, `OSError`."""
         found: list[Traffic] = []
         for driver in self._prepared():
-            with contextlib.suppress(NetworkError, OSError):
-                found += await driver.traffic()
+            found += await driver.traffic()
         return [self._counted(one) for one in found]
 
     def _counted(self, traffic: Traffic) -> Counted:

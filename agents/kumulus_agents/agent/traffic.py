@@ -49,7 +49,7 @@ class InterfaceTraffic(Collector):
         return [_family(name, what) for name, what, _ in _FAMILIES]
 
     def collect(self) -> Iterable[CounterMetricFamily]:
-        """The metrics as they are now."""
+        """The metrics as they are now. Raises when somebody cannot say."""
         there = ask(self._loop, self._counted)
         for name, what, value in _FAMILIES:
             family = _family(name, what)

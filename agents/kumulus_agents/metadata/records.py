@@ -67,6 +67,10 @@ class Records:
     def __init__(self, root: Path, group: int) -> None:
         self._root = root
         self._group = group
+        self._network_of: dict[str, str] | None = None
+        """By uid of an interface; None: not looked up yet."""
+        self._told: dict[str, tuple[bool, tuple[SubnetRecord, ...]]] = {}
+        """By network, what all its interfaces are told."""
 
     def prepare(self) -> None:
         """Have the directories."""
@@ -84,6 +88,10 @@ class Records:
     def put_nic(self, machine: str, uid: str, nic: NicRecord) -> None:
         """The machine has the interface; its addresses ask for that machine from now on."""
         addresses = sorted({_plain(address) for address in nic.addresses})
+        if self._network_of is not None:
+            self._network_of[uid] = nic.network
+        if self._told.get(nic.network) != (nic.dhcp, nic.subnets):
+            self._told.pop(nic.network, None)
         network = self._root / NETWORKS / nic.network
         old = self._read(self._root / NICS / f"{uid}.json")
         wanted = {"machine": machine, "network": nic.network, "addresses": addresses}
@@ -102,16 +110,19 @@ class Records:
 
     def put_network(self, uid: str, *, dhcp: bool, subnets: tuple[SubnetRecord, ...]) -> None:
         """What interfaces that are known are told of their network."""
-        for path in sorted((self._root / NICS).glob("*.json")):
-            known = self._read(path)
+        if self._told.get(uid) == (dhcp, subnets):
+            return
+        for each in self._nics_in(uid):
+            known = self._read(self._root / NICS / f"{each}.json")
             if known is None or known["network"] != uid:
                 continue
             machine = self._machine(known["machine"])
-            nic = machine.nics.get(path.stem) if machine is not None else None
+            nic = machine.nics.get(each) if machine is not None else None
             if machine is None or nic is None or (nic.dhcp, nic.subnets) == (dhcp, subnets):
                 continue
             nic = nic.model_copy(update={"dhcp": dhcp, "subnets": subnets})
-            self._write_machine(machine.model_copy(update={"nics": {**machine.nics, path.stem: nic}}))
+            self._write_machine(machine.model_copy(update={"nics": {**machine.nics, each: nic}}))
+        self._told[uid] = (dhcp, subnets)
 
     def drop_nic(self, uid: str) -> None:
         """The interface is gone."""
@@ -124,6 +135,8 @@ class Records:
             nics = {key: nic for key, nic in machine.nics.items() if key != uid}
             self._write_machine(machine.model_copy(update={"nics": nics}))
         path.unlink(missing_ok=True)
+        if self._network_of is not None:
+            self._network_of.pop(uid, None)
 
     def drop_machine(self, uid: str) -> None:
         """The machine is gone."""
@@ -131,6 +144,7 @@ class Records:
 
     def drop_network(self, uid: str) -> None:
         """The network is gone."""
+        self._told.pop(uid, None)
         directory = self._root / NETWORKS / uid
         with contextlib.suppress(FileNotFoundError):
             for path in directory.iterdir():
@@ -143,6 +157,13 @@ class Records:
             for path in (self._root / MACHINES).glob("*.json"):
                 if path.stem not in uids:
                     path.unlink(missing_ok=True)
+
+    def _nics_in(self, network: str) -> list[str]:
+        """Interfaces of the network. All files are read once, for this is the one writer."""
+        if self._network_of is None:
+            there = {path.stem: self._read(path) for path in (self._root / NICS).glob("*.json")}
+            self._network_of = {uid: str(known["network"]) for uid, known in there.items() if known is not None}
+        return sorted(uid for uid, its in self._network_of.items() if its == network)
 
     def _forget(self, uid: str, old: Mapping[str, Any], keep: Iterable[str] = ()) -> None:
         directory, kept = self._root / NETWORKS / old["network"], set(keep)

@@ -107,6 +107,27 @@ class TestRecords:
         before = path.stat().st_ino
         records.put_network(NETWORK, dhcp=False, subnets=(subnet,))
         assert path.stat().st_ino == before, "nothing is written that is there"
+        # Who was plugged in by what the network was before is told when the network is said again.
+        records.put_nic(WEB, str(uuid.UUID(int=1)), NIC)
+        assert told().dhcp
+        records.put_network(NETWORK, dhcp=False, subnets=(subnet,))
+        assert not told().dhcp
+
+    def test_a_network_that_is_as_it_was_costs_no_reading(
+        self, records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        again = Records(tmp_path / "metadata", os.getgid())
+        read: list[Path] = []
+        plain = again._read
+        monkeypatch.setattr(again, "_read", lambda path: (read.append(path), plain(path))[1])
+        again.put_network(NETWORK, dhcp=False, subnets=())
+        assert read
+        read.clear()
+        again.put_network(NETWORK, dhcp=False, subnets=())
+        again.put_network(OTHER, dhcp=False, subnets=())
+        assert read == []
+        again.put_network(NETWORK, dhcp=True, subnets=())
+        assert read
 
     def test_what_is_gone_leaves_nothing(self, records: Records, tmp_path: Path) -> None:
         records.drop_nic(str(uuid.UUID(int=1)))

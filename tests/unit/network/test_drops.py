@@ -6,11 +6,14 @@ import asyncio
 import json
 from collections.abc import Sequence
 
+import pytest
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
+from kumulus.runtime.exposition import Exposition
+from kumulus_agents.agent.asking import ask
 from kumulus_agents.agent.drops import Drops
 from kumulus_agents.network.linux import drops, names
-from kumulus_agents.network.protocol import Dropped
+from kumulus_agents.network.protocol import Dropped, NetworkError
 from tests.unit.network.material import NETWORK, layout, nic_uid
 
 TAP, SHORT = names.tap(nic_uid(11)), names.short(NETWORK)
@@ -59,13 +62,37 @@ async def test_the_metric_is_looked_up_when_it_is_read() -> None:
         assert line in said.splitlines()
 
 
-async def test_who_cannot_say_keeps_no_other_metric_back() -> None:
+async def test_who_cannot_say_keeps_no_other_metric_back_and_what_was_known_stays() -> None:
+    known = True
+
     async def dropped() -> Sequence[Dropped]:
-        raise AttributeError("dropped")
+        if not known:
+            raise NetworkError("nft does not answer", reason="NotAnswering")
+        return [Dropped("n", "i", "not its own", 10)]
 
     registry = CollectorRegistry()
-    registry.register(Drops(asyncio.get_running_loop(), dropped))
     Gauge("other", "Another metric.", registry=registry).set(3)
-    said = (await asyncio.to_thread(generate_latest, registry)).decode().splitlines()
-    assert "other 3.0" in said
-    assert not [line for line in said if line.startswith("kumulus_network_dropped_packets_total{")]
+    exposition = Exposition(registry, {"drops": Drops(asyncio.get_running_loop(), dropped)})
+    for knows in (True, False):
+        known = knows
+        said = (await exposition.text()).decode().splitlines()
+        assert "other 3.0" in said
+        assert 'kumulus_network_dropped_packets_total{interface="i",network="n",why="not its own"} 10.0' in said
+    age = [line for line in said if line.startswith('kumulus_metrics_age_seconds{of="drops"}')]
+    assert float(age[0].split()[-1]) > 0
+
+
+async def test_who_does_not_answer_is_asked_no_longer() -> None:
+    ended = asyncio.Event()
+
+    async def never() -> Sequence[int]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return ()
+
+    with pytest.raises(TimeoutError):
+        await asyncio.to_thread(ask, asyncio.get_running_loop(), never, seconds=0.01)
+    async with asyncio.timeout(10):
+        await ended.wait()

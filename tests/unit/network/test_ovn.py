@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from ipaddress import ip_address
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,8 +16,11 @@ from kumulus.api.segments import AddressPair, FilterGroup, FilterRule
 from kumulus_agents.network.linux import names as devices
 from kumulus_agents.network.linux.bridging import link_local
 from kumulus_agents.network.linux.gateway_links import LINK_VNI
+from kumulus_agents.network.linux.layout import Layout
 from kumulus_agents.network.ovn import connections, guard, names, northbound, transport
 from kumulus_agents.network.ovn.rows import Rows
+from kumulus_agents.network.ovn.settings import OvnSettings
+from kumulus_agents.network.ovn.tunnels import Tunnels
 from tests.unit.network.material import DATA, NETWORK, OTHER, WEB, layout, nic_uid, order
 from tests.unit.network.test_gateway import GATEWAY
 from tests.unit.network.test_gateway import order as gateway
@@ -207,3 +212,34 @@ def test_the_link_of_a_gateway_is_between_its_hosts_alone(underlay: str, peer: s
 
 if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(said(), indent=1, sort_keys=True) + "\n")
+
+
+async def test_a_gateway_without_other_hosts_is_not_loaded_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {names.TUNNEL: SimpleNamespace(number=7), devices.link(GATEWAY): SimpleNamespace(number=11)}
+    databases = SimpleNamespace(switch=SimpleNamespace(interfaces=lambda: there))
+    settings = OvnSettings(state=PurePosixPath("/nowhere"), underlay=ip_address("10.0.0.1"))
+    made = Tunnels(settings, databases)  # type: ignore[arg-type]
+    changes: list[object] = []
+
+    async def change(bridge: str, commands: object) -> None:
+        changes.append(commands)
+
+    async def are(bridge: str, flows: object) -> bool:
+        return True
+
+    monkeypatch.setattr(made._openflow, "change", change)
+    monkeypatch.setattr(made._openflow, "are", are)
+    order = gateway()
+    alone = order.model_copy(update={"redundancy": order.redundancy.model_copy(update={"peers": ()})})
+    for _ in range(2):
+        assert not await made.link(alone)
+    assert len(changes) == 1, "what was there before is not known at first"
+    await made.adopt(Layout().with_gateway(alone))
+    assert not await made.link(alone)
+    assert len(changes) == 1
+    made.forget()
+    await made.unlink(GATEWAY)
+    assert len(changes) == 2, "what may still be there is removed"
+    assert await made.link(order)
+    await made.unlink(GATEWAY)
+    assert len(changes) == 4

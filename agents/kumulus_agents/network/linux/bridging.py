@@ -49,6 +49,7 @@ _ADVERTISEMENT, _SOLICITATION = 136, 135
 _ND = [133, 134, 135, 136, 137]
 ASKS_A_SECOND = 50
 """Who is where, for a port that may have many addresses. The kernel may forget a neighbour that asked, after five seconds."""
+_LINK_LOCAL: Json = {"prefix": {"addr": "fe80::", "len": 10}}
 _EXTENSIONS = [0, 43, 44, 60, 135]
 """Headers of IPv6 behind which another header follows."""
 
@@ -205,6 +206,11 @@ def _from_port(place: Place) -> Iterator[Rule]:
     yield Rule((set_to(meta("mark"), place.number << FROM_SHIFT | OPEN),))
     yield Rule((ways(meta("oifname"), "reaches"),))
     yield _drop(_prefix("oifname", names.SERVICE), asks, *is_another, comment="metadata is told by who asks")
+    if place.port.nic.pairs:  # what serves the network would have each of many addresses as a neighbour
+        for protocol, nobody in (("ip", ["0.0.0.0"]), ("ip6", ["::", _LINK_LOCAL])):  # noqa: S104 - has none yet
+            its = [address for address in place.port.nic.addresses if is_v4(address) is (protocol == "ip")]
+            is_other = field(protocol, "saddr", any_of([*its, *nobody]), "!=")
+            yield _drop(_prefix("oifname", names.SERVICE), is_other, comment="served by its own address")
     served = set_to(meta("mark"), place.number << FROM_SHIFT | SERVED)
     yield Rule((_prefix("oifname", names.SERVICE), served, ACCEPT))
     yield _drop(comment="to a device that nobody ordered")

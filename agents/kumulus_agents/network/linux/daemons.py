@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
 import signal
 import time
@@ -143,7 +144,7 @@ class Daemon:
             pid = int(self._pid_file.read_text())
             if (configuration := self._runs(pid)) is not None:
                 return pid, configuration
-        for pid in (*([self._pid] if self._pid is not None else []), *_processes()):
+        for pid in itertools.chain([self._pid] if self._pid is not None else [], _processes()):
             if (configuration := self._runs(pid)) is not None:
                 self._pid = pid
                 return pid, configuration

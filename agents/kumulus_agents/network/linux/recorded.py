@@ -200,7 +200,11 @@ class RecordedNetwork(ABC):
                     raise NetworkError("A network of the gateway is not on this host yet.", reason="SegmentNotReady")
             layout = before.with_gateway(gateway)
             await asyncio.to_thread(self._record.keep_gateway, gateway)
-            await self._enforce(layout)
+            try:
+                await self._enforce(layout)
+            except Exception:
+                await asyncio.to_thread(self._put_back_gateway, before, gateway.uid)
+                raise
             await self._make_room(len(layout.gateways))
             ours = self._gateway(gateway.uid)
             await ours.ensure(gateway, layout.gateways, certificates)
@@ -270,14 +274,14 @@ class RecordedNetwork(ABC):
             try:
                 async with self._lock:
                     wrong += await self._mend(uid)
-            except NetworkError as error:
-                log.warning("network not mended", network=uid, reason=error.reason, error=str(error))
+            except (NetworkError, OSError) as error:
+                log.warning("network not mended", network=uid, reason=_reason(error), error=str(error))
         for uid in sorted(layout.gateways):
             try:
                 async with self._lock:
                     wrong += await self._mend_gateway(uid)
-            except NetworkError as error:
-                log.warning("gateway not mended", gateway=uid, reason=error.reason, error=str(error))
+            except (NetworkError, OSError) as error:
+                log.warning("gateway not mended", gateway=uid, reason=_reason(error), error=str(error))
         return wrong
 
     async def _mend(self, uid: str) -> Sequence[str]:
@@ -319,6 +323,12 @@ class RecordedNetwork(ABC):
         else:
             self._record.forget_port(uid)
 
+    def _put_back_gateway(self, before: Layout, uid: str) -> None:
+        if (order := before.gateways.get(uid)) is not None:
+            self._record.keep_gateway(order)
+        else:
+            self._record.forget_gateway(uid)
+
     def _gateway(self, uid: str) -> Gateway:
         if (gateway := self._gateways.get(uid)) is None:
             gateway = self._gateways[uid] = self._new_gateway(uid)
@@ -339,3 +349,7 @@ class RecordedNetwork(ABC):
     async def _delete(self, devices: Collection[str]) -> None:
         for device in sorted(devices):
             await attempt([str(self._host.ip), "link", "delete", "dev", device])
+
+
+def _reason(error: NetworkError | OSError) -> str:
+    return error.reason if isinstance(error, NetworkError) else type(error).__name__

@@ -58,6 +58,7 @@ class Tunnels:
     async def drop(self, uid: str) -> None:
         """Have nothing of the network, which is out of force. Raises `NetworkError`."""
         await self._load(uid, ())
+        self._loaded.pop(uid, None)
         deadline = time.monotonic() + FORCE_SECONDS
         patch = names.patch(uid, self._settings.integration)
         while patch in await asyncio.to_thread(self._databases.switch.interfaces):
@@ -80,12 +81,13 @@ class Tunnels:
     async def unlink(self, uid: str) -> None:
         """Have no link of the gateway."""
         await self._load(uid, ())
+        self._loaded.pop(uid, None)
 
     async def adopt(self, layout: Layout) -> bool:
         """Have the bridge forward for all networks and gateways that are connected to it and for no others, in one step;
         whether it did not."""
         there = await asyncio.to_thread(self._databases.switch.interfaces)
-        wanted: dict[str, Sequence[str]] = {}
+        wanted: dict[str, Sequence[str]] = dict.fromkeys(layout.gateways, ())
         if (tunnel := there.get(names.TUNNEL)) is not None and tunnel.number:
             for uid, network in layout.networks.items():
                 if (end := there.get(names.patch(uid, self._settings.integration))) and end.number:
@@ -94,7 +96,6 @@ class Tunnels:
             for uid, order in layout.gateways.items():
                 if (end := there.get(devices.link(uid))) and end.number:
                     wanted[uid] = transport.link(order, tunnel.number, end.number, self._underlay)
-        wanted = {uid: said for uid, said in wanted.items() if said}
         flows = [*transport.base(), *(flow for said in wanted.values() for flow in said)]
         same = await self._openflow.are(self._settings.transport, flows)
         if not same:
@@ -109,9 +110,8 @@ class Tunnels:
         base = [] if self._loaded else [f"add {flow}" for flow in transport.base()]
         commands = [*base, *transport.replacing(uid, self._loaded.get(uid), said)]
         await self._openflow.change(self._settings.transport, commands)
-        had = self._loaded.pop(uid, ())
-        if said:
-            self._loaded[uid] = said
+        had = self._loaded.get(uid, ())
+        self._loaded[uid] = said
         return bool(said or had)
 
     async def _ends(self, uid: str) -> transport.Ends:
