@@ -319,6 +319,8 @@ class _Walk(AtInterface):
             return
         self._passed.add(found.router.uid)
         self.routes(found)
+        if found.partial:
+            return
         target, number, translated = trace_router.arrives(found, target, self.question.protocol, number)
         if translated is not None:
             self.steps.append(translated)
