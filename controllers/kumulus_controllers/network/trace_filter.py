@@ -154,10 +154,19 @@ def undone(order: WorkOrder) -> str | None:
 
 
 def _differs(wanted: SegmentOrder, known: SegmentOrder, own: Collection[str]) -> bool:
+    """Whether what a host was told of these groups is another thing. Orders have the members of groups that rules name, by
+    this host's ports; those that are named here have to be right, also when there is none."""
     there = {group.uid: group for group in known.groups}
+    named = {
+        rule.group
+        for group in wanted.groups
+        if group.uid in own
+        for rule in (*group.ingress, *group.egress)
+        if rule.group
+    }
     for group in wanted.groups:
         other = there.get(group.uid)
-        if other is None or (group.members and group.members != other.members):
+        if other is None or (group.uid in named and group.members != other.members):
             return True
         if group.uid in own and (group.ingress, group.egress) != (other.ingress, other.egress):
             return True

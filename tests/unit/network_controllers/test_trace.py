@@ -354,6 +354,11 @@ def test_what_hosts_were_told_is_held_against_what_they_should_know() -> None:
     assert late.verdict is Verdict.UNKNOWN
     changed = scene(groups=(OPEN, WEB, group("data", ingress=[{"protocol": "TCP"}])), orders=orders, hosts={})
     assert "not told yet of the security groups" in at_last(ask("web", "db", 5432, read=changed), "Host").what
+    assert any("which groups an interface is in" in sentence for sentence in seen.unseen)
+    left = scene(
+        interfaces=(nic("web", "front", "10.0.0.11", securityGroups=["open"]), B, C, D), orders=orders, hosts={}
+    )
+    assert "not told yet of the security groups" in at_last(ask("web", "db", 5432, read=left), "Host").what
     moved = scene(routers=(router("front", "back", sourceNAT=False, external=None),), orders=orders, hosts={})
     assert at(ask("web", "db", 5432, read=moved), "Router").verdict is Verdict.UNKNOWN
     nothing = ask("web", "db", 5432, read=scene(orders={}, hosts={}))
