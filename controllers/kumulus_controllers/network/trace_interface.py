@@ -147,9 +147,8 @@ class AtInterface:
             )
             return
         order = (self.scene.orders or {}).get(need)
-        late = trace_filter.undone(order) if order is not None else None
-        if late is not None:
-            late = f"Maybe it does not do so as it should: {late}"
+        undone = trace_filter.undone(order) if order is not None else None
+        late = f"Maybe it does not do so as it should: {undone}" if undone is not None else None
         if (why := trace_router.silent(self.scene, status.active_host) or late) is not None:
             said = f"LoadBalancer {balancer.name} was last active on host {status.active_host}. {why}"
             self.step("LoadBalancer", Verdict.UNKNOWN, said, named)
