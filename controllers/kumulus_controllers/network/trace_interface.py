@@ -149,8 +149,8 @@ class AtInterface:
         order = (self.scene.orders or {}).get(need)
         undone = trace_filter.undone(order) if order is not None else None
         late = f"Maybe it does not do so as it should: {undone}" if undone is not None else None
-        if (why := trace_router.silent(self.scene, status.active_host) or late) is not None:
-            said = f"LoadBalancer {balancer.name} was last active on host {status.active_host}. {why}"
+        if (doubt := trace_router.silent(self.scene, status.active_host) or late) is not None:
+            said = f"LoadBalancer {balancer.name} was last active on host {status.active_host}. {doubt}"
             self.step("LoadBalancer", Verdict.UNKNOWN, said, named)
             return
         if echo:
