@@ -120,12 +120,15 @@ def _may(need: Need, host: Candidate) -> str | None:
 
 
 def choose_some(need: Need, hosts: Sequence[Candidate], current: Sequence[str], active: str | None) -> Choice:
-    """Hosts for a gateway that goes on with one host where no two can have it: of one, nobody asks for a way to others. What
-    keeps it from having more is said of those that it lacks."""
+    """Hosts for a gateway that goes on with one host where no two can have it: of one, nobody asks for a way to others. The
+    active one is not replaced by another that would be as alone. What keeps it from having more is said of those that it
+    lacks."""
     choice = choose(need, hosts, current, active)
-    if choice.hosts or need.count == 1:
+    if need.count == 1 or (choice.hosts and (not choice.short or active is None or active in choice.hosts)):
         return choice
     alone = choose(replace(need, count=1), hosts, current, active)
+    if choice.hosts and active not in alone.hosts:
+        return choice
     return replace(alone, short=max(1, need.count - len(alone.hosts)), refused=choice.refused)
 
 

@@ -402,7 +402,7 @@ def derive_status(scope: Scope, held: Held, choice: Choice | None, lack: Lack | 
         found = facts(lack, "Active", f"Host {where} routes.")
         if router.spec.high_availability and choice is not None and choice.hosts:
             found.append(_redundant(scope, choice, where))
-            found += _kept(scope)
+            found += _kept(scope, choice)
     standby = tuple(sorted(h for h, o in scope.orders.items() if h != where and o.status.state is WorkState.READY))
     return RouterStatus(
         observed_generation=generation,
@@ -447,14 +447,21 @@ def _failed(scope: Scope) -> dict[str, Lack]:
     }
 
 
-def _kept(scope: Scope) -> list[Fact]:
-    """Whether translated connections go on when another host takes over, as hosts say."""
-    said = [(host, item.status.gateway.unkept) for host, item in sorted(scope.orders.items()) if item.status.gateway]
-    if not said:
+def _kept(scope: Scope, choice: Choice) -> list[Fact]:
+    """Whether translated connections go on when another host takes over, as hosts say that are heard of. Nothing is said
+    where no other one can."""
+    said = [
+        (host, item.status.gateway.unkept)
+        for host, item in sorted(scope.orders.items())
+        if item.status.gateway and host not in scope.silent
+    ]
+    if choice.short or not said:
         return []
     if why := "; ".join(f"host {host}: {unkept}" for host, unkept in said if unkept):
         lost = "Connections that are translated break when another host takes over"
         return [Fact("ConnectionsKept", False, "NotCopied", f"{lost} ({why[:600]}).")]
+    if len(said) < 2:  # one host alone copies to nobody
+        return []
     return [Fact("ConnectionsKept", True, "Copied", "Open connections go on when another host takes over.")]
 
 

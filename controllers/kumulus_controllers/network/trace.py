@@ -33,6 +33,9 @@ _GUESTS = (
     "Connections that are open already: a rule that is taken away cuts them, answers pass by themselves.",
 )
 _NO_ORDERS = "Whether hosts have been told of it and have done it: you may not see their work orders."
+_NO_MACHINES = (
+    "Whether hosts have been told which groups an interface is in: that is in its machine's order, not looked at."
+)
 _NO_HOSTS = "Whether hosts are up: you may not see them."
 
 
@@ -61,7 +64,7 @@ def trace(scene: Scene, question: Question) -> Trace:
         assert start.goal is not None
         walk.closed(start.goal)
     unseen = [*walk.unseen, *_GUESTS]
-    unseen += [_NO_ORDERS] if scene.orders is None else []
+    unseen += [_NO_ORDERS] if scene.orders is None else [_NO_MACHINES]
     unseen += [_NO_HOSTS] if scene.hosts is None else []
     return Trace(
         _named(source, start.nic, start.source),
@@ -319,6 +322,8 @@ class _Walk(AtInterface):
             return
         self._passed.add(found.router.uid)
         self.routes(found)
+        if found.partial:
+            return
         target, number, translated = trace_router.arrives(found, target, self.question.protocol, number)
         if translated is not None:
             self.steps.append(translated)

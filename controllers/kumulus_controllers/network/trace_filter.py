@@ -26,6 +26,8 @@ class Ported:
     order: SegmentOrder
     nic: Nic
     groups: dict[GroupKey, SecurityGroup]
+    unread: bool = False
+    """Its groups are of a namespace that the user may not see."""
 
 
 def ported(scene: Scene, interface: NetworkInterface, network: Network) -> Ported:
@@ -52,13 +54,23 @@ def ported(scene: Scene, interface: NetworkInterface, network: Network) -> Porte
         ),
     )
     own = {name: groups.get((interface.namespace, name)) for name in group_names(interface)}
-    return Ported(interface, network, segment(sight, _HERE), nics.nic("nic", interface, own, None), groups)
+    return Ported(
+        interface,
+        network,
+        segment(sight, _HERE),
+        nics.nic("nic", interface, own, None),
+        groups,
+        interface.namespace in scene.unread,
+    )
 
 
 def judge(port: Ported, way: Way, opening: Opening) -> Step:
     """Whether a group of the port lets it through."""
     where, out = way.value.capitalize(), way is Way.EGRESS
     names = group_names(port.interface)
+    if port.unread:
+        said = f"You may not see the security groups of namespace {port.interface.namespace}, which {port.interface.name} has."
+        return Step(where, Verdict.UNKNOWN, said, f"networkinterface/{port.interface.name}")
     decision = decide(port.order.groups, port.nic.groups, way, opening)
     what = f"{_what(opening)} {'to' if out else 'from'} {opening.peer or 'an end whose address nobody knows'}"
     if decision is not None:
@@ -120,6 +132,8 @@ def told(scene: Scene, port: Ported) -> Step | None:
         return Step("Host", Verdict.UNKNOWN, f"Host {host} has not been told of Network {port.network.name} yet.")
     if (why := undone(order)) is not None:
         return Step("Host", Verdict.UNKNOWN, f"Host {host} has not done all that it was told of the network: {why}")
+    if port.unread:
+        return None  # there is nothing to hold it against
     known = order.spec.segment
     if known is None or _differs(port.order, known, port.nic.groups):
         return Step("Host", Verdict.UNKNOWN, f"Host {host} is not told yet of the security groups as they are now.")
@@ -140,10 +154,19 @@ def undone(order: WorkOrder) -> str | None:
 
 
 def _differs(wanted: SegmentOrder, known: SegmentOrder, own: Collection[str]) -> bool:
+    """Whether what a host was told of these groups is another thing. Orders have the members of groups that rules name, by
+    this host's ports; those that are named here have to be right, also when there is none."""
     there = {group.uid: group for group in known.groups}
+    named = {
+        rule.group
+        for group in wanted.groups
+        if group.uid in own
+        for rule in (*group.ingress, *group.egress)
+        if rule.group
+    }
     for group in wanted.groups:
         other = there.get(group.uid)
-        if other is None or (group.members and group.members != other.members):
+        if other is None or (group.uid in named and group.members != other.members):
             return True
         if group.uid in own and (group.ingress, group.egress) != (other.ingress, other.egress):
             return True

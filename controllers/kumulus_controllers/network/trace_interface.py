@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from kumulus.api.addresses import Address
 from kumulus.api.compute import Phase
-from kumulus.api.host import segment_order_name
+from kumulus.api.host import gateway_order_name, segment_order_name
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.network import InterfacePhase, NetworkInterface
 from kumulus.api.passage import Opening, Way, icmp_of, owns
@@ -36,6 +36,12 @@ class AtInterface:
     def guest(self, nic: NetworkInterface, does: str) -> None:
         """Whether a guest has the interface and runs."""
         name, status = nic.status.vm, nic.status
+        if nic.namespace in self.scene.unread:
+            said = (
+                f"You may not see the machines of namespace {nic.namespace}: whether one has {nic.name} is not known."
+            )
+            self.step("Guest", Verdict.UNKNOWN, said, f"networkinterface/{nic.name}")
+            return
         if name is None:
             self.step("Guest", Verdict.DROPPED, f"No machine has interface {nic.name}.", f"networkinterface/{nic.name}")
             return
@@ -127,19 +133,29 @@ class AtInterface:
             why = f" ({ready.reason}): {ready.message}" if ready is not None else "."
             self.step("LoadBalancer", Verdict.DROPPED, f"No host serves LoadBalancer {balancer.name}{why}", named)
             return
-        if self.question.protocol in (Protocol.ICMP, Protocol.ICMPV6):
-            self.step(
-                "LoadBalancer", Verdict.PASSES, f"Host {status.active_host} answers echoes for {balancer.name}.", named
-            )
-            return
+        need = (status.active_host, gateway_order_name(balancer.uid))
+        self.needs.add(need)
+        echo = self.question.protocol in (Protocol.ICMP, Protocol.ICMPV6)
         listener = next((one for one in balancer.spec.listeners if one.port == number), None)
-        if listener is None or self.question.protocol is not Protocol.TCP:
+        if not echo and (listener is None or self.question.protocol is not Protocol.TCP):
             self.step(
                 "LoadBalancer",
                 Verdict.DROPPED,
                 f"LoadBalancer {balancer.name} listens at no such port.",
                 named,
                 "spec.listeners",
+            )
+            return
+        order = (self.scene.orders or {}).get(need)
+        undone = trace_filter.undone(order) if order is not None else None
+        late = f"Maybe it does not do so as it should: {undone}" if undone is not None else None
+        if (doubt := trace_router.silent(self.scene, status.active_host) or late) is not None:
+            said = f"LoadBalancer {balancer.name} was last active on host {status.active_host}. {doubt}"
+            self.step("LoadBalancer", Verdict.UNKNOWN, said, named)
+            return
+        if echo:
+            self.step(
+                "LoadBalancer", Verdict.PASSES, f"Host {status.active_host} answers echoes for {balancer.name}.", named
             )
             return
         well = sum(member.healthy for member in status.members)

@@ -27,6 +27,8 @@ class Routed:
     networks: tuple[Network, ...]
     external: ExternalNetwork | None
     does: RouterFunction
+    partial: bool = False
+    """Not all of its networks and floating addresses are known: what it does is not either."""
 
     @property
     def own(self) -> frozenset[Address]:
@@ -76,7 +78,8 @@ def routed(scene: Scene, router: Router) -> Routed:
         interfaces={nic.name: nic for nic in scene.interfaces if nic.namespace == router.namespace},
     )
     held = router_plan.Held(networks, router.status.external_address)
-    return Routed(router, networks, external, router_plan.function(read, held))
+    partial = router.uid in scene.partial or mine != {net.uid for net in networks}
+    return Routed(router, networks, external, router_plan.function(read, held), partial)
 
 
 def state(scene: Scene, found: Routed) -> Step:
@@ -90,6 +93,9 @@ def state(scene: Scene, found: Routed) -> Step:
             said = f"No host says that it routes for Router {router.name}{why}. One that is not heard of may."
             return Step("Router", Verdict.UNKNOWN, said, named)
         return Step("Router", Verdict.DROPPED, f"No host routes for Router {router.name}{why}.", named)
+    if found.partial:
+        said = f"You may not see all that Router {router.name} of namespace {router.namespace} has: what it does is not known."
+        return Step("Router", Verdict.UNKNOWN, said, named)
     order = (scene.orders or {}).get((host, gateway_order_name(router.uid)))
     if order is not None:
         told = order.spec.gateway.router if order.spec.gateway is not None else None

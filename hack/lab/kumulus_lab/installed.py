@@ -1,12 +1,16 @@
 """What etcd keeps of a control plane with Kumulus installed: made once, and what labs of tests begin with a copy of.
 
 Installing is the dearest part of a small lab: the API server works for seconds on kinds that come one after another, and
-less on those that it finds when it starts. No certificate, key or token is in it: those are files of each lab.
+less on those that it finds when it starts. No private key and no token is in it: those are files of each lab. The
+certificates of authorities that a control plane publishes as ConfigMaps are in it (`kube-root-ca.crt`,
+`extension-apiserver-authentication`), those of the lab in which it was made.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +20,7 @@ from kumulus_lab import binaries, places
 from kumulus_lab.cluster import copy_data
 from kumulus_lab.errors import LabError
 from kumulus_lab.lab import Lab, Wanted
+from kumulus_lab.processes import Identity
 from kumulus_lab.state import Hypervisor
 
 _KEPT = 8
@@ -25,9 +30,23 @@ _INPUTS = (
     "charts/kumulus/manifests/*.yaml",
     "hack/lab/manifests/*.yaml",
     "hack/lab/kumulus_lab/cluster.py",
+    "hack/lab/kumulus_lab/controlplane.py",
+    "hack/lab/kumulus_lab/services.py",
     "operator/kumulus/cli/install.py",
 )
 """What decides what is installed, and how it is kept."""
+
+
+_LAB = "testkind"
+"""Where it is made: of those that begin so tests take down what is left over."""
+
+
+def own(lab: Lab) -> None:
+    """Note in the directory of a lab of tests whose it is: while this process lives, others leave it."""
+    identity = Identity.of(os.getpid())
+    assert identity is not None
+    lab.directory.mkdir(parents=True)
+    (lab.directory / "owner.json").write_text(json.dumps({"pid": identity.pid, "started": identity.started}))
 
 
 def key(programs: binaries.Binaries) -> str:
@@ -61,14 +80,17 @@ def _make(home: Path) -> None:
     home.parent.mkdir(parents=True, exist_ok=True)
     for leftover in home.parent.glob(".*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    lab = Lab("kinds")
-    lab.down()  # where it was cut, the last time
+    lab = Lab(_LAB)
+    with places.exclusive("test-labs"):
+        lab.down()  # where it was cut, the last time
+        own(lab)
     try:
         lab.up(Wanted(hosts=0, hypervisor=Hypervisor.SIMULATED, controllers=False, agents=False))
         lab.services.install()
         lab.cluster.stop()
         draft = home.with_name(f".{home.name}")
         copy_data(lab.cluster.data, draft)
+        _flush(draft)
         draft.rename(home)
     finally:
         lab.down()
@@ -76,3 +98,13 @@ def _make(home: Path) -> None:
     for old in known[:-_KEPT]:
         with suppress(OSError):
             shutil.rmtree(old)
+
+
+def _flush(draft: Path) -> None:
+    """What is in the directory is on the disk: whoever finds it later finds all of it."""
+    for path in (*draft.rglob("*"), draft):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)

@@ -118,7 +118,10 @@ class Scene:
     balancers: Sequence[LoadBalancer] = ()
     machines: Sequence[VirtualMachine] = ()
     partial: frozenset[str] = frozenset()
-    """Uids of networks with interfaces, or routers, that were not read."""
+    """Uids of networks with interfaces, or routers, that were not read; and of routers with networks or floating addresses
+    that were not."""
+    unread: frozenset[str] = frozenset()
+    """Namespaces of interfaces whose security groups, machines or load balancers the user may not see."""
     hosts: Mapping[str, Host] | None = None
     """None: the user may not see them."""
     orders: Mapping[Need, WorkOrder] | None = None

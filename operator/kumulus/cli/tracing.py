@@ -70,6 +70,7 @@ def _all(session: Session, model: type[R], namespace: str | None, fields: str | 
 
 def gather(session: Session, namespaces: set[str]) -> Scene:
     """Read all that is in these namespaces, and the networks of others that interfaces there are in."""
+    partial: set[str] = set()
     networks: dict[str, Network] = {}
     interfaces: dict[str, NetworkInterface] = {}
     routers: list[Router] = []
@@ -85,14 +86,19 @@ def gather(session: Session, namespaces: set[str]) -> Scene:
         for item in interfaces.values()
         if item.spec.network_namespace not in (None, *namespaces)
     }
+    unseen = set()
     for namespace in sorted({str(one) for one, _ in foreign}):
-        routers += _all(session, Router, namespace) or []
+        beside = _all(session, Router, namespace)
+        if beside is None:
+            unseen.add(namespace)
+        partial |= {router.uid for router in beside or []}
+        routers += beside or []
     for place, name in sorted(foreign, key=str):
         raw = _or_none(lambda p=place, n=name: session.cluster.find(Network.KIND, n, p))  # type: ignore[misc]
         if raw is not None:
             network = Network.parse(raw)
             networks[network.uid] = network
-    partial = set()
+            partial |= {network.uid} if place in unseen else set()
     for network in networks.values():
         if network.spec.type is not NetworkType.SHARED:
             continue
@@ -100,6 +106,14 @@ def gather(session: Session, namespaces: set[str]) -> Scene:
         if there is None:
             partial.add(network.uid)
         interfaces |= {item.uid: item for item in there or [] if item.status.network == network.uid}
+    unread = set()
+    for namespace in sorted({str(item.namespace) for item in interfaces.values()} - namespaces):
+        for other in (SecurityGroup, LoadBalancer, VirtualMachine):
+            found = _all(session, other, namespace)
+            if found is None:
+                unread.add(namespace)
+                break
+            read[other].extend(found)
     return Scene(
         networks=tuple(networks.values()),
         interfaces=tuple(interfaces.values()),
@@ -110,6 +124,7 @@ def gather(session: Session, namespaces: set[str]) -> Scene:
         balancers=cast("list[LoadBalancer]", read[LoadBalancer]),
         machines=cast("list[VirtualMachine]", read[VirtualMachine]),
         partial=frozenset(partial),
+        unread=frozenset(unread),
     )
 
 

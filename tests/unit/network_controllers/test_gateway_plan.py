@@ -50,6 +50,16 @@ def test_where_no_two_hosts_can_have_it_one_does() -> None:
     assert choose_some(NEED, [host("a", closed="cordoned")], (), None).hosts == ()
 
 
+def test_the_active_host_is_not_replaced_by_another_that_would_be_alone_too() -> None:
+    hosts = [host("a", underlay=None), host("b")]
+    choice = choose_some(NEED, hosts, ("a",), "a")
+    assert (choice.hosts, choice.short) == (("a",), 1)
+    assert choice.refused == {"a": "without an address for tunnels"}
+    assert choose_some(NEED, [*hosts, host("c")], ("a",), "a") == Choice(("b", "c"))
+    cordoned = [host("a", underlay=None, closed="cordoned"), host("b")]
+    assert choose_some(NEED, cordoned, ("a",), "a").hosts == ("b",)
+
+
 def test_a_silent_host_keeps_its_part_and_another_is_made_ready() -> None:
     hosts = [host("a", silent=True, closed="not ready"), host("b"), host("c")]
     assert choose(NEED, hosts, ("a", "b"), "a").hosts == ("a", "b", "c")

@@ -441,12 +441,12 @@ def test_a_router_that_reaches_one_of_its_interfaces_keeps_a_floating_address() 
 def test_what_hosts_say_of_open_connections_is_a_condition() -> None:
     choice = Choice(("h1", "h2"))
 
-    def kept(**unkept: str) -> Condition | None:
+    def kept(choice: Choice = choice, silent: tuple[str, ...] = (), **unkept: str) -> Condition | None:
         orders = {
             host: ordered(host, active=host == "h1", gateway={"active": host == "h1", "unkept": unkept.get(host)})
             for host in ("h1", "h2")
         }
-        status = router_plan.derive_status(scope(orders=orders), HELD, choice, None, NOW)
+        status = router_plan.derive_status(scope(orders=orders, silent=frozenset(silent)), HELD, choice, None, NOW)
         return next((one for one in status.conditions if one.type == "ConnectionsKept"), None)
 
     said = kept()
@@ -456,5 +456,8 @@ def test_what_hosts_say_of_open_connections_is_a_condition() -> None:
     assert said is not None
     assert (said.status, said.reason) == ("False", "NotCopied")
     assert "host h2: install the package conntrackd." in said.message
+    assert kept(Choice(("h1",), short=1)) is None, "no other host can take over"
+    assert kept(silent=("h2",)) is None, "nobody knows how the other one is"
+    assert kept(silent=("h2",), h2="install the package conntrackd.") is None
     alone = router_plan.derive_status(scope(router=router(highAvailability=False)), HELD, choice, None, NOW)
     assert not [one for one in alone.conditions if one.type == "ConnectionsKept"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -258,6 +259,42 @@ def test_a_load_balancer() -> None:
     assert ask("web", "lb", 443, read=read).verdict is Verdict.PASSES
     assert ask("web", "10.0.0.50", 80, read=read).verdict is Verdict.DROPPED
     assert ask("lb", "near", 443, read=read).verdict is Verdict.PASSES
+    assert ("h1", gateway_order_name(front.uid)) in ask("web", "lb", 443, read=read).needs
+    for late in ({"hosts": {"h1": silent("h1")}}, {"orders": balancing(front, "h1", observedGeneration=0)}):
+        found = ask("near", "lb", 443, read=replace(read, **late))
+        assert at(found, "LoadBalancer").verdict is Verdict.UNKNOWN
+    done = replace(read, orders=balancing(front, "h1", state="Ready", observedGeneration=1))
+    assert at(ask("near", "lb", 443, read=done), "LoadBalancer").verdict is Verdict.PASSES
+
+
+def balancing(balancer: LoadBalancer, host: str, **status: Any) -> dict[tuple[str, str], WorkOrder]:
+    name = gateway_order_name(balancer.uid)
+    gateway = {
+        "uid": balancer.uid,
+        "driver": "linux",
+        "redundancy": {"group": 1, "priority": 1, "mac": "0a:00:00:00:00:01"},
+    }
+    spec = {
+        "type": "Gateway",
+        "gateway": gateway,
+        "for": {"kind": "LoadBalancer", "name": balancer.name, "uid": balancer.uid},
+    }
+    raw = {"metadata": meta(name, f"kumulus-host-{host}"), "spec": spec, "status": status}
+    return {(host, name): WorkOrder.parse(raw)}
+
+
+def test_what_may_not_be_seen_of_other_namespaces_is_not_known() -> None:
+    read = scene(groups=(), machines=(), unread=frozenset({NS}))
+    found = ask("nic/near", "nic/web", 22, read=read)
+    assert found.verdict is Verdict.UNKNOWN
+    assert {step.where for step in found.steps if step.verdict is Verdict.UNKNOWN} == {"Guest", "Egress", "Ingress"}
+
+
+def test_a_router_of_which_a_part_is_seen_is_not_judged() -> None:
+    for read in (scene(networks=(FRONT, ALONE)), scene(partial=frozenset({router("front").uid}))):
+        found = ask("web", "10.0.1.11", 5432, read=read)
+        assert found.verdict is Verdict.UNKNOWN
+        assert "may not see all" in at(found, "Router").what
 
 
 def _owners(owner: Mapping[str, Any]) -> Any:
@@ -317,6 +354,11 @@ def test_what_hosts_were_told_is_held_against_what_they_should_know() -> None:
     assert late.verdict is Verdict.UNKNOWN
     changed = scene(groups=(OPEN, WEB, group("data", ingress=[{"protocol": "TCP"}])), orders=orders, hosts={})
     assert "not told yet of the security groups" in at_last(ask("web", "db", 5432, read=changed), "Host").what
+    assert any("which groups an interface is in" in sentence for sentence in seen.unseen)
+    left = scene(
+        interfaces=(nic("web", "front", "10.0.0.11", securityGroups=["open"]), B, C, D), orders=orders, hosts={}
+    )
+    assert "not told yet of the security groups" in at_last(ask("web", "db", 5432, read=left), "Host").what
     moved = scene(routers=(router("front", "back", sourceNAT=False, external=None),), orders=orders, hosts={})
     assert at(ask("web", "db", 5432, read=moved), "Router").verdict is Verdict.UNKNOWN
     nothing = ask("web", "db", 5432, read=scene(orders={}, hosts={}))
@@ -327,12 +369,15 @@ def at_last(found: Trace, where: str) -> Any:
     return [step for step in found.steps if step.where == where][-1]
 
 
-def test_a_host_that_is_not_heard_of() -> None:
+def silent(name: str) -> Host:
     condition = {"type": "Ready", "status": "Unknown", "reason": "Silent", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-    silent = Host.parse(
-        {"metadata": {"name": "h1"}, "spec": {"zone": "z"}, "status": {"phase": "Unknown", "conditions": [condition]}}
+    return Host.parse(
+        {"metadata": {"name": name}, "spec": {"zone": "z"}, "status": {"phase": "Unknown", "conditions": [condition]}}
     )
-    found = ask("near", "web", 80, read=scene(hosts={"h1": silent}))
+
+
+def test_a_host_that_is_not_heard_of() -> None:
+    found = ask("near", "web", 80, read=scene(hosts={"h1": silent("h1")}))
     assert found.verdict is Verdict.UNKNOWN
     assert "h1 is Unknown" in found.steps[-1].what
 
