@@ -66,8 +66,8 @@ class Outside:
         self._external = {one.uid: ipaddress.ip_network(one.spec.cidr) for one in there}
         self.bare = tuple((router, one) for router in routers for one in there if bare(router, one))
         """Routers without source NAT, each with the external network that lets it do without."""
-        said = [item for one in there for item in one.spec.routed] if self.bare else []
-        self._owners = [(ipaddress.ip_network(item.cidr), item.namespace) for item in said]
+        said = [(item, one.uid) for one in there for item in one.spec.routed] if self.bare else []
+        self._owners = [(ipaddress.ip_network(item.cidr), item.namespace, where) for item, where in said]
 
     def way(self, member: Member, *, v4: bool) -> Reached | None:
         """The address of that family that may be published: the interface's own, if that is routed to its network, else that
@@ -96,17 +96,24 @@ class Outside:
 
     def _router(self, number: Number) -> Router | None:
         """The router by which the world reaches that address of the network; None when it does not."""
+        owner = self._owner_of(number)
+        if owner is None or owner[0] != self._namespace:
+            return None
         for router, external in self.bare:
-            if is_v4(external.spec.gateway) is (number.version == 4):
-                return router if self._namespace in self._owners_of(number) else None
+            # By an external network that does not say so, the same address may be somebody else's.
+            if external.uid in owner[1] and is_v4(external.spec.gateway) is (number.version == 4):
+                return router
         return None
 
-    def _owners_of(self, number: Number) -> set[str]:
-        """Whose an address is in the world, as the operator says; nobody's when that is said of two namespaces."""
-        said = [(cidr.prefixlen, namespace) for cidr, namespace in self._owners if number in cidr]
-        longest = max((length for length, _ in said), default=0)
-        owners = {namespace for length, namespace in said if length == longest}
-        return owners if len(owners) == 1 else set()
+    def _owner_of(self, number: Number) -> tuple[str, frozenset[str]] | None:
+        """Whose an address is in the world, and in which external networks (uids), as the operator says; nobody's when that is
+        said of two namespaces."""
+        said = [(cidr.prefixlen, namespace, where) for cidr, namespace, where in self._owners if number in cidr]
+        longest = max((length for length, _, _ in said), default=0)
+        owners = {namespace for length, namespace, _ in said if length == longest}
+        if len(owners) != 1:
+            return None
+        return owners.pop(), frozenset(where for length, _, where in said if length == longest)
 
 
 def _whole(item: FloatingIP, interface: NetworkInterface) -> bool:

@@ -171,11 +171,20 @@ def test_of_ranges_in_each_other_the_smaller_one_counts_and_of_two_owners_none(o
     theirs = external("second", allowRouted=True, routed=[{"cidr": other, "namespace": "other"}])
     one = Member(machine("one"), nic("one", "10.0.0.5"))
     assert published(scope(one, routers=(router(),), external=(mine, theirs))) == {}
-    turned = replace(scope(one, routers=(router(),), external=(mine, theirs)), network=elsewhere())
+    turned = replace(scope(one, routers=(router(of="second"),), external=(mine, theirs)), network=elsewhere())
     assert published(turned) == ({} if other == "10.0.0.0/16" else {"one": "10.0.0.5"}), "the other owner's is"
     far = Member(machine("far"), nic("far", "10.0.0.77"))
     expected = {} if other == "10.0.0.0/16" else {"far": "10.0.0.77"}
     assert published(scope(far, routers=(router(),), external=(mine, theirs))) == expected
+
+
+def test_a_range_counts_in_the_external_network_that_says_so_and_by_no_other() -> None:
+    """The world behind `second` leads such addresses to somebody else: the router has its leg there."""
+    says = external(allowRouted=True, routed=[{"cidr": "10.0.0.0/16", "namespace": NS}])
+    silent = external("second", "198.51.100.0/24", "198.51.100.1", allowRouted=True)
+    one = Member(machine("one"), nic("one", "10.0.0.5"))
+    assert published(scope(one, routers=(router(of="second"),), external=(says, silent))) == {}
+    assert published(scope(one, routers=(router(),), external=(says, silent))) == {"one": "10.0.0.5"}
 
 
 def test_what_is_not_claimed_is_not_published() -> None:
