@@ -431,6 +431,19 @@ async def test_a_pool_that_is_full_or_for_others_says_so_and_heals(tenant: Tenan
         await patch(thresholds=None, allowedNamespaces=None)
 
 
+@pytest.mark.parametrize("policy", ["Retain", "Delete"])
+async def test_what_is_to_become_of_the_data_may_change_until_the_volume_is_deleted(
+    tenant: Tenant, policy: str
+) -> None:
+    """Also a moment before: what is then said holds, and not what the host was told last."""
+    await tenant.volume("data", size="64Mi", reclaimPolicy="Retain" if policy == "Delete" else "Delete")
+    file = tenant.file(await tenant.is_("data", "Available"))
+    await tenant.patch(Volume.KIND, "data", reclaimPolicy=policy)
+    await tenant.delete(Volume.KIND, "data")
+    await tenant.gone(Volume.KIND, "data")
+    assert file.exists() is (policy == "Retain")
+
+
 async def test_retained_data_becomes_a_volume_again_for_its_namespace_alone(tenant: Tenant) -> None:
     pool = (await tenant.cloud.listed(StoragePool.KIND))[0]["metadata"]["name"]
     await tenant.volume("data", size="64Mi", reclaimPolicy="Retain")

@@ -193,8 +193,8 @@ class VolumeReconciler:
         if order is None:
             await drop_finalizer(client, self._volumes.store, volume)
             return Gone()
-        if scope.shared:  # it may have been about to be handed over
-            order = await self._orders.retain(order, retained(scope))
+        # What was wanted a moment ago need not be in the order yet; and it may have been about to be handed over.
+        order = await self._orders.retain(order, retained(scope))
         if not order.deleting:
             await self._orders.delete(order)
         elif volume.metadata.annotations.get(FORCE_DETACH) == "true":
