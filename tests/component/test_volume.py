@@ -437,7 +437,11 @@ async def test_what_is_to_become_of_the_data_may_change_until_the_volume_is_dele
 ) -> None:
     """Also a moment before: what is then said holds, and not what the host was told last."""
     await tenant.volume("data", size="64Mi", reclaimPolicy="Retain" if policy == "Delete" else "Delete")
-    file = tenant.file(await tenant.is_("data", "Available"))
+    await tenant.machine("vm", DATA)
+    await tenant.runs("vm")
+    file = tenant.file(await tenant.is_("data", "InUse", "vm"))
+    await tenant.delete(VirtualMachine.KIND, "vm")
+    await tenant.is_("data", "Available")
     await tenant.patch(Volume.KIND, "data", reclaimPolicy=policy)
     await tenant.delete(Volume.KIND, "data")
     await tenant.gone(Volume.KIND, "data")

@@ -19,6 +19,7 @@ import structlog
 
 from kumulus.api.host import DroppedPeer, ImageCopy, ImagePeer, transfer_name
 from kumulus.api.storage import ImageContent
+from kumulus.kube.connector import Connector
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.protocol import StorageError
@@ -153,7 +154,7 @@ class PeerFetcher:
         try:
             async with (
                 aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(force_close=True, limit=1),
+                    connector=Connector(force_close=True, limit=1),
                     timeout=timeout,
                     trust_env=False,
                     auto_decompress=False,

@@ -1,4 +1,4 @@
-"""Connections of aiohttp that are gone when their pool says so, for whoever closes a pool and then ends its loop."""
+"""Connections of aiohttp whose sockets have one owner, the loop, and are gone when their pool says so."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from aiohttp.client_proto import ResponseHandler
 
 
 class Connector(aiohttp.TCPConnector):
-    """Closed when its last socket is.
+    """Lets the loop make its sockets, and is closed when the last of them is.
+
+    aiohttp makes a socket of Python's and gives it to the loop, and uvloop then works with the number of its descriptor:
+    it has two owners. Whenever the garbage collector is the first to let go of it, both close that number, and by then it
+    may be another connection's, in another thread.
 
     aiohttp forgets a connection that was given up (a watch that ended, a request that was cancelled) while the two
     sides still say good-bye, and a loop that ends meanwhile leaves its socket open.
@@ -19,6 +23,13 @@ class Connector(aiohttp.TCPConnector):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._sockets: dict[asyncio.Future[None], asyncio.BaseTransport] = {}
+
+    async def _wrap_create_connection(
+        self, *args: Any, addr_infos: list[Any], **more: Any
+    ) -> tuple[asyncio.Transport, ResponseHandler]:
+        """Connects to the first address; aiohttp comes again with the next ones when that fails."""
+        host, port, *_ = addr_infos[0][4]
+        return await self._wrap_existing_connection(*args, host=host, port=port, **more)
 
     async def _create_connection(self, *args: Any, **more: Any) -> ResponseHandler:
         protocol = await super()._create_connection(*args, **more)

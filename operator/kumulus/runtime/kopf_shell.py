@@ -27,6 +27,11 @@ Feed = Callable[[Kind, str | None, dict[str, Any]], None]
 """Called in the process's own loop with kind, type (None when listed, else ADDED, MODIFIED, DELETED) and object."""
 
 
+GUARD_SECONDS = 2.0
+WATCHER = "watcher for "
+"""How the names of kopf's tasks begin that watch a kind."""
+
+
 class _NoMemory(kopf.DiffBaseStorage):
     """Nothing to compare an object with: kopf would copy and clean every object it sees, which was a third of its time."""
 
@@ -122,14 +127,31 @@ class KopfShell:
 
     async def _operate(self, registry: kopf.OperatorRegistry) -> None:
         self._pulse.start()
-        await kopf.operator(
-            registry=registry,
-            settings=_settings(),
-            clusterwide=True,
-            standalone=True,
-            identity=cast(Any, self._identity),
-            stop_flag=self._stop,
-        )
+        guard = asyncio.create_task(self._guard(), name="guard of the watches")
+        try:
+            await kopf.operator(
+                registry=registry,
+                settings=_settings(),
+                clusterwide=True,
+                standalone=True,
+                identity=cast(Any, self._identity),
+                stop_flag=self._stop,
+            )
+        finally:
+            guard.cancel()
+
+    async def _guard(self) -> None:
+        """Notice a watch that ended. kopf tells nobody but the log, and goes on without it; what it then does to end
+        need not come to an end either."""
+        seen: set[str] = set()
+        while True:
+            await asyncio.sleep(GUARD_SECONDS)
+            now = {name for task in asyncio.all_tasks() if (name := task.get_name()).startswith(WATCHER)}
+            if (gone := seen - now) and not self._stop.is_set():
+                log.error("watches ended", of=sorted(name.removeprefix(WATCHER) for name in gone))
+                self._loop.call_soon_threadsafe(self.failed.set)
+                return
+            seen |= now
 
     def _register(self, registry: kopf.OperatorRegistry, kind: Kind) -> None:
         @kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=f"{kind.plural}-{kind.group}")

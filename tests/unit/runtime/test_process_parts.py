@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -151,3 +152,26 @@ async def test_kopf_that_ended_by_itself_is_not_healthy(monkeypatch: pytest.Monk
     finally:
         await shell.stop()
     assert shell.why() is None, "it was asked to stop"
+
+
+async def test_a_watch_of_kopf_that_ended_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kopf says so to its log alone, and may then try for ever to end itself."""
+    ended = threading.Event()
+
+    async def goes_on(*, stop_flag: threading.Event, **_: object) -> None:
+        watch = asyncio.create_task(asyncio.to_thread(ended.wait), name="watcher for virtualmachines@none")
+        await asyncio.to_thread(stop_flag.wait)
+        await watch
+
+    monkeypatch.setattr("kumulus.runtime.kopf_shell.kopf.operator", goes_on)
+    monkeypatch.setattr("kumulus.runtime.kopf_shell.GUARD_SECONDS", 0.05)
+    shell = KopfShell([VirtualMachine.KIND], lambda *_: None, "test")
+    shell.start()
+    try:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(shell.failed.wait(), 0.3)
+        ended.set()
+        await asyncio.wait_for(shell.failed.wait(), 20 * PATIENCE)
+    finally:
+        ended.set()
+        await shell.stop()
