@@ -18,8 +18,10 @@ from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
+from kumulus.kube.connector import Connector
 from kumulus_agents.storage.addresses import Address, Policy, canonical, refusal
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import FetchSettings
@@ -123,13 +125,13 @@ def trust(ca_bundle: str | None) -> ssl.SSLContext:
 
 def session(origin: Origin, context: ssl.SSLContext, settings: FetchSettings) -> aiohttp.ClientSession:
     """A session for one request to that origin: no proxy, no cookies, no credentials, no decoding."""
-    connector = aiohttp.TCPConnector(
+    connector = _Gate(
+        origin,
         resolver=_Pinned(origin),
         use_dns_cache=False,
         ssl=context,
         limit=1,
         force_close=True,
-        socket_factory=_gate(origin),
     )
     return aiohttp.ClientSession(
         connector=connector,
@@ -170,14 +172,17 @@ class _Pinned(AbstractResolver):
         """Nothing is open."""
 
 
-def _gate(origin: Origin) -> Callable[[Any], socket.socket]:
-    """The only maker of sockets: it makes none for an address that was not checked."""
-    open_to = frozenset(canonical(address) for address in origin.addresses)
+class _Gate(Connector):
+    """The only maker of connections: it makes none to an address that was not checked."""
 
-    def make(info: tuple[Any, Any, int, str, tuple[Any, ...]]) -> socket.socket:
-        family, kind, proto, _, target = info
-        if canonical(ipaddress.ip_address(str(target[0]))) not in open_to:
-            raise OSError(f"{target[0]} was not checked")
-        return socket.socket(family, kind, proto)
+    def __init__(self, origin: Origin, **options: Any) -> None:
+        super().__init__(**options)
+        self._open_to = frozenset(canonical(address) for address in origin.addresses)
 
-    return make
+    async def _wrap_create_connection(
+        self, *args: Any, addr_infos: list[Any], **more: Any
+    ) -> tuple[asyncio.Transport, ResponseHandler]:
+        host, *_ = addr_infos[0][4]
+        if canonical(ipaddress.ip_address(str(host))) not in self._open_to:
+            raise OSError(f"{host} was not checked")
+        return await super()._wrap_create_connection(*args, addr_infos=addr_infos, **more)

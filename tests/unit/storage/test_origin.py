@@ -5,10 +5,11 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
+from yarl import URL
 
 from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.fetch import Fetcher
-from kumulus_agents.storage.origin import checked, parsed, system_resolve
+from kumulus_agents.storage.origin import Origin, checked, parsed, session, system_resolve, trust
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.protocol import StorageError
@@ -160,3 +161,13 @@ async def test_a_name_that_does_not_exist_may_exist_later(tmp_path) -> None:
     with pytest.raises(StorageError) as refused:
         await fetch("http://nowhere.example/", NOTHING, tmp_path, resolve)
     assert (refused.value.reason, refused.value.retryable) == ("SourceNotFound", True)
+
+
+async def test_no_connection_is_made_to_what_was_not_checked() -> None:
+    """Not even when the host of the URL is an address itself, for which nobody asks a name service."""
+    async with serving("127.0.0.1") as canary:
+        origin = Origin(URL(f"http://127.0.0.1:{canary.port}/"), (ipaddress.ip_address("203.0.113.1"),))
+        async with session(origin, trust(None), NOTHING) as asking:
+            with pytest.raises(OSError, match="127.0.0.1 was not checked"):
+                await asking.get(origin.url)
+        assert canary.connections == 0
