@@ -12,9 +12,10 @@ from aiohttp.client_proto import ResponseHandler
 class Connector(aiohttp.TCPConnector):
     """Lets the loop make its sockets, and is closed when the last of them is.
 
-    aiohttp makes a socket of Python's and gives it to the loop, and uvloop then works with the number of its descriptor:
-    it has two owners. Whenever the garbage collector is the first to let go of it, both close that number, and by then it
-    may be another connection's, in another thread.
+    aiohttp makes a socket of Python's and gives it to the loop. uvloop works with the number of its descriptor alone; of a
+    connection that is reset as TLS begins (an API server that is killed does that to everybody) it closes that number and
+    lets the socket keep it. When the socket is collected, seconds later, it closes whoever has the number by then, in
+    whichever thread: watches fall silent for good.
 
     aiohttp forgets a connection that was given up (a watch that ended, a request that was cancelled) while the two
     sides still say good-bye, and a loop that ends meanwhile leaves its socket open.

@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
+import ssl
+import struct
 
 import aiohttp
+import pytest
 import uvloop
-from aiohttp import web
 
 from kumulus.kube.connector import Connector
 
+RESET = struct.pack("ii", 1, 0)
+"""How long a socket lingers when it is closed: not at all, it resets."""
 
-def test_no_connection_has_a_second_owner() -> None:
-    """A socket of Python's beside the loop's own would be closed when it is collected, whoever has its number then."""
 
-    async def ask(connector: aiohttp.BaseConnector) -> int:
-        """How many sockets of Python's there are after a request, while its connection waits for the next."""
-        async with aiohttp.ClientSession(connector=connector) as session:
-            async with session.get(f"http://127.0.0.1:{port}/") as answer:
-                assert answer.status == 404
-            found = [item for item in gc.get_objects() if isinstance(item, socket.socket)]
-            return sum(1 for item in found if item.fileno() != -1 and _peer(item) == ("127.0.0.1", port))
+def test_a_connection_that_is_reset_as_tls_begins_closes_nobody_elses_socket() -> None:
+    """Its descriptor is another's soon after."""
 
-    async def both() -> tuple[int, int]:
-        nonlocal port
-        runner = web.AppRunner(web.Application())
-        await runner.setup()
+    async def attempt(listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+
+        async def reset_them() -> None:
+            while True:
+                peer, _ = await loop.sock_accept(listener)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                peer.close()
+
+        resetting = asyncio.create_task(reset_them())
+        async with aiohttp.ClientSession(connector=Connector(ssl=ssl.create_default_context())) as session:
+            for _ in range(10):
+                with pytest.raises(aiohttp.ClientError):
+                    await session.get(f"https://127.0.0.1:{listener.getsockname()[1]}/")
+        resetting.cancel()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        gc.disable()
         try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            port = runner.addresses[0][1]
-            return await ask(aiohttp.TCPConnector()), await ask(Connector())
+            uvloop.run(attempt(listener))
+            others = [socket.socket() for _ in range(30)]
         finally:
-            await runner.cleanup()
-
-    port = 0
-    assert uvloop.run(both()) == (1, 0)
-
-
-def _peer(item: socket.socket) -> object:
-    try:
-        return item.getpeername()
-    except OSError:
-        return None
+            gc.enable()
+        gc.collect()
+        for other in others:
+            other.bind(("127.0.0.1", 0))
+            other.close()
