@@ -168,6 +168,6 @@ async def test_no_connection_is_made_to_what_was_not_checked() -> None:
     async with serving("127.0.0.1") as canary:
         origin = Origin(URL(f"http://127.0.0.1:{canary.port}/"), (ipaddress.ip_address("203.0.113.1"),))
         async with session(origin, trust(None), NOTHING) as asking:
-            with pytest.raises(OSError, match="127.0.0.1 was not checked"):
+            with pytest.raises(OSError, match="was not checked"):
                 await asking.get(origin.url)
         assert canary.connections == 0
