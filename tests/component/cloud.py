@@ -16,7 +16,8 @@ from typing import Any
 
 from kumulus.api.base import Kind
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import PoolRef, WorkOrder
+from kumulus.api.host import WorkOrder
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver, PoolParameters
 from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus.kube.client import KubeClient

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from kumulus.api.host import WorkOrder, instance_order_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import instance_order_name
 from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, ForeignDomain
 from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedSettings
 from kumulus_lab.cluster import NativeCluster

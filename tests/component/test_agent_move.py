@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from kumulus.api.host import WorkOrder, instance_order_name, snapshot_order_name, volume_order_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import instance_order_name, snapshot_order_name, volume_order_name
 from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
 from kumulus_agents.hypervisor.simulated import SimulatedHost
 from kumulus_agents.hypervisor.simulated import SimulatedSettings as HypervisorSettings

@@ -19,7 +19,8 @@ import pytest_asyncio
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import CERTIFICATE_ORDER, WorkOrder
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import CERTIFICATE_ORDER
 from kumulus.api.storage import Image, ImageUpload, StoragePool
 from kumulus.cli.session import Options, Session
 from kumulus.cli.upload import door

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import NetworkDriverName
 from kumulus_agents.agent import machine_facts
 from kumulus_agents.agent.agent import Drivers

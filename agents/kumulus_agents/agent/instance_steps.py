@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from kumulus.api.host import InstanceDisk, InstanceOrder, SeedRef, WorkOrder
+from kumulus.api.host import WorkOrder
+from kumulus.api.instance_order import InstanceDisk, InstanceOrder, SeedRef
 from kumulus.api.qos import UNLIMITED
 from kumulus.api.segments import Nic
 from kumulus.api.storage import OPTICAL

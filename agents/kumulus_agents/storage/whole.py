@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
-from kumulus.api.host import ImageRef
+from kumulus.api.image_order import ImageRef
 from kumulus.api.storage import ImageContent
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part

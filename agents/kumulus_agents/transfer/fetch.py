@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import aiohttp
 import structlog
 
-from kumulus.api.host import DroppedPeer, ImageCopy, ImagePeer, transfer_name
+from kumulus.api.host import transfer_name
+from kumulus.api.image_order import DroppedPeer, ImageCopy, ImagePeer
 from kumulus.api.storage import ImageContent
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part

@@ -6,7 +6,9 @@ from typing import Any
 
 from kumulus.api.base import ObjectRef
 from kumulus.api.compute import PowerState, VirtualMachine, VolumeTemplate
-from kumulus.api.host import Drive, InstanceDisk, InstanceOrder, PoolRef, SeedRef, WorkOrderSpec, WorkType
+from kumulus.api.host import WorkOrderSpec, WorkType
+from kumulus.api.instance_order import Drive, InstanceDisk, InstanceOrder, SeedRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import Nic
 from kumulus.api.volumes import ReclaimPolicy
 from kumulus_controllers.compute.resolve import Resolution, boot_order

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kumulus.api.compute import Disk, PowerState, ResolvedImage, ResolvedSize, VirtualMachine
-from kumulus.api.host import Drive, InstanceDisk, PoolRef, luks_secret_name
+from kumulus.api.instance_order import Drive, InstanceDisk
+from kumulus.api.order_names import luks_secret_name
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import OPTICAL, ImagePhase
 from kumulus_controllers.compute.links import linked

@@ -8,7 +8,8 @@ import structlog
 
 from kumulus.api.base import FORCE_DETACH
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import WorkOrder, pool_order_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import pool_order_name
 from kumulus.api.storage import Attachment, Volume
 from kumulus.runtime.reconciler import Services
 from kumulus.runtime.result import Requeue, Result, Wait

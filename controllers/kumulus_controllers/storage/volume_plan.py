@@ -8,20 +8,9 @@ from dataclasses import dataclass
 from kumulus.api.base import DOMAIN, FORCE_DETACH, ObjectRef
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.host import (
-    DiskOrder,
-    ExistingFile,
-    PoolRef,
-    SnapshotRef,
-    UnownedFile,
-    UnownedKind,
-    VolumeOrder,
-    VolumeOrigin,
-    WorkOrder,
-    WorkOrderSpec,
-    WorkType,
-    luks_secret_name,
-)
+from kumulus.api.host import WorkOrder, WorkOrderSpec, WorkType
+from kumulus.api.order_names import luks_secret_name
+from kumulus.api.pool_order import PoolRef, UnownedFile, UnownedKind
 from kumulus.api.qos import Qos
 from kumulus.api.quantity import from_bytes, to_bytes
 from kumulus.api.snapshots import SnapshotPhase
@@ -36,6 +25,7 @@ from kumulus.api.storage import (
     Volume,
     VolumeClass,
 )
+from kumulus.api.volume_order import DiskOrder, ExistingFile, SnapshotRef, VolumeOrder, VolumeOrigin
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.api.volumes import CacheMode, CloneMode, Encryption, ExistingData, ReclaimPolicy
 from kumulus_controllers.planning.views import VolumeDemand

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kumulus.api.host import DiskManner, WorkOrder, WorkState
+from kumulus.api.host import WorkOrder, WorkState
+from kumulus.api.instance_order import DiskManner
 from kumulus.api.storage import Attachment, Progress, VolumePhase, VolumeStatus
 from kumulus.api.volumes import CloneMode
 from kumulus.runtime.conditions import Fact, derive

@@ -16,7 +16,8 @@ import yaml
 from kumulus.api.base import PLATFORM_NAMESPACE, Kind, Resource
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import WorkOrder, instance_order_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import instance_order_name
 from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume
 from kumulus.cli import overview
 from kumulus.cli import vm as machines

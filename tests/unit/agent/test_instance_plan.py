@@ -11,16 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kumulus.api.compute import DriveBus, PowerState, RestartPolicy, Stop, StopMode
-from kumulus.api.host import (
-    Drive,
-    ImageRef,
-    InstanceDisk,
-    InstanceFacts,
-    InstanceOrder,
-    PoolRef,
-    WorkOrderStatus,
-    WorkState,
-)
+from kumulus.api.host import WorkOrderStatus, WorkState
+from kumulus.api.image_order import ImageRef
+from kumulus.api.instance_order import Drive, InstanceDisk, InstanceFacts, InstanceOrder
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver
 from kumulus.api.qos import Qos
 from kumulus.api.segments import Nic, NicFacts

@@ -10,7 +10,7 @@ import tarfile
 from dataclasses import dataclass, field
 from typing import Any
 
-from kumulus.api.host import ImageRef, OciFetch
+from kumulus.api.image_order import ImageRef, OciFetch
 from kumulus.api.storage import ImageFormat
 from kumulus_agents.storage.protocol import Login, RegistrySource
 from tests.unit.storage.material import uid

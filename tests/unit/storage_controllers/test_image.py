@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from kumulus.api.base import ConditionStatus
-from kumulus.api.host import PoolRef, WorkOrder
+from kumulus.api.host import WorkOrder
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.storage import Compression, Image, ImageFormat, ImagePhase, ImageStatus
 from kumulus_controllers.storage import image as images
 from kumulus_controllers.storage.image import Scope, derive_status

@@ -11,9 +11,11 @@ from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
 
-from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
+from kumulus.api.image_order import ImageRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.snapshots import Indication
 from kumulus.api.storage import OPTICAL, ImageContent, ImageFormat
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage import chain
 from kumulus_agents.storage.adoption import Unclaimed
 from kumulus_agents.storage.apart import apart
