@@ -8,7 +8,7 @@ import pytest
 
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
-from kumulus.api.storage import Image
+from kumulus.api.image import Image
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient
 from kumulus.kube.reflector import fill

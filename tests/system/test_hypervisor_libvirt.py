@@ -22,7 +22,8 @@ from pathlib import Path, PurePosixPath
 import libvirt
 import pytest
 
-from kumulus.api.compute import DriveBus, PowerState
+from kumulus.api.compute import PowerState
+from kumulus.api.disks import DriveBus
 from kumulus.api.image_order import HttpFetch
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from kumulus.api.host import WorkOrder
+from kumulus.api.image import OPTICAL
 from kumulus.api.instance_order import InstanceDisk, InstanceOrder, SeedRef
 from kumulus.api.qos import UNLIMITED
 from kumulus.api.segments import Nic
-from kumulus.api.storage import OPTICAL
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_scope import (

@@ -18,8 +18,8 @@ import aiohttp
 import structlog
 
 from kumulus.api.host import transfer_name
+from kumulus.api.image import ImageContent
 from kumulus.api.image_order import DroppedPeer, ImageCopy, ImagePeer
-from kumulus.api.storage import ImageContent
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.protocol import StorageError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from kumulus.api.base import ObjectRef
-from kumulus.api.compute import PowerState, VirtualMachine, VolumeTemplate
+from kumulus.api.compute import PowerState, VirtualMachine
+from kumulus.api.disks import VolumeTemplate
 from kumulus.api.host import WorkOrderSpec, WorkType
 from kumulus.api.instance_order import Drive, InstanceDisk, InstanceOrder, SeedRef
 from kumulus.api.pool_order import PoolRef

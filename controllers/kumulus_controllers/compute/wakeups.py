@@ -5,9 +5,10 @@ from __future__ import annotations
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, HostPhase, Zone
 from kumulus.api.host import HostReport, WorkOrder, WorkType
+from kumulus.api.image import ClusterImage, Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore
 from kumulus.api.network import NetworkInterface, SecurityGroup
-from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
+from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Enqueue
 from kumulus_controllers.compute.restores import restores

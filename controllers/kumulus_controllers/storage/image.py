@@ -11,6 +11,7 @@ import structlog
 from kumulus.api.base import FINALIZER, PLATFORM_NAMESPACE, ObjectRef
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder, WorkOrderSpec, WorkState, WorkType
+from kumulus.api.image import CachePolicy, ImageCache, ImagePhase, ImageStatus
 from kumulus.api.image_order import (
     WAITING_FOR_UPLOAD,
     HttpFetch,
@@ -22,8 +23,9 @@ from kumulus.api.image_order import (
 )
 from kumulus.api.order_names import image_order_name, pull_secret_name
 from kumulus.api.pool_order import PoolRef
-from kumulus.api.storage import CachePolicy, ImageCache, ImagePhase, ImageStatus, Progress, StoragePool
+from kumulus.api.storage import StoragePool
 from kumulus.api.volume_order import DiskOrder
+from kumulus.api.volumes import Progress
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key, Store

@@ -6,9 +6,10 @@ from kumulus.api.base import ConditionStatus
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.image import ClusterImage, Image
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
 from kumulus.api.pool_order import UnownedFile
-from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
+from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Enqueue

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, Resource, Scope, Status, immutable
-from kumulus.api.compute import DnsLabel
+from kumulus.api.base import DOMAIN, VERSION, Column, DnsLabel, Kind, Model, Resource, Scope, Status, immutable
 from kumulus.api.placement import Taint
 from kumulus.api.quantity import Amount
 

@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from kumulus.api.base import Model, Rule, list_map
+from kumulus.api.image import Compression, ImageContent, ImageFormat, OciLayout, Sha256
 from kumulus.api.segments import Uid
-from kumulus.api.storage import Compression, ImageContent, ImageFormat, OciLayout, Sha256
 
 
 class ImageRef(Model):

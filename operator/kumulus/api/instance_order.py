@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from kumulus.api.base import Model, Rule, immutable, list_map
-from kumulus.api.compute import DRIVES_MOST, DiskName, DriveBus, PowerState, RestartPolicy, Stop
+from kumulus.api.compute import PowerState, RestartPolicy, Stop
+from kumulus.api.disks import DRIVES_MOST, DiskName, DriveBus
 from kumulus.api.image_order import ImageRef
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.qos import Qos

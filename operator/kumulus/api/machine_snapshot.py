@@ -8,7 +8,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from kumulus.api.base import VERSION, Column, Kind, Model, Resource, Rule, Status, immutable, list_map
-from kumulus.api.compute import GROUP, DiskName, VirtualMachineSpec
+from kumulus.api.compute import GROUP, VirtualMachineSpec
+from kumulus.api.disks import DiskName
 from kumulus.api.quantity import Bytes
 from kumulus.api.snapshots import Quiesce, SnapshotStatus
 from kumulus.api.volumes import CloneMode, ObjectName

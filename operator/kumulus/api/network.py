@@ -7,21 +7,12 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, StringConstraints
 
-from kumulus.api.addresses import (
-    GUESTS,
-    IS_ADDRESS,
-    IS_RANGE,
-    RANGE_SIZE,
-    UNICAST,
-    Address,
-    Cidr,
-    DnsName,
-    MacAddress,
-)
+from kumulus.api.addresses import GUESTS, IS_ADDRESS, IS_RANGE, RANGE_SIZE, UNICAST, Address, Cidr, DnsName, MacAddress
 from kumulus.api.base import (
     DOMAIN,
     VERSION,
     Column,
+    DnsLabel,
     Kind,
     Model,
     Resource,
@@ -32,7 +23,6 @@ from kumulus.api.base import (
     immutable,
     list_map,
 )
-from kumulus.api.compute import DnsLabel
 from kumulus.api.segments import DhcpOption, NetworkDriverName, Protocol
 from kumulus.api.volumes import ObjectName
 

@@ -11,6 +11,7 @@ from kumulus.api.addresses import IS_ADDRESS, IS_RANGE, RANGE_SIZE, Address, Cid
 from kumulus.api.base import (
     VERSION,
     Column,
+    DnsLabel,
     Kind,
     Model,
     Resource,
@@ -21,7 +22,6 @@ from kumulus.api.base import (
     immutable,
     list_map,
 )
-from kumulus.api.compute import DnsLabel
 from kumulus.api.gateways import DeviceName, ForwardProtocol
 from kumulus.api.network import GROUP, AddressRange
 from kumulus.api.placement import Selector

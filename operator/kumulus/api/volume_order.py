@@ -7,10 +7,11 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from kumulus.api.base import Model, Rule, immutable, list_map
+from kumulus.api.image import ImageContent
 from kumulus.api.image_order import DroppedPeer, ImageImport, ImageRef
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import Uid
-from kumulus.api.storage import ImageContent, Progress
+from kumulus.api.volumes import Progress
 
 SecretName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 """Name of a Secret of the host's namespace."""

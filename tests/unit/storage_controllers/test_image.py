@@ -9,8 +9,8 @@ import pytest
 
 from kumulus.api.base import ConditionStatus
 from kumulus.api.host import WorkOrder
+from kumulus.api.image import Compression, Image, ImageFormat, ImagePhase, ImageStatus
 from kumulus.api.pool_order import PoolRef
-from kumulus.api.storage import Compression, Image, ImageFormat, ImagePhase, ImageStatus
 from kumulus_controllers.storage import image as images
 from kumulus_controllers.storage.image import Scope, derive_status
 

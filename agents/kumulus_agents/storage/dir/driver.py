@@ -11,10 +11,10 @@ from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
 
+from kumulus.api.image import OPTICAL, ImageContent, ImageFormat
 from kumulus.api.image_order import ImageRef
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.snapshots import Indication
-from kumulus.api.storage import OPTICAL, ImageContent, ImageFormat
 from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage import chain
 from kumulus_agents.storage.adoption import Unclaimed

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakValueDictionary
 
+from kumulus.api.image import OPTICAL
 from kumulus.api.image_order import ImageRef
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.snapshots import Indication
-from kumulus.api.storage import OPTICAL
 from kumulus.api.volume_order import SnapshotRef, VolumeOrigin
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
 from kumulus_agents.storage.fetch import Fetcher

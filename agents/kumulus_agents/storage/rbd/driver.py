@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from weakref import WeakValueDictionary
 
+from kumulus.api.image import OPTICAL, ImageContent
 from kumulus.api.image_order import ImageRef
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.snapshots import Indication
-from kumulus.api.storage import OPTICAL, ImageContent
 from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
 from kumulus_agents.storage.fetch import Fetcher
