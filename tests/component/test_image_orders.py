@@ -17,7 +17,8 @@ from kumulus.runtime.clock import SystemClock
 from kumulus.runtime.reconciler import Caches, Services
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.storage.copies import Copies
-from kumulus_controllers.storage.image import ImageReconciler, order_import
+from kumulus_controllers.storage.image import ImageReconciler
+from kumulus_controllers.storage.image_orders import order_import
 from kumulus_controllers.storage.presence import pool_ref
 from kumulus_lab.cluster import NativeCluster
 from tests.component.test_kube import SHA, connected

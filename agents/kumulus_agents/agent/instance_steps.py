@@ -37,14 +37,7 @@ from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.agent.whereabouts import Whereabouts
-from kumulus_agents.hypervisor.protocol import (
-    DomainDisk,
-    DomainDrive,
-    DomainNic,
-    DomainSpec,
-    Hypervisor,
-    Marks,
-)
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainNic, DomainSpec, Hypervisor, Marks
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.source import DiskSource, FileSource
 

@@ -53,7 +53,7 @@ from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Demand, Placement, Refusal
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage.copies import Copies
-from kumulus_controllers.storage.image import order_import
+from kumulus_controllers.storage.image_orders import order_import
 from kumulus_controllers.storage.sharing import Images
 from kumulus_controllers.storage.volume_plan import Wanted
 from kumulus_controllers.storage.volumes import Volumes

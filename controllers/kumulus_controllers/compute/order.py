@@ -13,7 +13,7 @@ from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import Nic
 from kumulus.api.volumes import ReclaimPolicy
 from kumulus_controllers.compute.resolve import Resolution, boot_order
-from kumulus_controllers.storage.image import image_ref
+from kumulus_controllers.storage.image_orders import image_ref
 from kumulus_controllers.storage.volume_plan import MADE_FOR
 
 

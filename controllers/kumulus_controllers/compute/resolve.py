@@ -19,7 +19,7 @@ from kumulus_controllers.compute.links import linked
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.planning.views import Demand, Request
-from kumulus_controllers.storage.image import image_ref
+from kumulus_controllers.storage.image_orders import image_ref
 from kumulus_controllers.storage.sharing import NotUsable, Reference, usable
 from kumulus_controllers.storage.volume_keeper import HANDING_OVER
 from kumulus_controllers.storage.volume_plan import MADE_FOR, Lack, Manner, Wanted

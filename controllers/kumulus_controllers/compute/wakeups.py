@@ -15,7 +15,7 @@ from kumulus_controllers.compute.restores import restores
 from kumulus_controllers.compute.scope import AnyImage
 from kumulus_controllers.network.networks import IN_GROUP, USES_NIC, Networks
 from kumulus_controllers.orders import DISKS_IN, NOT_BEGUN, work_orders
-from kumulus_controllers.storage.image import arrived
+from kumulus_controllers.storage.image_orders import arrived
 from kumulus_controllers.storage.volumes import OF_CLASS, USES_VOLUME, Volumes
 
 WOKEN = 32

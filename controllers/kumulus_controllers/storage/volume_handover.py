@@ -17,7 +17,7 @@ from kumulus_controllers.orders import host_of
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.status import drop_finalizer
 from kumulus_controllers.storage import passphrase
-from kumulus_controllers.storage.image import heard
+from kumulus_controllers.storage.image_orders import heard
 from kumulus_controllers.storage.snapshot_orders import SnapshotOrders
 from kumulus_controllers.storage.volume_keeper import HANDING_OVER, handing_over, kept_back, snapshots_left
 from kumulus_controllers.storage.volume_orders import VolumeOrders

@@ -20,7 +20,7 @@ from kumulus.api.volume_order import DiskOrder, ExistingFile, SnapshotRef, Volum
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.api.volumes import CacheMode, CloneMode, Encryption, ExistingData, ReclaimPolicy
 from kumulus_controllers.planning.views import VolumeDemand
-from kumulus_controllers.storage.image import image_ref
+from kumulus_controllers.storage.image_orders import image_ref
 from kumulus_controllers.storage.sharing import NotUsable, Reference, usable
 
 AnyImage = Image | ClusterImage

@@ -16,7 +16,7 @@ from kumulus.runtime.reconciler import Enqueue
 from kumulus_controllers.orders import DISKS_IN, NOT_BEGUN, at_rest, volumes_in
 from kumulus_controllers.storage.emptying import IN_POOL
 from kumulus_controllers.storage.handover import items_of
-from kumulus_controllers.storage.image import arrived
+from kumulus_controllers.storage.image_orders import arrived
 from kumulus_controllers.storage.move_plan import MOVING, WAITING_FOR_TURN
 from kumulus_controllers.storage.volumes import (
     AWAITS_MOVE,
