@@ -28,7 +28,8 @@ from kumulus_agents.agent.identity import StateDirectory
 from kumulus_agents.agent.report import MachineFacts
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.hypervisor.protocol import Domain, DomainSpec
-from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
+from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
+from kumulus_agents.hypervisor.simulated_host import SimulatedHost, SimulatedSettings
 from kumulus_agents.storage import registry
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageDriver

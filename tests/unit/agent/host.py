@@ -31,7 +31,8 @@ from kumulus_agents.agent.instance_files import InstanceFiles, NoFiles
 from kumulus_agents.agent.report import MachineFacts
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.hypervisor.protocol import Hypervisor
-from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor
+from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
+from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_agents.network.protocol import NetworkDriver
 from kumulus_agents.network.simulated import SimulatedFabric, SimulatedNetworks
 from kumulus_agents.storage.dir.driver import DirStorage
