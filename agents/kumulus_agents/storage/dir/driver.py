@@ -32,7 +32,6 @@ from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import (
     ImageSource,
-    ImportProgress,
     Merge,
     ProgressListener,
     Resize,
@@ -272,7 +271,7 @@ class DirStorage:
             if (found := await self.volume(uid)) is not None:
                 await self._take_back(uid)
                 return found
-            pace = Pace(progress or _ignore)
+            pace = Pace(progress)
             with told_as("make the volume"):
                 if image is not None:
                     async with self._made_of(image):
@@ -536,7 +535,7 @@ class DirStorage:
     async def _merge(
         self, volume: str, merge: Merge, passphrase: Passphrase | None, progress: ProgressListener | None
     ) -> None:
-        pace = Pace(progress or _ignore)
+        pace = Pace(progress)
         async with self._lock(f"volume {uid_of(volume)}"):
             self._refuse_copied(volume)
             self._merging.add(volume)
@@ -724,10 +723,6 @@ def _linked_otherwise() -> StorageError:
 
 def _in_clear(why: str) -> StorageError:
     return StorageError(f"The volume is encrypted, and a {why}", reason="EncryptedCopy", retryable=False)
-
-
-def _ignore(_: ImportProgress) -> None:
-    """Nobody listens."""
 
 
 def make(pool: PoolRef, settings: StorageSettings, _: Secrets) -> StorageDriver:

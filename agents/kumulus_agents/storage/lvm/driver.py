@@ -25,7 +25,6 @@ from kumulus_agents.storage.lvm.volumes import ThinVolumes
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
     ImageSource,
-    ImportProgress,
     Merge,
     ProgressListener,
     Resize,
@@ -156,7 +155,7 @@ class LvmStorage:
             listing = await self._group.listing()
             if (found := listing.volume(uid)) is not None:
                 return self._stored(found)
-            pace = Pace(progress or _ignore)
+            pace = Pace(progress)
             if image is not None:
                 await self._make_on_image(uid, image, size, thick, pace, listing)
             elif snapshot is not None:
@@ -397,10 +396,6 @@ def _refuse_open(found: Logical, doing: str) -> None:
 def _refuse_begun(listing: Listing, volume: str) -> None:
     if snapshots.begun(listing, volume):
         raise StorageError("A snapshot of the volume is being taken. Wait until it is.", reason="VolumeBusy")
-
-
-def _ignore(_: ImportProgress) -> None:
-    """Nobody listens."""
 
 
 def make(pool: PoolRef, settings: StorageSettings, _: Secrets) -> StorageDriver:

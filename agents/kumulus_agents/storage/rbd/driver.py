@@ -21,7 +21,6 @@ from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import (
     ImageSource,
-    ImportProgress,
     Merge,
     ProgressListener,
     Resize,
@@ -249,7 +248,7 @@ class RbdStorage:
         async with self._lock(f"volume {uid_of(uid)}"):
             if (found := await self.volume(uid)) is not None:
                 return found
-            pace = Pace(progress or _ignore)
+            pace = Pace(progress)
             if image is not None:
                 await self._make_on_image(uid, image, size, thick, pace)
             elif source is not None and origin is not None and origin.linked:
@@ -549,10 +548,6 @@ def _in_use(what: str) -> Iterator[None]:
             f"The {what} is open somewhere, or was a moment ago. It is tried again; look who has it (`rbd status`).",
             reason="VolumeInUse",
         ) from error
-
-
-def _ignore(_: ImportProgress) -> None:
-    """Nobody listens."""
 
 
 def make(pool: PoolRef, settings: StorageSettings, secrets: Secrets) -> StorageDriver:
