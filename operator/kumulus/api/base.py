@@ -120,6 +120,18 @@ class Column:
     description: str = ""
 
 
+PHASE = Column("Phase", ".status.phase")
+"""Column of an object's state in one word."""
+
+AGE = Column("Age", ".metadata.creationTimestamp", "date")
+"""Column of how long an object has been there."""
+
+
+def reason_of(condition: str = "Ready", *, priority: int = 1) -> Column:
+    """Column of why a condition of an object is what it is."""
+    return Column("Reason", f".status.conditions[?(@.type=='{condition}')].reason", priority=priority)
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What the API server has to know of a kind, ours or a built-in one."""

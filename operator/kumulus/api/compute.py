@@ -9,7 +9,9 @@ from pydantic import Field
 
 from kumulus.api.addresses import GUESTS, IS_ADDRESS, UNICAST, Address, MacAddress
 from kumulus.api.base import (
+    AGE,
     DOMAIN,
+    PHASE,
     VERSION,
     Column,
     DnsLabel,
@@ -22,6 +24,7 @@ from kumulus.api.base import (
     cel,
     immutable,
     list_map,
+    reason_of,
 )
 from kumulus.api.cloud_init import CloudInit, SshKey
 from kumulus.api.disks import DISKS_FIXED, DRIVES_MOST, Disk
@@ -303,16 +306,16 @@ class VirtualMachine(Resource):
         categories=("kumulus",),
         selectable=(".spec.zone", ".spec.powerState"),
         columns=(
-            Column("Phase", ".status.phase"),
+            PHASE,
             Column("Host", ".status.host"),
             Column("CPUs", ".status.resources.cpus", "integer"),
             Column("Memory", ".status.resources.memory"),
             Column("Addresses", ".status.addresses", priority=1),
             Column("Ready", ".status.conditions[?(@.type=='Ready')].status", priority=1),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
+            reason_of(),
             Column("Zone", ".status.zone", priority=1),
             Column("Restarts", ".status.restarts", "integer", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            AGE,
         ),
         rules=(
             Rule(
@@ -364,7 +367,7 @@ class InstanceType(Resource):
         columns=(
             Column("CPUs", ".spec.cpus", "integer"),
             Column("Memory", ".spec.memory"),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            AGE,
         ),
         status=False,
     )

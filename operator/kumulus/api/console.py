@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from kumulus.api.base import VERSION, Column, DnsLabel, Kind, Model, Resource, Rule, Status
+from kumulus.api.base import AGE, PHASE, VERSION, Column, DnsLabel, Kind, Model, Resource, Rule, Status
 from kumulus.api.compute import GROUP
 
 
@@ -57,8 +57,8 @@ class ConsoleRequest(Resource):
         columns=(
             Column("VM", ".spec.vm"),
             Column("Type", ".spec.type"),
-            Column("Phase", ".status.phase"),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            PHASE,
+            AGE,
         ),
     )
 

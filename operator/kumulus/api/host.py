@@ -13,7 +13,7 @@ from typing import ClassVar, NewType
 from pydantic import Field
 
 from kumulus.api.addresses import Address
-from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
+from kumulus.api.base import AGE, DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
 from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.image_order import HostAddress, UploadOrder
@@ -163,7 +163,7 @@ class WorkOrder(Resource):
             Column("Reason", ".status.reason"),
             Column("Namespace-For", ".spec.for.namespace", priority=1),
             Column("Message", ".status.message", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            AGE,
         ),
     )
 
@@ -278,7 +278,7 @@ class HostReport(Resource):
             Column("Hypervisor", ".status.versions.hypervisor"),
             Column("Ready", ".status.hypervisorReady", "boolean"),
             Column("Unmanaged", ".status.unmanagedCount", "integer"),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            AGE,
         ),
     )
 

@@ -9,6 +9,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field, StringConstraints
 
 from kumulus.api.base import (
+    AGE,
+    PHASE,
     VERSION,
     Column,
     DnsLabel,
@@ -21,6 +23,7 @@ from kumulus.api.base import (
     cel,
     immutable,
     list_map,
+    reason_of,
 )
 from kumulus.api.quantity import Bytes, DiskSize, MeasuredBytes, Memory
 from kumulus.api.storage import GROUP
@@ -304,15 +307,15 @@ class ImageStatus(Status):
 
 
 _IMAGE_COLUMNS = (
-    Column("Phase", ".status.phase"),
+    PHASE,
     Column("Format", ".spec.format"),
     Column("Arrived", ".status.progress.bytes", priority=1),
     Column("Total", ".status.progress.total", priority=1),
     Column("Rate", ".status.progress.rate", priority=1),
     Column("Seconds-Left", ".status.progress.remainingSeconds", "integer", priority=1),
     Column("Virtual-Size", ".status.virtualSize"),
-    Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
-    Column("Age", ".metadata.creationTimestamp", "date"),
+    reason_of(),
+    AGE,
 )
 
 
@@ -389,10 +392,10 @@ class ImageUpload(Resource):
         categories=("kumulus",),
         columns=(
             Column("Image", ".spec.image"),
-            Column("Phase", ".status.phase"),
+            PHASE,
             Column("Host", ".status.host", priority=1),
             Column("Expires", ".status.expiresAt"),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            AGE,
         ),
     )
 

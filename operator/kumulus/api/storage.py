@@ -8,7 +8,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from kumulus.api.base import (
+    AGE,
     DOMAIN,
+    PHASE,
     VERSION,
     Column,
     DnsLabel,
@@ -21,6 +23,7 @@ from kumulus.api.base import (
     cel,
     immutable,
     list_map,
+    reason_of,
 )
 from kumulus.api.placement import Selector
 from kumulus.api.pools import PARAMETER_RULES, PoolDriver, PoolParameters, is_shared
@@ -165,15 +168,15 @@ class StoragePool(Resource):
         categories=("kumulus-admin",),
         columns=(
             Column("Driver", ".spec.driver"),
-            Column("Phase", ".status.phase"),
+            PHASE,
             Column("Hosts", ".status.readyHosts", "integer"),
             Column("Capacity", ".status.capacity"),
             Column("Used", ".status.used"),
             Column("Allocated", ".status.allocated"),
-            Column("Reason", ".status.conditions[?(@.type=='AcceptsVolumes')].reason", priority=1),
+            reason_of("AcceptsVolumes"),
             Column("Emptied", ".status.conditions[?(@.type=='Emptied')].status", priority=1),
             Column("Unowned", ".status.unownedFiles", "integer", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            AGE,
         ),
     )
 
@@ -240,7 +243,7 @@ class VolumeClass(Resource):
             Column("Bytes/s", ".spec.qos.bytesPerSecond", priority=1),
             Column("Cache", ".spec.cache", priority=1),
             Column("Secret", ".spec.encryption.secret", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            AGE,
         ),
         status=False,
     )
@@ -351,7 +354,7 @@ class Volume(Resource):
         short_names=("vol", "vols"),
         categories=("kumulus",),
         columns=(
-            Column("Phase", ".status.phase"),
+            PHASE,
             Column("Size", ".status.size"),
             Column("VM", ".status.attachedTo.vm"),
             Column("Pool", ".status.pool"),
@@ -363,8 +366,8 @@ class Volume(Resource):
             Column("Total", ".status.progress.total", priority=1),
             Column("Rate", ".status.progress.rate", priority=1),
             Column("Seconds-Left", ".status.progress.remainingSeconds", "integer", priority=1),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            reason_of(),
+            AGE,
         ),
     )
 
