@@ -16,7 +16,7 @@ BIN := .venv/bin
 # Only tests need the servers that they talk to.
 SETUP := $(PYTHON) hack/setup.py $(if $(filter simulated,$(HOSTS)),--simulated) $(if $(filter test fault,$(MAKECMDGOALS)),--tests)
 
-.PHONY: help setup demo demo-down test lint fmt generate verify bench fault fresh docs clean
+.PHONY: help setup demo demo-down test lint fmt generate verify lock bench fault fresh docs clean
 
 help: ## List what can be made, one sentence each.
 	@echo "usage: make TARGET [HOSTS=2|simulated] [ARGS='...']"
@@ -52,6 +52,16 @@ generate: setup ## Write the CRDs, the reference and the table of states from wh
 verify: setup ## Fail when generated files differ from what the code says.
 	@$(BIN)/python -m kumulus.crdgen --check
 	$(BIN)/python -m kumulus_agents.agent.state_table --check
+
+lock: ## Write the lock files for what pyproject.toml asks for; what is locked and fits stays. ARGS=--upgrade takes the newest.
+	@made=$$(mktemp -d)
+	trap 'rm -rf "$$made"' EXIT
+	$(PYTHON) -m venv "$$made"
+	"$$made/bin/pip" install --quiet --disable-pip-version-check "$$(sed -n 's/^UV = "\(.*\)"/\1/p' hack/setup.py)"
+	compile() { "$$made/bin/uv" pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11 $(ARGS) "$$@"; }
+	compile --extra controllers --extra agent --extra ovn --extra dev pyproject.toml --output-file requirements.lock
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["libvirt"])' \
+	  | compile - --output-file requirements-libvirt.lock
 
 bench: setup ## Measure creation, deletion, API writes and memory, beside the floor; results as JSON in bench-results/.
 	@$(BIN)/kumulus-lab prepare

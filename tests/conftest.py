@@ -18,11 +18,12 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from kumulus.api.base import Kind
 from kumulus.api.compute import VirtualMachine
+from kumulus.api.image import Image
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import FloatingIP, Router
-from kumulus.api.storage import Image, Volume
+from kumulus.api.storage import Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.cli.cluster import Cluster
 from kumulus.kube.builtin import NAMESPACE

@@ -5,7 +5,8 @@ from __future__ import annotations
 from kumulus.api.base import ConditionStatus
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, HostCondition, host_namespace
-from kumulus.api.host import HostReport, PoolFacts, WorkOrder, WorkState, WorkType
+from kumulus.api.host import HostReport, WorkOrder, WorkState, WorkType
+from kumulus.api.pool_order import PoolFacts
 from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.kube.store import Store

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from kumulus.api.compute import PowerState
 from kumulus.api.fabric import HOST_NAMESPACE_PREFIX
-from kumulus.api.host import PoolRef, WorkOrder, WorkState
+from kumulus.api.host import WorkOrder, WorkState
+from kumulus.api.pool_order import PoolRef
 from kumulus.kube.store import Store
 from kumulus.runtime.reconciler import Caches
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.storage import ClusterImage
+from kumulus.api.image import ClusterImage
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists
 from kumulus_lab.host import LibvirtHost

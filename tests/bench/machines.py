@@ -9,7 +9,8 @@ from typing import Any
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import WorkOrder, instance_order_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import instance_order_name
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists, KubeError

@@ -17,8 +17,10 @@ from typing import Any
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import WorkOrder, instance_order_name
-from kumulus.api.storage import Image, StoragePool, Volume
+from kumulus.api.host import WorkOrder
+from kumulus.api.image import Image
+from kumulus.api.order_names import instance_order_name
+from kumulus.api.storage import StoragePool, Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.client import KubeClient, Raw
 from kumulus_lab.host import LibvirtHost

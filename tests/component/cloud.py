@@ -16,7 +16,8 @@ from typing import Any
 
 from kumulus.api.base import Kind
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import PoolRef, WorkOrder
+from kumulus.api.host import WorkOrder
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver, PoolParameters
 from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus.kube.client import KubeClient
@@ -27,7 +28,8 @@ from kumulus_agents.agent.identity import StateDirectory
 from kumulus_agents.agent.report import MachineFacts
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.hypervisor.protocol import Domain, DomainSpec
-from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
+from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
+from kumulus_agents.hypervisor.simulated_host import SimulatedHost, SimulatedSettings
 from kumulus_agents.storage import registry
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageDriver

@@ -15,26 +15,20 @@ from typing import Any
 import pytest
 
 from kumulus.api.base import Kind, Resource, Scope
-from kumulus.api.compute import USER_DATA_MAX, ConsoleRequest, InstanceType, VirtualMachine
+from kumulus.api.cloud_init import USER_DATA_MAX
+from kumulus.api.compute import InstanceType, VirtualMachine
+from kumulus.api.console import ConsoleRequest
 from kumulus.api.fabric import HOST_NAME_MAX, Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.image import ClusterImage, Image, ImageStatus, ImageUpload
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
 from kumulus.api.registry import KINDS
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
-from kumulus.api.storage import (
-    ClusterImage,
-    Image,
-    ImageStatus,
-    ImageUpload,
-    Progress,
-    StoragePool,
-    StoragePoolStatus,
-    Volume,
-    VolumeClass,
-)
+from kumulus.api.storage import StoragePool, StoragePoolStatus, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
+from kumulus.api.volumes import Progress
 from kumulus.cli.cluster import Cluster
 from kumulus.kube import errors
 from kumulus_lab import deadline

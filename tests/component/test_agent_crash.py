@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from kumulus.api.host import instance_order_name, segment_order_name, snapshot_order_name, volume_order_name
+from kumulus.api.order_names import instance_order_name, segment_order_name, snapshot_order_name, volume_order_name
 from kumulus.api.segments import SegmentFacts, SegmentOrder
 from kumulus.api.snapshots import Indication
 from kumulus_agents.agent.agent import Agent

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from kumulus.api.host import instance_order_name
+from kumulus.api.order_names import instance_order_name
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import SimulatedSettings
 from kumulus_lab.cluster import NativeCluster

@@ -9,10 +9,11 @@ from typing import Any, cast
 
 import pytest
 
-from kumulus.api.host import WorkOrder, instance_order_name, snapshot_order_name, volume_order_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import instance_order_name, snapshot_order_name, volume_order_name
 from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
-from kumulus_agents.hypervisor.simulated import SimulatedHost
-from kumulus_agents.hypervisor.simulated import SimulatedSettings as HypervisorSettings
+from kumulus_agents.hypervisor.simulated_host import SimulatedHost
+from kumulus_agents.hypervisor.simulated_host import SimulatedSettings as HypervisorSettings
 from kumulus_agents.storage.moving import MovableVolumes
 from kumulus_agents.storage.protocol import StorageDriver, StorageError
 from kumulus_agents.storage.settings import SimulatedSettings

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.host import HostReport, WorkOrder, gateway_order_name, instance_order_name, segment_order_name
+from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.order_names import gateway_order_name, instance_order_name, segment_order_name
 from kumulus.kube.builtin import SECRET
 from kumulus_agents.agent import gateway, networks
 from kumulus_agents.network.protocol import Identity

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kumulus.api.host import pool_order_name
+from kumulus.api.order_names import pool_order_name
 from kumulus_lab.cluster import NativeCluster
 from tests.patience import PATIENCE
 from tests.unit.agent.host import POOL, TestHost, host_on

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.host import instance_order_name, volume_order_name
+from kumulus.api.order_names import instance_order_name, volume_order_name
 from kumulus_agents.hypervisor.protocol import DomainState
-from kumulus_agents.hypervisor.simulated import SimulatedHost
-from kumulus_agents.hypervisor.simulated import SimulatedSettings as HypervisorSettings
+from kumulus_agents.hypervisor.simulated_host import SimulatedHost
+from kumulus_agents.hypervisor.simulated_host import SimulatedSettings as HypervisorSettings
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.settings import SimulatedSettings
 from kumulus_lab.cluster import NativeCluster

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import yaml
 
-from kumulus.api.compute import ConsoleRequest, VirtualMachine
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.console import ConsoleRequest
+from kumulus.api.image import Image
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.network import Network, NetworkInterface, SecurityGroup
 from kumulus.api.registry import KINDS
 from kumulus.api.routing import FloatingIP, Router
-from kumulus.api.storage import Image, Volume
+from kumulus.api.storage import Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.cli.cluster import Cluster
 from kumulus.cli.people import main

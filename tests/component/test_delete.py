@@ -19,12 +19,13 @@ from pathlib import Path
 import pytest
 
 from kumulus.api.base import FORCE_DETACH, PAUSED
-from kumulus.api.compute import ConsoleRequest, VirtualMachine
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.console import ConsoleRequest
 from kumulus.api.fabric import Host
-from kumulus.api.storage import Image
+from kumulus.api.image import Image
 from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus_agents.hypervisor.protocol import ExitReason
-from kumulus_agents.hypervisor.simulated import SimulatedHost
+from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
 from tests.component.cloud import GIB, Cloud, GatedHypervisor, Raw, cloud, condition, phase, reason, until

@@ -16,8 +16,9 @@ import pytest
 from kumulus.api.base import FORCE_DETACH, Kind, Resource
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import WorkOrder, pool_order_name
+from kumulus.api.host import WorkOrder
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
+from kumulus.api.order_names import pool_order_name
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube import errors

@@ -8,7 +8,7 @@ import pytest
 
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
-from kumulus.api.storage import Image
+from kumulus.api.image import Image
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient
 from kumulus.kube.reflector import fill
@@ -17,7 +17,8 @@ from kumulus.runtime.clock import SystemClock
 from kumulus.runtime.reconciler import Caches, Services
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.storage.copies import Copies
-from kumulus_controllers.storage.image import ImageReconciler, order_import
+from kumulus_controllers.storage.image import ImageReconciler
+from kumulus_controllers.storage.image_orders import order_import
 from kumulus_controllers.storage.presence import pool_ref
 from kumulus_lab.cluster import NativeCluster
 from tests.component.test_kube import SHA, connected

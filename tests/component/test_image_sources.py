@@ -15,7 +15,8 @@ import pytest_asyncio
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
-from kumulus.api.storage import Image, Volume
+from kumulus.api.image import Image
+from kumulus.api.storage import Volume
 from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor

@@ -19,8 +19,10 @@ import pytest_asyncio
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import CERTIFICATE_ORDER, WorkOrder
-from kumulus.api.storage import Image, ImageUpload, StoragePool
+from kumulus.api.host import WorkOrder
+from kumulus.api.image import Image, ImageUpload
+from kumulus.api.order_names import CERTIFICATE_ORDER
+from kumulus.api.storage import StoragePool
 from kumulus.cli.session import Options, Session
 from kumulus.cli.upload import door
 from kumulus.kube.builtin import EVENT, NAMESPACE, SECRET

@@ -15,9 +15,11 @@ import pytest
 from kumulus.api.base import FINALIZER, Kind
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
-from kumulus.api.host import WorkOrder, pool_order_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.image import ClusterImage, Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
-from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
+from kumulus.api.order_names import pool_order_name
+from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube import errors
 from kumulus.kube.builtin import LEASE, NAMESPACE, SECRET

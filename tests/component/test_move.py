@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.storage import Image, StoragePool, Volume, VolumeClass
+from kumulus.api.image import Image
+from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.cli.people import main
 from kumulus.kube.builtin import NAMESPACE

@@ -14,7 +14,8 @@ import pytest
 from kumulus.api.base import FINALIZER, Kind
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import WorkOrder, instance_order_name, pool_order_name, volume_order_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import instance_order_name, pool_order_name, volume_order_name
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube import errors

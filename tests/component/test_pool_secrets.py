@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import WorkOrder, pool_order_name, pool_secret_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import pool_order_name, pool_secret_name
 from kumulus.api.pools import OPERATORS_NAMESPACE
 from kumulus.api.storage import StoragePool
 from kumulus.kube.builtin import NAMESPACE, SECRET

@@ -17,8 +17,9 @@ from kumulus.api.base import FORCE_DETACH
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
+from kumulus.api.image import Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
-from kumulus.api.storage import Image, StoragePool, Volume, VolumeClass
+from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus.kube.errors import Refused

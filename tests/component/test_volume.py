@@ -18,9 +18,11 @@ import pytest_asyncio
 from kumulus.api.base import FORCE_DETACH, Kind
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import WorkOrder, pool_order_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.image import Image
+from kumulus.api.order_names import pool_order_name
 from kumulus.api.qos import UNLIMITED, Qos
-from kumulus.api.storage import Image, StoragePool, Volume, VolumeClass
+from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus.kube.errors import Refused
 from kumulus_agents.agent import instance_plan

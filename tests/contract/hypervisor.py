@@ -19,7 +19,8 @@ from dataclasses import replace
 
 import pytest
 
-from kumulus.api.compute import DriveBus, PowerState
+from kumulus.api.compute import PowerState
+from kumulus.api.disks import DriveBus
 from kumulus.api.qos import UNLIMITED, Burst, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.volumes import CacheMode

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from kumulus.api.host import VolumeOrigin
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.moving import Arrival, Content, MovableVolumes
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import ImportProgress, StorageDriver, StorageError

@@ -9,8 +9,8 @@ import uuid
 
 import pytest
 
-from kumulus.api.host import SnapshotRef, VolumeOrigin
 from kumulus.api.snapshots import Indication
+from kumulus.api.volume_order import SnapshotRef, VolumeOrigin
 from kumulus_agents.storage.instants import Instants
 from kumulus_agents.storage.protocol import StorageDriver, StorageError, StoredSnapshot
 from kumulus_agents.storage.source import LayerFile

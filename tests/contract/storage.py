@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from kumulus.api.host import HttpFetch, ImageRef, VolumeOrigin
+from kumulus.api.image_order import HttpFetch, ImageRef
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.protocol import ImportProgress, StorageDriver, StorageError
 
 MIB = 1 << 20

@@ -17,9 +17,11 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
+from kumulus.api.image import ImageFormat
+from kumulus.api.image_order import ImageRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.snapshots import Indication
-from kumulus.api.storage import ImageFormat
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.lvm import names
 from kumulus_agents.storage.lvm.driver import LvmStorage

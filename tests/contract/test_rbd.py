@@ -18,9 +18,12 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from kumulus.api.host import ImageRef, PoolRef, UploadFetch, VolumeOrigin, pool_secret_name
+from kumulus.api.image import ImageFormat
+from kumulus.api.image_order import ImageRef, UploadFetch
+from kumulus.api.order_names import pool_secret_name
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver, PoolParameters, PoolSecret, RbdParameters
-from kumulus.api.storage import ImageFormat
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.hypervisor.protocol import DomainDisk
 from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.dir.driver import DirStorage

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from kumulus.api.host import VolumeOrigin
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.hypervisor.protocol import DomainDisk
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageDriver

@@ -8,7 +8,7 @@ import subprocess
 import uuid
 from pathlib import Path, PurePosixPath
 
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import LvmParameters, PoolDriver, PoolParameters
 from kumulus_agents.storage.lvm import kernel
 from kumulus_agents.storage.protocol import StorageError

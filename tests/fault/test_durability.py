@@ -24,7 +24,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from kumulus.api.host import WorkOrder, snapshot_order_name, volume_order_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import snapshot_order_name, volume_order_name
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.settings import StorageSettings
 from tests.contract import guest

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from kumulus.api.host import VolumeOrigin
-from kumulus.api.storage import Compression
+from kumulus.api.image import Compression
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.moving import Content

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from kumulus.api.host import VolumeOrigin, pool_secret_name
+from kumulus.api.order_names import pool_secret_name
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.rbd import names
 from kumulus_agents.storage.rbd.driver import RbdStorage
 from kumulus_agents.storage.settings import StorageSettings

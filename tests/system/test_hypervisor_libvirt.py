@@ -22,10 +22,12 @@ from pathlib import Path, PurePosixPath
 import libvirt
 import pytest
 
-from kumulus.api.compute import DriveBus, PowerState
-from kumulus.api.host import HttpFetch, VolumeOrigin
+from kumulus.api.compute import PowerState
+from kumulus.api.disks import DriveBus
+from kumulus.api.image_order import HttpFetch
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.marks import HOLD_NAMESPACE as HOLD
 from kumulus_agents.hypervisor.libvirt.marks import domain_name

@@ -24,7 +24,8 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.host import WorkOrder, instance_order_name, volume_order_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import instance_order_name, volume_order_name
 from kumulus.api.snapshots import QuiesceMode
 from kumulus_agents.agent.instance_files import StoredFiles
 from kumulus_agents.console import log

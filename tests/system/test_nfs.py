@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import NfsParameters, NfsVersion, PoolDriver, PoolParameters
 from kumulus_agents.storage import apart
 from kumulus_agents.storage.dir.driver import DirStorage

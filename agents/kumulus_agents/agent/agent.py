@@ -14,7 +14,8 @@ from datetime import datetime
 
 import structlog
 
-from kumulus.api.host import WorkOrder, WorkType, pool_order_name
+from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.order_names import pool_order_name
 from kumulus.api.segments import NetworkDriverName
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import KubeError

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from kumulus.api.host import DiskFacts, WorkOrder, WorkOrderStatus, WorkState, pool_order_name
-from kumulus.api.storage import Progress
+from kumulus.api.host import WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.order_names import pool_order_name
+from kumulus.api.volume_order import DiskFacts
+from kumulus.api.volumes import Progress
 from kumulus.runtime.clock import Clock
 from kumulus.runtime.result import Requeue, Result, Wait
 from kumulus_agents.agent import hold

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import NetworkDriverName
 from kumulus_agents.agent import machine_facts
 from kumulus_agents.agent.agent import Drivers
@@ -23,7 +23,8 @@ from kumulus_agents.agent.settings import AgentSettings, Timings
 from kumulus_agents.console import log
 from kumulus_agents.hypervisor import registry as hypervisors
 from kumulus_agents.hypervisor.protocol import Hypervisor
-from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
+from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
+from kumulus_agents.hypervisor.simulated_host import SimulatedHost, SimulatedSettings
 from kumulus_agents.metadata.keeper import Metadata
 from kumulus_agents.network import registry as networks
 from kumulus_agents.network.protocol import NetworkDriver

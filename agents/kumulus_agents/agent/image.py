@@ -8,18 +8,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from kumulus.api.host import (
-    MEASURING,
-    WAITING_FOR_UPLOAD,
-    DiskFacts,
-    DroppedPeer,
-    ImageCopy,
-    ImageImport,
-    PoolRef,
-    WorkOrder,
-    WorkOrderStatus,
-    WorkState,
-)
+from kumulus.api.host import WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.image_order import MEASURING, WAITING_FOR_UPLOAD, DroppedPeer, ImageCopy, ImageImport
+from kumulus.api.pool_order import PoolRef
+from kumulus.api.volume_order import DiskFacts
 from kumulus.kube.errors import KubeError
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork

@@ -9,7 +9,8 @@ from dataclasses import replace
 import structlog
 
 from kumulus.api.compute import PowerState
-from kumulus.api.host import InstanceOrder, WorkOrder, WorkState
+from kumulus.api.host import WorkOrder, WorkState
+from kumulus.api.instance_order import InstanceOrder
 from kumulus.kube.errors import KubeError
 from kumulus.runtime.clock import Clock
 from kumulus.runtime.result import Done, Requeue, Result, Wait

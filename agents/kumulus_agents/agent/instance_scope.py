@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kumulus.api.compute import PowerState
-from kumulus.api.host import InstanceOrder, WorkOrderStatus, WorkState
+from kumulus.api.host import WorkOrderStatus, WorkState
+from kumulus.api.instance_order import InstanceOrder
 from kumulus.api.segments import Nic
 from kumulus_agents.agent.hold import Hold
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason, Marks

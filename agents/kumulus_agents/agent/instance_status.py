@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from kumulus.api.host import DiskManner, InstanceFacts, WorkOrderStatus, WorkState
+from kumulus.api.host import WorkOrderStatus, WorkState
+from kumulus.api.instance_order import DiskManner, InstanceFacts
 from kumulus.api.qos import UNLIMITED
 from kumulus.api.segments import NicFacts
 from kumulus.runtime.clock import parse_time, rfc3339

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from kumulus.api.host import InstanceDisk, InstanceOrder, SeedRef, WorkOrder
+from kumulus.api.host import WorkOrder
+from kumulus.api.image import OPTICAL
+from kumulus.api.instance_order import InstanceDisk, InstanceOrder, SeedRef
 from kumulus.api.qos import UNLIMITED
 from kumulus.api.segments import Nic
-from kumulus.api.storage import OPTICAL
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_scope import (
@@ -36,14 +37,7 @@ from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.agent.whereabouts import Whereabouts
-from kumulus_agents.hypervisor.protocol import (
-    DomainDisk,
-    DomainDrive,
-    DomainNic,
-    DomainSpec,
-    Hypervisor,
-    Marks,
-)
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainNic, DomainSpec, Hypervisor, Marks
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.source import DiskSource, FileSource
 

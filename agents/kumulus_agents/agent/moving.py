@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from kumulus.api.host import Move, PoolRef, VolumeOrder, WorkOrder
+from kumulus.api.host import WorkOrder
+from kumulus.api.pool_order import PoolRef
+from kumulus.api.volume_order import Move, VolumeOrder
 from kumulus_agents.agent.passphrases import Passphrases
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import BUSY, Reservations

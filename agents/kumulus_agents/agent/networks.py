@@ -15,14 +15,8 @@ from weakref import WeakValueDictionary
 import structlog
 
 from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
-from kumulus.api.host import (
-    DriverFunctions,
-    FunctionFacts,
-    NetworkFacts,
-    WorkType,
-    gateway_order_name,
-    segment_order_name,
-)
+from kumulus.api.host import DriverFunctions, FunctionFacts, NetworkFacts, WorkType
+from kumulus.api.order_names import gateway_order_name, segment_order_name
 from kumulus.api.segments import NetworkDriverName, Nic, SegmentFacts, SegmentOrder
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.traffic import Counted

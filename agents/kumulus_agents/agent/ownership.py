@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kumulus.api.host import VolumeOrigin, WorkOrder
+from kumulus.api.host import WorkOrder
+from kumulus.api.volume_order import VolumeOrigin
 
 
 def owned(orders: Iterable[WorkOrder]) -> frozenset[str]:

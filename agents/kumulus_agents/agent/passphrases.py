@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kumulus.api.host import PASSPHRASE
+from kumulus.api.volume_order import PASSPHRASE
 from kumulus.kube.errors import KubeError
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.secrets import Secrets

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import structlog
 
-from kumulus.api.host import PoolFacts, PoolRef, UnownedFile, WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.host import WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.pool_order import PoolFacts, PoolRef, UnownedFile
 from kumulus.runtime.result import Done, Requeue, Result
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.ownership import owned

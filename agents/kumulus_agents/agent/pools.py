@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus_agents.storage.presence import Expecting, Releasing
 from kumulus_agents.storage.protocol import StorageDriver, StorageError
 from kumulus_agents.storage.secrets import Secrets

@@ -20,17 +20,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from kumulus.api.host import (
-    DiskFacts,
-    SnapshotFacts,
-    SnapshotItem,
-    SnapshotOrder,
-    SnapshotSize,
-    WorkOrder,
-    WorkOrderStatus,
-    WorkState,
-)
+from kumulus.api.host import WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.snapshot_order import SnapshotFacts, SnapshotItem, SnapshotOrder, SnapshotSize
 from kumulus.api.snapshots import Indication
+from kumulus.api.volume_order import DiskFacts
 from kumulus.runtime.clock import Clock, rfc3339
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork

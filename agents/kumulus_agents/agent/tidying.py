@@ -10,7 +10,7 @@ from kumulus_agents.agent.passphrases import Passphrases, encrypting
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
 from kumulus_agents.storage.pace import Pace
-from kumulus_agents.storage.protocol import ImportProgress, Merge, ProgressListener, StorageDriver
+from kumulus_agents.storage.protocol import Merge, ProgressListener, StorageDriver
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +47,7 @@ class Tidying:
     ) -> None:
         """The emulator merges, the record learns of it before the guest goes on."""
         machine = user.marks.uid
-        pace = Pace(progress or _ignore)
+        pace = Pace(progress)
         pace.stage("Merging", 0, 0)
         with self._reservations.halting(machine) if merge.active else nullcontext():
             try:
@@ -74,7 +74,3 @@ class Tidying:
             if domain.state is not DomainState.STOPPED and volume in domain.volumes:
                 return domain
         return None
-
-
-def _ignore(_: ImportProgress) -> None:
-    """Nobody listens."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kumulus.api.host import UploadOrder, WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.host import WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.image_order import UploadOrder
 from kumulus.runtime.clock import Clock, parse_time
 from kumulus.runtime.result import Done, Requeue, Result
 from kumulus_agents.agent.orders import Orders

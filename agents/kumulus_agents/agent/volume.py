@@ -11,17 +11,9 @@ from contextlib import AsyncExitStack, contextmanager
 
 import structlog
 
-from kumulus.api.host import (
-    DiskFacts,
-    ExistingFile,
-    PoolRef,
-    Revert,
-    VolumeOrder,
-    VolumeOrigin,
-    WorkOrder,
-    WorkOrderStatus,
-    WorkState,
-)
+from kumulus.api.host import WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.pool_order import PoolRef
+from kumulus.api.volume_order import DiskFacts, ExistingFile, Revert, VolumeOrder, VolumeOrigin
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork
 from kumulus_agents.agent.moving import Moves

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kumulus.api.host import Move, PoolRef, VolumeOrder, WorkOrder
+from kumulus.api.host import WorkOrder
+from kumulus.api.pool_order import PoolRef
+from kumulus.api.volume_order import Move, VolumeOrder
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.pools import Pools

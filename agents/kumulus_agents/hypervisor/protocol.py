@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from kumulus.api.compute import DriveBus, PowerState
+from kumulus.api.compute import PowerState
+from kumulus.api.disks import DriveBus
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.volumes import CacheMode

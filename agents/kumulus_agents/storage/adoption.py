@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from kumulus.api.host import UnownedKind
+from kumulus.api.pool_order import UnownedKind
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageError, StoredVolume
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import aiohttp
 from yarl import URL
 
-from kumulus.api.host import HttpFetch
+from kumulus.api.image_order import HttpFetch
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.origin import Resolve, checked, forbidden, parsed, session, system_resolve, trust
 from kumulus_agents.storage.pace import Pace

@@ -17,8 +17,8 @@ _LATELY = 10
 class Pace:
     """Turns positions into reports. One an import."""
 
-    def __init__(self, listener: ProgressListener, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._listener = listener
+    def __init__(self, listener: ProgressListener | None, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._listener = listener or _ignore
         self._monotonic = monotonic
         self._stage = "Downloading"
         self._told = -INTERVAL
@@ -44,3 +44,7 @@ class Pace:
         self._past.append((now, position))
         self._told = now
         self._listener(ImportProgress(stage=self._stage, bytes=position, total=total, rate=rate))
+
+
+def _ignore(_: ImportProgress) -> None:
+    """Nobody listens."""

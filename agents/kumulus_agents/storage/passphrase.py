@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from kumulus.api.host import VolumeOrigin
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.protocol import Merge, ProgressListener, Resize, StoredVolume
 
 WRONG = "Invalid password"

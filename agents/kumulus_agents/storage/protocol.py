@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kumulus.api.host import HttpFetch, ImageRef, OciFetch, UploadFetch, VolumeOrigin
+from kumulus.api.image import ImageContent
+from kumulus.api.image_order import HttpFetch, ImageRef, OciFetch, UploadFetch
 from kumulus.api.snapshots import Indication
-from kumulus.api.storage import ImageContent
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.source import DiskSource, LayerFile
 from kumulus_agents.storage.tracking import Extent
 

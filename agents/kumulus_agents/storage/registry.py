@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus_agents.storage.protocol import StorageDriver, StorageError
 from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import StorageSettings

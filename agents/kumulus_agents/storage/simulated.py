@@ -9,8 +9,10 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
-from kumulus.api.host import ImageRef, OciFetch, PoolRef, VolumeOrigin
+from kumulus.api.image_order import ImageRef, OciFetch
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.snapshots import Indication
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
 from kumulus_agents.storage.keepers import refuse_older
 from kumulus_agents.storage.layers import Layers, Taken

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
-from kumulus.api.host import ImageRef
-from kumulus.api.storage import ImageContent
+from kumulus.api.image import ImageContent
+from kumulus.api.image_order import ImageRef
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.protocol import ProgressListener, StoredImage

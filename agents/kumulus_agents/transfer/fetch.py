@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import aiohttp
 import structlog
 
-from kumulus.api.host import DroppedPeer, ImageCopy, ImagePeer, transfer_name
-from kumulus.api.storage import ImageContent
+from kumulus.api.host import transfer_name
+from kumulus.api.image import ImageContent
+from kumulus.api.image_order import DroppedPeer, ImageCopy, ImagePeer
 from kumulus.kube.connector import Connector
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part

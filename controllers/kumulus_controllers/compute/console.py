@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from kumulus.api.base import ObjectRef
-from kumulus.api.compute import ConsoleRequest, ConsoleRequestStatus, VirtualMachine
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.console import ConsoleRequest, ConsoleRequestStatus
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import ConsoleOrder, WorkOrder, WorkOrderSpec, WorkState, WorkType, console_order_name
+from kumulus.api.host import ConsoleOrder, WorkOrder, WorkOrderSpec, WorkState, WorkType
+from kumulus.api.order_names import console_order_name
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import parse_time, rfc3339

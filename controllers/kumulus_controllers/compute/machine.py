@@ -15,16 +15,10 @@ import structlog
 from kumulus.api.base import FINALIZER, FORCE_DETACH
 from kumulus.api.compute import InstanceType, Phase, VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
-from kumulus.api.host import (
-    Drive,
-    InstanceDisk,
-    PoolRef,
-    SeedRef,
-    WorkOrder,
-    WorkOrderSpec,
-    WorkType,
-    instance_order_name,
-)
+from kumulus.api.host import WorkOrder, WorkOrderSpec, WorkType
+from kumulus.api.instance_order import Drive, InstanceDisk, SeedRef
+from kumulus.api.order_names import instance_order_name
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import Nic
 from kumulus.api.storage import Volume
 from kumulus.api.volumes import ReclaimPolicy
@@ -59,7 +53,7 @@ from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Demand, Placement, Refusal
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage.copies import Copies
-from kumulus_controllers.storage.image import order_import
+from kumulus_controllers.storage.image_orders import order_import
 from kumulus_controllers.storage.sharing import Images
 from kumulus_controllers.storage.volume_plan import Wanted
 from kumulus_controllers.storage.volumes import Volumes

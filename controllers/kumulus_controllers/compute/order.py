@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from kumulus.api.base import ObjectRef
-from kumulus.api.compute import PowerState, VirtualMachine, VolumeTemplate
-from kumulus.api.host import Drive, InstanceDisk, InstanceOrder, PoolRef, SeedRef, WorkOrderSpec, WorkType
+from kumulus.api.compute import PowerState, VirtualMachine
+from kumulus.api.disks import VolumeTemplate
+from kumulus.api.host import WorkOrderSpec, WorkType
+from kumulus.api.instance_order import Drive, InstanceDisk, InstanceOrder, SeedRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import Nic
 from kumulus.api.volumes import ReclaimPolicy
 from kumulus_controllers.compute.resolve import Resolution, boot_order
-from kumulus_controllers.storage.image import image_ref
+from kumulus_controllers.storage.image_orders import image_ref
 from kumulus_controllers.storage.volume_plan import MADE_FOR
 
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kumulus.api.compute import Disk, PowerState, ResolvedImage, ResolvedSize, VirtualMachine
-from kumulus.api.host import Drive, InstanceDisk, PoolRef, luks_secret_name
+from kumulus.api.compute import PowerState, ResolvedImage, ResolvedSize, VirtualMachine
+from kumulus.api.disks import Disk
+from kumulus.api.image import OPTICAL, ImagePhase
+from kumulus.api.instance_order import Drive, InstanceDisk
+from kumulus.api.order_names import luks_secret_name
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.quantity import to_bytes
-from kumulus.api.storage import OPTICAL, ImagePhase
 from kumulus_controllers.compute.links import linked
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.planning.views import Demand, Request
-from kumulus_controllers.storage.image import image_ref
+from kumulus_controllers.storage.image_orders import image_ref
 from kumulus_controllers.storage.sharing import NotUsable, Reference, usable
 from kumulus_controllers.storage.volume_keeper import HANDING_OVER
 from kumulus_controllers.storage.volume_plan import MADE_FOR, Lack, Manner, Wanted

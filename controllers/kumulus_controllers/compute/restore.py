@@ -11,7 +11,7 @@ import structlog
 
 from kumulus.api.base import FINALIZER
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.host import Revert, WorkOrder, WorkType
+from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.machine_snapshot import (
     FINISHED,
     RestorePhase,
@@ -20,6 +20,7 @@ from kumulus.api.machine_snapshot import (
     VirtualMachineSnapshot,
 )
 from kumulus.api.storage import Volume
+from kumulus.api.volume_order import Revert
 from kumulus.kube.errors import AlreadyExists, NotFound, Refused
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import parse_time, rfc3339

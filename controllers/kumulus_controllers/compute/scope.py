@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.host import PoolRef, WorkOrder
+from kumulus.api.host import WorkOrder
+from kumulus.api.image import ClusterImage, Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore
 from kumulus.api.network import NetworkInterface, SecurityGroup
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import NetworkDriverName
-from kumulus.api.storage import ClusterImage, Image, Volume
+from kumulus.api.storage import Volume
 from kumulus_controllers.storage.volume_plan import Lack, Manner, Wanted
 
 AnyImage = Image | ClusterImage

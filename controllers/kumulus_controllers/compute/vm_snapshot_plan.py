@@ -9,13 +9,10 @@ from typing import Any
 
 from kumulus.api.base import FINALIZER, FORCE_DETACH, ObjectRef
 from kumulus.api.compute import VirtualMachine, VirtualMachineSpec
-from kumulus.api.host import PoolRef, SnapshotItem, WorkOrder, WorkOrderSpec
-from kumulus.api.machine_snapshot import (
-    KeptDisk,
-    LeftOutDisk,
-    VirtualMachineSnapshot,
-    VirtualMachineSnapshotStatus,
-)
+from kumulus.api.host import WorkOrder, WorkOrderSpec
+from kumulus.api.machine_snapshot import KeptDisk, LeftOutDisk, VirtualMachineSnapshot, VirtualMachineSnapshotStatus
+from kumulus.api.pool_order import PoolRef
+from kumulus.api.snapshot_order import SnapshotItem
 from kumulus.api.snapshots import SnapshotPhase
 from kumulus.api.storage import Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot

@@ -5,16 +5,17 @@ from __future__ import annotations
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, HostPhase, Zone
 from kumulus.api.host import HostReport, WorkOrder, WorkType
+from kumulus.api.image import ClusterImage, Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore
 from kumulus.api.network import NetworkInterface, SecurityGroup
-from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
+from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Enqueue
 from kumulus_controllers.compute.restores import restores
 from kumulus_controllers.compute.scope import AnyImage
 from kumulus_controllers.network.networks import IN_GROUP, USES_NIC, Networks
 from kumulus_controllers.orders import DISKS_IN, NOT_BEGUN, work_orders
-from kumulus_controllers.storage.image import arrived
+from kumulus_controllers.storage.image_orders import arrived
 from kumulus_controllers.storage.volumes import OF_CLASS, USES_VOLUME, Volumes
 
 WOKEN = 32

@@ -12,14 +12,8 @@ import structlog
 
 from kumulus.api.base import ObjectRef
 from kumulus.api.fabric import HOST_NAMESPACE_PREFIX, Host, host_namespace
-from kumulus.api.host import (
-    CERTIFICATE_ORDER,
-    CertificateOrder,
-    HostReport,
-    WorkOrder,
-    WorkOrderSpec,
-    WorkType,
-)
+from kumulus.api.host import CertificateOrder, HostReport, WorkOrder, WorkOrderSpec, WorkType
+from kumulus.api.order_names import CERTIFICATE_ORDER
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key

@@ -10,9 +10,10 @@ from kumulus.api.base import FINALIZER, ObjectRef
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.gateways import GatewayFunction, GatewayOrder
-from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkType, gateway_order_name
+from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkType
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.network import Network, NetworkInterface
+from kumulus.api.order_names import gateway_order_name
 from kumulus.kube.errors import AlreadyExists, NotFound, Refused
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339

@@ -7,8 +7,9 @@ from contextlib import suppress
 from kumulus.api.base import ObjectRef
 from kumulus.api.fabric import Host
 from kumulus.api.gateways import GatewayFunction, GatewayOrder
-from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkType, gateway_order_name
+from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkType
 from kumulus.api.network import HolderKind, Network, NetworkClassSpec, NetworkInterface
+from kumulus.api.order_names import gateway_order_name
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.kube.errors import KubeError, NotFound, NotLeading, Unreachable
 from kumulus.kube.store import Key

@@ -7,8 +7,9 @@ changed by then.
 from __future__ import annotations
 
 from kumulus.api.base import ObjectRef
-from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkType, segment_order_name
+from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkType
 from kumulus.api.network import Network, NetworkInterface, SecurityGroup
+from kumulus.api.order_names import segment_order_name
 from kumulus.api.routing import Router
 from kumulus.api.segments import SegmentOrder
 from kumulus.kube.errors import KubeError, NotLeading, Unreachable

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kumulus.api.addresses import Address, is_v4
-from kumulus.api.host import gateway_order_name
 from kumulus.api.network import Network, NetworkInterface, NetworkType
+from kumulus.api.order_names import gateway_order_name
 from kumulus.api.passage import METADATA, Way, serves, within
 from kumulus.api.routing import RoutedNetwork, Router
 from kumulus.api.segments import Protocol

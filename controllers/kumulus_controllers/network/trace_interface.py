@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from kumulus.api.addresses import Address
 from kumulus.api.compute import Phase
-from kumulus.api.host import gateway_order_name, segment_order_name
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.network import InterfacePhase, NetworkInterface
+from kumulus.api.order_names import gateway_order_name, segment_order_name
 from kumulus.api.passage import Opening, Way, icmp_of, owns
 from kumulus.api.segments import Protocol
 from kumulus.api.trace import Need, Question, Scene, Step, Verdict

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from kumulus.api.addresses import Address, is_v4
 from kumulus.api.gateways import ForwardProtocol, RouterFunction
-from kumulus.api.host import gateway_order_name
 from kumulus.api.network import Network, NetworkInterface
+from kumulus.api.order_names import gateway_order_name
 from kumulus.api.passage import within
 from kumulus.api.routing import ExternalNetwork, FloatingIP, Router
 from kumulus.api.segments import Protocol

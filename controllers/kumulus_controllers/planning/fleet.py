@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from kumulus.api.host import PoolRef
 from kumulus.api.placement import Profile
+from kumulus.api.pool_order import PoolRef
 from kumulus_controllers.planning import filters as built_in_filters
 from kumulus_controllers.planning import scorers as built_in_scorers
 from kumulus_controllers.planning.filters import Filter

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.quantity import rounded
 from kumulus_controllers.planning.views import HostView, Load, PoolView, VolumeDemand
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kumulus.api.host import PoolRef
 from kumulus.api.placement import Profile, Taint, Toleration
+from kumulus.api.pool_order import PoolRef
 
 
 @dataclass(frozen=True, slots=True)

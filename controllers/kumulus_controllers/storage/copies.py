@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from kumulus.api.base import ConditionStatus
 from kumulus.api.fabric import Host, HostCondition, host_namespace
-from kumulus.api.host import MEASURING, HostReport, ImageCopy, ImagePeer, WorkOrder, WorkState, WorkType
-from kumulus.api.storage import ClusterImage, Image, ImageContent, ImageSource
+from kumulus.api.host import HostReport, WorkOrder, WorkState, WorkType
+from kumulus.api.image import ClusterImage, Image, ImageContent, ImageSource
+from kumulus.api.image_order import MEASURING, ImageCopy, ImagePeer
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.orders import FOR_UID, host_of, work_orders
 

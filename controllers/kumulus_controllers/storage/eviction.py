@@ -13,9 +13,11 @@ import structlog
 
 from kumulus.api.base import ConditionStatus
 from kumulus.api.fabric import Host, HostCondition
-from kumulus.api.host import PoolRef, WorkOrder, WorkState, WorkType
+from kumulus.api.host import WorkOrder, WorkState, WorkType
+from kumulus.api.image import CachePolicy, ClusterImage, Image
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.quantity import rounded, to_bytes
-from kumulus.api.storage import CachePolicy, ClusterImage, Image, ImageCacheLimits, StoragePool
+from kumulus.api.storage import ImageCacheLimits, StoragePool
 from kumulus.kube.store import Key, Store
 from kumulus.runtime.clock import parse_time
 from kumulus.runtime.reconciler import Caches, Enqueue, Services

@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kumulus.api.host import PoolRef, SnapshotItem, WorkOrder, WorkOrderSpec
+from kumulus.api.host import WorkOrder, WorkOrderSpec
+from kumulus.api.pool_order import PoolRef
+from kumulus.api.snapshot_order import SnapshotItem
 from kumulus_controllers.orders import host_of
 from kumulus_controllers.storage.volume_keeper import HANDING_OVER
 from kumulus_controllers.storage.volume_plan import Lack

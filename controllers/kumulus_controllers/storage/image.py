@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import structlog
 
-from kumulus.api.base import FINALIZER, PLATFORM_NAMESPACE, ObjectRef
+from kumulus.api.base import PLATFORM_NAMESPACE
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import (
-    WAITING_FOR_UPLOAD,
-    DiskOrder,
-    HttpFetch,
-    ImageCopy,
-    ImageImport,
-    ImageRef,
-    OciFetch,
-    PoolRef,
-    UploadFetch,
-    WorkOrder,
-    WorkOrderSpec,
-    WorkState,
-    WorkType,
-    image_order_name,
-    pull_secret_name,
-)
-from kumulus.api.storage import CachePolicy, ImageCache, ImagePhase, ImageStatus, Progress, StoragePool
-from kumulus.kube.errors import AlreadyExists, NotFound
+from kumulus.api.host import WorkOrder, WorkState, WorkType
+from kumulus.api.image import CachePolicy, ImagePhase
+from kumulus.api.pool_order import PoolRef
+from kumulus.api.storage import StoragePool
+from kumulus.kube.errors import NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key, Store
 from kumulus.runtime.clock import rfc3339
-from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.orders import FOR_NAME, FOR_UID, NAMESPACE, host_of, work_orders
@@ -42,30 +26,13 @@ from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_s
 from kumulus_controllers.storage import logins
 from kumulus_controllers.storage.copies import AnyImage, Copies
 from kumulus_controllers.storage.eviction import in_use
+from kumulus_controllers.storage.image_orders import heard, order_import, told_from
+from kumulus_controllers.storage.image_status import Scope, derive_status
 from kumulus_controllers.storage.logins import LoginProblem
-from kumulus_controllers.storage.published import Origin, Published, Unready
+from kumulus_controllers.storage.published import Published, Unready
 
 log = structlog.get_logger(__name__)
 
-_PHASES = {
-    WorkState.READY: ImagePhase.READY,
-    WorkState.FAILED: ImagePhase.FAILED,
-    WorkState.REFUSED: ImagePhase.FAILED,
-    WorkState.WORKING: ImagePhase.IMPORTING,
-    WorkState.WAITING: ImagePhase.IMPORTING,
-}
-
-
-_RANK: Mapping[WorkState | None, int] = {
-    state: rank
-    for rank, state in enumerate(
-        (WorkState.READY, WorkState.WORKING, WorkState.WAITING, WorkState.PENDING, None, WorkState.FAILED)
-    )
-}
-"""Which of several hosts' states is the image's: the one that is furthest, and a failure only when nothing else is left."""
-
-_KNOWN = ("sha256", "digest", "made_of", "format", "virtual_size", "size", "progress")
-"""Of a status: what the first import found."""
 WAITING_SECONDS = 10.0
 """How often it is looked whether hosts still have to wait for the first of their zone: it may be gone without a word."""
 
@@ -79,236 +46,8 @@ UNREADY_SECONDS = 5.0
 """How often it is looked whether a login has come, or was put right, or an image can be made of a volume that a machine
 writes to."""
 
-LISTED = 256
-"""Pools that a status lists at most; the API takes 1,024, and there may be more hosts than that."""
-
 SETTLE_SECONDS = 5.0
 """News of further pools are gathered for so long before the status is written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """Everything one pass has read."""
-
-    image: AnyImage
-    orders: tuple[WorkOrder, ...]
-    refusal: str = ""
-    """Why no host can import it."""
-    problem: LoginProblem | Unready | None = None
-    """Why its registry cannot be logged in to, or it cannot be made of its volume."""
-
-
-def image_ref(image: AnyImage) -> ImageRef:
-    """Which image, and what it must be: what the spec says, else what was verified at the first import."""
-    said = image.spec.checksum.sha256 if image.spec.checksum is not None else image.status.sha256
-    return ImageRef(uid=image.uid, sha256=said, format=image.spec.format)
-
-
-def image_import(image: AnyImage, pool_uid: str, origin: Origin | None = None) -> ImageImport:
-    """What a host has to do to have the image in a pool; `origin` is what it is made of there."""
-    spec, source = image.spec, image.spec.source
-    if source.oci is not None:
-        return ImageImport(
-            image=image_ref(image),
-            oci=OciFetch(
-                reference=source.oci.reference,
-                digest=image.status.digest,
-                architecture=spec.architecture,
-                layout=source.oci.layout,
-                ca_bundle=source.oci.ca_bundle,
-                compression=spec.compression,
-                secret=pull_secret_name(image.uid, pool_uid) if source.oci.secret is not None else None,
-            ),
-        )
-    if source.upload is not None:
-        return ImageImport(image=image_ref(image), upload=UploadFetch(compression=spec.compression))
-    if source.made_here:
-        made_of, snapshot = (origin.volume, origin.snapshot) if origin is not None else (image.status.made_of, None)
-        return ImageImport(image=image_ref(image), volume=made_of, snapshot=snapshot)
-    assert source.http is not None
-    fetch = HttpFetch(url=source.http.url, ca_bundle=source.http.ca_bundle, compression=spec.compression)
-    return ImageImport(image=image_ref(image), http=fetch)
-
-
-def import_order(image: AnyImage, pool: PoolRef, term: int, origin: Origin | None = None) -> WorkOrderSpec:
-    """The order to bring an image into a pool."""
-    return WorkOrderSpec(
-        type=WorkType.DISK,
-        for_=ObjectRef(kind=image.KIND.kind, namespace=image.namespace, name=image.name, uid=image.uid),
-        term=term,
-        disk=DiskOrder(pool=pool, import_image=image_import(image, pool.uid, origin)),
-    )
-
-
-def told_from(spec: WorkOrderSpec, copy: ImageCopy | None, wait_for: str | None) -> WorkOrderSpec:
-    """The order with whom to ask for the image before its source. Pure."""
-    assert spec.disk is not None and spec.disk.import_image is not None
-    wanted = spec.disk.import_image.model_copy(update={"copy_": copy, "wait_for": wait_for})
-    return spec.model_copy(update={"disk": spec.disk.model_copy(update={"import_image": wanted})})
-
-
-async def order_import(
-    services: Services,
-    fleet: Fleet,
-    copies: Copies,
-    image: AnyImage,
-    host: str,
-    pool: PoolRef,
-    origin: Origin | None = None,
-) -> None:
-    """Have `host` bring the image into `pool`; ordered already: nothing.
-
-    Of hosts that share the pool one does, and the others are told when it has: then they find it there.
-    """
-    name, orders = image_order_name(image.uid, pool.uid), work_orders(services.caches)
-    if orders.get(name, host_namespace(host)) is not None:
-        return
-    if not pool.shared:
-        await _order(services, copies, image, host, pool, origin)
-        return
-    coming = orders.by(FOR_UID, f"{WorkType.DISK}/{image.uid}")
-    if any(arriving(order, pool) and heard(fleet, host_of(order)) for order in coming):
-        return
-    if fleet.begin_import(image.uid, pool.uid):
-        try:
-            await _order(services, copies, image, host, pool, origin)
-        finally:
-            fleet.end_import(image.uid, pool.uid)
-
-
-async def _order(
-    services: Services, copies: Copies, image: AnyImage, host: str, pool: PoolRef, origin: Origin | None
-) -> None:
-    orders = work_orders(services.caches)
-    spec = told_from(import_order(image, pool, services.term(), origin), *copies.plan(image, host))
-    name = image_order_name(image.uid, pool.uid)
-    body = {"metadata": {"name": name, "finalizers": [FINALIZER]}, "spec": spec.to_json()}
-    try:
-        orders.apply(await services.client.create(WorkOrder.KIND, body, host_namespace(host)))
-    except AlreadyExists:
-        return
-
-
-def arriving(order: WorkOrder, pool: PoolRef) -> bool:
-    """Whether an order is to bring an image into that pool, and has neither done so nor failed."""
-    disk = order.spec.disk
-    done = (WorkState.READY, WorkState.FAILED, WorkState.REFUSED)
-    return (
-        disk is not None
-        and disk.import_image is not None
-        and disk.pool.uid == pool.uid
-        and not order.deleting
-        and order.status.state not in done
-    )
-
-
-def arrived(before: WorkOrder | None, after: WorkOrder | None) -> bool:
-    """Whether an order has just brought an image into a pool that hosts share, or has just failed to: others of its
-    hosts waited for that."""
-    disk = after.spec.disk if after is not None else None
-    if after is None or disk is None or disk.import_image is None or not disk.pool.shared:
-        return False
-    was = before.status.state if before is not None else None
-    return after.status.state is not was and after.status.state in (WorkState.READY, WorkState.FAILED)
-
-
-def heard(fleet: Fleet, host: str) -> bool:
-    """Whether the agent of the host answers."""
-    view = fleet.host(host)
-    return view is not None and view.closed != "not ready"
-
-
-def caches(orders: Iterable[WorkOrder]) -> tuple[ImageCache, ...]:
-    """The pools that have the image, or are to have it; one that hosts share once."""
-    found: dict[str, ImageCache] = {}
-    for order in orders:
-        if order.spec.disk is None:
-            continue
-        pool, host = order.spec.disk.pool, None if order.spec.disk.pool.shared else host_of(order)
-        name = pool.name if host is None else f"{pool.name}/{host}"
-        state = _PHASES.get(order.status.state, ImagePhase.PENDING) if order.status.state else ImagePhase.PENDING
-        told = order.status.disk.copied_from if order.status.disk is not None and host is not None else None
-        if name not in found:
-            found[name] = ImageCache(name=name, pool=pool.name, host=host, state=str(state), copied_from=told)
-    return tuple(sorted(found.values(), key=lambda cache: (cache.host or "", cache.name))[:LISTED])
-
-
-def derive_status(scope: Scope, now: str) -> ImageStatus:
-    """The whole status from what was read. Pure. What was verified once stays known."""
-    image, before = scope.image, scope.image.status
-    # One and the same order speaks for the image whatever order they come in, else its status would flap.
-    orders = sorted(scope.orders, key=lambda order: (_RANK.get(order.status.state, len(_RANK)), host_of(order)))
-    ready = [order for order in orders if order.status.state is WorkState.READY and not order.deleting]
-    leading = next(iter(ready or orders), None)
-    disk = leading.status.disk if leading else None
-    if ready or before.phase is ImagePhase.READY:
-        phase, fact = (
-            ImagePhase.READY,
-            Fact("Ready", True, "Verified", "The image was fetched, verified and inspected."),
-        )
-    elif leading is None:
-        phase = ImagePhase.PENDING
-        fact = Fact("Ready", False, "NoHostFits", f"No host can import the image: {scope.refusal}")
-    else:
-        state = leading.status.state
-        phase = _PHASES.get(state, ImagePhase.PENDING) if state else ImagePhase.PENDING
-        if leading.status.reason == WAITING_FOR_UPLOAD:
-            phase = ImagePhase.PENDING
-        if phase is ImagePhase.FAILED:
-            fact = Fact(
-                "Ready", False, leading.status.reason or "Failed", leading.status.message or "The import failed."
-            )
-        else:
-            fact = Fact(
-                "Ready",
-                False,
-                leading.status.reason or "Importing",
-                leading.status.message or f"{host_of(leading)} fetches the image.",
-            )
-    if scope.problem is not None and phase is not ImagePhase.READY:
-        phase, fact = ImagePhase.PENDING, Fact("Ready", False, scope.problem.reason, scope.problem.message)
-    facts = [fact]
-    if image.deleting:
-        waiting = next((order for order in scope.orders if order.status.reason == "ImageInUse"), None)
-        if waiting is not None:
-            facts.append(
-                Fact(
-                    "Stalled",
-                    True,
-                    "ImageInUse",
-                    f"Disks made from the image are still on {host_of(waiting)}: delete their machines first.",
-                )
-            )
-    elif phase is ImagePhase.FAILED or (scope.problem is not None and phase is not ImagePhase.READY):
-        facts.append(Fact("Stalled", True, fact.reason, fact.message))
-    elif phase is not ImagePhase.READY:
-        facts.append(Fact("Reconciling", True, fact.reason, fact.message))
-    facts_known: Mapping[str, object] = {}
-    if disk is not None and ready:
-        facts_known = {
-            "sha256": before.sha256 or disk.sha256,
-            "digest": before.digest or disk.digest,
-            "made_of": before.made_of or _made_of(leading),
-            "format": disk.format,
-            "virtual_size": disk.virtual_size,
-            "size": disk.size,
-            "progress": disk.progress,
-        }
-    elif before.phase is ImagePhase.READY:
-        facts_known = {name: getattr(before, name) for name in _KNOWN}
-    elif disk is not None:
-        facts_known = {"progress": disk.progress or Progress()}
-    contents = [order.status.disk.content for order in ready if order.status.disk and order.status.disk.content]
-    content = before.content if before.content in contents or not contents else contents[0]
-    generation = image.metadata.generation
-    return ImageStatus(
-        observed_generation=generation,
-        conditions=derive(before.conditions, facts, generation=generation, now=now),
-        phase=phase,
-        content=content,
-        caches=caches(orders),
-        **facts_known,
-    )
 
 
 def _pinned(image: AnyImage) -> Iterable[str]:
@@ -600,11 +339,6 @@ class ImageReconciler:
     def _alive(self, orders: tuple[WorkOrder, ...]) -> bool:
         """Whether an import is under way, or has failed, on a host that can be heard."""
         return any(not order.deleting and heard(self._fleet, host_of(order)) for order in orders)
-
-
-def _made_of(order: WorkOrder | None) -> str | None:
-    disk = order.spec.disk if order is not None else None
-    return disk.import_image.volume if disk is not None and disk.import_image is not None else None
 
 
 def _stranded(order: WorkOrder) -> bool:

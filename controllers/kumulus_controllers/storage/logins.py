@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kumulus.api.host import WorkOrder
-from kumulus.api.storage import OciSource
+from kumulus.api.image import OciSource
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kumulus.api.storage import ClusterImage, Image
+from kumulus.api.image import ClusterImage, Image
 from kumulus.runtime.modules import Context, Module
 from kumulus_controllers.module import fleet_of
 from kumulus_controllers.storage.eviction import EvictionReconciler

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kumulus.api.host import Move, PoolRef, WorkOrder, WorkOrderSpec, WorkState
+from kumulus.api.host import WorkOrder, WorkOrderSpec, WorkState
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.quantity import rounded
 from kumulus.api.storage import StoragePool
+from kumulus.api.volume_order import Move
 from kumulus.runtime.conditions import Fact
 from kumulus_controllers.planning.pools import refuge
 from kumulus_controllers.planning.views import HostView, Load, PoolView

@@ -7,8 +7,10 @@ import binascii
 from contextlib import suppress
 
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import PASSPHRASE, WorkOrder, luks_secret_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import luks_secret_name
 from kumulus.api.storage import Volume
+from kumulus.api.volume_order import PASSPHRASE
 from kumulus.api.volumes import Encryption
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient, Raw

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.storage import Attachment, Volume
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.pools import choose

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from kumulus.api.base import FINALIZER, ObjectRef
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import PoolOrder, WorkOrder, WorkOrderSpec, WorkState, WorkType, pool_order_name
+from kumulus.api.host import WorkOrder, WorkOrderSpec, WorkState, WorkType
+from kumulus.api.order_names import pool_order_name
+from kumulus.api.pool_order import PoolOrder
 from kumulus.api.storage import PoolHost, StoragePool, StoragePoolStatus, Volume
 from kumulus.kube.errors import AlreadyExists, KubeError, NotFound, NotLeading, Unreachable
 from kumulus.kube.store import Key

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from kumulus.api.host import WorkOrder, pool_secret_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import pool_secret_name
 from kumulus.api.pools import OPERATORS_NAMESPACE, secret_of
 from kumulus.api.storage import StoragePool
 from kumulus.kube.builtin import SECRET

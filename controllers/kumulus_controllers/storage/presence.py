@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kumulus.api.fabric import Host
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.storage import StoragePool
 
 

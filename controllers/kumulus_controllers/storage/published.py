@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kumulus.api.host import PoolRef
-from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume
+from kumulus.api.image import ClusterImage, Image
+from kumulus.api.pool_order import PoolRef
+from kumulus.api.storage import StoragePool, Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.store import Key, Store
 from kumulus.runtime.reconciler import Caches, Enqueue

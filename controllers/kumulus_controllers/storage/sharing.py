@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kumulus.api.storage import ClusterImage, Image
+from kumulus.api.image import ClusterImage, Image
 from kumulus.runtime.reconciler import Caches
 
 AnyImage = Image | ClusterImage

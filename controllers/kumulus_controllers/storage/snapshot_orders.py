@@ -8,15 +8,11 @@ import structlog
 
 from kumulus.api.base import FORCE_DETACH, Kind
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import (
-    FORGET_MOST,
-    SnapshotItem,
-    WorkOrder,
-    WorkOrderSpec,
-    snapshot_order_name,
-    volume_order_name,
-)
+from kumulus.api.host import WorkOrder, WorkOrderSpec
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
+from kumulus.api.order_names import snapshot_order_name, volume_order_name
+from kumulus.api.snapshot_order import SnapshotItem
+from kumulus.api.volume_order import FORGET_MOST
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Services

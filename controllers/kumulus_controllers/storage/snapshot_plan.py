@@ -6,18 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kumulus.api.base import FORCE_DETACH, ObjectRef, OwnerReference
-from kumulus.api.host import (
-    PoolRef,
-    SnapshotFacts,
-    SnapshotItem,
-    SnapshotOrder,
-    SnapshotSize,
-    WorkOrder,
-    WorkOrderSpec,
-    WorkState,
-    WorkType,
-    luks_secret_name,
-)
+from kumulus.api.host import WorkOrder, WorkOrderSpec, WorkState, WorkType
+from kumulus.api.order_names import luks_secret_name
+from kumulus.api.pool_order import PoolRef
+from kumulus.api.snapshot_order import SnapshotFacts, SnapshotItem, SnapshotOrder, SnapshotSize
 from kumulus.api.snapshots import Quiesce, SnapshotPhase
 from kumulus.api.storage import Volume, VolumePhase
 from kumulus.api.volume_snapshot import VolumeSnapshot, VolumeSnapshotStatus

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kumulus.api.fabric import Host
-from kumulus.api.host import SnapshotItem, VolumeOrigin, WorkOrder, WorkState, WorkType
+from kumulus.api.host import WorkOrder, WorkState, WorkType
+from kumulus.api.snapshot_order import SnapshotItem
 from kumulus.api.storage import Volume
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.api.volumes import CloneMode
 from kumulus.runtime.reconciler import Caches

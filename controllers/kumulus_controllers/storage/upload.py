@@ -9,18 +9,10 @@ from datetime import datetime, timedelta
 
 from kumulus.api.base import ObjectRef
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import (
-    CERTIFICATE_ORDER,
-    HostReport,
-    UploadOrder,
-    WorkOrder,
-    WorkOrderSpec,
-    WorkState,
-    WorkType,
-    transfer_name,
-    upload_order_name,
-)
-from kumulus.api.storage import Image, ImagePhase, ImageUpload, ImageUploadStatus
+from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkState, WorkType, transfer_name
+from kumulus.api.image import Image, ImagePhase, ImageUpload, ImageUploadStatus
+from kumulus.api.image_order import UploadOrder
+from kumulus.api.order_names import CERTIFICATE_ORDER, upload_order_name
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import parse_time, rfc3339

@@ -22,7 +22,7 @@ from kumulus_controllers.planning.views import Moving
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage import passphrase
 from kumulus_controllers.storage.copies import Copies
-from kumulus_controllers.storage.image import heard, order_import
+from kumulus_controllers.storage.image_orders import heard, order_import
 from kumulus_controllers.storage.move_plan import Course, Sight, asked, course
 from kumulus_controllers.storage.places import Places
 from kumulus_controllers.storage.snapshot_orders import SnapshotOrders

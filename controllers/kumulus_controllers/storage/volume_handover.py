@@ -8,7 +8,8 @@ import structlog
 
 from kumulus.api.base import FORCE_DETACH
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import WorkOrder, pool_order_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import pool_order_name
 from kumulus.api.storage import Attachment, Volume
 from kumulus.runtime.reconciler import Services
 from kumulus.runtime.result import Requeue, Result, Wait
@@ -16,7 +17,7 @@ from kumulus_controllers.orders import host_of
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.status import drop_finalizer
 from kumulus_controllers.storage import passphrase
-from kumulus_controllers.storage.image import heard
+from kumulus_controllers.storage.image_orders import heard
 from kumulus_controllers.storage.snapshot_orders import SnapshotOrders
 from kumulus_controllers.storage.volume_keeper import HANDING_OVER, handing_over, kept_back, snapshots_left
 from kumulus_controllers.storage.volume_orders import VolumeOrders

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from kumulus.api.base import FINALIZER
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import WorkOrder, WorkOrderSpec, volume_order_name
+from kumulus.api.host import WorkOrder, WorkOrderSpec
+from kumulus.api.order_names import volume_order_name
 from kumulus.api.storage import Volume
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.errors import AlreadyExists

@@ -8,38 +8,19 @@ from dataclasses import dataclass
 from kumulus.api.base import DOMAIN, FORCE_DETACH, ObjectRef
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.host import (
-    DiskOrder,
-    ExistingFile,
-    PoolRef,
-    SnapshotRef,
-    UnownedFile,
-    UnownedKind,
-    VolumeOrder,
-    VolumeOrigin,
-    WorkOrder,
-    WorkOrderSpec,
-    WorkType,
-    luks_secret_name,
-)
+from kumulus.api.host import WorkOrder, WorkOrderSpec, WorkType
+from kumulus.api.image import OPTICAL, ClusterImage, Image, ImagePhase
+from kumulus.api.order_names import luks_secret_name
+from kumulus.api.pool_order import PoolRef, UnownedFile, UnownedKind
 from kumulus.api.qos import Qos
 from kumulus.api.quantity import from_bytes, to_bytes
 from kumulus.api.snapshots import SnapshotPhase
-from kumulus.api.storage import (
-    OPTICAL,
-    Attachment,
-    ClusterImage,
-    Image,
-    ImagePhase,
-    Provisioning,
-    StoragePool,
-    Volume,
-    VolumeClass,
-)
+from kumulus.api.storage import Attachment, Provisioning, StoragePool, Volume, VolumeClass
+from kumulus.api.volume_order import DiskOrder, ExistingFile, SnapshotRef, VolumeOrder, VolumeOrigin
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.api.volumes import CacheMode, CloneMode, Encryption, ExistingData, ReclaimPolicy
 from kumulus_controllers.planning.views import VolumeDemand
-from kumulus_controllers.storage.image import image_ref
+from kumulus_controllers.storage.image_orders import image_ref
 from kumulus_controllers.storage.sharing import NotUsable, Reference, usable
 
 AnyImage = Image | ClusterImage

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from kumulus.api.host import DiskManner, WorkOrder, WorkState
-from kumulus.api.storage import Attachment, Progress, VolumePhase, VolumeStatus
-from kumulus.api.volumes import CloneMode
+from kumulus.api.host import WorkOrder, WorkState
+from kumulus.api.instance_order import DiskManner
+from kumulus.api.storage import Attachment, VolumePhase, VolumeStatus
+from kumulus.api.volumes import CloneMode, Progress
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.orders import host_of
 from kumulus_controllers.storage.move_plan import MOVING, Course, settled, usable

@@ -5,16 +5,18 @@ from __future__ import annotations
 from kumulus.api.base import ConditionStatus
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.host import UnownedFile, WorkOrder, WorkType
+from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.image import ClusterImage, Image
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
-from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume, VolumeClass
+from kumulus.api.pool_order import UnownedFile
+from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Enqueue
 from kumulus_controllers.orders import DISKS_IN, NOT_BEGUN, at_rest, volumes_in
 from kumulus_controllers.storage.emptying import IN_POOL
 from kumulus_controllers.storage.handover import items_of
-from kumulus_controllers.storage.image import arrived
+from kumulus_controllers.storage.image_orders import arrived
 from kumulus_controllers.storage.move_plan import MOVING, WAITING_FOR_TURN
 from kumulus_controllers.storage.volumes import (
     AWAITS_MOVE,

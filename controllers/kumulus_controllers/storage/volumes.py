@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import PoolRef, UnownedFile, WorkOrder, WorkState, WorkType, pool_order_name
+from kumulus.api.host import WorkOrder, WorkState, WorkType
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
+from kumulus.api.order_names import pool_order_name
+from kumulus.api.pool_order import PoolRef, UnownedFile
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.api.volumes import CloneMode

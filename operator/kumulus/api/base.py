@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 DOMAIN = "kumulus.io"
@@ -32,6 +32,9 @@ PAUSED = f"{DOMAIN}/paused"
 
 FORCE_DETACH = f"{DOMAIN}/force-detach"
 """Annotation; `"true"` lets an object go although a host that is gone for good cannot clean up."""
+
+DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+"""A name that is a DNS label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,18 @@ class Column:
     type: Literal["string", "integer", "date", "boolean", "number"] = "string"
     priority: int = 0
     description: str = ""
+
+
+PHASE = Column("Phase", ".status.phase")
+"""Column of an object's state in one word."""
+
+AGE = Column("Age", ".metadata.creationTimestamp", "date")
+"""Column of how long an object has been there."""
+
+
+def reason_of(condition: str = "Ready", *, priority: int = 1) -> Column:
+    """Column of why a condition of an object is what it is."""
+    return Column("Reason", f".status.conditions[?(@.type=='{condition}')].reason", priority=priority)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from kumulus.api.addresses import GUESTS, IS_ADDRESS, UNICAST, Address, MacAddress
 from kumulus.api.base import (
+    AGE,
     DOMAIN,
+    PHASE,
     VERSION,
     Column,
+    DnsLabel,
     Kind,
-    LocalSecretKey,
     Model,
     Resource,
     Rule,
@@ -23,26 +24,16 @@ from kumulus.api.base import (
     cel,
     immutable,
     list_map,
+    reason_of,
 )
+from kumulus.api.cloud_init import CloudInit, SshKey
+from kumulus.api.disks import DISKS_FIXED, DRIVES_MOST, Disk
 from kumulus.api.placement import Profile, Selector, Toleration
-from kumulus.api.quantity import DiskSize, Memory
+from kumulus.api.quantity import Memory
 from kumulus.api.segments import InterfaceName
-from kumulus.api.volumes import IMAGE_NAMESPACE, Content, ObjectName, ReclaimPolicy
+from kumulus.api.volumes import ObjectName
 
 GROUP = f"compute.{DOMAIN}"
-
-USER_DATA_MAX = 32768
-"""Characters of inline user data. More belongs in a Secret (up to 1 MiB)."""
-
-DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
-"""A name that is a DNS label."""
-
-DiskName = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
-
-DISKS_FIXED = "only disks with a volume can be added and taken away, and of the others only the disc in a CD-ROM drive can be changed"
-
-DRIVES_MOST = 4
-"""CD-ROM drives of a machine: an emulated SATA controller has six ports."""
 
 Cpus = Annotated[int, Field(ge=1, le=1024)]
 
@@ -102,114 +93,6 @@ class Placement(Model):
     )
 
 
-class EphemeralDisk(Model):
-    """A disk made from an image for this machine; it lives and dies with it."""
-
-    image: str = Field(
-        description="Name of an Image of the namespace, else of a ClusterImage.",
-        min_length=1,
-        max_length=63,
-        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
-    )
-    image_namespace: ObjectName | None = Field(default=None, description=IMAGE_NAMESPACE)
-    size: DiskSize | None = Field(
-        default=None, description="Size of the disk; default and least is the image's own size."
-    )
-
-
-class VolumeTemplate(Model):
-    """A volume that the machine brings along: it is made with the machine, as `<machine>-<disk>`."""
-
-    rules = (Rule("has(self.size) || has(self.source)", "set size, source or both", field=".size"),)
-
-    size: DiskSize | None = Field(
-        default=None, description="Size of the disk; default and least is the size of its source."
-    )
-    volume_class: DnsLabel | None = Field(
-        default=None, alias="class", description="Name of a VolumeClass; the default one when empty."
-    )
-    source: Content | None = Field(default=None, description="What it begins with; blank when empty.")
-    reclaim_policy: ReclaimPolicy | None = Field(
-        default=None,
-        description="Delete: the volume goes with the machine. Retain: it stays, and so does its data. Default is the class's.",
-    )
-
-
-class DriveBus(StrEnum):
-    """What a CD-ROM drive is connected to."""
-
-    SATA = "sata"
-    """Known to every guest and its installer."""
-    SCSI = "scsi"
-    """virtio-scsi: for guests without a driver for SATA, such as kernels that are made for clouds."""
-
-
-class CdRom(Model):
-    """A CD-ROM drive. The disc in it can be changed while the machine runs."""
-
-    rules = (
-        Rule("has(self.image) || !has(self.imageNamespace)", "imageNamespace is for image", field=".imageNamespace"),
-    )
-
-    image: ObjectName | None = Field(
-        default=None,
-        description="Name of an Image of the namespace, else of a ClusterImage, of the format iso; empty: no disc is in the drive.",
-    )
-    image_namespace: ObjectName | None = Field(default=None, description=IMAGE_NAMESPACE)
-    bus: DriveBus = Field(
-        default=DriveBus.SATA,
-        description="sata, or scsi for guests that know virtio-scsi and no SATA.",
-    )
-
-
-class Disk(Model):
-    """A disk of the machine."""
-
-    rules = (
-        Rule(
-            "[has(self.ephemeral), has(self.volumeTemplate), has(self.volume), has(self.cdrom)]"
-            ".filter(set, set).size() == 1",
-            "a disk needs one source: set exactly one of volumeTemplate, volume, ephemeral and cdrom",
-        ),
-    )
-
-    name: DiskName = Field(description="Name of the disk within the machine; the guest sees it as the disk's serial.")
-    volume_template: VolumeTemplate | None = Field(
-        default=None, description="A volume of the machine's own, made with it."
-    )
-    volume: ObjectName | None = Field(
-        default=None,
-        description="Name of a Volume of the namespace. Such disks can be added and taken away while the machine runs.",
-    )
-    ephemeral: EphemeralDisk | None = Field(
-        default=None, description="A disk made from an image; it is deleted with the machine."
-    )
-    cdrom: CdRom | None = Field(default=None, description="A CD-ROM drive, with a disc in it or empty: `{}`.")
-    boot_order: int | None = Field(
-        default=None, description="Position in the boot order; default is the order of the list.", ge=1, le=64
-    )
-
-    def volume_of(self, machine: str) -> str | None:
-        """Name of the Volume that the disk is, in a machine of that name; None for a disk that is none."""
-        if self.volume_template is not None:
-            return f"{machine}-{self.name}"
-        return self.volume
-
-    @property
-    def image(self) -> str | None:
-        """Name of the image that the disk is made from, or that is the disc in the drive; None without one."""
-        if self.ephemeral is not None:
-            return self.ephemeral.image
-        return self.cdrom.image if self.cdrom is not None else None
-
-    @property
-    def image_namespace(self) -> str | None:
-        """The namespace that is named for that image."""
-        if self.ephemeral is not None:
-            return self.ephemeral.image_namespace
-        return self.cdrom.image_namespace if self.cdrom is not None else None
-
-
 class Interface(Model):
     """A network interface of the machine."""
 
@@ -260,55 +143,6 @@ class Interface(Model):
     def interface_of(self, machine: str) -> str:
         """Name of the NetworkInterface that it is, in a machine of that name."""
         return self.interface if self.interface is not None else f"{machine}-{self.name}"
-
-
-class CloudInit(Model):
-    """First-boot configuration, given to the guest as a NoCloud disk (cloud-init)."""
-
-    rules = (
-        Rule("!(has(self.userData) && has(self.userDataSecret))", "set either userData or userDataSecret, not both"),
-    )
-
-    user_data: str | None = Field(
-        default=None,
-        description="User data: `#cloud-config`, a script, or anything cloud-init takes.",
-        max_length=USER_DATA_MAX,
-    )
-    user_data_secret: LocalSecretKey | None = Field(
-        default=None, description="User data from a Secret of the namespace."
-    )
-    network_data: str | None = Field(
-        default=None,
-        description="Network configuration, version 1 or 2 of cloud-init's format.",
-        max_length=USER_DATA_MAX,
-    )
-    meta_data: Mapping[str, Annotated[str, StringConstraints(max_length=4096)]] = Field(
-        default_factory=dict,
-        description="Further keys of the meta data. instance-id and local-hostname are set by Kumulus.",
-        max_length=32,
-        json_schema_extra=cel(
-            Rule(
-                "self.all(k, k.matches('^[A-Za-z][-A-Za-z0-9_]{0,62}$') && k != 'instance-id')",
-                "keys must be words, and instance-id is set by Kumulus",
-            )
-        ),
-    )
-
-
-class SshKey(Model):
-    """A public key that may log in."""
-
-    rules = (Rule("has(self.secret) != has(self.publicKey)", "set exactly one of secret and publicKey"),)
-
-    secret: LocalSecretKey | None = Field(
-        default=None, description="A key of a Secret that holds one public key a line."
-    )
-    public_key: str | None = Field(
-        default=None,
-        description="The public key itself, one line as in authorized_keys.",
-        max_length=8192,
-        pattern=r"^(ssh-|ecdsa-|sk-)[A-Za-z0-9@.-]+ [A-Za-z0-9+/=]+( [^\n\r]*)?$",
-    )
 
 
 class VirtualMachineSpec(Model):
@@ -472,16 +306,16 @@ class VirtualMachine(Resource):
         categories=("kumulus",),
         selectable=(".spec.zone", ".spec.powerState"),
         columns=(
-            Column("Phase", ".status.phase"),
+            PHASE,
             Column("Host", ".status.host"),
             Column("CPUs", ".status.resources.cpus", "integer"),
             Column("Memory", ".status.resources.memory"),
             Column("Addresses", ".status.addresses", priority=1),
             Column("Ready", ".status.conditions[?(@.type=='Ready')].status", priority=1),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
+            reason_of(),
             Column("Zone", ".status.zone", priority=1),
             Column("Restarts", ".status.restarts", "integer", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            AGE,
         ),
         rules=(
             Rule(
@@ -533,64 +367,9 @@ class InstanceType(Resource):
         columns=(
             Column("CPUs", ".spec.cpus", "integer"),
             Column("Memory", ".spec.memory"),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            AGE,
         ),
         status=False,
     )
 
     spec: InstanceTypeSpec = Field(description="The size.")
-
-
-class ConsoleRequestType(StrEnum):
-    """What of the console is asked for."""
-
-    LOG = "Log"
-
-
-class ConsoleRequestSpec(Model):
-    """What of a machine's console is asked for."""
-
-    rules = (Rule("self == oldSelf", "a request cannot be changed: make a new one"),)
-
-    vm: DnsLabel = Field(description="Name of the machine, in the same namespace.")
-    type: ConsoleRequestType = Field(
-        default=ConsoleRequestType.LOG, description="Log: the end of what the serial console printed."
-    )
-    max_bytes: int = Field(default=65536, description="At most so many bytes from the end.", ge=1, le=262144)
-    ttl_seconds: int = Field(
-        default=60, description="The request is deleted so long after it was answered.", ge=5, le=3600
-    )
-
-
-class ConsoleRequestStatus(Status):
-    """The answer."""
-
-    phase: str | None = Field(default=None, description="Pending, Ready or Failed.")
-    log: str | None = Field(
-        default=None,
-        description="What the console printed. A guest decides what is in it: do not send it to a terminal unfiltered.",
-        max_length=1048576,
-    )
-    answered_at: str | None = Field(default=None, description="When it was answered (RFC 3339).")
-
-
-class ConsoleRequest(Resource):
-    """Asks once for what a machine's console printed; deletes itself after a while."""
-
-    KIND: ClassVar[Kind] = Kind(
-        group=GROUP,
-        version=VERSION,
-        kind="ConsoleRequest",
-        plural="consolerequests",
-        short_names=("console",),
-        categories=("kumulus",),
-        columns=(
-            Column("VM", ".spec.vm"),
-            Column("Type", ".spec.type"),
-            Column("Phase", ".status.phase"),
-            Column("Age", ".metadata.creationTimestamp", "date"),
-        ),
-    )
-
-    spec: ConsoleRequestSpec = Field(description="What is asked for.")
-    status: ConsoleRequestStatus = Field(default_factory=ConsoleRequestStatus, description="The answer.")

@@ -7,8 +7,21 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from kumulus.api.base import DOMAIN, VERSION, Column, Kind, Model, Resource, Scope, Status, immutable
-from kumulus.api.compute import DnsLabel
+from kumulus.api.base import (
+    AGE,
+    DOMAIN,
+    PHASE,
+    VERSION,
+    Column,
+    DnsLabel,
+    Kind,
+    Model,
+    Resource,
+    Scope,
+    Status,
+    immutable,
+    reason_of,
+)
 from kumulus.api.placement import Taint
 from kumulus.api.quantity import Amount
 
@@ -41,7 +54,7 @@ class Zone(Resource):
         categories=("kumulus-admin",),
         columns=(
             Column("Display-Name", ".spec.displayName"),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            AGE,
         ),
         status=False,
     )
@@ -170,15 +183,15 @@ class Host(Resource):
         name_max=HOST_NAME_MAX,
         columns=(
             Column("Zone", ".spec.zone"),
-            Column("Phase", ".status.phase"),
+            PHASE,
             Column("VMs", ".status.instances", "integer"),
             Column("CPUs", ".status.capacity.cpus", "integer"),
             Column("Memory", ".status.capacity.memory", "integer", priority=1),
             Column("Unschedulable", ".spec.unschedulable", "boolean", priority=1),
             Column("Hypervisor", ".status.versions.hypervisor", priority=1),
             Column("Acceleration", ".status.cpu.acceleration", priority=1),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            reason_of(),
+            AGE,
         ),
     )
 

@@ -16,7 +16,21 @@ from kumulus.api.balancing import (
     Port,
     Stickiness,
 )
-from kumulus.api.base import VERSION, Column, Kind, Model, Resource, Rule, Status, cel, immutable, list_map
+from kumulus.api.base import (
+    AGE,
+    PHASE,
+    VERSION,
+    Column,
+    Kind,
+    Model,
+    Resource,
+    Rule,
+    Status,
+    cel,
+    immutable,
+    list_map,
+    reason_of,
+)
 from kumulus.api.network import GROUP
 from kumulus.api.placement import Selector
 from kumulus.api.volumes import ObjectName
@@ -154,10 +168,10 @@ class LoadBalancer(Resource):
             Column("Network", ".spec.network"),
             Column("Addresses", ".status.addresses"),
             Column("Healthy", ".status.healthy"),
-            Column("Phase", ".status.phase"),
+            PHASE,
             Column("Host", ".status.activeHost", priority=1),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            reason_of(),
+            AGE,
         ),
         name_max=NAME_MAX,
     )

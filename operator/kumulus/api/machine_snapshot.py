@@ -7,8 +7,22 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from kumulus.api.base import VERSION, Column, Kind, Model, Resource, Rule, Status, immutable, list_map
-from kumulus.api.compute import GROUP, DiskName, VirtualMachineSpec
+from kumulus.api.base import (
+    AGE,
+    PHASE,
+    VERSION,
+    Column,
+    Kind,
+    Model,
+    Resource,
+    Rule,
+    Status,
+    immutable,
+    list_map,
+    reason_of,
+)
+from kumulus.api.compute import GROUP, VirtualMachineSpec
+from kumulus.api.disks import DiskName
 from kumulus.api.quantity import Bytes
 from kumulus.api.snapshots import Quiesce, SnapshotStatus
 from kumulus.api.volumes import CloneMode, ObjectName
@@ -84,13 +98,13 @@ class VirtualMachineSnapshot(Resource):
         categories=("kumulus",),
         columns=(
             Column("VM", ".spec.vm"),
-            Column("Phase", ".status.phase"),
+            PHASE,
             Column("Size", ".status.size"),
             Column("Used", ".status.used", priority=1),
             Column("Taken", ".status.takenAt", "date"),
             Column("Indications", ".status.indications"),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            reason_of(),
+            AGE,
         ),
     )
 
@@ -199,10 +213,10 @@ class VirtualMachineRestore(Resource):
             Column("Snapshot", ".spec.snapshot"),
             Column("VM", ".spec.target.vm"),
             Column("New-VM", ".spec.target.newVM"),
-            Column("Phase", ".status.phase"),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason"),
+            PHASE,
+            reason_of(priority=0),
             Column("Finished", ".status.finishedAt", "date"),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            AGE,
         ),
     )
 

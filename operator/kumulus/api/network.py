@@ -7,21 +7,14 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, StringConstraints
 
-from kumulus.api.addresses import (
-    GUESTS,
-    IS_ADDRESS,
-    IS_RANGE,
-    RANGE_SIZE,
-    UNICAST,
-    Address,
-    Cidr,
-    DnsName,
-    MacAddress,
-)
+from kumulus.api.addresses import GUESTS, IS_ADDRESS, IS_RANGE, RANGE_SIZE, UNICAST, Address, Cidr, DnsName, MacAddress
 from kumulus.api.base import (
+    AGE,
     DOMAIN,
+    PHASE,
     VERSION,
     Column,
+    DnsLabel,
     Kind,
     Model,
     Resource,
@@ -31,8 +24,8 @@ from kumulus.api.base import (
     cel,
     immutable,
     list_map,
+    reason_of,
 )
-from kumulus.api.compute import DnsLabel
 from kumulus.api.segments import DhcpOption, NetworkDriverName, Protocol
 from kumulus.api.volumes import ObjectName
 
@@ -192,13 +185,13 @@ class Network(Resource):
         columns=(
             Column("Type", ".spec.type"),
             Column("CIDRs", ".spec.cidrs"),
-            Column("Phase", ".status.phase"),
+            PHASE,
             Column("Allocated", ".status.allocated", "integer"),
             Column("VNI", ".status.vni", "integer", priority=1),
             Column("MTU", ".status.mtu", "integer", priority=1),
             Column("Hosts", ".status.hosts", "integer", priority=1),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            reason_of(),
+            AGE,
         ),
     )
 
@@ -307,11 +300,11 @@ class NetworkInterface(Resource):
             Column("Network", ".spec.network"),
             Column("Addresses", ".status.addresses"),
             Column("VM", ".status.vm"),
-            Column("Phase", ".status.phase"),
+            PHASE,
             Column("MAC", ".status.macAddress", priority=1),
             Column("Host", ".status.host", priority=1),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            reason_of(),
+            AGE,
         ),
     )
 
@@ -401,8 +394,8 @@ class SecurityGroup(Resource):
         categories=("kumulus",),
         columns=(
             Column("Members", ".status.members", "integer"),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            reason_of(),
+            AGE,
         ),
     )
 
@@ -462,7 +455,7 @@ class IPAddress(Resource):
             Column("Kind", ".spec.kind"),
             Column("Interface", ".spec.interface"),
             Column("Released", ".spec.releasedAt", "date", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            AGE,
         ),
         status=False,
         name_max=90,
@@ -494,7 +487,7 @@ class SegmentId(Resource):
         columns=(
             Column("Namespace", ".spec.namespace"),
             Column("Network", ".spec.name"),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            AGE,
         ),
         status=False,
     )
@@ -544,8 +537,8 @@ class NetworkClass(Resource):
         columns=(
             Column("Driver", ".spec.driver"),
             Column("Default", ".spec.default", "boolean"),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            reason_of(),
+            AGE,
         ),
     )
 

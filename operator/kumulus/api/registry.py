@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from kumulus.api.base import Resource
-from kumulus.api.compute import ConsoleRequest, InstanceType, VirtualMachine
+from kumulus.api.compute import InstanceType, VirtualMachine
+from kumulus.api.console import ConsoleRequest
 from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.image import ClusterImage, Image, ImageUpload
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
-from kumulus.api.storage import ClusterImage, Image, ImageUpload, StoragePool, Volume, VolumeClass
+from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
 
 KINDS: tuple[type[Resource], ...] = (

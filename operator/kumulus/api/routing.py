@@ -9,8 +9,11 @@ from pydantic import Field
 
 from kumulus.api.addresses import IS_ADDRESS, IS_RANGE, RANGE_SIZE, Address, Cidr
 from kumulus.api.base import (
+    AGE,
+    PHASE,
     VERSION,
     Column,
+    DnsLabel,
     Kind,
     Model,
     Resource,
@@ -20,8 +23,8 @@ from kumulus.api.base import (
     cel,
     immutable,
     list_map,
+    reason_of,
 )
-from kumulus.api.compute import DnsLabel
 from kumulus.api.gateways import DeviceName, ForwardProtocol
 from kumulus.api.network import GROUP, AddressRange
 from kumulus.api.placement import Selector
@@ -85,8 +88,8 @@ class PhysicalNetwork(Resource):
             Column("Traffic", ".spec.traffic"),
             Column("Hosts", ".status.hosts", "integer"),
             Column("MTU", ".spec.mtu", "integer", priority=1),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason"),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            reason_of(priority=0),
+            AGE,
         ),
     )
 
@@ -186,8 +189,8 @@ class ExternalNetwork(Resource):
             Column("Physical", ".spec.physicalNetwork"),
             Column("Allocated", ".status.allocated", "integer"),
             Column("Size", ".status.size", "integer", priority=1),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            reason_of(),
+            AGE,
         ),
     )
 
@@ -292,11 +295,11 @@ class Router(Resource):
         columns=(
             Column("Networks", ".spec.networks"),
             Column("External", ".status.externalAddress"),
-            Column("Phase", ".status.phase"),
+            PHASE,
             Column("Active", ".status.activeHost"),
             Column("Standby", ".status.standbyHosts", priority=1),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            reason_of(),
+            AGE,
         ),
     )
 
@@ -389,11 +392,11 @@ class FloatingIP(Resource):
         columns=(
             Column("Address", ".status.address"),
             Column("Interface", ".spec.target.interface"),
-            Column("Phase", ".status.phase"),
+            PHASE,
             Column("Router", ".status.router", priority=1),
             Column("Host", ".status.host", priority=1),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            reason_of(),
+            AGE,
         ),
     )
 

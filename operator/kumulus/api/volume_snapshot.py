@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from kumulus.api.base import VERSION, Column, Kind, Model, Resource, immutable
+from kumulus.api.base import AGE, PHASE, VERSION, Column, Kind, Model, Resource, immutable, reason_of
 from kumulus.api.snapshots import Quiesce, SnapshotStatus
 from kumulus.api.storage import GROUP
 from kumulus.api.volumes import ObjectName
@@ -46,13 +46,13 @@ class VolumeSnapshot(Resource):
         categories=("kumulus",),
         columns=(
             Column("Volume", ".spec.volume"),
-            Column("Phase", ".status.phase"),
+            PHASE,
             Column("Size", ".status.size"),
             Column("Used", ".status.used", priority=1),
             Column("Taken", ".status.takenAt", "date"),
             Column("Indications", ".status.indications", priority=1),
-            Column("Reason", ".status.conditions[?(@.type=='Ready')].reason", priority=1),
-            Column("Age", ".metadata.creationTimestamp", "date"),
+            reason_of(),
+            AGE,
         ),
     )
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from kumulus.api.base import Model, Rule
+from kumulus.api.quantity import MeasuredBytes
 
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 """Name of an object of the namespace: a DNS label."""
@@ -127,4 +128,15 @@ class VolumeSource(Model):
     clone_mode: CloneMode | None = Field(default=None, description=_CLONE_MODE_IS)
     existing: ExistingData | None = Field(
         default=None, description="Data in a pool that nobody owns, such as that of a retained volume."
+    )
+
+
+class Progress(Model):
+    """How far a transfer is."""
+
+    bytes: MeasuredBytes = Field(default=0, description="What has arrived.")
+    total: MeasuredBytes | None = Field(default=None, description="What there is to fetch, when known.")
+    rate: MeasuredBytes | None = Field(default=None, description="Bytes per second, lately.")
+    remaining_seconds: int | None = Field(
+        default=None, description="How long this stage still takes at that rate, in seconds.", ge=0
     )

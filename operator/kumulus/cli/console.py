@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kumulus.api.compute import ConsoleRequest, VirtualMachine
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.console import ConsoleRequest
 from kumulus.cli import vm as machines
 from kumulus.cli.overlap import new_part
 from kumulus.cli.problem import Problem

@@ -16,8 +16,10 @@ import yaml
 from kumulus.api.base import PLATFORM_NAMESPACE, Kind, Resource
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import WorkOrder, instance_order_name
-from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume
+from kumulus.api.host import WorkOrder
+from kumulus.api.image import ClusterImage, Image
+from kumulus.api.order_names import instance_order_name
+from kumulus.api.storage import StoragePool, Volume
 from kumulus.cli import overview
 from kumulus.cli import vm as machines
 from kumulus.cli.explain import explain

@@ -10,7 +10,8 @@ from enum import Enum, StrEnum
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder
-from kumulus.api.storage import ClusterImage, Image, StoragePool, Volume
+from kumulus.api.image import ClusterImage, Image
+from kumulus.api.storage import StoragePool, Volume
 from kumulus.kube.service import Service
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.storage import ClusterImage, Compression, Image
+from kumulus.api.image import ClusterImage, Compression, Image
 from kumulus.cli import conditions
 from kumulus.cli import vm as machines
 from kumulus.cli.amounts import age, size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kumulus.api.compute import Phase
-from kumulus.api.storage import ImagePhase
+from kumulus.api.image import ImagePhase
 from kumulus.cli.amounts import size
 from kumulus.cli.facts import Absence, Facts, Finding, Level
 from kumulus.cli.problem import as_sentence

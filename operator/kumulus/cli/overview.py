@@ -12,7 +12,8 @@ import typer
 from kumulus.api.base import PLATFORM_NAMESPACE
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.storage import ClusterImage, Image, StoragePool
+from kumulus.api.image import ClusterImage, Image
+from kumulus.api.storage import StoragePool
 from kumulus.cli.amounts import age, count, moment, size
 from kumulus.cli.install import install
 from kumulus.cli.session import Session, command

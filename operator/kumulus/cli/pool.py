@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import UnownedFile, WorkOrder, pool_order_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import pool_order_name
+from kumulus.api.pool_order import UnownedFile
 from kumulus.api.storage import PoolHost, StoragePool
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age, count, size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kumulus.api.storage import Progress
+from kumulus.api.volumes import Progress
 from kumulus.cli.amounts import duration, size
 
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from kumulus.api.storage import Compression, Image, ImageFormat, ImagePhase, ImageUpload
+from kumulus.api.image import Compression, Image, ImageFormat, ImagePhase, ImageUpload
 from kumulus.cli.amounts import duration, size
 from kumulus.cli.problem import Problem, Usage
 from kumulus.cli.session import Session, command

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kumulus.api.compute import Disk, Interface, Phase, VirtualMachine
+from kumulus.api.compute import Interface, Phase, VirtualMachine
+from kumulus.api.disks import Disk
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age, count
 from kumulus.cli.output import Column, qualified

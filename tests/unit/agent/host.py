@@ -13,15 +13,15 @@ from typing import Any
 
 from kumulus.api.base import FINALIZER
 from kumulus.api.fabric import host_namespace
-from kumulus.api.host import (
-    PoolRef,
-    WorkOrder,
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import (
     gateway_order_name,
     instance_order_name,
     segment_order_name,
     snapshot_order_name,
     volume_order_name,
 )
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolParameters
 from kumulus.api.segments import NetworkDriverName
 from kumulus.kube.builtin import NAMESPACE
@@ -31,7 +31,8 @@ from kumulus_agents.agent.instance_files import InstanceFiles, NoFiles
 from kumulus_agents.agent.report import MachineFacts
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.hypervisor.protocol import Hypervisor
-from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor
+from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
+from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_agents.network.protocol import NetworkDriver
 from kumulus_agents.network.simulated import SimulatedFabric, SimulatedNetworks
 from kumulus_agents.storage.dir.driver import DirStorage

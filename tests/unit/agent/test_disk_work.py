@@ -7,7 +7,8 @@ from typing import cast
 
 import pytest
 
-from kumulus.api.host import DiskFacts, WorkOrder
+from kumulus.api.host import WorkOrder
+from kumulus.api.volume_order import DiskFacts
 from kumulus.runtime.clock import SystemClock
 from kumulus_agents.agent.disk_work import DiskWork
 from kumulus_agents.agent.orders import Orders

@@ -15,7 +15,8 @@ from kumulus_agents.agent.gateway import Gateways
 from kumulus_agents.agent.networks import Networks
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.secrets import Secrets
-from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor
+from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
+from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_agents.network.simulated import SimulatedFabric, SimulatedNetworks
 from tests.unit.agent.host import eventually
 from tests.unit.agent.test_networks import going_on

@@ -10,21 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kumulus.api.compute import DriveBus, PowerState, RestartPolicy, Stop, StopMode
-from kumulus.api.host import (
-    Drive,
-    ImageRef,
-    InstanceDisk,
-    InstanceFacts,
-    InstanceOrder,
-    PoolRef,
-    WorkOrderStatus,
-    WorkState,
-)
+from kumulus.api.compute import PowerState, RestartPolicy, Stop, StopMode
+from kumulus.api.disks import DriveBus
+from kumulus.api.host import WorkOrderStatus, WorkState
+from kumulus.api.image import ImageFormat
+from kumulus.api.image_order import ImageRef
+from kumulus.api.instance_order import Drive, InstanceDisk, InstanceFacts, InstanceOrder
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver
 from kumulus.api.qos import Qos
 from kumulus.api.segments import Nic, NicFacts
-from kumulus.api.storage import ImageFormat
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.agent import instance_memory, instance_plan, instance_status
 from kumulus_agents.agent.hold import Hold

@@ -17,7 +17,8 @@ from kumulus.kube.client import KubeClient
 from kumulus_agents.agent import networks as agent_networks
 from kumulus_agents.agent.networks import Networks
 from kumulus_agents.agent.orders import Orders
-from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor
+from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
+from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_agents.metadata.keeper import Metadata
 from kumulus_agents.metadata.settings import MetadataSettings
 from kumulus_agents.network.protocol import Found, NetworkDriver, NetworkError

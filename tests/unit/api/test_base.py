@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from kumulus.api.base import PAUSED, immutable, list_map
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import HOST_NAME_MAX, Host, host_namespace
-from kumulus.api.host import WorkOrder, console_order_name, image_order_name, instance_order_name, pool_order_name
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import console_order_name, image_order_name, instance_order_name, pool_order_name
 from kumulus.api.placement import Taint, Toleration
 from kumulus.api.registry import KINDS
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.storage import StoragePool
 
 UID = "6f3a0c7e-9d1b-4c55-8a2e-0123456789ab"

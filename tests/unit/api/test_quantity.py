@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kumulus.api.compute import Resources
+from kumulus.api.image import ImageStatus
 from kumulus.api.quantity import from_bytes, parse, rounded, to_bytes
-from kumulus.api.storage import ImageStatus, Progress
+from kumulus.api.volumes import Progress
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from kumulus.api.base import FORCE_DETACH, PAUSED
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder
-from kumulus.api.storage import Image, StoragePool
+from kumulus.api.image import Image
+from kumulus.api.storage import StoragePool
 from kumulus.cli.explain import explain
 from kumulus.cli.facts import Absence, Facts, Finding, Level, image_names, secret_refs
 from kumulus.kube.service import PUBLISHED, Service

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.storage import Image
+from kumulus.api.image import Image
 from kumulus.cli.image import progress, published
 from kumulus.cli.problem import Problem
 

@@ -14,8 +14,10 @@ import pytest
 from kumulus.api.base import PAUSED, ConditionStatus
 from kumulus.api.compute import Phase, VirtualMachine, VirtualMachineStatus
 from kumulus.api.fabric import Host
-from kumulus.api.host import PoolRef, SeedRef, WorkOrder, WorkState
-from kumulus.api.storage import ClusterImage, Image
+from kumulus.api.host import WorkOrder, WorkState
+from kumulus.api.image import ClusterImage, Image
+from kumulus.api.instance_order import SeedRef
+from kumulus.api.pool_order import PoolRef
 from kumulus_controllers.compute.order import instance_order, renewed
 from kumulus_controllers.compute.phase import PHASES, REACHED, Placed, derive_status, placed
 from kumulus_controllers.compute.problem import Problem

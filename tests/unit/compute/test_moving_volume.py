@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.storage import Volume
 from kumulus_controllers.compute.order import instance_order, renewed
 from kumulus_controllers.compute.resolve import Resolution, attached_disks, placement_request, resolve

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.host import PoolRef, WorkOrder
+from kumulus.api.host import WorkOrder
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.snapshots import SnapshotPhase
 from kumulus.api.storage import Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kumulus.api.compute import GROUP, ConsoleRequest, InstanceType, VirtualMachine
+from kumulus.api.compute import GROUP, InstanceType, VirtualMachine
+from kumulus.api.console import ConsoleRequest
 from kumulus.crdgen.reference import page
 
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kumulus.api.compute import DriveBus, PowerState
+from kumulus.api.compute import PowerState
+from kumulus.api.disks import DriveBus
 from kumulus.api.qos import Burst, Qos
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.libvirt import allowlist, attached, marks

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainNic, DomainSpec, DomainState, ExitReason, ForeignDomain
-from kumulus_agents.hypervisor.simulated import SimulatedHost, SimulatedHypervisor, SimulatedSettings
+from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
+from kumulus_agents.hypervisor.simulated_host import SimulatedHost, SimulatedSettings
 from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.source import FileSource, LayerFile
 from tests.contract.hypervisor import HypervisorContract, World, new_marks

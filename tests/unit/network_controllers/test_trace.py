@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.host import WorkOrder, gateway_order_name, segment_order_name
+from kumulus.api.host import WorkOrder
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.network import NetworkInterface, SecurityGroup
+from kumulus.api.order_names import gateway_order_name, segment_order_name
 from kumulus.api.routing import ExternalNetwork, FloatingIP, Router
 from kumulus.api.segments import Protocol
 from kumulus.api.trace import Question, Scene, Trace, Unclear, Verdict

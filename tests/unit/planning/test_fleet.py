@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kumulus.api.host import PoolRef
 from kumulus.api.placement import Profile, Taint, TaintEffect, Toleration, TolerationOperator
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver
 from kumulus_controllers.planning import filters, scorers
 from kumulus_controllers.planning.fleet import Fleet

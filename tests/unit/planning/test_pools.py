@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver, PoolParameters
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.pools import NO_POOL, NO_SPACE, Pools, choose, refuge, suits

@@ -16,8 +16,9 @@ import subprocess
 import sys
 from pathlib import Path, PurePosixPath
 
-from kumulus.api.host import HttpFetch, ImageRef, VolumeOrigin
-from kumulus.api.storage import ImageFormat
+from kumulus.api.image import ImageFormat
+from kumulus.api.image_order import HttpFetch, ImageRef
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
 from tests.unit.storage.material import ignore, pool_ref

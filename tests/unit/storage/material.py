@@ -17,9 +17,10 @@ import pycdlib
 import pytest
 import zstandard
 
-from kumulus.api.host import HttpFetch, ImageRef, PoolRef
+from kumulus.api.image import Compression, ImageFormat
+from kumulus.api.image_order import HttpFetch, ImageRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver, PoolParameters
-from kumulus.api.storage import Compression, ImageFormat
 from kumulus_agents.storage.protocol import ImportProgress
 from tests.patience import PATIENCE
 

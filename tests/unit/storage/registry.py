@@ -10,8 +10,8 @@ import tarfile
 from dataclasses import dataclass, field
 from typing import Any
 
-from kumulus.api.host import ImageRef, OciFetch
-from kumulus.api.storage import ImageFormat
+from kumulus.api.image import ImageFormat
+from kumulus.api.image_order import ImageRef, OciFetch
 from kumulus_agents.storage.protocol import Login, RegistrySource
 from tests.unit.storage.material import uid
 from tests.unit.storage.server import Answer, Server

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from kumulus.api.host import UnownedKind, VolumeOrigin
+from kumulus.api.pool_order import UnownedKind
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage import cage
 from kumulus_agents.storage.adoption import LISTED, Unowned
 from kumulus_agents.storage.dir import adopted

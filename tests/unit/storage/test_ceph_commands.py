@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver, PoolParameters, PoolSecret, RbdParameters
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.rbd.cluster import Cluster

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.host import VolumeOrigin
 from kumulus.api.snapshots import Indication
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.dir import creation
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.passphrase import EncryptedVolumes, Passphrase

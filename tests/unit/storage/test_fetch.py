@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from kumulus.api.host import HttpFetch
+from kumulus.api.image_order import HttpFetch
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.fetch import Fetcher

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kumulus.api.host import ImageRef, VolumeOrigin
-from kumulus.api.storage import ImageFormat
+from kumulus.api.image import ImageFormat
+from kumulus.api.image_order import ImageRef
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageError, VolumeContent
 from kumulus_agents.storage.settings import StorageSettings

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kumulus.api.host import VolumeOrigin
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import ImportProgress, StorageError

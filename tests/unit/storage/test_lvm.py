@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import LvmParameters, PoolDriver, PoolParameters
 from kumulus_agents.storage.lvm import commands, faults, kernel, names, report
 from kumulus_agents.storage.lvm.driver import LvmStorage, make

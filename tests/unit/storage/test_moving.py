@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kumulus.api.host import PoolRef, VolumeOrigin
+from kumulus.api.pool_order import PoolRef
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage import chain
 from kumulus_agents.storage.apart import apart
 from kumulus_agents.storage.dir.driver import DirStorage

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.host import OciFetch
-from kumulus.api.storage import Compression, ImageFormat, OciLayout
+from kumulus.api.image import Compression, ImageFormat, OciLayout
+from kumulus.api.image_order import OciFetch
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.fetch import Fetcher

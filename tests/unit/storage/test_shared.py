@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kumulus.api.host import PoolRef, VolumeOrigin
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver, PoolParameters
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.dir import uses
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.dir.pool import PoolDirectory

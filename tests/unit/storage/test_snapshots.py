@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kumulus.api.host import VolumeOrigin
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageError

@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kumulus.api.storage import Compression
+from kumulus.api.image import Compression
 from kumulus_agents.storage import unpacking
 from kumulus_agents.storage.compressed import MAGIC
 from kumulus_agents.storage.rejection import Rejected, TooLarge

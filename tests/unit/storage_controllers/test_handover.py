@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.host import PoolRef, WorkOrder
+from kumulus.api.host import WorkOrder
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.storage import StoragePool
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.orders import host_of

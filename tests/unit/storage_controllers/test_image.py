@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from kumulus.api.base import ConditionStatus
-from kumulus.api.host import PoolRef, WorkOrder
-from kumulus.api.storage import Compression, Image, ImageFormat, ImagePhase, ImageStatus
-from kumulus_controllers.storage import image as images
-from kumulus_controllers.storage.image import Scope, derive_status
+from kumulus.api.host import WorkOrder
+from kumulus.api.image import Compression, Image, ImageFormat, ImagePhase, ImageStatus
+from kumulus.api.pool_order import PoolRef
+from kumulus_controllers.storage.image_orders import arrived, arriving, import_order
+from kumulus_controllers.storage.image_status import LISTED, Scope, derive_status
 
 NOW = "2026-01-01T00:00:00Z"
 UID = "6f3a0c7e-9d1b-4c55-8a2e-0123456789ab"
@@ -104,7 +105,7 @@ def test_what_was_verified_stays_known_while_another_host_fetches_it() -> None:
 
 def test_a_thousand_hosts_fit_into_a_status() -> None:
     orders = tuple(order(f"h{number:04}", "Ready", disk=DISK) for number in range(1500))
-    assert len(status_of(Scope(image(), orders)).caches) == images.LISTED
+    assert len(status_of(Scope(image(), orders)).caches) == LISTED
 
 
 def test_the_order_says_how_the_download_is_packed_and_what_it_has_to_be() -> None:
@@ -112,10 +113,10 @@ def test_the_order_says_how_the_download_is_packed_and_what_it_has_to_be() -> No
     spec = packed.spec.model_copy(update={"compression": Compression.XZ, "format": ImageFormat.VMDK})
     packed = packed.model_copy(update={"spec": spec})
     pool = PoolRef.model_validate(order("a", None).spec.disk.pool.to_json())  # type: ignore[union-attr]
-    disk = images.import_order(packed, pool, 7).to_json()["disk"]
+    disk = import_order(packed, pool, 7).to_json()["disk"]
     assert disk["importImage"]["http"] == {"url": "https://x.example/y", "compression": "xz"}
     assert disk["importImage"]["image"]["format"] == "vmdk"
-    unsaid = images.import_order(image(), pool, 7).disk
+    unsaid = import_order(image(), pool, 7).disk
     assert unsaid is not None and unsaid.import_image.http.compression is Compression.NONE
 
 
@@ -137,5 +138,5 @@ def test_a_pool_that_hosts_share_is_one_cache_whichever_hosts_have_found_the_ima
         ("local/d", "d", "Ready"),
     ]
     pool = orders[0].spec.disk.pool
-    assert [images.arriving(item, pool) for item in orders] == [True, False, True]
-    assert images.arrived(orders[0], orders[1]) and not images.arrived(orders[1], orders[1])
+    assert [arriving(item, pool) for item in orders] == [True, False, True]
+    assert arrived(orders[0], orders[1]) and not arrived(orders[1], orders[1])

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from kumulus.api.fabric import Host
-from kumulus.api.host import Move, PoolRef, WorkOrder, WorkOrderSpec
+from kumulus.api.host import WorkOrder, WorkOrderSpec
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver, PoolParameters
 from kumulus.api.storage import Attachment, StoragePool, Volume, VolumeClass, VolumePhase, VolumeStatus
+from kumulus.api.volume_order import Move
 from kumulus_controllers.planning.views import HostView, Load, PoolView
 from kumulus_controllers.storage.move_plan import (
     MOVING,

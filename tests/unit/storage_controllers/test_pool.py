@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from kumulus.api.fabric import Host
-from kumulus.api.host import PoolFacts, WorkOrder
+from kumulus.api.host import WorkOrder
+from kumulus.api.pool_order import PoolFacts
 from kumulus.api.storage import StoragePool
 from kumulus_controllers.storage.pool import LISTED, Scope, derive_status
 from kumulus_controllers.storage.presence import belongs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kumulus.api.storage import ClusterImage, Image
+from kumulus.api.image import ClusterImage, Image
 from kumulus_controllers.storage.sharing import AnyImage, NotUsable, Reference, usable
 
 SPEC = {"source": {"oci": {"reference": "quay.io/a"}}, "format": "qcow2"}

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.host import PoolRef, VolumeOrigin, WorkOrder
+from kumulus.api.host import WorkOrder
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.snapshots import Indication, QuiesceMode, SnapshotPhase
 from kumulus.api.storage import Volume, VolumeClass, VolumePhase
+from kumulus.api.volume_order import VolumeOrigin
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus_controllers.storage import volume_plan, volume_status
 from kumulus_controllers.storage.handover import Moves, Part

@@ -10,8 +10,11 @@ import pytest
 from kumulus.api.base import FORCE_DETACH
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.host import PoolRef, Revert, UnownedFile, UnownedKind, VolumeOrigin, WorkOrder
-from kumulus.api.storage import Attachment, ClusterImage, Image, StoragePool, Volume, VolumeClass, VolumePhase
+from kumulus.api.host import WorkOrder
+from kumulus.api.image import ClusterImage, Image
+from kumulus.api.pool_order import PoolRef, UnownedFile, UnownedKind
+from kumulus.api.storage import Attachment, StoragePool, Volume, VolumeClass, VolumePhase
+from kumulus.api.volume_order import Revert, VolumeOrigin
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus_controllers.storage.volume_keeper import (
     HANDING_OVER,

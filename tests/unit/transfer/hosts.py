@@ -14,8 +14,9 @@ from ipaddress import ip_address
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kumulus.api.host import CertificateOrder, DroppedPeer, ImageCopy, ImagePeer
-from kumulus.api.storage import ImageContent, ImageFormat
+from kumulus.api.host import CertificateOrder
+from kumulus.api.image import ImageContent, ImageFormat
+from kumulus.api.image_order import DroppedPeer, ImageCopy, ImagePeer
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.pace import Pace

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from kumulus.api.host import CertificateOrder, ImagePeer, transfer_name
+from kumulus.api.host import CertificateOrder, transfer_name
+from kumulus.api.image_order import ImagePeer
 from kumulus_agents.transfer import keys, listener
 from kumulus_agents.transfer.fetch import NoPeer
 from kumulus_agents.transfer.identity import TransferIdentity

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from xml.etree.ElementTree import Element, SubElement, indent, register_namespace, tostring
 
-from kumulus.api.compute import DriveBus
+from kumulus.api.disks import DriveBus
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.libvirt import allowlist, iotune, marks, sources
 from kumulus_agents.hypervisor.libvirt.attached import (

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Collection
 from contextlib import suppress
 
-from kumulus.api.host import UnownedKind
+from kumulus.api.pool_order import UnownedKind
 from kumulus_agents.storage import cage, chain, qcow2
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from kumulus.api.host import HttpFetch, ImageRef, UploadFetch
-from kumulus.api.storage import OPTICAL, Compression, ImageContent, ImageFormat
+from kumulus.api.image import OPTICAL, Compression, ImageContent, ImageFormat
+from kumulus.api.image_order import HttpFetch, ImageRef, UploadFetch
 from kumulus_agents.storage import chain, convert
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread

@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.protocol import StorageError, Usage

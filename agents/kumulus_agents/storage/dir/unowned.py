@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from kumulus.api.host import UnownedKind
+from kumulus.api.pool_order import UnownedKind
 from kumulus_agents.storage import qcow2
 from kumulus_agents.storage.adoption import LISTED, LOOKED_AT, Unclaimed, Unowned
 from kumulus_agents.storage.beneath import Directory

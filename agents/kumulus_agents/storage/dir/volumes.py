@@ -267,6 +267,11 @@ def mismatch() -> StorageError:
     )
 
 
+def in_clear(why: str) -> StorageError:
+    """What is encrypted would be copied to what is not."""
+    return StorageError(f"The volume is encrypted, and a {why}", reason="EncryptedCopy", retryable=False)
+
+
 def too_many() -> StorageError:
     """There are as many layers as there may be."""
     return StorageError(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakValueDictionary
 
-from kumulus.api.host import ImageRef, PoolRef, SnapshotRef, VolumeOrigin
+from kumulus.api.image import OPTICAL
+from kumulus.api.image_order import ImageRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.snapshots import Indication
-from kumulus.api.storage import OPTICAL
+from kumulus.api.volume_order import SnapshotRef, VolumeOrigin
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.keepers import refuse_older
@@ -23,7 +25,6 @@ from kumulus_agents.storage.lvm.volumes import ThinVolumes
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
     ImageSource,
-    ImportProgress,
     Merge,
     ProgressListener,
     Resize,
@@ -154,7 +155,7 @@ class LvmStorage:
             listing = await self._group.listing()
             if (found := listing.volume(uid)) is not None:
                 return self._stored(found)
-            pace = Pace(progress or _ignore)
+            pace = Pace(progress)
             if image is not None:
                 await self._make_on_image(uid, image, size, thick, pace, listing)
             elif snapshot is not None:
@@ -395,10 +396,6 @@ def _refuse_open(found: Logical, doing: str) -> None:
 def _refuse_begun(listing: Listing, volume: str) -> None:
     if snapshots.begun(listing, volume):
         raise StorageError("A snapshot of the volume is being taken. Wait until it is.", reason="VolumeBusy")
-
-
-def _ignore(_: ImportProgress) -> None:
-    """Nobody listens."""
 
 
 def make(pool: PoolRef, settings: StorageSettings, _: Secrets) -> StorageDriver:

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from kumulus.api.host import PoolRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import LvmParameters
 from kumulus_agents.storage.blocking import in_thread, to_the_end
 from kumulus_agents.storage.faults import told_as

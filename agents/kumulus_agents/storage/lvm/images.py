@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from kumulus.api.host import ImageRef, PoolRef
+from kumulus.api.image_order import ImageRef
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver, PoolParameters
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread

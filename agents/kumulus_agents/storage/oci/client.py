@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import aiohttp
 from yarl import URL
 
-from kumulus.api.host import ImageRef
+from kumulus.api.image_order import ImageRef
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.fetch import Download, Fetcher
 from kumulus_agents.storage.oci import challenge, manifest

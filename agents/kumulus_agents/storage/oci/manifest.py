@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kumulus.api.host import OciFetch
-from kumulus.api.storage import Compression, ImageFormat, OciLayout
+from kumulus.api.image import Compression, ImageFormat, OciLayout
+from kumulus.api.image_order import OciFetch
 from kumulus_agents.storage.oci.reference import DIGEST
 from kumulus_agents.storage.protocol import StorageError
 

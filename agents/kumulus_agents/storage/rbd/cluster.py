@@ -17,7 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kumulus.api.host import PoolRef, pool_secret_name
+from kumulus.api.order_names import pool_secret_name
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import RbdParameters
 from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread, to_the_end

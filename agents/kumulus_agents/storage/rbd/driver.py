@@ -3,49 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from weakref import WeakValueDictionary
+from contextlib import suppress
 
-from kumulus.api.host import ImageRef, PoolRef, VolumeOrigin
+from kumulus.api.image import OPTICAL
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.snapshots import Indication
-from kumulus.api.storage import OPTICAL, ImageContent
-from kumulus_agents.storage.dir.pool import disk_of, uid_of
-from kumulus_agents.storage.fetch import Fetcher
+from kumulus.api.volume_order import VolumeOrigin
+from kumulus_agents.storage.dir.pool import uid_of
 from kumulus_agents.storage.keepers import refuse_older
 from kumulus_agents.storage.moving import Arrival, Content, Traits, Use, unsupported
 from kumulus_agents.storage.pace import Pace
-from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import (
-    ImageSource,
-    ImportProgress,
     Merge,
     ProgressListener,
     Resize,
     StorageDriver,
     StorageError,
-    StoredDisk,
-    StoredImage,
     StoredSnapshot,
     StoredVolume,
     Usage,
     VolumeContent,
-    same,
 )
 from kumulus_agents.storage.rbd import names
-from kumulus_agents.storage.rbd.arrivals import ARRIVING, REVERTED, THICK, RbdArrivals
-from kumulus_agents.storage.rbd.cluster import Cluster
-from kumulus_agents.storage.rbd.contents import RbdContents, being_copied, share
-from kumulus_agents.storage.rbd.faults import Busy, NotThere
-from kumulus_agents.storage.rbd.images import OWN, RbdImages
-from kumulus_agents.storage.rbd.intake import RAW, RbdIntake
-from kumulus_agents.storage.rbd.snapshots import RbdSnapshots
+from kumulus_agents.storage.rbd.arrivals import ARRIVING, REVERTED, THICK
+from kumulus_agents.storage.rbd.contents import share
+from kumulus_agents.storage.rbd.faults import NotThere
+from kumulus_agents.storage.rbd.image_verbs import ImageVerbs, at_least, in_use
+from kumulus_agents.storage.rbd.images import OWN
+from kumulus_agents.storage.rbd.intake import RAW
 from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.tracking import Extent, union
-from kumulus_agents.storage.whole import Receive
 
 _KEEPER, _REVERTED, _REVERTING = f"{OWN}keeper", REVERTED, f"{OWN}reverting"
 """Metadata keys of a volume: which host sees to it, the last request to revert it that was carried out, and the size that
@@ -54,24 +44,8 @@ SWEEP = 10.0
 """Seconds that looking at the pool may take for clearing away what was removed."""
 
 
-class RbdStorage:
+class RbdStorage(ImageVerbs):
     """`StorageDriver` for a Ceph pool. Belongs to one event loop."""
-
-    def __init__(
-        self, pool: PoolRef, settings: StorageSettings, secrets: Secrets, *, fetcher: Fetcher | None = None
-    ) -> None:
-        if pool.parameters.rbd is None:
-            raise StorageError("The pool's order has no parameters for rbd.", reason="BadParameters", retryable=False)
-        self._name = pool.name
-        self._namespace = pool.parameters.rbd.namespace
-        self._settings = settings
-        self._cluster = Cluster(pool, pool.parameters.rbd, settings, secrets)
-        self._images = RbdImages(self._cluster)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._snapshots = RbdSnapshots(self._images)
-        self._contents = RbdContents(self._cluster, self._images, self._snapshots)
-        self._intake = RbdIntake(pool, settings, self._cluster, self._images, self._contents, fetcher)
-        self._arrivals = RbdArrivals(self._cluster, self._images, settings, settings.scratch / pool.uid)
 
     async def prepare(self) -> Usage:
         """See `StorageDriver.prepare`. PoolStalled, PoolForbidden, PoolMissing, SecretNotFound, SecretUnreadable and
@@ -88,123 +62,6 @@ class RbdStorage:
             async with asyncio.timeout(SWEEP):
                 await self._images.sweep()
         return usage
-
-    async def image(self, uid: str) -> StoredImage | None:
-        """See `StorageDriver.image`."""
-        record = await self._images.record(names.image(uid_of(uid)))
-        if record is None:
-            return None
-        try:
-            return StoredImage(
-                uid=uid,
-                source=await self._cluster.source(names.image(uid)),
-                format=RAW,
-                source_format=str(record["sourceFormat"]),
-                sha256=str(record["sha256"]),
-                virtual_size=int(record["virtualSize"]),
-                size=int(record["size"]),
-                digest=None if record.get("digest") is None else str(record["digest"]),
-            )
-        except (KeyError, ValueError, TypeError):
-            return None
-
-    async def import_image(self, image: ImageRef, source: ImageSource, progress: ProgressListener) -> StoredImage:
-        """See `StorageDriver.import_image`. Requests at the same time import once. The SHA-256 of an image that is made of a
-        volume is that of the bytes of its disk."""
-        uid = uid_of(image.uid)
-        if isinstance(source, VolumeContent):
-            uid_of(source.volume)
-            uid_of(source.snapshot or source.volume)
-
-        async def make() -> None:
-            if isinstance(source, VolumeContent):
-                await self._intake.take_volume(image, source, Pace(progress))
-            else:
-                await self._intake.take_in(
-                    await self._intake.staging.import_image(image, source, progress), Pace(progress)
-                )
-
-        return same(await self._image(uid, make), image, source)
-
-    async def copy_image(
-        self, image: ImageRef, content: ImageContent, receive: Receive, progress: ProgressListener
-    ) -> StoredImage:
-        """See `TakesImages.copy_image`. Requests at the same time copy once."""
-
-        async def make() -> None:
-            await self._intake.take_in(
-                await self._intake.staging.copy_image(image, content, receive, progress), Pace(progress)
-            )
-
-        return await self._image(uid_of(image.uid), make)
-
-    @property
-    def upload_max(self) -> int:
-        """See `TakesUploads.upload_max`."""
-        return self._intake.staging.upload_max
-
-    @asynccontextmanager
-    async def upload(self, uid: str) -> AsyncIterator[Part]:
-        """See `TakesUploads.upload`. It arrives in the scratch directory of this host."""
-        async with self._intake.staging.upload(uid) as part:
-            yield part
-
-    async def uploaded(self, uid: str, idle_seconds: float) -> bool:
-        """See `TakesUploads.uploaded`. An import that was cut short may have made an image of it there already."""
-        return await self._intake.staging.image(uid) is not None or await self._intake.staging.uploaded(
-            uid, idle_seconds
-        )
-
-    async def _image(self, uid: str, make: Callable[[], Awaitable[None]]) -> StoredImage:
-        """The image, made if it is not there."""
-        async with self._lock(f"image {uid}"):
-            found = await self.image(uid)
-            if found is None:
-                await self._cluster.check()  # nothing is fetched for a pool that cannot be used
-                await make()
-                found = await self.image(uid)
-        if found is None:
-            raise StorageError("The image was removed while it was imported.", reason="ImageNotReady")
-        return found
-
-    async def remove_image(self, uid: str) -> None:
-        """See `StorageDriver.remove_image`. The cluster itself keeps an image that something stands on."""
-        name = names.image(uid_of(uid))
-        async with self._lock(f"image {uid}"):
-            users = len(await self._images.users(name, names.BASE))
-            if not users:
-                with suppress(Busy):
-                    await self._images.retire(name)
-                    await self._images.drop(names.making(name))
-                    await self._intake.unstage(uid)
-                    return
-        raise StorageError(
-            f"The image is in use: disks and volumes made from it ({users or 'just now'}) are in the pool."
-            " Delete their machines and the volumes first; of retained volumes, the Ceph images.",
-            reason="ImageInUse",
-        )
-
-    async def ensure_disk(self, owner: str, name: str, image_uid: str, size: int | None) -> StoredDisk:
-        """See `StorageDriver.ensure_disk`."""
-        disk = names.disk(uid_of(owner), disk_of(owner, name))
-        uid_of(image_uid)
-        async with self._lock(f"disks {owner}"):
-            made = await self._images.size(disk)
-            if made is None:
-                image = await self._present_image(image_uid, "disk")
-                made = _at_least(size, image.virtual_size, "disk", "image")
-                await self._images.clone(names.image(image_uid), names.BASE, names.making(disk), made)
-                await self._images.settle(disk)
-            return StoredDisk(await self._cluster.source(disk), RAW, made)
-
-    async def remove_disks(self, owner: str) -> None:
-        """See `StorageDriver.remove_disks`."""
-        prefix = names.disks(uid_of(owner))
-        async with self._lock(f"disks {owner}"):
-            for name in await self._images.listed():
-                if name.startswith((prefix, names.making(prefix))):
-                    with _in_use("disk"):
-                        await self._images.drop(name)
 
     async def volume(self, uid: str) -> StoredVolume | None:
         """See `StorageDriver.volume`."""
@@ -247,7 +104,7 @@ class RbdStorage:
         async with self._lock(f"volume {uid_of(uid)}"):
             if (found := await self.volume(uid)) is not None:
                 return found
-            pace = Pace(progress or _ignore)
+            pace = Pace(progress)
             if image is not None:
                 await self._make_on_image(uid, image, size, thick, pace)
             elif source is not None and origin is not None and origin.linked:
@@ -293,7 +150,7 @@ class RbdStorage:
         name = names.volume(uid_of(uid))
         async with self._lock(f"volume {uid}"):
             self._refuse_copied(uid)
-            with _in_use("volume"):
+            with in_use("volume"):
                 with suppress(NotThere):
                     await self._contents.free(uid)
                 await self._images.drop(names.making(name))
@@ -454,7 +311,7 @@ class RbdStorage:
                 reason="ImageNotADisk",
                 retryable=False,
             )
-        wanted, making = _at_least(size, image.virtual_size, "volume", "image"), names.making(names.volume(uid))
+        wanted, making = at_least(size, image.virtual_size, "volume", "image"), names.making(names.volume(uid))
         if not thick:
             await self._images.clone(names.image(image_uid), names.BASE, making, wanted)
             return
@@ -467,7 +324,7 @@ class RbdStorage:
         making = names.making(names.volume(uid))
         with self._contents.reading(source):
             found = await self._contents.size(source)
-            wanted = _at_least(size, found, "volume", "source")
+            wanted = at_least(size, found, "volume", "source")
             await self._images.create(making, wanted, thick=thick)
             await self._contents.copy(source, uid, making, found, pace)
 
@@ -483,7 +340,7 @@ class RbdStorage:
                     reason="LinkedThick",
                     retryable=False,
                 )
-            wanted, making = _at_least(size, found, "volume", "source"), names.making(names.volume(uid))
+            wanted, making = at_least(size, found, "volume", "source"), names.making(names.volume(uid))
             try:
                 await self._images.clone(names.volume(source.volume), names.snapshot(source.snapshot), making, wanted)
             except NotThere:
@@ -503,29 +360,6 @@ class RbdStorage:
             raise _not_there()
         return found
 
-    async def _present_image(self, uid: str, what: str) -> StoredImage:
-        found = await self.image(uid)
-        if found is None:
-            raise StorageError(f"The {what}'s image is not in the pool yet.", reason="ImageNotReady")
-        return found
-
-    def _refuse_copied(self, uid: str) -> None:
-        if self._contents.is_read(uid):
-            raise being_copied()
-
-    def _lock(self, what: str) -> asyncio.Lock:
-        return self._locks.setdefault(what, asyncio.Lock())
-
-
-def _at_least(size: int | None, least: int, what: str, origin: str) -> int:
-    if size is not None and size < least:
-        raise StorageError(
-            f"The {what}'s size of {size} bytes is less than the {least} bytes of its {origin}. Ask for a larger {what}.",
-            reason="DiskTooSmall",
-            retryable=False,
-        )
-    return whole_sectors(size if size is not None else least)
-
 
 def _source(origin: VolumeOrigin) -> VolumeContent | None:
     """The volume or the snapshot that is to be copied or linked to."""
@@ -536,21 +370,6 @@ def _source(origin: VolumeOrigin) -> VolumeContent | None:
 
 def _not_there() -> StorageError:
     return StorageError("The volume is not in the pool.", reason="VolumeNotReady")
-
-
-@contextmanager
-def _in_use(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Busy as error:
-        raise StorageError(
-            f"The {what} is open somewhere, or was a moment ago. It is tried again; look who has it (`rbd status`).",
-            reason="VolumeInUse",
-        ) from error
-
-
-def _ignore(_: ImportProgress) -> None:
-    """Nobody listens."""
 
 
 def make(pool: PoolRef, settings: StorageSettings, secrets: Secrets) -> StorageDriver:
