@@ -24,6 +24,7 @@ group = "root"
 security_driver = "none"
 cgroup_controllers = [ ]
 namespaces = []
+max_core = 0
 """
 
 VIRTLOGD_CONF = """\
@@ -78,13 +79,15 @@ class PrivateLibvirtd:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                cwd=root,  # where a core is left
             )
+        self._tell("ulimit -c unlimited")
         for name, target in MOUNTS.items():
             self._tell(f"mount --bind {root / name} {target}")
         self._spawn("virtlogd")
 
     def start(self) -> None:
-        """Start libvirtd and wait until it answers."""
+        """Start libvirtd, which does not run, and wait until it answers."""
         self._spawn("libvirtd")
         until(self._answers, f"libvirtd did not answer (see {self.root}/daemons.log)")
 
@@ -93,6 +96,12 @@ class PrivateLibvirtd:
         pid = self._pid("libvirtd")
         os.kill(pid, signal.SIGKILL)
         until(lambda: not Path(f"/proc/{pid}").exists(), "libvirtd did not die")
+
+    def ended(self) -> int | None:
+        """What libvirtd ended with, as a shell says it (128 and the signal's number); None while it runs."""
+        with contextlib.suppress(FileNotFoundError):
+            return int((self.root / "libvirtd.ended").read_text())
+        return None
 
     @contextlib.contextmanager
     def hanging(self) -> Iterator[None]:
@@ -105,11 +114,14 @@ class PrivateLibvirtd:
             os.kill(pid, signal.SIGCONT)
 
     def qemu(self, name: str) -> int:
-        """Process id of the QEMU of the domain with that name."""
-        return int((self.root / f"run/libvirt/qemu/{name}.pid").read_text())
+        """Process id of the QEMU of the domain with that name, which runs."""
+        pid = int((self.root / f"run/libvirt/qemu/{name}.pid").read_text())
+        # Numbers come round again: the file may be older than whoever has the number now.
+        assert f"guest={name}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes(), f"{pid} is not {name}"
+        return pid
 
     def stop(self) -> None:
-        """End every process of the namespace, the guests too, and remove its files."""
+        """End every process of the namespace, the guests too, and remove its files, unless a daemon left its core there."""
         stdin = self._shell.stdin
         assert stdin is not None
         while len(pids := list(self._descendants(self._shell.pid))) > 1:
@@ -121,12 +133,15 @@ class PrivateLibvirtd:
                 break
         stdin.close()
         self._shell.wait(timeout=30 * PATIENCE)
-        shutil.rmtree(self.root, ignore_errors=True)
+        if not list(self.root.glob("core*")):
+            shutil.rmtree(self.root, ignore_errors=True)
 
     def _spawn(self, daemon: str) -> None:
-        file = self.root / f"{daemon}.pid"
-        file.unlink(missing_ok=True)
-        self._tell(f"/usr/sbin/{daemon} & echo $! > {file}.new; mv {file}.new {file}")
+        file, ended = self.root / f"{daemon}.pid", self.root / f"{daemon}.ended"
+        for one in (file, ended):
+            one.unlink(missing_ok=True)
+        begun = f"/usr/sbin/{daemon} & echo $! > {file}.new; mv {file}.new {file}"
+        self._tell(f"({begun}; wait $! && true; echo $? > {ended}.new; mv {ended}.new {ended}) &")
         until(file.exists, f"{daemon} was not started (see {self.root}/daemons.log)")
 
     def _pid(self, daemon: str) -> int:

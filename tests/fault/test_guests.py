@@ -91,7 +91,10 @@ async def test_a_guest_whose_pool_is_full_goes_on_when_there_is_room(world: Libv
         assert domain is not None and domain.pause_reason is PauseReason.DISK_FULL
         before = acknowledged(world, spec)
         assert 0 < before < 100
+        heard.clear()
         await driver.resume(spec.marks.uid)
+        # It did go on: who stayed paused has nothing to tell.
+        await heard.about(spec.marks.uid)
         await eventually(paused, "it is paused again while there is no room", 30)
         filler.unlink()
         await driver.resume(spec.marks.uid)

@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ from tests.unit.storage.server import Answer
 pytestmark = needs_root
 
 ROOM = 24 * MIB
+SIZES = [size * MIB for size in (4, 16, 64, 128)]
+"""Of disks, each tried when what makes the one before was too quick to be killed."""
 DATA = random.Random(11).randbytes(4 * MIB)
 
 
@@ -81,7 +84,8 @@ class Counter:
             self.acknowledged = value
 
     def holds(self) -> bool:
-        """Whether every acknowledged value is there."""
+        """Whether every acknowledged value is there; some were."""
+        assert self.acknowledged, "nothing was acknowledged, so nothing could be lost"
         reads = [f"read -P {value % 256} {value * 65536} 64k" for value in range(1, self.acknowledged + 1)]
         arguments = [each for read in reads for each in ("-c", read)]
         done = subprocess.run(["qemu-io", "-r", "-f", "qcow2", *arguments, self.path], capture_output=True, text=True)
@@ -186,50 +190,72 @@ async def test_a_killed_qemu_img_leaves_nothing_that_is_taken_for_whole(
 ) -> None:
     """Killed by its process id, found among the descendants of this process."""
     driver = DirStorage(pool_ref(tmp_path / "pool"), settings)
-    image, volume, copy = image_ref(DATA, "raw"), uid(), uid()
-    source = http(server.on("/i", Answer(DATA)))
-    if doing == "copy":
-        await driver.import_image(image, source, ignore)
-        await driver.ensure_volume(volume, None, VolumeOrigin(image=image), thick=False)
-    work = asyncio.create_task(
-        driver.import_image(image, source, ignore)
-        if doing == "import"
-        else driver.ensure_volume(copy, None, VolumeOrigin(volume=volume), thick=False)
-    )
+    for size in SIZES:
+        data = DATA * (size // len(DATA))
+        image, volume, copy = image_ref(data, "raw"), uid(), uid()
+        source = http(server.on(f"/{size}", Answer(data)))
+        if doing == "copy":
+            await driver.import_image(image, source, ignore)
+            await driver.ensure_volume(volume, None, VolumeOrigin(image=image), thick=False)
+
+        async def make(image=image, source=source, volume=volume, copy=copy) -> int:
+            if doing == "import":
+                return (await driver.import_image(image, source, ignore)).virtual_size
+            return (await driver.ensure_volume(copy, None, VolumeOrigin(volume=volume), thick=False)).virtual_size
+
+        work = asyncio.create_task(make())
+        killed = await killing(work)
+        if work.exception() is None:
+            # Faster than the search for it, or it had done all when it was killed: then what it made is whole.
+            assert holds_all(image.uid if doing == "import" else copy, tmp_path / "pool", data)
+            continue
+        assert killed and isinstance(work.exception(), StorageError), work.exception()
+        assert await (driver.image(image.uid) if doing == "import" else driver.volume(copy)) is None
+        assert not [
+            name for name in files(tmp_path / "pool") if copy in name or (name.startswith(".") and "new" in name)
+        ]
+        assert await make() == len(data)
+        assert holds_all(image.uid if doing == "import" else copy, tmp_path / "pool", data)
+        return
+    pytest.fail(f"none of {len(SIZES)} was killed on its way")
+
+
+async def killing(work: asyncio.Task[int]) -> int:
+    """Kill every qemu-img that copies among the descendants of this process until the work has ended; how many."""
     killed = 0
     while not work.done():
         for pid in descendants(os.getpid()):
-            if name_of(pid) == "qemu-img":
-                os.kill(pid, signal.SIGKILL)
-                killed += 1
+            if copies(pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
         await asyncio.sleep(0)
-    if work.exception() is None:
-        pytest.skip("it was faster than the search for it")
-    error = work.exception()
-    assert killed and isinstance(error, StorageError), error
-    assert await (driver.image(image.uid) if doing == "import" else driver.volume(copy)) is None
-    assert not [name for name in files(tmp_path / "pool") if copy in name or (name.startswith(".") and "new" in name)]
-    if doing == "import":
-        assert (await driver.import_image(image, source, ignore)).virtual_size == len(DATA)
-    else:
-        assert (await driver.ensure_volume(copy, None, VolumeOrigin(volume=volume), thick=False)).virtual_size
+    return killed
+
+
+def holds_all(name: str, pool: Path, data: bytes) -> bool:
+    """Whether the disk of that name is there once and reads as these data."""
+    (disk,) = [path for path in pool.rglob(f"{name}*") if path.suffix != ".json"]
+    plain = pool.parent / "plain"
+    qemu_img("convert", "-O", "raw", disk, plain)
+    return plain.read_bytes() == data
 
 
 def descendants(pid: int) -> list[int]:
     """Processes that it started, and theirs."""
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = [int(child) for child in task.read_text().split()]
-        except OSError:
-            continue
-        for child in children:
-            found += [child, *descendants(child)]
+    with suppress(OSError):  # they end as we look
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                for child in map(int, (task / "children").read_text().split()):
+                    found += [child, *descendants(child)]
     return found
 
 
-def name_of(pid: int) -> str:
+def copies(pid: int) -> bool:
+    """Whether that process is a qemu-img that writes a whole disk: it, not one that makes an empty one, leaves a half."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return ""
+        return False
+    return words[0].endswith(b"qemu-img") and b"convert" in words

@@ -231,7 +231,7 @@ async def commit(volume: Chain, size: int, settings: StorageSettings, progress: 
 async def mend(layer: int, settings: StorageSettings) -> None:
     """Drop the bitmap of a layer whose emulator was killed: it is not right any more, and QEMU would not let the disk grow.
 
-    What was written is told from what is allocated then. Raises `StorageError`.
+    What was written is told from what is allocated then. Somebody has it open: nothing. Raises `StorageError`.
     """
     try:
         found = tracking.bitmap(_reader(layer), qcow2.parse(_reader(layer)))
@@ -247,7 +247,8 @@ async def mend(layer: int, settings: StorageSettings) -> None:
             limits=_limits(_TABLES, settings.cage.convert_seconds, settings),
             settings=settings.cage,
         )
-    _judge(outcome, "put the volume in order")
+    if not any(text in outcome.errors for text in _LOCKED):
+        _judge(outcome, "put the volume in order")
 
 
 def is_written(layer: int) -> bool:

@@ -125,6 +125,51 @@ async def test_after_a_sudden_death_all_that_is_allocated_is_told_and_the_volume
     assert await changed(driver, volume, snapshot) == {4}
 
 
+async def test_layers_become_one_after_sudden_deaths_and_growth(driver: DirStorage) -> None:
+    """QEMU makes no disk larger whose bitmap somebody died with; the layer below is smaller than the one that it merges."""
+    volume = uid()
+    made = await driver.ensure_volume(volume, MIB, None, False)
+    await write(driver, volume, 1)
+    die(made.path)
+    snapshot = await taken(driver, volume)
+    assert flags(made.path) == [], "an emulator could merge into it"
+    await driver.grow_volume(volume, 2 * MIB)
+    await write(driver, volume, 20)
+    now = await driver.volume(volume)
+    assert now is not None and now.path != made.path
+    await driver.forget_snapshot(volume, snapshot)
+    merge = await driver.next_merge(volume)
+    assert merge is not None and merge.lower == made.path
+    for mend in (lambda: driver.open_volume(volume), lambda: driver.merge(volume, merge)):
+        subprocess.run(["qemu-img", "bitmap", "--add", "-f", "qcow2", made.path, "kumulus"], check=True)
+        die(made.path)
+        assert flags(made.path) == [["in-use"]]
+        await mend()
+        assert flags(made.path) == []
+    assert await driver.next_merge(volume) is None
+    after = await driver.volume(volume)
+    assert after is not None and (after.path, after.virtual_size) == (made.path, 2 * MIB)
+    assert await changed(driver, volume) == {1, 20}
+    for block in (1, 20):
+        command = ["qemu-io", "-r", "-f", "qcow2", "-c", f"read -P 7 {block * BLOCK} 1k", made.path]
+        assert "failed" not in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def die(path: str) -> None:
+    """Somebody opens the file to write, as an emulator that merges into it does, and is killed."""
+    emulator = subprocess.Popen(
+        ["qemu-io", "-f", "qcow2", path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert emulator.stdin is not None and emulator.stdout is not None
+        emulator.stdin.write("flush\nmap\n")
+        emulator.stdin.flush()
+        emulator.stdout.readline()
+    finally:
+        os.kill(emulator.pid, signal.SIGKILL)
+        emulator.communicate()
+
+
 async def test_a_volume_that_was_made_before_bitmaps_tells_what_is_allocated(driver: DirStorage) -> None:
     volume = uid()
     made = await driver.ensure_volume(volume, MIB, None, False)

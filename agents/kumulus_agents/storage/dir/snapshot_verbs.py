@@ -40,6 +40,8 @@ class SnapshotVerbs(Exclusion):
         async with self._lock(f"volume {uid_of(volume)}"):
             with told_as("take the snapshot"):
                 await self._unlock(await self._present(volume), volume, passphrase)
+                # An emulator that is on could not merge into what another left so.
+                await volumes.mend(self._pool, self._settings, volume)
                 begin = partial(snapshots.begin, live=live, passphrase=passphrase)
                 await in_thread(begin, self._pool, self._settings, volume, uid_of(snapshot))
             return await self._present(volume)

@@ -215,6 +215,7 @@ async def merge(
             return
         with files.open_chain(pool, volume, upper, write=2, passphrase=passphrase) as merged:
             size = await in_thread(chain.virtual_size, merged.layers[0])
+            await chain.mend(merged.layers[1], settings)  # the disk may have grown since, and it has to
             pace.stage("Merging", 0, size)
             await chain.commit(merged, size, settings, pace.at)
         below = file_of(volume, record.layers.parents[upper] or volume)

@@ -342,9 +342,18 @@ async def grow(
 
 
 async def mend(pool: PoolDirectory, settings: StorageSettings, uid: str) -> None:
-    """Put in order what an emulator that was killed left in the file that is written. Somebody has it open: nothing."""
+    """Put in order what an emulator that was killed left in the files that it wrote to. Somebody has one open: nothing.
+
+    They are the one that is written, and the one that is merged into, which an emulator cannot make as large as what it
+    merges unless that is in order. Idempotent. Raises `StorageError` or `OSError`.
+    """
+    with pool.volumes() as volumes:
+        record = await in_thread(known, volumes, uid)
     with open_chain(pool, uid, write=1) as volume:
         await chain.mend(volume.layers[0], settings)
+    if record is not None and (merging := record.layers.merging) in record.layers.parents.items():
+        with open_chain(pool, uid, merging[1], write=1) as volume:
+            await chain.mend(volume.layers[0], settings)
 
 
 async def unlock(
