@@ -15,7 +15,7 @@ from pathlib import Path
 from kumulus.api.base import Kind, Scope
 from kumulus.cli.cluster import Cluster
 from kumulus.kube.errors import NotFound
-from kumulus_lab import binaries, commands, deadline, kubeconfig
+from kumulus_lab import commands, deadline, kubeconfig
 from kumulus_lab.certificates import Pair
 from kumulus_lab.lab import Lab
 from kumulus_lab.outside import BRIDGE
@@ -66,15 +66,15 @@ class Node:
         else:
             self.exec("nft", "delete", "table", "ip", "pods")
 
-    def synced(self) -> bool:
-        """Whether kube-proxy says that the rules are as it was told."""
+    def well(self) -> bool:
+        """Whether kube-proxy says that it is well."""
         return commands.works([*_enter(self.lab), "busybox", "wget", "-q", "-O", "-", f"http://{_HEALTH}/healthz"])
 
 
 @contextmanager
-def node(lab: Lab, api: Cluster) -> Iterator[Node]:
-    """The node, until the block ends: then neither process nor namespace, and with that no rule, is left of it."""
-    program = binaries.kube_proxy()
+def node(lab: Lab, api: Cluster, program: Path) -> Iterator[Node]:
+    """The node, until the block ends: then neither process nor namespace, and with that no rule, is left of it. `program` is
+    kube-proxy."""
     made = Node(lab, Daemon.within(lab.directory, "kube-proxy"))
     try:
         _plug(lab)
@@ -83,7 +83,7 @@ def node(lab: Lab, api: Cluster) -> Iterator[Node]:
         where = {"addresses": [{"type": "InternalIP", "address": lab.network.spare_address}]}
         api.create(NODE, {"metadata": {"name": NAME}, "status": where})
         made.proxy.start([*_enter(lab), program, f"--config={_settings(lab)}", f"--hostname-override={NAME}"])
-        deadline.until(made.synced, "the first rules of kube-proxy", seconds=30, alive=made.proxy.ended)
+        deadline.until(made.well, "the health of kube-proxy", seconds=30, alive=made.proxy.ended)
         yield made
     finally:
         made.proxy.stop()
@@ -151,6 +151,7 @@ def _settings(lab: Lab) -> Path:
         "kind": "KubeProxyConfiguration",
         "mode": "nftables",
         "clusterCIDR": PODS,
+        "nodePortAddresses": [f"{ADDRESS}/32"],
         "clientConnection": {"kubeconfig": str(credentials)},
         "healthzBindAddress": _HEALTH,
         "metricsBindAddress": "127.0.0.1:10249",

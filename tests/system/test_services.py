@@ -3,13 +3,16 @@ Service's own address."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from kumulus.kube.builtin import ENDPOINT_SLICE, SERVICE
 from kumulus.kube.service import PUBLISHED
-from kumulus_lab import deadline
+from kumulus_lab import binaries, deadline, networking
+from kumulus_lab.lab import Lab
 from tests.system.cluster_node import ADDRESS, PODS, Node, node
 from tests.system.test_networks import GROUP, RANGE, Networks, networks
 from tests.system.world import WORDS, Object
@@ -22,13 +25,26 @@ EXTERNAL = WORDS["externalnetwork"]
 BOTH = ("web1", "web2")
 
 
-def service(networks: Networks) -> str:
-    """A Service that selects both machines; its address in the cluster."""
+@pytest.fixture(scope="session")
+def kube_proxy() -> Path:
+    """The real one, built when the cache has none."""
+    return binaries.kube_proxy()
+
+
+def service(networks: Networks) -> tuple[str, int]:
+    """A Service that selects both machines; its address in the cluster, and its port at the node's address."""
     body = {
         "metadata": {"name": "site", "labels": {"network.kumulus.io/vm-network": "front"}},
-        "spec": {"selector": {"app": "site"}, "ports": [{"name": "http", "port": 80}]},
+        "spec": {"type": "NodePort", "selector": {"app": "site"}, "ports": [{"name": "http", "port": 80}]},
     }
-    return str(networks.world.api.create(SERVICE, body, networks.world.namespace)["spec"]["clusterIP"])
+    spec = networks.world.api.create(SERVICE, body, networks.world.namespace)["spec"]
+    return spec["clusterIP"], spec["ports"][0]["nodePort"]
+
+
+def said(networks: Networks) -> Object:
+    """The Service's condition."""
+    found = networks.world.api.get(SERVICE, "site", networks.world.namespace)["status"].get("conditions", [])
+    return next((one for one in found if one["type"] == PUBLISHED), {})
 
 
 def published(networks: Networks) -> dict[str, tuple[str, bool]]:
@@ -39,20 +55,20 @@ def published(networks: Networks) -> dict[str, tuple[str, bool]]:
 
 
 def ready(networks: Networks, *names: str, addresses: Callable[[str], bool] = lambda _: True) -> None:
-    """These machines are the endpoints that are ready, by such addresses, and the Service says that it is published."""
+    """These machines are the endpoints that are ready, by such addresses, and the Service says whether there are any."""
 
     def probe() -> bool:
-        return {name for name, (at, well) in published(networks).items() if well and addresses(at)} == set(names)
+        there = {name for name, (at, well) in published(networks).items() if well and addresses(at)}
+        return there == set(names) and (said(networks).get("status") == "True") is bool(names)
 
     try:
         deadline.until(probe, f"{' and '.join(names)} as endpoints", seconds=90, every=0.2)
     except Exception as error:
-        status = (networks.world.api.get(SERVICE, "site", networks.world.namespace))["status"]
-        raise AssertionError(f"{error}; there are {published(networks)}; the Service says: {status}") from error
+        raise AssertionError(f"{error}; there are {published(networks)}; it says: {said(networks)}") from error
 
 
 def answered(ask: Callable[[], str], *wanted: str) -> None:
-    """Each of these answers, and then, of as many requests as find anybody else almost for sure, nobody else and all."""
+    """Of a dozen requests in a row each is answered, by these and by nobody else."""
     seen: list[str] = []
 
     def probe() -> bool:
@@ -71,9 +87,24 @@ def asked_alike(at: Node, address: str, *wanted: str) -> None:
     answered(lambda: at.fetch(address, pod=True), *wanted)
 
 
+@contextmanager
+def way_back(lab: Lab) -> Iterator[None]:
+    """Meanwhile the gateway of the network outside has a route to the node's pods, as routers of a data centre have one."""
+    assert lab.network is not None
+    outside = lab.network.outside
+    before = outside.exec(["sysctl", "-n", "net.ipv4.ip_forward"]).stdout.strip()
+    outside.exec(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])
+    outside.exec(["ip", "route", "add", PODS, "via", ADDRESS])
+    try:
+        yield
+    finally:
+        outside.exec(["ip", "route", "delete", PODS])
+        outside.exec(["sysctl", "-q", "-w", f"net.ipv4.ip_forward={before}"])
+
+
 @pytest.mark.wide
 @pytest.mark.timeout(600)
-def test_a_node_of_the_cluster_reaches_machines_by_a_service(networks: Networks) -> None:
+def test_a_node_of_the_cluster_reaches_machines_by_a_service(networks: Networks, kube_proxy: Path) -> None:
     world, lab = networks.world, networks.world.lab
     networks.network("front")
     networks.router("main", "front", externalNetwork="public")
@@ -86,13 +117,18 @@ def test_a_node_of_the_cluster_reaches_machines_by_a_service(networks: Networks)
         world.patch("vm", name, {"metadata": {"labels": {"app": "site"}}})
         target = {"externalNetwork": "public", "target": {"interface": f"{name}-eth0"}}
         world.apply({"apiVersion": GROUP, "kind": "FloatingIP", "metadata": {"name": name}, "spec": target})
-    address = service(networks)
-    before = world.api.get(EXTERNAL, "public")["spec"]
-    with node(lab, world.api) as at:
+    address, port = service(networks)
+    stands = world.api.get(EXTERNAL, "public")["spec"]
+    before = {name: stands.get(name) for name in ("allowRouted", "routed")}
+    with node(lab, world.api, kube_proxy) as at:
         try:
             # By floating addresses, which the node has in its network.
             ready(networks, *BOTH, addresses=lambda one: one.startswith("198.51.100."))
             asked_alike(at, address, *BOTH)
+            # And who is outside, by the node: it sends back where that came from, in its own name.
+            assert lab.network is not None
+            outside = lab.network.outside
+            answered(lambda: networking.fetch(outside, f"{ADDRESS}:{port}"), *BOTH)
 
             # Who is off is left out, and who is on again comes back; nobody tells the node.
             world.patch("vm", "web1", {"spec": {"powerState": "Stopped", "stop": {"mode": "Force"}}})
@@ -114,24 +150,19 @@ def test_a_node_of_the_cluster_reaches_machines_by_a_service(networks: Networks)
             at.exec("ip", *way)
             asked_alike(at, address, *BOTH)
 
-            # A pod that the world sees by its own address is answered by the gateway of the external network, through the node:
-            # it has asked a Service, and would take no answer of anybody else.
+            # A pod that the world sees by its own address is answered when the world has a route to it, by its node: from
+            # there alone comes what it has asked for.
             rule["from"]["cidrs"].append(PODS)
             world.patch("securitygroup", "site", {"spec": {"ingress": [rule]}})
             at.masquerade_pods(on=False)
-            assert lab.network is not None
-            back = ["ip", "route", "replace", PODS, "via", ADDRESS]
-            lab.network.outside.exec(back)
-            asked_alike(at, address, *BOTH)
+            with way_back(lab):
+                asked_alike(at, address, *BOTH)
+            assert at.fetch(address, pod=True) == "", "nobody knows the way back"
+
+            # What the operator does not say any more is no endpoint any more.
+            world.api.patch(EXTERNAL, "public", {"spec": before})
+            ready(networks)
+            assert said(networks)["reason"] == "NotReachable"
         finally:
-            undo = {name: before.get(name) for name in ("allowRouted", "routed")}
-            world.delete("router", "main")
-            world.api.patch(EXTERNAL, "public", {"spec": undo})
-            if lab.network is not None:
-                lab.network.outside.exec(["ip", "route", "flush", PODS], check=False)
-    condition = next(
-        one
-        for one in world.api.get(SERVICE, "site", world.namespace)["status"]["conditions"]
-        if one["type"] == PUBLISHED
-    )
-    assert condition["status"] == "False", "without a router nobody gets there"
+            world.api.patch(EXTERNAL, "public", {"spec": before})
+            world.api.delete(SERVICE, "site", world.namespace)
