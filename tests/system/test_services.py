@@ -129,6 +129,8 @@ def test_a_node_of_the_cluster_reaches_machines_by_a_service(networks: Networks,
             assert lab.network is not None
             outside = lab.network.outside
             answered(lambda: networking.fetch(outside, f"{ADDRESS}:{port}"), *BOTH)
+            networks.traced("Passes", ADDRESS, "web1", "--port", "80")
+            networks.traced("Dropped", "outside", "web1", "--port", "80")
 
             # Who is off is left out, and who is on again comes back; nobody tells the node.
             world.patch("vm", "web1", {"spec": {"powerState": "Stopped", "stop": {"mode": "Force"}}})
