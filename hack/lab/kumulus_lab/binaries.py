@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ _PACKAGES = {
     "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
     "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
     "kubectl": "k8s.io/kubernetes/cmd/kubectl",
+    "kube-proxy": "k8s.io/kubernetes/cmd/kube-proxy",
 }
 _SOURCES = places.CHECKOUT / "hack" / "kubernetes"
 _CONNECT_SECONDS = 4
@@ -58,13 +59,7 @@ def cached() -> Path:
 
 def ensure(say: Say = lambda _: None) -> Binaries:
     """All programs, ready to run. `say` hears of what takes long. Raises LabError when there is no way to them."""
-    found = _found()
-    if len(found) < len(NAMES):
-        with places.exclusive("kubernetes"):
-            missing = [name for name in NAMES if name not in _found()]
-            if missing:
-                _fill(missing, say)
-        found = _found()
+    found = _ensure(NAMES, say)
     return Binaries(
         etcd=found["etcd"],
         apiserver=found["kube-apiserver"],
@@ -73,13 +68,33 @@ def ensure(say: Say = lambda _: None) -> Binaries:
     )
 
 
-def _found() -> dict[str, Path]:
-    """What is there already."""
+def kube_proxy(say: Say = lambda _: None) -> Path:
+    """The program that sends what comes for a Service to its endpoints: no lab has it, who plays a node asks for it.
+
+    Raises LabError as `ensure` does; takes about ten seconds to build where the others were built.
+    """
+    return _ensure(("kube-proxy",), say)["kube-proxy"]
+
+
+def _ensure(names: Sequence[str], say: Say) -> dict[str, Path]:
+    """Programs by name, each got once."""
+    found = _found(names)
+    if len(found) < len(names):
+        with places.exclusive("kubernetes"):
+            missing = [name for name in names if name not in _found(names)]
+            if missing:
+                _fill(missing, say)
+        found = _found(names)
+    return found
+
+
+def _found(names: Sequence[str]) -> dict[str, Path]:
+    """What is there already of these programs."""
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     given = [Path(assets)] if assets else []
     found: dict[str, Path] = {}
     for directory in (*given, cached()):
-        for name in NAMES:
+        for name in names:
             if os.access(directory / name, os.X_OK):
                 found.setdefault(name, directory / name)
     return found

@@ -26,8 +26,8 @@ WORLD = ("203.0.113.1", "2001:db8:200::1")
 """The client's addresses behind the gateway, which are reached by a default route only."""
 PORT = 80
 """Where a web server answers at all of the client's addresses, with the address that it sees the one who asks by."""
-
-_BRIDGE = "outside"
+BRIDGE = "outside"
+"""The bridge that hosts' legs are in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,15 @@ class Outside:
         """It is there, and the client answers. May be repeated."""
         if not Path("/run/netns", self.namespace).exists():
             commands.run(["ip", "netns", "add", self.namespace])
-        if not self._has(_BRIDGE):
+        if not self._has(BRIDGE):
             # An address of its own, for a bridge without one changes its address with its ports.
             hardware = ["address", "02:00:00:00:00:01"]
-            self._ip("link", "add", _BRIDGE, *hardware, "type", "bridge", "forward_delay", "0")
+            self._ip("link", "add", BRIDGE, *hardware, "type", "bridge", "forward_delay", "0")
         for address, block in zip(GATEWAYS, RANGES, strict=True):
-            self._ip("address", "replace", f"{address}/{block.split('/')[1]}", "dev", _BRIDGE, "nodad")
+            self._ip("address", "replace", f"{address}/{block.split('/')[1]}", "dev", BRIDGE, "nodad")
         for address in WORLD:
             self._ip("address", "replace", address, "dev", "lo", "nodad")
-        for device in ("lo", _BRIDGE):
+        for device in ("lo", BRIDGE):
             self._ip("link", "set", device, "up")
 
     def ensure_leg(self, host: str, number: int) -> None:
@@ -71,7 +71,7 @@ class Outside:
         if not self._has(port):
             self._ip("link", "add", port, "type", "veth", "peer", "name", LEG, "netns", host)
         commands.run(["ip", "-netns", host, "link", "set", LEG, "addrgenmode", "none", "up"])
-        self._ip("link", "set", port, "master", _BRIDGE, "up")
+        self._ip("link", "set", port, "master", BRIDGE, "up")
 
     def exec(self, argv: Sequence[str | Path], *, check: bool = True, seconds: float = 60) -> commands.Finished:
         """Run a program as the client to its end."""

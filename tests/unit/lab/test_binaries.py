@@ -49,6 +49,19 @@ def test_assets_come_first_and_the_cache_fills_what_they_lack(
     assert found.controller_manager.parent == empty_cache
 
 
+def test_kube_proxy_comes_when_it_is_asked_for(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in binaries.NAMES:
+        _program(empty_cache, name)
+    binaries.ensure()
+    assert "kube-proxy" not in [path.name for path in empty_cache.iterdir()], "no lab waits for it"
+    monkeypatch.setattr(
+        binaries.urllib.request, "urlopen", _publish(b"program", hashlib.sha256(b"program").hexdigest())
+    )
+    assert binaries.kube_proxy().read_bytes() == b"program"
+    monkeypatch.setattr(binaries.urllib.request, "urlopen", _no_network)
+    assert binaries.kube_proxy().parent == empty_cache
+
+
 def test_without_download_and_go_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binaries.urllib.request, "urlopen", _no_network)
     monkeypatch.setenv("PATH", "/nonexistent")

@@ -1,0 +1,163 @@
+"""A node of the cluster beside a lab's hosts: a network namespace in which the real kube-proxy runs, and a pod behind it.
+
+As with most nodes, its default route and the API server are in one network, and machines are reached by a leg in another: by
+which address it sends is what kube-proxy and the network of pods make of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from kumulus.api.base import Kind, Scope
+from kumulus.cli.cluster import Cluster
+from kumulus.kube.errors import NotFound
+from kumulus_lab import commands, deadline, kubeconfig
+from kumulus_lab.certificates import Pair
+from kumulus_lab.lab import Lab
+from kumulus_lab.outside import BRIDGE
+from kumulus_lab.processes import Daemon
+
+NODE = Kind(group="", version="v1", kind="Node", plural="nodes", scope=Scope.CLUSTER)
+NAME = "node"
+ADDRESS, PREFIX = "198.51.100.5", 24
+"""In the network outside, of which routers and FloatingIPs get others (hack/lab/manifests/outside.yaml)."""
+PODS = "10.244.0.0/16"
+"""The range of all pods of the cluster."""
+GATEWAY, POD = "10.244.1.1", "10.244.1.2"
+"""The node's address for its own pods, and that of the one that it has."""
+MASQUERADE = f"""\
+table ip pods {{
+  chain postrouting {{
+    type nat hook postrouting priority srcnat;
+    ip saddr {PODS} ip daddr != {PODS} masquerade
+  }}
+}}
+"""
+"""What networks of pods do by default for what leaves the cluster (flannel, kindnet, the plugin bridge with ipMasq, Calico's
+natOutgoing)."""
+_HEALTH = "127.0.0.1:10256"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node whose kube-proxy runs."""
+
+    lab: Lab
+    proxy: Daemon
+
+    def fetch(self, address: str, *, pod: bool = False) -> str:
+        """What the node, or its pod, gets from http://ADDRESS/; empty when it gets nothing within five seconds."""
+        # Debian's static busybox does not survive its own option -T.
+        ask = ["timeout", "5", "busybox", "wget", "-q", "-O", "-", f"http://{address}/"]
+        return commands.run([*_enter(self.lab, pod=pod), *ask], check=False).stdout.strip()
+
+    def exec(self, *words: str, stdin: str | None = None) -> str:
+        """What a program in the node's network prints. Raises LabError when it fails."""
+        return commands.run([*_enter(self.lab), *words], stdin=stdin).stdout
+
+    def masquerade_pods(self, *, on: bool) -> None:
+        """Whether the world sees its pods by the node's address, as it does from the start, or by their own."""
+        if on:
+            self.exec("nft", "-f", "-", stdin=MASQUERADE)
+        else:
+            self.exec("nft", "delete", "table", "ip", "pods")
+
+    def well(self) -> bool:
+        """Whether kube-proxy says that it is well."""
+        return commands.works([*_enter(self.lab), "busybox", "wget", "-q", "-O", "-", f"http://{_HEALTH}/healthz"])
+
+
+@contextmanager
+def node(lab: Lab, api: Cluster, program: Path) -> Iterator[Node]:
+    """The node, until the block ends: then neither process nor namespace, and with that no rule, is left of it. `program` is
+    kube-proxy."""
+    made = Node(lab, Daemon.within(lab.directory, "kube-proxy"))
+    try:
+        _plug(lab)
+        made.masquerade_pods(on=True)
+        assert lab.network is not None
+        where = {"addresses": [{"type": "InternalIP", "address": lab.network.spare_address}]}
+        api.create(NODE, {"metadata": {"name": NAME}, "status": where})
+        made.proxy.start([*_enter(lab), program, f"--config={_settings(lab)}", f"--hostname-override={NAME}"])
+        deadline.until(made.well, "the health of kube-proxy", seconds=30, alive=made.proxy.ended)
+        yield made
+    finally:
+        made.proxy.stop()
+        with suppress(NotFound):
+            api.delete(NODE, NAME)
+        for pod in (True, False):
+            if Path("/run/netns", _namespace(lab, pod=pod)).exists():
+                commands.run(["ip", "netns", "delete", _namespace(lab, pod=pod)])
+
+
+def _namespace(lab: Lab, *, pod: bool = False) -> str:
+    """Named as the lab's hosts are: what a killed session leaves goes with its lab."""
+    return f"kl-{lab.name}-{'pod' if pod else 'node'}"
+
+
+def _enter(lab: Lab, *, pod: bool = False) -> tuple[str, ...]:
+    return ("ip", "netns", "exec", _namespace(lab, pod=pod))
+
+
+def _plug(lab: Lab) -> None:
+    network = lab.network
+    assert network is not None
+    space, pod, outside = _namespace(lab), _namespace(lab, pod=True), network.outside.namespace
+    cable, leg, length = f"kv-{lab.name}-n", "node", network.subnet.split("/")[1]
+
+    def ip(*words: str) -> None:
+        commands.run(["ip", *words])
+
+    for one in (space, pod):
+        ip("netns", "add", one)
+        ip("-netns", one, "link", "set", "lo", "up")
+    ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
+    ip("link", "set", cable, "master", network.bridge, "up")
+    ip("-netns", outside, "link", "add", leg, "type", "veth", "peer", "name", "eth1", "netns", space)
+    ip("-netns", outside, "link", "set", leg, "master", BRIDGE, "up")
+    ip("-netns", space, "link", "add", "pod0", "type", "veth", "peer", "name", "eth0", "netns", pod)
+    for where, device, address in (
+        (space, "eth0", f"{network.spare_address}/{length}"),
+        (space, "eth1", f"{ADDRESS}/{PREFIX}"),
+        (space, "pod0", f"{GATEWAY}/24"),
+        (pod, "eth0", f"{POD}/24"),
+    ):
+        ip("-netns", where, "address", "add", address, "dev", device)
+        ip("-netns", where, "link", "set", device, "up")
+    ip("-netns", space, "route", "add", "default", "via", network.address)
+    ip("-netns", pod, "route", "add", "default", "via", GATEWAY)
+    commands.run([*_enter(lab), "sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])
+
+
+def _settings(lab: Lab) -> Path:
+    """What kube-proxy is told, as kubeadm tells it, with the credentials that it has there."""
+    cluster, network = lab.cluster, lab.network
+    assert network is not None
+    pair = Pair(certificate=lab.directory / "pki" / "kube-proxy.crt", key=lab.directory / "pki" / "kube-proxy.key")
+    cluster.authority.ensure_client(pair, "system:kube-proxy")
+    credentials = kubeconfig.write(
+        lab.directory / "kube-proxy.kubeconfig",
+        server=f"https://{network.address}:{cluster.port}",
+        authority=cluster.certificate_authority,
+        client=pair,
+    )
+    path = lab.directory / "kube-proxy.json"
+    settings = {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "nftables",
+        "clusterCIDR": PODS,
+        "nodePortAddresses": [f"{ADDRESS}/32"],
+        "clientConnection": {"kubeconfig": str(credentials)},
+        "healthzBindAddress": _HEALTH,
+        "metricsBindAddress": "127.0.0.1:10249",
+        # The kernel's own: the machine's is not a test's to change.
+        "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+        "nftables": {"minSyncPeriod": "100ms", "syncPeriod": "30s"},
+    }
+    path.write_text(json.dumps(settings))
+    return path

@@ -1,0 +1,170 @@
+"""Machines as endpoints of a Kubernetes Service, by the real kube-proxy: what a node of the cluster and its pods get at the
+Service's own address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kumulus.kube.builtin import ENDPOINT_SLICE, SERVICE
+from kumulus.kube.service import PUBLISHED
+from kumulus_lab import binaries, deadline, networking
+from kumulus_lab.lab import Lab
+from tests.system.cluster_node import ADDRESS, PODS, Node, node
+from tests.system.test_networks import GROUP, RANGE, Networks, networks
+from tests.system.world import WORDS, Object
+
+__all__ = ["networks"]  # the fixture
+
+pytestmark = [pytest.mark.libvirt, pytest.mark.cluster]
+
+EXTERNAL = WORDS["externalnetwork"]
+BOTH = ("web1", "web2")
+
+
+@pytest.fixture(scope="session")
+def kube_proxy() -> Path:
+    """The real one, built when the cache has none."""
+    return binaries.kube_proxy()
+
+
+def service(networks: Networks) -> tuple[str, int]:
+    """A Service that selects both machines; its address in the cluster, and its port at the node's address."""
+    body = {
+        "metadata": {"name": "site", "labels": {"network.kumulus.io/vm-network": "front"}},
+        "spec": {"type": "NodePort", "selector": {"app": "site"}, "ports": [{"name": "http", "port": 80}]},
+    }
+    spec = networks.world.api.create(SERVICE, body, networks.world.namespace)["spec"]
+    return spec["clusterIP"], spec["ports"][0]["nodePort"]
+
+
+def said(networks: Networks) -> Object:
+    """The Service's condition."""
+    found = networks.world.api.get(SERVICE, "site", networks.world.namespace)["status"].get("conditions", [])
+    return next((one for one in found if one["type"] == PUBLISHED), {})
+
+
+def published(networks: Networks) -> dict[str, tuple[str, bool]]:
+    """Address and readiness of the Service's endpoints, by machine."""
+    found = networks.world.api.objects(ENDPOINT_SLICE, networks.world.namespace)
+    endpoints = [endpoint for item in found for endpoint in item["endpoints"] or ()]
+    return {one["targetRef"]["name"]: (one["addresses"][0], one["conditions"]["ready"]) for one in endpoints}
+
+
+def ready(networks: Networks, *names: str, addresses: Callable[[str], bool] = lambda _: True) -> None:
+    """These machines are the endpoints that are ready, by such addresses, and the Service says whether there are any."""
+
+    def probe() -> bool:
+        there = {name for name, (at, well) in published(networks).items() if well and addresses(at)}
+        return there == set(names) and (said(networks).get("status") == "True") is bool(names)
+
+    try:
+        deadline.until(probe, f"{' and '.join(names)} as endpoints", seconds=90, every=0.2)
+    except Exception as error:
+        raise AssertionError(f"{error}; there are {published(networks)}; it says: {said(networks)}") from error
+
+
+def answered(ask: Callable[[], str], *wanted: str) -> None:
+    """Of a dozen requests in a row each is answered, by these and by nobody else."""
+    seen: list[str] = []
+
+    def probe() -> bool:
+        seen.append(ask())
+        return set(wanted) <= set(seen[-12:]) <= set(wanted) and len(seen) >= 12
+
+    try:
+        deadline.until(probe, f"answers of {' and '.join(wanted)} alone", seconds=60)
+    except Exception as error:
+        raise AssertionError(f"{error}; the last were {seen[-12:]}") from error
+
+
+def asked_alike(at: Node, address: str, *wanted: str) -> None:
+    """These machines answer at the Service's address, whoever of the cluster asks."""
+    answered(lambda: at.fetch(address), *wanted)
+    answered(lambda: at.fetch(address, pod=True), *wanted)
+
+
+@contextmanager
+def way_back(lab: Lab) -> Iterator[None]:
+    """Meanwhile the gateway of the network outside has a route to the node's pods, as routers of a data centre have one."""
+    assert lab.network is not None
+    outside = lab.network.outside
+    before = outside.exec(["sysctl", "-n", "net.ipv4.ip_forward"]).stdout.strip()
+    outside.exec(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])
+    outside.exec(["ip", "route", "add", PODS, "via", ADDRESS])
+    try:
+        yield
+    finally:
+        outside.exec(["ip", "route", "delete", PODS])
+        outside.exec(["sysctl", "-q", "-w", f"net.ipv4.ip_forward={before}"])
+
+
+@pytest.mark.wide
+@pytest.mark.timeout(600)
+def test_a_node_of_the_cluster_reaches_machines_by_a_service(networks: Networks, kube_proxy: Path) -> None:
+    world, lab = networks.world, networks.world.lab
+    networks.network("front")
+    networks.router("main", "front", externalNetwork="public")
+    # The node's own address alone is let in: by another one nobody would be answered.
+    networks.group("site")
+    rule: Object = {"protocol": "TCP", "ports": ["80"], "from": {"cidrs": [f"{ADDRESS}/32"]}}
+    world.patch("securitygroup", "site", {"spec": {"ingress": [rule]}})
+    for name, host in zip(BOTH, lab.hosts, strict=True):
+        networks.machine(name, host, "front", "#kumulus-serve: 80", securityGroups=["site"])
+        world.patch("vm", name, {"metadata": {"labels": {"app": "site"}}})
+        target = {"externalNetwork": "public", "target": {"interface": f"{name}-eth0"}}
+        world.apply({"apiVersion": GROUP, "kind": "FloatingIP", "metadata": {"name": name}, "spec": target})
+    address, port = service(networks)
+    stands = world.api.get(EXTERNAL, "public")["spec"]
+    before = {name: stands.get(name) for name in ("allowRouted", "routed")}
+    with node(lab, world.api, kube_proxy) as at:
+        try:
+            # By floating addresses, which the node has in its network.
+            ready(networks, *BOTH, addresses=lambda one: one.startswith("198.51.100."))
+            asked_alike(at, address, *BOTH)
+            # And who is outside, by the node: it sends back where that came from, in its own name.
+            assert lab.network is not None
+            outside = lab.network.outside
+            answered(lambda: networking.fetch(outside, f"{ADDRESS}:{port}"), *BOTH)
+            networks.traced("Passes", ADDRESS, "web1", "--port", "80")
+            networks.traced("Dropped", "outside", "web1", "--port", "80")
+
+            # Who is off is left out, and who is on again comes back; nobody tells the node.
+            world.patch("vm", "web1", {"spec": {"powerState": "Stopped", "stop": {"mode": "Force"}}})
+            ready(networks, "web2")
+            asked_alike(at, address, "web2")
+            world.patch("vm", "web1", {"spec": {"powerState": "Running"}})
+            ready(networks, *BOTH)
+            asked_alike(at, address, *BOTH)
+
+            # By their own addresses, which the operator says to be routed, and to which the node has a route.
+            routed = {"allowRouted": True, "routed": [{"cidr": RANGE, "namespace": world.namespace}]}
+            world.api.patch(EXTERNAL, "public", {"spec": routed})
+            world.patch("router", "main", {"spec": {"sourceNAT": False}})
+            ready(networks, *BOTH, addresses=lambda one: one.startswith("10.77.0."))
+            router = world.wait("router", "main", lambda one: one["status"]["phase"] == "Active", "a host routes")
+            for name in BOTH:
+                world.delete("floatingip", name)
+            way = ("route", "replace", RANGE, "via", router["status"]["externalAddress"])
+            at.exec("ip", *way)
+            asked_alike(at, address, *BOTH)
+
+            # A pod that the world sees by its own address is answered when the world has a route to it, by its node: from
+            # there alone comes what it has asked for.
+            rule["from"]["cidrs"].append(PODS)
+            world.patch("securitygroup", "site", {"spec": {"ingress": [rule]}})
+            at.masquerade_pods(on=False)
+            with way_back(lab):
+                asked_alike(at, address, *BOTH)
+            assert at.fetch(address, pod=True) == "", "nobody knows the way back"
+
+            # What the operator does not say any more is no endpoint any more.
+            world.api.patch(EXTERNAL, "public", {"spec": before})
+            ready(networks)
+            assert said(networks)["reason"] == "NotReachable"
+        finally:
+            world.api.patch(EXTERNAL, "public", {"spec": before})
+            world.api.delete(SERVICE, "site", world.namespace)
