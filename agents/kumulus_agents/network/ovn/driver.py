@@ -138,7 +138,11 @@ class OvnNetwork(RecordedNetwork):
 
     def _plug(self, network: Network, nic: Nic) -> Plug:
         return Plug(
-            device=devices.tap(nic.uid), bridge=names.guard(nic.uid), mtu=network.order.mtu, openvswitch=nic.uid
+            device=devices.tap(nic.uid),
+            bridge=names.guard(nic.uid),
+            mtu=network.order.mtu,
+            openvswitch=nic.uid,
+            whole=self._cabling.whole,
         )
 
     async def _unplug(self, uid: str, place: Place | None, layout: Layout) -> None:
