@@ -63,3 +63,23 @@ def test_it_is_ovn_that_makes_them(networks: Networks) -> None:
     front = world.wait("networks.network.kumulus.io", "front", lambda net: net["status"].get("driver"), "its driver")
     assert front["status"]["driver"] == "ovn"
     world.delete("networks.network.kumulus.io", "front")
+
+
+def test_a_host_that_lost_power_makes_its_networks_again(networks: Networks) -> None:
+    """Its databases of OVN begin anew; what shall be in them its agent knows from its orders."""
+    world, (first, second) = networks.world, networks.world.lab.hosts
+    networks.network("front")
+    networks.machine("web", first, "front", addresses=["10.77.0.11"])
+    networks.machine("near", second, "front", "#kumulus-ping: 10.77.0.11")
+    networks.says("near", "reaches 10.77.0.11", seconds=120)
+    mark = len(networks.said("near"))
+    world.lab.kill_host(first.name)
+    try:
+        networks.says("near", "does not reach 10.77.0.11", after=mark)
+        mark = len(networks.said("near"))
+    finally:
+        world.lab.start_host(first.name)
+    world.lab.services.wait_for_hosts([first.name])
+    networks.says("near", "reaches 10.77.0.11", after=mark, seconds=120)
+    world.delete("vm", "web")
+    world.delete("vm", "near")
