@@ -76,15 +76,10 @@ def start(machine: Machine, address: str, device: str = "eth0") -> None:
     machine.exec(["ip", "address", "replace", address, "dev", BRIDGE])
     machine.exec(["ip", "link", "set", "dev", BRIDGE, "up"])
     # What comes for the host it gets from the bridge, and not twice.
-    machine.exec(
-        [
-            "nft",
-            f"table inet lab {{ chain cable {{ type filter hook prerouting priority -450; iifname {device} drop; }}; }}",
-        ]
-    )
-    machine.exec(
-        ["nft", f"table arp lab {{ chain cable {{ type filter hook input priority 0; iifname {device} drop; }}; }}"]
-    )
+    for family, hook in (("inet", "prerouting priority -450"), ("arp", "input priority 0")):
+        table = f"table {family} lab"
+        chain = f"chain cable {{ type filter hook {hook}; iifname {device} drop; }}"
+        machine.exec(["nft", f"{table}\ndelete {table}\n{table} {{ {chain}; }}"])
     # Open vSwitch fills in no checksums and cuts nothing up.
     machine.exec(["ethtool", "-K", BRIDGE, "tx", "off"])
     northd = ["ovn-northd", f"--ovnnb-db=unix:{_NORTH}", f"--ovnsb-db=unix:{_SOUTH}"]
