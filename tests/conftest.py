@@ -78,6 +78,7 @@ WITHOUT_LAB = (
     "system/test_ceph.py",
     "system/test_hypervisor_libvirt.py",
     "system/test_moving.py",
+    "system/test_networks_ovn.py",
     "system/test_nfs.py",
 )
 """Files of such folders whose tests have a lab or hosts of their own: any process may take them."""

@@ -7,6 +7,7 @@ shown by packets that arrive or do not.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -114,6 +115,14 @@ async def refused(attempt: object) -> NetworkError:
     with pytest.raises(NetworkError) as caught:
         await attempt  # type: ignore[misc]
     return caught.value
+
+
+def asked(host: Host) -> int:
+    """How often the host itself was asked for an echo (ICMP)."""
+    labels, numbers = (
+        line for line in host.machine.run("cat", "/proc/net/snmp").splitlines() if line.startswith("Icmp:")
+    )
+    return int(dict(zip(labels.split(), numbers.split(), strict=True))["InEchos"])
 
 
 class NetworkContract:
@@ -425,6 +434,17 @@ class NetworkContract:
         await reaches(guest, "10.20.30.2")
         for address in (host.address, "10.99.0.254", "fe80::1%eth0"):
             assert not guest.reaches(address)
+        # Nor by asking for it on its own cable, by whatever address the host's end may have.
+        guest.machine.run("ip", "route", "add", f"{host.address}/32", "dev", "eth0")
+        assert not guest.reaches(host.address)
+        end = host.machine.links()[guest.plug.device]["address"]
+        guest.machine.run("ip", "neighbour", "replace", host.address, "lladdr", end, "dev", "eth0")
+        before = asked(host)
+        assert not guest.reaches(host.address)
+        assert asked(host) == before
+        for found in json.loads(host.machine.run("ip", "-json", "-6", "address", "show", "dev", guest.plug.device)):
+            for one in found.get("addr_info", ()):
+                assert not guest.reaches(f"{one['local']}%eth0")
 
     # Pretending
 

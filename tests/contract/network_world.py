@@ -302,8 +302,8 @@ class Guest:
         if plug.openvswitch is None:
             host.machine.run("ip", "link", "set", "dev", plug.device, "master", plug.bridge, "up")
             return
-        # Open vSwitch without the kernel's part fills in no checksums.
-        self.machine.run("ethtool", "-K", "eth0", "tx", "off")
+        if plug.whole:
+            self.machine.run("ethtool", "-K", "eth0", "tx", "off")
         host.machine.run("ip", "link", "set", "dev", plug.device, "up")
         add = ["ovs-vsctl", "--may-exist", "add-port", plug.bridge, plug.device]
         host.machine.run(*add, "--", "set", "interface", plug.device, f"external_ids:iface-id={plug.openvswitch}")

@@ -10,7 +10,7 @@ import pytest
 
 from kumulus.api.segments import FilterGroup, Nic
 from kumulus_agents.network.linux import names
-from kumulus_agents.network.ovn import connections
+from kumulus_agents.network.ovn import apart, connections
 from kumulus_agents.network.ovn import names as ovn_names
 from kumulus_agents.network.ovn.driver import OvnNetwork
 from kumulus_agents.network.ovn.settings import OvnSettings
@@ -87,6 +87,7 @@ CHOSEN = {
     "test_guests_get_their_addresses_by_dhcp",
     "test_guests_get_their_addresses_by_dhcpv6",
     "test_guests_are_told_of_themselves",
+    "test_guests_reach_neither_the_host_nor_the_wire",
     "test_names_of_the_network_and_of_the_world",
     "test_no_pretence_arrives",
 }
@@ -128,6 +129,8 @@ class TestMending:
             f"ovs-vsctl del-port {names.service(uid)}",
             "ovs-vsctl remove open_vswitch . external_ids ovn-bridge-mappings",
             f"ip link delete dev {names.service(uid)}",
+            f"nft flush table inet {apart.TABLE}",
+            f"nft delete table arp {apart.TABLE}",
             f"ip netns delete {names.namespace(uid)}",
         ):
             first.machine.run(*command.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -127,6 +128,10 @@ class Networks:
         rules = host.exec(["nft", "list", "ruleset"]).stdout
         served = host.exec(["ps", "-eo", "args"]).stdout
         daemons = [word for word in ("dnsmasq", "keepalived", "kumulus_agents.metadata") if word in served]
+        if host.ovn:
+            found += host.exec(["ovn-nbctl", "--bare", "--columns=name", "list", "Logical_Switch"]).stdout.split()
+            found += host.exec(["ovs-vsctl", "list-ports", "br-int"]).stdout.split()
+            found += [name for name in host.exec(["ovs-vsctl", "list-br"]).stdout.split() if name.startswith("kf")]
         return found + daemons + re.findall(r"\bk[a-z][0-9a-f]{10}\b", rules)
 
 
@@ -251,6 +256,50 @@ def test_a_security_group_opens_and_closes_while_guests_run(networks: Networks) 
     world.patch("vm", "near", {"spec": {"interfaces": [eth0]}})
     networks.says("near", "interface eth1 went")
     world.delete("networks.network.kumulus.io", "back")
+    world.delete("vm", "near")
+    world.delete("vm", "web")
+
+
+@pytest.mark.wide
+def test_much_goes_between_hosts_and_a_connection_ends_with_its_rule(networks: Networks) -> None:
+    """In packets as large as guests send them, of both families. Guests leave checksums to whom they can."""
+    world, (first, second) = networks.world, networks.world.lab.hosts
+    networks.network("front", cidrs=[RANGE, "fd00:77::/64"])
+    networks.group("closed")
+    networks.group("open", 8080, 82)
+    networks.machine(
+        "web",
+        first,
+        "front",
+        "#kumulus-run: ip -6 address replace fd00:77::11/64 dev eth0 nodad",
+        "#kumulus-run: mkdir -p /www && yes kumulus | head -c 4000000 >/www/big && httpd -f -p 8080 -h /www",
+        "#kumulus-run: nc -l -p 82 -e sh -c 'while sleep 1; do cat /proc/uptime; done'",
+        addresses=["10.77.0.11", "fd00:77::11"],
+        securityGroups=["open"],
+    )
+    fetch = '[ "$(wget -q -O - http://{0}:8080/big | md5sum | cut -c-32)" = {1} ] && echo "all of {0}"'
+    digest = hashlib.md5(b"kumulus\n" * 500_000, usedforsecurity=False).hexdigest()
+    networks.machine(
+        "near",
+        second,
+        "front",
+        "#kumulus-run: ip -6 address replace fd00:77::12/64 dev eth0 nodad",
+        *(f"#kumulus-run: {fetch.format(at, digest)}" for at in ("10.77.0.11", "[fd00:77::11]")),
+        "#kumulus-run: nc 10.77.0.11 82 </dev/zero"
+        ' | (while read -t 5 at; do echo "stream $at" >/dev/ttyS0; done; echo "stream ended $(cat /proc/uptime)")',
+        addresses=["10.77.0.12", "fd00:77::12"],
+        securityGroups=["closed"],
+    )
+    for at in ("10.77.0.11", "[fd00:77::11]"):
+        networks.says("near", f"all of {at}", seconds=180)
+    networks.says("near", "stream ")
+    networks.group("open", 8080)
+    mark = len(networks.said("near"))
+    networks.says("near", "stream ended", after=mark)
+    mark = len(networks.said("near"))
+    # It asks anew all the time, and is not answered.
+    networks.says("near", "stream ended", after=mark)
+    assert re.search(r"stream \d", networks.said("near")[mark:]) is None
     world.delete("vm", "near")
     world.delete("vm", "web")
 

@@ -56,6 +56,9 @@ class Plug:
     """Told to the guest by virtio."""
     openvswitch: str | None = None
     """Id of the interface, when the bridge is Open vSwitch's."""
+    whole: bool = False
+    """Whether the guest has to send packets with their checksums, no larger than the network carries: nobody fills them in or
+    cuts them up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from kumulus_lab import binaries, cuts, demo, images, installed, kind, links, ma
 from kumulus_lab.errors import LabError
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.processes import Daemon
-from kumulus_lab.state import Hypervisor
+from kumulus_lab.state import Hypervisor, Networking
 
 app = typer.Typer(
     help="A Kubernetes control plane and any number of hosts on this machine, to develop and try Kumulus.",
@@ -50,12 +50,16 @@ def up(
     name: Name = state.DEFAULT,
     hosts: Annotated[int, typer.Option(min=0, help="How many hosts.")] = 2,
     hypervisor: Annotated[Hypervisor, typer.Option(help="What runs machines on them.")] = Hypervisor.LIBVIRT,
+    networking: Annotated[
+        Networking | None, typer.Option("--network", help="What makes machines' networks.", show_default="linux")
+    ] = None,
     controllers: Annotated[bool, typer.Option(help="Run Kumulus' controllers.")] = True,
     agents: Annotated[bool, typer.Option(help="Run an agent on each host.")] = True,
 ) -> None:
     """Bring a lab up; finds what runs already."""
     lab = _lab(name)
-    lab.up(Wanted(hosts=hosts, hypervisor=hypervisor, controllers=controllers, agents=agents))
+    wanted = Wanted(hosts=hosts, hypervisor=hypervisor, controllers=controllers, agents=agents, networking=networking)
+    lab.up(wanted)
     _console.print(f"lab {name} is up: [bold]export KUBECONFIG={lab.kubeconfig}[/]")
 
 

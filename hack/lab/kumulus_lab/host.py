@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kumulus_lab import commands, deadline
+from kumulus_lab import commands, deadline, openvswitch
 from kumulus_lab.cuts import Direction
 from kumulus_lab.errors import LabError
 from kumulus_lab.network import Network
@@ -51,6 +51,8 @@ class LibvirtHost:
     lab_directory: Path
     network: Network
     state: HostState
+    ovn: bool = False
+    """Whether it has Open vSwitch and OVN."""
 
     @property
     def name(self) -> str:
@@ -73,7 +75,7 @@ class LibvirtHost:
         return self.directory / _STATE
 
     def daemon(self, service: str) -> Daemon:
-        """One of `init`, `virtlogd`, `libvirtd`, `agent` of this host."""
+        """One of `init`, `virtlogd`, `libvirtd`, `agent` of this host, or of `openvswitch.DAEMONS`."""
         return Daemon.within(self.lab_directory, f"{self.name}-{service}")
 
     def running(self) -> bool:
@@ -87,6 +89,9 @@ class LibvirtHost:
             self._configure()
             self.network.ensure_host(self.name, self.state.number)
             self._boot()
+        if self.ovn:
+            self.network.fill_in(self.state.number)
+            openvswitch.start(self, f"{self.address}/{self.network.prefix}")
         self.start_libvirt()
 
     def power_off(self) -> None:
@@ -181,7 +186,7 @@ class LibvirtHost:
 
     def _clear(self) -> None:
         """Remove what a host that is off leaves: records, stray processes of a cut start, cable, namespace."""
-        for service in ("agent", "libvirtd", "virtlogd", "init", "boot"):
+        for service in ("agent", "libvirtd", "virtlogd", *openvswitch.DAEMONS, "init", "boot"):
             daemon = Daemon.within(self.lab_directory, f"{self.name}-{service}")
             if service == "boot" and (identity := daemon.identity()) is not None:
                 gone(identity, 5)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kumulus_lab import binaries, images, kind, machine, network, outside, places, ports, state
+from kumulus_lab import binaries, images, kind, machine, network, openvswitch, outside, places, ports, state
 from kumulus_lab.cluster import NativeCluster
 from kumulus_lab.controlplane import ControlPlane
 from kumulus_lab.errors import LabError
@@ -23,7 +23,7 @@ from kumulus_lab.kind import KindCluster
 from kumulus_lab.network import Network
 from kumulus_lab.processes import Daemon, end, owned
 from kumulus_lab.services import Services
-from kumulus_lab.state import HostState, Hypervisor, LabState
+from kumulus_lab.state import HostState, Hypervisor, LabState, Networking
 
 Say = Callable[[str], None]
 
@@ -38,6 +38,8 @@ class Wanted:
     agents: bool = True
     simulated: int = 0
     """Simulated hosts besides; all there are where the hypervisor is simulated."""
+    networking: Networking | None = None
+    """None: as it is; `linux` in a new lab."""
 
 
 class Lab:
@@ -129,7 +131,8 @@ class Lab:
         network_ = self.network
         if network_ is None:
             raise LabError(f"lab {self.name} has no network for libvirt hosts")
-        return LibvirtHost(lab_directory=self.directory, network=network_, state=host)
+        ovn = self.state.networking is Networking.OVN
+        return LibvirtHost(lab_directory=self.directory, network=network_, state=host, ovn=ovn)
 
     @property
     def image_url(self) -> str:
@@ -159,7 +162,7 @@ class Lab:
             self._say("kinds, roles and admission policies")
             if not installed:
                 self.services.install()
-            self.services.offer_outside()
+            self.services.offer_networks()
         if wanted.controllers:
             self._say("controllers")
             self.services.start_controllers()
@@ -249,6 +252,11 @@ class Lab:
         libvirt = wanted.hypervisor is Hypervisor.LIBVIRT
         if libvirt and wanted.hosts and (why := machine.why_no_libvirt()) is not None:
             raise LabError(why)
+        if wanted.networking is Networking.OVN:
+            if not libvirt:
+                raise LabError("simulated hosts have no networks; `--network ovn` is for libvirt hosts")
+            if (why := openvswitch.why_none(machine.path())) is not None:
+                raise LabError(why)
         simulated = wanted.simulated if libvirt else wanted.hosts
         found = state.load(self.name)
         if found is not None and found.hypervisor is not wanted.hypervisor:
@@ -256,9 +264,14 @@ class Lab:
                 f"lab {self.name} runs {found.hypervisor} hosts; `kumulus-lab down --name {self.name}` first,"
                 " or choose another name"
             )
+        if found is not None and wanted.networking not in (None, found.networking):
+            raise LabError(
+                f"networks of lab {self.name} are made by {found.networking}; `kumulus-lab down --name {self.name}` first,"
+                " or choose another name"
+            )
         if found is None:
             with places.exclusive("lab"):
-                found = self._new(wanted.hypervisor, with_network=libvirt and wanted.hosts > 0)
+                found = self._new(wanted, with_network=libvirt and wanted.hosts > 0)
                 state.save(found)
                 if (network_ := self.network) is not None:
                     network_.ensure()
@@ -268,12 +281,13 @@ class Lab:
         hosts = (*found.hosts, *new)
         state.save(found.model_copy(update={"hosts": hosts, "simulated": max(found.simulated, simulated)}))
 
-    def _new(self, hypervisor: Hypervisor, *, with_network: bool) -> LabState:
+    def _new(self, wanted: Wanted, *, with_network: bool) -> LabState:
         # A daemon that is not up yet, or down for a while, has its port all the same.
         chosen = ports.free(7, [port for other in state.everybody() for port in other.ports])
         return LabState(
             name=self.name,
-            hypervisor=hypervisor,
+            hypervisor=wanted.hypervisor,
+            networking=wanted.networking or Networking.LINUX,
             cluster_ports=(chosen[0], chosen[1], chosen[2], chosen[3]),
             http_port=chosen[4],
             fleet_port=chosen[5],

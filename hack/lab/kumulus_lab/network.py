@@ -57,6 +57,11 @@ class Network:
         return str(ipaddress.ip_network(self.subnet)[2])
 
     @property
+    def prefix(self) -> int:
+        """How long the subnet's prefix is."""
+        return ipaddress.ip_network(self.subnet).prefixlen
+
+    @property
     def spare_address(self) -> str:
         """An address that no host gets: for another machine on the cable, such as a storage server of a test."""
         return str(ipaddress.ip_network(self.subnet)[-2])
@@ -94,9 +99,8 @@ class Network:
             # which cuts all other hosts off until they ask again who it is.
             hardware = ["address", _hardware_address(self.lab)]
             commands.run(["ip", "link", "add", self.bridge, *hardware, "type", "bridge", "forward_delay", "0"])
-        prefix = ipaddress.ip_network(self.subnet).prefixlen
         for address in (self.address, self.image_address):
-            commands.run(["ip", "address", "replace", f"{address}/{prefix}", "dev", self.bridge])
+            commands.run(["ip", "address", "replace", f"{address}/{self.prefix}", "dev", self.bridge])
         commands.run(["ip", "link", "set", self.bridge, "up"])
         self.outside.ensure()
 
@@ -108,13 +112,16 @@ class Network:
         if not _link_exists(cable):
             peer = ["peer", "name", "eth0", "netns", name]
             commands.run(["ip", "link", "add", cable, "type", "veth", *peer])
-        prefix = ipaddress.ip_network(self.subnet).prefixlen
-        address = f"{self.host_address(number)}/{prefix}"
+        address = f"{self.host_address(number)}/{self.prefix}"
         commands.run(["ip", "-netns", name, "address", "replace", address, "dev", "eth0"])
         commands.run(["ip", "-netns", name, "link", "set", "lo", "up"])
         commands.run(["ip", "-netns", name, "link", "set", "eth0", "up"])
         commands.run(["ip", "link", "set", cable, "master", self.bridge, "up"])
         self.outside.ensure_leg(name, number)
+
+    def fill_in(self, number: int) -> None:
+        """What the host's cable brings it has its checksums, and is no larger than the cable carries."""
+        commands.run(["ethtool", "-K", self.cable(number), "tx", "off"])
 
     def remove_host(self, host: str, number: int) -> None:
         """Neither cable nor namespace of the host is left."""

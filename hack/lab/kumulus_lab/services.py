@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from kumulus_lab import commands, deadline, places
+from kumulus_lab import commands, deadline, openvswitch, places
 from kumulus_lab.controlplane import ControlPlane
 from kumulus_lab.errors import LabError
 from kumulus_lab.host import LibvirtHost
 from kumulus_lab.processes import Daemon
-from kumulus_lab.state import ZONE, LabState
+from kumulus_lab.state import ZONE, LabState, Networking
 
 _MANIFESTS = places.CHECKOUT / "hack" / "lab" / "manifests"
 _SYSTEM = "kumulus-system"
@@ -55,9 +55,11 @@ class Services:
         self._kumulusctl("install", seconds=120)
         self._apply("zone.yaml")
 
-    def offer_outside(self) -> None:
-        """Tenants are offered the way to the network outside."""
+    def offer_networks(self) -> None:
+        """Tenants are offered the way to the network outside, and what makes their networks."""
         self._apply("outside.yaml")
+        if self.state.networking is Networking.OVN:
+            self._apply("ovn.yaml")
 
     def _apply(self, manifest: str) -> None:
         self.cluster.kubectl_run("apply", "--server-side", f"--filename={_MANIFESTS / manifest}")
@@ -88,6 +90,7 @@ class Services:
         """The agent runs on that host."""
         options = ["--state=/var/lib/kumulus", "--hypervisor=libvirt", f"--http-port={AGENT_PORT}"]
         env = {**self._env(None), "KUMULUS_LOG_FORMAT": "json", "LIBVIRT_DEFAULT_URI": "qemu:///system"}
+        env |= openvswitch.AGENT if host.ovn else {}
         host.start_service("agent", [_AGENT, "run", *options], env)
 
     def start_fleet(self) -> None:

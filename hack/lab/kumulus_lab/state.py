@@ -29,6 +29,14 @@ class Hypervisor(StrEnum):
     SIMULATED = "simulated"
 
 
+class Networking(StrEnum):
+    """What makes networks of machines that name no class."""
+
+    LINUX = "linux"
+    OVN = "ovn"
+    """Hosts have Open vSwitch and OVN; networks of a class with the driver `linux` can be made there, too."""
+
+
 class HostState(BaseModel):
     """One libvirt host: its name, and the number its address and its cable are made from."""
 
@@ -53,6 +61,7 @@ class LabState(BaseModel):
     image_port: int
     subnet: str | None = None
     """The hosts' network, such as 10.213.7.0/24; None where there are only simulated hosts."""
+    networking: Networking = Networking.LINUX
     kind: bool = False
     """Whether the cluster is kind's rather than our own."""
     hosts: tuple[HostState, ...] = ()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from rich.table import Column, Table
 
-from kumulus_lab import links
+from kumulus_lab import links, openvswitch
 from kumulus_lab.lab import Lab
 from kumulus_lab.outside import GATEWAYS, LEG, WORLD
 from kumulus_lab.processes import Daemon
+from kumulus_lab.state import Networking
 
 
 def processes(lab: Lab) -> Table:
@@ -27,7 +28,8 @@ def processes(lab: Lab) -> Table:
 
 def hosts(lab: Lab) -> Table:
     """The libvirt hosts of a lab."""
-    table = Table("host", "address", "power", "cable", "libvirtd", "agent", title="libvirt hosts", title_justify="left")
+    services = ["libvirtd", *(openvswitch.DAEMONS if lab.state.networking is Networking.OVN else ()), "agent"]
+    table = Table("host", "address", "power", "cable", *services, title="libvirt hosts", title_justify="left")
     cut, slow = links.cuts(lab), links.rates(lab)
     for host in lab.hosts:
         on = host.running()
@@ -35,8 +37,8 @@ def hosts(lab: Lab) -> Table:
         if on:
             cable = f"cut: {', '.join(cut[host.name])}" if cut[host.name] else "plugged"
             cable += f"; slow: {', '.join(slow[host.name])}" if slow[host.name] else ""
-        services = ["running" if host.daemon(name).running() else "-" for name in ("libvirtd", "agent")]
-        table.add_row(host.name, host.address, "on" if on else "off", cable, *services)
+        states = ["running" if host.daemon(name).running() else "-" for name in services]
+        table.add_row(host.name, host.address, "on" if on else "off", cable, *states)
     return table
 
 

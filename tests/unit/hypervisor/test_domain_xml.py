@@ -60,7 +60,7 @@ DRIVES = (
     DomainDrive("drivers", DriveBus.SCSI, boot_order=4),
 )
 NIC = DomainNic(VOLUME_UID, "02:4b:00:00:00:01", Plug("kt0d6a5f522d", "kb1111111111", 1450))
-OVS_NIC = DomainNic(UID, "02:4b:00:00:00:02", Plug("kt6f1c2d7e0b", "br-int", 1442, openvswitch=UID))
+OVS_NIC = DomainNic(UID, "02:4b:00:00:00:02", Plug("kt6f1c2d7e0b", "br-int", 1442, openvswitch=UID, whole=True))
 SPEC = DomainSpec(MARKS, cpus=2, memory=1 << 30, disks=(ROOT,), console_log="/var/lib/kumulus/instances/console.log")
 
 CASES = {

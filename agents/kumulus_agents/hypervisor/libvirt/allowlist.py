@@ -136,6 +136,8 @@ RULES: Mapping[str, Rule] = {
     "domain/devices/interface/virtualport/parameters": Rule({"interfaceid": UUID}),
     "domain/devices/interface/target": Rule({"dev": LINK}),
     "domain/devices/interface/model": Rule({"type": "virtio"}),
+    "domain/devices/interface/driver": Rule(),
+    "domain/devices/interface/driver/host": Rule(dict.fromkeys(("csum", "gso", "tso4", "tso6", "ecn", "ufo"), "off")),
     "domain/devices/interface/mtu": Rule({"size": NUMBER}),
     "domain/devices/interface/rom": Rule({"enabled": "no"}),
     "domain/devices/interface/alias": Rule({"name": f"{NIC_ALIAS}{UUID}"}),

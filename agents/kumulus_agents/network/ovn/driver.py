@@ -21,6 +21,7 @@ from kumulus_agents.network.linux.programs import run
 from kumulus_agents.network.linux.recorded import RecordedNetwork
 from kumulus_agents.network.linux.service import Service
 from kumulus_agents.network.ovn import host, names
+from kumulus_agents.network.ovn.apart import Apart
 from kumulus_agents.network.ovn.databases import Databases
 from kumulus_agents.network.ovn.gateway_cabling import Plugged
 from kumulus_agents.network.ovn.guards import Guards
@@ -42,6 +43,7 @@ class OvnNetwork(RecordedNetwork):
         self._logical = Logical(settings, self._databases)
         self._tunnels = Tunnels(settings, self._databases)
         self._guards = Guards(settings, self._databases)
+        self._apart = Apart(settings)
         self._cabling = Plugged(settings, self._databases, self._tunnels)
 
     async def prepare(self) -> None:
@@ -75,6 +77,7 @@ class OvnNetwork(RecordedNetwork):
         """What shall be here. From the record at first, and then it is in force."""
         if self._known is None:
             await self._connect()
+            await self._apart.ensure(self._databases.kind)
             self._logical.doubt()
             layout = await asyncio.to_thread(self._record.load)
             await self._enforce(layout)
@@ -91,6 +94,8 @@ class OvnNetwork(RecordedNetwork):
         wrong: list[str] = []
         async with self._lock:
             layout = await self._layout()
+            if await self._apart.ensure(self._databases.kind):
+                wrong.append("This host heard what was for others.")
             if await self._connect():
                 wrong.append("Open vSwitch was not told what it should be.")
             if await self._enforce(layout):
@@ -138,7 +143,11 @@ class OvnNetwork(RecordedNetwork):
 
     def _plug(self, network: Network, nic: Nic) -> Plug:
         return Plug(
-            device=devices.tap(nic.uid), bridge=names.guard(nic.uid), mtu=network.order.mtu, openvswitch=nic.uid
+            device=devices.tap(nic.uid),
+            bridge=names.guard(nic.uid),
+            mtu=network.order.mtu,
+            openvswitch=nic.uid,
+            whole=self._cabling.whole,
         )
 
     async def _unplug(self, uid: str, place: Place | None, layout: Layout) -> None:

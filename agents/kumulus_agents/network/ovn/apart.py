@@ -1,0 +1,57 @@
+"""The host's own kernel hears nothing of what Open vSwitch forwards by itself.
+
+Without the kernel's part, Open vSwitch reads a copy of what a device brings, and the kernel goes on with the frame: a guest
+would reach the host at any of its addresses by asking for it on its own cable (Open vSwitch, "Userspace datapath": frames
+are "also delivered to the kernel"). Rules are about names, so they are there before a device is. Open vSwitch reads before
+they are asked.
+"""
+
+from __future__ import annotations
+
+from kumulus_agents.network.linux import names
+from kumulus_agents.network.linux.programs import attempt, run
+from kumulus_agents.network.ovn.settings import Datapath, OvnSettings
+
+TABLE = "kumulus-ovn"
+DEVICES = (names.TAP, names.SERVICE, names.LEG, names.OUTER_LEG, names.LINK, names.GUARD)
+"""How names of devices that are plugged into Open vSwitch begin."""
+
+_HOOKS = {"inet": "prerouting priority -450", "arp": "input priority 0"}
+
+
+def script() -> str:
+    """What nft is told. The same again changes nothing."""
+    lines = []
+    for family, hook in _HOOKS.items():
+        table = f"table {family} {TABLE}"
+        drops = " ".join(f'iifname "{name}*" counter drop;' for name in DEVICES)
+        lines += [table, f"delete {table}", f"{table} {{ chain host {{ type filter hook {hook}; {drops} }} }}"]
+    return "\n".join(lines) + "\n"
+
+
+class Apart:
+    """Its verb is called one at a time."""
+
+    def __init__(self, settings: OvnSettings) -> None:
+        self._nft = str(settings.nft)
+        self._said: str | None = None
+        """What nft listed when it was last loaded."""
+
+    async def ensure(self, datapath: str) -> bool:
+        """Have it so; whether it was not. The kernel's own datapath takes frames for itself, so nothing is to be done for
+        that. Raises `NetworkError`: ProgramMissing, CommandFailed."""
+        if datapath != Datapath.NETDEV:
+            return False
+        if self._said is not None and await self._listed() == self._said:
+            return False
+        first = self._said is None
+        await run([self._nft, "-f", "-"], script())
+        self._said = await self._listed()
+        return not first
+
+    async def _listed(self) -> str:
+        said = ""
+        for family in _HOOKS:
+            _, out, _ = await attempt([self._nft, "-s", "list", "table", family, TABLE])
+            said += out
+        return said

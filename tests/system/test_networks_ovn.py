@@ -1,0 +1,85 @@
+"""The same real guests in networks that OVN makes: the tests of networks, routers and load balancers, in a lab of its own.
+
+All of it is wide: it takes minutes, and the contract suite tries the driver in every run of the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kumulus_lab import machine, openvswitch
+from kumulus_lab.lab import Lab, Wanted
+from kumulus_lab.state import Networking
+from tests.conftest import new_lab
+from tests.system.test_load_balancer import test_guests_are_shared_among
+from tests.system.test_networks import (
+    Networks,
+    networks,
+    test_a_real_guest_configures_itself_from_metadata_alone,
+    test_a_security_group_opens_and_closes_while_guests_run,
+    test_guests_reach_each_other_across_hosts_and_nobody_else,
+    test_leases_are_renewed_and_metadata_answers_while_the_agents_are_down,
+    test_much_goes_between_hosts_and_a_connection_ends_with_its_rule,
+)
+from tests.system.test_outside import client, test_the_network_example
+
+__all__ = [
+    "client",
+    "networks",
+    "test_a_real_guest_configures_itself_from_metadata_alone",
+    "test_a_security_group_opens_and_closes_while_guests_run",
+    "test_guests_are_shared_among",
+    "test_guests_reach_each_other_across_hosts_and_nobody_else",
+    "test_leases_are_renewed_and_metadata_answers_while_the_agents_are_down",
+    "test_much_goes_between_hosts_and_a_connection_ends_with_its_rule",
+    "test_the_network_example",
+]
+
+pytestmark = [pytest.mark.libvirt, pytest.mark.cluster, pytest.mark.wide, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """Two hosts with OVN, which networks that name no class are made by."""
+    if (why := openvswitch.why_none(machine.path())) is not None:
+        pytest.skip(why)
+    made = new_lab()
+    try:
+        made.up(Wanted(hosts=2, networking=Networking.OVN))
+        made.serve_image("tiny")
+        yield made
+    finally:
+        made.down()
+
+
+def test_it_is_ovn_that_makes_them(networks: Networks) -> None:
+    """What the tests of this file say is said of that driver, and all hosts say that they can."""
+    world = networks.world
+    said = world.condition("networkclasses.network.kumulus.io", "ovn", "AllHosts", type_="HostsCapable")
+    assert said == "All hosts have the driver ovn."
+    networks.network("front")
+    front = world.wait("networks.network.kumulus.io", "front", lambda net: net["status"].get("driver"), "its driver")
+    assert front["status"]["driver"] == "ovn"
+    world.delete("networks.network.kumulus.io", "front")
+
+
+def test_a_host_that_lost_power_makes_its_networks_again(networks: Networks) -> None:
+    """Its databases of OVN begin anew; what shall be in them its agent knows from its orders."""
+    world, (first, second) = networks.world, networks.world.lab.hosts
+    networks.network("front")
+    networks.machine("web", first, "front", addresses=["10.77.0.11"])
+    networks.machine("near", second, "front", "#kumulus-ping: 10.77.0.11")
+    networks.says("near", "reaches 10.77.0.11", seconds=120)
+    mark = len(networks.said("near"))
+    world.lab.kill_host(first.name)
+    try:
+        networks.says("near", "does not reach 10.77.0.11", after=mark)
+        mark = len(networks.said("near"))
+    finally:
+        world.lab.start_host(first.name)
+    world.lab.services.wait_for_hosts([first.name])
+    networks.says("near", "reaches 10.77.0.11", after=mark, seconds=120)
+    world.delete("vm", "web")
+    world.delete("vm", "near")
