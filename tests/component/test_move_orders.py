@@ -11,17 +11,13 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.base import FINALIZER, Kind
+from kumulus.api.base import Kind
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import WorkOrder
 from kumulus.api.order_names import instance_order_name, pool_order_name, volume_order_name
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
-from kumulus.kube import errors
-from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient
-from kumulus.kube.reflector import fill
 from kumulus.runtime.clock import SystemClock
 from kumulus.runtime.reconciler import Caches, Services
 from kumulus_controllers.compute.machine import MachineReconciler
@@ -30,46 +26,31 @@ from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.storage.volume import VolumeReconciler
 from kumulus_lab.cluster import NativeCluster
 from tests.component.mortal import Crash, mortal
+from tests.component.stage import NOW, TIME, UUID, Brain, Raw, Stage, settle
 from tests.component.test_kube import connected
-from tests.component.test_snapshot_orders import TIME, UUID
 
 pytestmark = pytest.mark.cluster
 
-Raw = dict[str, Any]
 GIB = 1 << 30
-NOW = "2026-01-01T00:00:00Z"
 OLD, NEW = "old", "new"
 MADE = (VirtualMachine, Volume, VolumeSnapshot)
 
 
-class Brain:
+def start(client: KubeClient, term: int) -> Brain:
     """A controller process that has just started."""
-
-    def __init__(self, client: KubeClient, term: int) -> None:
-        self.client, self.caches, self.fleet = client, Caches(), Fleet()
-        FleetFeed(self.caches, self.fleet)
-        services = Services(client, self.caches, SystemClock(), lambda: term)
-        self.reconcilers = (VolumeReconciler(services, self.fleet), MachineReconciler(services, self.fleet))
-        for reconciler in self.reconcilers:
-            reconciler.attach(lambda key, *, urgent=False: None)
-
-    async def passes(self, namespace: str) -> None:
-        """Look, and one pass over everything in the namespace."""
-        for store in self.caches:
-            await fill(store, self.client, store.model.KIND, None)
-        for reconciler in self.reconcilers:
-            for key in sorted(reconciler.everything(), key=str):
-                if key.namespace == namespace:
-                    with suppress(errors.Conflict):
-                        await reconciler.reconcile(key)
+    caches, fleet = Caches(), Fleet()
+    FleetFeed(caches, fleet)
+    services = Services(client, caches, SystemClock(), lambda: term)
+    return Brain(client, caches, (VolumeReconciler(services, fleet), MachineReconciler(services, fleet)))
 
 
-class Stage:
+class Pools(Stage):
     """A host with two pools, and machines on it that run, each with a volume in the first of them."""
 
+    made = MADE
+
     def __init__(self, client: KubeClient, namespace: str) -> None:
-        self.client, self.namespace, self.host = client, namespace, f"h-{namespace}"
-        self.home = host_namespace(self.host)
+        super().__init__(client, namespace)
         self.pools: dict[str, Raw] = {}
         self.busy = False
         """The host is still at what it moves."""
@@ -77,85 +58,50 @@ class Stage:
     def pool(self, name: str) -> str:
         return f"{name}-{self.namespace}"
 
-    async def _put(self, kind: Kind, name: str, spec: Raw, status: Raw, namespace: str | None, **meta: Any) -> Raw:
-        made = await self.client.create(kind, {"metadata": {"name": name, **meta}, "spec": spec}, namespace)
-        if status:
-            made = await self.client.patch(kind, name, {"status": status}, namespace, subresource="status")
-        return made
-
-    async def build(self, **new: Any) -> Stage:
+    async def build(self) -> Pools:
         ready = {"type": "Ready", "status": "True", "reason": "Ready", "lastTransitionTime": NOW}
         status = {"conditions": [ready], "allocatable": {"cpus": 64, "memory": 64 * GIB}, "phase": "Ready"}
-        await self._put(Host.KIND, self.host, {"zone": "z"}, status, None)
-        await self.client.create(NAMESPACE, {"metadata": {"name": self.home}})
+        await self.put_host(status)
         for name in (OLD, NEW):
             spec = {"driver": "dir", "parameters": {"path": f"/var/lib/kumulus/{name}"}, "hostSelector": {"no": "host"}}
-            made = await self._put(StoragePool.KIND, self.pool(name), spec, {}, None)
+            made = await self.put(StoragePool.KIND, self.pool(name), spec, {}, None)
             ref = {"uid": made["metadata"]["uid"], "name": self.pool(name), **spec}
             del ref["hostSelector"]
             self.pools[name] = ref
             facts = {"state": "Ready", "observedGeneration": 1, "pool": {"capacity": 100 * GIB, "used": GIB}}
-            await self._order(
-                pool_order_name(ref["uid"]), {"type": "Pool", "pool": {"pool": ref}}, made, facts, namespace=None
-            )
+            await self.put_order(pool_order_name(ref["uid"]), {"type": "Pool", "pool": {"pool": ref}}, made, facts)
         return self
 
     async def remove(self) -> None:
-        async for page, _ in self.client.list_pages(WorkOrder.KIND, self.home):
-            for order in page:
-                await self._let_go(order)
-        for model in MADE:
-            async for page, _ in self.client.list_pages(model.KIND, self.namespace):
-                for item in page:
-                    body = {"metadata": {"finalizers": []}}
-                    await self.client.patch(model.KIND, item["metadata"]["name"], body, self.namespace)
-        await self.client.delete(NAMESPACE, self.home)
-        await self.client.delete(Host.KIND, self.host)
-        for name in (OLD, NEW):
-            await self.client.delete(StoragePool.KIND, self.pool(name))
+        await self.clear(self.pool(OLD), self.pool(NEW))
 
     async def machine(self, name: str) -> None:
         """A machine that runs, with a volume made of an image, as its controllers and its host would have it by now."""
         spec = {"resources": {"cpus": 1, "memory": "64Mi"}, "disks": [{"name": "data", "volume": name}]}
-        vm = await self._put(
+        vm = await self.put(
             VirtualMachine.KIND, name, spec, {"phase": "Running", "host": self.host, "epoch": 1}, self.namespace
         )
         attached = {"vm": name, "uid": vm["metadata"]["uid"]}
         place = {"phase": "InUse", "size": "1Gi", "pool": self.pool(OLD), "host": self.host, "attachedTo": attached}
-        volume = await self._put(Volume.KIND, name, {"size": "1Gi"}, place, self.namespace)
+        volume = await self.put(Volume.KIND, name, {"size": "1Gi"}, place, self.namespace)
         uid = volume["metadata"]["uid"]
         origin = {"image": {"name": "i", "uid": uid, "format": "qcow2"}}
         order = {"pool": self.pools[OLD], "volume": {"uid": uid, "size": GIB, "origin": origin}}
         facts = {"state": "Ready", "observedGeneration": 1, "disk": {"virtualSize": GIB}}
-        await self._order(volume_order_name(uid), {"type": "Disk", "disk": order}, volume, facts)
+        await self.put_order(volume_order_name(uid), {"type": "Disk", "disk": order}, volume, facts)
         disk = {"name": "data", "pool": self.pools[OLD], "volume": uid, "bootOrder": 1}
         instance = {"uid": attached["uid"], "epoch": 1, "power": "Running", "restartPolicy": "Always", "disks": [disk]}
         order = {"type": "Instance", "instance": {**instance, "cpus": 1, "memory": 1 << 26}}
-        await self._order(
+        await self.put_order(
             instance_order_name(attached["uid"]), order, vm, {"state": "Running", "observedGeneration": 1}
         )
-
-    async def _order(self, name: str, spec: Raw, of: Raw, status: Raw, namespace: str | None = "") -> None:
-        meta = of["metadata"]
-        for_ = {"kind": of["kind"], "name": meta["name"], "uid": meta["uid"]}
-        if namespace is not None:
-            for_["namespace"] = self.namespace
-        await self._put(WorkOrder.KIND, name, {**spec, "for": for_}, status, self.home, finalizers=[FINALIZER])
-
-    async def _let_go(self, order: Raw) -> None:
-        with suppress(errors.NotFound):
-            body = {"metadata": {"finalizers": []}}
-            await self.client.patch(WorkOrder.KIND, order["metadata"]["name"], body, self.home)
-
-    async def orders(self) -> list[Raw]:
-        return [order async for page, _ in self.client.list_pages(WorkOrder.KIND, self.home) for order in page]
 
     async def agent(self) -> None:
         """What the host does. It is done at once, or at it while it is `busy`."""
         for order in await self.orders():
             spec, meta = order["spec"], order["metadata"]
             if "deletionTimestamp" in meta:
-                await self._let_go(order)
+                await self.let_go(order)
                 continue
             status: Raw = {"state": "Ready", "observedGeneration": meta["generation"]}
             if spec["type"] == "Instance":
@@ -203,22 +149,16 @@ class Stage:
 
 
 @pytest.fixture
-async def stage(cluster: NativeCluster, namespace: str) -> AsyncIterator[Stage]:
+async def stage(cluster: NativeCluster, namespace: str) -> AsyncIterator[Pools]:
     async with connected(cluster) as client:
-        made = Stage(client, namespace)
+        made = Pools(client, namespace)
         try:
             yield await made.build()
         finally:
             await made.remove()
 
 
-async def settle(brain: Brain, stage: Stage, passes: int = 4) -> None:
-    for _ in range(passes):
-        await brain.passes(stage.namespace)
-        await stage.agent()
-
-
-async def begin(stage: Stage, name: str, deed: str) -> None:
+async def begin(stage: Pools, name: str, deed: str) -> None:
     """All is ready for the deed: only what its owner, or the operator, changes for it is done."""
     await stage.machine(name)
     if deed == "empty":
@@ -227,7 +167,7 @@ async def begin(stage: Stage, name: str, deed: str) -> None:
     await stage.patch(Volume.KIND, name, stage.namespace, pool=stage.pool(NEW))
     if deed in ("withdraw", "delete"):
         stage.busy = True
-        await settle(Brain(stage.client, 1), stage, 2)
+        await settle(start(stage.client, 1), stage, 2)
         stage.busy = False
         if deed == "delete":
             await stage.client.delete(Volume.KIND, name, stage.namespace)
@@ -236,14 +176,14 @@ async def begin(stage: Stage, name: str, deed: str) -> None:
             await stage.patch(Volume.KIND, name, stage.namespace, pool=stage.pool(OLD))
 
 
-async def life(cluster: NativeCluster, stage: Stage, name: str, deed: str, lives: int | None) -> tuple[str, int]:
+async def life(cluster: NativeCluster, stage: Pools, name: str, deed: str, lives: int | None) -> tuple[str, int]:
     """The deed under a process that dies after so many writes; its successor finishes."""
     await begin(stage, name, deed)
     async with mortal(cluster, lives) as client:
         with suppress(Crash):
-            await settle(Brain(client, 1), stage)
+            await settle(start(client, 1), stage, 4)
         writes = client.writes
-    await settle(Brain(stage.client, 2), stage, 5)
+    await settle(start(stage.client, 2), stage, 5)
     return await stage.state(name), writes
 
 
@@ -262,7 +202,7 @@ async def life(cluster: NativeCluster, stage: Stage, name: str, deed: str, lives
     ],
 )
 async def test_a_crash_after_any_write_ends_as_if_there_had_been_none(
-    cluster: NativeCluster, stage: Stage, deed: str, words: tuple[str, ...], without: tuple[str, ...]
+    cluster: NativeCluster, stage: Pools, deed: str, words: tuple[str, ...], without: tuple[str, ...]
 ) -> None:
     wanted, writes = await life(cluster, stage, "calm", deed, None)
     assert writes >= 3 and all(word in wanted for word in words), wanted
@@ -272,10 +212,10 @@ async def test_a_crash_after_any_write_ends_as_if_there_had_been_none(
         assert found == wanted, f"after write {lives}"
 
 
-async def test_the_machine_is_told_of_the_other_pool_and_is_not_restarted(stage: Stage) -> None:
+async def test_the_machine_is_told_of_the_other_pool_and_is_not_restarted(stage: Pools) -> None:
     await stage.machine("vm")
     await stage.patch(Volume.KIND, "vm", stage.namespace, pool=stage.pool(NEW))
-    brain = Brain(stage.client, 1)
+    brain = start(stage.client, 1)
     stage.busy = True
     await settle(brain, stage, 3)
     volume = await stage.volume("vm")
@@ -303,14 +243,14 @@ async def test_the_machine_is_told_of_the_other_pool_and_is_not_restarted(stage:
     assert await stage.state("vm") == before
 
 
-async def test_what_is_made_of_a_volume_and_its_move_see_each_other(stage: Stage) -> None:
+async def test_what_is_made_of_a_volume_and_its_move_see_each_other(stage: Pools) -> None:
     """A snapshot that is on record keeps the volume; it moves once that is gone."""
     await stage.machine("vm")
     volume = await stage.volume("vm")
     taken = {"volumeUid": volume.uid, "phase": "Ready"}
-    await stage._put(VolumeSnapshot.KIND, "s", {"volume": "vm"}, taken, stage.namespace)
+    await stage.put(VolumeSnapshot.KIND, "s", {"volume": "vm"}, taken, stage.namespace)
     await stage.patch(Volume.KIND, "vm", stage.namespace, pool=stage.pool(NEW))
-    brain = Brain(stage.client, 1)
+    brain = start(stage.client, 1)
     await settle(brain, stage, 2)
     volume = await stage.volume("vm")
     moving, stalled = volume.status.condition("Moving"), volume.status.condition("Stalled")
@@ -318,14 +258,14 @@ async def test_what_is_made_of_a_volume_and_its_move_see_each_other(stage: Stage
     assert f"kubectl -n {stage.namespace} delete volsnap/s" in moving.message and stalled is not None
     assert volume.status.moving_to is None and str(volume.status.phase) == "InUse"
     await stage.client.delete(VolumeSnapshot.KIND, "s", stage.namespace)
-    await settle(brain, stage)
+    await settle(brain, stage, 4)
     assert (await stage.volume("vm")).status.pool == stage.pool(NEW)
 
 
-async def test_a_volume_grows_when_its_move_is_over(stage: Stage) -> None:
+async def test_a_volume_grows_when_its_move_is_over(stage: Pools) -> None:
     await stage.machine("vm")
     await stage.patch(Volume.KIND, "vm", stage.namespace, pool=stage.pool(NEW))
-    brain = Brain(stage.client, 1)
+    brain = start(stage.client, 1)
     stage.busy = True
     await settle(brain, stage, 2)
     await stage.patch(Volume.KIND, "vm", stage.namespace, size="2Gi")
@@ -334,24 +274,24 @@ async def test_a_volume_grows_when_its_move_is_over(stage: Stage) -> None:
     assert order is not None and order.volume is not None and order.volume.move is not None
     assert order.volume.size == GIB
     stage.busy = False
-    await settle(brain, stage)
+    await settle(brain, stage, 4)
     volume = await stage.volume("vm")
     assert (volume.status.pool, volume.status.size) == (stage.pool(NEW), 2 * GIB)
 
 
-async def test_two_at_once_leave_a_pool_and_the_others_follow(stage: Stage) -> None:
+async def test_two_at_once_leave_a_pool_and_the_others_follow(stage: Pools) -> None:
     names = [f"vm-{number}" for number in range(5)]
     for name in names:
         await stage.machine(name)
     await stage.patch(StoragePool.KIND, stage.pool(OLD), None, maintenance=True)
-    brain = Brain(stage.client, 1)
+    brain = start(stage.client, 1)
     stage.busy = True
     await settle(brain, stage, 2)
     moving = [(await stage.volume(name)).status.condition("Moving") for name in names]
     assert sorted(str(item.reason) for item in moving if item) == ["Moving"] * 2 + ["WaitingForTurn"] * 3
     stage.busy = False
     await stage.patch(StoragePool.KIND, stage.pool(OLD), None, maintenance=False)
-    await settle(brain, stage)
+    await settle(brain, stage, 4)
     there = [(await stage.volume(name)).status.pool for name in names]
     assert sorted(map(str, there)) == sorted([stage.pool(NEW)] * 2 + [stage.pool(OLD)] * 3), (
         "what is on its way goes on"

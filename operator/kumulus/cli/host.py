@@ -28,10 +28,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the host.", s
 
 def fetch(session: Session, name: str) -> Raw:
     """The host of that name. Raises `Problem` when there is none."""
-    raw = session.cluster.find(KIND, name)
-    if raw is None:
-        raise Problem(f"There is no host {one_line(name)}; `kumulusctl host list` shows all.")
-    return raw
+    return session.fetch(KIND, name, "host", "`kumulusctl host list` shows all")
 
 
 def machines_on(session: Session, host: str) -> list[VirtualMachine]:

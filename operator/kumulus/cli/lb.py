@@ -11,22 +11,11 @@ from kumulus.cli import conditions
 from kumulus.cli.amounts import age
 from kumulus.cli.net import AllNamespaces, reason
 from kumulus.cli.output import Column
-from kumulus.cli.problem import Problem
 from kumulus.cli.session import Session, command
-from kumulus.cli.terminal import one_line
 
 Raw = dict[str, Any]
 
 KIND = LoadBalancer.KIND
-
-
-def _fetch(session: Session, name: str) -> Raw:
-    raw = session.cluster.find(KIND, name, session.namespace)
-    if raw is None:
-        raise Problem(
-            f"There is no load balancer {one_line(name)} in namespace {session.namespace}; `kumulusctl lb list -A` shows all."
-        )
-    return raw
 
 
 def _port(listener: Listener) -> str:
@@ -64,7 +53,7 @@ def _show(
     session: Session, name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the load balancer.")]
 ) -> None:
     """Show one load balancer with its conditions and its members."""
-    raw = _fetch(session, name)
+    raw = session.fetch(KIND, name, "load balancer", "`kumulusctl lb list -A` shows all")
     if session.printer.objects(KIND, [raw], many=False):
         return
     balancer, printer, now = LoadBalancer.parse(raw), session.printer, session.now

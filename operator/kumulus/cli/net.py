@@ -11,9 +11,7 @@ from kumulus.api.network import DEFAULT_GROUP, Network, NetworkInterface
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age
 from kumulus.cli.output import Column
-from kumulus.cli.problem import Problem
 from kumulus.cli.session import Session, command
-from kumulus.cli.terminal import one_line
 from kumulus.kube import errors
 
 Raw = dict[str, Any]
@@ -21,16 +19,6 @@ Raw = dict[str, Any]
 KIND = Network.KIND
 
 AllNamespaces = Annotated[bool, typer.Option("--all-namespaces", "-A", help="Of all namespaces.")]
-
-
-def fetch(session: Session, name: str) -> Raw:
-    """The network of that name. Raises `Problem` when there is none."""
-    raw = session.cluster.find(KIND, name, session.namespace)
-    if raw is None:
-        raise Problem(
-            f"There is no network {one_line(name)} in namespace {session.namespace}; `kumulusctl net list -A` shows all."
-        )
-    return raw
 
 
 def reason(status: Status) -> str:
@@ -79,7 +67,7 @@ def _interfaces_of(session: Session, network: Network) -> list[NetworkInterface]
 
 def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the network.")]) -> None:
     """Show one network with its conditions and the interfaces in it."""
-    raw = fetch(session, name)
+    raw = session.fetch(KIND, name, "network", "`kumulusctl net list -A` shows all")
     if session.printer.objects(KIND, [raw], many=False):
         return
     network, printer, now = Network.parse(raw), session.printer, session.now
@@ -159,11 +147,7 @@ def _show_interface(
     session: Session, name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the network interface.")]
 ) -> None:
     """Show one interface with its conditions, and where its traffic is counted."""
-    raw = session.cluster.find(NetworkInterface.KIND, name, session.namespace)
-    if raw is None:
-        raise Problem(
-            f"There is no network interface {one_line(name)} in namespace {session.namespace}; `kumulusctl nic list` shows all."
-        )
+    raw = session.fetch(NetworkInterface.KIND, name, "network interface", "`kumulusctl nic list` shows all")
     if session.printer.objects(NetworkInterface.KIND, [raw], many=False):
         return
     nic, now = NetworkInterface.parse(raw), session.now

@@ -14,9 +14,7 @@ from kumulus.api.storage import PoolHost, StoragePool
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age, count, size
 from kumulus.cli.output import Column
-from kumulus.cli.problem import Problem
 from kumulus.cli.session import Session, command
-from kumulus.cli.terminal import one_line
 
 Raw = dict[str, Any]
 
@@ -27,10 +25,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the pool.", s
 
 def fetch(session: Session, name: str) -> Raw:
     """The pool of that name. Raises `Problem` when there is none."""
-    raw = session.cluster.find(KIND, name)
-    if raw is None:
-        raise Problem(f"There is no pool {one_line(name)}; `kumulusctl pool list` shows all.")
-    return raw
+    return session.fetch(KIND, name, "pool", "`kumulusctl pool list` shows all")
 
 
 def reason(pool: StoragePool) -> str:

@@ -11,20 +11,9 @@ from kumulus.cli import conditions
 from kumulus.cli.amounts import age
 from kumulus.cli.net import AllNamespaces, reason
 from kumulus.cli.output import Column
-from kumulus.cli.problem import Problem
 from kumulus.cli.session import Session, command
-from kumulus.cli.terminal import one_line
 
 Raw = dict[str, Any]
-
-
-def _fetch(session: Session, name: str) -> Raw:
-    raw = session.cluster.find(Router.KIND, name, session.namespace)
-    if raw is None:
-        raise Problem(
-            f"There is no router {one_line(name)} in namespace {session.namespace}; `kumulusctl router list -A` shows all."
-        )
-    return raw
 
 
 def _list(session: Session, all_namespaces: AllNamespaces = False) -> None:
@@ -52,7 +41,7 @@ def _list(session: Session, all_namespaces: AllNamespaces = False) -> None:
 
 def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the router.")]) -> None:
     """Show one router with its conditions, its networks and its floating addresses."""
-    raw = _fetch(session, name)
+    raw = session.fetch(Router.KIND, name, "router", "`kumulusctl router list -A` shows all")
     if session.printer.objects(Router.KIND, [raw], many=False):
         return
     router, printer, now = Router.parse(raw), session.printer, session.now

@@ -18,9 +18,11 @@ from typing import Annotated, Any, Concatenate, ParamSpec, cast
 import pydantic
 import typer
 
+from kumulus.api.base import Kind
 from kumulus.cli.cluster import Cluster
 from kumulus.cli.output import Format, Printer
 from kumulus.cli.problem import Problem, sentence
+from kumulus.cli.terminal import one_line
 from kumulus.kube import errors
 
 P = ParamSpec("P")
@@ -79,6 +81,16 @@ class Session:
     def namespace(self) -> str:
         """The namespace that is meant."""
         return self.options.namespace or self.cluster.namespace
+
+    def fetch(self, kind: Kind, name: str, what: str, hint: str) -> dict[str, Any]:
+        """The object of that name, in the namespace that is meant if the kind has any. Raises `Problem` when there is none:
+        `what` is the kind in people's words, `hint` how to find what there is."""
+        namespace = self.namespace if kind.namespaced else None
+        raw = self.cluster.find(kind, name, namespace)
+        if raw is None:
+            where = f" in namespace {namespace}" if namespace is not None else ""
+            raise Problem(f"There is no {what} {one_line(name)}{where}; {hint}.")
+        return raw
 
     @property
     def now(self) -> datetime:

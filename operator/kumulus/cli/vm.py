@@ -35,13 +35,7 @@ class Goal(StrEnum):
 
 def fetch(session: Session, name: str) -> Raw:
     """The machine of that name. Raises `Problem` when there is none."""
-    raw = session.cluster.find(KIND, name, session.namespace)
-    if raw is None:
-        raise Problem(
-            f"There is no machine {one_line(name)} in namespace {session.namespace}; "
-            "`kumulusctl vm list -A` shows all, -n NAME chooses a namespace."
-        )
-    return raw
+    return session.fetch(KIND, name, "machine", "`kumulusctl vm list -A` shows all, -n NAME chooses a namespace")
 
 
 def reached(raw: Raw | None, goal: Goal) -> bool:

@@ -12,10 +12,8 @@ from kumulus.api.volumes import CloneMode, VolumeSource
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age, size
 from kumulus.cli.output import Column
-from kumulus.cli.problem import Problem
 from kumulus.cli.progress import line
 from kumulus.cli.session import Session, command
-from kumulus.cli.terminal import one_line
 
 Raw = dict[str, Any]
 
@@ -30,13 +28,7 @@ def wanted(volume: Volume) -> int | None:
 
 def fetch(session: Session, name: str) -> Raw:
     """The volume of that name. Raises `Problem` when there is none."""
-    raw = session.cluster.find(KIND, name, session.namespace)
-    if raw is None:
-        raise Problem(
-            f"There is no volume {one_line(name)} in namespace {session.namespace}; "
-            "`kumulusctl volume list -A` shows all."
-        )
-    return raw
+    return session.fetch(KIND, name, "volume", "`kumulusctl volume list -A` shows all")
 
 
 def reason(volume: Volume) -> str:
