@@ -162,7 +162,7 @@ def die(path: str) -> None:
     )
     try:
         assert emulator.stdin is not None and emulator.stdout is not None
-        emulator.stdin.write("flush\nmap\n")
+        emulator.stdin.write("map\n")  # one line: qemu-io sees a second one only when more comes
         emulator.stdin.flush()
         emulator.stdout.readline()
     finally:

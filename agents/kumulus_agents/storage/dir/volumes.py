@@ -351,8 +351,11 @@ async def mend(pool: PoolDirectory, settings: StorageSettings, uid: str) -> None
         record = await in_thread(known, volumes, uid)
     with open_chain(pool, uid, write=1) as volume:
         await chain.mend(volume.layers[0], settings)
-    if record is not None and (merging := record.layers.merging) in record.layers.parents.items():
-        with open_chain(pool, uid, merging[1], write=1) as volume:
+    if record is None or record.layers.merging is None:
+        return
+    upper, lower = record.layers.merging
+    if record.layers.parents.get(upper) == lower:
+        with open_chain(pool, uid, lower, write=1) as volume:
             await chain.mend(volume.layers[0], settings)
 
 
