@@ -18,27 +18,28 @@ from kumulus.kube.errors import NotFound
 from kumulus_lab import commands, deadline, kubeconfig
 from kumulus_lab.certificates import Pair
 from kumulus_lab.lab import Lab
-from kumulus_lab.outside import BRIDGE
+from kumulus_lab.outside import BRIDGE, GATEWAYS
 from kumulus_lab.processes import Daemon
 
 NODE = Kind(group="", version="v1", kind="Node", plural="nodes", scope=Scope.CLUSTER)
 NAME = "node"
-ADDRESS, PREFIX = "198.51.100.5", 24
+ADDRESS, ADDRESS6 = "198.51.100.5", "2001:db8:100::5"
 """In the network outside, of which routers and FloatingIPs get others (hack/lab/manifests/outside.yaml)."""
-PODS = "10.244.0.0/16"
-"""The range of all pods of the cluster."""
-GATEWAY, POD = "10.244.1.1", "10.244.1.2"
-"""The node's address for its own pods, and that of the one that it has."""
+PODS, PODS6 = "10.244.0.0/16", "fd00:10:244::/56"
+"""The ranges of all pods of the cluster."""
 MASQUERADE = f"""\
-table ip pods {{
+table inet pods {{
   chain postrouting {{
     type nat hook postrouting priority srcnat;
     ip saddr {PODS} ip daddr != {PODS} masquerade
+    ip6 saddr {PODS6} ip6 daddr != {PODS6} masquerade
   }}
 }}
 """
 """What networks of pods do by default for what leaves the cluster (flannel, kindnet, the plugin bridge with ipMasq, Calico's
 natOutgoing)."""
+_GATEWAYS, _POD = ("10.244.1.1", "fd00:10:244:1::1"), ("10.244.1.2", "fd00:10:244:1::2")
+"""The node's addresses for its own pods, and those of the one that it has."""
 _HEALTH = "127.0.0.1:10256"
 
 
@@ -64,7 +65,7 @@ class Node:
         if on:
             self.exec("nft", "-f", "-", stdin=MASQUERADE)
         else:
-            self.exec("nft", "delete", "table", "ip", "pods")
+            self.exec("nft", "delete", "table", "inet", "pods")
 
     def well(self) -> bool:
         """Whether kube-proxy says that it is well."""
@@ -120,17 +121,22 @@ def _plug(lab: Lab) -> None:
     ip("-netns", outside, "link", "add", leg, "type", "veth", "peer", "name", "eth1", "netns", space)
     ip("-netns", outside, "link", "set", leg, "master", BRIDGE, "up")
     ip("-netns", space, "link", "add", "pod0", "type", "veth", "peer", "name", "eth0", "netns", pod)
-    for where, device, address in (
-        (space, "eth0", f"{network.spare_address}/{length}"),
-        (space, "eth1", f"{ADDRESS}/{PREFIX}"),
-        (space, "pod0", f"{GATEWAY}/24"),
-        (pod, "eth0", f"{POD}/24"),
+    for where, device, addresses in (
+        (space, "eth0", (f"{network.spare_address}/{length}",)),
+        (space, "eth1", (f"{ADDRESS}/24", f"{ADDRESS6}/64")),
+        (space, "pod0", (f"{_GATEWAYS[0]}/24", f"{_GATEWAYS[1]}/64")),
+        (pod, "eth0", (f"{_POD[0]}/24", f"{_POD[1]}/64")),
     ):
-        ip("-netns", where, "address", "add", address, "dev", device)
+        for address in addresses:
+            ip("-netns", where, "address", "add", address, "dev", device, "nodad")
         ip("-netns", where, "link", "set", device, "up")
     ip("-netns", space, "route", "add", "default", "via", network.address)
-    ip("-netns", pod, "route", "add", "default", "via", GATEWAY)
-    commands.run([*_enter(lab), "sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])
+    # Nothing is sent there, but who has no route at all to a Service's address does not even begin.
+    ip("-netns", space, "route", "add", "default", "via", GATEWAYS[1])
+    for gateway in _GATEWAYS:
+        ip("-netns", pod, "route", "add", "default", "via", gateway)
+    forward = ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+    commands.run([*_enter(lab), "sysctl", "-q", "-w", *forward])
 
 
 def _settings(lab: Lab) -> Path:
@@ -150,8 +156,8 @@ def _settings(lab: Lab) -> Path:
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "mode": "nftables",
-        "clusterCIDR": PODS,
-        "nodePortAddresses": [f"{ADDRESS}/32"],
+        "clusterCIDR": f"{PODS},{PODS6}",
+        "nodePortAddresses": [f"{ADDRESS}/32", f"{ADDRESS6}/128"],
         "clientConnection": {"kubeconfig": str(credentials)},
         "healthzBindAddress": _HEALTH,
         "metricsBindAddress": "127.0.0.1:10249",

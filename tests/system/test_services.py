@@ -31,14 +31,14 @@ def kube_proxy() -> Path:
     return binaries.kube_proxy()
 
 
-def service(networks: Networks) -> tuple[str, int]:
+def service(networks: Networks, **spec: object) -> tuple[str, int]:
     """A Service that selects both machines; its address in the cluster, and its port at the node's address."""
     body = {
         "metadata": {"name": "site", "labels": {"network.kumulus.io/vm-network": "front"}},
-        "spec": {"type": "NodePort", "selector": {"app": "site"}, "ports": [{"name": "http", "port": 80}]},
+        "spec": {"type": "NodePort", "selector": {"app": "site"}, "ports": [{"name": "http", "port": 80}], **spec},
     }
-    spec = networks.world.api.create(SERVICE, body, networks.world.namespace)["spec"]
-    return spec["clusterIP"], spec["ports"][0]["nodePort"]
+    made = networks.world.api.create(SERVICE, body, networks.world.namespace)["spec"]
+    return made["clusterIP"], made["ports"][0]["nodePort"]
 
 
 def said(networks: Networks) -> Object:
@@ -168,3 +168,51 @@ def test_a_node_of_the_cluster_reaches_machines_by_a_service(networks: Networks,
         finally:
             world.api.patch(EXTERNAL, "public", {"spec": before})
             world.api.delete(SERVICE, "site", world.namespace)
+
+
+@pytest.mark.wide
+@pytest.mark.timeout(600)
+def test_a_service_of_ipv6(networks: Networks, kube_proxy: Path) -> None:
+    world, lab = networks.world, networks.world.lab
+    external, inside = world.namespace, "2001:db8:77::/64"
+    networks.network("front", cidrs=[inside])
+    world.apply(
+        {
+            "apiVersion": GROUP,
+            "kind": "ExternalNetwork",
+            "metadata": {"name": external},
+            "spec": {
+                "physicalNetwork": "outside",
+                "cidr": "2001:db8:100::/64",
+                "gateway": "2001:db8:100::1",
+                "ranges": [{"start": "2001:db8:100::10", "end": "2001:db8:100::ff"}],
+                "allowRouted": True,
+                "routed": [{"cidr": inside, "namespace": world.namespace}],
+            },
+        }
+    )
+    networks.router("main", "front", externalNetwork=external)
+    networks.group("site", 80)
+    for number, (name, host) in enumerate(zip(BOTH, lab.hosts, strict=True), 17):
+        at = f"2001:db8:77::{number}"
+        has = f"#kumulus-run: ip -6 address replace {at}/64 dev eth0"  # it knows no DHCPv6
+        networks.machine(name, host, "front", "#kumulus-serve: 80", has, securityGroups=["site"], addresses=[at])
+        world.patch("vm", name, {"metadata": {"labels": {"app": "site"}}})
+        target = {"externalNetwork": external, "target": {"interface": f"{name}-eth0"}}
+        world.apply({"apiVersion": GROUP, "kind": "FloatingIP", "metadata": {"name": name}, "spec": target})
+    address, _ = service(networks, ipFamilies=["IPv6"])
+    try:
+        with node(lab, world.api, kube_proxy) as here:
+            ready(networks, *BOTH, addresses=lambda one: one.startswith("2001:db8:100:"))
+            asked_alike(here, f"[{address}]", *BOTH)
+            world.patch("router", "main", {"spec": {"sourceNAT": False}})
+            ready(networks, *BOTH, addresses=lambda one: one.startswith("2001:db8:77:"))
+            router = world.wait("router", "main", lambda one: one["status"]["phase"] == "Active", "a host routes")
+            here.exec("ip", "route", "replace", inside, "via", router["status"]["externalAddress"])
+            asked_alike(here, f"[{address}]", *BOTH)
+    finally:
+        world.api.delete(SERVICE, "site", world.namespace)
+        for name in BOTH:
+            world.delete("floatingip", name)
+        world.delete("router", "main")
+        world.delete("externalnetwork", external)

@@ -17,7 +17,7 @@ from kumulus_lab.controlplane import AUDIT_POLICY, ControlPlane
 from kumulus_lab.processes import Daemon
 
 _START_SECONDS = 60
-_SERVICES = "10.96.0.0/16"
+_SERVICES = "10.96.0.0/16,fd00:10:96::/112"
 _ISSUER = "https://kubernetes.default.svc"
 
 # Only what Kumulus or its users lean on; the rest costs memory and watches for nothing.
