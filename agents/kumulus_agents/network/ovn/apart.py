@@ -25,7 +25,7 @@ def script() -> str:
     for family, hook in _HOOKS.items():
         table = f"table {family} {TABLE}"
         drops = " ".join(f'iifname "{name}*" counter drop;' for name in DEVICES)
-        lines += [table, f"delete {table}", f"{table} {{ chain host {{ type filter hook {hook}; {drops} }} }}"]
+        lines += [table, f"delete {table}", f"{table} {{ chain host {{ type filter hook {hook}; {drops} }}; }}"]
     return "\n".join(lines) + "\n"
 
 
