@@ -69,7 +69,7 @@ async def _rounds(
         ("controllers restarted: start to first pass", "told: first pass", 5.0),
         ("controllers restarted: start to a pass over everything", "told: all passed", None),
         ("controllers restarted: start to a new machine Running", "told: new machine", None),
-        ("controllers killed: start to first pass, the lease included", "killed: first pass", None),
+        ("controllers killed: start to first pass", "killed: first pass", 5.0),
         ("controllers killed: start to a new machine Running", "killed: new machine", None),
         ("API server restarted: ready to a new machine Running", "apiserver: new machine", 10.0),
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -16,7 +18,9 @@ from kumulus.kube.builtin import LEASE, NAMESPACE
 from kumulus.kube.client import KubeClient
 from kumulus.runtime.process import Process
 from kumulus.runtime.settings import ProcessSettings
+from kumulus_lab import places
 from kumulus_lab.cluster import NativeCluster
+from kumulus_lab.processes import Daemon
 from tests.component.test_kube import connected, until
 from tests.patience import PATIENCE
 
@@ -106,3 +110,60 @@ async def test_two_processes_one_leader_an_outage_and_a_handover(
             assert second.port is not None
         assert await holder(client, namespace) is None, "the seat is given back"
         await client.delete(Zone.KIND, tag)
+
+
+@contextmanager
+def controllers(directory: Path, cluster: NativeCluster, namespace: str) -> Iterator[Daemon]:
+    """`kumulus run` with the module of hosts, in a process of its own and with a Lease that outlives every test."""
+    daemon = Daemon.within(directory, "controllers")
+    env = {
+        **os.environ,
+        "KUBECONFIG": str(cluster.kubeconfig),
+        "KUMULUS_NAMESPACE": namespace,
+        "KUMULUS_LEASE_SECONDS": "3600",
+        "KUMULUS_LOCK_FILE": str(directory / "lock"),
+        "KUMULUS_HTTP_PORT": "0",
+    }
+    try:
+        daemon.start([places.script("kumulus"), "run", "--module", "controllers.fabric"], env)
+        yield daemon
+    finally:
+        daemon.kill()
+
+
+async def test_who_comes_after_a_killed_leader_does_not_wait_for_its_lease(
+    cluster: NativeCluster, namespace: str, tmp_path: Path
+) -> None:
+    tag = secrets.token_hex(3)
+    async with connected(cluster) as client:
+
+        async def led() -> tuple[str, int] | None:
+            lease = await client.find(LEASE, "kumulus-controllers", namespace)
+            return (lease["spec"]["holderIdentity"], lease["spec"]["leaseTransitions"]) if lease else None
+
+        first: tuple[str, int] | None = None
+
+        async def led_by_another() -> bool:
+            return await led() != first
+
+        with controllers(tmp_path, cluster, namespace):
+            await until(led_by_another, "the first leads", 30)
+            first = await led()
+        assert await led() == first, "it was killed, so it has given nothing back"
+        with controllers(tmp_path, cluster, namespace):
+            await until(led_by_another, "the next one leads", 30)
+            found = await led()
+            assert found is not None and first is not None and found[1] == first[1] + 1, "in a term of its own"
+            await client.create(Zone.KIND, {"metadata": {"name": tag}, "spec": {}})
+            await client.create(Host.KIND, {"metadata": {"name": tag}, "spec": {"zone": tag}})
+
+            async def joining() -> bool:
+                return (await client.get(Host.KIND, tag)).get("status", {}).get("phase") == "Joining"
+
+            async def gone() -> bool:
+                return await client.find(Host.KIND, tag) is None
+
+            await until(joining, "and works", 20)
+            await client.delete(Host.KIND, tag)
+            await until(gone, "the host is gone", 60)
+            await client.delete(Zone.KIND, tag)

@@ -70,7 +70,8 @@ class Services:
         if not daemon.running():
             credentials = self.cluster.kubeconfig_for(self.directory / "controllers.kubeconfig", _SYSTEM, _ACCOUNT)
             env = self._env(credentials)
-            env |= {"KUMULUS_HTTP_PORT": str(self.state.http_port), "KUMULUS_LOG_FORMAT": "json", **(extra or {})}
+            env |= {"KUMULUS_HTTP_PORT": str(self.state.http_port), "KUMULUS_LOG_FORMAT": "json"}
+            env |= {"KUMULUS_LOCK_FILE": str(self.directory / "run" / "controllers.lock"), **(extra or {})}
             daemon.start([places.script("kumulus"), "run"], env)
         url = f"http://127.0.0.1:{self.state.http_port}/readyz"
         deadline.until(lambda: answers(url), "the controllers' readiness", seconds=60, alive=daemon.ended)

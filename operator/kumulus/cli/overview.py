@@ -44,7 +44,7 @@ def controllers(lease: Raw | None, now: datetime) -> str:
     if lease is None:
         return "none has ever run here: start `kumulus run`"
     spec = lease.get("spec", {})
-    holder, renewed = spec.get("holderIdentity"), moment(spec.get("renewTime"))
+    holder, renewed = str(spec.get("holderIdentity") or "").partition("@")[0], moment(spec.get("renewTime"))
     if not holder or renewed is None:
         return "none runs now: the last one has given its lease back"
     if not leads(lease, now):

@@ -32,8 +32,11 @@ Raw = dict[str, Any]
 PAGE = 500
 REQUEST_TIMEOUT = 30.0
 WATCH_SECONDS = 300
+"""How long a watch lasts, unless who watches says. Also for so long somebody goes on to see what he may see no more."""
 WATCH_SILENCE = 70.0
-"""A watch that says nothing, not even a bookmark, for so long is taken for dead (bookmarks come every minute)."""
+"""A watch that has said something and then nothing, not even a bookmark, for so long is taken for dead. Bookmarks come
+every minute, but of a kind of which nothing has changed since the API server began none ever comes: one that has said
+nothing yet may have nothing to say until its time is up (`Cacher.dispatchEvents` of the API server)."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]*")
 """What a segment of a path may be. Names come from tenants too (of a Secret, say), and `../../other/secrets/x` is
@@ -75,12 +78,18 @@ def _selectors(fields: str | None, labels: str | None) -> dict[str, str]:
     return {name: value for name, value in query.items() if value}
 
 
-async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """The lines of a stream, however long: aiohttp's own splitting gives up at 512 KiB, and an object may have 1.5 MiB."""
-    rest = bytearray()
-    async for chunk in content.iter_any():
+async def _lines(content: aiohttp.StreamReader, first: float, silence: float) -> AsyncIterator[bytes]:
+    """The lines of a stream, however long: aiohttp's own splitting gives up at 512 KiB, and an object may have 1.5 MiB.
+    Raises TimeoutError when nothing comes within `first` seconds, or within `silence` after a line."""
+    rest, patience = bytearray(), first
+    while True:
+        async with asyncio.timeout(patience):
+            chunk = await content.readany()
+        if not chunk:
+            break
         rest += chunk
         if b"\n" in chunk:
+            patience = silence
             *whole, last = rest.split(b"\n")
             rest = bytearray(last)
             for line in whole:
@@ -183,7 +192,7 @@ class KubeClient:
         query: Mapping[str, str] | None = None,
         body: object = None,
         content_type: str = "application/json",
-        timeout: float = REQUEST_TIMEOUT,
+        timeout: float | None = REQUEST_TIMEOUT,
     ) -> aiohttp.ClientResponse:
         url = f"{self._configuration.host}{path}"
         if query:
@@ -278,25 +287,32 @@ class KubeClient:
         since: str,
         fields: str | None = None,
         labels: str | None = None,
+        seconds: int = WATCH_SECONDS,
     ) -> AsyncIterator[WatchEvent]:
-        """Changes after the resource version `since`, bookmarks included, until the server ends the watch. An object that
-        comes to fit the selectors, or fits them no more, is one that is ADDED or DELETED.
+        """Changes after the resource version `since`, bookmarks included, until the server ends the watch, `seconds` later
+        or a little earlier. An object that comes to fit the selectors, or fits them no more, is one that is ADDED or
+        DELETED.
 
         Raises `errors.Gone` when `since` is too old and `errors.Unreachable` when the stream breaks or falls silent.
         """
+        # Spread, so that a thousand agents do not begin anew together.
+        seconds = random.randint(seconds * 4 // 5, seconds)  # noqa: S311
         query = {
             "watch": "1",
             "allowWatchBookmarks": "true",
             "resourceVersion": since,
-            # Spread, so that a thousand agents do not begin anew together.
-            "timeoutSeconds": str(random.randint(WATCH_SECONDS * 4 // 5, WATCH_SECONDS)),  # noqa: S311
+            "timeoutSeconds": str(seconds),
             **_selectors(fields, labels),
         }
-        response = await self._send("GET", self._path(kind, namespace), query=query, timeout=WATCH_SILENCE)
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                response = await self._send("GET", self._path(kind, namespace), query=query, timeout=None)
+        except TimeoutError as error:
+            raise errors.Unreachable(f"a watch on {kind.plural} is not begun: no answer") from error
         try:
             if response.status >= 400:
                 raise errors.from_response(response.status, await response.read())
-            async for line in _lines(response.content):
+            async for line in _lines(response.content, seconds + WATCH_SILENCE, WATCH_SILENCE):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
                     status = event["object"]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any, cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+
+_PROBES = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 60_000}
+"""A machine or a way there that is gone without a word is noticed within a minute (tcp(7); seconds, number, ms)."""
 
 
 class Connector(aiohttp.TCPConnector):
@@ -36,6 +40,7 @@ class Connector(aiohttp.TCPConnector):
         protocol = await super()._create_connection(*args, **more)
         closed, transport = protocol.closed, protocol.transport
         if closed is not None and transport is not None:
+            _probe(transport)
             self._sockets[closed] = transport
             closed.add_done_callback(self._forget)
         return protocol
@@ -52,3 +57,12 @@ class Connector(aiohttp.TCPConnector):
             cast(asyncio.Transport, transport).abort()
         if self._sockets:
             await asyncio.wait(list(self._sockets), timeout=1.0)
+
+
+def _probe(transport: asyncio.BaseTransport) -> None:
+    """Have the kernel look whether the other side is still there while nothing is said."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _PROBES.items():
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -4,6 +4,9 @@ After client-go's `leaderelection`, with two differences: the clock is monotonic
 expired when *we* have seen it unchanged for its whole duration, whatever anybody's wall clock
 says), and each acquisition has a term (`leaseTransitions` + 1) that goes into what the leader
 writes. A leader stops leading two thirds into a lease it could not renew, so before anybody else can start.
+
+A lease of a holder that is proved to be dead is taken at once. The proof is a `Place`: who holds one names it in the
+lease, and who gets it afterwards is alone with it (`docs/adr/0026-proof-of-death.md`).
 """
 
 from __future__ import annotations
@@ -18,8 +21,12 @@ from kumulus.kube.builtin import LEASE
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import KubeError
 from kumulus.kube.lease import Lease, LeaseSpec, lease_body, micro_time
+from kumulus.kube.place import Place
 
 log = structlog.get_logger(__name__)
+
+LOOK = 3.0
+"""Seconds between two looks of who waits: nobody leads for so long after a lease was given back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,8 @@ class _Held:
 class Elector:
     """Takes part in one election until cancelled or stopped.
 
-    `duration` is the lease's in seconds; it is renewed every fifth of that.
+    `duration` is the lease's in seconds; it is renewed every third of that, and looked at every 3 s by who does not
+    have it. `place` is taken when it is free and never left: that is for who ends the process.
     """
 
     def __init__(
@@ -44,6 +52,7 @@ class Elector:
         name: str,
         identity: str,
         duration: float = 15.0,
+        place: Place | None = None,
         on_started: Callable[[int], Awaitable[None]],
         on_stopped: Callable[[], Awaitable[None]],
     ) -> None:
@@ -52,6 +61,7 @@ class Elector:
         self._name = name
         self._identity = identity
         self._duration = duration
+        self._place = place
         self._on_started = on_started
         self._on_stopped = on_stopped
         self._seen: tuple[str, float] | None = None
@@ -91,13 +101,33 @@ class Elector:
                     await self._won(held)
                 if self.term is not None and not self.leading:
                     await self._lost()
-                pause = self._duration / 5
-                if held is not None:
-                    # Beginning to lead may have taken a while, of the time that the lease is good for.
-                    pause = max(held.since + pause - self._now(), 0.0)
-                await asyncio.sleep(pause)
+                await asyncio.sleep(self._pause(held))
         finally:
             await self._release()
+
+    @property
+    def _holder(self) -> str:
+        """What we are called in the lease: the same for a whole term, because a place is taken only between two."""
+        place = self._place.name if self._place is not None else None
+        return f"{self._identity}@{place}" if place else self._identity
+
+    def _ours(self, spec: LeaseSpec) -> bool:
+        return spec.holder_identity in (self._identity, self._holder)
+
+    def _proved_dead(self, holder: str) -> bool:
+        """Whether the holder named our place: it had it for as long as it lived, and now we have it."""
+        place = self._place.name if self._place is not None else None
+        return place is not None and holder.rpartition("@")[2] == place
+
+    def _pause(self, held: _Held | None) -> float:
+        """How long until the next turn, which had this outcome."""
+        if self.term is None:
+            return min(self._duration / 5, LOOK)
+        if held is None:
+            # What is left of the leadership is there to try again.
+            return self._duration / 15
+        # Beginning to lead may have taken a while, of the time that the lease is good for.
+        return max(held.since + self._duration / 3 - self._now(), 0.0)
 
     @property
     def _patience(self) -> float:
@@ -105,7 +135,7 @@ class Elector:
         if self.term is None:
             return self._duration / 3
         left = self._renewed + self._duration * 2 / 3 - self._now()
-        return max(min(left, self._duration / 3), 0.0)
+        return max(min(left, self._duration / 5), 0.0)
 
     async def _turn(self) -> _Held | None:
         """Take or renew the lease if we may: the term, and since when it counts; None when somebody else has it.
@@ -114,6 +144,8 @@ class Elector:
         """
         if self.term is not None and self._written is not None:
             return await self._renew(self.term, *self._written)
+        if self.term is None and self._place is not None:
+            self._place.take()
         raw = await self._client.find(LEASE, self._name, self._namespace)
         started = self._now()
         lease = Lease.parse(raw) if raw is not None else None
@@ -131,11 +163,13 @@ class Elector:
             term = self.term or self._highest + 1
             await self._client.create(LEASE, lease_body(self._name, self._mine(term, None)), self._namespace)
             return _Held(term, started)
-        ours = spec.holder_identity == self._identity
+        ours = self._ours(spec)
         held_by_us = ours and self.term is not None
         # Ours from before an outage in which we stopped leading: nobody else can have led since, so we need not wait.
         if not ours and spec.holder_identity and not expired:
-            return None
+            if not self._proved_dead(spec.holder_identity):
+                return None
+            log.info("the holder is dead", lease=self._name, holder=spec.holder_identity)
         term = self.term if held_by_us and self.term is not None else self._highest + 1
         acquired = spec.acquire_time if held_by_us else None
         await self._write(term, version, acquired)
@@ -155,7 +189,7 @@ class Elector:
     def _mine(self, term: int, acquired: str | None) -> LeaseSpec:
         now = micro_time()
         return LeaseSpec(
-            holder_identity=self._identity,
+            holder_identity=self._holder,
             lease_duration_seconds=int(self._duration),
             acquire_time=acquired or now,
             renew_time=now,
@@ -187,7 +221,7 @@ class Elector:
 
     async def _give_back(self, term: int) -> None:
         raw = await self._client.find(LEASE, self._name, self._namespace)
-        if raw is None or Lease.parse(raw).spec.holder_identity != self._identity:
+        if raw is None or not self._ours(Lease.parse(raw).spec):
             return
         released = LeaseSpec(lease_duration_seconds=1, renew_time=micro_time(), lease_transitions=term)
         body = lease_body(self._name, released, raw["metadata"]["resourceVersion"])

@@ -23,6 +23,10 @@ from kumulus.runtime.pulse import Pulse
 
 log = structlog.get_logger(__name__)
 
+WATCH_SECONDS = 1800
+"""How long the watches of a process last: each costs a request to begin anew, and there are thirty of them. That the other
+side is gone shows in the connection (`kube.connector`), not in the watch's end."""
+
 Feed = Callable[[Kind, str | None, dict[str, Any]], None]
 """Called in the process's own loop with kind, type (None when listed, else ADDED, MODIFIED, DELETED) and object."""
 
@@ -51,8 +55,8 @@ def _settings() -> kopf.OperatorSettings:
     settings.peering.standalone = True
     settings.posting.enabled = False
     settings.watching.chunk_size = 500
-    settings.watching.server_timeout = 300
-    settings.watching.client_timeout = 330
+    settings.watching.server_timeout = WATCH_SECONDS
+    settings.watching.client_timeout = WATCH_SECONDS + 30
     settings.watching.initial_streaming = False
     settings.persistence.diffbase_storage = _NoMemory()
     settings.persistence.progress_storage = kopf.StatusProgressStorage(name="kumulus")

@@ -14,12 +14,13 @@ from kumulus.api.base import Kind
 from kumulus.kube.client import KubeClient
 from kumulus.kube.election import Elector
 from kumulus.kube.errors import KubeError
+from kumulus.kube.place import Place
 from kumulus.kube.reflector import Reflector, fill, take
 from kumulus.kube.store import Store, key_of
 from kumulus.runtime import http, metrics
 from kumulus.runtime.clock import Clock, SystemClock
 from kumulus.runtime.controller import Controller
-from kumulus.runtime.kopf_shell import KopfShell
+from kumulus.runtime.kopf_shell import WATCH_SECONDS, KopfShell
 from kumulus.runtime.modules import ModuleTree, discover
 from kumulus.runtime.reconciler import Caches, Services
 from kumulus.runtime.settings import ProcessSettings
@@ -76,6 +77,7 @@ class Process:
         seat = await KubeClient.from_kubeconfig(
             settings.kubeconfig, user_agent="kumulus-election", on_write=metrics.count_write, pool_size=2
         )
+        place = Place(settings.lock_file) if settings.lock_file is not None else None
         try:
             async with http.serve(
                 settings.http_port,
@@ -83,13 +85,16 @@ class Process:
                 healthy={"kopf": lambda: self._shell.why() if self._shell is not None else None},
                 ready={"caches": lambda: None if self._caches.synced else "still reading what there is"},
             ) as self.port:
-                await self._run(client, seat, tree)
+                await self._run(client, seat, tree, place)
         finally:
             await tree.stop()
             await client.close()
             await seat.close()
+            # Last of all, because for whoever gets it this process is dead.
+            if place is not None:
+                place.leave()
 
-    async def _run(self, client: KubeClient, seat: KubeClient, tree: ModuleTree) -> None:
+    async def _run(self, client: KubeClient, seat: KubeClient, tree: ModuleTree, place: Place | None) -> None:
         settings = self._settings
         services = Services(client, self._caches, self._clock, self._term)
         reconcilers = await tree.setup(services, settings.modules)
@@ -105,12 +110,15 @@ class Process:
             name=settings.lease,
             identity=settings.identity,
             duration=settings.lease_seconds,
+            place=place,
             on_started=self._lead,
             on_stopped=self._follow,
         )
         shell.start()
         tasks = [
-            asyncio.create_task(Reflector(part.store, client, fields=part.fields, labels=part.labels).run())
+            asyncio.create_task(
+                Reflector(part.store, client, fields=part.fields, labels=part.labels, seconds=WATCH_SECONDS).run()
+            )
             for part in self._caches.reflections()
         ]
         stopping = asyncio.create_task(self._stop.wait())

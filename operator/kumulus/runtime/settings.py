@@ -7,10 +7,10 @@ import socket
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class ProcessSettings(BaseModel):
@@ -21,9 +21,16 @@ class ProcessSettings(BaseModel):
     kubeconfig: Path | None = Field(default=None, description="Kubeconfig; default as kubectl, or the pod's own.")
     namespace: str = Field(default="kumulus-system", description="Where the leader's Lease lives.")
     lease: str = Field(default="kumulus-controllers", description="Name of the leader's Lease.")
-    lease_seconds: float = Field(default=15.0, ge=2, description="How long leadership outlives its last renewal.")
+    lease_seconds: float = Field(default=40.0, ge=2, description="How long leadership outlives its last renewal.")
+    lock_file: Annotated[Path | None, BeforeValidator(lambda given: given or None)] = Field(
+        default=None,
+        description="A file of this machine that is locked while the process lives, so that the next one with the same "
+        "file can tell that it is dead, and leads without waiting for the Lease; empty for none.",
+    )
     identity: str = Field(
-        default_factory=lambda: f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", description="Name in the election."
+        default_factory=lambda: f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
+        pattern=r"^[^@]+$",
+        description="Name in the election.",
     )
     http_address: str = Field(default="127.0.0.1", description="Where health and metrics are served.")
     http_port: int = Field(default=8080, ge=0, le=65535, description="Port of health and metrics; 0 takes a free one.")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.client_proto import ResponseHandler
 from kubernetes.aio import client as kube_client
 
 from kumulus.api.compute import VirtualMachine
@@ -16,6 +20,7 @@ from kumulus.kube import client as kube
 from kumulus.kube import errors
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
+from kumulus.kube.connector import Connector
 from tests.patience import PATIENCE
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -219,7 +224,10 @@ async def test_how_a_watch_ends(answer: Answer, error: type[errors.KubeError]) -
                 assert event.type == "ADDED"
 
 
-async def test_a_silent_watch_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("said", "dead"), [(line("BOOKMARK"), True), (b"", False)])
+async def test_a_watch_that_falls_silent_is_taken_for_dead_and_not_one_that_never_spoke(
+    monkeypatch: pytest.MonkeyPatch, said: bytes, dead: bool
+) -> None:
     monkeypatch.setattr(kube, "WATCH_SILENCE", 0.05)
     server = Server()
     closing = asyncio.Event()
@@ -227,12 +235,64 @@ async def test_a_silent_watch_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch)
     async def silence(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
+        if said:
+            await response.write(said)
         await closing.wait()
         return response
 
+    async def watch(client: KubeClient) -> list[str]:
+        return [event.type async for event in client.watch(VM, "ns", since="1")]
+
     server.answer = silence
+    async with connected(server) as client:
+        if dead:
+            with pytest.raises(errors.Unreachable):
+                await watch(client)
+        else:
+            watching = asyncio.create_task(watch(client))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await asyncio.shield(watching)
+        closing.set()
+        if not dead:
+            assert await watching == [], "it ends when the server ends it"
+
+
+async def test_a_watch_that_is_not_answered_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube, "REQUEST_TIMEOUT", 0.05)
+    server = Server()
+    closing = asyncio.Event()
+
+    async def never(request: web.Request) -> web.StreamResponse:
+        await closing.wait()
+        return web.Response()
+
+    server.answer = never
     async with connected(server) as client:
         with pytest.raises(errors.Unreachable):
             async for _ in client.watch(VM, "ns", since="1"):
                 pass
         closing.set()
+
+
+async def test_the_kernel_looks_after_connections_that_are_quiet() -> None:
+    server = Server()
+    server.answer = watching(line("BOOKMARK"))
+    made: list[asyncio.BaseTransport] = []
+
+    class Seen(Connector):
+        async def _create_connection(self, *args: Any, **more: Any) -> ResponseHandler:
+            protocol = await super()._create_connection(*args, **more)
+            assert protocol.transport is not None
+            made.append(protocol.transport)
+            return protocol
+
+    async with (
+        connected(server) as client,
+        aiohttp.ClientSession(connector=Seen()) as session,
+        session.get(client.server),
+    ):
+        connection = made[0].get_extra_info("socket")
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        dead_after = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) / 1000
+        assert 0 < dead_after <= 60

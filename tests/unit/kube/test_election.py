@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kumulus.kube.builtin import LEASE
-from kumulus.kube.election import Elector
+from kumulus.kube.election import LOOK, Elector
+from kumulus.kube.place import Place
 from tests.unit.kube.api import FakeApi, FakeClient
 from tests.unit.kube.virtual_time import run
 
@@ -20,8 +23,11 @@ DURATION = 15.0
 class Seat:
     """One elector with what it did."""
 
-    def __init__(self, api: FakeApi, name: str, *, slow_start: float = 0.0, slow_stop: float = 0.0) -> None:
+    def __init__(
+        self, api: FakeApi, name: str, place: Path | None = None, *, slow_start: float = 0.0, slow_stop: float = 0.0
+    ) -> None:
         self.name = name
+        self.place = Place(place) if place is not None else None
         self.client = FakeClient(api)
         self.terms: list[int] = []
         self.begun: list[int] = []
@@ -46,6 +52,7 @@ class Seat:
             name="seat",
             identity=name,
             duration=DURATION,
+            place=self.place,
             on_started=started,
             on_stopped=stopped,
         )
@@ -60,14 +67,24 @@ class Seat:
             with suppress(asyncio.CancelledError):
                 await self.task
             self.task = None
+        if self.place is not None:
+            self.place.leave()
+
+    async def kill(self) -> None:
+        """The process is gone from one moment to the next: nothing is given back, and the kernel unlocks its file."""
+        self.client.cut, self.client.hangs = True, False
+        await self.stop()
+        self.client.cut = False
 
 
-def scene(play: Callable[[FakeApi, Seat, Seat], Awaitable[None]]) -> None:
+def scene(
+    play: Callable[[FakeApi, Seat, Seat], Awaitable[None]], places: tuple[Path | None, ...] = (None, None)
+) -> None:
     """Two electors, a play, and at no instant of it two leaders."""
 
     async def main() -> None:
         api = FakeApi()
-        one, two = Seat(api, "one"), Seat(api, "two")
+        one, two = Seat(api, "one", places[0]), Seat(api, "two", places[1])
         one.rival, two.rival = two, one
         try:
             await play(api, one, two)
@@ -213,11 +230,70 @@ def test_stopping_does_not_hang_on_an_api_server_that_does() -> None:
     run(main())
 
 
+def holder(api: FakeApi) -> str:
+    return str(api.objects[LEASE.plural, "kumulus-system", "seat"]["spec"]["holderIdentity"])
+
+
+def test_who_comes_after_a_dead_one_at_its_place_leads_at_once(tmp_path: Path) -> None:
+    async def play(api: FakeApi, one: Seat, two: Seat) -> None:
+        one.start()
+        await until(lambda: one.elector.leading, 1)
+        await one.kill()
+        assert holder(api).startswith("one@"), "the lease was not given back"
+        two.start()
+        assert await until(lambda: two.elector.leading, 1) < 0.2
+        assert two.terms == [2]
+
+    scene(play, (tmp_path / "lock", tmp_path / "lock"))
+
+
+def test_who_waits_at_the_place_of_a_leader_takes_over_when_it_dies(tmp_path: Path) -> None:
+    async def play(api: FakeApi, one: Seat, two: Seat) -> None:
+        one.start()
+        await until(lambda: one.elector.leading, 1)
+        two.start()
+        await asyncio.sleep(600)
+        assert one.elector.leading and two.terms == []
+        await one.kill()
+        await until(lambda: two.elector.leading, LOOK + 0.2)
+        assert two.terms == [2] and holder(api).startswith("two@")
+
+    scene(play, (tmp_path / "lock", tmp_path / "lock"))
+
+
+def test_a_leader_that_is_paused_keeps_its_place_and_so_its_lease(tmp_path: Path) -> None:
+    async def play(api: FakeApi, one: Seat, two: Seat) -> None:
+        one.start()
+        await until(lambda: one.elector.leading, 1)
+        one.client.hangs = True
+        two.start()
+        await asyncio.sleep(DURATION - 0.2)
+        assert two.terms == []
+        await until(lambda: two.elector.leading, LOOK + 1)
+        assert holder(api) == "two", "it has not got the place, so it must not name it"
+
+    scene(play, (tmp_path / "lock", tmp_path / "lock"))
+
+
+def test_a_lock_elsewhere_proves_nothing(tmp_path: Path) -> None:
+    async def play(api: FakeApi, one: Seat, two: Seat) -> None:
+        one.start()
+        await until(lambda: one.elector.leading, 1)
+        await one.kill()
+        two.start()
+        await asyncio.sleep(DURATION - 1)
+        assert two.terms == []
+
+    scene(play, (tmp_path / "lock", tmp_path / "other"))
+    scene(play, (tmp_path / "third", None))
+    scene(play, (None, tmp_path / "fourth"))
+
+
 Event = tuple[int, str, int]
 events = st.lists(
     st.tuples(
         st.integers(0, 1),
-        st.sampled_from(["cut", "mend", "hang", "slow", "stop", "start"]),
+        st.sampled_from(["cut", "mend", "hang", "slow", "stop", "kill", "start"]),
         st.integers(0, 25),
     ),
     max_size=14,
@@ -225,8 +301,8 @@ events = st.lists(
 
 
 @settings(max_examples=50, deadline=None)
-@given(events)
-def test_whatever_happens_never_two_leaders(happenings: list[Event]) -> None:
+@given(events, st.sampled_from([(None, None), ("here", "here"), ("here", "there")]))
+def test_whatever_happens_never_two_leaders(happenings: list[Event], places: tuple[str | None, str | None]) -> None:
     async def play(api: FakeApi, one: Seat, two: Seat) -> None:
         one.start()
         two.start()
@@ -244,6 +320,8 @@ def test_whatever_happens_never_two_leaders(happenings: list[Event]) -> None:
                     seat.client.there, seat.client.back = 1.3, 1.7
                 case "stop":
                     await seat.stop()
+                case "kill":
+                    await seat.kill()
                 case "start" if seat.task is None:
                     seat.start()
             await asyncio.sleep(pause)
@@ -254,4 +332,5 @@ def test_whatever_happens_never_two_leaders(happenings: list[Event]) -> None:
                 seat.start()
         await until(lambda: one.elector.leading or two.elector.leading, DURATION * 4)
 
-    scene(play)
+    with TemporaryDirectory() as directory:
+        scene(play, tuple(Path(directory) / place if place else None for place in places))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from kumulus.kube.client import _lines
@@ -11,11 +9,10 @@ from kumulus.kube.client import _lines
 
 class Content:
     def __init__(self, chunks: list[bytes]) -> None:
-        self._chunks = chunks
+        self._chunks = list(chunks)
 
-    async def iter_any(self) -> AsyncIterator[bytes]:
-        for chunk in self._chunks:
-            yield chunk
+    async def readany(self) -> bytes:
+        return self._chunks.pop(0) if self._chunks else b""
 
 
 @pytest.mark.parametrize(
@@ -29,4 +26,4 @@ class Content:
 )
 async def test_lines(chunks: list[bytes], lines: list[bytes]) -> None:
     content: object = Content(chunks)
-    assert [line async for line in _lines(content)] == lines  # type: ignore[arg-type]
+    assert [line async for line in _lines(content, 9, 9)] == lines  # type: ignore[arg-type]

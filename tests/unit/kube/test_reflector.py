@@ -47,6 +47,7 @@ class Feed:
         since: str,
         fields: str | None = None,
         labels: str | None = None,
+        seconds: int = 300,
     ) -> AsyncIterator[WatchEvent]:
         self.since.append(since)
         if not self._watches:
