@@ -1,9 +1,8 @@
 """The host's own kernel hears nothing of what Open vSwitch forwards by itself.
 
-Without the kernel's part, Open vSwitch reads a copy of what a device brings, and the kernel goes on with the frame: a guest
-would reach the host at any of its addresses by asking for it on its own cable (Open vSwitch, "Userspace datapath": frames
-are "also delivered to the kernel"). Rules are about names, so they are there before a device is. Open vSwitch reads before
-they are asked.
+Without the kernel's part, Open vSwitch reads a copy of what a device brings, and the kernel goes on with the frame (packet(7)):
+tried, what a guest sends to its own cable's other end, for an address of the host, reaches the host. Rules are about names,
+so they are there before a device is. Open vSwitch reads before they are asked.
 """
 
 from __future__ import annotations
