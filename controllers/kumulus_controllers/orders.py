@@ -126,7 +126,7 @@ def _images_in(order: WorkOrder) -> Iterable[str]:
 def work_orders(caches: Caches) -> Store[WorkOrder]:
     """The store, indexed by what an order is for, its namespace, its pools, volumes and images, the snapshots it keeps or clones,
     its interfaces and their networks, and those of a gateway's legs."""
-    store = caches.store(WorkOrder)
+    store = caches.reflected(WorkOrder)
     store.add_index(FOR_UID, _for_uid)
     store.add_index(FOR_NAME, _for_name)
     store.add_index(NAMESPACE, _namespace)
