@@ -139,6 +139,9 @@ class TestMending:
             for address in (network.four(two), "10.20.30.2"):
                 await eventually(lambda a=address: one.reaches(a), f"after {command}: {address} is not reached", 5)
             assert one.dhcp()["ip"] == network.four(one), command
+        first.machine.run("nft", "flush", "ruleset")
+        assert await first.driver.guard() == ["This host heard what was for others."]
+        assert await first.driver.mend() == []
         stranger = network.Party("02:00:00:00:00:99", "10.20.30.199", "fd00:20::99")
         service = contract.service_of(net, one)
         lies = list(network.spoofs(network.party(one), network.party(two), service, stranger).values())

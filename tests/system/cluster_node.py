@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,22 +77,23 @@ def node(lab: Lab, api: Cluster, program: Path) -> Iterator[Node]:
     """The node, until the block ends: then neither process nor namespace, and with that no rule, is left of it. `program` is
     kube-proxy."""
     made = Node(lab, Daemon.within(lab.directory, "kube-proxy"))
-    try:
+    with ExitStack() as undo:
+        undo.callback(_unplug, lab)
         _plug(lab)
         made.masquerade_pods(on=True)
         assert lab.network is not None
         where = {"addresses": [{"type": "InternalIP", "address": lab.network.spare_address}]}
+        undo.callback(_forget, api)
         api.create(NODE, {"metadata": {"name": NAME}, "status": where})
+        undo.callback(made.proxy.stop)
         made.proxy.start([*_enter(lab), program, f"--config={_settings(lab)}", f"--hostname-override={NAME}"])
         deadline.until(made.well, "the health of kube-proxy", seconds=30, alive=made.proxy.ended)
         yield made
-    finally:
-        made.proxy.stop()
-        with suppress(NotFound):
-            api.delete(NODE, NAME)
-        for pod in (True, False):
-            if Path("/run/netns", _namespace(lab, pod=pod)).exists():
-                commands.run(["ip", "netns", "delete", _namespace(lab, pod=pod)])
+
+
+def _forget(api: Cluster) -> None:
+    with suppress(NotFound):
+        api.delete(NODE, NAME)
 
 
 def _namespace(lab: Lab, *, pod: bool = False) -> str:
@@ -102,6 +103,16 @@ def _namespace(lab: Lab, *, pod: bool = False) -> str:
 
 def _enter(lab: Lab, *, pod: bool = False) -> tuple[str, ...]:
     return ("ip", "netns", "exec", _namespace(lab, pod=pod))
+
+
+def _unplug(lab: Lab) -> None:
+    """Take both namespaces away, and the cables before them: a namespace lets go of its own some time later."""
+    for pod in (True, False):
+        space = _namespace(lab, pod=pod)
+        if Path("/run/netns", space).exists():
+            for device in ("eth0", "eth1"):
+                commands.works(["ip", "-netns", space, "link", "delete", device])
+            commands.run(["ip", "netns", "delete", space])
 
 
 def _plug(lab: Lab) -> None:

@@ -4,14 +4,16 @@ Service's own address."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from kumulus.kube.builtin import ENDPOINT_SLICE, SERVICE
+from kumulus.kube.errors import NotFound
 from kumulus.kube.service import PUBLISHED
 from kumulus_lab import binaries, deadline, networking
+from kumulus_lab.errors import LabError
 from kumulus_lab.lab import Lab
 from tests.system.cluster_node import ADDRESS, PODS, Node, node
 from tests.system.test_networks import GROUP, RANGE, Networks, networks
@@ -28,7 +30,10 @@ BOTH = ("web1", "web2")
 @pytest.fixture(scope="session")
 def kube_proxy() -> Path:
     """The real one, built when the cache has none."""
-    return binaries.kube_proxy()
+    try:
+        return binaries.kube_proxy()
+    except LabError as error:
+        pytest.skip(str(error))
 
 
 def service(networks: Networks, **spec: object) -> tuple[str, int]:
@@ -120,8 +125,8 @@ def test_a_node_of_the_cluster_reaches_machines_by_a_service(networks: Networks,
     address, port = service(networks)
     stands = world.api.get(EXTERNAL, "public")["spec"]
     before = {name: stands.get(name) for name in ("allowRouted", "routed")}
-    with node(lab, world.api, kube_proxy) as at:
-        try:
+    try:
+        with node(lab, world.api, kube_proxy) as at:
             # By floating addresses, which the node has in its network.
             ready(networks, *BOTH, addresses=lambda one: one.startswith("198.51.100."))
             asked_alike(at, address, *BOTH)
@@ -165,9 +170,9 @@ def test_a_node_of_the_cluster_reaches_machines_by_a_service(networks: Networks,
             world.api.patch(EXTERNAL, "public", {"spec": before})
             ready(networks)
             assert said(networks)["reason"] == "NotReachable"
-        finally:
-            world.api.patch(EXTERNAL, "public", {"spec": before})
-            world.api.delete(SERVICE, "site", world.namespace)
+    finally:
+        world.api.patch(EXTERNAL, "public", {"spec": before})
+        world.api.delete(SERVICE, "site", world.namespace)
 
 
 @pytest.mark.wide
@@ -191,17 +196,17 @@ def test_a_service_of_ipv6(networks: Networks, kube_proxy: Path) -> None:
             },
         }
     )
-    networks.router("main", "front", externalNetwork=external)
-    networks.group("site", 80)
-    for number, (name, host) in enumerate(zip(BOTH, lab.hosts, strict=True), 17):
-        at = f"2001:db8:77::{number}"
-        has = f"#kumulus-run: ip -6 address replace {at}/64 dev eth0"  # it knows no DHCPv6
-        networks.machine(name, host, "front", "#kumulus-serve: 80", has, securityGroups=["site"], addresses=[at])
-        world.patch("vm", name, {"metadata": {"labels": {"app": "site"}}})
-        target = {"externalNetwork": external, "target": {"interface": f"{name}-eth0"}}
-        world.apply({"apiVersion": GROUP, "kind": "FloatingIP", "metadata": {"name": name}, "spec": target})
-    address, _ = service(networks, ipFamilies=["IPv6"])
     try:
+        networks.router("main", "front", externalNetwork=external)
+        networks.group("site", 80)
+        for number, (name, host) in enumerate(zip(BOTH, lab.hosts, strict=True), 17):
+            at = f"2001:db8:77::{number}"
+            has = f"#kumulus-run: ip -6 address replace {at}/64 dev eth0"  # it knows no DHCPv6
+            networks.machine(name, host, "front", "#kumulus-serve: 80", has, securityGroups=["site"], addresses=[at])
+            world.patch("vm", name, {"metadata": {"labels": {"app": "site"}}})
+            target = {"externalNetwork": external, "target": {"interface": f"{name}-eth0"}}
+            world.apply({"apiVersion": GROUP, "kind": "FloatingIP", "metadata": {"name": name}, "spec": target})
+        address, _ = service(networks, ipFamilies=["IPv6"])
         with node(lab, world.api, kube_proxy) as here:
             ready(networks, *BOTH, addresses=lambda one: one.startswith("2001:db8:100:"))
             asked_alike(here, f"[{address}]", *BOTH)
@@ -211,8 +216,9 @@ def test_a_service_of_ipv6(networks: Networks, kube_proxy: Path) -> None:
             here.exec("ip", "route", "replace", inside, "via", router["status"]["externalAddress"])
             asked_alike(here, f"[{address}]", *BOTH)
     finally:
-        world.api.delete(SERVICE, "site", world.namespace)
-        for name in BOTH:
-            world.delete("floatingip", name)
-        world.delete("router", "main")
-        world.delete("externalnetwork", external)
+        with suppress(NotFound):
+            world.api.delete(SERVICE, "site", world.namespace)
+        made = (*(("floatingip", name) for name in BOTH), ("router", "main"), ("externalnetwork", external))
+        for kind, name in made:
+            with suppress(NotFound):
+                world.delete(kind, name)

@@ -293,10 +293,16 @@ class Networks:
             await self._metadata.keep_machines(ordered.union(domain.marks.uid for domain in domains))
 
     async def mend(self) -> None:
-        """Make so again what is not any more. Raises `NetworkError`."""
+        """Make so again what is not any more. A driver that cannot does not keep the others from it. Raises `NetworkError`."""
+        failed: NetworkError | None = None
         for driver in self._prepared():
-            for sentence in await driver.mend():
-                log.warning("mended", what=sentence)
+            try:
+                for sentence in await driver.mend():
+                    log.warning("mended", what=sentence)
+            except NetworkError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     async def dropped(self) -> Sequence[Dropped]:
         """What rules have dropped on this host. Raises `NetworkError`."""

@@ -73,7 +73,7 @@ class Tables:
 
     def _now(self) -> int | None:
         """The number of changes so far; not known of another namespace."""
-        return None if self._inside else _generation()
+        return None if self._inside else generation()
 
     async def takes(self, wanted: Ruleset) -> bool:
         """Whether these could be in force; tried in a network namespace that exists for this question only."""
@@ -121,7 +121,7 @@ class Tables:
 _NETLINK_NETFILTER, _GET_GENERATION, _REQUEST, _GENERATION_ID = 12, 10 << 8 | 16, 1, 1
 
 
-def _generation() -> int | None:
+def generation() -> int | None:
     """The number of changes that nftables has seen in this network namespace; None when the kernel does not say.
     NFT_MSG_GETGEN of linux/netfilter/nf_tables.h."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as netlink:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from kumulus_agents.network.linux import names
 from kumulus_agents.network.linux.programs import attempt, run
+from kumulus_agents.network.linux.tables import generation
 from kumulus_agents.network.ovn.settings import Datapath, OvnSettings
 
 TABLE = "kumulus-ovn"
@@ -35,17 +36,29 @@ class Apart:
         self._nft = str(settings.nft)
         self._said: str | None = None
         """What nft listed when it was last loaded."""
+        self._generation: int | None = None
+        """Of nftables when it was last in force for certain."""
+
+    def disturbed(self) -> bool:
+        """Whether nftables has changed since it was in force, so that it need not be any more."""
+        return self._said is not None and generation() != self._generation
 
     async def ensure(self, datapath: str) -> bool:
         """Have it so; whether it was not. The kernel's own datapath takes frames for itself, so nothing is to be done for
         that. Raises `NetworkError`: ProgramMissing, CommandFailed."""
         if datapath != Datapath.NETDEV:
             return False
-        if self._said is not None and await self._listed() == self._said:
+        now = generation()
+        if self._said is not None and (
+            (now is not None and now == self._generation) or await self._listed() == self._said
+        ):
+            self._generation = now
             return False
         first = self._said is None
         await run([self._nft, "-f", "-"], script())
+        now = generation()
         self._said = await self._listed()
+        self._generation = now
         return not first
 
     async def _listed(self) -> str:
