@@ -69,7 +69,9 @@ def start(machine: Machine, address: str, device: str = "eth0") -> None:
         _run(machine, service, "ovsdb-server", file, f"--remote=punix:{socket}", f"--unixctl={control}", file=file)
         deadline.until(lambda: _there(machine, socket), f"the database {service}", seconds=10)  # noqa: B023
     machine.exec(["ovs-vsctl", "--no-wait", "init"])
-    _run(machine, "vswitchd", "ovs-vswitchd", f"unix:{_SWITCH}", file="/run/openvswitch/ovs-vswitchd.db")
+    # Started again when it fails, as the packages have it: the connection tracking that 3.1 has of its own may
+    # (`conn_update_state`, an assertion).
+    _run(machine, "vswitchd", "ovs-vswitchd", f"unix:{_SWITCH}", "--monitor", file="/run/openvswitch/ovs-vswitchd.db")
     bridge = ["--may-exist", "add-br", BRIDGE, "--", "set", "bridge", BRIDGE, "datapath_type=netdev"]
     machine.exec(["ovs-vsctl", *bridge, "--", "--may-exist", "add-port", BRIDGE, device])
     machine.exec(["ip", "address", "flush", "dev", device])
