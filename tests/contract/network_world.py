@@ -46,6 +46,13 @@ def why_none() -> str | None:
     return f"Hosts in namespaces need {', '.join(missing)}; hack/setup.py installs them." if missing else None
 
 
+def why_no_vlans() -> str | None:
+    """Why this kernel can have no VLANs, in a sentence; None when it can."""
+    made = "link add name a type veth peer name b\nlink add link a name c type vlan id 2\n"
+    tried = subprocess.run(["unshare", "--net", "ip", "-batch", "-"], input=made, text=True, capture_output=True)
+    return "This kernel has no VLANs (8021q)." if tried.returncode else None
+
+
 def _has(program: str) -> bool:
     return shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin") is not None
 

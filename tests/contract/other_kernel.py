@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from pathlib import Path
 from shlex import quote
 
 from tests.patience import PATIENCE
+
+CHECKOUT = Path(__file__).parents[2]
 
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 MEMORY = "3G"
@@ -39,7 +42,8 @@ exec switch_root /root /bin/sh {script}
 
 _SCRIPT = """\
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
-mkdir -p /dev/shm /dev/pts; mount -t tmpfs shm /dev/shm; mount -t devpts pts /dev/pts; mount -t cgroup2 cg /sys/fs/cgroup
+mkdir -p /dev/shm /dev/pts; ln -s /proc/self/fd /dev/fd; ln -s fd/0 /dev/stdin; ln -s fd/1 /dev/stdout
+mount -t tmpfs shm /dev/shm; mount -t devpts pts /dev/pts; mount -t cgroup2 cg /sys/fs/cgroup
 ip link set lo up; modprobe -a loop
 [ ! -x /lib/systemd/systemd-udevd ] || /lib/systemd/systemd-udevd --daemon
 cd {directory} && {command} </dev/null 2>&1
@@ -67,6 +71,22 @@ def why_none() -> str | None:
     missing = [name for name in ("qemu-system-x86_64", "cpio", "modprobe") if shutil.which(name) is None]
     missing += [str(path) for path in (VIRTIOFSD, Path("/bin/busybox")) if not path.exists()]
     return f"There is no {', '.join(missing)} here." if missing else None
+
+
+def run_tests(scratch: Path, *selection: str, seconds: float) -> None:
+    """Run tests of this checkout on the other kernel, as pytest selects them: all of them have to pass, none may skip.
+    Raises AssertionError with what they said."""
+    options = ["-p", "no:cacheprovider", "-n", "0", "--basetemp=/run/tests", "-o", "timeout=900", "--color=no"]
+    ended = run(
+        [sys.executable, "-B", "-m", "pytest", *options, "-W", "error", *selection],
+        directory=CHECKOUT,
+        scratch=scratch,
+        seconds=seconds,
+    )
+    print(ended.said)
+    assert ended.status == 0, ended.said[-20_000:]
+    assert " passed" in ended.said
+    assert " skipped" not in ended.said
 
 
 def run(command: Sequence[str], *, directory: Path, scratch: Path, seconds: float) -> Ended:

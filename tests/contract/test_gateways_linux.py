@@ -7,11 +7,12 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from ipaddress import ip_network
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from kumulus.api.gateways import Forward, Masquerade, Route, RouterFunction
+from kumulus.api.gateways import Forward, Masquerade, Route, RouterFunction, Uplink
 from kumulus.api.segments import Protocol, Subnet
 from kumulus.api.trace import Verdict
 from kumulus_agents.network.linux import names
@@ -36,12 +37,13 @@ from tests.contract.network import Net, four, reaches
 from tests.contract.network_frames import BROADCAST, FALSE, TRUE, arp, ethernet, ip4, udp
 from tests.contract.network_programs import Probe, Sender, Server, Talk, Watcher, Within
 from tests.contract.network_trace import Cloud
-from tests.contract.network_world import Guest, Host, World, eventually
+from tests.contract.network_world import Guest, Host, Machine, World, eventually
 from tests.contract.test_network_linux import TestContract as Networks
 from tests.contract.test_network_linux import nothing_left
 from tests.patience import PATIENCE
 
 WHY_NOT = network_world.why_none()
+WHY_NO_VLANS = WHY_NOT or network_world.why_no_vlans()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 
@@ -71,6 +73,58 @@ class TestGateways(GatewayContract):
 
     def breakages(self, router: Router, net: Net) -> list[str]:
         return [f"ip link delete dev {names.bridge(net.order.uid)}"]
+
+
+class TestVlans:
+    """Ways out by VLANs of one device, which is a trunk."""
+
+    @pytest.mark.skipif(
+        WHY_NO_VLANS is not None, reason=f"{WHY_NO_VLANS} test_networks_elsewhere.py runs it on a kernel that has."
+    )
+    async def test_who_is_in_a_vlan_is_reached_by_nobody_else(self, world: World, outside: Outside) -> None:
+        first, second = world.hosts[:2]
+        routers = {
+            7: Router(world, [], [first], outer=(f"{OWN}/24",), uplink=Uplink(device="out0", vlan=7)),
+            8: Router(world, [], [second], outer=(f"{WHOLE}/24",), uplink=Uplink(device="out0", vlan=8), number=1),
+        }
+        with ExitStack() as ending:
+            clients = {vlan: self.client(world, vlan, ending) for vlan in routers}
+            try:
+                for router in routers.values():
+                    await router.ensure()
+                await eventually(lambda: pinged(clients[7], OWN), "VLAN 7 does not reach its router")
+                await eventually(lambda: pinged(clients[8], WHOLE), "VLAN 8 does not reach its router")
+                assert not pinged(clients[7], WHOLE)
+                assert not pinged(clients[8], OWN)
+                assert not outside.reaches(OWN)
+                assert not outside.reaches(WHOLE)
+                for host in (first, second):
+                    assert await host.driver.mend() == []
+                device = next(name for name in first.machine.links() if name.startswith(names.OUTER_VLAN))
+                first.machine.run("ip", "link", "delete", "dev", device)
+                assert await first.driver.mend() != []
+                assert await first.driver.mend() == []
+                await eventually(lambda: pinged(clients[7], OWN), "its VLAN is not mended")
+                routers[7].uplink = Uplink(device="out0", vlan=8)
+                await routers[7].ensure()
+                await eventually(lambda: pinged(clients[8], OWN), "it is not in the other VLAN")
+                assert not pinged(clients[7], OWN)
+                assert len([name for name in first.machine.links() if name.startswith(names.OUTER_VLAN)]) == 1
+            finally:
+                for router, host in zip(routers.values(), (first, second), strict=True):
+                    await host.driver.remove_gateway(router.uid)
+
+    def client(self, world: World, vlan: int, ending: ExitStack) -> Any:
+        """Somebody on the trunk outside who is in that VLAN alone."""
+        machine = Machine(f"vlan{vlan}")
+        ending.callback(machine.close)
+        world.wire.add_link(f"v{vlan}", mtu=1500, to=machine, peer=["name", "eth0"])
+        world.wire.run("ip", "link", "set", "dev", f"v{vlan}", "master", "outside", "up")
+        machine.run("ip", "link", "set", "dev", "eth0", "up")
+        machine.run("ip", "link", "add", "link", "eth0", "name", "tagged", "type", "vlan", "id", str(vlan))
+        machine.run("ip", "address", "add", f"{CLIENT}/24", "dev", "tagged")
+        machine.run("ip", "link", "set", "dev", "tagged", "up")
+        return SimpleNamespace(machine=machine)
 
 
 CLOUD: dict[str, Any] = {

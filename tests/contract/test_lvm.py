@@ -9,7 +9,6 @@ import hashlib
 import ipaddress
 import os
 import subprocess
-import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,7 +41,6 @@ here = pytest.mark.skipif(
 AT = "2026-11-20T12:00:00Z"
 HOW = (Indication.ONLINE, Indication.NO_GUEST_AGENT)
 RAW = disk()
-CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(WHY_NOT is None, reason="This kernel has device-mapper: everything below runs here.")
@@ -59,17 +57,7 @@ def run_there(scratch: Path, *selection: str) -> None:
     """Run tests of this file on the other kernel."""
     if (why := other_kernel.why_none()) is not None:
         pytest.skip(f"{WHY_NOT} {why}")
-    options = ["-p", "no:cacheprovider", "-n", "0", "--basetemp=/run/tests", "-o", "timeout=900", "--color=no"]
-    ended = other_kernel.run(
-        [sys.executable, "-B", "-m", "pytest", *options, *selection, "-W", "error", "tests/contract/test_lvm.py"],
-        directory=CHECKOUT,
-        scratch=scratch,
-        seconds=3500,
-    )
-    print(ended.said)
-    assert ended.status == 0, ended.said[-20_000:]
-    assert " passed" in ended.said
-    assert " skipped" not in ended.said
+    other_kernel.run_tests(scratch, *selection, "tests/contract/test_lvm.py", seconds=3500)
 
 
 @pytest.fixture(scope="module")
