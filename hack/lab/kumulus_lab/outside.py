@@ -68,7 +68,9 @@ class Outside:
     def ensure_leg(self, host: str, number: int) -> None:
         """The host whose network namespace that is has a leg in it, up and without any address."""
         port = self.port(number)
-        if not self._has(port):
+        if not commands.works(["ip", "-netns", host, "link", "show", "dev", LEG]):
+            # One that is left from before a power cut ends with its namespace, some time later.
+            commands.works(["ip", "-netns", self.namespace, "link", "delete", port])
             self._ip("link", "add", port, "type", "veth", "peer", "name", LEG, "netns", host)
         commands.run(["ip", "-netns", host, "link", "set", LEG, "addrgenmode", "none", "up"])
         self._ip("link", "set", port, "master", BRIDGE, "up")
