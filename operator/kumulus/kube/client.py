@@ -311,7 +311,8 @@ class KubeClient:
             raise errors.Unreachable(f"a watch on {kind.plural} is not begun: no answer") from error
         try:
             if response.status >= 400:
-                raise errors.from_response(response.status, await response.read())
+                async with asyncio.timeout(REQUEST_TIMEOUT):
+                    raise errors.from_response(response.status, await response.read())
             async for line in _lines(response.content, seconds + WATCH_SILENCE, WATCH_SILENCE):
                 event = json.loads(line)
                 if event["type"] == "ERROR":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from typing import Any, cast
 
@@ -62,7 +63,9 @@ class Connector(aiohttp.TCPConnector):
 def _probe(transport: asyncio.BaseTransport) -> None:
     """Have the kernel look whether the other side is still there while nothing is said."""
     connection = transport.get_extra_info("socket")
-    if connection is not None:
+    if connection is None:
+        return
+    with contextlib.suppress(OSError, ValueError):  # closed this moment, which who asks will notice
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _PROBES.items():
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

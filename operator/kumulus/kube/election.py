@@ -125,7 +125,7 @@ class Elector:
             return min(self._duration / 5, LOOK)
         if held is None:
             # What is left of the leadership is there to try again.
-            return self._duration / 15
+            return min(self._duration / 15, 1.0)
         # Beginning to lead may have taken a while, of the time that the lease is good for.
         return max(held.since + self._duration / 3 - self._now(), 0.0)
 

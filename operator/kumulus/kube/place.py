@@ -42,7 +42,7 @@ class Place:
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             self.name = self._locked(self._file)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if not self._complained:
                 log.warning("no proof to a successor", lock_file=str(self._path), error=str(error))
             self._complained = True
@@ -77,7 +77,7 @@ def _file_system(file: int) -> str | None:
         line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{file}").read_text().splitlines() if ":" in line
     )
     mount = info.get("mnt_id", "").strip()
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
         head, _, tail = line.partition(" - ")
         if head.split(" ", 1)[0] == mount:
             return tail.split(" ", 1)[0]

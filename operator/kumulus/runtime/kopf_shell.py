@@ -24,8 +24,8 @@ from kumulus.runtime.pulse import Pulse
 log = structlog.get_logger(__name__)
 
 WATCH_SECONDS = 1800
-"""How long the watches of a process last: each costs a request to begin anew, and there are thirty of them. That the other
-side is gone shows in the connection (`kube.connector`), not in the watch's end."""
+"""How long kopf's watches last: each costs a request to begin anew, and there are thirty of them. One that says nothing, not
+even a bookmark, for 70 s it begins anew earlier (`settings.watching.inactivity_timeout`)."""
 
 Feed = Callable[[Kind, str | None, dict[str, Any]], None]
 """Called in the process's own loop with kind, type (None when listed, else ADDED, MODIFIED, DELETED) and object."""

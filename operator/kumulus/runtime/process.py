@@ -20,7 +20,7 @@ from kumulus.kube.store import Store, key_of
 from kumulus.runtime import http, metrics
 from kumulus.runtime.clock import Clock, SystemClock
 from kumulus.runtime.controller import Controller
-from kumulus.runtime.kopf_shell import WATCH_SECONDS, KopfShell
+from kumulus.runtime.kopf_shell import KopfShell
 from kumulus.runtime.modules import ModuleTree, discover
 from kumulus.runtime.reconciler import Caches, Services
 from kumulus.runtime.settings import ProcessSettings
@@ -116,9 +116,7 @@ class Process:
         )
         shell.start()
         tasks = [
-            asyncio.create_task(
-                Reflector(part.store, client, fields=part.fields, labels=part.labels, seconds=WATCH_SECONDS).run()
-            )
+            asyncio.create_task(Reflector(part.store, client, fields=part.fields, labels=part.labels).run())
             for part in self._caches.reflections()
         ]
         stopping = asyncio.create_task(self._stop.wait())
