@@ -32,7 +32,7 @@ Raw = dict[str, Any]
 PAGE = 500
 REQUEST_TIMEOUT = 30.0
 WATCH_SECONDS = 300
-"""How long a watch lasts, unless who watches says. Also for so long somebody goes on to see what he may see no more."""
+"""How long a watch lasts. Also for so long somebody goes on to see what he may see no more."""
 WATCH_SILENCE = 70.0
 """A watch that has said something and then nothing, not even a bookmark, for so long is taken for dead. Bookmarks come
 every minute, but of a kind of which nothing has changed since the API server began none ever comes: one that has said
@@ -287,16 +287,15 @@ class KubeClient:
         since: str,
         fields: str | None = None,
         labels: str | None = None,
-        seconds: int = WATCH_SECONDS,
     ) -> AsyncIterator[WatchEvent]:
-        """Changes after the resource version `since`, bookmarks included, until the server ends the watch, `seconds` later
+        """Changes after the resource version `since`, bookmarks included, until the server ends the watch, five minutes later
         or a little earlier. An object that comes to fit the selectors, or fits them no more, is one that is ADDED or
         DELETED.
 
         Raises `errors.Gone` when `since` is too old and `errors.Unreachable` when the stream breaks or falls silent.
         """
         # Spread, so that a thousand agents do not begin anew together.
-        seconds = random.randint(seconds * 4 // 5, seconds)  # noqa: S311
+        seconds = random.randint(WATCH_SECONDS * 4 // 5, WATCH_SECONDS)  # noqa: S311
         query = {
             "watch": "1",
             "allowWatchBookmarks": "true",

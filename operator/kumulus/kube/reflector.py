@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from kumulus.api.base import Kind, Resource
-from kumulus.kube.client import WATCH_SECONDS, KubeClient
+from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import ApiError, Gone, KubeError
 from kumulus.kube.store import Key, Store, key_of
 
@@ -77,15 +77,12 @@ class Reflector(Generic[R]):
         *,
         fields: str | None = None,
         labels: str | None = None,
-        seconds: int = WATCH_SECONDS,
     ) -> None:
-        """Reflect what fits the selectors; a watch lasts so many seconds."""
         self._store = store
         self._client = client
         self._namespace = namespace
         self._fields = fields
         self._labels = labels
-        self._seconds = seconds
         self.synced = asyncio.Event()
 
     async def run(self) -> None:
@@ -104,7 +101,6 @@ class Reflector(Generic[R]):
                     since=version,
                     fields=self._fields,
                     labels=self._labels,
-                    seconds=self._seconds,
                 ):
                     version = event.object["metadata"]["resourceVersion"]
                     pause = BACK_OFF_FIRST

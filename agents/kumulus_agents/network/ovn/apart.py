@@ -35,7 +35,8 @@ class Apart:
     def __init__(self, settings: OvnSettings) -> None:
         self._nft = str(settings.nft)
         self._said: str | None = None
-        """What nft listed when it was last loaded."""
+        """What nft listed when it was last loaded; empty when somebody else changed nftables meanwhile, so that it may be
+        theirs."""
         self._generation: int | None = None
         """Of nftables when it was last in force for certain."""
 
@@ -49,17 +50,15 @@ class Apart:
         if datapath != Datapath.NETDEV:
             return False
         now = generation()
-        if self._said is not None and (
-            (now is not None and now == self._generation) or await self._listed() == self._said
-        ):
+        if self._said and ((now is not None and now == self._generation) or await self._listed() == self._said):
             self._generation = now
             return False
-        first = self._said is None
+        stood, before = bool(self._said), generation()
         await run([self._nft, "-f", "-"], script())
-        now = generation()
-        self._said = await self._listed()
-        self._generation = now
-        return not first
+        said, now = await self._listed(), generation()
+        alone = before is None or now == before + 1
+        self._said, self._generation = (said, now) if alone else ("", None)
+        return stood
 
     async def _listed(self) -> str:
         said = ""
