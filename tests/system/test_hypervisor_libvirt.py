@@ -562,6 +562,22 @@ class TestDiscs:
             await driver.change_disc(uid, "cd", None, force=True)
             assert tuple((await the(driver, spec)).drives) == (AttachedDrive("cd", None),)
 
+    async def test_a_tray_that_a_reset_shut_takes_a_disc(self, world: LibvirtWorld) -> None:
+        """A guest's driver resets its device as it starts: an open tray is shut, and QEMU tells nobody."""
+        async with connected(world) as (driver, _):
+            disc, spec = world.disc(), replace(world.spec(Guest.DISC), drives=(DomainDrive("cd", DriveBus.SCSI),))
+            uid = spec.marks.uid
+
+            def shut() -> bool:
+                return '"tray_open":true' not in world.virsh("qemu-monitor-command", uid, "query-block")
+
+            await driver.start(spec)
+            world.virsh("qemu-monitor-command", uid, "blockdev-open-tray", '{"id": "ua-drive-cd"}')
+            assert not shut()
+            await eventually(shut, "the guest's driver did not start", 60)
+            await driver.change_disc(uid, "cd", disc)
+            await eventually(lambda: "GUEST-DISC:installer" in world.console(spec), "the guest sees no disc", 60)
+
 
 class TestSnapshots:
     """What is in a snapshot, with a real pool and a QEMU that goes on writing. The witness is data."""

@@ -52,6 +52,13 @@ def drives(root: Element) -> tuple[AttachedDrive, ...]:
     return tuple(found)
 
 
+def open_drives(domain_xml: str) -> frozenset[str]:
+    """Names of the CD-ROM drives whose tray libvirt takes for open."""
+    elements = _root(domain_xml).iterfind("devices/disk")
+    found = ((_drive(element), element.find("target")) for element in elements)
+    return frozenset(name for name, target in found if name is not None and _is_open(target))
+
+
 def nics(root: Element) -> tuple[AttachedNic, ...]:
     """The interfaces of Kumulus in a domain's XML."""
     found = []
@@ -186,6 +193,10 @@ def _drive(element: Element) -> str | None:
     alias = element.find("alias")
     name = alias.get("name", "") if alias is not None else ""
     return name.removeprefix(DRIVE_ALIAS) if name.startswith(DRIVE_ALIAS) else None
+
+
+def _is_open(target: Element | None) -> bool:
+    return target is not None and target.get("tray") == "open"
 
 
 def _nic(element: Element) -> str | None:

@@ -24,6 +24,7 @@ from kumulus_agents.hypervisor.libvirt import (
     acceleration,
     block_jobs,
     copying,
+    discs,
     domain_xml,
     holding,
     inventory,
@@ -178,7 +179,7 @@ class LibvirtHypervisor:
         await self._tell_of_device(uid, functools.partial(verbs.limit_disk, volume, qos))
 
     async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
-        await self._tell_of_device(uid, functools.partial(verbs.change_disc, drive, disc, force))
+        await self._tell_of_device(uid, functools.partial(discs.change_disc, drive, disc, force))
 
     async def attach_nic(self, uid: str, nic: DomainNic) -> None:
         await self._tell_of_device(uid, functools.partial(verbs.attach_nic, nic))

@@ -14,16 +14,10 @@ from kumulus.api.qos import Qos
 from kumulus_agents.hypervisor.libvirt import attached, domain_xml, iotune, marks, secrets, state
 from kumulus_agents.hypervisor.libvirt.errors import UNPLUGGING, is_code, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
-from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, DomainDisk, DomainNic, HypervisorError, Marks
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainNic, Marks
 from kumulus_agents.storage.source import DiskSource, RbdSource
 
 Verb = Callable[[DomainHandle], None]
-
-LOCKED = ("to open tray", "is locked and force was not specified", "is not open")
-"""What libvirt and QEMU say of a tray that the guest holds shut, or shuts again before the disc is out."""
-
-FORCED_TRIES = 10
-"""A guest that reads the drive all the time shuts a tray again that was opened by force."""
 
 UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -48,39 +42,39 @@ def if_ours(uid: str, verb: Verb, connection: ConnectionHandle) -> None:
     handle = lookup(connection, uid)
     if handle is None:
         return
-    with _tolerating(libvirt.VIR_ERR_NO_DOMAIN):
+    with tolerating(libvirt.VIR_ERR_NO_DOMAIN):
         if marks.read(handle.XMLDesc(0)) is not None:
             verb(handle)
 
 
 def press(handle: DomainHandle) -> None:
     """Press the power button."""
-    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+    with tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
         handle.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
 
 
 def force_off(handle: DomainHandle) -> None:
     """End QEMU. libvirt sends SIGTERM, then SIGKILL after 10 s, and returns when the process is gone."""
-    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+    with tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
         handle.destroy()
 
 
 def pause(handle: DomainHandle) -> None:
     """Halt the CPUs."""
-    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+    with tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
         handle.suspend()
 
 
 def resume(handle: DomainHandle) -> None:
     """Let the CPUs go on. libvirt calls it invalid on a domain that runs."""
-    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+    with tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
         handle.resume()
 
 
 def remove(handle: DomainHandle) -> None:
     """Force off and forget, also when somebody starts it in between."""
     force_off(handle)
-    with _tolerating(libvirt.VIR_ERR_NO_DOMAIN):
+    with tolerating(libvirt.VIR_ERR_NO_DOMAIN):
         handle.undefineFlags(UNDEFINE)
         force_off(handle)
 
@@ -89,11 +83,11 @@ def attach_disk(disk: DomainDisk, handle: DomainHandle) -> None:
     """Attach a volume to the definition, then to the guest: who dies in between does the rest the next time."""
     if disk.volume is None or not handle.isActive():
         return
-    xmls = _definitions(handle)
+    xmls = definitions(handle)
     targets = (attached.target_of(xml, disk.volume) for xml in xmls.values())
     target = next((found for found in targets if found is not None), None) or attached.free_target(list(xmls.values()))
     xml = domain_xml.render_volume(disk, target, direct=direct(disk.source))
-    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID), secrets.lent(handle.connect(), (disk,)):
+    with tolerating(libvirt.VIR_ERR_OPERATION_INVALID), secrets.lent(handle.connect(), (disk,)):
         for where, now in xmls.items():
             if attached.target_of(now, disk.volume) is None:
                 handle.attachDeviceFlags(xml, where)
@@ -108,8 +102,8 @@ def detach_disk(volume: str, handle: DomainHandle) -> None:
 
 
 def _detach(handle: DomainHandle, find: Callable[[str], str | None]) -> None:
-    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
-        for where, now in _definitions(handle).items():
+    with tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+        for where, now in definitions(handle).items():
             xml = find(now)
             if xml is None:
                 continue
@@ -119,7 +113,7 @@ def _detach(handle: DomainHandle, find: Callable[[str], str | None]) -> None:
                 if translate(error).reason == UNPLUGGING:
                     continue  # asked before, and the guest thinks about it
                 # It may have gone while we asked, or by the request of an agent that has died since.
-                if find(_definitions(handle).get(where, "<domain/>")) is not None:
+                if find(definitions(handle).get(where, "<domain/>")) is not None:
                     raise
 
 
@@ -128,8 +122,8 @@ def attach_nic(nic: DomainNic, handle: DomainHandle) -> None:
     if not handle.isActive():
         return
     xml = domain_xml.render_nic(nic)
-    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
-        for where, now in _definitions(handle).items():
+    with tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+        for where, now in definitions(handle).items():
             if attached.nic_xml(now, nic.uid) is None:
                 handle.attachDeviceFlags(xml, where)
 
@@ -154,40 +148,17 @@ def resize_disk(uid: str, volume: str, size: int, connection: ConnectionHandle) 
     return True
 
 
-def change_disc(drive: str, disc: DiskSource | None, force: bool, handle: DomainHandle) -> None:
-    """Change the disc in the definition, then in the guest, which has some seconds to open its tray."""
-    if not handle.isActive():
-        return
-    for where, now in _definitions(handle).items():
-        xml = attached.with_disc(now, drive, disc)
-        if xml is None:
-            continue
-        live = where == libvirt.VIR_DOMAIN_AFFECT_LIVE
-        forced = libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE if live and force else 0
-        for attempts_left in reversed(range(FORCED_TRIES if forced else 1)):
-            try:
-                with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID), secrets.lent_to(handle.connect(), (disc,)):
-                    handle.updateDeviceFlags(xml, where | forced)
-                break
-            except libvirt.libvirtError as error:
-                if not live or not any(text in (error.get_error_message() or "") for text in LOCKED):
-                    raise
-                if not attempts_left:
-                    text = f"The guest holds the tray of drive {drive} shut."
-                    raise HypervisorError(text, reason=TRAY_LOCKED) from error
-
-
 def limit_disk(volume: str, qos: Qos, handle: DomainHandle) -> None:
     """Limit a volume in the definition, then in QEMU: who dies in between does the rest the next time."""
     if not handle.isActive():
         return
-    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
-        for where, now in _definitions(handle).items():
+    with tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+        for where, now in definitions(handle).items():
             if (target := attached.target_of(now, volume)) is not None:
                 handle.setBlockIoTune(target, iotune.parameters(qos), where)
 
 
-def _definitions(handle: DomainHandle) -> dict[int, str]:
+def definitions(handle: DomainHandle) -> dict[int, str]:
     """What the domain is, by the flag that changes it: persistent first, then live, as far as it has them."""
     found: dict[int, str] = {}
     if handle.isPersistent():
@@ -201,7 +172,7 @@ def state_now(handle: DomainHandle) -> tuple[int, int]:
     """State and reason; the reason `state.NO_SPACE` for a guest that was paused because a disk is full."""
     now, why = handle.state()
     if now == libvirt.VIR_DOMAIN_PAUSED and why == libvirt.VIR_DOMAIN_PAUSED_IOERROR:
-        with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+        with tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
             if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in handle.diskErrors().values():
                 return now, state.NO_SPACE
     return now, why
@@ -230,7 +201,7 @@ def write_run(handle: DomainHandle) -> float:
     The domain has ended again already: nothing is written.
     """
     now = round(time.time(), marks.DECIMALS)
-    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+    with tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
         handle.setMetadata(
             libvirt.VIR_DOMAIN_METADATA_ELEMENT,
             marks.run_xml(now),
@@ -244,7 +215,7 @@ def write_run(handle: DomainHandle) -> float:
 def note_rest(asked: bool, handle: DomainHandle) -> None:
     """Write into the live definition alone that the guest is asked to bring its file systems to rest, or that it has gone
     on. The domain has ended: nothing is written."""
-    with _tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+    with tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
         handle.setMetadata(
             libvirt.VIR_DOMAIN_METADATA_ELEMENT,
             marks.REST_XML if asked else None,
@@ -273,7 +244,7 @@ def _where(handle: DomainHandle) -> int:
 
 
 @contextlib.contextmanager
-def _tolerating(code: int) -> Iterator[None]:
+def tolerating(code: int) -> Iterator[None]:
     try:
         yield
     except libvirt.libvirtError as error:
