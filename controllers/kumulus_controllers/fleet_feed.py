@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kumulus.api.base import ConditionStatus
-from kumulus.api.compute import VirtualMachine
+from kumulus.api.compute import ResolvedSize, VirtualMachine
 from kumulus.api.fabric import Host, HostCondition, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkState, WorkType
 from kumulus.api.pool_order import PoolFacts
@@ -54,6 +56,17 @@ def order_demand(order: WorkOrder) -> tuple[Demand, str | None]:
     assert instance is not None
     own = [disk for disk in instance.disks if disk.volume is None]
     return Demand(instance.cpus, instance.memory, sum(d.size or 0 for d in own)), own[0].pool.uid if own else None
+
+
+def _place(machine: VirtualMachine) -> tuple[str | None, ResolvedSize | None]:
+    return machine.status.host, machine.status.resources
+
+
+def _at_least(demand: Demand, has: ResolvedSize | None) -> Demand:
+    """What it takes until its next start, where it has another size than its order gives it then."""
+    if has is None:
+        return demand
+    return replace(demand, cpus=max(demand.cpus, has.cpus), memory=max(demand.memory, has.memory_bytes))
 
 
 def reached(facts: PoolFacts, percent: int | None) -> bool:
@@ -155,13 +168,15 @@ class FleetFeed:
 
     def _machine_changed(self, before: VirtualMachine | None, after: VirtualMachine | None) -> None:
         machine = after or before
-        if machine is not None and (before is None or after is None or before.status.host != after.status.host):
+        if machine is not None and (before is None or after is None or _place(before) != _place(after)):
             self._promise(machine.uid)
 
     def _promise(self, uid: str) -> None:
         """A machine has a promise while a work order of it exists, or its status names a host."""
         for order in self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{uid}"):
             demand, pool = order_demand(order)
+            for machine in self._machines.by(UID, uid):
+                demand = _at_least(demand, machine.status.resources)
             self._fleet.assign(uid, host_of(order), demand, pool)
             return
         for machine in self._machines.by(UID, uid):

@@ -124,6 +124,12 @@ def test_power_commands_change_the_spec(run: Run, api: Cluster, namespace: str, 
     assert run("vm", "resume", "web1").code == 0
     assert spec_of(api, namespace)["powerState"] == "Running"
     assert spec_of(api, namespace)["restartRequest"] == first
+    assert run("vm", "resize", "web1", "--cpus", "3", "--memory", "3Gi").code == 0
+    assert spec_of(api, namespace)["resources"] == {"cpus": 3, "memory": "3Gi"}
+    assert run("vm", "resize", "web1", "--type", "small").code == 0
+    spec = spec_of(api, namespace)
+    assert (spec["instanceType"], "resources" in spec) == ("small", False)
+    assert "spec.resources.memory" in run("vm", "resize", "web1", "--cpus", "1", "--memory", "much").err
 
 
 def test_list_show_and_the_forms_for_programs(run: Run, api: Cluster, namespace: str, vm: Raw) -> None:

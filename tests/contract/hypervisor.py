@@ -363,6 +363,7 @@ class HypervisorContract:
         assert domain.state is DomainState.RUNNING
         assert domain.exit_reason is None
         assert domain.started_at is not None
+        assert (domain.cpus, domain.memory) == (spec.cpus, spec.memory)
         assert before - 1 <= domain.started_at <= time.time() + 1
         found = await the(hypervisor, spec)
         assert found.started_at == pytest.approx(domain.started_at, abs=0.01)

@@ -72,11 +72,17 @@ def test_pause_halts_the_guest(world: World) -> None:
     assert went_on.count("kumulus-guest: hello") == 1
 
 
-def test_a_restart_request_restarts_exactly_once(world: World) -> None:
-    """Each change of restartRequest is one restart, answered in the status."""
+def test_a_restart_request_restarts_exactly_once_with_the_size_of_now(world: World) -> None:
+    """Each change of restartRequest is one restart, answered in the status. What cannot change before is said until then."""
     world.machine("vm")
     world.phase("vm", "Running")
     world.console("vm", "kumulus-guest: ready")
+    world.patch("vm", "vm", {"spec": {"resources": {"cpus": 2, "memory": "160Mi"}}})
+    assert "CPUs 1 to 2, memory 128Mi to 160Mi" in world.condition(
+        "vm", "vm", "PendingChanges", type_="RestartRequired"
+    )
+    vm = world.phase("vm", "Running")
+    assert vm["status"]["resources"] == {"cpus": 1, "memory": "128Mi"}
     world.patch("vm", "vm", {"spec": {"restartRequest": "now"}})
     world.wait(
         "vm",
@@ -84,6 +90,9 @@ def test_a_restart_request_restarts_exactly_once(world: World) -> None:
         lambda vm: vm["status"].get("lastRestartRequest") == "now" and vm["status"]["phase"] == "Running",
         "the restart",
     )
+    grown = world.wait("vm", "vm", lambda vm: "pendingResources" not in vm["status"], "the new size")
+    assert grown["status"]["resources"] == {"cpus": 2, "memory": "160Mi"}
+    assert "RestartRequired" not in {condition["type"] for condition in grown["status"]["conditions"]}
     said = world.console("vm", "boot 2 of this disk")
     world.console("vm", "kumulus-guest: tick 3")
     assert said.count("kumulus-guest: hello") == 2

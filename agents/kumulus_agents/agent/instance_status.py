@@ -49,11 +49,15 @@ def derive(scope: Scope, plan: Plan, generation: int) -> WorkOrderStatus:
 def _facts(scope: Scope, plan: Plan) -> InstanceFacts:
     before = scope.status.instance or InstanceFacts()
     marks, due = marks_of(scope), scope.memory.next_start_wall
+    domain = scope.domain
+    on = domain if domain is not None and domain.state is not DomainState.STOPPED else None
     return InstanceFacts(
         epoch=marks.epoch if marks is not None else None,
         started_at=_started_at(scope, before.started_at),
         restarts=marks.restarts if marks is not None else None,
         last_restart_request=marks.restart_request if marks is not None else before.last_restart_request,
+        cpus=on.cpus if on is not None else None,
+        memory=on.memory if on is not None else None,
         last_exit=scope.memory.last_exit or before.last_exit,
         next_start_at=moment(due) if plan.state is WorkState.BACK_OFF and due is not None else None,
         volumes=_volumes(scope),

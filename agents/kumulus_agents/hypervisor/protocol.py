@@ -235,6 +235,10 @@ class Domain:
     """Its CD-ROM drives; the same holds of the discs in them."""
     nics: Sequence[AttachedNic] = ()
     """Its interfaces; the same holds of them."""
+    cpus: int | None = None
+    """Virtual CPUs; of a domain that is off, those of its definition."""
+    memory: int | None = None
+    """Bytes; the same holds of it."""
     held: bool = False
     """It is halted, or its file systems are frozen, for a snapshot (`snapshot_disks`), and goes on without being resumed."""
 

@@ -168,6 +168,8 @@ class SimulatedHost:
             disks=_attached(spec),
             drives=_drives(spec),
             nics=_nics(spec),
+            cpus=spec.cpus,
+            memory=spec.memory,
         )
         self.put(domain)
         return domain

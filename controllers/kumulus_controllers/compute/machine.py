@@ -7,13 +7,14 @@ before the work order is made. Whoever lost that race reads again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import structlog
 
 from kumulus.api.base import FINALIZER, FORCE_DETACH
-from kumulus.api.compute import InstanceType, Phase, VirtualMachine
+from kumulus.api.compute import InstanceType, Phase, ResolvedSize, VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import WorkOrder, WorkOrderSpec, WorkType
 from kumulus.api.instance_order import Drive, InstanceDisk, SeedRef
@@ -47,6 +48,7 @@ from kumulus_controllers.compute.resolve import (
 from kumulus_controllers.compute.restores import holding, restores
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.compute.seed import Seed, SeedProblem, gather
+from kumulus_controllers.compute.size import no_room, wanted_size
 from kumulus_controllers.compute.wakeups import Wakeups
 from kumulus_controllers.orders import FOR_NAME, FOR_UID, NOT_BEGUN, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
@@ -173,14 +175,32 @@ class MachineReconciler:
         nics, unlinked = linked(scope)
         problem = problem or discless or refused or unlinked
         nics = renewed_nics(vm, order, nics, meant(scope))
-        await self._renew(order, vm, volumes, discs, nics, held=scope.restore is not None)
+        with self._granted(scope, order) as (size, too_large):
+            await self._renew(order, vm, volumes, discs, nics, held=scope.restore is not None, size=size)
         await self._interfaces.drop(vm)
         await self._bring_discs(scope, host, discs)
         if order.status.state in NOT_BEGUN:
             problem = await self._provide(scope) or problem
         elif problem is not None:
             problem = replace(problem, hinders=False)
-        return await self._report(self._observe(vm), placed(scope), None, held(scope) or problem)
+        return await self._report(
+            self._observe(vm), placed(scope), None, held(scope) or problem, size=size, too_large=too_large
+        )
+
+    @contextmanager
+    def _granted(self, scope: Scope, order: WorkOrder) -> Iterator[tuple[ResolvedSize | None, Problem | None]]:
+        """The size to order, for which room is kept; or None for the one that is ordered, and why it is no other."""
+        size, instance = wanted_size(scope), order.spec.instance
+        assert instance is not None
+        if isinstance(size, Problem):
+            yield None, size
+        elif (size.cpus, size.memory_bytes) == (instance.cpus, instance.memory):
+            yield size, None
+        else:
+            has = scope.vm.status.resources or size
+            most = max(size.cpus, has.cpus), max(size.memory_bytes, has.memory_bytes)
+            with self._fleet.enlarging(scope.vm.uid, *most) as lack:
+                yield (size, None) if lack is None else (None, no_room(size, lack))
 
     async def _adopt(self, scope: Scope) -> Result:
         """A work order exists that the status does not know (the status was lost), or one that is on its way out."""
@@ -419,9 +439,12 @@ class MachineReconciler:
         nics: tuple[Nic, ...],
         *,
         held: bool,
+        size: ResolvedSize | None,
     ) -> None:
         """Bring what may change of a placed machine into its work order."""
-        wanted: WorkOrderSpec = renewed(vm, order.spec, volumes, discs, self._services.term(), nics=nics, held=held)
+        wanted: WorkOrderSpec = renewed(
+            vm, order.spec, volumes, discs, self._services.term(), nics=nics, held=held, size=size
+        )
         patch = merge_patch(order.spec.to_json(), wanted.to_json())
         if not patch:
             return
@@ -504,17 +527,25 @@ class MachineReconciler:
                 await self._delete_order(order)
 
     async def _report(
-        self, scope: Scope, where: Placed | None, resolution: Resolution | None, problem: Problem | None
+        self,
+        scope: Scope,
+        where: Placed | None,
+        resolution: Resolution | None,
+        problem: Problem | None,
+        *,
+        size: ResolvedSize | None = None,
+        too_large: Problem | None = None,
     ) -> Result:
         vm = self._machines.get(scope.vm.name, scope.vm.namespace) or scope.vm
         if vm.uid != scope.vm.uid:
             return Done()
         current = replace(scope, vm=vm)
-        after = derive_status(current, where, resolution, problem, self._now())
+        after = derive_status(current, where, resolution, problem, self._now(), size=size, too_large=too_large)
         try:
             await write_status(self._services.client, self._machines, vm, vm.status, after)
         except NotFound:
             return Done()
+        problem = problem or too_large
         if problem is not None:
             return Wait(problem.reason, 15.0 if problem.reason.startswith("Secret") else 60.0)
         if vm.deleting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kumulus.api.base import ObjectRef
-from kumulus.api.compute import PowerState, VirtualMachine
+from kumulus.api.compute import PowerState, ResolvedSize, VirtualMachine
 from kumulus.api.disks import VolumeTemplate
 from kumulus.api.host import WorkOrderSpec, WorkType
 from kumulus.api.instance_order import Drive, InstanceDisk, InstanceOrder, SeedRef
@@ -87,9 +87,11 @@ def renewed(
     *,
     nics: tuple[Nic, ...] = (),
     held: bool = False,
+    size: ResolvedSize | None = None,
 ) -> WorkOrderSpec:
     """The order as the machine's spec has it now: what may change while it is placed, the rest as it was ordered.
-    `held`: it must not run just now, whatever its spec says."""
+    `held`: it must not run just now, whatever its spec says; `size`: what it gets at its next start, None for what was
+    ordered."""
     assert order.instance is not None
     instance = order.instance.model_copy(
         update={
@@ -97,6 +99,8 @@ def renewed(
             "restart_policy": vm.spec.restart_policy,
             "restart_request": order.instance.restart_request if held else vm.spec.restart_request,
             "stop": vm.spec.stop,
+            "cpus": size.cpus if size is not None else order.instance.cpus,
+            "memory": size.memory_bytes if size is not None else order.instance.memory,
             "disks": _with_volumes(order.instance, volumes, {disk.name for disk in vm.spec.disks}),
             "drives": _with_discs(order.instance.drives, drives),
             "nics": nics,

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kumulus.api.base import FORCE_DETACH, PAUSED, ConditionStatus
-from kumulus.api.compute import Phase, PowerState, VirtualMachineCondition, VirtualMachineStatus
+from kumulus.api.compute import Phase, PowerState, ResolvedSize, VirtualMachineCondition, VirtualMachineStatus
 from kumulus.api.fabric import HostPhase
 from kumulus.api.host import WorkOrder, WorkState
+from kumulus.api.volumes import CacheMode
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.compute.links import addresses, attached
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import Resolution
 from kumulus_controllers.compute.scope import Scope
+from kumulus_controllers.compute.size import Sizes, changes, sizes
 
 PHASES: dict[WorkState | None, Phase] = {
     None: Phase.STARTING,
@@ -71,9 +73,16 @@ def phase_of(scope: Scope, where: Placed | None, problem: Problem | None) -> Pha
 
 
 def derive_status(
-    scope: Scope, where: Placed | None, resolution: Resolution | None, problem: Problem | None, now: str
+    scope: Scope,
+    where: Placed | None,
+    resolution: Resolution | None,
+    problem: Problem | None,
+    now: str,
+    *,
+    size: ResolvedSize | None = None,
+    too_large: Problem | None = None,
 ) -> VirtualMachineStatus:
-    """The whole status."""
+    """The whole status. `size`: what its order gives it at its next start; `too_large`: why that is not what it asks for."""
     vm, before = scope.vm, scope.vm.status
     phase = phase_of(scope, where, problem)
     facts = [
@@ -90,9 +99,10 @@ def derive_status(
                 "PausedByUser" if phase is Phase.PAUSED else "NotYet",
             )
         )
-    facts.append(_progress(scope, phase, facts[0], problem))
     instance = scope.order.status.instance if scope.order else None
-    size = resolution.size if resolution else before.resources
+    found = sizes(before, resolution.size if resolution else size, instance)
+    facts.append(_restart_required(scope, found, too_large))
+    facts.append(_progress(scope, phase, facts[0], problem))
     return VirtualMachineStatus(
         observed_generation=vm.metadata.generation,
         conditions=derive(before.conditions, facts, generation=vm.metadata.generation, now=now),
@@ -103,7 +113,8 @@ def derive_status(
         started_at=instance.started_at if instance else None,
         restarts=instance.restarts or None if instance else None,
         last_restart_request=instance.last_restart_request if instance else before.last_restart_request,
-        resources=size if where else before.resources,
+        resources=found.now if where else before.resources,
+        pending_resources=found.pending if where else None,
         addresses=addresses(scope),
         images=resolution.images if resolution and where else before.images,
     )
@@ -151,6 +162,32 @@ def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
     if phase is wanted and scope.order is not None and _current(scope.order):
         return Fact(ready, True, str(phase), message)
     return Fact(ready, False, reason or str(phase), message)
+
+
+def _restart_required(scope: Scope, found: Sizes, too_large: Problem | None) -> Fact:
+    """All that waits for the next start, by name."""
+    required, waits = VirtualMachineCondition.RESTART_REQUIRED, [*changes(found), *_other_caches(scope.order)]
+    if waits and not scope.vm.deleting:
+        todo = f"`kumulusctl vm restart {scope.vm.name}` restarts it"
+        beside = f" {too_large.message}" if too_large is not None else ""
+        return Fact(required, True, "PendingChanges", f"At its next start it gets: {', '.join(waits)}. {todo}.{beside}")
+    if too_large is not None and not scope.vm.deleting:
+        return Fact(required, False, too_large.reason, too_large.message)
+    return Fact(required, None)
+
+
+def _other_caches(order: WorkOrder | None) -> list[str]:
+    """Disks that are cached in another way than they will be."""
+    instance, said = (order.spec.instance, order.status.instance) if order is not None else (None, None)
+    if instance is None or said is None:
+        return []
+    has = {manner.volume: manner.cache for manner in said.manners if manner.cache is not None}
+    wanted = ((disk, disk.cache or CacheMode.NONE) for disk in instance.disks if disk.volume is not None)
+    return [
+        f"cache of disk {disk.name} {has[disk.volume]} to {cache}"
+        for disk, cache in wanted
+        if disk.volume in has and has[disk.volume] != cache
+    ]
 
 
 def _left_alone(scope: Scope) -> bool:

@@ -18,6 +18,7 @@ from kumulus.api.quantity import to_bytes
 from kumulus_controllers.compute.links import linked
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
+from kumulus_controllers.compute.size import granted, wanted_size
 from kumulus_controllers.planning.views import Demand, Request
 from kumulus_controllers.storage.image_orders import image_ref
 from kumulus_controllers.storage.sharing import NotUsable, Reference, usable
@@ -313,23 +314,11 @@ def boot_order(vm: VirtualMachine) -> dict[str, int]:
 
 
 def _size(scope: Scope) -> ResolvedSize | Problem:
-    spec = scope.vm.spec
-    if scope.vm.status.resources is not None:
-        return scope.vm.status.resources
-    if spec.resources is not None:
-        return ResolvedSize(cpus=spec.resources.cpus, memory=spec.resources.memory)
-    offering = scope.instance_type
-    if offering is None or offering.deleting:
-        return Problem(
-            "InstanceTypeNotFound",
-            f"There is no InstanceType {spec.instance_type}. What there is: kubectl get instancetypes.",
-        )
-    allowed = offering.spec.allowed_namespaces
-    if allowed and scope.vm.namespace not in allowed:
-        return Problem(
-            "InstanceTypeNotAllowed", f"InstanceType {offering.name} may not be used in namespace {scope.vm.namespace}."
-        )
-    return ResolvedSize(cpus=offering.spec.cpus, memory=offering.spec.memory)
+    """A machine that has a place gets what room was promised for; another size it gets once there is an order."""
+    status = scope.vm.status
+    if status.host is not None and (kept := granted(status)) is not None:
+        return kept
+    return wanted_size(scope)
 
 
 def image_of(vm: VirtualMachine, disk: Disk) -> Reference | None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from kumulus.api.placement import Profile
 from kumulus.api.pool_order import PoolRef
+from kumulus.api.quantity import rounded
 from kumulus_controllers.planning import filters as built_in_filters
 from kumulus_controllers.planning import scorers as built_in_scorers
 from kumulus_controllers.planning.filters import Filter
@@ -36,6 +38,10 @@ def _share(host: HostView, load: Load) -> _Rank:
     memory = load.memory / host.memory if host.memory else 1.0
     cpus = load.cpus / host.cpus if host.cpus else 1.0
     return (max(memory, cpus), memory + cpus, host.name)
+
+
+def _said(cpus: int, memory: int) -> str:
+    return f"{cpus} CPU{'' if cpus == 1 else 's'} and {rounded(memory)}"
 
 
 class _Order:
@@ -82,6 +88,8 @@ class Fleet:
         self._loads: dict[str, Load] = {}
         self._pools: dict[str, dict[str, PoolView]] = {}
         self._promises: dict[str, tuple[str, Demand, str | None]] = {}
+        self._larger: dict[str, Demand] = {}
+        """What machines are promised by `enlarging`."""
         self._imports: set[tuple[str, str]] = set()
         self._volumes: dict[str, tuple[str, str, int]] = {}
         self._moves: dict[str, Moving] = {}
@@ -131,15 +139,52 @@ class Fleet:
 
     def assign(self, uid: str, host: str, demand: Demand, pool_uid: str | None) -> None:
         """Promise `demand` on `host` to the machine `uid`, in place of an earlier promise to it."""
+        if (larger := self._larger.get(uid)) is not None:
+            demand = replace(demand, cpus=max(demand.cpus, larger.cpus), memory=max(demand.memory, larger.memory))
         promise = (host, demand, pool_uid)
         if self._promises.get(uid) == promise:
             return
-        self.release(uid)
+        self._take_back(uid)
         self._promises[uid] = promise
         self._add(host, demand, pool_uid, 1)
 
+    @contextmanager
+    def enlarging(self, uid: str, cpus: int, memory: int) -> Iterator[str | None]:
+        """Promise a machine at least that many CPUs and bytes of memory where it is, whatever is assigned inside; yields why
+        its host has no room for that. Who leaves has written it down, and what is assigned counts again; who raises has not,
+        and what was promised before does. Nothing promised: nothing."""
+        promise = self._promises.get(uid)
+        lack = None if promise is None else self._lack(promise, cpus, memory)
+        if promise is None or lack is not None:
+            yield lack
+            return
+        host, demand, pool_uid = promise
+        self._larger[uid] = Demand(cpus, memory)
+        self.assign(uid, host, demand, pool_uid)
+        try:
+            yield None
+        except BaseException:
+            del self._larger[uid]
+            self.assign(uid, host, demand, pool_uid)
+            raise
+        del self._larger[uid]
+
+    def _lack(self, promise: tuple[str, Demand, str | None], cpus: int, memory: int) -> str | None:
+        name, demand, _ = promise
+        host, load = self._hosts.get(name), self.load(name)
+        if host is None:
+            return f"host {name} is gone"
+        left_cpus, left_memory = max(host.cpus - load.cpus, 0), max(host.memory - load.memory, 0)
+        if cpus - demand.cpus <= left_cpus and memory - demand.memory <= left_memory:
+            return None
+        left, own = _said(left_cpus, left_memory), _said(demand.cpus, demand.memory)
+        return f"its host {name} has {left} left beside the {own} that are its own"
+
     def release(self, uid: str) -> None:
         """Take back what is promised to a machine. Nothing promised: nothing."""
+        self._take_back(uid)
+
+    def _take_back(self, uid: str) -> None:
         promise = self._promises.pop(uid, None)
         if promise is not None:
             self._add(*promise, -1)

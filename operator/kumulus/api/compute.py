@@ -29,7 +29,7 @@ from kumulus.api.base import (
 from kumulus.api.cloud_init import CloudInit, SshKey
 from kumulus.api.disks import DISKS_FIXED, DRIVES_MOST, Disk
 from kumulus.api.placement import Profile, Selector, Toleration
-from kumulus.api.quantity import Memory
+from kumulus.api.quantity import Memory, to_bytes
 from kumulus.api.segments import InterfaceName
 from kumulus.api.volumes import ObjectName
 
@@ -165,13 +165,13 @@ class VirtualMachineSpec(Model):
 
     instance_type: DnsLabel | None = Field(
         default=None,
-        description="Name of an InstanceType that gives the size. Exactly one of instanceType and resources.",
-        json_schema_extra=immutable("instanceType", " yet: make a new machine"),
+        description="Name of an InstanceType that gives the size. Exactly one of instanceType and resources. A machine that is"
+        " on gets another size at its next start.",
     )
     resources: Resources | None = Field(
         default=None,
-        description="The size, given directly. Exactly one of instanceType and resources.",
-        json_schema_extra=immutable("resources", " yet: make a new machine"),
+        description="The size, given directly. Exactly one of instanceType and resources. A machine that is on gets another"
+        " size at its next start.",
     )
     power_state: PowerState = Field(default=PowerState.RUNNING, description="What the machine is wanted to be.")
     restart_policy: RestartPolicy = Field(
@@ -251,6 +251,7 @@ class VirtualMachineCondition(StrEnum):
     VOLUMES_READY = "VolumesReady"
     NETWORK_READY = "NetworkReady"
     PAUSED = "Paused"
+    RESTART_REQUIRED = "RestartRequired"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
 
@@ -260,6 +261,12 @@ class ResolvedSize(Model):
 
     cpus: int = Field(description="Virtual CPUs.")
     memory: str = Field(description="Memory.")
+    instance_type: str | None = Field(default=None, description="Name of the InstanceType that it was taken from.")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Its memory in bytes."""
+        return to_bytes(self.memory)
 
 
 class ResolvedImage(Model):
@@ -286,6 +293,10 @@ class VirtualMachineStatus(Status):
     restarts: int | None = Field(default=None, description="How often it was started again by restartPolicy.")
     last_restart_request: str | None = Field(default=None, description="The last restartRequest that was carried out.")
     resources: ResolvedSize | None = Field(default=None, description="The size it has got.")
+    pending_resources: ResolvedSize | None = Field(
+        default=None,
+        description="The size that it gets at its next start, where that is another one; room is kept for it.",
+    )
     addresses: tuple[Address, ...] = Field(
         default=(), description="The addresses of its interfaces, in their order.", max_length=64
     )

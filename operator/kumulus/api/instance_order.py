@@ -77,8 +77,8 @@ class InstanceOrder(Model):
     restart_policy: RestartPolicy = Field(description="What happens when it ends by itself.")
     restart_request: str | None = Field(default=None, description="A change restarts it once.", max_length=253)
     stop: Stop = Field(default_factory=Stop, description="How it is stopped.")
-    cpus: int = Field(description="Virtual CPUs.", ge=1)
-    memory: int = Field(description="Memory in bytes.", ge=1)
+    cpus: int = Field(description="Virtual CPUs. A change applies at the next start.", ge=1)
+    memory: int = Field(description="Memory in bytes. A change applies at the next start.", ge=1)
     disks: tuple[InstanceDisk, ...] = Field(
         default=(), description="Its disks.", max_length=16, json_schema_extra=list_map("name")
     )
@@ -106,6 +106,8 @@ class InstanceFacts(Model):
     started_at: str | None = Field(default=None, description="When the guest last started (RFC 3339).")
     restarts: int | None = Field(default=None, description="How often restartPolicy started it again.")
     last_restart_request: str | None = Field(default=None, description="The last restartRequest carried out.")
+    cpus: int | None = Field(default=None, description="Virtual CPUs of a machine that is on.")
+    memory: int | None = Field(default=None, description="Memory in bytes of a machine that is on.")
     last_exit: str | None = Field(
         default=None, description="Why it last ended: shutdown, crashed, destroyed, ...", max_length=64
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from kumulus.api.base import FINALIZER, FORCE_DETACH, PAUSED
-from kumulus.api.compute import Phase, PowerState
+from kumulus.api.compute import Phase, PowerState, VirtualMachineCondition
 from kumulus.api.fabric import Host, HostPhase
 from kumulus.api.host import WorkOrder, WorkState
 from kumulus.api.storage import Volume
@@ -60,6 +60,7 @@ def explain(facts: Facts) -> list[Finding]:
         _ended,
         _wanted,
         _restart,
+        _pending,
     )
     found = [finding for link in chain for finding in link(facts)]
     if not any(finding.level in (Level.PROBLEM, Level.WAITING) for finding in found):
@@ -290,6 +291,17 @@ def _restart(facts: Facts) -> list[Finding]:
     if vm.status.phase is not Phase.RUNNING or asked is None or asked == vm.status.last_restart_request:
         return []
     return [Finding(Level.WAITING, "A restart was asked for and is not carried out yet.")]
+
+
+def _pending(facts: Facts) -> list[Finding]:
+    """What waits for its next start, or cannot be had."""
+    found = facts.vm.status.condition(VirtualMachineCondition.RESTART_REQUIRED)
+    if found is None:
+        return []
+    if found.status == "True":
+        return [Finding(Level.NOTE, as_sentence(found.message), f"{_ctl(facts, 'restart')} restarts it.")]
+    todo = "Ask for less, or have the operator make room; what there is: `kumulusctl host list`."
+    return [Finding(Level.PROBLEM, as_sentence(found.message), todo)]
 
 
 def _general(facts: Facts) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""`kumulusctl vm start|stop|restart|pause|resume`: each is one patch of the machine's spec, as the user.
+"""`kumulusctl vm start|stop|restart|pause|resume|resize`: each is one patch of the machine's spec, as the user.
 
 A forced stop has to say so in the spec, and must not make every later stop a forced one. So it notes in
 an annotation what the spec said before, and the next start or ordinary stop puts that back.
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from kumulus.api.base import DOMAIN
-from kumulus.api.compute import PowerState, StopMode, VirtualMachine
+from kumulus.api.compute import Phase, PowerState, StopMode, VirtualMachine
 from kumulus.cli import vm as machines
 from kumulus.cli.problem import Problem
 from kumulus.cli.session import Session, command
@@ -35,6 +35,24 @@ def power_patch(vm: VirtualMachine, wanted: PowerState, *, force: bool = False) 
         patch["spec"]["stop"] = {"mode": before}
         patch["metadata"] = {"annotations": {STOP_MODE_BEFORE: None}}
     return patch
+
+
+def size_patch(vm: VirtualMachine, type_: str | None, cpus: int | None, memory: str | None) -> Patch:
+    """The merge patch that asks for that size. Pure. Raises `Problem`: what is not given is not known either."""
+    if type_ is not None:
+        if cpus is not None or memory is not None:
+            raise Problem("An instance type gives the whole size: give --type, or --cpus and --memory.")
+        return {"spec": {"instanceType": type_, "resources": None}}
+    if cpus is None and memory is None:
+        raise Problem("Give --type, or --cpus, --memory or both.")
+    has = vm.spec.resources or vm.status.pending_resources or vm.status.resources
+    if has is None and (cpus is None or memory is None):
+        raise Problem(f"{vm.name} has no size yet: give both --cpus and --memory.")
+    size = {
+        "cpus": cpus if cpus is not None or has is None else has.cpus,
+        "memory": memory if memory is not None or has is None else has.memory,
+    }
+    return {"spec": {"instanceType": None, "resources": size}}
 
 
 def _apply(session: Session, name: str, patch: Mapping[str, Any], said: str) -> None:
@@ -99,6 +117,22 @@ def _resume(session: Session, name: Name) -> None:
     _apply(session, name, power_patch(vm, PowerState.RUNNING), "will go on")
 
 
+def _resize(
+    session: Session,
+    name: Name,
+    type_: Annotated[str | None, typer.Option("--type", metavar="NAME", help="An InstanceType.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="Virtual CPUs, when no type is given.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory, such as 4Gi, when no type is given.")
+    ] = None,
+) -> None:
+    """Give a machine another size; one that is on gets it at its next start."""
+    vm = _get(session, name)
+    on = vm.status.phase not in (None, Phase.STOPPED, Phase.PENDING, Phase.SCHEDULING)
+    said = f"gets that size at its next start: `kumulusctl vm restart {name}`" if on else "gets that size"
+    _apply(session, name, size_patch(vm, type_, cpus, memory), said)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     command(app, "start")(_start)
@@ -106,3 +140,4 @@ def register(app: typer.Typer) -> None:
     command(app, "restart")(_restart)
     command(app, "pause")(_pause)
     command(app, "resume")(_resume)
+    command(app, "resize")(_resize)

@@ -127,6 +127,9 @@ def _show(session: Session, name: Name) -> None:
     size = f"{count(status.resources.cpus, 'CPU')}, {status.resources.memory}" if status.resources else ""
     if spec.instance_type:
         size = f"{spec.instance_type} ({size})" if size else spec.instance_type
+    if status.pending_resources is not None:
+        pending = status.pending_resources
+        size += f"; at its next start {count(pending.cpus, 'CPU')}, {pending.memory}"
     disks = [f"{d.name} ({_content(vm, d)})" for d in spec.disks]
     printer.facts(
         [

@@ -387,6 +387,16 @@ def test_a_guest_that_ended_by_itself(reason: str) -> None:
     assert "vm restart web1" in found.todo
 
 
+def test_what_waits_for_a_restart_and_what_cannot_be_had() -> None:
+    said = condition("RestartRequired", "True", "PendingChanges", "At its next start it gets: CPUs 1 to 2")
+    vm = machine(status=running(conditions=[condition("Ready", "True", "Running"), said]))
+    found = the_one(tell(vm, host=host("Ready"), order=order("Running")), Level.NOTE)
+    assert "CPUs 1 to 2" in found.what and "vm restart web1" in found.todo
+    said = condition("RestartRequired", "False", "NoRoomOnHost", "It cannot have 9 CPUs")
+    vm = machine(status=running(conditions=[condition("Ready", "True", "Running"), said]))
+    assert "9 CPUs" in the_one(tell(vm, host=host("Ready"), order=order("Running")), Level.PROBLEM).what
+
+
 def test_a_guest_paused_by_nobody() -> None:
     vm = machine(status=running(phase="Paused", conditions=[condition("Ready", "False", "PausedByItself")]))
     assert "storage" in the_one(tell(vm, host=host("Ready"), order=order("Paused")), Level.PROBLEM).what

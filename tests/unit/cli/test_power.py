@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from kumulus.api.compute import PowerState, VirtualMachine
-from kumulus.cli.power import STOP_MODE_BEFORE, power_patch
+from kumulus.cli.power import STOP_MODE_BEFORE, power_patch, size_patch
+from kumulus.cli.problem import Problem
 from kumulus.cli.vm import Goal, reached
 
 
@@ -45,6 +46,28 @@ def test_a_spec_that_says_force_keeps_saying_so() -> None:
     vm = VirtualMachine.parse(raw(spec={"stop": {"mode": "Force"}}))
     assert "metadata" not in power_patch(vm, PowerState.STOPPED, force=True)
     assert "stop" not in power_patch(vm, PowerState.RUNNING)["spec"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "spec"),
+    [
+        (("large", None, None), {"instanceType": "large", "resources": None}),
+        ((None, 4, None), {"instanceType": None, "resources": {"cpus": 4, "memory": "2Gi"}}),
+        ((None, None, "4Gi"), {"instanceType": None, "resources": {"cpus": 2, "memory": "4Gi"}}),
+        ((None, 1, "1Gi"), {"instanceType": None, "resources": {"cpus": 1, "memory": "1Gi"}}),
+    ],
+)
+def test_a_size_is_a_type_or_what_is_not_said_stays(
+    asked: tuple[str | None, int | None, str | None], spec: dict[str, Any]
+) -> None:
+    vm = VirtualMachine.parse(raw(status={"resources": {"cpus": 2, "memory": "2Gi", "instanceType": "small"}}))
+    assert size_patch(vm, *asked) == {"spec": spec}
+
+
+@pytest.mark.parametrize("asked", [(None, None, None), ("large", 1, None), (None, 1, None)])
+def test_half_a_size_is_none(asked: tuple[str | None, int | None, str | None]) -> None:
+    with pytest.raises(Problem):
+        size_patch(VirtualMachine.parse(raw()), *asked)
 
 
 @pytest.mark.parametrize(

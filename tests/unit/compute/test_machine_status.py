@@ -326,7 +326,7 @@ def test_why_a_machine_cannot_be_placed_yet(before: Scope, reason: str, stalled:
 
 
 def test_an_offering_that_changes_does_not_change_a_machine_that_has_its_size() -> None:
-    vm = machine(instanceType="small", status={"resources": {"cpus": 1, "memory": "1Gi"}})
+    vm = machine(instanceType="small", status={"resources": {"cpus": 1, "memory": "1Gi", "instanceType": "small"}})
     resolution = resolve(Scope(vm, None, None, offering(), {}))
     assert isinstance(resolution, Resolution) and resolution.size.cpus == 1
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import host_namespace
+from kumulus.api.host import WorkOrder
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
@@ -68,3 +71,32 @@ def test_one_that_was_called_off_or_deleted_leaves_its_room() -> None:
     assert record.says(pool="old", movingTo="gone", moving="True") == (GI, 0, 0)
     record.says(pool="old", movingTo="new", moving="True")
     assert record.goes() == (0, 0, 0)
+
+
+def test_a_machine_takes_the_larger_of_what_it_has_and_what_it_gets_at_its_next_start() -> None:
+    caches, fleet = Caches(), Fleet()
+    FleetFeed(caches, fleet)
+    machines, orders = caches.store(VirtualMachine), caches.store(WorkOrder)
+    about = {"kind": "VirtualMachine", "namespace": "ns", "name": "vm", "uid": UID}
+
+    def promised(version: int, has: int, ordered: int) -> int:
+        meta = {"name": "vm", "namespace": "ns", "uid": UID, "resourceVersion": str(version)}
+        status = {"host": "h1", "resources": {"cpus": has, "memory": f"{has}Gi"}}
+        machines.apply({"metadata": meta, "spec": {"instanceType": "x"}, "status": status})
+        instance = {"uid": UID, "epoch": 1, "power": "Running", "restartPolicy": "Always"}
+        spec = {
+            "type": "Instance",
+            "for": about,
+            "term": 1,
+            "instance": {**instance, "cpus": ordered, "memory": ordered * GI},
+        }
+        meta = {**meta, "name": f"instance-{UID}", "namespace": host_namespace("h1"), "uid": uid("order")}
+        orders.apply({"metadata": meta, "spec": spec})
+        assert fleet.load("h1").memory == fleet.load("h1").cpus * GI
+        return fleet.load("h1").cpus
+
+    assert promised(1, has=1, ordered=1) == 1
+    assert promised(2, has=1, ordered=3) == 3, "it grows"
+    assert promised(3, has=3, ordered=3) == 3
+    assert promised(4, has=3, ordered=2) == 3, "it shrinks, and has not been restarted"
+    assert promised(5, has=2, ordered=2) == 2

@@ -281,3 +281,40 @@ def test_never_more_is_promised_than_may_be_and_release_restores(
     for view in views:
         load = made.load(view.name)
         assert (load.cpus, load.memory, load.machines) == (0, 0, 0) and not any(load.disks.values())
+
+
+def test_a_larger_promise_holds_while_it_is_written_down() -> None:
+    made = fleet(host("a", cpus=4, memory=8 * GI))
+    made.assign("vm", "a", Demand(1, GI), None)
+    with made.enlarging("vm", 3, 2 * GI) as lack:
+        assert lack is None
+        made.assign("vm", "a", Demand(1, GI), None)  # somebody who has not heard of it
+        assert (made.load("a").cpus, made.load("a").memory) == (3, 2 * GI)
+        made.assign("vm", "a", Demand(3, 2 * GI), None)
+    assert (made.load("a").cpus, made.load("a").memory) == (3, 2 * GI)
+    with pytest.raises(RuntimeError), made.enlarging("vm", 4, 2 * GI):
+        raise RuntimeError("it could not be written")
+    assert made.load("a").cpus == 3
+    made.release("vm")
+    assert made.load("a").machines == 0
+
+
+def test_no_larger_promise_than_there_is_room_for() -> None:
+    made = fleet(host("a", cpus=4, memory=8 * GI))
+    made.assign("vm", "a", Demand(1, GI), None)
+    made.assign("other", "a", Demand(2, 4 * GI), None)
+    for cpus, memory in ((3, GI), (1, 5 * GI)):
+        with made.enlarging("vm", cpus, memory) as lack:
+            assert lack == "its host a has 1 CPU and 3Gi left beside the 1 CPU and 1Gi that are its own"
+        assert (made.load("a").cpus, made.load("a").memory) == (3, 5 * GI)
+    with made.enlarging("vm", 2, 4 * GI) as lack:
+        assert lack is None
+    with made.enlarging("nobody", 1000, 1000 * GI) as lack:
+        assert lack is None
+
+
+def test_on_a_host_that_gives_more_than_it_has_what_gets_less_still_fits() -> None:
+    made = fleet(host("a", cpus=2, memory=2 * GI))
+    made.assign("vm", "a", Demand(4, 4 * GI), None)
+    with made.enlarging("vm", 3, 4 * GI) as lack:
+        assert lack is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -27,8 +28,29 @@ DRIVE_ALIAS = "ua-drive-"
 NIC_ALIAS = "ua-nic-"
 """An interface has an alias of this and its uid."""
 
+MEMORY_UNIT = 1 << 20
+"""QEMU is given memory in whole MiB; libvirt rounds up. Bytes."""
+
 _CACHES = frozenset(CacheMode)
 _ALIAS = re.compile(f"{VOLUME_ALIAS}([0-9a-f-]{{36}})")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a domain is; None where its XML does not say."""
+
+    cpus: int | None = None
+    memory: int | None = None
+    """Bytes."""
+
+
+UNKNOWN_SIZE = Size()
+
+
+def size(root: Element) -> Size:
+    """The size in a domain's XML. libvirt writes memory in KiB."""
+    vcpu, memory = root.findtext("vcpu"), root.findtext("memory")
+    return Size(int(vcpu) if vcpu else None, int(memory) * 1024 if memory else None)
 
 
 def disks(root: Element) -> tuple[AttachedDisk, ...]:

@@ -22,6 +22,7 @@ from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus_agents.hypervisor.libvirt import (
     acceleration,
+    attached,
     block_jobs,
     copying,
     discs,
@@ -306,10 +307,21 @@ class LibvirtHypervisor:
                 disks=record.disks,
                 drives=record.drives,
                 nics=record.nics,
+                cpus=record.size.cpus,
+                memory=record.size.memory,
                 held=record.hold is not None,
             )
         why = self._exits.why(record.marks.uid, state.exit_of(*told))
-        return Domain(record.marks, now, exit_reason=why, disks=record.disks, drives=record.drives, nics=record.nics)
+        return Domain(
+            record.marks,
+            now,
+            exit_reason=why,
+            disks=record.disks,
+            drives=record.drives,
+            nics=record.nics,
+            cpus=record.size.cpus,
+            memory=record.size.memory,
+        )
 
     async def _thaw(self, uid: str) -> bool:
         """Not in the domain's turn: an agent that does not answer holds up nobody else."""
@@ -379,7 +391,8 @@ def _start(
         raise
     disks, drives = domain_xml.as_attached(spec.disks, buffered), domain_xml.drives_as_attached(spec.drives)
     nics = domain_xml.nics_as_attached(spec.nics)
-    return Record(spec.marks, verbs.write_run(handle), disks, drives, nics), handle.state()
+    size = attached.Size(spec.cpus, -(-spec.memory // attached.MEMORY_UNIT) * attached.MEMORY_UNIT)
+    return Record(spec.marks, verbs.write_run(handle), disks, drives, nics, size), handle.state()
 
 
 def _already_on(handle: DomainHandle, wanted: Marks) -> tuple[Record, tuple[int, int]]:

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 from kumulus.api.compute import PowerState
 from kumulus_agents.hypervisor.libvirt import attached
+from kumulus_agents.hypervisor.libvirt.attached import UNKNOWN_SIZE, Size
 from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, AttachedNic, Marks
 
 NAMESPACE = "https://kumulus.io/xmlns/domain/1"
@@ -56,6 +57,7 @@ class Record:
     """What devices it has, which is read along with it."""
     drives: tuple[AttachedDrive, ...] = ()
     nics: tuple[AttachedNic, ...] = ()
+    size: Size = UNKNOWN_SIZE
     resting: bool = False
     """Its guest was asked to bring its file systems to rest, and is not known to have gone on."""
     hold: Hold | None = None
@@ -121,6 +123,7 @@ def read(domain_xml: str) -> Record | None:
         attached.disks(root),
         attached.drives(root),
         attached.nics(root),
+        attached.size(root),
         root.find(f"metadata/{{{REST_NAMESPACE}}}rest") is not None,
         _hold(root.find(f"metadata/{{{HOLD_NAMESPACE}}}hold")),
     )
