@@ -121,6 +121,8 @@ def test_power_commands_change_the_spec(run: Run, api: Cluster, namespace: str, 
     first = spec_of(api, namespace)["restartRequest"]
     assert run("vm", "pause", "web1", "-o", "name").out == "virtualmachine.compute.kumulus.io/web1\n"
     assert spec_of(api, namespace)["powerState"] == "Paused"
+    assert run("vm", "suspend", "web1").code == 0
+    assert spec_of(api, namespace)["powerState"] == "Suspended"
     assert run("vm", "resume", "web1").code == 0
     assert spec_of(api, namespace)["powerState"] == "Running"
     assert spec_of(api, namespace)["restartRequest"] == first

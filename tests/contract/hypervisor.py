@@ -182,6 +182,8 @@ VERBS: tuple[Callable[[Hypervisor, str], Awaitable[None]], ...] = (
     lambda hypervisor, uid: hypervisor.mark(uid, replace(new_marks(), uid=uid)),
     lambda hypervisor, uid: hypervisor.power_button(uid),
     lambda hypervisor, uid: hypervisor.pause(uid),
+    lambda hypervisor, uid: hypervisor.suspend(uid),
+    lambda hypervisor, uid: hypervisor.drop_memory(uid),
     lambda hypervisor, uid: hypervisor.resume(uid),
     lambda hypervisor, uid: hypervisor.force_off(uid),
     lambda hypervisor, uid: hypervisor.attach_disk(uid, DomainDisk("data", FileSource("/nowhere"), "raw", volume=uid)),
@@ -465,6 +467,50 @@ class HypervisorContract:
         for _ in range(2):
             await hypervisor.resume(running.marks.uid)
             assert await the(hypervisor, running) == before
+
+    async def test_a_guest_goes_on_from_the_memory_that_was_kept(
+        self, world: World, hypervisor: Hypervisor, running: DomainSpec, heard: Heard
+    ) -> None:
+        before, uid = await the(hypervisor, running), running.marks.uid
+        heard.clear()
+        for _ in range(2):
+            await hypervisor.suspend(uid)
+            off = await the(hypervisor, running)
+            assert (off.state, off.saved, off.started_at) == (DomainState.STOPPED, True, None)
+        assert [one.saved for one in await hypervisor.domains() if one.marks.uid == uid] == [True]
+        await heard.about(uid)
+        await world.cut()
+        await world.heal()
+        await heard.about("", 5)
+        assert (await the(hypervisor, running)).saved
+        woken = replace(running.marks, restarts=7)
+        for _ in range(2):
+            await hypervisor.wake(replace(running, marks=woken))
+            assert await the(hypervisor, running) == replace(before, marks=woken)
+
+    async def test_a_guest_that_is_to_be_paused_wakes_halted(self, hypervisor: Hypervisor, running: DomainSpec) -> None:
+        await hypervisor.suspend(running.marks.uid)
+        marks = replace(running.marks, wanted=PowerState.PAUSED)
+        await hypervisor.wake(replace(running, marks=marks))
+        assert (await the(hypervisor, running)).state is DomainState.PAUSED
+        await hypervisor.resume(running.marks.uid)
+        assert (await the(hypervisor, running)).state is DomainState.RUNNING
+
+    @pytest.mark.parametrize("by", ["drop", "start"])
+    async def test_memory_that_is_dropped_is_not_woken(
+        self, hypervisor: Hypervisor, running: DomainSpec, by: str
+    ) -> None:
+        before, uid = await the(hypervisor, running), running.marks.uid
+        await hypervisor.suspend(uid)
+        if by == "drop":
+            for _ in range(2):
+                await hypervisor.drop_memory(uid)
+                assert not (await the(hypervisor, running)).saved
+            await hypervisor.wake(running)
+            assert (await the(hypervisor, running)).state is DomainState.STOPPED
+        after = await hypervisor.start(running)
+        assert (after.state, after.saved) == (DomainState.RUNNING, False)
+        assert after.started_at is not None and after.started_at > (before.started_at or 0)
 
     # Disks that come and go
 

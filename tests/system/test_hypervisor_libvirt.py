@@ -598,6 +598,26 @@ class TestSnapshots:
             assert stored is not None
             assert reads(stored.path, "-P 2 0 1M", "-P 3 1M 1M", "-P 4 2M 1M", "-P 1 3M 1M")
 
+    async def test_a_guest_that_wakes_writes_above_what_was_kept_meanwhile(
+        self, world: LibvirtWorld, tmp_path: Path
+    ) -> None:
+        """The volume has another file on top than the one its memory tells of."""
+        async with writing(world, tmp_path) as (driver, pool, spec, volume):
+            assert world.guest_io(spec, volume, "write -P 1 0 4M") == ""
+            await driver.suspend(spec.marks.uid)
+            one = str(uuid.uuid4())
+            await pool.begin_snapshot(volume, one)
+            await pool.confirm_snapshot(volume, one, "2026-11-20T12:00:00Z", ())
+            now = await pool.open_volume(volume)
+            assert now is not None
+            disk = DomainDisk("data", now.source, now.format, volume=volume, below=now.below)
+            await driver.wake(replace(spec, disks=(*spec.disks, disk)))
+            assert world.guest_io(spec, volume, "write -P 2 0 1M") == ""
+            await driver.force_off(spec.marks.uid)
+            assert reads(now.path, "-P 2 0 1M", "-P 1 1M 3M")
+            kept = await pool.ensure_volume(str(uuid.uuid4()), None, of_snapshot(volume, one), False)
+            assert reads(kept.path, "-P 1 0 4M")
+
     async def test_snapshots_that_go_while_the_guest_writes_take_nothing_along(
         self, world: LibvirtWorld, tmp_path: Path
     ) -> None:

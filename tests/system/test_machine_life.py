@@ -72,6 +72,27 @@ def test_pause_halts_the_guest(world: World) -> None:
     assert went_on.count("kumulus-guest: hello") == 1
 
 
+def test_a_suspended_guest_goes_on_where_it_was(world: World) -> None:
+    """Its memory outlives QEMU, and who stops it then has it shut down as always."""
+    world.machine("vm")
+    uid = world.phase("vm", "Running")["metadata"]["uid"]
+    world.console("vm", "kumulus-guest: tick 2")
+    world.patch("vm", "vm", {"spec": {"powerState": "Suspended"}})
+    world.phase("vm", "Suspended")
+    world.condition("vm", "vm", "Suspended")
+    assert world.host_of("vm").exec(["pgrep", "-f", f"guest=kumulus-{uid}"], check=False).stdout == ""
+    ticks = world.console_file("vm").read_text().count("kumulus-guest: tick")
+    world.patch("vm", "vm", {"spec": {"powerState": "Running"}})
+    world.phase("vm", "Running")
+    went_on = world.console("vm", f"kumulus-guest: tick {ticks + 2}")
+    assert went_on.count("kumulus-guest: hello") == 1
+    world.patch("vm", "vm", {"spec": {"powerState": "Suspended"}})
+    world.phase("vm", "Suspended")
+    world.patch("vm", "vm", {"spec": {"powerState": "Stopped"}})
+    world.phase("vm", "Stopped")
+    world.console("vm", "power button, powering off")
+
+
 def test_a_restart_request_restarts_exactly_once_with_the_size_of_now(world: World) -> None:
     """Each change of restartRequest is one restart, answered in the status. What cannot change before is said until then."""
     world.machine("vm")
@@ -179,7 +200,7 @@ def test_an_instance_type_gives_the_size_for_good(world: World) -> None:
         world.apply({**offering, "spec": {"cpus": 2, "memory": "256Mi"}})
         world.patch("vm", "vm", {"spec": {"restartRequest": "again"}})
         vm = world.wait("vm", "vm", lambda vm: vm["status"].get("lastRestartRequest") == "again", "the restart")
-        assert vm["status"]["resources"] == {"cpus": 1, "memory": "96Mi"}
+        assert vm["status"]["resources"] == {"cpus": 1, "memory": "96Mi", "instanceType": name}
     finally:
         world.lab.cluster.kubectl_run("delete", "instancetype", name, "--ignore-not-found")
 

@@ -31,6 +31,7 @@ from kumulus_agents.agent.instance_scope import (
     Step,
     Tray,
     Unplug,
+    Wake,
 )
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.missing import Missing
@@ -256,7 +257,7 @@ class Instances:
         elif isinstance(step, Unplug):
             known = {step.nic: None, **memory.ports}
             self._memory[order.name] = replace(memory, asked={**memory.asked, step.nic: now}, ports=known)
-        elif isinstance(step, Start) and order.spec.instance is not None:
+        elif isinstance(step, Start | Wake) and order.spec.instance is not None:
             started = {nic.uid: nic for nic in order.spec.instance.nics}
             self._memory[order.name] = replace(memory, ports={**memory.ports, **started})
         elif isinstance(step, Filter | PlugIn):

@@ -18,6 +18,7 @@ from kumulus_agents.agent.instance_scope import (
     Attach,
     ChangeDisc,
     Detach,
+    DropMemory,
     Filter,
     ForceOff,
     Limit,
@@ -33,7 +34,9 @@ from kumulus_agents.agent.instance_scope import (
     Situation,
     Start,
     Step,
+    Suspend,
     Unplug,
+    Wake,
     exit_of,
     marks_of,
     situation,
@@ -370,6 +373,36 @@ def _resume(scope: Scope) -> Plan:
     return Plan((*_remark(scope, PowerState.RUNNING), Resume()))
 
 
+def _suspend(scope: Scope) -> Plan:
+    """Keep its memory on disk, and take the power away."""
+    return Plan((*_remark(scope, PowerState.SUSPENDED), Suspend()))
+
+
+def _nothing_to_suspend(scope: Scope) -> Plan:
+    """Note that it is to be off, and leave it off: there is no memory to keep."""
+    message = "it is off, so there is no memory to keep; it boots when it is wanted to run"
+    return Plan((*_remark(scope, PowerState.STOPPED), *_partings(scope)), state=WorkState.STOPPED, message=message)
+
+
+def _stay_suspended(scope: Scope) -> Plan:
+    """Leave it off, and its memory where it is."""
+    return Plan(_remark(scope, PowerState.SUSPENDED), state=WorkState.SUSPENDED)
+
+
+def _wake(scope: Scope) -> Plan:
+    """Let it go on from the memory that is kept; halted if that is wanted."""
+    marks = marks_of(scope)
+    assert marks is not None
+    return Plan((Wake(replace(marks, wanted=scope.order.power, namespace=scope.namespace, name=scope.name)),))
+
+
+def _stop_suspended(scope: Scope) -> Plan:
+    """Wake it, so that it can be asked to shut down; with `stop.mode: Force` drop its memory."""
+    if scope.order.stop.mode is not StopMode.FORCE:
+        return _wake(scope)
+    return Plan((*_remark(scope, PowerState.STOPPED), DropMemory()))
+
+
 def _stop(scope: Scope) -> Plan:
     """Press its power button until it is off or its grace period ends, then force it off."""
     return _stop_within(scope, float(scope.order.stop.grace_period_seconds))
@@ -424,19 +457,29 @@ TRANSITIONS: Mapping[tuple[Situation, PowerState], Transition] = {
     (Situation.ABSENT, PowerState.RUNNING): _start,
     (Situation.ABSENT, PowerState.PAUSED): _start,
     (Situation.ABSENT, PowerState.STOPPED): _stay_off,
+    (Situation.ABSENT, PowerState.SUSPENDED): _nothing_to_suspend,
     (Situation.OFF, PowerState.RUNNING): _start,
     (Situation.OFF, PowerState.PAUSED): _start,
     (Situation.OFF, PowerState.STOPPED): _record_stop,
+    (Situation.OFF, PowerState.SUSPENDED): _nothing_to_suspend,
     (Situation.ENDED, PowerState.RUNNING): _after_end,
     (Situation.ENDED, PowerState.PAUSED): _after_end,
     (Situation.ENDED, PowerState.STOPPED): _record_stop,
+    (Situation.ENDED, PowerState.SUSPENDED): _nothing_to_suspend,
     (Situation.RUNNING, PowerState.RUNNING): _keep,
     (Situation.RUNNING, PowerState.PAUSED): _pause,
     (Situation.RUNNING, PowerState.STOPPED): _stop,
+    (Situation.RUNNING, PowerState.SUSPENDED): _suspend,
     (Situation.PAUSED, PowerState.RUNNING): _resume,
     (Situation.PAUSED, PowerState.PAUSED): _keep_paused,
     (Situation.PAUSED, PowerState.STOPPED): _stop,
+    (Situation.PAUSED, PowerState.SUSPENDED): _suspend,
+    (Situation.SUSPENDED, PowerState.RUNNING): _wake,
+    (Situation.SUSPENDED, PowerState.PAUSED): _wake,
+    (Situation.SUSPENDED, PowerState.STOPPED): _stop_suspended,
+    (Situation.SUSPENDED, PowerState.SUSPENDED): _stay_suspended,
     (Situation.STOPPING, PowerState.RUNNING): _stop,
     (Situation.STOPPING, PowerState.PAUSED): _stop,
     (Situation.STOPPING, PowerState.STOPPED): _stop,
+    (Situation.STOPPING, PowerState.SUSPENDED): _stop,
 }

@@ -28,6 +28,8 @@ class Situation(StrEnum):
     """On, and its CPUs run."""
     PAUSED = "Paused"
     """On, and its CPUs are halted: by us, by somebody on the host, or by itself when its storage fails."""
+    SUSPENDED = "Suspended"
+    """Off, and its memory is kept on the host's disk: by us, or by somebody on the host."""
     STOPPING = "Stopping"
     """On, and a stop has begun or a restart is asked for. A stop that has begun is finished."""
 
@@ -119,6 +121,23 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspend:
+    """Keep its memory on disk, and take the power away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Go on from the memory that is kept, with these marks."""
+
+    marks: Marks
+
+
+@dataclass(frozen=True, slots=True)
+class DropMemory:
+    """Drop the memory that is kept."""
+
+
+@dataclass(frozen=True, slots=True)
 class PressButton:
     """Ask the guest to shut down."""
 
@@ -199,6 +218,9 @@ Step = (
     | Start
     | Pause
     | Resume
+    | Suspend
+    | Wake
+    | DropMemory
     | PressButton
     | ForceOff
     | Attach
@@ -254,6 +276,10 @@ def situation(scope: Scope) -> Situation:
         if marks.wanted is PowerState.STOPPED or restart:
             return Situation.STOPPING
         return Situation.PAUSED if domain.state is DomainState.PAUSED else Situation.RUNNING
+    if domain is not None and domain.saved and marks.epoch == order.epoch:
+        return (
+            Situation.SUSPENDED
+        )  # of an older placement it is worth nothing: the disks may have been written elsewhere
     if marks.wanted is PowerState.STOPPED or marks.epoch < order.epoch or restart:
         return Situation.OFF
     if domain is None:
@@ -266,7 +292,7 @@ def situation(scope: Scope) -> Situation:
 
 
 def _known_to_have_run(status: WorkOrderStatus) -> bool:
-    if status.state in (WorkState.RUNNING, WorkState.PAUSED, WorkState.BACK_OFF):
+    if status.state in (WorkState.RUNNING, WorkState.PAUSED, WorkState.SUSPENDED, WorkState.BACK_OFF):
         return True
     return status.state is WorkState.STOPPED and status.reason is not None
 

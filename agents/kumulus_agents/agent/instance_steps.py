@@ -16,6 +16,7 @@ from kumulus_agents.agent.instance_scope import (
     Attach,
     ChangeDisc,
     Detach,
+    DropMemory,
     Filter,
     ForceOff,
     Limit,
@@ -28,7 +29,9 @@ from kumulus_agents.agent.instance_scope import (
     Resume,
     Start,
     Step,
+    Suspend,
     Unplug,
+    Wake,
 )
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.networks import Networks
@@ -44,6 +47,10 @@ from kumulus_agents.storage.source import DiskSource, FileSource
 SLOW = 1.0
 """A start that takes longer than this, in seconds, is worth a word."""
 SEED_DISK = "seed"
+
+
+Begin = Callable[[DomainSpec], Awaitable[object]]
+"""The verb of the hypervisor that brings a machine to run."""
 
 
 class InstanceSteps:
@@ -90,7 +97,13 @@ class InstanceSteps:
         uid = instance.uid
         match step:
             case Start(marks):
-                await self._start(instance, marks, slow)
+                await self._start(instance, marks, slow, self._hypervisor.start)
+            case Wake(marks):
+                await self._start(instance, marks, slow, self._hypervisor.wake)
+            case Suspend():
+                await self._hypervisor.suspend(uid)
+            case DropMemory():
+                await self._hypervisor.drop_memory(uid)
             case Mark(marks):
                 await self._hypervisor.mark(uid, marks)
             case Pause():
@@ -140,7 +153,9 @@ class InstanceSteps:
                 found[drive.name] = image.source
         return found
 
-    async def _start(self, order: InstanceOrder, marks: Marks, slow: Callable[[], Awaitable[None]]) -> None:
+    async def _start(
+        self, order: InstanceOrder, marks: Marks, slow: Callable[[], Awaitable[None]], begin: Begin
+    ) -> None:
         for nic in order.nics:
             self._networks.demand(nic)
         for disk in order.disks:
@@ -158,7 +173,7 @@ class InstanceSteps:
         if order.nics:
             await self._networks.describe(order.uid, marks.namespace, marks.name, seed or {})
         async with asyncio.TaskGroup() as group:
-            work = group.create_task(_failure_of(self._make_and_start(order, marks, seed, discs)))
+            work = group.create_task(_failure_of(self._make_and_start(order, marks, seed, discs, begin)))
             await asyncio.wait([work], timeout=SLOW)
             if not work.done():
                 await slow()
@@ -167,14 +182,24 @@ class InstanceSteps:
             raise failure
 
     async def _make_and_start(
-        self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None, discs: Mapping[str, DiskSource]
+        self,
+        order: InstanceOrder,
+        marks: Marks,
+        seed: Mapping[str, bytes] | None,
+        discs: Mapping[str, DiskSource],
+        begin: Begin,
     ) -> None:
         volumes = [disk.volume for disk in order.disks if disk.volume is not None]
         with self._reservations.hold(volumes, "a machine that has it is being started"):
-            await self._make_and_start_now(order, marks, seed, discs)
+            await self._make_and_start_now(order, marks, seed, discs, begin)
 
     async def _make_and_start_now(
-        self, order: InstanceOrder, marks: Marks, seed: Mapping[str, bytes] | None, discs: Mapping[str, DiskSource]
+        self,
+        order: InstanceOrder,
+        marks: Marks,
+        seed: Mapping[str, bytes] | None,
+        discs: Mapping[str, DiskSource],
+        begin: Begin,
     ) -> None:
         disks = []
         for disk in order.disks:
@@ -189,7 +214,7 @@ class InstanceSteps:
         path = await self._files.prepare(order.uid, seed)
         if path is not None:
             disks.append(DomainDisk(SEED_DISK, FileSource(str(path)), "raw", read_only=True, cdrom=True))
-        await self._hypervisor.start(
+        await begin(
             DomainSpec(
                 marks=marks,
                 cpus=order.cpus,

@@ -239,6 +239,8 @@ class Domain:
     """Virtual CPUs; of a domain that is off, those of its definition."""
     memory: int | None = None
     """Bytes; the same holds of it."""
+    saved: bool = False
+    """It is off, and its memory is kept: `wake` goes on from there."""
     held: bool = False
     """It is halted, or its file systems are frozen, for a snapshot (`snapshot_disks`), and goes on without being resumed."""
 
@@ -308,7 +310,7 @@ class Hypervisor(Protocol):
         """Define the domain as `spec` says (replacing an older definition of the same uid) and start it.
 
         Already running or paused: only the marks are brought up to date, the guest is not touched. Otherwise it
-        boots anew: a state that somebody saved is dropped. The directory of the console log is made.
+        boots anew: a memory that is kept is dropped. The directory of the console log is made.
         Raises `HypervisorError`, with reason `DomainConflict` when a domain that is not Kumulus' own has its
         UUID or name, `DiskInUse` when another process holds a disk (maybe another copy of the machine).
         """
@@ -434,6 +436,22 @@ class Hypervisor(Protocol):
 
     async def resume(self, uid: str) -> None:
         """Let the CPUs go on. Running, off or gone already: nothing."""
+
+    async def suspend(self, uid: str) -> None:
+        """Write the guest's memory to the host's disk and take the power away; returns when that is done. Off or gone: nothing.
+
+        Raises `HypervisorError`, `NoSpace` among others; the guest goes on then.
+        """
+
+    async def wake(self, spec: DomainSpec) -> None:
+        """Let a guest go on whose memory is kept, with these marks, and its volumes where `spec` says they are now; halted when
+        the marks want it Paused. What else `spec` says is for its next start. Nothing is kept, or it is on: nothing.
+
+        Raises `HypervisorError`, with reason `WakeFailed` when its memory cannot be used; it is kept then.
+        """
+
+    async def drop_memory(self, uid: str) -> None:
+        """Drop the memory that is kept of a guest, which ends it as a power cut does. Nothing is kept: nothing."""
 
     async def remove(self, uid: str) -> None:
         """Force off and forget the domain and what the hypervisor keeps for it (nvram, saves, its own log). Files of

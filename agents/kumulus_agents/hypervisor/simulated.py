@@ -368,6 +368,24 @@ class SimulatedHypervisor:
     async def resume(self, uid: str) -> None:
         await self._change(uid, DomainState.PAUSED, DomainState.RUNNING)
 
+    async def suspend(self, uid: str) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            domain = host.domains.get(uid)
+            if domain is not None and domain.state is not DomainState.STOPPED:
+                await self._pass(host.settings.stop_seconds)
+                self._reach().suspended(uid)
+
+    async def wake(self, spec: DomainSpec) -> None:
+        async with self._one_at_a_time(spec.marks.uid):
+            self._reach().woken(spec)
+
+    async def drop_memory(self, uid: str) -> None:
+        async with self._one_at_a_time(uid):
+            host = self._reach()
+            if (domain := host.domains.get(uid)) is not None and domain.saved:
+                host.put(replace(domain, saved=False))
+
     async def remove(self, uid: str) -> None:
         async with self._one_at_a_time(uid):
             await self._off(uid)

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kumulus.api.compute import PowerState
 from kumulus_agents.hypervisor.protocol import (
     AttachedDisk,
     AttachedDrive,
@@ -89,6 +90,8 @@ class SimulatedHost:
         """Every copy of a disk that was begun while a guest had it: the volume, where to."""
         self.switches: list[tuple[str, str]] = []
         """Every time a guest went over to such a copy: the volume, where to."""
+        self._runs: dict[str, float | None] = {}
+        """When the run of a domain began whose memory is kept."""
         self._clock = clock
         self._chance = random.Random(self.settings.seed)  # noqa: S311  # not a secret
         self._failures: deque[HypervisorError] = deque()
@@ -105,6 +108,34 @@ class SimulatedHost:
         if domain is not None and domain.state is not DomainState.STOPPED:
             disks = tuple(replace(disk, copied_to=None) for disk in domain.disks)
             self.put(replace(domain, state=DomainState.STOPPED, exit_reason=why, started_at=None, disks=disks))
+
+    def suspended(self, uid: str) -> None:
+        """The guest's memory is on disk, and it is off. Off already: nothing."""
+        domain = self.domains.get(uid)
+        if domain is not None and domain.state is not DomainState.STOPPED:
+            self._runs[uid] = domain.started_at
+            off = replace(domain, state=DomainState.STOPPED, exit_reason=ExitReason.UNKNOWN, started_at=None)
+            self.put(replace(off, saved=True))
+
+    def woken(self, spec: DomainSpec) -> None:
+        """The guest goes on from its memory, in the same run."""
+        uid = spec.marks.uid
+        domain = self.domains.get(uid)
+        if domain is None or not domain.saved:
+            return
+        paths = {disk.volume: disk.path for disk in spec.disks if disk.volume is not None}
+        state = DomainState.PAUSED if spec.marks.wanted is PowerState.PAUSED else DomainState.RUNNING
+        self.put(
+            replace(
+                domain,
+                marks=spec.marks,
+                state=state,
+                exit_reason=None,
+                started_at=self._runs.pop(uid, None),
+                disks=tuple(replace(disk, path=paths.get(disk.volume or "", disk.path)) for disk in domain.disks),
+                saved=False,
+            )
+        )
 
     def plant(self, domain: ForeignDomain) -> None:
         """Somebody else makes a domain here."""

@@ -24,6 +24,7 @@ PHASES: dict[WorkState | None, Phase] = {
     WorkState.STARTING: Phase.STARTING,
     WorkState.RUNNING: Phase.RUNNING,
     WorkState.PAUSED: Phase.PAUSED,
+    WorkState.SUSPENDED: Phase.SUSPENDED,
     WorkState.STOPPING: Phase.STOPPING,
     WorkState.STOPPED: Phase.STOPPED,
     WorkState.BACK_OFF: Phase.CRASH_LOOP_BACK_OFF,
@@ -36,7 +37,7 @@ PHASES: dict[WorkState | None, Phase] = {
 DISC_ELSEWHERE = ("TrayLocked", "ImageNotReady")
 """Reasons of a machine that is on, and has not got the disc in a drive that it is to have."""
 
-REACHED = {PowerState.RUNNING: Phase.RUNNING, PowerState.STOPPED: Phase.STOPPED, PowerState.PAUSED: Phase.PAUSED}
+REACHED = {power: Phase(power.value) for power in PowerState}
 """The phase that a wanted power state ends in."""
 
 

@@ -56,7 +56,7 @@ class AtInterface:
                 f" `kumulusctl vm explain {name}`.",
                 f"vm/{name}",
             )
-        elif phase in (Phase.PAUSED, Phase.STOPPED):
+        elif phase in (Phase.PAUSED, Phase.SUSPENDED, Phase.STOPPED):
             self.step(
                 "Guest", Verdict.DROPPED, f"Machine {name} is {phase}: nobody there {does} anything.", f"vm/{name}"
             )

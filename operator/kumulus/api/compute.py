@@ -51,6 +51,7 @@ class PowerState(StrEnum):
     RUNNING = "Running"
     STOPPED = "Stopped"
     PAUSED = "Paused"
+    SUSPENDED = "Suspended"
 
 
 class RestartPolicy(StrEnum):
@@ -173,7 +174,11 @@ class VirtualMachineSpec(Model):
         description="The size, given directly. Exactly one of instanceType and resources. A machine that is on gets another"
         " size at its next start.",
     )
-    power_state: PowerState = Field(default=PowerState.RUNNING, description="What the machine is wanted to be.")
+    power_state: PowerState = Field(
+        default=PowerState.RUNNING,
+        description="What the machine is wanted to be. Paused halts its CPUs; Suspended keeps its memory on its host's disk, also"
+        " while that host is off, and it goes on from there.",
+    )
     restart_policy: RestartPolicy = Field(
         default=RestartPolicy.ALWAYS,
         description="What happens when the guest or QEMU ends by itself: start it again (with growing pauses), only after a failure, or never.",
@@ -235,6 +240,7 @@ class Phase(StrEnum):
     STARTING = "Starting"
     RUNNING = "Running"
     PAUSED = "Paused"
+    SUSPENDED = "Suspended"
     STOPPING = "Stopping"
     STOPPED = "Stopped"
     TERMINATING = "Terminating"

@@ -107,11 +107,12 @@ class WorkOrderSpec(Model):
 
 
 class WorkState(StrEnum):
-    """How far a work order is. The first six are an instance's, the others anybody's."""
+    """How far a work order is. The first seven are an instance's, the others anybody's."""
 
     STARTING = "Starting"
     RUNNING = "Running"
     PAUSED = "Paused"
+    SUSPENDED = "Suspended"
     STOPPING = "Stopping"
     STOPPED = "Stopped"
     BACK_OFF = "BackOff"

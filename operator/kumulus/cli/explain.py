@@ -279,6 +279,9 @@ def _wanted(facts: Facts) -> list[Finding]:
     if vm.spec.power_state is PowerState.STOPPED and vm.status.phase is Phase.STOPPED:
         what = "It is stopped because its spec says powerState: Stopped."
         return [Finding(Level.NOTE, what, f"{_ctl(facts, 'start')} starts it.")]
+    if vm.spec.power_state is PowerState.SUSPENDED and vm.status.phase is Phase.SUSPENDED:
+        what = "It is suspended because its spec says powerState: Suspended; its memory is kept on its host."
+        return [Finding(Level.NOTE, what, f"{_ctl(facts, 'resume')} lets it go on.")]
     if vm.spec.power_state is PowerState.PAUSED and vm.status.phase is Phase.PAUSED:
         what = "It is paused because its spec says powerState: Paused."
         return [Finding(Level.NOTE, what, f"{_ctl(facts, 'resume')} lets it go on.")]

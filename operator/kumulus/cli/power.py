@@ -1,4 +1,4 @@
-"""`kumulusctl vm start|stop|restart|pause|resume|resize`: each is one patch of the machine's spec, as the user.
+"""`kumulusctl vm start|stop|restart|pause|suspend|resume|resize`: each is one patch of the machine's spec, as the user.
 
 A forced stop has to say so in the spec, and must not make every later stop a forced one. So it notes in
 an annotation what the spec said before, and the next start or ordinary stop puts that back.
@@ -68,7 +68,7 @@ def _get(session: Session, name: str) -> VirtualMachine:
 
 
 def _start(session: Session, name: Name) -> None:
-    """Start a machine that is stopped or paused."""
+    """Start a machine that is stopped, paused or suspended."""
     vm = _get(session, name)
     already = vm.spec.power_state is PowerState.RUNNING
     _apply(session, name, power_patch(vm, PowerState.RUNNING), "is to run already" if already else "will start")
@@ -109,11 +109,19 @@ def _pause(session: Session, name: Name) -> None:
     _apply(session, name, power_patch(vm, PowerState.PAUSED), "will pause")
 
 
-def _resume(session: Session, name: Name) -> None:
-    """Let a paused machine go on."""
+def _suspend(session: Session, name: Name) -> None:
+    """Keep a running machine's memory on its host's disk and take its power away; `vm resume` lets it go on."""
     vm = _get(session, name)
     if vm.spec.power_state is PowerState.STOPPED:
-        raise Problem(f"{name} is stopped, not paused; `kumulusctl vm start {name}` starts it.")
+        raise Problem(f"{name} is stopped, so there is nothing to suspend; `kumulusctl vm start {name}` starts it.")
+    _apply(session, name, power_patch(vm, PowerState.SUSPENDED), "will be suspended")
+
+
+def _resume(session: Session, name: Name) -> None:
+    """Let a machine go on that is paused or suspended."""
+    vm = _get(session, name)
+    if vm.spec.power_state is PowerState.STOPPED:
+        raise Problem(f"{name} is stopped, not paused or suspended; `kumulusctl vm start {name}` starts it.")
     _apply(session, name, power_patch(vm, PowerState.RUNNING), "will go on")
 
 
@@ -139,5 +147,6 @@ def register(app: typer.Typer) -> None:
     command(app, "stop")(_stop)
     command(app, "restart")(_restart)
     command(app, "pause")(_pause)
+    command(app, "suspend")(_suspend)
     command(app, "resume")(_resume)
     command(app, "resize")(_resize)

@@ -30,6 +30,7 @@ class Goal(StrEnum):
     READY = "Ready"
     STOPPED = "Stopped"
     PAUSED = "Paused"
+    SUSPENDED = "Suspended"
     DELETED = "Deleted"
 
 

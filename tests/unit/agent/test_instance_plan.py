@@ -27,6 +27,7 @@ from kumulus_agents.agent.instance_scope import (
     Attach,
     ChangeDisc,
     Detach,
+    DropMemory,
     Filter,
     ForceOff,
     Limit,
@@ -43,8 +44,10 @@ from kumulus_agents.agent.instance_scope import (
     Situation,
     Start,
     Step,
+    Suspend,
     Tray,
     Unplug,
+    Wake,
     situation,
 )
 from kumulus_agents.hypervisor.protocol import (
@@ -84,6 +87,11 @@ def on(**changes: Any) -> Domain:
 
 def paused(**changes: Any) -> Domain:
     return Domain(marks(**changes), DomainState.PAUSED, started_at=WALL - 100)
+
+
+def kept(**changes: Any) -> Domain:
+    """Its memory is on disk."""
+    return replace(off(ExitReason.UNKNOWN, **({"wanted": PowerState.SUSPENDED} | changes)), saved=True)
 
 
 def held(**changes: Any) -> Domain:
@@ -138,6 +146,7 @@ def steps(*args: Any, **changes: Any) -> tuple[Step, ...]:
 
 
 STOPPED, RUNNING, PAUSED = PowerState.STOPPED, PowerState.RUNNING, PowerState.PAUSED
+SUSPENDED = PowerState.SUSPENDED
 
 
 def test_the_table_is_whole() -> None:
@@ -156,6 +165,11 @@ def test_the_table_is_whole() -> None:
         (on(wanted=STOPPED), reported(), Situation.STOPPING),
         (on(restart_request="old"), reported(), Situation.STOPPING),
         (paused(), reported(), Situation.PAUSED),
+        (kept(), reported(WorkState.SUSPENDED), Situation.SUSPENDED),
+        (kept(wanted=PowerState.RUNNING), reported(), Situation.SUSPENDED),
+        (kept(restart_request="old"), reported(), Situation.SUSPENDED),
+        (kept(epoch=2), reported(), Situation.OFF),
+        (off(wanted=PowerState.SUSPENDED), reported(), Situation.ENDED),
         (off(wanted=STOPPED), reported(), Situation.OFF),
         (off(epoch=2), reported(epoch=2), Situation.OFF),
         (off(restart_request="old"), reported(), Situation.OFF),
@@ -196,6 +210,18 @@ def test_situations(domain: Domain | None, status: WorkOrderStatus, row: Situati
         (paused(), RUNNING, (Resume(),)),
         (paused(), PAUSED, (Mark(marks(wanted=PAUSED)),)),
         (paused(wanted=PAUSED), PAUSED, ()),
+        (on(), SUSPENDED, (Mark(marks(wanted=SUSPENDED)), Suspend())),
+        (on(wanted=SUSPENDED), SUSPENDED, (Suspend(),)),
+        (on(wanted=SUSPENDED), RUNNING, (Mark(marks()),)),
+        (paused(wanted=PAUSED), SUSPENDED, (Mark(marks(wanted=SUSPENDED)), Suspend())),
+        (kept(), SUSPENDED, ()),
+        (kept(), RUNNING, (Wake(marks()),)),
+        (kept(), PAUSED, (Wake(marks(wanted=PAUSED)),)),
+        (kept(), STOPPED, (Wake(marks(wanted=STOPPED)),)),
+        (kept(wanted=RUNNING), RUNNING, (Wake(marks()),)),
+        (off(wanted=SUSPENDED), SUSPENDED, (Mark(marks(wanted=STOPPED)),)),
+        (off(wanted=STOPPED), SUSPENDED, ()),
+        (None, SUSPENDED, ()),
         (paused(wanted=PAUSED), STOPPED, (Mark(marks(wanted=STOPPED)),)),
         (paused(wanted=STOPPED), STOPPED, (ForceOff(),)),
         (held(wanted=STOPPED), STOPPED, (PressButton(),)),
@@ -377,6 +403,17 @@ class World:
             case Resume():
                 assert domain is not None
                 self.domain = replace(domain, state=DomainState.RUNNING)
+            case Suspend():
+                assert domain is not None
+                off = replace(domain, state=DomainState.STOPPED, exit_reason=ExitReason.UNKNOWN)
+                self.domain = replace(off, saved=True)
+            case Wake(new):
+                assert domain is not None and domain.saved, "woken without a memory"
+                assert domain.marks.epoch == new.epoch, "a memory of another placement was woken"
+                self.domain = Domain(new, DomainState.RUNNING, started_at=wall)
+            case DropMemory():
+                assert domain is not None
+                self.domain = replace(domain, saved=False)
             case PressButton():
                 if self.obeys:
                     self._off(ExitReason.SHUTDOWN)
@@ -392,11 +429,12 @@ class World:
 
 REQUESTS = st.sampled_from([None, "r1", "r2"])
 DOMAINS = st.none() | st.builds(
-    lambda state, why, epoch, wanted, request, restarts: Domain(
+    lambda state, why, epoch, wanted, request, restarts, saved: Domain(
         Marks(UID, epoch, "tenant", "vm", wanted, request, restarts),
         state,
         exit_reason=why if state is DomainState.STOPPED else None,
         started_at=None if state is DomainState.STOPPED else WALL - 30,
+        saved=saved and state is DomainState.STOPPED,
     ),
     st.sampled_from(DomainState),
     st.sampled_from(ExitReason),
@@ -404,6 +442,7 @@ DOMAINS = st.none() | st.builds(
     st.sampled_from(PowerState),
     REQUESTS,
     st.integers(0, 20),
+    st.booleans(),
 )
 ORDERS = st.builds(
     lambda epoch, power, policy, request, mode, grace: order(
@@ -490,6 +529,10 @@ def test_it_converges_whatever_was_and_wherever_the_agent_dies(
 def _check_settled(world: World, wanted: InstanceOrder, status: WorkOrderStatus) -> None:
     domain = world.domain
     ended = status.state is WorkState.STOPPED and wanted.power is not STOPPED
+    if wanted.power is SUSPENDED:
+        assert domain is None or domain.state is DomainState.STOPPED
+        assert domain is None or domain.marks.wanted is (SUSPENDED if domain.saved else STOPPED)
+        return
     if ended:
         assert wanted.restart_policy is not RestartPolicy.ALWAYS
         assert status.reason is not None

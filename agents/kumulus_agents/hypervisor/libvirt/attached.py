@@ -118,6 +118,22 @@ def with_disc(domain_xml: str, drive: str, disc: DiskSource | None) -> str | Non
     return None
 
 
+def with_volumes_of(domain_xml: str, other_xml: str) -> str:
+    """The domain, with those of its disks that are volumes where the other definition has them now: their file, or what it
+    stands on, may have changed while the domain was off."""
+    root, other = _root(domain_xml), _root(other_xml)
+    now = {_volume(element): element for element in other.iterfind("devices/disk")}
+    for element in root.iterfind("devices/disk"):
+        volume = _volume(element)
+        found = now.get(volume) if volume is not None else None
+        if found is None:
+            continue
+        for child in [*element.findall("source"), *element.findall("backingStore"), *element.findall("mirror")]:
+            element.remove(child)
+        element.extend([*found.findall("source"), *found.findall("backingStore")])
+    return ElementTree.tostring(root, encoding="unicode")
+
+
 def target_of(domain_xml: str, volume: str) -> str | None:
     """Device name of the disk that is this volume, or None when the domain has not got it."""
     element = _find(domain_xml, volume)

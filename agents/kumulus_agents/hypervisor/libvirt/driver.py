@@ -31,6 +31,7 @@ from kumulus_agents.hypervisor.libvirt import (
     inventory,
     listing,
     marks,
+    memory,
     merging,
     secrets,
     snapshots,
@@ -156,11 +157,7 @@ class LibvirtHypervisor:
         return await self._ask(functools.partial(listing.foreign, known=dict(self._records)))
 
     async def start(self, spec: DomainSpec) -> Domain:
-        platform = domain_xml.Platform(
-            acceleration=(await self.inventory()).acceleration or domain_xml.TCG,
-            emulated_cpu=self._settings.emulated_cpu,
-        )
-        return self._domain(*await self._do(spec.marks.uid, functools.partial(_start, spec, platform)))
+        return self._domain(*await self._do(spec.marks.uid, functools.partial(_start, spec, await self._platform())))
 
     async def mark(self, uid: str, marks: Marks) -> None:
         await self._tell(uid, functools.partial(verbs.write_marks, marks))
@@ -277,10 +274,27 @@ class LibvirtHypervisor:
     async def resume(self, uid: str) -> None:
         await self._tell(uid, verbs.resume)
 
+    async def suspend(self, uid: str) -> None:
+        work = functools.partial(verbs.if_ours, uid, memory.keep)
+        await self._do_with_disks(uid, work, self._settings.suspend_timeout)
+
+    async def wake(self, spec: DomainSpec) -> None:
+        work = functools.partial(memory.wake, spec, await self._platform())
+        await self._do_with_disks(spec.marks.uid, work, self._settings.suspend_timeout)
+
+    async def drop_memory(self, uid: str) -> None:
+        await self._tell_of_device(uid, memory.drop)
+
     async def remove(self, uid: str) -> None:
         await self._tell(uid, verbs.remove)
         if self._settings.log_dir is not None:
             await asyncio.to_thread(_remove_logs, self._settings.log_dir, uid)
+
+    async def _platform(self) -> domain_xml.Platform:
+        return domain_xml.Platform(
+            acceleration=(await self.inventory()).acceleration or domain_xml.TCG,
+            emulated_cpu=self._settings.emulated_cpu,
+        )
 
     # In threads.
 
@@ -321,6 +335,7 @@ class LibvirtHypervisor:
             nics=record.nics,
             cpus=record.size.cpus,
             memory=record.size.memory,
+            saved=state.is_saved(*told),
         )
 
     async def _thaw(self, uid: str) -> bool:

@@ -37,6 +37,11 @@ class DomainHandle(Protocol):
     def agentSetResponseTimeout(self, timeout: int, flags: int) -> int: ...  # noqa: N802
     def fsFreeze(self, mountpoints: None = None, flags: int = 0) -> int: ...  # noqa: N802
     def fsThaw(self, mountpoints: None = None, flags: int = 0) -> int: ...  # noqa: N802
+    def managedSave(self, flags: int) -> int: ...  # noqa: N802
+    def managedSaveRemove(self, flags: int) -> int: ...  # noqa: N802
+    def managedSaveGetXMLDesc(self, flags: int) -> str: ...  # noqa: N802
+    def managedSaveDefineXML(self, xml: str, flags: int) -> int: ...  # noqa: N802
+    def hasManagedSaveImage(self, flags: int) -> int: ...  # noqa: N802
     def setMetadata(  # noqa: N802
         self, type: int, metadata: str | None, key: str, uri: str, flags: int
     ) -> int: ...
@@ -74,6 +79,7 @@ class ConnectionHandle(Protocol):
     ) -> int: ...
     def domainEventDeregisterAny(self, callback: int) -> int: ...  # noqa: N802
     def lookupByUUIDString(self, uuid: str) -> DomainHandle: ...  # noqa: N802
+    def listAllDomains(self, flags: int) -> Sequence[DomainHandle]: ...  # noqa: N802
     def defineXML(self, xml: str) -> DomainHandle: ...  # noqa: N802
     def secretDefineXML(self, xml: str, flags: int) -> SecretHandle: ...  # noqa: N802
     def secretLookupByUUIDString(self, uuid: str) -> SecretHandle: ...  # noqa: N802

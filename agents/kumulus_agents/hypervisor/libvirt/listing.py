@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import libvirt
 
@@ -11,7 +11,7 @@ from kumulus_agents.hypervisor.libvirt import marks, state
 from kumulus_agents.hypervisor.libvirt.errors import is_code
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
 from kumulus_agents.hypervisor.libvirt.marks import Record
-from kumulus_agents.hypervisor.protocol import ForeignDomain
+from kumulus_agents.hypervisor.protocol import DomainState, ForeignDomain
 
 NOWAIT = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
 """A domain that is busy with something else does not hold up the list."""
@@ -32,7 +32,7 @@ class Entry:
 
 
 def everything(connection: ConnectionHandle, *, known: Mapping[str, Record | None]) -> Sequence[Entry]:
-    """Every domain. One call, and one more for each domain whose record is not `known`. Blocks."""
+    """Every domain. One call, another when one is off, and one for each whose record is not `known`. Blocks."""
     found: list[Entry] = []
     for handle, stats in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, NOWAIT):
         uuid = handle.UUIDString()
@@ -43,7 +43,18 @@ def everything(connection: ConnectionHandle, *, known: Mapping[str, Record | Non
                 continue
             raise
         found.append(Entry(handle, uuid, (stats["state.state"], stats["state.reason"]), record))
-    return found
+    return _with_saved(connection, found)
+
+
+def _with_saved(connection: ConnectionHandle, found: list[Entry]) -> list[Entry]:
+    """The same, with the reason `state.SAVED` where a memory is kept. One more call, when one of ours is off."""
+    off = {entry.uuid for entry in found if entry.record and state.state_of(*entry.state) is DomainState.STOPPED}
+    if not off:
+        return found
+    kept = {handle.UUIDString() for handle in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)}
+    return [
+        replace(entry, state=(entry.state[0], state.SAVED)) if entry.uuid in kept & off else entry for entry in found
+    ]
 
 
 def foreign(connection: ConnectionHandle, *, known: Mapping[str, Record | None]) -> Sequence[ForeignDomain]:

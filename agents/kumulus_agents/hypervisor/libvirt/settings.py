@@ -39,4 +39,7 @@ class LibvirtSettings(BaseModel):
         description="Where libvirt keeps a log a domain; the log goes when the domain is removed. None: left alone.",
     )
     read_timeout: float = Field(default=10, gt=0, le=600, description="Seconds until a question is given up.")
+    suspend_timeout: float = Field(
+        default=1800, gt=0, le=86400, description="Seconds until writing or reading a guest's memory is given up."
+    )
     verb_timeout: float = Field(default=60, gt=0, le=600, description="Seconds until a verb is given up.")

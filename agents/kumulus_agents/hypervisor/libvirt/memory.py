@@ -1,0 +1,55 @@
+"""The memory of a guest on its host's disk, as libvirt keeps it ("managed save"), by calls that block."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import libvirt
+
+from kumulus.api.compute import PowerState
+from kumulus_agents.hypervisor.libvirt import attached, domain_xml, marks, secrets, verbs
+from kumulus_agents.hypervisor.libvirt.errors import UNAVAILABLE, translate
+from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
+from kumulus_agents.hypervisor.protocol import DomainSpec, HypervisorError
+
+
+def keep(handle: DomainHandle) -> None:
+    """Write the memory down and end QEMU. What fails in between leaves the guest on."""
+    with verbs.tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
+        handle.managedSave(0)
+
+
+def drop(handle: DomainHandle) -> None:
+    """Remove what is kept."""
+    if handle.hasManagedSaveImage(0):
+        handle.managedSaveRemove(0)
+
+
+def wake(spec: DomainSpec, platform: domain_xml.Platform, connection: ConnectionHandle) -> None:
+    """Start from what is kept, with volumes where they are now. Then the marks, which who dies in between writes next time."""
+    handle = verbs.lookup(connection, spec.marks.uid)
+    if handle is None or marks.read(handle.XMLDesc(0)) is None:
+        return
+    if handle.isActive() or not handle.hasManagedSaveImage(0):
+        return
+    buffered = frozenset(disk.path for disk in spec.disks if not verbs.direct(disk.source))
+    halted = spec.marks.wanted is PowerState.PAUSED
+    try:
+        kept = handle.managedSaveGetXMLDesc(libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
+        now = attached.with_volumes_of(kept, domain_xml.render(spec, replace(platform, buffered=buffered)))
+        how = libvirt.VIR_DOMAIN_SAVE_PAUSED if halted else libvirt.VIR_DOMAIN_SAVE_RUNNING
+        handle.managedSaveDefineXML(now, how)
+        with secrets.lent(connection, (*spec.disks, *spec.drives)):
+            handle.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if halted else 0)
+    except libvirt.libvirtError as error:
+        if handle.isActive():
+            return
+        told = translate(error)
+        if told.reason == UNAVAILABLE:
+            raise
+        raise HypervisorError(
+            "It cannot go on from the memory that was kept when it was suspended, which is still there. To boot it without:"
+            f" `kumulusctl vm stop {spec.marks.name} --force`, then start it. {told}",
+            reason="WakeFailed",
+        ) from error
+    verbs.write_marks(spec.marks, handle)
