@@ -14,8 +14,8 @@ def test_a_page_says_what_a_user_has_to_know() -> None:
         "* Resource: `virtualmachines.compute.kumulus.io`; short: `vm`, `vms`",
         "* Set exactly one of instanceType and resources.",
         "| `resources.cpus` **(required)** | integer |  | Virtual CPUs. From 1 to 1024. |",
-        "| `powerState` | string | `Running` | What the machine is wanted to be."
-        " One of `Running`, `Stopped`, `Paused`. |",
+        "| `restartPolicy` | string | `Always` | What happens when the guest or QEMU ends by itself: start it again (with growing"
+        " pauses), only after a failure, or never. One of `Always`, `OnFailure`, `Never`. |",
         "| `deletionProtection` | boolean | `false` | Refuse to delete the machine while true. |",
     ):
         assert line in text.splitlines()
