@@ -11,8 +11,10 @@ from kumulus.api.base import PLATFORM_NAMESPACE
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder, WorkState, WorkType
 from kumulus.api.image import CachePolicy, ImagePhase
+from kumulus.api.image_order import OciFetch
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.storage import StoragePool
+from kumulus.kube.client import Raw
 from kumulus.kube.errors import NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key, Store
@@ -22,7 +24,7 @@ from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.orders import FOR_NAME, FOR_UID, NAMESPACE, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Demand, Refusal, Request
-from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.status import amend, drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage import logins
 from kumulus_controllers.storage.copies import AnyImage, Copies
 from kumulus_controllers.storage.eviction import in_use
@@ -205,17 +207,17 @@ class ImageReconciler:
 
     async def _tell_of_login(self, order: WorkOrder) -> None:
         """The host has looked for the login, or was refused with another: it shall not wait longer."""
-        disk = order.spec.disk
-        oci = disk.import_image.oci if disk is not None and disk.import_image is not None else None
-        if oci is not None:
-            change = {"spec": {"disk": {"importImage": {"oci": {"login": oci.login + 1}}}}}
-            client = self._services.client
-            self._orders.apply(await client.patch(WorkOrder.KIND, order.name, change, order.namespace))
+
+        def told(current: WorkOrder) -> Raw:
+            oci = _registry(current)
+            return {"spec": {"disk": {"importImage": {"oci": {"login": oci.login + 1 if oci is not None else 1}}}}}
+
+        if _registry(order) is not None:
+            await amend(self._services.client, self._orders, order, told)
 
     async def _pin(self, image: AnyImage, order: WorkOrder) -> None:
         """What the tag meant at the first import is what every host is to have."""
-        disk, pinned = order.spec.disk, image.status.digest
-        wanted = disk.import_image.oci if disk is not None and disk.import_image is not None else None
+        wanted, pinned = _registry(order), image.status.digest
         if wanted is None or pinned is None or wanted.digest == pinned:
             return
         has = order.status.disk.digest if order.status.disk is not None else None
@@ -350,6 +352,12 @@ def _stranded(order: WorkOrder) -> bool:
         and wanted.copy_ is None
         and order.status.state is not WorkState.READY
     )
+
+
+def _registry(order: WorkOrder) -> OciFetch | None:
+    """Where its bytes are in a registry, if they are in one."""
+    disk = order.spec.disk
+    return disk.import_image.oci if disk is not None and disk.import_image is not None else None
 
 
 def _unauthorized(order: WorkOrder) -> bool:

@@ -15,7 +15,7 @@ from kumulus.api.host import WorkOrder
 from kumulus.api.image import OciSource
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
-from kumulus.kube.errors import AlreadyExists
+from kumulus_controllers import order_secret
 
 _TYPE, _KEY = "kubernetes.io/dockerconfigjson", ".dockerconfigjson"
 _DOCKER = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
@@ -128,25 +128,14 @@ async def hand_over(client: KubeClient, order: WorkOrder, login: Login) -> bool:
     name = _secret_of(order)
     if name is None:
         return False
-    owner = {"apiVersion": order.KIND.api_version, "kind": "WorkOrder", "name": order.name, "uid": order.uid}
-    data = {"username": login.username, "password": login.password}
-    body = {"metadata": {"name": name, "ownerReferences": [owner]}, "immutable": True, "stringData": data}
-    try:
-        await client.create(SECRET, body, order.namespace)
-    except AlreadyExists:
-        found = await client.find(SECRET, name, order.namespace)
-        if found is not None:
-            owners = {item["uid"] for item in found["metadata"].get("ownerReferences", ())}
-            wanted = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
-            if order.uid in owners and found.get("data") == wanted:
-                return False
-            await client.delete(SECRET, name, order.namespace, uid=found["metadata"]["uid"])
-        await client.create(SECRET, body, order.namespace)
-    return True
+    given = {"username": login.username, "password": login.password}
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in given.items()}
+    body = order_secret.belonging(name, order, {"data": data})
+    return await order_secret.give(client, body, order, same=lambda found: found.get("data") == data)
 
 
 async def take_back(client: KubeClient, order: WorkOrder) -> None:
-    """Remove the login from the host's namespace. Gone already: nothing."""
+    """Remove the login of that order from the host's namespace. Gone already: nothing."""
     name = _secret_of(order)
     if name is not None:
-        await client.delete(SECRET, name, order.namespace)
+        await order_secret.take_back(client, name, order)
