@@ -26,8 +26,8 @@ from kumulus_controllers.storage.volume_keeper import (
 )
 from kumulus_controllers.storage.volume_plan import (
     FIRST_USE,
-    Lack,
     MADE_FOR,
+    Lack,
     Place,
     Scope,
     Wanted,
