@@ -101,7 +101,7 @@ class Pools(Stage):
 
     async def bring(self, name: str) -> None:
         """A machine that brings a volume along, as its owner asks for it."""
-        own = {"name": "own", "volumeTemplate": {"size": "1Gi", "pool": self.pool(OLD)}}
+        own = {"name": "own", "volumeTemplate": {"size": "1Gi"}}
         spec = {"resources": {"cpus": 1, "memory": "64Mi"}, "disks": [own]}
         await self.client.create(VirtualMachine.KIND, {"metadata": {"name": name}, "spec": spec}, self.namespace)
 
@@ -172,6 +172,7 @@ async def stage(cluster: NativeCluster, namespace: str) -> AsyncIterator[Pools]:
 async def begin(stage: Pools, name: str, deed: str) -> None:
     """All is ready for the deed: only what its owner, or the operator, changes for it is done."""
     if deed in ("make", "end"):
+        await stage.patch(StoragePool.KIND, stage.pool(NEW), None, maintenance=True)
         await stage.bring(name)
         if deed == "end":
             await settle(start(stage.client, 1), stage, 4)
@@ -207,7 +208,7 @@ async def life(cluster: NativeCluster, stage: Pools, name: str, deed: str, lives
 @pytest.mark.parametrize(
     ("deed", "words", "without"),
     [
-        ("make", ("'phase': 'Running'", "'phase': 'InUse'", "'attachedTo': {'vm': 'NAME'"), ("'Reconciling'",)),
+        ("make", ("'phase': 'Running'", "'phase': 'InUse'", "'vm': 'NAME'"), ("'Reconciling'", "/new'")),
         ("end", (), ("NAME",)),
         ("move", ("'pool': 'new-", "'phase': 'InUse'"), ("movingTo", "'move'", "'origin'", "/old'", "Moving")),
         pytest.param(
