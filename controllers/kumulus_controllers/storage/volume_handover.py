@@ -68,7 +68,7 @@ class Handover:
                 await self._orders.delete(await self._orders.retain(order, True))
             elif forced and not answers and await self._snapshots.abandoned(volume.uid, name):
                 log.warning("a volume is taken from a host that does not answer", volume=volume.name, host=name)
-                await self._forced(volume)
+                await self._forced(volume)  # first: left there by a crash it would take the volume from the next host
                 await drop_finalizer(client, self._volumes.orders, order)
             return Wait(HANDING_OVER, 10.0)
         for name in self._snapshots.elsewhere(volume.uid, place.host):
@@ -78,6 +78,8 @@ class Handover:
                 return Requeue(0.1)
             return await self._report(scope, here, attached, snapshots_left(scope, name, place.host, heard=answers))
         # What it was made from is asked for only while no order knows it: with one that has just gone, look again.
+        if forced:
+            await self._forced(volume)
         seen = [order for order in (scope.order, *scope.strays) if order is not None and host_of(order) != place.host]
         return Requeue(0.1) if seen else None
 
