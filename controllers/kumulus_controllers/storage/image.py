@@ -14,7 +14,6 @@ from kumulus.api.image import CachePolicy, ImagePhase
 from kumulus.api.image_order import OciFetch
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.storage import StoragePool
-from kumulus.kube.client import Raw
 from kumulus.kube.errors import NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key, Store
@@ -149,8 +148,7 @@ class ImageReconciler:
             return Requeue(wait)
         if problem is not None:
             return Wait(problem.reason, UNREADY_SECONDS)
-        oci = image.spec.source.oci
-        if oci is not None and oci.secret is not None and any(map(_unauthorized, self._orders_of(image))):
+        if image.spec.source.secret is not None and any(map(_unauthorized, self._orders_of(image))):
             return Wait("SourceUnauthorized", UNREADY_SECONDS)  # the Secret may be put right
         return Wait("Deleting", 30.0) if image.deleting else Wait("NoHostFits", 10.0) if refusal else Done()
 
@@ -178,47 +176,37 @@ class ImageReconciler:
 
         The login is with a host only while it imports, and is renewed when the registry refuses it.
         """
-        client, oci = self._services.client, image.spec.source.oci
+        client, source = self._services.client, image.spec.source
         needy = []
         for order in self._orders_of(image):
             ready = order.status.state is WorkState.READY
             if order.deleting:
                 continue
-            if oci is None:
-                await self._pin_content(image, order)
-                continue
             if ready and order.uid in self._handed_over:
                 await logins.take_back(client, order)
                 self._handed_over.discard(order.uid)
-            if not ready and oci.secret is not None and (order.uid not in self._handed_over or _unauthorized(order)):
+            unknown = order.uid not in self._handed_over or _unauthorized(order)
+            if source.secret is not None and unknown and not ready:
                 needy.append(order)
             await self._pin(image, order)
-        if not needy or oci is None or oci.secret is None:
+            await self._pin_content(image, order)
+        if not needy:
             return None
         try:
-            login = await logins.gather(client, oci, image.namespace or PLATFORM_NAMESPACE)
+            login = await logins.gather(client, source, image.namespace or PLATFORM_NAMESPACE)
             for order in needy:
                 if await logins.hand_over(client, order, login) and order.status.state is not None:
-                    await self._tell_of_login(order)
+                    # The host has looked for the login, or was refused with another: it shall not wait longer.
+                    await amend(client, self._orders, order, logins.again)
                 self._handed_over.add(order.uid)
         except LoginProblem as problem:
             return problem
         return None
 
-    async def _tell_of_login(self, order: WorkOrder) -> None:
-        """The host has looked for the login, or was refused with another: it shall not wait longer."""
-
-        def told(current: WorkOrder) -> Raw:
-            oci = _registry(current)
-            return {"spec": {"disk": {"importImage": {"oci": {"login": oci.login + 1 if oci is not None else 1}}}}}
-
-        if _registry(order) is not None:
-            await amend(self._services.client, self._orders, order, told)
-
     async def _pin(self, image: AnyImage, order: WorkOrder) -> None:
         """What the tag meant at the first import is what every host is to have."""
-        wanted, pinned = _registry(order), image.status.digest
-        if wanted is None or pinned is None or wanted.digest == pinned:
+        wanted, pinned = logins.asked(order), image.status.digest
+        if not isinstance(wanted, OciFetch) or pinned is None or wanted.digest == pinned:
             return
         has = order.status.disk.digest if order.status.disk is not None else None
         if order.status.state is WorkState.READY:
@@ -352,12 +340,6 @@ def _stranded(order: WorkOrder) -> bool:
         and wanted.copy_ is None
         and order.status.state is not WorkState.READY
     )
-
-
-def _registry(order: WorkOrder) -> OciFetch | None:
-    """Where its bytes are in a registry, if they are in one."""
-    disk = order.spec.disk
-    return disk.import_image.oci if disk is not None and disk.import_image is not None else None
 
 
 def _unauthorized(order: WorkOrder) -> bool:
