@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from kumulus.api.base import FINALIZER, Resource, Status
-from kumulus.kube.client import KubeClient
-from kumulus.kube.errors import NotFound
+from kumulus.kube.client import KubeClient, Raw
+from kumulus.kube.errors import Conflict, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key, Store
+
+R = TypeVar("R", bound=Resource)
+
+AMENDED = 4
+"""How often a change is made anew of what somebody else has written."""
 
 
 async def write_status(client: KubeClient, store: Store[Any], item: Resource, before: Status, after: Status) -> bool:
@@ -37,6 +42,28 @@ async def write_report(client: KubeClient, store: Store[Any], item: Any, after: 
         return
     with suppress(NotFound):
         await write_status(client, store, current, current.status, after)
+
+
+async def amend(client: KubeClient, store: Store[R], item: R, change: Callable[[R], Raw]) -> None:
+    """Write a change that goes with whatever else was written meanwhile: `change` makes it of the object as it is by now.
+    The object is gone, or another one has its name: nothing. Raises `errors.Conflict` when others do not stop writing."""
+    current: R | None = store.get(item.name, item.namespace) or item
+    for last in (False,) * AMENDED + (True,):
+        if current is None or current.uid != item.uid:
+            return
+        metadata, body = {"resourceVersion": current.metadata.resource_version}, change(current)
+        try:
+            body = {**body, "metadata": {**body.get("metadata", {}), **metadata}}
+            store.apply(await client.patch(item.KIND, item.name, body, item.namespace))
+        except NotFound:
+            return
+        except Conflict:
+            if last:
+                raise
+            live = await client.find(item.KIND, item.name, item.namespace)
+            current = store.model.parse(live) if live is not None else None
+        else:
+            return
 
 
 async def ensure_finalizer(client: KubeClient, store: Store[Any], item: Resource) -> bool:

@@ -484,6 +484,8 @@ BAD = [
         Bad(VirtualMachine, "spec.disks.0.ephemeral.imageNamespace", name, "spec.disks[0].ephemeral.imageNamespace")
         for name in ("", "../x", "A")
     ),
+    Bad(Image, "spec.source.http", {"url": "http://images.example.org/i", "secret": "web"}, "sent over TLS only"),
+    *(Bad(Image, "spec.source.http.secret", name) for name in ("", "../x", "A")),
     Bad(Image, "spec.source.oci", OCI["source"]["oci"], "exactly one of http, oci, upload, volume and snapshot"),
     Bad(
         WorkOrder,

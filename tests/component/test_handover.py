@@ -395,10 +395,47 @@ async def test_snapshots_go_with_a_volume_that_is_taken_from_a_silent_host(
     await settle(brain, stage, "vol", PASSES)
     a, b = stage.hosts
     assert await stage.ready("vol") == {"vol-all-root": a, "vol-all-data": b, "vol-one": b}
+    volume = await stage.client.get(Volume.KIND, "vol-data", stage.namespace)
+    assert not volume["metadata"].get("annotations"), "it was meant for one host"
     stage.silent.clear()
     await settle(brain, stage, "vol", PASSES)
     assert await stage.ready("vol") == {"vol-all-root": a, "vol-all-data": b, "vol-one": b}
     assert sorted(map(len, stage.data.values())) == [1, 2]
+
+
+@pytest.mark.wide
+async def test_what_was_said_of_a_silent_host_is_never_left_for_the_next_one(
+    cluster: NativeCluster, stage: Stage
+) -> None:
+    """Whatever write the process died after: the volume is taken once, or its owner is asked once more."""
+    stage.silent.add(stage.hosts[0])
+
+    async def taken(name: str, lives: int | None) -> int:
+        stage.silent.clear()
+        await stage.begin(name)
+        stage.silent.add(stage.hosts[0])
+        unready = {"status": {"conditions": [{**READY[0], "status": "False"}]}}
+        await stage.client.patch(Host.KIND, stage.hosts[0], unready, None, subresource="status")
+        await move(stage, name, "data")
+        await settle(Brain(stage.client, 1), stage, name, PASSES)
+        change = {"metadata": {"annotations": {FORCE_DETACH: "true"}}}
+        await stage.client.patch(Volume.KIND, f"{name}-data", change, stage.namespace)
+        async with mortal(cluster, lives) as client:
+            with suppress(Crash):
+                await settle(Brain(client, 2), stage, name, PASSES)
+        await settle(Brain(stage.client, 3), stage, name, PASSES)
+        volume = await stage.client.get(Volume.KIND, f"{name}-data", stage.namespace)
+        assert not volume["metadata"].get("annotations"), f"after write {lives}"
+        if volume["status"]["host"] == stage.hosts[0]:
+            assert FORCE_DETACH in condition(volume)["message"], f"after write {lives}"
+            await stage.client.patch(Volume.KIND, f"{name}-data", change, stage.namespace)
+            await settle(Brain(stage.client, 3), stage, name, PASSES)
+            volume = await stage.client.get(Volume.KIND, f"{name}-data", stage.namespace)
+        assert volume["status"]["host"] == stage.hosts[1], f"after write {lives}"
+        return client.writes
+
+    for lives in range(1, await taken("calm", None) + 1):
+        await taken(f"crash-{lives}-x", lives)
 
 
 async def test_a_volume_that_comes_back_finds_its_snapshots_in_one_order_again(

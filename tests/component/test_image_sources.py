@@ -7,6 +7,8 @@ import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from kumulus.api.host import WorkOrder
 from kumulus.api.image import Image
 from kumulus.api.storage import Volume
 from kumulus.kube.builtin import NAMESPACE, SECRET
+from kumulus_agents.storage.protocol import Login
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
 from tests.component.cloud import Cloud, Raw, cloud, phase, until
@@ -26,6 +29,7 @@ from tests.component.test_volume import HOSTS, Tenant
 from tests.conftest import new_lab
 from tests.unit.storage.material import disk, needs_root
 from tests.unit.storage.registry import layer
+from tests.unit.storage.server import Answer, certificate, serving
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), needs_root, needs_registry]
 
@@ -81,6 +85,14 @@ async def image(tenant: Tenant, hub: Registry, name: str, repository: str, form:
     await tenant._make(Image.KIND, name, {"source": {"oci": oci}, "format": form})
 
 
+async def logins_gone(tenant: Tenant) -> bool:
+    """Whether no host has a login to where images are."""
+    kept = [
+        item["metadata"]["name"] for role in HOSTS for item in await tenant.cloud.listed(SECRET, host_namespace(role))
+    ]
+    return not any(name.startswith("pull-") for name in kept)
+
+
 async def ready(tenant: Tenant, name: str) -> Raw:
     return await tenant.wait(Image.KIND, name, phase("Ready"), "imported")
 
@@ -112,15 +124,7 @@ async def test_a_tag_is_looked_up_once_and_the_login_is_with_a_host_only_while_i
         assert found.get("digest", pushed) == pushed, "another host may have given it"
         assert found["sha256"] == hashlib.sha256(DISK).hexdigest()
 
-    async def taken_back() -> bool:
-        kept = [
-            item["metadata"]["name"]
-            for role in HOSTS
-            for item in await tenant.cloud.listed(SECRET, host_namespace(role))
-        ]
-        return not any(name.startswith("pull-") for name in kept)
-
-    await until(taken_back, "the login is with no host any more")
+    await until(partial(logins_gone, tenant), "the login is with no host any more")
     for kind in (Image.KIND, WorkOrder.KIND, VirtualMachine.KIND):
         assert PASSWORD not in json.dumps(await tenant.cloud.listed(kind))
     for host in tenant.cloud.hosts.values():
@@ -167,6 +171,29 @@ async def test_a_wrong_login_is_said_and_an_anonymous_user_refused(tenant: Tenan
     await tenant.client.delete(SECRET, "hub", tenant.namespace)
     await login(tenant, hub)
     await ready(tenant, "mine")
+
+
+async def test_a_web_server_that_asks_who_one_is(tenant: Tenant, tmp_path: Path) -> None:
+    bundle, context = certificate(tmp_path, "127.0.0.1")
+    right = Login(USER, PASSWORD)
+    async with serving(tls=context) as server:
+        url = server.on("/disk.raw", Answer(DISK, etag='"1"', login=right.basic))
+        http, checksum = {"url": url, "caBundle": bundle, "secret": "web"}, {"sha256": hashlib.sha256(DISK).hexdigest()}
+
+        async def secret(form: str) -> None:
+            body = {"metadata": {"name": "web"}, "type": form, "stringData": {"username": USER, "password": PASSWORD}}
+            await tenant.client.create(SECRET, body, tenant.namespace)
+
+        await secret("Opaque")
+        await tenant._make(Image.KIND, "mine", {"source": {"http": http}, "format": "raw", "checksum": checksum})
+        said = await tenant.says(Image.KIND, "mine", "SecretUnusable")
+        assert "source.http.secret" in said and "--type=kubernetes.io/basic-auth" in said
+        assert server.requests == []
+        await tenant.client.delete(SECRET, "web", tenant.namespace)
+        await secret("kubernetes.io/basic-auth")
+        await ready(tenant, "mine")
+        await until(partial(logins_gone, tenant), "the login is with no host any more")
+        assert PASSWORD not in json.dumps(await tenant.cloud.listed(WorkOrder.KIND))
 
 
 async def test_an_image_is_used_by_the_namespaces_that_it_names_and_nobody_else_learns_of_it(

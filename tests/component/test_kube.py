@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from kumulus.api.base import FINALIZER, Kind
+from kumulus.api.base import FINALIZER, FORCE_DETACH, Kind
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import WorkOrder
@@ -35,7 +35,7 @@ from kumulus_controllers.compute.order import seed_secret_name
 from kumulus_controllers.fleet_feed import FleetFeed
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Demand
-from kumulus_controllers.status import write_status
+from kumulus_controllers.status import amend, write_status
 from kumulus_controllers.storage.volume import VolumeReconciler
 from kumulus_lab.cluster import NativeCluster
 from tests.component.mortal import Crash, mortal
@@ -495,6 +495,61 @@ async def test_two_leaders_at_once_choose_one_host_for_each_machine(scenery: Sce
         found = await scenery.state(key.name)
         assert found["placed"] and found["epoch"] == 1 and len(found["instances"]) == 1
         assert found["finalizers"] == [FINALIZER]
+
+
+async def test_a_change_goes_with_what_others_wrote_and_never_to_a_namesake(scenery: Scenery) -> None:
+    client, annotations = scenery.client, {FORCE_DETACH: "true", "theirs": "1"}
+    store: Store[Volume] = Store(Volume)
+
+    async def made() -> Volume:
+        body = {"metadata": {"name": "v", "annotations": annotations}, "spec": {"size": "1Gi"}}
+        return Volume.parse(await client.create(Volume.KIND, body, scenery.namespace))
+
+    async def forced_no_more(item: Volume) -> None:
+        await amend(client, store, item, lambda current: {"metadata": {"annotations": {FORCE_DETACH: None}}})
+
+    volume = await made()
+    store.apply(volume.to_json())
+    await client.patch(Volume.KIND, "v", {"metadata": {"annotations": {"theirs": "2"}}}, scenery.namespace)
+    await forced_no_more(volume)  # the cache is behind
+    after = store.get("v", scenery.namespace)
+    assert after is not None and after.metadata.annotations == {"theirs": "2"}
+    await client.delete(Volume.KIND, "v", scenery.namespace, uid=volume.uid)
+    await forced_no_more(volume)
+    namesake = await made()
+    await forced_no_more(volume)  # the cache has not heard of it
+    store.apply(namesake.to_json())
+    await forced_no_more(volume)
+    now = await client.get(Volume.KIND, "v", scenery.namespace)
+    assert now["metadata"]["resourceVersion"] == namesake.metadata.resource_version
+
+    def again(current: Volume) -> Raw:
+        raise AssertionError("nothing is made of a namesake")
+
+    await amend(client, store, volume, again)
+
+
+async def test_a_change_is_given_up_when_others_do_not_stop_writing(scenery: Scenery) -> None:
+    """It would be made for ever; whoever asked for it starts anew."""
+    client, store, asked = scenery.client, Store(Volume), 0
+    volume = Volume.parse(
+        await client.create(Volume.KIND, {"metadata": {"name": "v"}, "spec": {"size": "1Gi"}}, scenery.namespace)
+    )
+
+    class Beside(KubeClient):
+        async def patch(self, *args: Any, **more: Any) -> Raw:
+            nonlocal asked
+            asked += 1
+            await client.patch(Volume.KIND, "v", {"metadata": {"annotations": {"n": str(asked)}}}, scenery.namespace)
+            return await super().patch(*args, **more)
+
+    beside = await Beside.from_kubeconfig(scenery.cluster.kubeconfig, user_agent="test")
+    try:
+        with pytest.raises(errors.Conflict):
+            await amend(beside, store, volume, lambda current: {"metadata": {"annotations": {"mine": "1"}}})
+    finally:
+        await beside.close()
+    assert 2 < asked < 10
 
 
 async def test_a_status_never_reaches_a_successor_of_the_same_name(scenery: Scenery) -> None:

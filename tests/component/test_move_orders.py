@@ -1,10 +1,13 @@
-"""Moves of volumes against a real API server: crashes of the controllers after every write.
+"""Volumes from their making to their end, and their moves, against a real API server: crashes of the controllers after
+every write, and how many writes there are.
 
-What hosts do is written by the test: they move what they are asked to, and say where it is.
+What hosts do is written by the test: they make and move what they are asked to, and say where it is.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -96,6 +99,12 @@ class Pools(Stage):
             instance_order_name(attached["uid"]), order, vm, {"state": "Running", "observedGeneration": 1}
         )
 
+    async def bring(self, name: str) -> None:
+        """A machine that brings a volume along, as its owner asks for it."""
+        own = {"name": "own", "volumeTemplate": {"size": "1Gi"}}
+        spec = {"resources": {"cpus": 1, "memory": "64Mi"}, "disks": [own]}
+        await self.client.create(VirtualMachine.KIND, {"metadata": {"name": name}, "spec": spec}, self.namespace)
+
     async def agent(self) -> None:
         """What the host does. It is done at once, or at it while it is `busy`."""
         for order in await self.orders():
@@ -133,8 +142,10 @@ class Pools(Stage):
         found: list[str] = []
         for model in MADE:
             async for page, _ in self.client.list_pages(model.KIND, self.namespace):
-                found += [self._line(item) for item in page if item["metadata"]["name"] == name]
-        found += [self._line(order) for order in await self.orders() if order["spec"]["for"]["name"] == name]
+                found += [self._line(item) for item in page if item["metadata"]["name"] in (name, f"{name}-own")]
+        found += [
+            self._line(item) for item in await self.orders() if item["spec"]["for"]["name"] in (name, f"{name}-own")
+        ]
         return "\n".join(sorted(found)).replace(name, "NAME")
 
     def _line(self, item: Raw) -> str:
@@ -160,6 +171,13 @@ async def stage(cluster: NativeCluster, namespace: str) -> AsyncIterator[Pools]:
 
 async def begin(stage: Pools, name: str, deed: str) -> None:
     """All is ready for the deed: only what its owner, or the operator, changes for it is done."""
+    if deed in ("make", "end"):
+        await stage.patch(StoragePool.KIND, stage.pool(NEW), None, maintenance=True)
+        await stage.bring(name)
+        if deed == "end":
+            await settle(start(stage.client, 1), stage, 4)
+            await stage.client.delete(VirtualMachine.KIND, name, stage.namespace)
+        return
     await stage.machine(name)
     if deed == "empty":
         await stage.patch(StoragePool.KIND, stage.pool(OLD), None, maintenance=True)
@@ -190,6 +208,8 @@ async def life(cluster: NativeCluster, stage: Pools, name: str, deed: str, lives
 @pytest.mark.parametrize(
     ("deed", "words", "without"),
     [
+        ("make", ("'phase': 'Running'", "'phase': 'InUse'", "'vm': 'NAME'"), ("'Reconciling'", "/new'")),
+        ("end", (), ("NAME",)),
         ("move", ("'pool': 'new-", "'phase': 'InUse'"), ("movingTo", "'move'", "'origin'", "/old'", "Moving")),
         pytest.param(
             "empty",
@@ -206,10 +226,54 @@ async def test_a_crash_after_any_write_ends_as_if_there_had_been_none(
 ) -> None:
     wanted, writes = await life(cluster, stage, "calm", deed, None)
     assert writes >= 3 and all(word in wanted for word in words), wanted
+    assert bool(wanted) == bool(words)
     assert not any(word in wanted for word in without), wanted
     for lives in range(1, writes + 1):
         found, _ = await life(cluster, stage, f"crash-{lives}-x", deed, lives)
         assert found == wanted, f"after write {lives}"
+
+
+class Counting(KubeClient):
+    """Notes what is asked of single objects: the verb, and the resource with its subresource."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.asked: Counter[str] = Counter()
+
+    async def request(self, method: str, path: str, **more: Any) -> Raw:
+        found = re.search(r"/namespaces/[^/]+/(\w+)(?:/[^/]+(/\w+)?)?$", path)
+        if found is not None and "query" not in more:  # a list has a query
+            self.asked[f"{method} {found[1]}{found[2] or ''}"] += 1
+        return await super().request(method, path, **more)
+
+
+async def test_a_life_with_a_volume_takes_thirteen_writes_of_controllers_and_no_reads(
+    cluster: NativeCluster, stage: Pools
+) -> None:
+    """Its host adds four: what it reports of the two orders, and that each has ended."""
+    client = await Counting.from_kubeconfig(cluster.kubeconfig, user_agent="test-counting")
+    try:
+        brain = start(client, 1)
+        await stage.bring("vm")
+        await settle(brain, stage, 4)
+        found = await stage.state("vm")
+        assert "'phase': 'Running'" in found and "'phase': 'InUse'" in found
+        await stage.client.delete(VirtualMachine.KIND, "vm", stage.namespace)
+        await settle(brain, stage, 4)
+        assert await stage.state("vm") == ""
+    finally:
+        await client.close()
+    assert isinstance(client, Counting)
+    assert client.asked == {
+        "PATCH virtualmachines": 2,  # its finalizer, on and off
+        "PATCH virtualmachines/status": 2,  # where it is, and that it runs
+        "POST volumes": 1,
+        "PATCH volumes": 1,  # its finalizer is off
+        "PATCH volumes/status": 2,  # where it is and who may write to it, and that it is there
+        "DELETE volumes": 1,
+        "POST workorders": 2,
+        "DELETE workorders": 2,
+    }
 
 
 async def test_the_machine_is_told_of_the_other_pool_and_is_not_restarted(stage: Pools) -> None:

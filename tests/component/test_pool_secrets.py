@@ -1,4 +1,4 @@
-"""Copies of a pool's Secret in the namespaces of its hosts, as the API server has them."""
+"""Secrets that go with work orders, and copies of a pool's in the namespaces of its hosts, as the API server has them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kumulus.api.pools import OPERATORS_NAMESPACE
 from kumulus.api.storage import StoragePool
 from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus.kube.errors import AlreadyExists
+from kumulus_controllers import order_secret
 from kumulus_controllers.storage.pool_secrets import PoolSecrets
 from kumulus_controllers.storage.presence import pool_ref
 from kumulus_lab.cluster import NativeCluster
@@ -66,3 +67,35 @@ async def test_a_host_of_the_pool_gets_its_secret_and_the_next_one(cluster: Nati
             assert [owner["uid"] for owner in found["metadata"]["ownerReferences"]] == [order.uid]
         finally:
             await client.delete(NAMESPACE, home)
+
+
+async def test_a_secret_goes_with_its_order_and_is_not_taken_back_from_the_next_one(
+    cluster: NativeCluster, namespace: str
+) -> None:
+    async with connected(cluster) as client:
+
+        async def order(name: str) -> WorkOrder:
+            for_ = {"kind": "StoragePool", "name": "ceph", "uid": UID}
+            body = {"metadata": {"name": name}, "spec": {"type": "Pool", "for": for_, "pool": {"pool": ref}}}
+            return WorkOrder.parse(await client.create(WorkOrder.KIND, body, namespace))
+
+        async def given(to: WorkOrder, value: str) -> bool:
+            data = {"data": {"key": base64.b64encode(value.encode()).decode()}}
+            body = order_secret.belonging("given", to, data)
+            return await order_secret.give(client, body, to, same=lambda found: found["data"] == data["data"])
+
+        async def there() -> tuple[str, list[str]]:
+            found = await client.get(SECRET, "given", namespace)
+            owners = [owner["uid"] for owner in found["metadata"]["ownerReferences"]]
+            return base64.b64decode(found["data"]["key"]).decode(), owners
+
+        ref = pool_ref(pool("ceph")).to_json()
+        first, second = await order("first"), await order("second")
+        assert await given(first, "one") and not await given(first, "one")
+        assert await given(first, "two") and await there() == ("two", [first.uid])
+        assert await given(second, "two") and await there() == ("two", [second.uid])
+        await order_secret.take_back(client, "given", first)
+        assert await there() == ("two", [second.uid])
+        await order_secret.take_back(client, "given", second)
+        await order_secret.take_back(client, "given", second)
+        assert await client.find(SECRET, "given", namespace) is None

@@ -21,9 +21,7 @@ class Inside:
 
     def run(self, script: str, *, seconds: float = 60) -> str:
         """Run a shell script as root to its end; what it printed. Raises AssertionError when it fails."""
-        deadline.until(self.answers, "the guest's agent", seconds=60, every=0.2)
-        arguments = {"path": "/bin/sh", "arg": ["-c", script], "capture-output": True}
-        pid = self._ask("guest-exec", arguments)["pid"]
+        pid = self.begin(script)
 
         def ended() -> Any:
             status = self._ask("guest-exec-status", {"pid": pid})
@@ -33,6 +31,12 @@ class Inside:
         said, complaint = (base64.b64decode(status.get(key, "")).decode() for key in ("out-data", "err-data"))
         assert status["exitcode"] == 0, f"{script!r} in the guest: {said}{complaint}"
         return said
+
+    def begin(self, script: str) -> int:
+        """Have a shell script begin, as root; its process id. How it ends is not looked at: it may halt the agent."""
+        deadline.until(self.answers, "the guest's agent", seconds=60, every=0.2)
+        arguments = {"path": "/bin/sh", "arg": ["-c", script], "capture-output": True}
+        return int(self._ask("guest-exec", arguments)["pid"])
 
     def sees(self, script: str, wanted: str, *, seconds: float = 60) -> None:
         """Return once the script prints that."""

@@ -214,17 +214,19 @@ def test_an_agent_that_needs_too_long_does_not_leave_the_guest_at_rest(debian: D
 def test_an_agent_that_does_not_answer_is_not_waited_for(debian: Debian) -> None:
     """A machine may be snapshotted and given disks meanwhile; when rest is required, it is said what to do."""
     inside, world = debian.inside, debian.world
-    inside.run("systemd-run --quiet /usr/local/sbin/halt-agent")
-    debian.says("kumulus-test: the agent is halted")
-    assert debian.snapshot("halted", timeoutSeconds=2) == {"Online", "QuiesceFailed"}
-    world.apply(machine_snapshot("strict", NAME, {"mode": "Required", "timeoutSeconds": 2}))
-    message = world.condition("vmsnap", "strict", "QuiesceFailed")
-    assert "qemu-guest-agent" in message
-    world.delete("vmsnap", "strict")
-    debian.volume("wake", size="16Mi")
-    debian.has({"name": "wake", "volume": "wake"})
-    deadline.until(inside.answers, "the guest's agent", seconds=60, every=0.2)
-    debian.lose("wake")
+    inside.begin("systemd-run --quiet /usr/local/sbin/halt-agent")
+    try:
+        debian.says("kumulus-test: the agent is halted")
+        assert debian.snapshot("halted", timeoutSeconds=2) == {"Online", "QuiesceFailed"}
+        world.apply(machine_snapshot("strict", NAME, {"mode": "Required", "timeoutSeconds": 2}))
+        message = world.condition("vmsnap", "strict", "QuiesceFailed")
+        assert "qemu-guest-agent" in message
+        world.delete("vmsnap", "strict")
+    finally:  # the disk tells the guest to have its agent go on
+        debian.volume("wake", size="16Mi")
+        debian.has({"name": "wake", "volume": "wake"})
+        deadline.until(inside.answers, "the guest's agent", seconds=60, every=0.2)
+        debian.lose("wake")
     assert debian.snapshot("woken") == {"Online", "GuestAgent"}
 
 

@@ -17,7 +17,6 @@ import pytest
 
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import NfsParameters, NfsVersion, PoolDriver, PoolParameters
-from kumulus_agents.storage import apart
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.nfs import mount
 from kumulus_agents.storage.nfs.driver import make
@@ -181,12 +180,13 @@ async def test_a_server_that_stalls_is_said_and_heals_and_holds_up_nobody(
         began = time.monotonic()
         with pytest.raises(StorageError) as stalled:
             await driver.prepare()
-        assert time.monotonic() - began < 5 * PATIENCE
+        ended = time.monotonic()
+        assert ended - began < 5 * PATIENCE
         assert stalled.value.reason == "PoolNotAnswering" and "pool nfs does not answer" in str(stalled.value)
-        began = time.monotonic()
-        with pytest.raises(StorageError):
-            await driver.volume(volume)
-        assert time.monotonic() - began < apart.PATIENCE, "known by now, and not found out again"
+        known = driver.volume(volume)
+        with pytest.raises(StorageError) as stalled:
+            known.send(None)  # it ends without having waited for anything
+        assert stalled.value.reason == "PoolNotAnswering"
         assert writing.returncode is None, "a write waits, and does not fail"
     finally:
         nfs.go_on()
@@ -205,7 +205,9 @@ async def test_a_server_that_stalls_is_said_and_heals_and_holds_up_nobody(
     )
     assert "Pattern verification failed" not in read.stdout
     beating.cancel()
-    assert max(b - a for a, b in itertools.pairwise(beats)) < apart.PATIENCE, "the agent was held up"
+    # However slow the machine is: a loop that waited itself would not have beaten at all while the server was silent.
+    meanwhile = [began, *(beat for beat in beats if began < beat < ended), ended]
+    assert max(b - a for a, b in itertools.pairwise(meanwhile)) < (ended - began) / 2, "the agent was held up"
 
 
 async def test_a_client_that_died_is_replaced(driver: StorageDriver, pool: PoolRef, settings: StorageSettings) -> None:

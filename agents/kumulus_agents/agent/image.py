@@ -31,6 +31,7 @@ from kumulus_agents.storage.protocol import (
     StorageError,
     StoredImage,
     VolumeContent,
+    WebSource,
 )
 from kumulus_agents.storage.whole import TakesImages, TakesUploads, WholeImages
 from kumulus_agents.transfer.fetch import NoPeer, PeerFetcher
@@ -226,7 +227,8 @@ class Images:
     async def _source(self, wanted: ImageImport) -> ImageSource:
         """Where the image comes from, with the login to it. Raises `StorageError`."""
         if wanted.http is not None:
-            return wanted.http
+            secret = wanted.http.secret
+            return WebSource(wanted.http, await self._login(secret)) if secret is not None else wanted.http
         if wanted.upload is not None:
             return wanted.upload
         if wanted.volume is not None:
@@ -237,20 +239,22 @@ class Images:
                 reason="SourceUnknown",
                 retryable=False,
             )
-        if wanted.oci.secret is None:
-            return RegistrySource(wanted.oci)
+        secret = wanted.oci.secret
+        return RegistrySource(wanted.oci, await self._login(secret) if secret is not None else None)
+
+    async def _login(self, secret: str) -> Login:
         try:
-            login = await self._secrets.read(wanted.oci.secret, "the login to the registry")
-            return RegistrySource(wanted.oci, Login(login["username"].decode(), login["password"].decode()))
+            login = await self._secrets.read(secret, "the login to its source")
+            return Login(login["username"].decode(), login["password"].decode())
         except Missing as missing:
             raise StorageError(f"{missing}.", reason=missing.reason) from None
         except (KeyError, UnicodeDecodeError):
             raise StorageError(
-                "The Secret for the registry has no user name and password in it.", reason="SecretUnreadable"
+                "The Secret for the image's source has no user name and password in it.", reason="SecretUnreadable"
             ) from None
         except KubeError as error:
             raise StorageError(
-                f"The login to the registry could not be read: {error}.", reason="ApiUnavailable"
+                f"The login to the image's source could not be read: {error}.", reason="ApiUnavailable"
             ) from error
 
     async def _copy(

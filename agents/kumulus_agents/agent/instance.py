@@ -50,18 +50,6 @@ UNAVAILABLE = "HypervisorUnavailable"
 NOT_READY = ("ImageNotReady", "VolumeNotReady", "VolumeBusy", "SegmentNotReady")
 
 
-STOPPING_SAID_AFTER = 2.0
-"""A machine that is deleted mostly stops sooner than this; saying so would be a write that nobody sees."""
-
-
-def _unsaid(scope: Scope, plan: Plan) -> float:
-    """For how many seconds the stop of a machine that is being deleted need not be reported yet."""
-    since = scope.memory.stopping_since
-    if not scope.deleting or plan.state is not WorkState.STOPPING or since is None or plan.after is None:
-        return 0.0
-    return min(since + STOPPING_SAID_AFTER - scope.now, plan.after)
-
-
 class Instances:
     """The machines of one host."""
 
@@ -143,7 +131,7 @@ class Instances:
             if plan.release:
                 return await self._release(order)
             if not plan.steps:
-                if (quiet := _unsaid(scope, plan)) > 0:
+                if (quiet := instance_status.unsaid(scope, plan)) > 0:
                     return Requeue(quiet)
                 await self._orders.report(order, instance_status.derive(scope, plan, order.metadata.generation))
                 return Done() if plan.after is None else Requeue(plan.after)

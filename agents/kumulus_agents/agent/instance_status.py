@@ -16,6 +16,8 @@ SAME_START = 2.0
 """Two readings of when a guest started that are closer than this, in seconds, are the same start."""
 
 
+STOPPING_SAID_AFTER = 2.0
+"""A machine that is deleted mostly stops sooner than this, in seconds; saying so would be a write that nobody sees."""
 VOLUMES_MOST = 16
 NICS_MOST = 16
 
@@ -33,6 +35,17 @@ def seconds(text: str | None) -> float | None:
 def moment(wall: float) -> str:
     """Seconds since the epoch as a time of the API."""
     return rfc3339(datetime.fromtimestamp(wall, UTC))
+
+
+def unsaid(scope: Scope, plan: Plan) -> float:
+    """For how many seconds nothing need be reported yet: of the stop of a machine that is being deleted, and of what a
+    machine of which nothing was reported so far waits for, until that was looked for a second time."""
+    held, since = scope.memory.hold, scope.memory.stopping_since
+    if plan.state is WorkState.WAITING and scope.status.state is None and held is not None and held.attempts == 1:
+        return max(held.until - scope.now, 0.0)
+    if not scope.deleting or plan.state is not WorkState.STOPPING or since is None or plan.after is None:
+        return 0.0
+    return min(since + STOPPING_SAID_AFTER - scope.now, plan.after)
 
 
 def derive(scope: Scope, plan: Plan, generation: int) -> WorkOrderStatus:

@@ -28,7 +28,7 @@ from kumulus_agents.agent.whereabouts import Whereabouts
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
 from kumulus_agents.storage.adoption import Adopting, not_offered
 from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredVolume
-from kumulus_agents.storage.sectors import whole_sectors
+from kumulus_agents.storage.sizes import whole_sectors
 
 log = structlog.get_logger(__name__)
 

@@ -20,7 +20,7 @@ from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.origin import Resolve, checked, forbidden, parsed, session, system_resolve, trust
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part
-from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.protocol import Login, StorageError
 from kumulus_agents.storage.settings import FetchSettings
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -48,6 +48,22 @@ class Authorizer(Protocol):
 
     async def challenged(self, url: URL, response: aiohttp.ClientResponse) -> bool:
         """It was not enough: whether it makes sense to ask again. Raises `StorageError`."""
+
+
+class Only:
+    """Sends the same to one server, and nothing to where that redirects."""
+
+    def __init__(self, url: URL, headers: Mapping[str, str]) -> None:
+        self._origin = url.origin()
+        self._headers = headers
+
+    def headers(self, url: URL) -> Mapping[str, str]:
+        """See `Authorizer.headers`."""
+        return self._headers if url.origin() == self._origin else {}
+
+    async def challenged(self, url: URL, response: aiohttp.ClientResponse) -> bool:
+        """See `Authorizer.challenged`: a second time would not help."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +100,16 @@ class Fetcher:
         self._resolve = resolve
         self._sleep = sleep
 
-    async def fetch(self, source: HttpFetch, part: Part, sha256: str, pace: Pace) -> None:
-        """Make the part whole: when this returns, its SHA-256 is `sha256`.
+    async def fetch(self, source: HttpFetch, part: Part, sha256: str, pace: Pace, login: Login | None = None) -> None:
+        """Make the part whole: when this returns, its SHA-256 is `sha256`. The login goes to that server alone, over TLS.
 
         May be repeated; a part that is whole already costs no request. Raises `StorageError`:
         SourceForbidden, SourceNotFound, SourceRefused, SourceUnavailable, SourceTimeout, SourceUntrusted,
         ImageTooLarge, ChecksumMismatch or what the pool says. Cancelling keeps what has arrived.
         """
         url = parsed(source.url)
+        if login is not None and url.scheme != "https":
+            raise forbidden("A user name and a password are sent over TLS only: use an https URL.")
         if part.size and part.digest() == sha256:
             return
         await self.download(
@@ -101,6 +119,7 @@ class Fetcher:
                 "the image says. Correct the image's checksum or its source.",
                 await in_thread(trust, source.ca_bundle),
                 self._settings.max_bytes,
+                Only(url, {"Authorization": login.basic}) if login is not None else None,
             ),
             part,
             pace,

@@ -6,6 +6,7 @@ at any line: a half-made file is never taken for a whole one.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -44,10 +45,23 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Who asks a registry. Never in a log, a status, an argument or a file."""
+    """Who asks a server. Never in a log, a status, an argument or a file."""
 
     username: str
     password: str = field(repr=False)
+
+    @property
+    def basic(self) -> str:
+        """The value of the header Authorization (RFC 7617)."""
+        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class WebSource:
+    """An image on a web server that asks who one is."""
+
+    fetch: HttpFetch
+    login: Login
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +80,7 @@ class VolumeContent:
     snapshot: str | None = None
 
 
-ImageSource = HttpFetch | RegistrySource | UploadFetch | VolumeContent
+ImageSource = HttpFetch | WebSource | RegistrySource | UploadFetch | VolumeContent
 """Where an image comes from."""
 
 

@@ -35,9 +35,10 @@ from kumulus_agents.storage.protocol import (
     VolumeContent,
     same,
 )
+from kumulus_agents.storage.refusals import linked_thick, no_snapshot, no_volume
 from kumulus_agents.storage.secrets import Secrets
-from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.sizes import at_least, grown, of_blank
 from kumulus_agents.storage.source import FileSource, LayerFile
 from kumulus_agents.storage.tracking import Extent
 
@@ -163,16 +164,10 @@ class SimulatedStorage:
         image = self.state.images.get(image_uid)
         if image is None:
             raise StorageError("The disk's image is not in the pool yet.", reason="ImageNotReady")
-        if size is not None and size < image.virtual_size:
-            raise StorageError(
-                f"The disk's size of {size} bytes is less than the {image.virtual_size} bytes of its image.",
-                reason="DiskTooSmall",
-                retryable=False,
-            )
         made = StoredDisk(
             FileSource(f"{self._path}/disks/{owner}/{disk}.qcow2"),
             "qcow2",
-            whole_sectors(size or image.virtual_size),
+            at_least(size, image.virtual_size, "disk", "image"),
             (LayerFile(image.path, image.format),),
         )
         return self.state.disks.setdefault(owner, {}).setdefault(name, (image_uid, made))[1]
@@ -221,21 +216,11 @@ class SimulatedStorage:
             self._perhaps_fail("ensure_volume")
             await self._sleep(self._settings.disk_seconds)
             least, used = self._origin(image, source, snapshot.snapshot if snapshot is not None else None)
-            if (wanted := size if size is not None else least) is None:
-                raise StorageError("A blank volume needs a size.", reason="SizeMissing", retryable=False)
-            if least is not None and wanted < least:
-                raise StorageError(
-                    f"The volume's size of {wanted} bytes is less than the {least} bytes of its origin.",
-                    reason="DiskTooSmall",
-                    retryable=False,
-                )
+            whole = at_least(size, least, "volume", "origin") if least is not None else of_blank(size)
             if source is not None and progress is not None:
                 Pace(progress).stage("Copying", used, used)
-            whole = whole_sectors(wanted)
             if thick and origin is not None and origin.linked:
-                raise StorageError(
-                    "A volume of a thick class cannot be linked to a snapshot.", reason="LinkedThick", retryable=False
-                )
+                raise linked_thick()
             made = StoredVolume(
                 FileSource(f"{self._path}/volumes/{uid}.qcow2"), "qcow2", whole, whole if thick else used
             )
@@ -252,18 +237,13 @@ class SimulatedStorage:
         """See `StorageDriver.grow_volume`."""
         async with self._locks[uid_of(uid)]:
             self._perhaps_fail("grow_volume")
-            found, wanted = await self.volume(uid), whole_sectors(size)
-            if found is None:
-                raise StorageError("The volume is not in the pool.", reason="VolumeNotReady")
-            if found.virtual_size > wanted:
-                raise StorageError(
-                    f"The volume has {found.virtual_size} bytes; it cannot be made smaller, to {size} bytes.",
-                    reason="ShrinkRefused",
-                    retryable=False,
-                )
+            if (found := await self.volume(uid)) is None:
+                raise no_volume()
+            if (wanted := grown(found.virtual_size, size)) is None:
+                return found
             if any(kept.taken is None for kept in self.state.layers[uid].snapshots.values()):
                 raise StorageError("A snapshot of the volume is being taken.", reason="VolumeBusy")
-            if live is not None and found.virtual_size < wanted:
+            if live is not None:
                 await live(wanted)
             image, volume = self.state.volumes[uid]
             self.state.volumes[uid] = (image, replace(volume, virtual_size=wanted))
@@ -422,7 +402,7 @@ class SimulatedStorage:
         layers = self._layers(uid_of(volume))
         for snapshot in (since, until):
             if snapshot is not None and uid_of(snapshot) not in layers.snapshots:
-                raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
+                raise no_snapshot()
         return [Extent(0, self.state.volumes[volume][1].virtual_size)]
 
     async def revert_volume(self, volume: str, snapshot: str, request: str) -> StoredVolume:
@@ -436,7 +416,7 @@ class SimulatedStorage:
                 raise StorageError("A snapshot of the volume is being taken.", reason="VolumeBusy")
             if self.state.reverted.get(volume) != request:
                 if snapshot not in layers.snapshots:
-                    raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
+                    raise no_snapshot()
                 self.state.layers[volume] = layers.reverted(snapshot, str(uuid.uuid4()))
                 self.state.reverted[volume] = request
             return self._seen(volume, *self.state.volumes[volume])
@@ -493,7 +473,7 @@ class SimulatedStorage:
 
     def _layers(self, volume: str) -> Layers:
         if (layers := self.state.layers.get(volume)) is None or volume not in self.state.volumes:
-            raise StorageError("The volume is not in the pool.", reason="VolumeNotReady")
+            raise no_volume()
         return layers
 
     def _file(self, volume: str, layer: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -23,13 +23,13 @@ from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import Nic
 from kumulus.api.storage import Volume
 from kumulus.api.volumes import ReclaimPolicy
-from kumulus.kube.builtin import SECRET
 from kumulus.kube.errors import AlreadyExists, NotFound, Refused
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
+from kumulus_controllers import order_secret
 from kumulus_controllers.compute.interfaces import Interfaces
 from kumulus_controllers.compute.links import linked, meant, renewed_nics
 from kumulus_controllers.compute.order import instance_order, renewed, seed_secret_name, template_volume
@@ -57,7 +57,7 @@ from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_s
 from kumulus_controllers.storage.copies import Copies
 from kumulus_controllers.storage.image_orders import order_import
 from kumulus_controllers.storage.sharing import Images
-from kumulus_controllers.storage.volume_plan import Wanted
+from kumulus_controllers.storage.volume_plan import Wanted, goes_with
 from kumulus_controllers.storage.volumes import Volumes
 
 log = structlog.get_logger(__name__)
@@ -65,8 +65,22 @@ log = structlog.get_logger(__name__)
 TERMINATING_SHOWN_AFTER = 2.0
 """A deletion that takes longer is shown in the status; most do not, and save a write."""
 
+LACK_SHOWN_AFTER = 2.0
+"""What keeps a machine that has just been placed from its order mostly passes sooner than this, in seconds."""
+
 A_DISC = Demand(cpus=0, memory=0, disk=1)
 """What is asked of a pool for the disc in a drive: images take no promised room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """A placement that this process has put on record and made no order of yet, so that nobody has."""
+
+    epoch: int
+    term: int
+    """Of the leader that this process was then: after another one led, there may have been an order."""
+    at: float
+    """Monotonic seconds."""
 
 
 class MachineReconciler:
@@ -89,6 +103,8 @@ class MachineReconciler:
         self._orders = work_orders(caches)
         self._copies = Copies(caches)
         self._deleting_since: dict[str, float] = {}
+        self._fresh: dict[str, Fresh] = {}
+        """By uid of the machine."""
         self._handed_over: set[str] = set()
         """Uids of work orders not begun yet whose Secret this process has seen to."""
 
@@ -99,7 +115,12 @@ class MachineReconciler:
             if before is not None and after is None:
                 self._handed_over.discard(before.uid)
 
+        def machine_gone(before: VirtualMachine | None, after: VirtualMachine | None) -> None:
+            if before is not None and (after is None or after.uid != before.uid):
+                self._fresh.pop(before.uid, None)
+
         self._orders.listen(order_gone)
+        self._machines.listen(machine_gone)
         Wakeups(self._services.caches).attach(enqueue)
 
     def everything(self) -> list[Key]:
@@ -245,13 +266,21 @@ class MachineReconciler:
             if isinstance(placement, Refusal):
                 return await self._report(scope, None, resolution, Problem("NoHostFits", str(placement), stalled=False))
             return await self._place(scope, resolution, placement, seed)
-        if not await self._still_wanted(scope.vm):
+        if self._placed_just_now(scope.vm) is None and not await self._still_wanted(scope.vm):
             return Wait("CacheBehind", 5.0)
         if misplaced(resolution, where.host):
             return await self._unplace(scope, resolution)
         view = self._fleet.host(where.host)
         pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid, scope.vm.namespace) if view else None
         return await self._order(scope, resolution, where, pool, seed)
+
+    def _placed_just_now(self, vm: VirtualMachine) -> Fresh | None:
+        """The machine's placement, if this process put it on record since it leads and made no order of it yet: there
+        was none that could have gone."""
+        fresh = self._fresh.get(vm.uid)
+        if fresh is None or (fresh.epoch, fresh.term) != (vm.status.epoch, self._services.term()):
+            return None
+        return fresh
 
     async def _still_wanted(self, vm: VirtualMachine) -> bool:
         """Before ordering anew what was placed by an earlier pass: the cache of machines may be behind that of work orders."""
@@ -284,7 +313,7 @@ class MachineReconciler:
         except SeedProblem as problem:
             return Problem(problem.reason, str(problem), "VolumesReady")
         if gathered is not None:
-            await self._hand_over(vm, gathered, order.name, order.uid, order.namespace or "")
+            await self._hand_over(vm, gathered, order)
         return None
 
     def _disc_pool(self, scope: Scope, host: str) -> PoolRef | None:
@@ -363,8 +392,10 @@ class MachineReconciler:
             for uid in placement.volumes:
                 self._fleet.let_go(uid)
             raise
+        self._fresh[vm.uid] = Fresh(where.epoch, self._services.term(), self._services.clock.monotonic())
         current = self._machines.get(vm.name, vm.namespace)
         if current is None or current.uid != vm.uid:
+            self._fresh.pop(vm.uid, None)
             self._fleet.release(vm.uid)
             return Done()
         return await self._order(self._observe(current), resolution, where, pool, seed)
@@ -387,7 +418,12 @@ class MachineReconciler:
         discs, discless = drives(scope, pool or self._disc_pool(scope, where.host))
         nics, unlinked = linked(scope)
         if (problem := problem or discless or unlinked) is not None:
+            fresh = self._placed_just_now(vm)
+            quiet = fresh.at + LACK_SHOWN_AFTER - self._services.clock.monotonic() if fresh is not None else 0.0
+            if quiet > 0 and not problem.stalled:
+                return Requeue(quiet)
             return await self._report(scope, where, resolution, problem)
+        self._fresh.pop(vm.uid, None)
         spec = instance_order(vm, resolution, pool, volumes, discs, where.epoch, self._services.term(), ref, nics)
         body = {"metadata": {"name": instance_order_name(vm.uid), "finalizers": [FINALIZER]}, "spec": spec.to_json()}
         namespace = host_namespace(where.host)
@@ -397,38 +433,19 @@ class MachineReconciler:
             raw = await client.get(WorkOrder.KIND, instance_order_name(vm.uid), namespace)
         self._orders.apply(raw)
         if seed is not None and seed.secret:
-            await self._hand_over(vm, seed, raw["metadata"]["name"], raw["metadata"]["uid"], namespace)
+            await self._hand_over(vm, seed, WorkOrder.parse(raw))
         if pool is not None:
             for disk in resolution.disks:
                 await order_import(self._services, self._fleet, self._copies, disk.image, where.host, pool)
         await self._bring_discs(scope, where.host, discs)
         return await self._report(self._observe(vm), where, resolution, None)
 
-    async def _hand_over(self, vm: VirtualMachine, seed: Seed, order_name: str, order_uid: str, namespace: str) -> None:
+    async def _hand_over(self, vm: VirtualMachine, seed: Seed, order: WorkOrder) -> None:
         """Copy first-boot data with secrets in it into the host's namespace; it goes when the work order goes."""
-        owner = {
-            "apiVersion": WorkOrder.KIND.api_version,
-            "kind": "WorkOrder",
-            "name": order_name,
-            "uid": order_uid,
-        }
-        body = {
-            "metadata": {"name": seed_secret_name(vm.uid), "ownerReferences": [owner]},
-            "immutable": True,
-            "stringData": dict(seed.files),
-        }
-        client = self._services.client
-        try:
-            await client.create(SECRET, body, namespace)
-        except AlreadyExists:
-            found = await client.find(SECRET, seed_secret_name(vm.uid), namespace)
-            owners = found["metadata"].get("ownerReferences", []) if found else []
-            if order_uid not in {item["uid"] for item in owners}:
-                # It belongs to an earlier work order and goes with it, whenever the garbage collector comes by.
-                if found is not None:
-                    await client.delete(SECRET, seed_secret_name(vm.uid), namespace, uid=found["metadata"]["uid"])
-                await client.create(SECRET, body, namespace)
-        self._handed_over.add(order_uid)
+        content = {"stringData": dict(seed.files)}
+        body = order_secret.belonging(seed_secret_name(vm.uid), order, content)
+        await order_secret.give(self._services.client, body, order)
+        self._handed_over.add(order.uid)
 
     async def _renew(
         self,
@@ -483,7 +500,7 @@ class MachineReconciler:
     async def _delete_own_volumes(self, vm: VirtualMachine) -> None:
         """The volumes that go with the machine. The garbage collector would see to them as well, half a minute later."""
         for volume in self._volumes.of(vm).values():
-            if not volume.deleting and any(owner.uid == vm.uid for owner in volume.metadata.owner_references):
+            if not volume.deleting and goes_with(volume, vm.uid):
                 try:
                     raw = await self._services.client.delete(Volume.KIND, volume.name, volume.namespace, uid=volume.uid)
                 except Refused:  # protected from deletion: it outlives the machine after all
@@ -505,7 +522,7 @@ class MachineReconciler:
         """Ask for the end of a work order. Its Secret goes first: the garbage collector may take half a minute."""
         seed = order.spec.instance.seed if order.spec.instance is not None else None
         if seed is not None and seed.secret is not None:
-            await self._services.client.delete(SECRET, seed.secret, order.namespace)
+            await order_secret.take_back(self._services.client, seed.secret, order)
         raw = await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
         if raw is None or "spec" not in raw or FINALIZER not in raw["metadata"].get("finalizers", ()):
             self._orders.remove(Key(order.namespace, order.name), order.uid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kumulus.api.base import ObjectRef
+from kumulus.api.base import FINALIZER, ObjectRef
 from kumulus.api.compute import PowerState, ResolvedSize, VirtualMachine
 from kumulus.api.disks import VolumeTemplate
 from kumulus.api.host import WorkOrderSpec, WorkType
@@ -25,7 +25,7 @@ def seed_secret_name(vm_uid: str) -> str:
 def template_volume(vm: VirtualMachine, template: VolumeTemplate, name: str, policy: ReclaimPolicy) -> dict[str, Any]:
     """The volume that a machine brings along. It goes with the machine, unless it is to be retained."""
     spec: dict[str, Any] = template.to_json()
-    metadata: dict[str, Any] = {"name": name, "annotations": {MADE_FOR: vm.uid}}
+    metadata: dict[str, Any] = {"name": name, "annotations": {MADE_FOR: vm.uid}, "finalizers": [FINALIZER]}
     if policy is not ReclaimPolicy.RETAIN:
         owner = {"apiVersion": vm.KIND.api_version, "kind": vm.KIND.kind, "name": vm.name, "uid": vm.uid}
         metadata["ownerReferences"] = [owner]

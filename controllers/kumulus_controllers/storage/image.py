@@ -11,6 +11,7 @@ from kumulus.api.base import PLATFORM_NAMESPACE
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder, WorkState, WorkType
 from kumulus.api.image import CachePolicy, ImagePhase
+from kumulus.api.image_order import OciFetch
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.storage import StoragePool
 from kumulus.kube.errors import NotFound
@@ -22,7 +23,7 @@ from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.orders import FOR_NAME, FOR_UID, NAMESPACE, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Demand, Refusal, Request
-from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.status import amend, drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage import logins
 from kumulus_controllers.storage.copies import AnyImage, Copies
 from kumulus_controllers.storage.eviction import in_use
@@ -147,8 +148,7 @@ class ImageReconciler:
             return Requeue(wait)
         if problem is not None:
             return Wait(problem.reason, UNREADY_SECONDS)
-        oci = image.spec.source.oci
-        if oci is not None and oci.secret is not None and any(map(_unauthorized, self._orders_of(image))):
+        if image.spec.source.secret is not None and any(map(_unauthorized, self._orders_of(image))):
             return Wait("SourceUnauthorized", UNREADY_SECONDS)  # the Secret may be put right
         return Wait("Deleting", 30.0) if image.deleting else Wait("NoHostFits", 10.0) if refusal else Done()
 
@@ -176,47 +176,37 @@ class ImageReconciler:
 
         The login is with a host only while it imports, and is renewed when the registry refuses it.
         """
-        client, oci = self._services.client, image.spec.source.oci
+        client, source = self._services.client, image.spec.source
         needy = []
         for order in self._orders_of(image):
             ready = order.status.state is WorkState.READY
             if order.deleting:
                 continue
-            if oci is None:
-                await self._pin_content(image, order)
-                continue
             if ready and order.uid in self._handed_over:
                 await logins.take_back(client, order)
                 self._handed_over.discard(order.uid)
-            if not ready and oci.secret is not None and (order.uid not in self._handed_over or _unauthorized(order)):
+            unknown = order.uid not in self._handed_over or _unauthorized(order)
+            if source.secret is not None and unknown and not ready:
                 needy.append(order)
             await self._pin(image, order)
-        if not needy or oci is None or oci.secret is None:
+            await self._pin_content(image, order)
+        if not needy:
             return None
         try:
-            login = await logins.gather(client, oci, image.namespace or PLATFORM_NAMESPACE)
+            login = await logins.gather(client, source, image.namespace or PLATFORM_NAMESPACE)
             for order in needy:
                 if await logins.hand_over(client, order, login) and order.status.state is not None:
-                    await self._tell_of_login(order)
+                    # The host has looked for the login, or was refused with another: it shall not wait longer.
+                    await amend(client, self._orders, order, logins.again)
                 self._handed_over.add(order.uid)
         except LoginProblem as problem:
             return problem
         return None
 
-    async def _tell_of_login(self, order: WorkOrder) -> None:
-        """The host has looked for the login, or was refused with another: it shall not wait longer."""
-        disk = order.spec.disk
-        oci = disk.import_image.oci if disk is not None and disk.import_image is not None else None
-        if oci is not None:
-            change = {"spec": {"disk": {"importImage": {"oci": {"login": oci.login + 1}}}}}
-            client = self._services.client
-            self._orders.apply(await client.patch(WorkOrder.KIND, order.name, change, order.namespace))
-
     async def _pin(self, image: AnyImage, order: WorkOrder) -> None:
         """What the tag meant at the first import is what every host is to have."""
-        disk, pinned = order.spec.disk, image.status.digest
-        wanted = disk.import_image.oci if disk is not None and disk.import_image is not None else None
-        if wanted is None or pinned is None or wanted.digest == pinned:
+        wanted, pinned = logins.asked(order), image.status.digest
+        if not isinstance(wanted, OciFetch) or pinned is None or wanted.digest == pinned:
             return
         has = order.status.disk.digest if order.status.disk is not None else None
         if order.status.state is WorkState.READY:

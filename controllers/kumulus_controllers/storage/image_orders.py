@@ -26,6 +26,7 @@ def image_ref(image: AnyImage) -> ImageRef:
 def image_import(image: AnyImage, pool_uid: str, origin: Origin | None = None) -> ImageImport:
     """What a host has to do to have the image in a pool; `origin` is what it is made of there."""
     spec, source = image.spec, image.spec.source
+    secret = pull_secret_name(image.uid, pool_uid) if source.secret is not None else None
     if source.oci is not None:
         return ImageImport(
             image=image_ref(image),
@@ -36,7 +37,7 @@ def image_import(image: AnyImage, pool_uid: str, origin: Origin | None = None) -
                 layout=source.oci.layout,
                 ca_bundle=source.oci.ca_bundle,
                 compression=spec.compression,
-                secret=pull_secret_name(image.uid, pool_uid) if source.oci.secret is not None else None,
+                secret=secret,
             ),
         )
     if source.upload is not None:
@@ -45,8 +46,12 @@ def image_import(image: AnyImage, pool_uid: str, origin: Origin | None = None) -
         made_of, snapshot = (origin.volume, origin.snapshot) if origin is not None else (image.status.made_of, None)
         return ImageImport(image=image_ref(image), volume=made_of, snapshot=snapshot)
     assert source.http is not None
-    fetch = HttpFetch(url=source.http.url, ca_bundle=source.http.ca_bundle, compression=spec.compression)
-    return ImageImport(image=image_ref(image), http=fetch)
+    return ImageImport(
+        image=image_ref(image),
+        http=HttpFetch(
+            url=source.http.url, ca_bundle=source.http.ca_bundle, compression=spec.compression, secret=secret
+        ),
+    )
 
 
 def import_order(image: AnyImage, pool: PoolRef, term: int, origin: Origin | None = None) -> WorkOrderSpec:

@@ -1,6 +1,6 @@
-"""Logins to registries: read by name from the image's namespace, copied for the one host that imports, taken back.
+"""Logins to registries and web servers: read by name from the image's namespace, copied for the one host that imports, taken back.
 
-Of a Secret with many logins, the host gets the one that is for the registry.
+Of a Secret with logins to many registries, the host gets the one that is for the image's.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from kumulus.api.host import WorkOrder
-from kumulus.api.image import OciSource
+from kumulus.api.image import ImageSource, OciSource
+from kumulus.api.image_order import HttpFetch, OciFetch
 from kumulus.kube.builtin import SECRET
-from kumulus.kube.client import KubeClient
-from kumulus.kube.errors import AlreadyExists
+from kumulus.kube.client import KubeClient, Raw
+from kumulus_controllers import order_secret
 
 _TYPE, _KEY = "kubernetes.io/dockerconfigjson", ".dockerconfigjson"
+_BASIC = "kubernetes.io/basic-auth"
 _DOCKER = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 
 
@@ -32,7 +35,7 @@ class LoginProblem(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A user of a registry."""
+    """A user of a server."""
 
     username: str
     password: str = field(repr=False)
@@ -89,14 +92,37 @@ def _login(entry: object) -> Login | None:
     return Login(username, password) if username and colon else None
 
 
-async def gather(client: KubeClient, source: OciSource, namespace: str) -> Login:
-    """The login that the image's Secret has for its registry: a live read, never cached. Raises `LoginProblem`."""
-    name, registry = source.secret or "", source.reference.partition("/")[0]
+async def gather(client: KubeClient, source: ImageSource, namespace: str) -> Login:
+    """The login that the image's Secret has for where it is: a live read, never cached. Raises `LoginProblem`."""
+    name, field = source.secret or "", "oci" if source.oci is not None else "http"
     found = await client.find(SECRET, name, namespace)
     if found is None:
         raise LoginProblem(
-            "SecretNotFound", f"spec.source.oci.secret: there is no Secret {name} in namespace {namespace}. Make it."
+            "SecretNotFound",
+            f"spec.source.{field}.secret: there is no Secret {name} in namespace {namespace}. Make it.",
         )
+    return _for_registry(found, name, source.oci) if source.oci is not None else _for_server(found, name)
+
+
+def _for_server(found: Mapping[str, Any], name: str) -> Login:
+    data = found.get("data") or {}
+    try:
+        login = Login(*(base64.b64decode(data[key], validate=True).decode() for key in ("username", "password")))
+    except (KeyError, ValueError):
+        login = Login("", "")
+    # A colon ends the name (RFC 7617), and control characters end a header.
+    fits = login.username and ":" not in login.username and (login.username + login.password).isprintable()
+    if found.get("type") != _BASIC or not fits:
+        raise LoginProblem(
+            "SecretUnusable",
+            f"spec.source.http.secret: Secret {name} is not of type {_BASIC} with a username and a password. Make one:"
+            f" kubectl create secret generic {name} --type={_BASIC} --from-literal=username=NAME --from-literal=password=...",
+        )
+    return login
+
+
+def _for_registry(found: Mapping[str, Any], name: str, source: OciSource) -> Login:
+    registry = source.reference.partition("/")[0]
     if found.get("type") != _TYPE or _KEY not in (found.get("data") or {}):
         raise LoginProblem(
             "SecretUnusable",
@@ -115,10 +141,22 @@ async def gather(client: KubeClient, source: OciSource, namespace: str) -> Login
     return login
 
 
-def _secret_of(order: WorkOrder) -> str | None:
+def asked(order: WorkOrder) -> HttpFetch | OciFetch | None:
+    """The server that a host is to ask for an image, if there is one. Pure."""
     disk = order.spec.disk
-    oci = disk.import_image.oci if disk is not None and disk.import_image is not None else None
-    return oci.secret if oci is not None else None
+    return disk.import_image.asked if disk is not None and disk.import_image is not None else None
+
+
+def again(order: WorkOrder) -> Raw:
+    """The change that tells the host to ask with its login once more. Pure."""
+    server = asked(order)
+    source = "oci" if isinstance(server, OciFetch) else "http"
+    return {"spec": {"disk": {"importImage": {source: {"login": server.login + 1 if server is not None else 1}}}}}
+
+
+def _secret_of(order: WorkOrder) -> str | None:
+    server = asked(order)
+    return server.secret if server is not None else None
 
 
 async def hand_over(client: KubeClient, order: WorkOrder, login: Login) -> bool:
@@ -128,25 +166,14 @@ async def hand_over(client: KubeClient, order: WorkOrder, login: Login) -> bool:
     name = _secret_of(order)
     if name is None:
         return False
-    owner = {"apiVersion": order.KIND.api_version, "kind": "WorkOrder", "name": order.name, "uid": order.uid}
-    data = {"username": login.username, "password": login.password}
-    body = {"metadata": {"name": name, "ownerReferences": [owner]}, "immutable": True, "stringData": data}
-    try:
-        await client.create(SECRET, body, order.namespace)
-    except AlreadyExists:
-        found = await client.find(SECRET, name, order.namespace)
-        if found is not None:
-            owners = {item["uid"] for item in found["metadata"].get("ownerReferences", ())}
-            wanted = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
-            if order.uid in owners and found.get("data") == wanted:
-                return False
-            await client.delete(SECRET, name, order.namespace, uid=found["metadata"]["uid"])
-        await client.create(SECRET, body, order.namespace)
-    return True
+    given = {"username": login.username, "password": login.password}
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in given.items()}
+    body = order_secret.belonging(name, order, {"data": data})
+    return await order_secret.give(client, body, order, same=lambda found: found.get("data") == data)
 
 
 async def take_back(client: KubeClient, order: WorkOrder) -> None:
-    """Remove the login from the host's namespace. Gone already: nothing."""
+    """Remove the login of that order from the host's namespace. Gone already: nothing."""
     name = _secret_of(order)
     if name is not None:
-        await client.delete(SECRET, name, order.namespace)
+        await order_secret.take_back(client, name, order)

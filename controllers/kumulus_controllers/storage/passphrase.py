@@ -15,6 +15,7 @@ from kumulus.api.volumes import Encryption
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient, Raw
 from kumulus.kube.errors import AlreadyExists
+from kumulus_controllers.order_secret import belonging, belongs
 from kumulus_controllers.storage.volume_plan import Lack
 
 SHORTEST, LONGEST = 16, 512
@@ -67,7 +68,7 @@ async def copy(
     name, namespace = luks_secret_name(volume.uid), order.namespace
     there = await client.find(SECRET, name, namespace)
     if there is not None:
-        if order.uid in {owner["uid"] for owner in there["metadata"].get("ownerReferences", [])}:
+        if belongs(there, order.uid):
             return None
         await client.delete(SECRET, name, namespace, uid=there["metadata"]["uid"])
     text: str | Lack | None = _text(there) if there is not None and volume.status.size is not None else None
@@ -78,7 +79,7 @@ async def copy(
     if isinstance(text, Lack):
         return text
     try:
-        await client.create(SECRET, _body(name, order, text), namespace)
+        await client.create(SECRET, belonging(name, order, {"stringData": {PASSPHRASE: text}}), namespace)
     except AlreadyExists:
         return Lack("SecretBusy", "The passphrase is being handed over to the host.", stalled=False)
     return None
@@ -94,15 +95,4 @@ async def pass_on(client: KubeClient, name: str, namespace: str, owner: WorkOrde
     if text is None:
         return
     with suppress(AlreadyExists):
-        await client.create(SECRET, _body(name, owner, text), owner.namespace)
-
-
-def _body(name: str, order: WorkOrder, text: str) -> Raw:
-    """The Secret that goes with an order."""
-    owner = {
-        "apiVersion": WorkOrder.KIND.api_version,
-        "kind": WorkOrder.KIND.kind,
-        "name": order.name,
-        "uid": order.uid,
-    }
-    return {"metadata": {"name": name, "ownerReferences": [owner]}, "immutable": True, "stringData": {PASSPHRASE: text}}
+        await client.create(SECRET, belonging(name, owner, {"stringData": {PASSPHRASE: text}}), owner.namespace)

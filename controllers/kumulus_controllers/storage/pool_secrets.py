@@ -15,7 +15,7 @@ from kumulus.api.pools import OPERATORS_NAMESPACE, secret_of
 from kumulus.api.storage import StoragePool
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
-from kumulus.kube.errors import AlreadyExists
+from kumulus_controllers import order_secret
 
 COPY_OF = "kumulus.io/copy-of"
 """Annotation of a copy: uid and version of what it is a copy of."""
@@ -50,26 +50,10 @@ class PoolSecrets:
 
     async def _put(self, pool: StoragePool, order: WorkOrder, source: dict[str, Any], version: str) -> None:
         """Replace the copy, unless it is of that version and belongs to that order."""
-        owner = {
-            "apiVersion": WorkOrder.KIND.api_version,
-            "kind": WorkOrder.KIND.kind,
-            "name": order.name,
-            "uid": order.uid,
-        }
-        name = pool_secret_name(pool.uid)
-        body = {
-            "metadata": {"name": name, "ownerReferences": [owner], "annotations": {COPY_OF: version}},
-            "immutable": True,
-            "data": source.get("data") or {},
-        }
-        try:
-            await self._client.create(SECRET, body, order.namespace)
-        except AlreadyExists:
-            found = await self._client.find(SECRET, name, order.namespace)
-            metadata = found["metadata"] if found is not None else {}
-            same = metadata.get("annotations", {}).get(COPY_OF) == version
-            if same and any(item["uid"] == order.uid for item in metadata.get("ownerReferences", ())):
-                return
-            if found is not None:
-                await self._client.delete(SECRET, name, order.namespace, uid=metadata["uid"])
-            await self._client.create(SECRET, body, order.namespace)
+        content = {"data": source.get("data") or {}}
+        body = order_secret.belonging(pool_secret_name(pool.uid), order, content, annotations={COPY_OF: version})
+
+        def same(found: dict[str, Any]) -> bool:
+            return bool(found["metadata"].get("annotations", {}).get(COPY_OF) == version)
+
+        await order_secret.give(self._client, body, order, same=same)

@@ -6,6 +6,8 @@ another one is told of it. From pool to pool it goes on the host that has it (AD
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import structlog
 
 from kumulus.api.base import FINALIZER, FORCE_DETACH
@@ -15,8 +17,8 @@ from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
-from kumulus.runtime.result import Done, Gone, Result, Wait
-from kumulus_controllers.orders import FOR_NAME
+from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
+from kumulus_controllers.orders import FOR_NAME, host_of
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Moving
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
@@ -35,6 +37,7 @@ from kumulus_controllers.storage.volume_plan import (
     Scope,
     Wanted,
     attachment,
+    brought_along,
     held,
     host_lost,
     keeper,
@@ -47,6 +50,22 @@ from kumulus_controllers.storage.volume_wakeups import VolumeWakeups
 from kumulus_controllers.storage.volumes import Volumes
 
 log = structlog.get_logger(__name__)
+
+
+PENDING_SHOWN_AFTER = 2.0
+"""That a volume waits for the machine that brought it along to be placed is shown when it takes longer, in seconds."""
+
+DELETING_SHOWN_AFTER = 2.0
+"""A removal that takes longer, in seconds, is shown in the status; most do not, and save a write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Going:
+    """An order that this process saw, or had, end: once it is no more in the cache, it is gone."""
+
+    host: str
+    since: float
+    """Monotonic seconds."""
 
 
 class VolumeReconciler:
@@ -66,6 +85,10 @@ class VolumeReconciler:
         self._given: set[str] = set()
         """Uids of orders whose passphrase this process has seen on the host."""
         self._copies = Copies(services.caches)
+        self._going: dict[str, Going] = {}
+        """By uid of the volume that is being removed."""
+        self._new: dict[str, float] = {}
+        """Since when, in monotonic seconds, a volume waits for the machine that brought it along; by its uid."""
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes; machines that use them and their orders; what they are made from; their classes, pools and hosts."""
@@ -74,7 +97,14 @@ class VolumeReconciler:
             if before is not None and after is None:
                 self._given.discard(before.uid)
 
+        def volume_gone(before: Volume | None, after: Volume | None) -> None:
+            if before is not None and (after is None or after.uid != before.uid):
+                self._going.pop(before.uid, None)
+            if before is not None and (after is None or after.uid != before.uid or after.status.phase is not None):
+                self._new.pop(before.uid, None)
+
         self._volumes.orders.listen(order_gone)
+        self._volumes.store.listen(volume_gone)
         VolumeWakeups(self._volumes).attach(enqueue)
 
     def everything(self) -> list[Key]:
@@ -114,7 +144,7 @@ class VolumeReconciler:
         if isinstance(place, Lack):
             return await self._report(scope, None, keeper(scope), place)
         if place is None:
-            return await self._report(scope, None, None, None)
+            return Requeue(quiet) if (quiet := self._unsaid(scope)) > 0 else await self._report(scope, None, None, None)
         if scope.shared and (place.host != volume.status.host or scope.strays):
             waits = await self._handover.run(scope, place, attached)
             if waits is not None:
@@ -138,6 +168,13 @@ class VolumeReconciler:
             return await self._report(scope, at.place, attached, lack, at)
         changed = ordered or (at.to, at.lack) != (found.to, found.lack)
         return await self._report(scope, at.place, attached, None, at) if changed else result
+
+    def _unsaid(self, scope: Scope) -> float:
+        """For how many seconds it need not be said that the volume waits for its first machine: that has just made it."""
+        volume, now = scope.volume, self._services.clock.monotonic()
+        if volume.status.phase is not None or not brought_along(scope):
+            return 0.0
+        return self._new.setdefault(volume.uid, now) + PENDING_SHOWN_AFTER - now
 
     async def _give_passphrase(self, scope: Scope, want: Wanted) -> Lack | None:
         """Give the host the passphrase of a volume; once in the life of this process, in case somebody took it away."""
@@ -184,7 +221,8 @@ class VolumeReconciler:
             stranded = busy.reason == "HasSnapshots" and scope.shared and order is None
             taken_up = await self._take_up(scope, busy) if stranded else None
             return taken_up or await self._hold(scope, busy)
-        if order is None and volume.status.host is not None:
+        going = self._going.get(volume.uid)
+        if order is None and volume.status.host is not None and (going is None or going.host != volume.status.host):
             order = await self._orders.live(volume, volume.status.host)
         handed = volume.status.phase is VolumePhase.MOVING and volume.status.moving_to is None
         left = scope.host is None or handed
@@ -199,6 +237,12 @@ class VolumeReconciler:
             await self._orders.delete(order)
         elif volume.metadata.annotations.get(FORCE_DETACH) == "true":
             await drop_finalizer(client, self._volumes.orders, order)
+        now = self._services.clock.monotonic()
+        if going is None or going.host != host_of(order):
+            going = self._going[volume.uid] = Going(host_of(order), now)
+        quiet = going.since + DELETING_SHOWN_AFTER - now
+        if quiet > 0 and volume.status.phase is not VolumePhase.DELETING:
+            return Requeue(quiet)
         await self._report(self._volumes.scope(volume), None, None, None)
         return Wait("Deleting", 30.0)
 

@@ -11,11 +11,12 @@ from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
 from kumulus.api.order_names import pool_order_name
 from kumulus.api.storage import Attachment, Volume
+from kumulus.kube.client import Raw
 from kumulus.runtime.reconciler import Services
 from kumulus.runtime.result import Requeue, Result, Wait
 from kumulus_controllers.orders import host_of
 from kumulus_controllers.planning.fleet import Fleet
-from kumulus_controllers.status import drop_finalizer
+from kumulus_controllers.status import amend, drop_finalizer
 from kumulus_controllers.storage import passphrase
 from kumulus_controllers.storage.image_orders import heard
 from kumulus_controllers.storage.snapshot_orders import SnapshotOrders
@@ -67,8 +68,8 @@ class Handover:
                 await self._orders.delete(await self._orders.retain(order, True))
             elif forced and not answers and await self._snapshots.abandoned(volume.uid, name):
                 log.warning("a volume is taken from a host that does not answer", volume=volume.name, host=name)
+                await self._forced(volume)  # first: left there by a crash it would take the volume from the next host
                 await drop_finalizer(client, self._volumes.orders, order)
-                await self._forced(volume)
             return Wait(HANDING_OVER, 10.0)
         for name in self._snapshots.elsewhere(volume.uid, place.host):
             answers = heard(self._fleet, name)
@@ -77,6 +78,8 @@ class Handover:
                 return Requeue(0.1)
             return await self._report(scope, here, attached, snapshots_left(scope, name, place.host, heard=answers))
         # What it was made from is asked for only while no order knows it: with one that has just gone, look again.
+        if forced:
+            await self._forced(volume)
         seen = [order for order in (scope.order, *scope.strays) if order is not None and host_of(order) != place.host]
         return Requeue(0.1) if seen else None
 
@@ -89,6 +92,5 @@ class Handover:
 
     async def _forced(self, volume: Volume) -> None:
         """Take the annotation off: it was meant for one host, and must not take the volume from the next one."""
-        change = {"metadata": {"annotations": {FORCE_DETACH: None}}}
-        raw = await self._services.client.patch(Volume.KIND, volume.name, change, volume.namespace)
-        self._volumes.store.apply(raw)
+        change: Raw = {"metadata": {"annotations": {FORCE_DETACH: None}}}
+        await amend(self._services.client, self._volumes.store, volume, lambda current: change)

@@ -7,11 +7,11 @@ from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder, WorkOrderSpec
 from kumulus.api.order_names import volume_order_name
 from kumulus.api.storage import Volume
-from kumulus.kube.builtin import SECRET
 from kumulus.kube.errors import AlreadyExists
 from kumulus.kube.patching import merge_patch
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Services
+from kumulus_controllers import order_secret
 from kumulus_controllers.orders import work_orders
 from kumulus_controllers.storage.move_plan import Course, directed
 from kumulus_controllers.storage.volume_keeper import retaining
@@ -79,7 +79,7 @@ class VolumeOrders:
     async def delete(self, order: WorkOrder) -> None:
         """Ask for the end of an order. Its passphrase goes first: the garbage collector may take half a minute."""
         if order.spec.disk is not None and order.spec.disk.volume is not None and order.spec.disk.volume.secret:
-            await self._services.client.delete(SECRET, order.spec.disk.volume.secret, order.namespace)
+            await order_secret.take_back(self._services.client, order.spec.disk.volume.secret, order)
         raw = await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
         if raw is None or "spec" not in raw:
             self._orders.remove(Key(order.namespace, order.name), order.uid)

@@ -311,13 +311,25 @@ def _snapshot_origin(scope: Scope, name: str, *, linked: bool) -> tuple[VolumeOr
     return VolumeOrigin(snapshot=ref, linked=linked), status.size
 
 
+def brought_along(scope: Scope) -> bool:
+    """Whether the volume was made by a machine that is to have it."""
+    made_for = scope.volume.metadata.annotations.get(MADE_FOR)
+    return any(vm.uid == made_for and not vm.deleting for vm in scope.users)
+
+
+def goes_with(volume: Volume, machine: str) -> bool:
+    """Whether the volume is removed with the machine of that uid, which brought it along."""
+    return any(owner.uid == machine for owner in volume.metadata.owner_references)
+
+
 def keeper(scope: Scope) -> Attachment | None:
-    """The machine that has it, and keeps it until it wants it no more and its agent no longer has it."""
+    """The machine that has it, and keeps it until it wants it no more and its agent no longer has it. One that brought it
+    along keeps it to its end: to say that nobody has what goes at once would be a write that nobody sees."""
     before = scope.volume.status.attached_to
     if before is None:
         return None
     had = any(order.spec.for_.uid == before.uid for order in scope.instances)
-    wants = any(vm.uid == before.uid and not vm.deleting for vm in scope.users)
+    wants = any(vm.uid == before.uid and (not vm.deleting or goes_with(scope.volume, vm.uid)) for vm in scope.users)
     return before if had or wants else None
 
 

@@ -24,7 +24,7 @@ def derive_status(
     """The whole status. `at` is where it is and goes, when that was looked at; what is on record stays otherwise."""
     volume, before = scope.volume, scope.volume.status
     facts_known = scope.order.status.disk if scope.order else None
-    phase, ready, stalled = _state(scope, attached, lack, at)
+    phase, ready, stalled = _state(scope, place, attached, lack, at)
     moving = _moving(scope, at)
     facts = [ready, *moving]
     if stalled:
@@ -100,7 +100,7 @@ def _manner(scope: Scope) -> DiskManner | None:
 
 
 def _state(
-    scope: Scope, attached: Attachment | None, lack: Lack | None, at: Course | None
+    scope: Scope, place: Place | None, attached: Attachment | None, lack: Lack | None, at: Course | None
 ) -> tuple[VolumePhase, Fact, bool]:
     """Phase, the Ready condition, and whether somebody has to do something."""
     volume, order = scope.volume, scope.order
@@ -114,6 +114,8 @@ def _state(
         return phase, Fact("Ready", False, lack.reason, lack.message), lack.stalled
     if order is None and volume.status.size is not None:
         return VolumePhase.MOVING, Fact("Ready", False, HANDING_OVER, "Another host is about to take it."), False
+    if order is None and place is not None:  # its host is about to be told
+        return VolumePhase.CREATING, _at_work(VolumePhase.CREATING, place.host), False
     if order is None:
         return (
             VolumePhase.PENDING,
@@ -134,7 +136,11 @@ def _state(
     if state in (WorkState.FAILED, WorkState.REFUSED):
         return VolumePhase.FAILED, Fact("Ready", False, reason or "Failed", message), True
     phase = _working(order, volume.status.size) if made else VolumePhase.CREATING
-    return phase, Fact("Ready", False, reason or str(phase), message or f"{host_of(order)} works on it."), False
+    return phase, _at_work(phase, host_of(order), reason, message), False
+
+
+def _at_work(phase: VolumePhase, host: str, reason: str = "", message: str = "") -> Fact:
+    return Fact("Ready", False, reason or str(phase), message or f"{host} works on it.")
 
 
 def _working(order: WorkOrder, size: int | None) -> VolumePhase:

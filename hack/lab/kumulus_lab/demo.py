@@ -13,10 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kumulus_lab import commands, deadline, examples, moving, networking, places, restoring
+from kumulus_lab import commands, deadline, examples, moving, networking, places, restoring, surviving
 from kumulus_lab.errors import LabError
 from kumulus_lab.examples import ImageProgress, Machine
 from kumulus_lab.lab import Lab, Wanted
+from kumulus_lab.ledger import Ledger
 from kumulus_lab.state import Hypervisor
 
 SIMULATED = 10
@@ -40,15 +41,17 @@ def run(lab: Lab, what: Wanted, console: Console) -> None:
     lab.up(what)
     machines = _apply(lab, examples.QUICKSTART, console)
     machines += _apply(lab, examples.STORAGE, console)
+    ledger = Ledger(lab, lambda *words: _kumulusctl(lab, *words).stdout)
+    surviving.run(ledger, console)
     console.print(f"[dim]·[/] applying {escape(str(examples.MOVING.relative_to(places.CHECKOUT)))}, step by step")
-    moving.run(lab, console)
+    moving.run(ledger, console)
     console.print(f"[dim]·[/] applying {escape(str(examples.SNAPSHOTS.relative_to(places.CHECKOUT)))}, step by step")
-    restoring.run(lab, console, lambda *words: _kumulusctl(lab, *words).stdout)
+    restoring.run(ledger, console)
     console.print(f"[dim]·[/] applying {escape(str(examples.NETWORK.relative_to(places.CHECKOUT)))}")
     machines += networking.run(
         lab,
         console,
-        lambda *words: _kumulusctl(lab, *words).stdout,
+        ledger.kumulusctl,
         lambda directory: _follow(lab, examples.names(directory), console),
     )
     console.print()

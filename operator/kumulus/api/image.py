@@ -42,6 +42,14 @@ Sha256 = Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=
 class HttpSource(Model):
     """An image on a web server."""
 
+    rules = (
+        Rule(
+            "!has(self.secret) || self.url.startsWith('https://')",
+            "a user name and a password are sent over TLS only: use an https URL",
+            field=".url",
+        ),
+    )
+
     url: str = Field(
         description="Where it is: http or https, without user name or password. Addresses of the cluster, loopback and link-local ranges are refused unless an administrator allows them.",
         max_length=2048,
@@ -52,6 +60,10 @@ class HttpSource(Model):
                 "must be an http or https URL without user name or password",
             )
         ),
+    )
+    secret: SecretName | None = Field(
+        default=None,
+        description="Name of a Secret of type kubernetes.io/basic-auth in the image's namespace (kumulus-system for a ClusterImage) that has a user name and a password for that server. They are sent to no other one that it points to.",
     )
     ca_bundle: str | None = Field(
         default=None,
@@ -124,6 +136,13 @@ class ImageSource(Model):
     snapshot: ObjectName | None = Field(
         default=None, description="Name of a VolumeSnapshot of the namespace: a full copy, also while a machine is on."
     )
+
+    @property
+    def secret(self) -> str | None:
+        """Name of the Secret with the login to where it is, if there is one."""
+        if self.oci is not None:
+            return self.oci.secret
+        return self.http.secret if self.http is not None else None
 
     @property
     def made_here(self) -> bool:

@@ -21,12 +21,24 @@ class ImageRef(Model):
     format: ImageFormat = Field(description="What it must turn out to be.")
 
 
+LoginSecret = Annotated[
+    str | None,
+    Field(
+        description="Name of the Secret of this namespace with the keys username and password. It is there until the image is.",
+        max_length=253,
+    ),
+]
+LoginNumber = Annotated[int, Field(description="Counts up when that Secret has come late, or changed.", ge=0)]
+
+
 class HttpFetch(Model):
     """Fetch over http or https."""
 
     url: str = Field(description="Where it is.", max_length=2048)
     ca_bundle: str | None = Field(default=None, description="PEM certificates to trust for it.", max_length=65536)
     compression: Compression = Field(default=Compression.NONE, description="How what is there is packed.")
+    secret: LoginSecret = None
+    login: LoginNumber = 0
 
 
 class OciFetch(Model):
@@ -43,12 +55,8 @@ class OciFetch(Model):
     layout: OciLayout = Field(default=OciLayout.AUTO, description="How the image lies there.")
     ca_bundle: str | None = Field(default=None, description="PEM certificates to trust for it.", max_length=65536)
     compression: Compression = Field(default=Compression.NONE, description="How the file in an artifact is packed.")
-    secret: str | None = Field(
-        default=None,
-        description="Name of the Secret of this namespace with the keys username and password. It is there until the image is.",
-        max_length=253,
-    )
-    login: int = Field(default=0, description="Counts up when that Secret has come late, or changed.", ge=0)
+    secret: LoginSecret = None
+    login: LoginNumber = 0
 
 
 HostAddress = Annotated[str, StringConstraints(min_length=2, max_length=45, pattern=r"^[0-9a-f.:]+$")]
@@ -106,6 +114,11 @@ class ImageImport(Model):
         description="Name of a host of the same zone that is fetching it from its source: it is copied from there when that is done.",
         max_length=63,
     )
+
+    @property
+    def asked(self) -> HttpFetch | OciFetch | None:
+        """The server that is asked for its bytes, if one is."""
+        return self.http if self.http is not None else self.oci
 
 
 class UploadOrder(Model):

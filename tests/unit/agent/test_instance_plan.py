@@ -786,3 +786,27 @@ def test_facts_say_what_the_hypervisor_has() -> None:
     facts = instance_status.derive(seen, instance_plan.plan(seen), 1).instance
     assert facts is not None
     assert facts.volumes == ()
+
+
+def test_what_a_new_machine_waits_for_is_said_when_it_is_looked_for_in_vain_twice() -> None:
+    def waits(attempts: int, **changes: Any) -> float:
+        memory = Memory(hold=Hold(WorkState.WAITING, "VolumeNotReady", "not yet", NOW + 0.4, attempts, 1))
+        seen = scope(None, memory=memory, **changes)
+        return instance_status.unsaid(seen, instance_plan.plan(seen))
+
+    assert waits(1) == pytest.approx(0.4)
+    assert waits(2) == 0
+    assert waits(1, status=reported(WorkState.STOPPED)) == 0, "what was said of it is no longer so"
+    assert waits(1, now=NOW + 1) == 0
+    failed = scope(None, memory=Memory(hold=Hold(WorkState.FAILED, "NoSpace", "full", NOW + 2, 1, 1)))
+    assert instance_status.unsaid(failed, instance_plan.plan(failed)) == 0
+
+
+def test_that_a_machine_stops_to_be_removed_is_said_when_it_takes_long() -> None:
+    def stops(since: float, **changes: Any) -> float:
+        stopping = Memory(stopping_since=since, pressed_at=NOW)
+        seen = scope(on(wanted=STOPPED), deleting=True, memory=stopping, **changes)
+        return instance_status.unsaid(seen, instance_plan.plan(seen))
+
+    assert 0 < stops(NOW - 0.5) <= 1.5
+    assert stops(NOW - 3) <= 0

@@ -38,6 +38,8 @@ class Answer:
     """Says nothing any more after so many bytes of the body."""
     range_shift: int = 0
     """Added to the start it claims in `Content-Range`."""
+    login: str | None = None
+    """Refuses whoever does not send this as `Authorization`."""
 
 
 @dataclass
@@ -89,6 +91,8 @@ class Server:
             self.requests.append(Request(method, target, headers))
             answers = self._answers.get(target, [Answer(status=404)])
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            if answer.login not in (None, headers.get("authorization")):
+                answer = Answer(status=401, headers=(("WWW-Authenticate", 'Basic realm="images"'),))
             await self._answer(answer, headers, writer)
         except (OSError, asyncio.IncompleteReadError):
             pass

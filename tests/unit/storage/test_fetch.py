@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
@@ -16,7 +17,7 @@ from kumulus_agents.storage.claims import Claims
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part
-from kumulus_agents.storage.protocol import ImportProgress, StorageError
+from kumulus_agents.storage.protocol import ImportProgress, Login, StorageError
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
 from tests.unit.storage.conftest import SERVER
 from tests.unit.storage.material import MIB, disk, http, ignore
@@ -270,6 +271,33 @@ async def test_https_trusts_the_images_own_bundle_and_nobody_else(part, limits, 
             assert error.value.reason == "SourceUntrusted"
         assert server.requests == []
         await fetcher.fetch(HttpFetch(url=url, ca_bundle=bundle), part, SHA, Pace(ignore))
+
+
+async def test_a_login_goes_to_its_server_over_tls_and_to_nobody_else(part, limits, tmp_path) -> None:
+    login = Login("mallory", "pass:word \N{SNOWMAN}")
+    assert base64.b64decode(login.basic.removeprefix("Basic ")).decode() == "mallory:pass:word \N{SNOWMAN}"
+    assert "snowman" not in repr(login) and "word" not in repr(login)
+    bundle, context = certificate(tmp_path, SERVER)
+    fetcher = Fetcher(limits, sleep=no_time)
+    async with serving(SERVER, tls=context) as server, serving(SERVER, tls=context) as other:
+        fetch = HttpFetch(url=server.on("/i", Answer(BODY, login=login.basic)), ca_bundle=bundle)
+        for wrong in (None, Login("mallory", "other")):
+            with pytest.raises(StorageError) as refused:
+                await fetcher.fetch(fetch, part, SHA, Pace(ignore), wrong)
+            assert refused.value.reason == "SourceUnauthorized" and refused.value.retryable
+        elsewhere = other.on("/there", Answer(BODY))
+        server.on("/moved", Answer(status=302, headers=(("Location", elsewhere),), login=login.basic))
+        moved = HttpFetch(url=server.url("/moved"), ca_bundle=bundle)
+        await fetcher.fetch(moved, part, SHA, Pace(ignore), login)
+        assert [request.headers.get("authorization") for request in other.requests] == [None]
+        await part.begin("", None)
+        await fetcher.fetch(fetch, part, SHA, Pace(ignore), login)
+    async with serving(SERVER) as plain:
+        url = plain.on("/i", Answer(BODY))
+        await part.begin("", None)
+        with pytest.raises(StorageError) as refused:
+            await fetcher.fetch(HttpFetch(url=url), part, SHA, Pace(ignore), login)
+        assert refused.value.reason == "SourceForbidden" and plain.connections == 0
 
 
 async def test_a_bundle_without_certificates_is_refused(server, part, limits) -> None:

@@ -26,14 +26,17 @@ from kumulus_controllers.storage.volume_keeper import (
 )
 from kumulus_controllers.storage.volume_plan import (
     FIRST_USE,
+    MADE_FOR,
     Lack,
     Place,
     Scope,
     Wanted,
     attachment,
+    brought_along,
     default_class,
     held,
     host_lost,
+    keeper,
     renewed,
     volume_order,
     wanted,
@@ -252,6 +255,36 @@ def test_a_volume_is_free_only_when_no_agent_has_it() -> None:
     assert attachment(Scope(before, users=(next_one,), instances=(instance(),))) == mine
     assert attachment(Scope(before, users=(next_one,))) == Attachment(vm="next", uid=UID)
     assert attachment(Scope(volume(), users=(next_one,), instances=(instance(),))) is None, "status lost: still had"
+
+
+def test_what_goes_with_a_machine_stays_attached_to_it_to_its_end() -> None:
+    mine = Attachment(vm="vm", uid=OTHER)
+    plain = volume(status={"attachedTo": mine.to_json()})
+    metadata = plain.metadata.to_json()
+    owner = {"apiVersion": "v1", "kind": "VirtualMachine", "name": "vm", "uid": OTHER}
+    owned = Volume.parse({**plain.to_json(), "metadata": {**metadata, "ownerReferences": [owner]}})
+    kept = Volume.parse({**plain.to_json(), "metadata": {**metadata, "ownerReferences": [{**owner, "uid": UID}]}})
+    going = (machine(deleting=True),)
+    assert keeper(Scope(owned, users=going)) == mine
+    assert keeper(Scope(kept, users=going)) is None, "it goes with another one"
+    assert keeper(Scope(owned)) is None, "the machine is gone, and the volume was protected"
+
+
+def test_what_is_said_once_its_place_is_on_record_holds_until_its_host_answers() -> None:
+    """So that there is nothing to write when the order is made."""
+    before = derive_status(Scope(volume()), PLACE, USED, None, NOW)
+    assert (before.phase, before.pool, before.host) == (VolumePhase.CREATING, "local", "h1")
+    there = volume(status=before.to_json())
+    after = derive_status(Scope(there, order=order(None)), PLACE, USED, None, "2027-01-01T00:00:00Z")
+    assert after.to_json() == before.to_json()
+
+
+def test_a_volume_is_brought_along_by_the_machine_that_it_was_made_for() -> None:
+    plain = volume()
+    made = Volume.parse({**plain.to_json(), "metadata": {**plain.metadata.to_json(), "annotations": {MADE_FOR: OTHER}}})
+    assert brought_along(Scope(made, users=(machine(),)))
+    assert not brought_along(Scope(made, users=(machine(deleting=True),)))
+    assert not brought_along(Scope(plain, users=(machine(),))) and not brought_along(Scope(made))
 
 
 def test_a_machine_elsewhere_does_not_get_it() -> None:

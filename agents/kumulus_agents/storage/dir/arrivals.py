@@ -23,6 +23,7 @@ from kumulus_agents.storage.moving import Arrival, Content, Outside, Traits, uns
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.refusals import no_volume
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.source import FileSource
 
@@ -35,7 +36,7 @@ def traits(pool: PoolDirectory, uid: str) -> Traits:
     with pool.volumes() as volumes:
         record = known(volumes, uid)
         if record is None:
-            raise StorageError("The volume is not in the pool.", reason="VolumeNotReady")
+            raise no_volume()
         pinned = bool(record.layers.snapshots) or bool(files.linked(volumes, uid))
         with volumes.reading(file_of(uid, record.layers.active)) as fd:
             size, tracked = chain.virtual_size(fd), chain.is_tracked(fd)

@@ -15,8 +15,8 @@ from kumulus_agents.storage.dir.images import stored
 from kumulus_agents.storage.dir.pool import PoolDirectory, disk_of, uid_of
 from kumulus_agents.storage.protocol import StorageError, StoredDisk, StoredImage
 from kumulus_agents.storage.record import read_record, write_record
-from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.sizes import at_least
 from kumulus_agents.storage.source import FileSource, LayerFile
 
 
@@ -34,7 +34,7 @@ def ensure(
             image = stored(pool, images.whole, image_uid)
         if image is None:
             raise StorageError("The disk's image is not in the pool yet.", reason="ImageNotReady")
-        virtual_size = _size(image, size)
+        virtual_size = at_least(size, image.virtual_size, "disk", "image")
         _make(pool, settings, mine, disk, image, virtual_size)
     below = (LayerFile(image.path, image.format),)
     return StoredDisk(FileSource(pool.disk_path(owner, disk)), "qcow2", virtual_size, below)
@@ -80,19 +80,6 @@ def _below(pool: PoolDirectory, record: Mapping[str, object]) -> tuple[LayerFile
         with pool.images() as images:
             form = "raw" if images.whole.exists(f"{image}.raw") else "qcow2"
     return (LayerFile(pool.image_path(image, str(form)), str(form)),)
-
-
-def _size(image: StoredImage, size: int | None) -> int:
-    if size is None:
-        return image.virtual_size
-    if size < image.virtual_size:
-        raise StorageError(
-            f"The disk's size of {size} bytes is less than the {image.virtual_size} bytes of its image."
-            " Ask for a larger disk.",
-            reason="DiskTooSmall",
-            retryable=False,
-        )
-    return whole_sectors(size)
 
 
 def _make(

@@ -16,6 +16,7 @@ from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.protocol import StorageError, StoredVolume
+from kumulus_agents.storage.refusals import no_volume
 from kumulus_agents.storage.settings import StorageSettings
 
 
@@ -48,7 +49,7 @@ class Exclusion:
     async def _present(self, uid: str) -> StoredVolume:
         found = await self.volume(uid)
         if found is None:
-            raise StorageError("The volume is not in the pool.", reason="VolumeNotReady")
+            raise no_volume()
         return found
 
     @asynccontextmanager

@@ -21,7 +21,7 @@ from kumulus_agents.storage.fetch import Fetcher
 from kumulus_agents.storage.oci import client as registry
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part, discard, expire, is_complete
-from kumulus_agents.storage.protocol import RegistrySource, StorageError, StoredImage
+from kumulus_agents.storage.protocol import RegistrySource, StorageError, StoredImage, WebSource
 from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.rejection import Found
 from kumulus_agents.storage.settings import StorageSettings
@@ -37,7 +37,7 @@ _LEAST = 1 << 20
 _HASHED = 4 << 20
 _MEASURED = 16 << 20
 """Bytes that are measured in one go."""
-Fetched = HttpFetch | RegistrySource | UploadFetch
+Fetched = HttpFetch | WebSource | RegistrySource | UploadFetch
 """Sources whose bytes come as a file, from elsewhere."""
 
 
@@ -268,13 +268,14 @@ async def _arrive(
     if isinstance(source, UploadFetch):
         _judge_upload(part, image)
         return _Arrived(part.digest(), source.compression)
-    if not isinstance(source, HttpFetch):
+    if isinstance(source, RegistrySource):
         digest, packing = await registry.bring(fetcher, source, image, part, pace, settings.fetch.max_bytes)
         return _Arrived(part.digest(), packing, digest)
     if image.sha256 is None:
         raise StorageError("An image from a web server needs its checksum.", reason="ChecksumMissing", retryable=False)
-    await fetcher.fetch(source, part, image.sha256, pace)
-    return _Arrived(image.sha256, source.compression)
+    fetch, login = (source.fetch, source.login) if isinstance(source, WebSource) else (source, None)
+    await fetcher.fetch(fetch, part, image.sha256, pace, login)
+    return _Arrived(image.sha256, fetch.compression)
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from kumulus_agents.storage.layers import Kept, Taken
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import Merge, StorageError, StoredSnapshot
+from kumulus_agents.storage.refusals import no_snapshot, no_volume
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.tracking import Extent, union
 
@@ -116,7 +117,7 @@ def revert(
             return
         kept = record.layers.snapshots.get(snapshot)
         if kept is None or kept.taken is None:
-            raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
+            raise no_snapshot()
         with volumes.reading(file_of(volume, record.layers.active)) as fd:
             size = chain.virtual_size(fd)
         below = file_of(volume, kept.layer)
@@ -264,14 +265,14 @@ def changes(pool: PoolDirectory, volume: str, since: str | None, until: str | No
 def _kept(record: Record, snapshot: str) -> Kept:
     kept = record.layers.snapshots.get(snapshot)
     if kept is None or kept.taken is None:
-        raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
+        raise no_snapshot()
     return kept
 
 
 def _known(volumes: Directory, volume: str) -> Record:
     record = known(volumes, volume)
     if record is None:
-        raise StorageError("The volume is not in the pool.", reason="VolumeNotReady")
+        raise no_volume()
     return record
 
 

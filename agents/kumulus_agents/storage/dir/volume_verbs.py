@@ -17,7 +17,7 @@ from kumulus_agents.storage.faults import told_as
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import ProgressListener, Resize, StorageError, StoredVolume
-from kumulus_agents.storage.sectors import whole_sectors
+from kumulus_agents.storage.sizes import check_grown, grown
 
 
 class VolumeVerbs(Exclusion):
@@ -107,17 +107,9 @@ class VolumeVerbs(Exclusion):
     async def _grow_volume(
         self, uid: str, size: int, live: Resize | None, passphrase: Passphrase | None
     ) -> StoredVolume:
-        wanted = whole_sectors(size)
         async with self._lock(f"volume {uid_of(uid)}"):
             volume = await self._present(uid)
-            if volume.virtual_size > wanted:
-                raise StorageError(
-                    f"The volume has {volume.virtual_size} bytes; it cannot be made smaller, to {size} bytes."
-                    " Copy what it has to a smaller one.",
-                    reason="ShrinkRefused",
-                    retryable=False,
-                )
-            if volume.virtual_size == wanted:
+            if (wanted := grown(volume.virtual_size, size)) is None:
                 await self._take_back(uid)
                 return volume
             self._refuse_copied(uid)
@@ -128,10 +120,9 @@ class VolumeVerbs(Exclusion):
             else:
                 with told_as("grow the volume"):
                     await volumes.grow(self._pool, self._settings, uid, wanted, passphrase)
-            grown = await self._present(uid)
-        if grown.virtual_size < wanted:
-            raise StorageError("The volume did not grow, although nothing failed.", reason="VolumeNotGrown")
-        return grown
+            volume = await self._present(uid)
+        check_grown(volume.virtual_size, wanted)
+        return volume
 
     async def remove_volume(self, uid: str) -> None:
         """See `StorageDriver.remove_volume`."""

@@ -25,8 +25,9 @@ from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageError, StoredVolume
 from kumulus_agents.storage.record import read_record, write_record
-from kumulus_agents.storage.sectors import whole_sectors
+from kumulus_agents.storage.refusals import a_disc, linked_thick
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.sizes import at_least, of_blank
 from kumulus_agents.storage.source import FileSource, LayerFile
 
 MOST = 40
@@ -205,13 +206,8 @@ def plan_on_image(pool: PoolDirectory, image_uid: str, size: int | None, thick: 
     if image is None:
         raise StorageError("The volume's image is not in the pool yet.", reason="ImageNotReady")
     if image.format != "qcow2":
-        raise StorageError(
-            f"The volume's image is a disc ({image.source_format}), of which no volume is made."
-            " Name an image of a disk.",
-            reason="ImageNotADisk",
-            retryable=False,
-        )
-    wanted = at_least(size, image.virtual_size, "image")
+        raise a_disc(image.source_format)
+    wanted = at_least(size, image.virtual_size, "volume", "image")
     if thick:
         return Plan(wanted, thick, copied=image.virtual_size)
     return Plan(wanted, thick, overlay_of=image_uid)
@@ -224,7 +220,7 @@ def plan_copy(pool: PoolDirectory, source: Source, size: int | None, thick: bool
         if found is None:
             raise StorageError("The volume that is to be copied is not in the pool yet.", reason="VolumeNotReady")
         return Plan(
-            at_least(size, found.virtual_size, "volume it is copied from"), thick, copied=found.virtual_size
+            at_least(size, found.virtual_size, "volume", "volume it is copied from"), thick, copied=found.virtual_size
         ), None
     with pool.volumes() as volumes:
         record = known(volumes, source.volume) if found is not None else None
@@ -235,17 +231,13 @@ def plan_copy(pool: PoolDirectory, source: Source, size: int | None, thick: bool
             raise StorageError("The snapshot that is to be copied is not in the pool yet.", reason="SnapshotNotReady")
         with volumes.reading(file_of(source.volume, kept.layer)) as fd:
             least = chain.virtual_size(fd)
-    return Plan(at_least(size, least, "snapshot it is copied from"), thick, copied=least), kept.layer
+    return Plan(at_least(size, least, "volume", "snapshot it is copied from"), thick, copied=least), kept.layer
 
 
 def plan_link(pool: PoolDirectory, source: Source, size: int | None, thick: bool, *, encrypted: bool = False) -> Plan:
     """A volume that begins as a snapshot of another one, and stands on it. Blocks."""
     if thick:
-        raise StorageError(
-            "A volume of a thick class cannot be linked to a snapshot. Copy the snapshot in full.",
-            reason="LinkedThick",
-            retryable=False,
-        )
+        raise linked_thick()
     plan, layer = plan_copy(pool, source, size, thick=False)
     if layer is None:
         raise StorageError("Only snapshots can be linked to.", reason="SnapshotNotReady")
@@ -283,9 +275,7 @@ def too_many() -> StorageError:
 
 def plan_blank(size: int | None, thick: bool) -> Plan:
     """A volume with nothing in it."""
-    if size is None:
-        raise StorageError("A blank volume needs a size.", reason="SizeMissing", retryable=False)
-    return Plan(whole_sectors(size), thick)
+    return Plan(of_blank(size), thick)
 
 
 async def make(
@@ -463,16 +453,6 @@ def _settle(volumes: Directory, uid: str, fd: int, record: Record) -> None:
 def bytes_of(volumes: Directory, file: str) -> int:
     """What the file takes. Blocks."""
     return os.stat(file, dir_fd=volumes.fd, follow_symlinks=False).st_blocks * 512
-
-
-def at_least(size: int | None, least: int, what: str) -> int:
-    if size is not None and size < least:
-        raise StorageError(
-            f"The volume's size of {size} bytes is less than the {least} bytes of its {what}. Ask for a larger volume.",
-            reason="DiskTooSmall",
-            retryable=False,
-        )
-    return whole_sectors(size if size is not None else least)
 
 
 def file_of(uid: str, layer: str) -> str:

@@ -25,7 +25,6 @@ from kumulus_agents.storage.lvm.volumes import ThinVolumes
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import (
     ImageSource,
-    Merge,
     ProgressListener,
     Resize,
     StorageDriver,
@@ -37,16 +36,18 @@ from kumulus_agents.storage.protocol import (
     Usage,
     same,
 )
+from kumulus_agents.storage.refusals import a_disc, linked_thick, no_snapshot, no_volume
 from kumulus_agents.storage.secrets import Secrets
-from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.sizes import at_least, grown, of_blank
 from kumulus_agents.storage.source import BlockSource
 from kumulus_agents.storage.tracking import Extent
+from kumulus_agents.storage.unlayered import Unlayered
 
 RAW = "raw"
 
 
-class LvmStorage:
+class LvmStorage(Unlayered):
     """`StorageDriver` for a thin pool. Belongs to one event loop."""
 
     def __init__(self, pool: PoolRef, settings: StorageSettings, *, fetcher: Fetcher | None = None) -> None:
@@ -96,7 +97,7 @@ class LvmStorage:
             listing = await self._group.listing()
             if (found := listing.whole(disk)) is None:
                 image = images.present(listing, image_uid, "disk")
-                wanted = _at_least(size, image.disk_size, "disk", "image")
+                wanted = at_least(size, image.disk_size, "disk", "image")
                 await self._volumes.stand_on(image, disk, listing.extents(wanted), (tag(Tag.SIZE, wanted),))
                 return StoredDisk(self._source(disk), RAW, wanted)
             await self._volumes.wake(found)
@@ -163,26 +164,16 @@ class LvmStorage:
                 await self._make_of_snapshot(uid, snapshot, size, thick, linked, pace, listing)
             elif source is not None:
                 await self._make_copy(uid, source, size, thick, pace, listing)
-            elif size is None:
-                raise StorageError("A blank volume needs a size.", reason="SizeMissing", retryable=False)
             else:
-                await self._make_blank(uid, whole_sectors(size), thick, listing)
-            return self._stored((await self._present(uid))[0])
+                await self._make_blank(uid, of_blank(size), thick, listing)
+            return await self._present(uid)
 
     async def grow_volume(self, uid: str, size: int, live: Resize | None = None) -> StoredVolume:
         """See `StorageDriver.grow_volume`. The device grows first; an emulator that has it is told then. Until it knows,
         the volume has its old size."""
-        wanted = whole_sectors(size)
         async with self._lock(f"volume {uid_of(uid)}"):
-            found, listing = await self._present(uid)
-            if found.disk_size > wanted:
-                raise StorageError(
-                    f"The volume has {found.disk_size} bytes; it cannot be made smaller, to {size} bytes."
-                    " Copy what it has to a smaller one.",
-                    reason="ShrinkRefused",
-                    retryable=False,
-                )
-            if found.disk_size == wanted:
+            found, listing = await self._known(uid)
+            if (wanted := grown(found.disk_size, size)) is None:
                 return self._stored(found)
             _refuse_begun(listing, uid)
             if live is None:
@@ -192,7 +183,7 @@ class LvmStorage:
             if live is not None:
                 await live(max(device, found.size))
             await self._volumes.remember(found, Tag.SIZE, wanted)
-            return self._stored((await self._present(uid))[0])
+            return await self._present(uid)
 
     async def remove_volume(self, uid: str) -> None:
         """See `StorageDriver.remove_volume`. What others make of it is theirs already."""
@@ -216,7 +207,7 @@ class LvmStorage:
         machine that is on has it."""
         uid_of(snapshot)
         async with self._lock(f"volume {uid_of(volume)}"):
-            found, _ = await self._present(volume)
+            found, _ = await self._known(volume)
             await self._snapshots.begin(found, volume, snapshot)
             return self._stored(found)
 
@@ -242,35 +233,16 @@ class LvmStorage:
         """See `StorageDriver.revert_volume`. The volume is another logical volume afterwards."""
         uid_of(request)
         async with self._lock(f"volume {uid_of(volume)}"):
-            found, listing = await self._present(volume)
+            found, listing = await self._known(volume)
             if found.record.one(Tag.REVERTED) != request:
                 kept = listing.whole(names.snapshot(volume, uid_of(snapshot)))
                 _refuse_begun(listing, volume)
                 if kept is None:
-                    raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
+                    raise no_snapshot()
                 _refuse_open(found, "revert")
                 await self._volumes.revert(volume, found, kept, request)
             await self._volumes.clear(volume)
-            return self._stored((await self._present(volume))[0])
-
-    async def adopt(self, volume: str, path: str) -> None:
-        """See `StorageDriver.adopt`. A volume is one logical volume."""
-        uid_of(volume)
-        if self._stored((await self._present(volume))[0]).path != path:
-            raise StorageError(
-                "A machine writes to a device that is not the volume's.", reason="ChainMismatch", retryable=False
-            )
-
-    async def next_merge(self, volume: str) -> Merge | None:
-        """See `StorageDriver.next_merge`. Never any."""
-        uid_of(volume)
-        return None
-
-    async def merge(self, volume: str, merge: Merge, progress: ProgressListener | None = None) -> None:
-        """See `StorageDriver.merge`."""
-
-    async def merged(self, volume: str, merge: Merge) -> None:
-        """See `StorageDriver.merged`."""
+            return await self._present(volume)
 
     async def _make_blank(self, uid: str, size: int, thick: bool, listing: Listing) -> None:
         name, device = names.volume(uid), listing.extents(size)
@@ -287,12 +259,8 @@ class LvmStorage:
         image = images.present(listing, image_uid, "volume")
         source_format = image.record.one(Tag.SOURCE_FORMAT)
         if source_format in OPTICAL:
-            raise StorageError(
-                f"The volume's image is a disc ({source_format}), of which no volume is made. Name an image of a disk.",
-                reason="ImageNotADisk",
-                retryable=False,
-            )
-        wanted = _at_least(size, image.disk_size, "volume", "image")
+            raise a_disc(source_format)
+        wanted = at_least(size, image.disk_size, "volume", "image")
         if thick:
             await self._copy(uid, image_uid, image, wanted, thick, pace, listing)
         else:
@@ -302,15 +270,11 @@ class LvmStorage:
         self, uid: str, ref: SnapshotRef, size: int | None, thick: bool, linked: bool, pace: Pace, listing: Listing
     ) -> None:
         if thick and linked:
-            raise StorageError(
-                "A volume of a thick class cannot be linked to a snapshot. Choose a thin class, or do not link it.",
-                reason="LinkedThick",
-                retryable=False,
-            )
+            raise linked_thick()
         kept = listing.whole(names.snapshot(ref.volume, ref.snapshot))
         if kept is None:
             raise StorageError("The snapshot is not in the pool yet.", reason="SnapshotNotReady")
-        wanted = _at_least(size, kept.disk_size, "volume", "snapshot")
+        wanted = at_least(size, kept.disk_size, "volume", "snapshot")
         if linked:
             await self._link(uid, kept, wanted, listing)
         else:
@@ -322,7 +286,7 @@ class LvmStorage:
         source = listing.volume(source_uid)
         if source is None:
             raise StorageError("The volume that is to be copied is not in the pool yet.", reason="VolumeNotReady")
-        wanted = _at_least(size, source.disk_size, "volume", "volume it is copied from")
+        wanted = at_least(size, source.disk_size, "volume", "volume it is copied from")
         _refuse_open(source, "copy")
         await self._copy(uid, source_uid, source, wanted, thick, pace, listing)
 
@@ -364,25 +328,15 @@ class LvmStorage:
             reverted=found.record.one(Tag.REVERTED),
         )
 
-    async def _present(self, uid: str) -> tuple[Logical, Listing]:
+    async def _known(self, uid: str) -> tuple[Logical, Listing]:
         listing = await self._group.listing()
         found = listing.volume(uid)
         if found is None:
-            raise StorageError("The volume is not in the pool.", reason="VolumeNotReady")
+            raise no_volume()
         return found, listing
 
     def _lock(self, what: str) -> asyncio.Lock:
         return self._locks.setdefault(what, asyncio.Lock())
-
-
-def _at_least(size: int | None, least: int, what: str, origin: str) -> int:
-    if size is not None and size < least:
-        raise StorageError(
-            f"The {what}'s size of {size} bytes is less than the {least} bytes of its {origin}. Ask for a larger {what}.",
-            reason="DiskTooSmall",
-            retryable=False,
-        )
-    return whole_sectors(size if size is not None else least)
 
 
 def _refuse_open(found: Logical, doing: str) -> None:

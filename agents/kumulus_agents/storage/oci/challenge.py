@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from yarl import URL
-
-from kumulus_agents.storage.protocol import Login
 
 _SCHEME = re.compile(r"\s*(basic|bearer)\b", re.IGNORECASE)
 _PARAMETER = re.compile(r'(realm|service|scope|error)="([^"\\\r\n]{0,2048})"', re.IGNORECASE)
@@ -64,8 +61,3 @@ def token(body: bytes) -> str | None:
         return None
     value = found.get("token") or found.get("access_token")
     return value if isinstance(value, str) and _TOKEN.fullmatch(value) else None
-
-
-def basic(login: Login) -> str:
-    """The header's value for a name and a password (RFC 7617)."""
-    return "Basic " + base64.b64encode(f"{login.username}:{login.password}".encode()).decode()

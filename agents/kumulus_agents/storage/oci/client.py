@@ -11,7 +11,7 @@ from yarl import URL
 
 from kumulus.api.image_order import ImageRef
 from kumulus_agents.storage.blocking import in_thread
-from kumulus_agents.storage.fetch import Download, Fetcher
+from kumulus_agents.storage.fetch import Download, Fetcher, Only
 from kumulus_agents.storage.oci import challenge, manifest
 from kumulus_agents.storage.oci.manifest import Blob, Next, unfit
 from kumulus_agents.storage.oci.reference import Reference, parse
@@ -116,16 +116,16 @@ class _Session:
         if not self._ours(url) or asked is None:
             return False
         if isinstance(asked, challenge.Basic):
-            if self._login is None or self._sent == challenge.basic(self._login):
+            if self._login is None or self._sent == self._login.basic:
                 return False
-            self._sent = challenge.basic(self._login)
+            self._sent = self._login.basic
             return True
         realm = parsed(asked.realm)
         if realm.scheme != "https":
             raise forbidden("The registry's token service is not reached by https.")
-        headers = {"Authorization": challenge.basic(self._login)} if self._login is not None else {}
+        headers = {"Authorization": self._login.basic} if self._login is not None else {}
         body = await self._fetcher.small(
-            challenge.ask(asked, realm, self._reference.repository), self._trusted, _ANSWER, {}, _Only(realm, headers)
+            challenge.ask(asked, realm, self._reference.repository), self._trusted, _ANSWER, {}, Only(realm, headers)
         )
         token = challenge.token(body)
         if token is None:
@@ -137,22 +137,6 @@ class _Session:
 
     def _ours(self, url: URL) -> bool:
         return url.origin() == self._base.origin()
-
-
-class _Only:
-    """Sends the same to one server, and nothing to where that redirects."""
-
-    def __init__(self, url: URL, headers: Mapping[str, str]) -> None:
-        self._origin = url.origin()
-        self._headers = headers
-
-    def headers(self, url: URL) -> Mapping[str, str]:
-        """See `Authorizer.headers`."""
-        return self._headers if url.origin() == self._origin else {}
-
-    async def challenged(self, url: URL, response: aiohttp.ClientResponse) -> bool:
-        """See `Authorizer.challenged`: a second time would not help."""
-        return False
 
 
 def _digest(body: bytes) -> str:

@@ -23,6 +23,7 @@ from kumulus_agents.storage.rbd import names
 from kumulus_agents.storage.rbd.cluster import Cluster
 from kumulus_agents.storage.rbd.faults import Busy
 from kumulus_agents.storage.rbd.images import RbdImages
+from kumulus_agents.storage.refusals import no_volume
 from kumulus_agents.storage.settings import StorageSettings
 
 RAW = "raw"
@@ -45,7 +46,7 @@ class RbdArrivals:
         name = names.volume(uid)
         size, records = await self._images.size(name), await self._images.records(name)
         if size is None or ARRIVING in records:
-            raise StorageError("The volume is not in the pool.", reason="VolumeNotReady")
+            raise no_volume()
         pinned = any(names.target_of(one) is None for one in await self._images.snapshots(name))
         request = records.get(REVERTED, {}).get("request")
         return Traits(size, THICK in records, str(request) if request else None, pinned=pinned)

@@ -15,7 +15,6 @@ from kumulus_agents.storage.moving import Arrival, Content, Traits, Use, unsuppo
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import (
-    Merge,
     ProgressListener,
     Resize,
     StorageDriver,
@@ -29,13 +28,15 @@ from kumulus_agents.storage.rbd import names
 from kumulus_agents.storage.rbd.arrivals import ARRIVING, REVERTED, THICK
 from kumulus_agents.storage.rbd.contents import share
 from kumulus_agents.storage.rbd.faults import NotThere
-from kumulus_agents.storage.rbd.image_verbs import ImageVerbs, at_least, in_use
+from kumulus_agents.storage.rbd.image_verbs import ImageVerbs, in_use
 from kumulus_agents.storage.rbd.images import OWN
 from kumulus_agents.storage.rbd.intake import RAW
+from kumulus_agents.storage.refusals import a_disc, linked_thick, no_snapshot, no_volume
 from kumulus_agents.storage.secrets import Secrets
-from kumulus_agents.storage.sectors import whole_sectors
 from kumulus_agents.storage.settings import StorageSettings
+from kumulus_agents.storage.sizes import at_least, check_grown, grown, of_blank
 from kumulus_agents.storage.tracking import Extent, union
+from kumulus_agents.storage.unlayered import Unlayered
 
 _KEEPER, _REVERTED, _REVERTING = f"{OWN}keeper", REVERTED, f"{OWN}reverting"
 """Metadata keys of a volume: which host sees to it, the last request to revert it that was carried out, and the size that
@@ -44,7 +45,7 @@ SWEEP = 10.0
 """Seconds that looking at the pool may take for clearing away what was removed."""
 
 
-class RbdStorage(ImageVerbs):
+class RbdStorage(ImageVerbs, Unlayered):
     """`StorageDriver` for a Ceph pool. Belongs to one event loop."""
 
     async def prepare(self) -> Usage:
@@ -111,10 +112,8 @@ class RbdStorage(ImageVerbs):
                 await self._make_linked(uid, source, size, thick)
             elif source is not None:
                 await self._make_copy(uid, source, size, thick, pace)
-            elif size is None:
-                raise StorageError("A blank volume needs a size.", reason="SizeMissing", retryable=False)
             else:
-                await self._images.create(names.making(names.volume(uid)), whole_sectors(size), thick=thick)
+                await self._images.create(names.making(names.volume(uid)), of_blank(size), thick=thick)
             if thick:
                 await self._images.keep_record(names.making(names.volume(uid)), {}, key=THICK)
             await self._images.settle(names.volume(uid))
@@ -122,17 +121,9 @@ class RbdStorage(ImageVerbs):
 
     async def grow_volume(self, uid: str, size: int, live: Resize | None = None) -> StoredVolume:
         """See `StorageDriver.grow_volume`. An emulator has the cluster grow the image."""
-        wanted = whole_sectors(size)
         async with self._lock(f"volume {uid_of(uid)}"):
             volume = await self._present(uid)
-            if volume.virtual_size > wanted:
-                raise StorageError(
-                    f"The volume has {volume.virtual_size} bytes; it cannot be made smaller, to {size} bytes."
-                    " Copy what it has to a smaller one.",
-                    reason="ShrinkRefused",
-                    retryable=False,
-                )
-            if volume.virtual_size == wanted:
+            if (wanted := grown(volume.virtual_size, size)) is None:
                 return volume
             self._refuse_copied(uid)
             if live is not None:
@@ -140,10 +131,9 @@ class RbdStorage(ImageVerbs):
             else:
                 await self._contents.refuse_written(uid, "grow")
                 await self._images.resize(names.volume(uid), wanted)
-            grown = await self._present(uid)
-        if grown.virtual_size < wanted:
-            raise StorageError("The volume did not grow, although nothing failed.", reason="VolumeNotGrown")
-        return grown
+            volume = await self._present(uid)
+        check_grown(volume.virtual_size, wanted)
+        return volume
 
     async def remove_volume(self, uid: str) -> None:
         """See `StorageDriver.remove_volume`."""
@@ -229,7 +219,7 @@ class RbdStorage(ImageVerbs):
             try:
                 await self._snapshots.keep(volume, snapshot)
             except NotThere:
-                raise _not_there() from None
+                raise no_volume() from None
 
     async def confirm_snapshot(
         self, volume: str, snapshot: str, taken_at: str, indications: tuple[Indication, ...]
@@ -253,7 +243,7 @@ class RbdStorage(ImageVerbs):
                 continue
             found = await self._snapshots.find(volume, snapshot)
             if found is None or found.taken_at is None:
-                raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
+                raise no_snapshot()
             if snapshot == until:
                 size = found.virtual_size
         if until is None:
@@ -273,7 +263,7 @@ class RbdStorage(ImageVerbs):
                 return found
             kept = await self._snapshots.find(volume, snapshot)
             if kept is None or kept.taken_at is None:
-                raise StorageError("The volume has no such snapshot.", reason="SnapshotNotReady")
+                raise no_snapshot()
             self._refuse_copied(volume)
             await self._contents.refuse_written(volume, "revert")
             name = names.volume(volume)
@@ -284,33 +274,10 @@ class RbdStorage(ImageVerbs):
             await self._images.keep_record(name, {"request": request}, key=_REVERTED)
             return await self._present(volume)
 
-    async def adopt(self, volume: str, path: str) -> None:
-        """See `StorageDriver.adopt`. A volume is one image, always the same."""
-        if (await self._present(volume)).path != path:
-            raise StorageError(
-                "A machine writes to an image that is not the volume's.", reason="ChainMismatch", retryable=False
-            )
-
-    async def next_merge(self, volume: str) -> Merge | None:
-        """See `StorageDriver.next_merge`. Never any."""
-        uid_of(volume)
-        return None
-
-    async def merge(self, volume: str, merge: Merge, progress: ProgressListener | None = None) -> None:
-        """See `StorageDriver.merge`."""
-
-    async def merged(self, volume: str, merge: Merge) -> None:
-        """See `StorageDriver.merged`."""
-
     async def _make_on_image(self, uid: str, image_uid: str, size: int | None, thick: bool, pace: Pace) -> None:
         image = await self._present_image(image_uid, "volume")
         if image.source_format in OPTICAL:
-            raise StorageError(
-                f"The volume's image is a disc ({image.source_format}), of which no volume is made."
-                " Name an image of a disk.",
-                reason="ImageNotADisk",
-                retryable=False,
-            )
+            raise a_disc(image.source_format)
         wanted, making = at_least(size, image.virtual_size, "volume", "image"), names.making(names.volume(uid))
         if not thick:
             await self._images.clone(names.image(image_uid), names.BASE, making, wanted)
@@ -335,11 +302,7 @@ class RbdStorage(ImageVerbs):
         with self._contents.reading(source):
             found = await self._contents.size(source)
             if thick:
-                raise StorageError(
-                    "A volume of a thick class cannot be linked to a snapshot. Copy the snapshot in full.",
-                    reason="LinkedThick",
-                    retryable=False,
-                )
+                raise linked_thick()
             wanted, making = at_least(size, found, "volume", "source"), names.making(names.volume(uid))
             try:
                 await self._images.clone(names.volume(source.volume), names.snapshot(source.snapshot), making, wanted)
@@ -354,22 +317,12 @@ class RbdStorage(ImageVerbs):
             return size
         return int(before["size"])
 
-    async def _present(self, uid: str) -> StoredVolume:
-        found = await self.volume(uid)
-        if found is None:
-            raise _not_there()
-        return found
-
 
 def _source(origin: VolumeOrigin) -> VolumeContent | None:
     """The volume or the snapshot that is to be copied or linked to."""
     if origin.snapshot is not None:
         return VolumeContent(uid_of(origin.snapshot.volume), uid_of(origin.snapshot.snapshot))
     return VolumeContent(uid_of(origin.volume)) if origin.volume is not None else None
-
-
-def _not_there() -> StorageError:
-    return StorageError("The volume is not in the pool.", reason="VolumeNotReady")
 
 
 def make(pool: PoolRef, settings: StorageSettings, secrets: Secrets) -> StorageDriver:

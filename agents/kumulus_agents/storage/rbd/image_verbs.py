@@ -23,7 +23,7 @@ from kumulus_agents.storage.rbd import names
 from kumulus_agents.storage.rbd.faults import Busy
 from kumulus_agents.storage.rbd.intake import RAW
 from kumulus_agents.storage.rbd.parts import RbdParts
-from kumulus_agents.storage.sectors import whole_sectors
+from kumulus_agents.storage.sizes import at_least
 from kumulus_agents.storage.whole import Receive
 
 
@@ -152,17 +152,6 @@ class ImageVerbs(RbdParts):
         if found is None:
             raise StorageError(f"The {what}'s image is not in the pool yet.", reason="ImageNotReady")
         return found
-
-
-def at_least(size: int | None, least: int, what: str, origin: str) -> int:
-    """The size that is asked for, in whole sectors; that of its origin when none is. Raises DiskTooSmall."""
-    if size is not None and size < least:
-        raise StorageError(
-            f"The {what}'s size of {size} bytes is less than the {least} bytes of its {origin}. Ask for a larger {what}.",
-            reason="DiskTooSmall",
-            retryable=False,
-        )
-    return whole_sectors(size if size is not None else least)
 
 
 @contextmanager
