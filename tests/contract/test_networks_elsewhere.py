@@ -31,7 +31,12 @@ pytestmark = [
 )
 def test_vlans_of_a_trunk(tmp_path: Path) -> None:
     """Real frames with tags, by the driver linux."""
-    elsewhere(tmp_path, "tests/contract/test_gateways_linux.py::TestVlans")
+    elsewhere(
+        tmp_path,
+        "tests/contract/test_gateways_linux.py::TestVlans",
+        "tests/contract/test_vlans_linux.py::TestVlans",
+        *(f"tests/contract/test_vlans_linux.py::TestContract::{name}" for name in ESSENTIAL),
+    )
 
 
 @pytest.mark.skipif(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from kumulus.api.fabric import Host
-from kumulus.api.network import IPAddress
+from kumulus.api.network import IPAddress, SegmentHolder, SegmentId, SegmentIdSpec
 from kumulus.api.routing import (
     ExternalNetwork,
     ExternalNetworkStatus,
@@ -21,8 +21,10 @@ from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.network.claiming import Claims
 from kumulus_controllers.network.lack import Lack, facts
 from kumulus_controllers.network.networks import CLAIMS_IN, UID
-from kumulus_controllers.network.router_plan import external_of
+from kumulus_controllers.network.numbers import Numbers
+from kumulus_controllers.network.router_plan import VLAN_IN_USE, external_of
 from kumulus_controllers.network.routing import IN_PHYSICAL, OF_EXTERNAL, TO_EXTERNAL, Routing, device_on
+from kumulus_controllers.network.vlans import Number, claim_name
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_report, write_status
 
 COUNT_SECONDS = 5.0
@@ -38,6 +40,7 @@ class ExternalNetworkReconciler:
         self._services = services
         self._routing = Routing(services.caches)
         self._claims = Claims(services, self._routing.networks)
+        self._numbers = Numbers(services, self._routing.networks.numbers)
         self._counted: dict[str, float] = {}
 
     def attach(self, enqueue: Enqueue) -> None:
@@ -69,6 +72,13 @@ class ExternalNetworkReconciler:
                     if external.deleting:
                         enqueue(Key(None, external.name))
 
+        def number_changed(before: SegmentId | None, after: SegmentId | None) -> None:
+            if before is not None and after is None and before.spec.physical_network is not None:
+                for external in routing.external.by(IN_PHYSICAL, before.spec.physical_network):
+                    if external.spec.vlan == before.spec.vlan:
+                        enqueue(Key(None, external.name))
+
+        routing.networks.numbers.listen(number_changed)
         routing.external.listen(external_changed)
         routing.physical.listen(physical_changed)
         routing.networks.claims.listen(claim_changed)
@@ -94,6 +104,7 @@ class ExternalNetworkReconciler:
         if external.deleting and not users:
             for claim in claims:
                 await self._claims.end(claim)
+            await self._give_back_vlan(external)
             await drop_finalizer(self._services.client, routing.external, external)
             return Gone()
         lack = None
@@ -103,6 +114,8 @@ class ExternalNetworkReconciler:
             lack = Lack(
                 "PhysicalNetworkNotFound", f"There is no PhysicalNetwork {external.spec.physical_network}: make it."
             )
+        if not external.deleting:
+            lack = await self._claim_vlan(external) or lack
         before = external.status
         generation = external.metadata.generation
         found = facts(lack, "Ready", "Routers and FloatingIPs can have addresses in it.")
@@ -121,6 +134,45 @@ class ExternalNetworkReconciler:
             with suppress(NotFound):
                 await write_status(self._services.client, routing.external, external, before, after)
         return Wait(lack.reason, 60.0) if lack is not None else Done()
+
+    async def _claim_vlan(self, external: ExternalNetwork) -> Lack | None:
+        """Have its VLAN, so that no network of a tenant is given it; why it cannot have it. Several external networks may be
+        one VLAN."""
+        physical, vlan = external.spec.physical_network, external.spec.vlan
+        if vlan is None:
+            return None
+        spec = SegmentIdSpec(
+            kind=SegmentHolder.EXTERNAL_NETWORK,
+            network=external.uid,
+            name=external.name,
+            physical_network=physical,
+            vlan=vlan,
+        )
+        claim = await self._numbers.claim(Number(claim_name(physical, vlan), vlan), spec)
+        if claim is None:
+            return Lack(
+                "VlanPending", f"VLAN {vlan} of PhysicalNetwork {physical} is given back just now.", stalled=False
+            )
+        if claim.spec.kind is SegmentHolder.EXTERNAL_NETWORK:
+            return None
+        return Lack(
+            VLAN_IN_USE,
+            f"VLAN {vlan} of PhysicalNetwork {physical} is that of Network {claim.spec.namespace}/{claim.spec.name}: delete"
+            " that, or make this one with another VLAN. Take VLANs that are not for tenants out of spec.vlans of the"
+            " PhysicalNetwork and of NetworkClasses.",
+        )
+
+    async def _give_back_vlan(self, external: ExternalNetwork) -> None:
+        """When no other external network is that VLAN."""
+        physical, vlan = external.spec.physical_network, external.spec.vlan
+        if vlan is None:
+            return
+        others = (item for item in self._routing.external.by(IN_PHYSICAL, physical) if item.uid != external.uid)
+        if any(item.spec.vlan == vlan for item in others):
+            return
+        claim = self._routing.networks.numbers.get(claim_name(physical, vlan))
+        if claim is not None and claim.spec.kind is SegmentHolder.EXTERNAL_NETWORK:
+            await self._numbers.end(claim)
 
     def _users(self, external: ExternalNetwork) -> list[str]:
         """Who is in it, by its own record: anybody can name it."""

@@ -25,10 +25,11 @@ from kumulus.api.base import (
     list_map,
     reason_of,
 )
-from kumulus.api.gateways import DeviceName, ForwardProtocol
+from kumulus.api.gateways import ForwardProtocol
 from kumulus.api.network import GROUP, AddressRange
 from kumulus.api.placement import Selector
-from kumulus.api.segments import Uid
+from kumulus.api.segments import FIRST_VLAN, LAST_VLAN, DeviceName, Uid
+from kumulus.api.vlans import RANGES_MOST, VlanRange
 from kumulus.api.volumes import ObjectName
 
 ROUTER_NETWORKS_MOST = 16
@@ -65,6 +66,12 @@ class PhysicalNetworkSpec(Model):
         max_length=64,
         json_schema_extra=list_map("name"),
     )
+    vlans: tuple[VlanRange, ...] = Field(
+        default=(),
+        description="VLANs of it that networks are given, of NetworkClasses with isolation VLAN. Those of"
+        " ExternalNetworks are never given.",
+        max_length=RANGES_MOST,
+    )
 
 
 class PhysicalNetworkStatus(Status):
@@ -74,7 +81,7 @@ class PhysicalNetworkStatus(Status):
 
 
 class PhysicalNetwork(Resource):
-    """A network that hosts are plugged into: where external networks are."""
+    """A network that hosts are plugged into: where external networks are, and VLANs of tenants' networks."""
 
     KIND: ClassVar[Kind] = Kind(
         group=GROUP,
@@ -132,8 +139,8 @@ class ExternalNetworkSpec(Model):
     vlan: int | None = Field(
         default=None,
         description="Number of its VLAN there; untagged when empty.",
-        ge=1,
-        le=4094,
+        ge=FIRST_VLAN,
+        le=LAST_VLAN,
         json_schema_extra=immutable("vlan"),
     )
     cidr: Cidr = Field(
