@@ -11,7 +11,7 @@ import pytest
 
 from kumulus.api.segments import SegmentOrder, Uplink
 from kumulus_agents.network.linux import names
-from tests.contract import network
+from tests.contract import network, network_frames
 from tests.contract.network import Net, NetworkContract, four, honest, party, reaches
 from tests.contract.network_frames import Party
 from tests.contract.network_programs import Sender, Tags, Watcher, Wired
@@ -59,6 +59,24 @@ def by_vlan(order: SegmentOrder) -> SegmentOrder:
 def tagged(vlan: int, frame: bytes) -> bytes:
     """The frame with a tag (802.1Q)."""
     return frame[:12] + b"\x81\x00" + vlan.to_bytes(2, "big") + frame[12:]
+
+
+def in_its_place(outsider: Party, service: Party) -> list[bytes]:
+    """What somebody on the wire says in the place of what serves the network: that he has its address, and what an address
+    a guest is to have. Each has the mark of what is honest."""
+    lease = network_frames.udp(67, 68, network_frames.TRUE)
+    lease6 = network_frames.udp6(outsider.six, "ff02::1", (547, 546), network_frames.TRUE)
+    claim = network_frames.six(service.six) + network_frames.TRUE
+    advertisement = network_frames.icmp6(outsider.six, "ff02::1", 136, b"\x20\0\0\0" + claim)
+    everybody, all_nodes = "ff:ff:ff:ff:ff:ff", "33:33:00:00:00:01"
+    answer = network_frames.arp(2, outsider.mac, service.four, everybody, service.four, network_frames.TRUE)
+    packets = (
+        (everybody, 0x0806, answer),
+        (everybody, 0x0800, network_frames.ip4(outsider.four, "255.255.255.255", 17, lease)),
+        (all_nodes, 0x86DD, network_frames.ip6(outsider.six, "ff02::1", 58, advertisement)),
+        (all_nodes, 0x86DD, network_frames.ip6(outsider.six, "ff02::1", 17, lease6)),
+    )
+    return [network_frames.ethernet(outsider.mac, to, kind, packet) for to, kind, packet in packets]
 
 
 class VlanContract:
@@ -110,6 +128,7 @@ class VlanContract:
         frame = honest(outsider, party(inside))
         with Watcher(inside) as sees, Watcher(elsewhere) as other_sees, Watcher(far) as far_sees:
             astray = [tagged(103, frame), frame, tagged(101, honest(service, party(inside)))]
+            astray += [tagged(101, lie) for lie in in_its_place(outsider, service)]
             with Sender(Wired(trunk.machine), [*astray, tagged(102, honest(outsider, party(elsewhere)))]):
                 await eventually(lambda: other_sees.seen()[0] > 10, "VLAN 102 does not arrive")
             assert sees.seen() == (0, 0)

@@ -12,6 +12,7 @@ from kumulus.api.routing import (
     PhysicalNetwork,
     PhysicalNetworkStatus,
 )
+from kumulus.api.vlans import numbers
 from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
@@ -20,9 +21,9 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.network.claiming import Claims
 from kumulus_controllers.network.lack import Lack, facts
-from kumulus_controllers.network.networks import CLAIMS_IN, UID
+from kumulus_controllers.network.networks import CLAIMS_IN, NUMBER_IN, UID
 from kumulus_controllers.network.numbers import Numbers
-from kumulus_controllers.network.router_plan import VLAN_IN_USE, external_of
+from kumulus_controllers.network.router_plan import external_of
 from kumulus_controllers.network.routing import IN_PHYSICAL, OF_EXTERNAL, TO_EXTERNAL, Routing, device_on
 from kumulus_controllers.network.vlans import Number, claim_name
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_report, write_status
@@ -156,7 +157,7 @@ class ExternalNetworkReconciler:
         if claim.spec.kind is SegmentHolder.EXTERNAL_NETWORK:
             return None
         return Lack(
-            VLAN_IN_USE,
+            "VlanInUse",
             f"VLAN {vlan} of PhysicalNetwork {physical} is that of Network {claim.spec.namespace}/{claim.spec.name}: delete"
             " that, or make this one with another VLAN. Take VLANs that are not for tenants out of spec.vlans of the"
             " PhysicalNetwork and of NetworkClasses.",
@@ -192,9 +193,10 @@ class PhysicalNetworkReconciler:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._routing = Routing(services.caches)
+        self._counted: dict[str, float] = {}
 
     def attach(self, enqueue: Enqueue) -> None:
-        """Own changes, and hosts that come, go or get other labels."""
+        """Own changes, hosts that come, go or get other labels, and claims of VLANs."""
         routing = self._routing
 
         def physical_changed(before: PhysicalNetwork | None, after: PhysicalNetwork | None) -> None:
@@ -207,6 +209,12 @@ class PhysicalNetworkReconciler:
                 for key in routing.physical.keys():  # noqa: SIM118 - a store, not a dict
                     enqueue(key)
 
+        def number_changed(before: SegmentId | None, after: SegmentId | None) -> None:
+            number = after or before
+            if number is not None and number.spec.physical_network is not None and (before is None or after is None):
+                enqueue(Key(None, number.spec.physical_network))
+
+        routing.networks.numbers.listen(number_changed)
         routing.physical.listen(physical_changed)
         routing.hosts.listen(host_changed)
 
@@ -231,11 +239,20 @@ class PhysicalNetworkReconciler:
             observed_generation=generation,
             conditions=derive(
                 physical.status.conditions,
-                facts(lack, "Ready", "Routers can be on its hosts."),
+                facts(lack, "Ready", "Routers, and networks that are VLANs, can be on its hosts."),
                 generation=generation,
                 now=rfc3339(self._services.clock.now()),
             ),
             hosts=count,
+            vlans=len(numbers(physical.spec.vlans)),
+            allocated=len(routing.networks.numbers.by(NUMBER_IN, physical.name)),
         )
+        clock, before = self._services.clock, physical.status
+        since = clock.monotonic() - self._counted.get(physical.uid, float("-inf"))
+        same = after.model_copy(update={"allocated": before.allocated}).to_json() == before.to_json()
+        if since < COUNT_SECONDS and same and after.to_json() != before.to_json():
+            return Requeue(COUNT_SECONDS - since)
+        if after.to_json() != before.to_json():
+            self._counted[physical.uid] = clock.monotonic()
         await write_report(self._services.client, routing.physical, physical, after)
         return Done()

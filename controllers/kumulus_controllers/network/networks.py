@@ -41,6 +41,7 @@ CLAIMED_BY = "claimed-by"
 USES_NIC = "uses-nic"
 NUMBER_OF = "number-of"
 NUMBER_FOR = "number-for"
+NUMBER_IN = "number-in"
 NAMES_GROUP = "names-group"
 MADE_BY = "made-by"
 OVER_V6 = "over-v6"
@@ -150,6 +151,7 @@ class Networks:
         self.claims.add_index(CLAIMED_BY, lambda claim: (claim.spec.interface_uid,))
         self.numbers.add_index(NUMBER_OF, lambda number: (number.spec.network,))
         self.numbers.add_index(NUMBER_FOR, lambda number: (f"{number.spec.namespace}/{number.spec.name}",))
+        self.numbers.add_index(NUMBER_IN, lambda number: (number.spec.physical_network or "",))
         self.routers.add_index(ROUTES, lambda item: [f"{item.namespace}/{name}" for name in routed_names(item)])
         self.routers.add_index(HAS_ROUTED, lambda item: [part.uid for part in item.status.networks])
         self.balancers.add_index(BALANCES, lambda item: (f"{item.namespace}/{item.spec.network}",))

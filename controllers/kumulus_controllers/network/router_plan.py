@@ -163,10 +163,6 @@ def world_lack(scope: Scope) -> Lack | None:
     return lack
 
 
-VLAN_IN_USE = "VlanInUse"
-"""Of an external network: its VLAN is a tenant's."""
-
-
 def external_lack(
     external: ExternalNetwork | None, physical: PhysicalNetwork | None, name: str, namespace: str | None
 ) -> Lack | None:
@@ -188,9 +184,9 @@ def external_lack(
             " operator.",
         )
     ready = external.status.condition("Ready") if external.spec.vlan is not None else None
-    if external.spec.vlan is not None and (ready is None or ready.reason == VLAN_IN_USE):
+    if external.spec.vlan is not None and (ready is None or ready.reason == "VlanInUse"):
         why = ready.message if ready is not None else f"VLAN {external.spec.vlan} is not known to be its own yet."
-        return Lack(VLAN_IN_USE, f"ExternalNetwork {name} cannot be used: {why}", stalled=ready is not None)
+        return Lack("VlanInUse", f"ExternalNetwork {name} cannot be used: {why}", stalled=ready is not None)
     return None
 
 

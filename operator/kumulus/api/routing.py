@@ -78,6 +78,10 @@ class PhysicalNetworkStatus(Status):
     """What it is."""
 
     hosts: int | None = Field(default=None, description="How many hosts are connected to it.")
+    vlans: int | None = Field(default=None, description="How many VLANs it names for networks.")
+    allocated: int | None = Field(
+        default=None, description="How many VLANs are in use, by networks and external networks, or were just now."
+    )
 
 
 class PhysicalNetwork(Resource):
@@ -94,6 +98,8 @@ class PhysicalNetwork(Resource):
         columns=(
             Column("Traffic", ".spec.traffic"),
             Column("Hosts", ".status.hosts", "integer"),
+            Column("VLANs", ".status.vlans", "integer"),
+            Column("Allocated", ".status.allocated", "integer"),
             Column("MTU", ".spec.mtu", "integer", priority=1),
             reason_of(priority=0),
             AGE,

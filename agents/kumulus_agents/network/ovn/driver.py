@@ -101,6 +101,7 @@ class OvnNetwork(RecordedNetwork):
             layout = await asyncio.to_thread(self._record.load)
             await self._enforce(layout)
             await self._tunnels.adopt(layout)
+            await self._uplinked.tidy(layout)  # Open vSwitch keeps its bridges when the host starts anew
         assert self._known is not None
         return self._known
 
@@ -126,6 +127,7 @@ class OvnNetwork(RecordedNetwork):
                     wrong += await self._front(network, place.port.nic)
             if await self._tunnels.adopt(layout):
                 wrong.append(f"{self._settings.transport} did not forward as it should.")
+            await self._uplinked.tidy(layout)
         return wrong
 
     # Devices

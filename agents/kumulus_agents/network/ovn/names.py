@@ -6,8 +6,7 @@ import re
 
 from kumulus_agents.network.linux import names as devices
 
-_CROSSING = re.compile(r"^ky[0-9a-f]{10}$")
-_BEYOND = re.compile(r"^kl[0-9a-f]{10}$")
+_CROSSING = re.compile(r"^k[yl][0-9a-f]{10}$")
 _PATCH = re.compile(r"^kq[0-9a-f]{10}$")
 
 NETWORK = "kumulus"
@@ -50,13 +49,8 @@ def crossing(bridge: str) -> tuple[str, str]:
 
 
 def is_crossing(port: str) -> bool:
-    """Whether a port with that name is the end of such a patch on the bridge of tunnels."""
+    """Whether a port with that name is an end of such a patch."""
     return bool(_CROSSING.match(port))
-
-
-def is_beyond(port: str) -> bool:
-    """Whether a port with that name is its end on the bridge of an uplink."""
-    return bool(_BEYOND.match(port))
 
 
 def is_uplink_bridge(bridge: str) -> bool:

@@ -9,7 +9,7 @@ other beside the networks. Source: ovs-fields(7), ovs-actions(7).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kumulus.api.addresses import is_v4
@@ -101,7 +101,7 @@ def flows(order: SegmentOrder, ends: Ends, underlay: str | None) -> Sequence[str
 
 def _vlan(order: SegmentOrder, end: int | None, uplink: int | None) -> Sequence[str]:
     """Flows of a network that is a VLAN: its frames get the tag on their way to the uplink, and lose it on their way back. Those
-    that have one already, or are from or to what serves the network, go nowhere."""
+    that have one already, or are from or to what serves the network or in its place, go nowhere."""
     if order.uplink is None or order.uplink.vlan is None or end is None or uplink is None:
         return ()
     head = f"cookie={cookie(order.uid):#x},table={IN}"
@@ -113,10 +113,23 @@ def _vlan(order: SegmentOrder, end: int | None, uplink: int | None) -> Sequence[
             for way in (comes, leaves)
             for side in ("dl_src", "dl_dst")
         ),
+        *(f"{head},priority=20,{comes},{what} actions=drop" for what in _served_here(order)),
         f"{head},priority=10,{leaves},vlan_tci=0x0000/0x1fff"
         f" actions=push_vlan:0x8100,set_field:{vlan | _PRESENT}->vlan_vid,output:{uplink}",
         f"{head},priority=10,{comes} actions=pop_vlan,output:{end}",
     )
+
+
+def _served_here(order: SegmentOrder) -> Iterator[str]:
+    """What nobody says on the wire of a VLAN but what serves the network on each host: others are there too."""
+    for subnet in order.subnets:
+        if is_v4(subnet.service):
+            yield f"arp,arp_spa={subnet.service}"
+        else:
+            yield f"icmp6,icmp_type=136,icmp_code=0,nd_target={subnet.service}"
+    if order.subnets and order.dhcp:
+        yield "udp,tp_src=67"
+        yield "udp6,tp_src=547"
 
 
 def link(order: GatewayOrder, tunnel: int, end: int, underlay: str | None) -> Sequence[str]:

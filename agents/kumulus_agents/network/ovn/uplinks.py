@@ -97,11 +97,8 @@ class Uplinked:
         ports, bridges = await asyncio.to_thread(lambda: (switch.interfaces(), switch.bridges()))
         used = {way(network.order.uplink, bridges) for network in layout.networks.values() if network.order.uplink}
         wanted = {end for bridge in used for end in names.crossing(bridge)}
-        for name, port in ports.items():
-            if names.is_crossing(name) and name not in wanted:
-                await asyncio.to_thread(switch.remove_port, name)
         for name in ports:
-            if names.is_beyond(name) and name not in wanted:
+            if names.is_crossing(name) and name not in wanted:
                 await asyncio.to_thread(switch.remove_port, name)
         for bridge in bridges - used:
             legs = [port for port in ports.values() if port.bridge == bridge and port.gateway is not None]
