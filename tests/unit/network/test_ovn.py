@@ -161,6 +161,17 @@ def test_a_vlan_goes_to_its_uplink_and_no_other_way() -> None:
         f"in_port=77,dl_vlan=101 actions=pop_vlan,output:{end}",
     ]
     assert sum(devices.service_mac(NETWORK) in flow for flow in flows) == 4
+    dropped = [flow.partition("priority=20,")[2] for flow in flows if flow.endswith("actions=drop")]
+    assert dropped[4:] == [
+        "in_port=77,dl_vlan=101,arp,arp_spa=10.20.30.2 actions=drop",
+        "in_port=77,dl_vlan=101,icmp6,icmp_type=136,icmp_code=0,nd_target=fd00:20::2 actions=drop",
+        "in_port=77,dl_vlan=101,udp,tp_src=67 actions=drop",
+        "in_port=77,dl_vlan=101,udp6,tp_src=547 actions=drop",
+        f"in_port={end},udp,tp_dst=67 actions=drop",
+        f"in_port={end},udp6,tp_dst=547 actions=drop",
+    ]
+    alone = transport.flows(told.model_copy(update={"dhcp": False}), ends, None)
+    assert not [flow for flow in alone if "udp" in flow], "the building has its own DHCP then"
     assert transport.flows(told, ends, None) == flows, "it needs no tunnels"
     assert transport.flows(told, ENDS, "10.0.0.1") == (), "its uplink is not there yet"
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from kumulus.api.fabric import Host
 from kumulus.api.gateways import GatewayFunction
-from kumulus.api.host import DriverUplinks
+from kumulus.api.host import DriverUplinks, HostReport
 from kumulus.api.network import NetworkClass
 from kumulus.api.routing import ExternalNetwork, PhysicalNetwork
 from kumulus.api.segments import NetworkDriverName
 from kumulus_controllers.network import vlans
+from kumulus_controllers.network.capable import connected
 from kumulus_controllers.network.gateway_plan import Candidate, Need, choose
 from kumulus_controllers.network.lack import Lack
 from kumulus_controllers.network.network_plan import Scope, Wanted, derive_status, no_number, usable, wanted
@@ -195,3 +197,20 @@ def test_machines_and_gateways_go_where_the_vlan_comes(
     candidate = Candidate("h1", frozenset({"linux"}), "192.0.2.1", labels=labels, vlans=said)
     choice = choose(Need(NetworkDriverName.LINUX, GatewayFunction.ROUTER, 1, ways=(WAY,)), [candidate], (), None)
     assert (choice.refused or {}).get("h1") == why and choice.hosts == (("h1",) if why is None else ())
+
+
+def test_a_class_says_to_which_hosts_its_vlans_come() -> None:
+    def host(name: str, rack: str, *devices: str) -> tuple[Host, HostReport]:
+        said = [{"driver": "linux", "devices": devices}]
+        facts = {"network": {"drivers": ["linux"], "uplinks": said}}
+        made = Host.parse({"metadata": {"name": name, "labels": {"rack": rack}}, "spec": {"zone": "z"}})
+        return made, HostReport.parse({"metadata": {"name": name}, "status": facts})
+
+    assert connected(WAY, []) == (None, None)
+    fact, lack = connected(WAY, [host("h1", "1", "bond0")])
+    assert lack is None and fact is not None and (fact.status, fact.reason) == (True, "AllHosts")
+    fact, lack = connected(WAY, [host("h1", "1", "bond0"), host("h2", "2")])
+    assert lack is None and fact is not None and (fact.status, fact.reason) == (False, "SomeHosts")
+    assert "1 of 2 hosts" in fact.message and "h2 (without an uplink to physical network dc)" in fact.message
+    fact, lack = connected(WAY, [host("h1", "1", "eth0")])
+    assert lack is not None and lack.reason == "NoHostConnected" and "without device bond0" in lack.message

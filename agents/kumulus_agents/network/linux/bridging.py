@@ -73,7 +73,7 @@ def render(layout: Layout) -> Ruleset:
         passes[service] = chain(f"from-{service}", _from_service())
         enters[tunnel] = chain(f"enter-{tunnel}", _enter_tunnel(network.order))
         passes[tunnel] = chain(f"from-{tunnel}", _from_tunnel())
-        reaches[tunnel] = chain(f"to-{tunnel}", _to_tunnel(uid))
+        reaches[tunnel] = chain(f"to-{tunnel}", _to_tunnel(network.order))
         for gateway, leg in layout.legs_in(uid):
             device = names.leg(gateway, uid)
             enters[device] = chain(f"enter-{device}", _enter_leg(uid, leg.mac))
@@ -174,8 +174,13 @@ def _from_tunnel() -> Iterator[Rule]:
     yield _drop(comment="to a device that nobody ordered")
 
 
-def _to_tunnel(network: str) -> Iterator[Rule]:
-    yield _drop(field("ether", "daddr", names.service_mac(network)), comment="each host serves its own guests")
+def _to_tunnel(order: SegmentOrder) -> Iterator[Rule]:
+    yield _drop(field("ether", "daddr", names.service_mac(order.uid)), comment="each host serves its own guests")
+    if order.uplink is not None and order.subnets and order.dhcp:  # a server there would keep an address for each guest
+        yield _drop(field("ether", "type", "ip"), field("udp", "dport", 67), comment="each host serves its own guests")
+        yield _drop(
+            field("ether", "type", "ip6"), field("udp", "dport", 547), comment="each host serves its own guests"
+        )
     yield Rule((ACCEPT,))
 
 

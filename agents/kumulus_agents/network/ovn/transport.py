@@ -114,6 +114,7 @@ def _vlan(order: SegmentOrder, end: int | None, uplink: int | None) -> Sequence[
             for side in ("dl_src", "dl_dst")
         ),
         *(f"{head},priority=20,{comes},{what} actions=drop" for what in _served_here(order)),
+        *(f"{head},priority=20,{leaves},{what} actions=drop" for what in _asked_here(order)),
         f"{head},priority=10,{leaves},vlan_tci=0x0000/0x1fff"
         f" actions=push_vlan:0x8100,set_field:{vlan | _PRESENT}->vlan_vid,output:{uplink}",
         f"{head},priority=10,{comes} actions=pop_vlan,output:{end}",
@@ -130,6 +131,11 @@ def _served_here(order: SegmentOrder) -> Iterator[str]:
     if order.subnets and order.dhcp:
         yield "udp,tp_src=67"
         yield "udp6,tp_src=547"
+
+
+def _asked_here(order: SegmentOrder) -> Sequence[str]:
+    """What guests ask their own host alone: a server on the wire would keep an address for each."""
+    return ("udp,tp_dst=67", "udp6,tp_dst=547") if order.subnets and order.dhcp else ()
 
 
 def link(order: GatewayOrder, tunnel: int, end: int, underlay: str | None) -> Sequence[str]:
