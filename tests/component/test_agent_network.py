@@ -162,6 +162,7 @@ async def test_what_a_host_can_do_is_reported(host: TestHost) -> None:
         assert await eventually(said, "the report") == {
             "drivers": [],
             "functions": [],
+            "uplinks": [],
             "underlay": "192.0.2.7",
             "message": "linux: The kernel has no VXLAN: load the module vxlan.",
         }

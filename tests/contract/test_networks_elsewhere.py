@@ -48,6 +48,15 @@ def test_ovn_by_the_datapath_of_the_kernel(tmp_path: Path) -> None:
     elsewhere(tmp_path, *(f"tests/contract/test_network_ovn.py::TestChosen::{name}" for name in ESSENTIAL))
 
 
+@pytest.mark.skipif(
+    WHY_NOT is None and network_ovn.has_module(), reason="This kernel has openvswitch: test_vlans_ovn.py uses it."
+)
+def test_vlans_by_ovn_and_the_datapath_of_the_kernel(tmp_path: Path) -> None:
+    if (why := network_ovn.why_none()) is not None:
+        pytest.skip(why)
+    elsewhere(tmp_path, "tests/contract/test_vlans_ovn.py::TestVlans")
+
+
 def elsewhere(scratch: Path, *selection: str) -> None:
     """Run tests on the other kernel."""
     if (why := other_kernel.why_none()) is not None:

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from kumulus.api.segments import SegmentOrder
+from kumulus.api.segments import SegmentOrder, Uplink
 from kumulus_agents.network.ovn import names
 from tests.contract import network_ovn, vlans
-from tests.contract.gateways import emptied
-from tests.contract.network import Net
+from tests.contract.gateways import FIRST, OWN, Router, emptied
+from tests.contract.network import Net, reaches
 from tests.contract.network_ovn import OvnHost
-from tests.contract.network_world import Host, World
+from tests.contract.network_programs import Tags, Wired
+from tests.contract.network_world import Host, World, eventually
 from tests.contract.test_network_ovn import OvnContract
 from tests.contract.test_network_ovn import nothing_left as no_network_left
 from tests.contract.vlans import DEVICE, Trunk, VlanContract, trunk
@@ -65,6 +66,34 @@ class TestVlans(VlanContract):
             f"ip link set dev {DEVICE} down",
             "ovs-ofctl del-flows br-kumulus",
         ]
+
+    async def test_an_external_network_is_a_vlan_of_the_same_device(self, world: World, trunk: Trunk) -> None:
+        """The interface is on a bridge of ours for networks of tenants; a router's leg is a port of that, with its own tag."""
+        host = world.hosts[0]
+        net = await self.networks.network(world, subnets=FIRST)
+        guest, far = await net.guest(host), await net.guest(world.hosts[1])
+        router = Router(world, [net], [host], outer=(f"{OWN}/24",), uplink=Uplink(device=DEVICE, vlan=7))
+        with Tags(Wired(trunk.machine)) as tags:
+            await router.ensure()
+            assert await router.active() is host
+            mac = router.order(host).legs[-1].mac
+            await eventually(lambda: tags.of(mac) == {7}, "what the router sends has not the tag of its VLAN")
+            assert await host.driver.mend() == []
+            await reaches(guest, "10.20.30.1")
+            await reaches(far, "10.20.30.1")
+            assert tags.of(router.order(host).legs[0].mac) == {101}
+        # The network goes, and the router's way stays.
+        for one in (guest, far):
+            one.unplug()
+            await one.host.driver.remove_port(one.nic.uid)
+        router.nets = []
+        await router.ensure()
+        for one in world.hosts:
+            await one.driver.remove_segment(net.order.uid)
+        assert names.uplink_bridge(DEVICE) in host.machine.run("ovs-vsctl", "list-br").split()
+        assert await host.driver.mend() == []
+        await host.driver.remove_gateway(router.uid)
+        nothing_left(host)
 
 
 class TestChosen(Networks):
