@@ -200,6 +200,9 @@ async def test_vlans_of_external_networks_and_of_tenants_are_apart(building: Bui
     assert reason(await building.get(Router, "router")) == "VlanInUse"
     # The VLAN is given back with the last external network that is it.
     for number, left in ((0, ["100", "101"]), (1, ["101"])):
+        if number == 1:  # it goes without a word
+            body = {"metadata": {"finalizers": []}}
+            await building.client.patch(ExternalNetwork.KIND, f"{building.namespace}-{number}", body)
         await building.client.delete(ExternalNetwork.KIND, f"{building.namespace}-{number}")
         await outside(brain, building)
         assert sorted(await building.claimed()) == left
@@ -212,7 +215,7 @@ async def outside(brain: Brain, building: Building) -> None:
     external = next(item for item in brain.reconcilers if item.name == "externalnetwork")
     for _ in range(2):
         await brain.look()
-        for key in external.everything():
+        for key in sorted(external.everything(), key=str):
             if key.name.startswith(building.namespace):
                 await external.reconcile(key)
 

@@ -74,6 +74,7 @@ class TestVlans(VlanContract):
 
 
 @elsewhere
+@pytest.mark.wide
 class TestContract(Networks):
     """That of networks, as VLANs."""
 

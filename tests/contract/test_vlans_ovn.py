@@ -96,17 +96,17 @@ class TestVlans(VlanContract):
         nothing_left(host)
 
 
+@pytest.mark.wide
 class TestChosen(Networks):
     """What stands for the rest of the contract of networks, as VLANs."""
-
-    @pytest.mark.wide
-    async def test_no_pretence_arrives(self, net: Net) -> None:
-        await super().test_no_pretence_arrives(net)
 
 
 CHOSEN = {
     "test_guests_get_their_addresses_by_dhcp",
+    "test_guests_get_their_addresses_by_dhcpv6",
     "test_guests_are_told_of_themselves",
+    "test_names_of_the_network_and_of_the_world",
+    "test_answers_of_a_cut_connection_do_not_pass_either",
     "test_a_change_keeps_what_is_still_allowed_and_cuts_what_is_not",
     "test_no_pretence_arrives",
 }

@@ -21,7 +21,7 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.network.claiming import Claims
 from kumulus_controllers.network.lack import Lack, facts
-from kumulus_controllers.network.networks import CLAIMS_IN, NUMBER_IN, UID
+from kumulus_controllers.network.networks import CLAIMS_IN, NUMBER_FOR, NUMBER_IN, UID
 from kumulus_controllers.network.numbers import Numbers
 from kumulus_controllers.network.router_plan import external_of
 from kumulus_controllers.network.routing import IN_PHYSICAL, OF_EXTERNAL, TO_EXTERNAL, Routing, device_on
@@ -87,14 +87,17 @@ class ExternalNetworkReconciler:
         routing.floating.listen(user_changed)
 
     def everything(self) -> list[Key]:
-        """All external networks."""
-        return self._routing.external.keys()
+        """All external networks, and those that only a left-over number remembers."""
+        numbers = self._routing.networks.numbers
+        left = {Key(None, item.spec.name) for item in numbers if item.spec.kind is SegmentHolder.EXTERNAL_NETWORK}
+        return list({*self._routing.external.keys(), *left})
 
     async def reconcile(self, key: Key) -> Result:
         """One pass over an external network."""
         routing, clock = self._routing, self._services.clock
         external = routing.external.get(key.name)
         if external is None:
+            await self._give_back_left(key.name)
             return Gone()
         if external.paused:
             return Done()
@@ -165,15 +168,28 @@ class ExternalNetworkReconciler:
 
     async def _give_back_vlan(self, external: ExternalNetwork) -> None:
         """When no other external network is that VLAN."""
-        physical, vlan = external.spec.physical_network, external.spec.vlan
-        if vlan is None:
+        if external.spec.vlan is None:
             return
-        others = (item for item in self._routing.external.by(IN_PHYSICAL, physical) if item.uid != external.uid)
-        if any(item.spec.vlan == vlan for item in others):
-            return
-        claim = self._routing.networks.numbers.get(claim_name(physical, vlan))
-        if claim is not None and claim.spec.kind is SegmentHolder.EXTERNAL_NETWORK:
+        name = claim_name(external.spec.physical_network, external.spec.vlan)
+        claim = self._routing.networks.numbers.get(name)
+        if claim is not None and not self._has(claim, but=external.uid):
             await self._numbers.end(claim)
+
+    async def _give_back_left(self, name: str) -> None:
+        """VLANs of an external network of that name that went without a word, after a live look."""
+        for claim in self._routing.networks.numbers.by(NUMBER_FOR, f"None/{name}"):
+            if self._has(claim):
+                continue
+            if await self._services.client.find(ExternalNetwork.KIND, name) is None:
+                await self._numbers.end(claim)
+
+    def _has(self, claim: SegmentId, *, but: str | None = None) -> bool:
+        """Whether the claim is a tenant's, or an external network is that VLAN, but for one."""
+        spec = claim.spec
+        there = self._routing.external.by(IN_PHYSICAL, spec.physical_network or "")
+        return spec.kind is not SegmentHolder.EXTERNAL_NETWORK or any(
+            item.spec.vlan == spec.vlan for item in there if item.uid != but
+        )
 
     def _users(self, external: ExternalNetwork) -> list[str]:
         """Who is in it, by its own record: anybody can name it."""
