@@ -7,7 +7,6 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 
 from kumulus.api.gateways import GatewayOrder
-from kumulus.api.segments import Uplink
 from kumulus_agents.network.linux import gateway_links
 from kumulus_agents.network.linux import names as devices
 from kumulus_agents.network.linux.links import Link
@@ -24,10 +23,10 @@ class Plugged:
     """See `linux.gateway.Cabling`."""
 
     def __init__(self, settings: OvnSettings, databases: Databases, tunnels: Tunnels, uplinked: Uplinked) -> None:
-        self._uplinked = uplinked
         self._settings = settings
         self._databases = databases
         self._tunnels = tunnels
+        self._uplinked = uplinked
 
     @property
     def whole(self) -> bool:
@@ -35,17 +34,13 @@ class Plugged:
         return self._databases.kind == Datapath.NETDEV.value
 
     async def masters(self, order: GatewayOrder, there: Mapping[str, Link]) -> Mapping[str, str | None]:
-        """See `Cabling.masters`. An uplink can be a bridge of Open vSwitch too: the leg is a port of it."""
+        """See `Cabling.masters`. An uplink can be a bridge of Open vSwitch too, or be on one of ours for VLANs of networks: the
+        leg is a port of it."""
         wanted: dict[str, str | None] = {devices.link(order.uid): None}
         for leg in order.legs:
-            if leg.uplink is None or await self._switch(leg.uplink) is not None:
+            if leg.uplink is None or await self._uplinked.switch(leg.uplink) is not None:
                 wanted[gateway_links.end(order, leg)] = None
         return wanted
-
-    async def _switch(self, uplink: Uplink) -> str | None:
-        """The bridge of Open vSwitch that it is, or that it is on for VLANs of networks; None when it is neither. Raises
-        `NetworkError(reason="UplinkInUse")`."""
-        return await self._uplinked.switch(uplink)
 
     async def prepare(self, order: GatewayOrder, there: Mapping[str, Link]) -> Sequence[str]:
         """See `Cabling.prepare`. Open vSwitch would hold on to devices that are gone."""
@@ -66,7 +61,7 @@ class Plugged:
             if leg.uplink is None:
                 wanted[device] = integration, None, {"iface-id": device}
                 legs.add(device)
-            elif (bridge := await self._switch(leg.uplink)) is not None:
+            elif (bridge := await self._uplinked.switch(leg.uplink)) is not None:
                 wanted[device] = bridge, leg.uplink.vlan, {}
         wrong = []
         for device, (bridge, tag, ids) in wanted.items():

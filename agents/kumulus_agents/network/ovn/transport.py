@@ -3,8 +3,8 @@
 One tunnel port has all hosts, told apart by the addresses, and all networks, told apart by their numbers (VNI). What comes
 out of a network's port goes to the host from which its target was last seen, and to all others that have the network while
 that is not known. What comes in from one of these hosts goes to the network's port, never to another host; what comes from
-anybody else goes nowhere. A network that is a VLAN goes to the bridge of its uplink, and no other way. Frames from or to what serves a network do neither. Gateways of several hosts have a link with each
-other beside the networks. Source: ovs-fields(7), ovs-actions(7).
+anybody else goes nowhere. A network that is a VLAN goes to the bridge of its uplink, and no other way. Frames from or to
+what serves a network do neither. Gateways of several hosts have a link with each other beside the networks. Source: ovs-fields(7), ovs-actions(7).
 """
 
 from __future__ import annotations
