@@ -35,8 +35,16 @@ def test_vlans_of_a_trunk(tmp_path: Path) -> None:
         tmp_path,
         "tests/contract/test_gateways_linux.py::TestVlans",
         "tests/contract/test_vlans_linux.py::TestVlans",
-        *(f"tests/contract/test_vlans_linux.py::TestContract::{name}" for name in ESSENTIAL),
     )
+
+
+@pytest.mark.skipif(
+    WHY_NOT is None and network_world.why_no_vlans() is None,
+    reason="This kernel has VLANs: test_vlans_linux.py has it.",
+)
+def test_networks_that_are_vlans(tmp_path: Path) -> None:
+    """Filters, what guests are told, and pretending, as for tunnels."""
+    elsewhere(tmp_path, *(f"tests/contract/test_vlans_linux.py::TestContract::{name}" for name in ESSENTIAL))
 
 
 @pytest.mark.skipif(
