@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from kumulus.api.base import ConditionStatus
 from kumulus.api.compute import ResolvedSize, VirtualMachine
 from kumulus.api.fabric import Host, HostCondition, host_namespace
-from kumulus.api.host import HostReport, WorkOrder, WorkState, WorkType
+from kumulus.api.host import DriverUplinks, HostReport, WorkOrder, WorkState, WorkType
 from kumulus.api.pool_order import PoolFacts
 from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import StoragePool, Volume
@@ -47,7 +48,15 @@ def host_view(host: Host, report: HostReport | None = None) -> HostView:
         closed=closed(host),
         networks=frozenset(network.drivers) if network is not None else frozenset(),
         network_lack=network.message if network is not None else None,
+        uplinks=uplinks(report),
     )
+
+
+def uplinks(report: HostReport | None) -> Mapping[str, DriverUplinks] | None:
+    """What a host's agent says of VLANs, by what makes networks; None when it has not said anything."""
+    network = report.status.network if report is not None else None
+    said = network.uplinks if network is not None else None
+    return {item.driver.value: item for item in said} if said is not None else None
 
 
 def order_demand(order: WorkOrder) -> tuple[Demand, str | None]:

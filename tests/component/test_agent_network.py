@@ -57,6 +57,17 @@ async def test_a_machine_waits_for_its_network_and_starts_when_that_is_there(hos
         assert (status["segment"]["vni"], status["segment"]["mtu"]) == (5000, 1450)
 
 
+async def test_a_network_that_is_a_vlan_needs_its_device(host: TestHost) -> None:
+    there = await host.segment_order(vni=None, uplink={"device": "eth1", "vlan": 101})
+    missing = await host.segment_order(vni=None, uplink={"device": "none0", "vlan": 102})
+    async with host.running():
+        status = await host.until(segment_order_name(there), state="Ready")
+        assert status["segment"]["vlan"] == 101
+        assert "vni" not in status["segment"]
+        status = await host.until(segment_order_name(missing), state="Failed", reason="UplinkMissing")
+        assert "none0" in status["message"]
+
+
 async def test_interfaces_change_come_and_go_while_a_machine_is_on(host: TestHost) -> None:
     network = await host.segment_order()
     eth0, eth1 = nic(network), nic(network, "eth1")
@@ -162,6 +173,7 @@ async def test_what_a_host_can_do_is_reported(host: TestHost) -> None:
         assert await eventually(said, "the report") == {
             "drivers": [],
             "functions": [],
+            "uplinks": [],
             "underlay": "192.0.2.7",
             "message": "linux: The kernel has no VXLAN: load the module vxlan.",
         }
@@ -192,7 +204,9 @@ async def test_what_waited_for_a_driver_goes_on_when_that_can_work(
 
 async def said_ready(said: Any) -> bool:
     can = [{"driver": "linux", "functions": [{"name": "LoadBalancer"}, {"name": "Router"}]}]
-    return bool(await said() == {"drivers": ["linux"], "functions": can, "underlay": "192.0.2.7"})
+    ways = [{"driver": "linux", "devices": ["eth0", "eth1"]}]
+    known = {"drivers": ["linux"], "functions": can, "uplinks": ways, "underlay": "192.0.2.7"}
+    return bool(await said() == known)
 
 
 async def test_a_load_balancer_on_its_host_from_its_certificate_to_its_end(

@@ -491,6 +491,9 @@ def test_networks_and_interfaces_are_shown_with_whose_addresses_they_are(
     assert "eth0 (network front)" in vm and "10.0.0.3" in vm and "NetworkReady" in vm
     assert "no network none" in run("net", "show", "none").err
     assert json.loads(run("net", "show", "front", "-o", "json").out)["status"]["vni"] == 5000
+    net = api.create(Network.KIND, {"metadata": {"name": "tagged"}, "spec": {"type": "L2"}}, namespace)
+    patch_status(api, net, {"vlan": 120, "physicalNetwork": "dc", "mtu": 1500, "driver": "linux", "phase": "Ready"})
+    assert "linux, VLAN 120 of dc" in run("net", "show", "tagged").out
 
 
 def test_a_packet_is_traced_and_what_is_wrong_is_explained(

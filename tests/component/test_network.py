@@ -198,7 +198,7 @@ class Stage:
         return [item async for page, _ in self.client.list_pages(kind, namespace) for item in page]
 
     async def numbers(self) -> list[Raw]:
-        return [n for n in await self.listed(SegmentId.KIND) if n["spec"]["namespace"] == self.namespace]
+        return [n for n in await self.listed(SegmentId.KIND) if n["spec"].get("namespace") == self.namespace]
 
     async def orders(self, type_: str | None = None) -> list[tuple[str, Raw]]:
         found = [(host, o) for host in self.hosts for o in await self.listed(WorkOrder.KIND, host_namespace(host))]

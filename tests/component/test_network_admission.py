@@ -49,6 +49,9 @@ NIC: Raw = {
 }
 ORDERED = {"for": FOR, "type": "Instance", "instance": {**INSTANCE, "nics": [NIC]}}
 SEGMENT = {"for": FOR, **ORDERS["segment"]}
+UNNUMBERED = {key: value for key, value in ORDERS["segment"]["segment"].items() if key != "vni"}
+TAGGED = {"for": FOR, "type": "Segment", "segment": {**UNNUMBERED, "uplink": {"device": "eth1", "vlan": 7}}}
+BY_VLAN: Raw = {"isolation": "VLAN", "physicalNetwork": "dc"}
 SHARED = {"type": "Shared", "cidrs": ["10.0.0.0/24"]}
 
 BAD = [
@@ -166,8 +169,25 @@ BAD = [
     *(Bad(NetworkClass, "spec.mtu", mtu) for mtu in (0, 1279, 10000)),
     Bad(NetworkClass, "spec.driver", "magic"),
     *(Bad(NetworkClass, "spec.restSeconds", seconds) for seconds in (-1, 86401)),
+    Bad(NetworkClass, "spec.isolation", "VLAN", "spec.physicalNetwork"),
+    Bad(NetworkClass, "spec.physicalNetwork", "dc", "spec.physicalNetwork"),
+    Bad(NetworkClass, "spec.vlans", [{"first": 100}], "spec.vlans"),
+    Bad(NetworkClass, "spec", {**BY_VLAN, "mtu": 1500}, "spec.mtu"),
+    *(
+        Bad(resource, "spec", {**spec, "vlans": [part]}, f"spec.vlans[0]{field}")
+        for resource, spec in ((NetworkClass, BY_VLAN), (PhysicalNetwork, {}))
+        for part, field in (
+            ({"first": 0}, ".first"),
+            ({"first": 4095}, ".first"),
+            ({"first": 1, "last": 4095}, ".last"),
+            ({"first": 200, "last": 100}, ""),
+            ({"last": 100}, ".first"),
+            ({"first": "x"}, ".first"),
+        )
+    ),
     Bad(IPAddress, "spec.network", "x"),
     Bad(SegmentId, "spec.network", "x"),
+    Bad(SegmentId, "spec.vlan", 100, "spec.vlan"),
     # machines
     *(
         Bad(VirtualMachine, "spec.interfaces", [{**FRONT, "name": name}], "spec.interfaces[0].name")
@@ -233,6 +253,8 @@ CHANGES = [
     Change(LoadBalancer, "spec.network", "other"),
     Change(LoadBalancer, "spec.addresses", GONE),
     Change(NetworkClass, "spec.driver", "ovn"),
+    Change(NetworkClass, "spec.isolation", "VXLAN", "spec.", before={"spec": BY_VLAN}),
+    Change(NetworkClass, "spec.physicalNetwork", "other", before={"spec": BY_VLAN}),
     Change(IPAddress, "spec.address", "10.0.0.10"),
     Change(IPAddress, "spec.interfaceUid", UID),
     Change(IPAddress, "spec.interface", "other"),
@@ -248,6 +270,9 @@ CHANGES = [
     Change(WorkOrder, "spec.segment.uid", OTHER_UID, before={"spec": SEGMENT}),
     Change(WorkOrder, "spec.segment.driver", "ovn", before={"spec": SEGMENT}),
     Change(WorkOrder, "spec.segment.vni", 5001, before={"spec": SEGMENT}),
+    Change(WorkOrder, "spec.segment.uplink", {"device": "eth1", "vlan": 7}, before={"spec": SEGMENT}),
+    Change(WorkOrder, "spec.segment.uplink.vlan", 8, "spec.segment.uplink", before={"spec": TAGGED}),
+    Change(WorkOrder, "spec.segment.uplink", GONE, before={"spec": TAGGED}),
 ]
 
 
@@ -285,6 +310,9 @@ ALLOWED = [
     Change(LoadBalancer, "spec.listeners", [{"port": 80}]),
     Change(LoadBalancer, "spec.members", {"interfaces": ["web"]}),
     Change(NetworkClass, "spec.default", True),
+    Change(NetworkClass, "spec.vlans", [{"first": 7}, {"first": 9, "last": 4094}], before={"spec": BY_VLAN}),
+    Change(PhysicalNetwork, "spec.vlans", [{"first": 7}]),
+    Change(WorkOrder, "spec.segment.uplink.device", "bond0", before={"spec": TAGGED}),
     Change(IPAddress, "spec.releasedAt", "2026-01-01T00:00:00Z"),
     Change(VirtualMachine, "spec.interfaces", [FRONT]),
     Change(VirtualMachine, "spec.interfaces", [], before={"spec.interfaces": [FRONT]}),

@@ -22,9 +22,8 @@ from kumulus.api.gateways import (
     Redundancy,
     Route,
     RouterFunction,
-    Uplink,
 )
-from kumulus.api.segments import Subnet
+from kumulus.api.segments import Subnet, Uplink
 from kumulus_agents.network.linux import names
 from kumulus_agents.network.protocol import NetworkError
 from tests.contract import network_world

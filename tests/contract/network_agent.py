@@ -124,6 +124,8 @@ async def perform(driver: NetworkDriver, verb: str, given: Any) -> Any:
         }
     if verb == "dropped":
         return [asdict(one) for one in await driver.dropped()]
+    if verb == "uplinks":
+        return asdict(await driver.uplinks())
     if verb == "traffic":
         return [asdict(one) for one in await driver.traffic()]
     if verb == "functions":

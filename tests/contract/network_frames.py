@@ -1,7 +1,8 @@
 """Frames that guests must not send, and programs that send and see frames. Standard library only.
 
 `network_frames.py send [DEVICE]` sends the frames it reads as hexadecimal lines, over and over until its input ends, and says how
-many it sent. `network_frames.py see [DEVICE]` counts frames with a mark in them, and says so for each line of its input.
+many it sent. `network_frames.py see [DEVICE]` counts frames with a mark in them, and says so for each line of its input. `network_frames.py list
+DEVICE` says who sent frames with which tags (802.1Q).
 """
 
 from __future__ import annotations
@@ -272,10 +273,40 @@ def seeing(device: str) -> None:
             say(f"{honest_ones} {len(false)} {' '.join(false[:3])}")
 
 
+def listing(device: str) -> None:
+    """Which sender had which VLAN: what a device gets, as ``MAC VLAN`` words; 0 is none."""
+    found: set[str] = set()
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as gets:
+        gets.bind((device, 3))
+        gets.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        gets.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        say("seeing")
+        while True:
+            ready, _, _ = select.select([gets, sys.stdin], [], [])
+            if gets in ready:
+                frame, beside, _, _ = gets.recvmsg(65535, 256)
+                vlan = struct.unpack("!H", frame[14:16])[0] & 0xFFF if frame[12:14] == b"\x81\x00" else 0
+                for _, kind, data in beside:
+                    if kind == _PACKET_AUXDATA and len(data) >= 20:
+                        status, _, _, _, _, tag, _ = struct.unpack("IIIHHHH", data[:20])
+                        if status & _TAGGED:
+                            vlan = tag & 0xFFF
+                found.add(f"{frame[6:12].hex(':')}/{vlan}")
+            if sys.stdin in ready:
+                if not sys.stdin.readline():
+                    return
+                say(" ".join(["seen", *sorted(found)]))
+
+
+_SOL_PACKET, _PACKET_AUXDATA, _TAGGED = 263, 8, 1 << 4
+"""Of packet(7): the kernel takes the tag out of a frame and says it beside."""
+
+
 def say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    (sending if sys.argv[1] == "send" else seeing)(sys.argv[2] if len(sys.argv) > 2 else DEVICE)
+    does = {"send": sending, "see": seeing, "list": listing}
+    does[sys.argv[1]](sys.argv[2] if len(sys.argv) > 2 else DEVICE)

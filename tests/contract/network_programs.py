@@ -6,10 +6,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from tests.contract.network_world import CHECKOUT, SECONDS, Guest, Host
+from tests.contract.network_world import CHECKOUT, SECONDS, Guest, Host, Machine
 from tests.patience import PATIENCE
 
 _FRAMES = str(CHECKOUT / "tests/contract/network_frames.py")
@@ -29,10 +30,17 @@ class Within:
         return self._host.machine.start("ip", "netns", "exec", self._namespace, *argv)
 
 
+@dataclass
+class Wired:
+    """Somebody on a wire, in the place of a guest."""
+
+    machine: Machine
+
+
 class Program:
     """A program in a guest that is told lines and answers with lines."""
 
-    def __init__(self, guest: Guest | Within, *argv: str) -> None:
+    def __init__(self, guest: Guest | Within | Wired, *argv: str) -> None:
         self._process = guest.machine.start(sys.executable, "-I", "-S", *argv)
 
     def __enter__(self) -> Self:
@@ -65,7 +73,7 @@ class Program:
 class Sender(Program):
     """Sends frames over and over."""
 
-    def __init__(self, guest: Guest | Within, frames: Sequence[bytes], device: str = "eth0") -> None:
+    def __init__(self, guest: Guest | Within | Wired, frames: Sequence[bytes], device: str = "eth0") -> None:
         super().__init__(guest, _FRAMES, "send", device)
         self.sent = 0
         for frame in frames:
@@ -96,6 +104,20 @@ class Watcher(Program):
         self.tell()
         honest, false, *self.examples = self.hear().split()
         return int(honest), int(false)
+
+
+class Tags(Program):
+    """Sees which senders have which VLANs."""
+
+    def __init__(self, guest: Guest | Within | Wired, device: str = "eth0") -> None:
+        super().__init__(guest, _FRAMES, "list", device)
+        assert self.hear() == "seeing"
+
+    def of(self, mac: str) -> set[int]:
+        """The VLANs that frames of that sender had; 0 is none."""
+        self.tell()
+        seen = [word.split("/") for word in self.hear().split()[1:]]
+        return {int(vlan) for sender, vlan in seen if sender == mac}
 
 
 class Server(Program):

@@ -23,7 +23,17 @@ from typing import Any
 
 from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.segments import Nic, SegmentFacts, SegmentOrder
-from kumulus_agents.network.protocol import Dropped, Foreign, Found, Identity, NetworkError, Plug, Port, Traffic
+from kumulus_agents.network.protocol import (
+    Dropped,
+    Foreign,
+    Found,
+    Identity,
+    NetworkError,
+    Plug,
+    Port,
+    Traffic,
+    Uplinks,
+)
 from tests.patience import PATIENCE
 
 CHECKOUT = Path(__file__).parents[2]
@@ -200,6 +210,9 @@ class Driver:
     async def functions(self) -> Mapping[GatewayFunction, str | None]:
         said: Mapping[str, str | None] = await self._ask("functions")
         return {GatewayFunction(name): why for name, why in said.items()}
+
+    async def uplinks(self) -> Uplinks:
+        return Uplinks(**await self._ask("uplinks"))
 
     async def traffic(self) -> Sequence[Traffic]:
         return [Traffic(**one) for one in await self._ask("traffic")]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.gateways import Forward, Masquerade, Route, RouterFunction, Uplink
-from kumulus.api.segments import Protocol, Subnet
+from kumulus.api.gateways import Forward, Masquerade, Route, RouterFunction
+from kumulus.api.segments import Protocol, Subnet, Uplink
 from kumulus.api.trace import Verdict
 from kumulus_agents.network.linux import names
 from tests.contract import network_world

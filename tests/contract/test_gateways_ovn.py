@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from kumulus.api.gateways import Uplink
+from kumulus.api.segments import Uplink
 from kumulus_agents.network.linux import names
 from kumulus_agents.network.protocol import NetworkError
 from tests.contract import network_ovn

@@ -31,7 +31,20 @@ pytestmark = [
 )
 def test_vlans_of_a_trunk(tmp_path: Path) -> None:
     """Real frames with tags, by the driver linux."""
-    elsewhere(tmp_path, "tests/contract/test_gateways_linux.py::TestVlans")
+    elsewhere(
+        tmp_path,
+        "tests/contract/test_gateways_linux.py::TestVlans",
+        "tests/contract/test_vlans_linux.py::TestVlans",
+    )
+
+
+@pytest.mark.skipif(
+    WHY_NOT is None and network_world.why_no_vlans() is None,
+    reason="This kernel has VLANs: test_vlans_linux.py has it.",
+)
+def test_networks_that_are_vlans(tmp_path: Path) -> None:
+    """Filters, what guests are told, and pretending, as for tunnels."""
+    elsewhere(tmp_path, *(f"tests/contract/test_vlans_linux.py::TestContract::{name}" for name in ESSENTIAL))
 
 
 @pytest.mark.skipif(
@@ -41,6 +54,15 @@ def test_ovn_by_the_datapath_of_the_kernel(tmp_path: Path) -> None:
     if (why := network_ovn.why_none()) is not None:
         pytest.skip(why)
     elsewhere(tmp_path, *(f"tests/contract/test_network_ovn.py::TestChosen::{name}" for name in ESSENTIAL))
+
+
+@pytest.mark.skipif(
+    WHY_NOT is None and network_ovn.has_module(), reason="This kernel has openvswitch: test_vlans_ovn.py uses it."
+)
+def test_vlans_by_ovn_and_the_datapath_of_the_kernel(tmp_path: Path) -> None:
+    if (why := network_ovn.why_none()) is not None:
+        pytest.skip(why)
+    elsewhere(tmp_path, "tests/contract/test_vlans_ovn.py::TestVlans")
 
 
 def elsewhere(scratch: Path, *selection: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from kumulus_lab import machine, openvswitch
 from kumulus_lab.lab import Lab, Wanted
@@ -83,3 +84,46 @@ def test_a_host_that_lost_power_makes_its_networks_again(networks: Networks) -> 
     networks.says("near", "reaches 10.77.0.11", after=mark, seconds=120)
     world.delete("vm", "web")
     world.delete("vm", "near")
+
+
+TRUNK = """
+apiVersion: network.kumulus.io/v1alpha1
+kind: PhysicalNetwork
+metadata: {name: trunk}
+spec:
+  traffic: Guest
+  vlans: [{first: 100, last: 101}]
+  uplinks: [{name: all, device: out0}]
+---
+apiVersion: network.kumulus.io/v1alpha1
+kind: NetworkClass
+metadata: {name: vlan}
+spec: {driver: ovn, isolation: VLAN, physicalNetwork: trunk}
+"""
+
+
+def test_guests_reach_each_other_by_a_vlan(networks: Networks) -> None:
+    """From what an operator applies to packets, without a tunnel: the wire is the one outside."""
+    world, (first, second) = networks.world, networks.world.lab.hosts
+    world.apply(*yaml.safe_load_all(TRUNK))
+    try:
+        said = world.condition("networkclasses.network.kumulus.io", "vlan", "AllHosts", type_="HostsConnected")
+        assert said == "VLANs of PhysicalNetwork trunk come to all hosts."
+        networks.network("tagged", **{"class": "vlan"})
+        net = world.wait("networks.network.kumulus.io", "tagged", lambda net: net["status"].get("vlan"), "its VLAN")
+        assert (net["status"]["vlan"] in (100, 101), net["status"]["mtu"]) == (True, 1500)
+        networks.machine("web", first, "tagged", addresses=["10.77.0.11"])
+        networks.machine("near", second, "tagged", "#kumulus-ping: 10.77.0.11")
+        networks.says("near", "reaches 10.77.0.11", seconds=120)
+        for host in (first, second):
+            assert "out0" in host.exec(["ovs-vsctl", "show"]).stdout
+        world.delete("vm", "web")
+        world.delete("vm", "near")
+        world.delete("networks.network.kumulus.io", "tagged")
+        for host in (first, second):
+            assert "out0" not in host.exec(["ovs-vsctl", "show"]).stdout
+    finally:
+        for kind, name in (("vm", "web"), ("vm", "near"), ("networks.network.kumulus.io", "tagged")):
+            world.delete(kind, name)
+        world.delete("networkclasses.network.kumulus.io", "vlan")
+        world.delete("physicalnetworks.network.kumulus.io", "trunk")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from weakref import WeakValueDictionary
 
 import structlog
 
 from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
-from kumulus.api.host import DriverFunctions, FunctionFacts, NetworkFacts, WorkType
+from kumulus.api.host import DriverFunctions, DriverUplinks, FunctionFacts, NetworkFacts, WorkType
 from kumulus.api.order_names import gateway_order_name, segment_order_name
 from kumulus.api.segments import NetworkDriverName, Nic, SegmentFacts, SegmentOrder
 from kumulus_agents.agent.orders import Orders
@@ -32,6 +33,7 @@ from kumulus_agents.network.protocol import (
     Plug,
     Port,
     Traffic,
+    Uplinks,
 )
 
 log = structlog.get_logger(__name__)
@@ -40,6 +42,9 @@ TEND_EVERY = 20.0
 """What somebody changed by hand is noticed within so many seconds."""
 GUARD_AGAIN = 5.0
 """A driver that could not have filters in force tries again after so many seconds."""
+DEVICES_MOST = 128
+"""What a report takes."""
+DEVICE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 TIDY_EVERY = 3
 """What nobody ordered is looked for every so many times."""
 
@@ -72,6 +77,7 @@ class Networks:
         self._problems: dict[NetworkDriverName, NetworkError] = {}
         self._ready: set[NetworkDriverName] = set()
         self._functions: dict[NetworkDriverName, Mapping[GatewayFunction, str | None]] = {}
+        self._uplinks: dict[NetworkDriverName, Uplinks] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._foreign: Sequence[Foreign] = ()
         self._unserved = asyncio.Event()
@@ -95,6 +101,7 @@ class Networks:
         return NetworkFacts(
             drivers=tuple(sorted(self._ready)),
             functions=tuple(_functions(name, self._functions.get(name, {})) for name in sorted(self._ready)),
+            uplinks=tuple(_uplinks(name, self._uplinks.get(name, Uplinks())) for name in sorted(self._ready)),
             underlay=self._underlay(),
             message=lacks[:1024] if lacks else None,
         )
@@ -240,6 +247,7 @@ class Networks:
                     await self._prepare(name, driver)
                 if name in self._ready:
                     self._functions[name] = dict(await driver.functions())
+                    self._uplinks[name] = await driver.uplinks()
         finally:
             self._looked.set()
         if self.facts() != before:
@@ -367,6 +375,17 @@ class Networks:
 
     def _one_at_a_time(self, uid: str) -> asyncio.Lock:
         return self._locks.setdefault(uid, asyncio.Lock())
+
+
+def _uplinks(driver: NetworkDriverName, known: Uplinks) -> DriverUplinks:
+    """As it is reported."""
+    devices = tuple(sorted(filter(_is_reportable, known.devices)))[:DEVICES_MOST] if known.lack is None else ()
+    return DriverUplinks(driver=driver, devices=devices, message=known.lack[:512] if known.lack is not None else None)
+
+
+def _is_reportable(device: str) -> bool:
+    """Whether an operator could name it."""
+    return DEVICE_NAME.fullmatch(device) is not None
 
 
 def _functions(driver: NetworkDriverName, functions: Mapping[GatewayFunction, str | None]) -> DriverFunctions:

@@ -112,6 +112,16 @@ class Traffic:
     sent_packets: int
 
 
+@dataclass(frozen=True, slots=True)
+class Uplinks:
+    """By which devices of the host networks can be put into VLANs."""
+
+    devices: Sequence[str] = ()
+    """Names of those that can be uplinks. What comes and goes with programs of the host is not named."""
+    lack: str | None = None
+    """Why none can, a sentence that says what to do; None when they can."""
+
+
 class NetworkDriver(Protocol):
     """Makes networks on this host."""
 
@@ -124,10 +134,14 @@ class NetworkDriver(Protocol):
         `GatewayDriver` then), each with why this host cannot serve it now, a sentence that says what to do, or None when it
         can. Asked every some seconds: programs come and go."""
 
+    async def uplinks(self) -> Uplinks:
+        """By which devices of this host it can make networks that are VLANs. Asked every some seconds: devices come and go."""
+
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
         """Have the network here as the order says: what carries it, who else has it, what serves its guests, and its
         groups with their rules. Ports that are here already are filtered by the new rules at once; connections that these
-        still allow go on, the others are cut. Raises `NetworkError`."""
+        still allow go on, the others are cut. Raises `NetworkError`: for a VLAN `UplinkMissing`, `UplinkInUse`,
+        `UplinkMtuTooSmall` and `VlanUnsupported` when there is no way for it."""
 
     async def remove_segment(self, uid: str) -> None:
         """Have nothing of the network here. Raises `NetworkError(reason="SegmentInUse")` while it has ports, or a gateway

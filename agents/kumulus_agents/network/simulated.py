@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 from kumulus.api.balancing import BalancingFacts, MemberFacts
 from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.segments import SegmentFacts, SegmentOrder
-from kumulus_agents.network.protocol import Dropped, Foreign, Found, Identity, NetworkError, Plug, Port, Traffic
+from kumulus_agents.network.protocol import (
+    Dropped,
+    Foreign,
+    Found,
+    Identity,
+    NetworkError,
+    Plug,
+    Port,
+    Traffic,
+    Uplinks,
+)
 
 
 @dataclass
@@ -28,6 +38,8 @@ class SimulatedFabric:
     """Why this host can make no networks."""
     functions: dict[GatewayFunction, str | None] = field(default_factory=lambda: dict.fromkeys(GatewayFunction))
     """What the host can serve, each with why not."""
+    uplinks: Uplinks = field(default_factory=lambda: Uplinks(("eth0", "eth1")))
+    """By which devices it can make VLANs."""
     gateways: dict[str, GatewayOrder] = field(default_factory=dict)
     certificates: dict[str, Identity] = field(default_factory=dict)
     """What TLS is ended with, by digest."""
@@ -50,9 +62,17 @@ class SimulatedNetworks:
     async def functions(self) -> Mapping[GatewayFunction, str | None]:
         return dict(self._fabric.functions)
 
+    async def uplinks(self) -> Uplinks:
+        return self._fabric.uplinks
+
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
+        uplinks = self._fabric.uplinks
+        if segment.uplink is not None and (uplinks.lack is not None or segment.uplink.device not in uplinks.devices):
+            why = uplinks.lack or f"This host has no device {segment.uplink.device}."
+            raise NetworkError(why, reason="VlanUnsupported" if uplinks.lack else "UplinkMissing")
         self._fabric.segments[segment.uid] = segment
-        return SegmentFacts(vni=segment.vni, mtu=segment.mtu, ports=len(self._ports_of(segment.uid)))
+        vlan = segment.uplink.vlan if segment.uplink is not None else None
+        return SegmentFacts(vni=segment.vni, vlan=vlan, mtu=segment.mtu, ports=len(self._ports_of(segment.uid)))
 
     async def remove_segment(self, uid: str) -> None:
         legs = (leg.network for gateway in self._fabric.gateways.values() for leg in gateway.legs)

@@ -33,7 +33,8 @@ class Interfaces:
                 network = networks.network(interface)
                 driver = network.status.driver if network is not None else None
                 groups = networks.groups_of(interface)
-                found[item.name] = Link(interface, groups, driver, next(iter(others), None))
+                way = networks.way_of(network) if network is not None else None
+                found[item.name] = Link(interface, groups, driver, way, next(iter(others), None))
         return found
 
     def wires(self, nics: Iterable[Nic]) -> Mapping[str, Wire]:

@@ -20,6 +20,7 @@ from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.compute.size import granted, wanted_size
 from kumulus_controllers.planning.views import Demand, Request
+from kumulus_controllers.planning.ways import Way
 from kumulus_controllers.storage.image_orders import image_ref
 from kumulus_controllers.storage.sharing import NotUsable, Reference, usable
 from kumulus_controllers.storage.volume_keeper import HANDING_OVER
@@ -58,6 +59,8 @@ class Resolution:
     """Of the machine."""
     drivers: frozenset[str] = frozenset()
     """What makes the networks of its interfaces."""
+    ways: tuple[Way, ...] = ()
+    """What those of them need of hosts that are VLANs."""
 
     @property
     def images(self) -> tuple[ResolvedImage, ...]:
@@ -128,6 +131,7 @@ def resolve(scope: Scope) -> Resolution | Problem:
         tuple(volumes),
         scope.vm.namespace,
         frozenset(link.driver for link in scope.links.values() if link.driver is not None),
+        tuple({(w.physical, w.driver): w for link in scope.links.values() if (w := link.way) is not None}.values()),
     )
 
 
@@ -359,6 +363,7 @@ def placement_request(scope: Scope, resolution: Resolution) -> Request:
         tolerations=placement.tolerations,
         profile=placement.profile,
         networks=resolution.drivers,
+        ways=resolution.ways,
         volumes=tuple(
             item.use.wanted.demand
             for item in resolution.volumes

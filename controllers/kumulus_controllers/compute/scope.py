@@ -14,6 +14,7 @@ from kumulus.api.network import NetworkInterface, SecurityGroup
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import NetworkDriverName
 from kumulus.api.storage import Volume
+from kumulus_controllers.planning.ways import Way
 from kumulus_controllers.storage.volume_plan import Lack, Manner, Wanted
 
 AnyImage = Image | ClusterImage
@@ -68,5 +69,7 @@ class Link:
     """Its security groups by name; None for one that is not there."""
     driver: NetworkDriverName | None = None
     """What makes its network on hosts."""
+    way: Way | None = None
+    """What its network needs of hosts when it is a VLAN."""
     elsewhere: str | None = None
     """Name of another machine whose host has it, or is to have it."""

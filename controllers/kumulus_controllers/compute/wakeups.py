@@ -8,6 +8,7 @@ from kumulus.api.host import HostReport, WorkOrder, WorkType
 from kumulus.api.image import ClusterImage, Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore
 from kumulus.api.network import NetworkInterface, SecurityGroup
+from kumulus.api.routing import PhysicalNetwork
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Enqueue
@@ -151,7 +152,12 @@ class Wakeups:
             if after is not None and (before is None or before.status.network != after.status.network):
                 self._retry_unplaced(enqueue)
 
+        def physical_changed(before: PhysicalNetwork | None, after: PhysicalNetwork | None) -> None:
+            if before is None or after is None or before.spec.uplinks != after.spec.uplinks:
+                self._retry_unplaced(enqueue)
+
         self._networks.interfaces.listen(interface_changed)
+        self._networks.physical.listen(physical_changed)
         self._networks.groups.listen(group_changed)
         self._networks.reports.listen(report_changed)
         self._restores.listen(restore_changed)

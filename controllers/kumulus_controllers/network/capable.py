@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from kumulus.api.fabric import Host
 from kumulus.api.gateways import GatewayFunction
 from kumulus.api.host import HostReport
 from kumulus.api.segments import NetworkDriverName
 from kumulus.runtime.conditions import Fact
+from kumulus_controllers.fleet_feed import uplinks
 from kumulus_controllers.network.lack import Lack
+from kumulus_controllers.planning import ways
+from kumulus_controllers.planning.ways import Way
 
 CONDITION = "HostsCapable"
+CONNECTED = "HostsConnected"
 _NAMED = 5
 
 
@@ -35,6 +40,32 @@ def capable(driver: NetworkDriverName, reports: Iterable[HostReport]) -> tuple[F
         return Fact(CONDITION, False, "SomeHosts", text), None
     text = f"No host has the driver {driver}: {why}{more}."
     return Fact(CONDITION, False, "NoHost", text), Lack("NoHostHasDriver", text)
+
+
+def connected(way: Way, hosts: Iterable[tuple[Host, HostReport | None]]) -> tuple[Fact | None, Lack | None]:
+    """What is to be said of the way of VLANs to the hosts that have the driver, and why there can be no networks when there
+    is a reason. Nothing of either while no host has the driver."""
+    said = sorted(
+        (host.name, ways.lack(way, host.metadata.labels, uplinks(report)))
+        for host, report in hosts
+        if report is not None and report.status.network is not None and way.driver in report.status.network.drivers
+    )
+    if not said:
+        return None, None
+    unable = [(name, why) for name, why in said if why is not None]
+    if not unable:
+        return Fact(CONNECTED, True, "AllHosts", f"VLANs of PhysicalNetwork {way.physical} come to all hosts."), None
+    named = "; ".join(f"{name} ({why[:_MOST]})" for name, why in unable[:_NAMED])
+    more = f" and {len(unable) - _NAMED} more" if len(unable) > _NAMED else ""
+    if len(unable) < len(said):
+        have = len(said) - len(unable)
+        text = (
+            f"VLANs of PhysicalNetwork {way.physical} come to {have} of {len(said)} hosts; machines with networks of this class"
+            f" go there. Not: {named}{more}."
+        )
+        return Fact(CONNECTED, False, "SomeHosts", text), None
+    text = f"VLANs of PhysicalNetwork {way.physical} come to no host: {named}{more}."
+    return Fact(CONNECTED, False, "NoHost", text), Lack("NoHostConnected", text)
 
 
 def serving(driver: NetworkDriverName, function: GatewayFunction, reports: Iterable[HostReport]) -> Fact | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from contextlib import suppress
 
 from kumulus.api.fabric import Host
-from kumulus.api.network import IPAddress
+from kumulus.api.network import IPAddress, SegmentHolder, SegmentId, SegmentIdSpec
 from kumulus.api.routing import (
     ExternalNetwork,
     ExternalNetworkStatus,
     PhysicalNetwork,
     PhysicalNetworkStatus,
 )
+from kumulus.api.vlans import numbers
 from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
@@ -20,9 +21,11 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.network.claiming import Claims
 from kumulus_controllers.network.lack import Lack, facts
-from kumulus_controllers.network.networks import CLAIMS_IN, UID
+from kumulus_controllers.network.networks import CLAIMS_IN, NUMBER_FOR, NUMBER_IN, UID
+from kumulus_controllers.network.numbers import Numbers
 from kumulus_controllers.network.router_plan import external_of
 from kumulus_controllers.network.routing import IN_PHYSICAL, OF_EXTERNAL, TO_EXTERNAL, Routing, device_on
+from kumulus_controllers.network.vlans import Number, claim_name
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_report, write_status
 
 COUNT_SECONDS = 5.0
@@ -38,6 +41,7 @@ class ExternalNetworkReconciler:
         self._services = services
         self._routing = Routing(services.caches)
         self._claims = Claims(services, self._routing.networks)
+        self._numbers = Numbers(services, self._routing.networks.numbers)
         self._counted: dict[str, float] = {}
 
     def attach(self, enqueue: Enqueue) -> None:
@@ -69,6 +73,13 @@ class ExternalNetworkReconciler:
                     if external.deleting:
                         enqueue(Key(None, external.name))
 
+        def number_changed(before: SegmentId | None, after: SegmentId | None) -> None:
+            if before is not None and after is None and before.spec.physical_network is not None:
+                for external in routing.external.by(IN_PHYSICAL, before.spec.physical_network):
+                    if external.spec.vlan == before.spec.vlan:
+                        enqueue(Key(None, external.name))
+
+        routing.networks.numbers.listen(number_changed)
         routing.external.listen(external_changed)
         routing.physical.listen(physical_changed)
         routing.networks.claims.listen(claim_changed)
@@ -76,14 +87,17 @@ class ExternalNetworkReconciler:
         routing.floating.listen(user_changed)
 
     def everything(self) -> list[Key]:
-        """All external networks."""
-        return self._routing.external.keys()
+        """All external networks, and those that only a left-over number remembers."""
+        numbers = self._routing.networks.numbers
+        left = {Key(None, item.spec.name) for item in numbers if item.spec.kind is SegmentHolder.EXTERNAL_NETWORK}
+        return list({*self._routing.external.keys(), *left})
 
     async def reconcile(self, key: Key) -> Result:
         """One pass over an external network."""
         routing, clock = self._routing, self._services.clock
         external = routing.external.get(key.name)
         if external is None:
+            await self._give_back_left(key.name)
             return Gone()
         if external.paused:
             return Done()
@@ -94,6 +108,7 @@ class ExternalNetworkReconciler:
         if external.deleting and not users:
             for claim in claims:
                 await self._claims.end(claim)
+            await self._give_back_vlan(external)
             await drop_finalizer(self._services.client, routing.external, external)
             return Gone()
         lack = None
@@ -103,6 +118,8 @@ class ExternalNetworkReconciler:
             lack = Lack(
                 "PhysicalNetworkNotFound", f"There is no PhysicalNetwork {external.spec.physical_network}: make it."
             )
+        if not external.deleting:
+            lack = await self._claim_vlan(external) or lack
         before = external.status
         generation = external.metadata.generation
         found = facts(lack, "Ready", "Routers and FloatingIPs can have addresses in it.")
@@ -122,6 +139,58 @@ class ExternalNetworkReconciler:
                 await write_status(self._services.client, routing.external, external, before, after)
         return Wait(lack.reason, 60.0) if lack is not None else Done()
 
+    async def _claim_vlan(self, external: ExternalNetwork) -> Lack | None:
+        """Have its VLAN, so that no network of a tenant is given it; why it cannot have it. Several external networks may be
+        one VLAN."""
+        physical, vlan = external.spec.physical_network, external.spec.vlan
+        if vlan is None:
+            return None
+        spec = SegmentIdSpec(
+            kind=SegmentHolder.EXTERNAL_NETWORK,
+            network=external.uid,
+            name=external.name,
+            physical_network=physical,
+            vlan=vlan,
+        )
+        claim = await self._numbers.claim(Number(claim_name(physical, vlan), vlan), spec)
+        if claim is None:
+            return Lack(
+                "VlanPending", f"VLAN {vlan} of PhysicalNetwork {physical} is given back just now.", stalled=False
+            )
+        if claim.spec.kind is SegmentHolder.EXTERNAL_NETWORK:
+            return None
+        return Lack(
+            "VlanInUse",
+            f"VLAN {vlan} of PhysicalNetwork {physical} is that of Network {claim.spec.namespace}/{claim.spec.name}: delete"
+            " that, or make this one with another VLAN. Take VLANs that are not for tenants out of spec.vlans of the"
+            " PhysicalNetwork and of NetworkClasses.",
+        )
+
+    async def _give_back_vlan(self, external: ExternalNetwork) -> None:
+        """When no other external network is that VLAN."""
+        if external.spec.vlan is None:
+            return
+        name = claim_name(external.spec.physical_network, external.spec.vlan)
+        claim = self._routing.networks.numbers.get(name)
+        if claim is not None and not self._has(claim, but=external.uid):
+            await self._numbers.end(claim)
+
+    async def _give_back_left(self, name: str) -> None:
+        """VLANs of an external network of that name that went without a word, after a live look."""
+        for claim in self._routing.networks.numbers.by(NUMBER_FOR, f"None/{name}"):
+            if self._has(claim):
+                continue
+            if await self._services.client.find(ExternalNetwork.KIND, name) is None:
+                await self._numbers.end(claim)
+
+    def _has(self, claim: SegmentId, *, but: str | None = None) -> bool:
+        """Whether the claim is a tenant's, or an external network is that VLAN, but for one."""
+        spec = claim.spec
+        there = self._routing.external.by(IN_PHYSICAL, spec.physical_network or "")
+        return spec.kind is not SegmentHolder.EXTERNAL_NETWORK or any(
+            item.spec.vlan == spec.vlan for item in there if item.uid != but
+        )
+
     def _users(self, external: ExternalNetwork) -> list[str]:
         """Who is in it, by its own record: anybody can name it."""
         routing = self._routing
@@ -140,9 +209,10 @@ class PhysicalNetworkReconciler:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._routing = Routing(services.caches)
+        self._counted: dict[str, float] = {}
 
     def attach(self, enqueue: Enqueue) -> None:
-        """Own changes, and hosts that come, go or get other labels."""
+        """Own changes, hosts that come, go or get other labels, and claims of VLANs."""
         routing = self._routing
 
         def physical_changed(before: PhysicalNetwork | None, after: PhysicalNetwork | None) -> None:
@@ -155,6 +225,12 @@ class PhysicalNetworkReconciler:
                 for key in routing.physical.keys():  # noqa: SIM118 - a store, not a dict
                     enqueue(key)
 
+        def number_changed(before: SegmentId | None, after: SegmentId | None) -> None:
+            number = after or before
+            if number is not None and number.spec.physical_network is not None and (before is None or after is None):
+                enqueue(Key(None, number.spec.physical_network))
+
+        routing.networks.numbers.listen(number_changed)
         routing.physical.listen(physical_changed)
         routing.hosts.listen(host_changed)
 
@@ -179,11 +255,20 @@ class PhysicalNetworkReconciler:
             observed_generation=generation,
             conditions=derive(
                 physical.status.conditions,
-                facts(lack, "Ready", "Routers can be on its hosts."),
+                facts(lack, "Ready", "Routers, and networks that are VLANs, can be on its hosts."),
                 generation=generation,
                 now=rfc3339(self._services.clock.now()),
             ),
             hosts=count,
+            vlans=len(numbers(physical.spec.vlans)),
+            allocated=len(routing.networks.numbers.by(NUMBER_IN, physical.name)),
         )
+        clock, before = self._services.clock, physical.status
+        since = clock.monotonic() - self._counted.get(physical.uid, float("-inf"))
+        same = after.model_copy(update={"allocated": before.allocated}).to_json() == before.to_json()
+        if since < COUNT_SECONDS and same and after.to_json() != before.to_json():
+            return Requeue(COUNT_SECONDS - since)
+        if after.to_json() != before.to_json():
+            self._counted[physical.uid] = clock.monotonic()
         await write_report(self._services.client, routing.physical, physical, after)
         return Done()

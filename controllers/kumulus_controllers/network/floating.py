@@ -27,6 +27,7 @@ from kumulus_controllers.network.routing import (
     ROUTERS_IN,
     TO_EXTERNAL,
     Routing,
+    offers,
     targets,
 )
 from kumulus_controllers.orders import host_of
@@ -83,7 +84,7 @@ class FloatingReconciler:
 
         def external_changed(before: ExternalNetwork | None, after: ExternalNetwork | None) -> None:
             item = after or before
-            if item is not None and not (before and after and before.spec == after.spec):
+            if item is not None and not (before and after and offers(before) == offers(after)):
                 for floating in routing.floating.by(OF_EXTERNAL, item.name):
                     enqueue(Key(floating.namespace, floating.name))
 

@@ -9,6 +9,7 @@ from kumulus.api.fabric import Host, HostCondition, host_namespace
 from kumulus.api.gateways import GatewayFunction
 from kumulus.api.host import HostReport, WorkType
 from kumulus_controllers.fleet_feed import closed
+from kumulus_controllers.fleet_feed import uplinks as vlans
 from kumulus_controllers.network.gateway_plan import Candidate
 from kumulus_controllers.network.networks import Networks, underlay
 from kumulus_controllers.orders import NAMESPACE
@@ -34,6 +35,8 @@ class GatewayHosts:
             functions=functions(report),
             underlay=underlay(report),
             uplinks=uplinks,
+            labels=host.metadata.labels,
+            vlans=vlans(report),
             closed=closed(host),
             silent=silent(host),
             gateways=sum(order.spec.type is WorkType.GATEWAY for order in orders),

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from kumulus.api.addresses import Address
 from kumulus.api.gateways import GatewayFunction, GatewayPeer, Redundancy
+from kumulus.api.host import DriverUplinks
 from kumulus.api.segments import NetworkDriverName
+from kumulus_controllers.planning import ways
+from kumulus_controllers.planning.ways import Way
 
 HOSTS_MOST = 8
 """So many hosts can have one gateway, those that are silent with it."""
@@ -32,6 +35,9 @@ class Candidate:
     and is taken at its word that it has the driver."""
     uplinks: frozenset[str] = frozenset()
     """Names of the physical networks that it has a way into."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    vlans: Mapping[str, DriverUplinks] | None = None
+    """What its agent says of VLANs, by what makes networks; None when it is too old to say."""
     closed: str | None = None
     """Why it takes nothing new, such as `cordoned` or `not ready`."""
     silent: bool = False
@@ -50,6 +56,8 @@ class Need:
     """How many hosts, the active one with them."""
     physical: frozenset[str] = frozenset()
     """Names of physical networks that it has legs in."""
+    ways: tuple[Way, ...] = ()
+    """What the networks need that it has legs in and that are VLANs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +146,9 @@ def lack(need: Need, host: Candidate) -> str | None:
         return f"without network driver {need.driver.value}"
     for name in sorted(need.physical - host.uplinks):
         return f"without an uplink to physical network {name}"
+    for way in need.ways:
+        if (why := ways.lack(way, host.labels, host.vlans)) is not None:
+            return why
     if need.count > 1 and host.underlay is None:
         return "without an address for tunnels"
     return None

@@ -217,7 +217,7 @@ def _same_but_status(before: NetworkInterface, after: NetworkInterface) -> bool:
 def _offers(network: Network) -> tuple[object, ...]:
     """What of a network decides whether interfaces can have addresses in it."""
     status, spec = network.status, network.spec
-    ready = status.mtu is not None and status.vni is not None
+    ready = status.mtu is not None and status.numbered
     return (network.uid, network.deleting, ready, spec.dhcp.ranges, spec.allowed_namespaces)
 
 

@@ -14,12 +14,13 @@ from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkType
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.order_names import gateway_order_name
+from kumulus.api.routing import PhysicalNetwork
 from kumulus.kube.errors import AlreadyExists, NotFound, Refused
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
-from kumulus_controllers.fleet_feed import closed
+from kumulus_controllers.fleet_feed import closed, uplinks
 from kumulus_controllers.network import tls
 from kumulus_controllers.network.gateway_hosts import GatewayHosts, drivers, functions, silent
 from kumulus_controllers.network.gateway_plan import Choice, Need, choose_some, redundancy
@@ -107,7 +108,11 @@ class LoadBalancerReconciler:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
 
         def host_changed(before: Host | None, after: Host | None) -> None:
-            if not (before and after and (closed(before), silent(before)) == (closed(after), silent(after))):
+            if not (before and after and _open(before) == _open(after)):
+                self._enqueue_all(enqueue)
+
+        def physical_changed(before: PhysicalNetwork | None, after: PhysicalNetwork | None) -> None:
+            if before is None or after is None or before.spec.uplinks != after.spec.uplinks:
                 self._enqueue_all(enqueue)
 
         def report_changed(before: HostReport | None, after: HostReport | None) -> None:
@@ -120,6 +125,7 @@ class LoadBalancerReconciler:
         networks.store.listen(network_changed)
         networks.orders.listen(order_changed)
         networks.hosts.listen(host_changed)
+        networks.physical.listen(physical_changed)
         networks.reports.listen(report_changed)
 
     def _enqueue_all(self, enqueue: Enqueue) -> None:
@@ -265,7 +271,8 @@ class LoadBalancerReconciler:
     def _choose(self, scope: Scope) -> Choice:
         assert scope.network is not None and scope.network.status.driver is not None
         driver, candidates = scope.network.status.driver, self._hosts.candidates()
-        need = Need(driver, GatewayFunction.LOAD_BALANCER, HOSTS)
+        way = self._networks.way_of(scope.network)
+        need = Need(driver, GatewayFunction.LOAD_BALANCER, HOSTS, ways=(way,) if way is not None else ())
         current = [host_of(order) for order in scope.orders if not order.deleting]
         serving = active(scope)
         return choose_some(need, candidates, current, host_of(serving) if serving is not None else None)
@@ -331,9 +338,14 @@ def _secrets(balancing: Balancing | None) -> set[str]:
     return {one.certificate.secret for one in listeners if one.certificate is not None}
 
 
+def _open(host: Host) -> tuple[object, ...]:
+    """What of a host decides whether it can have a load balancer."""
+    return (closed(host), silent(host), host.metadata.labels)
+
+
 def _can(report: HostReport | None) -> tuple[object, ...]:
     """What of a host's report decides whether it can have load balancers."""
-    return (drivers(report), functions(report), underlay(report))
+    return (drivers(report), functions(report), underlay(report), uplinks(report))
 
 
 def _selects(balancer: LoadBalancer, vm: VirtualMachine) -> bool:
@@ -360,4 +372,5 @@ def _labelled(vm: VirtualMachine) -> tuple[object, ...]:
 
 def _offered(network: Network) -> tuple[object, ...]:
     status = network.status
-    return (network.uid, network.deleting, status.mtu, status.vni, status.driver, network.spec.gateway)
+    made = (status.mtu, status.numbered, status.driver, status.physical_network)
+    return (network.uid, network.deleting, made, network.spec.gateway)

@@ -13,27 +13,31 @@ from kumulus.api.network import (
     NetworkClass,
     NetworkInterface,
     NetworkType,
+    SegmentHolder,
     SegmentId,
     SegmentIdSpec,
 )
-from kumulus.api.routing import Router
-from kumulus.kube.errors import AlreadyExists, NotFound
+from kumulus.api.routing import ExternalNetwork, PhysicalNetwork, Router
+from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.network.lack import Lack
-from kumulus_controllers.network.network_plan import Scope, Wanted, derive_status, wanted
+from kumulus_controllers.network.network_plan import Scope, Wanted, derive_status, no_number, physical_name, wanted
 from kumulus_controllers.network.networks import (
     CLAIMS_IN,
+    IN_PHYSICAL,
     NUMBER_FOR,
     NUMBER_OF,
     OF_CLASS,
+    UNNUMBERED,
     Networks,
     network_key,
     over_v6,
 )
-from kumulus_controllers.network.ranges import vnis
+from kumulus_controllers.network.numbers import Numbers
+from kumulus_controllers.network.vlans import Number, claim_name, external_vlans, own_vlans, tried
 from kumulus_controllers.orders import FOR_UID, host_of
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 
@@ -51,6 +55,8 @@ class NetworkReconciler:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._networks = Networks(services.caches)
+        self._external = services.caches.store(ExternalNetwork)
+        self._numbers = Numbers(services, self._networks.numbers)
         self._counted: dict[str, float] = {}
 
     def attach(self, enqueue: Enqueue) -> None:
@@ -68,6 +74,24 @@ class NetworkReconciler:
                 return
             for network in (*networks.store.by(OF_CLASS, item.name), *networks.store.by(OF_CLASS, "")):
                 enqueue(Key(network.namespace, network.name))
+            unnumbered()
+
+        def unnumbered() -> None:
+            """Those that wait for a number: there may be one by now."""
+            for network in networks.store.by(UNNUMBERED, "yes"):
+                enqueue(Key(network.namespace, network.name))
+
+        def physical_changed(before: PhysicalNetwork | None, after: PhysicalNetwork | None) -> None:
+            item = after or before
+            if item is None or (before is not None and after is not None and before.spec == after.spec):
+                return
+            for network in networks.store.by(IN_PHYSICAL, item.name):
+                enqueue(Key(network.namespace, network.name))
+            unnumbered()
+
+        def number_changed(before: object, after: object) -> None:
+            if after is None:
+                unnumbered()
 
         def interface_changed(before: NetworkInterface | None, after: NetworkInterface | None) -> None:
             item = after or before
@@ -97,6 +121,9 @@ class NetworkReconciler:
         networks.routers.listen(router_changed)
         networks.store.listen(network_changed)
         networks.classes.listen(class_changed)
+        networks.physical.listen(physical_changed)
+        networks.numbers.listen(number_changed)
+        self._external.listen(number_changed)
         networks.interfaces.listen(interface_changed)
         networks.claims.listen(claim_changed)
         networks.orders.listen(order_changed)
@@ -108,15 +135,24 @@ class NetworkReconciler:
 
     def everything(self) -> list[Key]:
         """All networks, and those that only a left-over number remembers."""
-        numbers = {Key(number.spec.namespace, number.spec.name) for number in self._networks.numbers}
+        numbers = {
+            Key(number.spec.namespace, number.spec.name)
+            for number in self._networks.numbers
+            if number.spec.kind is SegmentHolder.NETWORK
+        }
         return list({*self._networks.store.keys(), *numbers})
 
     def _observe(self, network: Network) -> Scope:
         networks = self._networks
+        offered = networks.class_of(network)
+        physical = physical_name(network, offered)
         return Scope(
             network=network,
-            offered=networks.class_of(network),
+            offered=offered,
             over_v6=networks.over_v6(),
+            physical=networks.physical.get(physical) if physical is not None else None,
+            external_vlans=external_vlans(self._external, physical) if physical is not None else frozenset(),
+            own_vlans=own_vlans(networks.classes, physical) if physical is not None else frozenset(),
             interfaces=self._interfaces_of(network),
             routers=tuple(router.name for router in networks.routers_of(network)) if network.deleting else (),
             balancers=tuple(item.name for item in networks.balancers_in(network)) if network.deleting else (),
@@ -137,7 +173,7 @@ class NetworkReconciler:
             return Gone()
         if network.paused:
             if network.deleting:
-                await self._report(self._observe(network), None, None, network.status.vni)
+                await self._report(self._observe(network), None, None, None)
             return Done()
         if network.deleting:
             return await self._delete(self._observe(network))
@@ -146,50 +182,41 @@ class NetworkReconciler:
         scope = self._observe(network)
         want = wanted(scope)
         if isinstance(want, Lack):
-            return await self._report(scope, None, want, network.status.vni)
-        vni = await self._claim_number(network)
-        if isinstance(vni, Lack):
-            return await self._report(scope, want, vni, None)
-        result = await self._report(scope, want, None, vni)
-        await self._drop_numbers(network.uid, keep=vni)
+            return await self._report(scope, None, want, None)
+        number = await self._claim_number(network, want)
+        if isinstance(number, Lack):
+            return await self._report(scope, want, number, None)
+        result = await self._report(scope, want, None, number)
+        await self._drop_numbers(network.uid, keep=number)
         return result
 
-    async def _claim_number(self, network: Network) -> int | Lack:
-        """The network's VXLAN number. Whoever makes the object of that name has it."""
-        held = sorted(int(number.name) for number in self._networks.numbers.by(NUMBER_OF, network.uid))
-        known = network.status.vni
+    async def _claim_number(self, network: Network, want: Wanted) -> SegmentId | Lack:
+        """The network's number. Whoever makes the object of that name has it."""
+        physical = want.pool.physical if want.pool is not None else None
+        held = [
+            number
+            for number in self._networks.numbers.by(NUMBER_OF, network.uid)
+            if number.spec.physical_network == physical
+        ]
+        known = known_number(network)
         if known is None and held:
-            return held[0]
-        if known is not None and known in held:
-            return known
-        for vni in [known] if known is not None else vnis(network.uid):
-            number = self._networks.numbers.get(str(vni)) or await self._make_number(network, vni)
-            if number is not None and number.spec.network == network.uid:
-                return vni
+            return min(held, key=lambda number: number.name)
+        spec = SegmentIdSpec(
+            network=network.uid, name=network.name, namespace=network.namespace, physical_network=physical
+        )
+        tries = [known] if known is not None else tried(network.uid, want.pool)
+        found = await self._numbers.first(tries, spec)
+        if found is not None:
+            return found
         if known is None:
-            return Lack("NoNumberLeft", "All numbers of VXLANs are in use: delete networks.")
-        return Lack("NumberTaken", f"Its number {known} is another network's by now: make this network anew.")
+            return no_number(want)
+        return Lack("NumberTaken", f"Its number {known.name} is another network's by now: make this network anew.")
 
-    async def _make_number(self, network: Network, vni: int) -> SegmentId | None:
-        client, numbers = self._services.client, self._networks.numbers
-        spec = SegmentIdSpec(network=network.uid, name=network.name, namespace=network.namespace or "")
-        body = {"metadata": {"name": str(vni)}, "spec": spec.to_json()}
-        try:
-            raw = await client.create(SegmentId.KIND, body)
-        except AlreadyExists:
-            found = await client.find(SegmentId.KIND, str(vni))
-            if found is None:
-                return None
-            raw = found
-        numbers.apply(raw)
-        return SegmentId.parse(raw)
-
-    async def _drop_numbers(self, network_uid: str, *, keep: int | None) -> None:
+    async def _drop_numbers(self, network_uid: str, *, keep: SegmentId | None) -> None:
         """Give back numbers that a pass claimed which did not get on record. `keep` is on record."""
         for number in self._networks.numbers.by(NUMBER_OF, network_uid):
-            if keep is None or number.name != str(keep):
-                await self._services.client.delete(SegmentId.KIND, number.name, uid=number.uid)
-                self._networks.numbers.remove(Key(None, number.name), number.uid)
+            if keep is None or number.name != keep.name:
+                await self._numbers.end(number)
 
     async def _remove_numbers(self, key: Key, network: Network | None) -> None:
         """Numbers of a network of that name that is no more, after a live look."""
@@ -212,14 +239,16 @@ class NetworkReconciler:
             await drop_finalizer(client, self._networks.store, network)
             self._counted.pop(network.uid, None)
             return Gone()
-        await self._report(scope, None, None, network.status.vni)
+        await self._report(scope, None, None, None)
         return Wait("Deleting", 30.0)
 
-    async def _report(self, scope: Scope, want: Wanted | None, lack: Lack | None, vni: int | None) -> Result:
-        """Write the status when it differs. Counts alone wait a while for others."""
+    async def _report(self, scope: Scope, want: Wanted | None, lack: Lack | None, number: SegmentId | None) -> Result:
+        """Write the status when it differs. Counts alone wait a while for others. Without a number that on record stays."""
         clock, network = self._services.clock, scope.network
         before = network.status
-        after = derive_status(scope, want, lack, vni, rfc3339(clock.now()))
+        vlan = number.spec.vlan if number is not None else None
+        vni = int(number.name) if number is not None and vlan is None else None
+        after = derive_status(scope, want, lack, vni, rfc3339(clock.now()), vlan=vlan)
         counts = {"allocated": before.allocated, "hosts": before.hosts}
         since = clock.monotonic() - self._counted.get(network.uid, float("-inf"))
         if since < COUNT_SECONDS and before != after and after.model_copy(update=counts).to_json() == before.to_json():
@@ -229,3 +258,11 @@ class NetworkReconciler:
             with suppress(NotFound):
                 await write_status(self._services.client, self._networks.store, network, before, after)
         return Wait(lack.reason, 60.0) if lack is not None else Done()
+
+
+def known_number(network: Network) -> Number | None:
+    """The number that it has on record."""
+    status = network.status
+    if status.vlan is not None and status.physical_network is not None:
+        return Number(claim_name(status.physical_network, status.vlan), status.vlan)
+    return Number(str(status.vni)) if status.vni is not None else None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.gateways import GatewayFunction
 from kumulus.api.host import HostReport
 from kumulus.api.network import NetworkClass, NetworkClassStatus
+from kumulus.api.routing import PhysicalNetwork
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
-from kumulus.runtime.conditions import derive
+from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Result
-from kumulus_controllers.network.capable import capable, serving
-from kumulus_controllers.network.lack import facts
+from kumulus_controllers.network.capable import capable, connected, serving
+from kumulus_controllers.network.lack import Lack, facts
 from kumulus_controllers.network.network_plan import is_default
+from kumulus_controllers.network.vlans import is_vlan
+from kumulus_controllers.planning.ways import Way
 from kumulus_controllers.status import write_report
 
 
@@ -25,6 +29,8 @@ class NetworkClassReconciler:
         self._services = services
         self._classes = services.caches.store(NetworkClass)
         self._reports = services.caches.store(HostReport)
+        self._physical = services.caches.store(PhysicalNetwork)
+        self._hosts = services.caches.store(Host)
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes, and what hosts can; which one is the default one depends on all."""
@@ -39,18 +45,52 @@ class NetworkClassReconciler:
 
         def report_changed(before: HostReport | None, after: HostReport | None) -> None:
             was, now = (report.status.network if report else None for report in (before, after))
-            if (was and (was.drivers, was.functions, was.message)) != (
-                now and (now.drivers, now.functions, now.message)
+            if (was and (was.drivers, was.functions, was.uplinks, was.message)) != (
+                now and (now.drivers, now.functions, now.uplinks, now.message)
             ):
                 for key in self._classes.keys():  # noqa: SIM118 - a store, not a dict
                     enqueue(key)
 
+        def physical_changed(before: PhysicalNetwork | None, after: PhysicalNetwork | None) -> None:
+            if before is None or after is None or before.spec != after.spec:
+                by_vlan()
+
+        def host_changed(before: Host | None, after: Host | None) -> None:
+            if before is None or after is None or before.metadata.labels != after.metadata.labels:
+                by_vlan()
+
+        def by_vlan() -> None:
+            for item in self._classes:
+                if is_vlan(item.spec):
+                    enqueue(Key(None, item.name))
+
+        self._physical.listen(physical_changed)
+        self._hosts.listen(host_changed)
         self._classes.listen(class_changed)
         self._reports.listen(report_changed)
 
     def everything(self) -> list[Key]:
         """All classes."""
         return self._classes.keys()
+
+    def _vlans(self, offered: NetworkClass) -> tuple[Fact | None, Lack | None]:
+        """What is to be said of VLANs, and why networks can be none."""
+        name = offered.spec.physical_network
+        if name is None or not is_vlan(offered.spec):
+            return None, None
+        physical = self._physical.get(name)
+        if physical is None:
+            return None, Lack("PhysicalNetworkNotFound", f"There is no PhysicalNetwork {name}: make it.")
+        way = Way(name, offered.spec.driver.value, physical.spec.uplinks)
+        fact, lack = connected(
+            way, ((host, self._reports.get(host.name, host_namespace(host.name))) for host in self._hosts)
+        )
+        if not offered.spec.vlans and not physical.spec.vlans:
+            lack = Lack(
+                "NoVlans",
+                f"There are no VLANs to give: name some in spec.vlans of PhysicalNetwork {name}, or of this class.",
+            )
+        return fact, lack
 
     async def reconcile(self, key: Key) -> Result:
         """One pass over a class."""
@@ -60,7 +100,10 @@ class NetworkClassReconciler:
         if offered.paused or offered.deleting:
             return Done()
         fact, lack = capable(offered.spec.driver, self._reports)
-        found = facts(is_default(offered, self._classes) or lack, "Ready", "Networks can be made of it.")
+        connection, unconnected = self._vlans(offered)
+        lack = is_default(offered, self._classes) or lack or unconnected
+        found = facts(lack, "Ready", "Networks can be made of it.")
+        found += [connection] if connection is not None else []
         gateways = [serving(offered.spec.driver, function, self._reports) for function in GatewayFunction]
         found += [one for one in (fact, *gateways) if one is not None]
         generation = offered.metadata.generation

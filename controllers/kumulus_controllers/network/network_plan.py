@@ -14,10 +14,12 @@ from kumulus.api.network import (
     NetworkStatus,
     NetworkType,
 )
+from kumulus.api.routing import PhysicalNetwork
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.network.lack import Lack, facts, left_alone
 from kumulus_controllers.network.networks import at_home, names, permits
 from kumulus_controllers.network.ranges import UNDERLAY_MTU, V6_LEAST, carried, idle_ranges, ranges
+from kumulus_controllers.network.vlans import Pool, is_vlan, pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,12 @@ class Scope:
     """The class that it names, or else the default one."""
     over_v6: bool = False
     """There are hosts whose tunnels end at addresses of IPv6."""
+    physical: PhysicalNetwork | None = None
+    """The one whose VLAN it is, or is to be (`physical_name`), if there is one of that name."""
+    external_vlans: frozenset[int] = frozenset()
+    """VLANs there that external networks are."""
+    own_vlans: frozenset[int] = frozenset()
+    """VLANs there that classes name for themselves."""
     interfaces: tuple[NetworkInterface, ...] = ()
     """Looked up for its end, and for others' namespaces in a Shared one: each claim of an address means a pass, and there
     are thousands."""
@@ -47,6 +55,16 @@ class Wanted:
 
     offer: NetworkClassSpec
     mtu: int
+    pool: Pool | None = None
+    """VLANs of which it has one; None: it is carried by tunnels."""
+
+
+def physical_name(network: Network, offered: NetworkClass | None) -> str | None:
+    """Name of the PhysicalNetwork whose VLAN the network is, or is to be; None when it is carried by tunnels. What was decided
+    once stays."""
+    if network.status.driver is not None:
+        return network.status.physical_network
+    return offered.spec.physical_network if offered is not None and is_vlan(offered.spec) else None
 
 
 def wanted(scope: Scope) -> Wanted | Lack:
@@ -67,23 +85,66 @@ def wanted(scope: Scope) -> Wanted | Lack:
                 " the operator.",
             )
     offer = offered.spec if offered is not None else NetworkClassSpec()
-    most = carried(offer.mtu or UNDERLAY_MTU, over_v6=scope.over_v6)
+    vlans = _vlans(scope, offer)
+    if isinstance(vlans, Lack):
+        return vlans
+    if vlans is not None and scope.physical is not None:
+        most, what = scope.physical.spec.mtu, f"PhysicalNetwork {scope.physical.name}"
+    else:
+        most, what = carried(offer.mtu or UNDERLAY_MTU, over_v6=scope.over_v6), "the hosts' own network"
     if spec.mtu is not None and spec.mtu > most:
         return Lack(
-            "MtuTooLarge",
-            f"spec.mtu is {spec.mtu}; the hosts' own network carries packets of {most} bytes for it: take that or less.",
+            "MtuTooLarge", f"spec.mtu is {spec.mtu}; {what} carries packets of {most} bytes for it: take that or less."
         )
     # A changed class never makes packets larger behind the guests' backs; smaller they must become.
     mtu = spec.mtu or min(before.mtu or most, most)
     if mtu < V6_LEAST and not all(map(is_v4, spec.cidrs)):
         return Lack("MtuTooSmall", f"IPv6 needs packets of {V6_LEAST} bytes, and the network carries {mtu}.")
-    return Wanted(offer, mtu)
+    return Wanted(offer, mtu, vlans)
 
 
-def derive_status(scope: Scope, want: Wanted | None, lack: Lack | None, vni: int | None, now: str) -> NetworkStatus:
-    """The whole status."""
+def _vlans(scope: Scope, offer: NetworkClassSpec) -> Pool | Lack | None:
+    """The VLANs of which the network has one, or gets one; None when it is carried by tunnels."""
+    network, physical = scope.network, scope.physical
+    name = physical_name(network, scope.offered)
+    if name is None:
+        return None
+    if physical is None:
+        goes_on = " What hosts have of it goes on; no other host gets it." if network.status.numbered else ""
+        return Lack(
+            "PhysicalNetworkNotFound",
+            f"Its VLAN is one of PhysicalNetwork {name}, which is not there: ask the operator to make it.{goes_on}",
+        )
+    offered = scope.offered.name if scope.offered is not None else ""
+    return pool(physical, offer, offered, external=scope.external_vlans, own=scope.own_vlans)
+
+
+def no_number(want: Wanted) -> Lack:
+    """What is said when all numbers are in use, or none was ever given."""
+    if want.pool is None:
+        return Lack("NoNumberLeft", "All numbers of VXLANs are in use: delete networks.")
+    given = want.pool
+    if not given.vlans:
+        return Lack(
+            "NoVlanLeft",
+            f"There is no VLAN for it: {given.where} names {given.ranges}"
+            f"{'' if given.ranges == 'none' else ', all of which are of external networks or of other classes'}. Ask the"
+            " operator to name some there. It goes on by itself then.",
+        )
+    which = f"the VLAN {given.ranges}" if len(given.vlans) == 1 else f"all {len(given.vlans)} VLANs ({given.ranges})"
+    return Lack(
+        "NoVlanLeft",
+        f"Other networks have {which} that {given.where} gives: delete networks, or ask the operator to name more there. It"
+        " goes on by itself then.",
+    )
+
+
+def derive_status(
+    scope: Scope, want: Wanted | None, lack: Lack | None, vni: int | None, now: str, *, vlan: int | None = None
+) -> NetworkStatus:
+    """The whole status. It has one of the numbers, or none yet."""
     network, before = scope.network, scope.network.status
-    made = want is not None and vni is not None
+    made = want is not None and (vni is not None or vlan is not None)
     found: list[Fact]
     if network.deleting:
         phase, found = "Terminating", facts(_going(scope), "Terminating")
@@ -102,6 +163,9 @@ def derive_status(scope: Scope, want: Wanted | None, lack: Lack | None, vni: int
         conditions=derive(before.conditions, found, generation=generation, now=now),
         phase=phase,
         vni=vni if vni is not None else before.vni,
+        vlan=vlan if vlan is not None else before.vlan,
+        physical_network=before.physical_network
+        or (want.pool.physical if want is not None and made and want.pool is not None else None),
         mtu=want.mtu if want is not None and made else before.mtu,
         driver=before.driver or (want.offer.driver if want is not None and made else None),
         gateways=tuple(str(item.gateway) for item in known),
@@ -192,7 +256,7 @@ def usable(network: Network | None, namespace: str | None, name: str, foreign: s
         return Lack("NetworkNotFound", f"There is no Network {name} in the namespace.")
     if network.deleting:
         return Lack("NetworkDeleting", f"Network {name} is being deleted.")
-    if network.status.mtu is None or network.status.vni is None or network.status.driver is None:
+    if network.status.mtu is None or not network.status.numbered or network.status.driver is None:
         ready = network.status.condition("Ready")
         why = f": {ready.message}" if ready is not None and ready.message else "."
         return Lack("NetworkNotReady", f"Network {name} is not ready{why}", stalled=False)

@@ -21,16 +21,19 @@ from kumulus.api.network import (
     SecurityGroup,
     SegmentId,
 )
-from kumulus.api.routing import Router
+from kumulus.api.routing import PhysicalNetwork, Router
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.network.ranges import mac_of
 from kumulus_controllers.orders import HAS_NIC, ON_NETWORK, host_of, work_orders
+from kumulus_controllers.planning.ways import Way, device_on
 from kumulus_controllers.storage.volume_plan import MADE_FOR
 
 UID = "uid"
 OF_NETWORK = "of-network"
 OF_CLASS = "of-class"
+IN_PHYSICAL = "in-physical"
+UNNUMBERED = "unnumbered"
 IN_GROUP = "in-group"
 HAS_MAC = "has-mac"
 CLAIMS_IN = "claims-in"
@@ -38,6 +41,7 @@ CLAIMED_BY = "claimed-by"
 USES_NIC = "uses-nic"
 NUMBER_OF = "number-of"
 NUMBER_FOR = "number-for"
+NUMBER_IN = "number-in"
 NAMES_GROUP = "names-group"
 MADE_BY = "made-by"
 OVER_V6 = "over-v6"
@@ -121,6 +125,7 @@ class Networks:
     def __init__(self, caches: Caches) -> None:
         self.store = caches.store(Network)
         self.classes = caches.store(NetworkClass)
+        self.physical = caches.store(PhysicalNetwork)
         self.interfaces = caches.store(NetworkInterface)
         self.groups = caches.store(SecurityGroup)
         self.claims = caches.reflected(IPAddress)
@@ -133,6 +138,8 @@ class Networks:
         self.orders = work_orders(caches)
         self.store.add_index(UID, lambda network: (network.uid,))
         self.store.add_index(OF_CLASS, lambda network: (network.spec.network_class or "",))
+        self.store.add_index(IN_PHYSICAL, lambda network: (network.status.physical_network or "",))
+        self.store.add_index(UNNUMBERED, lambda network: () if network.status.numbered else ("yes",))
         self.interfaces.add_index(UID, lambda item: (item.uid,))
         self.interfaces.add_index(OF_NETWORK, lambda item: (str(network_key(item)),))
         self.interfaces.add_index(IN_GROUP, lambda item: [f"{item.namespace}/{name}" for name in group_names(item)])
@@ -144,6 +151,7 @@ class Networks:
         self.claims.add_index(CLAIMED_BY, lambda claim: (claim.spec.interface_uid,))
         self.numbers.add_index(NUMBER_OF, lambda number: (number.spec.network,))
         self.numbers.add_index(NUMBER_FOR, lambda number: (f"{number.spec.namespace}/{number.spec.name}",))
+        self.numbers.add_index(NUMBER_IN, lambda number: (number.spec.physical_network or "",))
         self.routers.add_index(ROUTES, lambda item: [f"{item.namespace}/{name}" for name in routed_names(item)])
         self.routers.add_index(HAS_ROUTED, lambda item: [part.uid for part in item.status.networks])
         self.balancers.add_index(BALANCES, lambda item: (f"{item.namespace}/{item.spec.network}",))
@@ -153,6 +161,25 @@ class Networks:
         """The network that an interface is to be in, if there is one of that name."""
         key = network_key(interface)
         return self.store.get(key.name, key.namespace)
+
+    def way_of(self, network: Network) -> Way | None:
+        """What it needs of hosts when it is a VLAN of a physical network."""
+        name, driver = network.status.physical_network, network.status.driver
+        if name is None or driver is None:
+            return None
+        physical = self.physical.get(name)
+        return Way(name, driver.value, physical.spec.uplinks if physical is not None else ())
+
+    def uplinks(self, network: Network, hosts: Iterable[str]) -> Mapping[str, str]:
+        """The devices by which hosts are connected to the physical network whose VLAN it is, by host."""
+        way = self.way_of(network)
+        there = {name: self.hosts.get(name) for name in hosts} if way is not None else {}
+        found = {
+            name: device_on(way.uplinks, host.metadata.labels)
+            for name, host in there.items()
+            if way is not None and host is not None
+        }
+        return {name: device for name, device in found.items() if device is not None}
 
     def interfaces_of(self, network: Network) -> list[NetworkInterface]:
         """All interfaces that are in it, and those of its namespace that wait for it, by name."""

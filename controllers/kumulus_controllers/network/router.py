@@ -22,9 +22,18 @@ from kumulus_controllers.network.gateway_plan import Choice, Need, choose_some
 from kumulus_controllers.network.lack import Lack
 from kumulus_controllers.network.network_plan import usable
 from kumulus_controllers.network.networks import CLAIMED_BY, ROUTES
+from kumulus_controllers.network.networks import IN_PHYSICAL as OF_PHYSICAL
 from kumulus_controllers.network.ranges import ranges
 from kumulus_controllers.network.router_plan import Held, Scope
-from kumulus_controllers.network.routing import FOR_NIC, IN_PHYSICAL, TO_EXTERNAL, Routing, device_on, targets
+from kumulus_controllers.network.routing import (
+    FOR_NIC,
+    IN_PHYSICAL,
+    TO_EXTERNAL,
+    Routing,
+    device_on,
+    offers,
+    targets,
+)
 from kumulus_controllers.ordering import Ordering
 from kumulus_controllers.orders import done
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
@@ -61,9 +70,7 @@ class RouterReconciler:
 
         def external_changed(before: ExternalNetwork | None, after: ExternalNetwork | None) -> None:
             item = after or before
-            if item is not None and not (
-                before and after and before.spec == after.spec and before.deleting == after.deleting
-            ):
+            if item is not None and not (before and after and offers(before) == offers(after)):
                 for router in routing.routers.by(TO_EXTERNAL, item.name):
                     enqueue(Key(router.namespace, router.name))
 
@@ -72,6 +79,8 @@ class RouterReconciler:
             if item is not None and not (before and after and before.spec == after.spec):
                 for external in routing.external.by(IN_PHYSICAL, item.name):
                     external_changed(None, external)
+                for network in routing.networks.store.by(OF_PHYSICAL, item.name):
+                    network_changed(None, network)
 
         def floating_changed(before: FloatingIP | None, after: FloatingIP | None) -> None:
             if before is not None and after is not None and _floats(before) == _floats(after):
@@ -241,7 +250,8 @@ class RouterReconciler:
             if scope.physical is None and (current := router_plan.hosts(scope)):  # no other one is known to have a way
                 return Choice(current), None
         across = router_plan.ACROSS if scope.router.spec.high_availability else 1
-        need = Need(router_plan.driver(held), GatewayFunction.ROUTER, across, physical)
+        ways = tuple(way for network in held.networks if (way := self._routing.networks.way_of(network)) is not None)
+        need = Need(router_plan.driver(held), GatewayFunction.ROUTER, across, physical, ways)
         active = router_plan.active(scope.orders, scope.silent)
         choice = choose_some(need, self._routing.candidates(), router_plan.hosts(scope), active)
         if choice.unsupported is not None:
@@ -352,7 +362,7 @@ def _spec(router: Router) -> tuple[object, ...]:
 def _offers(network: Network) -> tuple[object, ...]:
     """What of a network decides whether a router can have it, and how."""
     status = network.status
-    return (network.uid, network.deleting, status.mtu, status.vni, status.driver)
+    return (network.uid, network.deleting, status.mtu, status.numbered, status.driver, status.physical_network)
 
 
 def _floats(floating: FloatingIP) -> tuple[object, ...]:

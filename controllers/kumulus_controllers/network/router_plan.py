@@ -17,7 +17,6 @@ from kumulus.api.gateways import (
     Masquerade,
     Route,
     RouterFunction,
-    Uplink,
 )
 from kumulus.api.host import WorkOrder, WorkState
 from kumulus.api.network import Network, NetworkInterface
@@ -31,7 +30,7 @@ from kumulus.api.routing import (
     RouterStatus,
     StaticRoute,
 )
-from kumulus.api.segments import NetworkDriverName
+from kumulus.api.segments import NetworkDriverName, Uplink
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.network.gateway_plan import Choice, leg_mac, redundancy
 from kumulus_controllers.network.lack import Lack, facts
@@ -184,6 +183,10 @@ def external_lack(
             f"ExternalNetwork {name} is in PhysicalNetwork {external.spec.physical_network}, which is not there: ask the"
             " operator.",
         )
+    ready = external.status.condition("Ready") if external.spec.vlan is not None else None
+    if external.spec.vlan is not None and (ready is None or ready.reason == "VlanInUse"):
+        why = ready.message if ready is not None else f"VLAN {external.spec.vlan} is not known to be its own yet."
+        return Lack("VlanInUse", f"ExternalNetwork {name} cannot be used: {why}", stalled=ready is not None)
     return None
 
 

@@ -15,6 +15,7 @@ from kumulus_controllers.network.gateway_hosts import GatewayHosts
 from kumulus_controllers.network.gateway_plan import Candidate
 from kumulus_controllers.network.networks import UID, Networks
 from kumulus_controllers.orders import FOR_UID, host_of
+from kumulus_controllers.planning import ways
 
 TO_EXTERNAL = "to-external"
 OF_EXTERNAL = "of-external"
@@ -39,10 +40,14 @@ def _routers_in(order: WorkOrder) -> Iterable[str]:
 
 def device_on(physical: PhysicalNetwork, host: Host) -> str | None:
     """The device by which a host is connected to a physical network; None when it is not."""
-    for uplink in physical.spec.uplinks:
-        if all(host.metadata.labels.get(key) == value for key, value in uplink.host_selector.items()):
-            return uplink.device
-    return None
+    return ways.device_on(physical.spec.uplinks, host.metadata.labels)
+
+
+def offers(external: ExternalNetwork) -> tuple[object, ...]:
+    """What of an external network decides whether routers and floating addresses can use it."""
+    ready = external.status.condition("Ready") if external.spec.vlan is not None else None
+    said = (ready.reason, ready.message) if ready is not None else None
+    return (external.uid, external.spec, external.deleting, said)
 
 
 class Routing:
@@ -54,7 +59,7 @@ class Routing:
         self.orders = self.networks.orders
         self.floating = caches.store(FloatingIP)
         self.external = caches.store(ExternalNetwork)
-        self.physical = caches.store(PhysicalNetwork)
+        self.physical = self.networks.physical
         self.hosts = self.networks.hosts
         self._gateway_hosts = GatewayHosts(self.networks)
         self.routers.add_index(TO_EXTERNAL, lambda item: (item.spec.external_network or "",))

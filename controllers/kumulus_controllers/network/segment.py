@@ -7,10 +7,11 @@ changed by then.
 from __future__ import annotations
 
 from kumulus.api.base import ObjectRef
+from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkType
 from kumulus.api.network import Network, NetworkInterface, SecurityGroup
 from kumulus.api.order_names import segment_order_name
-from kumulus.api.routing import Router
+from kumulus.api.routing import PhysicalNetwork, Router
 from kumulus.api.segments import SegmentOrder
 from kumulus.kube.errors import KubeError, NotLeading, Unreachable
 from kumulus.kube.store import Key
@@ -18,6 +19,7 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result
 from kumulus_controllers.network.networks import (
     IN_GROUP,
+    IN_PHYSICAL,
     NAMES_GROUP,
     ROUTES,
     UID,
@@ -103,6 +105,21 @@ class SegmentReconciler:
                     if order.spec.type is WorkType.SEGMENT:
                         enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
 
+        def physical_changed(before: PhysicalNetwork | None, after: PhysicalNetwork | None) -> None:
+            item = after or before
+            if item is not None and not (before and after and before.spec.uplinks == after.spec.uplinks):
+                for network in networks.store.by(IN_PHYSICAL, item.name):
+                    enqueue(Key(network.namespace, network.name))
+
+        def host_changed(before: Host | None, after: Host | None) -> None:
+            if before is None or after is None or before.metadata.labels == after.metadata.labels:
+                return  # one that is new has no orders
+            for order in networks.orders.by(NAMESPACE, host_namespace(after.name)):
+                if order.spec.segment is not None and order.spec.segment.uplink is not None:
+                    enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
+
+        networks.physical.listen(physical_changed)
+        networks.hosts.listen(host_changed)
         networks.store.listen(network_changed)
         networks.interfaces.listen(interface_changed)
         networks.routers.listen(router_changed)
@@ -144,7 +161,16 @@ class SegmentReconciler:
         hosts = networks.hosts_with(network)
         routers = networks.router_addresses(network)
         beyond = tuple(item for item in networks.beyond(network) if item.status.mac_address is not None)
-        return Sight(network, interfaces, groups, hosts, networks.underlays(hosts), routers, beyond if groups else ())
+        return Sight(
+            network,
+            interfaces,
+            groups,
+            hosts,
+            networks.underlays(hosts),
+            routers,
+            networks.uplinks(network, hosts),
+            beyond if groups else (),
+        )
 
     def _gather(
         self, namespace: str | None, names: set[str] | tuple[str, ...], groups: dict[GroupKey, SecurityGroup]
@@ -188,7 +214,9 @@ class SegmentReconciler:
             return 0.0
         if not sight.ready() or (order is not None and order.deleting):
             return 0.0  # the end of an order announces itself
-        wanted = segment(sight, host)
+        wanted = segment(sight, host, order.spec.segment if order is not None else None)
+        if sight.network.status.vlan is not None and wanted.uplink is None:
+            return 0.0  # no way into its VLAN: that is said by placement, and by who waits for the network
         now = self._services.clock.monotonic()
         if order is None:
             await self._orders.make(segment_order_name(sight.network.uid), host, self._spec(sight.network, wanted, 0))
@@ -216,7 +244,7 @@ class SegmentReconciler:
 def _rendered(network: Network) -> tuple[object, ...]:
     """What of a network its hosts have to know."""
     status = network.status
-    return (network.uid, network.spec, status.vni, status.mtu, status.driver, network.paused)
+    return (network.uid, network.spec, status.vni, status.vlan, status.mtu, status.driver, network.paused)
 
 
 def _routed(router: Router) -> tuple[object, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kumulus.api.addresses import Address
 from kumulus.api.network import EgressRule, IngressRule, Network, NetworkInterface, SecurityGroup
@@ -15,6 +15,7 @@ from kumulus.api.segments import (
     Ports,
     SegmentOrder,
     Subnet,
+    Uplink,
 )
 from kumulus_controllers.network.networks import group_names, named_groups
 from kumulus_controllers.network.ranges import ranges
@@ -45,25 +46,39 @@ class Sight:
     """Where the tunnels of hosts end, by host."""
     routers: frozenset[Address] = frozenset()
     """Addresses that routers have in it."""
+    uplinks: Mapping[str, str] = field(default_factory=dict)
+    """Devices of hosts that a VLAN is of, by host."""
     beyond: tuple[NetworkInterface, ...] = ()
     """Interfaces of other networks that routers pass packets from: members of groups are known by their addresses too."""
 
     def ready(self) -> bool:
         """Whether it can be on hosts."""
         status = self.network.status
-        return status.driver is not None and status.mtu is not None and status.vni is not None
+        return status.driver is not None and status.mtu is not None and status.numbered
 
 
-def segment(sight: Sight, host: str) -> SegmentOrder:
-    """The network's presence on that host."""
+def uplink(sight: Sight, host: str, ordered: SegmentOrder | None) -> Uplink | None:
+    """The way of the network's VLAN there. A host that has no way any more keeps the one that it was told."""
+    vlan = sight.network.status.vlan
+    if vlan is None:
+        return None
+    device = sight.uplinks.get(host) or (ordered.uplink.device if ordered is not None and ordered.uplink else None)
+    return Uplink(device=device, vlan=vlan) if device is not None else None
+
+
+def segment(sight: Sight, host: str, ordered: SegmentOrder | None = None) -> SegmentOrder:
+    """The network's presence on that host, which has that order of it already."""
     network, status = sight.network, sight.network.status
     assert status.driver is not None and status.mtu is not None
     spec = network.spec
     others = {sight.underlays[name] for name in sight.hosts if name != host and name in sight.underlays}
+    if status.vni is None:
+        others = set()
     return SegmentOrder(
         uid=network.uid,
         driver=status.driver,
         vni=status.vni,
+        uplink=uplink(sight, host, ordered),
         mtu=status.mtu,
         peers=tuple(sorted(others - {sight.underlays.get(host, "")}))[:PEERS_MOST],
         subnets=tuple(

@@ -260,7 +260,9 @@ class _Walk(AtInterface):
             return
         here, there = sender.status.host if sender is not None else None, nic.status.host
         if here is not None and there is not None and here != there:
-            self.step("Tunnel", Verdict.PASSES, f"From host {here} to host {there}, VXLAN {network.status.vni}.")
+            status = network.status
+            way = f"VXLAN {status.vni}" if status.vlan is None else f"VLAN {status.vlan} of {status.physical_network}"
+            self.step("Tunnel", Verdict.PASSES, f"From host {here} to host {there}, {way}.")
         port = self.ported(nic)
         if port is not None:
             self.filter(port, Way.INGRESS, source, number)

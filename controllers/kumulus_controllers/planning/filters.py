@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kumulus.api.placement import TaintEffect
+from kumulus_controllers.planning import ways
 from kumulus_controllers.planning.pools import choose
 from kumulus_controllers.planning.views import HostView, Load, Request
 
@@ -82,12 +83,21 @@ def network(request: Request, host: HostView, load: Load) -> str | None:
     return None
 
 
+def vlans(request: Request, host: HostView, load: Load) -> str | None:
+    """The VLANs of the machine's networks come there."""
+    for way in request.ways:
+        if (why := ways.lack(way, host.labels, host.uplinks)) is not None:
+            return why
+    return None
+
+
 BUILT_IN: Mapping[str, Filter] = {
     "open": is_open,
     "zone": zone,
     "bound": bound,
     "shared": shared,
     "network": network,
+    "vlans": vlans,
     "selector": selector,
     "taints": taints,
     "cpus": cpus,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kumulus.api.host import DriverUplinks
 from kumulus.api.placement import Profile, Taint, Toleration
 from kumulus.api.pool_order import PoolRef
+from kumulus_controllers.planning.ways import Way
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class HostView:
     """What can make networks on it."""
     network_lack: str | None = None
     """What it needs for networks and has not."""
+    uplinks: Mapping[str, DriverUplinks] | None = None
+    """What its agent says of VLANs, by what makes networks; None when it is too old to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,8 @@ class Request:
     profile: Profile = Profile.SPREAD
     networks: frozenset[str] = frozenset()
     """What makes the networks that it has interfaces in: the host must be able to."""
+    ways: tuple[Way, ...] = ()
+    """What its networks need that are VLANs of physical networks."""
     volumes: tuple[VolumeDemand, ...] = ()
     """Volumes to find room for on the same host."""
     bound: Mapping[str, str] = field(default_factory=dict)

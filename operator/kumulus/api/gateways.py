@@ -7,14 +7,13 @@ when the order was read: an address is an address, so a driver can write it into
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from kumulus.api.addresses import Address, Cidr, MacAddress, PlacedAddress
 from kumulus.api.balancing import Balancing, BalancingFacts
 from kumulus.api.base import Model, Rule, immutable, list_map
-from kumulus.api.segments import NetworkDriverName, Uid
+from kumulus.api.segments import NetworkDriverName, Uid, Uplink
 
 LEGS_MOST = 32
 FLOATING_MOST = 1024
@@ -33,21 +32,6 @@ class GatewayFunction(StrEnum):
     def plural(self) -> str:
         """For sentences."""
         return "routers" if self is GatewayFunction.ROUTER else "load balancers"
-
-
-DeviceName = Annotated[
-    str, StringConstraints(min_length=1, max_length=15, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$")
-]
-"""Name of a device of a host, as its operator wrote it: no slash, no space, and not `.` or `..`."""
-
-
-class Uplink(Model):
-    """The way from this host into a physical network."""
-
-    device: DeviceName = Field(
-        description="A bridge of the host, or an interface that has no address and no other use."
-    )
-    vlan: int | None = Field(default=None, description="Number of a VLAN there; untagged when empty.", ge=1, le=4094)
 
 
 class GatewayLeg(Model):

@@ -19,7 +19,7 @@ from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.image_order import HostAddress, UploadOrder
 from kumulus.api.instance_order import InstanceFacts, InstanceOrder
 from kumulus.api.pool_order import PoolFacts, PoolOrder
-from kumulus.api.segments import NetworkDriverName, SegmentFacts, SegmentOrder, Uid
+from kumulus.api.segments import DeviceName, NetworkDriverName, SegmentFacts, SegmentOrder, Uid
 from kumulus.api.snapshot_order import SnapshotFacts, SnapshotOrder
 from kumulus.api.volume_order import DiskFacts, DiskOrder
 
@@ -216,6 +216,19 @@ class DriverFunctions(Model):
     )
 
 
+class DriverUplinks(Model):
+    """By which devices of the host a driver can put networks into VLANs."""
+
+    driver: NetworkDriverName = Field(description="The driver.")
+    devices: tuple[DeviceName, ...] = Field(
+        default=(),
+        description="The devices that can be uplinks, by their names.",
+        max_length=128,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    message: str | None = Field(default=None, description="Why it can by none of them, and what to do.", max_length=512)
+
+
 class NetworkFacts(Model):
     """What of networks a host can do."""
 
@@ -228,6 +241,12 @@ class NetworkFacts(Model):
     functions: tuple[DriverFunctions, ...] | None = Field(
         default=None,
         description="What its drivers can make besides; empty when the agent is too old to say.",
+        max_length=8,
+        json_schema_extra=list_map("driver"),
+    )
+    uplinks: tuple[DriverUplinks, ...] | None = Field(
+        default=None,
+        description="By which devices its drivers can make networks of VLANs; empty when the agent is too old to say.",
         max_length=8,
         json_schema_extra=list_map("driver"),
     )

@@ -26,7 +26,8 @@ from kumulus.api.base import (
     list_map,
     reason_of,
 )
-from kumulus.api.segments import DhcpOption, NetworkDriverName, Protocol
+from kumulus.api.segments import FIRST_VLAN, LAST_VLAN, DhcpOption, NetworkDriverName, Protocol
+from kumulus.api.vlans import RANGES_MOST, VlanRange
 from kumulus.api.volumes import ObjectName
 
 GROUP = f"network.{DOMAIN}"
@@ -160,7 +161,9 @@ class NetworkStatus(Status):
     """What a network is."""
 
     phase: str | None = Field(default=None, description="Pending, Ready, Failed or Terminating.")
-    vni: int | None = Field(default=None, description="Number of its VXLAN.")
+    vni: int | None = Field(default=None, description="Number of its VXLAN, when it is one.")
+    vlan: int | None = Field(default=None, description="Number of its VLAN, when it is one.")
+    physical_network: str | None = Field(default=None, description="Name of the PhysicalNetwork that its VLAN is of.")
     mtu: int | None = Field(default=None, description="Largest packet, in bytes, as guests are told.")
     driver: NetworkDriverName | None = Field(default=None, description="What makes it; kept when its class changes.")
     gateways: tuple[Address, ...] = Field(default=(), description="Addresses kept for a router.", max_length=2)
@@ -169,6 +172,11 @@ class NetworkStatus(Status):
     )
     allocated: int | None = Field(default=None, description="How many addresses interfaces have, or had just now.")
     hosts: int | None = Field(default=None, description="On how many hosts it is.")
+
+    @property
+    def numbered(self) -> bool:
+        """Whether it has its number, of a VXLAN or a VLAN."""
+        return self.vni is not None or self.vlan is not None
 
 
 class Network(Resource):
@@ -188,6 +196,7 @@ class Network(Resource):
             PHASE,
             Column("Allocated", ".status.allocated", "integer"),
             Column("VNI", ".status.vni", "integer", priority=1),
+            Column("VLAN", ".status.vlan", "integer", priority=1),
             Column("MTU", ".status.mtu", "integer", priority=1),
             Column("Hosts", ".status.hosts", "integer", priority=1),
             reason_of(),
@@ -464,18 +473,36 @@ class IPAddress(Resource):
     spec: IPAddressSpec = Field(description="Whose it is.")
 
 
+class SegmentHolder(StrEnum):
+    """What can have a number."""
+
+    NETWORK = "Network"
+    EXTERNAL_NETWORK = "ExternalNetwork"
+
+
 class SegmentIdSpec(Model):
     """Whose a number is."""
 
-    rules = (Rule("self == oldSelf", "a claim cannot be changed"),)
+    rules = (
+        Rule("self == oldSelf", "a claim cannot be changed"),
+        Rule("has(self.physicalNetwork) == has(self.vlan)", "a VLAN is one of a physical network", field=".vlan"),
+    )
 
-    network: Annotated[str, StringConstraints(min_length=36, max_length=36)] = Field(description="Uid of the Network.")
+    kind: SegmentHolder = Field(default=SegmentHolder.NETWORK, description="What has it.")
+    network: Annotated[str, StringConstraints(min_length=36, max_length=36)] = Field(
+        description="Uid of the Network; of an ExternalNetwork that has a VLAN, which others of these may have as well."
+    )
     name: ObjectName = Field(description="Its name.")
-    namespace: ObjectName = Field(description="Its namespace.")
+    namespace: ObjectName | None = Field(default=None, description="Its namespace.")
+    physical_network: ObjectName | None = Field(
+        default=None, description="Name of the PhysicalNetwork that a VLAN is of; a VXLAN has none."
+    )
+    vlan: int | None = Field(default=None, description="Number of the VLAN.", ge=FIRST_VLAN, le=LAST_VLAN)
 
 
 class SegmentId(Resource):
-    """The number of a VXLAN that is some network's: the object, named by the number, is the claim. Made by Kumulus alone."""
+    """The number of a VXLAN, or of a VLAN, that is some network's: the object, named by the number, is the claim. Made by
+    Kumulus alone."""
 
     KIND: ClassVar[Kind] = Kind(
         group=GROUP,
@@ -487,24 +514,71 @@ class SegmentId(Resource):
         columns=(
             Column("Namespace", ".spec.namespace"),
             Column("Network", ".spec.name"),
+            Column("Physical", ".spec.physicalNetwork"),
+            Column("VLAN", ".spec.vlan", "integer"),
             AGE,
         ),
         status=False,
+        name_max=80,
     )
 
     spec: SegmentIdSpec = Field(description="Whose it is.")
 
 
+class Isolation(StrEnum):
+    """What keeps networks apart on the way between hosts."""
+
+    VXLAN = "VXLAN"
+    """Tunnels between hosts: VXLAN, or Geneve by the driver ovn."""
+    VLAN = "VLAN"
+    """VLANs of a physical network."""
+
+
 class NetworkClassSpec(Model):
     """How networks are made."""
+
+    rules = (
+        Rule(
+            "(self.isolation == 'VLAN') == has(self.physicalNetwork)",
+            "physicalNetwork says where VLANs are: isolation VLAN needs one, no other has one",
+            field=".physicalNetwork",
+        ),
+        Rule(
+            "self.isolation == 'VLAN' || !has(self.vlans) || self.vlans.size() == 0",
+            "vlans are for isolation VLAN",
+            field=".vlans",
+        ),
+        Rule(
+            "self.isolation != 'VLAN' || !has(self.mtu)",
+            "how large packets of a VLAN are is said by spec.mtu of the PhysicalNetwork",
+            field=".mtu",
+        ),
+    )
 
     driver: NetworkDriverName = Field(
         default=NetworkDriverName.LINUX, description="What makes them on hosts.", json_schema_extra=immutable("driver")
     )
+    isolation: Isolation = Field(
+        default=Isolation.VXLAN,
+        description="What keeps networks apart on the way between hosts.",
+        json_schema_extra=immutable("isolation"),
+    )
+    physical_network: ObjectName | None = Field(
+        default=None,
+        description="Name of the PhysicalNetwork whose VLANs they are, for isolation VLAN. Machines go to hosts that have an"
+        " uplink to it.",
+        json_schema_extra=immutable("physicalNetwork"),
+    )
+    vlans: tuple[VlanRange, ...] = Field(
+        default=(),
+        description="VLANs that networks of this class are given, and of no class that names none; those that"
+        " the PhysicalNetwork names when empty. One alone puts a network onto a VLAN that is there already.",
+        max_length=RANGES_MOST,
+    )
     default: bool = Field(default=False, description="It is the class of networks that name none.")
     mtu: int | None = Field(
         default=None,
-        description="Largest packet that the hosts' own network carries, in bytes; 1500 when empty.",
+        description="Largest packet that the hosts' own network carries, in bytes; 1500 when empty. For tunnels.",
         ge=1280,
         le=9216,
     )
@@ -536,6 +610,8 @@ class NetworkClass(Resource):
         categories=("kumulus", "kumulus-admin"),
         columns=(
             Column("Driver", ".spec.driver"),
+            Column("Isolation", ".spec.isolation"),
+            Column("Physical", ".spec.physicalNetwork", priority=1),
             Column("Default", ".spec.default", "boolean"),
             reason_of(),
             AGE,

@@ -25,10 +25,11 @@ from kumulus.api.base import (
     list_map,
     reason_of,
 )
-from kumulus.api.gateways import DeviceName, ForwardProtocol
+from kumulus.api.gateways import ForwardProtocol
 from kumulus.api.network import GROUP, AddressRange
 from kumulus.api.placement import Selector
-from kumulus.api.segments import Uid
+from kumulus.api.segments import FIRST_VLAN, LAST_VLAN, DeviceName, Uid
+from kumulus.api.vlans import RANGES_MOST, VlanRange
 from kumulus.api.volumes import ObjectName
 
 ROUTER_NETWORKS_MOST = 16
@@ -65,16 +66,26 @@ class PhysicalNetworkSpec(Model):
         max_length=64,
         json_schema_extra=list_map("name"),
     )
+    vlans: tuple[VlanRange, ...] = Field(
+        default=(),
+        description="VLANs of it that networks are given, of NetworkClasses with isolation VLAN. Those of"
+        " ExternalNetworks are never given.",
+        max_length=RANGES_MOST,
+    )
 
 
 class PhysicalNetworkStatus(Status):
     """What it is."""
 
     hosts: int | None = Field(default=None, description="How many hosts are connected to it.")
+    vlans: int | None = Field(default=None, description="How many VLANs it names for networks.")
+    allocated: int | None = Field(
+        default=None, description="How many VLANs are in use, by networks and external networks, or were just now."
+    )
 
 
 class PhysicalNetwork(Resource):
-    """A network that hosts are plugged into: where external networks are."""
+    """A network that hosts are plugged into: where external networks are, and VLANs of tenants' networks."""
 
     KIND: ClassVar[Kind] = Kind(
         group=GROUP,
@@ -87,6 +98,8 @@ class PhysicalNetwork(Resource):
         columns=(
             Column("Traffic", ".spec.traffic"),
             Column("Hosts", ".status.hosts", "integer"),
+            Column("VLANs", ".status.vlans", "integer"),
+            Column("Allocated", ".status.allocated", "integer"),
             Column("MTU", ".spec.mtu", "integer", priority=1),
             reason_of(priority=0),
             AGE,
@@ -132,8 +145,8 @@ class ExternalNetworkSpec(Model):
     vlan: int | None = Field(
         default=None,
         description="Number of its VLAN there; untagged when empty.",
-        ge=1,
-        le=4094,
+        ge=FIRST_VLAN,
+        le=LAST_VLAN,
         json_schema_extra=immutable("vlan"),
     )
     cidr: Cidr = Field(

@@ -22,11 +22,20 @@ InterfaceName = Annotated[str, StringConstraints(min_length=1, max_length=15, pa
 """Name of an interface within its machine."""
 
 
+DeviceName = Annotated[
+    str, StringConstraints(min_length=1, max_length=15, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$")
+]
+"""Name of a device of a host, as its operator wrote it: no slash, no space, and not `.` or `..`."""
+
+FIRST_VLAN, LAST_VLAN = 1, 4094
+"""Numbers that a VLAN can have (IEEE 802.1Q: 0 is no VLAN, 4095 is kept)."""
+
+
 class NetworkDriverName(StrEnum):
     """What makes networks on a host."""
 
     LINUX = "linux"
-    """Bridge, VXLAN, nftables, dnsmasq."""
+    """Bridge, VXLAN or VLAN, nftables, dnsmasq."""
     OVN = "ovn"
 
 
@@ -122,17 +131,41 @@ class Dns(Model):
     )
 
 
+class Uplink(Model):
+    """The way from this host into a physical network."""
+
+    device: DeviceName = Field(
+        description="A bridge of the host, or an interface that has no address and no other use."
+    )
+    vlan: int | None = Field(
+        default=None, description="Number of a VLAN there; untagged when empty.", ge=FIRST_VLAN, le=LAST_VLAN
+    )
+
+
 class SegmentOrder(Model):
-    """A network's presence on this host."""
+    """A network's presence on this host. It reaches other hosts by tunnels (vni), by a VLAN (uplink), or not at all."""
+
+    rules = (
+        Rule("!has(self.vni) || !has(self.uplink)", "a network is a VXLAN or a VLAN", field=".uplink"),
+        Rule("!has(self.uplink) || has(self.uplink.vlan)", "the uplink of a network has a vlan", field=".uplink"),
+        Rule(
+            "has(self.uplink) == has(oldSelf.uplink) && (!has(self.uplink) || self.uplink.vlan == oldSelf.uplink.vlan)",
+            "the vlan cannot be changed",
+            field=".uplink",
+        ),
+    )
 
     uid: Uid = Field(description="Uid of the Network; names what is made for it.", json_schema_extra=immutable("uid"))
     driver: NetworkDriverName = Field(description="What makes it.", json_schema_extra=immutable("driver"))
     vni: int | None = Field(
         default=None,
-        description="Number of the VXLAN; none: the network is on this host alone.",
+        description="Number of the VXLAN; neither this nor an uplink: the network is on this host alone.",
         ge=1,
         le=16777215,
         json_schema_extra=immutable("vni"),
+    )
+    uplink: Uplink | None = Field(
+        default=None, description="The way of the network's VLAN, which carries it in the place of a VXLAN."
     )
     mtu: int = Field(description="Largest packet in the network, in bytes.", ge=576, le=65535)
     peers: tuple[Address, ...] = Field(
@@ -214,5 +247,6 @@ class SegmentFacts(Model):
     """What is so of a network on this host."""
 
     vni: int | None = Field(default=None, description="Number of the VXLAN.")
+    vlan: int | None = Field(default=None, description="Number of the VLAN.")
     mtu: int | None = Field(default=None, description="Largest packet in the network, in bytes.")
     ports: int = Field(default=0, description="How many interfaces of this host are in it.")

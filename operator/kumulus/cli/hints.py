@@ -50,6 +50,9 @@ HINTS: Mapping[str, str] = {
     "NoHostHasDriver": _CLASSES + " The agent's log on a host says what is missing there.",
     "NoNumberLeft": "`kubectl get segmentids` shows who has numbers of VXLANs.",
     "NotByDriver": _CLASSES,
+    "NoHostConnected": _UPLINK,
+    "NoVlans": "The operator names some in spec.vlans of the PhysicalNetwork, or of the NetworkClass.",
+    "NoVlanLeft": "The operator names more in spec.vlans of the PhysicalNetwork; `kubectl get segmentids` shows who has which.",
     "NumberTaken": "Make the network anew; `kubectl get segmentids` shows the other one.",
     "Pending": _ITSELF,
     "RangeOutside": "Correct spec.dhcp.ranges; what of them is inside is given out meanwhile.",
@@ -142,7 +145,10 @@ HINTS: Mapping[str, str] = {
     "Stuck": _OPERATOR,
     "UplinkInUse": _UPLINK,
     "UplinkMissing": _UPLINK,
+    "UplinkMtuTooSmall": _UPLINK,
     "VlanUnsupported": _UPLINK,
+    "VlanInUse": "The operator makes the ExternalNetwork with another VLAN; `kubectl get segmentids` shows whose that one is.",
+    "VlanPending": _ITSELF,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from kumulus.api.base import Status
-from kumulus.api.network import DEFAULT_GROUP, Network, NetworkInterface
+from kumulus.api.network import DEFAULT_GROUP, Network, NetworkInterface, NetworkStatus
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age
 from kumulus.cli.output import Column
@@ -89,7 +89,7 @@ def _show(session: Session, name: Annotated[str, typer.Argument(metavar="NAME", 
             ("In use", f"{status.allocated} addresses" if status.allocated is not None else ""),
             ("Hosts", _number(status.hosts)),
             ("MTU", _number(status.mtu)),
-            ("Made by", f"{status.driver.value}, VNI {status.vni}" if status.driver is not None else ""),
+            ("Made by", f"{status.driver.value}, {_carried(status)}" if status.driver is not None else ""),
             ("Open to", ", ".join(spec.allowed_namespaces)),
             ("Created", f"{age(network.metadata.creation_timestamp, now)} ago"),
             ("Deleted", f"{age(network.metadata.deletion_timestamp, now)} ago" if network.deleting else ""),
@@ -186,3 +186,8 @@ def register(networks: typer.Typer, interfaces: typer.Typer) -> None:
     command(networks, "show")(_show)
     command(interfaces, "list")(_list_interfaces)
     command(interfaces, "show")(_show_interface)
+
+
+def _carried(status: NetworkStatus) -> str:
+    """What leads to other hosts."""
+    return f"VLAN {status.vlan} of {status.physical_network}" if status.vlan is not None else f"VNI {status.vni}"

@@ -21,7 +21,7 @@ from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_agents.metadata.keeper import Metadata
 from kumulus_agents.metadata.settings import MetadataSettings
-from kumulus_agents.network.protocol import Found, NetworkDriver, NetworkError
+from kumulus_agents.network.protocol import Found, NetworkDriver, NetworkError, Uplinks
 from kumulus_agents.network.simulated import SimulatedFabric, SimulatedNetworks
 from tests.unit.agent.host import eventually
 
@@ -208,3 +208,18 @@ async def test_what_a_host_can_serve_is_reported_again_when_programs_come_and_go
     fabric.functions.clear()
     await made.prepare()
     assert said() == {}
+
+
+async def test_devices_that_can_be_uplinks_are_reported() -> None:
+    fabric = SimulatedFabric(uplinks=Uplinks(("eth1", "bond0", "a device of no name"), None))
+    made = networks(orders(), driver=SimulatedNetworks(fabric))
+    await made.prepare()
+    facts = made.facts()
+    assert facts is not None and facts.uplinks is not None
+    assert [(one.driver, one.devices, one.message) for one in facts.uplinks] == [("linux", ("bond0", "eth1"), None)]
+    fabric.uplinks = Uplinks(("eth1",), "This kernel has no VLANs: load 8021q.")
+    changed = made.facts()
+    await made.prepare()
+    facts = made.facts()
+    assert facts != changed and facts is not None and facts.uplinks is not None
+    assert (facts.uplinks[0].devices, facts.uplinks[0].message) == ((), "This kernel has no VLANs: load 8021q.")

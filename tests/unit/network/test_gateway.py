@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kumulus.api.gateways import GatewayFunction, GatewayOrder, Uplink
+from kumulus.api.gateways import GatewayFunction, GatewayOrder
+from kumulus.api.segments import Uplink
 from kumulus_agents.network.linux import gateway_links, gateway_rules, keepalived, names
 from kumulus_agents.network.linux.driver import LinuxNetwork
 from kumulus_agents.network.linux.layout import Layout

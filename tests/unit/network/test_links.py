@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
-from kumulus_agents.network.linux import links, names
+import pytest
+
+from kumulus_agents.network.linux import links, names, uplinks
+from kumulus_agents.network.protocol import NetworkError
 from tests.unit.network.material import NETWORK, layout, nic_uid, order
 
 BRIDGE, TUNNEL, CABLE, UPLINK = (make(NETWORK) for make in (names.bridge, names.tunnel, names.service, names.uplink))
@@ -96,3 +99,77 @@ def test_the_tunnel_floods_to_its_peers_alone() -> None:
 def test_what_is_not_ours_is_told() -> None:
     foreign = links.foreign(links.parse(listing()))
     assert [(one.name, one.kind, one.bridge) for one in foreign] == [("br0", "bridge", None), ("eth0", "ether", "br0")]
+
+
+VLAN = order(vni=None, peers=[], uplink={"device": "eth1", "vlan": 101})
+
+
+def by_vlan(**changes: dict[str, object]) -> links.Commands:
+    carrier = {"linkinfo": {"info_kind": "vlan", "info_data": {"id": 101, "protocol": "802.1Q"}}, "link": "eth1"}
+    there = {"eth1": {"link_type": "ether", "flags": ["UP"], "mtu": 1500}, TUNNEL: carrier} | changes
+    shape = layout().with_network(VLAN)
+    found = links.parse(listing(**there))
+    return links.outside(shape.networks[NETWORK], shape.ports_of(NETWORK), found, "10.0.0.1", 4789)
+
+
+def test_a_vlan_is_in_the_place_of_the_tunnel() -> None:
+    assert by_vlan() == links.Commands()
+    made = by_vlan(**{TUNNEL: {"gone": True}})
+    assert made.ip[0] == f"link add link eth1 name {TUNNEL} type vlan id 101"
+    assert f"link set dev {TUNNEL} master {BRIDGE}" in made.ip
+    assert by_vlan(eth1={"link_type": "ether", "flags": [], "mtu": 1500}).ip == ("link set dev eth1 up",)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"link": "eth2"},
+        {"linkinfo": {"info_kind": "vlan", "info_data": {"id": 102, "protocol": "802.1Q"}}},
+        {"linkinfo": {"info_kind": "vlan", "info_data": {"id": 101, "protocol": "802.1ad"}}},
+        {"linkinfo": {"info_kind": "vxlan", "info_data": {"id": 5001, "port": 4789, "local": "10.0.0.1"}}},
+    ],
+)
+def test_another_vlan_is_made_anew(change: dict[str, object]) -> None:
+    carrier = {"linkinfo": {"info_kind": "vlan", "info_data": {"id": 101, "protocol": "802.1Q"}}, "link": "eth1"}
+    made = by_vlan(**{TUNNEL: carrier | change})
+    assert made.ip[:2] == (f"link delete dev {TUNNEL}", f"link add link eth1 name {TUNNEL} type vlan id 101")
+
+
+def test_devices_that_can_be_uplinks() -> None:
+    there: dict[str, dict[str, object]] = {
+        name: {"linkinfo": {"info_kind": kind}}
+        for name, kind in (
+            ("bond0", "bond"),
+            ("eth1.7", "vlan"),
+            ("out0", "veth"),
+            ("veth12ab34c", "veth"),
+            ("cali0123", "veth"),
+            ("br-0123456789ab", "bridge"),
+            ("tun0", "tun"),
+            ("wg0", "wireguard"),
+        )
+    }
+    assert uplinks.devices(links.parse(listing(**there))) == ("bond0", "br0", "eth0", "eth1.7", "out0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"eth1": {"gone": True}}, "UplinkMissing"),
+        ({"eth1": {"mtu": 1400}}, "UplinkMtuTooSmall"),
+        ({"v": {"link": "eth1", "linkinfo": {"info_kind": "vlan", "info_data": {"id": 101}}}}, "UplinkInUse"),
+        ({"v": {"link": "eth2", "linkinfo": {"info_kind": "vlan", "info_data": {"id": 101}}}}, None),
+        ({"v": {"link": "eth1", "linkinfo": {"info_kind": "vlan", "info_data": {"id": 102}}}}, None),
+    ],
+)
+def test_why_a_device_will_not_do(changes: dict[str, dict[str, object]], reason: str | None) -> None:
+    there = {"eth1": {"link_type": "ether", "mtu": 1500} | changes.get("eth1", {})} | {
+        name: change for name, change in changes.items() if name != "eth1"
+    }
+    assert VLAN.uplink is not None
+    said = None
+    try:
+        uplinks.check(VLAN.uplink, 1500, TUNNEL, links.parse(listing(**there)))
+    except NetworkError as error:
+        said = error.reason
+    assert said == reason

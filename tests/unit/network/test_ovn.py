@@ -21,6 +21,7 @@ from kumulus_agents.network.ovn import connections, guard, names, northbound, tr
 from kumulus_agents.network.ovn.rows import Rows
 from kumulus_agents.network.ovn.settings import OvnSettings
 from kumulus_agents.network.ovn.tunnels import Tunnels
+from kumulus_agents.network.ovn.uplinks import Uplinked
 from tests.unit.network.material import DATA, NETWORK, OTHER, WEB, layout, nic_uid, order
 from tests.unit.network.test_gateway import GATEWAY
 from tests.unit.network.test_gateway import order as gateway
@@ -149,6 +150,32 @@ def test_a_network_on_one_host_alone_has_no_flows() -> None:
     assert transport.flows(order(), ENDS, None) == ()
 
 
+def test_a_vlan_goes_to_its_uplink_and_no_other_way() -> None:
+    told = order(vni=None, peers=["10.0.0.2"], uplink={"device": "eth1", "vlan": 101})
+    ends = transport.Ends(ENDS.tunnel, ENDS.networks, {NETWORK: 77})
+    flows = transport.flows(told, ends, "10.0.0.1")
+    passing = [flow for flow in flows if not flow.endswith("actions=drop")]
+    end = ENDS.networks[NETWORK]
+    assert [flow.partition("priority=10,")[2] for flow in passing] == [
+        f"in_port={end},vlan_tci=0x0000/0x1fff actions=push_vlan:0x8100,set_field:4197->vlan_vid,output:77",
+        f"in_port=77,dl_vlan=101 actions=pop_vlan,output:{end}",
+    ]
+    assert sum(devices.service_mac(NETWORK) in flow for flow in flows) == 4
+    dropped = [flow.partition("priority=20,")[2] for flow in flows if flow.endswith("actions=drop")]
+    assert dropped[4:] == [
+        "in_port=77,dl_vlan=101,arp,arp_spa=10.20.30.2 actions=drop",
+        "in_port=77,dl_vlan=101,icmp6,icmp_type=136,icmp_code=0,nd_target=fd00:20::2 actions=drop",
+        "in_port=77,dl_vlan=101,udp,tp_src=67 actions=drop",
+        "in_port=77,dl_vlan=101,udp6,tp_src=547 actions=drop",
+        f"in_port={end},udp,tp_dst=67 actions=drop",
+        f"in_port={end},udp6,tp_dst=547 actions=drop",
+    ]
+    alone = transport.flows(told.model_copy(update={"dhcp": False}), ends, None)
+    assert not [flow for flow in alone if "udp" in flow], "the building has its own DHCP then"
+    assert transport.flows(told, ends, None) == flows, "it needs no tunnels"
+    assert transport.flows(told, ENDS, "10.0.0.1") == (), "its uplink is not there yet"
+
+
 @pytest.mark.parametrize(
     ("underlay", "peers", "field"),
     [("10.0.0.1", ("10.0.0.2", "10.0.0.3"), "tun_src"), ("fd00::1", ("fd00::2", "fd00::3"), "tun_ipv6_src")],
@@ -216,9 +243,10 @@ if __name__ == "__main__":
 
 async def test_a_gateway_without_other_hosts_is_not_loaded_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {names.TUNNEL: SimpleNamespace(number=7), devices.link(GATEWAY): SimpleNamespace(number=11)}
-    databases = SimpleNamespace(switch=SimpleNamespace(interfaces=lambda: there))
+    databases = SimpleNamespace(switch=SimpleNamespace(interfaces=lambda: there, bridges=frozenset))
     settings = OvnSettings(state=PurePosixPath("/nowhere"), underlay=ip_address("10.0.0.1"))
-    made = Tunnels(settings, databases)  # type: ignore[arg-type]
+    uplinked = Uplinked(settings, databases)  # type: ignore[arg-type]
+    made = Tunnels(settings, databases, uplinked)  # type: ignore[arg-type]
     changes: list[object] = []
 
     async def change(bridge: str, commands: object) -> None:

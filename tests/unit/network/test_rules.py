@@ -117,6 +117,20 @@ def test_link_local() -> None:
     assert link_local("02:00:5e:10:00:01") == "fe80::5eff:fe10:1"
 
 
+def test_a_vlan_has_the_rules_of_a_tunnel_and_those_of_a_wire_that_others_are_on() -> None:
+    tunnel, told = names.tunnel(NETWORK), order(vni=None, peers=[], uplink={"device": "eth1", "vlan": 101})
+    before, after = render(layout()), render(layout().with_network(told))
+    for chain, more in ((f"enter-{tunnel}", 4), (f"to-{tunnel}", 2)):
+        had, has = before.chains["bridge", chain].rules, after.chains["bridge", chain].rules
+        assert len(has) == len(had) + more
+        assert set(map(str, had)) <= set(map(str, has))
+    short = names.short(NETWORK)
+    assert ("inet", f"tunnel-{short}") in before.chains
+    assert ("inet", f"tunnel-{short}") not in after.chains
+    alone = render(layout().with_network(told.model_copy(update={"dhcp": False, "subnets": ()})))
+    assert len(alone.chains["bridge", f"to-{tunnel}"].rules) == len(before.chains["bridge", f"to-{tunnel}"].rules)
+
+
 def test_no_text_of_anybody_is_in_the_rules() -> None:
     """Names in rules follow from uids; hostnames, domains and options are not in them."""
     text = json.dumps(whole(render(layout())))

@@ -118,6 +118,12 @@ def test_the_rule_that_lets_it_in_is_named_by_its_place_in_the_spec() -> None:
         "Ingress",
         "Guest",
     ]
+    assert at(found, "Tunnel").what == "From host h2 to host h1, VXLAN 5000."
+    status = {"vlan": 120, "physicalNetwork": "dc", "mtu": 1500, "driver": "linux"}
+    tagged = network("front", cidrs=["10.0.0.0/24", "fd00::/64"], status=status)
+    by_vlan = ask("near", "web", 80, read=scene(networks=(tagged, BACK, ALONE)))
+    assert by_vlan.verdict is Verdict.PASSES
+    assert at(by_vlan, "Tunnel").what == "From host h2 to host h1, VLAN 120 of dc."
     # A rule that names a group which is not there is told to no host: the next one is still the second of the spec.
     there = scene(
         interfaces=(A.model_copy(update={"spec": A.spec.model_copy(update={"security_groups": ("gone",)})}), B)

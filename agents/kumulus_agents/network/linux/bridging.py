@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from functools import lru_cache
 
 from kumulus.api.addresses import is_v4
-from kumulus.api.segments import Nic, Subnet
+from kumulus.api.segments import Nic, SegmentOrder, Subnet
 from kumulus_agents.network.linux import names
 from kumulus_agents.network.linux.expressions import (
     ACCEPT,
@@ -71,9 +71,9 @@ def render(layout: Layout) -> Ruleset:
         devices |= {service, tunnel}
         enters[service] = ""
         passes[service] = chain(f"from-{service}", _from_service())
-        enters[tunnel] = chain(f"enter-{tunnel}", _enter_tunnel(uid))
+        enters[tunnel] = chain(f"enter-{tunnel}", _enter_tunnel(network.order))
         passes[tunnel] = chain(f"from-{tunnel}", _from_tunnel())
-        reaches[tunnel] = chain(f"to-{tunnel}", _to_tunnel(uid))
+        reaches[tunnel] = chain(f"to-{tunnel}", _to_tunnel(network.order))
         for gateway, leg in layout.legs_in(uid):
             device = names.leg(gateway, uid)
             enters[device] = chain(f"enter-{device}", _enter_leg(uid, leg.mac))
@@ -151,10 +151,19 @@ def _from_service() -> Iterator[Rule]:
     yield _drop(comment="to a device that nobody ordered")
 
 
-def _enter_tunnel(network: str) -> Iterator[Rule]:
-    mac = names.service_mac(network)
+def _enter_tunnel(order: SegmentOrder) -> Iterator[Rule]:
+    mac = names.service_mac(order.uid)
     for side in ("saddr", "daddr"):
         yield _drop(field("ether", side, mac), comment="each host serves its own guests")
+    if order.uplink is not None:  # others are on that wire than hosts, which keep their guests from this
+        for subnet in order.subnets:
+            if is_v4(subnet.service):
+                yield _drop(field("arp", "saddr ip", subnet.service), comment="service address")
+            else:
+                yield _drop(_nd(_ADVERTISEMENT), match(_TARGET, _number(subnet.service)), comment="service address")
+        if order.subnets and order.dhcp:
+            yield _drop(field("ether", "type", "ip"), field("udp", "sport", 67), comment="DHCP server")
+            yield _drop(field("ether", "type", "ip6"), field("udp", "sport", 547), comment="DHCP server")
     yield Rule((ACCEPT,))
 
 
@@ -165,8 +174,13 @@ def _from_tunnel() -> Iterator[Rule]:
     yield _drop(comment="to a device that nobody ordered")
 
 
-def _to_tunnel(network: str) -> Iterator[Rule]:
-    yield _drop(field("ether", "daddr", names.service_mac(network)), comment="each host serves its own guests")
+def _to_tunnel(order: SegmentOrder) -> Iterator[Rule]:
+    yield _drop(field("ether", "daddr", names.service_mac(order.uid)), comment="each host serves its own guests")
+    if order.uplink is not None and order.subnets and order.dhcp:  # a server there would keep an address for each guest
+        yield _drop(field("ether", "type", "ip"), field("udp", "dport", 67), comment="each host serves its own guests")
+        yield _drop(
+            field("ether", "type", "ip6"), field("udp", "dport", 547), comment="each host serves its own guests"
+        )
     yield Rule((ACCEPT,))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 import structlog
 
 from kumulus.api.segments import Nic
-from kumulus_agents.network.linux import drops, host, links, names
+from kumulus_agents.network.linux import drops, host, links, names, uplinks
 from kumulus_agents.network.linux.gateway import Gateway
 from kumulus_agents.network.linux.gateway_cabling import Bridged
 from kumulus_agents.network.linux.layout import Layout, Limits, Network, Place
@@ -23,7 +23,7 @@ from kumulus_agents.network.linux.ruleset import Ruleset
 from kumulus_agents.network.linux.service import Service
 from kumulus_agents.network.linux.settings import LinuxSettings
 from kumulus_agents.network.linux.tables import Tables
-from kumulus_agents.network.protocol import Dropped, NetworkError, Plug
+from kumulus_agents.network.protocol import Dropped, NetworkError, Plug, Uplinks
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +39,7 @@ class LinuxNetwork(RecordedNetwork):
         self._settings = settings
         self._tables = Tables(settings)
         self._pause = GUARD_SECONDS
+        self._vlans = False
         self._limits = Limits(connections=settings.connections, vxlan_port=settings.vxlan_port)
 
     async def prepare(self) -> None:
@@ -46,6 +47,15 @@ class LinuxNetwork(RecordedNetwork):
         await host.check(self._settings)
         async with self._lock:
             await self._layout()
+
+    async def uplinks(self) -> Uplinks:
+        """See `NetworkDriver.uplinks`."""
+        return Uplinks(uplinks.devices(await self._links()), await self._no_vlans())
+
+    async def _no_vlans(self) -> str | None:
+        """Why this host can make no VLANs; once it could, it is not asked again."""
+        self._vlans = self._vlans or await uplinks.has_vlans(self._settings)
+        return None if self._vlans else f"{uplinks.NO_VLANS}, or have machines with such networks on other hosts."
 
     async def dropped(self) -> Sequence[Dropped]:
         """See `NetworkDriver.dropped`."""
@@ -126,6 +136,11 @@ class LinuxNetwork(RecordedNetwork):
     async def _carry(self, network: Network, layout: Layout, there: Mapping[str, Link]) -> Sequence[str]:
         order = network.order
         wrong, there = await self._ensure_namespace(order, there)
+        if order.uplink is not None:
+            carrier = names.tunnel(order.uid)
+            uplinks.check(order.uplink, order.mtu, carrier, there)
+            if carrier not in there and (why := await self._no_vlans()) is not None:
+                raise NetworkError(why, reason="VlanUnsupported")
         places = layout.ports_of(order.uid)
         port = self._settings.vxlan_port
         wrong += await self._perform(links.outside(network, places, there, self._underlay, port))

@@ -12,7 +12,7 @@ from typing import Protocol
 from kumulus.api.addresses import is_v4
 from kumulus.api.balancing import BalancingFacts
 from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
-from kumulus_agents.network.linux import dnsmasq, gateway_links, gateway_rules, host, keepalived, links, names
+from kumulus_agents.network.linux import dnsmasq, gateway_links, gateway_rules, host, keepalived, links, names, uplinks
 from kumulus_agents.network.linux.balancer import Balancer
 from kumulus_agents.network.linux.daemons import KEEPALIVED, Daemon
 from kumulus_agents.network.linux.links import Commands, Link
@@ -201,14 +201,10 @@ class Gateway:
 
     async def _probe_vlan(self) -> None:
         """Raises `NetworkError(reason="VlanUnsupported")` when this host's kernel has no VLANs."""
-        probe = "link add name a type veth peer name b\nlink add link a name c type vlan id 2\n"
-        status, _, _ = await attempt(
-            [str(self._settings.unshare), "--net", str(self._settings.ip), "-batch", "-"], probe
-        )
-        if status != 0:
+        if not await uplinks.has_vlans(self._settings):
             raise NetworkError(
-                "This host's kernel has no VLANs (8021q): load the module, or name a device in the uplinks of"
-                " PhysicalNetwork that is in the VLAN already, and no VLAN in ExternalNetwork.",
+                f"{uplinks.NO_VLANS}, or name a device in the uplinks of PhysicalNetwork that is in the VLAN already, and no"
+                " VLAN in ExternalNetwork.",
                 reason="VlanUnsupported",
             )
 

@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterator, Mapping
 
 from kumulus.api.addresses import is_v4
-from kumulus.api.gateways import GatewayLeg, GatewayOrder, Uplink
+from kumulus.api.gateways import GatewayLeg, GatewayOrder
+from kumulus.api.segments import Uplink
 from kumulus_agents.network.linux import names
 from kumulus_agents.network.linux.bridging import link_local
 from kumulus_agents.network.linux.gateway_rules import LINK

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kumulus.api.addresses import is_v4
-from kumulus.api.segments import SegmentOrder
+from kumulus.api.segments import SegmentOrder, Uplink
 from kumulus_agents.network.linux import names
 from kumulus_agents.network.linux.bridging import link_local
 from kumulus_agents.network.linux.layout import Network, Place
@@ -46,6 +46,8 @@ class Link:
     mac: str = ""
     port: Mapping[str, object] = field(default_factory=dict)
     """What holds for it as a port of its bridge."""
+    parent: str | None = None
+    """The device that it is a part of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ def parse(listing: str) -> dict[str, Link]:
             alias=raw.get("ifalias", ""),
             mac=raw.get("address", ""),
             port=info.get("info_slave_data", {}),
+            parent=raw.get("link"),
         )
     return links
 
@@ -87,13 +90,20 @@ def parse(listing: str) -> dict[str, Link]:
 def outside(
     network: Network, places: Sequence[Place], links: Mapping[str, Link], underlay: str | None, port: int
 ) -> Commands:
-    """On the host: bridge, tunnel, the cables' ends, and taps that lost their bridge. The namespace is there."""
+    """On the host: bridge, tunnel or VLAN, the cables' ends, and taps that lost their bridge. The namespace and the
+    device of an uplink are there."""
     order, uid = network.order, network.order.uid
     bridge = names.bridge(uid)
     devices: list[tuple[str, str, str | None]] = [(bridge, _make_bridge(order), None)]
+    before: list[str] = []
     if order.vni and underlay:
         devices.append((names.tunnel(uid), _make_tunnel(order, underlay, port), bridge))
+    if order.uplink is not None:
+        if order.uplink.device in links and not links[order.uplink.device].up:  # no VLAN of it comes up before
+            before.append(f"link set dev {order.uplink.device} up")
+        devices.append((names.tunnel(uid), _make_vlan(uid, order.uplink), bridge))
     said, wrong = _devices(order, [*devices, *_cables(order, bridge)], links, underlay, port)
+    said = before + said
     for place in places:
         tap = names.tap(place.port.nic.uid)
         if tap in links and links[tap].master != bridge:
@@ -156,19 +166,29 @@ def _make_tunnel(order: SegmentOrder, underlay: str, port: int) -> str:
     return f"link add name {names.tunnel(order.uid)} type vxlan id {order.vni} local {underlay} dstport {port} learning"
 
 
+def _make_vlan(uid: str, uplink: Uplink) -> str:
+    return f"link add link {uplink.device} name {names.tunnel(uid)} type vlan id {uplink.vlan}"
+
+
 def _make_cable(uid: str, device: str, inner: str, mac: str) -> str:
     return f"link add name {device} type veth peer name {inner} address {mac} netns {names.namespace(uid)}"
 
 
 def _unfit(link: Link, order: SegmentOrder, underlay: str | None, port: int) -> str:
     """Why the device has to be made anew; empty when it has not."""
-    kinds = {names.BRIDGE: "bridge", names.TUNNEL: "vxlan", names.SERVICE: "veth", names.UPLINK: "veth"}
+    carrier = "vlan" if order.uplink is not None else "vxlan"
+    kinds = {names.BRIDGE: "bridge", names.TUNNEL: carrier, names.SERVICE: "veth", names.UPLINK: "veth"}
     if link.kind != (kind := kinds[link.name[:2]]):
         return f"was no {kind}"
     if kind == "vxlan":
         here = link.details.get("local", link.details.get("local6"))
         if (link.details.get("id"), link.details.get("port"), here) != (order.vni, port, underlay):
             return "was another tunnel"
+    if kind == "vlan" and order.uplink is not None:
+        if (link.details.get("id"), link.parent) != (order.uplink.vlan, order.uplink.device):
+            return "was another VLAN"
+        if link.details.get("protocol", "802.1Q") != "802.1Q":
+            return "was a VLAN of another protocol"
     return ""
 
 

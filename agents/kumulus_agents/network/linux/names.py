@@ -23,11 +23,13 @@ LINK_BRIDGE = "kh"
 LINK_TUNNEL = "kj"
 GUARD = "kf"
 """Of the driver `ovn`."""
+UPLINK_BRIDGE = "kv"
+"""Of the driver `ovn`."""
 
 METADATA = "169.254.169.254"
 """Where guests of every network find their metadata."""
 
-_OURS = re.compile(r"^k[bxtsugoewahjf][0-9a-f]{10}$")
+_OURS = re.compile(r"^k[bxtsugoewahjfv][0-9a-f]{10}$")
 _NAMESPACE = re.compile(r"^kumulus-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 _GATEWAY = "kumulus-gateway-"
 _GATEWAY_NAMESPACE = re.compile(r"^kumulus-gateway-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
@@ -44,7 +46,7 @@ def bridge(network: str) -> str:
 
 
 def tunnel(network: str) -> str:
-    """The VXLAN device of a network."""
+    """The device of a network that leads to other hosts: a VXLAN, or a VLAN of an uplink."""
     return TUNNEL + short(network)
 
 

@@ -125,7 +125,9 @@ class RecordedNetwork(ABC):
                 raise
             await self._carry(network, layout, await self._links())
             await service.ensure(network, layout.ports_of(segment.uid))
-            return SegmentFacts(vni=segment.vni, mtu=segment.mtu, ports=len(layout.ports_of(segment.uid)))
+            vlan = segment.uplink.vlan if segment.uplink is not None else None
+            ports = len(layout.ports_of(segment.uid))
+            return SegmentFacts(vni=segment.vni, vlan=vlan, mtu=segment.mtu, ports=ports)
 
     async def remove_segment(self, uid: str) -> None:
         """See `NetworkDriver.remove_segment`."""

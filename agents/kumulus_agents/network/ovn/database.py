@@ -165,6 +165,20 @@ class Switch:
         _commit(self._api, add, secure)
         return True
 
+    def ensure_switch(self, name: str, datapath: str) -> bool:
+        """Have a bridge that forwards as a switch does; whether there was none. Raises `NetworkError`."""
+        if self.datapath(name) == datapath:
+            return False
+        add = self._api.add_br(name, may_exist=True, datapath_type=datapath)
+        alone = self._api.db_set("Bridge", name, ("fail_mode", "standalone"), ("datapath_type", datapath))
+        _commit(self._api, add, alone)
+        return True
+
+    def bridges(self) -> frozenset[str]:
+        """Names of all bridges."""
+        with self._api.ovsdb_connection.lock:
+            return frozenset(row.name for row in self._api.tables["Bridge"].rows.values())
+
     def remove_bridge(self, name: str) -> None:
         """Have no such bridge. Raises `NetworkError`."""
         if self.datapath(name) is not None:

@@ -28,7 +28,8 @@ from kumulus_agents.network.ovn.guards import Guards
 from kumulus_agents.network.ovn.logical import Logical
 from kumulus_agents.network.ovn.settings import OvnSettings
 from kumulus_agents.network.ovn.tunnels import Tunnels
-from kumulus_agents.network.protocol import Dropped, NetworkDriver, Plug
+from kumulus_agents.network.ovn.uplinks import Uplinked
+from kumulus_agents.network.protocol import Dropped, NetworkDriver, Plug, Uplinks
 
 log = structlog.get_logger(__name__)
 
@@ -44,10 +45,11 @@ class OvnNetwork(RecordedNetwork):
         self._settings = settings
         self._databases = Databases(settings)
         self._logical = Logical(settings, self._databases)
-        self._tunnels = Tunnels(settings, self._databases)
+        self._uplinked = Uplinked(settings, self._databases)
+        self._tunnels = Tunnels(settings, self._databases, self._uplinked)
         self._guards = Guards(settings, self._databases)
         self._apart = Apart(settings)
-        self._cabling = Plugged(settings, self._databases, self._tunnels)
+        self._cabling = Plugged(settings, self._databases, self._tunnels, self._uplinked)
 
     async def prepare(self) -> None:
         """See `NetworkDriver.prepare`. ProgramMissing, NotRunning, OvnInUse, NotAnswering are its reasons."""
@@ -72,6 +74,10 @@ class OvnNetwork(RecordedNetwork):
             if wrong:
                 return (HEARD,)
 
+    async def uplinks(self) -> Uplinks:
+        """See `NetworkDriver.uplinks`. Open vSwitch has VLANs whatever the kernel has."""
+        return Uplinks(await self._uplinked.devices(await self._links()))
+
     async def dropped(self) -> Sequence[Dropped]:
         """See `NetworkDriver.dropped`. OVN counts flows and not ACLs, so there is nothing to say."""
         return ()
@@ -95,6 +101,7 @@ class OvnNetwork(RecordedNetwork):
             layout = await asyncio.to_thread(self._record.load)
             await self._enforce(layout)
             await self._tunnels.adopt(layout)
+            await self._uplinked.tidy(layout)  # Open vSwitch keeps its bridges when the host starts anew
         assert self._known is not None
         return self._known
 
@@ -120,6 +127,7 @@ class OvnNetwork(RecordedNetwork):
                     wrong += await self._front(network, place.port.nic)
             if await self._tunnels.adopt(layout):
                 wrong.append(f"{self._settings.transport} did not forward as it should.")
+            await self._uplinked.tidy(layout)
         return wrong
 
     # Devices
@@ -137,7 +145,7 @@ class OvnNetwork(RecordedNetwork):
         integration, ids = self._settings.integration, {"iface-id": cable}
         if order.subnets and await self._databases.plug(integration, cable, external_ids=ids):
             wrong.append(f"{cable} was not plugged into {integration}.")
-        return [*wrong, *await self._tunnels.carry(order)]
+        return [*wrong, *await self._tunnels.carry(order, there)]
 
     async def _drop(self, uid: str, layout: Layout, there: Mapping[str, Link]) -> None:
         served = self._is_ours(uid, layout, there)
@@ -149,7 +157,7 @@ class OvnNetwork(RecordedNetwork):
             await self._delete(there.keys() & {devices.uplink(uid), devices.service(uid)})
 
     async def _dropped(self, uid: str, network: Network | None) -> None:
-        await self._tunnels.drop(uid)
+        await self._tunnels.drop(uid, self._known or Layout())
 
     async def _front(self, network: Network, nic: Nic) -> Sequence[str]:
         return await self._guards.ensure(network.order, nic, await self._links())
@@ -165,6 +173,10 @@ class OvnNetwork(RecordedNetwork):
 
     async def _unplug(self, uid: str, place: Place | None, layout: Layout) -> None:
         await self._guards.remove(uid)
+
+    async def _tidy_gateways(self, layout: Layout) -> None:
+        await super()._tidy_gateways(layout)
+        await self._uplinked.tidy(layout)
 
     def _new_service(self, uid: str) -> Service:
         return Service(uid, self._settings, dhcp4=False)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from kumulus.api.gateways import GatewayOrder, Uplink
+from kumulus.api.gateways import GatewayOrder
 from kumulus_agents.network.linux import gateway_links
 from kumulus_agents.network.linux import names as devices
 from kumulus_agents.network.linux.links import Link
@@ -15,16 +15,18 @@ from kumulus_agents.network.ovn.logical import FORCE_SECONDS, LOOK_SECONDS
 from kumulus_agents.network.ovn.names import GATEWAY
 from kumulus_agents.network.ovn.settings import Datapath, OvnSettings
 from kumulus_agents.network.ovn.tunnels import Tunnels
+from kumulus_agents.network.ovn.uplinks import Uplinked
 from kumulus_agents.network.protocol import NetworkError
 
 
 class Plugged:
     """See `linux.gateway.Cabling`."""
 
-    def __init__(self, settings: OvnSettings, databases: Databases, tunnels: Tunnels) -> None:
+    def __init__(self, settings: OvnSettings, databases: Databases, tunnels: Tunnels, uplinked: Uplinked) -> None:
         self._settings = settings
         self._databases = databases
         self._tunnels = tunnels
+        self._uplinked = uplinked
 
     @property
     def whole(self) -> bool:
@@ -32,26 +34,13 @@ class Plugged:
         return self._databases.kind == Datapath.NETDEV.value
 
     async def masters(self, order: GatewayOrder, there: Mapping[str, Link]) -> Mapping[str, str | None]:
-        """See `Cabling.masters`. An uplink can be a bridge of Open vSwitch too: the leg is a port of it."""
+        """See `Cabling.masters`. An uplink can be a bridge of Open vSwitch too, or be on one of ours for VLANs of networks: the
+        leg is a port of it."""
         wanted: dict[str, str | None] = {devices.link(order.uid): None}
         for leg in order.legs:
-            if leg.uplink is None or await self._is_switch(leg.uplink):
+            if leg.uplink is None or await self._uplinked.switch(leg.uplink) is not None:
                 wanted[gateway_links.end(order, leg)] = None
         return wanted
-
-    async def _is_switch(self, uplink: Uplink) -> bool:
-        """Whether it is a bridge of Open vSwitch. Raises `NetworkError(reason="UplinkInUse")`."""
-        switch = self._databases.switch
-        port = (await asyncio.to_thread(switch.interfaces)).get(uplink.device)
-        ours = (self._settings.integration, self._settings.transport)
-        if uplink.device in ours or (port is not None and port.bridge != uplink.device):
-            used = port.bridge if port is not None and port.bridge not in ours else "networks of tenants"
-            raise NetworkError(
-                f"Device {uplink.device} is used for {used}: name another one in the uplinks of PhysicalNetwork, or the"
-                " bridge that it is plugged into.",
-                reason="UplinkInUse",
-            )
-        return await asyncio.to_thread(switch.datapath, uplink.device) is not None
 
     async def prepare(self, order: GatewayOrder, there: Mapping[str, Link]) -> Sequence[str]:
         """See `Cabling.prepare`. Open vSwitch would hold on to devices that are gone."""
@@ -72,8 +61,8 @@ class Plugged:
             if leg.uplink is None:
                 wanted[device] = integration, None, {"iface-id": device}
                 legs.add(device)
-            elif await self._is_switch(leg.uplink):
-                wanted[device] = leg.uplink.device, leg.uplink.vlan, {}
+            elif (bridge := await self._uplinked.switch(leg.uplink)) is not None:
+                wanted[device] = bridge, leg.uplink.vlan, {}
         wrong = []
         for device, (bridge, tag, ids) in wanted.items():
             if await self._databases.plug(bridge, device, tag=tag, external_ids={**ids, GATEWAY: order.uid}):

@@ -6,6 +6,7 @@ import re
 
 from kumulus_agents.network.linux import names as devices
 
+_CROSSING = re.compile(r"^k[yl][0-9a-f]{10}$")
 _PATCH = re.compile(r"^kq[0-9a-f]{10}$")
 
 NETWORK = "kumulus"
@@ -35,6 +36,26 @@ def anchor(network: str) -> tuple[str, str]:
     """Two ends of a patch that carries nothing, on OVN's bridge and on that of tunnels: ovn-controller connects the switch's
     way to other hosts only where the switch has another port. The first is also the name of the switch's port."""
     return f"kc{devices.short(network)}", f"kz{devices.short(network)}"
+
+
+def uplink_bridge(device: str) -> str:
+    """Our bridge that an interface of the host is plugged into which is an uplink."""
+    return devices.UPLINK_BRIDGE + devices.short(device)
+
+
+def crossing(bridge: str) -> tuple[str, str]:
+    """The patch between the bridge of tunnels and the bridge of an uplink: its end here, and there."""
+    return f"ky{devices.short(bridge)}", f"kl{devices.short(bridge)}"
+
+
+def is_crossing(port: str) -> bool:
+    """Whether a port with that name is an end of such a patch."""
+    return bool(_CROSSING.match(port))
+
+
+def is_uplink_bridge(bridge: str) -> bool:
+    """Whether a bridge with that name is ours, for an uplink."""
+    return devices.is_ours(bridge) and bridge.startswith(devices.UPLINK_BRIDGE)
 
 
 def guard(nic: str) -> str:

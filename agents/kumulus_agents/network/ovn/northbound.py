@@ -77,7 +77,7 @@ def _network(
         )
         rows[key] = Row(rows[key].columns, {"ports": frozenset(members), "acls": made})
 
-    if order.vni is not None:
+    if order.vni is not None or order.uplink is not None:
         port(names.wire(uid), "localnet", ["unknown"], options={"network_name": names.NETWORK})
         port(names.anchor(uid)[0], "", [])
     if order.subnets:

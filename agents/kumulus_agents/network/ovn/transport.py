@@ -3,14 +3,14 @@
 One tunnel port has all hosts, told apart by the addresses, and all networks, told apart by their numbers (VNI). What comes
 out of a network's port goes to the host from which its target was last seen, and to all others that have the network while
 that is not known. What comes in from one of these hosts goes to the network's port, never to another host; what comes from
-anybody else goes nowhere. Frames from or to what serves a network do neither. Gateways of several hosts have a link with each
-other beside the networks. Source: ovs-fields(7), ovs-actions(7).
+anybody else goes nowhere. A network that is a VLAN goes to the bridge of its uplink, and no other way. Frames from or to
+what serves a network do neither. Gateways of several hosts have a link with each other beside the networks. Source: ovs-fields(7), ovs-actions(7).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from kumulus.api.addresses import is_v4
 from kumulus.api.gateways import GatewayOrder
@@ -24,6 +24,8 @@ REMEMBERED = 300
 """Seconds for which it is known where somebody was last seen."""
 _BASE = 1
 _LEARNED = 1 << 48
+_PRESENT = 0x1000
+"""Of a VLAN's number in OpenFlow: there is a tag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class Ends:
     tunnel: int
     networks: Mapping[str, int]
     """By the network's uid."""
+    uplinks: Mapping[str, int] = field(default_factory=dict)
+    """Ways to uplinks, by the network's uid."""
 
 
 def cookie(uid: str) -> int:
@@ -53,6 +57,8 @@ def base() -> Sequence[str]:
 def flows(order: SegmentOrder, ends: Ends, underlay: str | None) -> Sequence[str]:
     """Flows of one network; none when it is on this host alone, or is not connected yet."""
     end = ends.networks.get(order.uid)
+    if order.uplink is not None:
+        return _vlan(order, end, ends.uplinks.get(order.uid))
     if order.vni is None or underlay is None or end is None:
         return ()
     mark = cookie(order.uid)
@@ -91,6 +97,45 @@ def flows(order: SegmentOrder, ends: Ends, underlay: str | None) -> Sequence[str
         f"{head},table={ALL},priority=10,metadata={order.vni} actions="
         + ",".join([f"set_field:{order.vni}->tun_id", *everywhere] if everywhere else ["drop"]),
     )
+
+
+def _vlan(order: SegmentOrder, end: int | None, uplink: int | None) -> Sequence[str]:
+    """Flows of a network that is a VLAN: its frames get the tag on their way to the uplink, and lose it on their way back. Those
+    that have one already, or are from or to what serves the network or in its place, go nowhere."""
+    if order.uplink is None or order.uplink.vlan is None or end is None or uplink is None:
+        return ()
+    head = f"cookie={cookie(order.uid):#x},table={IN}"
+    vlan, service = order.uplink.vlan, names.service_mac(order.uid)
+    comes, leaves = f"in_port={uplink},dl_vlan={vlan}", f"in_port={end}"
+    return (
+        *(
+            f"{head},priority=20,{way},{side}={service} actions=drop"
+            for way in (comes, leaves)
+            for side in ("dl_src", "dl_dst")
+        ),
+        *(f"{head},priority=20,{comes},{what} actions=drop" for what in _served_here(order)),
+        *(f"{head},priority=20,{leaves},{what} actions=drop" for what in _asked_here(order)),
+        f"{head},priority=10,{leaves},vlan_tci=0x0000/0x1fff"
+        f" actions=push_vlan:0x8100,set_field:{vlan | _PRESENT}->vlan_vid,output:{uplink}",
+        f"{head},priority=10,{comes} actions=pop_vlan,output:{end}",
+    )
+
+
+def _served_here(order: SegmentOrder) -> Iterator[str]:
+    """What nobody says on the wire of a VLAN but what serves the network on each host: others are there too."""
+    for subnet in order.subnets:
+        if is_v4(subnet.service):
+            yield f"arp,arp_spa={subnet.service}"
+        else:
+            yield f"icmp6,icmp_type=136,icmp_code=0,nd_target={subnet.service}"
+    if order.subnets and order.dhcp:
+        yield "udp,tp_src=67"
+        yield "udp6,tp_src=547"
+
+
+def _asked_here(order: SegmentOrder) -> Sequence[str]:
+    """What guests ask their own host alone: a server on the wire would keep an address for each."""
+    return ("udp,tp_dst=67", "udp6,tp_dst=547") if order.subnets and order.dhcp else ()
 
 
 def link(order: GatewayOrder, tunnel: int, end: int, underlay: str | None) -> Sequence[str]:
