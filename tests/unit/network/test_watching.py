@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -39,5 +40,5 @@ async def test_looking_takes_a_tenth_of_the_time_also_for_who_asks_again() -> No
         with pytest.raises(OSError, match="does not answer"):
             await watch.until_wrong()
         assert await watch.until_wrong() == ("gone",)
-    pauses = [after - before for before, after in zip(looked, looked[1:], strict=False)]
+    pauses = [after - before for before, after in pairwise(looked)]
     assert min(pauses) >= 0.02 * SHARE
