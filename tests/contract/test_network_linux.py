@@ -26,30 +26,18 @@ pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[World]:
-    made = World(2)
-    try:
-        yield made
-    finally:
-        made.close()
+    yield from network_world.two_hosts()
 
 
 @pytest.fixture
 async def world(hosts: World) -> AsyncIterator[World]:
-    """Empty before; after the test everything is removed, and nothing is left."""
-    for host in hosts.hosts:
-        await host.driver.prepare()
-    yield hosts
-    await hosts.clear()
-    for host in hosts.hosts:
-        nothing_left(host)
+    async for world in network_world.emptied(hosts, nothing_left):
+        yield world
 
 
 def nothing_left(host: Host) -> None:
     """Nothing of any network is on the host."""
-    assert [name for name in host.machine.links() if names.is_ours(name)] == []
-    assert host.machine.run("ip", "netns", "list").strip() == ""
-    assert "dnsmasq" not in host.machine.run("ps", "-eo", "args")
-    assert host.machine.run("find", str(host.settings["state"]), "-type", "f") == ""
+    network_world.nothing_left(host, names.is_ours)
     assert "kumulus" not in host.machine.run("nft", "list", "tables")
 
 
