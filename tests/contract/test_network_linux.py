@@ -72,6 +72,38 @@ async def test_errors_about_a_connection_come_from_its_ends_alone(world: World) 
             TestContract().nothing_false([watcher])
 
 
+_MARKED = """
+add table inet marked
+add chain inet marked sent { type filter hook output priority 300; }
+add rule inet marked sent udp dport 4789 counter
+add rule inet marked sent udp dport 4789 meta mark != 0 counter
+"""
+
+
+async def test_no_mark_leaves_with_what_goes_to_other_hosts(world: World) -> None:
+    """Rules and routes of the host would take it for their own: of IPv4, IPv6, ARP and what opens a connection."""
+    net = await TestContract().network(world)
+    first, other = net.hosts
+    one, two = await net.guest(first), await net.guest(other)
+    first.machine.run("nft", "-f", "-", given=_MARKED)
+    try:
+        for address in (network.four(two), network.six(two)):
+            await network.reaches(one, address)
+        one.machine.run("ip", "neighbour", "flush", "dev", "eth0")
+        with Server(two, 80), Talk(one, network.four(two), 80) as talk:
+            assert talk.works_on()
+        listed = json.loads(first.machine.run("nft", "-j", "list", "table", "inet", "marked"))["nftables"]
+        sent, marked = (
+            next(part["counter"]["packets"] for part in entry["rule"]["expr"] if "counter" in part)
+            for entry in listed
+            if "rule" in entry
+        )
+    finally:
+        first.machine.run("nft", "delete", "table", "inet", "marked")
+    assert sent > 10
+    assert marked == 0
+
+
 class TestMending:
     """What was removed or changed by hand is noticed and made so again."""
 

@@ -276,6 +276,27 @@ def test_much_goes_between_hosts(networks: Networks) -> None:
 
 
 @pytest.mark.wide
+def test_what_is_removed_by_hand_is_back_within_a_minute(networks: Networks) -> None:
+    """The way between hosts; nobody orders anything meanwhile."""
+    world, (first, second) = networks.world, networks.world.lab.hosts
+    networks.network("front")
+    networks.machine("web", first, "front", addresses=["10.77.0.11"])
+    networks.machine("near", second, "front", "#kumulus-ping: 10.77.0.11")
+    networks.says("near", "reaches 10.77.0.11", seconds=120)
+    remove = ["ovs-vsctl", "del-br", "br-kumulus"]
+    if not second.ovn:
+        links = json.loads(second.exec(["ip", "-json", "link", "show", "type", "vxlan"]).stdout)
+        (tunnel,) = (link["ifname"] for link in links if re.fullmatch(r"kx[0-9a-f]{10}", link["ifname"]))
+        remove = ["ip", "link", "delete", "dev", tunnel]
+    mark = len(networks.said("near"))
+    second.exec(remove)
+    said = networks.says("near", "does not reach 10.77.0.11", after=mark)
+    networks.says("near", "reaches 10.77.0.11", after=mark + said.index("does not reach") + 20, seconds=60)
+    for name in ("web", "near"):
+        world.delete("vm", name)
+
+
+@pytest.mark.wide
 @pytest.mark.timeout(600)
 def test_guests_speak_ipv6(networks: Networks) -> None:
     """Within a network across hosts, by a router that tells of itself, and as far as groups let them."""

@@ -23,6 +23,7 @@ from tests.system.test_networks import (
     test_guests_speak_ipv6,
     test_leases_are_renewed_and_metadata_answers_while_the_agents_are_down,
     test_much_goes_between_hosts,
+    test_what_is_removed_by_hand_is_back_within_a_minute,
 )
 from tests.system.test_outside import client, test_the_network_example
 
@@ -37,6 +38,7 @@ __all__ = [
     "test_leases_are_renewed_and_metadata_answers_while_the_agents_are_down",
     "test_much_goes_between_hosts",
     "test_the_network_example",
+    "test_what_is_removed_by_hand_is_back_within_a_minute",
 ]
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.cluster, pytest.mark.wide, pytest.mark.timeout(900)]

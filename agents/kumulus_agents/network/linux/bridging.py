@@ -6,7 +6,8 @@ nobody else shall take it for his own; off what `filtering` does not see it is t
 maps do not know pass nothing on our bridges, so that no guest and no stranger's device can be early. Other bridges of the
 host are passed by.
 
-Each frame between guests comes this way, so there is one look at each device, and what most frames are comes first.
+Each frame between guests comes this way, so what most frames are comes first. The sender is looked up twice because a mark
+that is set on entry would meet rules of other software on its way here, and some clear marks of everything (Calico's do).
 
 Sources: what guests must not do is RFC 826 and 5227 (ARP), RFC 4861 and 6105 (ND, RA), RFC 6980 (ND in fragments),
 RFC 2131 and 8415 (DHCP).
