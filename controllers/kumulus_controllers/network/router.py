@@ -159,7 +159,7 @@ class RouterReconciler:
             interfaces=routing.interfaces_for(floating),
             orders=orders,
             silent=silent,
-            untold=routing.untold(there, router_plan.active(orders, silent)),
+            untold=routing.untold(there, None if router_plan.was_ready(router) else router_plan.active(orders, silent)),
         )
 
     def _occupied(self, network: Network) -> bool:

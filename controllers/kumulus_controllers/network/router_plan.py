@@ -65,7 +65,7 @@ class Scope:
     silent: frozenset[str] = frozenset()
     """Hosts whose agents are not heard of."""
     untold: frozenset[str] = frozenset()
-    """Hosts with interfaces in its networks that do not know yet where the host is that routes."""
+    """Hosts with interfaces in its networks that do not know yet where the host is that routes; of one that was Ready none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -487,12 +487,17 @@ def _trouble(scope: Scope, where: str | None) -> Lack | None:
 NOT_TOLD = "HostsNotTold"
 
 
+def was_ready(router: Router) -> bool:
+    """By its own record."""
+    ready = router.status.condition("Ready")
+    return ready is not None and ready.status is ConditionStatus.TRUE
+
+
 def _behind(scope: Scope, where: str | None) -> Lack | None:
     """That hosts which the router is new to do not take its packets yet. Of one that was Ready nobody says so: changes that
     others cause are on their way to hosts all the time."""
-    ready = scope.router.status.condition("Ready")
     waiting = sorted(scope.untold - scope.silent)
-    if where is None or not waiting or (ready is not None and ready.status is ConditionStatus.TRUE):
+    if where is None or not waiting or was_ready(scope.router):
         return None
     some = ", ".join(waiting[:5]) + (", ..." if len(waiting) > 5 else "")
     return Lack(NOT_TOLD, f"Host {where} routes; {some}, with interfaces of its networks, hear of it.", stalled=False)
