@@ -225,9 +225,12 @@ class Stage:
             body = {"metadata": {"finalizers": []}}
             await self.client.patch(WorkOrder.KIND, order["metadata"]["name"], body, host_namespace(host))
 
-    async def agents(self) -> None:
-        """What hosts do: they have what they are told to have, and let go of what they have not to have any more."""
+    async def agents(self, *only: str) -> None:
+        """What hosts do, all or only these: they have what they are told to have, and let go of what they have not to have any
+        more."""
         for host, order in await self.orders():
+            if only and host not in only:
+                continue
             spec, meta = order["spec"], order["metadata"]
             if "deletionTimestamp" in meta:
                 await self._let_go(host, order)

@@ -233,6 +233,19 @@ async def test_networks_and_hosts_come_and_go(stage: Stage) -> None:
     router = await stage.get(Router, "main")
     assert (reason(router), list(await told(stage))) == ("Active", [stage.hosts[0]])
     assert "keepalived is missing" in message(router, "Redundant")
+    # A new one is Ready when the host with a machine of its networks knows where it is.
+    await stage.delete(Router, "main")
+    await stage.vm("web", placement={"hostSelector": {"which": "b"}})
+    await settle(brain, stage)
+    await stage.make(Router, "main", networks=["net", "back"])
+    for _ in range(4):
+        await brain.passes(stage.namespace)
+        await stage.agents(stage.hosts[0])
+    router = await stage.get(Router, "main")
+    assert (router["status"]["activeHost"], reason(router)) == (stage.hosts[0], "HostsNotTold")
+    assert stage.hosts[1] in message(router)
+    await settle(brain, stage)
+    assert reason(await stage.get(Router, "main")) == "Active"
     # It goes on where it is although no host can have one by now; a new one would be refused.
     for host in stage.hosts:
         await can(stage, host)

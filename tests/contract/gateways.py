@@ -64,27 +64,24 @@ class Outside:
 
 def hosts_of(kind: type[Host]) -> Iterator[tuple[World, Outside]]:
     """Two hosts, and what is outside."""
-    made = World(2, kind)
-    try:
+    for made in network_world.two_hosts(kind):
         outside = Outside(made)
         try:
             yield made, outside
         finally:
             outside.machine.close()
-    finally:
-        made.close()
 
 
 async def emptied(world: World, nothing_left: Callable[[Host], None]) -> AsyncIterator[World]:
     """Empty before; after the test everything is removed, and nothing is left."""
-    for host in world.hosts:
-        await host.driver.prepare()
-    yield world
-    await world.clear()
-    for host in world.hosts:
+
+    def no_gateway_left(host: Host) -> None:
         nothing_left(host)
         running = host.machine.run("ps", "-eo", "args")
         assert not [program for program in ("keepalived", "conntrackd") if program in running]
+
+    async for each in network_world.emptied(world, no_gateway_left):
+        yield each
 
 
 @dataclass

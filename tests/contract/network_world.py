@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -486,3 +486,30 @@ class World:
             guest.close()
         while self._closing:
             self._closing.pop()()
+
+
+def two_hosts(kind: type[Host] = Host) -> Iterator[World]:
+    """What a fixture of a module yields."""
+    made = World(2, kind)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+async def emptied(world: World, nothing_left: Callable[[Host], None]) -> AsyncIterator[World]:
+    """What a fixture of a test yields: empty before; after the test everything is removed, and nothing is left."""
+    for host in world.hosts:
+        await host.driver.prepare()
+    yield world
+    await world.clear()
+    for host in world.hosts:
+        nothing_left(host)
+
+
+def nothing_left(host: Host, ours: Callable[[str], bool]) -> None:
+    """Nothing of any network is on the host that each driver makes; `ours` knows its devices by their names."""
+    assert [name for name in host.machine.links() if ours(name)] == []
+    assert host.machine.run("ip", "netns", "list").strip() == ""
+    assert "dnsmasq" not in host.machine.run("ps", "-eo", "args")
+    assert host.machine.run("find", str(host.settings["state"]), "-type", "f") == ""

@@ -26,30 +26,18 @@ pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[World]:
-    made = World(2)
-    try:
-        yield made
-    finally:
-        made.close()
+    yield from network_world.two_hosts()
 
 
 @pytest.fixture
 async def world(hosts: World) -> AsyncIterator[World]:
-    """Empty before; after the test everything is removed, and nothing is left."""
-    for host in hosts.hosts:
-        await host.driver.prepare()
-    yield hosts
-    await hosts.clear()
-    for host in hosts.hosts:
-        nothing_left(host)
+    async for world in network_world.emptied(hosts, nothing_left):
+        yield world
 
 
 def nothing_left(host: Host) -> None:
     """Nothing of any network is on the host."""
-    assert [name for name in host.machine.links() if names.is_ours(name)] == []
-    assert host.machine.run("ip", "netns", "list").strip() == ""
-    assert "dnsmasq" not in host.machine.run("ps", "-eo", "args")
-    assert host.machine.run("find", str(host.settings["state"]), "-type", "f") == ""
+    network_world.nothing_left(host, names.is_ours)
     assert "kumulus" not in host.machine.run("nft", "list", "tables")
 
 
@@ -82,6 +70,38 @@ async def test_errors_about_a_connection_come_from_its_ends_alone(world: World) 
             await eventually(lambda: watcher.seen()[0] > 50, "the error from its end does not arrive")
             await eventually(lambda: min(guest.sent() for guest in strangers) > 50, "nothing is sent")
             TestContract().nothing_false([watcher])
+
+
+_MARKED = """
+add table inet marked
+add chain inet marked sent { type filter hook output priority 300; }
+add rule inet marked sent udp dport 4789 counter
+add rule inet marked sent udp dport 4789 meta mark != 0 counter
+"""
+
+
+async def test_no_mark_leaves_with_what_goes_to_other_hosts(world: World) -> None:
+    """Rules and routes of the host would take it for their own: of IPv4, IPv6, ARP and what opens a connection."""
+    net = await TestContract().network(world)
+    first, other = net.hosts
+    one, two = await net.guest(first), await net.guest(other)
+    first.machine.run("nft", "-f", "-", given=_MARKED)
+    try:
+        for address in (network.four(two), network.six(two)):
+            await network.reaches(one, address)
+        one.machine.run("ip", "neighbour", "flush", "dev", "eth0")
+        with Server(two, 80), Talk(one, network.four(two), 80) as talk:
+            assert talk.works_on()
+        listed = json.loads(first.machine.run("nft", "-j", "list", "table", "inet", "marked"))["nftables"]
+        sent, marked = (
+            next(part["counter"]["packets"] for part in entry["rule"]["expr"] if "counter" in part)
+            for entry in listed
+            if "rule" in entry
+        )
+    finally:
+        first.machine.run("nft", "delete", "table", "inet", "marked")
+    assert sent > 10
+    assert marked == 0
 
 
 class TestMending:

@@ -18,7 +18,7 @@ from kumulus_agents.network.protocol import Plug, Port
 from tests.contract import network, network_ovn, network_world
 from tests.contract.network import NetworkContract
 from tests.contract.network_ovn import OvnHost
-from tests.contract.network_world import Host, World, eventually
+from tests.contract.network_world import Host, Machine, World, eventually
 
 WHY_NOT = network_ovn.why_none()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
@@ -26,30 +26,18 @@ pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[World]:
-    made = World(2, OvnHost)
-    try:
-        yield made
-    finally:
-        made.close()
+    yield from network_world.two_hosts(OvnHost)
 
 
 @pytest.fixture
 async def world(hosts: World) -> AsyncIterator[World]:
-    """Empty before; after the test everything is removed, and nothing is left."""
-    for host in hosts.hosts:
-        await host.driver.prepare()
-    yield hosts
-    await hosts.clear()
-    for host in hosts.hosts:
-        nothing_left(host)
+    async for world in network_world.emptied(hosts, nothing_left):
+        yield world
 
 
 def nothing_left(host: Host) -> None:
     """Nothing of any network is on the host."""
-    assert [name for name in host.machine.links() if names.is_ours(name)] == []
-    assert host.machine.run("ip", "netns", "list").strip() == ""
-    assert "dnsmasq" not in host.machine.run("ps", "-eo", "args")
-    assert host.machine.run("find", str(host.settings["state"]), "-type", "f") == ""
+    network_world.nothing_left(host, names.is_ours)
     for table in ("Logical_Switch", "Logical_Switch_Port", "Port_Group", "ACL", "Address_Set", "QoS", "DHCP_Options"):
         assert host.machine.run("ovn-nbctl", "--bare", "--columns=_uuid", "list", table).strip() == "", table
     assert host.machine.run("ovs-vsctl", "list-ports", "br-int").strip() == ""
@@ -223,6 +211,38 @@ class TestWaiting:
 
 class TestHost:
     """What a host lacks is said with what to do."""
+
+    @pytest.mark.wide
+    @pytest.mark.skipif(network_ovn.has_module(), reason="The kernel forwards what it has put together.")
+    async def test_a_card_that_puts_packets_together_is_of_no_use_to_userspace(self, world: World) -> None:
+        """As the operator's guide says of GRO: the same cable carries it all, or next to nothing."""
+        host = world.hosts[0].machine
+        near, far = Machine("near"), Machine("far")
+        try:
+            for party, name, address in ((near, "card1", "10.5.0.1"), (far, "card2", "10.5.0.2")):
+                host.add_link(name, mtu=1500, to=party, peer=["name", "eth0"])
+                host.run("ip", "link", "set", "dev", name, "up")
+                party.run("ip", "address", "add", f"{address}/24", "dev", "eth0")
+                party.run("ip", "link", "set", "dev", "eth0", "up")
+                party.run("ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off")
+                host.run("ovs-vsctl", "add-port", "br-phy", name)
+            log = "/run/openvswitch/ovs-vswitchd.log"
+            server = far.start("busybox", "httpd", "-f", "-p", "80", "-h", "/usr/share/openvswitch")
+            try:
+                fetch = ("busybox", "wget", "-q", "-O", "/dev/null", "http://10.5.0.2/vswitch.ovsschema")
+                await eventually(lambda: near.attempt("timeout", "5", *fetch).returncode == 0, "nothing is fetched")
+                assert "Too big" not in host.run("cat", log)
+                host.run("ethtool", "-K", "card2", "gro", "on")
+                near.attempt("timeout", "2", *fetch)
+                assert "card2: Dropped packet: Too big. GRO/TSO enabled?" in host.run("cat", log)
+            finally:
+                server.kill()
+                server.communicate()
+        finally:
+            for name in ("card1", "card2"):
+                host.run("ovs-vsctl", "--if-exists", "del-port", "br-phy", name)
+            near.close()
+            far.close()
 
     async def test_a_program_that_is_missing(self, tmp_path: Path) -> None:
         settings = OvnSettings.model_validate({"state": tmp_path, "ofctl": "/nonexistent/ovs-ofctl"})

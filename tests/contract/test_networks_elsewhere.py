@@ -16,7 +16,9 @@ ESSENTIAL = (
     "test_no_pretence_arrives",
 )
 """The way between hosts, rules, what guests are told, and pretending: emulation is slow."""
-SECONDS = 720
+GATEWAYS = ("test_a_router_between_two_networks", "test_the_world_outside")
+SECONDS = 1800
+"""Five minutes where nothing else runs."""
 
 pytestmark = [
     pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
@@ -53,7 +55,11 @@ def test_networks_that_are_vlans(tmp_path: Path) -> None:
 def test_ovn_by_the_datapath_of_the_kernel(tmp_path: Path) -> None:
     if (why := network_ovn.why_none()) is not None:
         pytest.skip(why)
-    elsewhere(tmp_path, *(f"tests/contract/test_network_ovn.py::TestChosen::{name}" for name in ESSENTIAL))
+    elsewhere(
+        tmp_path,
+        *(f"tests/contract/test_network_ovn.py::TestChosen::{name}" for name in ESSENTIAL),
+        *(f"tests/contract/test_gateways_ovn.py::TestGateways::{name}" for name in GATEWAYS),
+    )
 
 
 @pytest.mark.skipif(

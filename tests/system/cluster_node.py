@@ -1,4 +1,4 @@
-"""A node of the cluster beside a lab's hosts: a network namespace in which the real kube-proxy runs, and a pod behind it.
+"""Nodes of the cluster beside a lab's hosts: each a network namespace in which the real kube-proxy runs, and a pod behind it.
 
 As with most nodes, its default route and the API server are in one network, and machines are reached by a leg in another: by
 which address it sends is what kube-proxy and the network of pods make of it.
@@ -7,9 +7,11 @@ which address it sends is what kube-proxy and the network of pods make of it.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from kumulus.api.base import Kind, Scope
@@ -22,9 +24,8 @@ from kumulus_lab.outside import BRIDGE, GATEWAYS
 from kumulus_lab.processes import Daemon
 
 NODE = Kind(group="", version="v1", kind="Node", plural="nodes", scope=Scope.CLUSTER)
-NAME = "node"
-ADDRESS, ADDRESS6 = "198.51.100.5", "2001:db8:100::5"
-"""In the network outside, of which routers and FloatingIPs get others (hack/lab/manifests/outside.yaml)."""
+_FIRST, _FIRST6 = "198.51.100.4", "2001:db8:100::4"
+"""In the network outside, just below the nodes. Routers and FloatingIPs get others (hack/lab/manifests/outside.yaml)."""
 PODS, PODS6 = "10.244.0.0/16", "fd00:10:244::/56"
 """The ranges of all pods of the cluster."""
 MASQUERADE = f"""\
@@ -38,9 +39,18 @@ table inet pods {{
 """
 """What networks of pods do by default for what leaves the cluster (flannel, kindnet, the plugin bridge with ipMasq, Calico's
 natOutgoing)."""
-_GATEWAYS, _POD = ("10.244.1.1", "fd00:10:244:1::1"), ("10.244.1.2", "fd00:10:244:1::2")
-"""The node's addresses for its own pods, and those of the one that it has."""
 _HEALTH = "127.0.0.1:10256"
+
+
+_ASK = """
+import socket, sys
+host, port, source = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+asks = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+asks.settimeout(2)
+asks.bind(("", source))
+asks.sendto(b"?", (host, port))
+print(asks.recv(512).decode())
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +58,61 @@ class Node:
     """A node whose kube-proxy runs."""
 
     lab: Lab
-    proxy: Daemon
+    number: int = 1
+
+    @property
+    def name(self) -> str:
+        """In the cluster."""
+        return f"node{self.number}"
+
+    @property
+    def address(self) -> str:
+        """Its own in the network outside."""
+        return str(ip_address(_FIRST) + self.number)
+
+    @property
+    def address6(self) -> str:
+        """Its own in the network outside."""
+        return str(ip_address(_FIRST6) + self.number)
+
+    @property
+    def pods(self) -> tuple[str, str]:
+        """The ranges of its own pods: its own address there is the first, and that of the one that it has the second."""
+        return f"10.244.{self.number}.0/24", f"fd00:10:244:{self.number}::/64"
+
+    @property
+    def internal(self) -> str:
+        """Its own in the network of the hosts."""
+        assert self.lab.network is not None
+        return str(ip_address(self.lab.network.spare_address) - (self.number - 1))
+
+    @property
+    def proxy(self) -> Daemon:
+        """Its kube-proxy."""
+        return Daemon.within(self.lab.directory, f"kube-proxy-{self.number}")
+
+    def namespace(self, *, pod: bool = False) -> str:
+        """Named as the lab's hosts are: what a killed session leaves goes with its lab."""
+        return f"kl-{self.lab.name}-{'pod' if pod else 'node'}{self.number}"
+
+    def enter(self, *, pod: bool = False) -> tuple[str, ...]:
+        """The command that goes there."""
+        return ("ip", "netns", "exec", self.namespace(pod=pod))
+
+    def ask(self, address: str, port: int, *, pod: bool = False, source: int = 0) -> str:
+        """What the node, or its pod, is answered by UDP; empty when nobody answers within two seconds."""
+        words = [sys.executable, "-I", "-S", "-c", _ASK, address, str(port), str(source)]
+        return commands.run([*self.enter(pod=pod), *words], check=False).stdout.strip()
 
     def fetch(self, address: str, *, pod: bool = False) -> str:
         """What the node, or its pod, gets from http://ADDRESS/; empty when it gets nothing within five seconds."""
         # Debian's static busybox does not survive its own option -T.
         ask = ["timeout", "5", "busybox", "wget", "-q", "-O", "-", f"http://{address}/"]
-        return commands.run([*_enter(self.lab, pod=pod), *ask], check=False).stdout.strip()
+        return commands.run([*self.enter(pod=pod), *ask], check=False).stdout.strip()
 
     def exec(self, *words: str, stdin: str | None = None) -> str:
         """What a program in the node's network prints. Raises LabError when it fails."""
-        return commands.run([*_enter(self.lab), *words], stdin=stdin).stdout
+        return commands.run([*self.enter(), *words], stdin=stdin).stdout
 
     def masquerade_pods(self, *, on: bool) -> None:
         """Whether the world sees its pods by the node's address, as it does from the start, or by their own."""
@@ -69,57 +123,48 @@ class Node:
 
     def well(self) -> bool:
         """Whether kube-proxy says that it is well."""
-        return commands.works([*_enter(self.lab), "busybox", "wget", "-q", "-O", "-", f"http://{_HEALTH}/healthz"])
+        return commands.works([*self.enter(), "busybox", "wget", "-q", "-O", "-", f"http://{_HEALTH}/healthz"])
 
 
 @contextmanager
-def node(lab: Lab, api: Cluster, program: Path) -> Iterator[Node]:
-    """The node, until the block ends: then neither process nor namespace, and with that no rule, is left of it. `program` is
-    kube-proxy."""
-    made = Node(lab, Daemon.within(lab.directory, "kube-proxy"))
+def node(lab: Lab, api: Cluster, program: Path, number: int = 1) -> Iterator[Node]:
+    """A node, until the block ends: then neither process nor namespace, and with that no rule, is left of it. `program` is
+    kube-proxy, `number` one that no other node has."""
+    made = Node(lab, number)
     with ExitStack() as undo:
-        undo.callback(_unplug, lab)
-        _plug(lab)
+        undo.callback(_unplug, made)
+        _plug(made)
         made.masquerade_pods(on=True)
-        assert lab.network is not None
-        where = {"addresses": [{"type": "InternalIP", "address": lab.network.spare_address}]}
-        undo.callback(_forget, api)
-        api.create(NODE, {"metadata": {"name": NAME}, "status": where})
+        where = {"addresses": [{"type": "InternalIP", "address": made.internal}]}
+        undo.callback(_forget, api, made)
+        api.create(NODE, {"metadata": {"name": made.name}, "status": where})
         undo.callback(made.proxy.stop)
-        made.proxy.start([*_enter(lab), program, f"--config={_settings(lab)}", f"--hostname-override={NAME}"])
+        made.proxy.start([*made.enter(), program, f"--config={_settings(made)}", f"--hostname-override={made.name}"])
         deadline.until(made.well, "the health of kube-proxy", seconds=30, alive=made.proxy.ended)
         yield made
 
 
-def _forget(api: Cluster) -> None:
+def _forget(api: Cluster, made: Node) -> None:
     with suppress(NotFound):
-        api.delete(NODE, NAME)
+        api.delete(NODE, made.name)
 
 
-def _namespace(lab: Lab, *, pod: bool = False) -> str:
-    """Named as the lab's hosts are: what a killed session leaves goes with its lab."""
-    return f"kl-{lab.name}-{'pod' if pod else 'node'}"
-
-
-def _enter(lab: Lab, *, pod: bool = False) -> tuple[str, ...]:
-    return ("ip", "netns", "exec", _namespace(lab, pod=pod))
-
-
-def _unplug(lab: Lab) -> None:
+def _unplug(made: Node) -> None:
     """Take both namespaces away, and the cables before them: a namespace lets go of its own some time later."""
     for pod in (True, False):
-        space = _namespace(lab, pod=pod)
+        space = made.namespace(pod=pod)
         if Path("/run/netns", space).exists():
             for device in ("eth0", "eth1"):
                 commands.works(["ip", "-netns", space, "link", "delete", device])
             commands.run(["ip", "netns", "delete", space])
 
 
-def _plug(lab: Lab) -> None:
-    network = lab.network
+def _plug(made: Node) -> None:
+    network = made.lab.network
     assert network is not None
-    space, pod, outside = _namespace(lab), _namespace(lab, pod=True), network.outside.namespace
-    cable, leg, length = f"kv-{lab.name}-n", "node", network.subnet.split("/")[1]
+    space, pod, outside = made.namespace(), made.namespace(pod=True), network.outside.namespace
+    cable, leg, length = f"kv-{made.lab.name}-n{made.number}", made.name, network.subnet.split("/")[1]
+    ranges = [ip_network(one) for one in made.pods]
 
     def ip(*words: str) -> None:
         commands.run(["ip", *words])
@@ -133,10 +178,10 @@ def _plug(lab: Lab) -> None:
     ip("-netns", outside, "link", "set", leg, "master", BRIDGE, "up")
     ip("-netns", space, "link", "add", "pod0", "type", "veth", "peer", "name", "eth0", "netns", pod)
     for where, device, addresses in (
-        (space, "eth0", (f"{network.spare_address}/{length}",)),
-        (space, "eth1", (f"{ADDRESS}/24", f"{ADDRESS6}/64")),
-        (space, "pod0", (f"{_GATEWAYS[0]}/24", f"{_GATEWAYS[1]}/64")),
-        (pod, "eth0", (f"{_POD[0]}/24", f"{_POD[1]}/64")),
+        (space, "eth0", [f"{made.internal}/{length}"]),
+        (space, "eth1", [f"{made.address}/24", f"{made.address6}/64"]),
+        (space, "pod0", [f"{one[1]}/{one.prefixlen}" for one in ranges]),
+        (pod, "eth0", [f"{one[2]}/{one.prefixlen}" for one in ranges]),
     ):
         for address in addresses:
             ip("-netns", where, "address", "add", address, "dev", device, "nodad")
@@ -144,14 +189,15 @@ def _plug(lab: Lab) -> None:
     ip("-netns", space, "route", "add", "default", "via", network.address)
     # Nothing is sent there, but who has no route at all to a Service's address does not even begin.
     ip("-netns", space, "route", "add", "default", "via", GATEWAYS[1])
-    for gateway in _GATEWAYS:
-        ip("-netns", pod, "route", "add", "default", "via", gateway)
+    for one in ranges:
+        ip("-netns", pod, "route", "add", "default", "via", str(one[1]))
     forward = ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
-    commands.run([*_enter(lab), "sysctl", "-q", "-w", *forward])
+    commands.run([*made.enter(), "sysctl", "-q", "-w", *forward])
 
 
-def _settings(lab: Lab) -> Path:
+def _settings(made: Node) -> Path:
     """What kube-proxy is told, as kubeadm tells it, with the credentials that it has there."""
+    lab = made.lab
     cluster, network = lab.cluster, lab.network
     assert network is not None
     pair = Pair(certificate=lab.directory / "pki" / "kube-proxy.crt", key=lab.directory / "pki" / "kube-proxy.key")
@@ -162,13 +208,13 @@ def _settings(lab: Lab) -> Path:
         authority=cluster.certificate_authority,
         client=pair,
     )
-    path = lab.directory / "kube-proxy.json"
+    path = lab.directory / f"kube-proxy-{made.number}.json"
     settings = {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "mode": "nftables",
         "clusterCIDR": f"{PODS},{PODS6}",
-        "nodePortAddresses": [f"{ADDRESS}/32", f"{ADDRESS6}/128"],
+        "nodePortAddresses": [f"{made.address}/32", f"{made.address6}/128"],
         "clientConnection": {"kubeconfig": str(credentials)},
         "healthzBindAddress": _HEALTH,
         "metricsBindAddress": "127.0.0.1:10249",

@@ -276,6 +276,69 @@ def test_much_goes_between_hosts(networks: Networks) -> None:
 
 
 @pytest.mark.wide
+def test_what_is_removed_by_hand_is_back_within_a_minute(networks: Networks) -> None:
+    """The way between hosts; nobody orders anything meanwhile."""
+    world, (first, second) = networks.world, networks.world.lab.hosts
+    networks.network("front")
+    networks.machine("web", first, "front", addresses=["10.77.0.11"])
+    networks.machine("near", second, "front", "#kumulus-ping: 10.77.0.11")
+    networks.says("near", "reaches 10.77.0.11", seconds=120)
+    remove = ["ovs-vsctl", "del-br", "br-kumulus"]
+    if not second.ovn:
+        links = json.loads(second.exec(["ip", "-json", "link", "show", "type", "vxlan"]).stdout)
+        (tunnel,) = (link["ifname"] for link in links if re.fullmatch(r"kx[0-9a-f]{10}", link["ifname"]))
+        remove = ["ip", "link", "delete", "dev", tunnel]
+    mark = len(networks.said("near"))
+    second.exec(remove)
+    said = networks.says("near", "does not reach 10.77.0.11", after=mark)
+    networks.says("near", "reaches 10.77.0.11", after=mark + said.index("does not reach") + 20, seconds=60)
+    for name in ("web", "near"):
+        world.delete("vm", name)
+
+
+@pytest.mark.wide
+@pytest.mark.timeout(600)
+def test_guests_speak_ipv6(networks: Networks) -> None:
+    """Within a network across hosts, by a router that tells of itself, and as far as groups let them."""
+    world, (first, second) = networks.world, networks.world.lab.hosts
+    web, near, far = "2001:db8:77::11", "2001:db8:77::12", "2001:db8:78::13"
+    networks.network("front", cidrs=["2001:db8:77::/64"])
+    networks.network("back", cidrs=["2001:db8:78::/64"])
+    networks.router("main", "front", "back")
+    networks.group("site", 80)
+
+    def has(address: str) -> str:
+        return f"#kumulus-run: ip -6 address replace {address}/64 dev eth0"  # it knows no DHCPv6
+
+    networks.machine("web", first, "front", has(web), "#kumulus-serve: 80", addresses=[web], securityGroups=["site"])
+    fetch = f"#kumulus-fetch: [{web}]:80/"
+    networks.machine("near", second, "front", has(near), fetch, addresses=[near])
+    networks.machine("far", second, "back", has(far), fetch, addresses=[far])
+    wrong = f"#kumulus-run: ip -6 address replace {near}0/64 dev eth0"  # an address that is not its own
+    networks.machine("liar", second, "front", wrong, fetch, addresses=["2001:db8:77::14"])
+    said = f"fetched [{web}]:80/:"
+    networks.says("near", f"{said} web", seconds=120)
+    networks.says("far", f"{said} web", seconds=120)
+    networks.says("liar", f"{said} nothing", seconds=120)
+    networks.traced("Passes", "near", "web", "--port", "80")
+    networks.traced("Passes", "far", "web", "--port", "80")
+
+    # A group that lets in one address alone cuts the other one off, and nobody else.
+    marks = {name: len(networks.said(name)) for name in ("near", "far", "liar")}
+    rule = {"protocol": "TCP", "ports": ["80"], "from": {"cidrs": [f"{far}/128"]}}
+    world.patch("securitygroup", "site", {"spec": {"ingress": [rule]}})
+    networks.says("near", f"{said} nothing", after=marks["near"])
+    networks.traced("Dropped", "near", "web", "--port", "80")
+    rule["from"] = {"cidrs": ["2001:db8:77::/64"]}
+    world.patch("securitygroup", "site", {"spec": {"ingress": [rule]}})
+    networks.says("near", f"{said} web", after=marks["near"])
+    networks.says("far", f"{said} nothing", after=marks["far"])
+    assert "web" not in networks.said("liar").partition(said)[2]
+    for name in ("web", "near", "far", "liar"):
+        world.delete("vm", name)
+
+
+@pytest.mark.wide
 def test_leases_are_renewed_and_metadata_answers_while_the_agents_are_down(networks: Networks) -> None:
     world, (first, _) = networks.world, networks.world.lab.hosts
     networks.network("front")

@@ -21,8 +21,10 @@ from tests.system.test_networks import (
     test_a_real_guest_configures_itself_from_metadata_alone,
     test_a_security_group_opens_and_closes_while_guests_run,
     test_guests_reach_each_other_across_hosts_and_nobody_else,
+    test_guests_speak_ipv6,
     test_leases_are_renewed_and_metadata_answers_while_the_agents_are_down,
     test_much_goes_between_hosts,
+    test_what_is_removed_by_hand_is_back_within_a_minute,
 )
 from tests.system.test_outside import client, test_the_network_example
 
@@ -33,9 +35,11 @@ __all__ = [
     "test_a_security_group_opens_and_closes_while_guests_run",
     "test_guests_are_shared_among",
     "test_guests_reach_each_other_across_hosts_and_nobody_else",
+    "test_guests_speak_ipv6",
     "test_leases_are_renewed_and_metadata_answers_while_the_agents_are_down",
     "test_much_goes_between_hosts",
     "test_the_network_example",
+    "test_what_is_removed_by_hand_is_back_within_a_minute",
 ]
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.cluster, pytest.mark.wide, pytest.mark.timeout(900)]

@@ -3,6 +3,7 @@ Service's own address."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,10 +13,9 @@ import pytest
 from kumulus.kube.builtin import ENDPOINT_SLICE, SERVICE
 from kumulus.kube.errors import NotFound
 from kumulus.kube.service import PUBLISHED
-from kumulus_lab import binaries, deadline, networking
+from kumulus_lab import binaries, commands, deadline, networking
 from kumulus_lab.errors import LabError
-from kumulus_lab.lab import Lab
-from tests.system.cluster_node import ADDRESS, PODS, Node, node
+from tests.system.cluster_node import PODS, Node, node
 from tests.system.test_networks import GROUP, RANGE, Networks, networks
 from tests.system.world import WORDS, Object
 
@@ -93,17 +93,17 @@ def asked_alike(at: Node, address: str, *wanted: str) -> None:
 
 
 @contextmanager
-def way_back(lab: Lab) -> Iterator[None]:
+def way_back(at: Node) -> Iterator[None]:
     """Meanwhile the gateway of the network outside has a route to the node's pods, as routers of a data centre have one."""
-    assert lab.network is not None
-    outside = lab.network.outside
+    assert at.lab.network is not None
+    outside, (pods, _) = at.lab.network.outside, at.pods
     before = outside.exec(["sysctl", "-n", "net.ipv4.ip_forward"]).stdout.strip()
     outside.exec(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])
-    outside.exec(["ip", "route", "add", PODS, "via", ADDRESS])
+    outside.exec(["ip", "route", "add", pods, "via", at.address])
     try:
         yield
     finally:
-        outside.exec(["ip", "route", "delete", PODS])
+        outside.exec(["ip", "route", "delete", pods])
         outside.exec(["sysctl", "-q", "-w", f"net.ipv4.ip_forward={before}"])
 
 
@@ -115,7 +115,7 @@ def test_a_node_of_the_cluster_reaches_machines_by_a_service(networks: Networks,
     networks.router("main", "front", externalNetwork="public")
     # The node's own address alone is let in: by another one nobody would be answered.
     networks.group("site")
-    rule: Object = {"protocol": "TCP", "ports": ["80"], "from": {"cidrs": [f"{ADDRESS}/32"]}}
+    rule: Object = {"protocol": "TCP", "ports": ["80"], "from": {"cidrs": [f"{Node(lab).address}/32"]}}
     world.patch("securitygroup", "site", {"spec": {"ingress": [rule]}})
     for name, host in zip(BOTH, lab.hosts, strict=True):
         networks.machine(name, host, "front", "#kumulus-serve: 80", securityGroups=["site"])
@@ -133,8 +133,8 @@ def test_a_node_of_the_cluster_reaches_machines_by_a_service(networks: Networks,
             # And who is outside, by the node: it sends back where that came from, in its own name.
             assert lab.network is not None
             outside = lab.network.outside
-            answered(lambda: networking.fetch(outside, f"{ADDRESS}:{port}"), *BOTH)
-            networks.traced("Passes", ADDRESS, "web1", "--port", "80")
+            answered(lambda: networking.fetch(outside, f"{at.address}:{port}"), *BOTH)
+            networks.traced("Passes", at.address, "web1", "--port", "80")
             networks.traced("Dropped", "outside", "web1", "--port", "80")
 
             # Who is off is left out, and who is on again comes back; nobody tells the node.
@@ -162,7 +162,7 @@ def test_a_node_of_the_cluster_reaches_machines_by_a_service(networks: Networks,
             rule["from"]["cidrs"].append(PODS)
             world.patch("securitygroup", "site", {"spec": {"ingress": [rule]}})
             at.masquerade_pods(on=False)
-            with way_back(lab):
+            with way_back(at):
                 asked_alike(at, address, *BOTH)
             assert at.fetch(address, pod=True) == "", "nobody knows the way back"
 
@@ -172,6 +172,61 @@ def test_a_node_of_the_cluster_reaches_machines_by_a_service(networks: Networks,
             assert said(networks)["reason"] == "NotReachable"
     finally:
         world.api.patch(EXTERNAL, "public", {"spec": before})
+        world.api.delete(SERVICE, "site", world.namespace)
+
+
+@pytest.fixture(scope="session")
+def answers_by_udp(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What a guest is told so that it answers at port 5300 of UDP with its name: its own programs cannot."""
+    program = tmp_path_factory.mktemp("udp") / "answerer"
+    small = ("-Os", "-static", "-nostdlib", "-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-s")
+    source = Path(__file__).with_name("udp_answerer.c")
+    linked = ("-Wl,--build-id=none", "-Wl,-z,noseparate-code")
+    commands.run(["gcc", *small, *linked, "-o", str(program), str(source)])
+    text = base64.b64encode(program.read_bytes()).decode()
+    return f"#kumulus-run: echo {text} | base64 -d >/tmp/udp; chmod +x /tmp/udp; /tmp/udp 5300 $(hostname)"
+
+
+@pytest.mark.wide
+@pytest.mark.timeout(600)
+def test_udp_by_two_nodes(networks: Networks, kube_proxy: Path, answers_by_udp: str) -> None:
+    """Each node sends on what it and its pod ask, and forgets of UDP, which has no end of its own, who does not answer any
+    more."""
+    world, lab = networks.world, networks.world.lab
+    networks.network("front")
+    networks.router("main", "front", externalNetwork="public")
+    networks.group("site")
+    nodes: Object = {"cidrs": [f"{Node(lab, number).address}/32" for number in (1, 2)]}
+    world.patch("securitygroup", "site", {"spec": {"ingress": [{"protocol": "UDP", "ports": ["5300"], "from": nodes}]}})
+    for name, host in zip(BOTH, lab.hosts, strict=True):
+        networks.machine(name, host, "front", answers_by_udp, securityGroups=["site"])
+        world.patch("vm", name, {"metadata": {"labels": {"app": "site"}}})
+        target = {"externalNetwork": "public", "target": {"interface": f"{name}-eth0"}}
+        world.apply({"apiVersion": GROUP, "kind": "FloatingIP", "metadata": {"name": name}, "spec": target})
+    ports = [{"name": "names", "protocol": "UDP", "port": 53, "targetPort": 5300}]
+    address, port = service(networks, ports=ports)
+    try:
+        with node(lab, world.api, kube_proxy) as one, node(lab, world.api, kube_proxy, 2) as two:
+            ready(networks, *BOTH)
+            for at in (one, two):
+                for pod in (False, True):
+                    answered(lambda at=at, pod=pod: at.ask(address, 53, pod=pod), *BOTH)
+            # By the port of one node, from the other: in the name of the one the machine is asked.
+            answered(lambda: two.ask(one.address, port), *BOTH)
+
+            # Who goes on from one port of its own stays with one machine, as long as that is there.
+            def again() -> str:
+                return two.ask(address, 53, source=40053)
+
+            first = again()
+            assert first in BOTH
+            answered(again, first)
+            (other,) = set(BOTH) - {first}
+            world.patch("vm", first, {"spec": {"powerState": "Stopped", "stop": {"mode": "Force"}}})
+            ready(networks, other)
+            answered(again, other)
+            answered(lambda: one.ask(address, 53, pod=True), other)
+    finally:
         world.api.delete(SERVICE, "site", world.namespace)
 
 

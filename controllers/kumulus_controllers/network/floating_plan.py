@@ -12,6 +12,7 @@ from kumulus.api.network import NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, FloatingIPStatus, FloatingPhase, PhysicalNetwork, Router
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.network.lack import Lack, facts
+from kumulus_controllers.network.router_plan import NOT_TOLD
 from kumulus_controllers.network.routing import targets
 from kumulus_controllers.orders import done
 
@@ -192,8 +193,8 @@ def _withdrawn(scope: Scope) -> list[Fact]:
 
 
 def _host(scope: Scope, address: Address | None, router: Router | None) -> str | None:
-    """The host that routes for it: the active one, if it has done what it is told, or had the address before it was told of a
-    change that leaves it the address."""
+    """The host that routes for it: the active one, if it has done what it is told and a new router's other hosts know it, or
+    had the address before it was told of a change that leaves it the address."""
     host = router.status.active_host if router is not None else None
     order = scope.orders.get(host) if host is not None else None
     if order is None or address is None or address not in _told(order) or order.deleting:
@@ -201,6 +202,9 @@ def _host(scope: Scope, address: Address | None, router: Router | None) -> str |
     before = scope.floating.status
     if before.host == host and before.address == address and order.status.state is not WorkState.FAILED:
         return host
+    ready = router.status.condition("Ready") if router is not None else None
+    if ready is not None and ready.reason == NOT_TOLD:
+        return None
     return host if done(order) and _as_wanted(scope, order) else None
 
 

@@ -104,6 +104,11 @@ class RouterReconciler:
             order = after or before
             if order is not None and order.spec.type is WorkType.GATEWAY and order.spec.for_.kind == Router.KIND.kind:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
+            if order is not None and order.spec.type is WorkType.SEGMENT:
+                for router in routing.routers.by(ROUTES, f"{order.spec.for_.namespace}/{order.spec.for_.name}"):
+                    ready = router.status.condition("Ready")
+                    if ready is not None and ready.reason == router_plan.NOT_TOLD:
+                        enqueue(Key(router.namespace, router.name))
 
         def host_changed(before: Host | None, after: Host | None) -> None:
             if not (before and after and _place(before) == _place(after)):
@@ -147,6 +152,9 @@ class RouterReconciler:
             devices = {host: device for host, device in found.items() if device is not None}
         floating = routing.floating_by(router)
         networks = {name: routing.networks.store.get(name, router.namespace) for name in router.spec.networks}
+        orders = routing.orders_for(router.uid)
+        silent = frozenset(host.name for host in routing.candidates() if host.silent)
+        there = [network for network in networks.values() if network is not None]
         return Scope(
             router=router,
             networks=networks,
@@ -158,8 +166,9 @@ class RouterReconciler:
             devices=devices,
             floating=floating,
             interfaces=routing.interfaces_for(floating),
-            orders=routing.orders_for(router.uid),
-            silent=frozenset(host.name for host in routing.candidates() if host.silent),
+            orders=orders,
+            silent=silent,
+            untold=routing.untold(there, None if router_plan.was_ready(router) else router_plan.active(orders, silent)),
         )
 
     def _occupied(self, network: Network) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kumulus.api.addresses import V4_BITS, Address, is_v4
+from kumulus.api.base import ConditionStatus
 from kumulus.api.gateways import (
     FLOATING_MOST,
     FORWARDS_MOST,
@@ -62,6 +63,8 @@ class Scope:
     """What its hosts are told, by host."""
     silent: frozenset[str] = frozenset()
     """Hosts whose agents are not heard of."""
+    untold: frozenset[str] = frozenset()
+    """Hosts with interfaces in its networks that do not know yet where the host is that routes; of one that was Ready none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,7 +401,7 @@ def derive_status(scope: Scope, held: Held, choice: Choice | None, lack: Lack | 
             facts(lack or Lack("Terminating", "Its hosts let go of it.", stalled=False), ""),
         )
     else:
-        lack = _together(lack, trouble)
+        lack = _together(lack, trouble) or _behind(scope, where)
         phase = RouterPhase.ACTIVE if where is not None else RouterPhase.PENDING
         if lack is not None and where is None and lack.stalled:
             phase = RouterPhase.FAILED
@@ -454,15 +457,18 @@ def _kept(scope: Scope, choice: Choice) -> list[Fact]:
     """Whether translated connections go on when another host takes over, as hosts say that are heard of. Nothing is said
     where no other one can."""
     said = [
-        (host, item.status.gateway.unkept)
+        (host, item.status.gateway)
         for host, item in sorted(scope.orders.items())
         if item.status.gateway and host not in scope.silent
     ]
     if choice.short or not said:
         return []
-    if why := "; ".join(f"host {host}: {unkept}" for host, unkept in said if unkept):
+    if why := "; ".join(f"host {host}: {facts.unkept}" for host, facts in said if facts.unkept):
         lost = "Connections that are translated break when another host takes over"
         return [Fact("ConnectionsKept", False, "NotCopied", f"{lost} ({why[:600]}).")]
+    if older := [host for host, facts in said if facts.kept is None]:
+        lost = f"The agents of {', '.join(older[:5])} do not say whether they copy connections: upgrade them"
+        return [Fact("ConnectionsKept", ConditionStatus.UNKNOWN, "NotSaid", f"{lost}.")]
     if len(said) < 2:  # one host alone copies to nobody
         return []
     return [Fact("ConnectionsKept", True, "Copied", "Open connections go on when another host takes over.")]
@@ -479,6 +485,25 @@ def _trouble(scope: Scope, where: str | None) -> Lack | None:
         some = ", ".join(sorted(scope.orders)) or "a host"
         return Lack("NotActive", f"No host says yet that it routes; {some} is told to.", stalled=False)
     return None
+
+
+NOT_TOLD = "HostsNotTold"
+
+
+def was_ready(router: Router) -> bool:
+    """By its own record."""
+    ready = router.status.condition("Ready")
+    return ready is not None and ready.status is ConditionStatus.TRUE
+
+
+def _behind(scope: Scope, where: str | None) -> Lack | None:
+    """That hosts which the router is new to do not take its packets yet. Of one that was Ready nobody says so: changes that
+    others cause are on their way to hosts all the time."""
+    waiting = sorted(scope.untold - scope.silent)
+    if where is None or not waiting or was_ready(scope.router):
+        return None
+    some = ", ".join(waiting[:5]) + (", ..." if len(waiting) > 5 else "")
+    return Lack(NOT_TOLD, f"Host {where} routes; {some}, with interfaces of its networks, hear of it.", stalled=False)
 
 
 def _together(lack: Lack | None, trouble: Lack | None) -> Lack | None:

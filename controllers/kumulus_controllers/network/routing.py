@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 
 from kumulus.api.addresses import Address
 from kumulus.api.fabric import Host
-from kumulus.api.host import WorkOrder, WorkType
-from kumulus.api.network import NetworkInterface
+from kumulus.api.host import WorkOrder, WorkState, WorkType
+from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.network.gateway_hosts import GatewayHosts
 from kumulus_controllers.network.gateway_plan import Candidate
 from kumulus_controllers.network.networks import UID, Networks
-from kumulus_controllers.orders import FOR_UID, host_of
+from kumulus_controllers.orders import FOR_UID, done, host_of
 from kumulus_controllers.planning import ways
 
 TO_EXTERNAL = "to-external"
@@ -73,6 +73,24 @@ class Routing:
     def orders_for(self, gateway_uid: str) -> dict[str, WorkOrder]:
         """The orders of a gateway, by host."""
         return {host_of(order): order for order in self.orders.by(FOR_UID, f"{WorkType.GATEWAY}/{gateway_uid}")}
+
+    def untold(self, networks: Iterable[Network], host: str | None) -> frozenset[str]:
+        """Hosts that have these networks and take no packets of that host yet: they are not told of it, or have not done
+        so. One that could not is not waited for."""
+        end = self.networks.underlays([host]).get(host) if host is not None else None
+        if end is None:
+            return frozenset()
+        orders = (
+            order for network in networks for order in self.orders.by(FOR_UID, f"{WorkType.SEGMENT}/{network.uid}")
+        )
+        return frozenset(
+            host_of(order)
+            for order in orders
+            if host_of(order) != host
+            and not order.deleting
+            and order.status.state is not WorkState.FAILED
+            and not (done(order) and order.spec.segment is not None and end in order.spec.segment.peers)
+        )
 
     def floating_by(self, router: Router) -> list[FloatingIP]:
         """The floating addresses that a router has, the oldest first."""

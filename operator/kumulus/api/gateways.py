@@ -150,10 +150,14 @@ class GatewayFacts(Model):
     """What is so of a gateway on this host."""
 
     active: bool = Field(default=False, description="Whether its addresses are here.")
+    kept: bool | None = Field(
+        default=None,
+        description="Whether connections that are open and translated go on when another host takes over; empty when the agent"
+        " does not say, as those do that are older than this field.",
+    )
     unkept: str | None = Field(
         default=None,
-        description="Why connections that are open and translated would break when another host takes over; empty when they"
-        " would go on, or there is nothing to keep.",
+        description="Why they would break; empty when they would go on, or there is nothing to keep.",
         max_length=512,
     )
     balancer: BalancingFacts | None = Field(default=None, description="What is so of a load balancer.")

@@ -66,10 +66,12 @@ def _icmp(peer: str) -> Protocol:
 
 
 class Nft:
-    """As much of nftables as these chains need: what a packet with these fields comes to."""
+    """As much of nftables as these chains need: what a packet with these fields comes to. A mark that is set and seen is that
+    of a rule that lets it through."""
 
     def __init__(self, rules: Ruleset, family: str, fields: Mapping[tuple[str, str], object]) -> None:
         self._rules, self._family, self._fields = rules, family, fields
+        self.let = False
 
     def verdict(self, chain: str) -> str | None:
         for rule in self._rules.chains[self._family, chain].rules:
@@ -83,12 +85,19 @@ class Nft:
                         return found
                 elif what in ("accept", "drop"):
                     return what
+                elif what == "return":
+                    return None
+                elif what == "mangle":
+                    self.let = self.let or "|" in how["value"]
                 else:
                     assert what in ("counter",), what
         return None
 
     def _matches(self, how: Mapping[str, Any]) -> bool:
         left = how["left"]
+        if "&" in left:
+            assert left == {"&": [{"meta": {"key": "mark"}}, filtering.LET]}
+            return self.let
         key = (
             ("meta", left["meta"]["key"]) if "meta" in left else (left["payload"]["protocol"], left["payload"]["field"])
         )
@@ -126,7 +135,10 @@ def by_nftables(known: Sequence[FilterGroup], way: Way, opening: Opening) -> boo
     chain = next(
         name for _, name in rules.chains if re.fullmatch(rf"{way}-{names.short(NETWORK)}-[0-9a-f]{{10}}", name)
     )
-    return Nft(rules, "inet", fields).verdict(chain) == "accept"
+    passing = Nft(rules, "inet", fields)
+    verdict = passing.verdict(chain)
+    assert passing.let is (verdict is None), "it either goes on, or is dropped"
+    return passing.let
 
 
 def by_ovn(known: Sequence[FilterGroup], way: Way, opening: Opening) -> bool:

@@ -43,16 +43,16 @@ def test_a_new_member_is_one_element_of_a_set() -> None:
     assert len(elements) == 1
     assert elements[0]["add"]["element"]["elem"] == ["10.20.30.99"]  # type: ignore[index]
     others = {name for _, _, name in said(commands)} - {f"members4-{names.short(NETWORK)}-{WEB}"}
-    assert others == {"pass", "known"}, "only the number that connections are marked with changes besides"
+    assert others == {"judge", "known"}, "only the number that connections are marked with changes besides"
 
 
 def test_a_port_that_comes_and_goes_touches_no_other() -> None:
     before, after = render(layout()), render(layout().with_port(port(20)))
     tap = names.tap(nic_uid(20))
     touched = {name for _, kind, name in said(changes(before, after)) if kind in ("chain", "rule")}
-    assert touched == {f"enter-{tap}", f"from-{tap}", f"to-{tap}", f"count-{tap}", "pass", "known"}
+    assert touched == {f"enter-{tap}", f"ask-{tap}", f"to-{tap}", f"count-{tap}", "judge", "known"}
     touched = {name for _, kind, name in said(changes(after, before)) if kind in ("chain", "rule")}
-    assert touched == {f"enter-{tap}", f"from-{tap}", f"to-{tap}", f"count-{tap}", "pass", "known"}
+    assert touched == {f"enter-{tap}", f"ask-{tap}", f"to-{tap}", f"count-{tap}", "judge", "known"}
 
 
 def test_what_is_barred_passes_nothing_until_its_order_comes_again() -> None:
@@ -60,7 +60,8 @@ def test_what_is_barred_passes_nothing_until_its_order_comes_again() -> None:
     everything = {*here.networks, *here.places}
     rules = render(here.barring(everything))
     assert rules.chains["bridge", "entry"] == render(here).chains["bridge", "entry"], "frames are still looked at"
-    assert not any(rules.maps["bridge", name].ways for name in ("enters", "passes", "reaches"))
+    assert not any(rules.maps["bridge", name].ways for name in ("enters", "asks", "reaches"))
+    assert rules.marks["bridge", "marks"].marks == {}
     again = here.barring(everything).with_network(order())
     assert names.tunnel(NETWORK) in render(again).maps["bridge", "enters"].ways
     assert names.tap(nic_uid(11)) not in render(again).maps["bridge", "enters"].ways
@@ -82,7 +83,7 @@ def test_numbers_are_kept_and_given_again() -> None:
 
 def test_connections_have_to_show_themselves_again_when_anything_changes() -> None:
     def number(rules: object) -> str:
-        return json.dumps(rules.chains["inet", "pass"].rules[0].does)  # type: ignore[attr-defined]
+        return json.dumps(rules.chains["inet", "judge"].rules[1].does)  # type: ignore[attr-defined]
 
     numbers = {
         number(render(layout())),

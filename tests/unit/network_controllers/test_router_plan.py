@@ -441,9 +441,19 @@ def test_a_router_that_reaches_one_of_its_interfaces_keeps_a_floating_address() 
 def test_what_hosts_say_of_open_connections_is_a_condition() -> None:
     choice = Choice(("h1", "h2"))
 
-    def kept(choice: Choice = choice, silent: tuple[str, ...] = (), **unkept: str) -> Condition | None:
+    def kept(
+        choice: Choice = choice, silent: tuple[str, ...] = (), older: tuple[str, ...] = (), **unkept: str
+    ) -> Condition | None:
         orders = {
-            host: ordered(host, active=host == "h1", gateway={"active": host == "h1", "unkept": unkept.get(host)})
+            host: ordered(
+                host,
+                active=host == "h1",
+                gateway={
+                    "active": host == "h1",
+                    "unkept": unkept.get(host),
+                    "kept": None if host in older else host not in unkept,
+                },
+            )
             for host in ("h1", "h2")
         }
         status = router_plan.derive_status(scope(orders=orders, silent=frozenset(silent)), HELD, choice, None, NOW)
@@ -456,8 +466,57 @@ def test_what_hosts_say_of_open_connections_is_a_condition() -> None:
     assert said is not None
     assert (said.status, said.reason) == ("False", "NotCopied")
     assert "host h2: install the package conntrackd." in said.message
+    said = kept(older=("h2",))
+    assert said is not None
+    assert (said.status, said.reason) == ("Unknown", "NotSaid"), (
+        "an agent that is older than the field promises nothing"
+    )
+    assert "h2" in said.message
     assert kept(Choice(("h1",), short=1)) is None, "no other host can take over"
     assert kept(silent=("h2",)) is None, "nobody knows how the other one is"
     assert kept(silent=("h2",), h2="install the package conntrackd.") is None
     alone = router_plan.derive_status(scope(router=router(highAvailability=False)), HELD, choice, None, NOW)
     assert not [one for one in alone.conditions if one.type == "ConnectionsKept"]
+
+
+def test_a_new_router_is_ready_when_the_hosts_of_its_networks_know_the_one_that_routes() -> None:
+    def said(untold: tuple[str, ...], silent: tuple[str, ...] = (), ready: str | None = None) -> tuple[str | None, str]:
+        before = [{"type": "Ready", "status": ready, "lastTransitionTime": NOW}] if ready else []
+        found = scope(
+            router=router({"conditions": before}),
+            orders={"h1": ordered("h1", active=True)},
+            untold=frozenset(untold),
+            silent=frozenset(silent),
+        )
+        status = router_plan.derive_status(found, HELD, Choice(("h1",), short=1), None, NOW)
+        told = status.condition("Ready")
+        assert told is not None
+        return told.reason, told.message or ""
+
+    assert said(())[0] == "Active"
+    reason, message = said(("h3",))
+    assert reason == "HostsNotTold"
+    assert "h3" in message
+    assert said(("h3",), ready="False")[0] == "HostsNotTold"
+    assert said(("h3",), silent=("h3",))[0] == "Active", "nobody waits for who is not heard of"
+    assert said(("h3",), ready="True")[0] == "Active", "changes are on their way to hosts all the time"
+
+
+def test_a_floating_address_of_a_new_router_is_active_when_its_packets_arrive() -> None:
+    web = allocated("web", "10.0.0.7")
+    item = floating("a", {"router": "gw"}, target={"interface": "web"})
+    does = router_plan.function(scope(floating=(item,), interfaces={"web": web}), HELD)
+    told = ordered("h1", active=True)
+    gateway = router_plan.order(scope(), HELD, does, "h1", ("h1",), {})
+    told = told.model_copy(update={"spec": told.spec.model_copy(update={"gateway": gateway})})
+
+    def phase(reason: str, **known: object) -> str | None:
+        ready = {"type": "Ready", "status": "False", "reason": reason, "lastTransitionTime": NOW}
+        way = router({"activeHost": "h1", "externalNetwork": EXTERNAL.uid, "conditions": [ready]})
+        one = floating("a", {"router": "gw", **known}, target={"interface": "web"})
+        found = floating_plan.Scope(one, EXTERNAL, PHYSICAL, {"web": web}, (way,), orders={"h1": told})
+        return floating_plan.derive_status(found, one.status.address, way, None, NOW).phase
+
+    assert phase("HostsNotTold") == "Pending"
+    assert phase("SourceNATRequired") == "Active"
+    assert phase("HostsNotTold", host="h1") == "Active", "it had the address before"

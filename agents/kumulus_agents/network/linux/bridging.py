@@ -1,9 +1,13 @@
 """The part of the rules that sees frames: who may say to be whom, and what is plugged into what. Pure.
 
-A table of family `bridge`. A frame is looked at three times: when it enters a bridge (`entry`: is the sender who it says
-it is), when the bridge knows where it goes (`passage`: both ends get into its mark, for `filtering`), and when it leaves
-(`leaving`: the mark is taken off, for nobody else shall take it for his own). Devices that the maps do not know pass
-nothing on our bridges, so that no guest and no stranger's device can be early. Other bridges of the host are passed by.
+A table of family `bridge`. A frame is looked at twice: when it enters a bridge (`entry`: is the sender who it says it is),
+and when the bridge knows where it goes (`passage`: both ends get into its mark, for `filtering`, which takes it off, because
+nobody else shall take it for his own; off what `filtering` does not see it is taken before a tunnel). Devices that the
+maps do not know pass nothing on our bridges, so that no guest and no stranger's device can be early. Other bridges of the
+host are passed by.
+
+Each frame between guests comes this way, so what most frames are comes first. The sender is looked up twice because a mark
+that is set on entry would meet rules of other software on its way here, and some clear marks of everything (Calico's do).
 
 Sources: what guests must not do is RFC 826 and 5227 (ARP), RFC 4861 and 6105 (ND, RA), RFC 6980 (ND in fragments),
 RFC 2131 and 8415 (DHCP).
@@ -25,6 +29,7 @@ from kumulus_agents.network.linux.expressions import (
     any_of,
     everything,
     field,
+    looked_up,
     masked,
     match,
     meta,
@@ -35,14 +40,17 @@ from kumulus_agents.network.linux.expressions import (
     ways,
 )
 from kumulus_agents.network.linux.layout import OPEN, SERVED, Layout, Place
-from kumulus_agents.network.linux.ruleset import Chain, Json, Members, Name, Rule, Ruleset, Ways
+from kumulus_agents.network.linux.ruleset import Chain, Json, Marks, Name, Rule, Ruleset, Ways
 
 FAMILY = "bridge"
 FROM_SHIFT = 16
+FROM = 0x7FFF << FROM_SHIFT
+TO = 0x7FFF
+"""Of a packet's mark: who sends it, and who gets it."""
 BOTH_OPEN = OPEN << FROM_SHIFT | OPEN
 
-ENTRY, PASSAGE, LEAVING = -300, -200, 300
-"""Priorities: before the bridge learns an address, before br_netfilter's part of the passage, before its part of the end."""
+ENTRY, PASSAGE = -300, -200
+"""Priorities: before the bridge learns an address, before br_netfilter's part of the passage."""
 
 _PLUGGED = (names.TAP, names.TUNNEL, names.SERVICE, names.LEG)
 _ADVERTISEMENT, _SOLICITATION = 136, 135
@@ -58,9 +66,9 @@ def render(layout: Layout) -> Ruleset:
     """The table."""
     chains: dict[Name, Chain] = {}
     enters: dict[str | int, str] = {}
-    passes: dict[str | int, str] = {}
+    marks: dict[str, int] = {}
     reaches: dict[str | int, str] = {}
-    devices: set[str] = set()
+    asks: dict[str | int, str] = {}
 
     def chain(name: str, rules: Iterator[Rule]) -> str:
         chains[FAMILY, name] = Chain(tuple(rules))
@@ -68,24 +76,21 @@ def render(layout: Layout) -> Ruleset:
 
     for uid, network in sorted(layout.networks.items()):
         service, tunnel = names.service(uid), names.tunnel(uid)
-        devices |= {service, tunnel}
-        enters[service] = ""
-        passes[service] = chain(f"from-{service}", _from_service())
-        enters[tunnel] = chain(f"enter-{tunnel}", _enter_tunnel(network.order))
-        passes[tunnel] = chain(f"from-{tunnel}", _from_tunnel())
+        enters[service], marks[service] = "", SERVED << FROM_SHIFT | OPEN
+        reaches[service] = chain(f"to-{service}", _to_service())
+        enters[tunnel], marks[tunnel] = chain(f"enter-{tunnel}", _enter_tunnel(network.order)), BOTH_OPEN
         reaches[tunnel] = chain(f"to-{tunnel}", _to_tunnel(network.order))
         for gateway, leg in layout.legs_in(uid):
             device = names.leg(gateway, uid)
-            enters[device] = chain(f"enter-{device}", _enter_leg(uid, leg.mac))
-            passes[device] = chain(f"from-{device}", _from_leg())
+            enters[device], marks[device] = chain(f"enter-{device}", _enter_leg(uid, leg.mac)), BOTH_OPEN
             reaches[device] = chain(f"to-{device}", _to_leg(leg.mac))
         for place in layout.ports_of(uid):
             tap = names.tap(place.port.nic.uid)
-            devices.add(tap)
-            enter, leave, reach = _port(network.order.subnets, place)
-            for name, made in ((f"enter-{tap}", enter), (f"from-{tap}", leave), (f"to-{tap}", reach)):
+            enter, ask, reach = _port(network.order.subnets, place)
+            for name, made in ((f"enter-{tap}", enter), (f"ask-{tap}", ask), (f"to-{tap}", reach)):
                 chains[FAMILY, name] = made
-            enters[tap], passes[tap], reaches[tap] = f"enter-{tap}", f"from-{tap}", f"to-{tap}"
+            enters[tap], asks[tap], reaches[tap] = f"enter-{tap}", f"ask-{tap}", f"to-{tap}"
+            marks[tap] = place.number << FROM_SHIFT | OPEN
     chains |= {
         (FAMILY, "entry"): Chain(
             (Rule((ways(meta("iifname"), "enters"),)), *_none("iifname", "a device that nobody ordered")),
@@ -94,29 +99,24 @@ def render(layout: Layout) -> Ruleset:
         ),
         (FAMILY, "passage"): Chain(
             (
-                Rule((ways(meta("iifname"), "passes"),)),
-                *_none("iifname", "a device that nobody ordered"),
-                *_none("oifname", "from a device that nobody ordered"),
+                Rule((set_to(meta("mark"), looked_up(meta("iifname"), "marks")),)),
+                Rule((ways(meta("oifname"), "reaches"),)),
+                *_none("oifname", "to a device that nobody ordered"),
             ),
             "forward",
             PASSAGE,
         ),
         (FAMILY, "to-host"): Chain(_none("iifname", "the host is not in the network"), "input", PASSAGE),
         (FAMILY, "from-host"): Chain(_none("oifname", "the host is not in the network"), "output", PASSAGE),
-        (FAMILY, "leaving"): Chain(
-            tuple(Rule((_prefix("oifname", prefix), set_to(meta("mark"), 0), ACCEPT)) for prefix in _PLUGGED),
-            "postrouting",
-            LEAVING,
-        ),
     }
     return Ruleset(
         chains,
-        {(FAMILY, "devices"): Members("ifname", frozenset(devices))},
-        {
+        maps={
             (FAMILY, "enters"): Ways("ifname", enters),
-            (FAMILY, "passes"): Ways("ifname", passes),
             (FAMILY, "reaches"): Ways("ifname", reaches),
+            (FAMILY, "asks"): Ways("ifname", asks),
         },
+        marks={(FAMILY, "marks"): Marks("ifname", marks)},
     )
 
 
@@ -143,18 +143,23 @@ def _accept(*conditions: Json) -> Rule:
     return Rule((*conditions, ACCEPT))
 
 
-def _from_service() -> Iterator[Rule]:
-    """From what serves the network: to guests of this host only."""
-    yield _drop(_prefix("oifname", names.TUNNEL), comment="each host serves its own guests")
-    yield Rule((set_to(meta("mark"), BOTH_OPEN),))
-    yield _accept(match(meta("oifname"), "@devices"))
-    yield _drop(comment="to a device that nobody ordered")
+_ELSEWHERE = "each host serves its own guests"
+
+
+def _to_service() -> Iterator[Rule]:
+    """To what serves the network: from guests of this host only."""
+    yield Rule((ways(meta("iifname"), "asks"),))
+    yield _drop(comment=_ELSEWHERE)
+
+
+def _not_served() -> Rule:
+    return _drop(_prefix("iifname", names.SERVICE), comment=_ELSEWHERE)
 
 
 def _enter_tunnel(order: SegmentOrder) -> Iterator[Rule]:
     mac = names.service_mac(order.uid)
     for side in ("saddr", "daddr"):
-        yield _drop(field("ether", side, mac), comment="each host serves its own guests")
+        yield _drop(field("ether", side, mac), comment=_ELSEWHERE)
     if order.uplink is not None:  # others are on that wire than hosts, which keep their guests from this
         for subnet in order.subnets:
             if is_v4(subnet.service):
@@ -167,39 +172,26 @@ def _enter_tunnel(order: SegmentOrder) -> Iterator[Rule]:
     yield Rule((ACCEPT,))
 
 
-def _from_tunnel() -> Iterator[Rule]:
-    yield _drop(_prefix("oifname", names.SERVICE), comment="each host serves its own guests")
-    yield Rule((set_to(meta("mark"), BOTH_OPEN),))
-    yield Rule((ways(meta("oifname"), "reaches"),))
-    yield _drop(comment="to a device that nobody ordered")
-
-
 def _to_tunnel(order: SegmentOrder) -> Iterator[Rule]:
-    yield _drop(field("ether", "daddr", names.service_mac(order.uid)), comment="each host serves its own guests")
+    yield _not_served()
+    yield _drop(field("ether", "daddr", names.service_mac(order.uid)), comment=_ELSEWHERE)
     if order.uplink is not None and order.subnets and order.dhcp:  # a server there would keep an address for each guest
-        yield _drop(field("ether", "type", "ip"), field("udp", "dport", 67), comment="each host serves its own guests")
-        yield _drop(
-            field("ether", "type", "ip6"), field("udp", "dport", 547), comment="each host serves its own guests"
-        )
+        yield _drop(field("ether", "type", "ip"), field("udp", "dport", 67), comment=_ELSEWHERE)
+        yield _drop(field("ether", "type", "ip6"), field("udp", "dport", 547), comment=_ELSEWHERE)
+    yield Rule((match(meta("protocol"), any_of(["ip", "ip6"]), "!="), set_to(meta("mark"), 0)))
     yield Rule((ACCEPT,))
 
 
 def _enter_leg(network: str, mac: str) -> Iterator[Rule]:
     """From a gateway, which speaks for many addresses with one MAC. What it may send is its own rules' business."""
-    yield _drop(field("ether", "daddr", names.service_mac(network)), comment="each host serves its own guests")
+    yield _drop(field("ether", "daddr", names.service_mac(network)), comment=_ELSEWHERE)
     yield _accept(field("ether", "saddr", mac))
     yield _drop(comment="not its own")
 
 
-def _from_leg() -> Iterator[Rule]:
-    yield _drop(_prefix("oifname", names.SERVICE), comment="each host serves its own guests")
-    yield Rule((set_to(meta("mark"), BOTH_OPEN),))
-    yield Rule((ways(meta("oifname"), "reaches"),))
-    yield _drop(comment="to a device that nobody ordered")
-
-
 def _to_leg(mac: str) -> Iterator[Rule]:
     """To a gateway: what is for it, or for many."""
+    yield _not_served()
     one = match(masked({"payload": {"base": "ll", "offset": 0, "len": 8}}, 1), 0)
     yield _drop(one, field("ether", "daddr", mac, "!="), comment="for another guest")
     yield Rule((ACCEPT,))
@@ -208,40 +200,37 @@ def _to_leg(mac: str) -> Iterator[Rule]:
 @lru_cache(maxsize=1 << 14)
 def _port(subnets: tuple[Subnet, ...], place: Place) -> tuple[Chain, Chain, Chain]:
     """A port's chains. Rendered once, for a host has many ports and one of them changes."""
-    rules = (_enter_port(subnets, place), _from_port(place), _to_port(place))
-    enter, leave, reach = (Chain(tuple(part)) for part in rules)
-    return enter, leave, reach
+    rules = (_enter_port(subnets, place), _ask(place), _to_port(place))
+    enter, ask, reach = (Chain(tuple(part)) for part in rules)
+    return enter, ask, reach
 
 
-def _from_port(place: Place) -> Iterator[Rule]:
+def _ask(place: Place) -> Iterator[Rule]:
+    """From a guest to what serves its network."""
     own: list[object] = [address for address in place.port.nic.addresses if is_v4(address)]
     asks = field("ip", "daddr", names.METADATA)
     is_another = (field("ip", "saddr", any_of(own), "!="),) if own else ()
-    yield Rule((set_to(meta("mark"), place.number << FROM_SHIFT | OPEN),))
-    yield Rule((ways(meta("oifname"), "reaches"),))
-    yield _drop(_prefix("oifname", names.SERVICE), asks, *is_another, comment="metadata is told by who asks")
+    yield _drop(asks, *is_another, comment="metadata is told by who asks")
     if place.port.nic.pairs:  # what serves the network would have each of many addresses as a neighbour
         for protocol, nobody in (("ip", ["0.0.0.0"]), ("ip6", ["::", _LINK_LOCAL])):  # noqa: S104 - has none yet
             its = [address for address in place.port.nic.addresses if is_v4(address) is (protocol == "ip")]
             is_other = field(protocol, "saddr", any_of([*its, *nobody]), "!=")
-            yield _drop(_prefix("oifname", names.SERVICE), is_other, comment="served by its own address")
-    served = set_to(meta("mark"), place.number << FROM_SHIFT | SERVED)
-    yield Rule((_prefix("oifname", names.SERVICE), served, ACCEPT))
-    yield _drop(comment="to a device that nobody ordered")
+            yield _drop(is_other, comment="served by its own address")
+    yield Rule((set_to(meta("mark"), place.number << FROM_SHIFT | SERVED), ACCEPT))
 
 
 def _to_port(place: Place) -> Iterator[Rule]:
-    """To a guest: what is for it or for many, in no more than its bandwidth."""
+    """To a guest: what is for it or for many, in no more than its bandwidth. What serves it does not count."""
     nic = place.port.nic
     one = match(masked({"payload": {"base": "ll", "offset": 0, "len": 8}}, 1), 0)
     macs: list[object] = [*sorted({nic.mac, *(pair.mac for pair in nic.pairs if pair.mac)})]
-    kept = {"|": [masked(meta("mark"), 0xFFFF << FROM_SHIFT), place.number]}
-    mark = set_to(meta("mark"), kept)
+    mark = set_to(meta("mark"), {"|": [masked(meta("mark"), FROM), place.number]})
     if not (nic.bandwidth and nic.bandwidth.inbound):
         yield Rule((field("ether", "daddr", any_of(macs)), mark, ACCEPT))  # most frames
     yield _drop(one, field("ether", "daddr", any_of(macs), "!="), comment="for another guest")
     if nic.bandwidth and nic.bandwidth.inbound:
-        yield _drop(over(nic.bandwidth.inbound), comment="over its bandwidth")
+        is_other = match(masked(meta("mark"), FROM), SERVED << FROM_SHIFT, "!=")
+        yield _drop(is_other, over(nic.bandwidth.inbound), comment="over its bandwidth")
     yield Rule((mark, ACCEPT))
 
 

@@ -23,12 +23,10 @@ from kumulus_agents.network.linux.ruleset import Ruleset
 from kumulus_agents.network.linux.service import Service
 from kumulus_agents.network.linux.settings import LinuxSettings
 from kumulus_agents.network.linux.tables import Tables
+from kumulus_agents.network.linux.watching import Watch
 from kumulus_agents.network.protocol import Dropped, NetworkError, Plug, Uplinks
 
 log = structlog.get_logger(__name__)
-
-GUARD_SECONDS = 1.0
-"""How often it is asked whether nftables has changed."""
 
 
 class LinuxNetwork(RecordedNetwork):
@@ -38,8 +36,8 @@ class LinuxNetwork(RecordedNetwork):
         super().__init__(settings)
         self._settings = settings
         self._tables = Tables(settings)
-        self._pause = GUARD_SECONDS
         self._vlans = False
+        self._watch = Watch(self._tables.disturbed, self._mend_whole)
         self._limits = Limits(connections=settings.connections, vxlan_port=settings.vxlan_port)
 
     async def prepare(self) -> None:
@@ -65,18 +63,8 @@ class LinuxNetwork(RecordedNetwork):
         return await asyncio.to_thread(drops.parse, listings, layout)
 
     async def guard(self) -> Sequence[str]:
-        """See `NetworkDriver.guard`. Asks the kernel each second for one number. Rules are compared when it has changed, and
-        that takes no more than a tenth of the time, whatever else changes nftables on the host."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(self._pause)
-            if not self._tables.disturbed():
-                continue
-            began, self._pause = loop.time(), GUARD_SECONDS
-            wrong = await self._mend_whole()
-            self._pause = max(GUARD_SECONDS, 10 * (loop.time() - began))
-            if wrong:
-                return wrong
+        """See `NetworkDriver.guard`. Asks the kernel each second for one number; rules are compared when it has changed."""
+        return await self._watch.until_wrong()
 
     # Rules
 

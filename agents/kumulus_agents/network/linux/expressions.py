@@ -71,6 +71,11 @@ def ways(key: Json, name: str) -> Json:
     return {"vmap": {"key": key, "data": f"@{name}"}}
 
 
+def looked_up(key: Json, name: str) -> Json:
+    """What the map has for it, as a value. A rule goes on only if there is something."""
+    return {"map": {"key": key, "data": f"@{name}"}}
+
+
 def ways_of(key: Json, where: Mapping[int, str]) -> Json:
     """Go to the chain of the value, for a key that no map has a type for."""
     return {"vmap": {"key": key, "data": {"set": [[value, jump(chain)] for value, chain in sorted(where.items())]}}}

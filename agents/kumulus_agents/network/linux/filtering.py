@@ -1,7 +1,8 @@
 """The part of the rules that sees connections: security groups. Pure.
 
 A table of family `inet`, entered through br_netfilter because the kernel tracks connections of a bridge there. `bridging`
-has put both ends into the packet's mark. The passage has three stages; an end that is filtered elsewhere passes its own:
+has put both ends into the packet's mark. `judge` lets packets of known connections pass at once, and takes the mark off. Others
+go through three stages; an end that is filtered elsewhere passes its own:
 
 * `leave`: may the port that sends it open, or answer, this connection;
 * `reach`: may the port that gets it;
@@ -9,14 +10,16 @@ has put both ends into the packet's mark. The passage has three stages; an end t
   guest fills the host's table; then it is marked with both its ends, differing (XOR) by a number that follows from all
   these rules and members.
 
-What serves the network may be reached by every port.
+What serves the network may be reached by every port, and reaches each.
 
-Packets of a connection that is marked with the very ends they are between, and with the number of these rules, pass all
-stages at once. Others are judged: where a frame goes is said by its MAC, and who is allowed to send a packet to a device may
+Packets of a connection that is marked with the very ends they are between, and with the number of these rules, are known.
+Others are judged: where a frame goes is said by its MAC, and who is allowed to send a packet to a device may
 not be allowed to send the same packet to another. When anything changes, so does the number, and each connection has to show
 again, with its next packet in either direction, that it is allowed: an answer is held against the same rules, read the
 other way round. So connections that are still allowed go on, the others are cut by the transaction that changes the rules.
 What goes the way of the connection's first packet marks it, answers do not.
+
+A group's rule that fits says so by a bit of the mark, `LET`, for what it is asked by still has other questions.
 
 In a network without ranges a guest may send as any address, so an answer is what goes between the same ends as the question,
 and nothing else. There connections are marked with the ends alone, and each packet is judged.
@@ -31,7 +34,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from kumulus.api.addresses import is_v4
 from kumulus.api.segments import FilterGroup, FilterRule, Ports, Protocol
 from kumulus_agents.network.linux import names
-from kumulus_agents.network.linux.bridging import BOTH_OPEN, FROM_SHIFT
+from kumulus_agents.network.linux.bridging import BOTH_OPEN, FROM, FROM_SHIFT, TO
 from kumulus_agents.network.linux.expressions import (
     ACCEPT,
     COUNTER,
@@ -54,12 +57,16 @@ from kumulus_agents.network.linux.expressions import (
     ways_of,
 )
 from kumulus_agents.network.linux.gateway_links import LINK_VNI
-from kumulus_agents.network.linux.layout import KNOWN, LIMITS, OPEN, SERVED, Layout, Limits, Network
+from kumulus_agents.network.linux.layout import LIMITS, OPEN, SERVED, Layout, Limits, Network
 from kumulus_agents.network.linux.ruleset import Chain, Json, Members, Name, Rule, Ruleset, Ways
 
 FAMILY = "inet"
 ZONES = -450
 """Priority: before fragments are put together, which must not be mixed between networks."""
+JUDGE = -400
+"""Priority: before other software's rules, which may change marks."""
+LET = 0x8000
+"""Of a packet's mark: a group's rule lets it through."""
 GATEWAYS = "gateways"
 """In place of a network's short name: the link between gateways."""
 
@@ -73,11 +80,7 @@ def render(layout: Layout, limits: Limits = LIMITS) -> Ruleset:
     sets: dict[Name, Members] = {}
     zones: dict[str | int, str] = {}
     stages: dict[str, dict[str | int, str]] = {
-        "leaves": {OPEN << FROM_SHIFT: ""},
-        "answers": {OPEN << FROM_SHIFT: ""},
-        "reached": {OPEN: "", SERVED: ""},
-        "answered": {OPEN: "", SERVED: ""},
-        "counted": {},
+        stage: {} for stage in ("leaves", "answers", "reached", "answered", "counted")
     }
     for uid, network in sorted(layout.networks.items()):
         short = names.short(uid)
@@ -104,37 +107,24 @@ def render(layout: Layout, limits: Limits = LIMITS) -> Ruleset:
             chains[FAMILY, count] = _count(limits)
             stages["counted"] |= {place.number << FROM_SHIFT: count, place.number: count}
         chains |= {(FAMILY, name): chain for name, chain in made.items()}
-    maps = {(FAMILY, name): Ways("mark", ways) for name, ways in stages.items()}
+    maps = {(FAMILY, name): Ways("mark", ways, for_good=name != "counted") for name, ways in stages.items()}
     maps[FAMILY, "zones"] = Ways("ifname", zones)
     chains |= {
         (FAMILY, "zone"): Chain((Rule((ways(meta("iifname"), "zones"),)),), "prerouting", ZONES),
-        (FAMILY, "leave"): Chain(tuple(_stage("leaves", "answers", 0xFFFF << FROM_SHIFT)), "forward", 0),
-        (FAMILY, "reach"): Chain(tuple(_stage("reached", "answered", 0xFFFF)), "forward", 1),
+        (FAMILY, "leave"): Chain(tuple(_leave())),
+        (FAMILY, "reach"): Chain(tuple(_reach())),
+        (FAMILY, "unranged"): Chain(tuple(_unranged())),
     }
     sets |= _ends(layout)
     number = _number(Ruleset(chains, sets, maps))
-    chains[FAMILY, "pass"] = Chain(tuple(_pass(number)))
-    first = (_in_state("new"), match(ct("mark"), 0))
-    opening = (_in_state("new", "established"), match(ct("direction"), "original"))
-    chains[FAMILY, "known"] = Chain(
-        (
-            Rule((match(meta("mark"), KNOWN), ACCEPT)),
-            _elsewhere(),
-            *(Rule((*first, ways(masked(meta("mark"), bits), "counted"))) for bits in (0xFFFF << FROM_SHIFT, 0xFFFF)),
-            Rule((*opening, _UNRANGED, set_to(ct("mark"), meta("mark")), ACCEPT)),
-            Rule((*opening, set_to(ct("mark"), differing(meta("mark"), number)))),
-        ),
-        "forward",
-        2,
-    )
+    chains[FAMILY, "judge"] = Chain(tuple(_judge(number)), "forward", JUDGE)
+    chains[FAMILY, "known"] = Chain(tuple(_known(number)))
     tunnels = _tunnels(layout)
     chains |= tunnels.chains
     chains[FAMILY, "to-host"] = Chain((*_entrance(layout, limits), *_uplinks()), "input", 0)
     return Ruleset(chains, {**sets, **tunnels.sets}, maps)
 
 
-_LOW, _HIGH = 0xFFFF, 0xFFFF << FROM_SHIFT
-"""Of a packet's mark: who gets it, and who sends it. Of a connection's: the same of its first packet."""
 _UNRANGED: Json = match(meta("iifname"), "@unranged")
 """In a network where guests may send as any address."""
 
@@ -155,26 +145,57 @@ def _ends(layout: Layout) -> dict[Name, Members]:
     }
 
 
-def _pass(number: int) -> Iterator[Rule]:
-    """Packets of connections that were judged, errors of ICMP about them included."""
-    known = (set_to(meta("mark"), KNOWN), ACCEPT)
-    for direction in ("original", "reply"):
-        yield Rule((_in_state("new", "established", "related"), *_between_its_ends(direction, number), *known))
+_PASS = (set_to(meta("mark"), 0), ACCEPT)
+
+
+def _judge(number: int) -> Iterator[Rule]:
+    """All that is between devices of our bridges. Most packets are of connections that are known, and go no further than the
+    first three rules."""
+    yield Rule((match(meta("iifname"), f"{names.BRIDGE}*", "!="), ACCEPT), "nobody's business here")
+    for direction in ("original", "reply"):  # errors of ICMP about them included
+        yield Rule((*_between_its_ends(direction, number), *_PASS))
+    # On its way between a tunnel and a gateway, which have their own rules. This host may have seen only parts of the
+    # connection, when a gateway's other host was active: what the kernel says of its state means nothing.
+    yield Rule((match(meta("mark"), BOTH_OPEN), *_PASS))
+    yield Rule((match(masked(meta("mark"), FROM), SERVED << FROM_SHIFT), *_PASS), "from what serves the network")
+    nd = (match(meta("l4proto"), "ipv6-icmp"), _in_state("untracked"))
+    yield Rule((match(meta("mark"), 0, "!="), *nd, *_PASS), "ND and MLD: bridging saw to them")
+    elsewhere = match(masked(meta("mark"), FROM), OPEN << FROM_SHIFT)
+    errors = match(meta("l4proto"), any_of(_ICMP))
+    yield Rule((errors, _in_state("related"), elsewhere, *_PASS), "errors from where they are filtered")
+    yield Rule((_UNRANGED, jump("unranged")))
+    yield from (Rule((jump(stage),)) for stage in ("leave", "reach", "known"))
+    yield Rule(_PASS)
+
+
+def _unranged() -> Iterator[Rule]:
+    """Where guests may send as any address."""
     icmp = match(meta("l4proto"), any_of(_ICMP))
     for direction in ("original", "reply"):
-        yield Rule((_UNRANGED, icmp, _in_state("related"), *_between_its_ends(direction), *known))
-    answer = (_UNRANGED, _in_state("established"), match(ct("direction"), "reply"))
-    yield Rule((*answer, *_between_its_ends("reply"), RETURN))
+        yield Rule((icmp, _in_state("related"), *_between_its_ends(direction), *_PASS))
+    answer = (_in_state("established"), match(ct("direction"), "reply"))
+    yield Rule((_in_state("established"), *_between_its_ends("reply"), RETURN))
     yield Rule((*answer, COUNTER, DROP), "not between the ends of its connection")
 
 
 def _between_its_ends(direction: str, number: int = 0) -> Iterator[Json]:
     """That the connection is marked with the ends of this packet, differing by the number."""
     yield match(ct("direction"), direction)
-    for bits in (_LOW, _HIGH):
+    for bits in (0xFFFF, 0xFFFF0000):
         of_it = bits if direction == "original" else bits ^ 0xFFFFFFFF
         marked, differs = masked(ct("mark"), of_it), number & of_it
         yield match(pair(masked(meta("mark"), bits), differing(marked, differs) if differs else marked), "@same-end")
+
+
+def _known(number: int) -> Iterator[Rule]:
+    """What was let through: counted for both ends if it is new, and marked."""
+    new = (_in_state("new"), match(ct("mark"), 0))
+    for bits in (FROM, TO):
+        yield Rule((*new, ways(masked(meta("mark"), bits), "counted")))
+    opening = (_in_state("new", "established"), match(ct("direction"), "original"))
+    ends = masked(meta("mark"), FROM | TO)
+    yield Rule((*opening, _UNRANGED, set_to(ct("mark"), ends), RETURN))
+    yield Rule((*opening, set_to(ct("mark"), differing(ends, number))))
 
 
 def _number(rules: Ruleset) -> int:
@@ -190,33 +211,23 @@ def _in_state(*states: str) -> Json:
     return match(ct("state"), list(states) if len(states) > 1 else states[0], "in")
 
 
-def _elsewhere() -> Rule:
-    """What is not on our bridges is nobody's business here."""
-    return Rule((match(meta("iifname"), f"{names.BRIDGE}*", "!="), ACCEPT))
+def _leave() -> Iterator[Rule]:
+    """What the end that sends it says. A packet without a mark has not come through `bridging`, and goes nowhere."""
+    sender = masked(meta("mark"), FROM)
+    tracked = _in_state("new", "established")
+    yield Rule((tracked, match(sender, OPEN << FROM_SHIFT), RETURN))
+    yield Rule((tracked, match(sender, 0, "!="), match(masked(meta("mark"), TO), SERVED), RETURN))
+    yield from _stage(sender, "leaves", "answers")
 
 
-def _stage(opens: str, answers: str, bits: int) -> Iterator[Rule]:
-    """One end's part. A packet without a mark has not come through `bridging`, and goes nowhere."""
-    end = masked(meta("mark"), bits)
-    first = bits != 0xFFFF
-    if not first:
-        yield Rule((match(meta("mark"), KNOWN), ACCEPT))
-    yield _elsewhere()
-    if first:
-        # On its way between a tunnel and a gateway, which have their own rules. This host may have seen only parts of the
-        # connection, when a gateway's other host was active: what the kernel says of its state means nothing.
-        yield Rule((match(meta("mark"), BOTH_OPEN), set_to(meta("mark"), KNOWN), ACCEPT))
-        # Most packets are of connections that are known.
-        yield Rule((match(end, 0, "!="), jump("pass")))
-    icmp = match(meta("l4proto"), any_of(_ICMP))
-    yield Rule(
-        (match(meta("l4proto"), "ipv6-icmp"), _in_state("untracked"), ACCEPT), "ND and MLD: bridging saw to them"
-    )
-    elsewhere = match(masked(meta("mark"), _HIGH), OPEN << FROM_SHIFT)
-    yield Rule((icmp, _in_state("related"), elsewhere, ACCEPT), "errors from where they are filtered")
-    if first:
-        served = match(masked(meta("mark"), 0xFFFF), SERVED)
-        yield Rule((match(end, 0, "!="), served, _in_state("new", "established"), ACCEPT))
+def _reach() -> Iterator[Rule]:
+    """What the end that gets it says."""
+    target = masked(meta("mark"), TO)
+    yield Rule((_in_state("new", "established"), match(target, any_of([OPEN, SERVED])), RETURN))
+    yield from _stage(target, "reached", "answered")
+
+
+def _stage(end: Json, opens: str, answers: str) -> Iterator[Rule]:
     yield Rule((_in_state("new", "established"), match(ct("direction"), "original"), ways(end, opens)))
     yield Rule((_in_state("established"), match(ct("direction"), "reply"), ways(end, answers)))
     yield Rule((COUNTER, DROP), "no group lets it through")
@@ -263,12 +274,12 @@ def _entrance(layout: Layout, limits: Limits) -> Iterator[Rule]:
 
 
 def _any_group(short: str, groups: Sequence[str], way: str) -> Chain:
-    return Chain(
-        (
-            *(Rule((jump(f"{way}-{short}-{group}"),)) for group in groups),
-            Rule((COUNTER, DROP), "no group lets it through"),
-        )
-    )
+    let = match(masked(meta("mark"), LET), LET)
+    off = set_to(meta("mark"), masked(meta("mark"), FROM | TO))
+    rules: list[Rule] = []
+    for group in groups:
+        rules += (Rule((jump(f"{way}-{short}-{group}"),)), Rule((let, off, RETURN)))
+    return Chain((*rules, Rule((COUNTER, DROP), "no group lets it through")))
 
 
 def _members(network: Network) -> dict[Name, Members]:
@@ -310,7 +321,10 @@ def _rules(
     elif rule.protocol is not Protocol.ANY:
         what.append(match(meta("l4proto"), _TRAFFIC[rule.protocol]))
     for where in _where(short, rule, side, known):
-        yield Rule((*where, *what, COUNTER, ACCEPT), comment)
+        yield Rule((*where, *what, COUNTER, _LETS, RETURN), comment)
+
+
+_LETS = set_to(meta("mark"), {"|": [meta("mark"), LET]})
 
 
 def _where(short: str, rule: FilterRule, side: str, known: Collection[str]) -> Iterator[tuple[Json, ...]]:

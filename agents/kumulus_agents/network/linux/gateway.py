@@ -129,7 +129,8 @@ class Gateway:
         """What is so of it. Members are told of where it is active: nobody else reaches them."""
         active = await self._active(order)
         if not active or order.balancer is None:
-            return GatewayFacts(active=active, unkept=await self._replication.unkept(order) or None)
+            unkept = await self._replication.unkept(order) or None
+            return GatewayFacts(active=active, kept=unkept is None, unkept=unkept)
         try:
             members = await self._balancer.facts(order.balancer)
         except NetworkError:  # it is being started, or is made so again soon

@@ -12,11 +12,10 @@ from kumulus_agents.network.protocol import NetworkError, Port
 
 OPEN = 1
 """In place of a port's number: an end that is filtered elsewhere or not at all."""
-SERVED = 0xFFFF
-"""In place of the number of the port that gets it: what serves the network."""
-LAST = 0xFFFE
-KNOWN = 0xFFFFFFFF
-"""In place of both ends' numbers: a packet of a connection that was judged by these very rules."""
+SERVED = 0x7FFF
+"""In place of a port's number: what serves the network."""
+LAST = 0x7FFE
+"""The highest number: a packet's mark has both ends' and a bit that rules use."""
 
 
 @dataclass(frozen=True, slots=True)

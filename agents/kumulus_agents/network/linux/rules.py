@@ -18,4 +18,5 @@ def render(layout: Layout, limits: Limits = LIMITS) -> Ruleset:
         {**frames.chains, **connections.chains},
         {**frames.sets, **connections.sets},
         {**frames.maps, **connections.maps},
+        frames.marks,
     )

@@ -60,6 +60,16 @@ class Ways:
     type: str
     ways: Mapping[str | int, str]
     """The name of a chain; empty: accept."""
+    for_good: bool = False
+    """Whether what ends the chain goes on where the one with the map was called from (goto)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """A map from values to what a packet is marked with."""
+
+    type: str
+    marks: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,7 @@ class Ruleset:
     chains: Mapping[Name, Chain] = field(default_factory=dict)
     sets: Mapping[Name, Members] = field(default_factory=dict)
     maps: Mapping[Name, Ways] = field(default_factory=dict)
+    marks: Mapping[Name, Marks] = field(default_factory=dict)
     learned: Mapping[Name, Learned] = field(default_factory=dict)
 
 
@@ -101,6 +112,14 @@ def changes(old: Ruleset, new: Ruleset) -> list[Json]:
     for name, ways in new.maps.items():
         if name not in old.maps:
             said.append({"add": {"map": _at(name) | {"type": ways.type, "map": "verdict"}}})
+    for name, marks in new.marks.items():
+        if name not in old.marks:
+            said.append({"add": {"map": _at(name) | {"type": marks.type, "map": "mark"}}})
+        now_marks, before_marks = (
+            set(these.marks[name].marks.items()) if name in these.marks else set() for these in (new, old)
+        )
+        said += _elements("delete", name, [list(one) for one in sorted(before_marks - now_marks)])
+        said += _elements("add", name, [list(one) for one in sorted(now_marks - before_marks)])
     for name, chain in new.chains.items():
         if name not in old.chains:
             said.append({"add": {"chain": _at(name) | _hook(chain)}})
@@ -110,14 +129,14 @@ def changes(old: Ruleset, new: Ruleset) -> list[Json]:
     for name in changed:
         said += [_rule(name, rule) for rule in new.chains[name].rules]
     for name in {**old.maps, **new.maps}:
-        before_ways = old.maps[name].ways if name in old.maps else {}
-        now_ways = new.maps[name].ways if name in new.maps else {}
+        before_ways, now_ways = (_ways(these.maps.get(name)) for these in (old, new))
         said += _elements("delete", name, _pairs(before_ways, now_ways))
         said += _elements("add", name, _pairs(now_ways, before_ways))
     said += [{"delete": {"chain": _at(name)}} for name in gone]
     said += [{"delete": {"set": _at(name)}} for name in old.sets if name not in new.sets]
     said += [{"delete": {"set": _at(name)}} for name in old.learned if name not in new.learned]
     said += [{"delete": {"map": _at(name)}} for name in old.maps if name not in new.maps]
+    said += [{"delete": {"map": _at(name)}} for name in old.marks if name not in new.marks]
     return said
 
 
@@ -140,12 +159,16 @@ def _members(these: Members | None) -> frozenset[str | tuple[int, int]]:
     return frozenset(these.members) if these else frozenset()
 
 
-def _pairs(these: Mapping[str | int, str], not_these: Mapping[str | int, str]) -> list[object]:
-    return [
-        [key, {"jump": {"target": target}} if target else {"accept": None}]
-        for key, target in these.items()
-        if not_these.get(key) != target
-    ]
+def _ways(these: Ways | None) -> dict[str | int, Json]:
+    """Verdicts, as nft reads them."""
+    if these is None:
+        return {}
+    verb = "goto" if these.for_good else "jump"
+    return {key: {verb: {"target": to}} if to else {"accept": None} for key, to in these.ways.items()}
+
+
+def _pairs(these: Mapping[str | int, Json], not_these: Mapping[str | int, Json]) -> list[object]:
+    return [[key, verdict] for key, verdict in these.items() if not_these.get(key) != verdict]
 
 
 def _elements(verb: str, name: Name, elements: Sequence[object]) -> list[Json]:

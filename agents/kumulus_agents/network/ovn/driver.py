@@ -20,6 +20,7 @@ from kumulus_agents.network.linux.links import Link
 from kumulus_agents.network.linux.programs import run
 from kumulus_agents.network.linux.recorded import RecordedNetwork
 from kumulus_agents.network.linux.service import Service
+from kumulus_agents.network.linux.watching import Watch
 from kumulus_agents.network.ovn import host, names
 from kumulus_agents.network.ovn.apart import Apart
 from kumulus_agents.network.ovn.databases import Databases
@@ -33,7 +34,6 @@ from kumulus_agents.network.protocol import Dropped, NetworkDriver, Plug, Uplink
 
 log = structlog.get_logger(__name__)
 
-GUARD_SECONDS = 1.0
 HEARD = "This host heard what was for others."
 
 
@@ -49,6 +49,7 @@ class OvnNetwork(RecordedNetwork):
         self._tunnels = Tunnels(settings, self._databases, self._uplinked)
         self._guards = Guards(settings, self._databases)
         self._apart = Apart(settings)
+        self._watch = Watch(self._apart.disturbed, self._put_apart)
         self._cabling = Plugged(settings, self._databases, self._tunnels, self._uplinked)
 
     async def prepare(self) -> None:
@@ -61,18 +62,12 @@ class OvnNetwork(RecordedNetwork):
     async def guard(self) -> Sequence[str]:
         """See `NetworkDriver.guard`. It is about what keeps guests from the host's own kernel, which is of nftables: flows and
         rows of OVN nobody else loads, as a firewall loads rules, and what is changed by hand waits for the next `mend`.
-        Asks the kernel each second for one number, and takes no more than a tenth of the time."""
-        loop, pause = asyncio.get_running_loop(), GUARD_SECONDS
-        while True:
-            await asyncio.sleep(pause)
-            if not self._apart.disturbed():
-                continue
-            began = loop.time()
-            async with self._lock:
-                wrong = await self._apart.ensure(self._databases.kind)
-            pause = max(GUARD_SECONDS, 10 * (loop.time() - began))
-            if wrong:
-                return (HEARD,)
+        Asks the kernel each second for one number."""
+        return await self._watch.until_wrong()
+
+    async def _put_apart(self) -> Sequence[str]:
+        async with self._lock:
+            return (HEARD,) if await self._apart.ensure(self._databases.kind) else ()
 
     async def uplinks(self) -> Uplinks:
         """See `NetworkDriver.uplinks`. Open vSwitch has VLANs whatever the kernel has."""
