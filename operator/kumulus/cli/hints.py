@@ -97,6 +97,7 @@ HINTS: Mapping[str, str] = {
     "NoRouter": _ROUTERS,
     "NoStandby": "With one host less it is gone: add a host, or make one able. " + _CAPABLE,
     "NotCopied": "Tell the operator: it routes all the same. On its hosts, `conntrackd` is missing or does not run.",
+    "NotSaid": "Tell the operator: the agents of its hosts are older than the controllers. It routes all the same.",
     "NotActive": _ITSELF + " If it lasts: `kumulusctl host list` shows whether its hosts are heard of.",
     "PhysicalNetworkNotFound": "The operator makes it: `kubectl get physicalnetworks`.",
     "RouteUnreachable": "`kumulusctl -n {namespace} router show {name}` shows its networks.",
