@@ -138,6 +138,7 @@ class VlanContract:
         with Tags(Wired(trunk.machine)) as tags, Sender(inside, [honest(party(inside), outsider)]):
             await eventually(lambda: tags.of(inside.nic.mac) == {101}, "what a guest sends does not come to the wire")
 
+    @pytest.mark.wide
     async def test_the_way_is_mended(self, world: World, trunk: Trunk) -> None:
         first, other = world.hosts
         net = await self.networks.network(world)
@@ -163,6 +164,7 @@ class VlanContract:
             assert device in str(error)
             await host.driver.remove_segment(order.uid)
 
+    @pytest.mark.wide
     async def test_another_device_becomes_the_way(self, world: World, trunk: Trunk) -> None:
         first, other = world.hosts
         net = await self.networks.network(world)
