@@ -1,7 +1,7 @@
 """Frames that guests must not send, and programs that send and see frames. Standard library only.
 
-`network_frames.py send [DEVICE]` sends the frames it reads as hexadecimal lines, over and over until its input ends, and says how
-many it sent. `network_frames.py see [DEVICE]` counts frames with a mark in them, and says so for each line of its input. `network_frames.py list
+`network_frames.py send [DEVICE [PAUSE]]` sends the frames it reads as hexadecimal lines, over and over until its input ends, each
+so many ms (1), and says how many it sent. `network_frames.py see [DEVICE]` counts frames with a mark in them, and says so for each line of its input. `network_frames.py list
 DEVICE` says who sent frames with which tags (802.1Q).
 """
 
@@ -227,7 +227,7 @@ def spoofs(me: Party, other: Party, service: Party, stranger: Party) -> dict[str
     return {what: frame.ljust(60, b"\0") for what, frame in made.items()}
 
 
-def sending(device: str) -> None:
+def sending(device: str, pause: int = 1) -> None:
     frames = []
     for line in sys.stdin:
         if not line.strip():
@@ -245,7 +245,7 @@ def sending(device: str) -> None:
                     sent += 1
                 except OSError:
                     pass  # the device is down yet, or its queue is full
-            if ends.poll(1):
+            if ends.poll(pause):
                 break
     sys.stdout.write(f"{sent}\n")
 
@@ -308,5 +308,8 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    does = {"send": sending, "see": seeing, "list": listing}
-    does[sys.argv[1]](sys.argv[2] if len(sys.argv) > 2 else DEVICE)
+    named = sys.argv[2] if len(sys.argv) > 2 else DEVICE
+    if sys.argv[1] == "send":
+        sending(named, int(sys.argv[3]) if len(sys.argv) > 3 else 1)
+    else:
+        (seeing if sys.argv[1] == "see" else listing)(named)

@@ -71,10 +71,12 @@ class Program:
 
 
 class Sender(Program):
-    """Sends frames over and over."""
+    """Sends frames over and over, with so many ms between."""
 
-    def __init__(self, guest: Guest | Within | Wired, frames: Sequence[bytes], device: str = "eth0") -> None:
-        super().__init__(guest, _FRAMES, "send", device)
+    def __init__(
+        self, guest: Guest | Within | Wired, frames: Sequence[bytes], device: str = "eth0", *, pause: int = 1
+    ) -> None:
+        super().__init__(guest, _FRAMES, "send", device, str(pause))
         self.sent = 0
         for frame in frames:
             self.tell(frame.hex())

@@ -18,6 +18,8 @@ from tests.contract.network_programs import Sender, Tags, Watcher, Wired
 from tests.contract.network_world import Host, Machine, World, eventually
 
 DEVICE = "trunk0"
+PAUSE = 20
+"""Milliseconds between frames: the wire takes each to everybody, and an emulated machine has to keep up."""
 VLANS = 4900
 """A network that would have VXLAN 5001 has VLAN 101."""
 
@@ -99,7 +101,7 @@ class VlanContract:
             lonely = await twin.guest(other, mac="02:00:00:00:02:02")
             assert (four(one), four(far)) == (four(theirs), four(lonely))
             with Watcher(lonely) as stranger, Watcher(far) as arrives:
-                with Sender(one, [honest(party(one), party(far))]):
+                with Sender(one, [honest(party(one), party(far))], pause=PAUSE):
                     await eventually(lambda: arrives.seen()[0] > 10, "the honest frame does not arrive")
                 assert stranger.seen() == (0, 0)
             assert tags.of(one.nic.mac) == {101}
@@ -129,15 +131,16 @@ class VlanContract:
         with Watcher(inside) as sees, Watcher(elsewhere) as other_sees, Watcher(far) as far_sees:
             astray = [tagged(103, frame), frame, tagged(101, honest(service, party(inside)))]
             astray += [tagged(101, lie) for lie in in_its_place(outsider, service)]
-            with Sender(Wired(trunk.machine), [*astray, tagged(102, honest(outsider, party(elsewhere)))]):
+            with Sender(Wired(trunk.machine), [*astray, tagged(102, honest(outsider, party(elsewhere)))], pause=PAUSE):
                 await eventually(lambda: other_sees.seen()[0] > 10, "VLAN 102 does not arrive")
             assert sees.seen() == (0, 0)
-            with Sender(Wired(trunk.machine), [tagged(101, frame)]):
+            with Sender(Wired(trunk.machine), [tagged(101, frame)], pause=PAUSE):
                 await eventually(lambda: sees.seen()[0] > 10, "VLAN 101 does not arrive")
             assert far_sees.seen()[1] == 0
-        with Tags(Wired(trunk.machine)) as tags, Sender(inside, [honest(party(inside), outsider)]):
+        with Tags(Wired(trunk.machine)) as tags, Sender(inside, [honest(party(inside), outsider)], pause=PAUSE):
             await eventually(lambda: tags.of(inside.nic.mac) == {101}, "what a guest sends does not come to the wire")
 
+    @pytest.mark.wide
     async def test_the_way_is_mended(self, world: World, trunk: Trunk) -> None:
         first, other = world.hosts
         net = await self.networks.network(world)
@@ -163,6 +166,7 @@ class VlanContract:
             assert device in str(error)
             await host.driver.remove_segment(order.uid)
 
+    @pytest.mark.wide
     async def test_another_device_becomes_the_way(self, world: World, trunk: Trunk) -> None:
         first, other = world.hosts
         net = await self.networks.network(world)
