@@ -476,17 +476,42 @@ class HypervisorContract:
         for _ in range(2):
             await hypervisor.suspend(uid)
             off = await the(hypervisor, running)
-            assert (off.state, off.saved, off.started_at) == (DomainState.STOPPED, True, None)
-        assert [one.saved for one in await hypervisor.domains() if one.marks.uid == uid] == [True]
+            assert (off.state, off.saved, off.started_at) == (DomainState.STOPPED, running.marks.epoch, None)
+        assert [one.saved for one in await hypervisor.domains() if one.marks.uid == uid] == [running.marks.epoch]
         await heard.about(uid)
         await world.cut()
         await world.heal()
         await heard.about("", 5)
-        assert (await the(hypervisor, running)).saved
+        assert (await the(hypervisor, running)).saved == running.marks.epoch
         woken = replace(running.marks, restarts=7)
         for _ in range(2):
             await hypervisor.wake(replace(running, marks=woken))
             assert await the(hypervisor, running) == replace(before, marks=woken)
+
+    async def test_a_memory_of_another_placement_is_not_woken(
+        self, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        await hypervisor.suspend(running.marks.uid)
+        newer = replace(running.marks, epoch=running.marks.epoch + 1)
+        await hypervisor.mark(running.marks.uid, newer)
+        with pytest.raises(HypervisorError) as refused:
+            await hypervisor.wake(replace(running, marks=newer))
+        assert refused.value.reason == "WakeFailed"
+        off = await the(hypervisor, running)
+        assert (off.state, off.saved) == (DomainState.STOPPED, running.marks.epoch)
+
+    async def test_a_guest_keeps_a_volume_that_its_memory_knows(self, world: World, hypervisor: Hypervisor) -> None:
+        spec, disk = world.spec(), world.volume()
+        uid = spec.marks.uid
+        await hypervisor.start(replace(spec, disks=(*spec.disks, disk)))
+        await hypervisor.suspend(uid)
+        await hypervisor.detach_disk(uid, disk.volume or "")
+        assert (await the(hypervisor, spec)).volumes == {disk.volume}
+        with pytest.raises(HypervisorError) as refused:
+            await hypervisor.wake(spec)
+        assert refused.value.reason == "WakeFailed"
+        await hypervisor.wake(replace(spec, disks=(*spec.disks, disk)))
+        assert (await the(hypervisor, spec)).state is DomainState.RUNNING
 
     async def test_a_guest_that_is_to_be_paused_wakes_halted(self, hypervisor: Hypervisor, running: DomainSpec) -> None:
         await hypervisor.suspend(running.marks.uid)
@@ -505,11 +530,11 @@ class HypervisorContract:
         if by == "drop":
             for _ in range(2):
                 await hypervisor.drop_memory(uid)
-                assert not (await the(hypervisor, running)).saved
+                assert (await the(hypervisor, running)).saved is None
             await hypervisor.wake(running)
             assert (await the(hypervisor, running)).state is DomainState.STOPPED
         after = await hypervisor.start(running)
-        assert (after.state, after.saved) == (DomainState.RUNNING, False)
+        assert (after.state, after.saved) == (DomainState.RUNNING, None)
         assert after.started_at is not None and after.started_at > (before.started_at or 0)
 
     # Disks that come and go

@@ -141,7 +141,7 @@ class Instances:
     def _halted(self, instance: InstanceOrder, domain: Domain) -> bool:
         return (
             domain.state is DomainState.PAUSED
-            and instance.power is PowerState.RUNNING
+            and instance.power in (PowerState.RUNNING, PowerState.SUSPENDED)
             and self._steps.halted_for_a_moment(instance.uid)
         )
 

@@ -380,13 +380,21 @@ def _suspend(scope: Scope) -> Plan:
 
 def _nothing_to_suspend(scope: Scope) -> Plan:
     """Note that it is to be off, and leave it off: there is no memory to keep."""
+    if stale := _stale_memory(scope):
+        return Plan(stale)
     message = "it is off, so there is no memory to keep; it boots when it is wanted to run"
     return Plan((*_remark(scope, PowerState.STOPPED), *_partings(scope)), state=WorkState.STOPPED, message=message)
 
 
 def _stay_suspended(scope: Scope) -> Plan:
     """Leave it off, and its memory where it is."""
-    return Plan(_remark(scope, PowerState.SUSPENDED), state=WorkState.SUSPENDED)
+    if marked := _remark(scope, PowerState.SUSPENDED):
+        return Plan(marked)
+    held = [*_surplus(scope), *_surplus_nics(scope)]
+    if not held:
+        return Plan(state=WorkState.SUSPENDED)
+    message = "it keeps what was taken out of its spec until it is on again, or its memory is dropped"
+    return Plan(state=WorkState.SUSPENDED, reason="Detaching", message=message)
 
 
 def _wake(scope: Scope) -> Plan:
@@ -426,8 +434,15 @@ def _stop_within(scope: Scope, grace: float) -> Plan:
     )
 
 
+def _stale_memory(scope: Scope) -> tuple[Step, ...]:
+    """A memory of an older placement is worth nothing: its disks may have been written elsewhere."""
+    return (DropMemory(),) if scope.domain is not None and scope.domain.saved is not None else ()
+
+
 def _record_stop(scope: Scope) -> Plan:
     """Note that it is to be off, and leave it off."""
+    if stale := _stale_memory(scope):
+        return Plan(stale)
     return Plan((*_remark(scope, PowerState.STOPPED), *_partings(scope)), state=WorkState.STOPPED)
 
 

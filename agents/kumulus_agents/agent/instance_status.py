@@ -63,7 +63,8 @@ def _facts(scope: Scope, plan: Plan) -> InstanceFacts:
     before = scope.status.instance or InstanceFacts()
     marks, due = marks_of(scope), scope.memory.next_start_wall
     domain = scope.domain
-    on = domain if domain is not None and domain.state is not DomainState.STOPPED else None
+    kept = domain is not None and domain.saved is not None
+    on = domain if domain is not None and (kept or domain.state is not DomainState.STOPPED) else None
     return InstanceFacts(
         epoch=marks.epoch if marks is not None else None,
         started_at=_started_at(scope, before.started_at),
@@ -89,7 +90,7 @@ def _volumes(scope: Scope) -> tuple[str, ...]:
 def _nics(scope: Scope, before: InstanceFacts) -> tuple[NicFacts, ...]:
     """The interfaces of the order, and those that the guest has not let go of yet, by their old names where these are free."""
     domain = scope.domain
-    on = domain is not None and domain.state is not DomainState.STOPPED
+    on = domain is not None and (domain.saved is not None or domain.state is not DomainState.STOPPED)
     has = {nic.uid for nic in domain.nics} if domain is not None else set()
     found = {nic.name: NicFacts(name=nic.name, uid=nic.uid, attached=on and nic.uid in has) for nic in scope.order.nics}
     names = {fact.uid: fact.name for fact in before.nics}

@@ -99,7 +99,7 @@ class InstanceSteps:
             case Start(marks):
                 await self._start(instance, marks, slow, self._hypervisor.start)
             case Wake(marks):
-                await self._start(instance, marks, slow, self._hypervisor.wake)
+                await self._start(await self._as_kept(instance), marks, slow, self._hypervisor.wake)
             case Suspend():
                 await self._hypervisor.suspend(uid)
             case DropMemory():
@@ -152,6 +152,13 @@ class InstanceSteps:
             if image is not None and image.source_format in OPTICAL:
                 found[drive.name] = image.source
         return found
+
+    async def _as_kept(self, order: InstanceOrder) -> InstanceOrder:
+        """The order with what its memory knows of: what has come since is for when it is on."""
+        domain = await self._hypervisor.domain(order.uid)
+        has = domain.volumes if domain is not None else frozenset()
+        disks = tuple(disk for disk in order.disks if disk.volume is None or disk.volume in has)
+        return order.model_copy(update={"disks": disks, "drives": ()})
 
     async def _start(
         self, order: InstanceOrder, marks: Marks, slow: Callable[[], Awaitable[None]], begin: Begin

@@ -32,7 +32,7 @@ from kumulus_agents.agent.passphrases import Passphrases, encrypting
 from kumulus_agents.agent.pool import steady
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
-from kumulus_agents.agent.tidying import Tidying
+from kumulus_agents.agent.tidying import Tidying, suspended
 from kumulus_agents.agent.whereabouts import Whereabouts
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError, Quiesce, Still
 from kumulus_agents.storage.instants import Instants
@@ -199,6 +199,9 @@ class Snapshots:
         """The machine that is on and has any of the volumes."""
         volumes = {item.volume for item in wanted.items}
         domains = await self._hypervisor.domains()
+        for one in domains:
+            if one.saved is not None and volumes & one.volumes:
+                raise suspended(one.marks.name)
         found = [one for one in domains if one.state is not DomainState.STOPPED and volumes & one.volumes]
         if len(found) > 1:
             names = ", ".join(sorted(one.marks.name for one in found))

@@ -10,7 +10,7 @@ from kumulus_agents.agent.passphrases import Passphrases, encrypting
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
 from kumulus_agents.storage.pace import Pace
-from kumulus_agents.storage.protocol import Merge, ProgressListener, StorageDriver
+from kumulus_agents.storage.protocol import Merge, ProgressListener, StorageDriver, StorageError
 
 log = structlog.get_logger(__name__)
 
@@ -69,8 +69,22 @@ class Tidying:
         return domain.marks.uid
 
     async def user(self, volume: str) -> Domain | None:
-        """The machine that is on and has the volume."""
+        """The machine that is on and has the volume.
+
+        Raises `StorageError(reason="MachineSuspended")` when one has it that is suspended: its memory knows the volume as it is.
+        """
         for domain in await self._hypervisor.domains():
+            if domain.saved is not None and volume in domain.volumes:
+                raise suspended(domain.marks.name)
             if domain.state is not DomainState.STOPPED and volume in domain.volumes:
                 return domain
         return None
+
+
+def suspended(machine: str) -> StorageError:
+    """Nothing is done to a volume whose machine is suspended."""
+    return StorageError(
+        f"Machine {machine} is suspended and has the volume, and its memory knows the volume as it is now. Resume it, or stop"
+        " it: this goes on then.",
+        reason="MachineSuspended",
+    )

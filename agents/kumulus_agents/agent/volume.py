@@ -23,7 +23,7 @@ from kumulus_agents.agent.passphrases import Passphrases, encrypting
 from kumulus_agents.agent.pool import steady
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
-from kumulus_agents.agent.tidying import Tidying
+from kumulus_agents.agent.tidying import Tidying, suspended
 from kumulus_agents.agent.whereabouts import Whereabouts
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
 from kumulus_agents.storage.adoption import Adopting, not_offered
@@ -295,7 +295,10 @@ class Volumes:
 
     async def _grow(self, wanted: VolumeOrder, size: int, driver: StorageDriver) -> StoredVolume:
         volume = wanted.uid
-        machine = next((domain.marks.uid for domain in await self._having(volume) if _is_on(domain)), None)
+        domains = await self._having(volume)
+        if kept := next((domain for domain in domains if domain.saved is not None), None):
+            raise suspended(kept.marks.name)
+        machine = next((domain.marks.uid for domain in domains if _is_on(domain)), None)
 
         async def live(size: int) -> None:
             assert machine is not None

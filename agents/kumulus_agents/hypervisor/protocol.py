@@ -239,8 +239,9 @@ class Domain:
     """Virtual CPUs; of a domain that is off, those of its definition."""
     memory: int | None = None
     """Bytes; the same holds of it."""
-    saved: bool = False
-    """It is off, and its memory is kept: `wake` goes on from there."""
+    saved: int | None = None
+    """It is off, and its memory is kept: `wake` goes on from there. The epoch of the placement it is of. Its disks, drives,
+    interfaces and size are those of that memory then."""
     held: bool = False
     """It is halted, or its file systems are frozen, for a snapshot (`snapshot_disks`), and goes on without being resumed."""
 
@@ -440,14 +441,16 @@ class Hypervisor(Protocol):
     async def suspend(self, uid: str) -> None:
         """Write the guest's memory to the host's disk and take the power away; returns when that is done. Off or gone: nothing.
 
-        Raises `HypervisorError`, `NoSpace` among others; the guest goes on then.
+        Raises `HypervisorError`, with reason `SuspendRefused` when something is under way that forbids it, `NoSpace` among
+        others; the guest goes on then.
         """
 
     async def wake(self, spec: DomainSpec) -> None:
         """Let a guest go on whose memory is kept, with these marks, and its volumes where `spec` says they are now; halted when
         the marks want it Paused. What else `spec` says is for its next start. Nothing is kept, or it is on: nothing.
 
-        Raises `HypervisorError`, with reason `WakeFailed` when its memory cannot be used; it is kept then.
+        Raises `HypervisorError`, with reason `WakeFailed` when its memory cannot be used, is of another placement, or knows of
+        a volume that `spec` does not name; it is kept then.
         """
 
     async def drop_memory(self, uid: str) -> None:

@@ -383,8 +383,8 @@ class SimulatedHypervisor:
     async def drop_memory(self, uid: str) -> None:
         async with self._one_at_a_time(uid):
             host = self._reach()
-            if (domain := host.domains.get(uid)) is not None and domain.saved:
-                host.put(replace(domain, saved=False))
+            if (domain := host.domains.get(uid)) is not None and domain.saved is not None:
+                host.put(replace(domain, saved=None))
 
     async def remove(self, uid: str) -> None:
         async with self._one_at_a_time(uid):

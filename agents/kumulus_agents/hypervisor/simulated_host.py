@@ -115,14 +115,17 @@ class SimulatedHost:
         if domain is not None and domain.state is not DomainState.STOPPED:
             self._runs[uid] = domain.started_at
             off = replace(domain, state=DomainState.STOPPED, exit_reason=ExitReason.UNKNOWN, started_at=None)
-            self.put(replace(off, saved=True))
+            self.put(replace(off, saved=domain.marks.epoch))
 
     def woken(self, spec: DomainSpec) -> None:
         """The guest goes on from its memory, in the same run."""
         uid = spec.marks.uid
         domain = self.domains.get(uid)
-        if domain is None or not domain.saved:
+        if domain is None or domain.saved is None:
             return
+        known = {disk.volume for disk in spec.disks}
+        if domain.saved != spec.marks.epoch or domain.volumes - known:
+            raise HypervisorError("The simulated memory does not fit.", reason="WakeFailed")
         paths = {disk.volume: disk.path for disk in spec.disks if disk.volume is not None}
         state = DomainState.PAUSED if spec.marks.wanted is PowerState.PAUSED else DomainState.RUNNING
         self.put(
@@ -133,7 +136,7 @@ class SimulatedHost:
                 exit_reason=None,
                 started_at=self._runs.pop(uid, None),
                 disks=tuple(replace(disk, path=paths.get(disk.volume or "", disk.path)) for disk in domain.disks),
-                saved=False,
+                saved=None,
             )
         )
 

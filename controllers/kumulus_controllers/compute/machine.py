@@ -48,7 +48,7 @@ from kumulus_controllers.compute.resolve import (
 from kumulus_controllers.compute.restores import holding, restores
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.compute.seed import Seed, SeedProblem, gather
-from kumulus_controllers.compute.size import no_room, wanted_size
+from kumulus_controllers.compute.size import no_room, unsuited, wanted_size
 from kumulus_controllers.compute.wakeups import Wakeups
 from kumulus_controllers.orders import FOR_NAME, FOR_UID, NOT_BEGUN, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
@@ -217,6 +217,8 @@ class MachineReconciler:
             yield None, size
         elif (size.cpus, size.memory_bytes) == (instance.cpus, instance.memory):
             yield size, None
+        elif (problem := unsuited(scope, size)) is not None:
+            yield None, problem
         else:
             has = scope.vm.status.resources or size
             most = max(size.cpus, has.cpus), max(size.memory_bytes, has.memory_bytes)

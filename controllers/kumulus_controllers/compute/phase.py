@@ -101,7 +101,7 @@ def derive_status(
             )
         )
     instance = scope.order.status.instance if scope.order else None
-    found = sizes(before, resolution.size if resolution else size, instance)
+    found = sizes(before, resolution.size if resolution else size, instance, off=_without_a_guest(scope))
     facts.append(_restart_required(scope, found, too_large))
     facts.append(_progress(scope, phase, facts[0], problem))
     return VirtualMachineStatus(
@@ -163,6 +163,13 @@ def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
     if phase is wanted and scope.order is not None and _current(scope.order):
         return Fact(ready, True, str(phase), message)
     return Fact(ready, False, reason or str(phase), message)
+
+
+def _without_a_guest(scope: Scope) -> bool:
+    """Whether it is off for sure, by an answer to its order as it is now."""
+    if scope.order is None:
+        return True
+    return _current(scope.order) and scope.order.status.state in (WorkState.STOPPED, WorkState.BACK_OFF)
 
 
 def _restart_required(scope: Scope, found: Sizes, too_large: Problem | None) -> Fact:

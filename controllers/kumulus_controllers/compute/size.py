@@ -33,9 +33,13 @@ def granted(status: VirtualMachineStatus) -> ResolvedSize | None:
 
 def wanted_size(scope: Scope) -> ResolvedSize | Problem:
     """The size that the spec asks for, as it was resolved when it asked for that first; or why it cannot be had."""
-    spec, kept = scope.vm.spec, granted(scope.vm.status)
-    if kept is not None and _asked_for(spec, kept):
-        return kept
+    spec, status = scope.vm.spec, scope.vm.status
+    for kept in (status.pending_resources, status.resources):
+        if kept is not None and _asked_for(spec, kept):
+            return kept
+    if _from_before(scope):
+        assert status.resources is not None
+        return status.resources.model_copy(update={"instance_type": spec.instance_type})
     if spec.resources is not None:
         return ResolvedSize(cpus=spec.resources.cpus, memory=spec.resources.memory)
     offering = scope.instance_type
@@ -52,6 +56,14 @@ def wanted_size(scope: Scope) -> ResolvedSize | Problem:
     return ResolvedSize(cpus=offering.spec.cpus, memory=offering.spec.memory, instance_type=offering.name)
 
 
+def _from_before(scope: Scope) -> bool:
+    """Whether its status is of a controller that did not write down the type, and the spec is as it was then."""
+    vm = scope.vm
+    has = vm.status.resources
+    unsaid = has is not None and has.instance_type is None and vm.status.pending_resources is None
+    return unsaid and vm.spec.instance_type is not None and vm.status.observed_generation == vm.metadata.generation
+
+
 def _asked_for(spec: VirtualMachineSpec, size: ResolvedSize) -> bool:
     if spec.resources is None:
         return size.instance_type == spec.instance_type
@@ -59,10 +71,13 @@ def _asked_for(spec: VirtualMachineSpec, size: ResolvedSize) -> bool:
     return size.instance_type is None and (size.cpus, size.memory_bytes) == asked
 
 
-def sizes(status: VirtualMachineStatus, given: ResolvedSize | None, facts: InstanceFacts | None) -> Sizes:
-    """What it has and what it gets, when its order says `given` and its host says `facts` of it."""
-    given = given or granted(status)
+def sizes(status: VirtualMachineStatus, given: ResolvedSize | None, facts: InstanceFacts | None, *, off: bool) -> Sizes:
+    """What it has and what it gets, when its order says `given` and its host says `facts` of it. `off`: it has no guest, and
+    begins with what is given."""
+    given, has = given or granted(status), status.resources
     running = facts if facts is not None and facts.cpus is not None and facts.memory is not None else None
+    if running is None and not off and has is not None and given is not None:
+        return Sizes(has) if _same(has, given) else Sizes(has, given)
     if given is None or running is None or _is(given, running):
         return Sizes(given)
     if status.resources is not None and _is(status.resources, running):
@@ -70,15 +85,34 @@ def sizes(status: VirtualMachineStatus, given: ResolvedSize | None, facts: Insta
     return Sizes(ResolvedSize(cpus=running.cpus or 0, memory=from_bytes(running.memory or 0)), given)
 
 
+def _same(one: ResolvedSize, other: ResolvedSize) -> bool:
+    return (one.cpus, one.memory_bytes, one.instance_type) == (other.cpus, other.memory_bytes, other.instance_type)
+
+
 def _is(size: ResolvedSize, facts: InstanceFacts) -> bool:
     units = -(-size.memory_bytes // MEMORY_UNIT)
     return size.cpus == facts.cpus and units == -(-(facts.memory or 0) // MEMORY_UNIT)
 
 
-def no_room(size: ResolvedSize, lack: str) -> Problem:
+def unsuited(scope: Scope, size: ResolvedSize) -> Problem | None:
+    """Why a machine that has its place cannot have that size there, whatever room there is."""
+    labels = scope.host.metadata.labels if scope.host is not None else {}
+    wants = scope.instance_type.spec.host_selector if size.instance_type and scope.instance_type else {}
+    for key, value in wants.items():
+        if labels.get(key) != value:
+            return no_room(
+                size, f"its host is without label {key}={value}, which InstanceType {size.instance_type} asks for"
+            )
+    for image in scope.images.values():
+        if image.spec.min_memory is not None and size.memory_bytes < to_bytes(image.spec.min_memory):
+            return no_room(size, f"image {image.name} needs {image.spec.min_memory} of memory", reason="MemoryTooSmall")
+    return None
+
+
+def no_room(size: ResolvedSize, lack: str, *, reason: str = "NoRoomOnHost") -> Problem:
     """Its host cannot give it that size."""
     return Problem(
-        "NoRoomOnHost",
+        reason,
         f"It cannot have {size.cpus} CPUs and {size.memory} of memory: {lack}. It keeps the size it has until there is room"
         " or it asks for less.",
         VirtualMachineCondition.RESTART_REQUIRED,

@@ -165,7 +165,8 @@ class Fleet:
             yield None
         except BaseException:
             del self._larger[uid]
-            self.assign(uid, host, demand, pool_uid)
+            if self.where(uid) == host:
+                self.assign(uid, host, demand, pool_uid)
             raise
         del self._larger[uid]
 

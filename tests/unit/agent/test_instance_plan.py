@@ -91,7 +91,9 @@ def paused(**changes: Any) -> Domain:
 
 def kept(**changes: Any) -> Domain:
     """Its memory is on disk."""
-    return replace(off(ExitReason.UNKNOWN, **({"wanted": PowerState.SUSPENDED} | changes)), saved=True)
+    return replace(
+        off(ExitReason.UNKNOWN, **({"wanted": PowerState.SUSPENDED} | changes)), saved=changes.get("epoch", 3)
+    )
 
 
 def held(**changes: Any) -> Domain:
@@ -220,6 +222,9 @@ def test_situations(domain: Domain | None, status: WorkOrderStatus, row: Situati
         (kept(), STOPPED, (Wake(marks(wanted=STOPPED)),)),
         (kept(wanted=RUNNING), RUNNING, (Wake(marks()),)),
         (off(wanted=SUSPENDED), SUSPENDED, (Mark(marks(wanted=STOPPED)),)),
+        (kept(epoch=2), STOPPED, (DropMemory(),)),
+        (kept(epoch=2), SUSPENDED, (DropMemory(),)),
+        (replace(kept(), saved=2), STOPPED, (DropMemory(),)),
         (off(wanted=STOPPED), SUSPENDED, ()),
         (None, SUSPENDED, ()),
         (paused(wanted=PAUSED), STOPPED, (Mark(marks(wanted=STOPPED)),)),
@@ -406,14 +411,14 @@ class World:
             case Suspend():
                 assert domain is not None
                 off = replace(domain, state=DomainState.STOPPED, exit_reason=ExitReason.UNKNOWN)
-                self.domain = replace(off, saved=True)
+                self.domain = replace(off, saved=domain.marks.epoch)
             case Wake(new):
-                assert domain is not None and domain.saved, "woken without a memory"
-                assert domain.marks.epoch == new.epoch, "a memory of another placement was woken"
+                assert domain is not None and domain.saved is not None, "woken without a memory"
+                assert domain.saved == new.epoch, "a memory of another placement was woken"
                 self.domain = Domain(new, DomainState.RUNNING, started_at=wall)
             case DropMemory():
                 assert domain is not None
-                self.domain = replace(domain, saved=False)
+                self.domain = replace(domain, saved=None)
             case PressButton():
                 if self.obeys:
                     self._off(ExitReason.SHUTDOWN)
@@ -434,7 +439,7 @@ DOMAINS = st.none() | st.builds(
         state,
         exit_reason=why if state is DomainState.STOPPED else None,
         started_at=None if state is DomainState.STOPPED else WALL - 30,
-        saved=saved and state is DomainState.STOPPED,
+        saved=min(saved, epoch) if saved and state is DomainState.STOPPED else None,
     ),
     st.sampled_from(DomainState),
     st.sampled_from(ExitReason),
@@ -442,7 +447,7 @@ DOMAINS = st.none() | st.builds(
     st.sampled_from(PowerState),
     REQUESTS,
     st.integers(0, 20),
-    st.booleans(),
+    st.none() | st.integers(1, 5),
 )
 ORDERS = st.builds(
     lambda epoch, power, policy, request, mode, grace: order(
@@ -531,7 +536,7 @@ def _check_settled(world: World, wanted: InstanceOrder, status: WorkOrderStatus)
     ended = status.state is WorkState.STOPPED and wanted.power is not STOPPED
     if wanted.power is SUSPENDED:
         assert domain is None or domain.state is DomainState.STOPPED
-        assert domain is None or domain.marks.wanted is (SUSPENDED if domain.saved else STOPPED)
+        assert domain is None or domain.marks.wanted is (SUSPENDED if domain.saved is not None else STOPPED)
         return
     if ended:
         assert wanted.restart_policy is not RestartPolicy.ALWAYS

@@ -74,7 +74,20 @@ def test_a_guest_keeps_its_size_until_its_next_start(
 ) -> None:
     said = InstanceFacts(cpus=facts[0], memory=facts[1]) if facts is not None else None
     status = machine(status={"resources": SMALL}).status
-    assert sizes(status, size(given) if given else None, said) == found
+    assert sizes(status, size(given) if given else None, said, off=True) == found
+
+
+def test_nobody_takes_a_guest_for_off_that_was_not_said_to_be() -> None:
+    """An agent that does not say sizes, or has not read the order yet."""
+    status = machine(status={"resources": LARGE}).status
+    assert sizes(status, size(SMALL), InstanceFacts(), off=False) == Sizes(size(LARGE), size(SMALL))
+    assert sizes(status, size(LARGE), None, off=False) == Sizes(size(LARGE))
+    assert sizes(status, size(SMALL), InstanceFacts(), off=True) == Sizes(size(SMALL))
+
+
+def test_a_status_from_before_types_were_written_down_is_kept() -> None:
+    status = {"resources": SMALL, "observedGeneration": 2}
+    assert wanted(status, offering("s", LARGE), instanceType="s") == size(SMALL, "s")
 
 
 def running(order: WorkOrder, facts: dict[str, Any]) -> WorkOrder:

@@ -119,18 +119,23 @@ def with_disc(domain_xml: str, drive: str, disc: DiskSource | None) -> str | Non
 
 
 def with_volumes_of(domain_xml: str, other_xml: str) -> str:
-    """The domain, with those of its disks that are volumes where the other definition has them now: their file, or what it
-    stands on, may have changed while the domain was off."""
+    """The domain, with those of its disks that are volumes as the other definition has them now: their file, or what it
+    stands on, may have changed while the domain was off. Raises `LookupError` with the name of one that it has not got."""
     root, other = _root(domain_xml), _root(other_xml)
     now = {_volume(element): element for element in other.iterfind("devices/disk")}
     for element in root.iterfind("devices/disk"):
         volume = _volume(element)
-        found = now.get(volume) if volume is not None else None
-        if found is None:
+        if volume is None:
             continue
-        for child in [*element.findall("source"), *element.findall("backingStore"), *element.findall("mirror")]:
-            element.remove(child)
-        element.extend([*found.findall("source"), *found.findall("backingStore")])
+        found = now.get(volume)
+        if found is None:
+            raise LookupError(element.findtext("serial") or volume)
+        element.set("type", found.get("type", "file"))
+        for tag in ("driver", "source", "backingStore", "mirror"):
+            for child in element.findall(tag):
+                element.remove(child)
+            if tag != "mirror":
+                element.extend(found.findall(tag))
     return ElementTree.tostring(root, encoding="unicode")
 
 

@@ -74,6 +74,8 @@ UNDEFINE = (
 )
 NOWAIT = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
 ON = (DomainState.RUNNING, DomainState.PAUSED)
+SAVING_MOST = 2
+"""So many memories are written or read at once: it takes long, and libvirtd serves five calls of a connection."""
 
 
 def create(settings: Mapping[str, object]) -> Hypervisor:
@@ -98,6 +100,7 @@ class LibvirtHypervisor:
         self._resting = Resting(self._thaw)
         self._halts: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """By uid of the domain: who halts a guest lets it go on before another one halts it, or finds it halted."""
+        self._saving = asyncio.Semaphore(SAVING_MOST)
         self._holds = Holds(self._held, self._let_go, self._halt)
 
     # What the connection tells.
@@ -147,7 +150,10 @@ class LibvirtHypervisor:
         known, before = dict(self._records), self._changes
         found = await self._ask(functools.partial(listing.everything, known=known))
         if before == self._changes:
-            self._records = {entry.uuid: entry.record for entry in found}
+            # What a memory says is read each time: nobody tells when it is removed by hand.
+            self._records = {
+                entry.uuid: entry.record for entry in found if entry.record is None or entry.record.saved is None
+            }
         for entry in found:
             if entry.record is not None and entry.record.resting:
                 self._resting.see_to(entry.uuid)
@@ -276,11 +282,13 @@ class LibvirtHypervisor:
 
     async def suspend(self, uid: str) -> None:
         work = functools.partial(verbs.if_ours, uid, memory.keep)
-        await self._do_with_disks(uid, work, self._settings.suspend_timeout)
+        async with self._saving, self._halt(uid):
+            await self._do_with_disks(uid, work, self._settings.suspend_timeout)
 
     async def wake(self, spec: DomainSpec) -> None:
         work = functools.partial(memory.wake, spec, await self._platform())
-        await self._do_with_disks(spec.marks.uid, work, self._settings.suspend_timeout)
+        async with self._saving:
+            await self._do_with_disks(spec.marks.uid, work, self._settings.suspend_timeout)
 
     async def drop_memory(self, uid: str) -> None:
         await self._tell_of_device(uid, memory.drop)
@@ -335,7 +343,7 @@ class LibvirtHypervisor:
             nics=record.nics,
             cpus=record.size.cpus,
             memory=record.size.memory,
-            saved=state.is_saved(*told),
+            saved=record.saved,
         )
 
     async def _thaw(self, uid: str) -> bool:
@@ -421,6 +429,8 @@ def _observe(uid: str, connection: ConnectionHandle) -> tuple[Record, tuple[int,
         return None
     try:
         record = marks.read(handle.XMLDesc(0))
+        if record is not None and not handle.isActive() and handle.hasManagedSaveImage(0):
+            record = marks.with_memory(record, handle.managedSaveGetXMLDesc(0))
         return None if record is None else (record, verbs.state_now(handle))
     except libvirt.libvirtError as error:
         if is_code(error, libvirt.VIR_ERR_NO_DOMAIN):

@@ -47,14 +47,20 @@ def everything(connection: ConnectionHandle, *, known: Mapping[str, Record | Non
 
 
 def _with_saved(connection: ConnectionHandle, found: list[Entry]) -> list[Entry]:
-    """The same, with the reason `state.SAVED` where a memory is kept. One more call, when one of ours is off."""
+    """The same, with what memories say that are kept. One more call when one of ours is off, and one for each memory."""
     off = {entry.uuid for entry in found if entry.record and state.state_of(*entry.state) is DomainState.STOPPED}
     if not off:
         return found
     kept = {handle.UUIDString() for handle in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)}
-    return [
-        replace(entry, state=(entry.state[0], state.SAVED)) if entry.uuid in kept & off else entry for entry in found
-    ]
+    return [_saved(entry) if entry.uuid in kept & off else entry for entry in found]
+
+
+def _saved(entry: Entry) -> Entry:
+    try:
+        record = marks.with_memory(entry.record, entry.handle.managedSaveGetXMLDesc(0)) if entry.record else None
+    except libvirt.libvirtError:  # it goes on just now, or is gone
+        return entry
+    return replace(entry, record=record)
 
 
 def foreign(connection: ConnectionHandle, *, known: Mapping[str, Record | None]) -> Sequence[ForeignDomain]:

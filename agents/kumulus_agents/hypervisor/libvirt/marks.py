@@ -12,7 +12,7 @@ it is for whoever reads `virsh dumpxml`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 
@@ -61,6 +61,8 @@ class Record:
     resting: bool = False
     """Its guest was asked to bring its file systems to rest, and is not known to have gone on."""
     hold: Hold | None = None
+    saved: int | None = None
+    """The epoch of the placement that a memory which is kept is of. Devices and size are those of that memory."""
 
 
 def domain_name(uid: str) -> str:
@@ -127,6 +129,14 @@ def read(domain_xml: str) -> Record | None:
         root.find(f"metadata/{{{REST_NAMESPACE}}}rest") is not None,
         _hold(root.find(f"metadata/{{{HOLD_NAMESPACE}}}hold")),
     )
+
+
+def with_memory(record: Record, saved_xml: str) -> Record:
+    """What a domain that is off has, when the memory that is kept of it says so itself."""
+    kept = read(saved_xml)
+    if kept is None:
+        return replace(record, saved=0)
+    return replace(record, disks=kept.disks, drives=kept.drives, nics=kept.nics, size=kept.size, saved=kept.marks.epoch)
 
 
 def _marks(element: ElementTree.Element) -> Marks:

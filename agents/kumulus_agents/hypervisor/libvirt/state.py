@@ -44,9 +44,6 @@ PASSING_PAUSES = frozenset(
 NO_SPACE = 1000
 """Ours, beside libvirt's reasons of a pause: an I/O error for want of space, which libvirt tells per disk."""
 
-SAVED = 1001
-"""Ours as well, for a domain that is off: its memory is kept. libvirt's own reason of that is lost when it restarts."""
-
 PAUSES: Mapping[int, PauseReason] = {
     NO_SPACE: PauseReason.DISK_FULL,
     libvirt.VIR_DOMAIN_PAUSED_IOERROR: PauseReason.DISK_ERROR,
@@ -87,11 +84,6 @@ def state_of(state: int, reason: int) -> DomainState:
     if state == libvirt.VIR_DOMAIN_PAUSED and reason in PASSING_PAUSES:
         return DomainState.RUNNING
     return STATES.get(state, DomainState.STOPPED)
-
-
-def is_saved(state: int, reason: int) -> bool:
-    """Whether it is off and its memory is kept."""
-    return state_of(state, reason) is DomainState.STOPPED and reason == SAVED
 
 
 def exit_of(state: int, reason: int) -> ExitReason:

@@ -14,7 +14,7 @@ from kumulus.api.qos import Qos
 from kumulus_agents.hypervisor.libvirt import attached, domain_xml, iotune, marks, secrets, state
 from kumulus_agents.hypervisor.libvirt.errors import UNPLUGGING, is_code, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainNic, DomainState, Marks
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainNic, Marks
 from kumulus_agents.storage.source import DiskSource, RbdSource
 
 Verb = Callable[[DomainHandle], None]
@@ -169,15 +169,12 @@ def definitions(handle: DomainHandle) -> dict[int, str]:
 
 
 def state_now(handle: DomainHandle) -> tuple[int, int]:
-    """State and reason; the reason `state.NO_SPACE` for a guest that was paused because a disk is full, `state.SAVED` for
-    one that is off and whose memory is kept."""
+    """State and reason; the reason `state.NO_SPACE` for a guest that was paused because a disk is full."""
     now, why = handle.state()
     if now == libvirt.VIR_DOMAIN_PAUSED and why == libvirt.VIR_DOMAIN_PAUSED_IOERROR:
         with tolerating(libvirt.VIR_ERR_OPERATION_INVALID):
             if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in handle.diskErrors().values():
                 return now, state.NO_SPACE
-    if state.state_of(now, why) is DomainState.STOPPED and handle.hasManagedSaveImage(0):
-        return now, state.SAVED
     return now, why
 
 
