@@ -131,7 +131,9 @@ class Networks:
         if host.ovn:
             found += host.exec(["ovn-nbctl", "--bare", "--columns=name", "list", "Logical_Switch"]).stdout.split()
             found += host.exec(["ovs-vsctl", "list-ports", "br-int"]).stdout.split()
-            found += [name for name in host.exec(["ovs-vsctl", "list-br"]).stdout.split() if name.startswith("kf")]
+            found += [
+                name for name in host.exec(["ovs-vsctl", "list-br"]).stdout.split() if name.startswith(("kf", "kv"))
+            ]
         return found + daemons + re.findall(r"\bk[a-z][0-9a-f]{10}\b", rules)
 
 
