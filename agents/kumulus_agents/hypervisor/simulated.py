@@ -136,7 +136,7 @@ class SimulatedHypervisor:
         async with self._one_at_a_time(uid):
             host = self._reach()
             domain = host.domains.get(uid)
-            if domain is None or volume not in domain.volumes:
+            if domain is None or domain.saved is not None or volume not in domain.volumes:
                 return
             if domain.state is DomainState.STOPPED:
                 host.put(replace(domain, disks=tuple(disk for disk in domain.disks if disk.volume != volume)))
@@ -159,7 +159,7 @@ class SimulatedHypervisor:
         async with self._one_at_a_time(uid):
             host = self._reach()
             domain = host.domains.get(uid)
-            if domain is None or all(item.uid != nic for item in domain.nics):
+            if domain is None or domain.saved is not None or all(item.uid != nic for item in domain.nics):
                 return
             if domain.state is DomainState.STOPPED:
                 host.put(replace(domain, nics=tuple(item for item in domain.nics if item.uid != nic)))
