@@ -110,6 +110,39 @@ async def test_pause_and_resume(host: TestHost) -> None:
     assert host.machine.starts[uid] == 1
 
 
+async def test_a_suspended_machine_goes_on_in_the_same_run_after_a_restart_of_its_agent(host: TestHost) -> None:
+    async with host.running():
+        uid = await host.order()
+        before = await host.until_instance(uid, state="Running")
+        await host.change(uid, power="Suspended")
+        status = await host.until_instance(uid, state="Suspended")
+        assert (status["instance"]["cpus"], "reason" in status) == (1, False)
+    async with host.running():
+        await host.change(uid, power="Running")
+        after = await host.until_instance(uid, state="Running")
+        assert after["instance"]["startedAt"] == before["instance"]["startedAt"]
+        await host.change(uid, power="Suspended")
+        await host.until_instance(uid, state="Suspended")
+        await host.change(uid, power="Stopped")
+        status = await host.until_instance(uid, state="Stopped")
+        assert status["instance"]["lastExit"] == "shutdown"
+    assert host.machine.starts[uid] == 1
+
+
+async def test_a_memory_of_an_older_placement_is_dropped(host: TestHost) -> None:
+    async with host.running():
+        uid = await host.order(power="Running", epoch=1)
+        await host.until_instance(uid, state="Running")
+        await host.change(uid, power="Suspended")
+        await host.until_instance(uid, state="Suspended")
+        await host.change(uid, epoch=2, power="Stopped")
+        await host.until_instance(uid, state="Stopped")
+        assert host.machine.domains[uid].saved is None
+        await host.change(uid, power="Running")
+        await host.until_instance(uid, state="Running")
+    assert host.machine.starts[uid] == 2
+
+
 async def test_a_restart_request_restarts_exactly_once(host: TestHost) -> None:
     async with host.running():
         uid = await host.order()

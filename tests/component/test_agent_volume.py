@@ -339,3 +339,26 @@ async def test_a_long_copy_shows_its_work_and_ends_with_its_order(cluster: Nativ
         await host.until_volume(volume, state="Working", reason="Queued")
         await delete(host, volume_order_name(volume))
         assert not host.storage.state.volumes
+
+
+async def test_volumes_of_a_suspended_machine_are_left_alone_and_stay_its_own(real: TestHost) -> None:
+    async with real.running():
+        volume = await real.volume_order(size=GIB)
+        uid = await real.order(disks=[disk(volume)])
+        await real.until_attached(uid, volume)
+        await real.change(uid, power="Suspended")
+        await real.until_instance(uid, state="Suspended")
+        await real.change_volume(volume, size=2 * GIB)
+        status = await real.until_volume(volume, reason="MachineSuspended")
+        assert "is suspended and has the volume" in status["message"]
+        await real.change(uid, disks=[])
+        status = await real.until_instance(uid, state="Suspended", reason="Detaching")
+        assert status["instance"]["volumes"] == [volume]
+        await real.change(uid, power="Running")
+        status = await real.until_instance(uid, reason="WakeFailed")
+        assert "put it back" in status["message"] or "does not fit" in status["message"]
+        await real.change(uid, disks=[disk(volume)])
+        await real.until_attached(uid, volume, seconds=30)
+        status = await real.until_volume(volume, seconds=30, state="Ready", observedGeneration=2)
+        assert status["disk"]["virtualSize"] == 2 * GIB
+    assert real.machine.starts[uid] == 1

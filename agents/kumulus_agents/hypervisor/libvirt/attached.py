@@ -114,6 +114,9 @@ def with_disc(domain_xml: str, drive: str, disc: DiskSource | None) -> str | Non
         driver = element.find("driver")
         if driver is not None:
             driver.set("type", "raw")  # of an empty drive libvirt forgets it
+        target = element.find("target")
+        if target is not None:
+            target.attrib.pop("tray", None)  # it may move until libvirt reads this, which takes none for any
         return ElementTree.tostring(element, encoding="unicode")
     return None
 
