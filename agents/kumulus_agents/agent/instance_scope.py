@@ -276,10 +276,9 @@ def situation(scope: Scope) -> Situation:
         if marks.wanted is PowerState.STOPPED or restart:
             return Situation.STOPPING
         return Situation.PAUSED if domain.state is DomainState.PAUSED else Situation.RUNNING
-    if domain is not None and domain.saved is not None and domain.saved == order.epoch:
-        return (
-            Situation.SUSPENDED
-        )  # of an older placement it is worth nothing: the disks may have been written elsewhere
+    # Of an older placement a memory is worth nothing: the disks may have been written elsewhere.
+    if domain is not None and domain.saved == order.epoch:
+        return Situation.SUSPENDED
     if marks.wanted is PowerState.STOPPED or marks.epoch < order.epoch or restart:
         return Situation.OFF
     if domain is None:

@@ -110,11 +110,11 @@ def unsuited(scope: Scope, size: ResolvedSize) -> Problem | None:
 
 
 def no_room(size: ResolvedSize, lack: str, *, reason: str = "NoRoomOnHost") -> Problem:
-    """Its host cannot give it that size."""
+    """Its host cannot give it that size; `lack` says why."""
     return Problem(
         reason,
-        f"It cannot have {size.cpus} CPUs and {size.memory} of memory: {lack}. It keeps the size it has until there is room"
-        " or it asks for less.",
+        f"It cannot have {size.cpus} CPUs and {size.memory} of memory: {lack}. It keeps the size it has until that is otherwise,"
+        " or another one is asked for.",
         VirtualMachineCondition.RESTART_REQUIRED,
         hinders=False,
     )

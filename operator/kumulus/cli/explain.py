@@ -303,7 +303,7 @@ def _pending(facts: Facts) -> list[Finding]:
         return []
     if found.status == "True":
         return [Finding(Level.NOTE, as_sentence(found.message), f"{_ctl(facts, 'restart')} restarts it.")]
-    todo = "Ask for less, or have the operator make room; what there is: `kumulusctl host list`."
+    todo = f"Ask for another size ({_ctl(facts, 'resize')}), or have the operator see to it: `kumulusctl host list`."
     return [Finding(Level.PROBLEM, as_sentence(found.message), todo)]
 
 

@@ -132,7 +132,7 @@ def read(domain_xml: str) -> Record | None:
 
 
 def with_memory(record: Record, saved_xml: str) -> Record:
-    """What a domain that is off has, when the memory that is kept of it says so itself."""
+    """What a domain that is off has, as the memory says that is kept of it; one without marks is of no placement (0)."""
     kept = read(saved_xml)
     if kept is None:
         return replace(record, saved=0)
