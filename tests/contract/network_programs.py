@@ -85,7 +85,8 @@ class Sender(Program):
     def close(self) -> None:
         """Stop, and know how many it sent."""
         if self._process.poll() is None:
-            self.tell()
+            assert self._process.stdin
+            self._process.stdin.close()  # a line could be read along with the frames, and never be noticed
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=SECONDS * PATIENCE)
             assert self._process.stdout
