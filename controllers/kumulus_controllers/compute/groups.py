@@ -20,10 +20,14 @@ class Groups:
         self.store.add_index(NAMESPACE, lambda group: (group.namespace or "",))
         self.machines.add_index(NAMESPACE, lambda vm: (vm.namespace or "",))
 
+    def within(self, namespace: str) -> list[PlacementGroup]:
+        """The groups of a namespace."""
+        return self.store.by(NAMESPACE, namespace)
+
     def of(self, vm: VirtualMachine) -> tuple[PlacementGroup, ...]:
         """The groups that a machine is in, by name."""
-        found = [group for group in self.store.by(NAMESPACE, vm.namespace or "") if not group.deleting]
-        return tuple(sorted((group for group in found if has(group, vm)), key=lambda group: group.name))
+        found = [group for group in self.within(vm.namespace or "") if not group.deleting and has(group, vm)]
+        return tuple(sorted(found, key=lambda group: group.name))
 
     def members(self, group: PlacementGroup) -> list[VirtualMachine]:
         """The machines that are in a group. Looks at all of its namespace."""

@@ -180,6 +180,9 @@ class Why:
     detail: str = ""
     """What is so of this very host, such as which machine is in the way."""
 
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.detail})" if self.detail else self.reason
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
