@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import structlog
 
 from kumulus.runtime.modules import Context, Module, Registry
@@ -33,16 +35,21 @@ class Faults:
 
 async def _setup(context: Context) -> None:
     registry = context.registry
-    registry.offer(FILTERS, FILTERS)
-    registry.offer(SCORERS, SCORERS)
     registry.offer(_FLEET)
-    fleet = Fleet(
-        filters={**filters.BUILT_IN, **registry.plugged(FILTERS)},
-        scorers={**scorers.BUILT_IN, **registry.plugged(SCORERS)},
-        on_fault=Faults(),
-    )
+    fleet = new_fleet(registry, Faults())
     FleetFeed(context.services.caches, fleet)
     registry.plug(_FLEET, "fleet", fleet)
+
+
+def new_fleet(registry: Registry, on_fault: Callable[[str, str], None]) -> Fleet:
+    """A fleet that asks the filters and scorers of this installation, those of third parties too."""
+    registry.offer(FILTERS, FILTERS)
+    registry.offer(SCORERS, SCORERS)
+    return Fleet(
+        filters={**filters.BUILT_IN, **registry.plugged(FILTERS)},
+        scorers={**scorers.BUILT_IN, **registry.plugged(SCORERS)},
+        on_fault=on_fault,
+    )
 
 
 def fleet_of(registry: Registry) -> Fleet:

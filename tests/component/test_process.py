@@ -113,8 +113,11 @@ async def test_two_processes_one_leader_an_outage_and_a_handover(
 
 
 @contextmanager
-def controllers(directory: Path, cluster: NativeCluster, namespace: str) -> Iterator[Daemon]:
-    """`kumulus run` with the module of hosts, in a process of its own and with a Lease that outlives every test."""
+def controllers(
+    directory: Path, cluster: NativeCluster, namespace: str, module: str = "controllers.fabric"
+) -> Iterator[Daemon]:
+    """`kumulus run` with a module, that of hosts or another, in a process of its own and with a Lease that outlives every
+    test."""
     daemon = Daemon.within(directory, "controllers")
     env = {
         **os.environ,
@@ -125,7 +128,7 @@ def controllers(directory: Path, cluster: NativeCluster, namespace: str) -> Iter
         "KUMULUS_HTTP_PORT": "0",
     }
     try:
-        daemon.start([places.script("kumulus"), "run", "--module", "controllers.fabric"], env)
+        daemon.start([places.script("kumulus"), "run", "--module", module], env)
         yield daemon
     finally:
         daemon.kill()

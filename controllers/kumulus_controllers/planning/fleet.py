@@ -182,6 +182,11 @@ class Fleet:
         promise = self._promises.get(uid)
         return promise[0] if promise else None
 
+    def promised(self, uid: str) -> Demand | None:
+        """What is promised to a machine, wherever."""
+        promise = self._promises.get(uid)
+        return promise[1] if promise else None
+
     def assign(self, uid: str, host: str, demand: Demand, pool_uid: str | None) -> None:
         """Promise `demand` on `host` to the machine `uid`, in place of an earlier promise to it."""
         if (larger := self._larger.get(uid)) is not None:
@@ -402,6 +407,10 @@ class Fleet:
             return []
         beside = self._beside(request)
         return [*self.unsuited(request, host), *(beside.against(host) if beside is not None else ())]
+
+    def fits(self, request: Request, host: HostView) -> bool:
+        """Whether a host takes a machine, which may be on another one now."""
+        return next(self._opinions.against(request, host, self.load(host.name), self._beside(request)), None) is None
 
     def _score(self, request: Request, host: HostView) -> float:
         return sum(self._opinions.scores(request, host, self.load(host.name)).values())

@@ -1,0 +1,166 @@
+"""Very many machines at once into the last few places, while the controllers are killed: no place is given away twice.
+
+Real are the API server, the controllers in a process of their own, and the agents; only the hypervisors are simulated, and
+their books are what counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import Host
+from kumulus.api.placement_group import PlacementGroup
+from kumulus_lab.cluster import NativeCluster
+from kumulus_lab.lab import Lab
+from tests.component.cloud import GIB, Cloud, Raw, cloud, condition, until
+from tests.component.test_process import controllers
+
+pytestmark = pytest.mark.cluster
+
+HOSTS = 5
+ASKED, ROOM = 50, 10
+MEMBERS = 20
+HALF = GIB // 2
+"""What is kept of a host for itself."""
+
+
+@asynccontextmanager
+async def hosts(lab: Lab, directory: Path, tag: str) -> AsyncIterator[Cloud]:
+    """Hosts with room for two machines of 1 GiB and one of half a GiB each."""
+    async with cloud(lab, directory) as made:
+        for number in range(HOSTS):
+            await made.add_host(f"{tag}-{number}", memory=2 * GIB + HALF + HALF)
+        yield made
+
+
+class Tenant:
+    """Machines of a namespace, and what hypervisors have of them."""
+
+    def __init__(self, made: Cloud, namespace: str) -> None:
+        self.cloud, self.client, self.namespace = made, made.client, namespace
+
+    async def create(self, name: str, memory: str, **labels: str) -> None:
+        spec = {"resources": {"cpus": 1, "memory": memory}, "stop": {"mode": "Force"}}
+        body = {"metadata": {"name": name, "labels": labels}, "spec": spec}
+        await self.client.create(VirtualMachine.KIND, body, self.namespace)
+
+    async def machines(self, app: str) -> list[Raw]:
+        listed = await self.cloud.listed(VirtualMachine.KIND, self.namespace)
+        return [vm for vm in listed if vm["metadata"]["labels"]["app"] == app]
+
+    def run(self) -> Counter[str]:
+        """How many domains each host has."""
+        return Counter({name: len(host.machine.domains) for name, host in self.cloud.hosts.items()})
+
+    async def settled(self, app: str) -> list[Raw] | None:
+        """All of them, once each runs or was refused every host by a controller that knew of all that run."""
+        found = await self.machines(app)
+        told = [vm for vm in found if condition(vm, "Scheduled").get("reason") == "NoHostFits"]
+        running = [vm for vm in found if vm.get("status", {}).get("phase") == "Running"]
+        return found if len(told) + len(running) == len(found) else None
+
+
+async def test_fifty_at_once_into_the_last_ten_places_and_a_group_that_is_apart(
+    cluster_lab: Lab, cluster: NativeCluster, namespace: str, tmp_path: Path
+) -> None:
+    tag = secrets.token_hex(3)
+    async with hosts_and_controllers(cluster_lab, cluster, namespace, tmp_path, tag) as (made, restart):
+        tenant, client = Tenant(made, namespace), made.client
+        group = {"policy": "AntiAffinity", "selector": {"matchLabels": {"app": "apart"}}}
+        await client.create(PlacementGroup.KIND, {"metadata": {"name": "apart"}, "spec": group}, namespace)
+        names = [(f"many-{n}", "1Gi", "many") for n in range(ASKED)]
+        names += [(f"apart-{n}", "512Mi", "apart") for n in range(MEMBERS)]
+        await asyncio.gather(*(tenant.create(name, memory, app=app) for name, memory, app in names))
+
+        async def some_run() -> bool:
+            return sum(tenant.run().values()) >= 3
+
+        await until(some_run, "some run")
+        await restart()
+
+        many = await until(lambda: tenant.settled("many"), "all are placed or refused")
+        apart = await until(lambda: tenant.settled("apart"), "all of the group are placed or refused")
+        for found, places in ((many, ROOM), (apart, HOSTS)):
+            placed = [vm for vm in found if "host" in vm["status"]]
+            assert len(placed) == places
+            assert {vm["status"]["epoch"] for vm in placed} == {1}
+        assert len({vm["status"]["host"] for vm in apart if "host" in vm["status"]}) == HOSTS, "no two together"
+        assert tenant.run() == dict.fromkeys(made.hosts, 3)
+        refused = next(vm for vm in apart if "host" not in vm["status"])
+        assert f"{HOSTS} with a machine of the same PlacementGroup apart" in condition(refused, "Scheduled")["message"]
+        refused = next(vm for vm in many if "host" not in vm["status"])
+        assert condition(refused, "Scheduled")["message"].endswith(
+            "without enough memory ({}; needs 1Gi, most left is 0 on {})".format(
+                ", ".join(sorted(made.hosts)), min(made.hosts)
+            )
+        )
+
+        gone = next(vm for vm in apart if "host" in vm["status"])
+        await client.delete(VirtualMachine.KIND, gone["metadata"]["name"], namespace)
+
+        async def replaced() -> bool:
+            """Another member has its place, and is still the only one there."""
+            found = [vm for vm in await tenant.machines("apart") if vm.get("status", {}).get("phase") == "Running"]
+            there = Counter(vm["status"]["host"] for vm in found)
+            assert max(there.values()) == 1
+            return len(there) == HOSTS and gone["metadata"]["name"] not in {vm["metadata"]["name"] for vm in found}
+
+        await until(replaced, "another member takes the place that is free")
+
+        async def told() -> Raw | None:
+            found = await client.get(PlacementGroup.KIND, "apart", namespace)
+            status = found.get("status", {})
+            return status if (status.get("members"), status.get("placed")) == (MEMBERS - 1, HOSTS) else None
+
+        status = await until(told, "the group says how many are where")
+        assert status["topologies"] == [{"value": name, "machines": 1} for name in sorted(made.hosts)]
+        assert condition({"status": status}, "Satisfied")["status"] == "True"
+
+
+@asynccontextmanager
+async def hosts_and_controllers(
+    lab: Lab, cluster: NativeCluster, namespace: str, directory: Path, tag: str
+) -> AsyncIterator[tuple[Cloud, Callable[[], Awaitable[None]]]]:
+    """Hosts, and controllers that can be killed and started again. Nothing of a namespace, nor of the hosts, is left."""
+    with ExitStack() as running:
+
+        def start() -> None:
+            running.enter_context(controllers(directory, cluster, namespace, "controllers"))
+
+        async def restart() -> None:
+            """Killed from one moment to the next; who comes after knows what is on record."""
+            await asyncio.to_thread(running.close)
+            await asyncio.to_thread(start)
+
+        await asyncio.to_thread(start)
+        async with hosts(lab, directory, tag) as made:
+            try:
+                yield made, restart
+            finally:
+                await _clear(made, namespace)
+
+
+async def _clear(made: Cloud, namespace: str) -> None:
+    client = made.client
+
+    async def none_left() -> bool:
+        return not await made.listed(VirtualMachine.KIND, namespace)
+
+    for vm in await made.listed(VirtualMachine.KIND, namespace):
+        await client.delete(VirtualMachine.KIND, vm["metadata"]["name"], namespace)
+    await until(none_left, "the machines are gone")
+    for name in made.hosts:
+        await client.delete(Host.KIND, name)
+
+    async def hosts_gone() -> bool:
+        return not [name for name in made.hosts if await client.find(Host.KIND, name) is not None]
+
+    await until(hosts_gone, "the hosts are gone")
