@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.fabric import Host
+from kumulus.api.fabric import Host, Zone
 from kumulus.api.placement_group import PlacementGroup
 from kumulus.api.storage import Volume
 from kumulus.cli.cluster import Cluster
@@ -66,12 +66,14 @@ class Room:
 @pytest.fixture
 def room(api: Cluster, namespace: str) -> Iterator[Room]:
     made = Room(api, namespace)
+    api.create(Zone.KIND, {"metadata": {"name": made.zone}, "spec": {}})
     try:
         yield made
     finally:
         for raw in api.objects(Host.KIND):
             if raw["spec"]["zone"] == made.zone:
                 api.delete(Host.KIND, raw["metadata"]["name"])
+        api.delete(Zone.KIND, made.zone)
 
 
 def test_where_machines_of_a_file_would_go_is_said_before_they_are_made(

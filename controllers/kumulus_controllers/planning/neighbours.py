@@ -57,8 +57,13 @@ class Neighbours:
         return None
 
     def against(self, host: HostView) -> Iterator[Why]:
-        """All that is against it there."""
-        return (why for check in self.checks if (why := check(host)) is not None)
+        """All that is against it there; what the same machines are the reason of is told once."""
+        told: set[str] = set()
+        for check in self.checks:
+            why = check(host)
+            if why is not None and why.detail not in told:
+                told |= {why.detail} if why.detail else set()
+                yield why
 
     def liking(self, host: HostView) -> float:
         """How much it would like to be there, 0 to `most`."""
