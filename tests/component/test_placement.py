@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.fabric import Host
+from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.placement_group import PlacementGroup
+from kumulus.kube.builtin import NAMESPACE
 from kumulus_lab.cluster import NativeCluster
 from kumulus_lab.lab import Lab
 from tests.component.cloud import GIB, Cloud, Raw, cloud, condition, until
@@ -145,22 +146,13 @@ async def hosts_and_controllers(
             try:
                 yield made, restart
             finally:
-                await _clear(made, namespace)
+                await asyncio.to_thread(running.close)
+                await _clear(made)
 
 
-async def _clear(made: Cloud, namespace: str) -> None:
-    client = made.client
-
-    async def none_left() -> bool:
-        return not await made.listed(VirtualMachine.KIND, namespace)
-
-    for vm in await made.listed(VirtualMachine.KIND, namespace):
-        await client.delete(VirtualMachine.KIND, vm["metadata"]["name"], namespace)
-    await until(none_left, "the machines are gone")
+async def _clear(made: Cloud) -> None:
+    """The hosts are no more, with all there is for them; machines go with their namespace. Whoever would see to that is gone."""
     for name in made.hosts:
-        await client.delete(Host.KIND, name)
-
-    async def hosts_gone() -> bool:
-        return not [name for name in made.hosts if await client.find(Host.KIND, name) is not None]
-
-    await until(hosts_gone, "the hosts are gone")
+        await made.client.patch(Host.KIND, name, {"metadata": {"finalizers": []}})
+        await made.client.delete(Host.KIND, name)
+        await made.client.delete(NAMESPACE, host_namespace(name))
