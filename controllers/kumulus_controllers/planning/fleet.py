@@ -351,7 +351,7 @@ class Fleet:
         What the machine prefers comes first, what scorers say second, the profile third.
         """
         beside = self._beside(request)
-        most, liked = (beside.most if beside is not None else 0.0), 0.0
+        reachable, liked = (beside.reachable if beside is not None else 0.0), 0.0
         fitting: list[HostView] = []
         for name in self._ordered(request.profile):
             host = self._hosts[name]
@@ -366,7 +366,7 @@ class Fleet:
                 fitting.clear()
             liked = liking
             fitting.append(host)
-            if len(fitting) == ENOUGH and liked >= most:
+            if len(fitting) == ENOUGH and liked >= reachable:
                 break
         if not fitting:
             return self._explain(request, beside)

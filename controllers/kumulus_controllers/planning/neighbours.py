@@ -13,10 +13,10 @@ from kumulus.api.affinity import HOSTNAME, TOPOLOGY_ZONE
 from kumulus.api.placement_group import GroupPolicy
 from kumulus_controllers.planning.labels import Labels, said, selects
 from kumulus_controllers.planning.residents import Residents, Tally, Term
-from kumulus_controllers.planning.rules import GroupRule, Spread
+from kumulus_controllers.planning.rules import GroupRule, HostLiking, Liking, Spread
 from kumulus_controllers.planning.views import HostView, Request, Why
 
-GROUP_WEIGHT = 100
+GROUP_WEIGHT = 100.0
 """What a soft group, and a spread that is only preferred, counts beside preferences of a machine (1 to 100 each)."""
 
 NAMED = 3
@@ -47,7 +47,9 @@ class Neighbours:
     checks: tuple[_Check, ...] = ()
     scores: tuple[_Score, ...] = ()
     most: float = 0.0
-    """The most that `liking` can be."""
+    """All that it could like."""
+    reachable: float = 0.0
+    """No host has more of that, as things are."""
 
     def refuses(self, host: HostView) -> Why | None:
         """Why it may not be beside the machines there; None when it may."""
@@ -78,6 +80,15 @@ def neighbours(request: Request, residents: Residents, places: Places) -> Neighb
     return _Compiler(request, residents, places).compiled(guards)
 
 
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """Something that is liked (a host without the label that it is about has nothing of it): of each host how much it has of it, how much that could be, and how much any has, at most."""
+
+    score: _Score
+    most: float
+    reachable: float
+
+
 class _Compiler:
     def __init__(self, request: Request, residents: Residents, places: Places) -> None:
         self._request, self._residents, self._places = request, residents, places
@@ -89,7 +100,7 @@ class _Compiler:
         checks += [
             self._guarded(term, guard) for term, guard in guards.items() if selects(term.selector, self._request.labels)
         ]
-        scores: list[tuple[float, _Score]] = []
+        scores: list[_Wish] = []
         for rule in rules.groups:
             match rule.policy:
                 case GroupPolicy.ANTI_AFFINITY:
@@ -97,33 +108,21 @@ class _Compiler:
                 case GroupPolicy.AFFINITY:
                     checks.append(self._group_near(rule))
                 case GroupPolicy.SOFT_ANTI_AFFINITY:
-                    scores.append((GROUP_WEIGHT, self._rather_apart(rule)))
+                    scores.append(self._rather_apart(rule))
                 case GroupPolicy.SOFT_AFFINITY:
-                    scores.append((GROUP_WEIGHT, self._rather_near(rule)))
+                    scores.append(self._rather_near(rule))
         for spread in rules.spreads:
             if spread.required:
                 checks.append(self._even(spread))
             else:
-                scores.append((GROUP_WEIGHT, self._rather_even(spread)))
-        for liking in rules.likings:
-            there = self._counted(liking.term)
-            scores.append(
-                (
-                    liking.weight,
-                    lambda host, there=there, liking=liking: (  # type: ignore[misc]
-                        liking.weight if (there(host.label(liking.term.key)) > 0) is liking.near else 0.0
-                    ),
-                )
-            )
-        for hosts in rules.host_likings:
-            scores.append(
-                (
-                    hosts.weight,
-                    lambda host, hosts=hosts: hosts.weight if host.has(hosts.labels) else 0.0,  # type: ignore[misc]
-                )
-            )
+                scores.append(self._rather_even(spread))
+        scores += [self._liked(liking) for liking in rules.likings]
+        scores += [self._host_liked(hosts) for hosts in rules.host_likings]
         return Neighbours(
-            tuple(checks), tuple(score for _, score in scores), float(sum(weight for weight, _ in scores))
+            tuple(checks),
+            tuple(wish.score for wish in scores),
+            float(sum(wish.most for wish in scores)),
+            float(sum(wish.reachable for wish in scores)),
         )
 
     def _tally(self, term: Term) -> Tally:
@@ -226,15 +225,39 @@ class _Compiler:
 
         return check
 
-    def _rather_apart(self, rule: GroupRule) -> _Score:
-        there, key = self._counted(rule.term), rule.term.key
+    def _liked(self, liking: Liking) -> _Wish:
+        tally, key, weight = self._tally(liking.term), liking.term.key, float(liking.weight)
+        there, near = self._counted(liking.term, tally), liking.near
 
         def score(host: HostView) -> float:
-            return GROUP_WEIGHT / (1 + max(0, there(host.label(key)) - rule.most + 1))
+            value = host.label(key)
+            return weight if value is not None and (there(value) > 0) is near else 0.0
 
-        return score
+        taken = len(tally.places(key))
+        if near:
+            had = taken > 0
+        else:
+            had = taken < len(self._places(key)) or any(there(value) <= 0 for value in self._places(key))
+        return _Wish(score, weight, weight if had else 0.0)
 
-    def _rather_near(self, rule: GroupRule) -> _Score:
+    def _host_liked(self, liking: HostLiking) -> _Wish:
+        weight = float(liking.weight)
+        return _Wish(lambda host: weight if host.has(liking.labels) else 0.0, weight, weight)
+
+    def _rather_apart(self, rule: GroupRule) -> _Wish:
+        tally, key = self._tally(rule.term), rule.term.key
+        there = self._counted(rule.term, tally)
+
+        def worth(count: int) -> float:
+            return GROUP_WEIGHT / (1 + max(0, count - rule.most + 1))
+
+        def score(host: HostView) -> float:
+            value = host.label(key)
+            return worth(there(value)) if value is not None else 0.0
+
+        return _Wish(score, GROUP_WEIGHT, worth(_fewest(there, self._places(key), len(tally.places(key)))))
+
+    def _rather_near(self, rule: GroupRule) -> _Wish:
         tally, key = self._tally(rule.term), rule.term.key
         there = self._counted(rule.term, tally)
         fullest = max((there(value) for value in tally.places(key)), default=0)
@@ -242,7 +265,7 @@ class _Compiler:
         def score(host: HostView) -> float:
             return GROUP_WEIGHT * there(host.label(key)) / fullest if fullest > 0 else GROUP_WEIGHT
 
-        return score
+        return _Wish(score, GROUP_WEIGHT, GROUP_WEIGHT)
 
     def _excess(self, spread: Spread) -> Callable[[str], int]:
         """By how much a place would be too full with the machine."""
@@ -266,14 +289,14 @@ class _Compiler:
 
         return check
 
-    def _rather_even(self, spread: Spread) -> _Score:
+    def _rather_even(self, spread: Spread) -> _Wish:
         excess, key = self._excess(spread), spread.term.key
 
         def score(host: HostView) -> float:
             value = host.label(key)
             return GROUP_WEIGHT / (1 + max(0, excess(value))) if value is not None else 0.0
 
-        return score
+        return _Wish(score, GROUP_WEIGHT, GROUP_WEIGHT)
 
 
 def _fewest(there: Callable[[str], int], places: Collection[str], taken: int) -> int:

@@ -166,6 +166,17 @@ def test_what_is_preferred_is_found_among_many_hosts_and_few_are_looked_at_when_
     assert len(looked) <= 20
 
 
+def test_hosts_that_are_in_no_place_are_liked_for_none() -> None:
+    avoids = {"affinity": {"vmAntiAffinity": {"preferred": [{"weight": 3, "term": term(WEB, RACK)}]}}}
+    world = World(host("a", memory=64), host("b", memory=32, labels={RACK: "r1"}))
+    assert world.comes(WEB, avoids) == "b"
+    assert world.comes(WEB, avoids) == "a", "of what is left none is liked more"
+    world = World(
+        host("a", memory=64), host("b", memory=32, labels={RACK: "r1"}), groups=(group("SoftAntiAffinity", key=RACK),)
+    )
+    assert [world.comes(WEB) for _ in range(2)] == ["b", "b"], "what it has of it is less, not nothing"
+
+
 def test_groups_keep_their_members_apart_or_together() -> None:
     world = three(groups=(group("AntiAffinity"),))
     assert [world.comes(WEB) for _ in range(3)] == ["a", "b", "c"]
