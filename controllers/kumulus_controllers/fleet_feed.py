@@ -104,7 +104,7 @@ class FleetFeed:
         self._fleet = fleet
         self._pools: Store[StoragePool] = caches.store(StoragePool)
         self._orders = work_orders(caches)
-        self._machines: Store[VirtualMachine] = caches.store(VirtualMachine)
+        self._machines: Store[VirtualMachine] = caches.reserving(VirtualMachine)
         self._machines.add_index(UID, lambda vm: (vm.uid,))
         self._hosts: Store[Host] = caches.store(Host)
         self._reports: Store[HostReport] = caches.store(HostReport)

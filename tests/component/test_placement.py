@@ -116,14 +116,45 @@ async def test_fifty_at_once_into_the_last_ten_places_and_a_group_that_is_apart(
 
         await until(replaced, "another member takes the place that is free")
 
-        async def told() -> Raw | None:
-            found = await client.get(PlacementGroup.KIND, "apart", namespace)
-            status = found.get("status", {})
-            return status if (status.get("members"), status.get("placed")) == (MEMBERS - 1, HOSTS) else None
+        one = next(vm for vm in many if "host" in vm["status"])
+        name, host = one["metadata"]["name"], one["status"]["host"]
 
-        status = await until(told, "the group says how many are where")
+        def says(vm: str, words: str | None) -> Callable[[], Awaitable[bool]]:
+            async def asked() -> bool:
+                found = condition(await client.get(VirtualMachine.KIND, vm, namespace), "PlacementSatisfied")
+                return words in found["message"] if found and words is not None else not found and words is None
+
+            return asked
+
+        async def told(satisfied: str, members: int) -> bool:
+            status = (await client.get(PlacementGroup.KIND, "apart", namespace)).get("status", {})
+            return (condition({"status": status}, "Satisfied").get("status"), status.get("members")) == (
+                satisfied,
+                members,
+            )
+
+        await client.patch(VirtualMachine.KIND, name, {"metadata": {"labels": {"app": "apart"}}}, namespace)
+        await until(
+            says(name, "with a machine of the same PlacementGroup apart"), "it says that it is not as it shall be"
+        )
+        beside = next(
+            vm["metadata"]["name"]
+            for vm in await tenant.machines("apart")
+            if vm["status"].get("host") == host and vm["metadata"]["name"] != name
+        )
+        await until(says(beside, f"({name})"), "and so does the one that was there")
+        taints = [{"key": "broken", "effect": "NoSchedule"}]
+        await client.patch(Host.KIND, host, {"spec": {"taints": taints}})
+        await until(says(beside, "with taint broken"), "a taint is told of as well")
+        await until(lambda: told("False", MEMBERS), "the group says so")
+        assert tenant.run() == dict.fromkeys(made.hosts, 3), "none was moved or stopped"
+        await client.patch(Host.KIND, host, {"spec": {"taints": []}})
+        await client.patch(VirtualMachine.KIND, name, {"metadata": {"labels": {"app": "other"}}}, namespace)
+        await until(says(name, None), "it is well again")
+        await until(says(beside, None), "and so is the other")
+        await until(lambda: told("True", MEMBERS - 1), "and the group")
+        status = (await client.get(PlacementGroup.KIND, "apart", namespace))["status"]
         assert status["topologies"] == [{"value": name, "machines": 1} for name in sorted(made.hosts)]
-        assert condition({"status": status}, "Satisfied")["status"] == "True"
 
 
 @asynccontextmanager

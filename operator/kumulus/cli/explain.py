@@ -61,14 +61,13 @@ def explain(facts: Facts) -> list[Finding]:
         _wanted,
         _restart,
         _pending,
-        _satisfied,
     )
     found = [finding for link in chain for finding in link(facts)]
     if not any(finding.level in (Level.PROBLEM, Level.WAITING) for finding in found):
         found += _general(facts)
     if not found:
         found.append(_well(facts))
-    return found + _services(facts) + _protection(facts)
+    return found + _satisfied(facts) + _services(facts) + _protection(facts)
 
 
 def _kubectl(facts: Facts) -> str:
