@@ -82,11 +82,12 @@ def neighbours(request: Request, residents: Residents, places: Places) -> Neighb
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """Something that is liked (a host without the label that it is about has nothing of it): of each host how much it has of it, how much that could be, and how much any has, at most."""
+    """Something that is liked. A host without the label that it is about has nothing of it."""
 
     score: _Score
     most: float
     reachable: float
+    """No host has more of it, as things are: it need not be looked for any further."""
 
 
 class _Compiler:
