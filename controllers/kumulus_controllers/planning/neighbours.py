@@ -93,14 +93,12 @@ class _Wish:
 class _Compiler:
     def __init__(self, request: Request, residents: Residents, places: Places) -> None:
         self._request, self._residents, self._places = request, residents, places
+        self._mine = residents.own(request.uid)
 
     def compiled(self, guards: Mapping[Term, Tally]) -> Neighbours:
         rules = self._request.rules
         checks: list[_Check] = [self._near(term) for term in rules.near]
         checks += [self._apart(term) for term in rules.apart]
-        checks += [
-            self._guarded(term, guard) for term, guard in guards.items() if selects(term.selector, self._request.labels)
-        ]
         scores: list[_Wish] = []
         for rule in rules.groups:
             match rule.policy:
@@ -117,6 +115,9 @@ class _Compiler:
                 checks.append(self._even(spread))
             else:
                 scores.append(self._rather_even(spread))
+        checks += [
+            self._guarded(term, guard) for term, guard in guards.items() if selects(term.selector, self._request.labels)
+        ]
         scores += [self._liked(liking) for liking in rules.likings]
         scores += [self._host_liked(hosts) for hosts in rules.host_likings]
         return Neighbours(
@@ -135,20 +136,20 @@ class _Compiler:
         places, own = tally.places(term.key), self._own(tally, term.key)
 
         def count(value: str | None) -> int:
-            return places.get(value, 0) - (value == own) if value is not None else 0
+            return places.get(value, 0) - own.count(value) if value is not None else 0
 
         return count
 
-    def _own(self, tally: Tally, key: str) -> str | None:
-        """The place in which the machine itself counts."""
-        host = tally.members.get(self._request.uid)
-        return self._residents.locate(host, key) if host is not None else None
+    def _own(self, tally: Tally, key: str) -> list[str | None]:
+        """The places in which the machine itself counts."""
+        hosts = (tally.members.get(uid) for uid in self._mine)
+        return [self._residents.locate(host, key) for host in hosts if host is not None]
 
     def _others(self, tally: Tally) -> int:
-        return len(tally.members) - (self._request.uid in tally.members)
+        return len(tally.members) - sum(uid in tally.members for uid in self._mine)
 
     def _named(self, tally: Tally, key: str, value: str) -> str:
-        names = self._residents.names(tally.at(key, value, self._request.uid))
+        names = self._residents.names(tally.at(key, value, self._mine))
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         return ", ".join(names[:NAMED]) + more
 

@@ -7,7 +7,7 @@ for, and then follows: a decision costs the same with ten machines and with ten 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kumulus_controllers.planning.labels import Labels, selects
@@ -38,6 +38,8 @@ class Resident:
     labels: Mapping[str, str] = field(default_factory=dict)
     repels: tuple[Term, ...] = ()
     """Machines that it is required to be away from, whoever comes first."""
+    of: str = ""
+    """Uid of the machine, when this is only another place that it has, while it moves: to itself it is nobody else."""
 
 
 class Tally:
@@ -86,9 +88,9 @@ class Tally:
         """Labels of hosts have changed."""
         self._places.clear()
 
-    def at(self, key: str, value: str, but: str) -> list[str]:
+    def at(self, key: str, value: str, but: Collection[str]) -> list[str]:
         """Uids of those in a place, without `but`. Looks at all members."""
-        return [uid for uid, host in self.members.items() if uid != but and self._locate(host, key) == value]
+        return [uid for uid, host in self.members.items() if uid not in but and self._locate(host, key) == value]
 
 
 class Residents:
@@ -105,6 +107,8 @@ class Residents:
         """Uids of machines that have a place, by namespace."""
         self._tallies: dict[str | None, OrderedDict[Labels, Tally]] = {}
         self._guards: dict[str | None, dict[Term, Tally]] = {}
+        self._further: dict[str, set[str]] = {}
+        """Names of the further places of machines, by uid of the machine."""
 
     def put(self, resident: Resident) -> None:
         """Take in a machine, new or changed."""
@@ -115,6 +119,8 @@ class Residents:
         if host is not None:
             self._leave(resident.uid)
         self._known[resident.uid] = resident
+        if resident.of:
+            self._further.setdefault(resident.of, set()).add(resident.uid)
         if host is not None:
             self._enter(resident.uid, host)
 
@@ -123,7 +129,20 @@ class Residents:
         if uid in self._where:
             self._gone.add(uid)
         else:
-            self._known.pop(uid, None)
+            self._forget(uid)
+
+    def _forget(self, uid: str) -> None:
+        known = self._known.pop(uid, None)
+        if known is not None and known.of:
+            further = self._further.get(known.of, set())
+            further.discard(uid)
+            if not further:
+                self._further.pop(known.of, None)
+
+    def own(self, uid: str) -> tuple[str, ...]:
+        """Under which uids a machine has places: its own, and those of its further ones."""
+        further = self._further.get(uid)
+        return (uid, *further) if further else (uid,)
 
     def place(self, uid: str, host: str) -> None:
         """It has a promise on that host."""
@@ -139,7 +158,7 @@ class Residents:
             self._leave(uid)
         if uid in self._gone:
             self._gone.discard(uid)
-            self._known.pop(uid, None)
+            self._forget(uid)
 
     def _enter(self, uid: str, host: str) -> None:
         self._where[uid] = host
@@ -196,7 +215,7 @@ class Residents:
 
     def names(self, uids: Iterable[str]) -> list[str]:
         """Names of machines, sorted."""
-        return sorted(self._known[uid].name if uid in self._known else uid for uid in uids)
+        return sorted({self._known[uid].name if uid in self._known else uid for uid in uids})
 
     def recount(self) -> None:
         """Labels of hosts have changed."""

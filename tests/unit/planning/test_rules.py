@@ -259,6 +259,23 @@ def test_a_machine_that_breaks_a_rule_later_is_told_of_it() -> None:
     assert list(map(str, world.fleet.unsatisfied(one))) == ["without a machine labelled app=db in its zone"]
 
 
+def test_a_machine_that_moves_counts_in_both_places_and_is_in_its_own_way_in_none() -> None:
+    world = three(groups=(group("AntiAffinity", key=TOPOLOGY_ZONE),))
+    moving = world.asks(WEB, apart(WEB, TOPOLOGY_ZONE))
+    world.fleet.assign(moving.uid, "a", moving.demand, None)
+    further = Resident("vm-1@b", "ns", "vm-1", WEB, moving.rules.apart, of=moving.uid)
+    for _ in range(2):
+        world.fleet.put_machine(further)
+        world.fleet.assign(further.uid, "b", moving.demand, None)
+        assert world.fleet.unsatisfied(moving) == []
+        assert world.comes(WEB, zone="z1").endswith(
+            "2 with a machine of the same PlacementGroup web in its zone (a: vm-1; b: vm-1); 1 in another zone (c)"
+        )
+        world.fleet.release(further.uid)
+        world.fleet.drop_machine(further.uid)
+    assert world.fleet.unsatisfied(moving) == []
+
+
 def test_every_host_is_judged_with_all_that_is_against_it_and_what_is_for_it() -> None:
     world = three(groups=(group("AntiAffinity"),))
     world.fleet.put_host(host("d", memory=0, closed="not ready"))
