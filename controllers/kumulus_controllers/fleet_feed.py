@@ -16,6 +16,8 @@ from kumulus.kube.store import Store
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.orders import FOR_UID, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
+from kumulus_controllers.planning.residents import Resident
+from kumulus_controllers.planning.rules import repels
 from kumulus_controllers.planning.views import Demand, HostView, Moving, PoolView
 
 UID = "uid"
@@ -45,6 +47,7 @@ def host_view(host: Host, report: HostReport | None = None) -> HostView:
         memory=allocatable.memory if allocatable else 0,
         labels=host.metadata.labels,
         taints=host.spec.taints,
+        namespaces=host.spec.allowed_namespaces,
         closed=closed(host),
         networks=frozenset(network.drivers) if network is not None else frozenset(),
         network_lack=network.message if network is not None else None,
@@ -65,6 +68,17 @@ def order_demand(order: WorkOrder) -> tuple[Demand, str | None]:
     assert instance is not None
     own = [disk for disk in instance.disks if disk.volume is None]
     return Demand(instance.cpus, instance.memory, sum(d.size or 0 for d in own)), own[0].pool.uid if own else None
+
+
+def resident(machine: VirtualMachine) -> Resident:
+    """What rules of other machines may ask of a machine."""
+    return Resident(
+        machine.uid, machine.namespace, machine.name, machine.metadata.labels, repels(machine.spec.placement)
+    )
+
+
+def _asked(machine: VirtualMachine) -> tuple[object, ...]:
+    return machine.uid, machine.metadata.labels, machine.spec.placement
 
 
 def _place(machine: VirtualMachine) -> tuple[str | None, ResolvedSize | None]:
@@ -90,7 +104,7 @@ class FleetFeed:
         self._fleet = fleet
         self._pools: Store[StoragePool] = caches.store(StoragePool)
         self._orders = work_orders(caches)
-        self._machines: Store[VirtualMachine] = caches.store(VirtualMachine)
+        self._machines: Store[VirtualMachine] = caches.reserving(VirtualMachine)
         self._machines.add_index(UID, lambda vm: (vm.uid,))
         self._hosts: Store[Host] = caches.store(Host)
         self._reports: Store[HostReport] = caches.store(HostReport)
@@ -177,6 +191,11 @@ class FleetFeed:
 
     def _machine_changed(self, before: VirtualMachine | None, after: VirtualMachine | None) -> None:
         machine = after or before
+        if after is not None and (before is None or _asked(before) != _asked(after)):
+            self._fleet.put_machine(resident(after))
+        if before is not None and (after is None or after.uid != before.uid):
+            self._fleet.drop_machine(before.uid)
+            self._promise(before.uid)
         if machine is not None and (before is None or after is None or _place(before) != _place(after)):
             self._promise(machine.uid)
 

@@ -24,6 +24,7 @@ from kumulus.api.image import ClusterImage, Image, ImageStatus, ImageUpload
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
+from kumulus.api.placement_group import PlacementGroup
 from kumulus.api.registry import KINDS
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.api.storage import StoragePool, StoragePoolStatus, Volume, VolumeClass
@@ -65,12 +66,31 @@ INSTANCE = {
 }
 FOR = {"kind": "VirtualMachine", "namespace": "default", "name": "web", "uid": UID}
 
+NEAR: Raw = {
+    "topologyKey": "kubernetes.io/hostname",
+    "labelSelector": {
+        "matchLabels": {"app": "web"},
+        "matchExpressions": [{"key": "example.com/tier", "operator": "In", "values": ["front", "back"]}],
+    },
+}
+
 VM: Raw = {
     "resources": {"cpus": 2, "memory": "2Gi"},
     "zone": "z1",
     "placement": {
         "hostSelector": {"disk": "nvme", "example.com/rack": "r1"},
         "tolerations": [{"key": "dedicated", "value": "web"}],
+        "affinity": {
+            "hostAffinity": {
+                "required": [{"matchExpressions": [{"key": "cores", "operator": "Gt", "values": ["16"]}]}],
+                "preferred": [
+                    {"weight": 5, "preference": {"matchExpressions": [{"key": "gpu", "operator": "DoesNotExist"}]}}
+                ],
+            },
+            "vmAffinity": {"preferred": [{"weight": 9, "term": NEAR}]},
+            "vmAntiAffinity": {"required": [NEAR]},
+        },
+        "topologySpreadConstraints": [{"topologyKey": "topology.kubernetes.io/zone", "labelSelector": {}}],
     },
     "disks": [
         {"name": "root", "ephemeral": {"image": "debian-12", "size": "10Gi"}},
@@ -96,6 +116,7 @@ PUBLISHED: Raw = {"source": {"volume": "web-root"}, "format": "qcow2"}
 GOOD: Mapping[type[Resource], Raw] = {
     VirtualMachine: VM,
     InstanceType: {"cpus": 1, "memory": "512Mi", "allowedNamespaces": ["a", "b"]},
+    PlacementGroup: {"policy": "AntiAffinity", "selector": {"matchLabels": {"app": "web"}}, "maxPerTopology": 2},
     ConsoleRequest: {"vm": "web"},
     Image: IMAGE,
     ClusterImage: {**IMAGE, "allowedNamespaces": ["a"]},
@@ -339,6 +360,8 @@ def disk(name: str) -> Raw:
     return {"name": name, "ephemeral": {"image": "debian-12"}}
 
 
+HOSTS = "spec.placement.affinity.hostAffinity.required.0.matchExpressions.0"
+OTHERS = "spec.placement.affinity.vmAntiAffinity.required.0"
 KEY = {"publicKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 alice@example"}
 SECRET = {"name": "alice", "key": "id.pub"}
 TOO_LONG = "x" * 64
@@ -385,6 +408,39 @@ BAD = [
     *(Bad(ConsoleRequest, "spec.ttlSeconds", count) for count in (0, 3601)),
     *(Bad(WorkOrder, f"spec.instance.{name}", 0) for name in ("cpus", "memory", "epoch")),
     Bad(WorkOrder, "spec.term", -1),
+    # placement
+    *(
+        Bad(VirtualMachine, f"{at}.{where}", value, f"{at}.{said}".replace(".0", "[0]"))
+        for at, where, value, said in (
+            (HOSTS, "operator", "Near", "operator"),
+            (HOSTS, "values", ["many"], "values"),
+            (HOSTS, "values", ["1", "2"], "values"),
+            (HOSTS, "values", GONE, "values"),
+            (HOSTS, "key", "not a label", "key"),
+            (OTHERS, "topologyKey", GONE, "topologyKey"),
+            (OTHERS, "topologyKey", "", "topologyKey"),
+            (OTHERS, "labelSelector", GONE, "labelSelector"),
+            (OTHERS, "labelSelector.matchLabels", {"a b": "c"}, "labelSelector.matchLabels"),
+            (OTHERS, "labelSelector.matchLabels", {"a": "b c"}, "labelSelector.matchLabels"),
+            (OTHERS, "labelSelector.matchExpressions.0.values", GONE, "labelSelector.matchExpressions.0.values"),
+            (OTHERS, "labelSelector.matchExpressions.0.operator", "Gt", "labelSelector.matchExpressions.0.operator"),
+            (
+                OTHERS,
+                "labelSelector.matchExpressions.0.operator",
+                "Exists",
+                "labelSelector.matchExpressions.0.values",
+            ),
+            ("spec.placement", "affinity.vmAffinity.preferred.0.weight", 101, "affinity.vmAffinity.preferred.0.weight"),
+            ("spec.placement", "topologySpreadConstraints.0.maxSkew", 0, "topologySpreadConstraints.0.maxSkew"),
+            ("spec.placement", "profile", "Random", "profile"),
+        )
+    ),
+    Bad(PlacementGroup, "spec.policy", "Near"),
+    Bad(PlacementGroup, "spec.policy", "SoftAffinity", "spec.maxPerTopology"),
+    Bad(PlacementGroup, "spec.selector", GONE),
+    *(Bad(PlacementGroup, "spec.maxPerTopology", most) for most in (0, 10001)),
+    Bad(PlacementGroup, "spec.topologyKey", "a/b/c"),
+    Bad(Host, "spec.allowedNamespaces", ["A"]),
     # unions
     Bad(VirtualMachine, "spec.instanceType", "small", "exactly one of instanceType and resources"),
     Bad(VirtualMachine, "spec.resources", GONE, "exactly one of instanceType and resources"),

@@ -13,9 +13,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from kumulus.api.base import Kind
+from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.kube.builtin import LEASE, NAMESPACE
 from kumulus.kube.client import KubeClient
+from kumulus.kube.election import Elector
 from kumulus.runtime.process import Process
 from kumulus.runtime.settings import ProcessSettings
 from kumulus_lab import places
@@ -112,9 +115,44 @@ async def test_two_processes_one_leader_an_outage_and_a_handover(
         await client.delete(Zone.KIND, tag)
 
 
+async def test_who_begins_to_lead_knows_what_was_placed_although_its_watch_is_behind(
+    cluster: NativeCluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else room would be given twice: the one before it placed a machine after this one had listed all."""
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    heard, campaign, feed = asyncio.Event(), Elector.run, Process._feed
+
+    def deaf(self: Process, kind: Kind, type_: str | None, raw: dict[str, Any]) -> None:
+        if kind != VirtualMachine.KIND:
+            feed(self, kind, type_, raw)
+        elif raw["metadata"]["namespace"] == namespace:
+            heard.set()
+
+    async def late(self: Elector) -> None:
+        body = {"metadata": {"name": "placed"}, "spec": {"resources": {"cpus": 1, "memory": "1Gi"}}}
+        await client.create(VirtualMachine.KIND, body, namespace)
+        size = {"cpus": 1, "memory": "1Gi"}
+        status = {"status": {"host": "far", "epoch": 1, "resources": size}}
+        await client.patch(VirtualMachine.KIND, "placed", status, namespace, subresource="status")
+        await campaign(self)
+
+    monkeypatch.setattr(Process, "_feed", deaf)
+    monkeypatch.setattr(Elector, "run", late)
+    async with connected(cluster) as client, running(cluster, namespace, "only") as process:
+        await until(process._leading, "it leads")
+        await heard.wait()
+        store = process._caches.store(VirtualMachine)
+        await until(lambda: store.get("placed", namespace) is not None, "it knows of the machine")
+        found = store.get("placed", namespace)
+        assert found is not None and found.status.host == "far"
+
+
 @contextmanager
-def controllers(directory: Path, cluster: NativeCluster, namespace: str) -> Iterator[Daemon]:
-    """`kumulus run` with the module of hosts, in a process of its own and with a Lease that outlives every test."""
+def controllers(
+    directory: Path, cluster: NativeCluster, namespace: str, module: str = "controllers.fabric"
+) -> Iterator[Daemon]:
+    """`kumulus run` with a module, that of hosts or another, in a process of its own and with a Lease that outlives every
+    test."""
     daemon = Daemon.within(directory, "controllers")
     env = {
         **os.environ,
@@ -125,7 +163,7 @@ def controllers(directory: Path, cluster: NativeCluster, namespace: str) -> Iter
         "KUMULUS_HTTP_PORT": "0",
     }
     try:
-        daemon.start([places.script("kumulus"), "run", "--module", "controllers.fabric"], env)
+        daemon.start([places.script("kumulus"), "run", "--module", module], env)
         yield daemon
     finally:
         daemon.kill()

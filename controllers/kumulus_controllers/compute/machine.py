@@ -16,6 +16,7 @@ from kumulus_controllers.compute.placing import Placing
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.provisions import Provisions
 from kumulus_controllers.compute.resolve import held, resolve
+from kumulus_controllers.compute.rule_wakeups import RuleWakeups
 from kumulus_controllers.compute.scope import Scope
 from kumulus_controllers.compute.wakeups import Wakeups
 from kumulus_controllers.orders import host_of
@@ -32,7 +33,7 @@ class MachineReconciler:
 
     def __init__(self, services: Services, fleet: Fleet) -> None:
         self._services = services
-        self._known = Machines(services)
+        self._known = Machines(services, fleet)
         self._provisions = Provisions(services, fleet, self._known)
         self._placing = Placing(services, fleet, self._known, self._provisions)
         self._following = Following(services, fleet, self._known, self._provisions)
@@ -43,6 +44,7 @@ class MachineReconciler:
         self._provisions.attach()
         self._placing.attach()
         Wakeups(self._services.caches).attach(enqueue)
+        RuleWakeups(self._services.caches).attach(enqueue)
 
     def everything(self) -> list[Key]:
         """All machines, and those that only a left-over work order remembers."""

@@ -13,13 +13,15 @@ from kumulus.kube.errors import NotFound
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Services
 from kumulus.runtime.result import Done, Result, Wait
+from kumulus_controllers.compute.groups import Groups
 from kumulus_controllers.compute.interfaces import Interfaces
 from kumulus_controllers.compute.phase import Placed, derive_status
 from kumulus_controllers.compute.problem import Problem
-from kumulus_controllers.compute.resolve import Resolution, image_of
+from kumulus_controllers.compute.resolve import Resolution, image_of, standing_request
 from kumulus_controllers.compute.restores import holding, restores
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.orders import FOR_UID, host_of, work_orders
+from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.status import write_status
 from kumulus_controllers.storage.sharing import Images
 from kumulus_controllers.storage.volumes import Volumes
@@ -28,9 +30,10 @@ from kumulus_controllers.storage.volumes import Volumes
 class Machines:
     """What this process knows of machines and of what they name; what it finds out of one is reported here."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, fleet: Fleet) -> None:
         caches = services.caches
         self._services = services
+        self._fleet = fleet
         self.store = caches.store(VirtualMachine)
         self.hosts = caches.store(Host)
         self.volumes = Volumes(caches)
@@ -40,6 +43,7 @@ class Machines:
         self._images = Images(caches)
         self._zones = caches.store(Zone)
         self._restores = restores(caches)
+        self._groups = Groups(caches)
 
     def observe(self, vm: VirtualMachine) -> Scope:
         """A machine with everything that its state follows from."""
@@ -59,6 +63,7 @@ class Machines:
             volumes={disk: self._use(volume, host) for disk, volume in self.volumes.of(vm).items()},
             links=self.interfaces.links(vm),
             restore=holding(self._restores, vm),
+            groups=self._groups.of(vm),
         )
 
     def orders_of(self, vm: VirtualMachine) -> Sequence[WorkOrder]:
@@ -94,7 +99,7 @@ class Machines:
         vm = self.store.get(scope.vm.name, scope.vm.namespace) or scope.vm
         if vm.uid != scope.vm.uid:
             return Done()
-        current = replace(scope, vm=vm)
+        current = replace(scope, vm=vm, unsatisfied=self._unsatisfied(scope) if where is not None else ())
         after = derive_status(current, where, resolution, problem, self.now(), size=size, too_large=too_large)
         try:
             await write_status(self._services.client, self.store, vm, vm.status, after)
@@ -106,6 +111,10 @@ class Machines:
         if vm.deleting:
             return Wait("Terminating", 30.0)
         return Done()
+
+    def _unsatisfied(self, scope: Scope) -> tuple[str, ...]:
+        """Which rules of its placement do not hold any more where it is, in words that come after its host."""
+        return tuple(map(str, self._fleet.unsatisfied(standing_request(scope))))
 
     def now(self) -> str:
         """The time as it stands in a status."""

@@ -41,6 +41,10 @@ REACHED = {power: Phase(power.value) for power in PowerState}
 """The phase that a wanted power state ends in."""
 
 
+UNSATISFIED_MOST = 8
+"""So many broken rules are told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placed:
     """Where the machine is."""
@@ -103,6 +107,7 @@ def derive_status(
     instance = scope.order.status.instance if scope.order else None
     found = sizes(before, resolution.size if resolution else size, instance, off=_without_a_guest(scope))
     facts.append(_restart_required(scope, found, too_large))
+    facts.append(_satisfied(scope, where))
     facts.append(_progress(scope, phase, facts[0], problem))
     return VirtualMachineStatus(
         observed_generation=vm.metadata.generation,
@@ -224,6 +229,20 @@ def _scheduled(where: Placed | None, problem: Problem | None) -> Fact:
         reason = problem.reason if problem.aspect == scheduled else follows
         return Fact(scheduled, False, reason, problem.message)
     return Fact(scheduled, False, "Pending", "")
+
+
+def _satisfied(scope: Scope, where: Placed | None) -> Fact:
+    """What of its placement does not hold any more: it is told, and the machine is left where it is."""
+    satisfied = VirtualMachineCondition.PLACEMENT_SATISFIED
+    if where is None or not scope.unsatisfied or scope.vm.deleting:
+        return Fact(satisfied, None)
+    broken = "; ".join(scope.unsatisfied[:UNSATISFIED_MOST])
+    return Fact(
+        satisfied,
+        False,
+        "RuleBroken",
+        f"It would not be placed on host {where.host} now, which is {broken}. It stays where it is until it is moved or made anew.",
+    )
 
 
 def _volumes(scope: Scope, problem: Problem | None) -> Fact:

@@ -19,6 +19,7 @@ from kumulus_controllers.compute.links import linked
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.compute.size import granted, wanted_size
+from kumulus_controllers.planning.rules import rules_of
 from kumulus_controllers.planning.views import Demand, Request
 from kumulus_controllers.planning.ways import Way
 from kumulus_controllers.storage.image_orders import image_ref
@@ -122,17 +123,22 @@ def resolve(scope: Scope) -> Resolution | Problem:
     _, unlinked = linked(scope)
     if unlinked is not None:
         return unlinked
-    selector = dict(scope.instance_type.spec.host_selector) if scope.instance_type else {}
     return Resolution(
         size,
         to_bytes(size.memory),
         tuple(disks),
-        {**selector, **scope.vm.spec.placement.host_selector},
+        host_selector(scope),
         tuple(volumes),
         scope.vm.namespace,
         frozenset(link.driver for link in scope.links.values() if link.driver is not None),
         tuple({(w.physical, w.driver): w for link in scope.links.values() if (w := link.way) is not None}.values()),
     )
+
+
+def host_selector(scope: Scope) -> dict[str, str]:
+    """Labels that its host must have: what its type asks for, and what it asks for itself."""
+    selector = dict(scope.instance_type.spec.host_selector) if scope.instance_type else {}
+    return {**selector, **scope.vm.spec.placement.host_selector}
 
 
 def held(scope: Scope) -> Problem | None:
@@ -358,6 +364,9 @@ def placement_request(scope: Scope, resolution: Resolution) -> Request:
         uid=scope.vm.uid,
         demand=resolution.demand,
         namespace=scope.vm.namespace,
+        name=scope.vm.name,
+        labels=scope.vm.metadata.labels,
+        rules=rules_of(placement, scope.groups),
         zone=scope.vm.spec.zone,
         selector=resolution.selector,
         tolerations=placement.tolerations,
@@ -380,4 +389,20 @@ def placement_request(scope: Scope, resolution: Resolution) -> Request:
             for item in resolution.volumes
             if item.use.pool is not None and item.use.pool.shared
         },
+    )
+
+
+def standing_request(scope: Scope) -> Request:
+    """What a machine that has its place asks of it still, whatever else it needed when it was placed."""
+    vm, placement = scope.vm, scope.vm.spec.placement
+    return Request(
+        uid=vm.uid,
+        demand=Demand(0, 0),
+        namespace=vm.namespace,
+        name=vm.name,
+        labels=vm.metadata.labels,
+        rules=rules_of(placement, scope.groups),
+        zone=vm.spec.zone,
+        selector=host_selector(scope),
+        tolerations=placement.tolerations,
     )

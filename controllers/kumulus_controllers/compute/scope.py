@@ -11,6 +11,7 @@ from kumulus.api.host import WorkOrder
 from kumulus.api.image import ClusterImage, Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore
 from kumulus.api.network import NetworkInterface, SecurityGroup
+from kumulus.api.placement_group import PlacementGroup
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import NetworkDriverName
 from kumulus.api.storage import Volume
@@ -39,6 +40,10 @@ class Scope:
     """By the name of the interface; only those that exist."""
     restore: VirtualMachineRestore | None = None
     """A restore that gives its disks other content just now: it is not started meanwhile."""
+    groups: tuple[PlacementGroup, ...] = ()
+    """PlacementGroups that it is a member of."""
+    unsatisfied: tuple[str, ...] = ()
+    """Which rules of its placement do not hold any more where it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def _is(size: ResolvedSize, facts: InstanceFacts) -> bool:
 
 def unsuited(scope: Scope, size: ResolvedSize) -> Problem | None:
     """Why a machine that has its place cannot have that size there, whatever room there is."""
-    labels = scope.host.metadata.labels if scope.host is not None else {}
+    labels = scope.host.labels if scope.host is not None else {}
     wants = scope.instance_type.spec.host_selector if size.instance_type and scope.instance_type else {}
     for key, value in wants.items():
         if labels.get(key) != value:

@@ -206,6 +206,7 @@ def _same_but_status(before: VirtualMachine, after: VirtualMachine) -> bool:
         and before.metadata.deletion_timestamp == after.metadata.deletion_timestamp
         and before.metadata.finalizers == after.metadata.finalizers
         and before.metadata.annotations == after.metadata.annotations
+        and before.metadata.labels == after.metadata.labels
         and before.status.host == after.status.host
     )
 
@@ -249,5 +250,6 @@ def _offer(host: Host) -> tuple[object, ...]:
         host.status.allocatable,
         host.spec.unschedulable,
         host.spec.taints,
+        host.spec.allowed_namespaces,
         dict(host.metadata.labels),
     )

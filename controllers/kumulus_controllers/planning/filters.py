@@ -9,15 +9,26 @@ from collections.abc import Callable, Mapping
 
 from kumulus.api.placement import TaintEffect
 from kumulus_controllers.planning import ways
+from kumulus_controllers.planning.labels import said
 from kumulus_controllers.planning.pools import choose
 from kumulus_controllers.planning.views import HostView, Load, Request
 
 Filter = Callable[[Request, HostView, Load], str | None]
 
+NO_CPUS = "without enough CPUs"
+NO_MEMORY = "without enough memory"
+
 
 def is_open(request: Request, host: HostView, load: Load) -> str | None:
     """The host takes machines at all."""
     return host.closed
+
+
+def namespaces(request: Request, host: HostView, load: Load) -> str | None:
+    """The host is for machines of that namespace, or for everybody's."""
+    if request.namespace is None or not host.namespaces or request.namespace in host.namespaces:
+        return None
+    return "for other namespaces only"
 
 
 def zone(request: Request, host: HostView, load: Load) -> str | None:
@@ -33,6 +44,14 @@ def selector(request: Request, host: HostView, load: Load) -> str | None:
     return None
 
 
+def labels(request: Request, host: HostView, load: Load) -> str | None:
+    """What the machine's host affinity requires."""
+    wanted = request.rules.hosts
+    if not wanted or any(map(host.has, wanted)):
+        return None
+    return f"not of the labels that hostAffinity asks for ({' or '.join(map(said, wanted))})"
+
+
 def taints(request: Request, host: HostView, load: Load) -> str | None:
     """No NoSchedule taint that the machine does not tolerate."""
     for taint in host.taints:
@@ -43,12 +62,12 @@ def taints(request: Request, host: HostView, load: Load) -> str | None:
 
 def cpus(request: Request, host: HostView, load: Load) -> str | None:
     """Enough virtual CPUs left to promise."""
-    return None if load.cpus + request.demand.cpus <= host.cpus else "without enough CPUs"
+    return None if load.cpus + request.demand.cpus <= host.cpus else NO_CPUS
 
 
 def memory(request: Request, host: HostView, load: Load) -> str | None:
     """Enough memory left to promise."""
-    return None if load.memory + request.demand.memory <= host.memory else "without enough memory"
+    return None if load.memory + request.demand.memory <= host.memory else NO_MEMORY
 
 
 def storage(request: Request, host: HostView, load: Load) -> str | None:
@@ -93,15 +112,23 @@ def vlans(request: Request, host: HostView, load: Load) -> str | None:
 
 BUILT_IN: Mapping[str, Filter] = {
     "open": is_open,
+    "namespaces": namespaces,
     "zone": zone,
     "bound": bound,
     "shared": shared,
     "network": network,
     "vlans": vlans,
     "selector": selector,
+    "labels": labels,
     "taints": taints,
     "cpus": cpus,
     "memory": memory,
     "storage": storage,
 }
 """In the order in which they are asked: the first that refuses names the reason."""
+
+ROOM = ("cpus", "memory", "storage")
+"""Those that are about room, which are asked last, after those of third parties: room comes and goes."""
+
+STANDING = ("namespaces", "selector", "labels", "taints")
+"""Those that say of a host, whatever is on it, that a machine should not be there."""

@@ -14,18 +14,35 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
+from kumulus.api.affinity import HOSTNAME
 from kumulus.api.placement import Profile
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.quantity import rounded
-from kumulus_controllers.planning import filters as built_in_filters
-from kumulus_controllers.planning import scorers as built_in_scorers
-from kumulus_controllers.planning.filters import Filter
+from kumulus_controllers.planning.filters import BUILT_IN, STANDING, Filter
+from kumulus_controllers.planning.neighbours import Neighbours, neighbours
+from kumulus_controllers.planning.opinions import Opinions, lacking
 from kumulus_controllers.planning.pools import Pools, choose
+from kumulus_controllers.planning.residents import Resident, Residents
 from kumulus_controllers.planning.scorers import Scorer
-from kumulus_controllers.planning.views import Demand, HostView, Load, Moving, Placement, PoolView, Refusal, Request
+from kumulus_controllers.planning.views import (
+    Demand,
+    HostView,
+    Judgement,
+    Load,
+    Moving,
+    Placement,
+    PoolView,
+    Refusal,
+    Request,
+    Verdict,
+    Why,
+)
 
 ENOUGH = 8
 """So many fitting hosts are scored; the profile's order has the best of them first."""
+
+PLACES_MOST = 256
+"""So many answers are kept to which places there are for a machine."""
 
 _Rank = tuple[float, float, str]
 
@@ -42,6 +59,11 @@ def _share(host: HostView, load: Load) -> _Rank:
 
 def _said(cpus: int, memory: int) -> str:
     return f"{cpus} CPU{'' if cpus == 1 else 's'} and {rounded(memory)}"
+
+
+def _standing(host: HostView) -> tuple[object, ...]:
+    """What of a host decides which machines could be on it, whatever is on it."""
+    return (host.closed is None, host.zone, host.labels, host.taints, host.namespaces)
 
 
 class _Order:
@@ -77,10 +99,12 @@ class Fleet:
         filters: Mapping[str, Filter] | None = None,
         scorers: Mapping[str, Scorer] | None = None,
         on_change: Callable[[str], None] | None = None,
+        on_fault: Callable[[str, str], None] | None = None,
     ) -> None:
-        self._filters = list((filters or built_in_filters.BUILT_IN).items())
-        self._scorers = list((scorers or built_in_scorers.BUILT_IN).values())
+        self._opinions = Opinions(filters, scorers, on_fault)
         self._on_change = on_change
+        self._residents = Residents(self._located)
+        self._places: dict[tuple[object, ...], frozenset[str]] = {}
         self._hosts: dict[str, HostView] = {}
         self._everywhere: dict[str, int] = {}
         """Bytes by pool uid that are promised on all hosts together; every load refers to it."""
@@ -101,14 +125,35 @@ class Fleet:
     def put_host(self, host: HostView) -> None:
         """Take in a host, new or changed. Its pools are kept apart (`put_pool`)."""
         pools = tuple(self._pools.get(host.name, {}).values())
-        self._hosts[host.name] = replace(host, pools=pools)
+        before = self._hosts.get(host.name)
+        after = self._hosts[host.name] = replace(host, pools=pools)
         self._sort(host.name)
+        if before is None or _standing(before) != _standing(after):
+            self._places.clear()
+        if before is None or before.labels != after.labels:
+            self._residents.recount()
 
     def drop_host(self, name: str) -> None:
         """Forget a host; promises on it stay until they are released."""
         self._hosts.pop(name, None)
         self._by_room.drop(name)
         self._by_share.drop(name)
+        self._places.clear()
+        self._residents.recount()
+
+    def put_machine(self, machine: Resident) -> None:
+        """Take in what rules of other machines may ask of a machine, placed or not."""
+        self._residents.put(machine)
+
+    def drop_machine(self, uid: str) -> None:
+        """Its object is gone. It counts while it has a promise."""
+        self._residents.drop(uid)
+
+    def _located(self, host: str, key: str) -> str | None:
+        view = self._hosts.get(host)
+        if view is None:
+            return host if key == HOSTNAME else None
+        return view.labels.get(key)
 
     def put_pool(self, host: str, pool: PoolView) -> None:
         """Take in a pool on a host, new or changed."""
@@ -137,6 +182,11 @@ class Fleet:
         promise = self._promises.get(uid)
         return promise[0] if promise else None
 
+    def promised(self, uid: str) -> Demand | None:
+        """What is promised to a machine, wherever."""
+        promise = self._promises.get(uid)
+        return promise[1] if promise else None
+
     def assign(self, uid: str, host: str, demand: Demand, pool_uid: str | None) -> None:
         """Promise `demand` on `host` to the machine `uid`, in place of an earlier promise to it."""
         if (larger := self._larger.get(uid)) is not None:
@@ -144,9 +194,12 @@ class Fleet:
         promise = (host, demand, pool_uid)
         if self._promises.get(uid) == promise:
             return
-        self._take_back(uid)
+        before = self._promises.pop(uid, None)
+        if before is not None:
+            self._add(*before, -1)
         self._promises[uid] = promise
         self._add(host, demand, pool_uid, 1)
+        self._residents.place(uid, host)
 
     @contextmanager
     def enlarging(self, uid: str, cpus: int, memory: int) -> Iterator[str | None]:
@@ -189,6 +242,7 @@ class Fleet:
         promise = self._promises.pop(uid, None)
         if promise is not None:
             self._add(*promise, -1)
+            self._residents.release(uid)
 
     def keep(self, volume_uid: str, host: str, pool_uid: str, size: int) -> None:
         """Promise room for a volume in a pool on `host`, in place of an earlier promise to it. Bytes."""
@@ -292,36 +346,89 @@ class Fleet:
         return self._by_share.names(backwards=profile is Profile.PACK)
 
     def place(self, request: Request) -> Placement | Refusal:
-        """Where the machine goes, or per reason which hosts refused it. Promises nothing: `assign` does."""
+        """Where the machine goes, or per reason which hosts refused it. Promises nothing: `assign` does.
+
+        What the machine prefers comes first, what scorers say second, the profile third.
+        """
+        beside = self._beside(request)
+        reachable, liked = (beside.reachable if beside is not None else 0.0), 0.0
         fitting: list[HostView] = []
         for name in self._ordered(request.profile):
             host = self._hosts[name]
-            if self.refusal(request, host) is None:
-                fitting.append(host)
-                if len(fitting) == ENOUGH:
-                    break
+            liking = beside.liking(host) if beside is not None else 0.0
+            if fitting and (liking < liked or (liking == liked and len(fitting) == ENOUGH)):
+                continue
+            if beside is not None and beside.refuses(host):
+                continue
+            if self._opinions.refuse(request, host, self.load(name)):
+                continue
+            if liking > liked:
+                fitting.clear()
+            liked = liking
+            fitting.append(host)
+            if len(fitting) == ENOUGH and liked >= reachable:
+                break
         if not fitting:
-            return self._explain(request)
+            return self._explain(request, beside)
         best = max(fitting, key=lambda host: self._score(request, host))
         pools = choose(best, self.load(best.name), request.demand.disk, request.volumes, request.namespace)
         assert isinstance(pools, Pools), "the storage filter let it through"
         return Placement(best.name, pools.own, pools.volumes)
 
-    def refusal(self, request: Request, host: HostView) -> str | None:
-        """Why the host does not take the machine; None when it does. A filter that fails lets nothing through."""
-        load = self.load(host.name)
-        for name, may in self._filters:
-            try:
-                reason = may(request, host, load)
-            except Exception as error:
-                reason = f"refused because the filter {name} failed ({type(error).__name__})"
-            if reason is not None:
-                return reason
-        return None
+    def _beside(self, request: Request) -> Neighbours | None:
+        return neighbours(request, self._residents, lambda key: self._places_of(request, key))
+
+    def _places_of(self, request: Request, key: str) -> frozenset[str]:
+        """Values of a topology key on hosts that the machine could be on, whatever is on them. Kept until hosts change."""
+        rules = request.rules.hosts
+        wanted = tuple(sorted(request.selector.items()))
+        asked = (key, request.namespace, request.zone, wanted, request.tolerations, rules)
+        found = self._places.get(asked)
+        if found is None:
+            if len(self._places) > PLACES_MOST:
+                self._places.clear()
+            values = (host.labels.get(key) for host in self._hosts.values() if self._could(request, host))
+            found = self._places[asked] = frozenset(value for value in values if value is not None)
+        return found
+
+    def _could(self, request: Request, host: HostView) -> bool:
+        return host.closed is None and request.zone in (None, host.zone) and not self.unsuited(request, host)
+
+    def unsuited(self, request: Request, host: HostView) -> list[Why]:
+        """What of the host itself, whatever is on it, is against a machine that is there, or could be."""
+        found = (BUILT_IN[name](request, host, self._unloaded) for name in STANDING)
+        return [Why(reason) for reason in found if reason is not None]
+
+    def unsatisfied(self, request: Request) -> list[Why]:
+        """Which rules a machine breaks where it is: of the host, and of other machines. None for one without a place."""
+        name = self.where(request.uid)
+        host = self._hosts.get(name) if name is not None else None
+        if host is None:
+            return []
+        beside = self._beside(request)
+        return [*self.unsuited(request, host), *(beside.against(host) if beside is not None else ())]
+
+    def fits(self, request: Request, host: HostView) -> bool:
+        """Whether a host takes a machine, which may be on another one now."""
+        return next(self._opinions.against(request, host, self.load(host.name), self._beside(request)), None) is None
 
     def _score(self, request: Request, host: HostView) -> float:
-        load = self.load(host.name)
-        return sum(scorer(request, host, load) for scorer in self._scorers)
+        return sum(self._opinions.scores(request, host, self.load(host.name)).values())
+
+    def judge(self, request: Request) -> Judgement:
+        """What is thought of every host: all that is against it, and what is for it. The first that fits is where `place` puts it,
+        but for hosts beyond those that `place` scores. Looks at every host."""
+        beside, verdicts = self._beside(request), []
+        for name in self._ordered(request.profile):
+            host, load = self._hosts[name], self.load(name)
+            whys = tuple(
+                replace(why, detail=why.detail or lacking(why.reason, request, {name: (host, load)}))
+                for why in self._opinions.against(request, host, load, beside)
+            )
+            liking = beside.liking(host) if beside is not None else 0.0
+            verdicts.append(Verdict(name, whys, liking, {} if whys else self._opinions.scores(request, host, load)))
+        verdicts.sort(key=lambda v: (bool(v.whys), v.host) if v.whys else (False, -v.liking, -sum(v.scores.values())))
+        return Judgement(tuple(verdicts), beside.most if beside is not None else 0.0)
 
     def pool_for(
         self, demand: Demand, host: HostView, uid: str | None = None, namespace: str | None = None
@@ -342,9 +449,18 @@ class Fleet:
             return None
         return max(fitting, key=lambda pool: pool.promisable - load.promised(pool.ref)).ref
 
-    def _explain(self, request: Request) -> Refusal:
+    def _explain(self, request: Request, beside: Neighbours | None) -> Refusal:
         reasons: dict[str, list[str]] = {}
+        details: dict[str, dict[str, str]] = {}
         for host in self._hosts.values():
-            reason = self.refusal(request, host) or "fit"
-            reasons.setdefault(reason, []).append(host.name)
-        return Refusal({reason: tuple(sorted(names)) for reason, names in reasons.items()}, len(self._hosts))
+            why = next(self._opinions.against(request, host, self.load(host.name), beside), Why("fit"))
+            reasons.setdefault(why.reason, []).append(host.name)
+            if why.detail:
+                details.setdefault(why.reason, {})[host.name] = why.detail
+        notes = {
+            reason: lacking(reason, request, {name: (self._hosts[name], self.load(name)) for name in names})
+            for reason, names in reasons.items()
+        }
+        return Refusal(
+            {reason: tuple(sorted(names)) for reason, names in reasons.items()}, len(self._hosts), details, notes
+        )

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kumulus.api.affinity import HOSTNAME, TOPOLOGY_ZONE
 from kumulus.api.host import DriverUplinks
 from kumulus.api.placement import Profile, Taint, Toleration
 from kumulus.api.pool_order import PoolRef
+from kumulus_controllers.planning.labels import Labels, selects
+from kumulus_controllers.planning.rules import NO_RULES, Rules
 from kumulus_controllers.planning.ways import Way
 
 
@@ -73,7 +76,10 @@ class HostView:
     memory: int
     """Bytes that may be promised."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    """With its name and its zone, under the keys that Kubernetes has for these."""
     taints: tuple[Taint, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    """Whose machines may come to it; empty means anybody's."""
     closed: str | None = None
     """Why it takes no machines at all, such as `cordoned` or `not ready`; None when it does."""
     pools: tuple[PoolView, ...] = ()
@@ -83,6 +89,17 @@ class HostView:
     """What it needs for networks and has not."""
     uplinks: Mapping[str, DriverUplinks] | None = None
     """What its agent says of VLANs, by what makes networks; None when it is too old to say."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", {**self.labels, HOSTNAME: self.name, TOPOLOGY_ZONE: self.zone})
+
+    def label(self, key: str) -> str | None:
+        """The value of a label; None when it has none."""
+        return self.labels.get(key)
+
+    def has(self, wanted: Labels) -> bool:
+        """Whether its labels are so."""
+        return selects(wanted, self.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +121,12 @@ class Request:
     demand: Demand
     namespace: str | None = None
     """Of the machine and its volumes."""
+    name: str = ""
+    """Of the machine."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of the machine."""
+    rules: Rules = NO_RULES
+    """What it asks of hosts by their labels, and of other machines."""
     zone: str | None = None
     selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
@@ -149,20 +172,71 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class Why:
+    """Why a host does not take a machine."""
+
+    reason: str
+    """In a few words, which come after a number of hosts; the same for all hosts of which it is true."""
+    detail: str = ""
+    """What is so of this very host, such as which machine is in the way."""
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.detail})" if self.detail else self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is thought of one host."""
+
+    host: str
+    whys: tuple[Why, ...] = ()
+    """All that is against it; none: it fits."""
+    liking: float = 0.0
+    """How much of what the machine prefers it has; `Judgement.most` is all of it."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """What scorers say, 0 to 1, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What is thought of every host."""
+
+    verdicts: tuple[Verdict, ...]
+    """Those that fit first, in the order in which they would be taken; then the others, by name."""
+    most: float = 0.0
+    """The most that a liking can be; 0 for a machine that prefers nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """Why no host will do: hosts by reason."""
 
     hosts: Mapping[str, tuple[str, ...]]
     total: int
+    details: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What is so of hosts of their own, by reason and host."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What is so of all hosts of a reason together."""
 
     NAMED = 5
     """Hosts are named for reasons that hold for at most so many."""
 
+    LISTED = 8
+    """So many reasons are told."""
+
     def __str__(self) -> str:
         if self.total == 0:
             return "there are no hosts: join one with `kumulusctl host add`"
-        parts = []
-        for reason, names in sorted(self.hosts.items(), key=lambda item: (-len(item[1]), item[0])):
-            shown = f" ({', '.join(names)})" if len(names) <= self.NAMED else ""
-            parts.append(f"{len(names)} {reason}{shown}")
+        ordered = sorted(self.hosts.items(), key=lambda item: (-len(item[1]), item[0]))
+        parts = [f"{len(names)} {reason}{self._which(reason, names)}" for reason, names in ordered[: self.LISTED]]
+        if left := ordered[self.LISTED :]:
+            parts.append(f"{sum(len(names) for _, names in left)} for {len(left)} other reasons")
         return f"0 of {self.total} hosts fit: {'; '.join(parts)}"
+
+    def _which(self, reason: str, names: tuple[str, ...]) -> str:
+        details, note = self.details.get(reason, {}), self.notes.get(reason, "")
+        named = [f"{name}: {details[name]}" if details.get(name) else name for name in names]
+        # Details are told with the hosts, and hosts while they are few.
+        shown = (", " if not details else "; ").join(named) if len(names) <= self.NAMED else ""
+        told = "; ".join(part for part in (shown, note) if part)
+        return f" ({told})" if told else ""

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from kumulus.api.addresses import GUESTS, IS_ADDRESS, UNICAST, Address, MacAddress
+from kumulus.api.affinity import TERMS_MOST, Affinity, TopologySpread
 from kumulus.api.base import (
     AGE,
     DOMAIN,
@@ -91,6 +92,10 @@ class Placement(Model):
     profile: Profile = Field(
         default=Profile.SPREAD,
         description="Spread chooses the host with the most room, Pack the fullest that fits, LeastConsumed the one with the smallest share in use.",
+    )
+    affinity: Affinity | None = Field(default=None, description="What it wants of hosts and of other machines.")
+    topology_spread_constraints: tuple[TopologySpread, ...] = Field(
+        default=(), description="How evenly it and others are spread over places.", max_length=TERMS_MOST
     )
 
 
@@ -258,6 +263,7 @@ class VirtualMachineCondition(StrEnum):
     NETWORK_READY = "NetworkReady"
     PAUSED = "Paused"
     RESTART_REQUIRED = "RestartRequired"
+    PLACEMENT_SATISFIED = "PlacementSatisfied"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
 

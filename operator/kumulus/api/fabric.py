@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import ClassVar
 
 from pydantic import Field
 
+from kumulus.api.affinity import HOSTNAME, TOPOLOGY_ZONE
 from kumulus.api.base import (
     AGE,
     DOMAIN,
@@ -95,6 +97,12 @@ class HostSpec(Model):
     unschedulable: bool = Field(default=False, description="No new machines while true (cordoned).")
     taints: tuple[Taint, ...] = Field(
         default=(), description="Keep machines away that do not tolerate them.", max_length=32
+    )
+    allowed_namespaces: tuple[DnsLabel, ...] = Field(
+        default=(),
+        description="Namespaces whose machines may come to it; empty means all. Those that are there already stay.",
+        max_length=256,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     overcommit: Overcommit = Field(
         default_factory=Overcommit, description="How much more may be promised than there is."
@@ -197,3 +205,8 @@ class Host(Resource):
 
     spec: HostSpec = Field(description="What the operator wants of it.")
     status: HostStatus = Field(default_factory=HostStatus, description="What it is.")
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Its labels as placement compares them: with its name and its zone under the keys that Kubernetes has for these."""
+        return {**self.metadata.labels, HOSTNAME: self.name, TOPOLOGY_ZONE: self.spec.zone}

@@ -10,9 +10,12 @@ from pydantic import Field, StringConstraints
 
 from kumulus.api.base import Model, Rule, cel
 
-_LABEL_KEY = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+LABEL_KEY = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+"""Pattern of a label's key, without anchors."""
 
-LABEL_KEY_RULE = f"self.all(k, size(k) <= 317 && k.matches('^{_LABEL_KEY}$'))"
+LABEL_KEY_RULE = f"self.all(k, size(k) <= 317 && k.matches('^{LABEL_KEY}$'))"
+
+LABEL_KEYS = Rule(LABEL_KEY_RULE, "keys must be label keys such as disk or example.com/rack")
 
 LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
 
@@ -20,7 +23,7 @@ Selector = Annotated[
     Mapping[str, LabelValue],
     Field(
         max_length=32,
-        json_schema_extra=cel(Rule(LABEL_KEY_RULE, "keys must be label keys such as disk or example.com/rack")),
+        json_schema_extra=cel(LABEL_KEYS),
     ),
 ]
 """Labels that all have to be there with these values."""
@@ -37,7 +40,7 @@ class Taint(Model):
     """A mark on a host that keeps machines away which do not tolerate it."""
 
     key: str = Field(
-        description="What the mark says, such as `dedicated`.", min_length=1, max_length=317, pattern=f"^{_LABEL_KEY}$"
+        description="What the mark says, such as `dedicated`.", min_length=1, max_length=317, pattern=f"^{LABEL_KEY}$"
     )
     value: LabelValue = Field(default="", description="Its value; may be empty.")
     effect: TaintEffect = Field(
@@ -64,7 +67,7 @@ class Toleration(Model):
         default="",
         description="Key of the taint; empty with Exists tolerates every taint.",
         max_length=317,
-        pattern=f"^({_LABEL_KEY})?$",
+        pattern=f"^({LABEL_KEY})?$",
     )
     operator: TolerationOperator = Field(
         default=TolerationOperator.EQUAL, description="Equal compares the value, Exists only the key."

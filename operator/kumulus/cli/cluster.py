@@ -159,6 +159,12 @@ class Cluster:
         full = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
         return self.request("POST", _path(kind, namespace), body=full)
 
+    def rehearse(self, kind: Kind, body: Mapping[str, Any], namespace: str | None = None) -> Raw:
+        """What would be created, as admission leaves it; nothing is. Raises as `create` does."""
+        full = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
+        query = {"dryRun": "All", "fieldValidation": "Strict"}
+        return self.request("POST", _path(kind, namespace), query=query, body=full)
+
     def patch(self, kind: Kind, name: str, patch: Mapping[str, Any], namespace: str | None = None) -> Raw:
         """Merge-patch the object as the user (RFC 7386)."""
         path = _path(kind, namespace, name)

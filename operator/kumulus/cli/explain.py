@@ -67,15 +67,15 @@ def explain(facts: Facts) -> list[Finding]:
         found += _general(facts)
     if not found:
         found.append(_well(facts))
-    return found + _services(facts) + _protection(facts)
+    return found + _satisfied(facts) + _services(facts) + _protection(facts)
 
 
 def _kubectl(facts: Facts) -> str:
     return f"kubectl -n {facts.vm.namespace}"
 
 
-def _ctl(facts: Facts, what: str) -> str:
-    return f"`kumulusctl -n {facts.vm.namespace} vm {what} {facts.vm.name}`"
+def _ctl(facts: Facts, what: str, option: str = "") -> str:
+    return f"`kumulusctl -n {facts.vm.namespace} vm {what} {facts.vm.name}{option}`"
 
 
 def _paused(facts: Facts) -> list[Finding]:
@@ -158,8 +158,9 @@ def _scheduled(facts: Facts) -> list[Finding]:
         return []
     message = as_sentence(condition.message or condition.reason)
     todo = {
-        "NoHostFits": "Make room (delete or stop machines, add a host with `kumulusctl host add`), or ask for less: a smaller "
-        "size, a wider placement. It is tried again by itself.",
+        "NoHostFits": "Make room (delete machines, add a host with `kumulusctl host add`), or ask for less: a smaller "
+        f"size, a wider placement. {_ctl(facts, 'explain', ' --hosts')} says of each host why not. It is tried again by"
+        " itself.",
         "ZoneNotFound": "`kubectl get zones` lists the zones; the zone of a machine cannot be changed, so make it anew.",
         "InstanceTypeNotAllowed": "`kubectl get instancetypes` lists the sizes; ask the operator to allow that one here.",
     }.get(condition.reason, "")
@@ -305,6 +306,15 @@ def _pending(facts: Facts) -> list[Finding]:
         return [Finding(Level.NOTE, as_sentence(found.message), f"{_ctl(facts, 'restart')} restarts it.")]
     todo = f"Ask for another size ({_ctl(facts, 'resize')}), or have the operator see to it: `kumulusctl host list`."
     return [Finding(Level.PROBLEM, as_sentence(found.message), todo)]
+
+
+def _satisfied(facts: Facts) -> list[Finding]:
+    """Rules of its placement that do not hold any more where it is."""
+    found = facts.vm.status.condition(VirtualMachineCondition.PLACEMENT_SATISFIED)
+    if found is None or found.status != "False":
+        return []
+    todo = f"{_ctl(facts, 'explain', ' --hosts')} shows where it would go now; or change the rule."
+    return [Finding(Level.NOTE, as_sentence(found.message), todo)]
 
 
 def _general(facts: Facts) -> list[Finding]:

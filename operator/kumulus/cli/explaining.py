@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 import typer
 import yaml
@@ -20,7 +21,7 @@ from kumulus.api.host import WorkOrder
 from kumulus.api.image import ClusterImage, Image
 from kumulus.api.order_names import instance_order_name
 from kumulus.api.storage import StoragePool, Volume
-from kumulus.cli import overview
+from kumulus.cli import overview, previewing
 from kumulus.cli import vm as machines
 from kumulus.cli.explain import explain
 from kumulus.cli.facts import Absence, Facts, Finding, Level, SecretRef, image_names, secret_refs
@@ -28,7 +29,6 @@ from kumulus.cli.image import parse, resolve
 from kumulus.cli.output import Format
 from kumulus.cli.session import Session, command
 from kumulus.cli.terminal import one_line
-from kumulus.cli.vm import Name
 from kumulus.kube import errors
 from kumulus.kube.builtin import LEASE, SECRET
 from kumulus.kube.service import VM_NETWORK, Service
@@ -119,9 +119,32 @@ def controllers(session: Session) -> str | None:
     return None if overview.leads(lease, session.now) else f"Of the controllers, {said}."
 
 
-def _explain(session: Session, name: Name) -> None:
-    """Say why a machine is not what it shall be, and what to do."""
-    vm = VirtualMachine.parse(machines.fetch(session, name))
+def _explain(
+    session: Session,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Name of the machine.", show_default=False)] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say where the machines of a file would go. Nothing is made.")
+    ] = False,
+    file: Annotated[
+        Path | None, typer.Option("--filename", "-f", metavar="FILE", help="Manifests, for --dry-run; - reads stdin.")
+    ] = None,
+    hosts: Annotated[
+        bool, typer.Option("--hosts", help="Say of each host whether the machine would fit on it now, and why not.")
+    ] = False,
+) -> None:
+    """Say why a machine is not what it shall be, and what to do; or where one would go before it is made.
+
+    With --hosts and --dry-run the exit code is 3 when a machine would go nowhere. Both need to see all hosts and machines.
+    """
+    previewing.checked(name, file, dry_run=dry_run, hosts=hosts)
+    if file is not None:
+        previewing.rehearse(session, file)
+        return
+    raw = machines.fetch(session, name or "")
+    if hosts:
+        previewing.judge(session, raw)
+        return
+    vm = VirtualMachine.parse(raw)
     findings = explain(gather(session, vm))
     where = f" on {vm.status.host}" if vm.status.host else ""
     state = f"is {vm.status.phase}{where}" if vm.status.phase else "is new"

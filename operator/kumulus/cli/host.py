@@ -97,6 +97,7 @@ def _show(session: Session, name: Name) -> None:
             ("Phase", status.phase or "-"),
             ("Schedulable", "no: cordoned" if host.spec.unschedulable else ""),
             ("Taints", ", ".join(f"{t.key}={t.value}:{t.effect}" for t in host.spec.taints)),
+            ("Only for", ", ".join(host.spec.allowed_namespaces)),
             ("Namespace", status.namespace or ""),
             ("Addresses", ", ".join(status.addresses)),
             ("Processor", _join(cpu.vendor, cpu.model, cpu.architecture, cpu.acceleration) if cpu else ""),

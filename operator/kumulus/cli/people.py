@@ -27,6 +27,7 @@ from kumulus.cli import (
     overview,
     pool,
     power,
+    previewing,
     routing,
     snapshot,
     tracing,
@@ -87,6 +88,7 @@ lb.register(_lb)
 net_explain.register(_net, _nic, _router, _fip, _lb)
 join.register(_host)
 host.register(_host)
+previewing.register(_host)
 overview.register(app)
 
 

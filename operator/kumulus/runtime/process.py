@@ -167,8 +167,19 @@ class Process:
 
     async def _lead(self, term: int) -> None:
         metrics.LEADING.labels(self._settings.lease).set(1)
+        await self._catch_up()
         for controller in self._controllers:
             await controller.start()
+
+    async def _catch_up(self) -> None:
+        """Know all that was given away before something is. Without an answer in time we go on with what the watches say."""
+        assert self._client is not None
+        for store in self._caches.reservations():
+            try:
+                async with asyncio.timeout(self._settings.lease_seconds / 3):
+                    await fill(store, self._client, store.model.KIND, None)
+            except (KubeError, TimeoutError) as error:
+                log.warning("not listed again", kind=store.model.KIND.kind, error=str(error) or "timed out")
 
     async def _follow(self) -> None:
         metrics.LEADING.labels(self._settings.lease).set(0)

@@ -39,10 +39,21 @@ class Caches:
     def __init__(self) -> None:
         self._stores: dict[str, Store[Any]] = {}
         self._reflections: dict[str, Reflection] = {}
+        self._reserving: dict[str, None] = {}
 
     def store(self, model: type[R]) -> Store[R]:
         """The store of that kind, fed by kopf."""
         return self._stores.setdefault(model.KIND.plural + "." + model.KIND.group, Store(model))
+
+    def reserving(self, model: type[R]) -> Store[R]:
+        """The store of a kind whose objects say what is given away already: whoever begins to lead lists it once more, for its
+        watch may be behind by what the leader before wrote last."""
+        self._reserving[model.KIND.plural + "." + model.KIND.group] = None
+        return self.store(model)
+
+    def reservations(self) -> Iterator[Store[Any]]:
+        """Stores to be listed before anything is given away."""
+        return (self._stores[name] for name in self._reserving)
 
     def reflected(self, model: type[R], *, fields: str | None = None, labels: str | None = None) -> Store[R]:
         """The store of a kind that changes too often to go through kopf, or of which only some objects are wanted; `fields`

@@ -94,6 +94,16 @@ def test_a_service_that_cannot_have_it_as_an_endpoint_is_told_beside_that_all_is
     assert "kumulusctl -n shop fip list" in said.todo
 
 
+def test_a_broken_rule_of_its_placement_is_told_beside_that_all_is_well() -> None:
+    broken = condition("PlacementSatisfied", "False", "RuleBroken", "It would not be placed on host h1 now.")
+    status = running()
+    status["conditions"].append(broken)
+    well, said = explain(Facts(machine(status=status), NOW, order=order("Running"), host=host("Ready", ready="True")))
+    assert well.level is Level.OK and said.level is Level.NOTE
+    assert said.what == "It would not be placed on host h1 now."
+    assert "`kumulusctl -n shop vm explain web1 --hosts`" in said.todo
+
+
 def host(phase: str, reason: str = "", message: str = "", ready: str = "False") -> Host:
     conditions = [condition("Ready", ready, reason, message)]
     return Host.parse(

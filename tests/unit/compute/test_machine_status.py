@@ -108,6 +108,18 @@ def test_running_as_wanted_is_ready_and_nothing_else() -> None:
     assert says(after, "Reconciling") is None and says(after, "Stalled") is None and after.started_at == NOW
 
 
+def test_a_rule_of_its_placement_that_is_broken_is_told_and_hinders_nothing() -> None:
+    broken = replace(scope(work=order("Running")), unsatisfied=("with taint broken", *(f"x{n}" for n in range(20))))
+    after = derived(broken)
+    assert says(after, "PlacementSatisfied") == ("False", "RuleBroken") and says(after, "Ready") == ("True", "Running")
+    condition = after.condition("PlacementSatisfied")
+    assert condition is not None and "host h1 now, which is with taint broken; x0" in condition.message
+    assert len(condition.message) < 300
+    assert says(derived(scope(work=order("Running"))), "PlacementSatisfied") is None
+    gone = replace(broken, vm=machine(status=PLACED, deleting=True))
+    assert says(derived(gone), "PlacementSatisfied") is None
+
+
 def test_what_the_agent_said_of_an_older_order_is_not_ready() -> None:
     after = derived(scope(work=order("Running", observed=1, generation=2)))
     assert says(after, "Ready") == ("False", "Running") and says(after, "Reconciling") == ("True", "Running")

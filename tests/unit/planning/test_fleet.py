@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kumulus.api.affinity import HOSTNAME, TOPOLOGY_ZONE, HostOperator
 from kumulus.api.placement import Profile, Taint, TaintEffect, Toleration, TolerationOperator
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver
 from kumulus_controllers.planning import filters, scorers
 from kumulus_controllers.planning.fleet import Fleet
+from kumulus_controllers.planning.labels import Requirement
+from kumulus_controllers.planning.rules import Rules
 from kumulus_controllers.planning.views import Demand, HostView, Load, Placement, PoolView, Refusal, Request
 
 GI = 2**30
@@ -47,6 +50,15 @@ def chosen(made: Fleet, request: Request) -> str:
 
 
 NO = Load()
+SSD = Rules(
+    hosts=(
+        (Requirement("disk", HostOperator.IN, frozenset({"ssd"})),),
+        (
+            Requirement("cores", HostOperator.GT, frozenset({"16"})),
+            Requirement("old", HostOperator.DOES_NOT_EXIST),
+        ),
+    )
+)
 DEDICATED = Taint(key="dedicated", value="db")
 SOFT = Taint(key="old", effect=TaintEffect.PREFER_NO_SCHEDULE)
 
@@ -56,11 +68,24 @@ SOFT = Taint(key="old", effect=TaintEffect.PREFER_NO_SCHEDULE)
     [
         ("open", ask(), host("a"), NO, None),
         ("open", ask(), host("a", closed="cordoned"), NO, "cordoned"),
+        ("namespaces", ask(), host("a", namespaces=("x",)), NO, None),
+        ("namespaces", ask(namespace="x"), host("a", namespaces=("x", "y")), NO, None),
+        ("namespaces", ask(namespace="z"), host("a", namespaces=("x",)), NO, "for other namespaces only"),
         ("zone", ask(zone="z1"), host("a"), NO, None),
         ("zone", ask(), host("a"), NO, None),
         ("zone", ask(zone="z2"), host("a"), NO, "in another zone"),
         ("selector", ask(selector={"disk": "nvme"}), host("a", labels={"disk": "nvme"}), NO, None),
         ("selector", ask(selector={"disk": "nvme"}), host("a", labels={"disk": "hdd"}), NO, "without label disk=nvme"),
+        ("selector", ask(selector={TOPOLOGY_ZONE: "z1", HOSTNAME: "a"}), host("a"), NO, None),
+        ("labels", ask(rules=SSD), host("a", labels={"disk": "ssd"}), NO, None),
+        ("labels", ask(rules=SSD), host("a", labels={"cores": "17"}), NO, None),
+        (
+            "labels",
+            ask(rules=SSD),
+            host("a", labels={"cores": "16"}),
+            NO,
+            "not of the labels that hostAffinity asks for (disk=ssd or cores>16,!old)",
+        ),
         ("taints", ask(), host("a", taints=(DEDICATED,)), NO, "with taint dedicated=db"),
         ("taints", ask(), host("a", taints=(Taint(key="gpu"),)), NO, "with taint gpu"),
         ("taints", ask(), host("a", taints=(SOFT,)), NO, None),
@@ -160,13 +185,17 @@ def test_a_refusal_says_how_many_why_and_which() -> None:
     refusal = made.place(ask(2, zone="z1", disk=1))
     assert (
         str(refusal)
-        == "0 of 5 hosts fit: 2 without enough CPUs (h2, h3); 1 cordoned (h1); 1 in another zone (h4); 1 not ready (h5)"
+        == "0 of 5 hosts fit: 2 without enough CPUs (h2, h3; needs 2, most left is 1 on h2); 1 cordoned (h1); 1 in another zone (h4); 1 not ready (h5)"
     )
 
 
 def test_a_refusal_of_many_hosts_counts_them() -> None:
     made = fleet(*(host(f"h{number}", cpus=1) for number in range(6)))
-    assert str(made.place(ask(2))) == "0 of 6 hosts fit: 6 without enough CPUs"
+    assert str(made.place(ask(2))) == "0 of 6 hosts fit: 6 without enough CPUs (needs 2, most left is 1 on h0)"
+    made.assign("x", "h0", Demand(0, 14 * GI), None)
+    assert str(made.place(ask(1, 17 * GI))) == (
+        "0 of 6 hosts fit: 6 without enough memory (needs 17Gi, most left is 16Gi on h1)"
+    )
 
 
 def test_without_hosts_it_says_how_to_get_one() -> None:
