@@ -6,6 +6,7 @@ from kumulus.runtime.modules import Context, Module
 from kumulus_controllers.compute.console import ConsoleReconciler
 from kumulus_controllers.compute.machine import MachineReconciler
 from kumulus_controllers.compute.restore import RestoreReconciler
+from kumulus_controllers.compute.vm_pool import PoolReconciler
 from kumulus_controllers.compute.vm_snapshot import VmSnapshotReconciler
 from kumulus_controllers.module import fleet_of
 
@@ -15,8 +16,9 @@ async def _setup(context: Context) -> None:
     context.reconcilers.append(ConsoleReconciler(context.services))
     context.reconcilers.append(VmSnapshotReconciler(context.services))
     context.reconcilers.append(RestoreReconciler(context.services))
+    context.reconcilers.append(PoolReconciler(context.services))
 
 
 compute = Module(
-    description="Machines: resolve, place, follow, delete; consoles; snapshots and restores.", setup=_setup
+    description="Machines: resolve, place, follow, delete; consoles; snapshots and restores; pools.", setup=_setup
 )

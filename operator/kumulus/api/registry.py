@@ -9,6 +9,7 @@ from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image, ImageUpload
 from kumulus.api.load_balancer import LoadBalancer
+from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
@@ -19,6 +20,7 @@ KINDS: tuple[type[Resource], ...] = (
     VirtualMachine,
     VirtualMachineSnapshot,
     VirtualMachineRestore,
+    VirtualMachinePool,
     InstanceType,
     ConsoleRequest,
     Image,
