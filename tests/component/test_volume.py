@@ -20,6 +20,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
 from kumulus.api.image import Image
+from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.order_names import pool_order_name
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
@@ -721,6 +722,43 @@ async def test_a_volume_of_a_shared_pool_follows_its_machines_from_host_to_host(
     await tenant.delete(Volume.KIND, "data")
     await tenant.gone(Volume.KIND, "data")
     assert tenant.shared_files(uid) == []
+
+
+async def test_machines_of_a_pool_have_their_own_volumes_which_their_successors_take_over(tenant: Tenant) -> None:
+    """`VirtualMachinePool`, with the controllers and agents that are real: made, of another template, fewer, gone."""
+    pool = VirtualMachinePool.KIND
+    kept = {"name": "data", "volumeTemplate": {"size": "32Mi", "reclaimPolicy": "Retain"}}
+    disks = [kept, {"name": "tmp", "volumeTemplate": {"size": "16Mi"}}]
+    machine = {"resources": {"cpus": 1, "memory": "64Mi"}, "disks": disks, "stop": {"gracePeriodSeconds": 1}}
+    template = {"metadata": {"labels": {"app": "db"}}, "spec": machine}
+    await tenant._make(pool, "db", {"replicas": 2, "selector": {"app": "db"}, "template": template})
+
+    def whole(replicas: int) -> Callable[[Raw], bool]:
+        return lambda item: (
+            item.get("status", {}).get("observedGeneration") == item["metadata"]["generation"]
+            and condition(item).get("status") == "True"
+            and item["status"]["replicas"] == item["status"]["updatedReplicas"] == replicas
+        )
+
+    await tenant.wait(pool, "db", whole(2), "has two machines")
+    before = {name: await tenant.runs(name) for name in ("db-0", "db-1")}
+    data = {name: await tenant.is_(f"{name}-data", "InUse", name) for name in before}
+    temporary = {name: await tenant.is_(f"{name}-tmp", "InUse", name) for name in before}
+    change = {"template": {"spec": {"resources": {"cpus": 1, "memory": "96Mi"}}}}
+    await tenant.patch(pool, "db", **change)
+    await tenant.wait(pool, "db", whole(2), "has two of the new template")
+    for name, old in before.items():
+        vm = await tenant.runs(name)
+        assert vm["metadata"]["uid"] != old["metadata"]["uid"] and vm["status"]["resources"]["memory"] == "96Mi"
+        volume = await tenant.is_(f"{name}-data", "InUse", name)
+        assert volume["metadata"]["uid"] == data[name]["metadata"]["uid"], "what is retained is the successor's"
+        assert tenant.disks_of(vm)["data"] == str(tenant.file(volume))
+        assert tenant.files(temporary[name]) == [], "what is not is new"
+    await tenant.patch(pool, "db", replicas=1)
+    await tenant.gone(VirtualMachine.KIND, "db-1")
+    await tenant.is_("db-1-data", "Available")
+    await tenant.delete(pool, "db")
+    await tenant.gone(VirtualMachine.KIND, "db-0")
 
 
 async def test_hosts_that_share_a_pool_fetch_an_image_once(tenant: Tenant, shared: str) -> None:
