@@ -28,6 +28,7 @@ from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterfa
 from kumulus.api.registry import KINDS
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.api.storage import StoragePool, StoragePoolStatus, Volume, VolumeClass
+from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.api.volumes import Progress
 from kumulus.cli.cluster import Cluster
@@ -204,6 +205,7 @@ GOOD: Mapping[type[Resource], Raw] = {
     Host: {"zone": "z1", "taints": [{"key": "dedicated", "value": "web"}], "reserved": {"cpu": 1, "memory": "1Gi"}},
     WorkOrder: {"type": "Instance", "for": FOR, "term": 5, "instance": INSTANCE},
     HostReport: {},
+    UnmanagedInstance: {},
 }
 
 EXISTING: Raw = {"pool": "local", "host": "h1", "id": UID}

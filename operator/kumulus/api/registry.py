@@ -14,6 +14,7 @@ from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSn
 from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
+from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.api.volume_snapshot import VolumeSnapshot
 
 KINDS: tuple[type[Resource], ...] = (
@@ -43,6 +44,7 @@ KINDS: tuple[type[Resource], ...] = (
     SegmentId,
     Zone,
     Host,
+    UnmanagedInstance,
     WorkOrder,
     HostReport,
 )
