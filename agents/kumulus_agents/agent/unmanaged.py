@@ -153,7 +153,8 @@ class Unmanaged:
             except HypervisorError:
                 pass  # what it had said is kept, and when it is back it says so
             except KubeError as error:
-                log.warning("unmanaged domains not reported", namespace=self._namespace, error=str(error))
+                if again == AGAIN_SECONDS:
+                    log.warning("unmanaged domains not reported", namespace=self._namespace, error=str(error))
                 self._known, pause = None, again
                 again = min(again * 2, AGAIN_MOST)
             fresh = not await self._woken(pause)

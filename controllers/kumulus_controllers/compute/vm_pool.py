@@ -14,19 +14,19 @@ from dataclasses import replace
 import structlog
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.machine_pool import POOL, REVISION, HealingCause, Removal, RemovalReason, VirtualMachinePool
+from kumulus.api.machine_pool import POOL, REVISION, Removal, RemovalReason, VirtualMachinePool
 from kumulus.api.storage import Volume
 from kumulus.kube.errors import AlreadyExists, NotFound, Refused
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result
 from kumulus_controllers.compute.problem import Problem
+from kumulus_controllers.compute.vm_pool_health import Health
 from kumulus_controllers.compute.vm_pool_plan import (
     CAUSES,
     Plan,
     Scope,
     adopts,
-    ill,
     machine_name,
     new_machine,
     owner_of,
@@ -79,8 +79,7 @@ class PoolReconciler:
         self._machines.add_index(AT_PLACE, _place)
         self._written: dict[str, float] = {}
         """When the status of a pool was last written, by its uid (monotonic seconds)."""
-        self._ill: dict[str, tuple[HealingCause, float]] = {}
-        """What machines are seen to need healing for, and since when, by uid."""
+        self._health = Health()
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes; machines of pools, and those that have a name that one of theirs would have."""
@@ -98,7 +97,7 @@ class PoolReconciler:
             if before and after and _counts(before) == _counts(after):
                 return
             if before is not None and (after is None or after.uid != before.uid):
-                self._ill.pop(before.uid, None)
+                self._health.forget(before.uid)
             names = set()
             for vm in (before, after):
                 if vm is not None:
@@ -146,21 +145,14 @@ class PoolReconciler:
         machines = tuple(sorted(self._machines.by(OF_POOL, pool.uid), key=lambda vm: vm.name))
         others = self._machines.by(AT_PLACE, f"{pool.namespace}/{pool.name}")
         places = (place_of(pool.name, vm.name) for vm in others if not owns(pool, vm))
-        now, ill_for = self._services.clock.monotonic(), {}
-        for vm in machines:
-            cause, known = ill(vm), self._ill.get(vm.uid)
-            if cause is None:
-                self._ill.pop(vm.uid, None)
-                continue
-            if known is None or known[0] is not cause:
-                known = self._ill[vm.uid] = (cause, now)
-            ill_for[vm.uid] = now - known[1]
+        now = self._services.clock.monotonic()
+        ill_for = {vm.uid: self._health.ill_for(vm, now) for vm in machines}
         return Scope(
             pool=pool,
             machines=machines,
             now=self._services.clock.now(),
             taken=frozenset(place for place in places if place is not None),
-            ill_for=ill_for,
+            ill_for={uid: seconds for uid, seconds in ill_for.items() if seconds is not None},
         )
 
     async def _catch_up(self, pool: VirtualMachinePool) -> None:

@@ -194,7 +194,10 @@ class Healing(Model):
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     after_seconds: int = Field(
-        default=300, description="How long it has to be so without a break.", ge=30, le=7 * 24 * 3600
+        default=300,
+        description="How long it has to be so; that it was well for less than two minutes is no break.",
+        ge=30,
+        le=7 * 24 * 3600,
     )
 
 

@@ -14,6 +14,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.machine_pool import DELETION_COST, REVISION, RemovalReason, VirtualMachinePool, share_of
 from kumulus.runtime.clock import rfc3339
 from kumulus_controllers.compute.problem import Problem
+from kumulus_controllers.compute.vm_pool_health import Health
 from kumulus_controllers.compute.vm_pool_plan import (
     Plan,
     Scope,
@@ -208,6 +209,16 @@ def test_what_is_broken_is_replaced_where_that_is_asked_for_and_not_all_at_once(
     assert [(item.name, item.reason) for item in found.remove] == [("web-0", RemovalReason.HEALING)]
     busy = planned(pool(3, **heals(state)), *broken[1:], vm(0, deleting=True), ill_for=long)
     assert (busy.remove, busy.create) == ((), ())
+
+
+def test_who_is_well_for_a_moment_only_is_still_ill() -> None:
+    health = Health()
+    seen = [(0.0, "CrashLoopBackOff", 0.0), (50.0, "Ready", None), (60.0, "CrashLoopBackOff", 60.0)]
+    seen += [(70.0, "Failed", 0.0), (80.0, "Failed", 10.0), (90.0, "Ready", None), (300.0, "Failed", 0.0)]
+    for now, state, wanted in seen:
+        assert health.ill_for(vm(1, state=state), now) == wanted, (now, state)
+    health.forget("uid-1-0")
+    assert health.ill_for(vm(1, state="Failed"), 310.0) == 0.0
 
 
 def test_another_machine_is_made_for_one_on_a_host_that_does_not_answer_and_goes_when_that_returns() -> None:
