@@ -761,6 +761,42 @@ async def test_machines_of_a_pool_have_their_own_volumes_which_their_successors_
     await tenant.gone(VirtualMachine.KIND, "db-0")
 
 
+@pytest.mark.wide
+async def test_another_machine_is_made_beside_one_whose_host_is_silent_and_goes_when_it_returns(tenant: Tenant) -> None:
+    """`VirtualMachinePool`, `healing`: only for a machine without volumes, and the one there is kept."""
+    kind, silent = VirtualMachinePool.KIND, f"silent-{tenant.tag}"
+    await tenant.cloud.add_host(silent, lease_seconds=3)
+    await asyncio.to_thread(tenant.cloud.lab.services.wait_for_hosts, [*HOSTS, silent])
+    machine = {"resources": {"cpus": 1, "memory": "64Mi"}, "stop": {"mode": "Force"}}
+    template = {"metadata": {"labels": {"app": "site"}}, "spec": machine}
+    healing = {"replace": ["HostUnknown"], "afterSeconds": 30}
+    await tenant._make(
+        kind, "site", {"replicas": 4, "selector": {"app": "site"}, "template": template, "healing": healing}
+    )
+    await tenant.wait(kind, "site", lambda item: condition(item).get("status") == "True", "has four machines")
+    before = {vm["metadata"]["name"]: vm for vm in await tenant.cloud.listed(VirtualMachine.KIND, tenant.namespace)}
+    lost = {name for name, vm in before.items() if vm["status"]["host"] == silent}
+    assert lost and len(lost) < 4
+    await tenant.cloud.hosts[silent].kill()
+    for name in lost:
+        await tenant.wait(VirtualMachine.KIND, name, phase("Unknown"), "its host is silent")
+
+    async def names(wanted: set[str]) -> bool:
+        listed = await tenant.cloud.listed(VirtualMachine.KIND, tenant.namespace)
+        return {vm["metadata"]["name"] for vm in listed} == wanted
+
+    more = {f"site-{place}" for place in range(4, 4 + len(lost))}
+    assert await names(set(before)), "not at once"
+    await until(lambda: names(set(before) | more), "others are made", 60)
+    await tenant.wait(kind, "site", lambda item: condition(item).get("status") == "True", "has four again")
+    tenant.cloud.hosts[silent].start()
+    await until(lambda: names(set(before)), "those go")
+    for name in lost:
+        assert (await tenant.runs(name))["metadata"]["uid"] == before[name]["metadata"]["uid"]
+    await tenant.delete(kind, "site")
+    await until(lambda: names(set()), "all are gone")
+
+
 async def test_hosts_that_share_a_pool_fetch_an_image_once(tenant: Tenant, shared: str) -> None:
     await tenant.image()
     path = f"/{tenant.namespace}/system.raw"

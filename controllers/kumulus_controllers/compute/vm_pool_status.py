@@ -96,26 +96,51 @@ def _lack(pool: VirtualMachinePool, plan: Plan, machines: Sequence[VirtualMachin
     counts, wanted = plan.counts, pool.spec.replicas
     standing = counts.replicas - counts.lost
     rolls = pool.spec.update_strategy.type is UpdateType.ROLLING_UPDATE
+    parts: list[str | None]
     if rolls and plan.outdated:
-        kept = [vm.name for vm in machines if vm.name in set(plan.outdated) and stays(vm)]
-        why = f" {_names(kept)} kept by deletionProtection or the annotation {PAUSED}." if kept else ""
-        message = f"{counts.updated} of {counts.replicas} machines are of the new template, {counts.available} are available.{why}"
-        return Problem("RollingUpdate", message, stalled=False)
+        outdated = set(plan.outdated)
+        has = (
+            f"{counts.updated} of {counts.replicas} machines are of the new template, {counts.available} are available."
+        )
+        parts = [has, _kept(vm for vm in machines if vm.name in outdated), _unready(pool, plan), _leaving(machines)]
+        return _waits("RollingUpdate", parts)
     if standing < wanted:
-        waits = f" {counts.leaving} are being removed first, whose names come free." if counts.leaving else ""
-        return Problem("ScalingOut", f"There are {standing} of {wanted} machines.{waits}", stalled=False)
-    if standing > wanted:
-        kept = [vm.name for vm in machines if not vm.deleting and stays(vm)]
-        why = f" {_names(kept)} kept by deletionProtection or the annotation {PAUSED}." if kept else ""
-        return Problem("ScalingIn", f"There are {standing} machines, {wanted} are wanted.{why}", stalled=False)
-    if counts.leaving:
-        return Problem("ScalingIn", f"{counts.leaving} machines are being removed.", stalled=False)
+        return _waits("ScalingOut", [f"There are {standing} of {wanted} machines.", _leaving(machines)])
+    if standing > wanted or counts.leaving:
+        has = f"There are {standing} machines, {wanted} are wanted."
+        return _waits("ScalingIn", [has, _kept(machines) if standing > wanted else None, _leaving(machines)])
     if counts.available < wanted:
-        said = "; ".join(f"{vm.name}: {_why(pool, vm)}" for vm in plan.unready[:SHOWN])
-        more = f"; and {len(plan.unready) - SHOWN} more" if len(plan.unready) > SHOWN else ""
-        lead = f"{counts.available} of {wanted} machines are available"
-        return Problem("MachinesNotReady", f"{lead}{': ' if said else ''}{said}{more}.", stalled=False)
+        has = f"{counts.available} of {wanted} machines are available."
+        return _waits("MachinesNotReady", [has, _unready(pool, plan)])
     return None
+
+
+def _waits(reason: str, parts: Iterable[str | None]) -> Problem:
+    return Problem(reason, " ".join(part for part in parts if part), stalled=False)
+
+
+def _kept(machines: Iterable[VirtualMachine]) -> str | None:
+    """Who is kept by his owner."""
+    names = [vm.name for vm in machines if not vm.deleting and stays(vm)]
+    return f"{_names(names)} kept by deletionProtection or the annotation {PAUSED}." if names else None
+
+
+def _unready(pool: VirtualMachinePool, plan: Plan) -> str | None:
+    """Who is not ready, and why."""
+    if not plan.unready:
+        return None
+    more = f"; and {len(plan.unready) - SHOWN} more" if len(plan.unready) > SHOWN else ""
+    return f"Not ready: {'; '.join(f'{vm.name}: {_why(pool, vm)}' for vm in plan.unready[:SHOWN])}{more}."
+
+
+def _leaving(machines: Iterable[VirtualMachine]) -> str | None:
+    """Who is being removed; its name comes free when it is gone."""
+    found = sorted((vm for vm in machines if vm.deleting), key=lambda vm: vm.name)
+    if not found:
+        return None
+    silent = [vm.name for vm in found if ill(vm) is HealingCause.HOST_UNKNOWN]
+    why = f" The host of {_listed(silent)} does not answer." if silent else ""
+    return f"Being removed: {_listed([vm.name for vm in found])}.{why}"
 
 
 def _why(pool: VirtualMachinePool, vm: VirtualMachine) -> str:
@@ -133,8 +158,12 @@ def _why(pool: VirtualMachinePool, vm: VirtualMachine) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
+    return _listed(names) + (" is" if len(names) == 1 else " are")
+
+
+def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(sorted(names)[:SHOWN]) + more + (" is" if len(names) == 1 else " are")
+    return ", ".join(sorted(names)[:SHOWN]) + more
 
 
 def _said(pool: VirtualMachinePool, plan: Plan, lack: Problem | None) -> str:

@@ -307,6 +307,21 @@ def test_progress_is_said_and_that_there_is_none() -> None:
     assert refused["Stalled"] == ("True", "Refused") and refused["Ready"] == ("False", "Refused")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "machines", "reason", "words"),
+    [
+        (2, [vm(0), vm(1, deleting=True)], "ScalingOut", "There are 1 of 2 machines. Being removed: web-1."),
+        (1, [vm(0), vm(1, deleting=True, state="HostUnknown")], "ScalingIn", "The host of web-1 does not answer."),
+        (2, [vm(0, revision=OLD), vm(1, state="HostUnknown")], "RollingUpdate", "Not ready: web-1: HostUnknown."),
+        (7, [vm(place, state="Failed") for place in range(7)], "MachinesNotReady", "web-4: Failed; and 2 more."),
+    ],
+    ids=lambda item: str(item)[:20],
+)
+def test_what_it_waits_for_is_named(wanted: int, machines: list[VirtualMachine], reason: str, words: str) -> None:
+    found = said(pool(wanted), *machines)["status"].condition("Ready")
+    assert (found.reason, words in found.message) == (reason, True), found.message
+
+
 def test_the_revision_that_all_had_is_kept_until_all_have_another() -> None:
     status = said(pool(2, status={"currentRevision": OLD}), vm(0, revision=OLD), vm(1))["status"]
     assert (status.current_revision, status.update_revision, status.updated_replicas) == (OLD, NEW, 1)
