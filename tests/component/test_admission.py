@@ -22,12 +22,14 @@ from kumulus.api.fabric import HOST_NAME_MAX, Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image, ImageStatus, ImageUpload
 from kumulus.api.load_balancer import LoadBalancer
+from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
 from kumulus.api.placement_group import PlacementGroup
 from kumulus.api.registry import KINDS
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.api.storage import StoragePool, StoragePoolStatus, Volume, VolumeClass
+from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.api.volumes import Progress
 from kumulus.cli.cluster import Cluster
@@ -113,8 +115,21 @@ OCI: Raw = {
 
 PUBLISHED: Raw = {"source": {"volume": "web-root"}, "format": "qcow2"}
 
+TEMPLATE: Raw = {
+    "metadata": {"labels": {"app": "web", "tier": "front"}, "annotations": {"example.com/team": "a"}},
+    "spec": VM,
+}
+
 GOOD: Mapping[type[Resource], Raw] = {
     VirtualMachine: VM,
+    VirtualMachinePool: {
+        "replicas": 3,
+        "selector": {"app": "web"},
+        "template": TEMPLATE,
+        "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "25%", "maxSurge": 1}},
+        "scaleIn": {"policy": "Oldest"},
+        "healing": {"replace": ["Failed", "HostUnknown"], "afterSeconds": 60},
+    },
     InstanceType: {"cpus": 1, "memory": "512Mi", "allowedNamespaces": ["a", "b"]},
     PlacementGroup: {"policy": "AntiAffinity", "selector": {"matchLabels": {"app": "web"}}, "maxPerTopology": 2},
     ConsoleRequest: {"vm": "web"},
@@ -211,6 +226,7 @@ GOOD: Mapping[type[Resource], Raw] = {
     Host: {"zone": "z1", "taints": [{"key": "dedicated", "value": "web"}], "reserved": {"cpu": 1, "memory": "1Gi"}},
     WorkOrder: {"type": "Instance", "for": FOR, "term": 5, "instance": INSTANCE},
     HostReport: {},
+    UnmanagedInstance: {},
 }
 
 EXISTING: Raw = {"pool": "local", "host": "h1", "id": UID}
@@ -472,6 +488,25 @@ BAD = [
     Bad(VolumeSnapshot, "spec.quiesce.mode", "Always"),
     *(Bad(VolumeSnapshot, "spec.quiesce.timeoutSeconds", seconds) for seconds in (0, 601)),
     Bad(VirtualMachineSnapshot, "spec.vm", "a/b"),
+    *(Bad(VirtualMachinePool, "spec.replicas", count) for count in (-1, 1001)),
+    *(Bad(VirtualMachinePool, "spec.selector", labels) for labels in ({}, GONE)),
+    *(
+        Bad(VirtualMachinePool, "spec.template.metadata.labels", labels)
+        for labels in ({"tier": "front"}, {"app": "db"}, {"app": "web", "kumulus.io/pool": "x"})
+    ),
+    *(
+        Bad(VirtualMachinePool, "spec.updateStrategy.rollingUpdate.maxSurge", share)
+        for share in ("a", "101%", -1, "1.5")
+    ),
+    Bad(VirtualMachinePool, "spec.template.spec.disks.0", {"name": "d", "volume": "v"}, "spec.template.spec.disks"),
+    *(
+        Bad(VirtualMachinePool, "spec.template.spec.interfaces", [{"name": "n", **one}])
+        for one in ({"interface": "x"}, {"network": "x", "addresses": ["10.0.0.1"]})
+    ),
+    Bad(VirtualMachinePool, "spec.template.spec.deletionProtection", True),
+    Bad(VirtualMachinePool, "spec.template.spec.resources", GONE, "spec.template.spec"),
+    Bad(VirtualMachinePool, "spec.healing.replace", ["Tired"]),
+    Bad(VirtualMachinePool, "spec.healing.afterSeconds", 1),
     Bad(VirtualMachineRestore, "spec.target", {}, "exactly one of vm and newVM"),
     Bad(VirtualMachineRestore, "spec.target.vm", "web", "exactly one of vm and newVM"),
     Bad(VirtualMachineRestore, "spec.target", {"vm": "web", "cloneMode": "Full"}, "spec.target.cloneMode"),
@@ -822,6 +857,16 @@ def test_a_machine_whose_volume_could_have_no_name_is_refused(api: Cluster, leng
         assert "take shorter names" in refusal(api, raw, VirtualMachine.KIND, "default")
 
 
+@pytest.mark.parametrize("length", [48, 49])
+def test_a_pool_whose_machines_volumes_could_have_no_names_is_refused(api: Cluster, length: int) -> None:
+    raw = made(VirtualMachinePool, name="p" * length)
+    put(raw, "spec.template.spec.disks.0", {"name": "scratch8", "volumeTemplate": {"size": "1Gi"}})
+    if length + len("-99999-scratch8") <= 63:
+        create(api, raw, VirtualMachinePool.KIND, "default", query=DRY)
+    else:
+        assert "take shorter names" in refusal(api, raw, VirtualMachinePool.KIND, "default")
+
+
 @dataclass(frozen=True)
 class Change:
     """A change of an object that exists, and the field the refusal has to name; `before` makes the object first."""
@@ -869,6 +914,7 @@ CHANGES = [
     Change(VolumeSnapshot, "spec.volume", "other"),
     Change(VolumeSnapshot, "spec.quiesce.mode", "Never", "spec.quiesce"),
     Change(VirtualMachineSnapshot, "spec.vm", "other"),
+    Change(VirtualMachinePool, "spec.selector", {"tier": "front"}),
     Change(VirtualMachineRestore, "spec.snapshot", "other", "spec"),
     Change(VirtualMachineRestore, "spec.target.newVM", "other", "spec"),
     Change(VirtualMachineSnapshot, "spec.quiesce", {"mode": "Never"}),
@@ -965,6 +1011,11 @@ ALLOWED = [
     Change(VirtualMachine, "spec.disks.0.cdrom.image", "other", before={"spec.disks": [CD, disk("root")]}),
     Change(VirtualMachine, "spec.disks.0.cdrom", {}, before={"spec.disks": [CD, disk("root")]}),
     Change(VirtualMachine, "spec.disks.0.cdrom.image", "new", before={"spec.disks": [{"name": "cd", "cdrom": {}}]}),
+    Change(VirtualMachinePool, "spec.replicas", 0),
+    Change(VirtualMachinePool, "spec.template.spec.zone", GONE),
+    Change(VirtualMachinePool, "spec.template.spec.disks", [disk("other")]),
+    Change(VirtualMachinePool, "spec.template.spec.disks.0.ephemeral.image", "debian-13"),
+    Change(VirtualMachinePool, "spec.template.spec.cloudInit", {"userData": "#!/bin/sh"}),
     Change(VolumeClass, "spec.qos", GONE),
     Change(VolumeClass, "spec.cache", "writeback"),
     Change(VolumeSnapshot, "spec.deletionProtection", True),

@@ -86,8 +86,11 @@ class Mortal:
     async def domains(self) -> Sequence[Domain]:
         return await self._inner.domains()
 
-    async def foreign(self) -> Sequence[ForeignDomain]:
-        return await self._inner.foreign()
+    async def foreign(self, *, fresh: bool = False) -> Sequence[ForeignDomain]:
+        return await self._inner.foreign(fresh=fresh)
+
+    def watch_foreign(self, listener: Callable[[], None]) -> None:
+        self._inner.watch_foreign(listener)
 
     async def start(self, spec: DomainSpec) -> Domain:
         started: Domain = await self.deed(self._inner.start(spec))

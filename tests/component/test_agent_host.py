@@ -11,13 +11,14 @@ import pytest
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import LEASE as LEASE_NAME
 from kumulus.api.host import HostReport
+from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.kube.builtin import LEASE, NAMESPACE
 from kumulus.kube.client import KubeClient
 from kumulus_agents.agent import drivers
 from kumulus_agents.agent import settings as agent_settings
 from kumulus_agents.agent.fleet import Fleet, FleetSettings
 from kumulus_agents.agent.settings import Timings
-from kumulus_agents.hypervisor.protocol import ForeignDomain
+from kumulus_agents.hypervisor.protocol import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
 from kumulus_lab.cluster import NativeCluster
 from tests import leftovers
 from tests.unit.agent.host import TestHost, eventually, host_on
@@ -29,6 +30,9 @@ pytestmark = pytest.mark.cluster
 async def host(cluster: NativeCluster) -> AsyncIterator[TestHost]:
     async with host_on(cluster.kubeconfig) as made:
         yield made
+
+
+MAC = "52:54:00:00:00:01"
 
 
 async def lease_of(host: TestHost) -> dict[str, object]:
@@ -76,11 +80,6 @@ async def test_the_report_says_what_there_is(host: TestHost) -> None:
         assert status["capacity"] == {"cpus": 64, "memory": 256 << 30}
         assert status["hypervisorReady"] is True
         assert status["unmanagedCount"] == 70
-        unmanaged = status["unmanaged"]
-        assert isinstance(unmanaged, list)
-        assert len(unmanaged) == 64
-        assert len(unmanaged[0]["name"]) == 253
-        assert "\n" not in unmanaged[0]["name"]
         assert status["addresses"] == ["192.0.2.7"]
         host.machine.disconnect()
         await eventually(lambda: _ready(host, False), "a report that the hypervisor is away")
@@ -88,6 +87,70 @@ async def test_the_report_says_what_there_is(host: TestHost) -> None:
         host.machine.reconnect()
         await eventually(lambda: _ready(host, True), "a report that it is back")
     assert host.count("patch", "HostReport") == 3
+
+
+def foreign(number: int, state: str = "running") -> ForeignDomain:
+    disk, nic = (
+        ForeignDisk("vda", "disk", "virtio", "file", f"/srv/{number}.qcow2", "qcow2"),
+        ForeignNic(MAC, "bridge", "br0"),
+    )
+    shape = ForeignShape("pc-q35-7.2", "bios", [disk], [nic])
+    return ForeignDomain(f"{number:08}-0000-0000-0000-000000000000", f"vm-{number}", state, 2, 1 << 30, True, shape)
+
+
+async def shown(host: TestHost) -> dict[str, dict[str, object]]:
+    """What is said of domains that are not ours, by their names."""
+    pages = host.client.list_pages(UnmanagedInstance.KIND, host.namespace)
+    said = [raw.get("status", {}) async for page, _ in pages for raw in page]
+    return {str(status.get("name")): status for status in said}
+
+
+async def test_domains_of_others_are_shown_as_they_come_change_and_go(host: TestHost) -> None:
+    """By what the hypervisor says, within seconds, and with few writes; also what changed while no agent ran."""
+
+    async def states(**wanted: str) -> bool:
+        return {name: status.get("state") for name, status in (await shown(host)).items()} == wanted
+
+    kind = UnmanagedInstance.KIND.kind
+    quick = Timings(report_seconds=0.5, workers=2)
+    host.machine.plant(foreign(1))
+    async with host.running(timings=quick):
+        await eventually(lambda: states(**{"vm-1": "running"}), "the one that was there")
+        (status,) = (await shown(host)).values()
+        assert status["disks"] == [
+            {
+                "target": "vda",
+                "device": "disk",
+                "bus": "virtio",
+                "kind": "file",
+                "source": "/srv/1.qcow2",
+                "format": "qcow2",
+            }
+        ]
+        assert (status["cpus"], status["memory"], status["persistent"]) == (2, "1Gi", True)
+        assert status["nics"] == [{"macAddress": MAC, "kind": "bridge", "source": "br0"}]
+        host.machine.plant(foreign(2, "shut off"))
+        host.machine.plant(foreign(2))
+        await eventually(lambda: states(**{"vm-1": "running", "vm-2": "running"}), "one that came")
+        assert host.count("create", kind) == host.count("patch", kind) == 2
+        host.machine.uproot(foreign(2).uuid)
+        await eventually(lambda: states(**{"vm-1": "running"}), "one that went")
+        await eventually(lambda: _counted(host, 1), "the report counts them")
+        host.machine.disconnect()
+        await eventually(lambda: _ready(host, False), "a report that the hypervisor is away")
+        assert await states(**{"vm-1": "running"}), "what was known is kept"
+        host.machine.uproot(foreign(1).uuid)
+        host.machine.plant(foreign(3))
+        host.machine.reconnect()
+        await eventually(lambda: states(**{"vm-3": "running"}), "what changed meanwhile")
+    host.machine.uproot(foreign(3).uuid)
+    async with host.running(timings=quick):
+        await eventually(lambda: states(), "what changed while no agent ran")
+    assert not host.machine.foreign
+
+
+async def _counted(host: TestHost, wanted: int) -> bool:
+    return (await report_of(host)).get("unmanagedCount") == wanted
 
 
 async def _ready(host: TestHost, wanted: bool) -> bool:

@@ -19,6 +19,7 @@ import yaml
 from kumulus.api.base import FORCE_DETACH
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
+from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.cli.cluster import Cluster
 from kumulus.cli.people import main
 from kumulus.kube import errors
@@ -289,6 +290,18 @@ def test_list_show_cordon_uncordon(run: Run, api: Cluster, name: str) -> None:
     shown = run("host", "show", name).out
     for words in ("LeaseExpired", "stopped renewing", "2/8 CPUs, 1 GiB/16 GiB", "Machines on it"):
         assert words in shown
+    assert "leaves alone" not in shown
+    api.create(NAMESPACE, {"metadata": {"name": host_namespace(name)}})
+    uuid = "11111111-2222-3333-4444-555555555555"
+    api.create(UnmanagedInstance.KIND, {"metadata": {"name": uuid}, "spec": {}}, host_namespace(name))
+    disks = [{"target": "vda", "source": "/srv/a.qcow2"}, {"target": "sda", "device": "cdrom"}]
+    status = {"name": "by-hand", "state": "shut off", "cpus": 2, "memory": "2Gi", "disks": disks}
+    path = UnmanagedInstance.KIND.path(host_namespace(name), uuid, "status")
+    api.request("PATCH", path, body={"status": status}, content_type="application/merge-patch+json")
+    shown = run("host", "show", name).out
+    assert "1 domain that Kumulus leaves alone" in shown
+    row = next(line for line in shown.splitlines() if "by-hand" in line)
+    assert row.split() == ["by-hand", "shut", "off", "2", "2", "GiB", "2", "0", uuid]
     assert run("host", "cordon", name).out == f"host.fabric.kumulus.io/{name} cordoned\n"
     assert api.get(Host.KIND, name)["spec"]["unschedulable"] is True
     assert run("host", "uncordon", name).code == 0

@@ -351,6 +351,10 @@ AGENT_MAY = {
     "create hostreports",
     "patch hostreports",
     "patch hostreports/status",
+    "list unmanagedinstances",
+    "create unmanagedinstances",
+    "delete unmanagedinstances",
+    "patch unmanagedinstances/status",
     "create leases",
     f"get leases {LEASE}",
     f"update leases {LEASE}",
@@ -532,7 +536,7 @@ def test_tenants_get_their_kinds_through_the_roles_of_kubernetes(api: Cluster, n
         lambda: may(api, "alice", "list", VirtualMachine.KIND, namespace), "the roles to be aggregated", seconds=20
     )
     tenant = {"virtualmachines", "images", "imageuploads", "volumes", "consolerequests"}
-    tenant |= {"volumesnapshots", "virtualmachinesnapshots", "virtualmachinerestores"}
+    tenant |= {"volumesnapshots", "virtualmachinesnapshots", "virtualmachinerestores", "virtualmachinepools"}
     tenant |= {"networks", "networkinterfaces", "securitygroups", "routers", "floatingips", "loadbalancers"}
     shown = {"ipaddresses"}
     offers = {"instancetypes", "volumeclasses", "networkclasses", "externalnetworks", "clusterimages", "zones"}

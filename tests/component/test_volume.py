@@ -20,6 +20,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
 from kumulus.api.image import Image
+from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.order_names import pool_order_name
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
@@ -721,6 +722,79 @@ async def test_a_volume_of_a_shared_pool_follows_its_machines_from_host_to_host(
     await tenant.delete(Volume.KIND, "data")
     await tenant.gone(Volume.KIND, "data")
     assert tenant.shared_files(uid) == []
+
+
+async def test_machines_of_a_pool_have_their_own_volumes_which_their_successors_take_over(tenant: Tenant) -> None:
+    """`VirtualMachinePool`, with the controllers and agents that are real: made, of another template, fewer, gone."""
+    pool = VirtualMachinePool.KIND
+    kept = {"name": "data", "volumeTemplate": {"size": "32Mi", "reclaimPolicy": "Retain"}}
+    disks = [kept, {"name": "tmp", "volumeTemplate": {"size": "16Mi"}}]
+    machine = {"resources": {"cpus": 1, "memory": "64Mi"}, "disks": disks, "stop": {"gracePeriodSeconds": 1}}
+    template = {"metadata": {"labels": {"app": "db"}}, "spec": machine}
+    await tenant._make(pool, "db", {"replicas": 2, "selector": {"app": "db"}, "template": template})
+
+    def whole(replicas: int) -> Callable[[Raw], bool]:
+        return lambda item: (
+            item.get("status", {}).get("observedGeneration") == item["metadata"]["generation"]
+            and condition(item).get("status") == "True"
+            and item["status"]["replicas"] == item["status"]["updatedReplicas"] == replicas
+        )
+
+    await tenant.wait(pool, "db", whole(2), "has two machines")
+    before = {name: await tenant.runs(name) for name in ("db-0", "db-1")}
+    data = {name: await tenant.is_(f"{name}-data", "InUse", name) for name in before}
+    temporary = {name: await tenant.is_(f"{name}-tmp", "InUse", name) for name in before}
+    change = {"template": {"spec": {"resources": {"cpus": 1, "memory": "96Mi"}}}}
+    await tenant.patch(pool, "db", **change)
+    await tenant.wait(pool, "db", whole(2), "has two of the new template")
+    for name, old in before.items():
+        vm = await tenant.runs(name)
+        assert vm["metadata"]["uid"] != old["metadata"]["uid"] and vm["status"]["resources"]["memory"] == "96Mi"
+        volume = await tenant.is_(f"{name}-data", "InUse", name)
+        assert volume["metadata"]["uid"] == data[name]["metadata"]["uid"], "what is retained is the successor's"
+        assert tenant.disks_of(vm)["data"] == str(tenant.file(volume))
+        assert tenant.files(temporary[name]) == [], "what is not is new"
+    await tenant.patch(pool, "db", replicas=1)
+    await tenant.gone(VirtualMachine.KIND, "db-1")
+    await tenant.is_("db-1-data", "Available")
+    await tenant.delete(pool, "db")
+    await tenant.gone(VirtualMachine.KIND, "db-0")
+
+
+@pytest.mark.wide
+async def test_another_machine_is_made_beside_one_whose_host_is_silent_and_goes_when_it_returns(tenant: Tenant) -> None:
+    """`VirtualMachinePool`, `healing`: only for a machine without volumes, and the one there is kept."""
+    kind, silent = VirtualMachinePool.KIND, f"silent-{tenant.tag}"
+    await tenant.cloud.add_host(silent, lease_seconds=3)
+    await asyncio.to_thread(tenant.cloud.lab.services.wait_for_hosts, [*HOSTS, silent])
+    machine = {"resources": {"cpus": 1, "memory": "64Mi"}, "stop": {"mode": "Force"}}
+    template = {"metadata": {"labels": {"app": "site"}}, "spec": machine}
+    healing = {"replace": ["HostUnknown"], "afterSeconds": 30}
+    await tenant._make(
+        kind, "site", {"replicas": 4, "selector": {"app": "site"}, "template": template, "healing": healing}
+    )
+    await tenant.wait(kind, "site", lambda item: condition(item).get("status") == "True", "has four machines")
+    before = {vm["metadata"]["name"]: vm for vm in await tenant.cloud.listed(VirtualMachine.KIND, tenant.namespace)}
+    lost = {name for name, vm in before.items() if vm["status"]["host"] == silent}
+    assert lost and len(lost) < 4
+    await tenant.cloud.hosts[silent].kill()
+    for name in lost:
+        await tenant.wait(VirtualMachine.KIND, name, phase("Unknown"), "its host is silent")
+
+    async def names(wanted: set[str]) -> bool:
+        listed = await tenant.cloud.listed(VirtualMachine.KIND, tenant.namespace)
+        return {vm["metadata"]["name"] for vm in listed} == wanted
+
+    more = {f"site-{place}" for place in range(4, 4 + len(lost))}
+    assert await names(set(before)), "not at once"
+    await until(lambda: names(set(before) | more), "others are made", 60)
+    await tenant.wait(kind, "site", lambda item: condition(item).get("status") == "True", "has four again")
+    tenant.cloud.hosts[silent].start()
+    await until(lambda: names(set(before)), "those go")
+    for name in lost:
+        assert (await tenant.runs(name))["metadata"]["uid"] == before[name]["metadata"]["uid"]
+    await tenant.delete(kind, "site")
+    await until(lambda: names(set()), "all are gone")
 
 
 async def test_hosts_that_share_a_pool_fetch_an_image_once(tenant: Tenant, shared: str) -> None:

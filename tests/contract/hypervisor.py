@@ -35,6 +35,7 @@ from kumulus_agents.hypervisor.protocol import (
     DomainSpec,
     DomainState,
     ExitReason,
+    ForeignDomain,
     Hypervisor,
     HypervisorError,
     Marks,
@@ -44,6 +45,9 @@ from kumulus_agents.hypervisor.protocol import (
 from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.source import DiskSource, FileSource, LayerFile
 from tests.patience import PATIENCE
+
+FOREIGN_MAC = "52:54:00:00:00:07"
+"""Of the one interface of a domain that is not ours."""
 
 
 class World(ABC):
@@ -96,6 +100,10 @@ class World(ABC):
     @abstractmethod
     async def plant(self) -> str:
         """Make a running domain that is not Kumulus' own; its UUID."""
+
+    @abstractmethod
+    async def uproot(self, uuid: str) -> None:
+        """End and remove such a domain."""
 
     @abstractmethod
     async def foreign_is_on(self, uuid: str) -> bool:
@@ -352,6 +360,32 @@ class HypervisorContract:
         assert not caught.value.retryable
         assert await world.foreign_is_on(foreign)
         assert foreign in [domain.uuid for domain in await hypervisor.foreign()]
+
+    async def test_of_foreign_domains_is_told_when_they_come_and_go(
+        self, world: World, hypervisor: Hypervisor, heard: Heard
+    ) -> None:
+        told = asyncio.Event()
+        hypervisor.watch_foreign(told.set)
+
+        async def shown() -> dict[str, ForeignDomain]:
+            return {domain.uuid: domain for domain in await hypervisor.foreign()}
+
+        async def so(wanted: bool) -> bool:
+            return (foreign in await shown()) is wanted
+
+        foreign = await world.plant()
+        await eventually(told.is_set, "told of one that came")
+        await eventually(lambda: so(True), "it is shown")
+        (found,) = (domain for domain in await hypervisor.foreign(fresh=True) if domain.uuid == foreign)
+        assert found == (await shown())[foreign]
+        assert (found.persistent, len(found.shape.disks), len(found.shape.nics)) == (True, 1, 1)
+        assert found.shape.disks[0].target == "vda" and found.shape.disks[0].source is not None
+        assert found.shape.nics[0].mac == FOREIGN_MAC
+        told.clear()
+        await world.uproot(foreign)
+        await eventually(told.is_set, "told of one that went")
+        await eventually(lambda: so(False), "it is shown no more")
+        assert foreign not in heard.uids
 
     async def test_our_domains_are_not_foreign(self, hypervisor: Hypervisor, running: DomainSpec) -> None:
         assert running.marks.uid not in [domain.uuid for domain in await hypervisor.foreign()]

@@ -18,7 +18,7 @@ from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.source import FileSource, LayerFile
 from tests.contract import guest
 from tests.contract.guest import Disks, Guest
-from tests.contract.hypervisor import World, eventually, new_marks
+from tests.contract.hypervisor import FOREIGN_MAC, World, eventually, new_marks
 from tests.contract.libvirtd import PrivateLibvirtd
 from tests.unit.storage.material import iso
 
@@ -27,7 +27,10 @@ VOLUME = 16 << 20
 
 FOREIGN = """\
 <domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>32</memory><vcpu>1</vcpu>
-<os><type arch='x86_64' machine='q35'>hvm</type></os><devices/></domain>
+<os><type arch='x86_64' machine='q35'>hvm</type></os><devices>
+<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{disk}'/><target dev='vda' bus='virtio'/></disk>
+<interface type='ethernet'><mac address='{mac}'/><target dev='{tap}'/><model type='virtio'/></interface>
+</devices></domain>
 """
 
 
@@ -121,9 +124,16 @@ class LibvirtWorld(World):
 
     async def plant(self, name: str = "by-hand", *, exact: bool = False) -> str:
         domain = str(uuid.uuid4())
-        self._define(FOREIGN.format(name=name if exact else f"{name}-{domain}", uuid=domain))
+        disk = self.directory / f"{domain}.raw"
+        disk.write_bytes(bytes(1 << 20))
+        named = name if exact else f"{name}-{domain}"
+        self._define(FOREIGN.format(name=named, uuid=domain, disk=disk, mac=FOREIGN_MAC, tap=f"kf{domain[:8]}"))
         self.virsh("start", domain)
         return domain
+
+    async def uproot(self, uuid: str) -> None:
+        self.virsh("destroy", uuid)
+        self.virsh("undefine", uuid)
 
     def copy(self, spec: DomainSpec) -> str:
         """Define a copy of the machine's domain, marks and all, with another name and UUID; that UUID."""

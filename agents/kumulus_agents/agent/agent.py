@@ -49,6 +49,7 @@ from kumulus_agents.agent.settings import Timings
 from kumulus_agents.agent.snapshot import Snapshots
 from kumulus_agents.agent.tidying import Tidying
 from kumulus_agents.agent.traffic import Counted
+from kumulus_agents.agent.unmanaged import Unmanaged
 from kumulus_agents.agent.upload import UploadOrders
 from kumulus_agents.agent.volume import Volumes
 from kumulus_agents.agent.whereabouts import Whereabouts
@@ -160,6 +161,7 @@ class Agent:
             transfer=lambda: drivers.transfer.facts() if drivers.transfer is not None else None,
             network=self._networks.facts,
         )
+        self._unmanaged = Unmanaged(client, place.namespace, drivers.hypervisor, counted=self.reporter.refresh)
         self._performers: Mapping[WorkType, Performer] = {}
         self._flow = _Flow()
         self._stop = asyncio.Event()
@@ -202,6 +204,7 @@ class Agent:
                 tasks.create_task(self.heartbeat.run())
                 tasks.create_task(self.reflector.run())
                 tasks.create_task(self._watch_orphans())
+                tasks.create_task(self._unmanaged.run())
                 if self._drivers.networks:
                     tasks.create_task(self._networks.tend(self.reflector.synced.wait))
                     tasks.create_task(self._networks.guard())

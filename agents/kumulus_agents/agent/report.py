@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
-from kumulus.api.host import HostReport, HostReportStatus, NetworkFacts, TransferFacts, UnmanagedDomain
+from kumulus.api.host import HostReport, HostReportStatus, NetworkFacts, TransferFacts
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists, KubeError, NotFound
 from kumulus.kube.patching import merge_patch
@@ -21,7 +21,6 @@ from kumulus_agents.hypervisor.protocol import ForeignDomain, Hypervisor, Hyperv
 
 log = structlog.get_logger(__name__)
 
-UNMANAGED_MAX = 64
 REREAD_EVERY = 20
 """Every so many refreshes the report is read live, in case somebody removed it."""
 EXPIRY_STEP = timedelta(minutes=30)
@@ -47,23 +46,8 @@ class Found:
 
 
 def clean(text: str, limit: int) -> str:
-    """A name from outside, fit for a status: without control characters, cut. Pure."""
+    """A text from outside, fit for a status: without control characters, cut. Pure."""
     return "".join("?" if unicodedata.category(c).startswith("C") else c for c in text)[:limit]
-
-
-def unmanaged(foreign: Sequence[ForeignDomain]) -> tuple[UnmanagedDomain, ...]:
-    """Domains that are not ours, sorted by uuid, at most 64. Pure."""
-    by_uuid = {clean(domain.uuid, 36): domain for domain in foreign}
-    return tuple(
-        UnmanagedDomain(
-            uuid=uuid,
-            name=clean(domain.name, 253),
-            state=clean(domain.state, 32),
-            cpus=domain.cpus,
-            memory=domain.memory,
-        )
-        for uuid, domain in sorted(by_uuid.items())[:UNMANAGED_MAX]
-    )
 
 
 def derive(
@@ -102,7 +86,6 @@ def derive(
             os=facts.os,
         ),
         machine_types=tuple(sorted(set(inventory.machine_types)))[:MACHINE_TYPES_MAX],
-        unmanaged=unmanaged(found.foreign),
         unmanaged_count=len(found.foreign),
         hypervisor_ready=True,
         hypervisor_message=None,

@@ -252,6 +252,44 @@ class Domain:
 
 
 @dataclass(frozen=True, slots=True)
+class ForeignDisk:
+    """A disk or drive of a domain that is not Kumulus' own."""
+
+    target: str
+    device: str | None = None
+    bus: str | None = None
+    kind: str | None = None
+    """What its source is: file, block, network, volume, ..."""
+    source: str | None = None
+    """Path or name of that."""
+    format: str | None = None
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignNic:
+    """An interface of a domain that is not Kumulus' own."""
+
+    mac: str
+    kind: str | None = None
+    """What it is plugged into: bridge, network, direct, ethernet, ..."""
+    source: str | None = None
+    """Name of that."""
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignShape:
+    """What a domain that is not Kumulus' own consists of."""
+
+    machine: str | None = None
+    firmware: str | None = None
+    """bios or efi."""
+    disks: Sequence[ForeignDisk] = ()
+    nics: Sequence[ForeignNic] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ForeignDomain:
     """A domain that is not Kumulus' own. Reported, never touched."""
 
@@ -261,6 +299,9 @@ class ForeignDomain:
     cpus: int | None = None
     memory: int | None = None
     """Bytes."""
+    persistent: bool | None = None
+    """Whether it has a definition, or is gone once it is off."""
+    shape: ForeignShape = ForeignShape()
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +345,11 @@ class Hypervisor(Protocol):
     async def domains(self) -> Sequence[Domain]:
         """All domains of Kumulus, on or off."""
 
-    async def foreign(self) -> Sequence[ForeignDomain]:
-        """All other domains, on or off."""
+    async def foreign(self, *, fresh: bool = False) -> Sequence[ForeignDomain]:
+        """All other domains, on or off. `fresh`: as they are now in every respect, also where nobody tells of a change."""
+
+    def watch_foreign(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called in the event loop when one of the other domains may have changed, come or gone."""
 
     async def start(self, spec: DomainSpec) -> Domain:
         """Define the domain as `spec` says (replacing an older definition of the same uid) and start it.

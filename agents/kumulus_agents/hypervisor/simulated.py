@@ -50,6 +50,7 @@ class SimulatedHypervisor:
     def __init__(self, host: SimulatedHost) -> None:
         self._host = host
         self._listener: DomainListener | None = None
+        self._foreign_listener: Callable[[], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
@@ -61,6 +62,17 @@ class SimulatedHypervisor:
     def _forward(self, uid: str) -> None:
         if self._listener is not None:
             self._listener(uid)
+        if not uid:
+            self._forward_foreign()
+
+    def told_foreign(self) -> None:
+        """The host says that a domain which is not ours has changed; the listener hears of it a moment later."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon(self._forward_foreign)
+
+    def _forward_foreign(self) -> None:
+        if self._foreign_listener is not None:
+            self._foreign_listener()
 
     async def connect(self, listener: DomainListener) -> None:
         self._listener = listener
@@ -95,8 +107,11 @@ class SimulatedHypervisor:
     async def domains(self) -> Sequence[Domain]:
         return tuple(self._reach().domains.values())
 
-    async def foreign(self) -> Sequence[ForeignDomain]:
+    async def foreign(self, *, fresh: bool = False) -> Sequence[ForeignDomain]:
         return tuple(self._reach().foreign.values())
+
+    def watch_foreign(self, listener: Callable[[], None]) -> None:
+        self._foreign_listener = listener
 
     async def start(self, spec: DomainSpec) -> Domain:
         uid = spec.marks.uid

@@ -60,6 +60,9 @@ class Hearing(Protocol):
     def told(self, uid: str) -> None:
         """The host says that a domain has changed."""
 
+    def told_foreign(self) -> None:
+        """The host says that a domain which is not ours has changed."""
+
 
 class SimulatedHost:
     """A machine with a hypervisor. Its guests go on whether a driver is connected or not.
@@ -141,8 +144,19 @@ class SimulatedHost:
         )
 
     def plant(self, domain: ForeignDomain) -> None:
-        """Somebody else makes a domain here."""
+        """Somebody else makes a domain here, or changes it; drivers are told."""
         self.foreign[domain.uuid] = domain
+        self._tell_foreign()
+
+    def uproot(self, uuid: str) -> None:
+        """Somebody else removes such a domain; drivers are told."""
+        if self.foreign.pop(uuid, None) is not None:
+            self._tell_foreign()
+
+    def _tell_foreign(self) -> None:
+        if self.available:
+            for driver in list(self._drivers):
+                driver.told_foreign()
 
     def disconnect(self) -> None:
         """The hypervisor is out of reach; its guests go on."""

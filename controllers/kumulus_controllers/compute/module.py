@@ -7,6 +7,7 @@ from kumulus_controllers.compute.console import ConsoleReconciler
 from kumulus_controllers.compute.group import PlacementGroupReconciler
 from kumulus_controllers.compute.machine import MachineReconciler
 from kumulus_controllers.compute.restore import RestoreReconciler
+from kumulus_controllers.compute.vm_pool import PoolReconciler
 from kumulus_controllers.compute.vm_snapshot import VmSnapshotReconciler
 from kumulus_controllers.module import fleet_of
 
@@ -17,9 +18,10 @@ async def _setup(context: Context) -> None:
     context.reconcilers.append(ConsoleReconciler(context.services))
     context.reconcilers.append(VmSnapshotReconciler(context.services))
     context.reconcilers.append(RestoreReconciler(context.services))
+    context.reconcilers.append(PoolReconciler(context.services))
 
 
 compute = Module(
-    description="Machines: resolve, place, follow, delete; placement groups; consoles; snapshots and restores.",
+    description="Machines: resolve, place, follow, delete; placement groups; consoles; snapshots, restores; pools.",
     setup=_setup,
 )

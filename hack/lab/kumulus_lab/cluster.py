@@ -25,6 +25,7 @@ _CONTROLLERS = (
     "namespace-controller",
     "serviceaccount-controller",
     "garbage-collector-controller",
+    "horizontal-pod-autoscaler-controller",
     "clusterrole-aggregation-controller",
     "resourcequota-controller",
     "validatingadmissionpolicy-status-controller",
@@ -212,6 +213,7 @@ class NativeCluster(ControlPlane):
                 "--bind-address=127.0.0.1",
                 f"--secure-port={self.ports[3]}",
                 "--concurrent-gc-syncs=10",
+                "--horizontal-pod-autoscaler-sync-period=2s",
             ]
         )
 

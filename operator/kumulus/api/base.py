@@ -94,6 +94,16 @@ def immutable(what: str, why: str = "") -> dict[str, Any]:
     return {IMMUTABLE: f"{what} cannot be changed{why}"}
 
 
+TEMPLATE = "x-kumulus-template"
+"""Mark in a model's JSON schema; `kumulus.crdgen` takes it out, with what it asks for. Never in a CRD."""
+
+
+def template() -> dict[str, Any]:
+    """`json_schema_extra` of a field that holds what other objects are made from: what may not change in those may change
+    here, so that rules about a change (`oldSelf`) do not hold below it."""
+    return {TEMPLATE: True}
+
+
 def list_map(key: str = "name", *rules: Rule) -> dict[str, Any]:
     """`json_schema_extra` of a list that server-side apply merges by `key`."""
     extra: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
@@ -133,6 +143,16 @@ def reason_of(condition: str = "Ready", *, priority: int = 1) -> Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaled:
+    """The scale subresource of a kind, by which `kubectl scale` and a HorizontalPodAutoscaler set how many: JSON paths."""
+
+    wanted: str = ".spec.replicas"
+    found: str = ".status.replicas"
+    selector: str = ".status.selector"
+    """A string in the form of a label selector."""
+
+
+@dataclass(frozen=True, slots=True)
 class Kind:
     """What the API server has to know of a kind, ours or a built-in one."""
 
@@ -148,6 +168,8 @@ class Kind:
     """JSON paths usable in field selectors (`selectableFields`), such as `.spec.zone`."""
     status: bool = True
     """Whether the kind has the status subresource."""
+    scale: Scaled | None = None
+    """How it is scaled, if it is."""
     name_max: int = 63
     """Longest allowed name. Names become DNS labels unless `name_rule` is off."""
     dns_label: bool = True

@@ -172,16 +172,6 @@ class WorkOrder(Resource):
     status: WorkOrderStatus = Field(default_factory=WorkOrderStatus, description="What the agent reports.")
 
 
-class UnmanagedDomain(Model):
-    """A domain on the host that is not Kumulus' own. It is left alone."""
-
-    uuid: str = Field(description="UUID of the domain.", max_length=36)
-    name: str = Field(description="Its name, cut to 253 characters.", max_length=253)
-    state: str = Field(description="running, paused, shut off, ...", max_length=32)
-    cpus: int | None = Field(default=None, description="Virtual CPUs.")
-    memory: int | None = Field(default=None, description="Memory in bytes.")
-
-
 class TransferFacts(Model):
     """Where the agent serves images to other hosts, and the certificate it asks for."""
 
@@ -266,13 +256,9 @@ class HostReportStatus(Model):
     versions: Versions = Field(default_factory=Versions, description="What software it runs.")
     addresses: tuple[str, ...] = Field(default=(), description="Its addresses.", max_length=32)
     machine_types: tuple[str, ...] = Field(default=(), description="Machine types its emulator offers.", max_length=64)
-    unmanaged: tuple[UnmanagedDomain, ...] = Field(
-        default=(),
-        description="Domains that are not Kumulus' own; at most 64 are listed.",
-        max_length=64,
-        json_schema_extra=list_map("uuid"),
+    unmanaged_count: int = Field(
+        default=0, description="How many domains there are that are not Kumulus' own; each is an UnmanagedInstance."
     )
-    unmanaged_count: int = Field(default=0, description="How many there are.")
     hypervisor_ready: bool = Field(default=False, description="Whether the hypervisor answers.")
     hypervisor_message: str | None = Field(default=None, description="Why it does not.", max_length=1024)
     credentials_expire_at: str | None = Field(

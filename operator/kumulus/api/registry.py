@@ -9,17 +9,20 @@ from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image, ImageUpload
 from kumulus.api.load_balancer import LoadBalancer
+from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
 from kumulus.api.placement_group import PlacementGroup
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
+from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.api.volume_snapshot import VolumeSnapshot
 
 KINDS: tuple[type[Resource], ...] = (
     VirtualMachine,
     VirtualMachineSnapshot,
     VirtualMachineRestore,
+    VirtualMachinePool,
     InstanceType,
     PlacementGroup,
     ConsoleRequest,
@@ -43,6 +46,7 @@ KINDS: tuple[type[Resource], ...] = (
     SegmentId,
     Zone,
     Host,
+    UnmanagedInstance,
     WorkOrder,
     HostReport,
 )

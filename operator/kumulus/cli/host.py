@@ -9,8 +9,8 @@ import typer
 from kumulus.api.base import FORCE_DETACH
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Capacity, Host, host_namespace
-from kumulus.api.host import HostReport, UnmanagedDomain
 from kumulus.api.storage import PoolHost, StoragePool
+from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age, count, size
 from kumulus.cli.output import Column, qualified
@@ -163,20 +163,23 @@ def _pools(session: Session, name: str) -> None:
 
 def _unmanaged(session: Session, name: str) -> None:
     try:
-        raw = session.cluster.find(HostReport.KIND, name, host_namespace(name))
-    except errors.Refused:
+        raws = list(session.cluster.objects(UnmanagedInstance.KIND, host_namespace(name)))
+    except (errors.Refused, errors.NotFound):  # who may not see them, or a cluster that does not know them yet
         return
-    report = HostReport.parse(raw) if raw else None
-    if report is None or not report.status.unmanaged_count:
+    found = sorted((UnmanagedInstance.parse(raw) for raw in raws), key=lambda item: item.status.name or "")
+    if not found:
         return
-    session.printer.heading(f"{count(report.status.unmanaged_count, 'domain')} that Kumulus leaves alone")
-    columns: list[Column[UnmanagedDomain]] = [
-        Column("Name", lambda d: d.name),
-        Column("State", lambda d: d.state),
-        Column("CPUs", lambda d: str(d.cpus or ""), right=True),
-        Column("Memory", lambda d: size(d.memory), right=True),
+    session.printer.heading(f"{count(len(found), 'domain')} that Kumulus leaves alone")
+    columns: list[Column[UnmanagedInstance]] = [
+        Column("Name", lambda item: item.status.name or ""),
+        Column("State", lambda item: item.status.state or ""),
+        Column("CPUs", lambda item: str(item.status.cpus or ""), right=True),
+        Column("Memory", lambda item: size(item.status.memory), right=True),
+        Column("Disks", lambda item: str(len(item.status.disks)), right=True),
+        Column("NICs", lambda item: str(len(item.status.nics)), right=True),
+        Column("UUID", lambda item: item.name),
     ]
-    session.printer.table(columns, report.status.unmanaged, empty="")
+    session.printer.table(columns, found, empty="")
 
 
 def _cordon(session: Session, name: Name) -> None:

@@ -34,6 +34,12 @@ def crd(resource: type[Resource]) -> dict[str, Any]:
         version["selectableFields"] = [{"jsonPath": path} for path in kind.selectable]
     if kind.status:
         version["subresources"] = {"status": {}}
+    if kind.scale is not None:
+        version.setdefault("subresources", {})["scale"] = {
+            "specReplicasPath": kind.scale.wanted,
+            "statusReplicasPath": kind.scale.found,
+            "labelSelectorPath": kind.scale.selector,
+        }
     version["schema"] = {"openAPIV3Schema": schema(resource)}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

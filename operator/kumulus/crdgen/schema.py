@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from kumulus.api.base import IMMUTABLE, Model, Rule
+from kumulus.api.base import IMMUTABLE, TEMPLATE, Model, Rule
 
 Schema = dict[str, Any]
 
@@ -155,6 +155,8 @@ class _Structural:
             made = self.of(field, f"{path}.{name}", seen)
             if not made.get("description"):
                 raise UnfitModelError(f"{path}.{name}: no description; `kubectl explain` would have nothing to say")
+            if made.pop(TEMPLATE, False):
+                _forget_before(made)
             made_by_factory = name not in required and "default" not in field
             if self._defaults and made_by_factory and made.get("properties") and _has_defaults(made):
                 made["default"] = {}
@@ -187,6 +189,18 @@ def _add_rule(schema: Schema, rule: Rule) -> None:
     schema[_VALIDATIONS] = [*schema.get(_VALIDATIONS, ()), rule.as_json()]
 
 
+def _forget_before(schema: Schema) -> None:
+    """Take out of `schema`, and of all below it, the rules about what was there before."""
+    rules = [entry for entry in schema.get(_VALIDATIONS, ()) if "oldSelf" not in entry["rule"]]
+    if rules:
+        schema[_VALIDATIONS] = rules
+    else:
+        schema.pop(_VALIDATIONS, None)
+    for below in (*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")):
+        if isinstance(below, dict):
+            _forget_before(below)
+
+
 def _cel_name(name: str) -> str:
     """A field's name as CEL rules write it: reserved words are escaped."""
     return f"__{name}__" if name in _CEL_RESERVED else name
@@ -199,7 +213,7 @@ def _has_defaults(schema: Schema) -> bool:
 
 def _checked(schema: Schema, path: str) -> Schema:
     """`schema`, if a CRD can say it. `format` is refused: a list passes as a string that has one (TECH.md)."""
-    unknown = set(schema) - set(_ORDER) - {IMMUTABLE}
+    unknown = set(schema) - set(_ORDER) - {IMMUTABLE, TEMPLATE}
     if unknown:
         raise UnfitModelError(f"{path}: a CRD cannot have {', '.join(sorted(unknown))} here")
     if schema.get(_INT_OR_STRING):
@@ -228,4 +242,4 @@ def _bound_fractions(schema: Schema) -> None:
 
 
 def _ordered(schema: Schema) -> Schema:
-    return {key: schema[key] for key in (*_ORDER, IMMUTABLE) if key in schema}
+    return {key: schema[key] for key in (*_ORDER, IMMUTABLE, TEMPLATE) if key in schema}

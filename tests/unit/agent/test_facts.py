@@ -103,12 +103,10 @@ def test_a_report_keeps_what_was_known_while_the_hypervisor_is_away() -> None:
     assert derive(away, FACTS, there, None) == before
 
 
-def test_foreign_domains_are_listed_in_order_and_with_clean_names() -> None:
-    foreign = [ForeignDomain(uuid, "\x1b[31m" + "n" * 400, "running") for uuid in ("b", "a")]
+def test_foreign_domains_are_counted() -> None:
+    foreign = [ForeignDomain(uuid, "n", "running") for uuid in ("b", "a")]
     report = derive(HostReportStatus(), FACTS, Found(Inventory(cpus=1, memory=1), foreign), None)
-    assert [domain.uuid for domain in report.unmanaged] == ["a", "b"]
-    assert report.unmanaged[0].name.startswith("?[31mn")
-    assert len(report.unmanaged[0].name) == 253
+    assert report.unmanaged_count == 2
 
 
 def test_the_end_of_the_credentials_is_told_in_half_hours() -> None:

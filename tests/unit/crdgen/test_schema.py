@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import Field
 
-from kumulus.api.base import Model, Rule, cel, immutable, list_map
+from kumulus.api.base import Model, Rule, cel, immutable, list_map, template
 from kumulus.crdgen.schema import UnfitModelError, structural
 
 
@@ -247,3 +247,25 @@ def test_rules_of_a_field_and_of_its_type_both_hold() -> None:
 
     rules = structural(Both, path="Both")["properties"]["wheel"]["x-kubernetes-validations"]
     assert [rule["message"] for rule in rules] == ["13 is no size", "always"]
+
+
+def test_a_template_may_change_where_what_is_made_from_it_may_not() -> None:
+    class Part(Model):
+        """A part."""
+
+        rules = (Rule("self == oldSelf", "never"), Rule("self.size > 0", "more"))
+
+        size: int = Field(description="Its size.", json_schema_extra=immutable("size"))
+        colour: str | None = Field(default=None, description="Its colour.", json_schema_extra=immutable("colour"))
+
+    class Thing(Model):
+        """A thing."""
+
+        model: Part = Field(description="What it is made from.", json_schema_extra=template())
+        parts: tuple[Part, ...] = Field(default=(), description="Its parts.", max_length=3)
+
+    made = structural(Thing, path="Thing")["properties"]
+    assert made["model"]["x-kubernetes-validations"] == [{"rule": "self.size > 0", "message": "more"}]
+    assert "x-kubernetes-validations" not in made["model"]["properties"]["size"]
+    assert "x-kumulus-template" not in made["model"]
+    assert len(made["parts"]["items"]["x-kubernetes-validations"]) == 3

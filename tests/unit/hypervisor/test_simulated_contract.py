@@ -7,12 +7,22 @@ from collections.abc import Sequence
 
 import pytest
 
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainNic, DomainSpec, DomainState, ExitReason, ForeignDomain
+from kumulus_agents.hypervisor.protocol import (
+    DomainDisk,
+    DomainNic,
+    DomainSpec,
+    DomainState,
+    ExitReason,
+    ForeignDisk,
+    ForeignDomain,
+    ForeignNic,
+    ForeignShape,
+)
 from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost, SimulatedSettings
 from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.source import FileSource, LayerFile
-from tests.contract.hypervisor import HypervisorContract, World, new_marks
+from tests.contract.hypervisor import FOREIGN_MAC, HypervisorContract, World, new_marks
 
 
 class SimulatedWorld(World):
@@ -59,9 +69,13 @@ class SimulatedWorld(World):
         self.host.end(spec.marks.uid, ExitReason.CRASHED)
 
     async def plant(self) -> str:
-        domain = ForeignDomain(str(uuid.uuid4()), "by-hand", "running", 1, 1 << 26)
+        shape = ForeignShape(disks=[ForeignDisk("vda", source="/x")], nics=[ForeignNic(FOREIGN_MAC)])
+        domain = ForeignDomain(str(uuid.uuid4()), "by-hand", "running", 1, 1 << 26, True, shape)
         self.host.plant(domain)
         return domain.uuid
+
+    async def uproot(self, uuid: str) -> None:
+        self.host.uproot(uuid)
 
     async def foreign_is_on(self, uuid: str) -> bool:
         return self.host.foreign[uuid].state == "running"

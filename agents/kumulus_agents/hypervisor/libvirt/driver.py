@@ -74,6 +74,7 @@ UNDEFINE = (
 )
 NOWAIT = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
 ON = (DomainState.RUNNING, DomainState.PAUSED)
+_UNSEEN = object()
 SAVING_MOST = 2
 """So many memories are written or read at once: it takes long, and libvirtd serves five calls of a connection."""
 
@@ -93,6 +94,9 @@ class LibvirtHypervisor:
         self._exits = state.Exits()
         self._records: dict[str, Record | None] = {}
         """What is in the metadata of each domain, by UUID; None: not ours. Events about a domain drop it."""
+        self._foreign: dict[str, ForeignDomain] = {}
+        """The other domains, by UUID, whose devices need not be asked for again. Events about a domain drop it."""
+        self._foreign_listener: Callable[[], None] = _nobody
         self._changes = 0
         """Grows with each event, so that what was read before one is not kept after it."""
         self._inventory: Inventory | None = None
@@ -109,14 +113,19 @@ class LibvirtHypervisor:
         """Observer: anything may have happened."""
         self._changes += 1
         self._records.clear()
+        self._foreign.clear()
         self._holds.look()
         self._listener("")
+        self._foreign_listener()
 
     def happened(self, event: DomainEvent) -> None:
         """Observer: forget what is known of the domain; tell the listener if it can be ours."""
         self._changes += 1
-        self._records.pop(event.uuid, None)
-        if event.name != marks.domain_name(event.uuid):
+        self._foreign.pop(event.uuid, None)
+        known, named = self._records.pop(event.uuid, _UNSEEN), event.name == marks.domain_name(event.uuid)
+        if known is None or not named:
+            self._foreign_listener()
+        if not named:
             return
         if event.lifecycle is not None:
             self._exits.note(event.uuid, *event.lifecycle)
@@ -159,8 +168,15 @@ class LibvirtHypervisor:
                 self._resting.see_to(entry.uuid)
         return [self._domain(entry.record, entry.state) for entry in found if entry.record is not None]
 
-    async def foreign(self) -> Sequence[ForeignDomain]:
-        return await self._ask(functools.partial(listing.foreign, known=dict(self._records)))
+    async def foreign(self, *, fresh: bool = False) -> Sequence[ForeignDomain]:
+        seen, before = {} if fresh else dict(self._foreign), self._changes
+        found = await self._ask(functools.partial(listing.foreign, known=dict(self._records), seen=seen))
+        if before == self._changes:
+            self._foreign = {domain.uuid: domain for domain in found}
+        return found
+
+    def watch_foreign(self, listener: Callable[[], None]) -> None:
+        self._foreign_listener = listener
 
     async def start(self, spec: DomainSpec) -> Domain:
         return self._domain(*await self._do(spec.marks.uid, functools.partial(_start, spec, await self._platform())))
@@ -458,4 +474,8 @@ def _remove_logs(directory: Path, uid: str) -> None:
 
 
 def _ignore(_uid: str) -> None:
+    """Nobody listens."""
+
+
+def _nobody() -> None:
     """Nobody listens."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import libvirt
 
-from kumulus_agents.hypervisor.libvirt import marks, state
+from kumulus_agents.hypervisor.libvirt import marks, shape, state
 from kumulus_agents.hypervisor.libvirt.errors import is_code
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
 from kumulus_agents.hypervisor.libvirt.marks import Record
@@ -63,22 +63,35 @@ def _saved(entry: Entry) -> Entry:
     return replace(entry, record=record)
 
 
-def foreign(connection: ConnectionHandle, *, known: Mapping[str, Record | None]) -> Sequence[ForeignDomain]:
-    """Every domain that is not ours, with its size where libvirt tells it at once. Blocks."""
+def foreign(
+    connection: ConnectionHandle, *, known: Mapping[str, Record | None], seen: Mapping[str, ForeignDomain]
+) -> Sequence[ForeignDomain]:
+    """Every domain that is not ours, with its size where libvirt tells it at once. One call more for each that was not
+    `seen`. Blocks."""
     entries = [entry for entry in everything(connection, known=known) if entry.record is None]
     if not entries:
         return ()
     stats = connection.domainListGetStats([entry.handle for entry in entries], SIZE, NOWAIT)
     sizes = {handle.UUIDString(): size for handle, size in stats}
-    return [_foreign(entry, sizes.get(entry.uuid, {})) for entry in entries]
+    found = (_foreign(entry, sizes.get(entry.uuid, {}), seen.get(entry.uuid)) for entry in entries)
+    return [domain for domain in found if domain is not None]
 
 
-def _foreign(entry: Entry, size: Mapping[str, int]) -> ForeignDomain:
+def _foreign(entry: Entry, size: Mapping[str, int], seen: ForeignDomain | None) -> ForeignDomain | None:
     memory = size.get("balloon.maximum")
+    try:
+        has = shape.read(entry.handle.XMLDesc(0)) if seen is None else seen.shape
+        persistent = bool(entry.handle.isPersistent()) if seen is None else seen.persistent
+    except libvirt.libvirtError as error:
+        if is_code(error, libvirt.VIR_ERR_NO_DOMAIN):
+            return None
+        raise
     return ForeignDomain(
         uuid=entry.uuid,
         name=entry.handle.name(),
         state=state.NAMES.get(entry.state[0], "no state"),
         cpus=size.get("vcpu.maximum"),
         memory=None if memory is None else memory * 1024,
+        persistent=persistent,
+        shape=has,
     )

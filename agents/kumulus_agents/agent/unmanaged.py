@@ -1,0 +1,225 @@
+"""UnmanagedInstances: the domains on the host that are not ours, one object each. Told about, never touched.
+
+Looked at when the hypervisor says that one has changed; now and then also for what it says nothing of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from kumulus.api.unmanaged import (
+    DEVICES_MOST,
+    UnmanagedDisk,
+    UnmanagedInstance,
+    UnmanagedInstanceStatus,
+    UnmanagedNic,
+)
+from kumulus.kube.client import KubeClient
+from kumulus.kube.errors import AlreadyExists, KubeError, NotFound
+from kumulus.kube.patching import merge_patch
+from kumulus_agents.agent.report import clean
+from kumulus_agents.hypervisor.protocol import ForeignDisk, ForeignDomain, ForeignNic, Hypervisor, HypervisorError
+
+log = structlog.get_logger(__name__)
+
+SHOWN_MOST = 256
+"""So many domains of a host have an object; how many there are is in the HostReport."""
+SETTLE_SECONDS = 0.5
+"""What happens together, as a definition and its start, is written together."""
+EACH_SECONDS = 5.0
+"""The object of one domain is written at most so often."""
+RESYNC_SECONDS = 300.0
+AGAIN_SECONDS = 5.0
+AGAIN_MOST = 120.0
+"""So long after an API server that did not answer, or refused: at first, and at most."""
+REREAD_EVERY = 12
+"""Every so many resyncs the objects are listed, in case somebody has removed one."""
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+
+Known = Mapping[str, UnmanagedInstanceStatus]
+"""What the objects say, by their names, which are the UUIDs of the domains."""
+
+
+def _clean(text: str | None, limit: int) -> str | None:
+    return clean(text, limit) or None if text else None
+
+
+def derive(domain: ForeignDomain) -> UnmanagedInstanceStatus:
+    """What is said of a domain. Pure."""
+    disks = {disk.target: disk for item in domain.shape.disks if (disk := _disk(item)) is not None}
+    return UnmanagedInstanceStatus(
+        name=_clean(domain.name, 253),
+        state=_clean(domain.state, 32),
+        cpus=domain.cpus,
+        memory=domain.memory,
+        machine_type=_clean(domain.shape.machine, 64),
+        firmware=_clean(domain.shape.firmware, 16),
+        persistent=domain.persistent,
+        disks=tuple(list(disks.values())[:DEVICES_MOST]),
+        nics=tuple([nic for item in domain.shape.nics if (nic := _nic(item)) is not None][:DEVICES_MOST]),
+    )
+
+
+def _disk(disk: ForeignDisk) -> UnmanagedDisk | None:
+    target = _clean(disk.target, 32)
+    if target is None:
+        return None
+    return UnmanagedDisk(
+        target=target,
+        device=_clean(disk.device, 16),
+        bus=_clean(disk.bus, 16),
+        kind=_clean(disk.kind, 16),
+        source=_clean(disk.source, 1024),
+        format=_clean(disk.format, 16),
+        read_only=disk.read_only or None,
+    )
+
+
+def _nic(nic: ForeignNic) -> UnmanagedNic | None:
+    if _MAC.fullmatch(nic.mac) is None:
+        return None
+    return UnmanagedNic(
+        mac_address=nic.mac.lower(),
+        kind=_clean(nic.kind, 16),
+        source=_clean(nic.source, 253),
+        model=_clean(nic.model, 32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """What is to be written."""
+
+    remove: tuple[str, ...] = ()
+    create: tuple[str, ...] = ()
+    say: Mapping[str, UnmanagedInstanceStatus] | None = None
+    """Of those that have an object then: what it is to say, where it says something else."""
+
+
+def plan(known: Known, found: Iterable[ForeignDomain]) -> Writes:
+    """What has to be written so that the objects say what was found. Those that are shown stay so while they are there,
+    however many come. Pure."""
+    there = {domain.uuid: domain for domain in found if _UUID.fullmatch(domain.uuid)}
+    kept = [name for name in sorted(known) if name in there]
+    new = sorted(there.keys() - known.keys())[: max(SHOWN_MOST - len(kept), 0)]
+    said = {name: derive(there[name]) for name in (*kept, *new)}
+    empty = UnmanagedInstanceStatus()
+    return Writes(
+        remove=tuple(sorted(known.keys() - there.keys())),
+        create=tuple(new),
+        say={name: status for name, status in said.items() if status != known.get(name, empty)},
+    )
+
+
+class Unmanaged:
+    """Keeps the objects of one host true."""
+
+    def __init__(
+        self, client: KubeClient, namespace: str, hypervisor: Hypervisor, *, counted: Callable[[], None] = lambda: None
+    ) -> None:
+        """`counted`: told when there are more or fewer of them than before."""
+        self._client, self._namespace, self._hypervisor, self._counted = client, namespace, hypervisor, counted
+        self._known: dict[str, UnmanagedInstanceStatus] | None = None
+        self._written: dict[str, float] = {}
+        """When an object was last written, in seconds of the loop's clock."""
+        self._count: int | None = None
+        self._changed = asyncio.Event()
+
+    def look(self) -> None:
+        """Something may have changed: look soon."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        self._hypervisor.watch_foreign(self.look)
+        again, resyncs = AGAIN_SECONDS, 0
+        fresh = True
+        while True:
+            self._changed.clear()
+            pause = RESYNC_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311 - spread, not secret
+            try:
+                postponed = await self._round(fresh=fresh)
+                pause, again = min(pause, postponed or pause), AGAIN_SECONDS
+            except HypervisorError:
+                pass  # what it had said is kept, and when it is back it says so
+            except KubeError as error:
+                if again == AGAIN_SECONDS:
+                    log.warning("unmanaged domains not reported", namespace=self._namespace, error=str(error))
+                self._known, pause = None, again
+                again = min(again * 2, AGAIN_MOST)
+            fresh = not await self._woken(pause)
+            resyncs += fresh
+            if resyncs >= REREAD_EVERY:
+                self._known, resyncs = None, 0
+
+    async def _woken(self, seconds: float) -> bool:
+        """Wait so long, or until something has changed and what happens with it has happened, too; whether that was so."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        await asyncio.sleep(SETTLE_SECONDS)
+        return True
+
+    async def _round(self, *, fresh: bool) -> float | None:
+        """Look once and write what differs. Seconds until what was written a moment ago may be written again, if it has
+        to be. Raises `HypervisorError` and `KubeError`."""
+        found = await self._hypervisor.foreign(fresh=fresh)
+        if self._known is None:
+            self._known = await self._listed()
+        if self._count not in (None, len(found)):
+            self._counted()
+        self._count = len(found)
+        return await self._write(self._known, found)
+
+    async def _listed(self) -> dict[str, UnmanagedInstanceStatus]:
+        pages = self._client.list_pages(UnmanagedInstance.KIND, self._namespace)
+        items = [UnmanagedInstance.parse(raw) async for page, _ in pages for raw in page]
+        return {item.name: item.status for item in items}
+
+    async def _write(self, known: dict[str, UnmanagedInstanceStatus], found: Sequence[ForeignDomain]) -> float | None:
+        writes, now = plan(known, found), asyncio.get_running_loop().time()
+        for name in writes.remove:
+            await self._client.delete(UnmanagedInstance.KIND, name, self._namespace)
+            del known[name]
+            self._written.pop(name, None)
+        for name in writes.create:
+            body = {"metadata": {"name": name}, "spec": {}}
+            with suppress(AlreadyExists):
+                await self._client.create(UnmanagedInstance.KIND, body, self._namespace)
+            known[name] = UnmanagedInstanceStatus()
+        waits: list[float] = []
+        for name, status in (writes.say or {}).items():
+            left = self._written.get(name, float("-inf")) + EACH_SECONDS - now
+            if left > 0:
+                waits.append(left)
+                continue
+            await self._say(known, name, status)
+            self._written[name] = now
+        return min(waits, default=None)
+
+    async def _say(self, known: dict[str, UnmanagedInstanceStatus], name: str, status: UnmanagedInstanceStatus) -> None:
+        patch = merge_patch(known[name].to_json(), status.to_json())
+        try:
+            answer = await self._patch(name, patch)
+        except NotFound:  # somebody has removed it
+            body: dict[str, Any] = {"metadata": {"name": name}, "spec": {}}
+            await self._client.create(UnmanagedInstance.KIND, body, self._namespace)
+            answer = await self._patch(name, status.to_json())
+        known[name] = UnmanagedInstance.parse(answer).status
+
+    async def _patch(self, name: str, status: dict[str, Any]) -> dict[str, Any]:
+        return await self._client.patch(
+            UnmanagedInstance.KIND, name, {"status": status}, self._namespace, subresource="status"
+        )

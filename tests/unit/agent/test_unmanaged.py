@@ -1,0 +1,107 @@
+"""Domains that are not ours: what is said of them, what is written, and that nobody floods the API server."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kumulus.api.unmanaged import DEVICES_MOST, UnmanagedInstanceStatus
+from kumulus_agents.agent.unmanaged import SHOWN_MOST, derive, plan
+from kumulus_agents.hypervisor.libvirt import shape
+from kumulus_agents.hypervisor.protocol import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
+
+XML = """
+<domain type='kvm'>
+  <name>by-hand</name><uuid>11111111-2222-3333-4444-555555555555</uuid>
+  <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type><loader type='pflash'>/usr/share/OVMF.fd</loader></os>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2'/><source file='/srv/a.qcow2'/><target dev='vda' bus='virtio'/>
+    </disk>
+    <disk type='network' device='disk'>
+      <driver name='qemu' type='raw'/><auth username='me'><secret type='ceph' uuid='x'/></auth>
+      <source protocol='iscsi' name='iqn.x/1'><host name='h'/></source><target dev='vdb' bus='virtio'/>
+    </disk>
+    <disk type='network'><source protocol='rbd' name='p/i'/><target dev='vdc'/></disk>
+    <disk type='volume'><source pool='default' volume='v'/><target dev='vdd'/></disk>
+    <disk type='block' device='lun'><source dev='/dev/sdb'/><target dev='sda' bus='scsi'/></disk>
+    <disk type='file' device='cdrom'><target dev='sdb' bus='sata'/><readonly/></disk>
+    <interface type='network'>
+      <mac address='52:54:00:AA:00:01'/><source network='default' bridge='virbr0'/><model type='virtio'/>
+    </interface>
+    <interface type='direct'><mac address='52:54:00:00:00:02'/><source dev='eth0' mode='bridge'/></interface>
+    <interface type='user'/>
+    <graphics type='vnc' passwd='secret'/>
+  </devices>
+</domain>
+"""
+
+
+def uuid(number: int) -> str:
+    return f"{number:08x}-0000-0000-0000-000000000000"
+
+
+def domain(number: int, state: str = "running", **more: object) -> ForeignDomain:
+    return ForeignDomain(uuid(number), f"vm-{number}", state, 1, 1 << 30, **more)  # type: ignore[arg-type]
+
+
+def test_what_a_domain_consists_of_is_read_and_nothing_secret() -> None:
+    found = shape.read(XML)
+    assert (found.machine, found.firmware) == ("pc-q35-7.2", "efi")
+    assert [(disk.target, disk.kind, disk.device, disk.source, disk.format) for disk in found.disks] == [
+        ("vda", "file", "disk", "/srv/a.qcow2", "qcow2"),
+        ("vdb", "network", "disk", "iscsi:iqn.x/1", "raw"),
+        ("vdc", "network", "disk", "rbd:p/i", None),
+        ("vdd", "volume", "disk", "default/v", None),
+        ("sda", "block", "lun", "/dev/sdb", None),
+        ("sdb", "file", "cdrom", None, None),
+    ]
+    assert [(nic.mac, nic.kind, nic.source, nic.model) for nic in found.nics] == [
+        ("52:54:00:AA:00:01", "network", "virbr0", "virtio"),
+        ("52:54:00:00:00:02", "direct", "eth0", None),
+        ("", "user", None, None),
+    ]
+    assert "secret" not in repr(found) and "me" not in repr([disk.source for disk in found.disks])
+    assert shape.read("<domain><os firmware='efi'/></domain>").firmware == "efi"
+    assert shape.read("<domain/>") == ForeignShape(firmware="bios")
+
+
+def test_what_is_said_is_clean_and_bounded() -> None:
+    disks = [ForeignDisk(f"vd{number}\n", source="/x\x1b" * 2000) for number in range(40)]
+    nics = [ForeignNic("AA:00:00:00:00:01"), ForeignNic("nonsense"), *[ForeignNic("aa:00:00:00:00:02")] * 40]
+    shaped = ForeignShape("q" * 99, "efi", [*disks, ForeignDisk("vd1\n"), ForeignDisk("")], nics)
+    status = derive(ForeignDomain(uuid(1), "\x1b[31m" + "n" * 400, "running", shape=shaped))
+    assert status.name is not None and status.name.startswith("?[31mn") and len(status.name) == 253
+    assert len(status.disks) == len(status.nics) == DEVICES_MOST
+    assert status.disks[0].target == "vd0?" and len(status.disks[0].source or "") == 1024
+    assert status.nics[0].mac_address == "aa:00:00:00:00:01"
+    assert UnmanagedInstanceStatus.model_validate(status.to_json()) == status
+
+
+def test_only_what_differs_is_written() -> None:
+    found = [domain(1), domain(2), ForeignDomain("../../x", "bad", "running")]
+    first = plan({}, found)
+    assert (first.create, first.remove, set(first.say or {})) == ((uuid(1), uuid(2)), (), {uuid(1), uuid(2)})
+    known = dict(first.say or {})
+    again = plan(known, found)
+    assert (again.create, again.remove, again.say) == ((), (), {})
+    changed = plan(known, [domain(1, "paused")])
+    assert (changed.create, changed.remove, set(changed.say or {})) == ((), (uuid(2),), {uuid(1)})
+    # one that was made, and the agent died before it said anything of it
+    half = plan({uuid(1): UnmanagedInstanceStatus()}, [domain(1)])
+    assert (half.create, set(half.say or {})) == ((), {uuid(1)})
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 2 * SHOWN_MOST), max_size=2 * SHOWN_MOST), max_size=4))
+def test_never_too_many_and_who_is_shown_stays(rounds: list[set[int]]) -> None:
+    known: dict[str, UnmanagedInstanceStatus] = {}
+    for numbers in rounds:
+        writes = plan(known, [domain(number) for number in numbers])
+        there = {uuid(number) for number in numbers}
+        assert set(writes.remove) == known.keys() - there
+        stayed = known.keys() & there
+        known = {name: known[name] for name in stayed} | dict(writes.say or {})
+        assert stayed <= known.keys() <= there
+        assert len(known) == min(len(there), max(SHOWN_MOST, len(stayed)))
+        assert set(writes.create) == known.keys() - stayed
