@@ -66,7 +66,7 @@ INSTANCE = {
 FOR = {"kind": "VirtualMachine", "namespace": "default", "name": "web", "uid": UID}
 
 VM: Raw = {
-    "resources": {"cpus": 2, "memory": "2Gi"},
+    "resources": {"cpus": 2, "memory": "2Gi", "maxCpus": 2, "maxMemory": "4Gi"},
     "zone": "z1",
     "placement": {
         "hostSelector": {"disk": "nvme", "example.com/rack": "r1"},
@@ -388,6 +388,9 @@ BAD = [
     # unions
     Bad(VirtualMachine, "spec.instanceType", "small", "exactly one of instanceType and resources"),
     Bad(VirtualMachine, "spec.resources", GONE, "exactly one of instanceType and resources"),
+    Bad(VirtualMachine, "spec.resources.maxCpus", 1, "maxCpus cannot be less than cpus"),
+    Bad(VirtualMachine, "spec.resources.maxMemory", "1Gi", "maxMemory cannot be less than memory"),
+    Bad(InstanceType, "spec.maxMemory", "511Mi", "maxMemory cannot be less than memory"),
     Bad(VirtualMachine, "spec.cloudInit.userDataSecret", SECRET, "either userData or userDataSecret"),
     Bad(VirtualMachine, "spec.sshKeys", [{}], "spec.sshKeys[0]"),
     Bad(VirtualMachine, "spec.sshKeys", [KEY, {**KEY, "secret": SECRET}], "spec.sshKeys[1]"),

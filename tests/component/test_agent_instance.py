@@ -96,6 +96,23 @@ async def test_force_does_not_ask(host: TestHost) -> None:
         await host.until_instance(uid, state="Stopped")
 
 
+async def test_a_machine_grows_within_its_limits_in_the_same_run(host: TestHost) -> None:
+    async with host.running():
+        uid = await host.order(maxCpus=4, maxMemory=1 << 30)
+        await host.until_instance(uid, state="Running")
+        writes = host.count("patch", "WorkOrder")
+        await host.change(uid, cpus=2, memory=512 << 20)
+        status = await host.until_instance(uid, state="Running", observedGeneration=2)
+        assert (status["instance"]["cpus"], status["instance"]["memory"]) == (2, 512 << 20)
+        assert host.count("patch", "WorkOrder") == writes + 1, "it is told once the guest has it"
+        host.machine.clinging.add(uid)
+        await host.change(uid, cpus=9, memory=768 << 20)
+        status = await host.until_instance(uid, state="Running", observedGeneration=3)
+        assert (status["instance"]["cpus"], status["instance"]["memory"]) == (2, 512 << 20), "what the guest took"
+        assert (status["instance"]["maxCpus"], status["instance"]["maxMemory"]) == (4, 1 << 30)
+    assert host.machine.starts[uid] == 1
+
+
 async def test_pause_and_resume(host: TestHost) -> None:
     async with host.running():
         uid = await host.order(power="Paused")

@@ -28,6 +28,8 @@ PORT_MODULES = (
     "drivers/char/virtio_console",
 )
 
+MEMORY_MODULES = (*PORT_MODULES[:-1], "drivers/virtio/virtio_mem")
+
 DISK_MODULES = (
     "drivers/virtio/virtio_ring",
     "drivers/virtio/virtio",
@@ -65,6 +67,9 @@ find_data() {
 case "$mode" in
 disks|read|disc|tray|count|pair|agent|round) for m in {disks}; do insmod /modules/$m.ko; done ;;
 mute) for m in {ports}; do insmod /modules/$m.ko; done ;;
+size)
+    echo online_movable >/sys/devices/system/memory/auto_online_blocks
+    for m in {memory}; do insmod /modules/$m.ko; done ;;
 esac
 case "$mode" in
 poweroff) poweroff -f ;;
@@ -75,6 +80,14 @@ disc|tray)
     while :; do
         now=$(dd if=/dev/sr0 bs=2048 skip=16 count=1 2>/dev/null | dd bs=1 skip=40 count=32 2>/dev/null | tr -d ' ')
         [ "$now" = "$was" ] || echo "GUEST-DISC:$now."
+        was=$now
+        sleep 0.2
+    done ;;
+size)
+    while :; do
+        for c in /sys/devices/system/cpu/cpu[0-9]*/online; do [ ! -e $c ] || [ $(cat $c) = 1 ] || echo 1 >$c; done
+        now="$(grep -c ^processor /proc/cpuinfo) $(($(sed -n 's/MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo) / 1024))"
+        [ "$now" = "$was" ] || echo "GUEST-SIZE:$now."
         was=$now
         sleep 0.2
     done ;;
@@ -174,6 +187,8 @@ class Guest(StrEnum):
     """Says which SCSI disks it sees, by serial and bytes, whenever that changes."""
     READ = "read"
     """Reads the first SCSI disk as fast as it can."""
+    SIZE = "size"
+    """Brings to work the CPUs and the memory that come, and says how many and how many MiB, whenever that changes."""
     DISC = "disc"
     """Says the label of the disc in its drive, whenever that changes."""
     COUNT = "count"
@@ -219,11 +234,13 @@ def _ramdisk(directory: Path, version: str) -> Path:
     for name in ("bin", "dev", "proc", "sys", "modules"):
         (root / name).mkdir(parents=True)
     (root / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
-    disks, ports = (" ".join(Path(module).name for module in modules) for modules in (DISK_MODULES, PORT_MODULES))
-    (root / "init").write_text(INIT.replace("{disks}", disks).replace("{ports}", ports))
+    init = INIT
+    for place, modules in (("{disks}", DISK_MODULES), ("{ports}", PORT_MODULES), ("{memory}", MEMORY_MODULES)):
+        init = init.replace(place, " ".join(Path(module).name for module in modules))
+    (root / "init").write_text(init)
     for file in ("bin/busybox", "init"):
         (root / file).chmod(0o755)
-    for module in {*MODULES, *DISK_MODULES, *PORT_MODULES}:
+    for module in {*MODULES, *DISK_MODULES, *PORT_MODULES, *MEMORY_MODULES}:
         source = Path(f"/lib/modules/{version}/kernel/{module}.ko")
         (root / "modules" / source.name).write_bytes(source.read_bytes())
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))

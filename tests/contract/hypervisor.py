@@ -35,6 +35,7 @@ from kumulus_agents.hypervisor.protocol import (
     DomainSpec,
     DomainState,
     ExitReason,
+    Growth,
     Hypervisor,
     HypervisorError,
     Marks,
@@ -190,6 +191,7 @@ VERBS: tuple[Callable[[Hypervisor, str], Awaitable[None]], ...] = (
     lambda hypervisor, uid: hypervisor.detach_disk(uid, uid),
     lambda hypervisor, uid: hypervisor.attach_nic(uid, DomainNic(uid, "02:00:00:00:00:01", Plug("ktno", "kbno", 1450))),
     lambda hypervisor, uid: hypervisor.detach_nic(uid, uid),
+    lambda hypervisor, uid: hypervisor.resize(uid, 2, 1 << 30),
     lambda hypervisor, uid: hypervisor.limit_disk(uid, uid, Qos(iops=1)),
     lambda hypervisor, uid: hypervisor.change_disc(uid, "cd", FileSource("/nowhere")),
     lambda hypervisor, uid: hypervisor.remove(uid),
@@ -749,6 +751,39 @@ class HypervisorContract:
             assert (await manner(hypervisor, spec, disk))[1] in (mode, BUFFERED.get(mode))
 
     # Discs
+
+    async def test_a_machine_grows_while_it_is_on(self, world: World, hypervisor: Hypervisor) -> None:
+        small = world.spec()
+        spec = replace(small, max_cpus=small.cpus + 2, max_memory=small.memory + (256 << 20))
+        uid, memory = spec.marks.uid, spec.memory
+        begun = await hypervisor.start(spec)
+        assert (begun.cpus, begun.memory) == (spec.cpus, memory)
+        assert begun.growth == Growth(spec.cpus + 2, memory, memory, memory + (256 << 20))
+        assert (await the(hypervisor, spec)).growth == begun.growth
+
+        await hypervisor.resize(uid, spec.cpus + 1, memory + (128 << 20))
+        now = await the(hypervisor, spec)
+        assert now.cpus == spec.cpus + 1
+        assert now.growth is not None and now.growth.memory_asked == memory + (128 << 20)
+        for cpus, size in ((spec.cpus, memory), (spec.cpus + 9, memory + (9 << 30)), (1, memory - (4 << 20))):
+            await hypervisor.resize(uid, cpus, size)
+            now = await the(hypervisor, spec)
+            assert now.cpus == spec.cpus + 1, "a CPU stays, and there are not more than can be"
+            assert now.growth is not None and now.growth.memory_asked == memory, (
+                "nor more memory, nor less than it began with"
+            )
+
+        await hypervisor.force_off(uid)
+        assert (await hypervisor.start(small)).growth is None
+
+    async def test_a_machine_that_is_off_or_cannot_grow_is_left_alone(
+        self, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        before = await the(hypervisor, running)
+        await hypervisor.resize(running.marks.uid, running.cpus + 1, running.memory + (128 << 20))
+        assert await the(hypervisor, running) == before
+        await hypervisor.force_off(running.marks.uid)
+        await hypervisor.resize(running.marks.uid, running.cpus + 1, running.memory + (128 << 20))
 
     async def test_discs_come_and_go_while_a_machine_is_on(
         self, world: World, hypervisor: Hypervisor, heard: Heard

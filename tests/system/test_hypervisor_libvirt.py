@@ -490,6 +490,44 @@ class TestVolumes:
             assert (await detached(driver, spec, volume)) in await driver.domains()
 
 
+class TestSize:
+    """CPUs and memory that come and go."""
+
+    async def test_a_guest_takes_what_comes_and_gives_it_back(self, world: LibvirtWorld) -> None:
+        small = 224 << 20  # with room for more Linux takes 64 MiB for bounce buffers
+        spec = replace(world.spec(Guest.SIZE), memory=small, max_cpus=2, max_memory=small + (128 << 20))
+        uid = spec.marks.uid
+
+        def said() -> list[str]:
+            return re.findall(r"GUEST-SIZE:(\d+ \d+)\.", world.console(spec))
+
+        async with connected(world) as (driver, heard):
+            await driver.start(spec)
+            await eventually(lambda: bool(said()), "the guest did not say its size", 60)
+            cpus, first = map(int, said()[-1].split())
+            assert cpus == 1
+            heard.clear()
+            await driver.resize(uid, 2, small + (128 << 20))
+            await heard.about(uid)
+            await eventually(lambda: said()[-1] == f"2 {first + 128}", "the guest did not take what came")
+            domain = await the(driver, spec)
+            assert (domain.cpus, domain.memory) == (2, small + (128 << 20))
+            heard.clear()
+            await driver.resize(uid, 2, small)
+            await eventually(lambda: said()[-1] == f"2 {first}", "the guest did not give it back")
+            await heard.about(uid)
+            assert (await the(driver, spec)).memory == small
+
+    async def test_a_guest_without_the_driver_takes_no_memory(self, world: LibvirtWorld) -> None:
+        spec = replace(world.spec(), max_memory=256 << 20)
+        async with connected(world) as (driver, _):
+            await driver.start(spec)
+            await driver.resize(spec.marks.uid, spec.cpus, 224 << 20)
+            domain = await the(driver, spec)
+            assert domain.memory == spec.memory, "what the guest has is told, not what it was asked to take"
+            assert domain.growth is not None and domain.growth.memory_asked == 224 << 20
+
+
 class TestDiscs:
     """Discs in drives, as a guest sees them."""
 

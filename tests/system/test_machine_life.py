@@ -120,6 +120,25 @@ def test_a_restart_request_restarts_exactly_once_with_the_size_of_now(world: Wor
     assert "boot 3" not in world.console_file("vm").read_text()
 
 
+def test_a_machine_grows_while_it_is_on(world: World) -> None:
+    """Within its limits it gets CPUs and memory at once, and gives memory back; only the rest waits for a restart."""
+    size = {"cpus": 1, "memory": "256Mi", "maxCpus": 2, "maxMemory": "384Mi"}
+    world.machine("vm", resources=size)
+    world.phase("vm", "Running")
+    world.console("vm", "kumulus-guest: ready")
+    world.patch("vm", "vm", {"spec": {"resources": {"cpus": 2, "memory": "384Mi"}}})
+    world.console("vm", "kumulus-guest: now cpus 2 memory 3")
+    grown = {**size, "cpus": 2, "memory": "384Mi"}
+    vm = world.wait("vm", "vm", lambda vm: vm["status"]["resources"] == grown, "the new size")
+    assert "RestartRequired" not in {condition["type"] for condition in vm["status"]["conditions"]}
+    assert "pendingResources" not in vm["status"]
+    world.patch("vm", "vm", {"spec": {"resources": {"cpus": 1, "memory": "256Mi", "maxMemory": "1Gi"}}})
+    message = world.condition("vm", "vm", "PendingChanges", type_="RestartRequired")
+    assert "gets: CPUs 2 to 1, maxMemory 384Mi to 1Gi." in message, "all that waits, and nothing else"
+    world.console("vm", "kumulus-guest: now cpus 2 memory 1")
+    assert "boot 2" not in world.console_file("vm").read_text()
+
+
 @pytest.mark.parametrize(
     ("policy", "end", "reason"),
     [

@@ -25,6 +25,7 @@ from kumulus_agents.agent.instance_scope import (
     PlugIn,
     PressButton,
     RemovePort,
+    Resize,
     Resume,
     Scope,
     Start,
@@ -228,7 +229,7 @@ class Instances:
                 self._done(step, order)
                 continue
             done = False
-            if not isinstance(step, Attach | ChangeDisc | Filter | PlugIn):
+            if not isinstance(step, Attach | ChangeDisc | Filter | PlugIn | Resize):
                 return
         if plan.steps and done:
             self._memory[order.name] = replace(self._memory[order.name], hold=None)
@@ -240,6 +241,8 @@ class Instances:
             self._memory[order.name] = replace(memory, pressed_at=now)
         elif isinstance(step, Resume):
             self._memory[order.name] = replace(memory, resumed_at=now)
+        elif isinstance(step, Resize):
+            self._memory[order.name] = replace(memory, resized_at=now)
         elif isinstance(step, Detach):
             self._memory[order.name] = replace(memory, asked={**memory.asked, step.volume: now})
         elif isinstance(step, Unplug):

@@ -67,6 +67,8 @@ class Memory:
     ports: Mapping[str, Nic | None] = field(default_factory=dict)
     """Interfaces that this process has brought into force, as they were then, by uid; None: it knows of one that an agent
     before it did."""
+    resized_at: float | None = None
+    """When the guest was last asked to have another size."""
     trays: Mapping[str, Tray] = field(default_factory=dict)
     """By name of the drive."""
 
@@ -197,6 +199,15 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Resize:
+    """Give the guest, which is on, more CPUs, and ask it to take memory or to give it back."""
+
+    cpus: int
+    memory: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeDisc:
     """Put a disc into a drive, or take out what is in it; by force when the guest has held the tray shut for long."""
 
@@ -230,6 +241,7 @@ Step = (
     | Unplug
     | RemovePort
     | Limit
+    | Resize
     | ChangeDisc
     | Remove
 )

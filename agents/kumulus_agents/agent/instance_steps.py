@@ -26,6 +26,7 @@ from kumulus_agents.agent.instance_scope import (
     PressButton,
     Remove,
     RemovePort,
+    Resize,
     Resume,
     Start,
     Step,
@@ -131,6 +132,8 @@ class InstanceSteps:
                 await self._networks.remove_port(old, uid)
             case Limit(volume):
                 await self._limit(instance, volume)
+            case Resize(cpus, memory):
+                await self._hypervisor.resize(uid, cpus, memory)
             case ChangeDisc(drive, disc, force):
                 await self._hypervisor.change_disc(uid, drive, disc, force=force)
             case Remove(ports):
@@ -233,6 +236,8 @@ class InstanceSteps:
                     for drive in order.drives
                 ],
                 nics=[await self._nic(nic, order.uid) for nic in order.nics],
+                max_cpus=order.max_cpus,
+                max_memory=order.max_memory,
             )
         )
 

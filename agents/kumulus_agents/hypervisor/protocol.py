@@ -69,6 +69,29 @@ class DomainDisk:
         return self.source.path
 
 
+GROWTH_STEP = 4 << 20
+"""Memory of a guest that is on grows and shrinks by whole multiples of this, in bytes: guests give back no smaller pieces."""
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How far the size of a domain that is on can change. Bytes."""
+
+    cpus: int
+    """As many CPUs as it can get."""
+    memory_least: int
+    """What it began with, and cannot be without."""
+    memory_asked: int
+    """What it is to have. A guest takes it and gives it back by itself, if it has a driver for that."""
+    memory_most: int
+
+    def memory(self, wanted: int) -> int | None:
+        """What to ask for, as near to `wanted` as it comes without being more; None when it cannot come near."""
+        if not self.memory_least <= wanted <= self.memory_most:
+            return None
+        return wanted - (wanted - self.memory_least) % GROWTH_STEP
+
+
 TRAY_LOCKED = "TrayLocked"
 """Reason of an error: the guest holds the tray of a drive shut."""
 
@@ -183,6 +206,10 @@ class DomainSpec:
     """Absolute path of the file that the serial console is logged to."""
     drives: Sequence[DomainDrive] = ()
     nics: Sequence[DomainNic] = ()
+    max_cpus: int | None = None
+    """CPUs that it can get while it is on; None: no more than it has."""
+    max_memory: int | None = None
+    """Bytes of memory that it can get while it is on; None: no more than it has."""
 
 
 class DomainState(StrEnum):
@@ -238,7 +265,9 @@ class Domain:
     cpus: int | None = None
     """Virtual CPUs; of a domain that is off, those of its definition."""
     memory: int | None = None
-    """Bytes; the same holds of it."""
+    """Bytes; the same holds of it. Of what came while it is on, only what the guest has taken."""
+    growth: Growth | None = None
+    """How far its size can change while it is on; None: not at all."""
     saved: int | None = None
     """It is off, and its memory is kept: `wake` goes on from there. The epoch of the placement it is of. Its disks, drives,
     interfaces and size are those of that memory then."""
@@ -341,6 +370,13 @@ class Hypervisor(Protocol):
     async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
         """Let the disk that is this volume be so fast and no faster, from now on and in the definition. The domain has
         not got it, is off or gone: nothing; `start` makes the definition anew."""
+
+    async def resize(self, uid: str, cpus: int, memory: int) -> None:
+        """Give a guest that is on so many CPUs, and ask it to have so much memory (bytes, of which `Growth.memory` says
+        whether it can be). CPUs only become more: a guest need not let go of one. What it has already, or more than it can
+        get, is left as it is; so is a domain that is off or gone. `start` makes the definition anew.
+
+        The listener is told when the guest has taken memory, or given it back."""
 
     async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
         """Put the disc into the drive, or take out what is in it; the definition follows. It is so already,

@@ -192,6 +192,10 @@ class SimulatedHypervisor:
             if disks != tuple(domain.disks):
                 host.put(replace(domain, disks=disks))
 
+    async def resize(self, uid: str, cpus: int, memory: int) -> None:
+        async with self._one_at_a_time(uid):
+            self._reach().resized(uid, cpus, memory)
+
     async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
         async with self._one_at_a_time(uid):
             host = self._reach()

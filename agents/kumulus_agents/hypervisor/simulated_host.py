@@ -28,6 +28,7 @@ from kumulus_agents.hypervisor.protocol import (
     DomainState,
     ExitReason,
     ForeignDomain,
+    Growth,
     HypervisorError,
 )
 
@@ -77,7 +78,7 @@ class SimulatedHost:
         self.deaf: set[str] = set()
         """Domains whose guest does not react to the power button."""
         self.clinging: set[str] = set()
-        """Domains whose guest does not let go of a disk or a disc."""
+        """Domains whose guest does not let go of a disk or a disc, and takes no memory and gives none back."""
         self.sizes: dict[str, int] = {}
         """Volumes that were resized while a guest had them: bytes the guest sees."""
         self.agents: dict[str, bool] = {}
@@ -204,9 +205,25 @@ class SimulatedHost:
             nics=_nics(spec),
             cpus=spec.cpus,
             memory=spec.memory,
+            growth=_growth(spec),
         )
         self.put(domain)
         return domain
+
+    def resized(self, uid: str, cpus: int, memory: int) -> None:
+        """The guest gets CPUs, and takes memory or gives it back, unless it clings to what it has."""
+        domain = self.domains.get(uid)
+        if domain is None or domain.state is DomainState.STOPPED or (growth := domain.growth) is None:
+            return
+        asked = growth.memory(memory)
+        now = replace(
+            domain,
+            cpus=cpus if (domain.cpus or 0) < cpus <= growth.cpus else domain.cpus,
+            growth=growth if asked is None else replace(growth, memory_asked=asked),
+            memory=domain.memory if asked is None or uid in self.clinging else asked,
+        )
+        if now != domain:
+            self.put(now)
 
     def detached(self, uid: str, volume: str, run: float | None) -> None:
         """The guest has let go of a volume, unless that was another run, or it clings to it."""
@@ -239,6 +256,13 @@ class SimulatedHost:
 
 def _attached(spec: DomainSpec) -> tuple[AttachedDisk, ...]:
     return tuple(as_attached(disk) for disk in spec.disks)
+
+
+def _growth(spec: DomainSpec) -> Growth | None:
+    cpus, memory = max(spec.cpus, spec.max_cpus or 0), max(spec.memory, spec.max_memory or 0)
+    if (cpus, memory) == (spec.cpus, spec.memory):
+        return None
+    return Growth(cpus, spec.memory, spec.memory, memory)
 
 
 def _drives(spec: DomainSpec) -> tuple[AttachedDrive, ...]:

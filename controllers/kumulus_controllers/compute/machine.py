@@ -48,7 +48,7 @@ from kumulus_controllers.compute.resolve import (
 from kumulus_controllers.compute.restores import holding, restores
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.compute.seed import Seed, SeedProblem, gather
-from kumulus_controllers.compute.size import no_room, unsuited, wanted_size
+from kumulus_controllers.compute.size import is_ordered, no_room, unsuited, wanted_size
 from kumulus_controllers.compute.wakeups import Wakeups
 from kumulus_controllers.orders import FOR_NAME, FOR_UID, NOT_BEGUN, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
@@ -215,7 +215,7 @@ class MachineReconciler:
         assert instance is not None
         if isinstance(size, Problem):
             yield None, size
-        elif (size.cpus, size.memory_bytes) == (instance.cpus, instance.memory):
+        elif is_ordered(size, instance):
             yield size, None
         elif (problem := unsuited(scope, size)) is not None:
             yield None, problem

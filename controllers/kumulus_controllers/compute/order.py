@@ -13,6 +13,7 @@ from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import Nic
 from kumulus.api.volumes import ReclaimPolicy
 from kumulus_controllers.compute.resolve import Resolution, boot_order
+from kumulus_controllers.compute.size import most_cpus, most_memory
 from kumulus_controllers.storage.image_orders import image_ref
 from kumulus_controllers.storage.volume_plan import MADE_FOR
 
@@ -70,6 +71,8 @@ def instance_order(
             stop=vm.spec.stop,
             cpus=resolution.size.cpus,
             memory=resolution.memory,
+            max_cpus=most_cpus(resolution.size),
+            max_memory=most_memory(resolution.size),
             disks=tuple(disks),
             drives=drives,
             nics=nics,
@@ -101,6 +104,7 @@ def renewed(
             "stop": vm.spec.stop,
             "cpus": size.cpus if size is not None else order.instance.cpus,
             "memory": size.memory_bytes if size is not None else order.instance.memory,
+            **({"max_cpus": most_cpus(size), "max_memory": most_memory(size)} if size is not None else {}),
             "disks": _with_volumes(order.instance, volumes, {disk.name for disk in vm.spec.disks}),
             "drives": _with_discs(order.instance.drives, drives),
             "nics": nics,

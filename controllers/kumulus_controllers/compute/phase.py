@@ -174,7 +174,7 @@ def _without_a_guest(scope: Scope) -> bool:
 
 def _restart_required(scope: Scope, found: Sizes, too_large: Problem | None) -> Fact:
     """All that waits for the next start, by name."""
-    required, waits = VirtualMachineCondition.RESTART_REQUIRED, [*changes(found), *_other_caches(scope.order)]
+    required, waits = VirtualMachineCondition.RESTART_REQUIRED, _waiting(scope, found)
     if waits and not scope.vm.deleting:
         todo = f"`kumulusctl vm restart {scope.vm.name}` restarts it"
         beside = f" {too_large.message}" if too_large is not None else ""
@@ -182,6 +182,11 @@ def _restart_required(scope: Scope, found: Sizes, too_large: Problem | None) -> 
     if too_large is not None and not scope.vm.deleting:
         return Fact(required, False, too_large.reason, too_large.message)
     return Fact(required, None)
+
+
+def _waiting(scope: Scope, found: Sizes) -> list[str]:
+    unanswered = scope.order.status.instance if scope.order is not None and not _current(scope.order) else None
+    return [*changes(found, unanswered), *_other_caches(scope.order)]
 
 
 def _other_caches(order: WorkOrder | None) -> list[str]:

@@ -38,11 +38,29 @@ GROUP = f"compute.{DOMAIN}"
 Cpus = Annotated[int, Field(ge=1, le=1024)]
 
 
+MAX_CPUS = Rule("!has(self.maxCpus) || self.maxCpus >= self.cpus", "maxCpus cannot be less than cpus", field=".maxCpus")
+MAX_MEMORY = Rule(
+    "!has(self.maxMemory) || quantity(string(self.maxMemory)).compareTo(quantity(string(self.memory))) >= 0",
+    "maxMemory cannot be less than memory",
+    field=".maxMemory",
+)
+
+
 class Resources(Model):
     """Size of a machine."""
 
+    rules = (MAX_CPUS, MAX_MEMORY)
+
     cpus: Cpus = Field(description="Virtual CPUs.")
     memory: Memory = Field(description="Memory, such as `512Mi` or `4Gi`.")
+    max_cpus: Cpus | None = Field(
+        default=None,
+        description="As many CPUs as it can get while it is on; cpus when empty. No room is kept for what it has not got.",
+    )
+    max_memory: Memory | None = Field(
+        default=None,
+        description="As much memory as it can get while it is on; memory when empty. No room is kept for what it has not got.",
+    )
 
 
 class PowerState(StrEnum):
@@ -167,12 +185,12 @@ class VirtualMachineSpec(Model):
     instance_type: DnsLabel | None = Field(
         default=None,
         description="Name of an InstanceType that gives the size. Exactly one of instanceType and resources. A machine that is"
-        " on gets another size at its next start.",
+        " on gets another size at once as far as its maxCpus and maxMemory go, else at its next start.",
     )
     resources: Resources | None = Field(
         default=None,
         description="The size, given directly. Exactly one of instanceType and resources. A machine that is on gets another"
-        " size at its next start.",
+        " size at once as far as its maxCpus and maxMemory go, else at its next start.",
     )
     power_state: PowerState = Field(
         default=PowerState.RUNNING,
@@ -267,12 +285,26 @@ class ResolvedSize(Model):
 
     cpus: int = Field(description="Virtual CPUs.")
     memory: str = Field(description="Memory.")
+    max_cpus: int | None = Field(default=None, description="CPUs that it can get while it is on, where that is more.")
+    max_memory: str | None = Field(
+        default=None, description="Memory that it can get while it is on, where that is more."
+    )
     instance_type: str | None = Field(default=None, description="Name of the InstanceType that it was taken from.")
 
     @property
     def memory_bytes(self) -> int:
         """Its memory in bytes."""
         return to_bytes(self.memory)
+
+    @property
+    def most_cpus(self) -> int:
+        """CPUs that it can get while it is on."""
+        return max(self.cpus, self.max_cpus or 0)
+
+    @property
+    def most_memory(self) -> int:
+        """Bytes of memory that it can get while it is on."""
+        return max(self.memory_bytes, to_bytes(self.max_memory) if self.max_memory is not None else 0)
 
 
 class ResolvedImage(Model):
@@ -357,8 +389,16 @@ class VirtualMachine(Resource):
 class InstanceTypeSpec(Model):
     """A size that machines can have."""
 
+    rules = (MAX_CPUS, MAX_MEMORY)
+
     cpus: Cpus = Field(description="Virtual CPUs.")
     memory: Memory = Field(description="Memory, such as `2Gi`.")
+    max_cpus: Cpus | None = Field(
+        default=None, description="As many CPUs as its machines can get while they are on; cpus when empty."
+    )
+    max_memory: Memory | None = Field(
+        default=None, description="As much memory as its machines can get while they are on; memory when empty."
+    )
     host_selector: Selector = Field(
         default_factory=dict, description="Labels the host must have, beside the machine's own selector."
     )

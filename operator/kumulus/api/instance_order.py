@@ -77,8 +77,20 @@ class InstanceOrder(Model):
     restart_policy: RestartPolicy = Field(description="What happens when it ends by itself.")
     restart_request: str | None = Field(default=None, description="A change restarts it once.", max_length=253)
     stop: Stop = Field(default_factory=Stop, description="How it is stopped.")
-    cpus: int = Field(description="Virtual CPUs. A change applies at the next start.", ge=1)
-    memory: int = Field(description="Memory in bytes. A change applies at the next start.", ge=1)
+    cpus: int = Field(description="Virtual CPUs. A change applies at once where it can, else at the next start.", ge=1)
+    memory: int = Field(
+        description="Memory in bytes. A change applies at once where it can, else at the next start.", ge=1
+    )
+    max_cpus: int | None = Field(
+        default=None,
+        description="CPUs that it can get while it is on, where that is more; from its next start on.",
+        ge=1,
+    )
+    max_memory: int | None = Field(
+        default=None,
+        description="Bytes of memory that it can get while it is on, where that is more; from its next start on.",
+        ge=1,
+    )
     disks: tuple[InstanceDisk, ...] = Field(
         default=(), description="Its disks.", max_length=16, json_schema_extra=list_map("name")
     )
@@ -107,7 +119,13 @@ class InstanceFacts(Model):
     restarts: int | None = Field(default=None, description="How often restartPolicy started it again.")
     last_restart_request: str | None = Field(default=None, description="The last restartRequest carried out.")
     cpus: int | None = Field(default=None, description="Virtual CPUs of a machine that is on.")
-    memory: int | None = Field(default=None, description="Memory in bytes of a machine that is on.")
+    memory: int | None = Field(
+        default=None, description="Memory in bytes of a machine that is on, as far as the guest has taken it."
+    )
+    max_cpus: int | None = Field(default=None, description="CPUs that it can get while it is on, where that is more.")
+    max_memory: int | None = Field(
+        default=None, description="Bytes of memory that it can get while it is on, where that is more."
+    )
     last_exit: str | None = Field(
         default=None, description="Why it last ended: shutdown, crashed, destroyed, ...", max_length=64
     )

@@ -100,6 +100,7 @@ CASES = {
     "drives": (replace(SPEC, disks=(ROOT, SEED, VOLUME), drives=DRIVES), Platform("kvm")),
     "sources": (replace(SPEC, disks=(ROOT, NETWORK, LVM)), Platform("kvm")),
     "nics": (replace(SPEC, nics=(NIC, OVS_NIC)), Platform("kvm")),
+    "growing": (replace(SPEC, nics=(NIC,), max_cpus=4, max_memory=(3 << 30) + 1), Platform("kvm")),
     "diskless": (replace(SPEC, disks=(), marks=replace(MARKS, restart_request=None)), Platform("tcg")),
 }
 
@@ -195,7 +196,7 @@ def test_what_cannot_be_a_domain_is_refused(spec: DomainSpec) -> None:
         ("<domain ", "<domain id='1' "),
         ('cache="none"', 'cache="none" io="native"'),
         ('type="kvm"', 'type="lxc"'),
-        ("<vcpu ", "<vcpu current='1' "),
+        ("<vcpu ", "<vcpu cpuset='1' "),
         (">/dev/urandom<", ">/dev/sda<"),
         ('type="pty"', 'type="tcp"'),
         ("<acpi />", "<acpi>x</acpi>"),

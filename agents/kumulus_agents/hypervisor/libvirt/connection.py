@@ -49,7 +49,7 @@ class DomainEvent:
     name: str
     lifecycle: tuple[int, int] | None = None
     devices: bool = False
-    """A device came, went, did not go, or has other limits. With neither, its metadata changed."""
+    """A device came, went, did not go, has other limits, or another size. With neither, its metadata changed."""
 
 
 class Observer(Protocol):
@@ -198,6 +198,8 @@ class _Link:
                 self._callbacks.append(register(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None))
                 self._callbacks.append(register(libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._on_metadata, None))
                 self._callbacks.append(register(libvirt.VIR_DOMAIN_EVENT_ID_TUNABLE, self._on_tunable, None))
+                amount = libvirt.VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE
+                self._callbacks.append(register(amount, self._on_amount, None))
                 for event in DEVICE_EVENTS:
                     self._callbacks.append(register(event, self._on_device, None))
             except libvirt.libvirtError as error:
@@ -241,6 +243,11 @@ class _Link:
     def _on_device(self, _handle: ConnectionHandle, domain: DomainHandle, _alias: str, _opaque: None) -> None:
         told = DomainEvent(domain.UUIDString(), domain.name(), devices=True)
         self._hand_over(functools.partial(self._observer.happened, told))
+
+    def _on_amount(
+        self, handle: ConnectionHandle, domain: DomainHandle, alias: str, _bytes: int, _opaque: None
+    ) -> None:
+        self._on_device(handle, domain, alias, _opaque)
 
     def _hand_over(self, what: Callable[[], None]) -> None:
         if not self._closed.is_set():

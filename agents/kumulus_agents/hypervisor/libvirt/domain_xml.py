@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, register_namespac
 
 from kumulus.api.disks import DriveBus
 from kumulus.api.volumes import CacheMode
-from kumulus_agents.hypervisor.libvirt import allowlist, iotune, marks, sources
+from kumulus_agents.hypervisor.libvirt import allowlist, growing, iotune, marks, sources
 from kumulus_agents.hypervisor.libvirt.attached import (
     DRIVE_ALIAS,
     GUEST_AGENT,
@@ -77,8 +77,7 @@ def render(spec: DomainSpec, platform: Platform) -> str:
     _text(domain, "uuid", spec.marks.uid)
     metadata = SubElement(domain, "metadata")
     SubElement(metadata, f"{{{marks.NAMESPACE}}}instance", marks.instance_attributes(spec.marks))
-    _text(domain, "memory", str(spec.memory), unit="b")
-    _text(domain, "vcpu", str(spec.cpus), placement="static")
+    growing.head(domain, spec)
     if spec.nics:
         # By the product guests know that there is metadata to ask for, of which shape (cloud-init's DataSourceOpenStack).
         system = SubElement(SubElement(domain, "sysinfo", type="smbios"), "system")
@@ -89,7 +88,7 @@ def render(spec: DomainSpec, platform: Platform) -> str:
     if spec.nics:
         SubElement(firmware, "smbios", mode="sysinfo")
     _features(domain, platform)
-    _cpu(domain, spec.cpus, platform)
+    _cpu(domain, spec, platform)
     SubElement(domain, "clock", offset="utc")
     _text(domain, "on_poweroff", "destroy")
     _text(domain, "on_reboot", "restart")
@@ -208,7 +207,7 @@ def _features(domain: Element, platform: Platform) -> None:
         _text(SubElement(features, "tcg"), "tb-cache", "128", unit="MiB")
 
 
-def _cpu(domain: Element, cpus: int, platform: Platform) -> None:
+def _cpu(domain: Element, spec: DomainSpec, platform: Platform) -> None:
     if platform.acceleration == KVM:
         cpu = SubElement(domain, "cpu", mode="host-model", check="partial")
     elif platform.emulated_cpu == "maximum":
@@ -217,7 +216,8 @@ def _cpu(domain: Element, cpus: int, platform: Platform) -> None:
         cpu = SubElement(domain, "cpu", mode="custom", match="exact", check="none")
         _text(cpu, "model", platform.emulated_cpu, fallback="forbid")
     # One socket: some guests are licensed or limited by sockets.
-    SubElement(cpu, "topology", sockets="1", dies="1", cores=str(cpus), threads="1")
+    SubElement(cpu, "topology", sockets="1", dies="1", cores=str(growing.room(spec).cpus), threads="1")
+    growing.cell(cpu, spec)
 
 
 def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
@@ -249,6 +249,7 @@ def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
     SubElement(devices, "memballoon", model="virtio", freePageReporting="on", autodeflate="on")
     _text(SubElement(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
     SubElement(devices, "panic", model="isa")
+    growing.device(devices, spec)
 
 
 def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> None:
@@ -302,7 +303,8 @@ def _ports(devices: Element, spec: DomainSpec) -> None:
     """Room on q35 for what there is and for interfaces that come later: a PCI device can only come into a free root port."""
     SubElement(devices, "controller", type="pci", index="0", model="pcie-root")
     virtio = sum(not _on_scsi(disk) for disk in spec.disks)
-    for index in range(1, virtio + len(spec.nics) + OWN_PORTS + SPARE_PORTS + 1):
+    memory = growing.room(spec).memory > 0
+    for index in range(1, virtio + len(spec.nics) + memory + OWN_PORTS + SPARE_PORTS + 1):
         SubElement(devices, "controller", type="pci", index=str(index), model="pcie-root-port")
 
 

@@ -22,11 +22,11 @@ from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus_agents.hypervisor.libvirt import (
     acceleration,
-    attached,
     block_jobs,
     copying,
     discs,
     domain_xml,
+    growing,
     holding,
     inventory,
     listing,
@@ -182,6 +182,9 @@ class LibvirtHypervisor:
     async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
         await self._tell_of_device(uid, functools.partial(verbs.limit_disk, volume, qos))
 
+    async def resize(self, uid: str, cpus: int, memory: int) -> None:
+        await self._tell_of_device(uid, functools.partial(growing.resize, cpus, memory))
+
     async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
         await self._tell_of_device(uid, functools.partial(discs.change_disc, drive, disc, force))
 
@@ -331,6 +334,7 @@ class LibvirtHypervisor:
                 nics=record.nics,
                 cpus=record.size.cpus,
                 memory=record.size.memory,
+                growth=record.size.growth,
                 held=record.hold is not None,
             )
         why = self._exits.why(record.marks.uid, state.exit_of(*told))
@@ -343,6 +347,7 @@ class LibvirtHypervisor:
             nics=record.nics,
             cpus=record.size.cpus,
             memory=record.size.memory,
+            growth=record.size.growth,
             saved=record.saved,
         )
 
@@ -414,8 +419,7 @@ def _start(
         raise
     disks, drives = domain_xml.as_attached(spec.disks, buffered), domain_xml.drives_as_attached(spec.drives)
     nics = domain_xml.nics_as_attached(spec.nics)
-    size = attached.Size(spec.cpus, -(-spec.memory // attached.MEMORY_UNIT) * attached.MEMORY_UNIT)
-    return Record(spec.marks, verbs.write_run(handle), disks, drives, nics, size), handle.state()
+    return Record(spec.marks, verbs.write_run(handle), disks, drives, nics, growing.begun(spec)), handle.state()
 
 
 def _already_on(handle: DomainHandle, wanted: Marks) -> tuple[Record, tuple[int, int]]:

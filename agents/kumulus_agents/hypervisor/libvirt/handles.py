@@ -26,6 +26,7 @@ class DomainHandle(Protocol):
     def attachDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
     def detachDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
     def updateDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
+    def setVcpusFlags(self, nvcpus: int, flags: int) -> int: ...  # noqa: N802
     def blockInfo(self, path: str, flags: int = 0) -> Sequence[int]: ...  # noqa: N802
     def blockResize(self, disk: str, size: int, flags: int) -> int: ...  # noqa: N802
     def setBlockIoTune(self, disk: str, params: Mapping[str, int], flags: int) -> int: ...  # noqa: N802
@@ -60,6 +61,7 @@ LifecycleCallback = Callable[["ConnectionHandle", DomainHandle, int, int, None],
 MetadataCallback = Callable[["ConnectionHandle", DomainHandle, int, str, None], None]
 TunableCallback = Callable[["ConnectionHandle", DomainHandle, Mapping[str, object], None], None]
 DeviceCallback = Callable[["ConnectionHandle", DomainHandle, str, None], None]
+AmountCallback = Callable[["ConnectionHandle", DomainHandle, str, int, None], None]
 CloseCallback = Callable[["ConnectionHandle", int, None], None]
 
 
@@ -74,7 +76,7 @@ class ConnectionHandle(Protocol):
         self,
         domain: None,
         event: int,
-        callback: LifecycleCallback | MetadataCallback | TunableCallback | DeviceCallback,
+        callback: LifecycleCallback | MetadataCallback | TunableCallback | DeviceCallback | AmountCallback,
         opaque: None,
     ) -> int: ...
     def domainEventDeregisterAny(self, callback: int) -> int: ...  # noqa: N802
