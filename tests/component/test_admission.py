@@ -67,6 +67,10 @@ FOR = {"kind": "VirtualMachine", "namespace": "default", "name": "web", "uid": U
 
 VM: Raw = {
     "resources": {"cpus": 2, "memory": "2Gi", "maxCpus": 2, "maxMemory": "4Gi"},
+    "cpu": {"model": "Skylake-Server", "sockets": 1, "threads": 2},
+    "machineType": "pc-q35-7.2",
+    "firmware": {"type": "UEFI", "secureBoot": True, "tpm": True},
+    "watchdog": {"action": "PowerOff"},
     "zone": "z1",
     "placement": {
         "hostSelector": {"disk": "nvme", "example.com/rack": "r1"},
@@ -388,6 +392,13 @@ BAD = [
     # unions
     Bad(VirtualMachine, "spec.instanceType", "small", "exactly one of instanceType and resources"),
     Bad(VirtualMachine, "spec.resources", GONE, "exactly one of instanceType and resources"),
+    Bad(VirtualMachine, "spec.cpu", {"sockets": 2, "cores": 2}, "sockets x cores x threads must be maxCpus"),
+    Bad(VirtualMachine, "spec.cpu", {"cores": 3}, "sockets x cores x threads must be maxCpus"),
+    Bad(VirtualMachine, "spec.cpu", {"model": "a<b"}, "spec.cpu.model"),
+    Bad(VirtualMachine, "spec.machineType", "pc", "spec.machineType"),
+    Bad(VirtualMachine, "spec.firmware", {"secureBoot": True}, "secureBoot needs the type UEFI"),
+    Bad(VirtualMachine, "spec.watchdog", {"action": "Dance"}, "spec.watchdog.action"),
+    Bad(Zone, "spec.cpuBaseline", "", "spec.cpuBaseline"),
     Bad(VirtualMachine, "spec.resources.maxCpus", 1, "maxCpus cannot be less than cpus"),
     Bad(VirtualMachine, "spec.resources.maxMemory", "1Gi", "maxMemory cannot be less than memory"),
     Bad(InstanceType, "spec.maxMemory", "511Mi", "maxMemory cannot be less than memory"),

@@ -83,6 +83,14 @@ disc|tray)
         was=$now
         sleep 0.2
     done ;;
+efi)
+    efi=no
+    [ -d /sys/firmware/efi ] && efi=yes
+    # TPM2_ReadClock (TPM 2.0 part 3, 29.1). How often it was reset is after the header (10), time, and clock (8 each).
+    exec 7<>/dev/tpm0
+    printf '\\200\\1\\0\\0\\0\\12\\0\\0\\1\\201' >&7
+    resets=$((0x$(dd bs=64 count=1 <&7 2>/dev/null | hexdump -v -e '64/1 "%02x"' | cut -c53-60)))
+    echo "GUEST-EFI:$efi TPM:$resets." ;;
 size)
     while :; do
         for c in /sys/devices/system/cpu/cpu[0-9]*/online; do [ ! -e $c ] || [ $(cat $c) = 1 ] || echo 1 >$c; done
@@ -170,6 +178,9 @@ LABEL linux
  APPEND console=ttyS0 panic=-1 quiet guest={mode}
 """
 
+STARTUP = "fs0:\\vmlinuz initrd=\\rd.gz console=ttyS0 panic=-1 quiet guest={mode}\r\n"
+"""What the shell of UEFI does by itself."""
+
 READY = "GUEST-READY"
 
 
@@ -189,6 +200,8 @@ class Guest(StrEnum):
     """Reads the first SCSI disk as fast as it can."""
     SIZE = "size"
     """Brings to work the CPUs and the memory that come, and says how many and how many MiB, whenever that changes."""
+    EFI = "efi"
+    """Says whether UEFI started it, and how often its TPM was reset. It is started by the shell of the firmware."""
     DISC = "disc"
     """Says the label of the disc in its drive, whenever that changes."""
     COUNT = "count"
@@ -255,12 +268,14 @@ def _disk(directory: Path, guest: Guest, kernel: Path, ramdisk: Path) -> Path:
     disk = directory / f"{guest}.img"
     loader = directory / "syslinux.cfg"
     loader.write_text(LOADER.format(mode=guest))
+    startup = directory / "startup.nsh"
+    startup.write_text(STARTUP.format(mode=guest))
     disk.touch()
     os.truncate(disk, 24 << 20)
     for command in (
         ["mkfs.fat", "-F", "16", disk],
         ["mcopy", "-i", disk, kernel, "::vmlinuz"],
-        ["mcopy", "-i", disk, ramdisk, loader, "::"],
+        ["mcopy", "-i", disk, ramdisk, loader, startup, "::"],
         ["syslinux", "--install", disk],
     ):
         subprocess.run([str(part) for part in command], stdout=subprocess.DEVNULL, check=True)

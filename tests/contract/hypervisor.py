@@ -21,6 +21,7 @@ import pytest
 
 from kumulus.api.compute import PowerState
 from kumulus.api.disks import DriveBus
+from kumulus.api.hardware import HostFeature, Shape, WatchdogAction
 from kumulus.api.qos import UNLIMITED, Burst, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.volumes import CacheMode
@@ -331,7 +332,9 @@ class HypervisorContract:
         assert found.memory > 1 << 28
         assert found.acceleration in ("kvm", "tcg")
         assert found.architecture
-        assert "q35" in found.machine_types
+        assert "q35" in found.machine_types and len(found.machine_types) > 1
+        assert "Nehalem" in found.cpu_models
+        assert {HostFeature.UEFI, HostFeature.SECURE_BOOT, HostFeature.TPM, HostFeature.WATCHDOG} == found.features
         assert found == await hypervisor.inventory()
 
     async def test_an_unknown_machine_is_none_and_every_verb_does_nothing(self, hypervisor: Hypervisor) -> None:
@@ -775,6 +778,22 @@ class HypervisorContract:
 
         await hypervisor.force_off(uid)
         assert (await hypervisor.start(small)).growth is None
+
+    async def test_a_machine_is_made_as_asked_and_keeps_its_board(self, world: World, hypervisor: Hypervisor) -> None:
+        boards = [name for name in (await hypervisor.inventory()).machine_types if name != "q35"]
+        shape = Shape(cpu_model="Nehalem", threads=1, watchdog=WatchdogAction.RESET)
+        spec = replace(world.spec(), shape=shape, machine_type=boards[-2])
+        uid = spec.marks.uid
+        for domain in (await hypervisor.start(spec), await the(hypervisor, spec)):
+            assert (domain.shape, domain.machine_type) == (shape, boards[-2])
+        await hypervisor.force_off(uid)
+        plain = replace(spec, shape=Shape(), machine_type=None)
+        domain = await hypervisor.start(plain)
+        assert (domain.shape, domain.machine_type) == (Shape(), boards[-2]), "the board that it has"
+        await hypervisor.force_off(uid)
+        newest = (await hypervisor.start(replace(plain, machine_type="q35"))).machine_type
+        assert newest in boards and newest != boards[-2]
+        assert (await the(hypervisor, spec)).machine_type == newest
 
     async def test_a_machine_that_is_off_or_cannot_grow_is_left_alone(
         self, hypervisor: Hypervisor, running: DomainSpec

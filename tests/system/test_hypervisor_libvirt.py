@@ -24,6 +24,7 @@ import pytest
 
 from kumulus.api.compute import PowerState
 from kumulus.api.disks import DriveBus
+from kumulus.api.hardware import Shape
 from kumulus.api.image_order import HttpFetch
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
@@ -526,6 +527,40 @@ class TestSize:
             domain = await the(driver, spec)
             assert domain.memory == spec.memory, "what the guest has is told, not what it was asked to take"
             assert domain.growth is not None and domain.growth.memory_asked == 224 << 20
+
+
+UEFI_MEMORY = 256 << 20
+
+
+class TestFirmware:
+    """UEFI, Secure Boot and the TPM, and what they keep."""
+
+    async def test_a_guest_boots_by_uefi_and_its_tpm_remembers(self, world: LibvirtWorld) -> None:
+        spec = replace(world.spec(Guest.EFI), memory=UEFI_MEMORY, shape=Shape(uefi=True, tpm=True))
+        uid = spec.marks.uid
+
+        def resets() -> list[str]:
+            return re.findall(r"GUEST-EFI:yes TPM:([0-9]+)\.", world.console(spec))
+
+        async with connected(world) as (driver, _):
+            await driver.start(spec)
+            await eventually(lambda: len(resets()) == 1, "the guest did not find its firmware and its TPM", 90)
+            kept = world.files_about(uid)
+            assert {path.name for path in kept} > {f"kumulus-{uid}_VARS.fd", uid}, "variables and state of the TPM"
+            await driver.force_off(uid)
+            await driver.start(spec)
+            await eventually(lambda: len(resets()) == 2, "the guest did not boot again", 90)
+            first, second = map(int, resets())
+            assert second == first + 1, "it counts how often it was started"
+            await driver.remove(uid)
+            assert world.files_about(uid) == []
+
+    async def test_secure_boot_starts_nothing_that_is_not_signed(self, world: LibvirtWorld) -> None:
+        spec = replace(world.spec(Guest.EFI), memory=UEFI_MEMORY, shape=Shape(uefi=True, secure_boot=True))
+        async with connected(world) as (driver, _):
+            await driver.start(spec)
+            await eventually(lambda: "Security Violation" in world.console(spec), "it did not refuse", 90)
+            assert "GUEST-EFI" not in world.console(spec)
 
 
 class TestDiscs:

@@ -139,6 +139,25 @@ def test_a_machine_grows_while_it_is_on(world: World) -> None:
     assert "boot 2" not in world.console_file("vm").read_text()
 
 
+def test_a_machine_is_made_of_what_its_spec_asks(world: World) -> None:
+    """It has its processor, its board and its TPM; another processor waits for a restart, what no host has for one that has."""
+    made = {"cpu": {"model": "Nehalem", "cores": 1}, "firmware": {"tpm": True}, "watchdog": {}}
+    world.machine("vm", "#kumulus-run: ls /sys/class/tpm", **made)
+    vm = world.phase("vm", "Running")
+    assert vm["status"]["cpuModel"] == "Nehalem"
+    board = vm["status"]["machineType"]
+    assert board.startswith("pc-q35-")
+    world.console("vm", "kumulus-guest: tpm0")
+    world.patch("vm", "vm", {"spec": {"cpu": {"model": "Westmere"}}})
+    message = world.condition("vm", "vm", "PendingChanges", type_="RestartRequired")
+    assert "gets: CPU model Nehalem to Westmere." in message
+    world.patch("vm", "vm", {"spec": {"cpu": {"model": "Unheard-Of"}}})
+    assert "without CPU model Unheard-Of" in world.condition("vm", "vm", "PendingChanges", type_="RestartRequired")
+    world.machine("other", cpu={"model": "Unheard-Of"})
+    assert "2 without CPU model Unheard-Of" in world.condition("vm", "other", "NoHostFits", type_="Scheduled")
+    assert world.phase("vm", "Running")["status"]["machineType"] == board
+
+
 @pytest.mark.parametrize(
     ("policy", "end", "reason"),
     [

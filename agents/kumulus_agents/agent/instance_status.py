@@ -10,7 +10,7 @@ from kumulus.api.qos import UNLIMITED
 from kumulus.api.segments import NicFacts
 from kumulus.runtime.clock import parse_time, rfc3339
 from kumulus_agents.agent.instance_scope import Plan, Scope, marks_of
-from kumulus_agents.hypervisor.protocol import DomainState
+from kumulus_agents.hypervisor.protocol import DEFAULT_SHAPE, DomainState
 
 SAME_START = 2.0
 """Two readings of when a guest started that are closer than this, in seconds, are the same start."""
@@ -87,6 +87,8 @@ def _facts(scope: Scope, plan: Plan) -> InstanceFacts:
         memory=on.memory if on is not None else None,
         max_cpus=_more(on.growth.cpus, on.cpus) if on is not None and on.growth is not None else None,
         max_memory=_more(on.growth.memory_most, on.memory) if on is not None and on.growth is not None else None,
+        shape=on.shape if on is not None and on.shape != DEFAULT_SHAPE else None,
+        machine_type=on.machine_type if on is not None else before.machine_type,
         last_exit=scope.memory.last_exit or before.last_exit,
         next_start_at=moment(due) if plan.state is WorkState.BACK_OFF and due is not None else None,
         volumes=_volumes(scope),

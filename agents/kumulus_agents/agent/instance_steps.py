@@ -41,7 +41,15 @@ from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.agent.whereabouts import Whereabouts
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainNic, DomainSpec, Hypervisor, Marks
+from kumulus_agents.hypervisor.protocol import (
+    DEFAULT_SHAPE,
+    DomainDisk,
+    DomainDrive,
+    DomainNic,
+    DomainSpec,
+    Hypervisor,
+    Marks,
+)
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.source import DiskSource, FileSource
 
@@ -238,6 +246,8 @@ class InstanceSteps:
                 nics=[await self._nic(nic, order.uid) for nic in order.nics],
                 max_cpus=order.max_cpus,
                 max_memory=order.max_memory,
+                shape=order.shape or DEFAULT_SHAPE,
+                machine_type=order.machine_type,
             )
         )
 

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from kumulus.api.compute import PowerState
 from kumulus.api.disks import DriveBus
+from kumulus.api.hardware import HostFeature, Shape
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.volumes import CacheMode
@@ -91,6 +92,8 @@ class Growth:
             return None
         return wanted - (wanted - self.memory_least) % GROWTH_STEP
 
+
+DEFAULT_SHAPE = Shape()
 
 TRAY_LOCKED = "TrayLocked"
 """Reason of an error: the guest holds the tray of a drive shut."""
@@ -210,6 +213,9 @@ class DomainSpec:
     """CPUs that it can get while it is on; None: no more than it has."""
     max_memory: int | None = None
     """Bytes of memory that it can get while it is on; None: no more than it has."""
+    shape: Shape = DEFAULT_SHAPE
+    machine_type: str | None = None
+    """Its board. None: the one that it has, or the newest."""
 
 
 class DomainState(StrEnum):
@@ -268,6 +274,10 @@ class Domain:
     """Bytes; the same holds of it. Of what came while it is on, only what the guest has taken."""
     growth: Growth | None = None
     """How far its size can change while it is on; None: not at all."""
+    shape: Shape = DEFAULT_SHAPE
+    """As it was started."""
+    machine_type: str | None = None
+    """Its board, by its exact name."""
     saved: int | None = None
     """It is off, and its memory is kept: `wake` goes on from there. The epoch of the placement it is of. Its disks, drives,
     interfaces and size are those of that memory then."""
@@ -308,6 +318,11 @@ class Inventory:
     hypervisor_version: str | None = None
     emulator_version: str | None = None
     machine_types: Sequence[str] = ()
+    cpu_models: Sequence[str] = ()
+    """CPU models that a domain can have here."""
+    cpu_features: Sequence[str] = ()
+    """What a domain's processor can do here beyond `cpu_model`."""
+    features: frozenset[HostFeature] = frozenset()
 
 
 DomainListener = Callable[[str], None]
@@ -340,7 +355,8 @@ class Hypervisor(Protocol):
         """Define the domain as `spec` says (replacing an older definition of the same uid) and start it.
 
         Already running or paused: only the marks are brought up to date, the guest is not touched. Otherwise it
-        boots anew: a memory that is kept is dropped. The directory of the console log is made.
+        boots anew: a memory that is kept is dropped. The directory of the console log is made. What its firmware and its
+        TPM keep is made once and stays until `remove`.
         Raises `HypervisorError`, with reason `DomainConflict` when a domain that is not Kumulus' own has its
         UUID or name, `DiskInUse` when another process holds a disk (maybe another copy of the machine).
         """

@@ -86,7 +86,9 @@ class SimulatedHypervisor:
             acceleration="kvm",
             hypervisor_version="0.0.0",
             emulator_version="0.0.0",
-            machine_types=("q35",),
+            machine_types=("q35", *settings.machine_types),
+            cpu_models=settings.cpu_models,
+            features=frozenset(settings.features),
         )
 
     async def domain(self, uid: str) -> Domain | None:

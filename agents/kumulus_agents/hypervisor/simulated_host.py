@@ -17,6 +17,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from kumulus.api.compute import PowerState
+from kumulus.api.hardware import NEWEST_MACHINE_TYPE, HostFeature
 from kumulus_agents.hypervisor.protocol import (
     AttachedDisk,
     AttachedDrive,
@@ -43,6 +44,13 @@ class SimulatedSettings(BaseModel):
     cpus: int = Field(default=64, ge=1, description="Hardware threads.")
     memory: int = Field(default=256 * GIB, ge=1, description="Bytes.")
     cpu_model: str = Field(default="simulated", description="Model of the processor.")
+    cpu_models: tuple[str, ...] = Field(
+        default=("Nehalem", "Skylake-Server"), description="Models that guests can have."
+    )
+    machine_types: tuple[str, ...] = Field(
+        default=("pc-q35-6.2", "pc-q35-7.2"), min_length=1, description="Boards that guests can have, the newest last."
+    )
+    features: tuple[HostFeature, ...] = Field(default=tuple(HostFeature), description="What guests can have besides.")
     start_seconds: float = Field(default=0, ge=0, description="How long a start takes.")
     stop_seconds: float = Field(default=0, ge=0, description="How long QEMU takes to go.")
     shutdown_seconds: float = Field(default=0, ge=0, description="How long a guest takes after the power button.")
@@ -206,9 +214,18 @@ class SimulatedHost:
             cpus=spec.cpus,
             memory=spec.memory,
             growth=_growth(spec),
+            shape=spec.shape,
+            machine_type=self._board(spec),
         )
         self.put(domain)
         return domain
+
+    def _board(self, spec: DomainSpec) -> str:
+        """The one that is asked for, else the one that it has, else the newest."""
+        before = self.domains.get(spec.marks.uid)
+        has = before.machine_type if before is not None else None
+        wanted = spec.machine_type or has or NEWEST_MACHINE_TYPE
+        return self.settings.machine_types[-1] if wanted == NEWEST_MACHINE_TYPE else wanted
 
     def resized(self, uid: str, cpus: int, memory: int) -> None:
         """The guest gets CPUs, and takes memory or gives it back, unless it clings to what it has."""

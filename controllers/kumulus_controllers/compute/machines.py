@@ -49,15 +49,18 @@ class Machines:
             default=None,
         )
         host = vm.status.host or (host_of(order) if order else None)
+        found = self.hosts.get(host) if host else None
+        zone = self._zones.get(found.spec.zone) if found is not None else None
         return Scope(
             vm=vm,
             order=order,
-            host=self.hosts.get(host) if host else None,
+            host=found,
             instance_type=self._types.get(vm.spec.instance_type) if vm.spec.instance_type else None,
             images=self._images_of(vm),
             zone_exists=vm.spec.zone is None or self._zones.get(vm.spec.zone) is not None,
             volumes={disk: self._use(volume, host) for disk, volume in self.volumes.of(vm).items()},
             links=self.interfaces.links(vm),
+            baseline=zone.spec.cpu_baseline if zone is not None else None,
             restore=holding(self._restores, vm),
         )
 

@@ -10,6 +10,7 @@ from kumulus.api.fabric import HostPhase
 from kumulus.api.host import WorkOrder, WorkState
 from kumulus.api.volumes import CacheMode
 from kumulus.runtime.conditions import Fact, derive
+from kumulus_controllers.compute import hardware
 from kumulus_controllers.compute.links import addresses, attached
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import Resolution
@@ -116,9 +117,19 @@ def derive_status(
         last_restart_request=instance.last_restart_request if instance else before.last_restart_request,
         resources=found.now if where else before.resources,
         pending_resources=found.pending if where else None,
+        cpu_model=_cpu_model(scope, where),
+        machine_type=(instance.machine_type if instance else None) or before.machine_type,
         addresses=addresses(scope),
         images=resolution.images if resolution and where else before.images,
     )
+
+
+def _cpu_model(scope: Scope, where: Placed | None) -> str | None:
+    """The processor that its order says; before there is one, the one that it had."""
+    order = scope.order.spec.instance if scope.order is not None else None
+    if order is None or where is None:
+        return scope.vm.status.cpu_model
+    return order.shape.cpu_model if order.shape is not None else None
 
 
 def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
@@ -186,7 +197,9 @@ def _restart_required(scope: Scope, found: Sizes, too_large: Problem | None) -> 
 
 def _waiting(scope: Scope, found: Sizes) -> list[str]:
     unanswered = scope.order.status.instance if scope.order is not None and not _current(scope.order) else None
-    return [*changes(found, unanswered), *_other_caches(scope.order)]
+    order = scope.order.spec.instance if scope.order is not None else None
+    facts = scope.order.status.instance if scope.order is not None else None
+    return [*changes(found, unanswered), *hardware.changes(order, facts), *_other_caches(scope.order)]
 
 
 def _other_caches(order: WorkOrder | None) -> list[str]:

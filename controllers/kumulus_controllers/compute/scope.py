@@ -37,6 +37,8 @@ class Scope:
     """By the name of the disk; only those that exist."""
     links: Mapping[str, Link] = field(default_factory=dict)
     """By the name of the interface; only those that exist."""
+    baseline: str | None = None
+    """The CPU model of its zone, once it is placed."""
     restore: VirtualMachineRestore | None = None
     """A restore that gives its disks other content just now: it is not started meanwhile."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kumulus.api.compute import ResolvedSize, VirtualMachineCondition, VirtualMachineSpec, VirtualMachineStatus
 from kumulus.api.instance_order import InstanceFacts, InstanceOrder
 from kumulus.api.quantity import from_bytes, to_bytes
+from kumulus_controllers.compute import hardware
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.scope import Scope
 
@@ -138,6 +139,8 @@ def _is_room(size: ResolvedSize, facts: InstanceFacts) -> bool:
 
 def unsuited(scope: Scope, size: ResolvedSize) -> Problem | None:
     """Why a machine that has its place cannot have that size there, whatever room there is."""
+    if (why := hardware.topology_lack(scope.vm, size.most_cpus)) is not None:
+        return no_room(size, why, reason="CpuTopologyInvalid")
     labels = scope.host.metadata.labels if scope.host is not None else {}
     wants = scope.instance_type.spec.host_selector if size.instance_type and scope.instance_type else {}
     for key, value in wants.items():

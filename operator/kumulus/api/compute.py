@@ -28,6 +28,7 @@ from kumulus.api.base import (
 )
 from kumulus.api.cloud_init import CloudInit, SshKey
 from kumulus.api.disks import DISKS_FIXED, DRIVES_MOST, Disk
+from kumulus.api.hardware import Cpu, Firmware, MachineTypeName, Watchdog
 from kumulus.api.placement import Profile, Selector, Toleration
 from kumulus.api.quantity import Memory, to_bytes
 from kumulus.api.segments import InterfaceName
@@ -169,6 +170,15 @@ class VirtualMachineSpec(Model):
 
     rules = (
         Rule("has(self.instanceType) != has(self.resources)", "set exactly one of instanceType and resources"),
+        Rule(
+            "!has(self.resources) || !has(self.cpu) || (has(self.resources.maxCpus) ? self.resources.maxCpus :"
+            " self.resources.cpus) % ((has(self.cpu.sockets) ? self.cpu.sockets : 1) * (has(self.cpu.cores) ? self.cpu.cores :"
+            " 1) * (has(self.cpu.threads) ? self.cpu.threads : 1)) == 0 && (!has(self.cpu.sockets) || !has(self.cpu.cores)"
+            " || (has(self.resources.maxCpus) ? self.resources.maxCpus : self.resources.cpus) == self.cpu.sockets"
+            " * self.cpu.cores * (has(self.cpu.threads) ? self.cpu.threads : 1))",
+            "sockets x cores x threads must be maxCpus, or cpus without it; leave one of them out and it is worked out",
+            field=".cpu",
+        ),
         # A rule of the list is not asked when the list as a whole comes or goes.
         Rule(
             "has(self.disks) || !has(oldSelf.disks) || oldSelf.disks.all(d, has(d.volume))",
@@ -213,6 +223,16 @@ class VirtualMachineSpec(Model):
         json_schema_extra=immutable("zone"),
     )
     placement: Placement = Field(default_factory=Placement, description="Where in the zone it may run.")
+    cpu: Cpu | None = Field(default=None, description="The processor that the guest sees.")
+    machine_type: MachineTypeName | None = Field(
+        default=None,
+        description="The board of the machine, such as `pc-q35-7.2`, or `q35` for the newest at each start. When empty, the"
+        " newest at its first start, which it keeps (status.machineType). Another one comes with the next start.",
+    )
+    firmware: Firmware = Field(default_factory=Firmware, description="What starts the guest, and what it can prove.")
+    watchdog: Watchdog | None = Field(
+        default=None, description="A watchdog for the guest. Another one comes with the next start."
+    )
     disks: tuple[Disk, ...] = Field(
         default=(),
         description="Disks, in boot order unless bootOrder is set.",
@@ -335,6 +355,10 @@ class VirtualMachineStatus(Status):
         default=None,
         description="The size that it gets at its next start, where that is another one; room is kept for it.",
     )
+    cpu_model: str | None = Field(
+        default=None, description="The processor that it has got; kept until the spec names one."
+    )
+    machine_type: str | None = Field(default=None, description="The board that it has got, and keeps.")
     addresses: tuple[Address, ...] = Field(
         default=(), description="The addresses of its interfaces, in their order.", max_length=64
     )

@@ -9,6 +9,7 @@ from pydantic import Field
 from kumulus.api.base import Model, Rule, immutable, list_map
 from kumulus.api.compute import PowerState, RestartPolicy, Stop
 from kumulus.api.disks import DRIVES_MOST, DiskName, DriveBus
+from kumulus.api.hardware import MachineTypeName, Shape
 from kumulus.api.image_order import ImageRef
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.qos import Qos
@@ -91,6 +92,11 @@ class InstanceOrder(Model):
         description="Bytes of memory that it can get while it is on, where that is more; from its next start on.",
         ge=1,
     )
+    shape: Shape | None = Field(default=None, description="What it is made of. A change applies at the next start.")
+    machine_type: MachineTypeName | None = Field(
+        default=None,
+        description="Its board; when empty the one that it has, or the newest. A change applies at the next start.",
+    )
     disks: tuple[InstanceDisk, ...] = Field(
         default=(), description="Its disks.", max_length=16, json_schema_extra=list_map("name")
     )
@@ -126,6 +132,10 @@ class InstanceFacts(Model):
     max_memory: int | None = Field(
         default=None, description="Bytes of memory that it can get while it is on, where that is more."
     )
+    shape: Shape | None = Field(
+        default=None, description="What a machine that is on is made of, where that was asked for."
+    )
+    machine_type: str | None = Field(default=None, description="The board of a machine that is on.", max_length=64)
     last_exit: str | None = Field(
         default=None, description="Why it last ended: shutdown, crashed, destroyed, ...", max_length=64
     )

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kumulus.api.hardware import HostFeature
 from kumulus.api.placement import Profile, Taint, TaintEffect, Toleration, TolerationOperator
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver
@@ -61,6 +62,25 @@ SOFT = Taint(key="old", effect=TaintEffect.PREFER_NO_SCHEDULE)
         ("zone", ask(zone="z2"), host("a"), NO, "in another zone"),
         ("selector", ask(selector={"disk": "nvme"}), host("a", labels={"disk": "nvme"}), NO, None),
         ("selector", ask(selector={"disk": "nvme"}), host("a", labels={"disk": "hdd"}), NO, "without label disk=nvme"),
+        ("hardware", ask(), host("a"), NO, None),
+        ("hardware", ask(cpu_model="host-model"), host("a", baseline="EPYC"), NO, None),
+        ("hardware", ask(), host("a", baseline="EPYC"), NO, "without CPU model EPYC"),
+        ("hardware", ask(cpu_model="EPYC"), host("a", cpu_models=frozenset({"EPYC"})), NO, None),
+        ("hardware", ask(machine_type="q35"), host("a"), NO, "without machine type q35"),
+        (
+            "hardware",
+            ask(features=frozenset({HostFeature.TPM})),
+            host("a", features=frozenset({HostFeature.TPM})),
+            NO,
+            None,
+        ),
+        (
+            "hardware",
+            ask(features=frozenset({HostFeature.UEFI})),
+            host("a", features=frozenset({HostFeature.TPM})),
+            NO,
+            "without UEFI firmware (package ovmf)",
+        ),
         ("taints", ask(), host("a", taints=(DEDICATED,)), NO, "with taint dedicated=db"),
         ("taints", ask(), host("a", taints=(Taint(key="gpu"),)), NO, "with taint gpu"),
         ("taints", ask(), host("a", taints=(SOFT,)), NO, None),

@@ -313,9 +313,10 @@ class LibvirtHypervisor:
         found = inventory.read(connection)
         wanted = self._settings.acceleration
         if wanted is not Acceleration.AUTO:
-            return replace(found, acceleration=wanted.value)
+            return inventory.read_offer(connection, replace(found, acceleration=wanted.value))
         emulator = inventory.emulator(connection.getCapabilities())
-        return replace(found, acceleration=self._accelerated(emulator) if emulator else domain_xml.TCG)
+        accelerated = self._accelerated(emulator) if emulator else domain_xml.TCG
+        return inventory.read_offer(connection, replace(found, acceleration=accelerated))
 
     def _accelerated(self, emulator: str) -> str:
         return acceleration.probe(emulator, memory=self._settings.acceleration_file)
@@ -335,6 +336,8 @@ class LibvirtHypervisor:
                 cpus=record.size.cpus,
                 memory=record.size.memory,
                 growth=record.size.growth,
+                shape=record.shape,
+                machine_type=record.machine_type,
                 held=record.hold is not None,
             )
         why = self._exits.why(record.marks.uid, state.exit_of(*told))
@@ -348,6 +351,8 @@ class LibvirtHypervisor:
             cpus=record.size.cpus,
             memory=record.size.memory,
             growth=record.size.growth,
+            shape=record.shape,
+            machine_type=record.machine_type,
             saved=record.saved,
         )
 
@@ -408,7 +413,8 @@ def _start(
             return _already_on(handle, spec.marks)
     Path(spec.console_log).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     buffered = frozenset(disk.path for disk in spec.disks if not verbs.direct(disk.source))
-    handle = connection.defineXML(domain_xml.render(spec, replace(platform, buffered=buffered)))
+    has = marks.board_of(handle) if handle is not None else None
+    handle = connection.defineXML(domain_xml.render(spec, replace(platform, buffered=buffered), has))
     try:
         # FORCE_BOOT: a state that somebody saved belongs to another run, maybe to other disks.
         with secrets.lent(connection, (*spec.disks, *spec.drives)):
@@ -419,7 +425,9 @@ def _start(
         raise
     disks, drives = domain_xml.as_attached(spec.disks, buffered), domain_xml.drives_as_attached(spec.drives)
     nics = domain_xml.nics_as_attached(spec.nics)
-    return Record(spec.marks, verbs.write_run(handle), disks, drives, nics, growing.begun(spec)), handle.state()
+    begun = growing.begun(spec)
+    record = Record(spec.marks, verbs.write_run(handle), disks, drives, nics, begun, shape=spec.shape)
+    return replace(record, machine_type=marks.board_of(handle)), handle.state()
 
 
 def _already_on(handle: DomainHandle, wanted: Marks) -> tuple[Record, tuple[int, int]]:

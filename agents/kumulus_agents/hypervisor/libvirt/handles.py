@@ -88,6 +88,9 @@ class ConnectionHandle(Protocol):
     def getAllDomainStats(self, stats: int, flags: int) -> Stats: ...  # noqa: N802
     def domainListGetStats(self, domains: Sequence[DomainHandle], stats: int, flags: int) -> Stats: ...  # noqa: N802
     def getCapabilities(self) -> str: ...  # noqa: N802
+    def getDomainCapabilities(  # noqa: N802
+        self, emulator: str | None, arch: str | None, machine: str | None, virtualisation: str | None, flags: int = 0
+    ) -> str: ...
     def getVersion(self) -> int: ...  # noqa: N802
     def getLibVersion(self) -> int: ...  # noqa: N802
     def getMemoryStats(self, cell: int, flags: int = 0) -> Mapping[str, int]: ...  # noqa: N802
