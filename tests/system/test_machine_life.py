@@ -152,7 +152,7 @@ def test_a_machine_is_made_of_what_its_spec_asks(world: World) -> None:
     message = world.condition("vm", "vm", "PendingChanges", type_="RestartRequired")
     assert "gets: CPU model Nehalem to Westmere." in message
     world.patch("vm", "vm", {"spec": {"cpu": {"model": "Unheard-Of"}}})
-    assert "without CPU model Unheard-Of" in world.condition("vm", "vm", "PendingChanges", type_="RestartRequired")
+    world.condition("vm", "vm", "PendingChanges", type_="RestartRequired", says="without CPU model Unheard-Of")
     world.machine("other", cpu={"model": "Unheard-Of"})
     assert "2 without CPU model Unheard-Of" in world.condition("vm", "other", "NoHostFits", type_="Scheduled")
     assert world.phase("vm", "Running")["status"]["machineType"] == board

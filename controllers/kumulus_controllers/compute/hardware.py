@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kumulus.api.compute import VirtualMachine, VirtualMachineCondition
-from kumulus.api.hardware import HOST_MODEL, NEWEST_MACHINE_TYPE, FirmwareType, Shape, features_of
+from kumulus.api.hardware import HOST_MODEL, NEWEST_MACHINE_TYPE, Firmware, FirmwareType, Shape, features_of
 from kumulus.api.instance_order import InstanceFacts, InstanceOrder
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.planning import hardware
@@ -38,7 +38,7 @@ def cpu_model(vm: VirtualMachine, baseline: str | None, ordered: InstanceOrder |
 
 def shape(vm: VirtualMachine, baseline: str | None, ordered: InstanceOrder | None = None) -> Shape | None:
     """What the order says; None when all is as it is by default."""
-    cpu, firmware, watchdog = vm.spec.cpu, vm.spec.firmware, vm.spec.watchdog
+    cpu, firmware, watchdog = vm.spec.cpu, vm.spec.firmware or Firmware(), vm.spec.watchdog
     found = Shape(
         cpu_model=cpu_model(vm, baseline, ordered),
         sockets=cpu.sockets if cpu is not None else None,
@@ -77,7 +77,9 @@ def granted(vm: VirtualMachine, order: InstanceOrder, host: HostView | None) -> 
         why = f"its host {host.name} is {lacks}" if lacks is not None else None
     if why is None:
         return wanted, None
-    message = f"It cannot be made as its spec says: {why}. It stays as it is until that is otherwise."
+    message = (
+        f"It cannot be made as its spec says: {why}. What it was to be before stays in force until that is otherwise."
+    )
     return before, Problem("HardwareUnsuited", message, VirtualMachineCondition.RESTART_REQUIRED, hinders=False)
 
 

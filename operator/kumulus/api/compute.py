@@ -28,7 +28,7 @@ from kumulus.api.base import (
 )
 from kumulus.api.cloud_init import CloudInit, SshKey
 from kumulus.api.disks import DISKS_FIXED, DRIVES_MOST, Disk
-from kumulus.api.hardware import Cpu, Firmware, MachineTypeName, Watchdog
+from kumulus.api.hardware import FIRMWARE_FIXED, Cpu, Firmware, MachineTypeName, Watchdog
 from kumulus.api.placement import Profile, Selector, Toleration
 from kumulus.api.quantity import Memory, to_bytes
 from kumulus.api.segments import InterfaceName
@@ -179,6 +179,7 @@ class VirtualMachineSpec(Model):
             "sockets x cores x threads must be maxCpus, or cpus without it; leave one of them out and it is worked out",
             field=".cpu",
         ),
+        *FIRMWARE_FIXED,
         # A rule of the list is not asked when the list as a whole comes or goes.
         Rule(
             "has(self.disks) || !has(oldSelf.disks) || oldSelf.disks.all(d, has(d.volume))",
@@ -229,7 +230,9 @@ class VirtualMachineSpec(Model):
         description="The board of the machine, such as `pc-q35-7.2`, or `q35` for the newest at each start. When empty, the"
         " newest at its first start, which it keeps (status.machineType). Another one comes with the next start.",
     )
-    firmware: Firmware = Field(default_factory=Firmware, description="What starts the guest, and what it can prove.")
+    firmware: Firmware | None = Field(
+        default=None, description="What starts the guest, and what it can prove. BIOS when empty."
+    )
     watchdog: Watchdog | None = Field(
         default=None, description="A watchdog for the guest. Another one comes with the next start."
     )

@@ -51,15 +51,6 @@ class Firmware(Model):
             "secureBoot needs the type UEFI",
             field=".secureBoot",
         ),
-        Rule(
-            "self.type == oldSelf.type && self.secureBoot == oldSelf.secureBoot",
-            "type and secureBoot cannot be changed: what was installed with one does not start with the other",
-        ),
-        Rule(
-            "self.tpm || !oldSelf.tpm",
-            "tpm cannot be taken away: what is sealed with it would be lost",
-            field=".tpm",
-        ),
     )
 
     type: FirmwareType = Field(default=FirmwareType.BIOS, description="BIOS or UEFI. Cannot be changed.")
@@ -72,6 +63,22 @@ class Firmware(Model):
         description="Give it a TPM 2.0. What it keeps is the machine's, over stop and start, and goes with the machine. Can be"
         " added, and comes with the next start then, but not be taken away.",
     )
+
+
+FIRMWARE_FIXED = (
+    Rule(
+        "self.?firmware.?type.orValue('BIOS') == oldSelf.?firmware.?type.orValue('BIOS')"
+        " && self.?firmware.?secureBoot.orValue(false) == oldSelf.?firmware.?secureBoot.orValue(false)",
+        "type and secureBoot cannot be changed: what was installed with one does not start with the other",
+        field=".firmware",
+    ),
+    Rule(
+        "self.?firmware.?tpm.orValue(false) || !oldSelf.?firmware.?tpm.orValue(false)",
+        "tpm cannot be taken away: what is sealed with it would be lost",
+        field=".firmware",
+    ),
+)
+"""Rules of what has a firmware."""
 
 
 class WatchdogAction(StrEnum):
@@ -116,8 +123,9 @@ class HostFeature(StrEnum):
     WATCHDOG = "Watchdog"
 
 
-def features_of(firmware: Firmware, watchdog: Watchdog | None) -> frozenset[HostFeature]:
+def features_of(firmware: Firmware | None, watchdog: Watchdog | None) -> frozenset[HostFeature]:
     """What a machine needs of its host."""
+    firmware = firmware or Firmware()
     asked = {
         HostFeature.UEFI: firmware.type is FirmwareType.UEFI,
         HostFeature.SECURE_BOOT: firmware.secure_boot,
