@@ -10,7 +10,7 @@ import structlog
 
 from kumulus.api.compute import PowerState
 from kumulus.api.host import WorkOrder, WorkState
-from kumulus.api.instance_order import InstanceOrder
+from kumulus.api.instance_order import GuestFacts, InstanceOrder
 from kumulus.kube.errors import KubeError
 from kumulus.runtime.clock import Clock
 from kumulus.runtime.result import Done, Requeue, Result, Wait
@@ -63,9 +63,11 @@ class Instances:
         *,
         wake: Callable[[str], None],
         removed: Callable[[], None],
+        guest: Callable[[str, GuestFacts | None], GuestFacts | None] = lambda _, before: before,
     ) -> None:
         """`wake` has an order looked at soon, by name; `removed` is told when a machine and its disks are gone,
-        or a disc was taken out of a drive."""
+        or a disc was taken out of a drive; `guest` knows what is to be told of a guest, by uid of its machine and what was told before."""
+        self._guest = guest
         self._orders = orders
         self._hypervisor = hypervisor
         self._steps = steps
@@ -165,6 +167,7 @@ class Instances:
             wall=self._clock.now().timestamp(),
             taken=self._taken(order, instance, domain),
             discs=discs,
+            guest=self._guest(instance.uid, instance_status.guest_before(domain, facts)),
         )
         memory = instance_memory.remember(
             scope,

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from kumulus.api.compute import PowerState
 from kumulus.api.host import WorkOrderStatus, WorkState
-from kumulus.api.instance_order import InstanceOrder
+from kumulus.api.instance_order import GuestFacts, InstanceOrder
 from kumulus.api.segments import Nic
 from kumulus_agents.agent.hold import Hold
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason, Marks
@@ -94,6 +94,8 @@ class Scope:
     """Seconds since the epoch."""
     taken: Mapping[str, str] = field(default_factory=dict)
     """Volumes of the order that another machine of this host had first, and that machine's name."""
+    guest: GuestFacts | None = None
+    """What is to be told of its guest."""
     discs: Mapping[str, DiskSource] = field(default_factory=dict)
     """Where the discs are that the order wants in drives, by the drive's name; only those that are in their pools."""
 

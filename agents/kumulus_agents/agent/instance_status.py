@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from kumulus.api.host import WorkOrderStatus, WorkState
-from kumulus.api.instance_order import DiskManner, InstanceFacts
+from kumulus.api.instance_order import DiskManner, GuestFacts, InstanceFacts
 from kumulus.api.qos import UNLIMITED
 from kumulus.api.segments import NicFacts
 from kumulus.runtime.clock import parse_time, rfc3339
 from kumulus_agents.agent.instance_scope import Plan, Scope, marks_of
-from kumulus_agents.hypervisor.protocol import DEFAULT_SHAPE, DomainState
+from kumulus_agents.hypervisor.protocol import DEFAULT_SHAPE, Domain, DomainState
 
 SAME_START = 2.0
 """Two readings of when a guest started that are closer than this, in seconds, are the same start."""
@@ -89,12 +89,21 @@ def _facts(scope: Scope, plan: Plan) -> InstanceFacts:
         max_memory=_more(on.growth.memory_most, on.memory) if on is not None and on.growth is not None else None,
         shape=on.shape if on is not None and on.shape != DEFAULT_SHAPE else None,
         machine_type=on.machine_type if on is not None else before.machine_type,
+        guest=scope.guest if on is not None else None,
         last_exit=scope.memory.last_exit or before.last_exit,
         next_start_at=moment(due) if plan.state is WorkState.BACK_OFF and due is not None else None,
         volumes=_volumes(scope),
         manners=_manners(scope),
         nics=_nics(scope, before),
     )
+
+
+def guest_before(domain: Domain | None, facts: InstanceFacts | None) -> GuestFacts | None:
+    """What was told of the guest in the run that it is in."""
+    if domain is None or facts is None or domain.started_at is None:
+        return None
+    known = seconds(facts.started_at)
+    return facts.guest if known is not None and abs(known - domain.started_at) < SAME_START else None
 
 
 def _more(most: int, now: int | None) -> int | None:

@@ -95,6 +95,17 @@ class Growth:
 
 DEFAULT_SHAPE = Shape()
 
+
+@dataclass(frozen=True, slots=True)
+class GuestSays:
+    """What the agent in a guest says of it, in the guest's own words."""
+
+    hostname: str | None = None
+    os: str | None = None
+    agent_version: str | None = None
+    addresses: tuple[str, ...] = ()
+
+
 TRAY_LOCKED = "TrayLocked"
 """Reason of an error: the guest holds the tray of a drive shut."""
 
@@ -278,6 +289,8 @@ class Domain:
     """As it was started."""
     machine_type: str | None = None
     """Its board, by its exact name."""
+    agent: bool = False
+    """It is on, and its guest has opened the port of its agent."""
     saved: int | None = None
     """It is off, and its memory is kept: `wake` goes on from there. The epoch of the placement it is of. Its disks, drives,
     interfaces and size are those of that memory then."""
@@ -393,6 +406,11 @@ class Hypervisor(Protocol):
         get, is left as it is; so is a domain that is off or gone. `start` makes the definition anew.
 
         The listener is told when the guest has taken memory, or given it back."""
+
+    async def ask_guest(self, uid: str) -> GuestSays | None:
+        """What the agent in a guest says of it; None when it says nothing within some seconds, has no agent, is off or gone.
+
+        It is the guest's word: of any length, and whatever it likes. Holds up nobody who does something with the domain."""
 
     async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
         """Put the disc into the drive, or take out what is in it; the definition follows. It is so already,

@@ -29,6 +29,7 @@ from kumulus_agents.hypervisor.protocol import (
     DomainState,
     ExitReason,
     ForeignDomain,
+    GuestSays,
     Hypervisor,
     HypervisorError,
     Inventory,
@@ -92,10 +93,13 @@ class SimulatedHypervisor:
         )
 
     async def domain(self, uid: str) -> Domain | None:
-        return self._reach().domains.get(uid)
+        host = self._reach()
+        domain = host.domains.get(uid)
+        return host.seen(domain) if domain is not None else None
 
     async def domains(self) -> Sequence[Domain]:
-        return tuple(self._reach().domains.values())
+        host = self._reach()
+        return tuple(host.seen(domain) for domain in host.domains.values())
 
     async def foreign(self) -> Sequence[ForeignDomain]:
         return tuple(self._reach().foreign.values())
@@ -197,6 +201,11 @@ class SimulatedHypervisor:
     async def resize(self, uid: str, cpus: int, memory: int) -> None:
         async with self._one_at_a_time(uid):
             self._reach().resized(uid, cpus, memory)
+
+    async def ask_guest(self, uid: str) -> GuestSays | None:
+        host = self._reach()
+        domain = host.domains.get(uid)
+        return host.guests.get(uid) if domain is not None and domain.state is not DomainState.STOPPED else None
 
     async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
         async with self._one_at_a_time(uid):

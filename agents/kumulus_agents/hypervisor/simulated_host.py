@@ -30,6 +30,7 @@ from kumulus_agents.hypervisor.protocol import (
     ExitReason,
     ForeignDomain,
     Growth,
+    GuestSays,
     HypervisorError,
 )
 
@@ -91,6 +92,8 @@ class SimulatedHost:
         """Volumes that were resized while a guest had them: bytes the guest sees."""
         self.agents: dict[str, bool] = {}
         """Domains whose guest has an agent, and whether that can bring the file systems to rest."""
+        self.guests: dict[str, GuestSays] = {}
+        """What the agents of guests say, of those that have one."""
         self.snapshots: list[tuple[str, frozenset[str]]] = []
         """Every snapshot that was taken: of which domain and volumes."""
         self.merges: list[tuple[str, str, str]] = []
@@ -219,6 +222,11 @@ class SimulatedHost:
         )
         self.put(domain)
         return domain
+
+    def seen(self, domain: Domain) -> Domain:
+        """A domain as its driver shows it."""
+        agent = domain.marks.uid in self.guests and domain.state is not DomainState.STOPPED
+        return replace(domain, agent=True) if agent else domain
 
     def _board(self, spec: DomainSpec) -> str:
         """The one that is asked for, else the one that it has, else the newest."""

@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kumulus.api.base import FORCE_DETACH, PAUSED, ConditionStatus
-from kumulus.api.compute import Phase, PowerState, ResolvedSize, VirtualMachineCondition, VirtualMachineStatus
+from kumulus.api.compute import (
+    GuestInfo,
+    Phase,
+    PowerState,
+    ResolvedSize,
+    VirtualMachineCondition,
+    VirtualMachineStatus,
+)
 from kumulus.api.fabric import HostPhase
 from kumulus.api.host import WorkOrder, WorkState
+from kumulus.api.instance_order import InstanceFacts
 from kumulus.api.volumes import CacheMode
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.compute import hardware
@@ -103,6 +111,7 @@ def derive_status(
         )
     instance = scope.order.status.instance if scope.order else None
     found = sizes(before, resolution.size if resolution else size, instance, off=_without_a_guest(scope))
+    facts.append(_agent(instance))
     facts.append(_restart_required(scope, found, too_large))
     facts.append(_progress(scope, phase, facts[0], problem))
     return VirtualMachineStatus(
@@ -120,6 +129,7 @@ def derive_status(
         cpu_model=_cpu_model(scope, where),
         machine_type=(instance.machine_type if instance else None) or before.machine_type,
         addresses=addresses(scope),
+        guest=_guest(instance),
         images=resolution.images if resolution and where else before.images,
     )
 
@@ -130,6 +140,24 @@ def _cpu_model(scope: Scope, where: Placed | None) -> str | None:
     if order is None or where is None:
         return scope.vm.status.cpu_model
     return order.shape.cpu_model if order.shape is not None else None
+
+
+def _guest(instance: InstanceFacts | None) -> GuestInfo | None:
+    """What the guest says of itself."""
+    said = instance.guest if instance is not None else None
+    if said is None:
+        return None
+    return GuestInfo(hostname=said.hostname, os=said.os, agent_version=said.agent_version, addresses=said.addresses)
+
+
+def _agent(instance: InstanceFacts | None) -> Fact:
+    """Whether its guest's agent answers; not said of a guest that never had one."""
+    connected = VirtualMachineCondition.AGENT_CONNECTED
+    if instance is None or instance.guest is None:
+        return Fact(connected, None)
+    if instance.guest.connected:
+        return Fact(connected, True, "AgentAnswers")
+    return Fact(connected, False, "AgentSilent", "The guest's agent does not answer; what it said last may be old.")
 
 
 def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:

@@ -299,6 +299,7 @@ class VirtualMachineCondition(StrEnum):
     NETWORK_READY = "NetworkReady"
     PAUSED = "Paused"
     RESTART_REQUIRED = "RestartRequired"
+    AGENT_CONNECTED = "AgentConnected"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
 
@@ -328,6 +329,17 @@ class ResolvedSize(Model):
     def most_memory(self) -> int:
         """Bytes of memory that it can get while it is on."""
         return max(self.memory_bytes, to_bytes(self.max_memory) if self.max_memory is not None else 0)
+
+
+class GuestInfo(Model):
+    """What the agent in the guest says of it. It is the guest's word, and a few minutes old."""
+
+    hostname: str | None = Field(default=None, description="Name of the guest.", max_length=253)
+    os: str | None = Field(default=None, description="Operating system.", max_length=128)
+    agent_version: str | None = Field(default=None, description="Version of qemu-guest-agent.", max_length=32)
+    addresses: tuple[Address, ...] = Field(
+        default=(), description="Addresses that the guest has, as far as others could reach it by them.", max_length=16
+    )
 
 
 class ResolvedImage(Model):
@@ -364,6 +376,9 @@ class VirtualMachineStatus(Status):
     machine_type: str | None = Field(default=None, description="The board that it has got, and keeps.")
     addresses: tuple[Address, ...] = Field(
         default=(), description="The addresses of its interfaces, in their order.", max_length=64
+    )
+    guest: GuestInfo | None = Field(
+        default=None, description="What the guest says of itself, if it has qemu-guest-agent."
     )
     images: tuple[ResolvedImage, ...] = Field(
         default=(), description="The images its disks were made from.", json_schema_extra=list_map("disk")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
+from kumulus.api.addresses import Address
 from kumulus.api.base import Model, Rule, immutable, list_map
 from kumulus.api.compute import PowerState, RestartPolicy, Stop
 from kumulus.api.disks import DRIVES_MOST, DiskName, DriveBus
@@ -117,6 +118,18 @@ class DiskManner(Model):
     cache: CacheMode | None = Field(default=None, description="How the host caches it.")
 
 
+class GuestFacts(Model):
+    """What the agent in a guest says of it. It is the guest's word."""
+
+    connected: bool = Field(default=False, description="Whether it answers.")
+    hostname: str | None = Field(default=None, description="Name of the guest.", max_length=253)
+    os: str | None = Field(default=None, description="Operating system.", max_length=128)
+    agent_version: str | None = Field(default=None, description="Version of the agent.", max_length=32)
+    addresses: tuple[Address, ...] = Field(
+        default=(), description="Addresses that the guest has given itself, or got.", max_length=16
+    )
+
+
 class InstanceFacts(Model):
     """What is so of an instance."""
 
@@ -136,6 +149,9 @@ class InstanceFacts(Model):
         default=None, description="What a machine that is on is made of, where that was asked for."
     )
     machine_type: str | None = Field(default=None, description="The board of a machine that is on.", max_length=64)
+    guest: GuestFacts | None = Field(
+        default=None, description="What the guest says of itself, if it had an agent since it was started."
+    )
     last_exit: str | None = Field(
         default=None, description="Why it last ended: shutdown, crashed, destroyed, ...", max_length=64
     )

@@ -138,6 +138,25 @@ def test_what_waits_for_the_next_start_is_named(wanted: dict[str, Any], has: dic
     assert hardware.changes(instance(**wanted), InstanceFacts.model_validate(has)) == said
 
 
+@pytest.mark.parametrize(("connected", "status"), [(True, ConditionStatus.TRUE), (False, ConditionStatus.FALSE)])
+def test_what_the_guest_says_is_in_the_status(connected: bool, status: ConditionStatus) -> None:
+    said = {
+        "connected": connected,
+        "hostname": "web",
+        "os": "Debian",
+        "agentVersion": "7.2.0",
+        "addresses": ["10.0.0.2"],
+    }
+    scope = Scope(machine(status=PLACED), order("Running", instance={"guest": said}), host(), None, {})
+    after = derive_status(scope, WHERE, None, None, NOW)
+    assert after.guest is not None
+    assert after.guest.to_json() == {name: value for name, value in said.items() if name != "connected"}
+    found = after.condition("AgentConnected")
+    assert found is not None and found.status is status
+    without = derive_status(Scope(machine(status=PLACED), order("Running"), host(), None, {}), WHERE, None, None, NOW)
+    assert without.guest is None and without.condition("AgentConnected") is None
+
+
 def test_the_status_says_what_it_is_made_of_and_what_waits() -> None:
     work = order("Running", instance={"cpus": 2, "memory": 1 << 31, "machineType": "pc-q35-7.2"})
     assert work.spec.instance is not None

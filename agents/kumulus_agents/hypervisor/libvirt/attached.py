@@ -225,7 +225,12 @@ def has_caught_up(domain_xml: str, volume: str) -> bool:
 
 def has_agent(domain_xml: str) -> bool:
     """Whether the guest has opened the port of its agent, as libvirt tells of a domain that is on."""
-    found = _root(domain_xml).iterfind("devices/channel/target")
+    return agent_is_there(_root(domain_xml))
+
+
+def agent_is_there(root: Element) -> bool:
+    """The same, of XML that was read."""
+    found = root.iterfind("devices/channel/target")
     return any(port.get("name") == GUEST_AGENT and port.get("state") == "connected" for port in found)
 
 

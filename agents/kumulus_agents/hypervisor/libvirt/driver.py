@@ -27,6 +27,7 @@ from kumulus_agents.hypervisor.libvirt import (
     discs,
     domain_xml,
     growing,
+    guest_agent,
     holding,
     inventory,
     listing,
@@ -53,6 +54,7 @@ from kumulus_agents.hypervisor.protocol import (
     DomainSpec,
     DomainState,
     ForeignDomain,
+    GuestSays,
     Hypervisor,
     HypervisorError,
     Inventory,
@@ -184,6 +186,12 @@ class LibvirtHypervisor:
 
     async def resize(self, uid: str, cpus: int, memory: int) -> None:
         await self._tell_of_device(uid, functools.partial(growing.resize, cpus, memory))
+
+    async def ask_guest(self, uid: str) -> GuestSays | None:
+        # Not in the domain's turn: an agent that does not answer holds up nobody else.
+        return await self._connection.call(
+            functools.partial(guest_agent.says, uid), seconds=self._settings.verb_timeout
+        )
 
     async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
         await self._tell_of_device(uid, functools.partial(discs.change_disc, drive, disc, force))
@@ -338,6 +346,7 @@ class LibvirtHypervisor:
                 growth=record.size.growth,
                 shape=record.shape,
                 machine_type=record.machine_type,
+                agent=record.agent,
                 held=record.hold is not None,
             )
         why = self._exits.why(record.marks.uid, state.exit_of(*told))

@@ -36,6 +36,7 @@ class DomainHandle(Protocol):
     def blockJobInfo(self, disk: str, flags: int = 0) -> Mapping[str, int]: ...  # noqa: N802
     def blockJobAbort(self, disk: str, flags: int) -> int: ...  # noqa: N802
     def agentSetResponseTimeout(self, timeout: int, flags: int) -> int: ...  # noqa: N802
+    def guestInfo(self, types: int, flags: int) -> Mapping[str, object]: ...  # noqa: N802
     def fsFreeze(self, mountpoints: None = None, flags: int = 0) -> int: ...  # noqa: N802
     def fsThaw(self, mountpoints: None = None, flags: int = 0) -> int: ...  # noqa: N802
     def managedSave(self, flags: int) -> int: ...  # noqa: N802

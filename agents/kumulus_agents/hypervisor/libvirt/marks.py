@@ -65,6 +65,8 @@ class Record:
     hold: Hold | None = None
     saved: int | None = None
     """The epoch of the placement that a memory which is kept is of. Devices and size are those of that memory."""
+    agent: bool = False
+    """Its guest has opened the port of its agent."""
     shape: Shape = DEFAULT_SHAPE
     machine_type: str | None = None
 
@@ -132,6 +134,7 @@ def read(domain_xml: str) -> Record | None:
         attached.size(root),
         root.find(f"metadata/{{{REST_NAMESPACE}}}rest") is not None,
         _hold(root.find(f"metadata/{{{HOLD_NAMESPACE}}}hold")),
+        agent=attached.agent_is_there(root),
         shape=shaping.recall(root),
         machine_type=shaping.board(root),
     )
