@@ -152,6 +152,12 @@ agent)
         *guest-sync*) printf '{"return": %s}\\n' "$id" >&6 ;;
         *fsfreeze-freeze*) echo GUEST-FROZE; echo '{"return": 1}' >&6 ;;
         *fsfreeze-thaw*) echo GUEST-THAWED; echo '{"return": 1}' >&6 ;;
+        *guest-info*) echo '{"return": {"version": "7.2.0", "supported_commands": []}}' >&6 ;;
+        *get-host-name*) echo '{"return": {"host-name": "web.example"}}' >&6 ;;
+        *get-osinfo*) echo '{"return": {"id": "tiny", "pretty-name": "Tiny 1"}}' >&6 ;;
+        *network-get-interfaces*)
+            a='{"ip-address-type": "ipv4", "ip-address": "10.0.0.2", "prefix": 24}'
+            echo '{"return": [{"name": "eth0", "hardware-address": "02:00:00:00:00:01", "ip-addresses": ['"$a"']}]}' >&6 ;;
         *) echo '{"error": {"class": "CommandNotFound", "desc": "no"}}' >&6 ;;
         esac
     done ;;

@@ -343,6 +343,13 @@ class HypervisorContract:
             await verb(hypervisor, uid)
         assert await hypervisor.domain(uid) is None
 
+    async def test_a_machine_whose_guest_has_no_agent_says_nothing(
+        self, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        assert not (await the(hypervisor, running)).agent
+        assert await hypervisor.ask_guest(running.marks.uid) is None
+        assert await hypervisor.ask_guest(str(uuid.uuid4())) is None
+
     async def test_foreign_domains_are_listed_and_never_touched(self, world: World, hypervisor: Hypervisor) -> None:
         foreign = await world.plant()
         assert foreign in [domain.uuid for domain in await hypervisor.foreign()]

@@ -41,6 +41,7 @@ from kumulus_agents.hypervisor.protocol import (
     DomainSpec,
     DomainState,
     ExitReason,
+    GuestSays,
     HypervisorError,
     Quiesce,
     Still,
@@ -527,6 +528,39 @@ class TestSize:
             domain = await the(driver, spec)
             assert domain.memory == spec.memory, "what the guest has is told, not what it was asked to take"
             assert domain.growth is not None and domain.growth.memory_asked == 224 << 20
+
+
+class TestGuestAgent:
+    """What a guest says of itself."""
+
+    async def test_a_guest_says_what_it_is(self, world: LibvirtWorld) -> None:
+        spec = world.spec(Guest.AGENT)
+        uid = spec.marks.uid
+        async with connected(world) as (driver, _):
+            await driver.start(spec)
+            assert await driver.ask_guest(uid) is None and not (await the(driver, spec)).agent
+
+            async def has_agent() -> bool:
+                return any(domain.agent for domain in await driver.domains())
+
+            await eventually(has_agent, "no agent opens its port", 60)
+            says = await driver.ask_guest(uid)
+            assert says == GuestSays("web.example", "Tiny 1", "7.2.0", ("10.0.0.2",))
+            await driver.force_off(uid)
+            assert await driver.ask_guest(uid) is None and not await has_agent()
+
+    @pytest.mark.wide
+    async def test_a_guest_that_never_answers_is_given_up_and_holds_up_nobody(self, world: LibvirtWorld) -> None:
+        spec = world.spec(Guest.MUTE)
+        uid = spec.marks.uid
+        async with connected(world) as (driver, _):
+            await driver.start(spec)
+            await eventually(lambda: "state='connected'" in world.virsh("dumpxml", uid), "the port is not open", 60)
+            asking = asyncio.create_task(driver.ask_guest(uid))
+            await driver.pause(uid)
+            await driver.resume(uid)
+            assert not asking.done(), "it obeys meanwhile"
+            assert await asking is None
 
 
 UEFI_MEMORY = 256 << 20
