@@ -10,6 +10,7 @@ from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.storage import Volume
 from kumulus.kube.errors import NotFound
+from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Services
 from kumulus.runtime.result import Done, Result, Wait
@@ -18,11 +19,15 @@ from kumulus_controllers.compute.phase import Placed, derive_status
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import Resolution, image_of
 from kumulus_controllers.compute.restores import holding, restores
+from kumulus_controllers.compute.schedule import Hours, hours, in_force
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.orders import FOR_UID, host_of, work_orders
 from kumulus_controllers.status import write_status
 from kumulus_controllers.storage.sharing import Images
 from kumulus_controllers.storage.volumes import Volumes
+
+A_MOMENT = 0.05
+"""Seconds: whoever looks at a schedule when it is due is not to look too early."""
 
 
 class Machines:
@@ -51,8 +56,10 @@ class Machines:
         host = vm.status.host or (host_of(order) if order else None)
         found = self.hosts.get(host) if host else None
         zone = self._zones.get(found.spec.zone) if found is not None else None
+        said = hours(vm, self._services.clock.now())
         return Scope(
-            vm=vm,
+            vm=in_force(vm, said),
+            hours=said,
             order=order,
             host=found,
             instance_type=self._types.get(vm.spec.instance_type) if vm.spec.instance_type else None,
@@ -97,7 +104,8 @@ class Machines:
         vm = self.store.get(scope.vm.name, scope.vm.namespace) or scope.vm
         if vm.uid != scope.vm.uid:
             return Done()
-        current = replace(scope, vm=vm)
+        said = hours(vm, self._services.clock.now())
+        current = replace(scope, vm=in_force(vm, said), hours=said)
         after = derive_status(current, where, resolution, problem, self.now(), size=size, too_large=too_large)
         try:
             await write_status(self._services.client, self.store, vm, vm.status, after)
@@ -109,6 +117,12 @@ class Machines:
         if vm.deleting:
             return Wait("Terminating", 30.0)
         return Done()
+
+    def due(self, key: Key) -> float | None:
+        """In how many seconds its schedule says something else; None: it has none."""
+        vm, now = self.store.get(key.name, key.namespace), self._services.clock.now()
+        said = hours(vm, now) if vm is not None else None
+        return max((said.at - now).total_seconds(), 0.0) + A_MOMENT if isinstance(said, Hours) else None
 
     def now(self) -> str:
         """The time as it stands in a status."""

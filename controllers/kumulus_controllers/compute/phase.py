@@ -22,6 +22,7 @@ from kumulus_controllers.compute import hardware
 from kumulus_controllers.compute.links import addresses, attached
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import Resolution
+from kumulus_controllers.compute.schedule import Hours, Unreadable
 from kumulus_controllers.compute.scope import Scope
 from kumulus_controllers.compute.size import Sizes, changes, sizes
 
@@ -112,6 +113,7 @@ def derive_status(
     instance = scope.order.status.instance if scope.order else None
     found = sizes(before, resolution.size if resolution else size, instance, off=_without_a_guest(scope))
     facts.append(_agent(instance))
+    facts.append(_on_schedule(scope.hours))
     facts.append(_restart_required(scope, found, too_large))
     facts.append(_progress(scope, phase, facts[0], problem))
     return VirtualMachineStatus(
@@ -129,6 +131,7 @@ def derive_status(
         cpu_model=_cpu_model(scope, where),
         machine_type=(instance.machine_type if instance else None) or before.machine_type,
         addresses=addresses(scope),
+        scheduled=scope.hours.told if isinstance(scope.hours, Hours) else None,
         guest=_guest(instance),
         images=resolution.images if resolution and where else before.images,
     )
@@ -148,6 +151,19 @@ def _guest(instance: InstanceFacts | None) -> GuestInfo | None:
     if said is None:
         return None
     return GuestInfo(hostname=said.hostname, os=said.os, agent_version=said.agent_version, addresses=said.addresses)
+
+
+def _on_schedule(found: Hours | Unreadable | None) -> Fact:
+    """Whether its schedule is followed, and how."""
+    followed = VirtualMachineCondition.ON_SCHEDULE
+    if found is None:
+        return Fact(followed, None)
+    if isinstance(found, Unreadable):
+        message = f"The schedule is not followed, and the machine runs at any time: {found.message}."
+        return Fact(followed, False, "ScheduleInvalid", message)
+    if found.runs:
+        return Fact(followed, True, "WithinHours", f"It is stopped at {found.told.at}.")
+    return Fact(followed, True, "OutsideHours", f"It is off until {found.told.at}.")
 
 
 def _agent(instance: InstanceFacts | None) -> Fact:

@@ -31,6 +31,7 @@ from kumulus.api.disks import DISKS_FIXED, DRIVES_MOST, Disk
 from kumulus.api.hardware import FIRMWARE_FIXED, Cpu, Firmware, MachineTypeName, Watchdog
 from kumulus.api.placement import Profile, Selector, Toleration
 from kumulus.api.quantity import Memory, to_bytes
+from kumulus.api.schedule import NextAction, Schedule
 from kumulus.api.segments import InterfaceName
 from kumulus.api.volumes import ObjectName
 
@@ -208,6 +209,9 @@ class VirtualMachineSpec(Model):
         description="What the machine is wanted to be. Paused halts its CPUs; Suspended keeps its memory on its host's disk, also"
         " while that host is off, and it goes on from there.",
     )
+    schedule: Schedule | None = Field(
+        default=None, description="Hours in which it runs, while powerState is Running. Outside of them it is stopped."
+    )
     restart_policy: RestartPolicy = Field(
         default=RestartPolicy.ALWAYS,
         description="What happens when the guest or QEMU ends by itself: start it again (with growing pauses), only after a failure, or never.",
@@ -300,6 +304,7 @@ class VirtualMachineCondition(StrEnum):
     PAUSED = "Paused"
     RESTART_REQUIRED = "RestartRequired"
     AGENT_CONNECTED = "AgentConnected"
+    ON_SCHEDULE = "OnSchedule"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
 
@@ -377,6 +382,7 @@ class VirtualMachineStatus(Status):
     addresses: tuple[Address, ...] = Field(
         default=(), description="The addresses of its interfaces, in their order.", max_length=64
     )
+    scheduled: NextAction | None = Field(default=None, description="What its schedule does next.")
     guest: GuestInfo | None = Field(
         default=None, description="What the guest says of itself, if it has qemu-guest-agent."
     )
