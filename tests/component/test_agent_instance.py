@@ -10,7 +10,8 @@ import pytest
 
 from kumulus.api.host import WorkOrder
 from kumulus.api.order_names import instance_order_name
-from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, ForeignDomain
+from kumulus_agents.agent import guests
+from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, ForeignDomain, GuestSays
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost, SimulatedSettings
 from kumulus_lab.cluster import NativeCluster
 from tests.unit.agent.host import IMAGE, POOL, TestHost, eventually, host_on
@@ -111,6 +112,36 @@ async def test_a_machine_grows_within_its_limits_in_the_same_run(host: TestHost)
         assert (status["instance"]["cpus"], status["instance"]["memory"]) == (2, 512 << 20), "what the guest took"
         assert (status["instance"]["maxCpus"], status["instance"]["maxMemory"]) == (4, 1 << 30)
     assert host.machine.starts[uid] == 1
+
+
+async def test_what_a_guest_says_is_in_the_status_of_its_run(host: TestHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "LOOK_EVERY", 0.1)
+    async with host.running():
+        uid = await host.order()
+        await host.until_instance(uid, state="Running")
+        host.machine.guests[uid] = GuestSays("web\n", "Debian 12", "7.2.0", ("10.0.0.2", "127.0.0.1"))
+        said = {
+            "connected": True,
+            "hostname": "web",
+            "os": "Debian 12",
+            "agentVersion": "7.2.0",
+            "addresses": ["10.0.0.2"],
+        }
+
+        async def told() -> bool:
+            return bool((await host.status(instance_order_name(uid)))["instance"].get("guest") == said)
+
+        await eventually(told, "what the guest says")
+        writes = host.count("patch", "WorkOrder")
+        await settled(host, uid)
+    async with host.running():
+        await settled(host, uid)
+        assert (await host.status(instance_order_name(uid)))["instance"]["guest"] == said, "another agent keeps it"
+        assert host.count("patch", "WorkOrder") <= writes + 4, "of the other two machines"
+        del host.machine.guests[uid]
+        host.machine.end(uid, ExitReason.CRASHED)
+        await eventually(lambda: _restarted(host, uid), "a restart")
+        assert "guest" not in (await host.status(instance_order_name(uid)))["instance"]
 
 
 async def test_pause_and_resume(host: TestHost) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from kumulus_lab import deadline
@@ -137,6 +139,22 @@ def test_a_machine_grows_while_it_is_on(world: World) -> None:
     assert "gets: CPUs 2 to 1, maxMemory 384Mi to 1Gi." in message, "all that waits, and nothing else"
     world.console("vm", "kumulus-guest: now cpus 2 memory 1")
     assert "boot 2" not in world.console_file("vm").read_text()
+
+
+def test_a_machine_runs_within_its_hours(world: World) -> None:
+    """Outside of them it is off, and that is as it shall be; its spec is not written."""
+    now = datetime.now(UTC)
+    off = {"start": f"0 0 1 {now.month % 12 + 1} *", "stop": f"0 0 1 {now.month} *", "timeZone": "Europe/Berlin"}
+    world.machine("vm", schedule=off)
+    world.wait("vm", "vm", lambda vm: vm["status"]["scheduled"]["action"] == "Start", "the next start")
+    assert "off until" in world.condition("vm", "vm", "OutsideHours", type_="OnSchedule")
+    vm = world.phase("vm", "Stopped")
+    assert vm["spec"]["powerState"] == "Running"
+    assert "Its schedule keeps it off" in world.kumulusctl("vm", "explain", "vm").stdout
+    soon = now + timedelta(days=2)
+    world.patch("vm", "vm", {"spec": {"schedule": {"start": off["stop"], "stop": f"0 0 {soon.day} {soon.month} *"}}})
+    world.phase("vm", "Running")
+    world.condition("vm", "vm", "WithinHours", type_="OnSchedule")
 
 
 def test_a_machine_is_made_of_what_its_spec_asks(world: World) -> None:
