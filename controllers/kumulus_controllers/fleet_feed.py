@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from kumulus.api.base import ConditionStatus
 from kumulus.api.compute import ResolvedSize, VirtualMachine
@@ -47,13 +48,19 @@ def host_view(host: Host, report: HostReport | None = None, zone: Zone | None = 
         taints=host.spec.taints,
         closed=closed(host),
         baseline=zone.spec.cpu_baseline if zone is not None else None,
-        cpu_models=frozenset(host.status.cpu.models if host.status.cpu is not None else ()),
-        machine_types=frozenset(host.status.machine_types),
+        cpu_models=_names(host.status.cpu.models if host.status.cpu is not None else ()),
+        machine_types=_names(host.status.machine_types),
         features=frozenset(host.status.features),
         networks=frozenset(network.drivers) if network is not None else frozenset(),
         network_lack=network.message if network is not None else None,
         uplinks=uplinks(report),
     )
+
+
+@lru_cache(maxsize=256)
+def _names(said: tuple[str, ...]) -> frozenset[str]:
+    """Most hosts of a cloud say the same: it is kept once."""
+    return frozenset(said)
 
 
 def uplinks(report: HostReport | None) -> Mapping[str, DriverUplinks] | None:

@@ -22,7 +22,7 @@ from kumulus.api.base import (
     immutable,
     reason_of,
 )
-from kumulus.api.hardware import CpuModelName, HostFeature
+from kumulus.api.hardware import CpuModelName, HostFeature, Known
 from kumulus.api.placement import Taint
 from kumulus.api.quantity import Amount
 
@@ -146,8 +146,8 @@ class CpuInfo(Model):
     acceleration: str | None = Field(
         default=None, description="kvm when the hardware runs guests, tcg when QEMU emulates them."
     )
-    models: tuple[str, ...] = Field(default=(), description="CPU models that it can give machines.", max_length=256)
-    features: tuple[str, ...] = Field(
+    models: tuple[Known, ...] = Field(default=(), description="CPU models that it can give machines.", max_length=256)
+    features: tuple[Known, ...] = Field(
         default=(), description="What its processor, or its emulator, can do beyond its model.", max_length=256
     )
 
@@ -175,7 +175,9 @@ class HostStatus(Status):
     cpu: CpuInfo | None = Field(default=None, description="Its processor.")
     versions: Versions | None = Field(default=None, description="What software it runs.")
     addresses: tuple[str, ...] = Field(default=(), description="Its addresses.", max_length=32)
-    machine_types: tuple[str, ...] = Field(default=(), description="Machine types its emulator offers.", max_length=64)
+    machine_types: tuple[Known, ...] = Field(
+        default=(), description="Machine types its emulator offers.", max_length=64
+    )
     features: tuple[HostFeature, ...] = Field(
         default=(), description="What it can give machines besides: UEFI, SecureBoot, TPM, Watchdog.", max_length=16
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from kumulus.api.base import Model, Rule
 
@@ -14,6 +15,8 @@ HOST_PASSTHROUGH = "host-passthrough"
 
 CpuModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", min_length=1, max_length=64)]
 MachineTypeName = Annotated[str, Field(pattern=r"^(q35|pc-q35-[0-9]+\.[0-9]+(\.[0-9]+)?)$", max_length=32)]
+Known = Annotated[str, AfterValidator(sys.intern)]
+"""A name that many hosts report: it is kept once."""
 NEWEST_MACHINE_TYPE = "q35"
 """Whatever is the newest on the host that a machine is started on."""
 
@@ -91,7 +94,6 @@ class WatchdogAction(StrEnum):
 
     RESET = "Reset"
     POWER_OFF = "PowerOff"
-    PAUSE = "Pause"
 
 
 class Watchdog(Model):
@@ -100,7 +102,7 @@ class Watchdog(Model):
     action: WatchdogAction = Field(
         default=WatchdogAction.RESET,
         description="What happens when it does not: Reset boots it again in the same run, PowerOff ends it as a crash does, and"
-        " restartPolicy decides, Pause halts it for a look.",
+        " restartPolicy decides.",
     )
 
 

@@ -315,6 +315,9 @@ def _pending(facts: Facts) -> list[Finding]:
         return []
     if found.status == "True":
         return [Finding(Level.NOTE, as_sentence(found.message), f"{_ctl(facts, 'restart')} restarts it.")]
+    if found.reason == "HardwareUnsuited":
+        todo = f"`kubectl get host {facts.vm.status.host} -o yaml` says what its host can; ask for that."
+        return [Finding(Level.PROBLEM, as_sentence(found.message), todo)]
     todo = f"Ask for another size ({_ctl(facts, 'resize')}), or have the operator see to it: `kumulusctl host list`."
     return [Finding(Level.PROBLEM, as_sentence(found.message), todo)]
 

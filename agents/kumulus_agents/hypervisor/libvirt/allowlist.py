@@ -171,7 +171,7 @@ RULES: Mapping[str, Rule] = {
     "domain/devices/memballoon": Rule({"model": "virtio", "freePageReporting": "on", "autodeflate": "on"}),
     "domain/devices/tpm": Rule({"model": "tpm-crb"}),
     "domain/devices/tpm/backend": Rule({"type": "emulator", "version": "2.0"}),
-    "domain/devices/watchdog": Rule({"model": "i6300esb", "action": "reset|poweroff|pause"}),
+    "domain/devices/watchdog": Rule({"model": "i6300esb", "action": "reset|poweroff"}),
     "domain/devices/memory": Rule({"model": "virtio-mem"}),
     "domain/devices/memory/target": Rule(),
     "domain/devices/memory/target/size": Rule({"unit": "b"}, NUMBER),

@@ -21,7 +21,6 @@ PREFIX = "kumulus-shape"
 ACTIONS: Mapping[WatchdogAction, str] = {
     WatchdogAction.RESET: "reset",
     WatchdogAction.POWER_OFF: "poweroff",
-    WatchdogAction.PAUSE: "pause",
 }
 
 
