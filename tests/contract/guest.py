@@ -195,6 +195,8 @@ class Guest(StrEnum):
 
     HALT = "halt"
     """Nothing, and boots nothing: for a machine that only has to be on. An emulated processor that boots is a real one at work."""
+    BARK = "bark"
+    """Says W, begins with its watchdog, and hangs."""
     WAIT = "wait"
     POWEROFF = "poweroff"
     REBOOT = "reboot"
@@ -229,6 +231,19 @@ _STOP = bytes((0xFA, 0xF4, 0xEB, 0xFD)).ljust(510, b"\0") + b"\x55\xaa"
 """A boot sector: no interrupts (cli), halt (hlt), and again (jmp)."""
 
 
+_BARK = (
+    bytes.fromhex(
+        "baf803b057ee"  # W to the serial port
+        "b802b1b9ab25ba868031f6cd1a7216"  # find PCI device 8086:25ab, or halt
+        "b80cb1bf6000b90400cd1a"  # its register 0x60: both stages at 1 MHz, of 1 s then
+        "b80bb1bf6800b90200cd1a"  # its register 0x68: begin
+        "f4ebfd"
+    ).ljust(510, b"\0")
+    + b"\x55\xaa"
+)
+"""A boot sector that begins with the watchdog (Intel 6300ESB) and never tells it anything again. PCI BIOS 2.1."""
+
+
 class Disks(dict[Guest, Path]):
     """Raw disks, one a kind of guest, to be used as backing files; made in a directory when they are asked for."""
 
@@ -239,9 +254,9 @@ class Disks(dict[Guest, Path]):
         self._ramdisk: Path | None = None
 
     def __missing__(self, guest: Guest) -> Path:
-        if guest is Guest.HALT:
+        if guest in (sectors := {Guest.HALT: _STOP, Guest.BARK: _BARK}):
             self[guest] = self._directory / f"{guest}.img"
-            self[guest].write_bytes(_STOP.ljust(1 << 20, b"\0"))
+            self[guest].write_bytes(sectors[guest].ljust(1 << 20, b"\0"))
         else:
             self._ramdisk = self._ramdisk or _ramdisk(self._directory, self._kernel.name.removeprefix("vmlinuz-"))
             self[guest] = _disk(self._directory, guest, self._kernel, self._ramdisk)

@@ -24,7 +24,7 @@ import pytest
 
 from kumulus.api.compute import PowerState
 from kumulus.api.disks import DriveBus
-from kumulus.api.hardware import Shape
+from kumulus.api.hardware import Shape, WatchdogAction
 from kumulus.api.image_order import HttpFetch
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
@@ -557,10 +557,29 @@ class TestGuestAgent:
             await driver.start(spec)
             await eventually(lambda: "state='connected'" in world.virsh("dumpxml", uid), "the port is not open", 60)
             asking = asyncio.create_task(driver.ask_guest(uid))
-            await driver.pause(uid)
-            await driver.resume(uid)
+            await asyncio.sleep(0)  # it is asked
+            await driver.attach_disk(uid, world.volume())
             assert not asking.done(), "it obeys meanwhile"
             assert await asking is None
+
+
+class TestWatchdog:
+    """A guest that hangs."""
+
+    async def test_it_is_booted_again_in_the_same_run(self, world: LibvirtWorld) -> None:
+        spec = replace(world.spec(Guest.BARK), shape=Shape(watchdog=WatchdogAction.RESET))
+        async with connected(world) as (driver, _):
+            begun = await driver.start(spec)
+            await eventually(lambda: world.console(spec).count("W") > 1, "it was not booted again")
+            now = await the(driver, spec)
+            assert (now.state, now.started_at) == (DomainState.RUNNING, begun.started_at)
+
+    async def test_it_ends_as_by_a_crash(self, world: LibvirtWorld) -> None:
+        spec = replace(world.spec(Guest.BARK), shape=Shape(watchdog=WatchdogAction.POWER_OFF))
+        async with connected(world) as (driver, _):
+            await driver.start(spec)
+            ended = await stopped(driver, spec)
+            assert ended.exit_reason is ExitReason.CRASHED and world.console(spec).count("W") == 1
 
 
 UEFI_MEMORY = 256 << 20
