@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from kumulus.api.base import ConditionStatus
 from kumulus.api.compute import ResolvedSize, VirtualMachine
-from kumulus.api.fabric import Host, HostCondition, host_namespace
+from kumulus.api.fabric import Host, HostCondition, Zone, host_namespace
 from kumulus.api.host import DriverUplinks, HostReport, WorkOrder, WorkState, WorkType
 from kumulus.api.pool_order import PoolFacts
 from kumulus.api.quantity import to_bytes
@@ -35,7 +36,7 @@ def closed(host: Host) -> str | None:
     return None
 
 
-def host_view(host: Host, report: HostReport | None = None) -> HostView:
+def host_view(host: Host, report: HostReport | None = None, zone: Zone | None = None) -> HostView:
     """A host as placement sees it."""
     allocatable = host.status.allocatable
     network = report.status.network if report is not None else None
@@ -49,10 +50,20 @@ def host_view(host: Host, report: HostReport | None = None) -> HostView:
         taints=host.spec.taints,
         namespaces=host.spec.allowed_namespaces,
         closed=closed(host),
+        baseline=zone.spec.cpu_baseline if zone is not None else None,
+        cpu_models=_names(host.status.cpu.models if host.status.cpu is not None else ()),
+        machine_types=_names(host.status.machine_types),
+        features=frozenset(host.status.features),
         networks=frozenset(network.drivers) if network is not None else frozenset(),
         network_lack=network.message if network is not None else None,
         uplinks=uplinks(report),
     )
+
+
+@lru_cache(maxsize=256)
+def _names(said: tuple[str, ...]) -> frozenset[str]:
+    """Most hosts of a cloud say the same: it is kept once."""
+    return frozenset(said)
 
 
 def uplinks(report: HostReport | None) -> Mapping[str, DriverUplinks] | None:
@@ -108,6 +119,8 @@ class FleetFeed:
         self._machines.add_index(UID, lambda vm: (vm.uid,))
         self._hosts: Store[Host] = caches.store(Host)
         self._reports: Store[HostReport] = caches.store(HostReport)
+        self._zones: Store[Zone] = caches.store(Zone)
+        self._zones.listen(self._zone_changed)
         self._hosts.listen(self._host_changed)
         self._reports.listen(self._report_changed)
         self._orders.listen(self._order_changed)
@@ -118,9 +131,18 @@ class FleetFeed:
 
     def _host_changed(self, before: Host | None, after: Host | None) -> None:
         if after is not None:
-            self._fleet.put_host(host_view(after, self._reports.get(after.name, host_namespace(after.name))))
+            report = self._reports.get(after.name, host_namespace(after.name))
+            self._fleet.put_host(host_view(after, report, self._zones.get(after.spec.zone)))
         elif before is not None:
             self._fleet.drop_host(before.name)
+
+    def _zone_changed(self, before: Zone | None, after: Zone | None) -> None:
+        zone = after or before
+        if zone is None or (before is not None and after is not None and before.spec == after.spec):
+            return
+        for host in self._hosts:
+            if host.spec.zone == zone.name:
+                self._host_changed(host, host)
 
     def _report_changed(self, before: HostReport | None, after: HostReport | None) -> None:
         report = after or before

@@ -19,7 +19,7 @@ PACKAGES = ("linux-image-cloud-amd64", "busybox-static", "syslinux", "syslinux-c
 _MODULES = {
     "first": ("virtio_pci", "virtio_blk", "isofs"),
     "drives": ("sr_mod", "sd_mod", "ata_piix", "virtio_scsi"),
-    "rest": ("evdev", "button", "virtio_net", "pvpanic-mmio", "pvpanic-pci"),
+    "rest": ("evdev", "button", "virtio_net", "virtio_mem", "pvpanic-mmio", "pvpanic-pci"),
 }
 
 _SYSLINUX = """\

@@ -77,7 +77,11 @@ NEAR: Raw = {
 }
 
 VM: Raw = {
-    "resources": {"cpus": 2, "memory": "2Gi"},
+    "resources": {"cpus": 2, "memory": "2Gi", "maxCpus": 2, "maxMemory": "4Gi"},
+    "cpu": {"model": "Skylake-Server", "sockets": 1, "threads": 2},
+    "machineType": "pc-q35-7.2",
+    "firmware": {"type": "UEFI", "secureBoot": True, "tpm": True},
+    "watchdog": {"action": "PowerOff"},
     "zone": "z1",
     "placement": {
         "hostSelector": {"disk": "nvme", "example.com/rack": "r1"},
@@ -460,6 +464,16 @@ BAD = [
     # unions
     Bad(VirtualMachine, "spec.instanceType", "small", "exactly one of instanceType and resources"),
     Bad(VirtualMachine, "spec.resources", GONE, "exactly one of instanceType and resources"),
+    Bad(VirtualMachine, "spec.cpu", {"sockets": 2, "cores": 2}, "sockets x cores x threads must be maxCpus"),
+    Bad(VirtualMachine, "spec.cpu", {"cores": 3}, "sockets x cores x threads must be maxCpus"),
+    Bad(VirtualMachine, "spec.cpu", {"model": "a<b"}, "spec.cpu.model"),
+    Bad(VirtualMachine, "spec.machineType", "pc", "spec.machineType"),
+    Bad(VirtualMachine, "spec.firmware", {"secureBoot": True}, "secureBoot needs the type UEFI"),
+    Bad(VirtualMachine, "spec.watchdog", {"action": "Dance"}, "spec.watchdog.action"),
+    Bad(Zone, "spec.cpuBaseline", "", "spec.cpuBaseline"),
+    Bad(VirtualMachine, "spec.resources.maxCpus", 1, "maxCpus cannot be less than cpus"),
+    Bad(VirtualMachine, "spec.resources.maxMemory", "1Gi", "maxMemory cannot be less than memory"),
+    Bad(InstanceType, "spec.maxMemory", "511Mi", "maxMemory cannot be less than memory"),
     Bad(VirtualMachine, "spec.cloudInit.userDataSecret", SECRET, "either userData or userDataSecret"),
     Bad(VirtualMachine, "spec.sshKeys", [{}], "spec.sshKeys[0]"),
     Bad(VirtualMachine, "spec.sshKeys", [KEY, {**KEY, "secret": SECRET}], "spec.sshKeys[1]"),
@@ -927,6 +941,10 @@ CHANGES = [
     Change(VirtualMachine, "spec.cloudInit.userData", "#!/bin/sh", "spec.cloudInit"),
     Change(VirtualMachine, "spec.cloudInit", GONE),
     Change(VirtualMachine, "spec.cloudInit", {"userData": "x"}, before={"spec.cloudInit": GONE}),
+    Change(VirtualMachine, "spec.firmware", GONE, "spec.firmware"),
+    Change(VirtualMachine, "spec.firmware", {"type": "UEFI"}, before={"spec.firmware": GONE}),
+    Change(VirtualMachine, "spec.firmware.secureBoot", False, "spec.firmware"),
+    Change(VirtualMachine, "spec.firmware.tpm", False, "spec.firmware"),
     Change(ConsoleRequest, "spec.vm", "other", "spec"),
     Change(ConsoleRequest, "spec.maxBytes", 1, "spec"),
     Change(Image, "spec.source.http.url", "https://example.com/other", "spec.source"),

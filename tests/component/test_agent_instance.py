@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from kumulus.api.host import WorkOrder
 from kumulus.api.order_names import instance_order_name
-from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, ForeignDomain
+from kumulus_agents.agent import guests
+from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, ForeignDomain, GuestSays
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost, SimulatedSettings
 from kumulus_lab.cluster import NativeCluster
 from tests.unit.agent.host import IMAGE, POOL, TestHost, eventually, host_on
@@ -94,6 +95,53 @@ async def test_force_does_not_ask(host: TestHost) -> None:
         host.machine.deaf.add(uid)
         await host.change(uid, power="Stopped")
         await host.until_instance(uid, state="Stopped")
+
+
+async def test_a_machine_grows_within_its_limits_in_the_same_run(host: TestHost) -> None:
+    async with host.running():
+        uid = await host.order(maxCpus=4, maxMemory=1 << 30)
+        await host.until_instance(uid, state="Running")
+        writes = host.count("patch", "WorkOrder")
+        await host.change(uid, cpus=2, memory=512 << 20)
+        status = await host.until_instance(uid, state="Running", observedGeneration=2)
+        assert (status["instance"]["cpus"], status["instance"]["memory"]) == (2, 512 << 20)
+        assert host.count("patch", "WorkOrder") == writes + 1, "it is told once the guest has it"
+        host.machine.clinging.add(uid)
+        await host.change(uid, cpus=9, memory=768 << 20)
+        status = await host.until_instance(uid, state="Running", observedGeneration=3)
+        assert (status["instance"]["cpus"], status["instance"]["memory"]) == (2, 512 << 20), "what the guest took"
+        assert (status["instance"]["maxCpus"], status["instance"]["maxMemory"]) == (4, 1 << 30)
+    assert host.machine.starts[uid] == 1
+
+
+async def test_what_a_guest_says_is_in_the_status_of_its_run(host: TestHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "LOOK_EVERY", 0.1)
+    async with host.running():
+        uid = await host.order()
+        await host.until_instance(uid, state="Running")
+        host.machine.guests[uid] = GuestSays("web\n", "Debian 12", "7.2.0", ("10.0.0.2", "127.0.0.1"))
+        said = {
+            "connected": True,
+            "hostname": "web",
+            "os": "Debian 12",
+            "agentVersion": "7.2.0",
+            "addresses": ["10.0.0.2"],
+        }
+
+        async def told() -> bool:
+            return bool((await host.status(instance_order_name(uid)))["instance"].get("guest") == said)
+
+        await eventually(told, "what the guest says")
+        writes = host.count("patch", "WorkOrder")
+        await settled(host, uid)
+    async with host.running():
+        await settled(host, uid)
+        assert (await host.status(instance_order_name(uid)))["instance"]["guest"] == said, "another agent keeps it"
+        assert host.count("patch", "WorkOrder") <= writes + 4, "of the other two machines"
+        del host.machine.guests[uid]
+        host.machine.end(uid, ExitReason.CRASHED)
+        await eventually(lambda: _restarted(host, uid), "a restart")
+        assert "guest" not in (await host.status(instance_order_name(uid)))["instance"]
 
 
 async def test_pause_and_resume(host: TestHost) -> None:
@@ -218,16 +266,6 @@ async def test_a_guest_that_ends_by_itself(host: TestHost, policy: str, why: Exi
     async with host.running():
         uid = await host.order(restartPolicy=policy)
         await host.until_instance(uid, state="Running")
-        domain = host.machine.domains[uid]
-        host.machine.domains[uid] = replace(domain, started_at=(domain.started_at or 0) - 60)
-        await host.client.patch(
-            WorkOrder.KIND,
-            instance_order_name(uid),
-            {"status": {"instance": {"startedAt": "2026-11-20T00:00:00Z"}}},
-            host.namespace,
-            subresource="status",
-        )
-        await settled(host, uid)
         host.machine.end(uid, why)
         if again:
             status = await eventually(lambda: _restarted(host, uid), "a restart")
@@ -244,29 +282,34 @@ async def _restarted(host: TestHost, uid: str) -> dict[str, object] | None:
     return status if status.get("instance", {}).get("restarts") == 1 and status["state"] == "Running" else None
 
 
+async def crashed_again(host: TestHost, uid: str) -> dict[str, Any]:
+    """Started again at once the first time, it crashes a second time; its status then."""
+    await host.until_instance(uid, state="Running")
+    host.machine.end(uid, ExitReason.CRASHED)
+    await eventually(lambda: _restarted(host, uid), "a restart at once", 5)
+    host.machine.end(uid, ExitReason.CRASHED)
+    return await host.until_instance(uid, state="BackOff")
+
+
 async def test_a_crash_loop_backs_off_and_a_new_agent_keeps_to_it(host: TestHost) -> None:
     async with host.running():
         uid = await host.order()
-        await host.until_instance(uid, state="Running")
-        host.machine.end(uid, ExitReason.CRASHED)
-        first = await host.until_instance(uid, state="BackOff")
+        first = await crashed_again(host, uid)
         assert first["reason"] == "GuestCrashed"
     async with host.running():
         await settled(host, uid)
         assert (await host.status(instance_order_name(uid)))["instance"]["nextStartAt"] == first["instance"][
             "nextStartAt"
         ]
-        assert host.machine.starts[uid] == 1
+        assert host.machine.starts[uid] == 2
         await host.until_instance(uid, state="Running")
-    assert host.machine.starts[uid] == 2
+    assert host.machine.starts[uid] == 3
 
 
 async def test_a_restart_request_ends_back_off(host: TestHost) -> None:
     async with host.running():
         uid = await host.order()
-        await host.until_instance(uid, state="Running")
-        host.machine.end(uid, ExitReason.CRASHED)
-        await host.until_instance(uid, state="BackOff")
+        await crashed_again(host, uid)
         await host.change(uid, restartRequest="now")
         status = await host.until_instance(uid, 5, state="Running")
     assert status["instance"]["lastRestartRequest"] == "now"

@@ -28,6 +28,8 @@ PORT_MODULES = (
     "drivers/char/virtio_console",
 )
 
+MEMORY_MODULES = (*PORT_MODULES[:-1], "drivers/virtio/virtio_mem")
+
 DISK_MODULES = (
     "drivers/virtio/virtio_ring",
     "drivers/virtio/virtio",
@@ -65,6 +67,9 @@ find_data() {
 case "$mode" in
 disks|read|disc|tray|count|pair|agent|round) for m in {disks}; do insmod /modules/$m.ko; done ;;
 mute) for m in {ports}; do insmod /modules/$m.ko; done ;;
+size)
+    echo online_movable >/sys/devices/system/memory/auto_online_blocks
+    for m in {memory}; do insmod /modules/$m.ko; done ;;
 esac
 case "$mode" in
 poweroff) poweroff -f ;;
@@ -75,6 +80,22 @@ disc|tray)
     while :; do
         now=$(dd if=/dev/sr0 bs=2048 skip=16 count=1 2>/dev/null | dd bs=1 skip=40 count=32 2>/dev/null | tr -d ' ')
         [ "$now" = "$was" ] || echo "GUEST-DISC:$now."
+        was=$now
+        sleep 0.2
+    done ;;
+efi)
+    efi=no
+    [ -d /sys/firmware/efi ] && efi=yes
+    # TPM2_ReadClock (TPM 2.0 part 3, 29.1). How often it was reset is after the header (10), time, and clock (8 each).
+    exec 7<>/dev/tpm0
+    printf '\\200\\1\\0\\0\\0\\12\\0\\0\\1\\201' >&7
+    resets=$((0x$(dd bs=64 count=1 <&7 2>/dev/null | hexdump -v -e '64/1 "%02x"' | cut -c53-60)))
+    echo "GUEST-EFI:$efi TPM:$resets." ;;
+size)
+    while :; do
+        for c in /sys/devices/system/cpu/cpu[0-9]*/online; do [ ! -e $c ] || [ $(cat $c) = 1 ] || echo 1 >$c; done
+        now="$(grep -c ^processor /proc/cpuinfo) $(($(sed -n 's/MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo) / 1024))"
+        [ "$now" = "$was" ] || echo "GUEST-SIZE:$now."
         was=$now
         sleep 0.2
     done ;;
@@ -131,6 +152,12 @@ agent)
         *guest-sync*) printf '{"return": %s}\\n' "$id" >&6 ;;
         *fsfreeze-freeze*) echo GUEST-FROZE; echo '{"return": 1}' >&6 ;;
         *fsfreeze-thaw*) echo GUEST-THAWED; echo '{"return": 1}' >&6 ;;
+        *guest-info*) echo '{"return": {"version": "7.2.0", "supported_commands": []}}' >&6 ;;
+        *get-host-name*) echo '{"return": {"host-name": "web.example"}}' >&6 ;;
+        *get-osinfo*) echo '{"return": {"id": "tiny", "pretty-name": "Tiny 1"}}' >&6 ;;
+        *network-get-interfaces*)
+            a='{"ip-address-type": "ipv4", "ip-address": "10.0.0.2", "prefix": 24}'
+            echo '{"return": [{"name": "eth0", "hardware-address": "02:00:00:00:00:01", "ip-addresses": ['"$a"']}]}' >&6 ;;
         *) echo '{"error": {"class": "CommandNotFound", "desc": "no"}}' >&6 ;;
         esac
     done ;;
@@ -157,6 +184,9 @@ LABEL linux
  APPEND console=ttyS0 panic=-1 quiet guest={mode}
 """
 
+STARTUP = "fs0:\\vmlinuz initrd=\\rd.gz console=ttyS0 panic=-1 quiet guest={mode}\r\n"
+"""What the shell of UEFI does by itself."""
+
 READY = "GUEST-READY"
 
 
@@ -165,6 +195,8 @@ class Guest(StrEnum):
 
     HALT = "halt"
     """Nothing, and boots nothing: for a machine that only has to be on. An emulated processor that boots is a real one at work."""
+    BARK = "bark"
+    """Says W, begins with its watchdog, and hangs."""
     WAIT = "wait"
     POWEROFF = "poweroff"
     REBOOT = "reboot"
@@ -174,6 +206,10 @@ class Guest(StrEnum):
     """Says which SCSI disks it sees, by serial and bytes, whenever that changes."""
     READ = "read"
     """Reads the first SCSI disk as fast as it can."""
+    SIZE = "size"
+    """Brings to work the CPUs and the memory that come, and says how many and how many MiB, whenever that changes."""
+    EFI = "efi"
+    """Says whether UEFI started it, and how often its TPM was reset. It is started by the shell of the firmware."""
     DISC = "disc"
     """Says the label of the disc in its drive, whenever that changes."""
     COUNT = "count"
@@ -195,6 +231,19 @@ _STOP = bytes((0xFA, 0xF4, 0xEB, 0xFD)).ljust(510, b"\0") + b"\x55\xaa"
 """A boot sector: no interrupts (cli), halt (hlt), and again (jmp)."""
 
 
+_BARK = (
+    bytes.fromhex(
+        "baf803b057ee"  # W to the serial port
+        "b802b1b9ab25ba868031f6cd1a7216"  # find PCI device 8086:25ab, or halt
+        "b80cb1bf6000b90400cd1a"  # its register 0x60: both stages at 1 MHz, of 1 s then
+        "b80bb1bf6800b90200cd1a"  # its register 0x68: begin
+        "f4ebfd"
+    ).ljust(510, b"\0")
+    + b"\x55\xaa"
+)
+"""A boot sector that begins with the watchdog (Intel 6300ESB) and never tells it anything again. PCI BIOS 2.1."""
+
+
 class Disks(dict[Guest, Path]):
     """Raw disks, one a kind of guest, to be used as backing files; made in a directory when they are asked for."""
 
@@ -205,9 +254,9 @@ class Disks(dict[Guest, Path]):
         self._ramdisk: Path | None = None
 
     def __missing__(self, guest: Guest) -> Path:
-        if guest is Guest.HALT:
+        if guest in (sectors := {Guest.HALT: _STOP, Guest.BARK: _BARK}):
             self[guest] = self._directory / f"{guest}.img"
-            self[guest].write_bytes(_STOP.ljust(1 << 20, b"\0"))
+            self[guest].write_bytes(sectors[guest].ljust(1 << 20, b"\0"))
         else:
             self._ramdisk = self._ramdisk or _ramdisk(self._directory, self._kernel.name.removeprefix("vmlinuz-"))
             self[guest] = _disk(self._directory, guest, self._kernel, self._ramdisk)
@@ -219,11 +268,13 @@ def _ramdisk(directory: Path, version: str) -> Path:
     for name in ("bin", "dev", "proc", "sys", "modules"):
         (root / name).mkdir(parents=True)
     (root / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
-    disks, ports = (" ".join(Path(module).name for module in modules) for modules in (DISK_MODULES, PORT_MODULES))
-    (root / "init").write_text(INIT.replace("{disks}", disks).replace("{ports}", ports))
+    init = INIT
+    for place, modules in (("{disks}", DISK_MODULES), ("{ports}", PORT_MODULES), ("{memory}", MEMORY_MODULES)):
+        init = init.replace(place, " ".join(Path(module).name for module in modules))
+    (root / "init").write_text(init)
     for file in ("bin/busybox", "init"):
         (root / file).chmod(0o755)
-    for module in {*MODULES, *DISK_MODULES, *PORT_MODULES}:
+    for module in {*MODULES, *DISK_MODULES, *PORT_MODULES, *MEMORY_MODULES}:
         source = Path(f"/lib/modules/{version}/kernel/{module}.ko")
         (root / "modules" / source.name).write_bytes(source.read_bytes())
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
@@ -238,12 +289,14 @@ def _disk(directory: Path, guest: Guest, kernel: Path, ramdisk: Path) -> Path:
     disk = directory / f"{guest}.img"
     loader = directory / "syslinux.cfg"
     loader.write_text(LOADER.format(mode=guest))
+    startup = directory / "startup.nsh"
+    startup.write_text(STARTUP.format(mode=guest))
     disk.touch()
     os.truncate(disk, 24 << 20)
     for command in (
         ["mkfs.fat", "-F", "16", disk],
         ["mcopy", "-i", disk, kernel, "::vmlinuz"],
-        ["mcopy", "-i", disk, ramdisk, loader, "::"],
+        ["mcopy", "-i", disk, ramdisk, loader, startup, "::"],
         ["syslinux", "--install", disk],
     ):
         subprocess.run([str(part) for part in command], stdout=subprocess.DEVNULL, check=True)

@@ -21,6 +21,7 @@ import pytest
 
 from kumulus.api.compute import PowerState
 from kumulus.api.disks import DriveBus
+from kumulus.api.hardware import HostFeature, Shape, WatchdogAction
 from kumulus.api.qos import UNLIMITED, Burst, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.volumes import CacheMode
@@ -36,6 +37,7 @@ from kumulus_agents.hypervisor.protocol import (
     DomainState,
     ExitReason,
     ForeignDomain,
+    Growth,
     Hypervisor,
     HypervisorError,
     Marks,
@@ -198,6 +200,7 @@ VERBS: tuple[Callable[[Hypervisor, str], Awaitable[None]], ...] = (
     lambda hypervisor, uid: hypervisor.detach_disk(uid, uid),
     lambda hypervisor, uid: hypervisor.attach_nic(uid, DomainNic(uid, "02:00:00:00:00:01", Plug("ktno", "kbno", 1450))),
     lambda hypervisor, uid: hypervisor.detach_nic(uid, uid),
+    lambda hypervisor, uid: hypervisor.resize(uid, 2, 1 << 30),
     lambda hypervisor, uid: hypervisor.limit_disk(uid, uid, Qos(iops=1)),
     lambda hypervisor, uid: hypervisor.change_disc(uid, "cd", FileSource("/nowhere")),
     lambda hypervisor, uid: hypervisor.remove(uid),
@@ -337,7 +340,9 @@ class HypervisorContract:
         assert found.memory > 1 << 28
         assert found.acceleration in ("kvm", "tcg")
         assert found.architecture
-        assert "q35" in found.machine_types
+        assert "q35" in found.machine_types and len(found.machine_types) > 1
+        assert "Nehalem" in found.cpu_models
+        assert {HostFeature.UEFI, HostFeature.SECURE_BOOT, HostFeature.TPM, HostFeature.WATCHDOG} == found.features
         assert found == await hypervisor.inventory()
 
     async def test_an_unknown_machine_is_none_and_every_verb_does_nothing(self, hypervisor: Hypervisor) -> None:
@@ -345,6 +350,13 @@ class HypervisorContract:
         for verb in VERBS:
             await verb(hypervisor, uid)
         assert await hypervisor.domain(uid) is None
+
+    async def test_a_machine_whose_guest_has_no_agent_says_nothing(
+        self, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        assert not (await the(hypervisor, running)).agent
+        assert await hypervisor.ask_guest(running.marks.uid) is None
+        assert await hypervisor.ask_guest(str(uuid.uuid4())) is None
 
     async def test_foreign_domains_are_listed_and_never_touched(self, world: World, hypervisor: Hypervisor) -> None:
         foreign = await world.plant()
@@ -783,6 +795,55 @@ class HypervisorContract:
             assert (await manner(hypervisor, spec, disk))[1] in (mode, BUFFERED.get(mode))
 
     # Discs
+
+    async def test_a_machine_grows_while_it_is_on(self, world: World, hypervisor: Hypervisor) -> None:
+        small = world.spec()
+        spec = replace(small, max_cpus=small.cpus + 2, max_memory=small.memory + (256 << 20))
+        uid, memory = spec.marks.uid, spec.memory
+        begun = await hypervisor.start(spec)
+        assert (begun.cpus, begun.memory) == (spec.cpus, memory)
+        assert begun.growth == Growth(spec.cpus + 2, memory, memory, memory + (256 << 20))
+        assert (await the(hypervisor, spec)).growth == begun.growth
+
+        await hypervisor.resize(uid, spec.cpus + 1, memory + (128 << 20))
+        now = await the(hypervisor, spec)
+        assert now.cpus == spec.cpus + 1
+        assert now.growth is not None and now.growth.memory_asked == memory + (128 << 20)
+        for cpus, size in ((spec.cpus, memory), (spec.cpus + 9, memory + (9 << 30)), (1, memory - (4 << 20))):
+            await hypervisor.resize(uid, cpus, size)
+            now = await the(hypervisor, spec)
+            assert now.cpus == spec.cpus + 1, "a CPU stays, and there are not more than can be"
+            assert now.growth is not None and now.growth.memory_asked == memory, (
+                "nor more memory, nor less than it began with"
+            )
+
+        await hypervisor.force_off(uid)
+        assert (await hypervisor.start(small)).growth is None
+
+    async def test_a_machine_is_made_as_asked_and_keeps_its_board(self, world: World, hypervisor: Hypervisor) -> None:
+        boards = [name for name in (await hypervisor.inventory()).machine_types if name != "q35"]
+        shape = Shape(cpu_model="Nehalem", threads=1, watchdog=WatchdogAction.RESET)
+        spec = replace(world.spec(), shape=shape, machine_type=boards[-2])
+        uid = spec.marks.uid
+        for domain in (await hypervisor.start(spec), await the(hypervisor, spec)):
+            assert (domain.shape, domain.machine_type) == (shape, boards[-2])
+        await hypervisor.force_off(uid)
+        plain = replace(spec, shape=Shape(), machine_type=None)
+        domain = await hypervisor.start(plain)
+        assert (domain.shape, domain.machine_type) == (Shape(), boards[-2]), "the board that it has"
+        await hypervisor.force_off(uid)
+        newest = (await hypervisor.start(replace(plain, machine_type="q35"))).machine_type
+        assert newest in boards and newest != boards[-2]
+        assert (await the(hypervisor, spec)).machine_type == newest
+
+    async def test_a_machine_that_is_off_or_cannot_grow_is_left_alone(
+        self, hypervisor: Hypervisor, running: DomainSpec
+    ) -> None:
+        before = await the(hypervisor, running)
+        await hypervisor.resize(running.marks.uid, running.cpus + 1, running.memory + (128 << 20))
+        assert await the(hypervisor, running) == before
+        await hypervisor.force_off(running.marks.uid)
+        await hypervisor.resize(running.marks.uid, running.cpus + 1, running.memory + (128 << 20))
 
     async def test_discs_come_and_go_while_a_machine_is_on(
         self, world: World, hypervisor: Hypervisor, heard: Heard

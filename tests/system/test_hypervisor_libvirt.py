@@ -24,6 +24,7 @@ import pytest
 
 from kumulus.api.compute import PowerState
 from kumulus.api.disks import DriveBus
+from kumulus.api.hardware import Shape, WatchdogAction
 from kumulus.api.image_order import HttpFetch
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
@@ -40,6 +41,7 @@ from kumulus_agents.hypervisor.protocol import (
     DomainSpec,
     DomainState,
     ExitReason,
+    GuestSays,
     HypervisorError,
     Quiesce,
     Still,
@@ -488,6 +490,136 @@ class TestVolumes:
             world.virsh("detach-device-alias", spec.marks.uid, f"ua-volume-{volume.volume}", "--live")
             await heard.about(spec.marks.uid)
             assert (await detached(driver, spec, volume)) in await driver.domains()
+
+
+class TestSize:
+    """CPUs and memory that come and go."""
+
+    async def test_a_guest_takes_what_comes_and_gives_it_back(self, world: LibvirtWorld) -> None:
+        small = 224 << 20  # with room for more Linux takes 64 MiB for bounce buffers
+        spec = replace(world.spec(Guest.SIZE), memory=small, max_cpus=2, max_memory=small + (128 << 20))
+        uid = spec.marks.uid
+
+        def said() -> list[str]:
+            return re.findall(r"GUEST-SIZE:(\d+ \d+)\.", world.console(spec))
+
+        async with connected(world) as (driver, heard):
+            await driver.start(spec)
+            await eventually(lambda: bool(said()), "the guest did not say its size", 60)
+            cpus, first = map(int, said()[-1].split())
+            assert cpus == 1
+            heard.clear()
+            await driver.resize(uid, 2, small + (128 << 20))
+            await heard.about(uid)
+            await eventually(lambda: said()[-1] == f"2 {first + 128}", "the guest did not take what came")
+            domain = await the(driver, spec)
+            assert (domain.cpus, domain.memory) == (2, small + (128 << 20))
+            heard.clear()
+            await driver.resize(uid, 2, small)
+            await eventually(lambda: said()[-1] == f"2 {first}", "the guest did not give it back")
+            await heard.about(uid)
+            assert (await the(driver, spec)).memory == small
+
+    async def test_a_guest_without_the_driver_takes_no_memory(self, world: LibvirtWorld) -> None:
+        spec = replace(world.spec(), max_memory=256 << 20)
+        async with connected(world) as (driver, _):
+            await driver.start(spec)
+            await driver.resize(spec.marks.uid, spec.cpus, 224 << 20)
+            domain = await the(driver, spec)
+            assert domain.memory == spec.memory, "what the guest has is told, not what it was asked to take"
+            assert domain.growth is not None and domain.growth.memory_asked == 224 << 20
+
+
+class TestGuestAgent:
+    """What a guest says of itself."""
+
+    async def test_a_guest_says_what_it_is(self, world: LibvirtWorld) -> None:
+        spec = world.spec(Guest.AGENT)
+        uid = spec.marks.uid
+        async with connected(world) as (driver, _):
+            await driver.start(spec)
+            assert await driver.ask_guest(uid) is None and not (await the(driver, spec)).agent
+
+            async def has_agent() -> bool:
+                return any(domain.agent for domain in await driver.domains())
+
+            await eventually(has_agent, "no agent opens its port", 60)
+            says = await driver.ask_guest(uid)
+            assert says == GuestSays("web.example", "Tiny 1", "7.2.0", ("10.0.0.2",))
+            await driver.force_off(uid)
+            assert await driver.ask_guest(uid) is None and not await has_agent()
+
+    @pytest.mark.wide
+    async def test_a_guest_that_never_answers_is_given_up_and_holds_up_nobody(self, world: LibvirtWorld) -> None:
+        spec = world.spec(Guest.MUTE)
+        uid = spec.marks.uid
+        async with connected(world) as (driver, _):
+            await driver.start(spec)
+            await eventually(lambda: "state='connected'" in world.virsh("dumpxml", uid), "the port is not open", 60)
+            asking = asyncio.create_task(driver.ask_guest(uid))
+            await asyncio.sleep(0)  # it is asked
+            await driver.attach_disk(uid, world.volume())
+            assert not asking.done(), "it obeys meanwhile"
+            assert await asking is None
+
+
+class TestWatchdog:
+    """A guest that hangs."""
+
+    async def test_it_is_booted_again_in_the_same_run(self, world: LibvirtWorld) -> None:
+        spec = replace(world.spec(Guest.BARK), shape=Shape(watchdog=WatchdogAction.RESET))
+        async with connected(world) as (driver, _):
+            begun = await driver.start(spec)
+            await eventually(lambda: world.console(spec).count("W") > 1, "it was not booted again")
+            now = await the(driver, spec)
+            assert (now.state, now.started_at) == (DomainState.RUNNING, begun.started_at)
+
+    async def test_it_ends_as_by_a_crash(self, world: LibvirtWorld) -> None:
+        spec = replace(world.spec(Guest.BARK), shape=Shape(watchdog=WatchdogAction.POWER_OFF))
+        async with connected(world) as (driver, _):
+            await driver.start(spec)
+            ended = await stopped(driver, spec)
+            assert ended.exit_reason is ExitReason.CRASHED and world.console(spec).count("W") == 1
+
+
+UEFI_MEMORY = 256 << 20
+
+
+class TestFirmware:
+    """UEFI, Secure Boot and the TPM, and what they keep."""
+
+    @pytest.mark.parametrize("uefi", [False, pytest.param(True, marks=pytest.mark.wide)])
+    async def test_what_a_guest_keeps_in_its_tpm_lasts_as_long_as_the_machine(
+        self, world: LibvirtWorld, uefi: bool
+    ) -> None:
+        """The TPM counts how often it was started."""
+        spec = replace(world.spec(Guest.EFI), shape=Shape(uefi=uefi, tpm=True))
+        spec = replace(spec, memory=UEFI_MEMORY) if uefi else spec
+        uid, firmware = spec.marks.uid, "yes" if uefi else "no"
+
+        def starts() -> list[str]:
+            return re.findall(rf"GUEST-EFI:{firmware} TPM:([0-9]+)\.", world.console(spec))
+
+        async with connected(world) as (driver, _):
+            await driver.start(spec)
+            await eventually(lambda: len(starts()) == 1, "the guest did not find its TPM", 90)
+            await driver.force_off(uid)
+            kept = {path.name for path in world.files_about(uid)}
+            assert uid in kept, "the state of the TPM"
+            assert not uefi or f"kumulus-{uid}_VARS.fd" in kept, "the variables of the firmware"
+            await driver.start(spec)
+            await eventually(lambda: len(starts()) == 2, "the guest did not boot again", 90)
+            first, second = map(int, starts())
+            assert second == first + 1
+            await driver.remove(uid)
+            assert world.files_about(uid) == []
+
+    async def test_secure_boot_starts_nothing_that_is_not_signed(self, world: LibvirtWorld) -> None:
+        spec = replace(world.spec(Guest.EFI), memory=UEFI_MEMORY, shape=Shape(uefi=True, secure_boot=True))
+        async with connected(world) as (driver, _):
+            await driver.start(spec)
+            await eventually(lambda: "Security Violation" in world.console(spec), "it did not refuse", 90)
+            assert "GUEST-EFI" not in world.console(spec)
 
 
 class TestDiscs:

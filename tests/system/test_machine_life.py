@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from kumulus_lab import deadline
@@ -120,6 +122,60 @@ def test_a_restart_request_restarts_exactly_once_with_the_size_of_now(world: Wor
     assert "boot 3" not in world.console_file("vm").read_text()
 
 
+def test_a_machine_grows_while_it_is_on(world: World) -> None:
+    """Within its limits it gets CPUs and memory at once, and gives memory back; only the rest waits for a restart."""
+    size = {"cpus": 1, "memory": "256Mi", "maxCpus": 2, "maxMemory": "384Mi"}
+    world.machine("vm", resources=size)
+    world.phase("vm", "Running")
+    world.console("vm", "kumulus-guest: ready")
+    world.patch("vm", "vm", {"spec": {"resources": {"cpus": 2, "memory": "384Mi"}}})
+    world.console("vm", "kumulus-guest: now cpus 2 memory 3")
+    grown = {**size, "cpus": 2, "memory": "384Mi"}
+    vm = world.wait("vm", "vm", lambda vm: vm["status"]["resources"] == grown, "the new size")
+    assert "RestartRequired" not in {condition["type"] for condition in vm["status"]["conditions"]}
+    assert "pendingResources" not in vm["status"]
+    world.patch("vm", "vm", {"spec": {"resources": {"cpus": 1, "memory": "256Mi", "maxMemory": "1Gi"}}})
+    message = world.condition("vm", "vm", "PendingChanges", type_="RestartRequired")
+    assert "gets: CPUs 2 to 1, maxMemory 384Mi to 1Gi." in message, "all that waits, and nothing else"
+    world.console("vm", "kumulus-guest: now cpus 2 memory 1")
+    assert "boot 2" not in world.console_file("vm").read_text()
+
+
+def test_a_machine_runs_within_its_hours(world: World) -> None:
+    """Outside of them it is off, and that is as it shall be; its spec is not written."""
+    now = datetime.now(UTC)
+    off = {"start": f"0 0 1 {now.month % 12 + 1} *", "stop": f"0 0 1 {now.month} *", "timeZone": "Europe/Berlin"}
+    world.machine("vm", schedule=off)
+    world.wait("vm", "vm", lambda vm: vm["status"]["scheduled"]["action"] == "Start", "the next start")
+    assert "off until" in world.condition("vm", "vm", "OutsideHours", type_="OnSchedule")
+    vm = world.phase("vm", "Stopped")
+    assert vm["spec"]["powerState"] == "Running"
+    assert "Its schedule keeps it off" in world.kumulusctl("vm", "explain", "vm").stdout
+    soon = now + timedelta(days=2)
+    world.patch("vm", "vm", {"spec": {"schedule": {"start": off["stop"], "stop": f"0 0 {soon.day} {soon.month} *"}}})
+    world.phase("vm", "Running")
+    world.condition("vm", "vm", "WithinHours", type_="OnSchedule")
+
+
+def test_a_machine_is_made_of_what_its_spec_asks(world: World) -> None:
+    """It has its processor, its board and its TPM; another processor waits for a restart, what no host has for one that has."""
+    made = {"cpu": {"model": "Nehalem", "cores": 1}, "firmware": {"tpm": True}, "watchdog": {}}
+    world.machine("vm", "#kumulus-run: ls /sys/class/tpm", **made)
+    vm = world.phase("vm", "Running")
+    assert vm["status"]["cpuModel"] == "Nehalem"
+    board = vm["status"]["machineType"]
+    assert board.startswith("pc-q35-")
+    world.console("vm", "kumulus-guest: tpm0")
+    world.patch("vm", "vm", {"spec": {"cpu": {"model": "Westmere"}}})
+    message = world.condition("vm", "vm", "PendingChanges", type_="RestartRequired")
+    assert "gets: CPU model Nehalem to Westmere." in message
+    world.patch("vm", "vm", {"spec": {"cpu": {"model": "Unheard-Of"}}})
+    world.condition("vm", "vm", "PendingChanges", type_="RestartRequired", says="without CPU model Unheard-Of")
+    world.machine("other", cpu={"model": "Unheard-Of"})
+    assert "2 without CPU model Unheard-Of" in world.condition("vm", "other", "NoHostFits", type_="Scheduled")
+    assert world.phase("vm", "Running")["status"]["machineType"] == board
+
+
 @pytest.mark.parametrize(
     ("policy", "end", "reason"),
     [
@@ -150,13 +206,13 @@ def test_a_guest_that_ends_is_started_again_with_pauses(world: World, policy: st
 
 
 def test_qemu_killed_is_started_again_once(world: World) -> None:
-    """A QEMU that dies is a failure of the machine: it runs again, once."""
+    """A QEMU that dies is a failure of the machine: it runs again within 5 s, once."""
     world.machine("vm")
     vm = world.phase("vm", "Running")
     world.console("vm", "kumulus-guest: ready")
     uid = vm["metadata"]["uid"]
     world.host_of("vm").exec(["bash", "-c", f"kill -KILL $(cat /run/libvirt/qemu/kumulus-{uid}.pid)"])
-    world.wait("vm", "vm", lambda vm: vm["status"].get("restarts") == 1, "one restart")
+    world.wait("vm", "vm", lambda vm: vm["status"].get("restarts") == 1, "one restart", seconds=5)
     world.console("vm", "boot 2 of this disk")
     world.console("vm", "kumulus-guest: tick 3")
     assert world.phase("vm", "Running")["status"]["restarts"] == 1

@@ -153,13 +153,14 @@ class World:
             "vm", name, lambda vm: vm.get("status", {}).get("phase") == phase, f"phase {phase}", seconds=seconds
         )
 
-    def condition(self, kind: str, name: str, reason: str, *, type_: str = "Ready", seconds: float = 60) -> str:
-        """The message of a condition, once it has that reason."""
+    def condition(
+        self, kind: str, name: str, reason: str, *, type_: str = "Ready", says: str = "", seconds: float = 60
+    ) -> str:
+        """The message of a condition, once it has that reason and says that."""
 
         def holds(item: Object) -> bool:
-            return any(
-                c["type"] == type_ and c["reason"] == reason for c in item.get("status", {}).get("conditions", [])
-            )
+            found = item.get("status", {}).get("conditions", [])
+            return any(c["type"] == type_ and c["reason"] == reason and says in c.get("message", "") for c in found)
 
         item = self.wait(kind, name, holds, f"{type_} for the reason {reason}", seconds=seconds)
         return next(str(c.get("message", "")) for c in item["status"]["conditions"] if c["type"] == type_)

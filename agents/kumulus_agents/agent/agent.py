@@ -30,6 +30,7 @@ from kumulus_agents.agent.console import ConsoleReader, Consoles
 from kumulus_agents.agent.disk import Disks
 from kumulus_agents.agent.disk_work import DiskWork
 from kumulus_agents.agent.gateway import Gateways
+from kumulus_agents.agent.guests import Guests
 from kumulus_agents.agent.image import Images, given_image
 from kumulus_agents.agent.instance import Instances
 from kumulus_agents.agent.instance_files import InstanceFiles
@@ -237,6 +238,8 @@ class Agent:
             has=lambda volume: volumes.has(volume),
             image_failure=self.orders.image_failure,
         )
+        guests = Guests(drivers.hypervisor, self._clock, changed=self._guest_changed)
+        tasks.create_task(guests.run())
         instances = Instances(
             self.orders,
             drivers.hypervisor,
@@ -244,6 +247,7 @@ class Agent:
             self._clock,
             wake=self._wake,
             removed=lambda: images.disks_removed(),
+            guest=guests.told,
         )
 
         def arrived(uid: str) -> None:
@@ -380,6 +384,10 @@ class Agent:
             if order.spec.type is WorkType.INSTANCE:
                 self._wake(order.name)
         self.reporter.refresh()
+
+    def _guest_changed(self, uid: str) -> None:
+        for order in self.orders.of_instance(uid):
+            self._wake(order.name)
 
     async def _work(self) -> None:
         while not self._stop.is_set():

@@ -10,7 +10,7 @@ import structlog
 
 from kumulus.api.compute import PowerState
 from kumulus.api.host import WorkOrder, WorkState
-from kumulus.api.instance_order import InstanceOrder
+from kumulus.api.instance_order import GuestFacts, InstanceOrder
 from kumulus.kube.errors import KubeError
 from kumulus.runtime.clock import Clock
 from kumulus.runtime.result import Done, Requeue, Result, Wait
@@ -25,6 +25,7 @@ from kumulus_agents.agent.instance_scope import (
     PlugIn,
     PressButton,
     RemovePort,
+    Resize,
     Resume,
     Scope,
     Start,
@@ -62,9 +63,11 @@ class Instances:
         *,
         wake: Callable[[str], None],
         removed: Callable[[], None],
+        guest: Callable[[str, GuestFacts | None], GuestFacts | None] = lambda _, before: before,
     ) -> None:
         """`wake` has an order looked at soon, by name; `removed` is told when a machine and its disks are gone,
-        or a disc was taken out of a drive."""
+        or a disc was taken out of a drive; `guest` knows what is to be told of a guest, by uid of its machine and what was told before."""
+        self._guest = guest
         self._orders = orders
         self._hypervisor = hypervisor
         self._steps = steps
@@ -164,6 +167,7 @@ class Instances:
             wall=self._clock.now().timestamp(),
             taken=self._taken(order, instance, domain),
             discs=discs,
+            guest=self._guest(instance.uid, instance_status.guest_before(domain, facts)),
         )
         memory = instance_memory.remember(
             scope,
@@ -228,7 +232,7 @@ class Instances:
                 self._done(step, order)
                 continue
             done = False
-            if not isinstance(step, Attach | ChangeDisc | Filter | PlugIn):
+            if not isinstance(step, Attach | ChangeDisc | Filter | PlugIn | Resize):
                 return
         if plan.steps and done:
             self._memory[order.name] = replace(self._memory[order.name], hold=None)
@@ -240,6 +244,8 @@ class Instances:
             self._memory[order.name] = replace(memory, pressed_at=now)
         elif isinstance(step, Resume):
             self._memory[order.name] = replace(memory, resumed_at=now)
+        elif isinstance(step, Resize):
+            self._memory[order.name] = replace(memory, resized_at=now)
         elif isinstance(step, Detach):
             self._memory[order.name] = replace(memory, asked={**memory.asked, step.volume: now})
         elif isinstance(step, Unplug):

@@ -9,11 +9,10 @@ from kumulus.api.host import WorkState
 from kumulus_agents.agent.instance_scope import Memory, Scope, Situation, exit_of, marks_of, situation
 from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
 
-RAN_WELL = 10.0
-"""A guest that ran for so long is started again at once the first time."""
 CALM = 600.0
 """After so long a run the restarts before it are forgiven."""
 BACK_OFF_FIRST = 10.0
+"""Seconds between the first restart and the second, should that be needed; each after it waits twice as long."""
 BACK_OFF_MOST = 300.0
 
 
@@ -51,15 +50,15 @@ def remember(scope: Scope, started: float | None, next_start: float | None) -> M
         return replace(memory, next_start=scope.now + delay, next_start_wall=next_start)
     ran = scope.wall - started if started is not None else 0.0
     forgiven = marks.restarts if ran >= CALM else min(memory.forgiven, marks.restarts)
-    delay = back_off(marks.restarts - forgiven, ran)
+    delay = back_off(marks.restarts - forgiven)
     return replace(memory, forgiven=forgiven, next_start=scope.now + delay, next_start_wall=scope.wall + delay)
 
 
-def back_off(streak: int, ran: float) -> float:
-    """Seconds to wait before a machine is started again that was restarted `streak` times in a row and ran `ran` seconds."""
-    if streak == 0 and ran >= RAN_WELL:
+def back_off(streak: int) -> float:
+    """Seconds to wait before a machine is started again that was restarted `streak` times in a row; none the first time."""
+    if streak == 0:
         return 0.0
-    return float(min(BACK_OFF_FIRST * 2 ** min(streak, 16), BACK_OFF_MOST))
+    return float(min(BACK_OFF_FIRST * 2 ** min(streak - 1, 16), BACK_OFF_MOST))
 
 
 def _ending(scope: Scope, seen: Situation) -> str | None:

@@ -29,6 +29,7 @@ from kumulus_agents.agent.instance_scope import (
     PressButton,
     Remove,
     RemovePort,
+    Resize,
     Resume,
     Scope,
     Situation,
@@ -176,7 +177,7 @@ ENDINGS: Mapping[ExitReason, tuple[str, str]] = {
 
 
 def _keep(scope: Scope) -> Plan:
-    """Leave it on; attach and detach volumes and interfaces, limit and filter them, change discs."""
+    """Leave it on; attach and detach volumes and interfaces, limit and filter them, resize it, change discs."""
     found, since = _keep_on(scope, WorkState.RUNNING), scope.memory.resumed_at
     before = scope.status
     stood = before.state is WorkState.PAUSED and before.reason in {reason for reason, _ in PAUSES.values()}
@@ -195,6 +196,7 @@ def _keep_on(scope: Scope, state: WorkState) -> Plan:
         *_attaches(scope),
         *_plugs(scope),
         *_limits(scope),
+        *_resizes(scope),
         *_discs(scope),
     )
     if steps:
@@ -323,6 +325,18 @@ def _limits(scope: Scope) -> tuple[Step, ...]:
     )
 
 
+def _resizes(scope: Scope) -> tuple[Step, ...]:
+    """What of another size the guest can get at once. The rest waits for the next start."""
+    domain, order = scope.domain, scope.order
+    if domain is None or (growth := domain.growth) is None:
+        return ()
+    more = (domain.cpus or order.cpus) < order.cpus <= growth.cpus
+    asked = growth.memory(order.memory)
+    if not more and asked in (None, growth.memory_asked):
+        return ()
+    return (Resize(order.cpus, order.memory),)
+
+
 def _taken(scope: Scope) -> str:
     names = [
         f"{disk.name} ({machine})" for disk in scope.order.disks if (machine := scope.taken.get(disk.volume or ""))
@@ -336,7 +350,7 @@ def _pause(scope: Scope) -> Plan:
 
 
 def _keep_paused(scope: Scope) -> Plan:
-    """Leave it paused; attach and detach volumes and interfaces, limit and filter them, change discs."""
+    """Leave it paused; attach and detach volumes and interfaces, limit and filter them, resize it, change discs."""
     return _keep_on(scope, WorkState.PAUSED)
 
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from kumulus.api.compute import PowerState
 from kumulus.api.host import WorkOrderStatus, WorkState
-from kumulus.api.instance_order import InstanceOrder
+from kumulus.api.instance_order import GuestFacts, InstanceOrder
 from kumulus.api.segments import Nic
 from kumulus_agents.agent.hold import Hold
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason, Marks
@@ -67,6 +67,8 @@ class Memory:
     ports: Mapping[str, Nic | None] = field(default_factory=dict)
     """Interfaces that this process has brought into force, as they were then, by uid; None: it knows of one that an agent
     before it did."""
+    resized_at: float | None = None
+    """When the guest was last asked to have another size."""
     trays: Mapping[str, Tray] = field(default_factory=dict)
     """By name of the drive."""
 
@@ -92,6 +94,8 @@ class Scope:
     """Seconds since the epoch."""
     taken: Mapping[str, str] = field(default_factory=dict)
     """Volumes of the order that another machine of this host had first, and that machine's name."""
+    guest: GuestFacts | None = None
+    """What is to be told of its guest."""
     discs: Mapping[str, DiskSource] = field(default_factory=dict)
     """Where the discs are that the order wants in drives, by the drive's name; only those that are in their pools."""
 
@@ -197,6 +201,15 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Resize:
+    """Give the guest, which is on, more CPUs, and ask it to take memory or to give it back."""
+
+    cpus: int
+    memory: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeDisc:
     """Put a disc into a drive, or take out what is in it; by force when the guest has held the tray shut for long."""
 
@@ -230,6 +243,7 @@ Step = (
     | Unplug
     | RemovePort
     | Limit
+    | Resize
     | ChangeDisc
     | Remove
 )

@@ -5,17 +5,19 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from kumulus.api.host import WorkOrderStatus, WorkState
-from kumulus.api.instance_order import DiskManner, InstanceFacts
+from kumulus.api.instance_order import DiskManner, GuestFacts, InstanceFacts
 from kumulus.api.qos import UNLIMITED
 from kumulus.api.segments import NicFacts
 from kumulus.runtime.clock import parse_time, rfc3339
 from kumulus_agents.agent.instance_scope import Plan, Scope, marks_of
-from kumulus_agents.hypervisor.protocol import DomainState
+from kumulus_agents.hypervisor.protocol import DEFAULT_SHAPE, Domain, DomainState
 
 SAME_START = 2.0
 """Two readings of when a guest started that are closer than this, in seconds, are the same start."""
 
 
+RESIZED_WITHIN = 3.0
+"""A guest that takes memory, or gives it back, mostly has done so after as many seconds: until then nothing is said of it."""
 STOPPING_SAID_AFTER = 2.0
 """A machine that is deleted mostly stops sooner than this, in seconds; saying so would be a write that nobody sees."""
 VOLUMES_MOST = 16
@@ -38,14 +40,25 @@ def moment(wall: float) -> str:
 
 
 def unsaid(scope: Scope, plan: Plan) -> float:
-    """For how many seconds nothing need be reported yet: of the stop of a machine that is being deleted, and of what a
-    machine of which nothing was reported so far waits for, until that was looked for a second time."""
+    """For how many seconds nothing need be reported yet: of the stop of a machine that is being deleted, of what a
+    machine of which nothing was reported so far waits for, until that was looked for a second time, and of a guest that has
+    just been asked to have more or less memory."""
     held, since = scope.memory.hold, scope.memory.stopping_since
+    if (resizing := _resizing(scope)) > 0 and not scope.deleting:
+        return resizing
     if plan.state is WorkState.WAITING and scope.status.state is None and held is not None and held.attempts == 1:
         return max(held.until - scope.now, 0.0)
     if not scope.deleting or plan.state is not WorkState.STOPPING or since is None or plan.after is None:
         return 0.0
     return min(since + STOPPING_SAID_AFTER - scope.now, plan.after)
+
+
+def _resizing(scope: Scope) -> float:
+    """For how many seconds more a guest may take memory, or give it back, before that is news."""
+    domain, since = scope.domain, scope.memory.resized_at
+    if domain is None or domain.growth is None or since is None or domain.memory == domain.growth.memory_asked:
+        return 0.0
+    return since + RESIZED_WITHIN - scope.now
 
 
 def derive(scope: Scope, plan: Plan, generation: int) -> WorkOrderStatus:
@@ -72,12 +85,29 @@ def _facts(scope: Scope, plan: Plan) -> InstanceFacts:
         last_restart_request=marks.restart_request if marks is not None else before.last_restart_request,
         cpus=on.cpus if on is not None else None,
         memory=on.memory if on is not None else None,
+        max_cpus=_more(on.growth.cpus, on.cpus) if on is not None and on.growth is not None else None,
+        max_memory=_more(on.growth.memory_most, on.memory) if on is not None and on.growth is not None else None,
+        shape=on.shape if on is not None and on.shape != DEFAULT_SHAPE else None,
+        machine_type=on.machine_type if on is not None else before.machine_type,
+        guest=scope.guest if on is not None else None,
         last_exit=scope.memory.last_exit or before.last_exit,
         next_start_at=moment(due) if plan.state is WorkState.BACK_OFF and due is not None else None,
         volumes=_volumes(scope),
         manners=_manners(scope),
         nics=_nics(scope, before),
     )
+
+
+def guest_before(domain: Domain | None, facts: InstanceFacts | None) -> GuestFacts | None:
+    """What was told of the guest in the run that it is in."""
+    if domain is None or facts is None or domain.started_at is None:
+        return None
+    known = seconds(facts.started_at)
+    return facts.guest if known is not None and abs(known - domain.started_at) < SAME_START else None
+
+
+def _more(most: int, now: int | None) -> int | None:
+    return most if now is None or most > now else None
 
 
 def _volumes(scope: Scope) -> tuple[str, ...]:

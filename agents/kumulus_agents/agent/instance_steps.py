@@ -26,6 +26,7 @@ from kumulus_agents.agent.instance_scope import (
     PressButton,
     Remove,
     RemovePort,
+    Resize,
     Resume,
     Start,
     Step,
@@ -40,7 +41,15 @@ from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.agent.whereabouts import Whereabouts
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainNic, DomainSpec, Hypervisor, Marks
+from kumulus_agents.hypervisor.protocol import (
+    DEFAULT_SHAPE,
+    DomainDisk,
+    DomainDrive,
+    DomainNic,
+    DomainSpec,
+    Hypervisor,
+    Marks,
+)
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.source import DiskSource, FileSource
 
@@ -131,6 +140,8 @@ class InstanceSteps:
                 await self._networks.remove_port(old, uid)
             case Limit(volume):
                 await self._limit(instance, volume)
+            case Resize(cpus, memory):
+                await self._hypervisor.resize(uid, cpus, memory)
             case ChangeDisc(drive, disc, force):
                 await self._hypervisor.change_disc(uid, drive, disc, force=force)
             case Remove(ports):
@@ -233,6 +244,10 @@ class InstanceSteps:
                     for drive in order.drives
                 ],
                 nics=[await self._nic(nic, order.uid) for nic in order.nics],
+                max_cpus=order.max_cpus,
+                max_memory=order.max_memory,
+                shape=order.shape or DEFAULT_SHAPE,
+                machine_type=order.machine_type,
             )
         )
 

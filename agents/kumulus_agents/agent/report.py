@@ -25,6 +25,7 @@ REREAD_EVERY = 20
 """Every so many refreshes the report is read live, in case somebody removed it."""
 EXPIRY_STEP = timedelta(minutes=30)
 MACHINE_TYPES_MAX = 64
+CPU_NAMES_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ def derive(
             vendor=inventory.cpu_vendor,
             architecture=inventory.architecture,
             acceleration=inventory.acceleration,
+            models=_names(inventory.cpu_models),
+            features=_names(inventory.cpu_features),
         ),
         versions=Versions(
             agent=facts.agent,
@@ -86,11 +89,16 @@ def derive(
             os=facts.os,
         ),
         machine_types=tuple(sorted(set(inventory.machine_types)))[:MACHINE_TYPES_MAX],
+        features=tuple(sorted(inventory.features)),
         unmanaged_count=len(found.foreign),
         hypervisor_ready=True,
         hypervisor_message=None,
         **common,
     )
+
+
+def _names(found: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted({clean(name, 64) for name in found}))[:CPU_NAMES_MAX]
 
 
 def _rounded(expires_at: datetime | None) -> str | None:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from kumulus.api.compute import PowerState
 from kumulus.api.disks import DriveBus
+from kumulus.api.hardware import HostFeature, Shape
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.volumes import CacheMode
@@ -67,6 +68,42 @@ class DomainDisk:
     def path(self) -> str:
         """Of its source."""
         return self.source.path
+
+
+GROWTH_STEP = 4 << 20
+"""Memory of a guest that is on grows and shrinks by whole multiples of this, in bytes: guests give back no smaller pieces."""
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How far the size of a domain that is on can change. Bytes."""
+
+    cpus: int
+    """As many CPUs as it can get."""
+    memory_least: int
+    """What it began with, and cannot be without."""
+    memory_asked: int
+    """What it is to have. A guest takes it and gives it back by itself, if it has a driver for that."""
+    memory_most: int
+
+    def memory(self, wanted: int) -> int | None:
+        """What to ask for, as near to `wanted` as it comes without being more; None when it cannot come near."""
+        if not self.memory_least <= wanted <= self.memory_most:
+            return None
+        return wanted - (wanted - self.memory_least) % GROWTH_STEP
+
+
+DEFAULT_SHAPE = Shape()
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSays:
+    """What the agent in a guest says of it, in the guest's own words."""
+
+    hostname: str | None = None
+    os: str | None = None
+    agent_version: str | None = None
+    addresses: tuple[str, ...] = ()
 
 
 TRAY_LOCKED = "TrayLocked"
@@ -183,6 +220,13 @@ class DomainSpec:
     """Absolute path of the file that the serial console is logged to."""
     drives: Sequence[DomainDrive] = ()
     nics: Sequence[DomainNic] = ()
+    max_cpus: int | None = None
+    """CPUs that it can get while it is on; None: no more than it has."""
+    max_memory: int | None = None
+    """Bytes of memory that it can get while it is on; None: no more than it has."""
+    shape: Shape = DEFAULT_SHAPE
+    machine_type: str | None = None
+    """Its board. None: the one that it has, or the newest."""
 
 
 class DomainState(StrEnum):
@@ -238,7 +282,15 @@ class Domain:
     cpus: int | None = None
     """Virtual CPUs; of a domain that is off, those of its definition."""
     memory: int | None = None
-    """Bytes; the same holds of it."""
+    """Bytes; the same holds of it. Of what came while it is on, only what the guest has taken."""
+    growth: Growth | None = None
+    """How far its size can change while it is on; None: not at all."""
+    shape: Shape = DEFAULT_SHAPE
+    """As it was started."""
+    machine_type: str | None = None
+    """Its board, by its exact name."""
+    agent: bool = False
+    """It is on, and its guest has opened the port of its agent."""
     saved: int | None = None
     """It is off, and its memory is kept: `wake` goes on from there. The epoch of the placement it is of. Its disks, drives,
     interfaces and size are those of that memory then."""
@@ -320,6 +372,11 @@ class Inventory:
     hypervisor_version: str | None = None
     emulator_version: str | None = None
     machine_types: Sequence[str] = ()
+    cpu_models: Sequence[str] = ()
+    """CPU models that a domain can have here."""
+    cpu_features: Sequence[str] = ()
+    """What a domain's processor can do here beyond `cpu_model`."""
+    features: frozenset[HostFeature] = frozenset()
 
 
 DomainListener = Callable[[str], None]
@@ -355,7 +412,8 @@ class Hypervisor(Protocol):
         """Define the domain as `spec` says (replacing an older definition of the same uid) and start it.
 
         Already running or paused: only the marks are brought up to date, the guest is not touched. Otherwise it
-        boots anew: a memory that is kept is dropped. The directory of the console log is made.
+        boots anew: a memory that is kept is dropped. The directory of the console log is made. What its firmware and its
+        TPM keep is made once and stays until `remove`.
         Raises `HypervisorError`, with reason `DomainConflict` when a domain that is not Kumulus' own has its
         UUID or name, `DiskInUse` when another process holds a disk (maybe another copy of the machine).
         """
@@ -385,6 +443,18 @@ class Hypervisor(Protocol):
     async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
         """Let the disk that is this volume be so fast and no faster, from now on and in the definition. The domain has
         not got it, is off or gone: nothing; `start` makes the definition anew."""
+
+    async def resize(self, uid: str, cpus: int, memory: int) -> None:
+        """Give a guest that is on so many CPUs, and ask it to have so much memory (bytes, of which `Growth.memory` says
+        whether it can be). CPUs only become more: a guest need not let go of one. What it has already, or more than it can
+        get, is left as it is; so is a domain that is off or gone. `start` makes the definition anew.
+
+        The listener is told when the guest has taken memory, or given it back."""
+
+    async def ask_guest(self, uid: str) -> GuestSays | None:
+        """What the agent in a guest says of it; None when it says nothing within some seconds, has no agent, is off or gone.
+
+        It is the guest's word: of any length, and whatever it likes. Holds up nobody who does something with the domain."""
 
     async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
         """Put the disc into the drive, or take out what is in it; the definition follows. It is so already,

@@ -29,6 +29,7 @@ from kumulus_agents.hypervisor.protocol import (
     DomainState,
     ExitReason,
     ForeignDomain,
+    GuestSays,
     Hypervisor,
     HypervisorError,
     Inventory,
@@ -98,14 +99,19 @@ class SimulatedHypervisor:
             acceleration="kvm",
             hypervisor_version="0.0.0",
             emulator_version="0.0.0",
-            machine_types=("q35",),
+            machine_types=("q35", *settings.machine_types),
+            cpu_models=settings.cpu_models,
+            features=frozenset(settings.features),
         )
 
     async def domain(self, uid: str) -> Domain | None:
-        return self._reach().domains.get(uid)
+        host = self._reach()
+        domain = host.domains.get(uid)
+        return host.seen(domain) if domain is not None else None
 
     async def domains(self) -> Sequence[Domain]:
-        return tuple(self._reach().domains.values())
+        host = self._reach()
+        return tuple(host.seen(domain) for domain in host.domains.values())
 
     async def foreign(self, *, fresh: bool = False) -> Sequence[ForeignDomain]:
         return tuple(self._reach().foreign.values())
@@ -206,6 +212,15 @@ class SimulatedHypervisor:
             disks = tuple(replace(disk, qos=qos) if disk.volume == volume else disk for disk in domain.disks)
             if disks != tuple(domain.disks):
                 host.put(replace(domain, disks=disks))
+
+    async def resize(self, uid: str, cpus: int, memory: int) -> None:
+        async with self._one_at_a_time(uid):
+            self._reach().resized(uid, cpus, memory)
+
+    async def ask_guest(self, uid: str) -> GuestSays | None:
+        host = self._reach()
+        domain = host.domains.get(uid)
+        return host.guests.get(uid) if domain is not None and domain.state is not DomainState.STOPPED else None
 
     async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
         async with self._one_at_a_time(uid):

@@ -17,6 +17,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from kumulus.api.compute import PowerState
+from kumulus.api.hardware import NEWEST_MACHINE_TYPE, HostFeature
 from kumulus_agents.hypervisor.protocol import (
     AttachedDisk,
     AttachedDrive,
@@ -28,6 +29,8 @@ from kumulus_agents.hypervisor.protocol import (
     DomainState,
     ExitReason,
     ForeignDomain,
+    Growth,
+    GuestSays,
     HypervisorError,
 )
 
@@ -42,6 +45,13 @@ class SimulatedSettings(BaseModel):
     cpus: int = Field(default=64, ge=1, description="Hardware threads.")
     memory: int = Field(default=256 * GIB, ge=1, description="Bytes.")
     cpu_model: str = Field(default="simulated", description="Model of the processor.")
+    cpu_models: tuple[str, ...] = Field(
+        default=("Nehalem", "Skylake-Server"), description="Models that guests can have."
+    )
+    machine_types: tuple[str, ...] = Field(
+        default=("pc-q35-6.2", "pc-q35-7.2"), min_length=1, description="Boards that guests can have, the newest last."
+    )
+    features: tuple[HostFeature, ...] = Field(default=tuple(HostFeature), description="What guests can have besides.")
     start_seconds: float = Field(default=0, ge=0, description="How long a start takes.")
     stop_seconds: float = Field(default=0, ge=0, description="How long QEMU takes to go.")
     shutdown_seconds: float = Field(default=0, ge=0, description="How long a guest takes after the power button.")
@@ -80,11 +90,13 @@ class SimulatedHost:
         self.deaf: set[str] = set()
         """Domains whose guest does not react to the power button."""
         self.clinging: set[str] = set()
-        """Domains whose guest does not let go of a disk or a disc."""
+        """Domains whose guest does not let go of a disk or a disc, and takes no memory and gives none back."""
         self.sizes: dict[str, int] = {}
         """Volumes that were resized while a guest had them: bytes the guest sees."""
         self.agents: dict[str, bool] = {}
         """Domains whose guest has an agent, and whether that can bring the file systems to rest."""
+        self.guests: dict[str, GuestSays] = {}
+        """What the agents of guests say, of those that have one."""
         self.snapshots: list[tuple[str, frozenset[str]]] = []
         """Every snapshot that was taken: of which domain and volumes."""
         self.merges: list[tuple[str, str, str]] = []
@@ -218,9 +230,39 @@ class SimulatedHost:
             nics=_nics(spec),
             cpus=spec.cpus,
             memory=spec.memory,
+            growth=_growth(spec),
+            shape=spec.shape,
+            machine_type=self._board(spec),
         )
         self.put(domain)
         return domain
+
+    def seen(self, domain: Domain) -> Domain:
+        """A domain as its driver shows it."""
+        agent = domain.marks.uid in self.guests and domain.state is not DomainState.STOPPED
+        return replace(domain, agent=True) if agent else domain
+
+    def _board(self, spec: DomainSpec) -> str:
+        """The one that is asked for, else the one that it has, else the newest."""
+        before = self.domains.get(spec.marks.uid)
+        has = before.machine_type if before is not None else None
+        wanted = spec.machine_type or has or NEWEST_MACHINE_TYPE
+        return self.settings.machine_types[-1] if wanted == NEWEST_MACHINE_TYPE else wanted
+
+    def resized(self, uid: str, cpus: int, memory: int) -> None:
+        """The guest gets CPUs, and takes memory or gives it back, unless it clings to what it has."""
+        domain = self.domains.get(uid)
+        if domain is None or domain.state is DomainState.STOPPED or (growth := domain.growth) is None:
+            return
+        asked = growth.memory(memory)
+        now = replace(
+            domain,
+            cpus=cpus if (domain.cpus or 0) < cpus <= growth.cpus else domain.cpus,
+            growth=growth if asked is None else replace(growth, memory_asked=asked),
+            memory=domain.memory if asked is None or uid in self.clinging else asked,
+        )
+        if now != domain:
+            self.put(now)
 
     def detached(self, uid: str, volume: str, run: float | None) -> None:
         """The guest has let go of a volume, unless that was another run, or it clings to it."""
@@ -253,6 +295,13 @@ class SimulatedHost:
 
 def _attached(spec: DomainSpec) -> tuple[AttachedDisk, ...]:
     return tuple(as_attached(disk) for disk in spec.disks)
+
+
+def _growth(spec: DomainSpec) -> Growth | None:
+    cpus, memory = max(spec.cpus, spec.max_cpus or 0), max(spec.memory, spec.max_memory or 0)
+    if (cpus, memory) == (spec.cpus, spec.memory):
+        return None
+    return Growth(cpus, spec.memory, spec.memory, memory)
 
 
 def _drives(spec: DomainSpec) -> tuple[AttachedDrive, ...]:

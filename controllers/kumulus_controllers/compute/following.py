@@ -13,6 +13,7 @@ from kumulus.api.segments import Nic
 from kumulus.kube.patching import merge_patch
 from kumulus.runtime.reconciler import Services
 from kumulus.runtime.result import Result
+from kumulus_controllers.compute import hardware
 from kumulus_controllers.compute.links import linked, meant, renewed_nics
 from kumulus_controllers.compute.machines import Machines
 from kumulus_controllers.compute.order import renewed
@@ -21,7 +22,7 @@ from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.provisions import Provisions
 from kumulus_controllers.compute.resolve import attached_disks, drives, held
 from kumulus_controllers.compute.scope import Scope
-from kumulus_controllers.compute.size import no_room, unsuited, wanted_size
+from kumulus_controllers.compute.size import is_ordered, no_room, unsuited, wanted_size
 from kumulus_controllers.orders import NOT_BEGUN, host_of
 from kumulus_controllers.planning.fleet import Fleet
 
@@ -45,8 +46,10 @@ class Following:
         nics, unlinked = linked(scope)
         problem = problem or discless or refused or unlinked
         nics = renewed_nics(vm, order, nics, meant(scope))
+        assert order.spec.instance is not None
+        made, unsuitable = hardware.granted(vm, order.spec.instance, self._fleet.host(host))
         with self._granted(scope, order) as (size, too_large):
-            await self._renew(order, vm, volumes, discs, nics, held=scope.restore is not None, size=size)
+            await self._renew(order, vm, volumes, discs, nics, held=scope.restore is not None, size=size, made=made)
         await self._known.interfaces.drop(vm)
         await self._provisions.bring_discs(scope, host, discs)
         if order.status.state in NOT_BEGUN:
@@ -54,7 +57,12 @@ class Following:
         elif problem is not None:
             problem = replace(problem, hinders=False)
         return await self._known.report(
-            self._known.observe(vm), placed(scope), None, held(scope) or problem, size=size, too_large=too_large
+            self._known.observe(vm),
+            placed(scope),
+            None,
+            held(scope) or problem,
+            size=size,
+            too_large=too_large or unsuitable,
         )
 
     @contextmanager
@@ -64,7 +72,7 @@ class Following:
         assert instance is not None
         if isinstance(size, Problem):
             yield None, size
-        elif (size.cpus, size.memory_bytes) == (instance.cpus, instance.memory):
+        elif is_ordered(size, instance):
             yield size, None
         elif (problem := unsuited(scope, size)) is not None:
             yield None, problem
@@ -84,10 +92,11 @@ class Following:
         *,
         held: bool,
         size: ResolvedSize | None,
+        made: hardware.Made,
     ) -> None:
         """Bring what may change of a placed machine into its work order."""
         wanted: WorkOrderSpec = renewed(
-            vm, order.spec, volumes, discs, self._services.term(), nics=nics, held=held, size=size
+            vm, order.spec, volumes, discs, self._services.term(), nics=nics, held=held, size=size, made=made
         )
         patch = merge_patch(order.spec.to_json(), wanted.to_json())
         if not patch:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import structlog
 
 from kumulus.api.host import WorkType
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Enqueue, Services
-from kumulus.runtime.result import Done, Gone, Result
+from kumulus.runtime.result import Done, Failed, Gone, Requeue, Result
 from kumulus_controllers.compute.ending import Ending
 from kumulus_controllers.compute.following import Following
 from kumulus_controllers.compute.machines import Machines
@@ -55,7 +57,13 @@ class MachineReconciler:
         return list(keys)
 
     async def reconcile(self, key: Key) -> Result:
-        """One pass over a machine."""
+        """One pass over a machine; another one when its schedule says something else."""
+        result, due = await self._pass(key), self._known.due(key)
+        if due is None or isinstance(result, Gone | Failed):
+            return result
+        return Requeue(due) if isinstance(result, Done) else replace(result, after=min(result.after, due))
+
+    async def _pass(self, key: Key) -> Result:
         vm = self._known.store.get(key.name, key.namespace)
         await self._ending.remove_orphans(key, vm)
         if vm is None:

@@ -10,6 +10,7 @@ from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.storage import Volume
 from kumulus.kube.errors import NotFound
+from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Services
 from kumulus.runtime.result import Done, Result, Wait
@@ -19,12 +20,16 @@ from kumulus_controllers.compute.phase import Placed, derive_status
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import Resolution, image_of, standing_request
 from kumulus_controllers.compute.restores import holding, restores
+from kumulus_controllers.compute.schedule import Hours, hours, in_force
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
 from kumulus_controllers.orders import FOR_UID, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.status import write_status
 from kumulus_controllers.storage.sharing import Images
 from kumulus_controllers.storage.volumes import Volumes
+
+A_MOMENT = 0.05
+"""Seconds: whoever looks at a schedule when it is due is not to look too early."""
 
 
 class Machines:
@@ -53,15 +58,20 @@ class Machines:
             default=None,
         )
         host = vm.status.host or (host_of(order) if order else None)
+        found = self.hosts.get(host) if host else None
+        zone = self._zones.get(found.spec.zone) if found is not None else None
+        said = hours(vm, self._services.clock.now())
         return Scope(
-            vm=vm,
+            vm=in_force(vm, said),
+            hours=said,
             order=order,
-            host=self.hosts.get(host) if host else None,
+            host=found,
             instance_type=self._types.get(vm.spec.instance_type) if vm.spec.instance_type else None,
             images=self._images_of(vm),
             zone_exists=vm.spec.zone is None or self._zones.get(vm.spec.zone) is not None,
             volumes={disk: self._use(volume, host) for disk, volume in self.volumes.of(vm).items()},
             links=self.interfaces.links(vm),
+            baseline=zone.spec.cpu_baseline if zone is not None else None,
             restore=holding(self._restores, vm),
             groups=self._groups.of(vm),
         )
@@ -99,7 +109,9 @@ class Machines:
         vm = self.store.get(scope.vm.name, scope.vm.namespace) or scope.vm
         if vm.uid != scope.vm.uid:
             return Done()
-        current = replace(scope, vm=vm, unsatisfied=self._unsatisfied(scope) if where is not None else ())
+        said = hours(vm, self._services.clock.now())
+        unsatisfied = self._unsatisfied(scope) if where is not None else ()
+        current = replace(scope, vm=in_force(vm, said), hours=said, unsatisfied=unsatisfied)
         after = derive_status(current, where, resolution, problem, self.now(), size=size, too_large=too_large)
         try:
             await write_status(self._services.client, self.store, vm, vm.status, after)
@@ -115,6 +127,12 @@ class Machines:
     def _unsatisfied(self, scope: Scope) -> tuple[str, ...]:
         """Which rules of its placement do not hold any more where it is, in words that come after its host."""
         return tuple(map(str, self._fleet.unsatisfied(standing_request(scope))))
+
+    def due(self, key: Key) -> float | None:
+        """In how many seconds its schedule says something else; None: it has none."""
+        vm, now = self.store.get(key.name, key.namespace), self._services.clock.now()
+        said = hours(vm, now) if vm is not None else None
+        return max((said.at - now).total_seconds(), 0.0) + A_MOMENT if isinstance(said, Hours) else None
 
     def now(self) -> str:
         """The time as it stands in a status."""

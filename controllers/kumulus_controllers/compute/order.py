@@ -12,7 +12,9 @@ from kumulus.api.instance_order import Drive, InstanceDisk, InstanceOrder, SeedR
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import Nic
 from kumulus.api.volumes import ReclaimPolicy
+from kumulus_controllers.compute import hardware
 from kumulus_controllers.compute.resolve import Resolution, boot_order
+from kumulus_controllers.compute.size import most_cpus, most_memory
 from kumulus_controllers.storage.image_orders import image_ref
 from kumulus_controllers.storage.volume_plan import MADE_FOR
 
@@ -42,8 +44,9 @@ def instance_order(
     term: int,
     seed: SeedRef | None,
     nics: tuple[Nic, ...] = (),
+    baseline: str | None = None,
 ) -> WorkOrderSpec:
-    """The order for a machine that was just placed. `pool` is for its own disks."""
+    """The order for a machine that was just placed. `pool` is for its own disks, `baseline` the CPU model of its zone."""
     disks = list(volumes)
     order_of = boot_order(vm)
     for disk in resolution.disks:
@@ -70,6 +73,10 @@ def instance_order(
             stop=vm.spec.stop,
             cpus=resolution.size.cpus,
             memory=resolution.memory,
+            max_cpus=most_cpus(resolution.size),
+            max_memory=most_memory(resolution.size),
+            shape=hardware.shape(vm, baseline),
+            machine_type=hardware.machine_type(vm),
             disks=tuple(disks),
             drives=drives,
             nics=nics,
@@ -88,9 +95,10 @@ def renewed(
     nics: tuple[Nic, ...] = (),
     held: bool = False,
     size: ResolvedSize | None = None,
+    made: hardware.Made | None = None,
 ) -> WorkOrderSpec:
     """The order as the machine's spec has it now: what may change while it is placed, the rest as it was ordered.
-    `held`: it must not run just now, whatever its spec says; `size`: what it gets at its next start, None for what was
+    `held`: it must not run just now, whatever its spec says; `size`: how large it is to be, and `made`: what of, None for what was
     ordered."""
     assert order.instance is not None
     instance = order.instance.model_copy(
@@ -101,6 +109,9 @@ def renewed(
             "stop": vm.spec.stop,
             "cpus": size.cpus if size is not None else order.instance.cpus,
             "memory": size.memory_bytes if size is not None else order.instance.memory,
+            **({"max_cpus": most_cpus(size), "max_memory": most_memory(size)} if size is not None else {}),
+            "shape": made.shape if made is not None else order.instance.shape,
+            "machine_type": made.machine_type if made is not None else order.instance.machine_type,
             "disks": _with_volumes(order.instance, volumes, {disk.name for disk in vm.spec.disks}),
             "drives": _with_discs(order.instance.drives, drives),
             "nics": nics,
@@ -108,6 +119,8 @@ def renewed(
     )
     if instance == order.instance:
         return order
+    # That it has a board now is no reason to write; where there is one, the order says it as well.
+    instance = instance.model_copy(update={"machine_type": instance.machine_type or vm.status.machine_type})
     return order.model_copy(update={"instance": instance, "term": max(term, order.term)})
 
 

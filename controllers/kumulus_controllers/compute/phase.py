@@ -5,14 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kumulus.api.base import FORCE_DETACH, PAUSED, ConditionStatus
-from kumulus.api.compute import Phase, PowerState, ResolvedSize, VirtualMachineCondition, VirtualMachineStatus
+from kumulus.api.compute import (
+    GuestInfo,
+    Phase,
+    PowerState,
+    ResolvedSize,
+    VirtualMachineCondition,
+    VirtualMachineStatus,
+)
 from kumulus.api.fabric import HostPhase
 from kumulus.api.host import WorkOrder, WorkState
+from kumulus.api.instance_order import InstanceFacts
 from kumulus.api.volumes import CacheMode
 from kumulus.runtime.conditions import Fact, derive
+from kumulus_controllers.compute import hardware
 from kumulus_controllers.compute.links import addresses, attached
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import Resolution
+from kumulus_controllers.compute.schedule import Hours, Unreadable
 from kumulus_controllers.compute.scope import Scope
 from kumulus_controllers.compute.size import Sizes, changes, sizes
 
@@ -106,6 +116,8 @@ def derive_status(
         )
     instance = scope.order.status.instance if scope.order else None
     found = sizes(before, resolution.size if resolution else size, instance, off=_without_a_guest(scope))
+    facts.append(_agent(instance))
+    facts.append(_on_schedule(scope.hours))
     facts.append(_restart_required(scope, found, too_large))
     facts.append(_satisfied(scope, where))
     facts.append(_progress(scope, phase, facts[0], problem))
@@ -121,9 +133,52 @@ def derive_status(
         last_restart_request=instance.last_restart_request if instance else before.last_restart_request,
         resources=found.now if where else before.resources,
         pending_resources=found.pending if where else None,
+        cpu_model=_cpu_model(scope, where),
+        machine_type=(instance.machine_type if instance else None) or before.machine_type,
         addresses=addresses(scope),
+        scheduled=scope.hours.told if isinstance(scope.hours, Hours) else None,
+        guest=_guest(instance),
         images=resolution.images if resolution and where else before.images,
     )
+
+
+def _cpu_model(scope: Scope, where: Placed | None) -> str | None:
+    """The processor that its order says; before there is one, the one that it had."""
+    order = scope.order.spec.instance if scope.order is not None else None
+    if order is None or where is None:
+        return scope.vm.status.cpu_model
+    return order.shape.cpu_model if order.shape is not None else None
+
+
+def _guest(instance: InstanceFacts | None) -> GuestInfo | None:
+    """What the guest says of itself."""
+    said = instance.guest if instance is not None else None
+    if said is None:
+        return None
+    return GuestInfo(hostname=said.hostname, os=said.os, agent_version=said.agent_version, addresses=said.addresses)
+
+
+def _on_schedule(found: Hours | Unreadable | None) -> Fact:
+    """Whether its schedule is followed, and how."""
+    followed = VirtualMachineCondition.ON_SCHEDULE
+    if found is None:
+        return Fact(followed, None)
+    if isinstance(found, Unreadable):
+        message = f"The schedule is not followed, and the machine runs at any time: {found.message}."
+        return Fact(followed, False, "ScheduleInvalid", message)
+    if found.runs:
+        return Fact(followed, True, "WithinHours", f"It is stopped at {found.told.at}.")
+    return Fact(followed, True, "OutsideHours", f"It is off until {found.told.at}.")
+
+
+def _agent(instance: InstanceFacts | None) -> Fact:
+    """Whether its guest's agent answers; not said of a guest that never had one."""
+    connected = VirtualMachineCondition.AGENT_CONNECTED
+    if instance is None or instance.guest is None:
+        return Fact(connected, None)
+    if instance.guest.connected:
+        return Fact(connected, True, "AgentAnswers")
+    return Fact(connected, False, "AgentSilent", "The guest's agent does not answer; what it said last may be old.")
 
 
 def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
@@ -179,7 +234,7 @@ def _without_a_guest(scope: Scope) -> bool:
 
 def _restart_required(scope: Scope, found: Sizes, too_large: Problem | None) -> Fact:
     """All that waits for the next start, by name."""
-    required, waits = VirtualMachineCondition.RESTART_REQUIRED, [*changes(found), *_other_caches(scope.order)]
+    required, waits = VirtualMachineCondition.RESTART_REQUIRED, _waiting(scope, found)
     if waits and not scope.vm.deleting:
         todo = f"`kumulusctl vm restart {scope.vm.name}` restarts it"
         beside = f" {too_large.message}" if too_large is not None else ""
@@ -187,6 +242,13 @@ def _restart_required(scope: Scope, found: Sizes, too_large: Problem | None) -> 
     if too_large is not None and not scope.vm.deleting:
         return Fact(required, False, too_large.reason, too_large.message)
     return Fact(required, None)
+
+
+def _waiting(scope: Scope, found: Sizes) -> list[str]:
+    unanswered = scope.order.status.instance if scope.order is not None and not _current(scope.order) else None
+    order = scope.order.spec.instance if scope.order is not None else None
+    facts = scope.order.status.instance if scope.order is not None else None
+    return [*changes(found, unanswered), *hardware.changes(order, facts), *_other_caches(scope.order)]
 
 
 def _other_caches(order: WorkOrder | None) -> list[str]:

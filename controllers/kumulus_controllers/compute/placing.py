@@ -226,7 +226,9 @@ class Placing:
                 return Requeue(quiet)
             return await self._known.report(scope, where, resolution, problem)
         self._fresh.pop(vm.uid, None)
-        spec = instance_order(vm, resolution, pool, volumes, discs, where.epoch, self._services.term(), ref, nics)
+        spec = instance_order(
+            vm, resolution, pool, volumes, discs, where.epoch, self._services.term(), ref, nics, scope.baseline
+        )
         body = {"metadata": {"name": instance_order_name(vm.uid), "finalizers": [FINALIZER]}, "spec": spec.to_json()}
         namespace = host_namespace(where.host)
         try:

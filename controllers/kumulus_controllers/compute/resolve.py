@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 from kumulus.api.compute import PowerState, ResolvedImage, ResolvedSize, VirtualMachine
 from kumulus.api.disks import Disk
+from kumulus.api.hardware import features_of
 from kumulus.api.image import OPTICAL, ImagePhase
 from kumulus.api.instance_order import Drive, InstanceDisk
 from kumulus.api.order_names import luks_secret_name
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.quantity import to_bytes
+from kumulus_controllers.compute import hardware
 from kumulus_controllers.compute.links import linked
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
@@ -89,6 +91,8 @@ def resolve(scope: Scope) -> Resolution | Problem:
     size = _size(scope)
     if isinstance(size, Problem):
         return size
+    if (why := hardware.topology_lack(scope.vm, size.most_cpus)) is not None:
+        return Problem("CpuTopologyInvalid", f"{why[0].upper()}{why[1:]}: change spec.cpu, or the size.")
     if scope.vm.spec.zone is not None and not scope.zone_exists:
         return Problem("ZoneNotFound", f"There is no Zone {scope.vm.spec.zone}. Zones: kubectl get zones.")
     disks, volumes = [], []
@@ -373,6 +377,9 @@ def placement_request(scope: Scope, resolution: Resolution) -> Request:
         profile=placement.profile,
         networks=resolution.drivers,
         ways=resolution.ways,
+        cpu_model=hardware.cpu_model(scope.vm, None),
+        machine_type=hardware.machine_type(scope.vm),
+        features=features_of(scope.vm.spec.firmware, scope.vm.spec.watchdog),
         volumes=tuple(
             item.use.wanted.demand
             for item in resolution.volumes

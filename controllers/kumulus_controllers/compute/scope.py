@@ -15,6 +15,7 @@ from kumulus.api.placement_group import PlacementGroup
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import NetworkDriverName
 from kumulus.api.storage import Volume
+from kumulus_controllers.compute.schedule import Hours, Unreadable
 from kumulus_controllers.planning.ways import Way
 from kumulus_controllers.storage.volume_plan import Lack, Manner, Wanted
 
@@ -38,6 +39,10 @@ class Scope:
     """By the name of the disk; only those that exist."""
     links: Mapping[str, Link] = field(default_factory=dict)
     """By the name of the interface; only those that exist."""
+    hours: Hours | Unreadable | None = None
+    """What its schedule says now. `vm` is to be what it says."""
+    baseline: str | None = None
+    """The CPU model of its zone, once it is placed."""
     restore: VirtualMachineRestore | None = None
     """A restore that gives its disks other content just now: it is not started meanwhile."""
     groups: tuple[PlacementGroup, ...] = ()

@@ -247,6 +247,7 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
         versions=report.versions if report else None,
         addresses=report.addresses if report else (),
         machine_types=report.machine_types if report else (),
+        features=report.features if report else (),
         instances=len(scope.machines),
         unmanaged=report.unmanaged_count if report else None,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kumulus.api.placement import TaintEffect
-from kumulus_controllers.planning import ways
+from kumulus_controllers.planning import hardware, ways
 from kumulus_controllers.planning.labels import said
 from kumulus_controllers.planning.pools import choose
 from kumulus_controllers.planning.views import HostView, Load, Request
@@ -110,6 +110,11 @@ def vlans(request: Request, host: HostView, load: Load) -> str | None:
     return None
 
 
+def made_of(request: Request, host: HostView, load: Load) -> str | None:
+    """The processor, the board, the firmware and the devices that the machine asks for."""
+    return hardware.lack(host, request.cpu_model, request.machine_type, request.features)
+
+
 BUILT_IN: Mapping[str, Filter] = {
     "open": is_open,
     "namespaces": namespaces,
@@ -121,6 +126,7 @@ BUILT_IN: Mapping[str, Filter] = {
     "selector": selector,
     "labels": labels,
     "taints": taints,
+    "hardware": made_of,
     "cpus": cpus,
     "memory": memory,
     "storage": storage,

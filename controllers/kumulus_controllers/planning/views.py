@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kumulus.api.affinity import HOSTNAME, TOPOLOGY_ZONE
+from kumulus.api.hardware import HostFeature
 from kumulus.api.host import DriverUplinks
 from kumulus.api.placement import Profile, Taint, Toleration
 from kumulus.api.pool_order import PoolRef
@@ -83,6 +84,12 @@ class HostView:
     closed: str | None = None
     """Why it takes no machines at all, such as `cordoned` or `not ready`; None when it does."""
     pools: tuple[PoolView, ...] = ()
+    baseline: str | None = None
+    """The CPU model of machines in its zone that ask for none."""
+    cpu_models: frozenset[str] = frozenset()
+    machine_types: frozenset[str] = frozenset()
+    features: frozenset[HostFeature] = frozenset()
+    """What it can give machines besides."""
     networks: frozenset[str] = frozenset()
     """What can make networks on it."""
     network_lack: str | None = None
@@ -135,6 +142,11 @@ class Request:
     """What makes the networks that it has interfaces in: the host must be able to."""
     ways: tuple[Way, ...] = ()
     """What its networks need that are VLANs of physical networks."""
+    cpu_model: str | None = None
+    """None: the one of the zone, if it has one."""
+    machine_type: str | None = None
+    features: frozenset[HostFeature] = frozenset()
+    """What it needs of its host besides."""
     volumes: tuple[VolumeDemand, ...] = ()
     """Volumes to find room for on the same host."""
     bound: Mapping[str, str] = field(default_factory=dict)

@@ -29,8 +29,10 @@ from kumulus.api.base import (
 )
 from kumulus.api.cloud_init import CloudInit, SshKey
 from kumulus.api.disks import DISKS_FIXED, DRIVES_MOST, Disk
+from kumulus.api.hardware import FIRMWARE_FIXED, Cpu, Firmware, MachineTypeName, Watchdog
 from kumulus.api.placement import Profile, Selector, Toleration
 from kumulus.api.quantity import Memory, to_bytes
+from kumulus.api.schedule import NextAction, Schedule
 from kumulus.api.segments import InterfaceName
 from kumulus.api.volumes import ObjectName
 
@@ -39,11 +41,29 @@ GROUP = f"compute.{DOMAIN}"
 Cpus = Annotated[int, Field(ge=1, le=1024)]
 
 
+MAX_CPUS = Rule("!has(self.maxCpus) || self.maxCpus >= self.cpus", "maxCpus cannot be less than cpus", field=".maxCpus")
+MAX_MEMORY = Rule(
+    "!has(self.maxMemory) || quantity(string(self.maxMemory)).compareTo(quantity(string(self.memory))) >= 0",
+    "maxMemory cannot be less than memory",
+    field=".maxMemory",
+)
+
+
 class Resources(Model):
     """Size of a machine."""
 
+    rules = (MAX_CPUS, MAX_MEMORY)
+
     cpus: Cpus = Field(description="Virtual CPUs.")
     memory: Memory = Field(description="Memory, such as `512Mi` or `4Gi`.")
+    max_cpus: Cpus | None = Field(
+        default=None,
+        description="As many CPUs as it can get while it is on; cpus when empty. No room is kept for what it has not got.",
+    )
+    max_memory: Memory | None = Field(
+        default=None,
+        description="As much memory as it can get while it is on; memory when empty. No room is kept for what it has not got.",
+    )
 
 
 class PowerState(StrEnum):
@@ -156,6 +176,16 @@ class VirtualMachineSpec(Model):
 
     rules = (
         Rule("has(self.instanceType) != has(self.resources)", "set exactly one of instanceType and resources"),
+        Rule(
+            "!has(self.resources) || !has(self.cpu) || (has(self.resources.maxCpus) ? self.resources.maxCpus :"
+            " self.resources.cpus) % ((has(self.cpu.sockets) ? self.cpu.sockets : 1) * (has(self.cpu.cores) ? self.cpu.cores :"
+            " 1) * (has(self.cpu.threads) ? self.cpu.threads : 1)) == 0 && (!has(self.cpu.sockets) || !has(self.cpu.cores)"
+            " || (has(self.resources.maxCpus) ? self.resources.maxCpus : self.resources.cpus) == self.cpu.sockets"
+            " * self.cpu.cores * (has(self.cpu.threads) ? self.cpu.threads : 1))",
+            "sockets x cores x threads must be maxCpus, or cpus without it; leave one of them out and it is worked out",
+            field=".cpu",
+        ),
+        *FIRMWARE_FIXED,
         # A rule of the list is not asked when the list as a whole comes or goes.
         Rule(
             "has(self.disks) || !has(oldSelf.disks) || oldSelf.disks.all(d, has(d.volume))",
@@ -172,17 +202,20 @@ class VirtualMachineSpec(Model):
     instance_type: DnsLabel | None = Field(
         default=None,
         description="Name of an InstanceType that gives the size. Exactly one of instanceType and resources. A machine that is"
-        " on gets another size at its next start.",
+        " on gets another size at once as far as its maxCpus and maxMemory go, else at its next start.",
     )
     resources: Resources | None = Field(
         default=None,
         description="The size, given directly. Exactly one of instanceType and resources. A machine that is on gets another"
-        " size at its next start.",
+        " size at once as far as its maxCpus and maxMemory go, else at its next start.",
     )
     power_state: PowerState = Field(
         default=PowerState.RUNNING,
         description="What the machine is wanted to be. Paused halts its CPUs; Suspended keeps its memory on its host's disk, also"
         " while that host is off, and it goes on from there.",
+    )
+    schedule: Schedule | None = Field(
+        default=None, description="Hours in which it runs, while powerState is Running. Outside of them it is stopped."
     )
     restart_policy: RestartPolicy = Field(
         default=RestartPolicy.ALWAYS,
@@ -200,6 +233,18 @@ class VirtualMachineSpec(Model):
         json_schema_extra=immutable("zone"),
     )
     placement: Placement = Field(default_factory=Placement, description="Where in the zone it may run.")
+    cpu: Cpu | None = Field(default=None, description="The processor that the guest sees.")
+    machine_type: MachineTypeName | None = Field(
+        default=None,
+        description="The board of the machine, such as `pc-q35-7.2`, or `q35` for the newest at each start. When empty, the"
+        " newest at its first start, which it keeps (status.machineType). Another one comes with the next start.",
+    )
+    firmware: Firmware | None = Field(
+        default=None, description="What starts the guest, and what it can prove. BIOS when empty."
+    )
+    watchdog: Watchdog | None = Field(
+        default=None, description="A watchdog for the guest. Another one comes with the next start."
+    )
     disks: tuple[Disk, ...] = Field(
         default=(),
         description="Disks, in boot order unless bootOrder is set.",
@@ -264,6 +309,8 @@ class VirtualMachineCondition(StrEnum):
     PAUSED = "Paused"
     RESTART_REQUIRED = "RestartRequired"
     PLACEMENT_SATISFIED = "PlacementSatisfied"
+    AGENT_CONNECTED = "AgentConnected"
+    ON_SCHEDULE = "OnSchedule"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
 
@@ -273,12 +320,37 @@ class ResolvedSize(Model):
 
     cpus: int = Field(description="Virtual CPUs.")
     memory: str = Field(description="Memory.")
+    max_cpus: int | None = Field(default=None, description="CPUs that it can get while it is on, where that is more.")
+    max_memory: str | None = Field(
+        default=None, description="Memory that it can get while it is on, where that is more."
+    )
     instance_type: str | None = Field(default=None, description="Name of the InstanceType that it was taken from.")
 
     @property
     def memory_bytes(self) -> int:
         """Its memory in bytes."""
         return to_bytes(self.memory)
+
+    @property
+    def most_cpus(self) -> int:
+        """CPUs that it can get while it is on."""
+        return max(self.cpus, self.max_cpus or 0)
+
+    @property
+    def most_memory(self) -> int:
+        """Bytes of memory that it can get while it is on."""
+        return max(self.memory_bytes, to_bytes(self.max_memory) if self.max_memory is not None else 0)
+
+
+class GuestInfo(Model):
+    """What the agent in the guest says of it. It is the guest's word, and a few minutes old."""
+
+    hostname: str | None = Field(default=None, description="Name of the guest.", max_length=253)
+    os: str | None = Field(default=None, description="Operating system.", max_length=128)
+    agent_version: str | None = Field(default=None, description="Version of qemu-guest-agent.", max_length=32)
+    addresses: tuple[Address, ...] = Field(
+        default=(), description="Addresses that the guest has, as far as others could reach it by them.", max_length=16
+    )
 
 
 class ResolvedImage(Model):
@@ -309,8 +381,16 @@ class VirtualMachineStatus(Status):
         default=None,
         description="The size that it gets at its next start, where that is another one; room is kept for it.",
     )
+    cpu_model: str | None = Field(
+        default=None, description="The processor that it has got; kept until the spec names one."
+    )
+    machine_type: str | None = Field(default=None, description="The board that it has got, and keeps.")
     addresses: tuple[Address, ...] = Field(
         default=(), description="The addresses of its interfaces, in their order.", max_length=64
+    )
+    scheduled: NextAction | None = Field(default=None, description="What its schedule does next.")
+    guest: GuestInfo | None = Field(
+        default=None, description="What the guest says of itself, if it has qemu-guest-agent."
     )
     images: tuple[ResolvedImage, ...] = Field(
         default=(), description="The images its disks were made from.", json_schema_extra=list_map("disk")
@@ -363,8 +443,16 @@ class VirtualMachine(Resource):
 class InstanceTypeSpec(Model):
     """A size that machines can have."""
 
+    rules = (MAX_CPUS, MAX_MEMORY)
+
     cpus: Cpus = Field(description="Virtual CPUs.")
     memory: Memory = Field(description="Memory, such as `2Gi`.")
+    max_cpus: Cpus | None = Field(
+        default=None, description="As many CPUs as its machines can get while they are on; cpus when empty."
+    )
+    max_memory: Memory | None = Field(
+        default=None, description="As much memory as its machines can get while they are on; memory when empty."
+    )
     host_selector: Selector = Field(
         default_factory=dict, description="Labels the host must have, beside the machine's own selector."
     )

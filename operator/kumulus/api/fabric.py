@@ -24,6 +24,7 @@ from kumulus.api.base import (
     immutable,
     reason_of,
 )
+from kumulus.api.hardware import CpuModelName, HostFeature, Known
 from kumulus.api.placement import Taint
 from kumulus.api.quantity import Amount
 
@@ -42,6 +43,11 @@ class ZoneSpec(Model):
     """A part of the cloud that fails on its own."""
 
     display_name: str | None = Field(default=None, description="Name for people.", max_length=128)
+    cpu_baseline: CpuModelName | None = Field(
+        default=None,
+        description="CPU model, as libvirt names it, of machines that ask for none: one that all hosts of the zone can give, so"
+        " that machines can move between them. Changing it does not change machines that have got theirs.",
+    )
 
 
 class Zone(Resource):
@@ -56,6 +62,7 @@ class Zone(Resource):
         categories=("kumulus-admin",),
         columns=(
             Column("Display-Name", ".spec.displayName"),
+            Column("CPU-Baseline", ".spec.cpuBaseline"),
             AGE,
         ),
         status=False,
@@ -147,6 +154,10 @@ class CpuInfo(Model):
     acceleration: str | None = Field(
         default=None, description="kvm when the hardware runs guests, tcg when QEMU emulates them."
     )
+    models: tuple[Known, ...] = Field(default=(), description="CPU models that it can give machines.", max_length=256)
+    features: tuple[Known, ...] = Field(
+        default=(), description="What its processor, or its emulator, can do beyond its model.", max_length=256
+    )
 
 
 class Versions(Model):
@@ -172,7 +183,12 @@ class HostStatus(Status):
     cpu: CpuInfo | None = Field(default=None, description="Its processor.")
     versions: Versions | None = Field(default=None, description="What software it runs.")
     addresses: tuple[str, ...] = Field(default=(), description="Its addresses.", max_length=32)
-    machine_types: tuple[str, ...] = Field(default=(), description="Machine types its emulator offers.", max_length=64)
+    machine_types: tuple[Known, ...] = Field(
+        default=(), description="Machine types its emulator offers.", max_length=64
+    )
+    features: tuple[HostFeature, ...] = Field(
+        default=(), description="What it can give machines besides: UEFI, SecureBoot, TPM, Watchdog.", max_length=16
+    )
     instances: int | None = Field(default=None, description="Machines placed on it.")
     unmanaged: int | None = Field(default=None, description="Domains on it that are not Kumulus' own.")
 

@@ -16,6 +16,7 @@ from kumulus.api.addresses import Address
 from kumulus.api.base import AGE, DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
 from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
+from kumulus.api.hardware import HostFeature
 from kumulus.api.image_order import HostAddress, UploadOrder
 from kumulus.api.instance_order import InstanceFacts, InstanceOrder
 from kumulus.api.pool_order import PoolFacts, PoolOrder
@@ -256,6 +257,9 @@ class HostReportStatus(Model):
     versions: Versions = Field(default_factory=Versions, description="What software it runs.")
     addresses: tuple[str, ...] = Field(default=(), description="Its addresses.", max_length=32)
     machine_types: tuple[str, ...] = Field(default=(), description="Machine types its emulator offers.", max_length=64)
+    features: tuple[HostFeature, ...] = Field(
+        default=(), description="What it can give machines besides: UEFI, SecureBoot, TPM, Watchdog.", max_length=16
+    )
     unmanaged_count: int = Field(
         default=0, description="How many domains there are that are not Kumulus' own; each is an UnmanagedInstance."
     )

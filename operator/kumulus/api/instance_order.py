@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
+from kumulus.api.addresses import Address
 from kumulus.api.base import Model, Rule, immutable, list_map
 from kumulus.api.compute import PowerState, RestartPolicy, Stop
 from kumulus.api.disks import DRIVES_MOST, DiskName, DriveBus
+from kumulus.api.hardware import MachineTypeName, Shape
 from kumulus.api.image_order import ImageRef
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.qos import Qos
@@ -77,8 +79,25 @@ class InstanceOrder(Model):
     restart_policy: RestartPolicy = Field(description="What happens when it ends by itself.")
     restart_request: str | None = Field(default=None, description="A change restarts it once.", max_length=253)
     stop: Stop = Field(default_factory=Stop, description="How it is stopped.")
-    cpus: int = Field(description="Virtual CPUs. A change applies at the next start.", ge=1)
-    memory: int = Field(description="Memory in bytes. A change applies at the next start.", ge=1)
+    cpus: int = Field(description="Virtual CPUs. A change applies at once where it can, else at the next start.", ge=1)
+    memory: int = Field(
+        description="Memory in bytes. A change applies at once where it can, else at the next start.", ge=1
+    )
+    max_cpus: int | None = Field(
+        default=None,
+        description="CPUs that it can get while it is on, where that is more; from its next start on.",
+        ge=1,
+    )
+    max_memory: int | None = Field(
+        default=None,
+        description="Bytes of memory that it can get while it is on, where that is more; from its next start on.",
+        ge=1,
+    )
+    shape: Shape | None = Field(default=None, description="What it is made of. A change applies at the next start.")
+    machine_type: MachineTypeName | None = Field(
+        default=None,
+        description="Its board; when empty the one that it has, or the newest. A change applies at the next start.",
+    )
     disks: tuple[InstanceDisk, ...] = Field(
         default=(), description="Its disks.", max_length=16, json_schema_extra=list_map("name")
     )
@@ -99,6 +118,18 @@ class DiskManner(Model):
     cache: CacheMode | None = Field(default=None, description="How the host caches it.")
 
 
+class GuestFacts(Model):
+    """What the agent in a guest says of it. It is the guest's word."""
+
+    connected: bool = Field(default=False, description="Whether it answers.")
+    hostname: str | None = Field(default=None, description="Name of the guest.", max_length=253)
+    os: str | None = Field(default=None, description="Operating system.", max_length=128)
+    agent_version: str | None = Field(default=None, description="Version of the agent.", max_length=32)
+    addresses: tuple[Address, ...] = Field(
+        default=(), description="Addresses that the guest has given itself, or got.", max_length=16
+    )
+
+
 class InstanceFacts(Model):
     """What is so of an instance."""
 
@@ -107,7 +138,20 @@ class InstanceFacts(Model):
     restarts: int | None = Field(default=None, description="How often restartPolicy started it again.")
     last_restart_request: str | None = Field(default=None, description="The last restartRequest carried out.")
     cpus: int | None = Field(default=None, description="Virtual CPUs of a machine that is on.")
-    memory: int | None = Field(default=None, description="Memory in bytes of a machine that is on.")
+    memory: int | None = Field(
+        default=None, description="Memory in bytes of a machine that is on, as far as the guest has taken it."
+    )
+    max_cpus: int | None = Field(default=None, description="CPUs that it can get while it is on, where that is more.")
+    max_memory: int | None = Field(
+        default=None, description="Bytes of memory that it can get while it is on, where that is more."
+    )
+    shape: Shape | None = Field(
+        default=None, description="What a machine that is on is made of, where that was asked for."
+    )
+    machine_type: str | None = Field(default=None, description="The board of a machine that is on.", max_length=64)
+    guest: GuestFacts | None = Field(
+        default=None, description="What the guest says of itself, if it had an agent since it was started."
+    )
     last_exit: str | None = Field(
         default=None, description="Why it last ended: shutdown, crashed, destroyed, ...", max_length=64
     )

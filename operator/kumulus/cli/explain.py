@@ -275,8 +275,20 @@ def _back_off(facts: Facts) -> Finding:
     )
 
 
+def _scheduled_off(facts: Facts) -> bool:
+    found = facts.vm.status.condition(VirtualMachineCondition.ON_SCHEDULE)
+    running = facts.vm.spec.power_state is PowerState.RUNNING
+    return running and found is not None and found.reason == "OutsideHours" and facts.vm.status.phase is Phase.STOPPED
+
+
 def _wanted(facts: Facts) -> list[Finding]:
     vm = facts.vm
+    if _scheduled_off(facts):
+        until = f" until {vm.status.scheduled.at}" if vm.status.scheduled is not None else ""
+        todo = (
+            f"""{_kubectl(facts)} patch vm {vm.name} --type=merge -p '{{"spec":{{"schedule":{{"suspend":true}}}}}}'"""
+        )
+        return [Finding(Level.NOTE, f"Its schedule keeps it off{until}.", f"To have it run all the same: {todo}")]
     if vm.spec.power_state is PowerState.STOPPED and vm.status.phase is Phase.STOPPED:
         what = "It is stopped because its spec says powerState: Stopped."
         return [Finding(Level.NOTE, what, f"{_ctl(facts, 'start')} starts it.")]
@@ -304,6 +316,9 @@ def _pending(facts: Facts) -> list[Finding]:
         return []
     if found.status == "True":
         return [Finding(Level.NOTE, as_sentence(found.message), f"{_ctl(facts, 'restart')} restarts it.")]
+    if found.reason == "HardwareUnsuited":
+        todo = f"`kubectl get host {facts.vm.status.host} -o yaml` says what its host can; ask for that."
+        return [Finding(Level.PROBLEM, as_sentence(found.message), todo)]
     todo = f"Ask for another size ({_ctl(facts, 'resize')}), or have the operator see to it: `kumulusctl host list`."
     return [Finding(Level.PROBLEM, as_sentence(found.message), todo)]
 
@@ -321,6 +336,8 @@ def _general(facts: Facts) -> list[Finding]:
     """What the conditions say, when nothing better is known."""
     vm = facts.vm
     if vm.spec.power_state.value == vm.status.phase and vm.spec.power_state is not PowerState.RUNNING:
+        return []
+    if _scheduled_off(facts):
         return []
     stalled, ready = vm.status.condition("Stalled"), vm.status.condition("Ready")
     if stalled is not None and stalled.status == "True":

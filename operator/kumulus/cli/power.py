@@ -37,21 +37,33 @@ def power_patch(vm: VirtualMachine, wanted: PowerState, *, force: bool = False) 
     return patch
 
 
-def size_patch(vm: VirtualMachine, type_: str | None, cpus: int | None, memory: str | None) -> Patch:
+def size_patch(
+    vm: VirtualMachine,
+    type_: str | None,
+    cpus: int | None,
+    memory: str | None,
+    max_cpus: int | None = None,
+    max_memory: str | None = None,
+) -> Patch:
     """The merge patch that asks for that size. Pure. Raises `Problem`: what is not given is not known either."""
     if type_ is not None:
-        if cpus is not None or memory is not None:
+        if (cpus, memory, max_cpus, max_memory) != (None, None, None, None):
             raise Problem("An instance type gives the whole size: give --type, or --cpus and --memory.")
         return {"spec": {"instanceType": type_, "resources": None}}
-    if cpus is None and memory is None:
+    if (cpus, memory, max_cpus, max_memory) == (None, None, None, None):
         raise Problem("Give --type, or --cpus, --memory or both.")
     has = vm.spec.resources or vm.status.pending_resources or vm.status.resources
     if has is None and (cpus is None or memory is None):
         raise Problem(f"{vm.name} has no size yet: give both --cpus and --memory.")
-    size = {
+    size: Patch = {
         "cpus": cpus if cpus is not None or has is None else has.cpus,
         "memory": memory if memory is not None or has is None else has.memory,
     }
+    most = {
+        "maxCpus": max_cpus if max_cpus is not None or has is None else has.max_cpus,
+        "maxMemory": max_memory if max_memory is not None or has is None else has.max_memory,
+    }
+    size.update({name: value for name, value in most.items() if value is not None})
     return {"spec": {"instanceType": None, "resources": size}}
 
 
@@ -133,12 +145,19 @@ def _resize(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory, such as 4Gi, when no type is given.")
     ] = None,
+    max_cpus: Annotated[
+        int | None, typer.Option("--max-cpus", min=1, help="As many CPUs as it can get while it is on.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option("--max-memory", metavar="SIZE", help="As much memory as it can get while it is on.")
+    ] = None,
 ) -> None:
-    """Give a machine another size; one that is on gets it at its next start."""
+    """Give a machine another size; one that is on gets what it can at once, the rest at its next start."""
     vm = _get(session, name)
     on = vm.status.phase not in (None, Phase.STOPPED, Phase.PENDING, Phase.SCHEDULING)
-    said = f"gets that size at its next start: `kumulusctl vm restart {name}`" if on else "gets that size"
-    _apply(session, name, size_patch(vm, type_, cpus, memory), said)
+    later = f"gets at once what it can of that size, and the rest at its next start: `kumulusctl vm restart {name}`"
+    patch = size_patch(vm, type_, cpus, memory, max_cpus, max_memory)
+    _apply(session, name, patch, later if on else "gets that size")
 
 
 def register(app: typer.Typer) -> None:

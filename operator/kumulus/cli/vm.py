@@ -9,6 +9,7 @@ import typer
 
 from kumulus.api.compute import Interface, Phase, VirtualMachine
 from kumulus.api.disks import Disk
+from kumulus.api.hardware import Firmware
 from kumulus.cli import conditions
 from kumulus.cli.amounts import age, count
 from kumulus.cli.output import Column, qualified
@@ -118,6 +119,22 @@ def _attached_to(item: Interface) -> str:
     return f"network {item.network}" if item.network is not None else f"interface {item.interface}"
 
 
+def _hardware(vm: VirtualMachine) -> str:
+    """What it is made of, where that is known or was asked for."""
+    spec, status = vm.spec, vm.status
+    firmware = spec.firmware or Firmware()
+    said = [status.machine_type, status.cpu_model, firmware.type.value if spec.firmware else None]
+    said += ["Secure Boot" if firmware.secure_boot else None, "TPM" if firmware.tpm else None]
+    said.append(f"watchdog ({spec.watchdog.action})" if spec.watchdog else None)
+    return ", ".join(text for text in said if text)
+
+
+def _guest(vm: VirtualMachine) -> str:
+    """What the guest says of itself."""
+    found = vm.status.guest
+    return ", ".join(text for text in (found.hostname, found.os, *found.addresses) if text) if found else ""
+
+
 def _show(session: Session, name: Name) -> None:
     """Show one machine with its conditions."""
     raw = fetch(session, name)
@@ -141,9 +158,12 @@ def _show(session: Session, name: Name) -> None:
             ("Host", status.host or "none yet"),
             ("Zone", status.zone or spec.zone or ""),
             ("Size", size),
+            ("Hardware", _hardware(vm)),
             ("Disks", ", ".join(disks)),
             ("Interfaces", ", ".join(f"{i.name} ({_attached_to(i)})" for i in spec.interfaces)),
             ("Addresses", ", ".join(status.addresses)),
+            ("Guest", _guest(vm)),
+            ("Hours", f"{status.scheduled.action} at {status.scheduled.at}" if status.scheduled else ""),
             ("Started", f"{age(status.started_at, now)} ago" if status.started_at else ""),
             ("Restarts", str(status.restarts) if status.restarts else ""),
             ("Created", f"{age(vm.metadata.creation_timestamp, now)} ago"),

@@ -39,6 +39,7 @@ from kumulus_agents.agent.instance_scope import (
     PressButton,
     Remove,
     RemovePort,
+    Resize,
     Resume,
     Scope,
     Situation,
@@ -57,6 +58,7 @@ from kumulus_agents.hypervisor.protocol import (
     Domain,
     DomainState,
     ExitReason,
+    Growth,
     Marks,
 )
 from kumulus_agents.storage.source import FileSource
@@ -273,12 +275,10 @@ def test_a_start_that_failed_is_no_restart(policy: RestartPolicy) -> None:
     assert found == (Start(marks(restarts=2)),)
 
 
-@pytest.mark.parametrize(
-    ("streak", "ran", "seconds"),
-    [(0, 10, 0), (0, 9, 10), (1, 9, 20), (1, 60, 20), (2, 5, 40), (4, 5, 160), (5, 5, 300), (60, 5, 300)],
-)
-def test_back_off(streak: int, ran: float, seconds: float) -> None:
-    assert instance_memory.back_off(streak, ran) == seconds
+@pytest.mark.parametrize(("streak", "seconds"), [(0, 0), (1, 10), (2, 20), (3, 40), (5, 160), (6, 300), (60, 300)])
+def test_back_off(streak: int, seconds: float) -> None:
+    """The first restart is at once, whatever the guest did."""
+    assert instance_memory.back_off(streak) == seconds
 
 
 def test_restarts_are_forgiven_after_a_calm_run() -> None:
@@ -574,6 +574,48 @@ def test_disks_come_and_go_while_a_machine_is_on(domain: Domain, power: PowerSta
     assert steps(seen, with_volumes(V1, V2, power=power)) == ()
     assert steps(seen, with_volumes(V2, V3, power=power)) == (Detach(V1), Attach(V3))
     assert steps(seen, order(power=power)) == (Detach(V1), Detach(V2))
+
+
+MI = 1 << 20
+
+
+def sized(domain: Domain, cpus: int, memory: int, asked: int | None = None) -> Domain:
+    """It began with 1 CPU and 256 MiB, and can get 4 CPUs and 1 GiB. MiB."""
+    growth = Growth(4, 256 * MI, (memory if asked is None else asked) * MI, 1024 * MI)
+    return replace(domain, cpus=cpus, memory=memory * MI, growth=growth)
+
+
+@pytest.mark.parametrize(("domain", "power"), [(on(), RUNNING), (paused(wanted=PAUSED), PAUSED)])
+def test_a_machine_that_is_on_gets_what_it_can_of_another_size(domain: Domain, power: PowerState) -> None:
+    def asked(has: Domain, cpus: int, memory: int) -> tuple[Step, ...]:
+        return steps(has, order(power=power, cpus=cpus, memory=memory * MI))
+
+    begun = sized(domain, 1, 256)
+    assert asked(begun, 1, 256) == ()
+    assert asked(begun, 2, 512) == (Resize(2, 512 * MI),)
+    assert asked(begun, 8, 512) == (Resize(8, 512 * MI),), "of the CPUs it gets none, of the memory all"
+    assert asked(begun, 8, 2048) == asked(begun, 1, 128) == (), "more than it can get, less than it began with"
+    assert asked(begun, 1, 257) == (), "less than a guest can take at a time"
+    grown = sized(domain, 4, 512)
+    assert asked(grown, 2, 512) == (), "a CPU stays until the next start"
+    assert asked(grown, 4, 384) == (Resize(4, 384 * MI),), "memory is given back"
+    assert asked(sized(domain, 1, 256, asked=512), 1, 512) == (), "it was asked, and has not taken it"
+    assert asked(replace(domain, cpus=1, memory=256 * MI), 2, 512) == (), "it cannot grow"
+
+
+def test_a_guest_has_a_moment_to_take_memory_before_it_is_told() -> None:
+    taking, wanted = sized(on(), 1, 256, asked=512), order(memory=512 * MI)
+
+    def unsaid(domain: Domain, resized_at: float | None) -> float:
+        seen = scope(domain, wanted, memory=Memory(resized_at=resized_at))
+        return instance_status.unsaid(seen, instance_plan.plan(seen))
+
+    assert unsaid(taking, NOW - 1) == instance_status.RESIZED_WITHIN - 1
+    assert unsaid(taking, NOW - 60) <= 0 and unsaid(sized(on(), 1, 512), NOW - 1) == 0 and unsaid(taking, None) == 0
+    seen = scope(taking, wanted, memory=Memory(resized_at=NOW - 60))
+    facts = instance_status.derive(seen, instance_plan.plan(seen), 1).instance
+    assert facts is not None, "what it has is told, and what it can get"
+    assert (facts.cpus, facts.memory, facts.max_cpus, facts.max_memory) == (1, 256 * MI, 4, 1024 * MI)
 
 
 SLOW = Qos(iops=10)

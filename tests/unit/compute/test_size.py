@@ -13,7 +13,7 @@ from kumulus.api.instance_order import InstanceFacts
 from kumulus_controllers.compute.phase import derive_status
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.scope import Scope
-from kumulus_controllers.compute.size import Sizes, no_room, sizes, wanted_size
+from kumulus_controllers.compute.size import Sizes, changes, no_room, sizes, wanted_size
 from tests.unit.compute.test_machine_status import NOW, PLACED, WHERE, host, machine, order
 
 MI = 1 << 20
@@ -88,6 +88,47 @@ def test_nobody_takes_a_guest_for_off_that_was_not_said_to_be() -> None:
 def test_a_status_from_before_types_were_written_down_is_kept() -> None:
     status = {"resources": SMALL, "observedGeneration": 2}
     assert wanted(status, offering("s", LARGE), instanceType="s") == size(SMALL, "s")
+
+
+GROWS = {**SMALL, "maxCpus": 4, "maxMemory": "2Gi"}
+
+
+def parsed(of: dict[str, Any]) -> ResolvedSize:
+    return ResolvedSize.model_validate(of)
+
+
+@pytest.mark.parametrize(
+    ("given", "facts", "pending", "said"),
+    [
+        (GROWS, {"cpus": 1, "memory": 512 * MI, "maxCpus": 4, "maxMemory": 2048 * MI}, None, []),
+        (GROWS, {"cpus": 1, "memory": 512 * MI, "maxCpus": 4, "maxMemory": 2100 * MI}, None, []),
+        ({**GROWS, "cpus": 4, "memory": "2Gi"}, {"cpus": 4, "memory": 2048 * MI}, None, []),
+        (
+            {**GROWS, "cpus": 2, "memory": "3Gi", "maxMemory": "4Gi"},
+            {"cpus": 2, "memory": 512 * MI, "maxCpus": 4, "maxMemory": 2048 * MI},
+            {**GROWS, "cpus": 2, "memory": "3Gi", "maxMemory": "4Gi"},
+            ["memory 512Mi to 3Gi", "maxMemory 2Gi to 4Gi"],
+        ),
+        (GROWS, {"cpus": 1, "memory": 512 * MI}, GROWS, ["maxCpus 1 to 4", "maxMemory 512Mi to 2Gi"]),
+        (GROWS, {"cpus": 3, "memory": 512 * MI, "maxCpus": 4, "maxMemory": 2048 * MI}, GROWS, ["CPUs 3 to 1"]),
+    ],
+)
+def test_only_what_could_not_be_had_at_once_waits(
+    given: dict[str, Any], facts: dict[str, Any], pending: dict[str, Any] | None, said: list[str]
+) -> None:
+    found = sizes(machine(status={}).status, parsed(given), InstanceFacts.model_validate(facts), off=False)
+    assert found.pending == (parsed(pending) if pending else None)
+    assert changes(found) == said
+
+
+def test_what_a_host_can_do_at_once_does_not_wait_before_it_had_the_time() -> None:
+    has = InstanceFacts.model_validate({"cpus": 1, "memory": 512 * MI, "maxCpus": 4, "maxMemory": 2048 * MI})
+    for asked, said in (
+        ({"cpus": 2, "memory": "1Gi"}, []),
+        ({"cpus": 5, "maxCpus": 5}, ["CPUs 1 to 5", "maxCpus 4 to 5"]),
+    ):
+        found = sizes(machine(status={"resources": GROWS}).status, parsed({**GROWS, **asked}), has, off=False)
+        assert found.pending is not None and changes(found, has) == said
 
 
 def running(order: WorkOrder, facts: dict[str, Any]) -> WorkOrder:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kumulus.api.compute import PowerState
 from kumulus.api.disks import DriveBus
+from kumulus.api.hardware import Shape, WatchdogAction
 from kumulus.api.qos import Burst, Qos
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.libvirt import allowlist, attached, marks
@@ -100,6 +101,27 @@ CASES = {
     "drives": (replace(SPEC, disks=(ROOT, SEED, VOLUME), drives=DRIVES), Platform("kvm")),
     "sources": (replace(SPEC, disks=(ROOT, NETWORK, LVM)), Platform("kvm")),
     "nics": (replace(SPEC, nics=(NIC, OVS_NIC)), Platform("kvm")),
+    "growing": (replace(SPEC, nics=(NIC,), max_cpus=4, max_memory=(3 << 30) + 1), Platform("kvm")),
+    "shaped": (
+        replace(
+            SPEC,
+            machine_type="pc-q35-7.1",
+            shape=Shape(
+                cpu_model="Skylake-Server",
+                sockets=2,
+                threads=1,
+                uefi=True,
+                secure_boot=True,
+                tpm=True,
+                watchdog=WatchdogAction.POWER_OFF,
+            ),
+        ),
+        Platform("kvm"),
+    ),
+    "shaped-tcg": (
+        replace(SPEC, shape=Shape(cpu_model="host-passthrough", cores=1, threads=2, uefi=True)),
+        Platform("tcg"),
+    ),
     "diskless": (replace(SPEC, disks=(), marks=replace(MARKS, restart_request=None)), Platform("tcg")),
 }
 
@@ -195,7 +217,7 @@ def test_what_cannot_be_a_domain_is_refused(spec: DomainSpec) -> None:
         ("<domain ", "<domain id='1' "),
         ('cache="none"', 'cache="none" io="native"'),
         ('type="kvm"', 'type="lxc"'),
-        ("<vcpu ", "<vcpu current='1' "),
+        ("<vcpu ", "<vcpu cpuset='1' "),
         (">/dev/urandom<", ">/dev/sda<"),
         ('type="pty"', 'type="tcp"'),
         ("<acpi />", "<acpi>x</acpi>"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.fabric import host_namespace
+from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import WorkOrder
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.kube.store import Key
@@ -100,3 +100,19 @@ def test_a_machine_takes_the_larger_of_what_it_has_and_what_it_gets_at_its_next_
     assert promised(3, has=3, ordered=3) == 3
     assert promised(4, has=3, ordered=2) == 3, "it shrinks, and has not been restarted"
     assert promised(5, has=2, ordered=2) == 2
+
+
+def test_a_zone_s_baseline_is_asked_of_its_hosts() -> None:
+    caches, fleet = Caches(), Fleet()
+    FleetFeed(caches, fleet)
+    status = {"cpu": {"models": ["Nehalem"]}, "machineTypes": ["q35"], "features": ["TPM"]}
+    for name, zone in (("h1", "z1"), ("h2", "z2")):
+        meta = {"name": name, "uid": name, "resourceVersion": "1"}
+        caches.store(Host).apply({"metadata": meta, "spec": {"zone": zone}, "status": status})
+    zone = {"metadata": {"name": "z1", "uid": "z", "resourceVersion": "2"}, "spec": {"cpuBaseline": "Nehalem"}}
+    caches.store(Zone).apply(zone)
+    views = {name: fleet.host(name) for name in ("h1", "h2")}
+    assert {name: view.baseline for name, view in views.items() if view} == {"h1": "Nehalem", "h2": None}
+    view = views["h1"]
+    assert view is not None
+    assert (view.cpu_models, view.machine_types, view.features) == ({"Nehalem"}, {"q35"}, {"TPM"})

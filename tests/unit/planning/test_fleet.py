@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kumulus.api.affinity import HOSTNAME, TOPOLOGY_ZONE, HostOperator
+from kumulus.api.hardware import HostFeature
 from kumulus.api.placement import Profile, Taint, TaintEffect, Toleration, TolerationOperator
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver
@@ -85,6 +86,25 @@ SOFT = Taint(key="old", effect=TaintEffect.PREFER_NO_SCHEDULE)
             host("a", labels={"cores": "16"}),
             NO,
             "not of the labels that hostAffinity asks for (disk=ssd or cores>16,!old)",
+        ),
+        ("hardware", ask(), host("a"), NO, None),
+        ("hardware", ask(cpu_model="host-model"), host("a", baseline="EPYC"), NO, None),
+        ("hardware", ask(), host("a", baseline="EPYC"), NO, "without CPU model EPYC"),
+        ("hardware", ask(cpu_model="EPYC"), host("a", cpu_models=frozenset({"EPYC"})), NO, None),
+        ("hardware", ask(machine_type="q35"), host("a"), NO, "without machine type q35"),
+        (
+            "hardware",
+            ask(features=frozenset({HostFeature.TPM})),
+            host("a", features=frozenset({HostFeature.TPM})),
+            NO,
+            None,
+        ),
+        (
+            "hardware",
+            ask(features=frozenset({HostFeature.UEFI})),
+            host("a", features=frozenset({HostFeature.TPM})),
+            NO,
+            "without UEFI firmware (package ovmf)",
         ),
         ("taints", ask(), host("a", taints=(DEDICATED,)), NO, "with taint dedicated=db"),
         ("taints", ask(), host("a", taints=(Taint(key="gpu"),)), NO, "with taint gpu"),

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
+from kumulus.api.hardware import WatchdogAction
 from kumulus.api.volumes import CacheMode
-from kumulus_agents.hypervisor.libvirt import iotune, marks
+from kumulus_agents.hypervisor.libvirt import iotune, marks, shaping
 from kumulus_agents.hypervisor.libvirt.attached import DRIVE_ALIAS, GUEST_AGENT, NIC_ALIAS, VOLUME_ALIAS
 
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -23,6 +24,7 @@ PATH = r"/[^\x00-\x1f\x7f]{1,1023}"
 DEVICE = r"/dev/[A-Za-z0-9_+./-]{1,255}"
 LINK = r"[a-z][a-z0-9-]{1,14}"
 """Name of a bridge or a tap."""
+CPU_MODEL = r"[A-Za-z0-9_.-]{1,64}"
 DEEPEST = 64
 """Files that a disk may stand on. More is refused: every one of them is opened."""
 CEPH = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
@@ -53,22 +55,38 @@ RULES: Mapping[str, Rule] = {
             "restartRequest": ENCODED,
         }
     ),
+    f"domain/metadata/{{{shaping.NAMESPACE}}}shape": Rule(
+        {
+            "cpuModel": CPU_MODEL,
+            **dict.fromkeys(("sockets", "cores", "threads"), NUMBER),
+            **dict.fromkeys(("uefi", "secureBoot", "tpm"), "True"),
+            "watchdog": "|".join(WatchdogAction),
+        }
+    ),
+    "domain/maxMemory": Rule({"slots": "1", "unit": "b"}, NUMBER),
     "domain/memory": Rule({"unit": "b"}, NUMBER),
-    "domain/vcpu": Rule({"placement": "static"}, NUMBER),
-    "domain/os": Rule(),
+    "domain/vcpu": Rule({"placement": "static", "current": NUMBER}, NUMBER),
+    "domain/os": Rule({"firmware": "efi"}),
+    "domain/os/firmware": Rule(),
+    "domain/os/firmware/feature": Rule({"enabled": "yes|no", "name": "secure-boot|enrolled-keys"}, most=2),
     "domain/sysinfo": Rule({"type": "smbios"}),
     "domain/sysinfo/system": Rule(),
     "domain/sysinfo/system/entry": Rule({"name": "manufacturer|product"}, "Kumulus|OpenStack Compute", most=2),
     "domain/os/smbios": Rule({"mode": "sysinfo"}),
-    "domain/os/type": Rule({"arch": "x86_64", "machine": "q35"}, "hvm"),
+    "domain/os/type": Rule({"arch": "x86_64", "machine": r"q35|pc-q35-[0-9]+(\.[0-9]+){1,2}"}, "hvm"),
     "domain/features": Rule(),
     "domain/features/acpi": Rule(),
     "domain/features/apic": Rule(),
+    "domain/features/smm": Rule({"state": "on"}),
     "domain/features/tcg": Rule(),
     "domain/features/tcg/tb-cache": Rule({"unit": "MiB"}, NUMBER),
-    "domain/cpu": Rule({"mode": "host-model|maximum|custom", "match": "exact", "check": "none|partial"}),
-    "domain/cpu/model": Rule({"fallback": "forbid"}, r"[A-Za-z0-9_.-]{1,64}"),
-    "domain/cpu/topology": Rule({"sockets": "1", "dies": "1", "cores": NUMBER, "threads": "1"}),
+    "domain/cpu": Rule(
+        {"mode": "host-model|host-passthrough|maximum|custom", "match": "exact", "check": "none|partial"}
+    ),
+    "domain/cpu/model": Rule({"fallback": "forbid"}, CPU_MODEL),
+    "domain/cpu/topology": Rule({"sockets": NUMBER, "dies": "1", "cores": NUMBER, "threads": NUMBER}),
+    "domain/cpu/numa": Rule(),
+    "domain/cpu/numa/cell": Rule({"id": "0", "cpus": "0(-[1-9][0-9]{0,3})?", "memory": NUMBER, "unit": "b"}),
     "domain/clock": Rule({"offset": "utc"}),
     "domain/on_poweroff": Rule(text="destroy"),
     "domain/on_reboot": Rule(text="restart"),
@@ -151,6 +169,15 @@ RULES: Mapping[str, Rule] = {
     "domain/devices/video": Rule(),
     "domain/devices/video/model": Rule({"type": "none"}),
     "domain/devices/memballoon": Rule({"model": "virtio", "freePageReporting": "on", "autodeflate": "on"}),
+    "domain/devices/tpm": Rule({"model": "tpm-crb"}),
+    "domain/devices/tpm/backend": Rule({"type": "emulator", "version": "2.0"}),
+    "domain/devices/watchdog": Rule({"model": "i6300esb", "action": "reset|poweroff"}),
+    "domain/devices/memory": Rule({"model": "virtio-mem"}),
+    "domain/devices/memory/target": Rule(),
+    "domain/devices/memory/target/size": Rule({"unit": "b"}, NUMBER),
+    "domain/devices/memory/target/node": Rule(text="0"),
+    "domain/devices/memory/target/block": Rule({"unit": "b"}, NUMBER),
+    "domain/devices/memory/target/requested": Rule({"unit": "b"}, "0"),
     "domain/devices/rng": Rule({"model": "virtio"}),
     "domain/devices/rng/backend": Rule({"model": "random"}, "/dev/urandom"),
     "domain/devices/panic": Rule({"model": "isa"}),

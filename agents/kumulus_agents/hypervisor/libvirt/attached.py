@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.libvirt import iotune, sources
-from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, AttachedNic, HypervisorError
+from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, AttachedNic, Growth, HypervisorError
 from kumulus_agents.storage.source import DiskSource
 
 GUEST_AGENT = "org.qemu.guest_agent.0"
@@ -41,7 +41,8 @@ class Size:
 
     cpus: int | None = None
     memory: int | None = None
-    """Bytes."""
+    """Bytes; of what came while it is on, what the guest has taken."""
+    growth: Growth | None = None
 
 
 UNKNOWN_SIZE = Size()
@@ -49,8 +50,37 @@ UNKNOWN_SIZE = Size()
 
 def size(root: Element) -> Size:
     """The size in a domain's XML. libvirt writes memory in KiB."""
-    vcpu, memory = root.findtext("vcpu"), root.findtext("memory")
-    return Size(int(vcpu) if vcpu else None, int(memory) * 1024 if memory else None)
+    vcpu, memory = root.find("vcpu"), _bytes(root.find("memory"))
+    most = int(vcpu.text or 0) if vcpu is not None else None
+    cpus = int(vcpu.get("current") or most or 0) if vcpu is not None else None
+    device = root.find("devices/memory[@model='virtio-mem']")
+    if cpus is None or most is None or memory is None:
+        return Size(cpus, memory)
+    if device is None:
+        return Size(cpus, memory, Growth(most, memory, memory, memory) if most > cpus else None)
+    room, asked, taken = (_bytes(device.find(f"target/{name}")) or 0 for name in ("size", "requested", "current"))
+    least = memory - room  # libvirt counts all that could come
+    return Size(cpus, least + taken, Growth(most, least, least + asked, memory))
+
+
+def memory_xml(domain_xml: str, asked: int) -> str | None:
+    """The device by which memory comes and goes, asking the guest to have so many bytes in all; None when there is none."""
+    root = _root(domain_xml)
+    device, growth = root.find("devices/memory[@model='virtio-mem']"), size(root).growth
+    requested = device.find("target/requested") if device is not None else None
+    if device is None or requested is None or growth is None:
+        return None
+    requested.text, requested.attrib["unit"] = str((asked - growth.memory_least) // 1024), "KiB"
+    target = device.find("target")
+    current = target.find("current") if target is not None else None
+    if target is not None and current is not None:
+        target.remove(current)
+    return ElementTree.tostring(device, encoding="unicode")
+
+
+def _bytes(element: Element | None) -> int | None:
+    """libvirt writes amounts in KiB."""
+    return int(element.text) * 1024 if element is not None and element.text else None
 
 
 def disks(root: Element) -> tuple[AttachedDisk, ...]:
@@ -195,7 +225,12 @@ def has_caught_up(domain_xml: str, volume: str) -> bool:
 
 def has_agent(domain_xml: str) -> bool:
     """Whether the guest has opened the port of its agent, as libvirt tells of a domain that is on."""
-    found = _root(domain_xml).iterfind("devices/channel/target")
+    return agent_is_there(_root(domain_xml))
+
+
+def agent_is_there(root: Element) -> bool:
+    """The same, of XML that was read."""
+    found = root.iterfind("devices/channel/target")
     return any(port.get("name") == GUEST_AGENT and port.get("state") == "connected" for port in found)
 
 

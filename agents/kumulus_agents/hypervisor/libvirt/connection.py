@@ -49,7 +49,7 @@ class DomainEvent:
     name: str
     lifecycle: tuple[int, int] | None = None
     devices: bool = False
-    """A device came, went, did not go, or has other limits. With neither, its metadata changed."""
+    """A device came, went, did not go, has other limits, or another size. With neither, its metadata changed, or its agent came or went."""
 
 
 class Observer(Protocol):
@@ -198,6 +198,10 @@ class _Link:
                 self._callbacks.append(register(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None))
                 self._callbacks.append(register(libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._on_metadata, None))
                 self._callbacks.append(register(libvirt.VIR_DOMAIN_EVENT_ID_TUNABLE, self._on_tunable, None))
+                agent = libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE
+                self._callbacks.append(register(agent, self._on_agent, None))
+                amount = libvirt.VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE
+                self._callbacks.append(register(amount, self._on_amount, None))
                 for event in DEVICE_EVENTS:
                     self._callbacks.append(register(event, self._on_device, None))
             except libvirt.libvirtError as error:
@@ -241,6 +245,17 @@ class _Link:
     def _on_device(self, _handle: ConnectionHandle, domain: DomainHandle, _alias: str, _opaque: None) -> None:
         told = DomainEvent(domain.UUIDString(), domain.name(), devices=True)
         self._hand_over(functools.partial(self._observer.happened, told))
+
+    def _on_agent(
+        self, _handle: ConnectionHandle, domain: DomainHandle, _state: int, _reason: int, _opaque: None
+    ) -> None:
+        """Nobody is woken by it: a guest can open and shut its port as often as it likes."""
+        self._hand_over(functools.partial(self._observer.happened, DomainEvent(domain.UUIDString(), domain.name())))
+
+    def _on_amount(
+        self, handle: ConnectionHandle, domain: DomainHandle, alias: str, _bytes: int, _opaque: None
+    ) -> None:
+        self._on_device(handle, domain, alias, _opaque)
 
     def _hand_over(self, what: Callable[[], None]) -> None:
         if not self._closed.is_set():

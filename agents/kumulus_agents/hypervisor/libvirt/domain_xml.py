@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, register_namespac
 
 from kumulus.api.disks import DriveBus
 from kumulus.api.volumes import CacheMode
-from kumulus_agents.hypervisor.libvirt import allowlist, iotune, marks, sources
+from kumulus_agents.hypervisor.libvirt import allowlist, growing, iotune, marks, shaping, sources
 from kumulus_agents.hypervisor.libvirt.attached import (
     DRIVE_ALIAS,
     GUEST_AGENT,
@@ -52,6 +52,7 @@ KVM = "kvm"
 TCG = "tcg"
 
 register_namespace(marks.PREFIX, marks.NAMESPACE)
+register_namespace(shaping.PREFIX, shaping.NAMESPACE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,8 @@ class Platform:
     """Paths of disks whose file system cannot do O_DIRECT."""
 
 
-def render(spec: DomainSpec, platform: Platform) -> str:
-    """The XML to define. The same spec and platform give the same text.
+def render(spec: DomainSpec, platform: Platform, machine_type: str | None = None) -> str:
+    """The XML to define, on the board `machine_type` unless `spec` names one. The same spec and platform give the same text.
 
     Raises `HypervisorError(reason="InvalidDomain", retryable=False)` for a spec that cannot be a domain.
     """
@@ -77,19 +78,18 @@ def render(spec: DomainSpec, platform: Platform) -> str:
     _text(domain, "uuid", spec.marks.uid)
     metadata = SubElement(domain, "metadata")
     SubElement(metadata, f"{{{marks.NAMESPACE}}}instance", marks.instance_attributes(spec.marks))
-    _text(domain, "memory", str(spec.memory), unit="b")
-    _text(domain, "vcpu", str(spec.cpus), placement="static")
+    shaping.remember(metadata, spec.shape)
+    growing.head(domain, spec)
     if spec.nics:
         # By the product guests know that there is metadata to ask for, of which shape (cloud-init's DataSourceOpenStack).
         system = SubElement(SubElement(domain, "sysinfo", type="smbios"), "system")
         _text(system, "entry", "Kumulus", name="manufacturer")
         _text(system, "entry", "OpenStack Compute", name="product")
-    firmware = SubElement(domain, "os")
-    _text(firmware, "type", "hvm", arch="x86_64", machine="q35")
+    firmware = shaping.firmware(domain, spec, machine_type)
     if spec.nics:
         SubElement(firmware, "smbios", mode="sysinfo")
-    _features(domain, platform)
-    _cpu(domain, spec.cpus, platform)
+    _features(domain, spec, platform)
+    _cpu(domain, spec, platform)
     SubElement(domain, "clock", offset="utc")
     _text(domain, "on_poweroff", "destroy")
     _text(domain, "on_reboot", "restart")
@@ -199,25 +199,19 @@ def _check_format(disk: DomainDisk) -> None:
         )
 
 
-def _features(domain: Element, platform: Platform) -> None:
+def _features(domain: Element, spec: DomainSpec, platform: Platform) -> None:
     features = SubElement(domain, "features")
     SubElement(features, "acpi")
     SubElement(features, "apic")
+    shaping.features(features, spec.shape)
     if platform.acceleration == TCG:
         # Translated code is memory of the host that nobody accounts for; QEMU's own bound is 1 GiB a guest.
         _text(SubElement(features, "tcg"), "tb-cache", "128", unit="MiB")
 
 
-def _cpu(domain: Element, cpus: int, platform: Platform) -> None:
-    if platform.acceleration == KVM:
-        cpu = SubElement(domain, "cpu", mode="host-model", check="partial")
-    elif platform.emulated_cpu == "maximum":
-        cpu = SubElement(domain, "cpu", mode="maximum", check="none")
-    else:
-        cpu = SubElement(domain, "cpu", mode="custom", match="exact", check="none")
-        _text(cpu, "model", platform.emulated_cpu, fallback="forbid")
-    # One socket: some guests are licensed or limited by sockets.
-    SubElement(cpu, "topology", sockets="1", dies="1", cores=str(cpus), threads="1")
+def _cpu(domain: Element, spec: DomainSpec, platform: Platform) -> None:
+    emulated = None if platform.acceleration == KVM else platform.emulated_cpu
+    growing.cell(shaping.processor(domain, spec, growing.room(spec).cpus, emulated=emulated), spec)
 
 
 def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
@@ -249,6 +243,8 @@ def _devices(devices: Element, spec: DomainSpec, platform: Platform) -> None:
     SubElement(devices, "memballoon", model="virtio", freePageReporting="on", autodeflate="on")
     _text(SubElement(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
     SubElement(devices, "panic", model="isa")
+    growing.device(devices, spec)
+    shaping.devices(devices, spec.shape)
 
 
 def _disk(devices: Element, disk: DomainDisk, target: str, *, direct: bool) -> None:
@@ -302,7 +298,9 @@ def _ports(devices: Element, spec: DomainSpec) -> None:
     """Room on q35 for what there is and for interfaces that come later: a PCI device can only come into a free root port."""
     SubElement(devices, "controller", type="pci", index="0", model="pcie-root")
     virtio = sum(not _on_scsi(disk) for disk in spec.disks)
-    for index in range(1, virtio + len(spec.nics) + OWN_PORTS + SPARE_PORTS + 1):
+    # The watchdog is a PCI device, and in the bridge that libvirt makes for it.
+    more = (growing.room(spec).memory > 0) + (spec.shape.watchdog is not None)
+    for index in range(1, virtio + len(spec.nics) + more + OWN_PORTS + SPARE_PORTS + 1):
         SubElement(devices, "controller", type="pci", index=str(index), model="pcie-root-port")
 
 

@@ -22,11 +22,12 @@ from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus_agents.hypervisor.libvirt import (
     acceleration,
-    attached,
     block_jobs,
     copying,
     discs,
     domain_xml,
+    growing,
+    guest_agent,
     holding,
     inventory,
     listing,
@@ -53,6 +54,7 @@ from kumulus_agents.hypervisor.protocol import (
     DomainSpec,
     DomainState,
     ForeignDomain,
+    GuestSays,
     Hypervisor,
     HypervisorError,
     Inventory,
@@ -198,6 +200,15 @@ class LibvirtHypervisor:
     async def limit_disk(self, uid: str, volume: str, qos: Qos) -> None:
         await self._tell_of_device(uid, functools.partial(verbs.limit_disk, volume, qos))
 
+    async def resize(self, uid: str, cpus: int, memory: int) -> None:
+        await self._tell_of_device(uid, functools.partial(growing.resize, cpus, memory))
+
+    async def ask_guest(self, uid: str) -> GuestSays | None:
+        # Not in the domain's turn: an agent that does not answer holds up nobody else.
+        return await self._connection.call(
+            functools.partial(guest_agent.says, uid), seconds=self._settings.verb_timeout
+        )
+
     async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
         await self._tell_of_device(uid, functools.partial(discs.change_disc, drive, disc, force))
 
@@ -326,9 +337,10 @@ class LibvirtHypervisor:
         found = inventory.read(connection)
         wanted = self._settings.acceleration
         if wanted is not Acceleration.AUTO:
-            return replace(found, acceleration=wanted.value)
+            return inventory.read_offer(connection, replace(found, acceleration=wanted.value))
         emulator = inventory.emulator(connection.getCapabilities())
-        return replace(found, acceleration=self._accelerated(emulator) if emulator else domain_xml.TCG)
+        accelerated = self._accelerated(emulator) if emulator else domain_xml.TCG
+        return inventory.read_offer(connection, replace(found, acceleration=accelerated))
 
     def _accelerated(self, emulator: str) -> str:
         return acceleration.probe(emulator, memory=self._settings.acceleration_file)
@@ -347,6 +359,10 @@ class LibvirtHypervisor:
                 nics=record.nics,
                 cpus=record.size.cpus,
                 memory=record.size.memory,
+                growth=record.size.growth,
+                shape=record.shape,
+                machine_type=record.machine_type,
+                agent=record.agent,
                 held=record.hold is not None,
             )
         why = self._exits.why(record.marks.uid, state.exit_of(*told))
@@ -359,6 +375,9 @@ class LibvirtHypervisor:
             nics=record.nics,
             cpus=record.size.cpus,
             memory=record.size.memory,
+            growth=record.size.growth,
+            shape=record.shape,
+            machine_type=record.machine_type,
             saved=record.saved,
         )
 
@@ -419,7 +438,8 @@ def _start(
             return _already_on(handle, spec.marks)
     Path(spec.console_log).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     buffered = frozenset(disk.path for disk in spec.disks if not verbs.direct(disk.source))
-    handle = connection.defineXML(domain_xml.render(spec, replace(platform, buffered=buffered)))
+    has = marks.board_of(handle) if handle is not None else None
+    handle = connection.defineXML(domain_xml.render(spec, replace(platform, buffered=buffered), has))
     try:
         # FORCE_BOOT: a state that somebody saved belongs to another run, maybe to other disks.
         with secrets.lent(connection, (*spec.disks, *spec.drives)):
@@ -430,8 +450,9 @@ def _start(
         raise
     disks, drives = domain_xml.as_attached(spec.disks, buffered), domain_xml.drives_as_attached(spec.drives)
     nics = domain_xml.nics_as_attached(spec.nics)
-    size = attached.Size(spec.cpus, -(-spec.memory // attached.MEMORY_UNIT) * attached.MEMORY_UNIT)
-    return Record(spec.marks, verbs.write_run(handle), disks, drives, nics, size), handle.state()
+    begun = growing.begun(spec)
+    record = Record(spec.marks, verbs.write_run(handle), disks, drives, nics, begun, shape=spec.shape)
+    return replace(record, machine_type=marks.board_of(handle)), handle.state()
 
 
 def _already_on(handle: DomainHandle, wanted: Marks) -> tuple[Record, tuple[int, int]]:

@@ -26,6 +26,7 @@ class DomainHandle(Protocol):
     def attachDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
     def detachDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
     def updateDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
+    def setVcpusFlags(self, nvcpus: int, flags: int) -> int: ...  # noqa: N802
     def blockInfo(self, path: str, flags: int = 0) -> Sequence[int]: ...  # noqa: N802
     def blockResize(self, disk: str, size: int, flags: int) -> int: ...  # noqa: N802
     def setBlockIoTune(self, disk: str, params: Mapping[str, int], flags: int) -> int: ...  # noqa: N802
@@ -35,6 +36,7 @@ class DomainHandle(Protocol):
     def blockJobInfo(self, disk: str, flags: int = 0) -> Mapping[str, int]: ...  # noqa: N802
     def blockJobAbort(self, disk: str, flags: int) -> int: ...  # noqa: N802
     def agentSetResponseTimeout(self, timeout: int, flags: int) -> int: ...  # noqa: N802
+    def guestInfo(self, types: int, flags: int) -> Mapping[str, object]: ...  # noqa: N802
     def fsFreeze(self, mountpoints: None = None, flags: int = 0) -> int: ...  # noqa: N802
     def fsThaw(self, mountpoints: None = None, flags: int = 0) -> int: ...  # noqa: N802
     def managedSave(self, flags: int) -> int: ...  # noqa: N802
@@ -60,6 +62,7 @@ LifecycleCallback = Callable[["ConnectionHandle", DomainHandle, int, int, None],
 MetadataCallback = Callable[["ConnectionHandle", DomainHandle, int, str, None], None]
 TunableCallback = Callable[["ConnectionHandle", DomainHandle, Mapping[str, object], None], None]
 DeviceCallback = Callable[["ConnectionHandle", DomainHandle, str, None], None]
+AmountCallback = Callable[["ConnectionHandle", DomainHandle, str, int, None], None]
 CloseCallback = Callable[["ConnectionHandle", int, None], None]
 
 
@@ -74,7 +77,7 @@ class ConnectionHandle(Protocol):
         self,
         domain: None,
         event: int,
-        callback: LifecycleCallback | MetadataCallback | TunableCallback | DeviceCallback,
+        callback: LifecycleCallback | MetadataCallback | TunableCallback | DeviceCallback | AmountCallback,
         opaque: None,
     ) -> int: ...
     def domainEventDeregisterAny(self, callback: int) -> int: ...  # noqa: N802
@@ -86,6 +89,9 @@ class ConnectionHandle(Protocol):
     def getAllDomainStats(self, stats: int, flags: int) -> Stats: ...  # noqa: N802
     def domainListGetStats(self, domains: Sequence[DomainHandle], stats: int, flags: int) -> Stats: ...  # noqa: N802
     def getCapabilities(self) -> str: ...  # noqa: N802
+    def getDomainCapabilities(  # noqa: N802
+        self, emulator: str | None, arch: str | None, machine: str | None, virtualisation: str | None, flags: int = 0
+    ) -> str: ...
     def getVersion(self) -> int: ...  # noqa: N802
     def getLibVersion(self) -> int: ...  # noqa: N802
     def getMemoryStats(self, cell: int, flags: int = 0) -> Mapping[str, int]: ...  # noqa: N802

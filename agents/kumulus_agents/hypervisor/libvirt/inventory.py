@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from xml.etree import ElementTree
 
+from kumulus.api.hardware import HostFeature
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle
 from kumulus_agents.hypervisor.protocol import Inventory
 
@@ -17,6 +19,36 @@ def read(handle: ConnectionHandle) -> Inventory:
     """What the host has, all but how guests are accelerated. Blocks. Raises `libvirtError`."""
     memory = handle.getMemoryStats(ALL_CELLS)["total"] * 1024
     return parse(handle.getCapabilities(), memory, version(handle.getLibVersion()), version(handle.getVersion()))
+
+
+def read_offer(handle: ConnectionHandle, found: Inventory) -> Inventory:
+    """The same, with what domains can have that are accelerated so. Blocks. Raises `libvirtError`."""
+    virtualisation = "kvm" if found.acceleration == "kvm" else "qemu"
+    return with_offer(found, handle.getDomainCapabilities(None, found.architecture, FAMILY, virtualisation))
+
+
+def with_offer(found: Inventory, domain_capabilities: str) -> Inventory:
+    """The same, with what domains can have (https://libvirt.org/formatdomaincaps.html). Pure."""
+    root = ElementTree.fromstring(domain_capabilities)  # noqa: S314  # libvirt wrote it
+    efi = "efi" in _values(root, "os/enum[@name='firmware']")
+    said = {
+        HostFeature.UEFI: efi,
+        HostFeature.SECURE_BOOT: efi and "yes" in _values(root, "os/loader/enum[@name='secure']"),
+        HostFeature.TPM: "emulator" in _values(root, "devices/tpm[@supported='yes']/enum[@name='backendModel']"),
+        HostFeature.WATCHDOG: True,
+    }
+    custom = root.findall("cpu/mode[@name='custom']/model[@usable='yes']")
+    beyond = root.findall("cpu/mode[@name='host-model']/feature[@policy='require']")
+    return replace(
+        found,
+        cpu_models=tuple(sorted(model.text for model in custom if model.text)),
+        cpu_features=tuple(sorted(name for feature in beyond if (name := feature.get("name")))),
+        features=frozenset(feature for feature, has in said.items() if has),
+    )
+
+
+def _values(root: ElementTree.Element, enum: str) -> set[str]:
+    return {value.text or "" for value in root.findall(f"{enum}/value")}
 
 
 def parse(capabilities: str, memory: int, hypervisor_version: str, emulator_version: str) -> Inventory:

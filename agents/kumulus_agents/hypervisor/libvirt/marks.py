@@ -17,9 +17,11 @@ from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 
 from kumulus.api.compute import PowerState
-from kumulus_agents.hypervisor.libvirt import attached
+from kumulus.api.hardware import Shape
+from kumulus_agents.hypervisor.libvirt import attached, shaping
 from kumulus_agents.hypervisor.libvirt.attached import UNKNOWN_SIZE, Size
-from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, AttachedNic, Marks
+from kumulus_agents.hypervisor.libvirt.handles import DomainHandle
+from kumulus_agents.hypervisor.protocol import DEFAULT_SHAPE, AttachedDisk, AttachedDrive, AttachedNic, Marks
 
 NAMESPACE = "https://kumulus.io/xmlns/domain/1"
 PREFIX = "kumulus"
@@ -63,6 +65,10 @@ class Record:
     hold: Hold | None = None
     saved: int | None = None
     """The epoch of the placement that a memory which is kept is of. Devices and size are those of that memory."""
+    agent: bool = False
+    """Its guest has opened the port of its agent."""
+    shape: Shape = DEFAULT_SHAPE
+    machine_type: str | None = None
 
 
 def domain_name(uid: str) -> str:
@@ -128,7 +134,15 @@ def read(domain_xml: str) -> Record | None:
         attached.size(root),
         root.find(f"metadata/{{{REST_NAMESPACE}}}rest") is not None,
         _hold(root.find(f"metadata/{{{HOLD_NAMESPACE}}}hold")),
+        agent=attached.agent_is_there(root),
+        shape=shaping.recall(root),
+        machine_type=shaping.board(root),
     )
+
+
+def board_of(handle: DomainHandle) -> str | None:
+    """The board that a domain is defined with, by its exact name."""
+    return shaping.board(ElementTree.fromstring(handle.XMLDesc(0)))  # noqa: S314  # libvirt wrote it
 
 
 def with_memory(record: Record, saved_xml: str) -> Record:
@@ -136,7 +150,16 @@ def with_memory(record: Record, saved_xml: str) -> Record:
     kept = read(saved_xml)
     if kept is None:
         return replace(record, saved=0)
-    return replace(record, disks=kept.disks, drives=kept.drives, nics=kept.nics, size=kept.size, saved=kept.marks.epoch)
+    return replace(
+        record,
+        disks=kept.disks,
+        drives=kept.drives,
+        nics=kept.nics,
+        size=kept.size,
+        saved=kept.marks.epoch,
+        shape=kept.shape,
+        machine_type=kept.machine_type,
+    )
 
 
 def _marks(element: ElementTree.Element) -> Marks:
