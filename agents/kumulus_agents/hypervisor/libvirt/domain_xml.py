@@ -52,6 +52,8 @@ KVM = "kvm"
 TCG = "tcg"
 
 register_namespace(marks.PREFIX, marks.NAMESPACE)
+register_namespace(marks.RUN_PREFIX, marks.RUN_NAMESPACE)
+register_namespace(marks.ARRIVING_PREFIX, marks.ARRIVING_NAMESPACE)
 
 
 @dataclass(frozen=True, slots=True)
