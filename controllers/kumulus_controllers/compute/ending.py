@@ -1,0 +1,115 @@
+"""The end of a machine: its work order first, then its volumes and interfaces, its finalizer last."""
+
+from __future__ import annotations
+
+import structlog
+
+from kumulus.api.base import FINALIZER, FORCE_DETACH
+from kumulus.api.compute import Phase, VirtualMachine
+from kumulus.api.fabric import host_namespace
+from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.order_names import instance_order_name
+from kumulus.api.storage import Volume
+from kumulus.kube.errors import Refused
+from kumulus.kube.store import Key
+from kumulus.runtime.reconciler import Services
+from kumulus.runtime.result import Done, Gone, Requeue, Result
+from kumulus_controllers import order_secret
+from kumulus_controllers.compute.machines import Machines
+from kumulus_controllers.compute.phase import placed
+from kumulus_controllers.compute.scope import Scope
+from kumulus_controllers.orders import FOR_NAME
+from kumulus_controllers.planning.fleet import Fleet
+from kumulus_controllers.status import drop_finalizer
+from kumulus_controllers.storage.volume_plan import goes_with
+
+log = structlog.get_logger(__name__)
+
+TERMINATING_SHOWN_AFTER = 2.0
+"""A deletion that takes longer is shown in the status; most do not, and save a write."""
+
+
+class Ending:
+    """Takes down what there is of a machine that goes or is gone."""
+
+    def __init__(self, services: Services, fleet: Fleet, known: Machines) -> None:
+        self._services = services
+        self._fleet = fleet
+        self._known = known
+        self._deleting_since: dict[str, float] = {}
+
+    async def delete(self, scope: Scope) -> Result:
+        """One pass over a machine that is being deleted."""
+        vm, client = scope.vm, self._services.client
+        if FINALIZER not in vm.metadata.finalizers:
+            return Done()
+        orders = self._known.orders_of(vm)
+        if not orders and vm.status.host is not None and vm.uid not in self._deleting_since:
+            orders = await self._live_orders(vm)
+        forced = vm.metadata.annotations.get(FORCE_DETACH) == "true"
+        for order in orders:
+            if not order.deleting:
+                await self._delete_order(order)
+            elif forced:
+                await drop_finalizer(client, self._known.orders, order)
+        if not self._known.orders_of(vm):
+            await self._delete_own_volumes(vm)
+            await self._known.interfaces.drop(vm, all_of_them=True)
+            await drop_finalizer(client, self._known.store, vm)
+            self._deleting_since.pop(vm.uid, None)
+            self._fleet.release(vm.uid)
+            for volume in self._known.volumes.of(vm).values():
+                if volume.status.pool is None:  # it had room with the machine, and was never made
+                    self._fleet.let_go(volume.uid)
+            return Gone()
+        now = self._services.clock.monotonic()
+        since = self._deleting_since.setdefault(vm.uid, now)
+        if now - since < TERMINATING_SHOWN_AFTER and vm.status.phase is not Phase.TERMINATING:
+            return Requeue(TERMINATING_SHOWN_AFTER)
+        return await self._known.report(self._known.observe(vm), placed(scope), None, None)
+
+    async def remove_orphans(self, key: Key, vm: VirtualMachine | None) -> None:
+        """Work orders of a machine of that name that is no more: removed after a live look."""
+        for order in self._known.orders.by(FOR_NAME, f"VirtualMachine/{key.namespace or ''}/{key.name}"):
+            if (
+                order.spec.type is not WorkType.INSTANCE
+                or order.deleting
+                or (vm is not None and order.spec.for_.uid == vm.uid)
+            ):
+                continue
+            live = await self._services.client.find(VirtualMachine.KIND, key.name, key.namespace)
+            if live is None or live["metadata"]["uid"] != order.spec.for_.uid:
+                log.info("removing the work order of a machine that is gone", namespace=key.namespace, name=key.name)
+                await self._delete_order(order)
+
+    async def _delete_order(self, order: WorkOrder) -> None:
+        """Ask for the end of a work order. Its Secret goes first: the garbage collector may take half a minute."""
+        seed = order.spec.instance.seed if order.spec.instance is not None else None
+        if seed is not None and seed.secret is not None:
+            await order_secret.take_back(self._services.client, seed.secret, order)
+        raw = await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
+        if raw is None or "spec" not in raw or FINALIZER not in raw["metadata"].get("finalizers", ()):
+            self._known.orders.remove(Key(order.namespace, order.name), order.uid)
+        else:
+            self._known.orders.apply(raw)
+
+    async def _delete_own_volumes(self, vm: VirtualMachine) -> None:
+        """The volumes that go with the machine. The garbage collector would see to them as well, half a minute later."""
+        for volume in self._known.volumes.of(vm).values():
+            if not volume.deleting and goes_with(volume, vm.uid):
+                try:
+                    raw = await self._services.client.delete(Volume.KIND, volume.name, volume.namespace, uid=volume.uid)
+                except Refused:  # protected from deletion: it outlives the machine after all
+                    log.info("a volume of a machine that goes is protected", namespace=vm.namespace, name=volume.name)
+                    continue
+                if raw is not None and "spec" in raw:
+                    self._known.volumes.store.apply(raw)
+
+    async def _live_orders(self, vm: VirtualMachine) -> list[WorkOrder]:
+        """Before letting a placed machine go whose work order this process has not seen go: is there really none?"""
+        namespace = host_namespace(vm.status.host or "")
+        raw = await self._services.client.find(WorkOrder.KIND, instance_order_name(vm.uid), namespace)
+        if raw is None:
+            return []
+        self._known.orders.apply(raw)
+        return [WorkOrder.parse(raw)]

@@ -1,0 +1,96 @@
+"""A machine that has a work order: what may change is brought into it, what it names is provided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from kumulus.api.compute import ResolvedSize, VirtualMachine
+from kumulus.api.host import WorkOrder, WorkOrderSpec
+from kumulus.api.instance_order import Drive, InstanceDisk
+from kumulus.api.segments import Nic
+from kumulus.kube.patching import merge_patch
+from kumulus.runtime.reconciler import Services
+from kumulus.runtime.result import Result
+from kumulus_controllers.compute.links import linked, meant, renewed_nics
+from kumulus_controllers.compute.machines import Machines
+from kumulus_controllers.compute.order import renewed
+from kumulus_controllers.compute.phase import placed
+from kumulus_controllers.compute.problem import Problem
+from kumulus_controllers.compute.provisions import Provisions
+from kumulus_controllers.compute.resolve import attached_disks, drives, held
+from kumulus_controllers.compute.scope import Scope
+from kumulus_controllers.compute.size import no_room, unsuited, wanted_size
+from kumulus_controllers.orders import NOT_BEGUN, host_of
+from kumulus_controllers.planning.fleet import Fleet
+
+
+class Following:
+    """Keeps the work order of a machine as the machine's spec has it, as far as that may change."""
+
+    def __init__(self, services: Services, fleet: Fleet, known: Machines, provisions: Provisions) -> None:
+        self._services = services
+        self._fleet = fleet
+        self._known = known
+        self._provisions = provisions
+
+    async def follow(self, scope: Scope, order: WorkOrder) -> Result:
+        """There is a work order: bring into it what may change, see that what it names is there, report."""
+        vm, host = scope.vm, host_of(order)
+        refused = await self._known.interfaces.make(scope)
+        scope = replace(scope, links=self._known.interfaces.links(vm))
+        volumes, problem = attached_disks(scope, host)
+        discs, discless = drives(scope, self._provisions.disc_pool(scope, host))
+        nics, unlinked = linked(scope)
+        problem = problem or discless or refused or unlinked
+        nics = renewed_nics(vm, order, nics, meant(scope))
+        with self._granted(scope, order) as (size, too_large):
+            await self._renew(order, vm, volumes, discs, nics, held=scope.restore is not None, size=size)
+        await self._known.interfaces.drop(vm)
+        await self._provisions.bring_discs(scope, host, discs)
+        if order.status.state in NOT_BEGUN:
+            problem = await self._provisions.provide(scope) or problem
+        elif problem is not None:
+            problem = replace(problem, hinders=False)
+        return await self._known.report(
+            self._known.observe(vm), placed(scope), None, held(scope) or problem, size=size, too_large=too_large
+        )
+
+    @contextmanager
+    def _granted(self, scope: Scope, order: WorkOrder) -> Iterator[tuple[ResolvedSize | None, Problem | None]]:
+        """The size to order, for which room is kept; or None for the one that is ordered, and why it is no other."""
+        size, instance = wanted_size(scope), order.spec.instance
+        assert instance is not None
+        if isinstance(size, Problem):
+            yield None, size
+        elif (size.cpus, size.memory_bytes) == (instance.cpus, instance.memory):
+            yield size, None
+        elif (problem := unsuited(scope, size)) is not None:
+            yield None, problem
+        else:
+            has = scope.vm.status.resources or size
+            most = max(size.cpus, has.cpus), max(size.memory_bytes, has.memory_bytes)
+            with self._fleet.enlarging(scope.vm.uid, *most) as lack:
+                yield (size, None) if lack is None else (None, no_room(size, lack))
+
+    async def _renew(
+        self,
+        order: WorkOrder,
+        vm: VirtualMachine,
+        volumes: tuple[InstanceDisk, ...],
+        discs: tuple[Drive, ...],
+        nics: tuple[Nic, ...],
+        *,
+        held: bool,
+        size: ResolvedSize | None,
+    ) -> None:
+        """Bring what may change of a placed machine into its work order."""
+        wanted: WorkOrderSpec = renewed(
+            vm, order.spec, volumes, discs, self._services.term(), nics=nics, held=held, size=size
+        )
+        patch = merge_patch(order.spec.to_json(), wanted.to_json())
+        if not patch:
+            return
+        body = {"metadata": {"resourceVersion": order.metadata.resource_version}, "spec": patch}
+        self._known.orders.apply(await self._services.client.patch(WorkOrder.KIND, order.name, body, order.namespace))

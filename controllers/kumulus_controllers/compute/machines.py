@@ -1,0 +1,112 @@
+"""What is known of machines, and the one way into their status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from kumulus.api.compute import InstanceType, ResolvedSize, VirtualMachine
+from kumulus.api.fabric import Host, Zone
+from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.storage import Volume
+from kumulus.kube.errors import NotFound
+from kumulus.runtime.clock import rfc3339
+from kumulus.runtime.reconciler import Services
+from kumulus.runtime.result import Done, Result, Wait
+from kumulus_controllers.compute.interfaces import Interfaces
+from kumulus_controllers.compute.phase import Placed, derive_status
+from kumulus_controllers.compute.problem import Problem
+from kumulus_controllers.compute.resolve import Resolution, image_of
+from kumulus_controllers.compute.restores import holding, restores
+from kumulus_controllers.compute.scope import AnyImage, Scope, Use
+from kumulus_controllers.orders import FOR_UID, host_of, work_orders
+from kumulus_controllers.status import write_status
+from kumulus_controllers.storage.sharing import Images
+from kumulus_controllers.storage.volumes import Volumes
+
+
+class Machines:
+    """What this process knows of machines and of what they name; what it finds out of one is reported here."""
+
+    def __init__(self, services: Services) -> None:
+        caches = services.caches
+        self._services = services
+        self.store = caches.store(VirtualMachine)
+        self.hosts = caches.store(Host)
+        self.volumes = Volumes(caches)
+        self.interfaces = Interfaces(services)
+        self.orders = work_orders(caches)
+        self._types = caches.store(InstanceType)
+        self._images = Images(caches)
+        self._zones = caches.store(Zone)
+        self._restores = restores(caches)
+
+    def observe(self, vm: VirtualMachine) -> Scope:
+        """A machine with everything that its state follows from."""
+        order = max(
+            self.orders_of(vm),
+            key=lambda o: (o.spec.instance.epoch if o.spec.instance else 0, not o.deleting),
+            default=None,
+        )
+        host = vm.status.host or (host_of(order) if order else None)
+        return Scope(
+            vm=vm,
+            order=order,
+            host=self.hosts.get(host) if host else None,
+            instance_type=self._types.get(vm.spec.instance_type) if vm.spec.instance_type else None,
+            images=self._images_of(vm),
+            zone_exists=vm.spec.zone is None or self._zones.get(vm.spec.zone) is not None,
+            volumes={disk: self._use(volume, host) for disk, volume in self.volumes.of(vm).items()},
+            links=self.interfaces.links(vm),
+            restore=holding(self._restores, vm),
+        )
+
+    def orders_of(self, vm: VirtualMachine) -> Sequence[WorkOrder]:
+        """Its work orders, those on their way out as well."""
+        return self.orders.by(FOR_UID, f"{WorkType.INSTANCE}/{vm.uid}")
+
+    def _use(self, volume: Volume, host: str | None) -> Use:
+        pool = self.volumes.pool(volume)
+        usable = pool is None or host is None or not pool.shared or self.volumes.usable(pool, host)
+        return Use(volume, self.volumes.wanted(volume), pool, self.volumes.manner(volume), usable)
+
+    def _images_of(self, vm: VirtualMachine) -> Mapping[str, AnyImage]:
+        found: dict[str, AnyImage] = {}
+        for disk in vm.spec.disks:
+            wanted = image_of(vm, disk)
+            if wanted is not None:
+                image = self._images.find(wanted)
+                if image is not None:
+                    found[wanted.key] = image
+        return found
+
+    async def report(
+        self,
+        scope: Scope,
+        where: Placed | None,
+        resolution: Resolution | None,
+        problem: Problem | None,
+        *,
+        size: ResolvedSize | None = None,
+        too_large: Problem | None = None,
+    ) -> Result:
+        """Write what is derived into the status, if it differs; how to go on from it."""
+        vm = self.store.get(scope.vm.name, scope.vm.namespace) or scope.vm
+        if vm.uid != scope.vm.uid:
+            return Done()
+        current = replace(scope, vm=vm)
+        after = derive_status(current, where, resolution, problem, self.now(), size=size, too_large=too_large)
+        try:
+            await write_status(self._services.client, self.store, vm, vm.status, after)
+        except NotFound:
+            return Done()
+        problem = problem or too_large
+        if problem is not None:
+            return Wait(problem.reason, 15.0 if problem.reason.startswith("Secret") else 60.0)
+        if vm.deleting:
+            return Wait("Terminating", 30.0)
+        return Done()
+
+    def now(self) -> str:
+        """The time as it stands in a status."""
+        return rfc3339(self._services.clock.now())
