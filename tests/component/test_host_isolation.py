@@ -532,7 +532,7 @@ def test_tenants_get_their_kinds_through_the_roles_of_kubernetes(api: Cluster, n
         lambda: may(api, "alice", "list", VirtualMachine.KIND, namespace), "the roles to be aggregated", seconds=20
     )
     tenant = {"virtualmachines", "images", "imageuploads", "volumes", "consolerequests"}
-    tenant |= {"volumesnapshots", "virtualmachinesnapshots", "virtualmachinerestores"}
+    tenant |= {"volumesnapshots", "virtualmachinesnapshots", "virtualmachinerestores", "virtualmachinemigrations"}
     tenant |= {"networks", "networkinterfaces", "securitygroups", "routers", "floatingips", "loadbalancers"}
     shown = {"ipaddresses"}
     offers = {"instancetypes", "volumeclasses", "networkclasses", "externalnetworks", "clusterimages", "zones"}

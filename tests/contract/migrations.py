@@ -19,6 +19,7 @@ from kumulus_agents.hypervisor.migration import Progress, Sending, Stream
 from kumulus_agents.hypervisor.protocol import DomainSpec, DomainState, ExitReason, Hypervisor, HypervisorError, Marks
 from tests.contract.hypervisor import World, eventually, the
 
+
 async def pair() -> tuple[Stream, Stream]:
     """Two streams that are each other's ends."""
     one, two = socket.socketpair()
@@ -172,9 +173,7 @@ class MigrationContract:
         assert off.value.reason == "NotRunning"
         assert between.served == []
 
-    async def test_what_waits_for_a_guest_can_be_removed(
-        self, target: Hypervisor, here: World, there: World
-    ) -> None:
+    async def test_what_waits_for_a_guest_can_be_removed(self, target: Hypervisor, here: World, there: World) -> None:
         comes = self.arriving(here.guest(), there)
         await target.receive(comes, str(uuid.uuid4()))
         await target.remove(comes.marks.uid)

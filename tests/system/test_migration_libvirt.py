@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
-import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kumulus_agents.console import log
-from kumulus_agents.hypervisor.libvirt import wire
-from kumulus_agents.hypervisor.migration import Sending, Stream
-from kumulus_agents.hypervisor.protocol import DomainSpec, DomainState, Hypervisor, HypervisorError
 from tests.contract import guest
-from tests.contract.guest import Guest
-from tests.contract.hypervisor import World, eventually, the
 from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
-from tests.contract.migrations import Between, MigrationContract, nowhere
+from tests.contract.migrations import MigrationContract
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +39,9 @@ class MovingWorld(LibvirtWorld):
 
 
 @pytest.fixture
-def here(libvirtds: tuple[PrivateLibvirtd, PrivateLibvirtd], images: guest.Disks, tmp_path: Path) -> Iterator[LibvirtWorld]:
+def here(
+    libvirtds: tuple[PrivateLibvirtd, PrivateLibvirtd], images: guest.Disks, tmp_path: Path
+) -> Iterator[LibvirtWorld]:
     world = MovingWorld(libvirtds[0], images, tmp_path)
     try:
         yield world
@@ -58,7 +50,9 @@ def here(libvirtds: tuple[PrivateLibvirtd, PrivateLibvirtd], images: guest.Disks
 
 
 @pytest.fixture
-def there(libvirtds: tuple[PrivateLibvirtd, PrivateLibvirtd], images: guest.Disks, tmp_path: Path) -> Iterator[LibvirtWorld]:
+def there(
+    libvirtds: tuple[PrivateLibvirtd, PrivateLibvirtd], images: guest.Disks, tmp_path: Path
+) -> Iterator[LibvirtWorld]:
     world = MovingWorld(libvirtds[1], images, tmp_path)
     try:
         yield world

@@ -35,8 +35,12 @@ async def send(
         reader, writer = await connect(MEMORY)
         try:
             await asyncio.sleep(host.delay(host.settings.migrate_seconds))
-            said = {"memory": domain.memory, "cpus": domain.cpus, "startedAt": domain.started_at}
-            said["volumes"] = sorted(domain.volumes)
+            said = {
+                "memory": domain.memory,
+                "cpus": domain.cpus,
+                "startedAt": domain.started_at,
+                "volumes": sorted(domain.volumes),
+            }
             writer.write(json.dumps(said).encode() + b"\n")
             await writer.drain()
             answer = await reader.readline()

@@ -20,6 +20,11 @@ def is_open(request: Request, host: HostView, load: Load) -> str | None:
     return host.closed
 
 
+def barred(request: Request, host: HostView, load: Load) -> str | None:
+    """The host comes into question for who asks."""
+    return request.barred.get(host.name)
+
+
 def zone(request: Request, host: HostView, load: Load) -> str | None:
     """The machine's zone, when it asks for one."""
     return None if request.zone is None or request.zone == host.zone else "in another zone"
@@ -93,6 +98,7 @@ def vlans(request: Request, host: HostView, load: Load) -> str | None:
 
 BUILT_IN: Mapping[str, Filter] = {
     "open": is_open,
+    "barred": barred,
     "zone": zone,
     "bound": bound,
     "shared": shared,

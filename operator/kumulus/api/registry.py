@@ -10,6 +10,7 @@ from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image, ImageUpload
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
+from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
@@ -19,6 +20,7 @@ KINDS: tuple[type[Resource], ...] = (
     VirtualMachine,
     VirtualMachineSnapshot,
     VirtualMachineRestore,
+    VirtualMachineMigration,
     InstanceType,
     ConsoleRequest,
     Image,

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import libvirt
@@ -146,19 +147,19 @@ class Migrating:
         await asyncio.to_thread(_fresh, directory)
         doors, joined = _Doors(str(directory / LIBVIRT), str(directory / MEMORY)), set[asyncio.Task[None]]()
 
-        async def through(channel: str, near: Stream) -> None:
+        async def through(channel: str, *near: Any) -> None:
             task = asyncio.current_task()
             assert task is not None
             joined.add(task)
             try:
-                await _join(near, await connect(channel))
+                await _join((near[0], near[1]), await connect(channel))
             except OSError:
                 near[1].close()
             finally:
                 joined.discard(task)
 
         servers = [
-            await asyncio.start_unix_server(lambda r, w, c=channel: through(c, (r, w)), path)
+            await asyncio.start_unix_server(functools.partial(through, channel), path)
             for channel, path in ((LIBVIRT, doors.libvirt), (MEMORY, doors.memory))
         ]
         try:
