@@ -34,7 +34,8 @@ async def send(
     try:
         reader, writer = await connect(MEMORY)
         try:
-            await asyncio.sleep(host.delay(host.settings.migrate_seconds))
+            answered = asyncio.ensure_future(reader.readline())
+            await asyncio.wait([answered], timeout=host.delay(host.settings.migrate_seconds))
             said = {
                 "memory": domain.memory,
                 "cpus": domain.cpus,
@@ -43,8 +44,9 @@ async def send(
             }
             writer.write(json.dumps(said).encode() + b"\n")
             await writer.drain()
-            answer = await reader.readline()
+            answer = await answered
         finally:
+            answered.cancel()
             writer.close()
     except OSError as error:
         raise HypervisorError(f"The guest was not brought there: {error}.", reason="MigrationFailed") from error

@@ -38,6 +38,7 @@ from kumulus_controllers.compute.migration_plan import (
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.provisions import Provisions
 from kumulus_controllers.compute.resolve import placement_request, resolve
+from kumulus_controllers.compute.wakeups import offers
 from kumulus_controllers.fleet_feed import besides, order_demand
 from kumulus_controllers.ordering import Ordering
 from kumulus_controllers.orders import host_of
@@ -105,6 +106,11 @@ class MigrationReconciler:
                     if item.status.phase is MigrationPhase.PENDING:
                         enqueue(Key(item.namespace, item.name))
 
+        def host_changed(before: Host | None, after: Host | None) -> None:
+            if before is None or after is None or offers(before) != offers(after):
+                report_changed(None, None)
+
+        self._hosts.listen(host_changed)
         self._store.listen(migration_changed)
         self._known.store.listen(machine_changed)
         self._known.orders.listen(order_changed)
