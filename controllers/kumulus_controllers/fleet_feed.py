@@ -15,7 +15,7 @@ from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.kube.store import Store
 from kumulus.runtime.reconciler import Caches
-from kumulus_controllers.orders import FOR_UID, host_of, work_orders
+from kumulus_controllers.orders import FOR_UID, claim, host_of, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.residents import Resident
 from kumulus_controllers.planning.rules import repels
@@ -92,6 +92,11 @@ def _asked(machine: VirtualMachine) -> tuple[object, ...]:
     return machine.uid, machine.metadata.labels, machine.spec.placement
 
 
+def besides(uid: str, host: str) -> str:
+    """What the promise to a machine on another host than its own is called."""
+    return f"{uid}@{host}"
+
+
 def _place(machine: VirtualMachine) -> tuple[str | None, ResolvedSize | None]:
     return machine.status.host, machine.status.resources
 
@@ -116,6 +121,8 @@ class FleetFeed:
         self._pools: Store[StoragePool] = caches.store(StoragePool)
         self._orders = work_orders(caches)
         self._machines: Store[VirtualMachine] = caches.reserving(VirtualMachine)
+        self._beside: dict[str, frozenset[str]] = {}
+        """Names of further promises to machines, by uid of the machine."""
         self._machines.add_index(UID, lambda vm: (vm.uid,))
         self._hosts: Store[Host] = caches.store(Host)
         self._reports: Store[HostReport] = caches.store(HostReport)
@@ -222,8 +229,17 @@ class FleetFeed:
             self._promise(machine.uid)
 
     def _promise(self, uid: str) -> None:
-        """A machine has a promise while a work order of it exists, or its status names a host."""
-        for order in self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{uid}"):
+        """A machine has a promise while a work order of it exists, or its status names a host; and on each further host on
+        which there is one, while it moves."""
+        orders = sorted(self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{uid}"), key=claim)
+        beside = {besides(uid, host_of(order)): order for order in orders[1:]}
+        for name in self._beside.pop(uid, frozenset()) - beside.keys():
+            self._fleet.release(name)
+        if beside:
+            self._beside[uid] = frozenset(beside)
+        for name, order in beside.items():
+            self._fleet.assign(name, host_of(order), order_demand(order)[0], None)
+        for order in orders[:1]:
             demand, pool = order_demand(order)
             for machine in self._machines.by(UID, uid):
                 demand = _at_least(demand, machine.status.resources)

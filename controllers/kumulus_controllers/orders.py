@@ -142,6 +142,15 @@ def work_orders(caches: Caches) -> Store[WorkOrder]:
     return store
 
 
+def claim(order: WorkOrder) -> int:
+    """How good a right a machine's order has to it, among several of it; the least is the best. Of two hosts between which it
+    moves, the one that it leaves has it, until the other one's order is like any other (docs/adr/0029)."""
+    instance = order.spec.instance
+    if instance is None or instance.incoming is not None:
+        return 2
+    return 1 if instance.outgoing is not None else 0
+
+
 def host_of(order: WorkOrder) -> str:
     """Name of the host whose namespace the order is in."""
     return (order.namespace or "").removeprefix(HOST_NAMESPACE_PREFIX)

@@ -45,7 +45,12 @@ from tests.unit.storage.server import Server, serving
 Raw = dict[str, Any]
 GIB = 1 << 30
 EXCHANGE = TransferSettings(
-    address=ipaddress.ip_address("127.0.0.1"), port=0, upload_port=0, connect_timeout=5, idle_timeout=5
+    address=ipaddress.ip_address("127.0.0.1"),
+    port=0,
+    upload_port=0,
+    migration_port=0,
+    connect_timeout=5,
+    idle_timeout=5,
 )
 
 

@@ -36,6 +36,7 @@ from kumulus_agents.agent.instance import Instances
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.lease import Heartbeat
+from kumulus_agents.agent.migrations import Migrations
 from kumulus_agents.agent.networks import Networks
 from kumulus_agents.agent.orders import Orders, volumes_of
 from kumulus_agents.agent.passphrases import Passphrases
@@ -160,6 +161,7 @@ class Agent:
             every=timings.report_seconds,
             expires_at=expires_at,
             transfer=lambda: drivers.transfer.facts() if drivers.transfer is not None else None,
+            migration=lambda: drivers.transfer.migration_facts() if drivers.transfer is not None else None,
             network=self._networks.facts,
         )
         self._unmanaged = Unmanaged(client, place.namespace, drivers.hypervisor, counted=self.reporter.refresh)
@@ -227,6 +229,14 @@ class Agent:
         passphrases = Passphrases(secrets)
         tidying = Tidying(drivers.hypervisor, reservations, passphrases)
         whereabouts = Whereabouts(self.orders, pools, drivers.hypervisor, complete=self.reflector.synced.is_set)
+        migrations = Migrations(
+            self.orders,
+            drivers.hypervisor,
+            reservations,
+            drivers.transfer.tunnel if drivers.transfer is not None else None,
+            tasks,
+            wake=self._wake,
+        )
         steps = InstanceSteps(
             secrets,
             drivers.hypervisor,
@@ -235,6 +245,7 @@ class Agent:
             reservations,
             whereabouts,
             self._networks,
+            migrations,
             has=lambda volume: volumes.has(volume),
             image_failure=self.orders.image_failure,
         )
@@ -331,7 +342,7 @@ class Agent:
                 self.orders, pools, complete=self.reflector.synced.is_set, returned=work.pool_returned
             ),
             WorkType.CONSOLE: Consoles(self.orders, drivers.console),
-            WorkType.CERTIFICATE: Certificates(self.orders, drivers.transfer),
+            WorkType.CERTIFICATE: Certificates(self.orders, drivers.transfer, adopted=self.reporter.refresh),
             WorkType.UPLOAD: UploadOrders(self.orders, pools, drivers.transfer, self._clock, images.uploaded),
             WorkType.SEGMENT: Segments(self.orders, self._networks, arrived=network_arrived),
             WorkType.GATEWAY: gateways,

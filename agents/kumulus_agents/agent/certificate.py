@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import structlog
 
 from kumulus.api.host import WorkOrder, WorkOrderStatus, WorkState
@@ -15,7 +17,11 @@ log = structlog.get_logger(__name__)
 class Certificates:
     """What this host shows other hosts."""
 
-    def __init__(self, orders: Orders, transfer: Transfer | None) -> None:
+    def __init__(
+        self, orders: Orders, transfer: Transfer | None, *, adopted: Callable[[], None] = lambda: None
+    ) -> None:
+        """`adopted` is told that another certificate is shown from now on."""
+        self._told = adopted
         self._orders = orders
         self._transfer = transfer
         self._adopted: str | None = None
@@ -35,6 +41,7 @@ class Certificates:
             if not await self._transfer.adopt(given):
                 return Done()
             self._adopted = given.certificate
+            self._told()
             log.info("certificate for other hosts is in use", order=order.name)
         await self._orders.report(
             order, WorkOrderStatus(observed_generation=order.metadata.generation, state=WorkState.READY)

@@ -24,6 +24,7 @@ from kumulus_agents.agent.instance_scope import (
     Plan,
     PlugIn,
     PressButton,
+    Receive,
     RemovePort,
     Resize,
     Resume,
@@ -168,6 +169,7 @@ class Instances:
             taken=self._taken(order, instance, domain),
             discs=discs,
             guest=self._guest(instance.uid, instance_status.guest_before(domain, facts)),
+            moving=self._steps.moving(order, instance),
         )
         memory = instance_memory.remember(
             scope,
@@ -251,7 +253,7 @@ class Instances:
         elif isinstance(step, Unplug):
             known = {step.nic: None, **memory.ports}
             self._memory[order.name] = replace(memory, asked={**memory.asked, step.nic: now}, ports=known)
-        elif isinstance(step, Start | Wake) and order.spec.instance is not None:
+        elif isinstance(step, Start | Wake | Receive) and order.spec.instance is not None:
             started = {nic.uid: nic for nic in order.spec.instance.nics}
             self._memory[order.name] = replace(memory, ports={**memory.ports, **started})
         elif isinstance(step, Filter | PlugIn):

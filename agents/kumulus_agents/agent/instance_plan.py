@@ -14,11 +14,13 @@ from dataclasses import replace
 from kumulus.api.compute import PowerState, RestartPolicy, StopMode
 from kumulus.api.host import WorkState
 from kumulus.api.qos import UNLIMITED
+from kumulus_agents.agent import instance_moving
 from kumulus_agents.agent.instance_scope import (
     Attach,
     ChangeDisc,
     Detach,
     DropMemory,
+    EndSending,
     Filter,
     ForceOff,
     Limit,
@@ -83,6 +85,11 @@ def plan(scope: Scope) -> Plan:
             reason="StaleTerm",
             message=f"a controller of term {scope.term} wrote this, one of term {scope.highest_term} wrote before it",
         )
+    if not scope.deleting and (gone := instance_moving.departed(scope)) is not None:
+        return gone
+    on_its_way = scope.order.outgoing is not None or scope.order.incoming is not None
+    if scope.moving is not None and (scope.deleting or not on_its_way):
+        return Plan((EndSending(),))
     hold = scope.memory.hold
     if hold is not None and scope.now < hold.until:
         return Plan(
@@ -93,7 +100,22 @@ def plan(scope: Scope) -> Plan:
         )
     if scope.deleting:
         return _delete(scope)
+    if (moved := _moved(scope)) is not None:
+        return moved
     return TRANSITIONS[situation(scope), scope.order.power](scope)
+
+
+def _moved(scope: Scope) -> Plan | None:
+    """What is done of a machine that is on its way from or to another host; None of one that is not."""
+
+    def new_marks() -> Marks:
+        return _new_marks(scope, wanted=scope.order.power, restarts=0)
+
+    if scope.order.incoming is not None:
+        return instance_moving.come(scope, scope.order.incoming.migration, new_marks)
+    if scope.order.outgoing is not None:
+        return instance_moving.leave(scope, scope.order.outgoing)
+    return instance_moving.taken_over(scope, new_marks)
 
 
 def _state_while_on(scope: Scope) -> WorkState | None:
@@ -124,6 +146,8 @@ def _remark(scope: Scope, wanted: PowerState) -> tuple[Mark, ...]:
     if domain is None:
         return ()
     marks = replace(domain.marks, wanted=wanted, epoch=scope.order.epoch, namespace=scope.namespace, name=scope.name)
+    if marks.epoch != domain.marks.epoch:
+        marks = replace(marks, departed=None)
     return () if marks == domain.marks else (Mark(marks),)
 
 

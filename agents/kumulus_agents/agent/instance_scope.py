@@ -8,9 +8,10 @@ from enum import StrEnum
 
 from kumulus.api.compute import PowerState
 from kumulus.api.host import WorkOrderStatus, WorkState
-from kumulus.api.instance_order import GuestFacts, InstanceOrder
+from kumulus.api.instance_order import GuestFacts, InstanceOrder, MigrationFacts, Outgoing
 from kumulus.api.segments import Nic
 from kumulus_agents.agent.hold import Hold
+from kumulus_agents.hypervisor.migration import Progress
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason, Marks
 from kumulus_agents.storage.source import DiskSource
 
@@ -74,6 +75,15 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Moving:
+    """What this process does to bring a machine to another host, or has ready for one that comes."""
+
+    progress: Progress | None = None
+    failure: tuple[str, str] | None = None
+    """Reason and sentence; of one that comes, why the last attempt was refused."""
+
+
+@dataclass(frozen=True, slots=True)
 class Scope:
     """All that one round of planning looks at."""
 
@@ -98,6 +108,8 @@ class Scope:
     """What is to be told of its guest."""
     discs: Mapping[str, DiskSource] = field(default_factory=dict)
     """Where the discs are that the order wants in drives, by the drive's name; only those that are in their pools."""
+    moving: Moving | None = None
+    """Of the migration that the order speaks of; or, when it speaks of none, of one that is not ended yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +231,33 @@ class ChangeDisc:
 
 
 @dataclass(frozen=True, slots=True)
+class Send:
+    """Begin to bring the guest to another host; that goes on beside the passes."""
+
+    outgoing: Outgoing
+
+
+@dataclass(frozen=True, slots=True)
+class EndSending:
+    """Give up bringing the guest to another host. It may be there all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receive:
+    """Have everything ready for a guest that comes from another host, with these marks."""
+
+    marks: Marks
+    migration: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arrive:
+    """Let the guest go on that has come, with these marks."""
+
+    marks: Marks
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     """Remove the domain and everything that was made for it."""
 
@@ -245,6 +284,10 @@ Step = (
     | Limit
     | Resize
     | ChangeDisc
+    | Send
+    | EndSending
+    | Receive
+    | Arrive
     | Remove
 )
 
@@ -258,6 +301,8 @@ class Plan:
     reason: str | None = None
     message: str | None = None
     after: float | None = None
+    migration: MigrationFacts | None = None
+    """What is said of a migration."""
     release: bool = False
     """Once the steps are taken nothing of it is left: the order may go."""
 

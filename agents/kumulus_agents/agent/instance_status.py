@@ -95,6 +95,7 @@ def _facts(scope: Scope, plan: Plan) -> InstanceFacts:
         volumes=_volumes(scope),
         manners=_manners(scope),
         nics=_nics(scope, before),
+        migration=plan.migration,
     )
 
 

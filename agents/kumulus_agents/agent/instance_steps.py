@@ -7,33 +7,39 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from kumulus.api.host import WorkOrder
 from kumulus.api.image import OPTICAL
-from kumulus.api.instance_order import InstanceDisk, InstanceOrder, SeedRef
+from kumulus.api.instance_order import InstanceDisk, InstanceOrder, MigrationFacts, SeedRef
 from kumulus.api.qos import UNLIMITED
 from kumulus.api.segments import Nic
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_scope import (
+    Arrive,
     Attach,
     ChangeDisc,
     Detach,
     DropMemory,
+    EndSending,
     Filter,
     ForceOff,
     Limit,
     Mark,
+    Moving,
     Pause,
     PlugIn,
     PressButton,
+    Receive,
     Remove,
     RemovePort,
     Resize,
     Resume,
+    Send,
     Start,
     Step,
     Suspend,
     Unplug,
     Wake,
 )
+from kumulus_agents.agent.migrations import Migrations
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.networks import Networks
 from kumulus_agents.agent.passphrases import Passphrases
@@ -74,6 +80,7 @@ class InstanceSteps:
         reservations: Reservations,
         whereabouts: Whereabouts,
         networks: Networks,
+        migrations: Migrations,
         *,
         has: Callable[[str], bool],
         image_failure: Callable[[str, str], str | None],
@@ -90,6 +97,11 @@ class InstanceSteps:
         self._reservations = reservations
         self._whereabouts = whereabouts
         self._networks = networks
+        self._migrations = migrations
+
+    def moving(self, order: WorkOrder, instance: InstanceOrder) -> Moving | None:
+        """What is being done to bring the machine to another host, or from one."""
+        return self._migrations.moving(instance, _said(order))
 
     def halted_for_a_moment(self, uid: str) -> bool:
         """Whether the machine may be paused just now and goes on by itself: it is neither resumed nor reported."""
@@ -144,6 +156,14 @@ class InstanceSteps:
                 await self._hypervisor.resize(uid, cpus, memory)
             case ChangeDisc(drive, disc, force):
                 await self._hypervisor.change_disc(uid, drive, disc, force=force)
+            case Send(outgoing):
+                self._migrations.send(order, instance, outgoing)
+            case EndSending():
+                await self._migrations.end(uid, _said(order))
+            case Receive(marks, migration):
+                await self._start(instance, marks, slow, lambda spec: self._migrations.receive(spec, migration))
+            case Arrive(marks):
+                await self._hypervisor.arrive(uid, marks)
             case Remove(ports):
                 await self._remove(instance, ports)
 
@@ -222,7 +242,8 @@ class InstanceSteps:
         disks = []
         for disk in order.disks:
             if disk.volume is not None:
-                disks.append(await self._volume(disk, disk.volume))
+                # The host that it comes from sees to it until it has come.
+                disks.append(await self._volume(disk, disk.volume, seen_to=order.incoming is not None))
             elif disk.image is not None:
                 pool = self._pools.driver(disk.pool)
                 stored = await pool.ensure_disk(order.uid, disk.name, disk.image.uid, disk.size)
@@ -280,8 +301,8 @@ class InstanceSteps:
         if await self._pools.driver(disk.pool).volume(volume) is None:
             raise _not_there(disk)
 
-    async def _volume(self, disk: InstanceDisk, volume: str) -> DomainDisk:
-        if disk.pool.shared and not self._has(volume):
+    async def _volume(self, disk: InstanceDisk, volume: str, *, seen_to: bool = False) -> DomainDisk:
+        if disk.pool.shared and not seen_to and not self._has(volume):
             raise _not_there(disk)
         await self._whereabouts.demand(volume, disk.pool)
         stored = await self._pools.driver(disk.pool).open_volume(volume)
@@ -322,6 +343,11 @@ class InstanceSteps:
         for pool in {disk.pool.uid: disk.pool for disk in order.disks}.values():
             await self._pools.driver(pool).remove_disks(order.uid)
         await self._files.remove(order.uid)
+
+
+def _said(order: WorkOrder) -> MigrationFacts | None:
+    """What was reported last of a migration of the machine."""
+    return order.status.instance.migration if order.status.instance is not None else None
 
 
 def _not_there(disk: InstanceDisk) -> Missing:

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from kumulus.api.fabric import Capacity, CpuInfo, Versions
-from kumulus.api.host import HostReport, HostReportStatus, NetworkFacts, TransferFacts
+from kumulus.api.host import HostReport, HostReportStatus, MigrationEndpoint, NetworkFacts, TransferFacts
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists, KubeError, NotFound
 from kumulus.kube.patching import merge_patch
@@ -58,6 +58,7 @@ def derive(
     expires_at: datetime | None,
     transfer: TransferFacts | None = None,
     network: NetworkFacts | None = None,
+    migration: MigrationEndpoint | None = None,
 ) -> HostReportStatus:
     """The report; what a hypervisor that does not answer said before is kept. Pure but for the addresses."""
     common = {
@@ -65,6 +66,7 @@ def derive(
         "credentials_expire_at": _rounded(expires_at),
         "transfer": transfer,
         "network": network,
+        "migration": migration,
     }
     if isinstance(found, HypervisorError):
         return before.model_copy(
@@ -122,7 +124,9 @@ class Reporter:
         expires_at: Callable[[], datetime | None],
         transfer: Callable[[], TransferFacts | None] = lambda: None,
         network: Callable[[], NetworkFacts | None] = lambda: None,
+        migration: Callable[[], MigrationEndpoint | None] = lambda: None,
     ) -> None:
+        self._migration = migration
         self._network = network
         self._transfer = transfer
         self._client = client
@@ -171,7 +175,8 @@ class Reporter:
         if self._known is None or self._refreshes % REREAD_EVERY == 0:
             self._known = await self._read()
         found = await self._look()
-        after = derive(self._known, self._facts, found, self._expires_at(), self._transfer(), self._network())
+        said = self._transfer(), self._network(), self._migration()
+        after = derive(self._known, self._facts, found, self._expires_at(), *said)
         patch = merge_patch(self._known.to_json(), after.to_json())
         if not patch:
             return False

@@ -19,6 +19,7 @@ from kumulus.api.hardware import HostFeature, Shape
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.volumes import CacheMode
+from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
 from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import DiskSource, LayerFile
@@ -205,6 +206,8 @@ class Marks:
     """The restart request last carried out."""
     restarts: int = 0
     """How often it was started again after it ended by itself."""
+    departed: str | None = None
+    """Uid of the migration by which its guest left for another host. It is never started again here (docs/adr/0029)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +251,8 @@ class ExitReason(StrEnum):
     """Somebody forced it off."""
     FAILED = "Failed"
     """It could not be started."""
+    MIGRATED = "Migrated"
+    """Its guest is on another host, whole: `send` has brought it there."""
     UNKNOWN = "Unknown"
     """Nobody saw it end: the host was restarted, or it never ran."""
 
@@ -296,6 +301,9 @@ class Domain:
     interfaces and size are those of that memory then."""
     held: bool = False
     """It is halted, or its file systems are frozen, for a snapshot (`snapshot_disks`), and goes on without being resumed."""
+    arriving: str | None = None
+    """Uid of the migration by which its guest is to come from another host (`receive`). It is off until that begins; then
+    halted, until `arrive`."""
 
     @property
     def volumes(self) -> frozenset[str]:
@@ -573,3 +581,31 @@ class Hypervisor(Protocol):
     async def remove(self, uid: str) -> None:
         """Force off and forget the domain and what the hypervisor keeps for it (nvram, saves, its own log). Files of
         disks and the console log stay."""
+
+    async def send(self, uid: str, sending: Sending, connect: Connect, progress: Callable[[Progress], None]) -> None:
+        """Bring the guest, which runs, to the host at the other end of `connect`, where it stands halted then; here the
+        domain is off by `MIGRATED`. Returns when that is so. It is so already: nothing. `progress` is told now and then.
+
+        Raises `HypervisorError`: `NotRunning` when it is off, or halted, `MigrationFailed` when it did not get there. The
+        guest goes on then, or has ended by itself: `domain` tells. Cancelled, it is given up, like by `end_sending`.
+        """
+
+    async def end_sending(self, uid: str) -> None:
+        """Give up a `send` of the guest, also one that an agent before this one has begun; returns when that has ended.
+        It may have come there all the same: `domain` tells. Nothing is being sent, or it is off or gone: nothing."""
+
+    async def receive(self, spec: DomainSpec, migration: str) -> None:
+        """Define the domain as `spec` says, off, for a guest that is to come by that migration (`Domain.arriving`). It is
+        there for that migration already: nothing. Raises `HypervisorError`: `DomainConflict` as `start`, `AlreadyOn` when
+        it is on, and not by that migration."""
+
+    async def take(self, spec: DomainSpec, migration: str, channel: str, stream: Stream) -> None:
+        """Serve a connection that the `send` of the other host makes, to its end. Of what comes nothing is believed but the
+        guest: disks, interfaces and marks are those of `spec`, and it stands halted. Closes the stream.
+
+        Raises `HypervisorError`: `NotExpected` when the domain does not wait for that migration.
+        """
+
+    async def arrive(self, uid: str, marks: Marks) -> None:
+        """The guest that has come, and stands halted, is this host's from now on: write the marks, then let it go on, unless
+        they want it Paused. It is that already: nothing. Raises `HypervisorError(reason="NotArrived")` when it is not here."""

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
+from kumulus_agents.hypervisor import simulated_moving
+from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
 from kumulus_agents.hypervisor.protocol import (
     TRAY_LOCKED,
     AttachedDisk,
@@ -415,6 +417,23 @@ class SimulatedHypervisor:
             host = self._reach()
             if (domain := host.domains.get(uid)) is not None and domain.saved is not None:
                 host.put(replace(domain, saved=None))
+
+    async def send(self, uid: str, sending: Sending, connect: Connect, progress: Callable[[Progress], None]) -> None:
+        await simulated_moving.send(self._reach(), uid, sending, connect, progress)
+
+    async def end_sending(self, uid: str) -> None:
+        self._reach().sending.discard(uid)
+
+    async def receive(self, spec: DomainSpec, migration: str) -> None:
+        async with self._one_at_a_time(spec.marks.uid):
+            simulated_moving.receive(self._reach(), spec, migration)
+
+    async def take(self, spec: DomainSpec, migration: str, channel: str, stream: Stream) -> None:
+        await simulated_moving.take(self._reach(), spec, migration, stream)
+
+    async def arrive(self, uid: str, marks: Marks) -> None:
+        async with self._one_at_a_time(uid):
+            simulated_moving.arrive(self._reach(), uid, marks)
 
     async def remove(self, uid: str) -> None:
         async with self._one_at_a_time(uid):

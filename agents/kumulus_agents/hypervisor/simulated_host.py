@@ -57,6 +57,7 @@ class SimulatedSettings(BaseModel):
     shutdown_seconds: float = Field(default=0, ge=0, description="How long a guest takes after the power button.")
     detach_seconds: float = Field(default=0, ge=0, description="How long a guest takes to let go of a disk.")
     merge_seconds: float = Field(default=0, ge=0, description="How long a merge of a disk's layers takes.")
+    migrate_seconds: float = Field(default=0, ge=0, description="How long copying a guest to another host takes.")
     copy_seconds: float = Field(default=0, ge=0, description="How long copying a disk to another place takes.")
     jitter: float = Field(default=0.2, ge=0, le=1, description="How much of each delay is left to chance.")
     failure_rate: float = Field(default=0, ge=0, le=1, description="Share of starts that fail.")
@@ -105,6 +106,8 @@ class SimulatedHost:
         """Every copy of a disk that was begun while a guest had it: the volume, where to."""
         self.switches: list[tuple[str, str]] = []
         """Every time a guest went over to such a copy: the volume, where to."""
+        self.sending: set[str] = set()
+        """Domains whose guest is being copied to another host."""
         self._runs: dict[str, float | None] = {}
         """When the run of a domain began whose memory is kept."""
         self._clock = clock
@@ -221,19 +224,7 @@ class SimulatedHost:
         self.starts[spec.marks.uid] = self.starts.get(spec.marks.uid, 0) + 1
         if self.settings.console:
             _print(spec.console_log, f"{spec.marks.namespace}/{spec.marks.name}: simulated guest is up\n")
-        domain = Domain(
-            spec.marks,
-            DomainState.RUNNING,
-            started_at=self._clock(),
-            disks=_attached(spec),
-            drives=_drives(spec),
-            nics=_nics(spec),
-            cpus=spec.cpus,
-            memory=spec.memory,
-            growth=_growth(spec),
-            shape=spec.shape,
-            machine_type=self._board(spec),
-        )
+        domain = replace(self.as_defined(spec), state=DomainState.RUNNING, started_at=self._clock())
         self.put(domain)
         return domain
 
@@ -263,6 +254,21 @@ class SimulatedHost:
         )
         if now != domain:
             self.put(now)
+
+    def as_defined(self, spec: DomainSpec) -> Domain:
+        """The domain as it is before it ever runs."""
+        return Domain(
+            spec.marks,
+            DomainState.STOPPED,
+            disks=_attached(spec),
+            drives=_drives(spec),
+            nics=_nics(spec),
+            cpus=spec.cpus,
+            memory=spec.memory,
+            growth=_growth(spec),
+            shape=spec.shape,
+            machine_type=self._board(spec),
+        )
 
     def detached(self, uid: str, volume: str, run: float | None) -> None:
         """The guest has let go of a volume, unless that was another run, or it clings to it."""

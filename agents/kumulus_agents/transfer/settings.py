@@ -22,6 +22,12 @@ class TransferSettings(BaseModel):
     upload_port: int | None = Field(
         default=9412, ge=0, le=65535, description="Port at which images are uploaded; 0: a free one, null: none are."
     )
+    migration_port: int | None = Field(
+        default=9413,
+        ge=0,
+        le=65535,
+        description="Port at which guests come from other hosts; 0: a free one, null: none come, and none leave.",
+    )
     uploads: int = Field(default=4, ge=1, le=256, description="Uploads taken at once; more are told to wait.")
     upload_idle_seconds: float = Field(
         default=86400.0, gt=0, description="What has arrived of an image is removed when nothing is added for so long."

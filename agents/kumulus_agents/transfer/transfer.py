@@ -7,12 +7,13 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from kumulus.api.host import CertificateOrder, TransferFacts
+from kumulus.api.host import CertificateOrder, MigrationEndpoint, TransferFacts
 from kumulus_agents.transfer.fetch import PeerFetcher
 from kumulus_agents.transfer.identity import TransferIdentity
 from kumulus_agents.transfer.listener import Listener
 from kumulus_agents.transfer.server import Find, ImageServer
 from kumulus_agents.transfer.settings import TransferSettings
+from kumulus_agents.transfer.tunnel import Tunnel
 from kumulus_agents.transfer.uploads import Uploads
 
 log = structlog.get_logger(__name__)
@@ -45,6 +46,7 @@ class Transfer:
         """Where uploads are taken; None: they are not."""
         self.uploads = Uploads(settings)
         self.fetcher = PeerFetcher(settings, lambda: self._identity.client)
+        self.tunnel = Tunnel(lambda: self._identity.client)
 
     def facts(self) -> TransferFacts | None:
         """What others have to know; None while there is nothing to offer."""
@@ -53,6 +55,12 @@ class Transfer:
         return TransferFacts(
             address=self._at[0], port=self._at[1], request=self._identity.request, upload_port=self.upload_port
         )
+
+    def migration_facts(self) -> MigrationEndpoint | None:
+        """Where guests come from other hosts; None while none can."""
+        if self._at is None or self.tunnel.port is None or self._identity.server is None:
+            return None
+        return MigrationEndpoint(address=self._at[0], port=self.tunnel.port)
 
     @property
     def certified(self) -> bool:
@@ -76,6 +84,8 @@ class Transfer:
                 public = Listener(self.uploads.answer, connections=CONNECTIONS)
                 self.upload_port = public.open(address, self._settings.upload_port)
                 self._public = public
+            if self._settings.migration_port is not None:
+                self.tunnel.listen(address, self._settings.migration_port)
         except (OSError, TimeoutError, ValueError) as error:
             log.warning("no images are exchanged with other hosts", error=str(error), port=self._settings.port)
 
@@ -87,6 +97,7 @@ class Transfer:
         await self._listener.use(self._identity.server)
         if self._public is not None:
             await self._public.use(self._identity.public)
+        await self.tunnel.use(self._identity.server)
         return True
 
     async def close(self) -> None:
@@ -95,5 +106,6 @@ class Transfer:
             await self._listener.close()
         if self._public is not None:
             await self._public.close()
+        await self.tunnel.close()
         await self.uploads.close()
         self._listener = self._public = self._at = self.upload_port = None

@@ -23,7 +23,7 @@ from kumulus_controllers.compute.provisions import Provisions
 from kumulus_controllers.compute.resolve import attached_disks, drives, held
 from kumulus_controllers.compute.scope import Scope
 from kumulus_controllers.compute.size import is_ordered, no_room, unsuited, wanted_size
-from kumulus_controllers.orders import NOT_BEGUN, host_of
+from kumulus_controllers.orders import NOT_BEGUN, claim, host_of
 from kumulus_controllers.planning.fleet import Fleet
 
 
@@ -94,7 +94,9 @@ class Following:
         size: ResolvedSize | None,
         made: hardware.Made,
     ) -> None:
-        """Bring what may change of a placed machine into its work order."""
+        """Bring what may change of a placed machine into its work order. While it moves, nothing may."""
+        if claim(order) > 0:
+            return
         wanted: WorkOrderSpec = renewed(
             vm, order.spec, volumes, discs, self._services.term(), nics=nics, held=held, size=size, made=made
         )

@@ -32,6 +32,18 @@ A_MOMENT = 0.05
 """Seconds: whoever looks at a schedule when it is due is not to look too early."""
 
 
+def order_of(vm: VirtualMachine, orders: Sequence[WorkOrder]) -> WorkOrder | None:
+    """The work order that the machine is placed by. While it moves there are two of it (docs/adr/0029): the one on the host
+    that is on record counts. Pure."""
+    placed = [order for order in orders if vm.status.host is not None and host_of(order) == vm.status.host]
+    others = [order for order in orders if order.spec.instance is None or order.spec.instance.incoming is None]
+    return max(
+        placed or others,
+        key=lambda o: (o.spec.instance.epoch if o.spec.instance else 0, not o.deleting),
+        default=None,
+    )
+
+
 class Machines:
     """What this process knows of machines and of what they name; what it finds out of one is reported here."""
 
@@ -52,11 +64,7 @@ class Machines:
 
     def observe(self, vm: VirtualMachine) -> Scope:
         """A machine with everything that its state follows from."""
-        order = max(
-            self.orders_of(vm),
-            key=lambda o: (o.spec.instance.epoch if o.spec.instance else 0, not o.deleting),
-            default=None,
-        )
+        order = order_of(vm, self.orders_of(vm))
         host = vm.status.host or (host_of(order) if order else None)
         found = self.hosts.get(host) if host else None
         zone = self._zones.get(found.spec.zone) if found is not None else None

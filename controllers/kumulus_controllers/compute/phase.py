@@ -15,7 +15,7 @@ from kumulus.api.compute import (
 )
 from kumulus.api.fabric import HostPhase
 from kumulus.api.host import WorkOrder, WorkState
-from kumulus.api.instance_order import InstanceFacts
+from kumulus.api.instance_order import InstanceFacts, MigrationState
 from kumulus.api.volumes import CacheMode
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.compute import hardware
@@ -25,6 +25,7 @@ from kumulus_controllers.compute.resolve import Resolution
 from kumulus_controllers.compute.schedule import Hours, Unreadable
 from kumulus_controllers.compute.scope import Scope
 from kumulus_controllers.compute.size import Sizes, changes, sizes
+from kumulus_controllers.orders import claim
 
 PHASES: dict[WorkState | None, Phase] = {
     None: Phase.STARTING,
@@ -43,6 +44,9 @@ PHASES: dict[WorkState | None, Phase] = {
     WorkState.READY: Phase.RUNNING,
 }
 """Phase of a placed machine by the state of its work order."""
+
+ON_ITS_WAY = (WorkState.RUNNING, WorkState.PAUSED, WorkState.STOPPED, WorkState.WORKING)
+"""States of the order of a machine that moves: it runs; it has left, or come, and is halted for the moment."""
 
 DISC_ELSEWHERE = ("TrayLocked", "ImageNotReady")
 """Reasons of a machine that is on, and has not got the disc in a drive that it is to have."""
@@ -84,7 +88,19 @@ def phase_of(scope: Scope, where: Placed | None, problem: Problem | None) -> Pha
         return Phase.UNKNOWN
     if scope.order is None:
         return Phase.STARTING
+    if moves(scope.order):
+        return Phase.MIGRATING
     return PHASES[scope.order.status.state]
+
+
+def moves(order: WorkOrder) -> bool:
+    """Whether its guest is on its way to another host, or has come and the order there does not say so yet."""
+    instance, said = order.spec.instance, order.status.instance
+    if instance is None or claim(order) == 0:
+        return False
+    migration = said.migration if said is not None else None
+    failed = migration is not None and migration.state is MigrationState.FAILED
+    return not failed and order.status.state in ON_ITS_WAY
 
 
 def derive_status(
@@ -220,7 +236,7 @@ def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
         )
     if phase is Phase.TERMINATING:
         return Fact(ready, False, "Terminating", message or "The machine is being removed from its host.")
-    if phase is wanted and scope.order is not None and _current(scope.order):
+    if phase in (wanted, Phase.MIGRATING) and scope.order is not None and _current(scope.order):
         return Fact(ready, True, str(phase), message)
     return Fact(ready, False, reason or str(phase), message)
 
@@ -229,6 +245,8 @@ def _without_a_guest(scope: Scope) -> bool:
     """Whether it is off for sure, by an answer to its order as it is now."""
     if scope.order is None:
         return True
+    if moves(scope.order):
+        return False
     return _current(scope.order) and scope.order.status.state in (WorkState.STOPPED, WorkState.BACK_OFF)
 
 

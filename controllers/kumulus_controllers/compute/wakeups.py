@@ -103,7 +103,7 @@ class Wakeups:
             if before is None or after is None or before.status.phase is not after.status.phase:
                 for vm in self._machines.by(HOST, item.name):
                     enqueue(Key(vm.namespace, vm.name))
-            if after is not None and (before is None or _offer(before) != _offer(after)):
+            if after is not None and (before is None or offers(before) != offers(after)):
                 self._retry_unplaced(enqueue)
 
         def pool_changed(before: StoragePool | None, after: StoragePool | None) -> None:
@@ -243,7 +243,7 @@ def _room(order: WorkOrder | None) -> tuple[object, ...]:
     return (order.status.state, order.deleting, order.status.pool)
 
 
-def _offer(host: Host) -> tuple[object, ...]:
+def offers(host: Host) -> tuple[object, ...]:
     """What of a host decides whether machines fit on it."""
     return (
         host.status.phase is HostPhase.READY,

@@ -29,7 +29,7 @@ from kumulus.runtime.conditions import derive
 from kumulus_controllers.network.lack import Lack, facts
 from kumulus_controllers.network.networks import at_home, mac
 from kumulus_controllers.network.ranges import Range, in_range, ranges
-from kumulus_controllers.orders import host_of
+from kumulus_controllers.orders import claim, host_of
 from kumulus_controllers.storage.volume_plan import MADE_FOR
 
 DEFAULT_GROUP_SPEC = SecurityGroupSpec(
@@ -257,7 +257,7 @@ def derive_status(
         mac_address=mac(interface) if addresses is not None else None,
         addresses=addresses or (),
         vm=machine,
-        host=host_of(scope.instances[0]) if scope.instances else None,
+        host=host_of(min(scope.instances, key=claim)) if scope.instances else None,
     )
 
 

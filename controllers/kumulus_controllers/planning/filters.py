@@ -31,6 +31,11 @@ def namespaces(request: Request, host: HostView, load: Load) -> str | None:
     return "for other namespaces only"
 
 
+def barred(request: Request, host: HostView, load: Load) -> str | None:
+    """The host comes into question for who asks."""
+    return request.barred.get(host.name)
+
+
 def zone(request: Request, host: HostView, load: Load) -> str | None:
     """The machine's zone, when it asks for one."""
     return None if request.zone is None or request.zone == host.zone else "in another zone"
@@ -118,6 +123,7 @@ def made_of(request: Request, host: HostView, load: Load) -> str | None:
 BUILT_IN: Mapping[str, Filter] = {
     "open": is_open,
     "namespaces": namespaces,
+    "barred": barred,
     "zone": zone,
     "bound": bound,
     "shared": shared,

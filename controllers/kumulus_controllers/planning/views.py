@@ -151,6 +151,8 @@ class Request:
     """Volumes to find room for on the same host."""
     bound: Mapping[str, str] = field(default_factory=dict)
     """The host that has a volume, by the volume's name: the machine has to go there."""
+    barred: Mapping[str, str] = field(default_factory=dict)
+    """Hosts that do not come into question, by name, and why."""
     shared: Mapping[str, PoolRef] = field(default_factory=dict)
     """The pool of a volume that several hosts can use, by the volume's name: the machine has to go to one of them."""
 

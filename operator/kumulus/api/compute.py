@@ -293,6 +293,7 @@ class Phase(StrEnum):
     SUSPENDED = "Suspended"
     STOPPING = "Stopping"
     STOPPED = "Stopped"
+    MIGRATING = "Migrating"
     TERMINATING = "Terminating"
     CRASH_LOOP_BACK_OFF = "CrashLoopBackOff"
     FAILED = "Failed"

@@ -186,6 +186,13 @@ class TransferFacts(Model):
     )
 
 
+class MigrationEndpoint(Model):
+    """Where the agent takes guests that move here from other hosts."""
+
+    address: HostAddress = Field(description="Address other hosts reach it at.")
+    port: int = Field(description="Port there.", ge=1, le=65535)
+
+
 class FunctionFacts(Model):
     """A function of gateways that a driver has."""
 
@@ -270,6 +277,9 @@ class HostReportStatus(Model):
     )
     transfer: TransferFacts | None = Field(
         default=None, description="How other hosts get images from it; empty when they cannot."
+    )
+    migration: MigrationEndpoint | None = Field(
+        default=None, description="Where guests come from other hosts; empty when none can, and none can leave."
     )
     network: NetworkFacts | None = Field(default=None, description="What of networks it can do; empty: nothing.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 
 from pydantic import Field
 
@@ -11,7 +12,7 @@ from kumulus.api.base import Model, Rule, immutable, list_map
 from kumulus.api.compute import PowerState, RestartPolicy, Stop
 from kumulus.api.disks import DRIVES_MOST, DiskName, DriveBus
 from kumulus.api.hardware import MachineTypeName, Shape
-from kumulus.api.image_order import ImageRef
+from kumulus.api.image_order import HostAddress, ImageRef
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.qos import Qos
 from kumulus.api.segments import Nic, NicFacts, Uid
@@ -70,6 +71,32 @@ class SeedRef(Model):
     )
 
 
+class Incoming(Model):
+    """The guest of this machine is to come from another host. It is not started here; it goes on by the word of that host,
+    or when this field is taken out of the order."""
+
+    migration: Uid = Field(description="Uid of the VirtualMachineMigration.")
+    host: str = Field(description="Name of the host it comes from; its certificate has to say so.", max_length=63)
+
+
+class Outgoing(Model):
+    """The guest of this machine is to go to another host."""
+
+    migration: Uid = Field(description="Uid of the VirtualMachineMigration.")
+    host: str = Field(description="Name of the host it goes to; its certificate has to say so.", max_length=63)
+    address: HostAddress = Field(description="Where its agent takes guests.")
+    port: int = Field(description="Port there.", ge=1, le=65535)
+    bandwidth: int | None = Field(
+        default=None, description="MiB a second at most; as fast as it goes when empty.", ge=1
+    )
+    max_downtime_ms: int = Field(
+        default=300, description="The guest is halted for the rest when that takes no longer, in milliseconds.", ge=1
+    )
+    converge: bool = Field(
+        default=False, description="Slow the guest down when it writes faster than its memory can be copied."
+    )
+
+
 class InstanceOrder(Model):
     """A machine on this host."""
 
@@ -108,6 +135,38 @@ class InstanceOrder(Model):
         default=(), description="Its interfaces, in order.", max_length=16, json_schema_extra=list_map("name")
     )
     seed: SeedRef | None = Field(default=None, description="First-boot data.")
+    incoming: Incoming | None = Field(default=None, description="Its guest is to come from another host.")
+    outgoing: Outgoing | None = Field(default=None, description="Its guest is to go to another host.")
+
+
+class MigrationState(StrEnum):
+    """How far one side of a migration is."""
+
+    PREPARED = "Prepared"
+    """The guest may come."""
+    ARRIVED = "Arrived"
+    """The guest has come, and is this host's."""
+    SENDING = "Sending"
+    SENT = "Sent"
+    """The guest has gone, and is the other host's."""
+    FAILED = "Failed"
+    """The guest is this host's, and was not brought to the other one."""
+
+
+class MigrationFacts(Model):
+    """One side of a migration."""
+
+    migration: Uid = Field(description="Uid of the VirtualMachineMigration.")
+    state: MigrationState = Field(description="How far it is.")
+    reason: str | None = Field(default=None, description="Why, in one word.", max_length=64)
+    message: str | None = Field(default=None, description="Why, in a sentence.", max_length=1024)
+    total_bytes: int | None = Field(default=None, description="Bytes to copy, all in all.")
+    remaining_bytes: int | None = Field(default=None, description="Bytes left to copy.")
+    dirty_rate: int | None = Field(default=None, description="Bytes a second that the guest writes anew.")
+    iteration: int | None = Field(default=None, description="How often its memory was gone through, from 1.")
+    downtime_ms: int | None = Field(
+        default=None, description="For how long it would be halted, as it looks now, in milliseconds."
+    )
 
 
 class DiskManner(Model):
@@ -170,4 +229,7 @@ class InstanceFacts(Model):
     )
     nics: tuple[NicFacts, ...] = Field(
         default=(), description="Its interfaces.", max_length=16, json_schema_extra=list_map("name")
+    )
+    migration: MigrationFacts | None = Field(
+        default=None, description="How far it is on its way to or from another host."
     )

@@ -11,6 +11,7 @@ from kumulus.api.image import ClusterImage, Image, ImageUpload
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
+from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
 from kumulus.api.placement_group import PlacementGroup
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
@@ -23,6 +24,7 @@ KINDS: tuple[type[Resource], ...] = (
     VirtualMachineSnapshot,
     VirtualMachineRestore,
     VirtualMachinePool,
+    VirtualMachineMigration,
     InstanceType,
     PlacementGroup,
     ConsoleRequest,

@@ -21,6 +21,7 @@ from kumulus.cli import (
     image,
     join,
     lb,
+    migrating,
     moving,
     net,
     net_explain,
@@ -75,6 +76,7 @@ vm.register(_vm)
 power.register(_vm)
 console.register(_vm)
 explaining.register(_vm)
+migrating.register(_vm)
 image.register(_image)
 upload.register(_image)
 volume.register(_volume)

@@ -53,6 +53,7 @@ RULES: Mapping[str, Rule] = {
             "wanted": "Running|Stopped|Paused",
             "restarts": COUNT,
             "restartRequest": ENCODED,
+            "departed": UUID,
         }
     ),
     f"domain/metadata/{{{shaping.NAMESPACE}}}shape": Rule(
@@ -64,6 +65,7 @@ RULES: Mapping[str, Rule] = {
         }
     ),
     "domain/maxMemory": Rule({"slots": "1", "unit": "b"}, NUMBER),
+    f"domain/metadata/{{{marks.ARRIVING_NAMESPACE}}}arriving": Rule({"migration": UUID}),
     "domain/memory": Rule({"unit": "b"}, NUMBER),
     "domain/vcpu": Rule({"placement": "static", "current": NUMBER}, NUMBER),
     "domain/os": Rule({"firmware": "efi"}),
@@ -200,11 +202,12 @@ def violation(xml: str, place: str = "domain") -> str | None:
         return "a character that XML cannot carry"
     if root.tag != place.rpartition("/")[2]:
         return f"an element {root.tag}"
-    return next(_violations(root, place), None)
+    return next(violations(root, RULES, place), None)
 
 
-def _violations(element: ElementTree.Element, path: str) -> Iterator[str]:
-    rule = RULES.get(path)
+def violations(element: ElementTree.Element, rules: Mapping[str, Rule], path: str = "domain") -> Iterator[str]:
+    """All that these rules do not allow, in words. Never quotes a value."""
+    rule = rules.get(path)
     if rule is None:
         yield f"an element {path}"
         return
@@ -220,6 +223,6 @@ def _violations(element: ElementTree.Element, path: str) -> Iterator[str]:
             yield f"a text beside {path}/{child.tag}"
         at = f"{path}/{child.tag}"
         seen[at] = seen.get(at, 0) + 1
-        if at in RULES and seen[at] > RULES[at].most:
+        if at in rules and seen[at] > rules[at].most:
             yield f"too many elements {at}"
-        yield from _violations(child, at)
+        yield from violations(child, rules, at)

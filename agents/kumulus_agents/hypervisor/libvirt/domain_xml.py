@@ -53,6 +53,8 @@ TCG = "tcg"
 
 register_namespace(marks.PREFIX, marks.NAMESPACE)
 register_namespace(shaping.PREFIX, shaping.NAMESPACE)
+register_namespace(marks.RUN_PREFIX, marks.RUN_NAMESPACE)
+register_namespace(marks.ARRIVING_PREFIX, marks.ARRIVING_NAMESPACE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,10 @@ from kumulus_agents.hypervisor.libvirt.errors import is_code
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
 from kumulus_agents.hypervisor.libvirt.holds import Holds
 from kumulus_agents.hypervisor.libvirt.marks import Record
+from kumulus_agents.hypervisor.libvirt.migrating import Migrating
 from kumulus_agents.hypervisor.libvirt.resting import Resting
 from kumulus_agents.hypervisor.libvirt.settings import Acceleration, LibvirtSettings
+from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
 from kumulus_agents.hypervisor.protocol import (
     Domain,
     DomainDisk,
@@ -108,6 +110,7 @@ class LibvirtHypervisor:
         """By uid of the domain: who halts a guest lets it go on before another one halts it, or finds it halted."""
         self._saving = asyncio.Semaphore(SAVING_MOST)
         self._holds = Holds(self._held, self._let_go, self._halt)
+        self._migrating = Migrating(self._connection, settings)
 
     # What the connection tells.
 
@@ -325,6 +328,21 @@ class LibvirtHypervisor:
         if self._settings.log_dir is not None:
             await asyncio.to_thread(_remove_logs, self._settings.log_dir, uid)
 
+    async def send(self, uid: str, sending: Sending, connect: Connect, progress: Callable[[Progress], None]) -> None:
+        await self._migrating.send(uid, sending, connect, progress)
+
+    async def end_sending(self, uid: str) -> None:
+        await self._migrating.end_sending(uid)
+
+    async def receive(self, spec: DomainSpec, migration: str) -> None:
+        await self._migrating.receive(spec, migration, await self._platform())
+
+    async def take(self, spec: DomainSpec, migration: str, channel: str, stream: Stream) -> None:
+        await self._migrating.take(spec, migration, channel, stream, await self._platform())
+
+    async def arrive(self, uid: str, marks: Marks) -> None:
+        await self._migrating.arrive(uid, marks)
+
     async def _platform(self) -> domain_xml.Platform:
         return domain_xml.Platform(
             acceleration=(await self.inventory()).acceleration or domain_xml.TCG,
@@ -364,6 +382,7 @@ class LibvirtHypervisor:
                 machine_type=record.machine_type,
                 agent=record.agent,
                 held=record.hold is not None,
+                arriving=record.arriving,
             )
         why = self._exits.why(record.marks.uid, state.exit_of(*told))
         return Domain(
@@ -379,6 +398,7 @@ class LibvirtHypervisor:
             shape=record.shape,
             machine_type=record.machine_type,
             saved=record.saved,
+            arriving=record.arriving,
         )
 
     async def _thaw(self, uid: str) -> bool:

@@ -1,7 +1,7 @@
 """The marks of Kumulus in a domain's own metadata, as XML. Pure.
 
-Four elements, one a namespace, as libvirt wants it: `instance` has the marks and is in the persistent
-and the live definition; `run` says when this run began, `rest` that its guest was asked to bring its file
+Five elements, one a namespace, as libvirt wants it: `instance` has the marks and is in the persistent
+and the live definition, and so is `arriving`, which says that its guest comes from another host; `run` says when this run began, `rest` that its guest was asked to bring its file
 systems to rest and is not known to have gone on, `hold` that the guest is held for a snapshot, and what has
 to be done that it goes on. These three are in the live definition alone, so that they go with the run,
 whoever ends it and starts another.
@@ -32,6 +32,8 @@ REST_PREFIX = "kumulus-rest"
 REST_XML = "<rest/>"
 HOLD_NAMESPACE = "https://kumulus.io/xmlns/hold/1"
 HOLD_PREFIX = "kumulus-hold"
+ARRIVING_NAMESPACE = "https://kumulus.io/xmlns/arriving/1"
+ARRIVING_PREFIX = "kumulus-arriving"
 
 SAFE = "/:+,@= "
 
@@ -63,6 +65,8 @@ class Record:
     resting: bool = False
     """Its guest was asked to bring its file systems to rest, and is not known to have gone on."""
     hold: Hold | None = None
+    arriving: str | None = None
+    """Uid of the migration by which its guest is to come."""
     saved: int | None = None
     """The epoch of the placement that a memory which is kept is of. Devices and size are those of that memory."""
     agent: bool = False
@@ -88,6 +92,8 @@ def instance_attributes(marks: Marks) -> dict[str, str]:
     }
     if marks.restart_request is not None:
         attributes["restartRequest"] = _encode(marks.restart_request)
+    if marks.departed is not None:
+        attributes["departed"] = _encode(marks.departed)
     return attributes
 
 
@@ -134,6 +140,7 @@ def read(domain_xml: str) -> Record | None:
         attached.size(root),
         root.find(f"metadata/{{{REST_NAMESPACE}}}rest") is not None,
         _hold(root.find(f"metadata/{{{HOLD_NAMESPACE}}}hold")),
+        arriving=_arriving(root.find(f"metadata/{{{ARRIVING_NAMESPACE}}}arriving")),
         agent=attached.agent_is_there(root),
         shape=shaping.recall(root),
         machine_type=shaping.board(root),
@@ -172,6 +179,7 @@ def _marks(element: ElementTree.Element) -> Marks:
         wanted=PowerState(element.attrib["wanted"]),
         restart_request=None if request is None else _decode(request),
         restarts=int(element.attrib["restarts"]),
+        departed=None if (departed := element.get("departed")) is None else _decode(departed),
     )
 
 
@@ -186,6 +194,11 @@ def _hold(element: ElementTree.Element | None) -> Hold | None:
     if element is None:
         return None
     return Hold(halted=element.get("halted") == "yes", frozen=element.get("frozen") == "yes")
+
+
+def _arriving(element: ElementTree.Element | None) -> str | None:
+    """A mark that says nothing is one all the same: who cannot tell what comes starts nothing."""
+    return None if element is None else _decode(element.get("migration", ""))
 
 
 def _encode(text: str) -> str:

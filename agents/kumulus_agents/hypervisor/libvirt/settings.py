@@ -38,6 +38,10 @@ class LibvirtSettings(BaseModel):
         default=Path("/var/log/libvirt/qemu"),
         description="Where libvirt keeps a log a domain; the log goes when the domain is removed. None: left alone.",
     )
+    migration_dir: Path = Field(
+        default=Path("/run/kumulus/migration"),
+        description="Where the sockets are through which guests leave and come. QEMU makes some of them.",
+    )
     read_timeout: float = Field(default=10, gt=0, le=600, description="Seconds until a question is given up.")
     suspend_timeout: float = Field(
         default=1800, gt=0, le=86400, description="Seconds until writing or reading a guest's memory is given up."

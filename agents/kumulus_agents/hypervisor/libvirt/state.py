@@ -8,6 +8,7 @@ guest panics (pvpanic)                SHUTOFF, CRASHED         CRASHED/PANICKED,
 QEMU gets SIGKILL                     SHUTOFF, CRASHED         STOPPED/FAILED
 QEMU dies while libvirtd is gone      SHUTOFF, CRASHED         (after its restart)
 start fails                           SHUTOFF, FAILED          STOPPED/FAILED
+guest has gone to another host        SHUTOFF, MIGRATED        STOPPED/MIGRATED
 off, libvirtd restarted               SHUTOFF, UNKNOWN         -
 a write fails                         PAUSED, IOERROR          SUSPENDED/IOERROR; diskErrors() says for want of space
 
@@ -56,6 +57,7 @@ EXITS: Mapping[int, ExitReason] = {
     # libvirtd, restarted, could not go on with it and killed it.
     libvirt.VIR_DOMAIN_SHUTOFF_DAEMON: ExitReason.CRASHED,
     libvirt.VIR_DOMAIN_SHUTOFF_FAILED: ExitReason.FAILED,
+    libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED: ExitReason.MIGRATED,
 }
 
 STOPPED: Mapping[int, ExitReason] = {
@@ -64,6 +66,7 @@ STOPPED: Mapping[int, ExitReason] = {
     libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: ExitReason.CRASHED,
     # Of a domain that ran, this is QEMU's sudden death; a failed start is told by its own error.
     libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: ExitReason.CRASHED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED: ExitReason.MIGRATED,
 }
 
 NAMES: Mapping[int, str] = {

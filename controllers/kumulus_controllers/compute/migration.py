@@ -1,0 +1,344 @@
+"""VirtualMachineMigration: carries out what `migration_plan` says, a step a pass, each of which may be repeated.
+
+The only writer of migrations' status, and of `incoming` and `outgoing` in the orders of machines. A machine's placement is
+moved here by one write, on condition that nobody has changed the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import structlog
+
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import Host, host_namespace
+from kumulus.api.host import HostReport, WorkOrder, WorkType
+from kumulus.api.migration import FINISHED, MigrationPhase, VirtualMachineMigration
+from kumulus.api.order_names import instance_order_name
+from kumulus.kube.errors import NotFound
+from kumulus.kube.store import Key
+from kumulus.runtime.clock import parse_time, rfc3339
+from kumulus.runtime.reconciler import Enqueue, Services
+from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
+from kumulus_controllers import order_secret
+from kumulus_controllers.compute.machines import Machines
+from kumulus_controllers.compute.migration_plan import (
+    Move,
+    Scope,
+    Step,
+    barred,
+    derive_status,
+    plan,
+    sending,
+    settled,
+    target_order,
+    withdrawn,
+)
+from kumulus_controllers.compute.problem import Problem
+from kumulus_controllers.compute.provisions import Provisions
+from kumulus_controllers.compute.resolve import placement_request, resolve
+from kumulus_controllers.compute.wakeups import offers
+from kumulus_controllers.fleet_feed import besides, order_demand
+from kumulus_controllers.ordering import Ordering
+from kumulus_controllers.orders import host_of
+from kumulus_controllers.planning.fleet import Fleet
+from kumulus_controllers.planning.views import Refusal
+from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
+from kumulus_controllers.storage.volume_plan import Lack
+
+log = structlog.get_logger(__name__)
+
+OF_MACHINE = "of-machine"
+STEPS = 6
+"""In one pass at most: each writes something, and the next follows from it."""
+
+
+def _of_machine(migration: VirtualMachineMigration) -> Iterable[str]:
+    return (f"{migration.namespace}/{migration.spec.vm}",)
+
+
+class MigrationReconciler:
+    """Moves machines."""
+
+    name = "virtualmachinemigration"
+
+    def __init__(self, services: Services, fleet: Fleet) -> None:
+        self._services = services
+        self._fleet = fleet
+        self._store = services.caches.store(VirtualMachineMigration)
+        self._store.add_index(OF_MACHINE, _of_machine)
+        self._reports = services.caches.store(HostReport)
+        self._hosts = services.caches.store(Host)
+        self._known = Machines(services, fleet)
+        self._provisions = Provisions(services, fleet, self._known)
+        self._ordering = Ordering(services, self._known.orders)
+
+    def attach(self, enqueue: Enqueue) -> None:
+        """Own changes, those of the machine and of its orders; hosts, for those that have found none."""
+        self._provisions.attach()
+
+        def wake(namespace: str | None, name: str) -> None:
+            for item in self._store.by(OF_MACHINE, f"{namespace}/{name}"):
+                if item.status.phase not in FINISHED or item.deleting:
+                    enqueue(Key(item.namespace, item.name), urgent=item.status.target_host is not None)
+
+        def migration_changed(before: VirtualMachineMigration | None, after: VirtualMachineMigration | None) -> None:
+            item = after or before
+            if item is not None:
+                enqueue(Key(item.namespace, item.name))
+                if after is None or after.status.phase in FINISHED:
+                    wake(item.namespace, item.spec.vm)
+
+        def machine_changed(before: VirtualMachine | None, after: VirtualMachine | None) -> None:
+            item = after or before
+            if item is not None:
+                wake(item.namespace, item.name)
+
+        def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
+            order = after or before
+            if order is not None and order.spec.type is WorkType.INSTANCE:
+                wake(order.spec.for_.namespace, order.spec.for_.name)
+
+        def report_changed(before: HostReport | None, after: HostReport | None) -> None:
+            if after is None or before is None or before.status.migration != after.status.migration:
+                for item in self._store:
+                    if item.status.phase is MigrationPhase.PENDING:
+                        enqueue(Key(item.namespace, item.name))
+
+        def host_changed(before: Host | None, after: Host | None) -> None:
+            if before is None or after is None or offers(before) != offers(after):
+                report_changed(None, None)
+
+        self._hosts.listen(host_changed)
+        self._store.listen(migration_changed)
+        self._known.store.listen(machine_changed)
+        self._known.orders.listen(order_changed)
+        self._reports.listen(report_changed)
+
+    def everything(self) -> list[Key]:
+        """All migrations."""
+        return self._store.keys()
+
+    async def reconcile(self, key: Key) -> Result:
+        """One pass over a migration."""
+        for _ in range(STEPS):
+            migration = self._store.get(key.name, key.namespace)
+            if migration is None:
+                return Gone()
+            if migration.paused:
+                return Done()
+            if migration.status.phase in FINISHED and not migration.deleting:
+                return await self._expire(migration)
+            if not migration.deleting:
+                await ensure_finalizer(self._services.client, self._store, migration)
+                migration = self._store.get(key.name, key.namespace) or migration
+            scope = self._scope(migration)
+            move = plan(scope)
+            if move.step is Step.WAIT:
+                return await self._report(scope, move)
+            if move.step is Step.LEAVE:
+                self._release(scope)
+                await drop_finalizer(self._services.client, self._store, migration)
+                return Gone()
+            if (result := await self._take(scope, move)) is not None:
+                return result
+        return Requeue(0.1)
+
+    def _scope(self, migration: VirtualMachineMigration) -> Scope:
+        status = migration.status
+        vm = self._known.store.get(migration.spec.vm, migration.namespace)
+        orders = self._known.orders_of(vm) if vm is not None else ()
+        by_host = {host_of(order): order for order in orders}
+        left = status.source_host or (vm.status.host if vm is not None else None)
+        seen = self._known.observe(vm) if vm is not None else None
+        target = (
+            self._reports.get(status.target_host, host_namespace(status.target_host)) if status.target_host else None
+        )
+        return Scope(
+            migration=migration,
+            vm=vm,
+            now=self._services.clock.now().timestamp(),
+            source=by_host.get(left) if left is not None else None,
+            target=by_host.get(status.target_host) if status.target_host is not None else None,
+            endpoint=target.status.migration if target is not None else None,
+            source_report=self._reports.get(left, host_namespace(left)) if left is not None else None,
+            volumes=seen.volumes if seen is not None else {},
+            links=seen.links if seen is not None else {},
+            restoring=seen.restore.name if seen is not None and seen.restore is not None else None,
+            others=tuple(
+                other
+                for other in self._store.by(OF_MACHINE, f"{migration.namespace}/{migration.spec.vm}")
+                if other.uid != migration.uid
+            ),
+        )
+
+    async def _take(self, scope: Scope, move: Move) -> Result | None:
+        """Take the step; None when the next one follows at once."""
+        migration, term = scope.migration, self._services.term()
+        source, target = scope.source, scope.target
+        match move.step:
+            case Step.CHOOSE:
+                return await self._choose(scope)
+            case Step.MAKE_TARGET:
+                return await self._make_target(scope)
+            case Step.SEND:
+                assert source is not None
+                if scope.endpoint is None:
+                    host = migration.status.target_host
+                    lack = Lack("NoTunnel", f"Host {host} does not say where it takes guests.", stalled=False)
+                    return await self._report(scope, replace(move, lack=lack))
+                await self._ordering.change(source, sending(source.spec, migration, scope.endpoint, term))
+            case Step.TAKE_OVER:
+                await self._take_over(scope)
+            case Step.SETTLE:
+                assert target is not None
+                await self._ordering.change(target, settled(target.spec, term))
+            case Step.END_SOURCE:
+                assert source is not None
+                await self._end(source)
+            case Step.GIVE_UP:
+                assert move.lack is not None
+                failure = {"failure": move.lack.reason[:64], "failure_message": move.lack.message[:2048]}
+                after = migration.status.model_copy(update={**failure, "phase": move.phase})
+                await write_status(self._services.client, self._store, migration, migration.status, after)
+            case Step.WITHDRAW:
+                assert source is not None
+                await self._ordering.change(source, withdrawn(source.spec, term))
+            case Step.END_TARGET:
+                assert target is not None
+                await self._end(target)
+            case Step.FINISH:
+                self._release(scope)
+                return await self._report(scope, move)
+            case _:
+                raise AssertionError(move.step)
+        return None
+
+    async def _choose(self, scope: Scope) -> Result | None:
+        """Choose a target, and keep room there. Whoever chooses also promises, without awaiting in between."""
+        vm, migration = scope.vm, scope.migration
+        assert vm is not None and scope.source is not None
+        seen = self._known.observe(vm)
+        resolution = resolve(seen)
+        if isinstance(resolution, Problem):
+            lack = Lack(resolution.reason, resolution.message, stalled=resolution.stalled)
+            return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack))
+        hosts = list(self._hosts)
+        asked = migration.spec.target_host
+        if asked is not None and self._hosts.get(asked) is None:
+            lack = Lack("HostNotFound", f"There is no Host {asked}. Hosts: kubectl get hosts.")
+            return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack))
+        reports = {
+            host.name: report
+            for host in hosts
+            if (report := self._reports.get(host.name, host_namespace(host.name))) is not None
+        }
+        demand = order_demand(scope.source)[0]
+        request = replace(
+            placement_request(seen, resolution),
+            demand=demand,
+            barred=barred(scope, hosts, reports, here=seen.host),
+        )
+        chosen = self._fleet.place(request)
+        if isinstance(chosen, Refusal):
+            lack = Lack("NoHostFits", str(chosen), stalled=False)
+            return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack, after=30.0))
+        self._fleet.assign(besides(vm.uid, chosen.host), chosen.host, demand, None)
+        after = migration.status.model_copy(
+            update={
+                "phase": MigrationPhase.PREPARING,
+                "vm_uid": vm.uid,
+                "source_host": vm.status.host,
+                "target_host": chosen.host,
+                "epoch": (vm.status.epoch or 0) + 1,
+                "started_at": rfc3339(self._services.clock.now()),
+            }
+        )
+        try:
+            await write_status(self._services.client, self._store, migration, migration.status, after)
+        except BaseException:
+            self._fleet.release(besides(vm.uid, chosen.host))
+            raise
+        log.info("a machine moves", namespace=vm.namespace, name=vm.name, source=vm.status.host, target=chosen.host)
+        return None
+
+    async def _make_target(self, scope: Scope) -> Result | None:
+        vm, source, status = scope.vm, scope.source, scope.migration.status
+        assert vm is not None and source is not None and status.target_host is not None
+        # Another leader may have chosen: the room it kept was in its memory.
+        self._fleet.assign(besides(vm.uid, status.target_host), status.target_host, order_demand(source)[0], None)
+        if await self._gone(vm):
+            return Wait("CacheBehind", 5.0)
+        spec = target_order(source.spec, scope.migration, self._services.term())
+        await self._ordering.make(instance_order_name(vm.uid), status.target_host, spec)
+        order = next((o for o in self._known.orders_of(vm) if host_of(o) == status.target_host), None)
+        problem = await self._provisions.provide(replace(self._known.observe(vm), order=order)) if order else None
+        if problem is not None:
+            lack = Lack(problem.reason, problem.message, stalled=problem.stalled)
+            return await self._report(
+                self._scope(scope.migration), Move(Step.WAIT, MigrationPhase.PREPARING, lack, 5.0)
+            )
+        return None
+
+    async def _gone(self, vm: VirtualMachine) -> bool:
+        """A live look before something is made for it: is it gone, or going?"""
+        live = await self._services.client.find(VirtualMachine.KIND, vm.name, vm.namespace)
+        if live is None:
+            return True
+        self._known.store.apply(live)
+        now = VirtualMachine.parse(live)
+        return now.uid != vm.uid or now.deleting or now.status.host != vm.status.host
+
+    async def _take_over(self, scope: Scope) -> None:
+        """The machine's placement is the target's from this write on."""
+        vm, status = scope.vm, scope.migration.status
+        assert vm is not None and status.target_host is not None
+        found = self._hosts.get(status.target_host)
+        after = vm.status.model_copy(
+            update={
+                "host": status.target_host,
+                "epoch": status.epoch,
+                "zone": (found.spec.zone if found is not None else None) or vm.status.zone,
+            }
+        )
+        await write_status(self._services.client, self._known.store, vm, vm.status, after)
+        log.info("a machine has moved", namespace=vm.namespace, name=vm.name, host=status.target_host)
+
+    async def _end(self, order: WorkOrder) -> None:
+        """Its Secret goes first: the garbage collector may take half a minute."""
+        seed = order.spec.instance.seed if order.spec.instance is not None else None
+        if seed is not None and seed.secret is not None:
+            await order_secret.take_back(self._services.client, seed.secret, order)
+        await self._ordering.end(order)
+
+    def _release(self, scope: Scope) -> None:
+        """Room that was kept for an order that was never made; for one that there is, the order counts."""
+        host, uid = scope.migration.status.target_host, scope.migration.status.vm_uid
+        if host is not None and uid is not None and scope.target is None:
+            self._fleet.release(besides(uid, host))
+
+    async def _expire(self, migration: VirtualMachineMigration) -> Result:
+        ttl = migration.spec.ttl_seconds_after_finished
+        if ttl is None:
+            return Done()
+        now = self._services.clock.now()
+        finished = parse_time(migration.status.finished_at or rfc3339(now))
+        left = ttl - (now - finished).total_seconds()
+        if left > 0:
+            return Requeue(left + 0.1)
+        await self._services.client.delete(migration.KIND, migration.name, migration.namespace, uid=migration.uid)
+        return Done()
+
+    async def _report(self, scope: Scope, move: Move) -> Result:
+        migration = self._store.get(scope.migration.name, scope.migration.namespace)
+        if migration is None or migration.uid != scope.migration.uid:
+            return Done()
+        after = derive_status(replace(scope, migration=migration), move, rfc3339(self._services.clock.now()))
+        try:
+            await write_status(self._services.client, self._store, migration, migration.status, after)
+        except NotFound:
+            return Done()
+        if move.after is not None:
+            return Requeue(move.after)
+        return Wait(move.lack.reason, 30.0) if move.lack is not None else Done()

@@ -1,0 +1,14 @@
+"""The module `controllers.compute.migration`: without it no machine moves."""
+
+from __future__ import annotations
+
+from kumulus.runtime.modules import Context, Module
+from kumulus_controllers.compute.migration import MigrationReconciler
+from kumulus_controllers.module import fleet_of
+
+
+async def _setup(context: Context) -> None:
+    context.reconcilers.append(MigrationReconciler(context.services, fleet_of(context.registry)))
+
+
+migration = Module(description="Machines that run go to other hosts.", setup=_setup)

@@ -1,0 +1,499 @@
+"""What is to be done next about a migration (docs/adr/0029). Pure.
+
+Everything follows from what is on record and what the two hosts say; nothing is remembered. The right to run is the source's
+until its agent says that it has given it away, or the target's agent that it was given it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from kumulus.api.compute import PowerState, VirtualMachine
+from kumulus.api.fabric import CpuInfo, Host, Versions
+from kumulus.api.host import HostReport, MigrationEndpoint, WorkOrder, WorkOrderSpec, WorkState
+from kumulus.api.instance_order import Incoming, MigrationFacts, MigrationState, Outgoing
+from kumulus.api.migration import (
+    FINISHED,
+    MigrationMode,
+    MigrationPhase,
+    MigrationProgress,
+    VirtualMachineMigration,
+    VirtualMachineMigrationStatus,
+)
+from kumulus.api.segments import NetworkDriverName
+from kumulus.api.volumes import CacheMode
+from kumulus.runtime.clock import parse_time
+from kumulus.runtime.conditions import Fact, derive
+from kumulus_controllers.compute.scope import Link, Use
+from kumulus_controllers.storage.volume_plan import Lack
+
+COHERENT = (None, CacheMode.NONE, CacheMode.DIRECTSYNC)
+"""Ways to cache a disk in which a host knows nothing of it that another one does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Everything one pass has read."""
+
+    migration: VirtualMachineMigration
+    vm: VirtualMachine | None
+    now: float
+    """Seconds since the epoch."""
+    source: WorkOrder | None = None
+    """The machine's order on the host that it leaves; before that is on record, on the one where it is."""
+    target: WorkOrder | None = None
+    """The machine's order on the host that is on record as its target."""
+    endpoint: MigrationEndpoint | None = None
+    """Where the target takes guests."""
+    source_report: HostReport | None = None
+    volumes: Mapping[str, Use] = field(default_factory=dict)
+    """By name of the disk."""
+    links: Mapping[str, Link] = field(default_factory=dict)
+    """By name of the interface."""
+    restoring: str | None = None
+    """Name of a restore of the machine that is under way."""
+    others: tuple[VirtualMachineMigration, ...] = ()
+    """Other migrations of the machine."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether a target is on record."""
+        return self.migration.status.target_host is not None
+
+    @property
+    def taken_over(self) -> bool:
+        """Whether the machine's placement is the target's."""
+        status = self.migration.status
+        return self.vm is not None and (self.vm.status.host, self.vm.status.epoch) == (status.target_host, status.epoch)
+
+
+class Step(StrEnum):
+    """What is done next."""
+
+    WAIT = "Wait"
+    """Nothing: report, and be told when something changes."""
+    CHOOSE = "Choose"
+    """Choose a target, keep room there, and put it on record."""
+    MAKE_TARGET = "MakeTarget"
+    """Order the target to get everything ready."""
+    SEND = "Send"
+    """Order the source to send the guest."""
+    TAKE_OVER = "TakeOver"
+    """Move the machine's placement: host and epoch, in one write."""
+    SETTLE = "Settle"
+    """Let the target's order be one like any other."""
+    END_SOURCE = "EndSource"
+    GIVE_UP = "GiveUp"
+    """Put on record that it is given up, and why."""
+    WITHDRAW = "Withdraw"
+    """Order the source not to send the guest."""
+    END_TARGET = "EndTarget"
+    FINISH = "Finish"
+    """It has ended, as `phase` says."""
+    LEAVE = "Leave"
+    """Nothing of it is left: it may go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """The next step, and how far it is."""
+
+    step: Step
+    phase: MigrationPhase
+    lack: Lack | None = None
+    """What it waits for, or why it failed."""
+    after: float | None = None
+    """Seconds until it is looked at again, should nobody tell."""
+
+
+def plan(scope: Scope) -> Move:
+    """The next step."""
+    migration, status = scope.migration, scope.migration.status
+    if status.phase in FINISHED:
+        return Move(Step.LEAVE if migration.deleting else Step.WAIT, status.phase or MigrationPhase.FAILED)
+    if not scope.begun:
+        return _begin(scope)
+    if scope.taken_over:
+        return _finish(scope)
+    vm = scope.vm
+    if vm is None or vm.deleting or vm.uid != status.vm_uid:
+        gone = Lack("MachineGone", f"Machine {migration.spec.vm} was deleted: nothing moves.")
+        return Move(Step.FINISH, MigrationPhase.FAILED, gone)
+    if (vm.status.host, vm.status.epoch) != (status.source_host, (status.epoch or 0) - 1):
+        return _displaced(scope, vm)
+    if given(scope):
+        # Were its order to end there, the guest would be lost, and boot there from its disks: but only when that is over.
+        ending = scope.target is not None and scope.target.deleting
+        return Move(Step.WAIT if ending else Step.TAKE_OVER, MigrationPhase.FINISHING)
+    if migration.deleting or status.failure is not None:
+        return _give_up(scope)
+    if (why := failing(scope, vm)) is not None:
+        return Move(Step.GIVE_UP, MigrationPhase.CANCELLING, why)
+    return _go_on(scope)
+
+
+def _begin(scope: Scope) -> Move:
+    if scope.migration.deleting:
+        return Move(Step.LEAVE, MigrationPhase.FAILED)
+    if (lack := blocked(scope)) is not None:
+        return Move(Step.WAIT, MigrationPhase.PENDING, lack, after=30.0)
+    return Move(Step.CHOOSE, MigrationPhase.PENDING)
+
+
+def _go_on(scope: Scope) -> Move:
+    left = scope.migration.spec.limits.timeout_seconds - _age(scope)
+    if scope.target is None:
+        return Move(Step.MAKE_TARGET, MigrationPhase.PREPARING)
+    said = facts(scope.target, scope.migration)
+    if said is None:
+        message = scope.target.status.message or "Its host has not answered yet."
+        lack = Lack(scope.target.status.reason or "Preparing", f"Host {scope.migration.status.target_host}: {message}")
+        return Move(Step.WAIT, MigrationPhase.PREPARING, lack, after=max(left, 0.1))
+    if scope.source is not None and not _outgoing(scope.source, scope.migration):
+        return Move(Step.SEND, MigrationPhase.MIGRATING)
+    return Move(Step.WAIT, MigrationPhase.MIGRATING, after=max(left, 0.1))
+
+
+def _finish(scope: Scope) -> Move:
+    finishing = MigrationPhase.FINISHING
+    target = scope.target
+    if target is not None and target.spec.instance is not None and target.spec.instance.incoming is not None:
+        return Move(Step.SETTLE, finishing)
+    if scope.source is None:
+        return Move(Step.FINISH, MigrationPhase.SUCCEEDED)
+    if not scope.source.deleting:
+        return Move(Step.END_SOURCE, finishing)
+    said = scope.source.status.message or ""
+    lack = Lack("SourceClearsUp", f"Host {scope.migration.status.source_host} clears up. {said}".strip(), stalled=False)
+    return Move(Step.WAIT, finishing, lack)
+
+
+def _give_up(scope: Scope) -> Move:
+    """By way of the source: what is at the target stays until the source has answered that the guest is its own."""
+    status, source = scope.migration.status, scope.source
+    cancelling = MigrationPhase.CANCELLING
+    if source is not None and _outgoing(source, scope.migration):
+        return Move(Step.WITHDRAW, cancelling)
+    if source is not None and (source.status.observed_generation or 0) < source.metadata.generation:
+        lack = Lack(
+            "WaitsForSource",
+            f"Host {status.source_host} has not answered whether the guest has left. Until then nothing is done, so that it"
+            " never runs twice.",
+        )
+        return Move(Step.WAIT, cancelling, lack)
+    if scope.target is not None:
+        if not scope.target.deleting:
+            return Move(Step.END_TARGET, cancelling)
+        lack = Lack("TargetClearsUp", f"Host {status.target_host} removes what it had ready.", stalled=False)
+        return Move(Step.WAIT, cancelling, lack)
+    if scope.migration.deleting:
+        return Move(Step.LEAVE, cancelling)
+    return Move(Step.FINISH, MigrationPhase.FAILED, _failure(status))
+
+
+def _failure(status: VirtualMachineMigrationStatus) -> Lack:
+    return Lack(status.failure or "Failed", status.failure_message or "It was given up.")
+
+
+def _displaced(scope: Scope, vm: VirtualMachine) -> Move:
+    """Somebody has placed the machine anew. What is at the target is nobody's, unless that is where it was placed."""
+    target = scope.target
+    lack = Lack("Displaced", f"Machine {vm.name} was placed anew meanwhile.")
+    mine = target is not None and target.spec.instance is not None and target.spec.instance.incoming is not None
+    if target is not None and mine and not target.deleting and vm.status.host != scope.migration.status.target_host:
+        return Move(Step.END_TARGET, MigrationPhase.CANCELLING, lack)
+    return Move(Step.FINISH, MigrationPhase.FAILED, lack)
+
+
+def given(scope: Scope) -> bool:
+    """Whether the source has given the guest away: it says so, or the target that it was told."""
+    source, target = facts(scope.source, scope.migration), facts(scope.target, scope.migration)
+    return (source is not None and source.state is MigrationState.SENT) or (
+        target is not None and target.state is MigrationState.ARRIVED
+    )
+
+
+def facts(order: WorkOrder | None, migration: VirtualMachineMigration) -> MigrationFacts | None:
+    """What a host says of this migration."""
+    said = order.status.instance.migration if order is not None and order.status.instance is not None else None
+    return said if said is not None and said.migration == migration.uid else None
+
+
+def _outgoing(order: WorkOrder, migration: VirtualMachineMigration) -> bool:
+    instance = order.spec.instance
+    return instance is not None and instance.outgoing is not None and instance.outgoing.migration == migration.uid
+
+
+def _age(scope: Scope) -> float:
+    started = scope.migration.status.started_at
+    return scope.now - parse_time(started).timestamp() if started is not None else 0.0
+
+
+def failing(scope: Scope, vm: VirtualMachine) -> Lack | None:
+    """Why a migration that has begun is given up."""
+    spec, status, source = scope.migration.spec, scope.migration.status, scope.source
+    if source is None or source.deleting or source.spec.instance is None:
+        return Lack("SourceGone", f"Machine {vm.name} is not on host {status.source_host} any more.")
+    said, other = facts(source, scope.migration), facts(scope.target, scope.migration)
+    if said is not None and said.state is MigrationState.FAILED:
+        beside = f" Host {status.target_host}: {other.message}" if other is not None and other.message else ""
+        return Lack(said.reason or "Failed", f"Host {status.source_host}: {said.message or 'it failed.'}{beside}")
+    if vm.spec.power_state is not PowerState.RUNNING:
+        return Lack("PowerStateChanged", f"Machine {vm.name} is to be {vm.spec.power_state}: that comes first.")
+    if vm.spec.restart_request != source.spec.instance.restart_request:
+        return Lack("RestartRequested", f"Machine {vm.name} is to be restarted: that comes first.")
+    if scope.restoring is not None:
+        return Lack("RestoreInProgress", f"VirtualMachineRestore {scope.restoring} comes first.")
+    if source.spec.instance.outgoing is None and source.status.state is not WorkState.RUNNING:
+        return Lack("NotRunning", f"Machine {vm.name} does not run any more.")
+    target = scope.target
+    if target is not None and target.status.state in (WorkState.FAILED, WorkState.REFUSED):
+        said_there = f"{target.status.reason}: {target.status.message}"
+        return Lack(target.status.reason or "TargetFailed", f"Host {status.target_host}: {said_there}")
+    if _age(scope) >= spec.limits.timeout_seconds:
+        where = f" {_left(said)}" if said is not None else ""
+        return Lack(
+            "TimedOut",
+            f"It had not moved after {spec.limits.timeout_seconds} s (spec.limits.timeoutSeconds).{where} Give it more time"
+            " or bandwidth, or try when the guest writes less.",
+        )
+    return None
+
+
+def _left(said: MigrationFacts) -> str:
+    if said.remaining_bytes is None:
+        return ""
+    return f"{said.remaining_bytes >> 20} MiB were left, and the guest wrote {(said.dirty_rate or 0) >> 20} MiB/s."
+
+
+def blocked(scope: Scope) -> Lack | None:
+    """Why the machine cannot move, wherever to; all that is in the way, the first reason as reason."""
+    vm = scope.vm
+    if vm is None:
+        return Lack("MachineNotFound", f"There is no VirtualMachine {scope.migration.spec.vm} in the namespace.")
+    found = list(_blockers(scope, vm))
+    if not found:
+        return None
+    return Lack(found[0].reason, " ".join(lack.message for lack in found), stalled=any(lack.stalled for lack in found))
+
+
+def _blockers(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
+    order = scope.source
+    if vm.deleting:
+        return [Lack("MachineGone", f"Machine {vm.name} is being deleted.")]
+    before = sorted(
+        other.name
+        for other in scope.others
+        if other.status.phase not in FINISHED and _comes_first(other, scope.migration)
+    )
+    if before:
+        return [Lack("AlreadyMoving", f"Migration {before[0]} moves the machine: this one waits.", stalled=False)]
+    running = order is not None and order.spec.instance is not None and order.status.state is WorkState.RUNNING
+    if vm.spec.power_state is not PowerState.RUNNING or order is None or not running or order.spec.instance is None:
+        phase = vm.status.phase or "not placed yet"
+        return [Lack("NotRunning", f"Machine {vm.name} is {phase}: only one that runs can move.", stalled=False)]
+    instance, said, found = order.spec.instance, order.status.instance, list[Lack]()
+    if (order.status.observed_generation or 0) < order.metadata.generation or order.status.reason is not None:
+        why = order.status.message or "its host has not done yet what it was told last"
+        found.append(Lack("PendingChanges", f"Something is pending: {why}.", stalled=False))
+    if vm.spec.restart_request != vm.status.last_restart_request and vm.spec.restart_request is not None:
+        found.append(Lack("PendingChanges", "It is to be restarted first.", stalled=False))
+    if said is None or (said.cpus, _whole(said.memory or 0)) != (instance.cpus, _whole(instance.memory)):
+        found.append(Lack("PendingChanges", "It gets another size at its next start: restart it first."))
+    if said is None or set(said.volumes) != {disk.volume for disk in instance.disks if disk.volume is not None}:
+        found.append(Lack("PendingChanges", "A volume comes or goes.", stalled=False))
+    if said is None or any(not nic.attached for nic in said.nics) or len(said.nics) != len(instance.nics):
+        found.append(Lack("PendingChanges", "An interface comes or goes.", stalled=False))
+    if scope.source_report is None or scope.source_report.status.migration is None:
+        found.append(Lack("NoTunnel", f"Its host {vm.status.host} sends no guests: see transfer.migration_port there."))
+    if scope.restoring is not None:
+        found.append(Lack("RestoreInProgress", f"VirtualMachineRestore {scope.restoring} is under way.", stalled=False))
+    for disk in instance.disks:
+        found += _disk_blockers(disk.name, disk.pool.shared, disk.volume, disk.secret, disk.cache, scope)
+    for drive in instance.drives:
+        if drive.pool is not None and not drive.pool.shared:
+            found.append(Lack("DiscInDrive", f"The disc in drive {drive.name} is local to its host: eject it."))
+    for name, link in scope.links.items():
+        if link.driver is not NetworkDriverName.LINUX:
+            found.append(
+                Lack(
+                    "NetworkCannotFollow",
+                    f"Interface {name} is in a network of driver {link.driver}, which cannot follow.",
+                )
+            )
+    return found
+
+
+def _comes_first(other: VirtualMachineMigration, migration: VirtualMachineMigration) -> bool:
+    """One that has a target does; else the older one."""
+    if other.status.target_host is not None:
+        return True
+    one, two = other.metadata, migration.metadata
+    return (one.creation_timestamp or "", one.uid) < (two.creation_timestamp or "", two.uid)
+
+
+def _disk_blockers(
+    name: str, shared: bool, volume: str | None, secret: str | None, cache: CacheMode | None, scope: Scope
+) -> list[Lack]:
+    if volume is None:
+        return [Lack("LocalDisks", f"Disk {name} is ephemeral: it is on its host alone.")]
+    found = []
+    if not shared:
+        found.append(
+            Lack("LocalDisks", f"Disk {name} is in a pool that its host alone has: move its volume to a shared one.")
+        )
+    if secret is not None:
+        found.append(Lack("EncryptedVolume", f"Disk {name} is encrypted, which does not move yet."))
+    if cache not in COHERENT:
+        found.append(Lack("CacheUnsafe", f"Disk {name} is cached by its host ({cache}): use a class with cache none."))
+    use = scope.volumes.get(name)
+    if use is not None and use.volume.status.moving_to is not None:
+        found.append(Lack("VolumeMoves", f"The volume of disk {name} is moved to another pool.", stalled=False))
+    if use is not None and scope.vm is not None and use.volume.status.host != scope.vm.status.host:
+        found.append(Lack("HandingOver", f"The volume of disk {name} comes from another host.", stalled=False))
+    return found
+
+
+def _whole(memory: int) -> int:
+    """Hypervisors give memory in whole MiB."""
+    return -(-memory // (1 << 20)) * (1 << 20)
+
+
+def barred(
+    scope: Scope, hosts: Sequence[Host], reports: Mapping[str, HostReport], *, here: Host | None
+) -> Mapping[str, str]:
+    """Hosts to which the machine cannot move, whatever room they have, and why."""
+    asked, found = scope.migration.spec.target_host, dict[str, str]()
+    for host in hosts:
+        report = reports.get(host.name)
+        if host.name == (here.name if here is not None else None):
+            found[host.name] = "where it is already"
+        elif asked is not None and host.name != asked:
+            found[host.name] = "not asked for"
+        elif report is None or report.status.migration is None:
+            found[host.name] = "takes no guests from other hosts (see transfer.migration_port of its agent)"
+        elif (why := _unlike(here, host)) is not None:
+            found[host.name] = why
+    return found
+
+
+def _unlike(here: Host | None, there: Host) -> str | None:
+    """Why a guest that was started here cannot go on there."""
+    if here is None:
+        return "its host is gone"
+    one, other = here.status.cpu or CpuInfo(), there.status.cpu or CpuInfo()
+    if one.architecture != other.architecture or one.acceleration != other.acceleration:
+        return f"runs guests in another way ({other.architecture} {other.acceleration})"
+    if one.acceleration == "kvm" and (one.vendor, one.model) != (other.vendor, other.model):
+        return f"has another processor ({other.model}, not {one.model})"
+    emulators = [(host.status.versions or Versions()).emulator for host in (here, there)]
+    before, after = map(_version, emulators)
+    if before is not None and after is not None and after < before:
+        return f"has an older QEMU ({emulators[1]}, not {emulators[0]})"
+    return None
+
+
+def _version(text: str | None) -> tuple[int, ...] | None:
+    try:
+        return tuple(int(part) for part in (text or "").split(".")[:2])
+    except ValueError:
+        return None
+
+
+def target_order(source: WorkOrderSpec, migration: VirtualMachineMigration, term: int) -> WorkOrderSpec:
+    """The order by which the target gets everything ready: the source's, of the placement to come."""
+    assert source.instance is not None and migration.status.epoch is not None
+    incoming = Incoming(migration=migration.uid, host=migration.status.source_host or "")
+    instance = source.instance.model_copy(
+        update={"epoch": migration.status.epoch, "incoming": incoming, "outgoing": None}
+    )
+    return source.model_copy(update={"instance": instance, "term": max(term, source.term)})
+
+
+def sending(
+    source: WorkOrderSpec, migration: VirtualMachineMigration, endpoint: MigrationEndpoint, term: int
+) -> WorkOrderSpec:
+    """The source's order, by which it sends the guest."""
+    assert source.instance is not None
+    limits = migration.spec.limits
+    outgoing = Outgoing(
+        migration=migration.uid,
+        host=migration.status.target_host or "",
+        address=endpoint.address,
+        port=endpoint.port,
+        bandwidth=limits.bandwidth,
+        max_downtime_ms=limits.max_downtime_ms,
+        converge=migration.spec.mode is MigrationMode.AUTO,
+    )
+    return _changed(source, term, outgoing=outgoing)
+
+
+def withdrawn(source: WorkOrderSpec, term: int) -> WorkOrderSpec:
+    """The source's order, by which it sends no guest."""
+    return _changed(source, term, outgoing=None)
+
+
+def settled(target: WorkOrderSpec, term: int) -> WorkOrderSpec:
+    """The target's order as one like any other."""
+    return _changed(target, term, incoming=None)
+
+
+def _changed(order: WorkOrderSpec, term: int, **update: object) -> WorkOrderSpec:
+    assert order.instance is not None
+    instance = order.instance.model_copy(update=update)
+    return order.model_copy(update={"instance": instance, "term": max(term, order.term)})
+
+
+def derive_status(scope: Scope, move: Move, now: str) -> VirtualMachineMigrationStatus:
+    """The status as this pass has come to it. What was put on record before stays."""
+    migration, before = scope.migration, scope.migration.status
+    if before.phase in FINISHED:
+        return before
+    phase, lack = move.phase, move.lack
+    ended = phase in FINISHED
+    generation = migration.metadata.generation
+    ready = _ready(scope, phase, lack)
+    progressing = Fact("Reconciling", None if ended else True, ready.reason, ready.message)
+    if phase is MigrationPhase.FAILED or (phase is MigrationPhase.PENDING and lack is not None and lack.stalled):
+        progressing = Fact("Stalled", True, ready.reason, ready.message)
+    said = facts(scope.source, migration)
+    return before.model_copy(
+        update={
+            "observed_generation": generation,
+            "conditions": derive(before.conditions, [ready, progressing], generation=generation, now=now),
+            "phase": phase,
+            "progress": _progress(said) or before.progress,
+            "finished_at": before.finished_at or (now if ended else None),
+        }
+    )
+
+
+def _progress(said: MigrationFacts | None) -> MigrationProgress | None:
+    if said is None or said.total_bytes is None:
+        return None
+    return MigrationProgress(
+        total_bytes=said.total_bytes,
+        remaining_bytes=said.remaining_bytes,
+        dirty_rate=said.dirty_rate,
+        iteration=said.iteration,
+        downtime_ms=said.downtime_ms,
+    )
+
+
+def _ready(scope: Scope, phase: MigrationPhase, lack: Lack | None) -> Fact:
+    status = scope.migration.status
+    if phase is MigrationPhase.SUCCEEDED:
+        return Fact("Ready", True, "Moved", f"Machine {scope.migration.spec.vm} is on host {status.target_host}.")
+    if lack is not None:
+        return Fact("Ready", False, lack.reason, lack.message)
+    said = facts(scope.source, scope.migration)
+    left = f" {_left(said)}" if said is not None and said.remaining_bytes is not None else ""
+    ways = {
+        MigrationPhase.PREPARING: f"Host {status.target_host} gets everything ready.",
+        MigrationPhase.MIGRATING: f"Memory is copied to host {status.target_host}.{left}",
+        MigrationPhase.FINISHING: f"Machine {scope.migration.spec.vm} is on host {status.target_host}.",
+        MigrationPhase.CANCELLING: "It is given up, unless the guest has moved already.",
+    }
+    return Fact("Ready", False, str(phase), ways.get(phase, ""))

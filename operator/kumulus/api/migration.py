@@ -1,0 +1,161 @@
+"""compute.kumulus.io: moving a running machine to another host."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+from pydantic import Field
+
+from kumulus.api.base import AGE, PHASE, VERSION, Column, Kind, Model, Resource, Rule, Status, reason_of
+from kumulus.api.compute import GROUP
+from kumulus.api.volumes import ObjectName
+
+
+class MigrationMode(StrEnum):
+    """How memory is copied."""
+
+    PRE_COPY = "PreCopy"
+    POST_COPY = "PostCopy"
+    AUTO = "Auto"
+
+
+class MigrationLimits(Model):
+    """What a migration may take."""
+
+    bandwidth: int | None = Field(
+        default=None, description="MiB a second at most; as fast as it goes when empty.", ge=1, le=1 << 20
+    )
+    max_downtime_ms: int = Field(
+        default=300,
+        description="The guest is halted for the rest of the copy when that takes no longer, in milliseconds. To it comes"
+        " the time in which the hosts agree that it has moved.",
+        ge=10,
+        le=60000,
+    )
+    timeout_seconds: int = Field(
+        default=600,
+        description="The migration is given up when the guest has not moved so long after it began; it runs on where it is.",
+        ge=10,
+        le=86400,
+    )
+
+
+class VirtualMachineMigrationSpec(Model):
+    """Which machine moves, and how."""
+
+    rules = (
+        Rule("self == oldSelf", "a migration is carried out once and cannot be changed: delete it, and make a new one"),
+        Rule(
+            "self.mode != 'PostCopy'",
+            "PostCopy is not offered: a guest of which each host has a part is lost with either. Use PreCopy or Auto",
+            field=".mode",
+        ),
+        Rule(
+            "!self.withLocalDisks",
+            "disks that are local to a host do not move with the machine yet: move its volumes to a shared pool first",
+            field=".withLocalDisks",
+        ),
+    )
+
+    vm: ObjectName = Field(description="Name of the VirtualMachine of the namespace that moves. It must be running.")
+    target_host: str | None = Field(
+        default=None,
+        description="Name of the host it goes to; one is chosen, as for a new machine, when empty.",
+        min_length=1,
+        max_length=63,
+    )
+    mode: MigrationMode = Field(
+        default=MigrationMode.AUTO,
+        description="PreCopy copies while the guest runs and halts it for the rest. Auto slows it down besides when it writes"
+        " faster than its memory can be copied.",
+    )
+    with_local_disks: bool = Field(
+        default=False, description="Copy disks along that are local to the host. Not offered yet."
+    )
+    limits: MigrationLimits = Field(default_factory=MigrationLimits, description="What it may take.")
+    ttl_seconds_after_finished: int | None = Field(
+        default=None,
+        description="It deletes itself so long after it has ended; it stays when empty.",
+        ge=0,
+        le=31536000,
+    )
+
+
+class MigrationPhase(StrEnum):
+    """How far a migration is, in one word."""
+
+    PENDING = "Pending"
+    """Nothing is ordered yet: something is in the way, or no host fits."""
+    PREPARING = "Preparing"
+    """The target gets everything ready."""
+    MIGRATING = "Migrating"
+    """Memory is being copied; the machine runs where it was."""
+    FINISHING = "Finishing"
+    """The machine is on its new host; the old one clears up."""
+    CANCELLING = "Cancelling"
+    """It is given up, unless the guest has moved already."""
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    """The machine is where it was."""
+
+
+FINISHED = frozenset({MigrationPhase.SUCCEEDED, MigrationPhase.FAILED})
+"""Phases in which nothing happens any more."""
+
+
+class MigrationProgress(Model):
+    """How far the copy is, as the hypervisor says."""
+
+    total_bytes: int | None = Field(default=None, description="Bytes to copy, all in all.")
+    remaining_bytes: int | None = Field(default=None, description="Bytes left to copy.")
+    dirty_rate: int | None = Field(default=None, description="Bytes a second that the guest writes anew.")
+    iteration: int | None = Field(default=None, description="How often its memory was gone through, from 1.")
+    downtime_ms: int | None = Field(
+        default=None, description="For how long it would be halted, as it looks now, in milliseconds."
+    )
+
+
+class VirtualMachineMigrationStatus(Status):
+    """How far the migration is."""
+
+    phase: MigrationPhase | None = Field(default=None, description="How far it is, in one word.")
+    vm_uid: str | None = Field(default=None, description="Uid of the machine.")
+    source_host: str | None = Field(default=None, description="Name of the host it leaves.")
+    target_host: str | None = Field(default=None, description="Name of the host it goes to.")
+    epoch: int | None = Field(default=None, description="The placement of the machine that it becomes there.")
+    progress: MigrationProgress | None = Field(default=None, description="How far the copy is.")
+    failure: str | None = Field(
+        default=None, description="Why it is given up, in one word, as soon as that is decided.", max_length=64
+    )
+    failure_message: str | None = Field(default=None, description="The same in a sentence.", max_length=2048)
+    started_at: str | None = Field(default=None, description="When the target was chosen (RFC 3339).")
+    finished_at: str | None = Field(default=None, description="When it ended (RFC 3339).")
+
+
+class VirtualMachineMigration(Resource):
+    """Moves a running machine to another host; its guest notices a short pause. Deleting it cancels it."""
+
+    KIND: ClassVar[Kind] = Kind(
+        group=GROUP,
+        version=VERSION,
+        kind="VirtualMachineMigration",
+        plural="virtualmachinemigrations",
+        short_names=("vmm", "vmms"),
+        categories=("kumulus",),
+        columns=(
+            Column("VM", ".spec.vm"),
+            PHASE,
+            Column("Source", ".status.sourceHost"),
+            Column("Target", ".status.targetHost"),
+            Column("Remaining", ".status.progress.remainingBytes", "integer", priority=1),
+            reason_of(priority=0),
+            Column("Finished", ".status.finishedAt", "date"),
+            AGE,
+        ),
+    )
+
+    spec: VirtualMachineMigrationSpec = Field(description="Which machine moves, and how.")
+    status: VirtualMachineMigrationStatus = Field(
+        default_factory=VirtualMachineMigrationStatus, description="How far the migration is."
+    )

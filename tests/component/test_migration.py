@@ -1,0 +1,319 @@
+"""Machines that move while they run: real controllers, agents, pools and TLS between the hosts, simulated hypervisors.
+
+After whatever happens on a host it is looked at whether a machine runs twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import Host, host_namespace
+from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.migration import VirtualMachineMigration
+from kumulus.api.order_names import instance_order_name
+from kumulus.api.storage import StoragePool, Volume
+from kumulus.kube.builtin import NAMESPACE
+from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
+from kumulus_agents.hypervisor.simulated_host import SimulatedHost
+from kumulus_lab.lab import Lab, Wanted
+from kumulus_lab.state import Hypervisor
+from tests.component.cloud import Cloud, Raw, cloud, condition, phase, until
+from tests.component.test_volume import HOSTS, Tenant
+from tests.conftest import new_lab
+from tests.unit.storage.material import needs_root
+
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), needs_root]
+
+KIND = VirtualMachineMigration.KIND
+DATA = {"name": "root", "volume": "data"}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """A control plane with controllers; hosts are the tests' own."""
+    made = new_lab()
+    try:
+        made.up(Wanted(hosts=0, hypervisor=Hypervisor.SIMULATED, agents=False))
+        yield made
+    finally:
+        made.down()
+
+
+class Watch:
+    """Sees every change on every host, and that no machine ever runs twice."""
+
+    def __init__(self, hosts: list[SimulatedHost]) -> None:
+        self._hosts = hosts
+        self.twice: list[str] = []
+        for host in hosts:
+            host.attach(self)
+
+    def told(self, uid: str) -> None:
+        """A domain has changed."""
+        on = Counter(
+            uid for host in self._hosts for uid, domain in host.domains.items() if domain.state is DomainState.RUNNING
+        )
+        self.twice += [uid for uid, number in on.items() if number > 1]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def made(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]:
+    async with cloud(lab, tmp_path_factory.mktemp("hosts")) as made:
+        for name in HOSTS:
+            await made.add_host(name, transfer=True)
+        await asyncio.to_thread(lab.services.wait_for_hosts, list(HOSTS))
+
+        async def open_() -> bool:
+            reports = [await made.client.find(HostReport.KIND, name, host_namespace(name)) for name in HOSTS]
+            return all(report is not None and "migration" in report["status"] for report in reports)
+
+        await until(open_, "the hosts take guests")
+        yield made
+
+
+class Owner(Tenant):
+    """A namespace, and a machine whose volume both hosts can use."""
+
+    watch: Watch
+
+    async def build(self) -> None:
+        parameters = {"path": f"/var/lib/kumulus/pools/{self.tag}", "shared": True}
+        body = {"metadata": {"name": self.tag}, "spec": {"driver": "dir", "parameters": parameters}}
+        await self.client.create(StoragePool.KIND, body)
+        await self.ready_pool(self.tag)
+        await self.volume("data", size="64Mi", pool=self.tag)
+
+    async def begin(self, **spec: Any) -> tuple[Raw, str, str]:
+        """A machine that runs; where it is, and where it is not."""
+        await self.machine("vm", DATA, **spec)
+        vm = await self.runs("vm")
+        here = str(vm["status"]["host"])
+        await self.wait(Volume.KIND, "data", phase("InUse"), "is in use")
+        return vm, here, next(name for name in HOSTS if name != here)
+
+    async def move(self, name: str = "go", **spec: Any) -> None:
+        await self._make(KIND, name, {"vm": "vm", **spec})
+
+    async def ends(self, wanted: str, name: str = "go") -> Raw:
+        return await self.wait(KIND, name, phase(wanted), f"is {wanted}")
+
+    async def reaches(self, *wanted: str, name: str = "go") -> Raw:
+        return await self.wait(KIND, name, lambda item: item.get("status", {}).get("phase") in wanted, f"is {wanted}")
+
+    def domain(self, host: str, vm: Raw) -> Any:
+        return self.cloud.hosts[host].machine.domains.get(vm["metadata"]["uid"])
+
+    def slow(self, seconds: float) -> None:
+        """From now on a copy takes so long."""
+        for name in HOSTS:
+            machine = self.cloud.hosts[name].machine
+            machine.settings = machine.settings.model_copy(update={"migrate_seconds": seconds, "jitter": 0})
+
+    async def order(self, host: str, vm: Raw) -> Raw | None:
+        return await self.client.find(WorkOrder.KIND, instance_order_name(vm["metadata"]["uid"]), host_namespace(host))
+
+    async def is_on(self, vm: Raw, host: str, epoch: int) -> None:
+        """It runs there, and nothing is left of it elsewhere."""
+
+        def placed(item: Raw) -> bool:
+            status = item.get("status", {})
+            return (status.get("phase"), status.get("host"), status.get("epoch")) == ("Running", host, epoch)
+
+        await self.wait(VirtualMachine.KIND, "vm", placed, f"runs on {host}")
+        other = next(name for name in HOSTS if name != host)
+
+        async def alone() -> bool:
+            return await self.order(other, vm) is None and self.domain(other, vm) is None
+
+        await until(alone, f"nothing is left on {other}")
+        assert self.domain(host, vm).state is DomainState.RUNNING
+        assert self.domain(host, vm).arriving is None
+        assert not self.watch.twice
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def owner(made: Cloud) -> AsyncIterator[Owner]:
+    owner = Owner(made, secrets.token_hex(3))
+    owner.watch = Watch([made.hosts[name].machine for name in HOSTS])
+    await made.client.create(NAMESPACE, {"metadata": {"name": owner.namespace}})
+    await owner.build()
+    try:
+        yield owner
+    finally:
+        owner.slow(0)
+        for kind in (KIND, VirtualMachine.KIND, Volume.KIND):
+            for item in await made.listed(kind, owner.namespace):
+                await made.client.delete(kind, item["metadata"]["name"], owner.namespace)
+
+            async def none(kind: Any = kind) -> bool:
+                return not await made.listed(kind, owner.namespace)
+
+            await until(none, f"no {kind.plural} are left")
+        await made.client.delete(StoragePool.KIND, owner.tag)
+        await made.client.delete(NAMESPACE, owner.namespace)
+        assert not owner.watch.twice
+
+
+async def test_a_machine_moves_and_back_and_its_volume_follows(owner: Owner) -> None:
+    vm, here, there = await owner.begin()
+    await owner.move()
+    moved = await owner.ends("Succeeded")
+    assert (moved["status"]["sourceHost"], moved["status"]["targetHost"]) == (here, there)
+    assert "startedAt" in moved["status"] and "finishedAt" in moved["status"]
+    await owner.is_on(vm, there, 2)
+    follows = await owner.wait(Volume.KIND, "data", lambda v: v["status"]["host"] == there, "follows")
+    assert follows["status"]["attachedTo"]["vm"] == "vm"
+    after = await owner.find(VirtualMachine.KIND, "vm")
+    assert after["status"]["startedAt"] == vm["status"]["startedAt"], "it was not started again"
+    assert owner.cloud.hosts[there].machine.starts.get(vm["metadata"]["uid"]) is None
+    await owner.wait(Volume.KIND, "data", lambda v: condition(v).get("status") == "True", "can be used")
+    await owner.move("back", targetHost=here, ttlSecondsAfterFinished=0)
+    await owner.gone(KIND, "back")
+    await owner.is_on(vm, here, 3)
+
+
+async def test_what_is_in_the_way_is_said_and_it_goes_on_by_itself_when_that_has_passed(owner: Owner) -> None:
+    await owner.move(targetHost="nowhere")
+    assert "There is no VirtualMachine vm" in await owner.says(KIND, "go", "MachineNotFound")
+    vm, here, there = await owner.begin()
+    assert "There is no Host nowhere" in await owner.says(KIND, "go", "HostNotFound")
+    await owner.delete(KIND, "go")
+    await owner.gone(KIND, "go")
+    await owner.client.patch(Host.KIND, there, {"spec": {"unschedulable": True}})
+    await owner.move()
+    said = await owner.says(KIND, "go", "NoHostFits")
+    assert f"1 cordoned ({there})" in said and f"1 where it is already ({here})" in said
+    await owner.client.patch(Host.KIND, there, {"spec": {"unschedulable": None}})
+    await owner.ends("Succeeded")
+    await owner.is_on(vm, there, 2)
+
+
+async def test_a_machine_that_may_not_move_says_all_that_keeps_it(owner: Owner) -> None:
+    await owner.image()
+    await owner.machine("vm", DATA, {"name": "tmp", "ephemeral": {"image": "system", "size": "64Mi"}})
+    await owner.runs("vm")
+    await owner.move()
+    assert "Disk tmp is ephemeral" in await owner.says(KIND, "go", "LocalDisks")
+    await owner.patch(VirtualMachine.KIND, "vm", powerState="Stopped")
+    assert "only one that runs can move" in await owner.says(KIND, "go", "NotRunning")
+
+
+async def test_deleting_it_cancels_it(owner: Owner) -> None:
+    owner.slow(60)
+    vm, here, _ = await owner.begin()
+    await owner.move()
+    await owner.reaches("Migrating")
+    await owner.wait(VirtualMachine.KIND, "vm", phase("Migrating"), "moves")
+    await until(lambda: _sending(owner, here, vm), "the guest is being sent")
+    await owner.delete(KIND, "go")
+    await owner.gone(KIND, "go")
+    await owner.is_on(vm, here, 1)
+
+
+async def _sending(owner: Owner, host: str, vm: Raw) -> bool:
+    return vm["metadata"]["uid"] in owner.cloud.hosts[host].machine.sending
+
+
+async def test_a_machine_that_is_to_stop_does_not_move(owner: Owner) -> None:
+    owner.slow(60)
+    await owner.begin()
+    await owner.move()
+    await owner.reaches("Migrating")
+    await owner.patch(VirtualMachine.KIND, "vm", powerState="Stopped")
+    assert condition(await owner.ends("Failed"))["reason"] == "PowerStateChanged"
+    await owner.wait(VirtualMachine.KIND, "vm", phase("Stopped"), "stops")
+
+
+async def test_a_machine_that_is_deleted_while_it_moves_is_gone_from_both(owner: Owner) -> None:
+    owner.slow(60)
+    vm, *_ = await owner.begin()
+    await owner.move()
+    await owner.reaches("Migrating")
+    await owner.delete(VirtualMachine.KIND, "vm")
+    await owner.gone(VirtualMachine.KIND, "vm")
+    assert condition(await owner.ends("Failed"))["reason"] == "MachineGone"
+    assert await owner.cloud.left_over(vm["metadata"]["uid"]) == []
+
+
+async def test_a_guest_that_ends_on_its_way_is_started_again_where_it_was(owner: Owner) -> None:
+    owner.slow(60)
+    vm, here, there = await owner.begin()
+    await owner.move()
+    await until(lambda: _sending(owner, here, vm), "the guest is being sent")
+    owner.cloud.hosts[here].machine.end(vm["metadata"]["uid"], ExitReason.CRASHED)
+    failed = await owner.ends("Failed")
+    assert condition(failed)["reason"] == "GuestEnded"
+    back = await owner.wait(VirtualMachine.KIND, "vm", phase("CrashLoopBackOff"), "is started again after a pause")
+    assert (back["status"]["host"], back["status"]["epoch"]) == (here, 1)
+    assert await owner.order(there, vm) is None
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+async def test_an_agent_that_dies_while_the_guest_is_sent_leaves_it_where_it_was(owner: Owner, side: str) -> None:
+    owner.slow(60)
+    vm, here, there = await owner.begin()
+    await owner.move(limits={"timeoutSeconds": 600})
+    await until(lambda: _sending(owner, here, vm), "the guest is being sent")
+    victim = owner.cloud.hosts[here if side == "source" else there]
+    await victim.kill()
+    assert owner.domain(here, vm).state is DomainState.RUNNING
+    owner.slow(0)
+    victim.start()
+    ended = await owner.reaches("Failed", "Succeeded")
+    where, epoch = (there, 2) if ended["status"]["phase"] == "Succeeded" else (here, 1)
+    await owner.is_on(vm, where, epoch)
+
+
+async def test_a_target_that_is_not_told_is_told_by_the_controllers(owner: Owner) -> None:
+    """The source's agent dies when the guest has left and it has put that on record."""
+    vm, here, there = await owner.begin()
+    uid, source = vm["metadata"]["uid"], owner.cloud.hosts[here]
+    died = asyncio.Event()
+
+    async def mark(uid: str, marks: Any) -> None:
+        await type(source.hypervisor).mark(source.hypervisor, uid, marks)
+        if marks.departed is not None:
+            died.set()
+            await asyncio.Event().wait()
+
+    source.hypervisor.mark = mark  # type: ignore[method-assign]
+    await owner.move()
+    await asyncio.wait_for(died.wait(), 30)
+    await source.kill()
+    del source.hypervisor.mark  # type: ignore[attr-defined]
+    assert owner.domain(there, vm).state is DomainState.PAUSED and owner.domain(there, vm).arriving is not None
+    assert owner.domain(here, vm).state is DomainState.STOPPED
+    source.start()
+    await owner.ends("Succeeded")
+    await owner.is_on(vm, there, 2)
+    assert uid not in source.machine.domains
+
+
+async def test_a_lost_answer_leaves_the_guest_at_its_source(owner: Owner) -> None:
+    """The guest is whole at the target, and its source was not told: it goes on there, as libvirt's does."""
+    vm, here, there = await owner.begin()
+    source, target = owner.cloud.hosts[here], owner.cloud.hosts[there]
+    put = target.machine.put
+
+    def deaf(domain: Any) -> None:
+        put(domain)
+        if domain.state is DomainState.PAUSED and domain.arriving is not None:
+            raise OSError("the answer is lost")
+
+    target.machine.put = deaf  # type: ignore[method-assign]
+    try:
+        await owner.move()
+        failed = await owner.ends("Failed")
+    finally:
+        del target.machine.put  # type: ignore[attr-defined]
+    assert condition(failed)["reason"] == "MigrationFailed"
+    await owner.is_on(vm, here, 1)
+    assert source.machine.starts[vm["metadata"]["uid"]] == 1

@@ -1,0 +1,129 @@
+"""Machines that move from host to host while they run: real guests, networks, pools and TLS, and what their guests notice."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kumulus_lab import deadline
+from kumulus_lab.host import LibvirtHost
+from tests.system.test_networks import Networks
+from tests.system.world import WORDS, Object, World
+
+pytestmark = [pytest.mark.libvirt, pytest.mark.cluster]
+
+COMPUTE = "compute.kumulus.io/v1alpha1"
+STORAGE = "storage.kumulus.io/v1alpha1"
+PEER, MOVER = "10.77.0.11", "10.77.0.12"
+ECHO = "#kumulus-run: nc -l -p 7000 -e /bin/cat"
+TALK = (
+    f"#kumulus-run: (echo begun; while sleep 0.2; do cut -d. -f1 /proc/uptime; done) | nc {PEER} 7000"
+    " | while read -r line; do echo kumulus-guest: echo $line >/dev/console; done"
+)
+"""One connection, in which it is told each moment what it has said; another one begins when that one ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """A tenant whose machine moves, in a pool that both hosts have."""
+
+    world: World
+    networks: Networks
+    pool: str
+
+    def machine(self, name: str, *lines: str, **spec: Any) -> None:
+        source = {"image": "tiny"}
+        root = {"name": "root", "volumeTemplate": {"size": "64Mi", "pool": self.pool, "source": source}}
+        self.world.machine(name, *lines, image=None, disks=[root], **spec)
+
+    def move(self, name: str, **spec: Any) -> None:
+        self.world.apply(
+            {
+                "apiVersion": COMPUTE,
+                "kind": "VirtualMachineMigration",
+                "metadata": {"name": name},
+                "spec": {"vm": "mover", **spec},
+            }
+        )
+
+    def moved(self, name: str, *, seconds: float = 60) -> Object:
+        return self.world.wait(
+            "vmm", name, lambda item: item["status"].get("phase") == "Succeeded", "has moved", seconds=seconds
+        )
+
+    def domains(self, host: LibvirtHost) -> str:
+        return host.exec(["virsh", "-q", "list", "--all"]).stdout
+
+
+@pytest.fixture
+def moving(world: World, tmp_path: Path) -> Iterator[Moving]:
+    """A directory that both hosts have, as one of a shared file system."""
+    name = f"shared-{secrets.token_hex(3)}"
+    place = f"/var/lib/kumulus/pools/{name}"
+    tmp_path.chmod(0o755)
+    for host in world.lab.hosts:
+        host.exec(["mkdir", "-p", place])
+        host.exec(["mount", "--bind", tmp_path, place])
+    pool = {
+        "apiVersion": STORAGE,
+        "kind": "StoragePool",
+        "metadata": {"name": name},
+        "spec": {"driver": "dir", "parameters": {"path": place, "shared": True}},
+    }
+    world.apply(pool)
+    world.wait("storagepool", name, lambda item: item["status"]["readyHosts"] == 2, "is ready on both hosts")
+    try:
+        yield Moving(world, Networks(world), name)
+    finally:
+        for kind in ("vmm", "vm", "vol"):
+            for item in world.api.objects(WORDS[kind], world.namespace):
+                world.delete(kind, item["metadata"]["name"])
+        world.delete("storagepool", name)
+        for host in world.lab.hosts:
+            host.exec(["umount", "--lazy", place], check=False)
+
+
+def test_a_guest_goes_on_and_so_do_its_connections(moving: Moving) -> None:
+    world, networks = moving.world, moving.networks
+    one, _other = world.lab.hosts
+    networks.network("net")
+    networks.group("echo", 7000)
+    networks.machine("peer", one, "net", ECHO, addresses=[PEER], securityGroups=["echo"])
+    world.console("peer", "ready after")
+    moving.machine(
+        "mover",
+        TALK,
+        "#kumulus-count-on: root",
+        interfaces=[{"name": "eth0", "network": "net", "addresses": [MOVER]}],
+    )
+    world.console("mover", "echo begun", seconds=90)
+    vm = world.phase("mover", "Running")
+    here = world.host_of("mover")
+    there = next(host for host in world.lab.hosts if host.name != here.name)
+    before = world.console_file("mover").read_text(errors="replace")
+    moving.move("go")
+    moved = moving.moved("go")
+    assert moved["status"]["targetHost"] == there.name
+    after = world.wait("vm", "mover", lambda item: item["status"]["host"] == there.name, "is there")
+    assert after["status"]["epoch"] == 2 and after["status"]["startedAt"] == vm["status"]["startedAt"]
+    last = int(re.findall(r"counted (\d+)", before)[-1])
+    said = world.console("mover", "echo ")
+    deadline.until(
+        lambda: len(re.findall(r"kumulus-guest: echo \d+", _said(world))) >= 5, "the connection goes on", seconds=30
+    )
+    said = _said(world)
+    counted = [int(number) for number in re.findall(r"counted (\d+)", said)]
+    assert counted and counted[0] >= last and counted == list(range(counted[0], counted[0] + len(counted)))
+    assert "echo begun" not in said and "hello from" not in said, "neither connection nor guest began anew"
+    assert vm["metadata"]["uid"] not in moving.domains(here)
+    world.phase("mover", "Running")
+
+
+def _said(world: World) -> str:
+    return world.console_file("mover").read_text(errors="replace")

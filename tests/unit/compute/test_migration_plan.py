@@ -1,0 +1,279 @@
+"""What comes next of a migration, from every state of its two hosts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kumulus.api.base import ObjectMeta, ObjectRef
+from kumulus.api.compute import (
+    PowerState,
+    Resources,
+    RestartPolicy,
+    VirtualMachine,
+    VirtualMachineSpec,
+    VirtualMachineStatus,
+)
+from kumulus.api.fabric import Host
+from kumulus.api.host import (
+    HostReport,
+    MigrationEndpoint,
+    WorkOrder,
+    WorkOrderSpec,
+    WorkOrderStatus,
+    WorkState,
+    WorkType,
+)
+from kumulus.api.instance_order import (
+    Incoming,
+    InstanceDisk,
+    InstanceFacts,
+    InstanceOrder,
+    MigrationFacts,
+    MigrationState,
+    Outgoing,
+)
+from kumulus.api.migration import (
+    MigrationPhase,
+    VirtualMachineMigration,
+    VirtualMachineMigrationSpec,
+    VirtualMachineMigrationStatus,
+)
+from kumulus.api.pool_order import PoolRef
+from kumulus.api.pools import PoolDriver, PoolParameters
+from kumulus_controllers.compute.migration_plan import (
+    Move,
+    Scope,
+    Step,
+    barred,
+    derive_status,
+    plan,
+    sending,
+    settled,
+    target_order,
+    withdrawn,
+)
+
+UID, GO, OTHER = (f"00000000-0000-0000-0000-00000000000{n}" for n in (1, 2, 3))
+NOW, STARTED = 1_800_000_000.0, "2027-01-15T08:00:00Z"
+SHARED = PoolRef(uid=OTHER, name="p", driver=PoolDriver.DIR, parameters=PoolParameters(path="/p", shared=True))
+LOCAL = PoolRef(uid=OTHER, name="p", driver=PoolDriver.DIR, parameters=PoolParameters(path="/p"))
+HERE, THERE = "a", "b"
+
+
+def machine(**status: Any) -> VirtualMachine:
+    power = status.pop("power", PowerState.RUNNING)
+    return VirtualMachine(
+        metadata=ObjectMeta(name="vm", namespace="ns", uid=UID, generation=1),
+        spec=VirtualMachineSpec(resources=Resources(cpus=1, memory="64Mi"), power_state=power),
+        status=VirtualMachineStatus(**{"host": HERE, "epoch": 4, **status}),
+    )
+
+
+def migration(*, deleting: bool = False, **status: Any) -> VirtualMachineMigration:
+    gone = {"deletion_timestamp": STARTED} if deleting else {}
+    return VirtualMachineMigration(
+        metadata=ObjectMeta(name="go", namespace="ns", uid=GO, generation=1, **gone),
+        spec=VirtualMachineMigrationSpec(vm="vm"),
+        status=VirtualMachineMigrationStatus(**status),
+    )
+
+
+BEGUN = {"vm_uid": UID, "source_host": HERE, "target_host": THERE, "epoch": 5, "started_at": STARTED}
+
+
+def order(host: str, epoch: int, *, said: MigrationFacts | None = None, **changes: Any) -> WorkOrder:
+    """The machine's order on that host, which has answered it."""
+    generation, observed = changes.pop("generation", 1), changes.pop("observed", 1)
+    state, deleting = changes.pop("state", WorkState.RUNNING), changes.pop("deleting", False)
+    pool = changes.pop("pool", SHARED)
+    disk = InstanceDisk(name="root", pool=pool, volume=OTHER, boot_order=1)
+    instance = InstanceOrder(
+        uid=UID,
+        epoch=epoch,
+        power=PowerState.RUNNING,
+        restart_policy=RestartPolicy.ALWAYS,
+        cpus=1,
+        memory=64 << 20,
+        disks=(disk,),
+        **changes,
+    )
+    facts = InstanceFacts(epoch=epoch, cpus=1, memory=64 << 20, volumes=(OTHER,), migration=said)
+    gone = {"deletion_timestamp": STARTED} if deleting else {}
+    return WorkOrder(
+        metadata=ObjectMeta(name="i", namespace=f"kumulus-host-{host}", uid=OTHER, generation=generation, **gone),
+        spec=WorkOrderSpec(
+            type=WorkType.INSTANCE,
+            for_=ObjectRef(kind="VirtualMachine", namespace="ns", name="vm", uid=UID),
+            instance=instance,
+        ),
+        status=WorkOrderStatus(observed_generation=observed, state=state, instance=facts),
+    )
+
+
+def facts(state: MigrationState, **more: Any) -> MigrationFacts:
+    return MigrationFacts(migration=GO, state=state, **more)
+
+
+OUT = {"outgoing": Outgoing(migration=GO, host=THERE, address="192.0.2.2", port=9413)}
+IN = {"incoming": Incoming(migration=GO, host=HERE), "state": WorkState.WORKING}
+PREPARED = facts(MigrationState.PREPARED)
+
+
+def report(*, takes: bool = True) -> HostReport:
+    at = {"migration": {"address": "192.0.2.2", "port": 9413}} if takes else {}
+    return HostReport.parse({"metadata": {"name": HERE}, "status": at})
+
+
+def scope(going: VirtualMachineMigration | None = None, **changes: Any) -> Scope:
+    found = {"vm": machine(), "source": order(HERE, 4), "source_report": report(), **changes}
+    return Scope(migration=going or migration(), now=NOW, **found)
+
+
+def next_of(going: VirtualMachineMigration, **changes: Any) -> tuple[Step, MigrationPhase]:
+    move = plan(scope(going, **changes))
+    return move.step, move.phase
+
+
+def test_the_way_of_one_that_succeeds() -> None:
+    assert plan(scope()).step is Step.CHOOSE
+    going = migration(**BEGUN)
+    assert next_of(going) == (Step.MAKE_TARGET, MigrationPhase.PREPARING)
+    waiting = order(THERE, 5, **IN, observed=0)
+    assert next_of(going, target=waiting) == (Step.WAIT, MigrationPhase.PREPARING)
+    ready = order(THERE, 5, **IN, said=PREPARED)
+    assert next_of(going, target=ready) == (Step.SEND, MigrationPhase.MIGRATING)
+    sent = order(HERE, 4, **OUT, said=facts(MigrationState.SENDING))
+    assert next_of(going, source=sent, target=ready) == (Step.WAIT, MigrationPhase.MIGRATING)
+    gone = order(HERE, 4, **OUT, said=facts(MigrationState.SENT), state=WorkState.STOPPED)
+    assert next_of(going, source=gone, target=ready) == (Step.TAKE_OVER, MigrationPhase.FINISHING)
+    moved = {"vm": machine(host=THERE, epoch=5)}
+    assert next_of(going, source=gone, target=ready, **moved) == (Step.SETTLE, MigrationPhase.FINISHING)
+    runs = order(THERE, 5)
+    assert next_of(going, source=gone, target=runs, **moved) == (Step.END_SOURCE, MigrationPhase.FINISHING)
+    ending = order(HERE, 4, **OUT, said=facts(MigrationState.SENT), deleting=True)
+    assert next_of(going, source=ending, target=runs, **moved) == (Step.WAIT, MigrationPhase.FINISHING)
+    assert next_of(going, source=None, target=runs, **moved) == (Step.FINISH, MigrationPhase.SUCCEEDED)
+
+
+def test_that_the_target_was_told_is_as_good_as_the_sources_word() -> None:
+    """The source's host may be lost in that moment."""
+    told = order(THERE, 5, **IN, said=facts(MigrationState.ARRIVED))
+    silent = order(HERE, 4, **OUT, said=facts(MigrationState.SENDING))
+    assert next_of(migration(**BEGUN), source=silent, target=told)[0] is Step.TAKE_OVER
+
+
+@pytest.mark.parametrize("cancelled", [{"deleting": True}, {"failure": "TimedOut", "failure_message": "late"}])
+def test_nothing_is_done_at_the_target_before_the_source_has_answered(cancelled: dict[str, Any]) -> None:
+    going = migration(**BEGUN, **cancelled)
+    ready = order(THERE, 5, **IN, said=PREPARED)
+    sent = order(HERE, 4, **OUT, said=facts(MigrationState.SENDING))
+    assert next_of(going, source=sent, target=ready)[0] is Step.WITHDRAW
+    unanswered = order(HERE, 4, said=facts(MigrationState.SENDING), generation=3, observed=2)
+    waits = plan(scope(going, source=unanswered, target=ready))
+    assert waits.step is Step.WAIT and waits.lack is not None and waits.lack.reason == "WaitsForSource"
+    late = order(HERE, 4, said=facts(MigrationState.SENT), generation=3, observed=3)
+    assert next_of(going, source=late, target=ready)[0] is Step.TAKE_OVER, "too late to cancel"
+    stays = order(HERE, 4, generation=3, observed=3)
+    assert next_of(going, source=stays, target=ready)[0] is Step.END_TARGET
+    assert next_of(going, source=stays, target=order(THERE, 5, **IN, deleting=True))[0] is Step.WAIT
+    last = Step.LEAVE if going.deleting else Step.FINISH
+    assert next_of(going, source=stays)[0] is last
+
+
+def test_one_that_was_not_begun_goes_at_once() -> None:
+    assert next_of(migration(deleting=True)) == (Step.LEAVE, MigrationPhase.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"source": order(HERE, 4, **OUT, said=facts(MigrationState.FAILED, reason="MigrationFailed"))},
+            "MigrationFailed",
+        ),
+        ({"vm": machine(power=PowerState.STOPPED)}, "PowerStateChanged"),
+        ({"source": order(HERE, 4, state=WorkState.STOPPED)}, "NotRunning"),
+        ({"target": order(THERE, 5, incoming=IN["incoming"], state=WorkState.FAILED)}, "TargetFailed"),
+        ({"now": NOW + 600}, "TimedOut"),
+        ({"restoring": "r"}, "RestoreInProgress"),
+        ({"source": None}, "SourceGone"),
+    ],
+)
+def test_what_ends_one_that_has_begun(changes: dict[str, Any], reason: str) -> None:
+    changed = replace(scope(migration(**BEGUN), target=order(THERE, 5, **IN, said=PREPARED)), **changes)
+    move = plan(changed)
+    assert move.step is Step.GIVE_UP
+    assert move.lack is not None and move.lack.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"vm": None}, "MachineNotFound"),
+        ({"vm": machine(power=PowerState.PAUSED)}, "NotRunning"),
+        ({"source": order(HERE, 4, state=WorkState.PAUSED)}, "NotRunning"),
+        ({"source": order(HERE, 4, generation=2)}, "PendingChanges"),
+        ({"source": order(HERE, 4, pool=LOCAL)}, "LocalDisks"),
+        ({"source_report": report(takes=False)}, "NoTunnel"),
+        ({"restoring": "r"}, "RestoreInProgress"),
+        ({"others": (migration(**BEGUN),)}, "AlreadyMoving"),
+    ],
+)
+def test_what_keeps_a_machine_where_it_is(changes: dict[str, Any], reason: str) -> None:
+    move = plan(scope(**changes))
+    assert (move.step, move.phase) == (Step.WAIT, MigrationPhase.PENDING)
+    assert move.lack is not None and move.lack.reason == reason
+
+
+def test_a_machine_that_was_placed_anew_is_left_alone() -> None:
+    ready = order(THERE, 5, **IN, said=PREPARED)
+    elsewhere = {"vm": machine(host="c", epoch=5)}
+    assert next_of(migration(**BEGUN), target=ready, **elsewhere)[0] is Step.END_TARGET
+    assert next_of(migration(**BEGUN), **elsewhere) == (Step.FINISH, MigrationPhase.FAILED)
+
+
+def test_a_machine_that_goes_takes_its_orders_along() -> None:
+    assert next_of(migration(**BEGUN), vm=None) == (Step.FINISH, MigrationPhase.FAILED)
+
+
+def test_orders_say_what_each_host_is_to_do() -> None:
+    going, source = migration(**BEGUN), order(HERE, 4).spec
+    target = target_order(source, going, 7)
+    assert target.instance is not None and target.term == 7
+    assert (target.instance.epoch, target.instance.incoming) == (5, IN["incoming"])
+    assert settled(target, 7).instance == source.instance.model_copy(update={"epoch": 5})  # type: ignore[union-attr]
+    sends = sending(source, going, MigrationEndpoint(address="192.0.2.2", port=9413), 7)
+    assert sends.instance is not None and sends.instance.outgoing is not None
+    assert (sends.instance.outgoing.host, sends.instance.outgoing.converge, sends.instance.epoch) == (THERE, True, 4)
+    assert withdrawn(sends, 7).instance == source.instance
+
+
+def test_hosts_that_do_not_come_into_question_are_named_with_the_reason() -> None:
+    def host(name: str, emulator: str = "7.2", **cpu: str) -> Host:
+        said = {"cpu": {"architecture": "x86_64", "acceleration": "kvm", "vendor": "Intel", "model": "Skylake", **cpu}}
+        status = {**said, "versions": {"emulator": f"{emulator}.0"}}
+        return Host.parse({"metadata": {"name": name}, "spec": {"zone": "z"}, "status": status})
+
+    hosts = [
+        host(HERE),
+        host(THERE),
+        host("old", emulator="7.1"),
+        host("other", model="Zen"),
+        host("deaf"),
+        host("tcg", acceleration="tcg"),
+    ]
+    reports = {name: report() for name in (HERE, THERE, "old", "other", "tcg")} | {"deaf": report(takes=False)}
+    found = barred(scope(), hosts, reports, here=hosts[0])
+    assert found.keys() == {HERE, "old", "other", "deaf", "tcg"}
+    assert "already" in found[HERE] and "older QEMU" in found["old"] and "another processor" in found["other"]
+    assert "migration_port" in found["deaf"] and "another way" in found["tcg"]
+
+
+def test_what_ended_stays_as_it_ended() -> None:
+    ended = migration(**BEGUN, phase=MigrationPhase.FAILED, finished_at=STARTED)
+    assert plan(scope(ended)).step is Step.WAIT
+    assert derive_status(scope(ended), Move(Step.WAIT, MigrationPhase.FAILED), "2027-02-01T00:00:00Z") == ended.status
+    assert plan(scope(migration(deleting=True, **BEGUN, phase=MigrationPhase.SUCCEEDED))).step is Step.LEAVE
