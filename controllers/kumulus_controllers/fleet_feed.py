@@ -14,7 +14,7 @@ from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.kube.store import Store
 from kumulus.runtime.reconciler import Caches
-from kumulus_controllers.orders import FOR_UID, host_of, work_orders
+from kumulus_controllers.orders import FOR_UID, host_of, superseded, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Demand, HostView, Moving, PoolView
 
@@ -30,6 +30,8 @@ def closed(host: Host) -> str | None:
     ready = host.status.condition(HostCondition.READY)
     if ready is None or ready.status is not ConditionStatus.TRUE or host.status.allocatable is None:
         return "not ready"
+    if host.fencing:
+        return "fenced"
     return None
 
 
@@ -183,6 +185,8 @@ class FleetFeed:
     def _promise(self, uid: str) -> None:
         """A machine has a promise while a work order of it exists, or its status names a host."""
         for order in self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{uid}"):
+            if superseded(order):
+                continue
             demand, pool = order_demand(order)
             for machine in self._machines.by(UID, uid):
                 demand = _at_least(demand, machine.status.resources)

@@ -15,6 +15,7 @@ from kumulus.kube.errors import KubeError
 from kumulus.runtime.clock import Clock
 from kumulus.runtime.result import Done, Requeue, Result, Wait
 from kumulus_agents.agent import hold, instance_memory, instance_plan, instance_status
+from kumulus_agents.agent.fence import at_once, starts
 from kumulus_agents.agent.instance_scope import (
     Attach,
     ChangeDisc,
@@ -62,15 +63,17 @@ class Instances:
         *,
         wake: Callable[[str], None],
         removed: Callable[[], None],
+        fenced: Callable[[], bool] = lambda: False,
     ) -> None:
         """`wake` has an order looked at soon, by name; `removed` is told when a machine and its disks are gone,
-        or a disc was taken out of a drive."""
+        or a disc was taken out of a drive; `fenced` says whether nothing may be started here now."""
         self._orders = orders
         self._hypervisor = hypervisor
         self._steps = steps
         self._clock = clock
         self._wake = wake
         self._removed = removed
+        self._fenced = fenced
         self._memory: dict[str, Memory] = {}
         self._terms: OrderedDict[str, int] = OrderedDict()
         self._arrivals = 0
@@ -114,6 +117,8 @@ class Instances:
         if (refusal := unfit(order)) is not None:
             await self._orders.report(order, refusal)
             return Done()
+        if order.deleting and (instance.superseded or self._fenced()):
+            instance = at_once(instance)
         taken: tuple[Step, ...] = ()
         for _ in range(ROUNDS):
             try:
@@ -123,6 +128,8 @@ class Instances:
                 discs = await self._steps.discs(instance)
                 scope = self._observe(order, instance, domain, discs)
                 plan = instance_plan.plan(scope)
+                if self._fenced() and starts(plan):
+                    return Wait("HostFenced", 5.0)  # what was reported stays: it tells how the machine ended
                 if plan.steps and plan.steps == taken:
                     return Requeue(1.0)
                 await self._act(plan, order, scope)

@@ -100,7 +100,7 @@ class Wakeups:
             item = after or before
             if item is None:
                 return
-            if before is None or after is None or before.status.phase is not after.status.phase:
+            if before is None or after is None or _state(before) != _state(after):
                 for vm in self._machines.by(HOST, item.name):
                     enqueue(Key(vm.namespace, vm.name))
             if after is not None and (before is None or _offer(before) != _offer(after)):
@@ -240,6 +240,11 @@ def _room(order: WorkOrder | None) -> tuple[object, ...]:
     if order is None:
         return ()
     return (order.status.state, order.deleting, order.status.pool)
+
+
+def _state(host: Host) -> tuple[object, ...]:
+    """What of a host decides what becomes of the machines on it."""
+    return (host.status.phase, host.fenced)
 
 
 def _offer(host: Host) -> tuple[object, ...]:

@@ -6,12 +6,14 @@ from kumulus.api.fabric import Zone
 from kumulus.runtime.modules import Context, Module
 from kumulus_controllers.fabric.certificate import CertificateReconciler
 from kumulus_controllers.fabric.host import HostReconciler
+from kumulus_controllers.fabric.remediation import RemediationReconciler
 
 
 async def _setup(context: Context) -> None:
     context.services.caches.store(Zone)
     context.reconcilers.append(HostReconciler(context.services))
     context.reconcilers.append(CertificateReconciler(context.services))
+    context.reconcilers.append(RemediationReconciler(context.services))
 
 
-fabric = Module(description="Hosts: join, liveness, capacity, certificates, removal.", setup=_setup)
+fabric = Module(description="Hosts: join, liveness, capacity, certificates, fencing, removal.", setup=_setup)

@@ -13,6 +13,7 @@ from kumulus.api.base import (
     PHASE,
     VERSION,
     Column,
+    ConditionStatus,
     DnsLabel,
     Kind,
     Model,
@@ -109,6 +110,8 @@ class HostPhase(StrEnum):
     READY = "Ready"
     NOT_READY = "NotReady"
     UNKNOWN = "Unknown"
+    FENCING = "Fencing"
+    FENCED = "Fenced"
     REMOVING = "Removing"
 
 
@@ -118,6 +121,7 @@ class HostCondition(StrEnum):
     READY = "Ready"
     SCHEDULABLE = "Schedulable"
     NETWORK_READY = "NetworkReady"
+    FENCED = "Fenced"
     CREDENTIALS_EXPIRING = "CredentialsExpiring"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
@@ -197,3 +201,15 @@ class Host(Resource):
 
     spec: HostSpec = Field(description="What the operator wants of it.")
     status: HostStatus = Field(default_factory=HostStatus, description="What it is.")
+
+    @property
+    def fencing(self) -> bool:
+        """Whether it is being fenced, or is fenced: it starts nothing."""
+        return self.status.condition(HostCondition.FENCED) is not None
+
+    @property
+    def fenced(self) -> bool:
+        """Whether it is known to be off, as far as its status says. Before anything is started elsewhere the work order of
+        type Fence is read live."""
+        found = self.status.condition(HostCondition.FENCED)
+        return found is not None and found.status is ConditionStatus.TRUE

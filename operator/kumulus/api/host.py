@@ -49,6 +49,7 @@ class WorkType(StrEnum):
     UPLOAD = "Upload"
     SEGMENT = "Segment"
     GATEWAY = "Gateway"
+    FENCE = "Fence"
 
 
 class ConsoleOrder(Model):
@@ -65,6 +66,22 @@ class CertificateOrder(Model):
     authorities: str = Field(description="Certificates that other hosts' must be signed with, PEM.", max_length=32768)
 
 
+class FenceOrder(Model):
+    """The host is being fenced, or was: while this is there it starts no machine (ADR 33)."""
+
+    rules = (
+        Rule(
+            "!oldSelf.fenced || self.fenced", "a host that was fenced stays so until it has cleaned up", field=".fenced"
+        ),
+    )
+
+    fenced: bool = Field(
+        default=False,
+        description="The host was off. Machines of it may run elsewhere: what it has of those whose orders are gone, or on their"
+        " way out, it ends at once, and says when nothing is left.",
+    )
+
+
 class WorkOrderSpec(Model):
     """What the agent shall see to."""
 
@@ -74,9 +91,10 @@ class WorkOrderSpec(Model):
             " && (self.type == 'Snapshot') == has(self.snapshot)"
             " && (self.type == 'Pool') == has(self.pool) && (self.type == 'Console') == has(self.console)"
             " && (self.type == 'Certificate') == has(self.certificate) && (self.type == 'Upload') == has(self.upload)"
-            " && (self.type == 'Segment') == has(self.segment) && (self.type == 'Gateway') == has(self.gateway)",
+            " && (self.type == 'Segment') == has(self.segment) && (self.type == 'Gateway') == has(self.gateway)"
+            " && (self.type == 'Fence') == has(self.fence)",
             "exactly the field named like spec.type must be set: instance, disk, snapshot, pool, console, certificate, upload,"
-            " segment or gateway",
+            " segment, gateway or fence",
         ),
         Rule("self.term >= oldSelf.term", "a controller that is no longer the leader wrote this", field=".term"),
         Rule(
@@ -104,6 +122,7 @@ class WorkOrderSpec(Model):
     upload: UploadOrder | None = Field(default=None, description="Somebody may upload an image for a while.")
     segment: SegmentOrder | None = Field(default=None, description="A network's presence on this host.")
     gateway: GatewayOrder | None = Field(default=None, description="A router or load balancer on this host.")
+    fence: FenceOrder | None = Field(default=None, description="The host is being fenced, or was.")
 
 
 class WorkState(StrEnum):

@@ -71,6 +71,14 @@ class SeedRef(Model):
 class InstanceOrder(Model):
     """A machine on this host."""
 
+    rules = (
+        Rule(
+            "!oldSelf.superseded || self.superseded",
+            "a machine that runs elsewhere does not come back",
+            field=".superseded",
+        ),
+    )
+
     uid: Uid = Field(description="Uid of the machine; the domain's UUID.", json_schema_extra=immutable("uid"))
     epoch: int = Field(description="The placement this order belongs to. An older one is refused.", ge=1)
     power: PowerState = Field(description="What it shall be.")
@@ -89,6 +97,10 @@ class InstanceOrder(Model):
         default=(), description="Its interfaces, in order.", max_length=16, json_schema_extra=list_map("name")
     )
     seed: SeedRef | None = Field(default=None, description="First-boot data.")
+    superseded: bool = Field(
+        default=False,
+        description="The host was fenced, and the machine has another placement: what is here of it is ended at once, and removed.",
+    )
 
 
 class DiskManner(Model):

@@ -11,6 +11,7 @@ from kumulus.api.image import ClusterImage, Image, ImageUpload
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
+from kumulus.api.remediation import HostRemediation
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.volume_snapshot import VolumeSnapshot
@@ -41,6 +42,7 @@ KINDS: tuple[type[Resource], ...] = (
     SegmentId,
     Zone,
     Host,
+    HostRemediation,
     WorkOrder,
     HostReport,
 )
