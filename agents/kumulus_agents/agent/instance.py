@@ -129,7 +129,7 @@ class Instances:
                 scope = self._observe(order, instance, domain, discs)
                 plan = instance_plan.plan(scope)
                 if self._fenced() and starts(plan):
-                    return Wait("HostFenced", 5.0)  # what was reported stays: it tells how the machine ended
+                    return Requeue(5.0)  # what was reported stays: it tells how the machine ended
                 if plan.steps and plan.steps == taken:
                     return Requeue(1.0)
                 await self._act(plan, order, scope)
