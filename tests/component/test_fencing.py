@@ -16,12 +16,13 @@ import pytest_asyncio
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
+from kumulus.api.host import LEASE as LEASE_NAME
 from kumulus.api.host import WorkOrder
 from kumulus.api.order_names import FENCE_ORDER
 from kumulus.api.remediation import HostRemediation
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.cli.people import main
-from kumulus.kube.builtin import NAMESPACE
+from kumulus.kube.builtin import LEASE, NAMESPACE
 from kumulus_agents.hypervisor.protocol import DomainState
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
@@ -33,7 +34,7 @@ from tests.unit.storage.material import needs_root
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), needs_root]
 
 DYING, SPARE, ROOMY = "dying", "spare", "roomy"
-LEASE = 4
+LEASE_SECONDS = 2
 
 
 class Witness:
@@ -76,7 +77,7 @@ class Owner(Tenant):
             await self.client.create(VolumeClass.KIND, offered)
 
     async def host(self, name: str, **options: Any) -> None:
-        await self.cloud.add_host(name, lease_seconds=LEASE, **options)
+        await self.cloud.add_host(name, lease_seconds=LEASE_SECONDS, **options)
         self.witness.watch(self.cloud.hosts[name])
 
     async def vm(self, name: str, *, ha: Raw | None = None, disk: str = "together", **spec: Any) -> None:
@@ -111,6 +112,9 @@ class Owner(Tenant):
         await self.cluster(Host.KIND, name, phase("Unknown"), "is silent")
 
     async def remediation(self, name: str, host: str, **spec: Any) -> None:
+        if spec.get("confirmedOff"):
+            lease = await self.client.get(LEASE, LEASE_NAME, host_namespace(host))
+            spec["lastRenewal"] = lease["spec"]["renewTime"]
         body = {"metadata": {"name": name}, "spec": {"host": host, **spec}}
         await self.client.create(HostRemediation.KIND, body)
 
@@ -175,8 +179,6 @@ async def test_a_dead_host_s_machines_start_elsewhere_once_and_not_there_again(
     told = await owner.cluster(HostRemediation.KIND, "asked", owner.said("ConfirmationNeeded"), "asks for a person")
     assert f"confirm-dead {DYING}" in condition(told)["message"]
     assert await owner.client.find(WorkOrder.KIND, FENCE_ORDER, host_namespace(DYING)) is None
-    await owner.client.delete(HostRemediation.KIND, "asked")
-
     assert await owner.ctl("host", "confirm-dead", DYING) == 2, "a name alone is no confirmation"
     assert "run twice" in capsys.readouterr().err
     assert await owner.ctl("host", "confirm-dead", DYING, "--powered-off", "--reason", "smoke") == 0
@@ -222,7 +224,6 @@ async def test_a_host_that_comes_back_is_not_fenced_and_keeps_its_machines(owner
     await owner.cluster(HostRemediation.KIND, "early", owner.said("MayAnswer"), "waits for the Lease to run out")
     owner.cloud.hosts[DYING].start()
     await owner.cluster(HostRemediation.KIND, "early", phase("Refused"), "is refused")
-    await owner.client.patch(HostRemediation.KIND, "early", {"spec": {"confirmedOff": True}})
     await owner.cluster(Host.KIND, DYING, phase("Ready"), "is ready")
     vm = await owner.runs_on("kept", DYING)
     assert owner.cloud.hosts[DYING].machine.starts[vm["metadata"]["uid"]] == starts

@@ -117,7 +117,9 @@ class RemediationReconciler:
             case Say() as say:
                 return await self._say(facts, say)
             case Remember():
-                await self._write(item, item.status.model_copy(update={"last_renewal": facts.renewed}))
+                await self._write(
+                    item, item.status.model_copy(update={"last_renewal": item.spec.last_renewal or facts.renewed})
+                )
             case Close():
                 await self._close(item)
             case Prove(method):

@@ -117,7 +117,7 @@ def plan(facts: Facts) -> Step:
     if facts.before is not None:
         why = f"HostRemediation {facts.before} is older, and about the same host."
         return Say(RemediationPhase.PENDING, "WaitsForAnother", why, 30.0)
-    if one.status.last_renewal is None and facts.renewed is not None:
+    if one.status.last_renewal is None and (one.spec.last_renewal or facts.renewed) is not None:
         return Remember()
     if (alive := _alive(facts)) is not None:
         return _undo(facts, alive)
@@ -141,7 +141,8 @@ def plan(facts: Facts) -> Step:
 
 def _alive(facts: Facts) -> Say | None:
     """Said of a host that has been heard of since the remediation was first looked at."""
-    heard = facts.renewed is not None and facts.renewed != facts.remediation.status.last_renewal
+    known = {facts.remediation.spec.last_renewal, facts.remediation.status.last_renewal} - {None}
+    heard = facts.renewed is not None and known != {facts.renewed}
     if not heard and not (facts.ours and facts.answered):
         return None
     why = (
@@ -154,7 +155,8 @@ def _alive(facts: Facts) -> Say | None:
 def _method(facts: Facts) -> FencingMethod | None:
     """What can fence it now."""
     spec = facts.remediation.spec
-    return FencingMethod.MANUAL if FencingMethod.MANUAL in spec.methods and spec.confirmed_off else None
+    confirmed = spec.confirmed_off and spec.last_renewal is not None
+    return FencingMethod.MANUAL if FencingMethod.MANUAL in spec.methods and confirmed else None
 
 
 def _undo(facts: Facts, say: Say) -> Step:

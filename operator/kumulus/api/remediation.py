@@ -40,6 +40,17 @@ class HostRemediationSpec(Model):
             "what was confirmed stays so: machines may run elsewhere by now",
             field=".confirmedOff",
         ),
+        Rule(
+            "!self.confirmedOff || has(self.lastRenewal)",
+            "a confirmation goes with lastRenewal: the renewTime of the host's Lease, by which it is known what was confirmed"
+            " (kumulusctl host confirm-dead fills it in)",
+            field=".lastRenewal",
+        ),
+        Rule(
+            "!has(oldSelf.lastRenewal) || has(self.lastRenewal) && self.lastRenewal == oldSelf.lastRenewal",
+            "lastRenewal cannot be changed: make another HostRemediation",
+            field=".lastRenewal",
+        ),
     )
 
     host: DnsLabel = Field(description="Name of the Host.", json_schema_extra=immutable("host"))
@@ -55,6 +66,13 @@ class HostRemediationSpec(Model):
         default=False,
         description="For the method manual: true says that you have seen the host to be powered off, not merely silent. Its"
         " machines are then started elsewhere. Said of a host that runs, machines run twice and lose their disks.",
+    )
+    last_renewal: str | None = Field(
+        default=None,
+        description="The renewTime of the host's Lease (kubectl -n kumulus-host-NAME get lease kumulus-agent -o yaml) as it was when"
+        " the host was seen to be off. If the host gives a later sign of life, nothing is done.",
+        min_length=1,
+        max_length=64,
     )
 
 
@@ -91,8 +109,8 @@ class HostRemediationStatus(Status):
     evidence: str | None = Field(default=None, description="By what that is known.", max_length=1024)
     last_renewal: str | None = Field(
         default=None,
-        description="The last sign of life of the host when this was first looked at: the renewTime of its Lease. A later one"
-        " ends it.",
+        description="The sign of life of the host after which there was none: spec.lastRenewal, else the renewTime of its Lease"
+        " when this was first looked at. A later one ends it.",
         max_length=64,
     )
     returned_at: str | None = Field(default=None, description="When the host took machines again (RFC 3339).")

@@ -7,12 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from kumulus.api.fabric import Host, HostPhase
-from kumulus.api.remediation import FencingMethod, HostRemediation, RemediationPhase
+from kumulus.api.fabric import Host, HostPhase, host_namespace
+from kumulus.api.host import LEASE as LEASE_NAME
+from kumulus.api.remediation import HostRemediation, RemediationPhase
 from kumulus.cli.output import qualified
 from kumulus.cli.problem import Problem
 from kumulus.cli.session import Session, command
 from kumulus.cli.terminal import one_line
+from kumulus.kube.builtin import LEASE
+from kumulus.kube.lease import Lease
 
 Raw = dict[str, Any]
 
@@ -44,16 +47,33 @@ def _confirm_dead(
         )
     if not powered_off:
         raise Problem(MEANING.format(host=name), exit_code=2)
-    spec: Raw = {"host": name, "methods": [FencingMethod.MANUAL.value], "confirmedOff": True}
+    spec: Raw = {"confirmedOff": True, "lastRenewal": _last_renewal(session, name)}
     if reason is not None:
         spec["reason"] = reason
-    made = session.cluster.create(
-        KIND, {"metadata": {"name": f"{name[:40].rstrip('-')}-{secrets.token_hex(4)}"}, "spec": spec}
-    )
+    made = _confirm(session, name, spec)
     item = HostRemediation.parse(made)
     if wait:
         _await_fenced(session, item.name, timeout)
     session.printer.done(KIND, session.cluster.find(KIND, item.name) or made, "fenced" if wait else "created")
+
+
+def _last_renewal(session: Session, host: str) -> str:
+    """The last sign of life of the host."""
+    raw = session.cluster.find(LEASE, LEASE_NAME, host_namespace(host))
+    renewed = Lease.parse(raw).spec.renew_time if raw is not None else None
+    if renewed is None:
+        raise Problem(f"The host {host} has no Lease: it has never been heard of, so nothing runs on it.")
+    return renewed
+
+
+def _confirm(session: Session, host: str, spec: Raw) -> Raw:
+    """Confirm what asks for it about that host, or what is made here."""
+    for raw in session.cluster.objects(KIND):
+        item = HostRemediation.parse(raw)
+        if item.spec.host == host and not item.ended and not item.spec.confirmed_off:
+            return session.cluster.patch(KIND, item.name, {"spec": spec})
+    name = f"{host[:40].rstrip('-')}-{secrets.token_hex(4)}"
+    return session.cluster.create(KIND, {"metadata": {"name": name}, "spec": {"host": host, **spec}})
 
 
 def _await_fenced(session: Session, name: str, seconds: float) -> None:
