@@ -5,6 +5,9 @@ What is to be done is decided in `remediation_plan`; what it does for machines, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
 import structlog
 
 from kumulus.api.base import FINALIZER
@@ -12,7 +15,7 @@ from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import LEASE as LEASE_NAME
 from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.order_names import FENCE_ORDER
-from kumulus.api.remediation import ENDED, FencingMethod, HostRemediation, HostRemediationStatus, RemediationPhase
+from kumulus.api.remediation import ENDED, MANUAL, HostRemediation, HostRemediationStatus, RemediationPhase
 from kumulus.kube.builtin import LEASE
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.lease import Lease
@@ -21,7 +24,9 @@ from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
+from kumulus_controllers.fabric.fencing import Fencer, FencingError, Power, target
 from kumulus_controllers.fabric.liveness import LeaseBook
+from kumulus_controllers.fabric.redfish import Redfish
 from kumulus_controllers.fabric.remediation_plan import (
     Close,
     Facts,
@@ -44,13 +49,35 @@ OF_HOST = "of-host"
 GOING_ON = frozenset({RemediationPhase.PENDING, RemediationPhase.FENCING})
 
 
+LOOK_SECONDS = 1.0
+"""How soon a BMC is asked again whether the host is off."""
+AGAIN_SECONDS = 10.0
+"""A host that is not off after so long is switched off again."""
+PAUSE_MOST = 60.0
+BUILT_IN: Mapping[str, Fencer] = {"redfish": Redfish()}
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What this process has tried to fence a host. Losing it costs a request."""
+
+    times: int = 0
+    """How often it was switched off."""
+    again: float = 0.0
+    """When it may be again, in monotonic seconds."""
+    failures: int = 0
+
+
 class RemediationReconciler:
     """Fences hosts that somebody asks to have fenced. The only writer of orders of type Fence."""
 
     name = "hostremediation"
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, fencers: Mapping[str, Fencer] = BUILT_IN) -> None:
         self._services = services
+        self._fencers = fencers
+        self._tried: dict[str, Tried] = {}
+        """By uid of the remediation."""
         self._store = services.caches.store(HostRemediation)
         self._hosts = services.caches.store(Host)
         self._orders = work_orders(services.caches)
@@ -142,6 +169,7 @@ class RemediationReconciler:
         return Facts(
             remediation=item,
             host=self._hosts.get(item.spec.host),
+            able=self._able(self._hosts.get(item.spec.host)),
             verdict=self._book.verdict(item.spec.host),
             renewed=self._book.renewed(item.spec.host),
             fence=self._orders.get(FENCE_ORDER, namespace),
@@ -163,9 +191,9 @@ class RemediationReconciler:
         self._orders.apply(raw)
         log.warning("a host is being fenced", host=item.spec.host, remediation=item.name)
 
-    async def _prove(self, facts: Facts, method: FencingMethod) -> Result:
-        """Nothing can start there since the fence is there. Has it been heard of since? If not, it was off before, as the person
-        says, and is so in effect: whatever boots there from now on finds the fence."""
+    async def _prove(self, facts: Facts, method: str) -> Result:
+        """Nothing can start there since the fence is there. Has it been heard of since? If not, and it was off before, as a person
+        says, or is off now, as its BMC says, it stays so in effect: whatever boots there from now on finds the fence."""
         item, fence = facts.remediation, facts.fence
         assert fence is not None
         raw = await self._services.client.find(LEASE, LEASE_NAME, fence.namespace)
@@ -173,12 +201,48 @@ class RemediationReconciler:
         if renewed is not None and renewed != item.status.last_renewal:
             self._book.note(Lease.parse(raw or {}))
             return Requeue(0.0)
+        evidence = f"A person confirmed it by spec.confirmedOff; no sign of life since {item.status.last_renewal}."
+        if method != MANUAL:
+            try:
+                found = await self._power_off(facts, method)
+            except FencingError as error:
+                return await self._say(
+                    facts, Say(RemediationPhase.FENCING, error.reason, str(error), self._pause(item))
+                )
+            if found is None:
+                why = f"Host {item.spec.host} is being switched off by {method}."
+                return await self._say(facts, Say(RemediationPhase.FENCING, "PoweringOff", why, LOOK_SECONDS))
+            evidence = found
         live = await self._ordering.live(FENCE_ORDER, item.spec.host)
         if live is None or live.uid != fence.uid or live.status.state is not None:
             return Requeue(0.1)
-        await self._ordering.change(live, declared(live, self._services.term()))
-        log.warning("a host is fenced", host=item.spec.host, remediation=item.name, method=method.value)
+        await self._ordering.change(live, declared(live, self._services.term(), method, evidence))
+        log.warning("a host is fenced", host=item.spec.host, remediation=item.name, method=method)
         return Requeue(0.0)
+
+    async def _power_off(self, facts: Facts, method: str) -> str | None:
+        """Have it switched off; by what it is known to be off, or None: it is not yet. Raises `FencingError`."""
+        item, host, now = facts.remediation, facts.host, self._services.clock.monotonic()
+        assert host is not None
+        aim = await target(self._services.client, host)
+        fencer, tried = self._fencers[method], self._tried.get(item.uid, Tried())
+        if await fencer.power(aim) is Power.OFF:
+            return f"Its BMC at {aim.bmc.address} says that it is off, asked at {rfc3339(self._services.clock.now())}."
+        if now >= tried.again:
+            log.warning("a host is switched off", host=host.name, remediation=item.name, method=method)
+            self._tried[item.uid] = replace(tried, times=tried.times + 1, again=now + AGAIN_SECONDS)
+            await fencer.off(aim)
+        return None
+
+    def _pause(self, item: HostRemediation) -> float:
+        """Seconds until the next try after one that failed; they grow."""
+        tried = self._tried.get(item.uid, Tried())
+        self._tried[item.uid] = replace(tried, failures=tried.failures + 1)
+        return float(min(LOOK_SECONDS * 2**tried.failures, PAUSE_MOST))
+
+    def _able(self, host: Host | None) -> frozenset[str]:
+        bmc = host.spec.bmc if host is not None else None
+        return frozenset({bmc.type} & self._fencers.keys()) if bmc is not None else frozenset()
 
     async def _take_back(self, facts: Facts) -> None:
         if facts.fence is None:
@@ -189,7 +253,10 @@ class RemediationReconciler:
 
     async def _say(self, facts: Facts, say: Say) -> Result:
         item, now = facts.remediation, rfc3339(self._services.clock.now())
-        after = report(item, say, now, fenced=facts.fenced)
+        attempts = self._tried.get(item.uid, Tried()).times
+        after = report(facts, say, now, attempts=max(attempts, item.status.attempts or 0))
+        if after.phase in ENDED:
+            self._tried.pop(item.uid, None)
         await self._write(item, after)
         if item.deleting and say.phase in ENDED:
             return Requeue(0.0)
@@ -202,13 +269,14 @@ class RemediationReconciler:
             self._store.remove(Key(None, item.name), item.uid)
 
 
-def report(item: HostRemediation, say: Say, now: str, *, fenced: bool) -> HostRemediationStatus:
+def report(facts: Facts, say: Say, now: str, *, attempts: int = 0) -> HostRemediationStatus:
     """The whole status. Pure."""
+    item, fenced = facts.remediation, facts.fenced
     before, phase = item.status, say.phase
     over = phase is RemediationPhase.SUCCEEDED
-    stalled = say.reason in ("ConfirmationNeeded", "NeverHeardOf", "HostNotFound")
+    stalled = say.reason in ("ConfirmationNeeded", "NeverHeardOf", "HostNotFound", "NoMethod")
     moving = not over and not stalled and phase is not RemediationPhase.REFUSED
-    facts = [
+    said = [
         Fact("Ready", over, say.reason, say.message),
         Fact("Fenced", fenced, say.reason, say.message),
         Fact("Stalled", True if stalled else None, say.reason, say.message),
@@ -217,15 +285,13 @@ def report(item: HostRemediation, say: Say, now: str, *, fenced: bool) -> HostRe
     changes: dict[str, object] = {
         "phase": phase,
         "observed_generation": item.metadata.generation,
-        "conditions": derive(before.conditions, facts, generation=item.metadata.generation, now=now),
+        "conditions": derive(before.conditions, said, generation=item.metadata.generation, now=now),
     }
-    if fenced and before.fenced_at is None:
-        changes |= {
-            "fenced_at": now,
-            "method": FencingMethod.MANUAL,
-            "attempts": 1,
-            "evidence": f"A person confirmed it by spec.confirmedOff; no sign of life since {before.last_renewal}.",
-        }
+    if attempts:
+        changes["attempts"] = attempts
+    fence = facts.fence.spec.fence if facts.fence is not None else None
+    if fenced and fence is not None and before.fenced_at is None:
+        changes |= {"fenced_at": now, "method": fence.method, "evidence": fence.evidence}
     if over and before.returned_at is None:
         changes["returned_at"] = now
     return before.model_copy(update=changes)

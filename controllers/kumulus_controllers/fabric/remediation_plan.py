@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kumulus.api.base import ObjectRef
 from kumulus.api.fabric import Host
 from kumulus.api.host import FenceOrder, WorkOrder, WorkOrderSpec, WorkState, WorkType
-from kumulus.api.remediation import FencingMethod, HostRemediation, RemediationPhase
+from kumulus.api.remediation import MANUAL, HostRemediation, RemediationPhase
 from kumulus_controllers.fabric.liveness import Liveness, Verdict
 
 ANSWER_EVERY = 2.0
@@ -27,6 +27,8 @@ class Facts:
     """The order of type Fence in the host's namespace, whoever made it."""
     leaving: int = 0
     """Orders of machines on the host that are on their way out."""
+    able: frozenset[str] = frozenset()
+    """Methods that can be used on this host without a person."""
     before: str | None = None
     """Name of an older remediation of the same host that is not over."""
 
@@ -80,7 +82,7 @@ class Close:
 class Prove:
     """Nothing can start there any more: look at the Lease live, and take the proof that the host is off."""
 
-    method: FencingMethod
+    method: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,10 @@ def plan(facts: Facts) -> Step:
         return Say(RemediationPhase.PENDING, "MayAnswer", why, facts.verdict.valid_for + 0.05)
     method = _method(facts)
     if method is None:
+        if MANUAL not in one.spec.methods:
+            asked = ", ".join(one.spec.methods)
+            why = f"Host {name} cannot be fenced by {asked}: see its spec.bmc, and the plug-ins of the controllers."
+            return _undo(facts, Say(RemediationPhase.PENDING, "NoMethod", why, 60.0))
         why = (
             f"Host {name} does not answer. Whether it is off nobody can tell from here: look at it, switch it off, then"
             f" kumulusctl host confirm-dead {name}"
@@ -152,11 +158,12 @@ def _alive(facts: Facts) -> Say | None:
     return Say(RemediationPhase.REFUSED, "HostAnswers", why)
 
 
-def _method(facts: Facts) -> FencingMethod | None:
-    """What can fence it now."""
+def _method(facts: Facts) -> str | None:
+    """What can fence it now: a person who has said so, else the first method that can."""
     spec = facts.remediation.spec
-    confirmed = spec.confirmed_off and spec.last_renewal is not None
-    return FencingMethod.MANUAL if FencingMethod.MANUAL in spec.methods and confirmed else None
+    if MANUAL in spec.methods and spec.confirmed_off and spec.last_renewal is not None:
+        return MANUAL
+    return next((name for name in spec.methods if name in facts.able), None)
 
 
 def _undo(facts: Facts, say: Say) -> Step:
@@ -188,8 +195,8 @@ def fence_of(remediation: HostRemediation, term: int) -> WorkOrderSpec:
     )
 
 
-def declared(order: WorkOrder, term: int) -> WorkOrderSpec:
-    """The order, saying that the host was off."""
+def declared(order: WorkOrder, term: int, method: str, evidence: str) -> WorkOrderSpec:
+    """The order, saying that the host was off, and by what that is known."""
     assert order.spec.fence is not None
-    fence = order.spec.fence.model_copy(update={"fenced": True})
+    fence = order.spec.fence.model_copy(update={"fenced": True, "method": method, "evidence": evidence[:1024]})
     return order.spec.model_copy(update={"fence": fence, "term": max(term, order.spec.term)})

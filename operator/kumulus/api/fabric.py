@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from kumulus.api.base import (
     AGE,
@@ -18,6 +18,7 @@ from kumulus.api.base import (
     Kind,
     Model,
     Resource,
+    Rule,
     Scope,
     Status,
     immutable,
@@ -84,6 +85,57 @@ class Reserved(Model):
     memory: Amount = Field(default="512Mi", description="Memory.")
 
 
+MethodName = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+"""Name of a way to fence a host."""
+
+
+class Bmc(Model):
+    """The controller that can switch the host's power, also while the host itself does not answer."""
+
+    rules = (
+        Rule(
+            "self.type != 'redfish' || self.address.startsWith('https://')",
+            "the address of a Redfish service begins with https://",
+            field=".address",
+        ),
+        Rule(
+            "!(has(self.caBundle) && has(self.insecureSkipVerify) && self.insecureSkipVerify)",
+            "caBundle and insecureSkipVerify exclude each other",
+        ),
+    )
+
+    type: MethodName = Field(
+        description="The method of HostRemediations that it is for: redfish, or that of a plug-in."
+    )
+    address: str = Field(
+        description="Where it is, such as `https://10.0.9.1`.",
+        min_length=1,
+        max_length=253,
+        pattern=r"^(https://)?[A-Za-z0-9.:\[\]-]+$",
+    )
+    system: str | None = Field(
+        default=None,
+        description="Which of its systems the host is, by Id; needed when it has several.",
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9._-]+$",
+    )
+    credentials_secret: str = Field(
+        description="Name of a Secret in the namespace kumulus-system with the keys username and password.",
+        min_length=1,
+        max_length=253,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+    )
+    ca_bundle: str | None = Field(
+        default=None, description="Certificates that its own must be signed with, PEM.", max_length=32768
+    )
+    insecure_skip_verify: bool = Field(
+        default=False,
+        description="Do not look at its certificate. Whoever is on the way then gets its password, and can say that the host is"
+        " off.",
+    )
+
+
 class HostSpec(Model):
     """What the operator wants of a host."""
 
@@ -101,6 +153,7 @@ class HostSpec(Model):
         default_factory=Overcommit, description="How much more may be promised than there is."
     )
     reserved: Reserved = Field(default_factory=Reserved, description="What is kept for the host itself.")
+    bmc: Bmc | None = Field(default=None, description="What switches its power, for HostRemediations.")
 
 
 class HostPhase(StrEnum):

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from kumulus.api.addresses import Address
 from kumulus.api.base import AGE, DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
-from kumulus.api.fabric import Capacity, CpuInfo, Versions
+from kumulus.api.fabric import Capacity, CpuInfo, MethodName, Versions
 from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.image_order import HostAddress, UploadOrder
 from kumulus.api.instance_order import InstanceFacts, InstanceOrder
@@ -80,6 +80,8 @@ class FenceOrder(Model):
         description="The host was off. Machines of it may run elsewhere: what it has of those whose orders are gone, or on their"
         " way out, it ends at once, and says when nothing is left.",
     )
+    method: MethodName | None = Field(default=None, description="By which method that is known.")
+    evidence: str | None = Field(default=None, description="And by what.", max_length=1024)
 
 
 class WorkOrderSpec(Model):

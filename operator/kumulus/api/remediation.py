@@ -22,13 +22,10 @@ from kumulus.api.base import (
     immutable,
     reason_of,
 )
-from kumulus.api.fabric import GROUP
+from kumulus.api.fabric import GROUP, MethodName
 
-
-class FencingMethod(StrEnum):
-    """How it is brought about, and proved, that a host is off."""
-
-    MANUAL = "manual"
+MANUAL = "manual"
+"""The method by which a person says that the host is off."""
 
 
 class HostRemediationSpec(Model):
@@ -55,9 +52,10 @@ class HostRemediationSpec(Model):
 
     host: DnsLabel = Field(description="Name of the Host.", json_schema_extra=immutable("host"))
     reason: str | None = Field(default=None, description="Why, for people.", max_length=1024)
-    methods: tuple[FencingMethod, ...] = Field(
-        default=(FencingMethod.MANUAL,),
-        description="What is tried, in this order. manual: a person says that the host is off.",
+    methods: tuple[MethodName, ...] = Field(
+        default=(MANUAL,),
+        description="What may be used; the first that can be is. redfish: the host's BMC (Host.spec.bmc) switches it off, and is asked"
+        " whether it is. manual: a person says that it is off.",
         min_length=1,
         max_length=5,
         json_schema_extra={"x-kubernetes-list-type": "set"},
@@ -103,8 +101,8 @@ class HostRemediationStatus(Status):
     """What came of it."""
 
     phase: RemediationPhase | None = Field(default=None, description="How far it is, in one word.")
-    method: FencingMethod | None = Field(default=None, description="The method that fenced the host.")
-    attempts: int | None = Field(default=None, description="How often a method was tried.")
+    method: MethodName | None = Field(default=None, description="The method that fenced the host.")
+    attempts: int | None = Field(default=None, description="How often a BMC was told to switch it off.")
     fenced_at: str | None = Field(default=None, description="Since when the host is known to be off (RFC 3339).")
     evidence: str | None = Field(default=None, description="By what that is known.", max_length=1024)
     last_renewal: str | None = Field(

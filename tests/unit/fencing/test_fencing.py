@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kumulus.api.fabric import Host
-from kumulus.api.host import WorkOrder
+from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.order_names import FENCE_ORDER
 from kumulus.api.remediation import HostRemediation
 from tests.unit.fencing.world import Happening, World
@@ -78,19 +78,113 @@ def test_a_host_that_boots_between_the_word_and_the_fence_keeps_its_machine() ->
         await world.confirm(name)
         world.brain.see()
 
-        async def back() -> None:
-            await host.boot()
-            await host.beat()
-            await host.look()
-            await host.work()
-
+        # Its word is on record, and its finalizer: the next request makes the fence.
+        while not any(item.status.get("lastRenewal") for item in world.objects(HostRemediation)):
+            await world.brain.passes(0)
+        world.plans = [host.come_back]
         for _ in range(6):
-            world.plans = [lambda: None, lambda: None, back]
             await world.brain.passes(0)
             world.brain.see("workorders", "hostremediations")
+        assert world.where("a") == [name], "it was back before the fence was made"
         await world.settle(30)
         assert world.where("a") == [name]
         assert [item.status["phase"] for item in world.objects(HostRemediation)] == ["Refused"]
+
+    run(story())
+    assert not world.twice
+
+
+async def fenced(world: World) -> str:
+    """The host of machine a is off and fenced, and nothing was taken from it yet."""
+    await world.build()
+    (name,) = world.where("a")
+    world.hosts[name].cut()
+    await world.settle(25)
+    await world.confirm(name)
+    for _ in range(6):
+        await world.brain.passes(0)
+        world.brain.see("hostremediations", "workorders")
+    await world.brain.passes(1)
+    world.brain.see("hosts")
+    assert world.objects(HostRemediation)[0].status["phase"] == "Fenced"
+    return name
+
+
+async def all_but(world: World, name: str, *seen: str) -> None:
+    """Everybody goes on, but for one host, which is slow; controllers see changes of these kinds, or of all."""
+    for _ in range(4):
+        world.brain.see(*seen)
+        await world.brain.passes(2)
+        for host in world.hosts.values():
+            if host.name != name:
+                await host.beat()
+                await host.look()
+                await host.work()
+
+
+def test_a_host_that_boots_while_its_machine_is_taken_does_not_start_it() -> None:
+    """It has read its orders before that of the machine was ended, and sees to that one before it answers the fence."""
+    for requests in range(12):
+        world = World()
+
+        async def story(world: World = world, requests: int = requests) -> None:
+            host = world.hosts[await fenced(world)]
+            await host.boot()
+            await host.beat()
+            await host.look()
+            await host.work(only=WorkType.INSTANCE)
+            world.clock.seconds += 10
+            world.plans = [lambda: None] * requests + [lambda: host.work(only=WorkType.INSTANCE)]
+            await world.brain.passes(2)
+            await all_but(world, host.name)
+            await world.settle(20)
+            assert len(world.where("a")) == 1
+
+        run(story())
+        assert not world.twice, f"after {requests} requests"
+
+
+def test_an_agent_that_has_not_renewed_its_lease_reads_no_orders() -> None:
+    world = World()
+
+    async def story() -> None:
+        await world.build()
+        (name,) = world.where("a")
+        host = world.hosts[name]
+        host.cut()
+        await host.boot()
+        await host.look()
+        await host.start()
+        assert not world.where("a")
+        await host.come_back()
+        assert world.where("a") == [name]
+
+    run(story())
+
+
+def test_who_believes_a_host_to_be_fenced_that_has_come_back_takes_nothing_from_it() -> None:
+    """The cache is behind: the fence that it knows of is gone, and the machine runs there again."""
+    world = World()
+
+    async def story() -> None:
+        name = await fenced(world)
+        behind = world.brain
+        world.succeed()
+        await world.hosts[name].boot()
+        for _ in range(8):
+            for host in world.hosts.values():
+                await host.beat()
+                await host.look()
+                await host.start()
+            world.brain.see()
+            await world.brain.passes(0)
+            await world.brain.passes(1)
+        assert world.where("a") == [name]
+        world.brain = behind
+        await behind.passes(2)
+        await all_but(world, name, "virtualmachines", "workorders")
+        await world.settle(10)
+        assert len(world.where("a")) == 1
 
     run(story())
     assert not world.twice
@@ -118,10 +212,12 @@ class Fencing(RuleBasedStateMachine):
             lambda: world.brain.passes(2),
             lambda: world.brain.see(kind),
             world.succeed,
+            host.come_back,
+            lambda: host.come_back(backwards=True),
             lambda: None,
         )[number]
 
-    HAPPENINGS = st.lists(st.tuples(st.integers(0, 11), HOSTS, KINDS), max_size=8)
+    HAPPENINGS = st.lists(st.tuples(st.integers(0, 13), HOSTS, KINDS), max_size=8)
 
     def plan(self, what: list[tuple[int, str, str]]) -> None:
         self.world.plans = [self.happening(*one) for one in what]
@@ -160,15 +256,29 @@ class Fencing(RuleBasedStateMachine):
     def somebody_confirms(self, name: str) -> None:
         run(self.world.confirm(name))
 
-    @rule(name=HOSTS)
-    def a_host_dies_for_long_and_somebody_confirms(self, name: str) -> None:
-        """What leads deep into a failover at once."""
+    @rule(
+        name=HOSTS, machine=st.sampled_from(("a", "b", "")), quiet=st.integers(0, 24), what=HAPPENINGS, again=HAPPENINGS
+    )
+    def a_host_dies_and_is_fenced(
+        self, name: str, machine: str, quiet: int, what: list[tuple[int, str, str]], again: list[tuple[int, str, str]]
+    ) -> None:
+        """What leads deep into a failover at once: mostly of a host that has a machine, and with things that happen to that
+        host, after some requests in which nothing does."""
         world = self.world
+        on = world.where(machine) if machine else []
+        name = on[0] if on else name
         world.hosts[name].cut()
         world.clock.seconds += 1
         world.brain.see()
         world.clock.seconds += 21
         run(world.confirm(name))
+        same = [(number, name, kind) for number, _, kind in what]
+        self.plan([(14, name, "hosts")] * quiet + same + again)
+        for _ in range(6):
+            world.brain.see("hosts", "workorders", "virtualmachines", "hostremediations")
+            run(world.brain.passes())
+        if world.hosts[name].up:
+            run(world.hosts[name].come_back())
 
     @rule(name=HOSTS)
     def somebody_asks(self, name: str) -> None:

@@ -171,8 +171,8 @@ class HostWorld:
             self.orders.store.retain([key_of(raw) for raw in seen], str(self.world.api.version))
             self.read = True
 
-    async def work(self, backwards: bool = False) -> None:
-        """One pass over every order it knows of."""
+    async def work(self, backwards: bool = False, only: WorkType | None = None) -> None:
+        """One pass over every order it knows of, or those of one type."""
         if not self.up or not self.read:
             return
         boot = self._booted
@@ -181,8 +181,21 @@ class HostWorld:
                 if not self.up or self._booted != boot:
                     return
                 current = self.orders.get(order.name)
-                if current is not None:
+                if current is not None and only in (None, current.spec.type):
                     await self._performers[current.spec.type].perform(current)
+
+    async def come_back(self, *, backwards: bool = False) -> None:
+        """Its power returns, and its agent does all that it does."""
+        await self.boot()
+        await self.beat()
+        await self.look()
+        await self.start(backwards)
+
+    async def start(self, backwards: bool = False) -> None:
+        """Work, and once more when what ended without a word may be started again."""
+        await self.work(backwards)
+        self.world.clock.seconds += 10
+        await self.work(backwards)
 
     def runs(self, uid: str) -> bool:
         domain = self.machine.domains.get(uid)
@@ -352,4 +365,4 @@ class World:
         return [name for name, host in self.hosts.items() if host.runs(uid)]
 
     def objects(self, kind: Any) -> list[SimpleNamespace]:
-        return [SimpleNamespace(**raw) for raw in self.api.listed(kind.KIND)]
+        return [SimpleNamespace(**{"status": {}, **raw}) for raw in self.api.listed(kind.KIND)]
