@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,13 +23,14 @@ from kumulus.api.order_names import FENCE_ORDER
 from kumulus.api.remediation import HostRemediation
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.cli.people import main
-from kumulus.kube.builtin import LEASE, NAMESPACE
+from kumulus.kube.builtin import LEASE, NAMESPACE, SECRET
 from kumulus_agents.hypervisor.protocol import DomainState
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
 from tests.component.cloud import GIB, Cloud, Raw, SimHost, cloud, condition, phase, until
 from tests.component.test_volume import Tenant
 from tests.conftest import new_lab
+from tests.contract.bmc import PASSWORD, USER, emulator
 from tests.unit.storage.material import needs_root
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), needs_root]
@@ -266,3 +268,54 @@ async def test_a_machine_of_a_fenced_host_can_be_deleted(owner: Owner) -> None:
     await owner.cluster(HostRemediation.KIND, "last", phase("Succeeded"), "is over")
     assert vm["metadata"]["uid"] not in owner.cloud.hosts[DYING].machine.domains
     await owner.gone(Volume.KIND, "late-root")
+
+
+async def test_a_host_that_hangs_is_switched_off_by_its_bmc_before_its_machine_starts_elsewhere(
+    owner: Owner, tmp_path: Path
+) -> None:
+    """Its agent is gone, and its guests run on: silence, and nothing else, is what one sees of it."""
+    with emulator(tmp_path) as bmc:
+        secret = {"metadata": {"name": "bmc"}, "stringData": {"username": USER, "password": "not this one"}}
+        await owner.client.create(SECRET, secret, "kumulus-system")
+        spec = {"bmc": bmc.bmc().to_json()}
+        await owner.client.patch(Host.KIND, DYING, {"spec": spec})
+        await owner.vm("hung", ha={"enabled": True}, placement={"hostSelector": {"role": DYING}})
+        vm = await owner.runs_on("hung", DYING)
+        await owner.patch(VirtualMachine.KIND, "hung", placement={"hostSelector": None})
+        machine = owner.cloud.hosts[DYING].machine
+
+        async def power() -> None:
+            while bmc.power == "On":
+                await asyncio.sleep(0.02)
+            machine.reboot()
+
+        supply = asyncio.create_task(power())
+        await owner.cloud.hosts[DYING].kill()
+        try:
+            await owner.remediation("by-bmc", DYING, methods=["redfish", "manual"])
+            said = await owner.cluster(HostRemediation.KIND, "by-bmc", owner.said("BmcRefuses"), "says why it cannot")
+            assert "credentials" in condition(said)["message"] and bmc.power == "On"
+            assert owner.runs_here(vm, DYING), "nothing was taken from a host that nobody has switched off"
+            await owner.client.delete(SECRET, "bmc", "kumulus-system")
+            secret["stringData"]["password"] = PASSWORD  # type: ignore[index]
+            await owner.client.create(SECRET, secret, "kumulus-system")
+            elsewhere = await owner.wait(
+                VirtualMachine.KIND,
+                "hung",
+                lambda v: phase("Running")(v) and v["status"]["host"] != DYING,
+                "runs elsewhere",
+            )
+            assert elsewhere["status"]["epoch"] == vm["status"]["epoch"] + 1 and bmc.power == "Off"
+            done = await owner.cluster(HostRemediation.KIND, "by-bmc", phase("Fenced"), "is fenced")
+            assert done["status"]["method"] == "redfish" and done["status"]["attempts"] == 1
+            assert "says that it is off" in done["status"]["evidence"]
+            for item in await owner.cloud.listed(HostRemediation.KIND):
+                assert PASSWORD not in str(item)
+        finally:
+            supply.cancel()
+            bmc.press()
+            owner.cloud.hosts[DYING].start()
+        await owner.cluster(HostRemediation.KIND, "by-bmc", phase("Succeeded"), "is over")
+        await owner.client.patch(Host.KIND, DYING, {"spec": {"bmc": None}})
+        await owner.client.delete(SECRET, "bmc", "kumulus-system")
+    assert owner.witness.twice == []

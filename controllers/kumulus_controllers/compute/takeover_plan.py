@@ -92,6 +92,12 @@ def ahead(vm: VirtualMachine, others: Iterable[VirtualMachine]) -> str | None:
     return None
 
 
+def waits_for_room(vm: VirtualMachine) -> bool:
+    """Whether its host is fenced, and no other one had room for it."""
+    said = vm.status.condition(ASPECT)
+    return said is not None and said.reason == NO_HOST
+
+
 def fact(scope: Scope, problem: Problem | None, now: datetime) -> Fact:
     """The condition HighAvailability; none for a machine that does not ask for it."""
     if not scope.vm.spec.high_availability.enabled or scope.vm.deleting:
