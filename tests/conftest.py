@@ -68,6 +68,7 @@ LABS = ("component", "system", "fault")
 """Folders whose tests share a lab."""
 WITHOUT_LAB = (
     "component/test_delete.py",
+    "component/test_fencing.py",
     "component/test_image_sources.py",
     "component/test_image_travel.py",
     "component/test_move.py",

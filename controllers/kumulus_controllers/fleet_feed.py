@@ -15,7 +15,7 @@ from kumulus.api.quantity import to_bytes
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.kube.store import Store
 from kumulus.runtime.reconciler import Caches
-from kumulus_controllers.orders import FOR_UID, claim, host_of, work_orders
+from kumulus_controllers.orders import FOR_UID, claim, host_of, superseded, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.residents import Resident
 from kumulus_controllers.planning.rules import repels
@@ -33,6 +33,8 @@ def closed(host: Host) -> str | None:
     ready = host.status.condition(HostCondition.READY)
     if ready is None or ready.status is not ConditionStatus.TRUE or host.status.allocatable is None:
         return "not ready"
+    if host.fencing:
+        return "fenced"
     return None
 
 
@@ -231,7 +233,8 @@ class FleetFeed:
     def _promise(self, uid: str) -> None:
         """A machine has a promise while a work order of it exists, or its status names a host; and on each further host on
         which there is one, while it moves."""
-        orders = sorted(self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{uid}"), key=claim)
+        orders = self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{uid}")
+        orders = sorted((order for order in orders if not superseded(order)), key=claim)
         beside = {besides(uid, host_of(order)): order for order in orders[1:]}
         for name in self._beside.pop(uid, frozenset()) - beside.keys():
             self._fleet.release(name)

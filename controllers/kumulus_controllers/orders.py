@@ -72,9 +72,14 @@ def _disks_in(order: WorkOrder) -> Iterable[str]:
     return {pool.uid for pool in _pools(order)}
 
 
+def superseded(order: WorkOrder) -> bool:
+    """Whether its host was fenced and its machine has another placement: it is for cleaning up alone, and has nothing."""
+    return order.spec.instance is not None and order.spec.instance.superseded
+
+
 def volumes_in(order: WorkOrder) -> set[str]:
     """Uids of the volumes that a machine shall have, or has still as far as its agent knows."""
-    if order.spec.instance is None:
+    if order.spec.instance is None or superseded(order):
         return set()
     wanted = {disk.volume for disk in order.spec.instance.disks if disk.volume is not None}
     return wanted | set(order.status.instance.volumes if order.status.instance else ())
@@ -82,7 +87,7 @@ def volumes_in(order: WorkOrder) -> set[str]:
 
 def nics_in(order: WorkOrder) -> set[str]:
     """Uids of the NetworkInterfaces that a machine shall have, or has still as far as its agent knows."""
-    if order.spec.instance is None:
+    if order.spec.instance is None or superseded(order):
         return set()
     wanted = {nic.uid for nic in order.spec.instance.nics}
     known = order.status.instance.nics if order.status.instance else ()
@@ -93,7 +98,9 @@ def networks_in(order: WorkOrder) -> set[str]:
     """Uids of the networks that a machine shall have an interface in, or a gateway a leg."""
     if order.spec.gateway is not None:
         return {leg.network for leg in order.spec.gateway.legs if leg.uplink is None}
-    return {nic.network for nic in order.spec.instance.nics} if order.spec.instance is not None else set()
+    if order.spec.instance is None or superseded(order):
+        return set()
+    return {nic.network for nic in order.spec.instance.nics}
 
 
 def _snapshots(order: WorkOrder) -> Iterable[str]:

@@ -27,6 +27,7 @@ from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSn
 from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
 from kumulus.api.placement_group import PlacementGroup
 from kumulus.api.registry import KINDS
+from kumulus.api.remediation import HostRemediation
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.api.storage import StoragePool, StoragePoolStatus, Volume, VolumeClass
 from kumulus.api.unmanaged import UnmanagedInstance
@@ -228,6 +229,12 @@ GOOD: Mapping[type[Resource], Raw] = {
     SegmentId: {"network": UID, "name": "front", "namespace": "default"},
     Zone: {"displayName": "Room 1"},
     Host: {"zone": "z1", "taints": [{"key": "dedicated", "value": "web"}], "reserved": {"cpu": 1, "memory": "1Gi"}},
+    HostRemediation: {
+        "host": "h1",
+        "reason": "smoke",
+        "confirmedOff": True,
+        "lastRenewal": "2026-11-20T11:00:00.000000Z",
+    },
     WorkOrder: {"type": "Instance", "for": FOR, "term": 5, "instance": INSTANCE},
     HostReport: {},
     UnmanagedInstance: {},
@@ -704,6 +711,14 @@ BAD = [
     Bad(Image, "spec.compression", ""),
     Bad(StoragePool, "spec.driver", "zfs"),
     Bad(Host, "spec.hypervisor", "xen"),
+    Bad(HostRemediation, "spec.host", GONE),
+    Bad(HostRemediation, "spec.lastRenewal", GONE, "spec.lastRenewal"),
+    Bad(HostRemediation, "spec.methods", [], "spec.methods"),
+    Bad(HostRemediation, "spec.methods", ["shout"], "spec.methods[0]"),
+    *(
+        Bad(VirtualMachine, f"spec.highAvailability.{name}", -1)
+        for name in ("priority", "maxRestarts", "windowSeconds")
+    ),
     Bad(Host, "spec.taints.0.effect", "NoExecute", "spec.taints[0].effect"),
     Bad(WorkOrder, "spec.type", "Reboot"),
     Bad(WorkOrder, "spec.instance.power", "On"),
@@ -962,6 +977,10 @@ CHANGES = [
     Change(StoragePool, "spec.parameters.shared", True, "spec.parameters"),
     Change(Host, "spec.zone", "z2"),
     Change(Host, "spec.hypervisor", "simulated"),
+    Change(HostRemediation, "spec.host", "h2"),
+    Change(HostRemediation, "spec.confirmedOff", False),
+    Change(HostRemediation, "spec.lastRenewal", "2026-11-20T12:00:00.000000Z"),
+    Change(WorkOrder, "spec.instance.superseded", False, before={"spec.instance.superseded": True}),
     Change(WorkOrder, "spec.term", 4),
     Change(WorkOrder, "spec.instance.epoch", 2),
     Change(WorkOrder, "spec.instance.uid", OTHER_UID),
@@ -1052,6 +1071,7 @@ ALLOWED = [
     Change(Image, "spec.allowedNamespaces", ["a"]),
     Change(StoragePool, "spec.thresholds", GONE),
     Change(StoragePool, "spec.allowedNamespaces", GONE),
+    Change(HostRemediation, "spec.confirmedOff", True, before={"spec.confirmedOff": False}),
     Change(WorkOrder, "spec.term", 6),
     Change(WorkOrder, "spec.instance.epoch", 4),
     Change(WorkOrder, "spec.instance.power", "Stopped"),
@@ -1147,6 +1167,7 @@ def test_defaults_appear(api: Cluster) -> None:
         "restartPolicy": "Always",
         "stop": {"mode": "Graceful", "gracePeriodSeconds": 60},
         "placement": {"profile": "Spread"},
+        "highAvailability": {"enabled": False, "priority": 100, "maxRestarts": 5, "windowSeconds": 3600},
         "deletionProtection": False,
     }
     host = create(api, made(Host, {"zone": "z1"}), Host.KIND, "default", query=DRY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -155,3 +156,59 @@ def test_a_snapshot_on_nfs_has_what_was_safe(counting: World) -> None:
     world.machine("two", "#kumulus-count-on: ledger", disks=[ROOT, {"name": "ledger", "volume": "copy"}])
     world.phase("two", "Running")
     assert before <= found(world, "two") <= after + 1
+
+
+@pytest.mark.wide
+def test_a_machine_whose_host_dies_runs_elsewhere_with_its_disk_and_address_and_not_there_again(
+    world: World, pool: str
+) -> None:
+    """`kumulus-lab host kill`, a person's word, and the host's return with the domain that it had (F11, F12)."""
+    first, second = world.lab.hosts
+    for name, spec in (("root", {"source": {"image": "tiny"}}), ("ledger", {"size": "64Mi"})):
+        meta = {"name": name}
+        version = "storage.kumulus.io/v1alpha1"
+        world.apply({"apiVersion": version, "kind": "Volume", "metadata": meta, "spec": {**spec, "pool": pool}})
+    network = {"apiVersion": "network.kumulus.io/v1alpha1", "kind": "Network", "metadata": {"name": "front"}}
+    world.apply({**network, "spec": {"cidrs": ["10.123.0.0/24"]}})
+    world.kumulusctl("host", "cordon", second.name)
+    try:
+        disks = [{"name": name, "volume": name} for name in ("root", "ledger")]
+        world.machine(
+            "ha",
+            "#kumulus-count-on: ledger",
+            disks=disks,
+            interfaces=[{"name": "eth0", "network": "front"}],
+            highAvailability={"enabled": True},
+            stop={"mode": "Force"},
+        )
+        before = world.phase("ha", "Running")
+        assert before["status"]["host"] == first.name
+        goes_on(world, "ha")
+    finally:
+        world.kumulusctl("host", "uncordon", second.name)
+    log, uid = world.console_file("ha"), before["metadata"]["uid"]
+    world.lab.kill_host(first.name)
+    began = time.monotonic()
+    safe = max(
+        int(value) for value in re.findall(r"kumulus-guest: counted (\d+)\r?\n", log.read_text(errors="replace"))
+    )
+    try:
+        world.wait("host", first.name, lambda h: h["status"].get("phase") == "Unknown", "is silent")
+        assert "confirm-dead" in world.kumulusctl("vm", "explain", "ha", check=False).stdout
+        world.kumulusctl("host", "confirm-dead", first.name, "--powered-off")
+
+        def elsewhere(vm: Object) -> bool:
+            return vm["status"].get("phase") == "Running" and vm["status"]["host"] == second.name
+
+        after = world.wait("vm", "ha", elsewhere, "runs elsewhere")
+        print(f"from death to running elsewhere: {time.monotonic() - began:.1f} s")
+        assert after["status"]["addresses"] == before["status"]["addresses"]
+        assert safe <= found(world, "ha") <= safe + 1, "all that the guest was told is safe, and nothing later"
+        goes_on(world, "ha")
+    finally:
+        world.lab.start_host(first.name)
+    world.wait("host", first.name, lambda h: h["status"].get("phase") == "Ready", "takes machines again", seconds=90)
+    assert uid not in first.exec(["virsh", "-q", "list", "--all", "--uuid"]).stdout
+    assert uid in second.exec(["virsh", "-q", "list", "--uuid"]).stdout
+    goes_on(world, "ha")
+    assert world.console("ha", "hello").count("kumulus-guest: hello") == 1, "it was started there once"

@@ -29,6 +29,7 @@ from kumulus_agents.agent.certificate import Certificates
 from kumulus_agents.agent.console import ConsoleReader, Consoles
 from kumulus_agents.agent.disk import Disks
 from kumulus_agents.agent.disk_work import DiskWork
+from kumulus_agents.agent.fence import Fences
 from kumulus_agents.agent.gateway import Gateways
 from kumulus_agents.agent.guests import Guests
 from kumulus_agents.agent.image import Images, given_image
@@ -205,7 +206,7 @@ class Agent:
                 self._performers = self._assemble(tasks, pools)
                 tasks.create_task(self._report())
                 tasks.create_task(self.heartbeat.run())
-                tasks.create_task(self.reflector.run())
+                tasks.create_task(self._reflect())
                 tasks.create_task(self._watch_orphans())
                 tasks.create_task(self._unmanaged.run())
                 if self._drivers.networks:
@@ -251,6 +252,7 @@ class Agent:
         )
         guests = Guests(drivers.hypervisor, self._clock, changed=self._guest_changed)
         tasks.create_task(guests.run())
+        fences = Fences(self.orders, drivers.hypervisor, wake=self._wake, complete=self.reflector.synced.is_set)
         instances = Instances(
             self.orders,
             drivers.hypervisor,
@@ -259,6 +261,7 @@ class Agent:
             wake=self._wake,
             removed=lambda: images.disks_removed(),
             guest=guests.told,
+            fenced=fences.in_force,
         )
 
         def arrived(uid: str) -> None:
@@ -346,7 +349,14 @@ class Agent:
             WorkType.UPLOAD: UploadOrders(self.orders, pools, drivers.transfer, self._clock, images.uploaded),
             WorkType.SEGMENT: Segments(self.orders, self._networks, arrived=network_arrived),
             WorkType.GATEWAY: gateways,
+            WorkType.FENCE: fences,
         }
+
+    async def _reflect(self) -> None:
+        """Read what is ordered, but not before the Lease was renewed: who fences this host looks at the Lease, to know whether
+        orders were read before it said that nothing may start (ADR 33)."""
+        await self.heartbeat.begun.wait()
+        await self.reflector.run()
 
     async def _report(self) -> None:
         """The first report says of networks what there is to say, if that is known soon."""
@@ -401,6 +411,7 @@ class Agent:
             self._wake(order.name)
 
     async def _work(self) -> None:
+        await self.reflector.synced.wait()  # one order may forbid what another asks for
         while not self._stop.is_set():
             key = await self.queue.get()
             self._flow.running += 1

@@ -15,6 +15,7 @@ from kumulus.kube.errors import KubeError
 from kumulus.runtime.clock import Clock
 from kumulus.runtime.result import Done, Requeue, Result, Wait
 from kumulus_agents.agent import hold, instance_memory, instance_plan, instance_status
+from kumulus_agents.agent.fence import at_once, starts
 from kumulus_agents.agent.instance_scope import (
     Attach,
     ChangeDisc,
@@ -65,9 +66,11 @@ class Instances:
         wake: Callable[[str], None],
         removed: Callable[[], None],
         guest: Callable[[str, GuestFacts | None], GuestFacts | None] = lambda _, before: before,
+        fenced: Callable[[], bool] = lambda: False,
     ) -> None:
         """`wake` has an order looked at soon, by name; `removed` is told when a machine and its disks are gone,
-        or a disc was taken out of a drive; `guest` knows what is to be told of a guest, by uid of its machine and what was told before."""
+        or a disc was taken out of a drive; `guest` knows what is to be told of a guest, by uid of its machine and what was told
+        before; `fenced` says whether nothing may be started here now."""
         self._guest = guest
         self._orders = orders
         self._hypervisor = hypervisor
@@ -75,6 +78,7 @@ class Instances:
         self._clock = clock
         self._wake = wake
         self._removed = removed
+        self._fenced = fenced
         self._memory: dict[str, Memory] = {}
         self._terms: OrderedDict[str, int] = OrderedDict()
         self._arrivals = 0
@@ -118,6 +122,8 @@ class Instances:
         if (refusal := unfit(order)) is not None:
             await self._orders.report(order, refusal)
             return Done()
+        if order.deleting and (instance.superseded or self._fenced()):
+            instance = at_once(instance)
         taken: tuple[Step, ...] = ()
         for _ in range(ROUNDS):
             try:
@@ -127,6 +133,8 @@ class Instances:
                 discs = await self._steps.discs(instance)
                 scope = self._observe(order, instance, domain, discs)
                 plan = instance_plan.plan(scope)
+                if self._fenced() and starts(plan):
+                    return Requeue(5.0)  # what was reported stays: it tells how the machine ended
                 if plan.steps and plan.steps == taken:
                     return Requeue(1.0)
                 await self._act(plan, order, scope)

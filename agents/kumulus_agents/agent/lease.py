@@ -54,6 +54,8 @@ class Heartbeat:
         self._known: Lease | None = None
         self._down = False
         self._renewed: float | None = None
+        self.begun = asyncio.Event()
+        """Set once the Lease was renewed by this process."""
 
     @property
     def age(self) -> float | None:
@@ -88,6 +90,7 @@ class Heartbeat:
             self._down, self._known = True, None
             return
         self._renewed = began
+        self.begun.set()
         if self._down:
             log.info("lease renewed again", host=self._host)
             self._down = False

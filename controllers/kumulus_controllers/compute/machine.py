@@ -20,6 +20,7 @@ from kumulus_controllers.compute.provisions import Provisions
 from kumulus_controllers.compute.resolve import held, resolve
 from kumulus_controllers.compute.rule_wakeups import RuleWakeups
 from kumulus_controllers.compute.scope import Scope
+from kumulus_controllers.compute.takeover import TakeOver
 from kumulus_controllers.compute.wakeups import Wakeups
 from kumulus_controllers.orders import host_of
 from kumulus_controllers.planning.fleet import Fleet
@@ -39,6 +40,7 @@ class MachineReconciler:
         self._provisions = Provisions(services, fleet, self._known)
         self._placing = Placing(services, fleet, self._known, self._provisions)
         self._following = Following(services, fleet, self._known, self._provisions)
+        self._takeover = TakeOver(services, fleet, self._known, self._placing)
         self._ending = Ending(services, fleet, self._known)
 
     def attach(self, enqueue: Enqueue) -> None:
@@ -74,11 +76,14 @@ class MachineReconciler:
                 return Done()
             scope = self._known.observe(vm)
             return await self._known.report(scope, placed(scope), None, None)
+        await self._takeover.bury(vm)
         if vm.deleting:
             return await self._ending.delete(self._known.observe(vm))
         if await ensure_finalizer(self._services.client, self._known.store, vm):
             vm = self._known.store.get(key.name, key.namespace) or vm
         scope = self._known.observe(vm)
+        if (taken := await self._takeover.consider(scope)) is not None:
+            return taken
         if scope.order is not None and (vm.status.host is None or scope.order.deleting):
             return await self._adopt(scope)
         if scope.order is None:

@@ -22,7 +22,7 @@ from kumulus_controllers.compute.resolve import Resolution, image_of, standing_r
 from kumulus_controllers.compute.restores import holding, restores
 from kumulus_controllers.compute.schedule import Hours, hours, in_force
 from kumulus_controllers.compute.scope import AnyImage, Scope, Use
-from kumulus_controllers.orders import FOR_UID, host_of, work_orders
+from kumulus_controllers.orders import FOR_UID, host_of, superseded, work_orders
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.status import write_status
 from kumulus_controllers.storage.sharing import Images
@@ -85,7 +85,11 @@ class Machines:
         )
 
     def orders_of(self, vm: VirtualMachine) -> Sequence[WorkOrder]:
-        """Its work orders, those on their way out as well."""
+        """Its work orders, those on their way out as well; not what fenced hosts have to clean up."""
+        return [order for order in self.all_orders_of(vm) if not superseded(order)]
+
+    def all_orders_of(self, vm: VirtualMachine) -> Sequence[WorkOrder]:
+        """Its work orders, also what fenced hosts have to clean up."""
         return self.orders.by(FOR_UID, f"{WorkType.INSTANCE}/{vm.uid}")
 
     def _use(self, volume: Volume, host: str | None) -> Use:

@@ -17,8 +17,9 @@ from kumulus.api.fabric import HostPhase
 from kumulus.api.host import WorkOrder, WorkState
 from kumulus.api.instance_order import InstanceFacts, MigrationState
 from kumulus.api.volumes import CacheMode
+from kumulus.runtime.clock import parse_time
 from kumulus.runtime.conditions import Fact, derive
-from kumulus_controllers.compute import hardware
+from kumulus_controllers.compute import hardware, takeover_plan
 from kumulus_controllers.compute.links import addresses, attached
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import Resolution
@@ -50,6 +51,9 @@ ON_ITS_WAY = (WorkState.RUNNING, WorkState.PAUSED, WorkState.STOPPED, WorkState.
 
 DISC_ELSEWHERE = ("TrayLocked", "ImageNotReady")
 """Reasons of a machine that is on, and has not got the disc in a drive that it is to have."""
+
+SILENT = (HostPhase.UNKNOWN, HostPhase.FENCING, HostPhase.FENCED)
+"""Phases of a host that does not answer, or takes no machines yet."""
 
 REACHED = {power: Phase(power.value) for power in PowerState}
 """The phase that a wanted power state ends in."""
@@ -84,7 +88,9 @@ def phase_of(scope: Scope, where: Placed | None, problem: Problem | None) -> Pha
         if problem is not None and problem.reason != "NoHostFits":
             return Phase.PENDING
         return Phase.SCHEDULING
-    if scope.host is None or scope.host.status.phase is HostPhase.UNKNOWN:
+    if scope.host is not None and scope.host.fenced:
+        return Phase.STOPPED
+    if scope.host is None or scope.host.status.phase in SILENT:
         return Phase.UNKNOWN
     if scope.order is None:
         return Phase.STARTING
@@ -112,8 +118,10 @@ def derive_status(
     *,
     size: ResolvedSize | None = None,
     too_large: Problem | None = None,
+    failovers: tuple[str, ...] | None = None,
 ) -> VirtualMachineStatus:
-    """The whole status. `size`: what its order gives it at its next start; `too_large`: why that is not what it asks for."""
+    """The whole status. `size`: what its order gives it at its next start; `too_large`: why that is not what it asks for;
+    `failovers`: when it was started elsewhere, if that changes."""
     vm, before = scope.vm, scope.vm.status
     phase = phase_of(scope, where, problem)
     facts = [
@@ -136,6 +144,7 @@ def derive_status(
     facts.append(_on_schedule(scope.hours))
     facts.append(_restart_required(scope, found, too_large))
     facts.append(_satisfied(scope, where))
+    facts.append(takeover_plan.fact(scope, problem, parse_time(now)))
     facts.append(_progress(scope, phase, facts[0], problem))
     return VirtualMachineStatus(
         observed_generation=vm.metadata.generation,
@@ -146,6 +155,7 @@ def derive_status(
         epoch=where.epoch if where else before.epoch,
         started_at=instance.started_at if instance else None,
         restarts=instance.restarts or None if instance else None,
+        failovers=before.failovers if failovers is None else failovers,
         last_restart_request=instance.last_restart_request if instance else before.last_restart_request,
         resources=found.now if where else before.resources,
         pending_resources=found.pending if where else None,
@@ -224,9 +234,12 @@ def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
             "HostUnknown",
             f"Host {host} does not answer. The machine may still run there; it is not started elsewhere, so that it never runs twice.",
         )
+    if phase is Phase.STOPPED and scope.host is not None and scope.host.fenced and not scope.vm.deleting:
+        off = scope.vm.spec.power_state is PowerState.STOPPED
+        return Fact(ready, off, "HostFenced", takeover_plan.left_there(scope.host, scope.vm))
     wanted = REACHED[scope.vm.spec.power_state]
     reason, message = _said(scope.order)
-    if phase is Phase.TERMINATING and scope.host is not None and scope.host.status.phase is HostPhase.UNKNOWN:
+    if phase is Phase.TERMINATING and scope.host is not None and scope.host.status.phase in SILENT:
         return Fact(
             ready,
             False,

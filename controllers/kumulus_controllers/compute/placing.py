@@ -110,7 +110,7 @@ class Placing:
                 return await self._known.report(
                     scope, None, resolution, Problem("NoHostFits", str(placement), stalled=False)
                 )
-            return await self._place(scope, resolution, placement, seed)
+            return await self.place(scope, resolution, placement, seed)
         if self._placed_just_now(scope.vm) is None and not await self._still_wanted(scope.vm):
             return Wait("CacheBehind", 5.0)
         if misplaced(resolution, where.host):
@@ -167,7 +167,17 @@ class Placing:
         self._fleet.release(vm.uid)
         return await self._known.report(scope, None, resolution, None)
 
-    async def _place(self, scope: Scope, resolution: Resolution, placement: Placement, seed: Seed | None) -> Result:
+    async def place(
+        self,
+        scope: Scope,
+        resolution: Resolution,
+        placement: Placement,
+        seed: Seed | None,
+        *,
+        failovers: tuple[str, ...] | None = None,
+    ) -> Result:
+        """Put a placement on record, then order. `failovers`: its host is lost, and that is when this happened; it is ordered
+        by the next pass, when what is left of the last placement is out of the way."""
         vm, client = scope.vm, self._services.client
         host, pool = placement.host, placement.pool
         view = self._fleet.host(host)
@@ -187,6 +197,7 @@ class Placing:
                 resolution,
                 None,
                 self._known.now(),
+                failovers=failovers,
             )
             await write_status(client, self._known.store, vm, vm.status, after)
         except BaseException:
@@ -200,6 +211,8 @@ class Placing:
             self._fresh.pop(vm.uid, None)
             self._fleet.release(vm.uid)
             return Done()
+        if failovers is not None:
+            return Requeue(0.0)
         return await self._order(self._known.observe(current), resolution, where, pool, seed)
 
     async def _order(

@@ -14,6 +14,7 @@ from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Enqueue
 from kumulus_controllers.compute.restores import restores
 from kumulus_controllers.compute.scope import AnyImage
+from kumulus_controllers.compute.takeover_plan import waits_for_room
 from kumulus_controllers.network.networks import IN_GROUP, USES_NIC, Networks
 from kumulus_controllers.orders import DISKS_IN, NOT_BEGUN, work_orders
 from kumulus_controllers.storage.image_orders import arrived
@@ -61,7 +62,7 @@ class Wakeups:
         self._turn = 0
         self._machines.add_index(USES, _uses)
         self._machines.add_index(HOST, lambda vm: (vm.status.host,) if vm.status.host else ())
-        self._machines.add_index(UNPLACED, lambda vm: () if vm.status.host else ("yes",))
+        self._machines.add_index(UNPLACED, lambda vm: ("yes",) if vm.status.host is None or waits_for_room(vm) else ())
 
     def attach(self, enqueue: Enqueue) -> None:
         """Listen to the stores whose changes mean a pass. Called once."""
@@ -100,7 +101,7 @@ class Wakeups:
             item = after or before
             if item is None:
                 return
-            if before is None or after is None or before.status.phase is not after.status.phase:
+            if before is None or after is None or _state(before) != _state(after):
                 for vm in self._machines.by(HOST, item.name):
                     enqueue(Key(vm.namespace, vm.name))
             if after is not None and (before is None or offers(before) != offers(after)):
@@ -241,6 +242,11 @@ def _room(order: WorkOrder | None) -> tuple[object, ...]:
     if order is None:
         return ()
     return (order.status.state, order.deleting, order.status.pool)
+
+
+def _state(host: Host) -> tuple[object, ...]:
+    """What of a host decides what becomes of the machines on it."""
+    return (host.status.phase, host.fenced)
 
 
 def offers(host: Host) -> tuple[object, ...]:

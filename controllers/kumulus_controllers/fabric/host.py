@@ -16,7 +16,7 @@ from kumulus.api.fabric import (
     HostStatus,
     host_namespace,
 )
-from kumulus.api.host import LEASE, HostReport, NetworkFacts, WorkOrder, WorkType
+from kumulus.api.host import LEASE, FenceOrder, HostReport, NetworkFacts, WorkOrder, WorkType
 from kumulus.api.quantity import to_bytes
 from kumulus.kube.lease import Lease
 from kumulus.kube.store import Key
@@ -47,6 +47,11 @@ class Scope:
     """Its namespace belongs to something else."""
     ending: bool = False
     """A namespace of that name is still being deleted."""
+
+    @property
+    def fence(self) -> FenceOrder | None:
+        """Says that the host is being fenced, or was."""
+        return next((order.spec.fence for order in self.orders if order.spec.type is WorkType.FENCE), None)
 
     @property
     def volumes(self) -> tuple[WorkOrder, ...]:
@@ -135,10 +140,20 @@ def _network(network: NetworkFacts) -> Fact:
     )
 
 
+def _fenced(fence: FenceOrder) -> Fact:
+    """Whether it is known to be off."""
+    if fence.fenced:
+        said = "It is off for certain, as a HostRemediation says (kubectl get hostrem); it is opened when it has come back."
+        return Fact(HostCondition.FENCED, True, "Fenced", said)
+    return Fact(HostCondition.FENCED, False, "Fencing", "It is being fenced (kubectl get hostrem), and starts nothing.")
+
+
 def phase_of(scope: Scope, ready: Fact) -> HostPhase:
     """The state in one word."""
     if scope.host.deleting:
         return HostPhase.REMOVING
+    if scope.fence is not None:
+        return HostPhase.FENCED if scope.fence.fenced else HostPhase.FENCING
     if ready.status is True:
         return HostPhase.READY
     if ready.status is ConditionStatus.UNKNOWN:
@@ -157,10 +172,14 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
         facts.append(
             Fact(HostCondition.SCHEDULABLE, False, "Cordoned", "New machines are kept away (spec.unschedulable).")
         )
+    elif scope.fence is not None:
+        facts.append(Fact(HostCondition.SCHEDULABLE, False, "Fenced", "It takes no machines until it has come back."))
     else:
         facts.append(
             Fact(HostCondition.SCHEDULABLE, ready.status is True, "Ready" if ready.status is True else "NotReady")
         )
+    if scope.fence is not None:
+        facts.append(_fenced(scope.fence))
     if report is not None and report.network is not None:
         facts.append(_network(report.network))
     if report is not None and report.credentials_expire_at:
@@ -300,9 +319,10 @@ class HostReconciler:
                 enqueue(Key(None, (item.namespace or "").removeprefix(HOST_NAMESPACE_PREFIX)))
 
         def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
-            if after is None and before is not None:
-                host = self._hosts.get(host_of(before))
-                if host is not None and host.deleting:
+            order = after or before
+            if order is not None and (after is None or order.spec.type is WorkType.FENCE):
+                host = self._hosts.get(host_of(order))
+                if host is not None and (host.deleting or order.spec.type is WorkType.FENCE):
                     enqueue(Key(None, host.name))
 
         self._hosts.listen(host_changed)
@@ -379,12 +399,12 @@ class HostReconciler:
         for order in scope.handed_over:  # let go of before it is deleted: its end must not remove what others can use
             await drop_finalizer(client, self._orders, order)
         for order in scope.orders:
-            if order.spec.type is not WorkType.INSTANCE and not order.deleting:
+            if order.spec.type not in (WorkType.INSTANCE, WorkType.FENCE) and not order.deleting:
                 await client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
         if forced:
             for order in scope.orders:
                 await drop_finalizer(client, self._orders, order)
-        elif scope.orders:
+        elif any(order.spec.type is not WorkType.FENCE for order in scope.orders):
             return False
         if not await remove_namespace(client, host):
             return False

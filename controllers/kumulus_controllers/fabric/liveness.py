@@ -63,6 +63,11 @@ class LeaseBook:
         """The host is gone."""
         self._seen.pop(host, None)
 
+    def renewed(self, host: str) -> str | None:
+        """The renewTime of its Lease as last seen."""
+        seen = self._seen.get(host)
+        return seen.renewed if seen is not None else None
+
     def verdict(self, host: str) -> Verdict:
         """What is so of a host now."""
         seen = self._seen.get(host)

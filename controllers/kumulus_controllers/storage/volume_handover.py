@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from kumulus.api.base import FORCE_DETACH
-from kumulus.api.fabric import host_namespace
+from kumulus.api.base import FORCE_DETACH, ConditionStatus
+from kumulus.api.fabric import HostCondition, host_namespace
 from kumulus.api.host import WorkOrder
 from kumulus.api.order_names import pool_order_name
 from kumulus.api.storage import Attachment, Volume
@@ -52,36 +52,49 @@ class Handover:
         """
         volume, client = scope.volume, self._services.client
         here = Place(place.pool, volume.status.host or place.host, volume.status.epoch)
-        if (busy := kept_back(scope, place.host, heard=heard(self._fleet, here.host))) is not None:
+        lost = self._lost(here.host)
+        if (busy := kept_back(scope, place.host, heard=heard(self._fleet, here.host), lost=lost)) is not None:
             return await self._report(scope, here, attached, busy)
-        forced = volume.metadata.annotations.get(FORCE_DETACH) == "true"
+        said = volume.metadata.annotations.get(FORCE_DETACH) == "true"
         hosts = {host_of(order) for order in scope.strays} | {volume.status.host or place.host}
         for name in sorted(hosts - {place.host}):
             order = self._orders.find(volume, name)
             order = order or await self._orders.live(volume, name)
             if order is None:
                 continue
-            answers = heard(self._fleet, name)
+            lost = self._lost(name)
+            answers, forced = heard(self._fleet, name) and not lost, said or lost
             await self._report(scope, here, attached, handing_over(scope, order, place.host, heard=answers))
             if not order.deleting:
                 await self._pass_on(order, place)
                 await self._orders.delete(await self._orders.retain(order, True))
             elif forced and not answers and await self._snapshots.abandoned(volume.uid, name):
                 log.warning("a volume is taken from a host that does not answer", volume=volume.name, host=name)
-                await self._forced(volume)  # first: left there by a crash it would take the volume from the next host
+                if said:
+                    await self._forced(
+                        volume
+                    )  # first: left there by a crash it would take the volume from the next host
                 await drop_finalizer(client, self._volumes.orders, order)
             return Wait(HANDING_OVER, 10.0)
         for name in self._snapshots.elsewhere(volume.uid, place.host):
-            answers = heard(self._fleet, name)
+            lost = self._lost(name)
+            answers, forced = heard(self._fleet, name) and not lost, said or lost
             if forced and not answers and await self._snapshots.abandoned(volume.uid, name):
-                await self._forced(volume)
+                if said:
+                    await self._forced(volume)
                 return Requeue(0.1)
             return await self._report(scope, here, attached, snapshots_left(scope, name, place.host, heard=answers))
         # What it was made from is asked for only while no order knows it: with one that has just gone, look again.
-        if forced:
+        if said:
             await self._forced(volume)
         seen = [order for order in (scope.order, *scope.strays) if order is not None and host_of(order) != place.host]
         return Requeue(0.1) if seen else None
+
+    def _lost(self, name: str) -> bool:
+        """Whether the host is fenced, and has not come back."""
+        host = self._volumes.hosts.get(name)
+        ready = host.status.condition(HostCondition.READY) if host is not None else None
+        return host is not None and host.fenced and ready is not None and ready.status is ConditionStatus.UNKNOWN
 
     async def _pass_on(self, order: WorkOrder, place: Place) -> None:
         """Bring the passphrase to the next host, as long as the one that has it has it: the tenant's may be another by now."""

@@ -21,9 +21,10 @@ def home(scope: Scope, attached: Attachment | None) -> str | None:
     return None if scope.host is None or scope.host.deleting else scope.volume.status.host
 
 
-def kept_back(scope: Scope, host: str, *, heard: bool = True) -> Lack | None:
+def kept_back(scope: Scope, host: str, *, heard: bool = True, lost: bool = False) -> Lack | None:
     """Why the volume cannot be handed to `host` yet, whatever the agent that has it does: somebody works with it.
-    `heard`: that agent answers. One that does not may be given up in the middle of a move, and nowhere else."""
+    `heard`: that agent answers. One that does not may be given up in the middle of a move, and nowhere else.
+    `lost`: its host is fenced."""
     elsewhere = sorted({order.spec.for_.name for order in scope.instances if host_of(order) != host})
     if elsewhere:
         return Lack("VolumeInUse", f"Machine {', '.join(elsewhere)} has it on another host.", stalled=False)
@@ -34,7 +35,7 @@ def kept_back(scope: Scope, host: str, *, heard: bool = True) -> Lack | None:
     if scope.copied is not None:
         return Lack("VolumeInUse", f"It is being copied to {scope.copied}: it moves when that is done.", stalled=False)
     forced = scope.volume.metadata.annotations.get(FORCE_DETACH) == "true" and not heard
-    if scope.volume.status.moving_to is not None and not forced:
+    if scope.volume.status.moving_to is not None and not (forced or lost):
         return Lack(
             "VolumeMoves",
             f"Host {scope.volume.status.host} moves it to StoragePool {scope.volume.status.moving_to}: it goes to host {host}"

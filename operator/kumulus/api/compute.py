@@ -171,6 +171,21 @@ class Interface(Model):
         return self.interface if self.interface is not None else f"{machine}-{self.name}"
 
 
+class HighAvailability(Model):
+    """What becomes of the machine when its host is lost."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Start it elsewhere when its host is fenced, that is known to be off. Its disks must be in pools that hosts"
+        " share.",
+    )
+    priority: int = Field(default=100, description="Machines with a higher one are started first.", ge=0, le=1000000)
+    max_restarts: int = Field(
+        default=5, description="At most so many times within windowSeconds; then it stays where it is.", ge=1, le=64
+    )
+    window_seconds: int = Field(default=3600, description="See maxRestarts.", ge=60, le=604800)
+
+
 class VirtualMachineSpec(Model):
     """What a machine shall be."""
 
@@ -278,6 +293,9 @@ class VirtualMachineSpec(Model):
     ssh_keys: tuple[SshKey, ...] = Field(
         default=(), description="Public keys that may log in (through cloud-init).", max_length=16
     )
+    high_availability: HighAvailability = Field(
+        default_factory=HighAvailability, description="What becomes of the machine when its host is lost."
+    )
     deletion_protection: bool = Field(default=False, description="Refuse to delete the machine while true.")
 
 
@@ -312,6 +330,7 @@ class VirtualMachineCondition(StrEnum):
     PLACEMENT_SATISFIED = "PlacementSatisfied"
     AGENT_CONNECTED = "AgentConnected"
     ON_SCHEDULE = "OnSchedule"
+    HIGH_AVAILABILITY = "HighAvailability"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
 
@@ -376,6 +395,11 @@ class VirtualMachineStatus(Status):
     )
     started_at: str | None = Field(default=None, description="When the guest last started (RFC 3339).")
     restarts: int | None = Field(default=None, description="How often it was started again by restartPolicy.")
+    failovers: tuple[str, ...] = Field(
+        default=(),
+        description="When it was started elsewhere because its host was lost, within the window of highAvailability (RFC 3339).",
+        max_length=64,
+    )
     last_restart_request: str | None = Field(default=None, description="The last restartRequest that was carried out.")
     resources: ResolvedSize | None = Field(default=None, description="The size it has got.")
     pending_resources: ResolvedSize | None = Field(

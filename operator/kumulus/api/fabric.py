@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from kumulus.api.affinity import HOSTNAME, TOPOLOGY_ZONE
 from kumulus.api.base import (
@@ -15,10 +15,12 @@ from kumulus.api.base import (
     PHASE,
     VERSION,
     Column,
+    ConditionStatus,
     DnsLabel,
     Kind,
     Model,
     Resource,
+    Rule,
     Scope,
     Status,
     immutable,
@@ -92,6 +94,57 @@ class Reserved(Model):
     memory: Amount = Field(default="512Mi", description="Memory.")
 
 
+MethodName = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+"""Name of a way to fence a host."""
+
+
+class Bmc(Model):
+    """The controller that can switch the host's power, also while the host itself does not answer."""
+
+    rules = (
+        Rule(
+            "self.type != 'redfish' || self.address.startsWith('https://')",
+            "the address of a Redfish service begins with https://",
+            field=".address",
+        ),
+        Rule(
+            "!(has(self.caBundle) && has(self.insecureSkipVerify) && self.insecureSkipVerify)",
+            "caBundle and insecureSkipVerify exclude each other",
+        ),
+    )
+
+    type: MethodName = Field(
+        description="The method of HostRemediations that it is for: redfish, or that of a plug-in."
+    )
+    address: str = Field(
+        description="Where it is, such as `https://10.0.9.1`.",
+        min_length=1,
+        max_length=253,
+        pattern=r"^(https://)?[A-Za-z0-9.:\[\]-]+$",
+    )
+    system: str | None = Field(
+        default=None,
+        description="Which of its systems the host is, by Id; needed when it has several.",
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9._-]+$",
+    )
+    credentials_secret: str = Field(
+        description="Name of a Secret in the namespace kumulus-system with the keys username and password.",
+        min_length=1,
+        max_length=253,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+    )
+    ca_bundle: str | None = Field(
+        default=None, description="Certificates that its own must be signed with, PEM.", max_length=32768
+    )
+    insecure_skip_verify: bool = Field(
+        default=False,
+        description="Do not look at its certificate. Whoever is on the way then gets its password, and can say that the host is"
+        " off.",
+    )
+
+
 class HostSpec(Model):
     """What the operator wants of a host."""
 
@@ -115,6 +168,7 @@ class HostSpec(Model):
         default_factory=Overcommit, description="How much more may be promised than there is."
     )
     reserved: Reserved = Field(default_factory=Reserved, description="What is kept for the host itself.")
+    bmc: Bmc | None = Field(default=None, description="What switches its power, for HostRemediations.")
 
 
 class HostPhase(StrEnum):
@@ -124,6 +178,8 @@ class HostPhase(StrEnum):
     READY = "Ready"
     NOT_READY = "NotReady"
     UNKNOWN = "Unknown"
+    FENCING = "Fencing"
+    FENCED = "Fenced"
     REMOVING = "Removing"
 
 
@@ -133,6 +189,7 @@ class HostCondition(StrEnum):
     READY = "Ready"
     SCHEDULABLE = "Schedulable"
     NETWORK_READY = "NetworkReady"
+    FENCED = "Fenced"
     CREDENTIALS_EXPIRING = "CredentialsExpiring"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
@@ -226,3 +283,15 @@ class Host(Resource):
     def labels(self) -> Mapping[str, str]:
         """Its labels as placement compares them: with its name and its zone under the keys that Kubernetes has for these."""
         return {**self.metadata.labels, HOSTNAME: self.name, TOPOLOGY_ZONE: self.spec.zone}
+
+    @property
+    def fencing(self) -> bool:
+        """Whether it is being fenced, or is fenced: it starts nothing."""
+        return self.status.condition(HostCondition.FENCED) is not None
+
+    @property
+    def fenced(self) -> bool:
+        """Whether it is known to be off, as far as its status says. Before anything is started elsewhere the work order of
+        type Fence is read live."""
+        found = self.status.condition(HostCondition.FENCED)
+        return found is not None and found.status is ConditionStatus.TRUE

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from kumulus.api.addresses import Address
 from kumulus.api.base import AGE, DOMAIN, VERSION, Column, Kind, Model, ObjectRef, Resource, Rule, immutable, list_map
-from kumulus.api.fabric import Capacity, CpuInfo, Versions
+from kumulus.api.fabric import Capacity, CpuInfo, MethodName, Versions
 from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.hardware import HostFeature
 from kumulus.api.image_order import HostAddress, UploadOrder
@@ -50,6 +50,7 @@ class WorkType(StrEnum):
     UPLOAD = "Upload"
     SEGMENT = "Segment"
     GATEWAY = "Gateway"
+    FENCE = "Fence"
 
 
 class ConsoleOrder(Model):
@@ -66,6 +67,24 @@ class CertificateOrder(Model):
     authorities: str = Field(description="Certificates that other hosts' must be signed with, PEM.", max_length=32768)
 
 
+class FenceOrder(Model):
+    """The host is being fenced, or was: while this is there it starts no machine (ADR 33)."""
+
+    rules = (
+        Rule(
+            "!oldSelf.fenced || self.fenced", "a host that was fenced stays so until it has cleaned up", field=".fenced"
+        ),
+    )
+
+    fenced: bool = Field(
+        default=False,
+        description="The host was off. Machines of it may run elsewhere: what it has of those whose orders are gone, or on their"
+        " way out, it ends at once, and says when nothing is left.",
+    )
+    method: MethodName | None = Field(default=None, description="By which method that is known.")
+    evidence: str | None = Field(default=None, description="And by what.", max_length=1024)
+
+
 class WorkOrderSpec(Model):
     """What the agent shall see to."""
 
@@ -75,9 +94,10 @@ class WorkOrderSpec(Model):
             " && (self.type == 'Snapshot') == has(self.snapshot)"
             " && (self.type == 'Pool') == has(self.pool) && (self.type == 'Console') == has(self.console)"
             " && (self.type == 'Certificate') == has(self.certificate) && (self.type == 'Upload') == has(self.upload)"
-            " && (self.type == 'Segment') == has(self.segment) && (self.type == 'Gateway') == has(self.gateway)",
+            " && (self.type == 'Segment') == has(self.segment) && (self.type == 'Gateway') == has(self.gateway)"
+            " && (self.type == 'Fence') == has(self.fence)",
             "exactly the field named like spec.type must be set: instance, disk, snapshot, pool, console, certificate, upload,"
-            " segment or gateway",
+            " segment, gateway or fence",
         ),
         Rule("self.term >= oldSelf.term", "a controller that is no longer the leader wrote this", field=".term"),
         Rule(
@@ -105,6 +125,7 @@ class WorkOrderSpec(Model):
     upload: UploadOrder | None = Field(default=None, description="Somebody may upload an image for a while.")
     segment: SegmentOrder | None = Field(default=None, description="A network's presence on this host.")
     gateway: GatewayOrder | None = Field(default=None, description="A router or load balancer on this host.")
+    fence: FenceOrder | None = Field(default=None, description="The host is being fenced, or was.")
 
 
 class WorkState(StrEnum):

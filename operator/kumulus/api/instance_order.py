@@ -100,6 +100,14 @@ class Outgoing(Model):
 class InstanceOrder(Model):
     """A machine on this host."""
 
+    rules = (
+        Rule(
+            "!oldSelf.superseded || self.superseded",
+            "a machine that runs elsewhere does not come back",
+            field=".superseded",
+        ),
+    )
+
     uid: Uid = Field(description="Uid of the machine; the domain's UUID.", json_schema_extra=immutable("uid"))
     epoch: int = Field(description="The placement this order belongs to. An older one is refused.", ge=1)
     power: PowerState = Field(description="What it shall be.")
@@ -137,6 +145,10 @@ class InstanceOrder(Model):
     seed: SeedRef | None = Field(default=None, description="First-boot data.")
     incoming: Incoming | None = Field(default=None, description="Its guest is to come from another host.")
     outgoing: Outgoing | None = Field(default=None, description="Its guest is to go to another host.")
+    superseded: bool = Field(
+        default=False,
+        description="The host was fenced, and the machine has another placement: what is here of it is ended at once, and removed.",
+    )
 
 
 class MigrationState(StrEnum):

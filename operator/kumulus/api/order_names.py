@@ -5,6 +5,9 @@ from __future__ import annotations
 CERTIFICATE_ORDER = "certificate"
 """Name of the work order that gives an agent its certificate."""
 
+FENCE_ORDER = "0-fence"
+"""Name of the work order that says that a host is being fenced. It sorts before all others, so it is read first."""
+
 
 def instance_order_name(vm_uid: str) -> str:
     """Name of the work order of a machine."""

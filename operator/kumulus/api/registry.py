@@ -14,6 +14,7 @@ from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSn
 from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
 from kumulus.api.placement_group import PlacementGroup
+from kumulus.api.remediation import HostRemediation
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.unmanaged import UnmanagedInstance
@@ -49,6 +50,7 @@ KINDS: tuple[type[Resource], ...] = (
     Zone,
     Host,
     UnmanagedInstance,
+    HostRemediation,
     WorkOrder,
     HostReport,
 )

@@ -198,9 +198,18 @@ def _host(facts: Facts) -> list[Finding]:
         first = "" if facts.vm.deleting else ", delete the machine and then"
         todo = (
             "Look at the host and its network; the machine is not started elsewhere before it is known to be stopped. "
+            f"If {name} is powered off, an operator says so: kumulusctl host confirm-dead {name}. "
             f"If {name} is gone for good and the machine may go with it{first}: "
             f"{_kubectl(facts)} annotate vm {facts.vm.name} {FORCE_DETACH}=true"
         )
+        return [Finding(Level.PROBLEM, what, todo)]
+    if host.fenced and not facts.vm.deleting:
+        what = f"Its host {name} is off for certain{since}, and the machine with it."
+        said = facts.vm.status.condition("HighAvailability")
+        if not facts.vm.spec.high_availability.enabled:
+            todo = "It starts when the host is back. With spec.highAvailability.enabled it starts elsewhere."
+        else:
+            todo = as_sentence(said.message) if said is not None and said.message else "It is started elsewhere."
         return [Finding(Level.PROBLEM, what, todo)]
     state = host.status.phase or "not seen yet"
     return [Finding(Level.PROBLEM, f"Its host {name} is {state}{since}.{message}", f"`kumulusctl host show {name}`")]

@@ -1,4 +1,4 @@
-"""`kumulusctl host`: list, show, cordon, uncordon, remove."""
+"""`kumulusctl host`: list, show, cordon, uncordon, remove; what is about fencing is in `fencing`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Capacity, Host, host_namespace
 from kumulus.api.storage import PoolHost, StoragePool
 from kumulus.api.unmanaged import UnmanagedInstance
-from kumulus.cli import conditions
+from kumulus.cli import conditions, fencing
 from kumulus.cli.amounts import age, count, size
 from kumulus.cli.output import Column, qualified
 from kumulus.cli.problem import Problem
@@ -241,3 +241,4 @@ def register(app: typer.Typer) -> None:
     command(app, "cordon")(_cordon)
     command(app, "uncordon")(_uncordon)
     command(app, "remove")(_remove)
+    fencing.register(app)

@@ -1,0 +1,98 @@
+"""`kumulusctl host confirm-dead`: a person says that a host is off, so that its machines can start elsewhere (ADR 33)."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any
+
+import typer
+
+from kumulus.api.fabric import Host, HostPhase, host_namespace
+from kumulus.api.host import LEASE as LEASE_NAME
+from kumulus.api.remediation import HostRemediation, RemediationPhase
+from kumulus.cli.output import qualified
+from kumulus.cli.problem import Problem
+from kumulus.cli.session import Session, command
+from kumulus.cli.terminal import one_line
+from kumulus.kube.builtin import LEASE
+from kumulus.kube.lease import Lease
+
+Raw = dict[str, Any]
+
+KIND = HostRemediation.KIND
+
+MEANING = (
+    "This says that {host} is powered off: that you have seen it, or have cut its power. Its machines with"
+    " spec.highAvailability.enabled are then started on other hosts. If {host} runs and is only cut off, they run twice and"
+    " destroy their disks. Keep it off until the take-over is done. If that is so: kumulusctl host confirm-dead {host}"
+    " --powered-off"
+)
+
+
+def _confirm_dead(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the host.", show_default=False)],
+    powered_off: Annotated[
+        bool, typer.Option("--powered-off", help="You have seen that the host is off; silence is not enough.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="Why, for whoever reads it later.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is fenced.")] = True,
+    timeout: Annotated[float, typer.Option(min=1, max=86400, help="Seconds to wait.")] = 90,
+) -> None:
+    """Confirm that a host which does not answer is powered off, so that its machines are started elsewhere."""
+    host = Host.parse(session.fetch(Host.KIND, name, "host", "`kumulusctl host list` shows all"))
+    if host.status.phase is HostPhase.READY:
+        raise Problem(
+            f"The host {name} answers, so it is not dead. To keep new machines away: kumulusctl host cordon {name}"
+        )
+    if not powered_off:
+        raise Problem(MEANING.format(host=name), exit_code=2)
+    spec: Raw = {"confirmedOff": True, "lastRenewal": _last_renewal(session, name)}
+    if reason is not None:
+        spec["reason"] = reason
+    made = _confirm(session, name, spec)
+    item = HostRemediation.parse(made)
+    if wait:
+        _await_fenced(session, item.name, timeout)
+    session.printer.done(KIND, session.cluster.find(KIND, item.name) or made, "fenced" if wait else "created")
+
+
+def _last_renewal(session: Session, host: str) -> str:
+    """The last sign of life of the host."""
+    raw = session.cluster.find(LEASE, LEASE_NAME, host_namespace(host))
+    renewed = Lease.parse(raw).spec.renew_time if raw is not None else None
+    if renewed is None:
+        raise Problem(f"The host {host} has no Lease: it has never been heard of, so nothing runs on it.")
+    return renewed
+
+
+def _confirm(session: Session, host: str, spec: Raw) -> Raw:
+    """Confirm what asks for it about that host, or what is made here."""
+    for raw in session.cluster.objects(KIND):
+        item = HostRemediation.parse(raw)
+        if item.spec.host == host and not item.ended and not item.spec.confirmed_off:
+            return session.cluster.patch(KIND, item.name, {"spec": spec})
+    name = f"{host[:40].rstrip('-')}-{secrets.token_hex(4)}"
+    return session.cluster.create(KIND, {"metadata": {"name": name}, "spec": {"host": host, **spec}})
+
+
+def _await_fenced(session: Session, name: str, seconds: float) -> None:
+    last: Raw | None = None
+    for last in session.cluster.follow(KIND, name, seconds=seconds):
+        if last is None:
+            raise Problem(f"{qualified(KIND, name)} was deleted.")
+        item = HostRemediation.parse(last)
+        if item.status.fenced_at is not None:
+            return
+        if item.ended:
+            ready = item.status.condition("Ready")
+            raise Problem(one_line(ready.message) if ready is not None else f"{qualified(KIND, name)} did not succeed.")
+    item = HostRemediation.parse(last or {})
+    ready, phase = item.status.condition("Ready"), item.status.phase or RemediationPhase.PENDING
+    why = f": {one_line(ready.message)}" if ready is not None and ready.message else ""
+    raise Problem(f"{qualified(KIND, name)} is {phase} after {seconds:g}s{why} It goes on by itself.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    command(app, "confirm-dead")(_confirm_dead)

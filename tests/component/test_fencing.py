@@ -1,0 +1,321 @@
+"""A host dies and comes back, as its operator and the owners of its machines see it (ADR 33).
+
+Real are the API server, the controllers, the agents with their pools; only the hypervisors are simulated, so that one can look
+at every moment whether a machine runs twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import Host, host_namespace
+from kumulus.api.host import LEASE as LEASE_NAME
+from kumulus.api.host import WorkOrder
+from kumulus.api.order_names import FENCE_ORDER
+from kumulus.api.remediation import HostRemediation
+from kumulus.api.storage import StoragePool, Volume, VolumeClass
+from kumulus.cli.people import main
+from kumulus.kube.builtin import LEASE, NAMESPACE, SECRET
+from kumulus_agents.hypervisor.protocol import DomainState
+from kumulus_lab.lab import Lab, Wanted
+from kumulus_lab.state import Hypervisor
+from tests.component.cloud import GIB, Cloud, Raw, SimHost, cloud, condition, phase, until
+from tests.component.test_volume import Tenant
+from tests.conftest import new_lab
+from tests.contract.bmc import PASSWORD, USER, emulator
+from tests.unit.storage.material import needs_root
+
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), needs_root]
+
+DYING, SPARE, ROOMY = "dying", "spare", "roomy"
+LEASE_SECONDS = 2
+
+
+class Witness:
+    """Hears of every change on the hosts, and notes when a machine runs on two of them."""
+
+    def __init__(self) -> None:
+        self.hosts: dict[str, SimHost] = {}
+        self.twice: list[str] = []
+
+    def watch(self, host: SimHost) -> None:
+        self.hosts[host.name] = host
+        host.machine.attach(self)
+
+    def told(self, uid: str) -> None:
+        on = [name for name, host in self.hosts.items() if self.runs(host, uid)]
+        if len(on) > 1:
+            self.twice.append(f"{uid} on {on}")
+
+    @staticmethod
+    def runs(host: SimHost, uid: str) -> bool:
+        domain = host.machine.domains.get(uid)
+        return domain is not None and domain.state is not DomainState.STOPPED
+
+
+class Owner(Tenant):
+    """Of machines with a disk that hosts share, and of one with a disk of its host's own."""
+
+    def __init__(self, cloud: Cloud, tag: str) -> None:
+        super().__init__(cloud, tag)
+        self.witness = Witness()
+
+    async def pools(self) -> None:
+        for name, shared in (("together", True), ("alone", False)):
+            parameters = {"path": f"/var/lib/kumulus/pools/{name}", **({"shared": True} if shared else {})}
+            spec = {"driver": "dir", "parameters": parameters}
+            await self.client.create(
+                StoragePool.KIND, {"metadata": {"name": name, "labels": {"is": name}}, "spec": spec}
+            )
+            offered = {"metadata": {"name": name}, "spec": {"poolSelector": {"is": name}}}
+            await self.client.create(VolumeClass.KIND, offered)
+
+    async def host(self, name: str, **options: Any) -> None:
+        await self.cloud.add_host(name, lease_seconds=LEASE_SECONDS, **options)
+        self.witness.watch(self.cloud.hosts[name])
+
+    async def vm(self, name: str, *, ha: Raw | None = None, disk: str = "together", **spec: Any) -> None:
+        root = {"name": "root", "volumeTemplate": {"size": "64Mi", "class": disk}}
+        wanted = {"resources": {"cpus": 1, "memory": "1Gi"}, "stop": {"mode": "Force"}, "disks": [root], **spec}
+        await self._make(VirtualMachine.KIND, name, {**wanted, **({"highAvailability": ha} if ha else {})})
+
+    async def runs_on(self, name: str, host: str) -> Raw:
+        def holds(vm: Raw) -> bool:
+            return phase("Running")(vm) and vm["status"].get("host") == host
+
+        return await self.wait(VirtualMachine.KIND, name, holds, f"runs on {host}")
+
+    async def cluster(self, kind: Any, name: str, holds: Callable[[Raw], bool], what: str) -> Raw:
+        last: Raw = {}
+
+        async def probe() -> Raw | None:
+            nonlocal last
+            last = await self.client.find(kind, name) or {}
+            return last if last and holds(last) else None
+
+        try:
+            found: Raw = await until(probe, f"{kind.kind} {name} {what}", 30)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its status: {last.get('status')}") from error
+        return found
+
+    async def cut(self, name: str) -> None:
+        """The power of a host fails."""
+        await self.cloud.hosts[name].kill()
+        self.cloud.hosts[name].machine.reboot()
+        await self.cluster(Host.KIND, name, phase("Unknown"), "is silent")
+
+    async def remediation(self, name: str, host: str, **spec: Any) -> None:
+        if spec.get("confirmedOff"):
+            lease = await self.client.get(LEASE, LEASE_NAME, host_namespace(host))
+            spec["lastRenewal"] = lease["spec"]["renewTime"]
+        body = {"metadata": {"name": name}, "spec": {"host": host, **spec}}
+        await self.client.create(HostRemediation.KIND, body)
+
+    def said(self, reason: str) -> Callable[[Raw], bool]:
+        return lambda item: condition(item).get("reason") == reason
+
+    def runs_here(self, vm: Raw, host: str) -> bool:
+        return Witness.runs(self.cloud.hosts[host], vm["metadata"]["uid"])
+
+    async def ctl(self, *arguments: str) -> int:
+        config = ("--kubeconfig", str(self.cloud.lab.kubeconfig))
+        return await asyncio.to_thread(main, [*arguments, *config])
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """A control plane with controllers; hosts are the tests' own."""
+    made = new_lab()
+    try:
+        made.up(Wanted(hosts=0, hypervisor=Hypervisor.SIMULATED, agents=False))
+        yield made
+    finally:
+        made.down()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def owner(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Owner]:
+    async with cloud(lab, tmp_path_factory.mktemp("hosts")) as made:
+        owner = Owner(made, secrets.token_hex(3))
+        await owner.client.create(NAMESPACE, {"metadata": {"name": owner.namespace}})
+        await owner.pools()
+        await owner.host(DYING, memory=32 * GIB)
+        await owner.ready_pool("together", hosts=1)
+        await owner.ready_pool("alone", hosts=1)
+        yield owner
+
+
+async def test_a_dead_host_s_machines_start_elsewhere_once_and_not_there_again(
+    owner: Owner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await owner.vm("first", ha={"enabled": True, "priority": 200})
+    await owner.vm("second", ha={"enabled": True, "priority": 1})
+    await owner.vm("pinned", ha={"enabled": True}, disk="alone")
+    await owner.vm("plain")
+    await owner.vm("parked", ha={"enabled": True}, powerState="Stopped")
+    before = {name: await owner.runs_on(name, DYING) for name in ("first", "second", "pinned", "plain")}
+    assert "root" in await owner.says(VirtualMachine.KIND, "pinned", "LocalDisks", "HighAvailability")
+    await owner.says(VirtualMachine.KIND, "first", "Protected", "HighAvailability")
+
+    # While a host answers nobody can call it dead, and a confirmation does not lie in wait.
+    assert await owner.ctl("host", "confirm-dead", DYING, "--powered-off") == 1
+    assert "answers" in capsys.readouterr().err
+    await owner.remediation("hasty", DYING, confirmedOff=True)
+    await owner.cluster(HostRemediation.KIND, "hasty", phase("Refused"), "is refused")
+
+    await owner.host(SPARE, memory=2 * GIB)  # room for one beside what is reserved
+    await owner.ready_pool("together", hosts=2)
+    await owner.cut(DYING)
+    assert (await owner.find(VirtualMachine.KIND, "first"))["status"]["host"] == DYING, "silence is no proof"
+
+    await owner.remediation("asked", DYING)
+    told = await owner.cluster(HostRemediation.KIND, "asked", owner.said("ConfirmationNeeded"), "asks for a person")
+    assert f"confirm-dead {DYING}" in condition(told)["message"]
+    assert await owner.client.find(WorkOrder.KIND, FENCE_ORDER, host_namespace(DYING)) is None
+    assert await owner.ctl("host", "confirm-dead", DYING) == 2, "a name alone is no confirmation"
+    assert "run twice" in capsys.readouterr().err
+    assert await owner.ctl("host", "confirm-dead", DYING, "--powered-off", "--reason", "smoke") == 0
+    (item,) = [i for i in await owner.cloud.listed(HostRemediation.KIND) if i["spec"].get("reason") == "smoke"]
+    assert item["status"]["phase"] == "Fenced" and "confirmed" in item["status"]["evidence"]
+    await owner.cluster(Host.KIND, DYING, phase("Fenced"), "is fenced")
+
+    # By priority; the others say why they wait, or why they do not.
+    vm = await owner.runs_on("first", SPARE)
+    assert vm["status"]["epoch"] == before["first"]["status"]["epoch"] + 1 and len(vm["status"]["failovers"]) == 1
+    assert owner.disks_of(vm)["root"].endswith(".qcow2")
+    await owner.says(VirtualMachine.KIND, "second", "NoHostFits", "HighAvailability")
+    await owner.says(VirtualMachine.KIND, "pinned", "LocalDisks")
+    assert "not enabled" in await owner.says(VirtualMachine.KIND, "plain", "HostFenced")
+    await owner.says(VirtualMachine.KIND, "parked", "HostFenced")
+    await owner.host(ROOMY, memory=16 * GIB)
+    await owner.runs_on("second", ROOMY)
+
+    orders = await owner.cloud.listed(WorkOrder.KIND, host_namespace(DYING))
+    left = {o["spec"]["for"]["name"]: o for o in orders if o["spec"]["type"] == "Instance"}
+    for name in ("first", "second"):
+        assert left[name]["spec"]["instance"]["superseded"] and "deletionTimestamp" in left[name]["metadata"]
+
+    owner.cloud.hosts[DYING].start()
+    await owner.runs_on("plain", DYING)
+    await owner.runs_on("pinned", DYING)
+    await owner.cluster(Host.KIND, DYING, phase("Ready"), "takes machines again")
+    done = await owner.cluster(HostRemediation.KIND, item["metadata"]["name"], phase("Succeeded"), "is over")
+    assert done["status"]["returnedAt"] >= done["status"]["fencedAt"]
+    for name, host in (("first", SPARE), ("second", ROOMY)):
+        vm = await owner.runs_on(name, host)
+        assert vm["metadata"]["uid"] not in owner.cloud.hosts[DYING].machine.domains
+        assert vm["status"]["startedAt"], "it was not touched"
+    assert owner.witness.twice == []
+
+
+async def test_a_host_that_comes_back_is_not_fenced_and_keeps_its_machines(owner: Owner) -> None:
+    await owner.vm("kept", ha={"enabled": True}, placement={"hostSelector": {"role": DYING}})
+    vm = await owner.runs_on("kept", DYING)
+    starts = owner.cloud.hosts[DYING].machine.starts[vm["metadata"]["uid"]]
+    await owner.cloud.hosts[DYING].kill()  # only its agent
+    await owner.remediation("early", DYING)
+    await owner.cluster(HostRemediation.KIND, "early", owner.said("MayAnswer"), "waits for the Lease to run out")
+    owner.cloud.hosts[DYING].start()
+    await owner.cluster(HostRemediation.KIND, "early", phase("Refused"), "is refused")
+    await owner.cluster(Host.KIND, DYING, phase("Ready"), "is ready")
+    vm = await owner.runs_on("kept", DYING)
+    assert owner.cloud.hosts[DYING].machine.starts[vm["metadata"]["uid"]] == starts
+    assert await owner.client.find(WorkOrder.KIND, FENCE_ORDER, host_namespace(DYING)) is None
+
+
+async def test_what_takes_down_host_after_host_stays_where_it_is(owner: Owner) -> None:
+    await owner.vm("bad", ha={"enabled": True, "maxRestarts": 1})
+    vm = await owner.wait(VirtualMachine.KIND, "bad", phase("Running"), "runs")
+    first = vm["status"]["host"]
+    await owner.cut(first)
+    await owner.remediation("bad-1", first, confirmedOff=True)
+    vm = await owner.wait(
+        VirtualMachine.KIND, "bad", lambda v: phase("Running")(v) and v["status"]["host"] != first, "runs elsewhere"
+    )
+    second = vm["status"]["host"]
+    owner.cloud.hosts[first].start()
+    await owner.cluster(HostRemediation.KIND, "bad-1", phase("Succeeded"), "is over")
+    await owner.cut(second)
+    await owner.remediation("bad-2", second, confirmedOff=True)
+    assert "maxRestarts" in await owner.says(VirtualMachine.KIND, "bad", "GaveUp")
+    await owner.patch(VirtualMachine.KIND, "bad", highAvailability={"maxRestarts": 2})
+    await owner.wait(
+        VirtualMachine.KIND, "bad", lambda v: phase("Running")(v) and v["status"]["host"] != second, "runs elsewhere"
+    )
+    owner.cloud.hosts[second].start()
+    await owner.cluster(HostRemediation.KIND, "bad-2", phase("Succeeded"), "is over")
+    assert owner.witness.twice == []
+
+
+async def test_a_machine_of_a_fenced_host_can_be_deleted(owner: Owner) -> None:
+    await owner.vm("late", placement={"hostSelector": {"role": DYING}})
+    vm = await owner.runs_on("late", DYING)
+    await owner.cut(DYING)
+    await owner.remediation("last", DYING, confirmedOff=True)
+    await owner.cluster(Host.KIND, DYING, phase("Fenced"), "is fenced")
+    await owner.delete(VirtualMachine.KIND, "late")
+    await owner.gone(VirtualMachine.KIND, "late")
+    owner.cloud.hosts[DYING].start()
+    await owner.cluster(HostRemediation.KIND, "last", phase("Succeeded"), "is over")
+    assert vm["metadata"]["uid"] not in owner.cloud.hosts[DYING].machine.domains
+    await owner.gone(Volume.KIND, "late-root")
+
+
+async def test_a_host_that_hangs_is_switched_off_by_its_bmc_before_its_machine_starts_elsewhere(
+    owner: Owner, tmp_path: Path
+) -> None:
+    """Its agent is gone, and its guests run on: silence, and nothing else, is what one sees of it."""
+    with emulator(tmp_path) as bmc:
+        secret = {"metadata": {"name": "bmc"}, "stringData": {"username": USER, "password": "not this one"}}
+        await owner.client.create(SECRET, secret, "kumulus-system")
+        spec = {"bmc": bmc.bmc().to_json()}
+        await owner.client.patch(Host.KIND, DYING, {"spec": spec})
+        await owner.vm("hung", ha={"enabled": True}, placement={"hostSelector": {"role": DYING}})
+        vm = await owner.runs_on("hung", DYING)
+        await owner.patch(VirtualMachine.KIND, "hung", placement={"hostSelector": None})
+        machine = owner.cloud.hosts[DYING].machine
+
+        async def power() -> None:
+            while bmc.power == "On":
+                await asyncio.sleep(0.02)
+            machine.reboot()
+
+        supply = asyncio.create_task(power())
+        await owner.cloud.hosts[DYING].kill()
+        try:
+            await owner.remediation("by-bmc", DYING, methods=["redfish", "manual"])
+            said = await owner.cluster(HostRemediation.KIND, "by-bmc", owner.said("BmcRefuses"), "says why it cannot")
+            assert "credentials" in condition(said)["message"] and bmc.power == "On"
+            assert owner.runs_here(vm, DYING), "nothing was taken from a host that nobody has switched off"
+            await owner.client.delete(SECRET, "bmc", "kumulus-system")
+            secret["stringData"]["password"] = PASSWORD  # type: ignore[index]
+            await owner.client.create(SECRET, secret, "kumulus-system")
+            elsewhere = await owner.wait(
+                VirtualMachine.KIND,
+                "hung",
+                lambda v: phase("Running")(v) and v["status"]["host"] != DYING,
+                "runs elsewhere",
+            )
+            assert elsewhere["status"]["epoch"] == vm["status"]["epoch"] + 1 and bmc.power == "Off"
+            done = await owner.cluster(HostRemediation.KIND, "by-bmc", phase("Fenced"), "is fenced")
+            assert done["status"]["method"] == "redfish" and done["status"]["attempts"] == 1
+            assert "says that it is off" in done["status"]["evidence"]
+            for item in await owner.cloud.listed(HostRemediation.KIND):
+                assert PASSWORD not in str(item)
+        finally:
+            supply.cancel()
+            bmc.press()
+            owner.cloud.hosts[DYING].start()
+        await owner.cluster(HostRemediation.KIND, "by-bmc", phase("Succeeded"), "is over")
+        await owner.client.patch(Host.KIND, DYING, {"spec": {"bmc": None}})
+        await owner.client.delete(SECRET, "bmc", "kumulus-system")
+    assert owner.witness.twice == []

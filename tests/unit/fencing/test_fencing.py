@@ -1,0 +1,327 @@
+"""A machine never runs twice, whatever is cut, boots, dies or is late (QUALITY G17); and in the end all of them run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from kumulus.api.fabric import Host
+from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.order_names import FENCE_ORDER
+from kumulus.api.remediation import HostRemediation
+from tests.unit.fencing.world import Happening, World
+
+HOSTS = st.sampled_from(("h1", "h2", "h3"))
+KINDS = st.sampled_from(("hosts", "workorders", "virtualmachines", "hostremediations", "leases", "hostreports"))
+
+
+LOOP = asyncio.new_event_loop()
+"""Of all worlds: nothing in one waits for anything outside of it."""
+
+
+def run(what: Awaitable[object]) -> None:
+    """To its end."""
+    LOOP.run_until_complete(what)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loop() -> Iterator[None]:
+    yield
+    LOOP.close()
+
+
+def dies_and_comes_back() -> World:
+    world = World()
+
+    async def story() -> None:
+        await world.build()
+        before = world.where("a") + world.where("b")
+        assert len(before) == 2
+        dead = world.hosts[before[0]]
+        dead.cut()
+        await world.settle(25)
+        assert not world.where("a"), "silence is no proof"
+        await world.confirm(dead.name)
+        await world.settle(25)
+        assert len(world.where("a")) == 1 and world.where("a") != [dead.name]
+        await dead.boot()
+        await world.settle(8)
+        assert len(world.where("a")) == 1 and world.where("a") != [dead.name]
+
+    run(story())
+    return world
+
+
+def test_a_dead_host_s_machine_starts_elsewhere_once() -> None:
+    world = dies_and_comes_back()
+    assert not world.twice
+    assert max(len(runs) for runs in world.started.values()) == 2
+    assert [item.status["phase"] for item in world.objects(HostRemediation)] == ["Succeeded"]
+
+
+def test_a_host_that_boots_between_the_word_and_the_fence_keeps_its_machine() -> None:
+    """It renews its Lease, reads its orders and starts the machine just before the fence is made."""
+    world = World()
+
+    async def story() -> None:
+        await world.build()
+        (name,) = world.where("a")
+        host = world.hosts[name]
+        host.cut()
+        await world.settle(25)
+        await world.confirm(name)
+        world.brain.see()
+
+        # Its word is on record, and its finalizer: the next request makes the fence.
+        while not any(item.status.get("lastRenewal") for item in world.objects(HostRemediation)):
+            await world.brain.passes(0)
+        world.plans = [host.come_back]
+        for _ in range(6):
+            await world.brain.passes(0)
+            world.brain.see("workorders", "hostremediations")
+        assert world.where("a") == [name], "it was back before the fence was made"
+        await world.settle(30)
+        assert world.where("a") == [name]
+        assert [item.status["phase"] for item in world.objects(HostRemediation)] == ["Refused"]
+
+    run(story())
+    assert not world.twice
+
+
+async def fenced(world: World) -> str:
+    """The host of machine a is off and fenced, and nothing was taken from it yet."""
+    await world.build()
+    (name,) = world.where("a")
+    world.hosts[name].cut()
+    await world.settle(25)
+    await world.confirm(name)
+    for _ in range(6):
+        await world.brain.passes(0)
+        world.brain.see("hostremediations", "workorders")
+    await world.brain.passes(1)
+    world.brain.see("hosts")
+    assert world.objects(HostRemediation)[0].status["phase"] == "Fenced"
+    return name
+
+
+async def all_but(world: World, name: str, *seen: str) -> None:
+    """Everybody goes on, but for one host, which is slow; controllers see changes of these kinds, or of all."""
+    for _ in range(4):
+        world.brain.see(*seen)
+        await world.brain.passes(2)
+        for host in world.hosts.values():
+            if host.name != name:
+                await host.beat()
+                await host.look()
+                await host.work()
+
+
+def test_a_host_that_boots_while_its_machine_is_taken_does_not_start_it() -> None:
+    """It has read its orders before that of the machine was ended, and sees to that one before it answers the fence."""
+    for requests in range(12):
+        world = World()
+
+        async def story(world: World = world, requests: int = requests) -> None:
+            host = world.hosts[await fenced(world)]
+            await host.boot()
+            await host.beat()
+            await host.look()
+            await host.work(only=WorkType.INSTANCE)
+            world.clock.seconds += 10
+            world.plans = [lambda: None] * requests + [lambda: host.work(only=WorkType.INSTANCE)]
+            await world.brain.passes(2)
+            await all_but(world, host.name)
+            await world.settle(20)
+            assert len(world.where("a")) == 1
+
+        run(story())
+        assert not world.twice, f"after {requests} requests"
+
+
+def test_an_agent_that_has_not_renewed_its_lease_reads_no_orders() -> None:
+    world = World()
+
+    async def story() -> None:
+        await world.build()
+        (name,) = world.where("a")
+        host = world.hosts[name]
+        host.cut()
+        await host.boot()
+        await host.look()
+        await host.start()
+        assert not world.where("a")
+        await host.come_back()
+        assert world.where("a") == [name]
+
+    run(story())
+
+
+def test_who_believes_a_host_to_be_fenced_that_has_come_back_takes_nothing_from_it() -> None:
+    """The cache is behind: the fence that it knows of is gone, and the machine runs there again."""
+    world = World()
+
+    async def story() -> None:
+        name = await fenced(world)
+        behind = world.brain
+        world.succeed()
+        await world.hosts[name].boot()
+        for _ in range(8):
+            for host in world.hosts.values():
+                await host.beat()
+                await host.look()
+                await host.start()
+            world.brain.see()
+            await world.brain.passes(0)
+            await world.brain.passes(1)
+        assert world.where("a") == [name]
+        world.brain = behind
+        await behind.passes(2)
+        await all_but(world, name, "virtualmachines", "workorders")
+        await world.settle(10)
+        assert len(world.where("a")) == 1
+
+    run(story())
+    assert not world.twice
+
+
+class Fencing(RuleBasedStateMachine):
+    """Hosts, controllers and people, each of whom does anything at any time."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.world = World()
+        run(self.world.build())
+
+    def happening(self, number: int, name: str, kind: str) -> Happening:
+        world, host = self.world, self.world.hosts[name]
+        return (
+            host.cut,
+            host.boot,
+            host.beat,
+            host.look,
+            host.work,
+            lambda: world.confirm(name),
+            lambda: world.brain.passes(0),
+            lambda: world.brain.passes(1),
+            lambda: world.brain.passes(2),
+            lambda: world.brain.see(kind),
+            world.succeed,
+            host.come_back,
+            lambda: host.come_back(backwards=True),
+            lambda: None,
+        )[number]
+
+    HAPPENINGS = st.lists(st.tuples(st.integers(0, 13), HOSTS, KINDS), max_size=8)
+
+    def plan(self, what: list[tuple[int, str, str]]) -> None:
+        self.world.plans = [self.happening(*one) for one in what]
+
+    @rule(name=HOSTS)
+    def power_fails(self, name: str) -> None:
+        self.world.hosts[name].cut()
+
+    @rule(name=HOSTS, beats=st.booleans())
+    def power_returns(self, name: str, beats: bool) -> None:
+        run(self.world.hosts[name].boot())
+        if beats:
+            run(self.world.hosts[name].beat())
+
+    @rule(name=HOSTS, what=HAPPENINGS, backwards=st.booleans())
+    def a_host_works(self, name: str, what: list[tuple[int, str, str]], backwards: bool) -> None:
+        host = self.world.hosts[name]
+
+        async def turn() -> None:
+            await host.beat()
+            await host.look()
+            await host.work(backwards)
+
+        self.plan(what)
+        run(turn())
+
+    @rule(name=HOSTS, away=st.booleans())
+    def a_host_is_cut_off(self, name: str, away: bool) -> None:
+        self.world.hosts[name].cut_off = away
+
+    @rule(seconds=st.sampled_from((1.0, 7.0, 21.0)))
+    def time_passes(self, seconds: float) -> None:
+        self.world.clock.seconds += seconds
+
+    @rule(name=HOSTS)
+    def somebody_confirms(self, name: str) -> None:
+        run(self.world.confirm(name))
+
+    @rule(
+        name=HOSTS, machine=st.sampled_from(("a", "b", "")), quiet=st.integers(0, 24), what=HAPPENINGS, again=HAPPENINGS
+    )
+    def a_host_dies_and_is_fenced(
+        self, name: str, machine: str, quiet: int, what: list[tuple[int, str, str]], again: list[tuple[int, str, str]]
+    ) -> None:
+        """What leads deep into a failover at once: mostly of a host that has a machine, and with things that happen to that
+        host, after some requests in which nothing does."""
+        world = self.world
+        on = world.where(machine) if machine else []
+        name = on[0] if on else name
+        world.hosts[name].cut()
+        world.clock.seconds += 1
+        world.brain.see()
+        world.clock.seconds += 21
+        run(world.confirm(name))
+        same = [(number, name, kind) for number, _, kind in what]
+        self.plan([(14, name, "hosts")] * quiet + same + again)
+        for _ in range(6):
+            world.brain.see("hosts", "workorders", "virtualmachines", "hostremediations")
+            run(world.brain.passes())
+        if world.hosts[name].up:
+            run(world.hosts[name].come_back())
+
+    @rule(name=HOSTS)
+    def somebody_asks(self, name: str) -> None:
+        run(self.world.ask(name))
+
+    @rule(which=st.sampled_from((None, 0, 1, 2)), what=HAPPENINGS, see=st.booleans())
+    def controllers_work(self, which: int | None, what: list[tuple[int, str, str]], see: bool) -> None:
+        if see:
+            self.world.brain.see()
+        self.plan(what)
+        run(self.world.brain.passes(which))
+
+    @rule(kind=KINDS)
+    def controllers_see(self, kind: str) -> None:
+        self.world.brain.see(kind)
+
+    @rule()
+    def controllers_die(self) -> None:
+        self.world.succeed()
+
+    @invariant()
+    def nothing_runs_twice(self) -> None:
+        if hasattr(self, "world"):
+            assert not self.world.twice, self.world.twice
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world") or self.world.twice:
+            return
+        world = self.world
+        for host in world.hosts.values():
+            host.cut_off = False
+            run(host.boot())
+        run(world.settle(45))
+        assert not world.twice, world.twice
+        assert [len(world.where(name)) for name in world.machines] == [1, 1], "in the end each runs, once"
+        phases = [item.status["phase"] for item in world.objects(Host)]
+        assert phases == ["Ready"] * len(phases)
+        assert not [o for o in world.objects(WorkOrder) if o.metadata["name"] == FENCE_ORDER]
+        assert len(world.objects(WorkOrder)) == len(world.machines), "nothing is left to clean up"
+
+
+EXAMPLES = int(os.environ.get("KUMULUS_SCHEDULES", "15"))
+Fencing.TestCase.settings = settings(
+    max_examples=EXAMPLES, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestFencing = Fencing.TestCase
