@@ -15,15 +15,21 @@ from ovsdbapp.schema.open_vswitch import impl_idl as open_vswitch
 from ovsdbapp.schema.ovn_northbound import impl_idl as ovn_northbound
 
 from kumulus_agents.network.ovn import names
-from kumulus_agents.network.ovn.rows import MARK, Rows
+from kumulus_agents.network.ovn.rows import MARK, Rows, binding
 from kumulus_agents.network.protocol import NetworkError
 
 SECONDS = 20
 """Within which a database has to answer."""
 
-TABLES = ("DHCP_Options", "ACL", "QoS", "Logical_Switch_Port", "Address_Set", "Port_Group", "Logical_Switch")
+TABLES = (
+    *("DHCP_Options", "ACL", "QoS", "Logical_Switch_Port", "Address_Set", "Port_Group", "Logical_Switch"),
+    *("Logical_Router_Policy", "Logical_Router_Port", "Logical_Router", "Static_MAC_Binding"),
+)
 """What of the northbound database Kumulus writes."""
-_NAMED = {"Logical_Switch_Port", "Address_Set", "Port_Group", "Logical_Switch"}
+_NAMED = {
+    *("Logical_Switch_Port", "Address_Set", "Port_Group", "Logical_Switch"),
+    *("Logical_Router_Port", "Logical_Router"),
+}
 
 T = TypeVar("T")
 
@@ -99,7 +105,10 @@ def _own(tables: Mapping[str, Any], table: str, wanted: Rows) -> list[tuple[str,
     name cannot be there besides, and would be in the way of every change."""
     found = []
     for row in list(tables[table].rows.values()):
-        if (key := row.external_ids.get(MARK)) is not None:
+        if table == "Static_MAC_Binding":  # it has no column for a mark
+            if names.is_router_port(row.logical_port):
+                found.append((binding(row.logical_port, row.ip), row))
+        elif (key := row.external_ids.get(MARK)) is not None:
             found.append((key, row))
         elif table in _NAMED and (row.name.startswith(("kumulus_", "kumulus-")) or (table, row.name) in wanted):
             found.append((row.name, row))
