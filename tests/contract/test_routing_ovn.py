@@ -23,7 +23,7 @@ from tests.contract.gateways import (
     emptied,
     hosts_of,
 )
-from tests.contract.network import ANY, OPEN, Net, four, new_uid, party, reaches, six, tcp
+from tests.contract.network import OPEN, Net, four, new_uid, party, reaches, six, tcp
 from tests.contract.network_frames import FALSE, ethernet, honest, ip4, udp
 from tests.contract.network_ovn import OvnHost
 from tests.contract.network_programs import Sender, Server, Talk, Watcher
@@ -71,7 +71,9 @@ async def guest(net: Net, host: Host, **more: object) -> Guest:
 
 def hops(guest: Guest, address: str, ttl: int) -> str:
     """Who answers a packet that may be passed on so often."""
-    said = guest.machine.attempt("busybox", "traceroute", "-n", "-f", str(ttl), "-m", str(ttl), "-q", "1", "-w", "2", address)
+    said = guest.machine.attempt(
+        "busybox", "traceroute", "-n", "-f", str(ttl), "-m", str(ttl), "-q", "1", "-w", "2", address
+    )
     return said.stdout.splitlines()[-1].split()[1]
 
 
@@ -184,3 +186,126 @@ class TestRouting:
         for target in (near, far):
             for address in (four(target), six(target)):
                 assert front.reaches(address, seconds=5), address
+
+    async def test_beside_hosts_that_are_not_told(self, joined: Joined) -> None:
+        """Whose agent is older, or which have one of the networks alone: their guests' packets go to the gateway, and what
+        the gateway brings is answered through it."""
+        one, two = joined.router.nets
+        host, other = one.hosts
+        front, far = await guest(one, other), await guest(two, host)
+        await joined.tell(other)
+        await reaches(front, four(far))
+        with Server(front, 80), Server(far, 80):
+            for source, target in ((front, far), (far, front)):
+                for address in (four(target), six(target)):
+                    with Talk(source, address, 80, size=4000) as talk, Talk(source, address, 80, udp=True) as asks:
+                        assert talk.works_on() and asks.works_on()
+        passed = joined.passed()
+        assert all(far.reaches(four(front)) for _ in range(5))
+        assert joined.passed() - passed >= 10, "questions went to the gateway, and answers did not"
+
+    async def test_translated_connections_and_shared_addresses(self, joined: Joined, outside: Outside) -> None:
+        """Whom a floating address stands for is reached, and answers, through the gateway, which has to see both ways. So is
+        an address that several may have. The way to the world is as it was."""
+        one, two = joined.router.nets
+        host, other = one.hosts
+        shared = (AddressPair(cidr="10.20.40.100/32"),)
+        front, near, far = await guest(one, other), await guest(two, other), await guest(two, host, pairs=shared)
+        far.machine.run("ip", "address", "add", "10.20.40.100/24", "dev", "eth0")
+        joined.router.outer = (f"{OWN}/24", f"{WHOLE}/32")
+        joined.router.function = RouterFunction(
+            routes=(Route(destination="0.0.0.0/0", via=WAY_OUT),),
+            masquerade=(Masquerade(sources=("10.20.30.0/24", "10.20.40.0/24"), address=OWN),),
+            floating=(FloatingAddress(external=WHOLE, internal=four(front)),),
+        )
+        await joined.router.ensure()
+        await joined.tell(host, other, but=(front,))
+        await eventually(lambda: outside.reaches(WHOLE), "the floating address is not reached from outside")
+        with Server(front, 9000), Server(far, 9000), Server(outside, 8000):  # type: ignore[arg-type]
+            for asks in (near, far):
+                assert Talk.works(asks, WHOLE, 9000), "it is meant by its floating address, from another network"
+                assert Talk.works(asks, four(front), 9000) and Talk.works(asks, CLIENT, 8000)
+            assert Talk.works(front, CLIENT, 8000) and Talk.works(front, four(far), 9000)
+            assert Talk.works(front, "10.20.40.100", 9000)
+            await joined.tell(host, other)
+            assert Talk.works(front, "10.20.40.100", 9000)
+            far.machine.run("ip", "route", "replace", "10.20.30.0/24", "via", "10.20.40.1", "src", "10.20.40.100")
+            assert far.reaches(four(front)), "who asks from a shared address is answered"
+
+    async def test_nobody_pretends_to_be_the_router(self, joined: Joined) -> None:
+        one, two = joined.router.nets
+        host, other = one.hosts
+        front, near, far = await guest(one, other), await guest(two, other), await guest(two, host)
+        await joined.tell(host, other)
+        [leg] = joined.gateways(one)
+        mine, theirs = joined.mac(one, other), joined.mac(one, host)
+        lies = [
+            ethernet(source, target, 0x0800, ip4(sender, four(whom), 17, udp(9, 9, FALSE)))
+            for whom in (near, far)
+            for source, target, sender in (
+                *((front.nic.mac, router, four(front)) for router in (mine, theirs)),
+                *((router, leg, four(front)) for router in (mine, theirs, leg)),
+                (front.nic.mac, leg, "10.20.30.77"),
+                (front.nic.mac, leg, "10.20.30.0"),
+                (front.nic.mac, leg, "10.20.40.77"),
+            )
+        ]
+        arp = network_frames.arp
+        lies.append(
+            ethernet(
+                front.nic.mac, network_frames.BROADCAST, 0x0806, arp(2, mine, "10.20.30.1", mine, "10.20.30.1", FALSE)
+            )
+        )
+        truth = [
+            ethernet(front.nic.mac, leg, 0x0800, ip4(four(front), four(whom), 17, udp(9, 9, network_frames.TRUE)))
+            for whom in (near, far)
+        ]
+        with Watcher(near) as here, Watcher(far) as there, Sender(front, [*lies, *truth]):
+            for watcher in (here, there):
+                await eventually(lambda w=watcher: w.seen()[0] > 20, "honest frames do not arrive")  # type: ignore[misc]
+                assert watcher.seen()[1] == 0, watcher.examples
+        # What comes through a tunnel neither is this host's router, nor has it route.
+        end = names.patch(one.order.uid, "br-int")
+        own, its = party(front), party(await guest(one, host))
+        false = ip4(its.four, own.four, 17, udp(9, 9, FALSE))
+        onwards = ip4(its.four, four(near), 17, udp(9, 9, FALSE))
+        with Watcher(front) as here, Watcher(near) as there:
+            for source, target, packet in ((mine, own.mac, false), (its.mac, mine, onwards)):
+                self.out(host, end, ethernet(source, target, 0x0800, packet))
+            for _ in range(3):
+                self.out(host, end, honest(its, own))
+            await eventually(lambda: here.seen()[0] >= 3, "honest frames do not come through the tunnel")
+            assert here.seen()[1] == there.seen()[1] == 0, (here.examples, there.examples)
+
+    def out(self, host: Host, end: str, frame: bytes) -> None:
+        """Send a frame from a host as if its network had."""
+        said = f"in_port={end} packet={frame.hex()} actions=table"
+        host.machine.run("ovs-ofctl", "--names", "-O", "OpenFlow13", "packet-out", "br-kumulus", said)
+
+    async def test_it_is_mended(self, joined: Joined) -> None:
+        one, two = joined.router.nets
+        host, other = one.hosts
+        front, far = await guest(one, other), await guest(two, host)
+        await joined.tell(host, other)
+        await reaches(front, four(far))
+        assert await other.driver.mend() == []
+        router, port = names.router(joined.router.uid), names.router_port(two.order.uid)
+        mac = joined.mac(one, other)
+        for command in (
+            f"ovn-nbctl lr-del {router}",
+            f"ovn-nbctl lr-policy-del {router}",
+            f"ovn-nbctl lrp-del {port}",
+            f'ovn-nbctl set logical_router_port {port} mac="0e:00:00:00:00:77"',
+            f"ovn-nbctl clear logical_router {router} options",
+            f"ovn-nbctl lsp-del {names.to_router(one.order.uid)}",
+            f"ovn-nbctl static-mac-binding-del {port} {four(far)}",
+            f"ovs-ofctl del-flows {front.plug.bridge} dl_dst={mac}",
+            f"ovs-ofctl del-flows {front.plug.bridge} table=20",
+            f"ovs-ofctl del-flows br-kumulus dl_dst={mac}",
+        ):
+            other.machine.run(*command.replace('"', "").split())
+            assert await other.driver.mend() != [], command
+            assert await other.driver.mend() == [], command
+            passed = joined.passed()
+            await reaches(front, four(far))
+            assert joined.passed() - passed < 3, command

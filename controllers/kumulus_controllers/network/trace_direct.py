@@ -38,6 +38,9 @@ def step(found: Routed, inside: Network, there: Network, host: str) -> Step:
     """What is to be said of it."""
     name = found.router.name
     said = f"Host {host} passes it on from Network {inside.name} to Network {there.name} of Router {name}, without a gateway."
+    if found.router.status.active_host is None:
+        said = f"{said[:-1]}, if the guest knows one from before: no host says that it routes now."
+        return Step("Router", Verdict.UNKNOWN, said, f"router/{name}")
     return Step("Router", Verdict.PASSES, said, f"router/{name}")
 
 

@@ -82,7 +82,7 @@ def test_packets_may_go_where_larger_ones_are_carried() -> None:
 
 def test_no_logical_router_with_one_network() -> None:
     tables = {table for table, _ in northbound.render(layout(front()), LEASE)}
-    assert not {table for table in tables if table.startswith("Logical_Router") or table.startswith("Static_MAC")}
+    assert not {table for table in tables if table.startswith(("Logical_Router", "Static_MAC"))}
     assert ("Logical_Switch_Port", names.to_router(NETWORK)) not in northbound.render(layout(front()), LEASE)
 
 
@@ -109,6 +109,9 @@ def test_the_logical_router() -> None:
     }
     bound = rows["Static_MAC_Binding", binding(there, "10.20.40.21")].columns
     assert (bound["logical_port"], bound["mac"]) == (there, "02:00:00:00:00:15") and MARK not in bound
+    drops = {row.columns["match"] for (table, key), row in rows.items() if table == "ACL" and "_router/" in key}
+    way = f'outport == "{names.to_router(OTHER)}"'
+    assert {f"{way} && ip4.dst == 10.20.40.0", f"{way} && arp.op == 1 && arp.tpa == 10.20.40.0"} < drops
     switch = rows["Logical_Switch", names.switch(NETWORK)]
     assert ("Logical_Switch_Port", names.to_router(NETWORK)) in switch.refers["ports"]
 
@@ -151,7 +154,9 @@ def test_what_a_gateway_brought_is_answered_through_it() -> None:
 def test_nobody_elsewhere_is_this_hosts_logical_router_or_has_it_route() -> None:
     ends = transport.Ends(tunnel=7, networks={NETWORK: 9})
     flows = transport.flows(front(), ends, "10.0.0.1")
-    drops = {flow.partition(",priority=20,")[2].removesuffix(" actions=drop") for flow in flows if "priority=20" in flow}
+    drops = {
+        flow.partition(",priority=20,")[2].removesuffix(" actions=drop") for flow in flows if "priority=20" in flow
+    }
     assert {
         f"in_port=7,tun_id=5001,dl_src={MAC}",
         f"in_port=9,dl_dst={MAC}",

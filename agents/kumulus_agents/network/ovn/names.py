@@ -100,6 +100,11 @@ def legs(network: str) -> str:
     return f"{everybody(network)}_legs"
 
 
+def routed(network: str) -> str:
+    """The end of its router in a network."""
+    return f"{everybody(network)}_router"
+
+
 def members(network: str, security_group: str, *, four: bool) -> str:
     """The addresses of a security group in a network."""
     return f"{group(network, security_group)}_members{4 if four else 6}"

@@ -96,6 +96,8 @@ def _network(
             for gateway, leg in legs
         ]
         port_group(names.legs(uid), ends, acls.legs(order, [leg for _, leg in legs]))
+    if to_router is not None:
+        port_group(names.routed(uid), [to_router], acls.router(order))
     guests: dict[str, Key] = {}
     everybody = list(acls.everybody(order))
     told: frozenset[Key] = frozenset()
