@@ -203,6 +203,8 @@ class TestRouting:
         passed = joined.passed()
         assert all(far.reaches(four(front)) for _ in range(5))
         assert joined.passed() - passed >= 10, "questions went to the gateway, and answers did not"
+        assert "priority=1,ip,nw_dst=" in other.machine.run("ovs-ofctl", "--no-stats", "dump-flows", front.plug.bridge)
+        assert await other.driver.mend() == []
 
     async def test_translated_connections_and_shared_addresses(self, joined: Joined, outside: Outside) -> None:
         """Whom a floating address stands for is reached, and answers, through the gateway, which has to see both ways. So is
@@ -279,8 +281,9 @@ class TestRouting:
 
     def out(self, host: Host, end: str, frame: bytes) -> None:
         """Send a frame from a host as if its network had."""
-        said = f"in_port={end} packet={frame.hex()} actions=table"
-        host.machine.run("ovs-ofctl", "--names", "-O", "OpenFlow13", "packet-out", "br-kumulus", said)
+        number = host.machine.run("ovs-vsctl", "get", "interface", end, "ofport").strip()
+        said = f"in_port={number} packet={frame.hex()} actions=table"
+        host.machine.run("ovs-ofctl", "-O", "OpenFlow13", "packet-out", "br-kumulus", said)
 
     async def test_it_is_mended(self, joined: Joined) -> None:
         one, two = joined.router.nets
@@ -289,7 +292,7 @@ class TestRouting:
         await joined.tell(host, other)
         await reaches(front, four(far))
         assert await other.driver.mend() == []
-        router, port = names.router(joined.router.uid), names.router_port(two.order.uid)
+        router, port = names.router(joined.router.uid), names.router_port(joined.router.uid, two.order.uid)
         mac = joined.mac(one, other)
         for command in (
             f"ovn-nbctl lr-del {router}",

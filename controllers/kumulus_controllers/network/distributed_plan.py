@@ -105,7 +105,7 @@ def fact(router: Router, driver: NetworkDriverName, networks: int, segments: Seq
         )
         return Fact(CONDITION, False, "OnGateway", said)
     told = [order for order in segments if _router_in(order) == router.uid]
-    behind = {host_of(order) for order in told if done(order) and not _routes(order, router.uid)}
+    behind = {host_of(order) for order in told if _behind(order)}
     if behind:
         some = ", ".join(sorted(behind)[:5]) + (", ..." if len(behind) > 5 else "")
         said = f"Hosts that have several of its networks pass packets between them by themselves, but for {some}, whose agents"
@@ -116,7 +116,7 @@ def fact(router: Router, driver: NetworkDriverName, networks: int, segments: Seq
 
 def says(order: WorkOrder | None) -> tuple[object, ...]:
     """What of an order of a network decides what `fact` says."""
-    return (_router_in(order), done(order), order.status.segment) if order is not None else ()
+    return (_router_in(order), _behind(order)) if order is not None else ()
 
 
 def _router_in(order: WorkOrder) -> str | None:
@@ -124,8 +124,10 @@ def _router_in(order: WorkOrder) -> str | None:
     return told.uid if told is not None else None
 
 
-def _routes(order: WorkOrder, uid: str) -> bool:
-    return order.status.segment is not None and order.status.segment.router == uid
+def _behind(order: WorkOrder) -> bool:
+    """Whether its host was told of a router, and has done what it was told but that."""
+    facts = order.status.segment
+    return done(order) and _router_in(order) not in (None, facts.router if facts is not None else None)
 
 
 def _mac(what: str) -> MacAddress:

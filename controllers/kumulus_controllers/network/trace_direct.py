@@ -63,9 +63,8 @@ def _told(scene: Scene, found: Routed, need: Need) -> bool:
     """Whether the host is told to, and says that it does; True where the user may not see it."""
     if scene.orders is None:
         return True
-    order = scene.orders.get(need)
-    if order is None:
-        return True  # it is read on the way
+    if (order := scene.orders.get(need)) is None:
+        return False
     told, facts = order.spec.segment, order.status.segment
     does = facts is not None and facts.router == found.router.uid
     return told is not None and told.router is not None and does and undone(order) is None

@@ -98,7 +98,7 @@ def test_the_logical_router() -> None:
         ]
         for key in router.refers["policies"]
     }
-    here, there = names.router_port(NETWORK), names.router_port(OTHER)
+    here, there = names.router_port(ROUTER, NETWORK), names.router_port(ROUTER, OTHER)
     assert said == {
         (200, f"ip4.dst == ${names.direct(NETWORK, four=True)}", "allow"): frozenset(),
         (200, f"ip6.dst == ${names.direct(NETWORK, four=False)}", "allow"): frozenset(),

@@ -49,6 +49,17 @@ class Northbound:
         _commit(self._api, change)
         return change.number
 
+    def left_behind(self, wanted: Rows) -> bool:
+        """Whether a logical router of these is gone, and what says who is where behind its ports is there still. Made anew then,
+        ovn-northd would take no change from then on (23.03): it goes on to name the one that is gone."""
+        with self._api.ovsdb_connection.lock:
+            there = {row.name for row in self._api.tables["Logical_Router"].rows.values()}
+            bound = {row.logical_port for row in self._api.tables["Static_MAC_Binding"].rows.values()}
+        return any(
+            table == "Logical_Router" and name not in there and bound & {port for _, port in row.refers["ports"]}
+            for (table, name), row in wanted.items()
+        )
+
     def switches(self) -> list[str]:
         """Names of all logical switches."""
         with self._api.ovsdb_connection.lock:

@@ -115,9 +115,10 @@ def router(router: str) -> str:
     return f"kumulus-router-{router}"
 
 
-def router_port(network: str) -> str:
-    """The router's port to a network."""
-    return f"kr{devices.short(network)}"
+def router_port(router: str, network: str) -> str:
+    """The router's port to a network. Another router's has another name: ovn-northd does not see that a port of the same name
+    has come to another router, when there are rows of Static_MAC_Binding for it, and takes no change from then on (23.03)."""
+    return f"kr{devices.short(f'{router} {network}')}"
 
 
 def is_router_port(port: str) -> bool:

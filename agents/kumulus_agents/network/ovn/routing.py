@@ -110,7 +110,7 @@ def rows(layout: Layout) -> Rows:
 def _port(order: SegmentOrder) -> Iterator[tuple[Key, Row]]:
     """The router's port to a network, the network's to the router, and who is reached there."""
     assert order.router is not None
-    name, way = names.router_port(order.uid), names.to_router(order.uid)
+    name, way = names.router_port(order.router.uid, order.uid), names.to_router(order.uid)
     own = frozenset(str(ipaddress.ip_network(subnet.cidr)) for subnet in order.subnets)
 
     def row(table: str, key: str, **columns: Value) -> tuple[Key, Row]:
@@ -152,3 +152,8 @@ def _port(order: SegmentOrder) -> Iterator[tuple[Key, Row]]:
         for address, mac in direct.items():
             said_of: dict[str, Value] = {"logical_port": name, "ip": address, "mac": mac, "override_dynamic_mac": True}
             yield ("Static_MAC_Binding", binding(name, address)), Row(said_of)
+
+
+def without(rows: Rows) -> Rows:
+    """What there is besides logical routers."""
+    return {key: row for key, row in rows.items() if not key[0].startswith(("Logical_Router", "Static_MAC_Binding"))}
