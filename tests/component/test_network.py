@@ -240,6 +240,8 @@ class Stage:
                 on = spec["instance"]["power"] == "Running"
                 nics = [{"name": n["name"], "uid": n["uid"], "attached": on} for n in spec["instance"].get("nics", [])]
                 status |= {"state": spec["instance"]["power"], "instance": {"epoch": 1, "nics": nics}}
+            if "router" in spec.get("segment", {}):
+                status["segment"] = {"router": spec["segment"]["router"]["uid"]}
             if "gateway" in spec:
                 status["gateway"] = {"active": host == self.hosts[0]}
             if "balancer" in spec.get("gateway", {}):

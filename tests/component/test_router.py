@@ -261,3 +261,83 @@ async def can(stage: Stage, host: str, *functions: Raw) -> None:
     """The host reports that its driver has these functions."""
     said = {"status": {"network": {"functions": [{"driver": "linux", "functions": list(functions)}]}}}
     await stage.client.patch(HostReport.KIND, host, said, host_namespace(host), subresource="status")
+
+
+async def test_hosts_are_told_of_a_router_where_they_can_route_themselves(stage: Stage) -> None:
+    """By the driver `ovn`: hosts with guests and several of its networks, of machines that are reached without a gateway. What
+    is written then is no more than what else is on its way to these hosts."""
+    brain, (a, b) = Brain(stage.client), stage.hosts
+    for host in stage.hosts:
+        report = {"status": {"network": {"drivers": ["linux", "ovn"]}}}
+        await stage.client.patch(HostReport.KIND, host, report, host_namespace(host), subresource="status")
+    await stage.put(NetworkClass.KIND, f"{stage.namespace}-ovn", {"driver": "ovn", "restSeconds": 0})
+    try:
+        ovn = {"class": f"{stage.namespace}-ovn"}
+        await stage.network(**ovn)
+        await stage.network("back", cidrs=["10.0.1.0/24"], **ovn)
+        await stage.vm("web", placement={"hostSelector": {"which": "a"}})
+        await stage.vm("db", {"name": "eth0", "network": "back"}, placement={"hostSelector": {"which": "b"}})
+        await stage.make(Router, "main", networks=["net", "back"], highAvailability=False)
+        await settle(brain, stage)
+        names = {(await stage.get(Network, name))["metadata"]["uid"]: name for name in ("net", "back")}
+        [gateway] = list(await told(stage))
+
+        async def direct() -> dict[tuple[str, str], set[str]]:
+            """Whom hosts route to, by host and network."""
+            found = [(host, order["spec"]["segment"]) for host, order in await stage.orders("Segment")]
+            return {
+                (host, names[part["uid"]]): {one for end in part["router"]["direct"] for one in end["addresses"]}
+                for host, part in found
+                if "router" in part
+            }
+
+        addresses = await stage.addresses()
+        web, db = addresses["web-eth0"][0], addresses["db-eth0"][0]
+        assert gateway == a and await direct() == {(a, "net"): {web}, (a, "back"): {db}}, "host b has one of them alone"
+        router = await stage.get(Router, "main")
+        assert reason(router, "Distributed") == "OnHosts"
+        parts = {
+            names[o["spec"]["segment"]["uid"]]: o["spec"]["segment"]["router"]
+            for host, o in await stage.orders("Segment")
+            if host == a
+        }
+        legs = {names[leg["network"]]: leg["mac"] for leg in (await told(stage))[a]["legs"]}
+        assert {name: part["gateways"] for name, part in parts.items()} == {n: [mac] for n, mac in legs.items()}
+
+        # Another machine there makes host b one that routes, too.
+        await stage.vm("more", placement={"hostSelector": {"which": "b"}})
+        await settle(brain, stage)
+        more = (await stage.addresses())["more-eth0"][0]
+        both = {(host, name): there for host in (a, b) for name, there in (("net", {web, more}), ("back", {db}))}
+        assert await direct() == both
+        async with outside(stage):
+            await stage.change(Router, "main", externalNetwork=stage.namespace)
+            target = {"externalNetwork": stage.namespace, "target": {"interface": "web-eth0"}}
+            await stage.make(FloatingIP, "a", **target)
+            await settle(brain, stage)
+            assert await direct() == both | {(host, "net"): {more} for host in (a, b)}, "its gateway sees all of it"
+            before = await stage.state()
+            versions = {o["metadata"]["resourceVersion"] for _, o in await stage.orders("Segment")}
+            await settle(Brain(stage.client), stage)
+            assert await stage.state() == before
+            assert {o["metadata"]["resourceVersion"] for _, o in await stage.orders("Segment")} == versions
+            await stage.delete(FloatingIP, "a")
+            await stage.change(Router, "main", externalNetwork=None)
+            await settle(brain, stage)
+        assert await direct() == both
+
+        # An agent that does not know of it is said; a network that leaves takes the rest along.
+        for host, order in await stage.orders("Segment"):
+            if host == b:
+                said = {"status": {"segment": {"router": None}}}
+                await stage.client.patch(
+                    WorkOrder.KIND, order["metadata"]["name"], said, host_namespace(host), subresource="status"
+                )
+        await brain.passes(stage.namespace)
+        router = await stage.get(Router, "main")
+        assert reason(router, "Distributed") == "AgentsBehind" and b in message(router, "Distributed")
+        await stage.change(Router, "main", networks=["net"])
+        await settle(brain, stage)
+        assert await direct() == {} and reason(await stage.get(Router, "main")) == "Active"
+    finally:
+        await stage.client.delete(NetworkClass.KIND, f"{stage.namespace}-ovn")

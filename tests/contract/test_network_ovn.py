@@ -38,12 +38,24 @@ async def world(hosts: World) -> AsyncIterator[World]:
 def nothing_left(host: Host) -> None:
     """Nothing of any network is on the host."""
     network_world.nothing_left(host, names.is_ours)
-    for table in ("Logical_Switch", "Logical_Switch_Port", "Port_Group", "ACL", "Address_Set", "QoS", "DHCP_Options"):
+    for table in (
+        "Logical_Switch",
+        "Logical_Switch_Port",
+        "Port_Group",
+        "ACL",
+        "Address_Set",
+        "QoS",
+        "DHCP_Options",
+        *ROUTING,
+    ):
         assert host.machine.run("ovn-nbctl", "--bare", "--columns=_uuid", "list", table).strip() == "", table
     assert host.machine.run("ovs-vsctl", "list-ports", "br-int").strip() == ""
     assert "zone=" not in host.machine.run("ovs-appctl", "dpctl/ct-get-limits")
     flows = host.machine.run("ovs-ofctl", "dump-flows", "br-kumulus")
     assert "in_port" not in flows
+
+
+ROUTING = ("Logical_Router", "Logical_Router_Port", "Logical_Router_Policy", "Static_MAC_Binding")
 
 
 class OvnContract(NetworkContract):

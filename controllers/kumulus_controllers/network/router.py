@@ -16,7 +16,7 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Result, Wait
-from kumulus_controllers.network import router_plan
+from kumulus_controllers.network import distributed_plan, router_plan
 from kumulus_controllers.network.claiming import Claiming
 from kumulus_controllers.network.gateway_plan import Choice, Need, choose_some
 from kumulus_controllers.network.lack import Lack
@@ -107,7 +107,8 @@ class RouterReconciler:
             if order is not None and order.spec.type is WorkType.SEGMENT:
                 for router in routing.routers.by(ROUTES, f"{order.spec.for_.namespace}/{order.spec.for_.name}"):
                     ready = router.status.condition("Ready")
-                    if ready is not None and ready.reason == router_plan.NOT_TOLD:
+                    routes = distributed_plan.says(before) != distributed_plan.says(after)
+                    if routes or (ready is not None and ready.reason == router_plan.NOT_TOLD):
                         enqueue(Key(router.namespace, router.name))
 
         def host_changed(before: Host | None, after: Host | None) -> None:
@@ -168,6 +169,7 @@ class RouterReconciler:
             interfaces=routing.interfaces_for(floating),
             orders=orders,
             silent=silent,
+            segments=routing.segments_of(there),
             untold=routing.untold(there, None if router_plan.was_ready(router) else router_plan.active(orders, silent)),
         )
 

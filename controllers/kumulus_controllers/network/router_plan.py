@@ -33,6 +33,7 @@ from kumulus.api.routing import (
 )
 from kumulus.api.segments import NetworkDriverName, Uplink
 from kumulus.runtime.conditions import Fact, derive
+from kumulus_controllers.network import distributed_plan
 from kumulus_controllers.network.gateway_plan import Choice, leg_mac, redundancy
 from kumulus_controllers.network.lack import Lack, facts
 from kumulus_controllers.network.network_plan import usable
@@ -63,6 +64,8 @@ class Scope:
     """What its hosts are told, by host."""
     silent: frozenset[str] = frozenset()
     """Hosts whose agents are not heard of."""
+    segments: Sequence[WorkOrder] = ()
+    """What hosts are told of its networks."""
     untold: frozenset[str] = frozenset()
     """Hosts with interfaces in its networks that do not know yet where the host is that routes; of one that was Ready none."""
 
@@ -409,6 +412,8 @@ def derive_status(scope: Scope, held: Held, choice: Choice | None, lack: Lack | 
         if router.spec.high_availability and choice is not None and choice.hosts:
             found.append(_redundant(scope, choice, where))
             found += _kept(scope, choice)
+        distributed = distributed_plan.fact(router, driver(held), len(held.networks), scope.segments)
+        found += [distributed] if distributed is not None else []
     standby = tuple(sorted(h for h, o in scope.orders.items() if h != where and o.status.state is WorkState.READY))
     return RouterStatus(
         observed_generation=generation,

@@ -80,17 +80,18 @@ class Routing:
         end = self.networks.underlays([host]).get(host) if host is not None else None
         if end is None:
             return frozenset()
-        orders = (
-            order for network in networks for order in self.orders.by(FOR_UID, f"{WorkType.SEGMENT}/{network.uid}")
-        )
         return frozenset(
             host_of(order)
-            for order in orders
+            for order in self.segments_of(networks)
             if host_of(order) != host
             and not order.deleting
             and order.status.state is not WorkState.FAILED
             and not (done(order) and order.spec.segment is not None and end in order.spec.segment.peers)
         )
+
+    def segments_of(self, networks: Iterable[Network]) -> list[WorkOrder]:
+        """What hosts are told of these networks."""
+        return [order for network in networks for order in self.orders.by(FOR_UID, f"{WorkType.SEGMENT}/{network.uid}")]
 
     def floating_by(self, router: Router) -> list[FloatingIP]:
         """The floating addresses that a router has, the oldest first."""

@@ -11,12 +11,13 @@ from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkType
 from kumulus.api.network import Network, NetworkInterface, SecurityGroup
 from kumulus.api.order_names import segment_order_name
-from kumulus.api.routing import PhysicalNetwork, Router
+from kumulus.api.routing import FloatingIP, PhysicalNetwork, Router
 from kumulus.api.segments import SegmentOrder
 from kumulus.kube.errors import KubeError, NotLeading, Unreachable
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result
+from kumulus_controllers.network.distributed import Distributed, legs
 from kumulus_controllers.network.networks import (
     IN_GROUP,
     IN_PHYSICAL,
@@ -46,6 +47,7 @@ class SegmentReconciler:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._networks = Networks(services.caches)
+        self._distributed = Distributed(services.caches, self._networks)
         self._orders = Ordering(services, self._networks.orders)
         self._pace = Pace(services.clock)
         self._written: dict[str, float] = {}
@@ -97,6 +99,14 @@ class SegmentReconciler:
                     enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
             elif order.spec.type in (WorkType.INSTANCE, WorkType.GATEWAY) and _nics(before) != _nics(after):
                 self._enqueue_networks(enqueue, before, after)
+                self._enqueue_together(enqueue, before, after)
+            elif order.spec.type is WorkType.GATEWAY and legs(before) != legs(after):
+                self._enqueue_networks(enqueue, before, after)
+
+        def floating_changed(before: FloatingIP | None, after: FloatingIP | None) -> None:
+            if before is None or after is None or before.spec != after.spec:
+                for key in self._distributed.of_floating(before, after):
+                    enqueue(key, urgent=True)
 
         def report_changed(before: HostReport | None, after: HostReport | None) -> None:
             item = after or before
@@ -118,6 +128,7 @@ class SegmentReconciler:
                 if order.spec.segment is not None and order.spec.segment.uplink is not None:
                     enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
 
+        self._distributed.floating.listen(floating_changed)
         networks.physical.listen(physical_changed)
         networks.hosts.listen(host_changed)
         networks.store.listen(network_changed)
@@ -137,6 +148,13 @@ class SegmentReconciler:
         }
         for key in keys:
             enqueue(key, urgent=True)
+
+    def _enqueue_together(self, enqueue: Enqueue, *orders: WorkOrder | None) -> None:
+        """The networks that hosts route to by themselves from one in which a machine of a host has interfaces, or had."""
+        for key in self._distributed.together(
+            uid for order in orders if order is not None for uid in networks_in(order)
+        ):
+            enqueue(key)
 
     def everything(self) -> list[Key]:
         """All networks, and those that only a left-over work order remembers."""
@@ -170,6 +188,7 @@ class SegmentReconciler:
             routers,
             networks.uplinks(network, hosts),
             beyond if groups else (),
+            self._distributed.beside(network, interfaces),
         )
 
     def _gather(
@@ -255,7 +274,8 @@ def _routed(router: Router) -> tuple[object, ...]:
 def _shared(interface: NetworkInterface) -> tuple[object, ...]:
     """What of an interface others of its network have to know."""
     status = interface.status
-    return (interface.uid, group_names(interface), status.network, status.addresses, status.vm)
+    pairs = interface.spec.allowed_address_pairs
+    return (interface.uid, group_names(interface), status.network, status.addresses, status.vm, pairs)
 
 
 def _nics(order: WorkOrder | None) -> tuple[object, ...]:

@@ -17,6 +17,8 @@ from kumulus.api.segments import (
     Subnet,
     Uplink,
 )
+from kumulus_controllers.network import distributed_plan
+from kumulus_controllers.network.distributed_plan import Beside
 from kumulus_controllers.network.networks import group_names, named_groups
 from kumulus_controllers.network.ranges import ranges
 
@@ -50,6 +52,8 @@ class Sight:
     """Devices of hosts that a VLAN is of, by host."""
     beyond: tuple[NetworkInterface, ...] = ()
     """Interfaces of other networks that routers pass packets from: members of groups are known by their addresses too."""
+    beside: Beside | None = None
+    """Its router, where hosts route by themselves."""
 
     def ready(self) -> bool:
         """Whether it can be on hosts."""
@@ -90,6 +94,7 @@ def segment(sight: Sight, host: str, ordered: SegmentOrder | None = None) -> Seg
         options=spec.dhcp.options,
         dns=Dns(domain=spec.dns.domain, servers=spec.dns.servers, records=_records(sight)),
         groups=_groups(sight, sight.hosts.get(host, frozenset())),
+        router=distributed_plan.part(network, sight.interfaces, sight.beside, host),
     )
 
 

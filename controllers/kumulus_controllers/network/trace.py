@@ -17,7 +17,7 @@ from kumulus.api.passage import METADATA, Way, serves, within
 from kumulus.api.routing import RoutedNetwork, Router
 from kumulus.api.segments import Protocol
 from kumulus.api.trace import Question, Scene, Trace, Unclear, Verdict
-from kumulus_controllers.network import trace_ends, trace_router
+from kumulus_controllers.network import trace_direct, trace_ends, trace_router
 from kumulus_controllers.network.ranges import ranges
 from kumulus_controllers.network.trace_ends import End
 from kumulus_controllers.network.trace_interface import AtInterface
@@ -289,7 +289,14 @@ class _Walk(AtInterface):
                 f"Whether the guest sends to {gateway}: Network {network.name} has no DHCP that tells it to."
             )
         if router is not None:
-            self.route(trace_router.routed(self.scene, router), source, target, self.question.port, network)
+            known = trace_router.routed(self.scene, router)
+            there = trace_direct.goal(self.scene, known, network, nic, source, target)
+            if there is not None and (host := nic.status.host) is not None:
+                self.needs.update(trace_direct.needs(network, there, host))
+                self.steps.append(trace_direct.step(known, network, there, host))
+                self.deliver(there, source, target, self.question.port, nic)
+            else:
+                self.route(known, source, target, self.question.port, network)
         elif network.spec.gateway is not None:
             mine = trace_ends.in_network(self.scene, network)
             machine = next((one for one in mine if gateway in one.status.addresses), None)

@@ -142,6 +142,40 @@ class Uplink(Model):
     )
 
 
+DIRECT_MOST = 4096
+"""Interfaces of a network that an order says are reached without a gateway."""
+
+
+class DirectPort(Model):
+    """An interface that its router's other networks reach without a gateway, wherever it is."""
+
+    mac: MacAddress = Field(description="Its MAC address.")
+    addresses: tuple[Address, ...] = Field(description="Its own addresses.", min_length=1, max_length=16)
+
+
+class SegmentRouter(Model):
+    """What a host has to know of a network's router to pass packets between its networks by itself. What leaves them goes to
+    its gateway, as does what is for, or comes from, whoever is not in `direct`."""
+
+    uid: Uid = Field(description="Uid of the Router.")
+    mac: MacAddress = Field(
+        description="MAC address by which this host passes packets on into the network: each host's is another, and no guest"
+        " is told of it."
+    )
+    gateways: tuple[MacAddress, ...] = Field(
+        default=(),
+        description="MAC addresses by which guests know the router: its gateways' in the network.",
+        max_length=8,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    direct: tuple[DirectPort, ...] = Field(
+        default=(),
+        description="Interfaces in the network that are reached, and reach each other's networks, without a gateway.",
+        max_length=DIRECT_MOST,
+        json_schema_extra=list_map("mac"),
+    )
+
+
 class SegmentOrder(Model):
     """A network's presence on this host. It reaches other hosts by tunnels (vni), by a VLAN (uplink), or not at all."""
 
@@ -192,6 +226,10 @@ class SegmentOrder(Model):
         description="The security groups of this network's ports on this host, and those whose members their rules name.",
         max_length=512,
         json_schema_extra=list_map("uid"),
+    )
+    router: SegmentRouter | None = Field(
+        default=None,
+        description="Its router, where the host has others of the router's networks, too, and the driver routes between them.",
     )
 
 
@@ -250,3 +288,6 @@ class SegmentFacts(Model):
     vlan: int | None = Field(default=None, description="Number of the VLAN.")
     mtu: int | None = Field(default=None, description="Largest packet in the network, in bytes.")
     ports: int = Field(default=0, description="How many interfaces of this host are in it.")
+    router: Uid | None = Field(
+        default=None, description="Uid of the Router between whose networks this host passes packets by itself."
+    )

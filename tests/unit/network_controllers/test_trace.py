@@ -149,6 +149,76 @@ def test_members_of_groups_are_known_behind_routers_too() -> None:
     assert [step.where for step in found.steps] == ["Guest", "Address", "Egress", "Router", "Route", "Ingress", "Guest"]
 
 
+def on_hosts(**more: Any) -> Scene:
+    """As it is, with networks whose driver routes on hosts."""
+    nets = tuple(
+        net.model_copy(update={"status": net.status.model_copy(update={"driver": "ovn"})})
+        for net in (FRONT, BACK, ALONE)
+    )
+    return scene(**{"networks": nets, "interfaces": (*OTHERS, A, B, C, D), **more})
+
+
+OTHERS = (nic("next", "back", "10.0.1.12", host="h2", securityGroups=["data"]),)
+
+
+def test_hosts_that_have_both_networks_need_no_gateway() -> None:
+    found = ask("web", "next", 5432, read=on_hosts())
+    assert found.verdict is Verdict.PASSES
+    said = "Host h1 passes it on from Network front to Network back of Router gw, without a gateway."
+    assert at(found, "Router").what == said and "Route" not in [step.where for step in found.steps]
+    assert at(found, "Tunnel").what == "From host h1 to host h2, VXLAN 5001."
+    assert {("h1", segment_order_name(net.uid)) for net in (FRONT, BACK)} <= found.needs
+    assert ("h2", gateway_order_name(router("front", "back").uid)) not in found.needs
+    assert at(ask("near", "db", 5432, read=on_hosts()), "Ingress").verdict is Verdict.DROPPED, "groups judge as before"
+    down = (router("front", "back", status={"activeHost": None}),)
+    assert at(ask("web", "next", 5432, read=on_hosts(routers=down)), "Router").verdict is Verdict.UNKNOWN
+    assert at(ask("web", "next", 5432, read=scene(interfaces=(*OTHERS, A, C), routers=down)), "Router").verdict in (
+        Verdict.DROPPED,
+        Verdict.UNKNOWN,
+    )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"interfaces": (*OTHERS, nic("web", "front", "10.0.0.11", host="h3", securityGroups=["web"]))},
+        {"floating": (floating("f", "203.0.113.11", target={"interface": "next"}),)},
+        {"floating": (floating("f", "203.0.113.11", target={"interface": "web"}),)},
+        {
+            "interfaces": (
+                *OTHERS,
+                A,
+                nic("spare", "back", "10.0.1.13", allowedAddressPairs=[{"address": "10.0.1.12/32"}]),
+            )
+        },
+        {"partial": frozenset({BACK.uid})},
+        {"orders": {("h1", segment_order_name(FRONT.uid)): None}},
+    ],
+    ids=[
+        "a host with one of them",
+        "its target is translated",
+        "it is",
+        "an address of several",
+        "not all is seen",
+        "old",
+    ],
+)
+def test_else_it_goes_to_the_gateway(more: dict[str, Any]) -> None:
+    if "orders" in more:
+        more = {"orders": dict.fromkeys(more["orders"], untold())}
+    found = ask("web", "next", 5432, read=on_hosts(**more))
+    assert "host h2 routes" in at(found, "Router").what
+
+
+def untold() -> WorkOrder:
+    """The order of a host that was told of no router."""
+    body = {"uid": FRONT.uid, "driver": "ovn", "vni": 5000, "mtu": 1450}
+    for_ = {"kind": "Network", "namespace": NS, "name": FRONT.name, "uid": FRONT.uid}
+    status = {"state": "Ready", "observedGeneration": 1, "segment": {"ports": 1}}
+    spec = {"type": "Segment", "for": for_, "segment": body}
+    return WorkOrder.parse({"metadata": meta("s"), "spec": spec, "status": status})
+
+
 def test_who_pretends_to_be_another() -> None:
     found = ask("near", "web", 80, sent_from="10.0.0.99")
     assert at(found, "Address").verdict is Verdict.DROPPED

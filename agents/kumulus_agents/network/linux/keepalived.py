@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from kumulus.api.addresses import is_v4
-from kumulus.api.gateways import GatewayLeg, GatewayOrder
+from kumulus.api.gateways import GatewayOrder
 from kumulus_agents.network.linux import gateway_links, names
 from kumulus_agents.network.linux.bridging import link_local
 from kumulus_agents.network.linux.gateway_rules import LINK, token
@@ -74,11 +74,11 @@ def addresses(order: GatewayOrder) -> list[tuple[str, str]]:
         device = names.inner(leg.network)
         found += [(address, device) for address in leg.addresses]
         if any(not is_v4(address) for address in leg.addresses):
-            found.append((f"{announced(order, leg)}/64", device))
+            found.append((f"{announced(order.uid, leg.network)}/64", device))
     return found
 
 
-def announced(order: GatewayOrder, leg: GatewayLeg) -> str:
-    """The link-local address by which guests know the router: the same on all hosts."""
-    digits = hashlib.sha256(f"router {order.uid} {leg.network}".encode()).digest()[:8]
+def announced(gateway: str, network: str) -> str:
+    """The link-local address by which guests of a network know the router: the same on all hosts."""
+    digits = hashlib.sha256(f"router {gateway} {network}".encode()).digest()[:8]
     return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + digits))

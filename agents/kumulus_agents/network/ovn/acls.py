@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 from kumulus.api.addresses import is_v4
 from kumulus.api.gateways import GatewayLeg
@@ -134,6 +134,17 @@ def legs(order: SegmentOrder, gateways: Sequence[GatewayLeg]) -> Iterator[Acl]:
     if order.subnets:
         for mac in sorted({leg.mac for leg in gateways}):
             yield Acl(TO, NEVER, f'outport == "{devices.service(order.uid)}" && eth.src == {mac}', DROP)
+
+
+def router(order: SegmentOrder) -> Iterator[Acl]:
+    """What holds for the end of the network's router: it is for passing packets on, and nobody finds it or speaks with it by
+    its own addresses. (OVN lets neighbour discovery through whatever is said.)"""
+    there = f'outport == "{names.to_router(order.uid)}"'
+    for subnet in order.subnets:
+        own = ip_network(subnet.cidr).network_address
+        if isinstance(own, IPv4Address):
+            yield Acl(TO, NEVER, f"{there} && arp.op == 1 && arp.tpa == {own}", DROP)
+        yield Acl(TO, NEVER, f"{there} && ip{own.version}.dst == {own}", DROP)
 
 
 _PROTOCOLS = {Protocol.TCP: "tcp", Protocol.UDP: "udp", Protocol.ICMP: "icmp4", Protocol.ICMPV6: "icmp6"}

@@ -15,15 +15,21 @@ from ovsdbapp.schema.open_vswitch import impl_idl as open_vswitch
 from ovsdbapp.schema.ovn_northbound import impl_idl as ovn_northbound
 
 from kumulus_agents.network.ovn import names
-from kumulus_agents.network.ovn.rows import MARK, Rows
+from kumulus_agents.network.ovn.rows import MARK, Rows, binding
 from kumulus_agents.network.protocol import NetworkError
 
 SECONDS = 20
 """Within which a database has to answer."""
 
-TABLES = ("DHCP_Options", "ACL", "QoS", "Logical_Switch_Port", "Address_Set", "Port_Group", "Logical_Switch")
+TABLES = (
+    *("DHCP_Options", "ACL", "QoS", "Logical_Switch_Port", "Address_Set", "Port_Group", "Logical_Switch"),
+    *("Logical_Router_Policy", "Logical_Router_Port", "Logical_Router", "Static_MAC_Binding"),
+)
 """What of the northbound database Kumulus writes."""
-_NAMED = {"Logical_Switch_Port", "Address_Set", "Port_Group", "Logical_Switch"}
+_NAMED = {
+    *("Logical_Switch_Port", "Address_Set", "Port_Group", "Logical_Switch"),
+    *("Logical_Router_Port", "Logical_Router"),
+}
 
 T = TypeVar("T")
 
@@ -42,6 +48,17 @@ class Northbound:
         change = _Change(self._api.tables, wanted, anew)
         _commit(self._api, change)
         return change.number
+
+    def left_behind(self, wanted: Rows) -> bool:
+        """Whether a logical router of these is gone, and what says who is where behind its ports is there still. Made anew then,
+        ovn-northd would take no change from then on (23.03): it goes on to name the one that is gone."""
+        with self._api.ovsdb_connection.lock:
+            there = {row.name for row in self._api.tables["Logical_Router"].rows.values()}
+            bound = {row.logical_port for row in self._api.tables["Static_MAC_Binding"].rows.values()}
+        return any(
+            table == "Logical_Router" and name not in there and bound & {port for _, port in row.refers["ports"]}
+            for (table, name), row in wanted.items()
+        )
 
     def switches(self) -> list[str]:
         """Names of all logical switches."""
@@ -99,7 +116,10 @@ def _own(tables: Mapping[str, Any], table: str, wanted: Rows) -> list[tuple[str,
     name cannot be there besides, and would be in the way of every change."""
     found = []
     for row in list(tables[table].rows.values()):
-        if (key := row.external_ids.get(MARK)) is not None:
+        if table == "Static_MAC_Binding":  # it has no column for a mark
+            if names.is_router_port(row.logical_port):
+                found.append((binding(row.logical_port, row.ip), row))
+        elif (key := row.external_ids.get(MARK)) is not None:
             found.append((key, row))
         elif table in _NAMED and (row.name.startswith(("kumulus_", "kumulus-")) or (table, row.name) in wanted):
             found.append((row.name, row))

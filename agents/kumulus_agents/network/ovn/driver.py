@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import structlog
 
-from kumulus.api.segments import Nic
+from kumulus.api.segments import Nic, SegmentFacts, SegmentOrder
 from kumulus_agents.network.linux import links
 from kumulus_agents.network.linux import names as devices
 from kumulus_agents.network.linux.gateway import Gateway
@@ -21,12 +21,13 @@ from kumulus_agents.network.linux.programs import run
 from kumulus_agents.network.linux.recorded import RecordedNetwork
 from kumulus_agents.network.linux.service import Service
 from kumulus_agents.network.linux.watching import Watch
-from kumulus_agents.network.ovn import host, names
+from kumulus_agents.network.ovn import host, names, routing
 from kumulus_agents.network.ovn.apart import Apart
 from kumulus_agents.network.ovn.databases import Databases
 from kumulus_agents.network.ovn.gateway_cabling import Plugged
 from kumulus_agents.network.ovn.guards import Guards
 from kumulus_agents.network.ovn.logical import Logical
+from kumulus_agents.network.ovn.routing import Detour
 from kumulus_agents.network.ovn.settings import OvnSettings
 from kumulus_agents.network.ovn.tunnels import Tunnels
 from kumulus_agents.network.ovn.uplinks import Uplinked
@@ -51,6 +52,8 @@ class OvnNetwork(RecordedNetwork):
         self._apart = Apart(settings)
         self._watch = Watch(self._apart.disturbed, self._put_apart)
         self._cabling = Plugged(settings, self._databases, self._tunnels, self._uplinked)
+        self._detours: dict[str, Detour | None] = {}
+        """Of guests, by the interface's uid, as they are in force."""
 
     async def prepare(self) -> None:
         """See `NetworkDriver.prepare`. ProgramMissing, NotRunning, OvnInUse, NotAnswering are its reasons."""
@@ -77,6 +80,11 @@ class OvnNetwork(RecordedNetwork):
         """See `NetworkDriver.dropped`. OVN counts flows and not ACLs, so there is nothing to say."""
         return ()
 
+    async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
+        """See `NetworkDriver.ensure_segment`."""
+        facts = await super().ensure_segment(segment)
+        return facts.model_copy(update={"router": segment.router.uid if segment.router is not None else None})
+
     # What is in force
 
     async def _connect(self) -> bool:
@@ -101,9 +109,25 @@ class OvnNetwork(RecordedNetwork):
         return self._known
 
     async def _enforce(self, layout: Layout) -> bool:
+        """Nobody is sent to a logical router that is not there yet, or is another one soon: meanwhile all goes to gateways."""
+        wanted = {uid: routing.detour(layout, place.port.nic) for uid, place in layout.places.items()}
+        for uid in [uid for uid, detour in self._detours.items() if detour is not None and detour != wanted.get(uid)]:
+            await self._send(layout, uid, None)
         changed = await self._logical.enforce(layout)
         self._known = layout
+        for uid, detour in wanted.items():
+            if detour != self._detours.get(uid):
+                await self._send(layout, uid, detour)
         return changed
+
+    async def _send(self, layout: Layout, uid: str, detour: Detour | None) -> None:
+        """Have that guest's packets take that detour. Of one that goes, nothing is changed."""
+        self._detours.pop(uid, None)
+        if (place := layout.places.get(uid)) is not None:
+            network = layout.networks.get(place.port.nic.network)
+            if network is not None:
+                await self._guards.ensure(network.order, place.port.nic, await self._links(), detour)
+                self._detours[uid] = detour
 
     async def _mend_whole(self) -> Sequence[str]:
         wrong: list[str] = []
@@ -155,7 +179,10 @@ class OvnNetwork(RecordedNetwork):
         await self._tunnels.drop(uid, self._known or Layout())
 
     async def _front(self, network: Network, nic: Nic) -> Sequence[str]:
-        return await self._guards.ensure(network.order, nic, await self._links())
+        detour = routing.detour(self._known or Layout(), nic)
+        wrong = await self._guards.ensure(network.order, nic, await self._links(), detour)
+        self._detours[nic.uid] = detour
+        return wrong
 
     def _plug(self, network: Network, nic: Nic) -> Plug:
         return Plug(

@@ -13,16 +13,18 @@ from kumulus.api.addresses import is_v4
 from kumulus.api.segments import Nic, SegmentOrder
 from kumulus_agents.network.linux import names
 from kumulus_agents.network.linux.bridging import link_local
+from kumulus_agents.network.ovn import detours
 from kumulus_agents.network.ovn.acls import ranges
+from kumulus_agents.network.ovn.routing import Detour
 
-_MARK = "cookie=0x3,table=0"
+_MARK = "cookie=0x3"
 _GROUP = "01:00:00:00:00:00/01:00:00:00:00:00"
 _EXTENSIONS = (0, 43, 44, 60, 135)
 """Headers of IPv6 behind which another header follows."""
 
 
-def flows(order: SegmentOrder, nic: Nic, inner: int) -> Sequence[str]:
-    """All flows of the bridge. `inner`: the number of the port towards OVN."""
+def flows(order: SegmentOrder, nic: Nic, inner: int, detour: Detour | None = None) -> Sequence[str]:
+    """All flows of the bridge. `inner`: the number of the port towards OVN; `detour`: what goes to a logical router."""
     on = f"actions=output:{inner}"
     made = [f"priority=100,in_port={inner} actions=ALL", f"priority=0 {on}"]
     if order.subnets:
@@ -48,4 +50,5 @@ def flows(order: SegmentOrder, nic: Nic, inner: int) -> Sequence[str]:
             made += [f"priority=50,{what},icmp_code=0,nd_target={mine} {on}" for mine in sixes if mine.prefixlen]
             if all(mine.prefixlen for mine in sixes):
                 made.append(f"priority=40,{what} actions=drop")
-    return [f"{_MARK},{flow}" for flow in made]
+    besides = detours.flows(detour, inner) if detour is not None else ()
+    return [*(f"{_MARK},table=0,{flow}" for flow in made), *(f"{_MARK},{flow}" for flow in besides)]

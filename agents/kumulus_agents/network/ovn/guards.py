@@ -11,6 +11,7 @@ from kumulus_agents.network.ovn import guard as guarding
 from kumulus_agents.network.ovn import names
 from kumulus_agents.network.ovn.databases import Databases
 from kumulus_agents.network.ovn.openflow import OpenFlow
+from kumulus_agents.network.ovn.routing import Detour
 from kumulus_agents.network.ovn.settings import OvnSettings
 from kumulus_agents.network.protocol import NetworkError
 
@@ -23,9 +24,11 @@ class Guards:
         self._databases = databases
         self._openflow = OpenFlow(settings)
 
-    async def ensure(self, order: SegmentOrder, nic: Nic, there: Collection[str]) -> Sequence[str]:
+    async def ensure(
+        self, order: SegmentOrder, nic: Nic, there: Collection[str], detour: Detour | None = None
+    ) -> Sequence[str]:
         """Have the bridge between a guest and OVN, with the tap on it if that is among the devices that are there, and then
-        its way to OVN; what was not so."""
+        its way to OVN, and to a logical router by that detour; what was not so."""
         switch, guard = self._databases.switch, names.guard(nic.uid)
         inner, outer = names.patches(nic.uid)
         tap, ids = devices.tap(nic.uid), {"iface-id": nic.uid}
@@ -39,7 +42,7 @@ class Guards:
         end = (await asyncio.to_thread(switch.interfaces))[inner].number
         if end is None:
             raise NetworkError(f"Open vSwitch does not make {inner}; look at ovs-vsctl show.", reason="NotAnswering")
-        flows = guarding.flows(order, nic, end)
+        flows = guarding.flows(order, nic, end, detour)
         if not await self._openflow.are(guard, flows):
             await self._openflow.replace(guard, flows)
             wrong.append(f"{guard} did not keep the guest from what it must not send.")

@@ -10,7 +10,7 @@ import structlog
 
 from kumulus_agents.network.linux.layout import Layout
 from kumulus_agents.network.linux.programs import attempt, run
-from kumulus_agents.network.ovn import connections, host, northbound
+from kumulus_agents.network.ovn import connections, host, northbound, routing
 from kumulus_agents.network.ovn.databases import Databases
 from kumulus_agents.network.ovn.rows import Rows
 from kumulus_agents.network.ovn.settings import OvnSettings
@@ -46,6 +46,9 @@ class Logical:
         DatabaseFailed, NotAnswering."""
         north, rows = self._databases.north, northbound.render(layout, self._settings.lease_seconds)
         anew, self._in_force = not self._in_force, False
+        if await asyncio.to_thread(north.left_behind, rows):
+            number = await asyncio.to_thread(lambda: north.apply(routing.without(rows), anew=True))
+            await self._await(number or 0)
         number = await asyncio.to_thread(lambda: north.apply(rows, anew=anew))
         if number is not None:
             await self._await(number)

@@ -9,6 +9,8 @@ from kumulus_agents.network.linux import names as devices
 _CROSSING = re.compile(r"^k[yl][0-9a-f]{10}$")
 _PATCH = re.compile(r"^kq[0-9a-f]{10}$")
 
+_ROUTER_PORT = re.compile(r"^kr[0-9a-f]{10}$")
+
 NETWORK = "kumulus"
 """What logical switches call the way to other hosts; mapped to the bridge of tunnels."""
 GATEWAY = "kumulus-gateway"
@@ -98,9 +100,40 @@ def legs(network: str) -> str:
     return f"{everybody(network)}_legs"
 
 
+def routed(network: str) -> str:
+    """The end of its router in a network."""
+    return f"{everybody(network)}_router"
+
+
 def members(network: str, security_group: str, *, four: bool) -> str:
     """The addresses of a security group in a network."""
     return f"{group(network, security_group)}_members{4 if four else 6}"
+
+
+def router(router: str) -> str:
+    """The logical router that a router is on a host."""
+    return f"kumulus-router-{router}"
+
+
+def router_port(router: str, network: str) -> str:
+    """The router's port to a network. Another router's has another name: ovn-northd does not see that a port of the same name
+    has come to another router, when there are rows of Static_MAC_Binding for it, and takes no change from then on (23.03)."""
+    return f"kr{devices.short(f'{router} {network}')}"
+
+
+def is_router_port(port: str) -> bool:
+    """Whether a port with that name is one of ours."""
+    return bool(_ROUTER_PORT.match(port))
+
+
+def to_router(network: str) -> str:
+    """The port of a network's switch to the router."""
+    return f"km{devices.short(network)}"
+
+
+def direct(network: str, *, four: bool) -> str:
+    """The addresses in a network that other networks of its router reach without a gateway."""
+    return f"{everybody(network)}_direct{4 if four else 6}"
 
 
 DATABASES = {"OVN_Northbound": "OVN's northbound database", "Open_vSwitch": "Open vSwitch's database"}

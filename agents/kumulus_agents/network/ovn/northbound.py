@@ -1,7 +1,7 @@
 """What stands in this host's northbound database: rendered from what shall be on the host. Pure.
 
 A network is a logical switch. Its ports are this host's guests, what serves them (a port of the type localport), legs of this
-host's gateways, and one port of the type localnet behind which all other hosts are. Nothing but numbers, names that follow from uids, and addresses
+host's gateways, one that leads to its router (`routing`), and one of the type localnet behind which all other hosts are. Nothing but numbers, names that follow from uids, and addresses
 that were checked stand in expressions. Source: ovn-nb(5).
 """
 
@@ -15,7 +15,7 @@ from kumulus.api.segments import Bandwidth, Nic, SegmentOrder
 from kumulus_agents.network.linux import names as devices
 from kumulus_agents.network.linux.bridging import link_local
 from kumulus_agents.network.linux.layout import Layout
-from kumulus_agents.network.ovn import acls, dhcp, names
+from kumulus_agents.network.ovn import acls, dhcp, names, routing
 from kumulus_agents.network.ovn.rows import MARK, Key, Row, Rows, Value
 
 _QOS = 1000
@@ -23,19 +23,24 @@ _QOS = 1000
 
 def render(layout: Layout, lease_seconds: int) -> Rows:
     """All rows that are Kumulus' own."""
-    rows: dict[Key, Row] = {}
+    rows: dict[Key, Row] = dict(routing.rows(layout))
     for uid, network in sorted(layout.networks.items()):
         nics = [place.port.nic for place in layout.ports_of(uid)]
-        rows |= _network(network.order, nics, layout.legs_in(uid), lease_seconds)
+        to_router = routing.to_router(network.order, layout)
+        rows |= _network(network.order, nics, layout.legs_in(uid), to_router, lease_seconds)
     return rows
 
 
 def _network(
-    order: SegmentOrder, nics: list[Nic], legs: list[tuple[str, GatewayLeg]], lease_seconds: int
+    order: SegmentOrder,
+    nics: list[Nic],
+    legs: list[tuple[str, GatewayLeg]],
+    to_router: Key | None,
+    lease_seconds: int,
 ) -> dict[Key, Row]:
     uid = order.uid
     rows: dict[Key, Row] = {}
-    ports: set[Key] = set()
+    ports: set[Key] = {to_router} if to_router is not None else set()
     rules: set[Key] = set()
 
     def add(table: str, key: str, **columns: Value) -> Key:
@@ -91,6 +96,8 @@ def _network(
             for gateway, leg in legs
         ]
         port_group(names.legs(uid), ends, acls.legs(order, [leg for _, leg in legs]))
+    if to_router is not None:
+        port_group(names.routed(uid), [to_router], acls.router(order))
     guests: dict[str, Key] = {}
     everybody = list(acls.everybody(order))
     told: frozenset[Key] = frozenset()

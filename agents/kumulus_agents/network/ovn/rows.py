@@ -24,3 +24,8 @@ class Row:
 
 
 Rows = Mapping[Key, Row]
+
+
+def binding(port: str, address: str) -> str:
+    """What a row of Static_MAC_Binding is known by, which has no column for a mark."""
+    return f"{port} {address}"

@@ -89,10 +89,13 @@ def flows(order: SegmentOrder, ends: Ends, underlay: str | None) -> Sequence[str
             for way in (comes, leaves)
             for side in ("dl_src", "dl_dst")
         ),
+        *(f"{head},table={IN},priority={said}" for said in _routed_here(order, comes, leaves)),
         f"{head},table={IN},priority=10,{leaves} actions={number},resubmit(,{OUT})",
         *(
-            f"{head},table={IN},priority=10,{comes},{sender}={peer} actions={number},learn({learn}),output:{end}"
+            f"{head},table={IN},priority={priority},{comes},{sender}={peer}{what}"
+            f" actions={number},learn({learn}),output:{end}"
             for peer in peers
+            for priority, what in ((10, ""), *_told_router(order))
         ),
         f"{head},table={ALL},priority=10,metadata={order.vni} actions="
         + ",".join([f"set_field:{order.vni}->tun_id", *everywhere] if everywhere else ["drop"]),
@@ -113,12 +116,32 @@ def _vlan(order: SegmentOrder, end: int | None, uplink: int | None) -> Sequence[
             for way in (comes, leaves)
             for side in ("dl_src", "dl_dst")
         ),
+        *(f"{head},priority={said}" for said in _routed_here(order, comes, leaves)),
+        *(
+            f"{head},priority={priority},{comes},{what[1:]} actions=pop_vlan,output:{end}"
+            for priority, what in _told_router(order)
+        ),
         *(f"{head},priority=20,{comes},{what} actions=drop" for what in _served_here(order)),
         *(f"{head},priority=20,{leaves},{what} actions=drop" for what in _asked_here(order)),
         f"{head},priority=10,{leaves},vlan_tci=0x0000/0x1fff"
         f" actions=push_vlan:0x8100,set_field:{vlan | _PRESENT}->vlan_vid,output:{uplink}",
         f"{head},priority=10,{comes} actions=pop_vlan,output:{end}",
     )
+
+
+def _routed_here(order: SegmentOrder, comes: str, leaves: str) -> Iterator[str]:
+    """What never is: this host's logical router comes from elsewhere, or routes for somebody there."""
+    if order.router is not None:
+        mac = order.router.mac
+        yield f"20,{comes},dl_src={mac} actions=drop"
+        yield f"20,{leaves},dl_dst={mac} actions=drop"
+        for family in ("ip", "ipv6"):
+            yield f"20,{comes},{family},dl_dst={mac} actions=drop"
+
+
+def _told_router(order: SegmentOrder) -> Sequence[tuple[int, str]]:
+    """What it is told for all that, with its priority: where the gateway is. (ARP is neither family.)"""
+    return ((25, f",icmp6,icmp_type=136,icmp_code=0,dl_dst={order.router.mac}"),) if order.router is not None else ()
 
 
 def _served_here(order: SegmentOrder) -> Iterator[str]:
