@@ -10,6 +10,7 @@ import asyncio
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
@@ -130,6 +131,8 @@ class NetworkContract:
 
     driver = "linux"
     """Its name."""
+    counts_whom_groups_keep_out = False
+    """Whether it says whose interface it was when no group let something through, or only in which network."""
 
     @pytest.fixture
     async def net(self, world: World) -> AsyncIterator[Net]:
@@ -549,6 +552,9 @@ class NetworkContract:
             with Sender(limited, [frame] * 50) as sender:
                 await eventually(lambda: limited.sent() > 20_000, "nothing is sent")
             assert 0 < watcher.seen()[0] < sender.sent / 2
+        lost = [one for one in await limited.host.driver.dropped() if one.why == "over its bandwidth"]
+        assert [one.interface for one in lost] == [limited.nic.uid]
+        assert lost[0].packets > sender.sent / 3
 
     async def test_what_passes_is_counted_as_the_guest_counts_it(self, net: Net) -> None:
         one, other = await net.guest(net.hosts[0]), await net.guest(net.hosts[1])
@@ -569,6 +575,55 @@ class NetworkContract:
         )
         one.unplug()
         assert [item for item in await one.host.driver.traffic() if item.interface == one.nic.uid] == []
+
+    async def test_what_is_dropped_is_counted_by_whom_and_why(self, net: Net) -> None:
+        host = net.hosts[0]
+        liar, deaf = await net.guest(host), await net.guest(host, groups=())
+        lies = spoofs(
+            party(liar), party(deaf), self.service_of(net, liar), Party("02:00:00:00:00:99", "10.20.30.199", "::9")
+        )
+        whys = {
+            "IPv4 of a stranger": "not its own",
+            "MAC of the service": "service MAC",
+            "DHCP server": "DHCP server",
+            "DHCPv6 server": "DHCP server",
+            "RA": "router advertisement",
+            "redirect": "redirect",
+            "NA for the service": "service address",
+        }
+        closed = (deaf.nic.uid if self.counts_whom_groups_keep_out else "", "no group lets it through")
+        frames = [*(lies[name] for name in whys), honest(party(liar), party(deaf))]
+
+        async def said() -> Counter[tuple[str, str]]:
+            """What both lost, and what groups did not let through."""
+            there: Counter[tuple[str, str]] = Counter()
+            for one in await host.driver.dropped():
+                assert one.network in (net.order.uid, "")
+                if one.interface or one.why == closed[1]:
+                    there[one.interface, one.why] += one.packets
+            return there
+
+        async def become(wanted: Counter[tuple[str, str]]) -> None:
+            deadline = time.monotonic() + 5 * PATIENCE
+            while (now := await said()) != wanted:
+                assert time.monotonic() < deadline, (now, wanted)
+
+        wanted = await said()
+        for groups in ((OPEN,), (OPEN, FilterGroup(uid=new_uid(), ingress=(tcp(80),)))):
+            await net.ensure(groups=groups)  # what was counted stays
+            enough = liar.sent() + 500
+            with Sender(liar, frames) as sender:
+                await eventually(lambda n=enough: liar.sent() > n, "nothing is sent")
+            rounds, rest = divmod(sender.sent, len(frames))
+            assert rest == 0
+            for whose in [*((liar.nic.uid, why) for why in whys.values()), closed]:
+                wanted[whose] += rounds
+            await become(wanted)
+        # What is gone is counted no more.
+        liar.close()
+        net.guests.remove(liar)
+        await host.driver.remove_port(liar.nic.uid)
+        assert all(one.interface != liar.nic.uid for one in await host.driver.dropped())
 
     # Life
 
