@@ -31,6 +31,7 @@ from kumulus.api.segments import (
     Subnet,
 )
 from kumulus_agents.network.protocol import NetworkError, Plug, Port
+from tests.contract import cloud_init
 from tests.contract.network_frames import Party, as_if_asked, astray, honest, spoofs
 from tests.contract.network_programs import Sender, Server, Talk, Watcher
 from tests.contract.network_world import WORLD_ADDRESS, WORLD_NAME, Guest, Host, World, eventually
@@ -324,6 +325,9 @@ class NetworkContract:
         options = ({"name": "ntp-server", "values": ["10.20.30.123"]},)
         dns = Dns(domain="corp.example")
         order = SegmentOrder.model_validate(net.order.model_dump() | {"options": options})
+        waits = (await net.guest(net.hosts[0], addressed=False)).dhcp()
+        assert "router" not in waits and int(waits["opt58"], 16) == 60, "it asks again, for there may be one"
+        assert int(waits["lease"]) == 3600, "and keeps its address all the same"
         await net.ensure(subnets=(gateway, SUBNETS[1]), options=order.options, dns=dns)
         for host in net.hosts:
             guest = await net.guest(host, addressed=False, hostname="db1")
@@ -332,6 +336,7 @@ class NetworkContract:
             assert told["mask"] == "24"
             assert told["mtu"] == "1450"
             assert told["router"] == "10.20.30.1"
+            assert int(told.get("opt58", "708"), 16) == 1800
             assert told["dns"] == told["serverid"] == "10.20.30.2"
             assert told["hostname"] == "db1"
             assert told["ntpsrv"] == "10.20.30.123"
@@ -358,6 +363,30 @@ class NetworkContract:
                 assert stranger.told("/latest/meta-data/instance-id", seconds=1) == ""
             finally:
                 await host.driver.describe(net.order)
+
+    @pytest.mark.skipif(cloud_init.packages() is None, reason="Debian's cloud-init cannot be had here.")
+    @pytest.mark.parametrize("platform", ["aws", "unknown"])
+    async def test_cloud_init_configures_itself_by_ec2s_path(self, net: Net, platform: str) -> None:
+        """Its own DataSourceEc2: on AWS it asks for a session token and with that alone (IMDSv2), elsewhere without."""
+        guest = await net.guest(net.hosts[0], hostname="db1.corp.example")
+        key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE alice@example.org"
+        meta = json.dumps({"instance-id": guest.nic.uid, "local-hostname": "db1", "public-keys": [key]})
+        written = {"meta-data": meta, "user-data": "#cloud-config\nruncmd: [date]\n"}
+        await guest.host.driver.describe(net.order, guest.nic, seed=written)
+        try:
+            guest.machine.run("ip", "route", "replace", "169.254.169.254/32", "dev", "eth0")
+            where = [str(cloud_init.PYTHON), str(cloud_init.SCRIPT), str(cloud_init.packages())]
+            said = json.loads(guest.machine.run(*where, platform, "eth0").splitlines()[-1])
+        finally:
+            await guest.host.driver.describe(net.order)
+        assert (said["found"], said["token"]) == (True, platform == "aws")
+        assert (said["instance"], said["hostname"], said["keys"]) == (guest.nic.uid, "db1", [key])
+        assert said["userData"] == written["user-data"]
+        asked = [with_token for path, with_token in said["asked"] if "/api/token" not in path]
+        assert asked and set(asked) == {platform == "aws"}
+        (device,) = said["network"]["ethernets"].values()
+        assert device["match"]["macaddress"] == guest.nic.mac
+        assert device["dhcp4"] is True
 
     async def test_what_tenants_write_stays_a_value(self, net: Net) -> None:
         """CVE-2021-40085: whatever passes the order's types arrives as it was written, and changes nothing else."""
