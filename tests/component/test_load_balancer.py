@@ -54,7 +54,15 @@ async def test_the_life_of_a_load_balancer(stage: Stage) -> None:
     await machine(stage, "one", app="web")
     await machine(stage, "two", app="web")
     await machine(stage, "other", app="db")
+    await settle(brain, stage)
     await balancer(stage)
+    # A new one is Ready when all hosts with its network know where it is.
+    for _ in range(4):
+        await brain.passes(stage.namespace)
+        await stage.agents(stage.hosts[0])
+    found = await stage.get(LoadBalancer, "site")
+    assert (found["status"]["activeHost"], reason(found)) == (stage.hosts[0], "HostsNotTold")
+    assert stage.hosts[1] in message(found)
     await settle(brain, stage)
     found = await stage.get(LoadBalancer, "site")
     status, given = found["status"], await stage.addresses()

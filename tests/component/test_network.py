@@ -39,13 +39,14 @@ from kumulus.runtime.reconciler import Caches, Reconciler, Services
 from kumulus_controllers.compute.machine import MachineReconciler
 from kumulus_controllers.fleet_feed import FleetFeed
 from kumulus_controllers.network.claim import ClaimReconciler
-from kumulus_controllers.network.external import ExternalNetworkReconciler, PhysicalNetworkReconciler
+from kumulus_controllers.network.external import ExternalNetworkReconciler
 from kumulus_controllers.network.floating import FloatingReconciler
 from kumulus_controllers.network.group import GroupReconciler
 from kumulus_controllers.network.interface import InterfaceReconciler
 from kumulus_controllers.network.load_balancer import LoadBalancerReconciler
 from kumulus_controllers.network.network import NetworkReconciler
 from kumulus_controllers.network.network_class import NetworkClassReconciler
+from kumulus_controllers.network.physical import PhysicalNetworkReconciler
 from kumulus_controllers.network.router import RouterReconciler
 from kumulus_controllers.network.segment import SegmentReconciler
 from kumulus_controllers.planning.fleet import Fleet
@@ -191,8 +192,14 @@ class Stage:
             await self.client.delete(Host.KIND, host)
         for item in await self.numbers():
             await self.client.delete(SegmentId.KIND, item["metadata"]["name"])
-        for kind in (NetworkClass.KIND, Zone.KIND):
-            await self.client.delete(kind, self.namespace)
+        await self.let_go(NetworkClass, self.namespace)
+        await self.client.delete(Zone.KIND, self.namespace)
+
+    async def let_go(self, model: type[Resource], name: str) -> None:
+        """An object that belongs to no namespace is gone, whoever holds it back."""
+        with suppress(errors.NotFound):
+            await self.client.patch(model.KIND, name, {"metadata": {"finalizers": []}})
+            await self.client.delete(model.KIND, name)
 
     async def listed(self, kind: Kind, namespace: str | None = None) -> list[Raw]:
         return [item async for page, _ in self.client.list_pages(kind, namespace) for item in page]
@@ -900,6 +907,37 @@ async def test_a_rule_that_names_a_missing_group_lets_nothing_through(stage: Sta
     assert by[group["metadata"]["uid"]]["ingress"][1] == {"protocol": "UDP", "ports": [], "cidrs": [], "group": uid}
     assert by[uid]["members"] == (await stage.addresses())["db"] and by[uid]["ingress"] == []
     assert reason(await stage.get(SecurityGroup, "web")) == "Ready"
+
+
+async def test_what_is_in_use_stays_and_says_by_whom(stage: Stage) -> None:
+    await stage.network("net", **{"class": stage.namespace})
+    await stage.make(SecurityGroup, "web", ingress=[{"protocol": "ICMP"}])
+    await stage.make(SecurityGroup, "db", ingress=[{"from": {"securityGroup": "web"}}])
+    await stage.vm("one", {"name": "eth0", "network": "net", "securityGroups": ["web"]})
+    brain = Brain(stage.client)
+    await settle(brain, stage)
+    before = await stage.segments()
+    await stage.delete(SecurityGroup, "web")
+    await stage.client.delete(NetworkClass.KIND, stage.namespace)
+    await stage.network("late", **{"class": stage.namespace})
+    await settle(brain, stage)
+    group, offered = await stage.get(SecurityGroup, "web"), await stage.client.get(NetworkClass.KIND, stage.namespace)
+    assert (reason(group), reason(offered)) == ("InUse", "InUse")
+    assert "NetworkInterface" in message(group) and f"SecurityGroup {stage.namespace}/db" in message(group)
+    assert f"Network {stage.namespace}/net" in message(offered)
+    assert await stage.segments() == before, "its rules stay in force"
+    assert reason(await stage.get(Network, "late")) == "NetworkClassNotFound"
+    # Nobody uses them any more.
+    await stage.delete(Network, "late")
+    await stage.delete(VirtualMachine, "one")
+    await stage.delete(Network, "net")
+    await settle(brain, stage)
+    assert "web" not in message(await stage.get(SecurityGroup, "db")), "a rule holds it too"
+    assert await stage.client.find(NetworkClass.KIND, stage.namespace) is None
+    await stage.delete(SecurityGroup, "db")
+    await settle(brain, stage)
+    assert await stage.client.find(SecurityGroup.KIND, "web", stage.namespace) is None
+    assert await stage.client.find(SecurityGroup.KIND, "db", stage.namespace) is None
 
 
 # Crashes

@@ -60,16 +60,14 @@ class Building(Stage):
         return {item["metadata"]["name"].rpartition("-")[2]: item["spec"]["name"] for item in mine}
 
     async def empty(self) -> None:
-        for kind in (ExternalNetwork.KIND, PhysicalNetwork.KIND):
-            for item in await self.listed(kind):
+        for model in (ExternalNetwork, PhysicalNetwork):
+            for item in await self.listed(model.KIND):
                 if item["metadata"]["name"].startswith(self.namespace):
-                    name = item["metadata"]["name"]
-                    await self.client.patch(kind, name, {"metadata": {"finalizers": []}})
-                    await self.client.delete(kind, name)
+                    await self.let_go(model, item["metadata"]["name"])
         for item in await self.listed(SegmentId.KIND):
             if item["spec"].get("physicalNetwork") == self.namespace:
                 await self.client.delete(SegmentId.KIND, item["metadata"]["name"])
-        await self.client.delete(NetworkClass.KIND, self.vlans)
+        await self.let_go(NetworkClass, self.vlans)
 
 
 @pytest.fixture
@@ -241,11 +239,23 @@ async def test_a_vlan_that_is_there_already_and_a_physical_network_that_goes(bui
         [told] = (await building.segments()).values()
         assert told["uplink"] == {"device": "bond0", "vlan": 100}
         assert told["subnets"][0]["gateway"] == "10.0.0.254"
+        # It stays as long as it is in use, unless somebody insists; what hosts have goes on.
         await building.client.delete(PhysicalNetwork.KIND, building.namespace)
+        await building.by_vlan("late")
+        await settle(brain, building)
+        physical = await building.client.get(PhysicalNetwork.KIND, building.namespace)
+        users = [f"Network {building.namespace}/{name}" for name in ("floor", "other")]
+        for user in (*users, f"NetworkClass {pinned}", f"NetworkClass {building.vlans}"):
+            assert user in message(physical)
+        assert reason(physical) == "InUse"
+        assert reason(await building.get(Network, "floor")) == "Ready"
+        assert reason(await building.get(Network, "late")) == "PhysicalNetworkNotFound"
+        assert list((await building.segments()).values()) == [told]
+        await building.client.patch(PhysicalNetwork.KIND, building.namespace, {"metadata": {"finalizers": []}})
         await settle(brain, building)
         floor = await building.get(Network, "floor")
         assert reason(floor) == "PhysicalNetworkNotFound"
         assert "What hosts have of it goes on" in message(floor)
         assert list((await building.segments()).values()) == [told]
     finally:
-        await building.client.delete(NetworkClass.KIND, pinned)
+        await building.let_go(NetworkClass, pinned)

@@ -44,9 +44,8 @@ async def outside(stage: Stage) -> AsyncIterator[None]:
     finally:
         for item in await stage.listed(IPAddress.KIND, PLATFORM_NAMESPACE):
             await stage.client.delete(IPAddress.KIND, item["metadata"]["name"], PLATFORM_NAMESPACE)
-        await stage.client.patch(ExternalNetwork.KIND, name, {"metadata": {"finalizers": []}})
-        await stage.client.delete(ExternalNetwork.KIND, name)
-        await stage.client.delete(PhysicalNetwork.KIND, name)
+        await stage.let_go(ExternalNetwork, name)
+        await stage.let_go(PhysicalNetwork, name)
 
 
 async def told(stage: Stage) -> dict[str, Raw]:

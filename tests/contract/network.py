@@ -10,6 +10,7 @@ import asyncio
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
@@ -30,6 +31,7 @@ from kumulus.api.segments import (
     Subnet,
 )
 from kumulus_agents.network.protocol import NetworkError, Plug, Port
+from tests.contract import cloud_init
 from tests.contract.network_frames import Party, as_if_asked, astray, honest, spoofs
 from tests.contract.network_programs import Sender, Server, Talk, Watcher
 from tests.contract.network_world import WORLD_ADDRESS, WORLD_NAME, Guest, Host, World, eventually
@@ -130,6 +132,8 @@ class NetworkContract:
 
     driver = "linux"
     """Its name."""
+    counts_whom_groups_keep_out = False
+    """Whether it says whose interface it was when no group let something through, or only in which network."""
 
     @pytest.fixture
     async def net(self, world: World) -> AsyncIterator[Net]:
@@ -321,6 +325,9 @@ class NetworkContract:
         options = ({"name": "ntp-server", "values": ["10.20.30.123"]},)
         dns = Dns(domain="corp.example")
         order = SegmentOrder.model_validate(net.order.model_dump() | {"options": options})
+        waits = (await net.guest(net.hosts[0], addressed=False)).dhcp()
+        assert "router" not in waits and int(waits["opt58"], 16) == 60, "it asks again, for there may be one"
+        assert int(waits["lease"]) == 3600, "and keeps its address all the same"
         await net.ensure(subnets=(gateway, SUBNETS[1]), options=order.options, dns=dns)
         for host in net.hosts:
             guest = await net.guest(host, addressed=False, hostname="db1")
@@ -329,6 +336,7 @@ class NetworkContract:
             assert told["mask"] == "24"
             assert told["mtu"] == "1450"
             assert told["router"] == "10.20.30.1"
+            assert int(told.get("opt58", "708"), 16) == 1800
             assert told["dns"] == told["serverid"] == "10.20.30.2"
             assert told["hostname"] == "db1"
             assert told["ntpsrv"] == "10.20.30.123"
@@ -355,6 +363,30 @@ class NetworkContract:
                 assert stranger.told("/latest/meta-data/instance-id", seconds=1) == ""
             finally:
                 await host.driver.describe(net.order)
+
+    @pytest.mark.skipif(cloud_init.packages() is None, reason="Debian's cloud-init cannot be had here.")
+    @pytest.mark.parametrize("platform", ["aws", "unknown"])
+    async def test_cloud_init_configures_itself_by_ec2s_path(self, net: Net, platform: str) -> None:
+        """Its own DataSourceEc2: on AWS it asks for a session token and with that alone (IMDSv2), elsewhere without."""
+        guest = await net.guest(net.hosts[0], hostname="db1.corp.example")
+        key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE alice@example.org"
+        meta = json.dumps({"instance-id": guest.nic.uid, "local-hostname": "db1", "public-keys": [key]})
+        written = {"meta-data": meta, "user-data": "#cloud-config\nruncmd: [date]\n"}
+        await guest.host.driver.describe(net.order, guest.nic, seed=written)
+        try:
+            guest.machine.run("ip", "route", "replace", "169.254.169.254/32", "dev", "eth0")
+            where = [str(cloud_init.PYTHON), str(cloud_init.SCRIPT), str(cloud_init.packages())]
+            said = json.loads(guest.machine.run(*where, platform, "eth0").splitlines()[-1])
+        finally:
+            await guest.host.driver.describe(net.order)
+        assert (said["found"], said["token"]) == (True, platform == "aws")
+        assert (said["instance"], said["hostname"], said["keys"]) == (guest.nic.uid, "db1", [key])
+        assert said["userData"] == written["user-data"]
+        asked = [with_token for path, with_token in said["asked"] if "/api/token" not in path]
+        assert asked and set(asked) == {platform == "aws"}
+        (device,) = said["network"]["ethernets"].values()
+        assert device["match"]["macaddress"] == guest.nic.mac
+        assert device["dhcp4"] is True
 
     async def test_what_tenants_write_stays_a_value(self, net: Net) -> None:
         """CVE-2021-40085: whatever passes the order's types arrives as it was written, and changes nothing else."""
@@ -549,6 +581,9 @@ class NetworkContract:
             with Sender(limited, [frame] * 50) as sender:
                 await eventually(lambda: limited.sent() > 20_000, "nothing is sent")
             assert 0 < watcher.seen()[0] < sender.sent / 2
+        lost = [one for one in await limited.host.driver.dropped() if one.why == "over its bandwidth"]
+        assert [one.interface for one in lost] == [limited.nic.uid]
+        assert lost[0].packets > sender.sent / 3
 
     async def test_what_passes_is_counted_as_the_guest_counts_it(self, net: Net) -> None:
         one, other = await net.guest(net.hosts[0]), await net.guest(net.hosts[1])
@@ -569,6 +604,55 @@ class NetworkContract:
         )
         one.unplug()
         assert [item for item in await one.host.driver.traffic() if item.interface == one.nic.uid] == []
+
+    async def test_what_is_dropped_is_counted_by_whom_and_why(self, net: Net) -> None:
+        host = net.hosts[0]
+        liar, deaf = await net.guest(host), await net.guest(host, groups=())
+        lies = spoofs(
+            party(liar), party(deaf), self.service_of(net, liar), Party("02:00:00:00:00:99", "10.20.30.199", "::9")
+        )
+        whys = {
+            "IPv4 of a stranger": "not its own",
+            "MAC of the service": "service MAC",
+            "DHCP server": "DHCP server",
+            "DHCPv6 server": "DHCP server",
+            "RA": "router advertisement",
+            "redirect": "redirect",
+            "NA for the service": "service address",
+        }
+        closed = (deaf.nic.uid if self.counts_whom_groups_keep_out else "", "no group lets it through")
+        frames = [*(lies[name] for name in whys), honest(party(liar), party(deaf))]
+
+        async def said() -> Counter[tuple[str, str]]:
+            """What both lost, and what groups did not let through."""
+            there: Counter[tuple[str, str]] = Counter()
+            for one in await host.driver.dropped():
+                assert one.network in (net.order.uid, "")
+                if one.interface or one.why == closed[1]:
+                    there[one.interface, one.why] += one.packets
+            return there
+
+        async def become(wanted: Counter[tuple[str, str]]) -> None:
+            deadline = time.monotonic() + 5 * PATIENCE
+            while (now := await said()) != wanted:
+                assert time.monotonic() < deadline, (now, wanted)
+
+        wanted = await said()
+        for groups in ((OPEN,), (OPEN, FilterGroup(uid=new_uid(), ingress=(tcp(80),)))):
+            await net.ensure(groups=groups)  # what was counted stays
+            enough = liar.sent() + 500
+            with Sender(liar, frames) as sender:
+                await eventually(lambda n=enough: liar.sent() > n, "nothing is sent")
+            rounds, rest = divmod(sender.sent, len(frames))
+            assert rest == 0
+            for whose in [*((liar.nic.uid, why) for why in whys.values()), closed]:
+                wanted[whose] += rounds
+            await become(wanted)
+        # What is gone is counted no more.
+        liar.close()
+        net.guests.remove(liar)
+        await host.driver.remove_port(liar.nic.uid)
+        assert all(one.interface != liar.nic.uid for one in await host.driver.dropped())
 
     # Life
 

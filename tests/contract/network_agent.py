@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -93,11 +93,12 @@ def doomed(steps: int) -> None:
                 setattr(module, name, after_program(getattr(module, name)))
 
 
-async def describe(metadata: Metadata, segment: SegmentOrder, nics: Sequence[Nic]) -> None:
-    """Have guests of these interfaces of a network told of themselves, each as a machine named after its interface; nobody else."""
+async def describe(metadata: Metadata, segment: SegmentOrder, nics: Sequence[Nic], seed: Mapping[str, bytes]) -> None:
+    """Have guests of these interfaces of a network told of themselves, each as a machine named after its interface, with that
+    seed; nobody else."""
     await metadata.keep_machines({nic.uid for nic in nics})
     for nic in nics:
-        await metadata.put_machine(nic.uid, "tenant", nic.name, {})
+        await metadata.put_machine(nic.uid, "tenant", nic.name, seed)
         await metadata.put_nic(nic.uid, nic, segment)
     await metadata.sync({nic.network for nic in nics}, complete=True)
 
@@ -145,7 +146,8 @@ async def main() -> None:
         verb, given = json.loads(line)
         if verb == "describe":
             segment = SegmentOrder.model_validate(given["segment"])
-            await describe(metadata, segment, [Nic.model_validate(nic) for nic in given["nics"]])
+            seed = {name: text.encode() for name, text in given["seed"].items()}
+            await describe(metadata, segment, [Nic.model_validate(nic) for nic in given["nics"]], seed)
             sys.stdout.write('{"answer": null}\n')
             sys.stdout.flush()
             continue

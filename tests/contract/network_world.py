@@ -217,9 +217,10 @@ class Driver:
     async def traffic(self) -> Sequence[Traffic]:
         return [Traffic(**one) for one in await self._ask("traffic")]
 
-    async def describe(self, segment: SegmentOrder, *nics: Nic) -> None:
-        """Have guests of these interfaces of a network, and no others, told of themselves."""
+    async def describe(self, segment: SegmentOrder, *nics: Nic, seed: Mapping[str, str] | None = None) -> None:
+        """Have guests of these interfaces of a network, and no others, told of themselves; `seed`: what their owner wrote."""
         given = {"segment": segment.model_dump(mode="json"), "nics": [nic.model_dump(mode="json") for nic in nics]}
+        given |= {"seed": dict(seed or {})}
         await self._ask("describe", given)
 
     async def guard(self) -> Sequence[str]:
@@ -363,7 +364,7 @@ class Guest:
             *("busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", str(seconds), "-T", "1"),
             *(
                 word
-                for option in (*("mtu", "staticroutes", "ntpsrv", "search"), *("hostname", "tftp", "bootfile"))
+                for option in (*("mtu", "staticroutes", "ntpsrv", "search"), *("hostname", "tftp", "bootfile", "58"))
                 for word in ("-O", option)
             ),
             *("-s", "SCRIPT"),

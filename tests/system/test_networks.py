@@ -341,6 +341,56 @@ def test_guests_speak_ipv6(networks: Networks) -> None:
 
 
 @pytest.mark.wide
+def test_an_interface_through_a_restore_of_its_machine(networks: Networks) -> None:
+    """In place it keeps MAC and addresses; a new machine gets others, and both are neighbours."""
+    world, (first, second) = networks.world, networks.world.lab.hosts
+    networks.network("front")
+    networks.machine("near", second, "front", "#kumulus-ping: web")
+    root = {"name": "root", "volumeTemplate": {"source": {"image": "tiny"}, "reclaimPolicy": "Delete"}}
+    serve, wanted = "#kumulus-serve: 80", {"addresses": ["10.77.0.11"], "macAddress": "02:00:5e:00:53:11"}
+    world.machine(
+        "web",
+        serve,
+        image=None,
+        disks=[root],
+        placement=world.only_on(first),
+        interfaces=[{"name": "eth0", "network": "front", **wanted}],
+    )
+    try:
+        networks.says("web", "address 10.77.0.11/24", seconds=120)
+        uid = world.find("networkinterfaces.network.kumulus.io", "web-eth0")["metadata"]["uid"]  # type: ignore[index]
+        world.kumulusctl("snapshot", "create", "kept", "--vm", "web")
+        world.wait("vmsnap", "kept", lambda item: item["status"].get("phase") == "Ready", "is taken")
+
+        world.patch("vm", "web", {"spec": {"powerState": "Stopped"}})
+        world.phase("web", "Stopped")
+        world.kumulusctl("snapshot", "restore", "kept", "--in-place")
+        mark = len(networks.said("web"))
+        world.patch("vm", "web", {"spec": {"powerState": "Running"}})
+        said = networks.says("web", "address 10.77.0.11/24", after=mark, seconds=120)
+        assert f"interface eth0 {wanted['macAddress']}" in said
+        kept = world.find("networkinterfaces.network.kumulus.io", "web-eth0")
+        assert kept is not None and kept["metadata"]["uid"] == uid
+        assert {name: kept["status"][name] for name in wanted} == wanted
+
+        world.kumulusctl("snapshot", "restore", "kept", "--as", "again")
+        made = interface(networks, "again-eth0")
+        assert made["addresses"] != wanted["addresses"] and made["macAddress"] != wanted["macAddress"]
+        said = networks.says("again", f"address {made['addresses'][0]}/24", seconds=120)
+        assert f"interface eth0 {made['macAddress']}" in said
+        networks.machine("both", second, "front", "#kumulus-ping: 10.77.0.11", f"#kumulus-ping: {made['addresses'][0]}")
+        networks.says("both", "reaches 10.77.0.11", seconds=120)
+        networks.says("both", f"reaches {made['addresses'][0]}")
+    finally:
+        for name in ("both", "again", "near"):
+            world.delete("vm", name)
+        world.delete_all("vmrestore")
+        world.delete("vm", "web")
+        world.delete_all("vmsnap")
+        world.delete_all("volume")
+
+
+@pytest.mark.wide
 def test_leases_are_renewed_and_metadata_answers_while_the_agents_are_down(networks: Networks) -> None:
     world, (first, _) = networks.world, networks.world.lab.hosts
     networks.network("front")

@@ -80,6 +80,8 @@ def serving(driver: NetworkDriverName, function: GatewayFunction, reports: Itera
     if not said:
         return None
     if not any(function in functions for _, functions in said):
+        if function is GatewayFunction.KEPT_CONNECTION:  # agents are older than it
+            return None
         text = f"The driver {driver} makes no {what}: who needs them takes a class with another driver."
         return Fact(type_, False, "NotByDriver", text)
     unable = [

@@ -1,18 +1,11 @@
-"""ExternalNetwork and PhysicalNetwork: what is so of them, and that an external network in use stays."""
+"""ExternalNetwork: what is so of it, and that one in use stays."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 
-from kumulus.api.fabric import Host
 from kumulus.api.network import IPAddress, SegmentHolder, SegmentId, SegmentIdSpec
-from kumulus.api.routing import (
-    ExternalNetwork,
-    ExternalNetworkStatus,
-    PhysicalNetwork,
-    PhysicalNetworkStatus,
-)
-from kumulus.api.vlans import numbers
+from kumulus.api.routing import ExternalNetwork, ExternalNetworkStatus, PhysicalNetwork
 from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
@@ -21,12 +14,12 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.network.claiming import Claims
 from kumulus_controllers.network.lack import Lack, facts
-from kumulus_controllers.network.networks import CLAIMS_IN, NUMBER_FOR, NUMBER_IN, UID
+from kumulus_controllers.network.networks import CLAIMS_IN, NUMBER_FOR, UID
 from kumulus_controllers.network.numbers import Numbers
 from kumulus_controllers.network.router_plan import external_of
-from kumulus_controllers.network.routing import IN_PHYSICAL, OF_EXTERNAL, TO_EXTERNAL, Routing, device_on
+from kumulus_controllers.network.routing import IN_PHYSICAL, OF_EXTERNAL, TO_EXTERNAL, Routing
 from kumulus_controllers.network.vlans import Number, claim_name
-from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_report, write_status
+from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 
 COUNT_SECONDS = 5.0
 """How stale the count of addresses may be: it is no reason for a write an address."""
@@ -199,76 +192,3 @@ class ExternalNetworkReconciler:
         ]
         floating = [f for f in routing.floating.by(OF_EXTERNAL, external.name) if f.status.network == external.uid]
         return sorted(f"{item.KIND.kind} {item.namespace}/{item.name}" for item in (*routers, *floating))
-
-
-class PhysicalNetworkReconciler:
-    """Says of a physical network how many hosts are connected to it."""
-
-    name = "physicalnetwork"
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._routing = Routing(services.caches)
-        self._counted: dict[str, float] = {}
-
-    def attach(self, enqueue: Enqueue) -> None:
-        """Own changes, hosts that come, go or get other labels, and claims of VLANs."""
-        routing = self._routing
-
-        def physical_changed(before: PhysicalNetwork | None, after: PhysicalNetwork | None) -> None:
-            item = after or before
-            if item is not None and not (before and after and before.metadata.generation == after.metadata.generation):
-                enqueue(Key(None, item.name))
-
-        def host_changed(before: Host | None, after: Host | None) -> None:
-            if before is None or after is None or before.metadata.labels != after.metadata.labels:
-                for key in routing.physical.keys():  # noqa: SIM118 - a store, not a dict
-                    enqueue(key)
-
-        def number_changed(before: SegmentId | None, after: SegmentId | None) -> None:
-            number = after or before
-            if number is not None and number.spec.physical_network is not None and (before is None or after is None):
-                enqueue(Key(None, number.spec.physical_network))
-
-        routing.networks.numbers.listen(number_changed)
-        routing.physical.listen(physical_changed)
-        routing.hosts.listen(host_changed)
-
-    def everything(self) -> list[Key]:
-        """All physical networks."""
-        return self._routing.physical.keys()
-
-    async def reconcile(self, key: Key) -> Result:
-        """One pass over a physical network."""
-        routing = self._routing
-        physical = routing.physical.get(key.name)
-        if physical is None:
-            return Gone()
-        if physical.paused or physical.deleting:
-            return Done()
-        count = sum(device_on(physical, host) is not None for host in routing.hosts)
-        lack = None
-        if count == 0:
-            lack = Lack("NoHosts", "No host has an uplink to it: name some in spec.uplinks.")
-        generation = physical.metadata.generation
-        after = PhysicalNetworkStatus(
-            observed_generation=generation,
-            conditions=derive(
-                physical.status.conditions,
-                facts(lack, "Ready", "Routers, and networks that are VLANs, can be on its hosts."),
-                generation=generation,
-                now=rfc3339(self._services.clock.now()),
-            ),
-            hosts=count,
-            vlans=len(numbers(physical.spec.vlans)),
-            allocated=len(routing.networks.numbers.by(NUMBER_IN, physical.name)),
-        )
-        clock, before = self._services.clock, physical.status
-        since = clock.monotonic() - self._counted.get(physical.uid, float("-inf"))
-        same = after.model_copy(update={"allocated": before.allocated}).to_json() == before.to_json()
-        if since < COUNT_SECONDS and same and after.to_json() != before.to_json():
-            return Requeue(COUNT_SECONDS - since)
-        if after.to_json() != before.to_json():
-            self._counted[physical.uid] = clock.monotonic()
-        await write_report(self._services.client, routing.physical, physical, after)
-        return Done()

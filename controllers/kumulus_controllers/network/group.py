@@ -1,6 +1,8 @@
-"""SecurityGroup: how many are in it, and what of its rules lets nothing through."""
+"""SecurityGroup: how many are in it, what of its rules lets nothing through, and that one in use stays, in force."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from kumulus.api.network import NetworkInterface, SecurityGroup, SecurityGroupStatus
 from kumulus.kube.store import Key
@@ -8,19 +10,23 @@ from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result
-from kumulus_controllers.network.lack import Lack, facts
+from kumulus_controllers.network.lack import Lack, facts, in_use, named
 from kumulus_controllers.network.networks import IN_GROUP, NAMES_GROUP, Networks, group_names, named_groups
-from kumulus_controllers.status import write_report
+from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_report
 
 COUNT_SECONDS = 5.0
 """How stale the count of members may be: it is no reason for a write per machine."""
 
 
-def derive_status(group: SecurityGroup, known: frozenset[str], members: int, now: str) -> SecurityGroupStatus:
-    """The whole status. `known` are the groups of the namespace. Pure."""
+def derive_status(
+    group: SecurityGroup, known: frozenset[str], members: int, now: str, users: Sequence[str] = ()
+) -> SecurityGroupStatus:
+    """The whole status. `known` are the groups of the namespace, `users` who keeps it from going. Pure."""
     gone = sorted(named_groups(group) - known)
     lack = None
-    if gone:
+    if group.deleting and users:
+        lack = in_use(users, "Its rules stay in force until then. Take it out of their spec, or delete them.")
+    elif gone:
         which = ", ".join(gone)
         lack = Lack(
             "SecurityGroupNotFound",
@@ -52,9 +58,15 @@ class GroupReconciler:
 
         def group_changed(before: SecurityGroup | None, after: SecurityGroup | None) -> None:
             item = after or before
-            if item is None or (before and after and before.metadata.generation == after.metadata.generation):
+            if item is None or (
+                before and after and before.metadata.generation == after.metadata.generation and not after.deleting
+            ):
                 return
             enqueue(Key(item.namespace, item.name))
+            for one in (before, after):
+                for name in named_groups(one) if one is not None else ():
+                    if (other := networks.groups.get(name, item.namespace)) is not None and other.deleting:
+                        enqueue(Key(other.namespace, other.name))
             if before is None or after is None:
                 for other in networks.groups.by(NAMES_GROUP, f"{item.namespace}/{item.name}"):
                     enqueue(Key(other.namespace, other.name))
@@ -79,15 +91,19 @@ class GroupReconciler:
         if group is None:
             self._counted.pop(str(key), None)
             return Gone()
-        if group.paused or group.deleting:
+        if group.paused:
             return Done()
+        users = self._users(group) if group.deleting else ()
+        if group.deleting and not users:
+            await drop_finalizer(self._services.client, networks.groups, group)
+            return Gone()
+        if not group.deleting and await ensure_finalizer(self._services.client, networks.groups, group):
+            group = networks.groups.get(key.name, key.namespace) or group
         known = frozenset(
-            name
-            for name in named_groups(group)
-            if (other := networks.groups.get(name, group.namespace)) is not None and not other.deleting
+            name for name in named_groups(group) if networks.groups.get(name, group.namespace) is not None
         )
         members = len(networks.interfaces.by(IN_GROUP, str(key)))
-        after = derive_status(group, known, members, rfc3339(clock.now()))
+        after = derive_status(group, known, members, rfc3339(clock.now()), users)
         counts = {"members": group.status.members}
         since = clock.monotonic() - self._counted.get(str(key), float("-inf"))
         if after.to_json() == group.status.to_json():
@@ -97,3 +113,9 @@ class GroupReconciler:
         self._counted[str(key)] = clock.monotonic()
         await write_report(self._services.client, networks.groups, group, after)
         return Done()
+
+    def _users(self, group: SecurityGroup) -> Sequence[str]:
+        """Interfaces that are in it, and groups that stay whose rules name it."""
+        key, networks = f"{group.namespace}/{group.name}", self._networks
+        rules = [one for one in networks.groups.by(NAMES_GROUP, key) if one.uid != group.uid and not one.deleting]
+        return [named(item) for item in (*networks.interfaces.by(IN_GROUP, key), *rules)]

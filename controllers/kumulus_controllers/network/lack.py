@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kumulus.api.base import PAUSED
+from kumulus.api.base import PAUSED, Resource
 from kumulus.runtime.conditions import Fact
 
 
@@ -16,6 +17,19 @@ class Lack:
     message: str
     stalled: bool = True
     """Somebody has to do something; False when it will pass by itself."""
+
+
+def named(item: Resource) -> str:
+    """What it is called among others."""
+    where = f"{item.namespace}/" if item.namespace is not None else ""
+    return f"{item.KIND.kind} {where}{item.name}"
+
+
+def in_use(users: Sequence[str], more: str) -> Lack:
+    """Why something that is to be deleted stays: who uses it, some of them by name. `more`: what to do."""
+    some = ", ".join(sorted(users)[:5])
+    rest = f" and {len(users) - 5} more" if len(users) > 5 else ""
+    return Lack("InUse", f"It goes when nobody uses it: {some}{rest}. {more}")
 
 
 def left_alone(kind: str, name: str) -> Lack:

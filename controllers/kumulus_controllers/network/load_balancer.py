@@ -34,8 +34,11 @@ from kumulus_controllers.network.load_balancer_plan import (
     ordered_digests,
     secrets_of,
     template_interface,
+    was_ready,
 )
-from kumulus_controllers.network.networks import BALANCES, Networks, network_key, underlay
+from kumulus_controllers.network.networks import BALANCES, network_key, underlay
+from kumulus_controllers.network.router_plan import NOT_TOLD
+from kumulus_controllers.network.routing import Routing
 from kumulus_controllers.ordering import Ordering
 from kumulus_controllers.orders import FOR_UID, host_of
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
@@ -57,7 +60,8 @@ class LoadBalancerReconciler:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._networks = Networks(services.caches)
+        self._routing = Routing(services.caches)
+        self._networks = self._routing.networks
         self._store = self._networks.balancers
         self._store.add_index(IN_NAMESPACE, lambda item: (item.namespace or "",))
         self._hosts = GatewayHosts(self._networks)
@@ -100,6 +104,11 @@ class LoadBalancerReconciler:
 
         def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
             order = after or before
+            if order is not None and order.spec.type is WorkType.SEGMENT:
+                for one in self._store.by(BALANCES, f"{order.spec.for_.namespace}/{order.spec.for_.name}"):
+                    ready = one.status.condition("Ready")
+                    if ready is not None and ready.reason == NOT_TOLD:
+                        enqueue(Key(one.namespace, one.name))
             if order is None or order.spec.for_.kind != LoadBalancer.KIND.kind:
                 return
             if after is None:
@@ -150,7 +159,7 @@ class LoadBalancerReconciler:
         network = networks.store.get(balancer.spec.network, namespace)
         if balancer.spec.members.selector is not None and network is not None:
             candidates = [item for item in networks.interfaces_of(network) if self._chosen(balancer, item)]
-        return Scope(
+        scope = Scope(
             balancer=balancer,
             network=network,
             interface=networks.interfaces.get(balancer.interface_name, namespace),
@@ -159,6 +168,14 @@ class LoadBalancerReconciler:
             orders=tuple(sorted(orders, key=lambda order: (order.metadata.creation_timestamp or "", host_of(order)))),
             silent=frozenset(host_of(order) for order in orders if self._is_silent(host_of(order))),
         )
+        return replace(scope, untold=self._untold(scope))
+
+    def _untold(self, scope: Scope) -> frozenset[str]:
+        serving = active(scope)
+        if scope.network is None or serving is None or was_ready(scope.balancer):
+            return frozenset()
+        hosts = self._routing.untold([scope.network], host_of(serving))
+        return frozenset(host for host in hosts if not self._is_silent(host))
 
     def _is_silent(self, name: str) -> bool:
         host = self._networks.hosts.get(name)

@@ -16,6 +16,7 @@ from kumulus.api.balancing import (
     Certificate,
     tls_secret_name,
 )
+from kumulus.api.base import ConditionStatus
 from kumulus.api.gateways import GatewayLeg, GatewayOrder, Redundancy
 from kumulus.api.host import WorkOrder, WorkState
 from kumulus.api.load_balancer import LoadBalancer, LoadBalancerMember, LoadBalancerStatus
@@ -25,6 +26,7 @@ from kumulus_controllers.network.gateway_plan import HOSTS_MOST, Choice, leg_mac
 from kumulus_controllers.network.lack import Lack, facts
 from kumulus_controllers.network.network_plan import usable
 from kumulus_controllers.network.ranges import in_range, ranges
+from kumulus_controllers.network.router_plan import NOT_TOLD
 from kumulus_controllers.orders import NOT_BEGUN, host_of
 from kumulus_controllers.storage.volume_plan import MADE_FOR
 
@@ -51,6 +53,8 @@ class Scope:
     """Its hosts are told of a change in a moment only."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """What the Secrets of its listeners add up to, by their names."""
+    untold: frozenset[str] = frozenset()
+    """Hosts with its network that take no packets of the host that serves yet, but for those that are not heard of."""
 
 
 def template_interface(balancer: LoadBalancer) -> dict[str, Any]:
@@ -241,7 +245,9 @@ def derive_status(scope: Scope, why: Lack | None, now: str) -> LoadBalancerStatu
     undone = _undone(scope)
     passing = undone if undone is not None and not undone.stalled else None
     serves = healthy > 0 or (passing is not None and any(well.values()))  # perhaps with members that it had before
-    why = why or _hosts(scope, undone) or (undone if passing is None else None) or _members(scope, len(found), serves)
+    lacking = _members(scope, len(found), serves)
+    why = why or _hosts(scope, undone) or (undone if passing is None else None)
+    why = why or (lacking if lacking is not None and lacking.stalled else None) or _behind(scope) or lacking
     own = scope.interface.status.addresses[:2] if scope.interface is not None else ()
     phase = "Ready" if why is None else "Failed" if why.stalled else "Pending"
     if why is not None and serving is not None and (why is undone or why.reason in _SERVES):
@@ -305,6 +311,24 @@ def _hosts(scope: Scope, undone: Lack | None) -> Lack | None:
         where = ", ".join(_chosen(scope)[:5]) or "its hosts"
         return undone or Lack("Pending", f"It is being set up on {where}.", stalled=False)
     return None
+
+
+def was_ready(balancer: LoadBalancer) -> bool:
+    """By its own record."""
+    ready = balancer.status.condition("Ready")
+    return ready is not None and ready.status is ConditionStatus.TRUE
+
+
+def _behind(scope: Scope) -> Lack | None:
+    """That hosts which it is new to do not take its packets yet. Of one that was Ready nobody says so, as of a router."""
+    serving = active(scope)
+    if serving is None or not scope.untold or was_ready(scope.balancer):
+        return None
+    waiting = sorted(scope.untold)
+    some = ", ".join(waiting[:5]) + (", ..." if len(waiting) > 5 else "")
+    return Lack(
+        NOT_TOLD, f"Host {host_of(serving)} serves; {some}, with interfaces of its network, hear of it.", stalled=False
+    )
 
 
 def _chosen(scope: Scope) -> tuple[str, ...]:

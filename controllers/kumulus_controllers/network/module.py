@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from kumulus.runtime.modules import Context, Module
 from kumulus_controllers.network.claim import ClaimReconciler
-from kumulus_controllers.network.external import ExternalNetworkReconciler, PhysicalNetworkReconciler
+from kumulus_controllers.network.external import ExternalNetworkReconciler
 from kumulus_controllers.network.floating import FloatingReconciler
 from kumulus_controllers.network.group import GroupReconciler
 from kumulus_controllers.network.interface import InterfaceReconciler
 from kumulus_controllers.network.load_balancer import LoadBalancerReconciler
 from kumulus_controllers.network.network import NetworkReconciler
 from kumulus_controllers.network.network_class import NetworkClassReconciler
+from kumulus_controllers.network.physical import PhysicalNetworkReconciler
 from kumulus_controllers.network.router import RouterReconciler
 from kumulus_controllers.network.segment import SegmentReconciler
 

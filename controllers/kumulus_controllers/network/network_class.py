@@ -1,11 +1,11 @@
-"""NetworkClass: the offering. Nothing is made of it; its status says whether it counts, and which hosts can make it."""
+"""NetworkClass: the offering. Its status says whether it counts, and which hosts can make it; one that networks name stays."""
 
 from __future__ import annotations
 
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.gateways import GatewayFunction
 from kumulus.api.host import HostReport
-from kumulus.api.network import NetworkClass, NetworkClassStatus
+from kumulus.api.network import Network, NetworkClass, NetworkClassStatus
 from kumulus.api.routing import PhysicalNetwork
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
@@ -13,11 +13,12 @@ from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Result
 from kumulus_controllers.network.capable import capable, connected, serving
-from kumulus_controllers.network.lack import Lack, facts
+from kumulus_controllers.network.lack import Lack, facts, in_use, named
 from kumulus_controllers.network.network_plan import is_default
+from kumulus_controllers.network.networks import OF_CLASS
 from kumulus_controllers.network.vlans import is_vlan
 from kumulus_controllers.planning.ways import Way
-from kumulus_controllers.status import write_report
+from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_report
 
 
 class NetworkClassReconciler:
@@ -31,6 +32,8 @@ class NetworkClassReconciler:
         self._reports = services.caches.store(HostReport)
         self._physical = services.caches.store(PhysicalNetwork)
         self._hosts = services.caches.store(Host)
+        self._networks = services.caches.store(Network)
+        self._networks.add_index(OF_CLASS, lambda network: (network.spec.network_class or "",))
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes, and what hosts can; which one is the default one depends on all."""
@@ -40,7 +43,9 @@ class NetworkClassReconciler:
             if was != now:
                 for key in self._classes.keys():  # noqa: SIM118 - a store, not a dict
                     enqueue(key)
-            elif after is not None and (before is None or before.metadata.generation != after.metadata.generation):
+            elif after is not None and (
+                before is None or before.metadata.generation != after.metadata.generation or after.deleting
+            ):
                 enqueue(Key(None, after.name))
 
         def report_changed(before: HostReport | None, after: HostReport | None) -> None:
@@ -64,6 +69,11 @@ class NetworkClassReconciler:
                 if is_vlan(item.spec):
                     enqueue(Key(None, item.name))
 
+        def network_changed(before: Network | None, after: Network | None) -> None:
+            if before is not None and after is None and before.spec.network_class is not None:
+                enqueue(Key(None, before.spec.network_class))
+
+        self._networks.listen(network_changed)
         self._physical.listen(physical_changed)
         self._hosts.listen(host_changed)
         self._classes.listen(class_changed)
@@ -97,11 +107,20 @@ class NetworkClassReconciler:
         offered = self._classes.get(key.name)
         if offered is None:
             return Gone()
-        if offered.paused or offered.deleting:
+        if offered.paused:
             return Done()
+        users = [named(network) for network in self._networks.by(OF_CLASS, offered.name)]
+        if offered.deleting and not users:
+            await drop_finalizer(self._services.client, self._classes, offered)
+            return Gone()
+        if not offered.deleting and await ensure_finalizer(self._services.client, self._classes, offered):
+            offered = self._classes.get(key.name) or offered
         fact, lack = capable(offered.spec.driver, self._reports)
         connection, unconnected = self._vlans(offered)
-        lack = is_default(offered, self._classes) or lack or unconnected
+        if offered.deleting:
+            lack = in_use(users, "They go on as they are; no new one is made of it. Their owners delete them.")
+        else:
+            lack = is_default(offered, self._classes) or lack or unconnected
         found = facts(lack, "Ready", "Networks can be made of it.")
         found += [connection] if connection is not None else []
         gateways = [serving(offered.spec.driver, function, self._reports) for function in GatewayFunction]

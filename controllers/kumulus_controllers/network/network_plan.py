@@ -77,6 +77,11 @@ def wanted(scope: Scope) -> Wanted | Lack:
             f"There is no NetworkClass {spec.network_class}. What there is: kubectl get networkclasses.",
         )
     if offered is not None and before.driver is None:
+        if offered.deleting:
+            return Lack(
+                "NetworkClassNotFound",
+                f"NetworkClass {offered.name} is being deleted. What there is: kubectl get networkclasses.",
+            )
         allowed = offered.spec.allowed_namespaces
         if allowed and network.namespace not in allowed:
             return Lack(
@@ -115,6 +120,8 @@ def _vlans(scope: Scope, offer: NetworkClassSpec) -> Pool | Lack | None:
             "PhysicalNetworkNotFound",
             f"Its VLAN is one of PhysicalNetwork {name}, which is not there: ask the operator to make it.{goes_on}",
         )
+    if physical.deleting and not network.status.numbered:
+        return Lack("PhysicalNetworkNotFound", f"PhysicalNetwork {name} is being deleted: take another class.")
     offered = scope.offered.name if scope.offered is not None else ""
     return pool(physical, offer, offered, external=scope.external_vlans, own=scope.own_vlans)
 

@@ -197,11 +197,7 @@ class Networks:
 
     def groups_of(self, interface: NetworkInterface) -> Mapping[str, SecurityGroup | None]:
         """Its security groups by name; None for one that is not there."""
-        return {name: self._group(interface.namespace, name) for name in group_names(interface)}
-
-    def _group(self, namespace: str | None, name: str) -> SecurityGroup | None:
-        group = self.groups.get(name, namespace)
-        return group if group is not None and not group.deleting else None
+        return {name: self.groups.get(name, interface.namespace) for name in group_names(interface)}
 
     def default_class(self) -> NetworkClass | None:
         """The class of networks that name none; of several the first by name, so that it is always the same."""

@@ -196,7 +196,7 @@ class SegmentReconciler:
     ) -> None:
         for name in names:
             group = self._networks.groups.get(name, namespace)
-            if group is not None and not group.deleting:
+            if group is not None:  # one that is to go is in force as long as it is there
                 groups[(namespace, name)] = group
 
     async def reconcile(self, key: Key) -> Result:

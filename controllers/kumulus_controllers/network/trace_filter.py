@@ -33,7 +33,7 @@ class Ported:
 
 def ported(scene: Scene, interface: NetworkInterface, network: Network) -> Ported:
     """The interface and its network as orders have them. Both must be ready."""
-    groups = {(group.namespace, group.name): group for group in scene.groups if not group.deleting}
+    groups = {(group.namespace, group.name): group for group in scene.groups}
     routers = [router for router in scene.routers if any(part.uid == network.uid for part in router.status.networks)]
     beyond = {part.uid for router in routers for part in router.status.networks} - {network.uid}
     there = trace_ends.in_network(scene, network)

@@ -23,15 +23,24 @@ SOURCES_MOST = LEGS_MOST * 2 + ROUTES_MOST
 
 
 class GatewayFunction(StrEnum):
-    """What a gateway can be."""
+    """What a gateway can be, or can besides."""
 
     ROUTER = "Router"
     LOAD_BALANCER = "LoadBalancer"
+    KEPT_CONNECTION = "KeptConnection"
+    """Of routers: what they translate goes on when another host takes over. They work without."""
 
     @property
     def plural(self) -> str:
         """For sentences."""
-        return "routers" if self is GatewayFunction.ROUTER else "load balancers"
+        return _PLURALS[self]
+
+
+_PLURALS = {
+    GatewayFunction.ROUTER: "routers",
+    GatewayFunction.LOAD_BALANCER: "load balancers",
+    GatewayFunction.KEPT_CONNECTION: "connections that go on when another host takes over",
+}
 
 
 class GatewayLeg(Model):

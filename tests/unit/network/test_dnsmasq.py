@@ -74,6 +74,12 @@ def test_files() -> None:
     ]
 
 
+def test_who_has_no_router_asks_again_soon() -> None:
+    subnets = [{"cidr": "10.20.30.0/24", "service": "10.20.30.2"}]
+    assert dnsmasq.options(order(subnets=subnets)).splitlines()[:2] == ["option:router", "option:T1,60"]
+    assert not [line for line in dnsmasq.options(order()).splitlines() if "T1" in line]
+
+
 HOSTILE = ("x\ndhcp-script=/bin/sh", "a,b", "a b", "a=b", "#", "a\r", "a\0", "$(id)", "../x", "", "a\u2028b", "x" * 254)
 
 

@@ -151,13 +151,15 @@ def test_a_network_with_a_leg_is_known() -> None:
 async def test_which_gateways_a_host_can_have_follows_from_its_programs(tmp_path: Path) -> None:
     program, absent = Path(sys.executable), tmp_path / "absent"
 
-    async def lacks(keepalived: Path, haproxy: Path) -> dict[str, bool]:
-        driver = LinuxNetwork(LinuxSettings.model_validate({"keepalived": keepalived, "haproxy": haproxy}))
-        return {function.value: why is not None for function, why in (await driver.functions()).items()}
+    async def lacks(keepalived: Path, haproxy: Path, conntrackd: Path) -> set[str]:
+        programs = {"keepalived": keepalived, "haproxy": haproxy, "conntrackd": conntrackd, "conntrack": program}
+        driver = LinuxNetwork(LinuxSettings.model_validate(programs))
+        return {function.value for function, why in (await driver.functions()).items() if why is not None}
 
-    assert await lacks(program, program) == {"Router": False, "LoadBalancer": False}
-    assert await lacks(program, absent) == {"Router": False, "LoadBalancer": True}
-    assert await lacks(absent, program) == {"Router": True, "LoadBalancer": True}
+    assert await lacks(program, program, program) == set()
+    assert await lacks(program, absent, program) == {"LoadBalancer"}
+    assert await lacks(absent, program, program) == {"Router", "LoadBalancer"}
+    assert await lacks(program, program, absent) == {"KeptConnection"}, "routers do without"
     driver = LinuxNetwork(LinuxSettings.model_validate({"keepalived": absent}))
     said = (await driver.functions())[GatewayFunction.ROUTER]
     assert said == f"{absent} is missing, which routers need; install the package keepalived."

@@ -57,3 +57,16 @@ def test_what_hosts_can_have_besides_networks() -> None:
     assert "h2 (no keepalived)" in str(some[3])
     assert say(able("h1", Router="no keepalived."))[:3] == ("Routers", False, "NoHost")
     assert say(able("h1", LoadBalancer=None))[:3] == ("Routers", False, "NotByDriver")
+
+
+def test_what_goes_on_when_another_host_takes_over() -> None:
+    def say(*reports: HostReport) -> tuple[object, ...]:
+        fact = serving(NetworkDriverName.LINUX, GatewayFunction.KEPT_CONNECTION, reports)
+        return () if fact is None else (fact.type, fact.status, fact.reason, fact.message)
+
+    assert say(able("h1", Router=None)) == (), "an agent that is too old to say"
+    assert say(able("h1", Router=None, KeptConnection=None))[:3] == ("KeptConnections", True, "AllHosts")
+    lacks = "conntrackd is missing; install the package conntrackd."
+    some = say(able("h1", KeptConnection=None), able("h2", KeptConnection=lacks))
+    assert some[:3] == ("KeptConnections", False, "SomeHosts")
+    assert "h2 (conntrackd is missing; install the package conntrackd)" in str(some[3])

@@ -265,6 +265,26 @@ def test_a_change_on_its_way_takes_nothing_from_what_serves() -> None:
     assert said(order("h1", active=False, observedGeneration=0), stands_by) == ("False", "Pending", "Pending")
 
 
+def test_a_new_one_is_ready_when_the_hosts_of_its_network_know_where_it_is() -> None:
+    one = allocated("a", "10.0.0.11")
+
+    def said(*untold: str, was: str | None = None, well: bool = True, **more: Any) -> tuple[str, str]:
+        ready = [{"type": "Ready", "status": was, "lastTransitionTime": NOW}] if was else []
+        serving = order("h1", well=(one,) if well else ())
+        given = {"candidates": (one,), "orders": (serving,), "untold": frozenset(untold), **more}
+        status = derive_status(scope(balancer=balancer({"conditions": ready}), **given), None, NOW)
+        told = status.condition("Ready")
+        assert told is not None
+        return told.reason or "", status.phase or ""
+
+    assert said() == ("Ready", "Ready")
+    assert said("h3") == ("HostsNotTold", "Pending")
+    assert said("h3", was="False") == ("HostsNotTold", "Pending")
+    assert said("h3", was="True") == ("Ready", "Ready"), "changes are on their way to hosts all the time"
+    assert said("h3", well=False)[0] == "HostsNotTold", "members cannot be reached before"
+    assert said("h3", unknown=("x",))[0] == "InterfaceNotFound", "somebody has to do something"
+
+
 def made(key: Any = None, *, until: datetime = TIME + timedelta(days=1)) -> tuple[bytes, bytes]:
     key = key or ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lb.example")])

@@ -22,6 +22,10 @@ from kumulus_agents.network.protocol import NetworkError
 HOSTS, NAMES, OPTIONS, SERVERS = "hosts", "names", "options", "servers"
 _MS_ROUTES = 249
 _ADVERTISE_SECONDS = 60
+ROUTERLESS_SECONDS = 60
+"""After so many a guest asks again by DHCP of IPv4 while its network has no router (T1, RFC 2131, 4.4.5): there is no other way to tell
+it of a new one, for clients do not heed FORCERENEW (RFC 3203). Its lease is as long as any: it keeps its address while nobody
+answers."""
 _ROUTER_SECONDS, _ROUTER_LIFETIME = 30, 1800
 """How often a router says that it is one, and for how long that counts."""
 
@@ -144,6 +148,7 @@ def options(order: SegmentOrder) -> str:
             if subnet.gateway:
                 routes += ["0.0.0.0/0", subnet.gateway]
             lines.append(f"option:router,{subnet.gateway}" if subnet.gateway else "option:router")
+            lines += [] if subnet.gateway else [f"option:T1,{ROUTERLESS_SECONDS}"]
             lines.append(f"option:dns-server,{subnet.service}")
             lines += [f"{code},{','.join(routes)}" for code in ("option:classless-static-route", _MS_ROUTES)]
         else:

@@ -12,7 +12,17 @@ from typing import Protocol
 from kumulus.api.addresses import is_v4
 from kumulus.api.balancing import BalancingFacts
 from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
-from kumulus_agents.network.linux import dnsmasq, gateway_links, gateway_rules, host, keepalived, links, names, uplinks
+from kumulus_agents.network.linux import (
+    dnsmasq,
+    gateway_links,
+    gateway_rules,
+    host,
+    keepalived,
+    links,
+    names,
+    replication,
+    uplinks,
+)
 from kumulus_agents.network.linux.balancer import Balancer
 from kumulus_agents.network.linux.daemons import KEEPALIVED, Daemon
 from kumulus_agents.network.linux.links import Commands, Link
@@ -25,7 +35,9 @@ from kumulus_agents.network.protocol import Identity, NetworkError
 
 
 def missing(settings: GatewaySettings, function: GatewayFunction) -> str | None:
-    """Which program this host lacks for gateways of that function, a sentence; None when it lacks none. Blocks."""
+    """What this host lacks for gateways of that function, a sentence; None when it lacks nothing. Blocks."""
+    if function is GatewayFunction.KEPT_CONNECTION:
+        return replication.missing(settings)
     needs = {"keepalived": settings.keepalived, "nftables": settings.nft}
     if function is GatewayFunction.LOAD_BALANCER:
         needs["haproxy"] = settings.haproxy

@@ -33,6 +33,16 @@ _DISPENSABLE = 500
 """What the kernel ends first when memory is short (oom_score_adj); a gateway goes on without."""
 
 
+def missing(settings: GatewaySettings) -> str | None:
+    """What this host plainly lacks for it, with what to do; None if nothing. Blocks."""
+    for package, program in {"conntrackd": settings.conntrackd, "conntrack": settings.conntrack}.items():
+        if not os.access(program, os.X_OK):
+            return f"{program} is missing; install the package {package}."
+    if EVENTS.parent.exists() and not EVENTS.exists():  # neither is there before anything is tracked
+        return "The host's kernel tells nobody of connections (CONFIG_NF_CONNTRACK_EVENTS)."
+    return None
+
+
 class Replication:
     """One gateway's. Its verbs are called one at a time."""
 
@@ -147,16 +157,10 @@ class Replication:
 
     async def _lacking(self) -> str:
         """What this host lacks for it, with what to do; nothing if nothing."""
-        for package, program in {
-            "conntrackd": self._settings.conntrackd,
-            "conntrack": self._settings.conntrack,
-        }.items():
-            if not await asyncio.to_thread(os.access, program, os.X_OK):
-                return f"{program} is missing; install the package {package}."
+        if (why := await asyncio.to_thread(missing, self._settings)) is not None:
+            return why
         if self._kernel_can:
             return ""
-        if not await asyncio.to_thread(EVENTS.exists):
-            return "The host's kernel tells nobody of connections (CONFIG_NF_CONNTRACK_EVENTS)."
         status, _, _ = await attempt([str(self._settings.unshare), "--net", str(self._settings.conntrack), "-C"])
         if status != 0:
             return "The host's kernel gives no access to connections (nf_conntrack_netlink): load that module."

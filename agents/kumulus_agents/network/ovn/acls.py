@@ -35,6 +35,8 @@ class Acl:
     priority: int
     match: str
     action: str
+    why: str = ""
+    """It drops, in the words of the driver `linux`."""
 
     @property
     def key(self) -> str:
@@ -48,13 +50,14 @@ def everybody(order: SegmentOrder) -> Iterator[Acl]:
     here = f"inport == @{names.everybody(order.uid)}"
     there = f"outport == @{names.everybody(order.uid)}"
     if order.subnets:
-        yield Acl(FROM, NEVER, f"{here} && eth.src == {devices.service_mac(order.uid)}", DROP)
-        yield Acl(FROM, NEVER, f"{here} && arp.op == 2 && arp.spa == 0.0.0.0", DROP)
-        yield Acl(FROM, NEVER, f"{here} && udp.src == {{67, 547}}", DROP)
+        yield Acl(FROM, NEVER, f"{here} && eth.src == {devices.service_mac(order.uid)}", DROP, "service MAC")
+        yield Acl(FROM, NEVER, f"{here} && arp.op == 2 && arp.spa == 0.0.0.0", DROP, "not its own")
+        for port in (67, 547):  # apart: of a set of ports nobody could tell which guest a flow counts
+            yield Acl(FROM, NEVER, f"{here} && udp.src == {port}", DROP, "DHCP server")
     for end, direction in ((here, FROM), (there, TO)):
         yield Acl(direction, ALWAYS, f"{end} && arp.op == {{1, 2}}", ALLOW)
         yield Acl(direction, ALWAYS, f"{end} && icmp6.type == {{130, 131, 132, 133, 134, 135, 136, 137, 143}}", ALLOW)
-        yield Acl(direction, ELSE, end, DROP)
+        yield Acl(direction, ELSE, end, DROP, "no group lets it through")
     if order.subnets:
         mac = devices.service_mac(order.uid)
         yield Acl(FROM, ALWAYS, f"{here} && udp && udp.src == 68 && udp.dst == 67", ALLOW)
@@ -81,15 +84,15 @@ def own(order: SegmentOrder, nic: Nic) -> Iterator[Acl]:
     here = f'inport == "{nic.uid}"'
     for subnet in order.subnets:
         if is_v4(subnet.service):
-            yield Acl(FROM, NEVER, f"{here} && ip4.src == {subnet.service}", DROP)
-            yield Acl(FROM, NEVER, f"{here} && arp.spa == {subnet.service}", DROP)
+            yield Acl(FROM, NEVER, f"{here} && ip4.src == {subnet.service}", DROP, "service address")
+            yield Acl(FROM, NEVER, f"{here} && arp.spa == {subnet.service}", DROP, "service address")
         else:
-            yield Acl(FROM, NEVER, f"{here} && ip6.src == {subnet.service}", DROP)
+            yield Acl(FROM, NEVER, f"{here} && ip6.src == {subnet.service}", DROP, "service address")
     alone = [address for address in nic.addresses if is_v4(address)]
     asks = f"{here} && ip4.dst == {devices.METADATA}"
     if alone:
         yield Acl(FROM, OWN, f"{asks} && ip4.src == {_set(alone)}", TRACKED)
-    yield Acl(FROM, ONLY, asks, DROP)
+    yield Acl(FROM, ONLY, asks, DROP, "metadata is told by who asks")
 
 
 def group(network: str, group: FilterGroup, known: Collection[str]) -> Iterator[Acl]:
@@ -133,7 +136,8 @@ def legs(order: SegmentOrder, gateways: Sequence[GatewayLeg]) -> Iterator[Acl]:
     yield Acl(TO, ALWAYS, f"outport == @{ends}", UNTRACKED)
     if order.subnets:
         for mac in sorted({leg.mac for leg in gateways}):
-            yield Acl(TO, NEVER, f'outport == "{devices.service(order.uid)}" && eth.src == {mac}', DROP)
+            match = f'outport == "{devices.service(order.uid)}" && eth.src == {mac}'
+            yield Acl(TO, NEVER, match, DROP, "each host serves its own guests")
 
 
 def router(order: SegmentOrder) -> Iterator[Acl]:

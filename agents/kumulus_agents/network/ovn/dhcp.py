@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from kumulus.api.addresses import is_v4
 from kumulus.api.segments import DhcpOptionName, Nic, SegmentOrder, Subnet
 from kumulus_agents.network.linux import names as devices
+from kumulus_agents.network.linux.dnsmasq import ROUTERLESS_SECONDS
 
 
 def subnet_of(order: SegmentOrder) -> Subnet | None:
@@ -38,6 +39,8 @@ def options(order: SegmentOrder, subnet: Subnet, lease_seconds: int) -> Mapping[
     }
     if subnet.gateway:
         said["router"] = subnet.gateway
+    else:
+        said["T1"] = str(ROUTERLESS_SECONDS)
     if order.dns.domain:
         said["domain_name"] = _text(order.dns.domain)
         said["domain_search_list"] = _text(order.dns.domain)

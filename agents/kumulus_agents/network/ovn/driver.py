@@ -23,6 +23,7 @@ from kumulus_agents.network.linux.service import Service
 from kumulus_agents.network.linux.watching import Watch
 from kumulus_agents.network.ovn import host, names, routing
 from kumulus_agents.network.ovn.apart import Apart
+from kumulus_agents.network.ovn.counters import Counters
 from kumulus_agents.network.ovn.databases import Databases
 from kumulus_agents.network.ovn.gateway_cabling import Plugged
 from kumulus_agents.network.ovn.guards import Guards
@@ -49,6 +50,7 @@ class OvnNetwork(RecordedNetwork):
         self._uplinked = Uplinked(settings, self._databases)
         self._tunnels = Tunnels(settings, self._databases, self._uplinked)
         self._guards = Guards(settings, self._databases)
+        self._counters = Counters(settings, self._databases)
         self._apart = Apart(settings)
         self._watch = Watch(self._apart.disturbed, self._put_apart)
         self._cabling = Plugged(settings, self._databases, self._tunnels, self._uplinked)
@@ -77,8 +79,8 @@ class OvnNetwork(RecordedNetwork):
         return Uplinks(await self._uplinked.devices(await self._links()))
 
     async def dropped(self) -> Sequence[Dropped]:
-        """See `NetworkDriver.dropped`. OVN counts flows and not ACLs, so there is nothing to say."""
-        return ()
+        """See `NetworkDriver.dropped`. Of what is on record; of nothing before that was read."""
+        return () if self._known is None else await self._counters.dropped(self._known)
 
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
         """See `NetworkDriver.ensure_segment`."""
