@@ -83,6 +83,8 @@ class Party:
         self.downtime = 0.0
         """How long it takes to start again."""
         self.births = 0
+        self.on_birth: Callable[[], None] = lambda: None
+        """Told when its next process begins."""
         self.life: Life | None = None
         self.under_way = 0
         """Requests and deeds."""
@@ -92,6 +94,8 @@ class Party:
     def born(self) -> Life:
         """Its next process."""
         self.births += 1
+        if self.births > 1:
+            self.on_birth()
         self.life = Life(self)
         return self.life
 
@@ -291,7 +295,7 @@ READS = {
     *("connect", "close", "inventory", "domain", "domains", "foreign"),
     *("prepare", "image", "volume", "open_volume", "traits", "arrival", "snapshot", "changes", "next_merge"),
     *("send_volume", "missing", "unowned", "usage", "keeper"),
-    *("functions", "uplinks", "found", "guard", "dropped", "traffic", "missing_certificates", "gateway_facts"),
+    *("functions", "uplinks", "found", "guard", "mend", "dropped", "traffic", "missing_certificates", "gateway_facts"),
 }
 """Verbs of drivers that change nothing, or only tell where to look. Every other one is a deed."""
 _NO_VERB = {"told", "fail"}

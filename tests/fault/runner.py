@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from kumulus.api.base import Resource, Scope
 from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import Zone
 from kumulus.api.image import Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.network import Network, NetworkInterface, SecurityGroup
@@ -23,6 +24,7 @@ from kumulus_agents.hypervisor.protocol import ExitReason
 from tests.fault.oracles import State, observe, words
 from tests.fault.plans import Plan, Step, Verb
 from tests.fault.world import World
+from tests.patience import PATIENCE
 
 Raw = dict[str, Any]
 TENANT = "tenant"
@@ -52,11 +54,14 @@ class Pace:
     settle: float
     """For so long has nobody to have anything to do."""
     limit: float
-    """Within this every step has to come to its end, and the end state has to be right."""
+    """Within this every step has to come to its end, and the end state has to be right: less than the five minutes after
+    which everything is looked at anyway."""
+    second: float = 1.0
+    """What troubles count their times in."""
 
 
-VIRTUAL = Pace(look=0.5, settle=25, limit=1200)
-REAL = Pace(look=0.05, settle=0.25, limit=60)
+VIRTUAL = Pace(look=0.5, settle=8, limit=150)
+REAL = Pace(look=0.05, settle=0.3, limit=45 * PATIENCE, second=0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,8 @@ class Runner:
             made, runs = len(world.books.made), len(world.books.runs)
             for party in world.parties.values():
                 party.deeds, party.struck, party.counting = [], [], True
+            zones = await world.user.request("GET", Zone.KIND.path())
+            world.version = zones["metadata"]["resourceVersion"]
             if arm is not None:
                 arm(world)
             for step in plan.steps:
@@ -135,9 +142,11 @@ class Runner:
 
     async def _disarm(self) -> None:
         world = self._world
+        await world.calm()
         world.on_deed = lambda party, label: None
         for party in world.parties.values():
             party.counting, party.faults, party.offset = False, (), 0.0
+            party.on_birth = lambda: None
             party.wire = type(party.wire)()
 
     async def _end(self, made: int, runs: int, right: State | None) -> State:
@@ -231,8 +240,3 @@ class Runner:
                 await asyncio.sleep(self._pace.look)
             else:
                 return found
-
-
-def named(result: Result, fault: str) -> Result:
-    """The same result under another name."""
-    return replace(result, fault=fault)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib.metadata
-import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+import sys
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine,  Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -49,8 +50,10 @@ from kumulus_agents.storage.simulated import SimulatedPool, SimulatedStorage
 from tests.fault.books import Books, keep, keep_pool
 from tests.fault.memory_api import MemoryApi, MemoryClient, moment
 from tests.fault.parties import Crash, Life, Party, PartyClock, Tapped, tap
+from tests.unit.kube.virtual_time import VirtualLoop
 
 Raw = dict[str, Any]
+T = TypeVar("T")
 CONTROLLERS = "controllers"
 RIVALS = "rivals"
 """A second process of controllers, which believes that it leads as well."""
@@ -191,8 +194,11 @@ class World:
         self.problems: list[str] = []
         """What must never happen: errors that nobody expected, processes that ended by themselves."""
         self.on_deed: Callable[[Party, str], None] = lambda party, label: None
+        self.version = ""
+        """Version of everything when the steps of the plan began."""
         self._term = 0
         self._tasks: asyncio.TaskGroup
+        self._troubles: set[asyncio.Task[None]] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def _deed(self, party: Party, label: str) -> None:
@@ -234,8 +240,25 @@ class World:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    def during(self, work: Coroutine[Any, Any, None]) -> None:
+        """Something goes on beside everything else."""
+        self._troubles.add(self._tasks.create_task(work))
+
+    async def calm(self) -> None:
+        """Whatever was begun by `during` has ended. Raises AssertionError when it has failed."""
+        while self._troubles:
+            await self._troubles.pop()
+        await self.stop(RIVALS)
+
+    @property
+    def troubled(self) -> bool:
+        """Whether something that was begun by `during` goes on."""
+        return any(not task.done() for task in self._troubles)
+
     async def end(self) -> None:
         """Everybody stops."""
+        for task in self._troubles:
+            task.cancel()
         for name in list(self._running):
             await self.stop(name)
         await self.user.close()
@@ -340,7 +363,7 @@ class World:
 
     def idle(self) -> bool:
         """Whether nobody has anything to do now."""
-        return all(
+        return not self.troubled and all(
             party.life is not None and not party.life.dead.is_set() and party.life.idle() and not party.under_way
             for name, party in self.parties.items()
             if name in self._running
@@ -384,10 +407,6 @@ def _why(process: asyncio.Future[None]) -> str:
     return repr(error)
 
 
-class Complaints(logging.Handler):
-    """Takes down what is logged as an error with a traceback."""
-
-
 @asynccontextmanager
 async def world(backend: Backend, hosts: Sequence[str] = HOSTS) -> AsyncIterator[World]:
     """A cloud whose parties run until the block ends."""
@@ -417,9 +436,6 @@ class complaints:  # noqa: N801 - a context manager
     def _take(self, logger: Any, method: str, event: Mapping[str, Any]) -> Any:
         error = event.get("exc_info")
         if error:
-            import sys
-            import traceback
-
             found = sys.exc_info()[1]
             if found is not None and not _is_crash(found):
                 self._problems.append(f"{dict(event)}: {''.join(traceback.format_exception(found))}")
@@ -432,5 +448,19 @@ def _is_crash(error: BaseException) -> bool:
     return isinstance(error, Crash)
 
 
-def texts(lines: Iterable[object]) -> list[str]:
-    return [str(line) for line in lines]
+class WorldLoop(VirtualLoop):
+    """Virtual time, in which what is given to a thread is done at once: else time would fly while the thread works."""
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+        done = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` in virtual time."""
+    with asyncio.Runner(loop_factory=WorldLoop) as runner:
+        return runner.run(main)
