@@ -151,9 +151,9 @@ class PlacementDesk:
 
     def rebalance(self, goal: Goal) -> Plan:
         """Which moves would make hosts even. The desk is used up: it has them moved."""
-        hosts = [
+        hosts = {
             host.name for host in self._known.hosts if closed(host) is None and goal.zone in (None, host.spec.zone)
-        ]
+        }
         machines = [
             movable
             for vm in self._known.store
