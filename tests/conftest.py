@@ -20,6 +20,7 @@ from kumulus.api.base import Kind
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.image import Image
 from kumulus.api.load_balancer import LoadBalancer
+from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import FloatingIP, Router
@@ -50,6 +51,7 @@ CLUSTER = pytest.StashKey[NativeCluster]()
 OWNED: tuple[Kind, ...] = tuple(
     model.KIND
     for model in (
+        VirtualMachinePool,  # before the machines that it would make again
         VirtualMachine,
         VirtualMachineRestore,
         VirtualMachineSnapshot,

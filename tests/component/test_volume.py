@@ -178,7 +178,7 @@ async def tenant(made: Cloud) -> AsyncIterator[Tenant]:
     try:
         yield tenant
     finally:
-        for kind in (VirtualMachine.KIND, Volume.KIND, Image.KIND):
+        for kind in (VirtualMachinePool.KIND, VirtualMachine.KIND, Volume.KIND, Image.KIND):
             for item in await made.listed(kind, tenant.namespace):
                 await made.client.delete(kind, item["metadata"]["name"], tenant.namespace)
         for kind in (VirtualMachine.KIND, Volume.KIND, Image.KIND):
