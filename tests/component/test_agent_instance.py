@@ -141,7 +141,11 @@ async def test_what_a_guest_says_is_in_the_status_of_its_run(host: TestHost, mon
         del host.machine.guests[uid]
         host.machine.end(uid, ExitReason.CRASHED)
         await eventually(lambda: _restarted(host, uid), "a restart")
-        assert "guest" not in (await host.status(instance_order_name(uid)))["instance"]
+
+        async def other_run() -> bool:
+            return not (await host.status(instance_order_name(uid)))["instance"].get("guest", {}).get("connected")
+
+        await eventually(other_run, "that the guest of the next run has no agent")
 
 
 async def test_pause_and_resume(host: TestHost) -> None:

@@ -57,9 +57,12 @@ class Guests:
         self._guests: dict[str, _Guest] = {}
         self._looked = False
 
-    def told(self, uid: str, before: GuestFacts | None) -> GuestFacts | None:
-        """What is to be said of the guest, of which `before` was said in this run; None when it had no agent in it."""
+    def told(self, uid: str, run: float | None, before: GuestFacts | None) -> GuestFacts | None:
+        """What is to be said of the guest in the run that began then, of which `before` was said; None when it had no agent
+        in it."""
         guest = self._guests.get(uid)
+        if guest is not None and guest.run != run:
+            return None
         if guest is not None and guest.told is not None:
             return guest.told
         return before if before is None or guest is not None or not self._looked else lost(before)
@@ -84,7 +87,8 @@ class Guests:
             guest = self._guests.get(uid)
             if guest is None or guest.run != domain.started_at:
                 if not domain.agent:
-                    self._guests.pop(uid, None)
+                    if self._guests.pop(uid, None) is not None:
+                        self._changed(uid)  # of the run before something may have been said
                     continue
                 guest = self._guests[uid] = _Guest(domain.started_at, self._clock.monotonic())
             await self._look_at(uid, domain, guest)

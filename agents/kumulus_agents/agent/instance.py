@@ -65,12 +65,12 @@ class Instances:
         *,
         wake: Callable[[str], None],
         removed: Callable[[], None],
-        guest: Callable[[str, GuestFacts | None], GuestFacts | None] = lambda _, before: before,
+        guest: Callable[[str, float | None, GuestFacts | None], GuestFacts | None] = lambda _uid, _run, before: before,
         fenced: Callable[[], bool] = lambda: False,
     ) -> None:
         """`wake` has an order looked at soon, by name; `removed` is told when a machine and its disks are gone,
-        or a disc was taken out of a drive; `guest` knows what is to be told of a guest, by uid of its machine and what was told
-        before; `fenced` says whether nothing may be started here now."""
+        or a disc was taken out of a drive; `guest` knows what is to be told of a guest, by uid of its machine, its run and what
+        was told before; `fenced` says whether nothing may be started here now."""
         self._guest = guest
         self._orders = orders
         self._hypervisor = hypervisor
@@ -176,7 +176,11 @@ class Instances:
             wall=self._clock.now().timestamp(),
             taken=self._taken(order, instance, domain),
             discs=discs,
-            guest=self._guest(instance.uid, instance_status.guest_before(domain, facts)),
+            guest=self._guest(
+                instance.uid,
+                domain.started_at if domain is not None else None,
+                instance_status.guest_before(domain, facts),
+            ),
             moving=self._steps.moving(order, instance),
         )
         memory = instance_memory.remember(

@@ -174,7 +174,9 @@ def changes(found: Sizes, unanswered: InstanceFacts | None = None) -> list[str]:
     said = []
     if now.cpus != pending.cpus and not now.cpus < pending.cpus <= (host.max_cpus or 0):
         said.append(f"CPUs {now.cpus} to {pending.cpus}")
-    if now.memory_bytes != pending.memory_bytes and pending.memory_bytes > (host.max_memory or 0):
+    elastic = unanswered is not None and now.max_memory is not None
+    soon = elastic and pending.memory_bytes <= max(host.max_memory or 0, now.memory_bytes)
+    if now.memory_bytes != pending.memory_bytes and not soon:
         said.append(f"memory {now.memory} to {pending.memory}")
     if now.most_cpus != pending.most_cpus:
         said.append(f"maxCpus {now.most_cpus} to {pending.most_cpus}")

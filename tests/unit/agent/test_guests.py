@@ -55,7 +55,8 @@ class Told:
         if says:
             self.host.guests[UID] = GuestSays(**says)  # type: ignore[arg-type]
         await self.guests.look()
-        return self.guests.told(UID, None)
+        domain = self.host.domains.get(UID)
+        return self.guests.told(UID, domain.started_at if domain is not None else None, None)
 
 
 @pytest.fixture
@@ -90,16 +91,17 @@ async def test_another_run_begins_anew(told: Told) -> None:
     await told.after(1, hostname="web")
     told.host.put(Domain(marks(), DomainState.RUNNING, started_at=2.0))
     del told.host.guests[UID]
-    assert await told.after(1) is None
+    assert told.guests.told(UID, 2.0, None) is None, "not what was said in the one before"
+    assert await told.after(1) is None and told.count == 2
     told.host.domains.clear()
     assert await told.after(1) is None
 
 
 async def test_an_agent_that_begins_keeps_what_was_told_until_it_has_looked(told: Told) -> None:
     before = GuestFacts(connected=True, hostname="web")
-    assert told.guests.told(UID, before) == before
+    assert told.guests.told(UID, 1.0, before) == before
     await told.after(1)
-    assert told.guests.told(UID, before) == GuestFacts(connected=False, hostname="web")
+    assert told.guests.told(UID, 1.0, before) == GuestFacts(connected=False, hostname="web")
 
 
 async def test_a_guest_that_does_not_answer_is_asked_less_often(told: Told) -> None:

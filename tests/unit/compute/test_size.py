@@ -125,6 +125,8 @@ def test_what_a_host_can_do_at_once_does_not_wait_before_it_had_the_time() -> No
     has = InstanceFacts.model_validate({"cpus": 1, "memory": 512 * MI, "maxCpus": 4, "maxMemory": 2048 * MI})
     for asked, said in (
         ({"cpus": 2, "memory": "1Gi"}, []),
+        ({"memory": "256Mi"}, []),
+        ({"memory": "3Gi", "maxMemory": "3Gi"}, ["memory 512Mi to 3Gi", "maxMemory 2Gi to 3Gi"]),
         ({"cpus": 5, "maxCpus": 5}, ["CPUs 1 to 5", "maxCpus 4 to 5"]),
     ):
         found = sizes(machine(status={"resources": GROWS}).status, parsed({**GROWS, **asked}), has, off=False)
