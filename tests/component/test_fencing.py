@@ -285,8 +285,7 @@ async def test_a_host_that_hangs_is_switched_off_by_its_bmc_before_its_machine_s
         machine = owner.cloud.hosts[DYING].machine
 
         async def power() -> None:
-            while bmc.power == "On":
-                await asyncio.sleep(0.02)
+            await until(lambda: asyncio.sleep(0, bmc.power == "Off"), "the power is cut", 60)
             machine.reboot()
 
         supply = asyncio.create_task(power())

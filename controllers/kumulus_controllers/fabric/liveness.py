@@ -68,6 +68,13 @@ class LeaseBook:
         seen = self._seen.get(host)
         return seen.renewed if seen is not None else None
 
+    def late(self, host: str) -> bool:
+        """Whether a host that was heard of has been silent for half of its Lease, or longer."""
+        seen = self._seen.get(host)
+        if seen is None or seen.renewed is None:
+            return False
+        return self._clock.monotonic() - seen.at >= seen.duration / 2
+
     def verdict(self, host: str) -> Verdict:
         """What is so of a host now."""
         seen = self._seen.get(host)
