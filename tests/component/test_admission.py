@@ -240,6 +240,8 @@ GOOD: Mapping[type[Resource], Raw] = {
     UnmanagedInstance: {},
 }
 
+BMC: Raw = {"type": "redfish", "address": "https://10.0.9.1", "credentialsSecret": "bmc", "caBundle": "..."}
+
 EXISTING: Raw = {"pool": "local", "host": "h1", "id": UID}
 
 ORDERS: Mapping[str, Raw] = {
@@ -711,6 +713,10 @@ BAD = [
     Bad(Image, "spec.compression", ""),
     Bad(StoragePool, "spec.driver", "zfs"),
     Bad(Host, "spec.hypervisor", "xen"),
+    Bad(Host, "spec.fencing", {"automatic": True}, "spec.fencing"),
+    Bad(Host, "spec.bmc", {**BMC, "address": "http://10.0.9.1"}, "spec.bmc.address"),
+    Bad(Host, "spec.bmc", {**BMC, "insecureSkipVerify": True}, "spec.bmc"),
+    *(Bad(Host, "spec.bmc", {**BMC, "system": name}, "spec.bmc.system") for name in ("../x", "a/b", "a?b")),
     Bad(HostRemediation, "spec.host", GONE),
     Bad(HostRemediation, "spec.lastRenewal", GONE, "spec.lastRenewal"),
     Bad(HostRemediation, "spec.methods", [], "spec.methods"),
@@ -1177,6 +1183,7 @@ def test_defaults_appear(api: Cluster) -> None:
         "unschedulable": False,
         "overcommit": {"cpu": 4, "memory": 1},
         "reserved": {"cpu": 0, "memory": "512Mi"},
+        "fencing": {"automatic": False},
     }
 
 

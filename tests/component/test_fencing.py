@@ -120,6 +120,13 @@ class Owner(Tenant):
         body = {"metadata": {"name": name}, "spec": {"host": host, **spec}}
         await self.client.create(HostRemediation.KIND, body)
 
+    async def going_on(self, host: str) -> str | None:
+        """Name of the remediation of a host that is not over."""
+        for item in await self.cloud.listed(HostRemediation.KIND):
+            if item["spec"]["host"] == host and item.get("status", {}).get("phase") in ("Pending", "Fencing"):
+                return str(item["metadata"]["name"])
+        return None
+
     def said(self, reason: str) -> Callable[[Raw], bool]:
         return lambda item: condition(item).get("reason") == reason
 
@@ -277,7 +284,7 @@ async def test_a_host_that_hangs_is_switched_off_by_its_bmc_before_its_machine_s
     with emulator(tmp_path) as bmc:
         secret = {"metadata": {"name": "bmc"}, "stringData": {"username": USER, "password": "not this one"}}
         await owner.client.create(SECRET, secret, "kumulus-system")
-        spec = {"bmc": bmc.bmc().to_json()}
+        spec = {"bmc": bmc.bmc().to_json(), "fencing": {"automatic": True}}
         await owner.client.patch(Host.KIND, DYING, {"spec": spec})
         await owner.vm("hung", ha={"enabled": True}, placement={"hostSelector": {"role": DYING}})
         vm = await owner.runs_on("hung", DYING)
@@ -285,15 +292,14 @@ async def test_a_host_that_hangs_is_switched_off_by_its_bmc_before_its_machine_s
         machine = owner.cloud.hosts[DYING].machine
 
         async def power() -> None:
-            while bmc.power == "On":
-                await asyncio.sleep(0.02)
+            await until(lambda: asyncio.sleep(0, bmc.power == "Off"), "the power is cut", 60)
             machine.reboot()
 
         supply = asyncio.create_task(power())
         await owner.cloud.hosts[DYING].kill()
         try:
-            await owner.remediation("by-bmc", DYING, methods=["redfish", "manual"])
-            said = await owner.cluster(HostRemediation.KIND, "by-bmc", owner.said("BmcRefuses"), "says why it cannot")
+            name = await until(lambda: owner.going_on(DYING), "somebody asks for it to be fenced")
+            said = await owner.cluster(HostRemediation.KIND, name, owner.said("BmcRefuses"), "says why it cannot")
             assert "credentials" in condition(said)["message"] and bmc.power == "On"
             assert owner.runs_here(vm, DYING), "nothing was taken from a host that nobody has switched off"
             await owner.client.delete(SECRET, "bmc", "kumulus-system")
@@ -306,7 +312,7 @@ async def test_a_host_that_hangs_is_switched_off_by_its_bmc_before_its_machine_s
                 "runs elsewhere",
             )
             assert elsewhere["status"]["epoch"] == vm["status"]["epoch"] + 1 and bmc.power == "Off"
-            done = await owner.cluster(HostRemediation.KIND, "by-bmc", phase("Fenced"), "is fenced")
+            done = await owner.cluster(HostRemediation.KIND, name, phase("Fenced"), "is fenced")
             assert done["status"]["method"] == "redfish" and done["status"]["attempts"] == 1
             assert "says that it is off" in done["status"]["evidence"]
             for item in await owner.cloud.listed(HostRemediation.KIND):
@@ -315,7 +321,7 @@ async def test_a_host_that_hangs_is_switched_off_by_its_bmc_before_its_machine_s
             supply.cancel()
             bmc.press()
             owner.cloud.hosts[DYING].start()
-        await owner.cluster(HostRemediation.KIND, "by-bmc", phase("Succeeded"), "is over")
-        await owner.client.patch(Host.KIND, DYING, {"spec": {"bmc": None}})
+        await owner.cluster(HostRemediation.KIND, name, phase("Succeeded"), "is over")
+        await owner.client.patch(Host.KIND, DYING, {"spec": {"bmc": None, "fencing": None}})
         await owner.client.delete(SECRET, "bmc", "kumulus-system")
     assert owner.witness.twice == []

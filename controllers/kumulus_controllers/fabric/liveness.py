@@ -38,6 +38,8 @@ class _Seen:
     at: float
     duration: float
     witnessed: bool
+    late_until: float = float("-inf")
+    """Until then it counts as late although it was heard of."""
 
 
 class LeaseBook:
@@ -56,7 +58,10 @@ class LeaseBook:
         known = self._seen.get(host)
         if known is None or known.renewed != renewed:
             duration = min(float(lease.spec.lease_duration_seconds or DEFAULT_DURATION), LONGEST_DURATION)
-            self._seen[host] = _Seen(renewed, self._clock.monotonic(), duration, witnessed=known is not None)
+            now = self._clock.monotonic()
+            late = known is not None and now - known.at >= known.duration / 2
+            until = now + duration if late else (known.late_until if known is not None else float("-inf"))
+            self._seen[host] = _Seen(renewed, now, duration, witnessed=known is not None, late_until=until)
         return host
 
     def forget(self, host: str) -> None:
@@ -67,6 +72,14 @@ class LeaseBook:
         """The renewTime of its Lease as last seen."""
         seen = self._seen.get(host)
         return seen.renewed if seen is not None else None
+
+    def late(self, host: str) -> bool:
+        """Whether a host that was heard of has been silent for half of its Lease or longer, now or within the last Lease: when
+        the API server was away and is back, hosts are heard of again one after the other."""
+        seen, now = self._seen.get(host), self._clock.monotonic()
+        if seen is None or seen.renewed is None:
+            return False
+        return now - seen.at >= seen.duration / 2 or now < seen.late_until
 
     def verdict(self, host: str) -> Verdict:
         """What is so of a host now."""

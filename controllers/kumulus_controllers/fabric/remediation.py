@@ -114,6 +114,8 @@ class RemediationReconciler:
 
         def host_changed(before: Host | None, after: Host | None) -> None:
             item = after or before
+            if before is not None and after is None:
+                self._book.forget(before.name)
             if item is not None and (before is None or after is None or before.deleting != after.deleting):
                 for one in of_host(item.name):
                     enqueue(Key(None, one.name))
@@ -169,6 +171,8 @@ class RemediationReconciler:
         return Facts(
             remediation=item,
             host=self._hosts.get(item.spec.host),
+            late=sum(not host.fenced and self._book.late(host.name) for host in self._hosts),
+            hosts=len(self._hosts),
             able=self._able(self._hosts.get(item.spec.host)),
             verdict=self._book.verdict(item.spec.host),
             renewed=self._book.renewed(item.spec.host),
@@ -274,7 +278,7 @@ def report(facts: Facts, say: Say, now: str, *, attempts: int = 0) -> HostRemedi
     item, fenced = facts.remediation, facts.fenced
     before, phase = item.status, say.phase
     over = phase is RemediationPhase.SUCCEEDED
-    stalled = say.reason in ("ConfirmationNeeded", "NeverHeardOf", "HostNotFound", "NoMethod")
+    stalled = say.reason in ("ConfirmationNeeded", "NeverHeardOf", "HostNotFound", "NoMethod", "TooManySilent")
     moving = not over and not stalled and phase is not RemediationPhase.REFUSED
     said = [
         Fact("Ready", over, say.reason, say.message),

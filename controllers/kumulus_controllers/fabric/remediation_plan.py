@@ -10,6 +10,8 @@ from kumulus.api.host import FenceOrder, WorkOrder, WorkOrderSpec, WorkState, Wo
 from kumulus.api.remediation import MANUAL, HostRemediation, RemediationPhase
 from kumulus_controllers.fabric.liveness import Liveness, Verdict
 
+SILENT_SHARE = 0.3
+"""Hosts are switched off without a person's word only while no more than this share of them, or one, is silent."""
 ANSWER_EVERY = 2.0
 """Seconds between two looks at a host that has come back and cleans up, should nobody tell."""
 
@@ -29,6 +31,10 @@ class Facts:
     """Orders of machines on the host that are on their way out."""
     able: frozenset[str] = frozenset()
     """Methods that can be used on this host without a person."""
+    late: int = 1
+    """How many hosts are silent, or about to be; not those that are fenced."""
+    hosts: int = 1
+    """How many there are."""
     before: str | None = None
     """Name of an older remediation of the same host that is not over."""
 
@@ -142,7 +148,22 @@ def plan(facts: Facts) -> Step:
             f" kumulusctl host confirm-dead {name}"
         )
         return _undo(facts, Say(RemediationPhase.PENDING, "ConfirmationNeeded", why, 300.0))
+    if method != MANUAL and not facts.fenced and (lack := _too_many(facts)) is not None:
+        return _undo(facts, lack)
     return Prove(method) if facts.ours else Close()
+
+
+def _too_many(facts: Facts) -> Say | None:
+    """Said when so many hosts are silent at once that it is most likely we who are cut off."""
+    most = max(1, int(facts.hosts * SILENT_SHARE))
+    if facts.late <= most:
+        return None
+    why = (
+        f"{facts.late} of {facts.hosts} hosts do not answer, so it may be the control plane that is cut off, and nothing is switched"
+        f" off while it is more than {most}. A person can still confirm that a host is off:"
+        f" kumulusctl host confirm-dead {facts.remediation.spec.host}"
+    )
+    return Say(RemediationPhase.PENDING, "TooManySilent", why, 5.0)
 
 
 def _alive(facts: Facts) -> Say | None:

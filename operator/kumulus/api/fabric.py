@@ -145,8 +145,26 @@ class Bmc(Model):
     )
 
 
+class Fencing(Model):
+    """What happens when the host does not answer."""
+
+    automatic: bool = Field(
+        default=False,
+        description="When it has been silent for its Lease and some seconds, and machines on it ask for high availability, have its"
+        " BMC switch it off without asking anybody, so that they start elsewhere.",
+    )
+
+
 class HostSpec(Model):
     """What the operator wants of a host."""
+
+    rules = (
+        Rule(
+            "!has(self.fencing) || !self.fencing.automatic || has(self.bmc)",
+            "automatic fencing needs a BMC (spec.bmc) that can switch the host off",
+            field=".fencing",
+        ),
+    )
 
     zone: DnsLabel = Field(description="The zone it is in.", json_schema_extra=immutable("zone"))
     hypervisor: HypervisorType = Field(
@@ -169,6 +187,7 @@ class HostSpec(Model):
     )
     reserved: Reserved = Field(default_factory=Reserved, description="What is kept for the host itself.")
     bmc: Bmc | None = Field(default=None, description="What switches its power, for HostRemediations.")
+    fencing: Fencing = Field(default_factory=Fencing, description="What happens when the host does not answer.")
 
 
 class HostPhase(StrEnum):

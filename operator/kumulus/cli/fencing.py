@@ -1,4 +1,4 @@
-"""`kumulusctl host confirm-dead`: a person says that a host is off, so that its machines can start elsewhere (ADR 33)."""
+"""`kumulusctl host fence` and `confirm-dead`: a BMC switches a host off, or a person says that a host is off, so that its machines can start elsewhere (ADR 33)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from kumulus.api.fabric import Host, HostPhase, host_namespace
 from kumulus.api.host import LEASE as LEASE_NAME
-from kumulus.api.remediation import HostRemediation, RemediationPhase
+from kumulus.api.remediation import MANUAL, HostRemediation, RemediationPhase
 from kumulus.cli.output import qualified
 from kumulus.cli.problem import Problem
 from kumulus.cli.session import Session, command
@@ -57,6 +57,39 @@ def _confirm_dead(
     session.printer.done(KIND, session.cluster.find(KIND, item.name) or made, "fenced" if wait else "created")
 
 
+def _fence(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the host.", show_default=False)],
+    reason: Annotated[str | None, typer.Option(help="Why, for whoever reads it later.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is fenced.")] = True,
+    timeout: Annotated[float, typer.Option(min=1, max=86400, help="Seconds to wait.")] = 180,
+) -> None:
+    """Have a host that does not answer switched off by its BMC, so that its machines are started elsewhere."""
+    host = Host.parse(session.fetch(Host.KIND, name, "host", "`kumulusctl host list` shows all"))
+    if host.status.phase is HostPhase.READY:
+        raise Problem(
+            f"The host {name} answers, so it is not fenced. To keep new machines away: kumulusctl host cordon {name}"
+        )
+    if host.spec.bmc is None:
+        raise Problem(
+            f"The host {name} has no spec.bmc, so nothing can switch it off from here. Once you have:"
+            f" kumulusctl host confirm-dead {name}"
+        )
+    spec: Raw = {"host": name, "methods": [host.spec.bmc.type, MANUAL]}
+    if reason is not None:
+        spec["reason"] = reason
+    made = _make(session, name, spec)
+    item = HostRemediation.parse(made)
+    if wait:
+        _await_fenced(session, item.name, timeout)
+    session.printer.done(KIND, session.cluster.find(KIND, item.name) or made, "fenced" if wait else "created")
+
+
+def _make(session: Session, host: str, spec: Raw) -> Raw:
+    name = f"{host[:40].rstrip('-')}-{secrets.token_hex(4)}"
+    return session.cluster.create(KIND, {"metadata": {"name": name}, "spec": spec})
+
+
 def _last_renewal(session: Session, host: str) -> str:
     """The last sign of life of the host."""
     raw = session.cluster.find(LEASE, LEASE_NAME, host_namespace(host))
@@ -72,8 +105,7 @@ def _confirm(session: Session, host: str, spec: Raw) -> Raw:
         item = HostRemediation.parse(raw)
         if item.spec.host == host and not item.ended and not item.spec.confirmed_off:
             return session.cluster.patch(KIND, item.name, {"spec": spec})
-    name = f"{host[:40].rstrip('-')}-{secrets.token_hex(4)}"
-    return session.cluster.create(KIND, {"metadata": {"name": name}, "spec": {"host": host, **spec}})
+    return _make(session, host, {"host": host, **spec})
 
 
 def _await_fenced(session: Session, name: str, seconds: float) -> None:
@@ -95,4 +127,5 @@ def _await_fenced(session: Session, name: str, seconds: float) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    command(app, "fence")(_fence)
     command(app, "confirm-dead")(_confirm_dead)
