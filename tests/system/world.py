@@ -173,8 +173,7 @@ class World:
 
     def console_file(self, name: str) -> Path:
         """Where the machine's console is logged, seen from outside its host."""
-        vm = self.find("vm", name)
-        assert vm is not None
+        vm = self.wait("vm", name, lambda item: item["status"].get("host"), "is on a host")
         return self.host_of(name).state_directory / "instances" / vm["metadata"]["uid"] / "console.log"
 
     def console(self, name: str, text: str, *, seconds: float = 60) -> str:

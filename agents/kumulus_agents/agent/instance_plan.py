@@ -196,6 +196,7 @@ ENDINGS: Mapping[ExitReason, tuple[str, str]] = {
     ExitReason.CRASHED: ("GuestCrashed", "the guest crashed, or its QEMU died"),
     ExitReason.DESTROYED: ("ForcedOff", "somebody forced it off on the host"),
     ExitReason.FAILED: ("StartFailed", "it could not be started"),
+    ExitReason.MIGRATED: ("Departed", "its guest was brought to another host"),
     ExitReason.UNKNOWN: ("EndedUnseen", "it ended while nobody watched, most likely with its host"),
 }
 
