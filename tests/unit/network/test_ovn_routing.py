@@ -167,3 +167,17 @@ def test_nobody_elsewhere_is_this_hosts_logical_router_or_has_it_route() -> None
     assert len(told_of) == 2 and all("icmp_type=136" in flow and "tun_src=10.0.0." in flow for flow in told_of)
     plain = transport.flows(front(router=None), ends, "10.0.0.1")
     assert not any(MAC in flow for flow in plain)
+
+
+def test_nor_does_anybody_on_the_wire_of_a_vlan() -> None:
+    tagged = front(vni=None, peers=[], uplink={"device": "out0", "vlan": 7})
+    flows = transport.flows(tagged, transport.Ends(0, {NETWORK: 9}, {NETWORK: 4}), None)
+    comes = "in_port=4,dl_vlan=7"
+    ours = [flow.partition("table=0,")[2] for flow in flows if MAC in flow]
+    assert ours == [
+        f"priority=20,{comes},dl_src={MAC} actions=drop",
+        f"priority=20,in_port=9,dl_dst={MAC} actions=drop",
+        f"priority=20,{comes},ip,dl_dst={MAC} actions=drop",
+        f"priority=20,{comes},ipv6,dl_dst={MAC} actions=drop",
+        f"priority=25,{comes},icmp6,icmp_type=136,icmp_code=0,dl_dst={MAC} actions=pop_vlan,output:9",
+    ]
