@@ -91,7 +91,7 @@ def test_every_acl_that_drops_says_why() -> None:
 def test_every_flow_of_a_guard_that_drops_says_why() -> None:
     nic = layout().places[TWELVE].port.nic
     made = [flow.partition(" ") for flow in guard.flows(order(), nic, 3)]
-    whys = [guard.why(match) for match, _, actions in made if actions == "actions=drop"]
+    whys = [drops.guarded(match) for match, _, actions in made if actions == "actions=drop"]
     assert None not in whys and len(set(whys)) > 5
     as_listed = (
         "duration=1s, n_packets=571, n_bytes=36544, priority=60,dl_src=06:a3:85:99:e7:ed,actions=drop\n"
