@@ -53,3 +53,16 @@ def packages() -> Path | None:
         shutil.rmtree(root, ignore_errors=True)
         (work / "tree").rename(root)
     return modules
+
+
+def command(platform: str, interface: str) -> list[str]:
+    """What to run where a guest is, for `cloud_init_ec2.py`. It finds devices in /sys, which has to be that of its own network."""
+    own = 'mount -t sysfs sysfs /sys && exec "$@"'
+    return [
+        *("unshare", "--mount", "sh", "-c", own, "sh"),
+        str(PYTHON),
+        str(SCRIPT),
+        str(packages()),
+        platform,
+        interface,
+    ]

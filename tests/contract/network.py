@@ -375,8 +375,7 @@ class NetworkContract:
         await guest.host.driver.describe(net.order, guest.nic, seed=written)
         try:
             guest.machine.run("ip", "route", "replace", "169.254.169.254/32", "dev", "eth0")
-            where = [str(cloud_init.PYTHON), str(cloud_init.SCRIPT), str(cloud_init.packages())]
-            said = json.loads(guest.machine.run(*where, platform, "eth0").splitlines()[-1])
+            said = json.loads(guest.machine.run(*cloud_init.command(platform, "eth0")).splitlines()[-1])
         finally:
             await guest.host.driver.describe(net.order)
         assert (said["found"], said["token"]) == (True, platform == "aws")

@@ -107,9 +107,7 @@ def _where(path: str) -> _Where:
     namespace = None
     if rest[0] == "namespaces" and len(rest) > 2 and rest[2] != "status":
         namespace, rest = rest[1], rest[2:]
-    return _Where(
-        (group, rest[0]), namespace, rest[1] if len(rest) > 1 else None, rest[2] if len(rest) > 2 else None
-    )
+    return _Where((group, rest[0]), namespace, rest[1] if len(rest) > 1 else None, rest[2] if len(rest) > 2 else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,11 @@ PLANS: tuple[Plan, ...] = (
             change(
                 VirtualMachine,
                 VM,
-                (VirtualMachine, VM, both(RUNS[2], so("lastRestartRequest", "bigger"), so("resources.memory", "512Mi"))),
+                (
+                    VirtualMachine,
+                    VM,
+                    both(RUNS[2], so("lastRestartRequest", "bigger"), so("resources.memory", "512Mi")),
+                ),
                 restartRequest="bigger",
             ),
         ),
@@ -233,11 +237,7 @@ PLANS: tuple[Plan, ...] = (
     ),
     Plan(
         "plug in an interface",
-        (
-            change(
-                VirtualMachine, VM, RUNS, (NetworkInterface, "vm-eth1", says("Ready")), interfaces=[ETH0, ETH1]
-            ),
-        ),
+        (change(VirtualMachine, VM, RUNS, (NetworkInterface, "vm-eth1", says("Ready")), interfaces=[ETH0, ETH1]),),
         (IMAGE, NETWORK, WHOLE),
     ),
     Plan(
@@ -249,9 +249,7 @@ PLANS: tuple[Plan, ...] = (
         "change a security group",
         (
             make(SecurityGroup, "web", ingress=[{"protocol": "TCP", "ports": ["80"]}]),
-            change(
-                NetworkInterface, "vm-eth0", (NetworkInterface, "vm-eth0", says("Ready")), securityGroups=["web"]
-            ),
+            change(NetworkInterface, "vm-eth0", (NetworkInterface, "vm-eth0", says("Ready")), securityGroups=["web"]),
         ),
         (IMAGE, NETWORK, WHOLE),
     ),
@@ -298,7 +296,11 @@ PLANS: tuple[Plan, ...] = (
         (remove(Volume, "extra"),),
         (IMAGE, VOLUME, WITH_EXTRA, remove(VirtualMachine, VM)),
     ),
-    Plan("make and delete a router", (make(Router, "way", says("Ready"), networks=["front"]), remove(Router, "way")), (NETWORK,)),
+    Plan(
+        "make and delete a router",
+        (make(Router, "way", says("Ready"), networks=["front"]), remove(Router, "way")),
+        (NETWORK,),
+    ),
     Plan(
         "a whole life",
         (

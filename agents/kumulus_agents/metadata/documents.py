@@ -112,10 +112,27 @@ def _ec2(machine: MachineRecord, said: Mapping[str, Any]) -> Tree:
         meta["network"] = {"interfaces": {"macs": macs}}
     if keys := _keys(said):
         meta["public-keys"] = {str(number): {"openssh-key": key} for number, key in enumerate(keys)}
-    root: dict[str, Tree | str] = {META_DATA: meta}
+    root: dict[str, Tree | str] = {META_DATA: meta, "dynamic": {"instance-identity": {"document": _identity(meta, v4)}}}
     if machine.seed.get(USER_DATA):
         root[USER_DATA] = machine.seed[USER_DATA]
     return root
+
+
+def _identity(meta: Mapping[str, Tree | str], v4: list[str]) -> str:
+    """The document of instance-identity, which cloud-init asks for on AWS again and again until there is one. Nobody signs it: it
+    proves nothing."""
+    said = {
+        "accountId": None,
+        "architecture": "x86_64",
+        "availabilityZone": "kumulus",
+        "imageId": meta["ami-id"],
+        "instanceId": meta["instance-id"],
+        "instanceType": meta["instance-type"],
+        "privateIp": v4[0] if v4 else None,
+        "region": "kumulus",
+        "version": "2017-09-30",
+    }
+    return json.dumps(said)
 
 
 def _openstack(machine: MachineRecord, said: Mapping[str, Any]) -> Tree:

@@ -156,7 +156,9 @@ class TestDocuments:
 
     def test_ec2(self) -> None:
         assert "latest/" in self.at("/").split()
-        assert set(self.at("/latest/").split()) == {"meta-data/", "user-data"}
+        assert set(self.at("/latest/").split()) == {"dynamic/", "meta-data/", "user-data"}
+        document = json.loads(self.at("/latest/dynamic/instance-identity/document"))
+        assert (document["instanceId"], document["privateIp"]) == ("i-1", "10.0.0.5")
         assert self.at("/latest/meta-data/instance-id") == "i-1"
         assert self.at("/2009-04-04/meta-data/local-hostname") == "web"
         assert self.at("/latest/meta-data/local-ipv4") == "10.0.0.5"

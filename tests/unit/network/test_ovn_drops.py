@@ -64,9 +64,9 @@ meter:3 flow_count:1 packet_in_count:0 byte_in_count:0 duration:1.5s bands:
 
 def test_who_lost_what() -> None:
     why, limits = {"aaaaaaaa": "no group lets it through"}, {"bbbbbbbb": ELEVEN}
-    found = drops.integration(LISTING, layout(), SAID, why, limits, drops.meters(METERS))
+    found = drops.integration(LISTING, layout(), SAID, why, limits, drops.meters(METERS), 100)
     tally = Tally()
-    tally.add(found, now=100)
+    tally.add(found)
     assert tally.dropped(layout()) == [
         Dropped(NETWORK, "", "not its own", 571),
         Dropped(NETWORK, "", "of no connection that is known", 2),
@@ -91,7 +91,7 @@ def test_every_acl_that_drops_says_why() -> None:
 def test_every_flow_of_a_guard_that_drops_says_why() -> None:
     nic = layout().places[TWELVE].port.nic
     made = [flow.partition(" ") for flow in guard.flows(order(), nic, 3)]
-    whys = [guard.why(match) for match, _, actions in made if actions == "actions=drop"]
+    whys = [drops.guarded(match) for match, _, actions in made if actions == "actions=drop"]
     assert None not in whys and len(set(whys)) > 5
     as_listed = (
         "duration=1s, n_packets=571, n_bytes=36544, priority=60,dl_src=06:a3:85:99:e7:ed,actions=drop\n"
@@ -99,7 +99,7 @@ def test_every_flow_of_a_guard_that_drops_says_why() -> None:
         "duration=1s, n_packets=9, n_bytes=36544, priority=0,actions=output:2\n"
         "table_id=254, duration=1s, n_packets=3, n_bytes=0, priority=2,recirc_id=0,actions=drop\n"
     )
-    assert [count.whose for count in drops.guarding(as_listed, NETWORK, TWELVE)] == [
+    assert [count.whose for count in drops.guarding(as_listed, NETWORK, TWELVE, 100)] == [
         (NETWORK, TWELVE, "service MAC"),
         (NETWORK, TWELVE, "another's neighbour advertisement"),
     ]
@@ -109,7 +109,7 @@ def test_a_sum_never_becomes_less() -> None:
     tally, whose = Tally(), (NETWORK, ELEVEN, "not its own")
 
     def total(now: float, *flows: tuple[str, int, float]) -> int:
-        tally.add([Count(name, whose, packets, age) for name, packets, age in flows], now)
+        tally.add(Count(name, whose, packets, age, now) for name, packets, age in flows)
         return sum(one.packets for one in tally.dropped(layout()))
 
     assert total(100, ("a", 10, 50), ("b", 5, 50)) == 15
@@ -118,11 +118,13 @@ def test_a_sum_never_becomes_less() -> None:
     assert total(130, ("a", 4, 2), ("b", 6, 79)) == 25, "a began anew and has more"
     assert total(140, ("b", 6, 89)) == 25, "a is gone"
     assert total(150, ("a", 1, 9), ("b", 7, 99)) == 27, "a is back"
+    assert total(170, ("a", 2, 29), ("b", 8, 99)) == 29, "a slow host: b is read 20 s after it was listed"
+    assert total(180, ("a", 9, 9), ("b", 8, 129)) == 38, "a began anew"
 
 
 def test_who_is_gone_is_forgotten() -> None:
     tally = Tally()
-    tally.add([Count("a", (NETWORK, ELEVEN, "x"), 3, 1), Count("b", (NETWORK, "", "y"), 4, 1)], 100)
+    tally.add([Count("a", (NETWORK, ELEVEN, "x"), 3, 1), Count("b", (NETWORK, "", "y"), 4, 1)])
     assert tally.dropped(layout().without_port(ELEVEN)) == [Dropped(NETWORK, "", "y", 4)]
     assert tally.dropped(Layout()) == tally.dropped(layout()) == []
 

@@ -27,32 +27,32 @@ class Counters:
     async def dropped(self, layout: Layout) -> Sequence[Dropped]:
         """What those of the layout have lost. Raises `NetworkError`: CommandFailed, NotAnswering, NotRunning."""
         async with self._lock:
-            listing = await run(self._command("dump-flows"))
+            listing, at = await run(self._command("dump-flows")), time.monotonic()
             metered = ""
             if any(place.port.nic.bandwidth for place in layout.places.values()):
                 status, out, _ = await attempt(self._command("meter-stats"))
                 metered = out if status == 0 else ""  # not every datapath has meters
-            await asyncio.to_thread(self._read, layout, listing, metered)
+            await asyncio.to_thread(self._read, layout, listing, metered, at)
             return self._tally.dropped(layout)
 
-    def _read(self, layout: Layout, listing: str, metered: str) -> None:
+    def _read(self, layout: Layout, listing: str, metered: str, at: float) -> None:
         """Blocks. The listing comes first: what a flow was made of is in the database as long as the flow is."""
         counts = list(self._guards(layout))
         north = self._databases.north
         why = drops.hints(north.uuids("ACL"), layout)
         limits = {uuid[:8]: key.partition("/")[0] for uuid, key in north.uuids("QoS").items()}
         said = self._southbound()
-        counts += drops.integration(listing, layout, said, why, limits, drops.meters(metered))
-        self._tally.add(counts, time.monotonic())
+        counts += drops.integration(listing, layout, said, why, limits, drops.meters(metered), at)
+        self._tally.add(counts)
 
     def _guards(self, layout: Layout) -> Sequence[drops.Count]:
         nics = [place.port.nic for place in layout.places.values()]
         questions = [("bridge/dump-flows", [names.guard(nic.uid)]) for nic in nics]
-        answers = talk.ask(host.control(self._settings), questions)
+        answers, at = talk.ask(host.control(self._settings), questions), time.monotonic()
         return [
             count
             for nic, answer in zip(nics, answers, strict=True)
-            for count in drops.guarding(answer or "", nic.network, nic.uid)
+            for count in drops.guarding(answer or "", nic.network, nic.uid, at)
         ]
 
     def _southbound(self) -> drops.Southbound:

@@ -60,16 +60,16 @@ class Northbound:
             for (table, name), row in wanted.items()
         )
 
+    def switches(self) -> list[str]:
+        """Names of all logical switches."""
+        with self._api.ovsdb_connection.lock:
+            return [row.name for row in self._api.tables["Logical_Switch"].rows.values()]
+
     def uuids(self, table: str) -> Mapping[str, str]:
         """Keys of Kumulus' own rows of a table, by uuid. May be asked while another verb is at work."""
         with self._api.ovsdb_connection.lock:
             rows = self._api.tables[table].rows.values()
             return {str(row.uuid): row.external_ids[MARK] for row in rows if MARK in row.external_ids}
-
-    def switches(self) -> list[str]:
-        """Names of all logical switches."""
-        with self._api.ovsdb_connection.lock:
-            return [row.name for row in self._api.tables["Logical_Switch"].rows.values()]
 
 
 class _Change:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kumulus_agents.network.linux.layout import Layout
-from kumulus_agents.network.ovn import acls, guard, names
+from kumulus_agents.network.ovn import acls, names
 from kumulus_agents.network.protocol import Dropped
 
 NOT_ITS_OWN, ANOTHERS, TOO_MUCH, STRAY = (
@@ -23,14 +23,15 @@ NOT_ITS_OWN, ANOTHERS, TOO_MUCH, STRAY = (
     "over its bandwidth",
     "of no connection that is known",
 )
-SLACK_SECONDS = 2.5
-"""By so much two readings of when a flow came to be may differ: a bridge says its age in whole seconds."""
+SLACK_SECONDS = 1.0
+"""A bridge says a flow's age in whole seconds."""
 
 _FLOW = re.compile(
     r"^ *(?:cookie=(?P<cookie>0x[0-9a-f]+), )?(?:table_id=\d+, )?duration=(?P<age>[0-9.]+)s, (?:table=\d+, )?"
     r"n_packets=(?P<packets>\d+), n_bytes=\d+, (?:idle_age=\d+, )?(?P<match>\S*?)[ ,]actions=(?P<actions>.*)$"
 )
 _KEY = {name: re.compile(rf"(?:^|,){name}=(0x[0-9a-f]+)(?:,|$)") for name in ("metadata", "reg14", "reg15")}
+_ICMP = re.compile(r"icmp_type=(\d+)")
 _METER = re.compile(r"\bmeter:(\d+)")
 _METERS = re.compile(r"meter[:=](\d+) .*?bands:\s*0: ?packet_count:(\d+)", re.DOTALL)
 _PRETENDS = "load:0x1->NXM_NX_REG10[12]"
@@ -62,6 +63,8 @@ class Count:
     packets: int
     age: float
     """Of the flow, in seconds."""
+    at: float = 0.0
+    """When it was read, in seconds of a clock that never goes back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +142,10 @@ def integration(
     why: Mapping[str, str],
     limits: Mapping[str, str],
     metered: Mapping[int, int],
+    at: float,
 ) -> Iterator[Count]:
     """What flows of OVN's bridge have dropped. `why`: by hint of ACLs; `limits`: interfaces, by hint of their limits; `metered`:
-    packets, by number of meters."""
+    packets, by number of meters; `at`: when it was read."""
     left = dict(metered)  # several flows can have one meter
     for flow in parse(listing):
         network = _number(flow, "metadata")
@@ -153,21 +157,39 @@ def integration(
         name = f"{flow.match} {flow.cookie}"
         if (meter := _METER.search(flow.actions)) is not None:
             if hint in limits and (packets := left.pop(int(meter[1]), 0)):
-                yield Count(name, (uid, limits[hint], TOO_MUCH), packets, flow.age)
+                yield Count(name, (uid, limits[hint], TOO_MUCH), packets, flow.age, at)
         elif flow.cookie in said.bindings:
             if flow.actions == _PRETENDS:
-                yield Count(name, (uid, sender or target, NOT_ITS_OWN if sender else ANOTHERS), flow.packets, flow.age)
+                yield Count(
+                    name, (uid, sender or target, NOT_ITS_OWN if sender else ANOTHERS), flow.packets, flow.age, at
+                )
         elif hint in why:
-            yield Count(name, (uid, sender or target, why[hint]), flow.packets, flow.age)
+            yield Count(name, (uid, sender or target, why[hint]), flow.packets, flow.age, at)
         elif flow.actions == "drop" and (reason := _of_all(stage)):
-            yield Count(name, (uid, "", reason), flow.packets, flow.age)
+            yield Count(name, (uid, "", reason), flow.packets, flow.age, at)
 
 
-def guarding(listing: str, network: str, nic: str) -> Iterator[Count]:
+def guarding(listing: str, network: str, nic: str, at: float) -> Iterator[Count]:
     """What the bridge between a guest and OVN has dropped."""
     for flow in parse(listing):
-        if flow.actions == "drop" and (why := guard.why(flow.match)) is not None:
-            yield Count(f"{nic} {flow.match}", (network, nic, why), flow.packets, flow.age)
+        if flow.actions == "drop" and (why := guarded(flow.match)) is not None:
+            yield Count(f"{nic} {flow.match}", (network, nic, why), flow.packets, flow.age, at)
+
+
+def guarded(match: str) -> str | None:
+    """Why a flow of the bridge between a guest and OVN drops (`guard`), by its match as Open vSwitch says it, in the words of the driver
+    `linux`; None when it is none of these."""
+    if "dl_src=" in match:
+        return "service MAC"
+    if "nw_frag=" in match:
+        return "ND in fragments" if "icmp6" in match else "fragment that hides what it is"
+    if (kind := _ICMP.search(match)) is None:
+        return None
+    if "nd_target=" in match:
+        return "service address"
+    return {"134": "router advertisement", "137": "redirect", "136": "another's neighbour advertisement"}.get(
+        kind[1], "not its own"
+    )
 
 
 def parse(listing: str) -> Iterator[Flow]:
@@ -184,19 +206,17 @@ class Tally:
     change of rules, and begin anew. What a flow has counted between the last reading and its end is not known."""
 
     def __init__(self) -> None:
-        self._flows: dict[str, tuple[float, int]] = {}
-        """When each flow came to be, and what it had counted when it was last read."""
+        self._flows: dict[str, Count] = {}
+        """As they were last read."""
         self._sums: dict[Whose, int] = {}
 
-    def add(self, counts: Iterable[Count], now: float) -> None:
-        """Take a reading of all flows. `now`: seconds of a clock that never goes back."""
+    def add(self, counts: Iterable[Count]) -> None:
+        """Take a reading of all flows."""
         before, self._flows = self._flows, {}
         for count in counts:
-            born = now - count.age
             known = before.get(count.flow)
-            is_same = known is not None and known[1] <= count.packets and abs(known[0] - born) < SLACK_SECONDS
-            new = count.packets - known[1] if known is not None and is_same else count.packets
-            self._flows[count.flow] = (born, count.packets)
+            new = count.packets - known.packets if known is not None and _goes_on(known, count) else count.packets
+            self._flows[count.flow] = count
             self._sums[count.whose] = self._sums.get(count.whose, 0) + new
 
     def dropped(self, layout: Layout) -> Sequence[Dropped]:
@@ -207,6 +227,13 @@ class Tally:
             if network in layout.networks and (not interface or interface in layout.places)
         }
         return [Dropped(*whose, packets) for whose, packets in sorted(self._sums.items()) if packets]
+
+
+def _goes_on(before: Count, now: Count) -> bool:
+    """Whether that is the same flow. One that has begun anew is as old as the time between both readings at most; one that has not is
+    older by what it had been before. Half of that is what a slow host may be wrong by."""
+    passed = now.at - before.at
+    return now.packets >= before.packets and now.age + SLACK_SECONDS >= passed + before.age / 2
 
 
 def _of_all(stage: str) -> str | None:

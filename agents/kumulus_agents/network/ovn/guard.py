@@ -7,7 +7,6 @@ OVN's bridge. Its flows are there before the tap is and outlive the agent. Sourc
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from kumulus.api.addresses import is_v4
@@ -22,7 +21,6 @@ _MARK = "cookie=0x3"
 _GROUP = "01:00:00:00:00:00/01:00:00:00:00:00"
 _EXTENSIONS = (0, 43, 44, 60, 135)
 """Headers of IPv6 behind which another header follows."""
-_ICMP = re.compile(r"icmp_type=(\d+)")
 
 
 def flows(order: SegmentOrder, nic: Nic, inner: int, detour: Detour | None = None) -> Sequence[str]:
@@ -54,19 +52,3 @@ def flows(order: SegmentOrder, nic: Nic, inner: int, detour: Detour | None = Non
                 made.append(f"priority=40,{what} actions=drop")
     besides = detours.flows(detour, inner) if detour is not None else ()
     return [*(f"{_MARK},table=0,{flow}" for flow in made), *(f"{_MARK},{flow}" for flow in besides)]
-
-
-def why(match: str) -> str | None:
-    """Why a flow with that match drops, as Open vSwitch says matches, and in the words of the driver `linux`; None when it is none
-    of these."""
-    if "dl_src=" in match:
-        return "service MAC"
-    if "nw_frag=" in match:
-        return "ND in fragments" if "icmp6" in match else "fragment that hides what it is"
-    if (kind := _ICMP.search(match)) is None:
-        return None
-    if "nd_target=" in match:
-        return "service address"
-    return {"134": "router advertisement", "137": "redirect", "136": "another's neighbour advertisement"}.get(
-        kind[1], "not its own"
-    )
