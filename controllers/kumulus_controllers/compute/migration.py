@@ -107,6 +107,10 @@ class MigrationReconciler:
                         enqueue(Key(item.namespace, item.name))
 
         def host_changed(before: Host | None, after: Host | None) -> None:
+            if after is not None and after.fenced and (before is None or not before.fenced):
+                for item in self._store:
+                    if after.name in (item.status.source_host, item.status.target_host):
+                        enqueue(Key(item.namespace, item.name))
             if before is None or after is None or offers(before) != offers(after):
                 report_changed(None, None)
 
@@ -155,9 +159,11 @@ class MigrationReconciler:
         target = (
             self._reports.get(status.target_host, host_namespace(status.target_host)) if status.target_host else None
         )
+        host = self._hosts.get(left) if left is not None else None
         return Scope(
             migration=migration,
             vm=vm,
+            source_fenced=host is not None and host.fenced,
             now=self._services.clock.now().timestamp(),
             source=by_host.get(left) if left is not None else None,
             target=by_host.get(status.target_host) if status.target_host is not None else None,

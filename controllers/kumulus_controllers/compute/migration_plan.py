@@ -47,6 +47,8 @@ class Scope:
     """The machine's order on the host that is on record as its target."""
     endpoint: MigrationEndpoint | None = None
     """Where the target takes guests."""
+    source_fenced: bool = False
+    """Whether the host that it leaves is known to be off: it sends nothing any more, and answers nothing."""
     source_report: HostReport | None = None
     volumes: Mapping[str, Use] = field(default_factory=dict)
     """By name of the disk."""
@@ -171,12 +173,15 @@ def _finish(scope: Scope) -> Move:
 
 
 def _give_up(scope: Scope) -> Move:
-    """By way of the source: what is at the target stays until the source has answered that the guest is its own."""
+    """By way of the source: what is at the target stays until the source has answered that the guest is its own. One that is
+    fenced has no guest any more: what the target was not given by then it loses, and the machine boots from its disks once
+    nothing of it is there."""
     status, source = scope.migration.status, scope.source
     cancelling = MigrationPhase.CANCELLING
-    if source is not None and _outgoing(source, scope.migration):
+    asked = source is not None and not scope.source_fenced
+    if asked and source is not None and _outgoing(source, scope.migration):
         return Move(Step.WITHDRAW, cancelling)
-    if source is not None and (source.status.observed_generation or 0) < source.metadata.generation:
+    if asked and source is not None and (source.status.observed_generation or 0) < source.metadata.generation:
         lack = Lack(
             "WaitsForSource",
             f"Host {status.source_host} has not answered whether the guest has left. Until then nothing is done, so that it"
@@ -236,6 +241,9 @@ def failing(scope: Scope, vm: VirtualMachine) -> Lack | None:
     spec, status, source = scope.migration.spec, scope.migration.status, scope.source
     if source is None or source.deleting or source.spec.instance is None:
         return Lack("SourceGone", f"Machine {vm.name} is not on host {status.source_host} any more.")
+    if scope.source_fenced:
+        off = f"Host {status.source_host} is off for certain, and had not said that the guest has left."
+        return Lack("SourceFenced", off)
     said, other = facts(source, scope.migration), facts(scope.target, scope.migration)
     if said is not None and said.state is MigrationState.FAILED:
         beside = f" Host {status.target_host}: {other.message}" if other is not None and other.message else ""

@@ -64,9 +64,10 @@ class TakeOver:
             instance, host = order.spec.instance, self._known.hosts.get(host_of(order))
             if instance is None or superseded(order) or host is None or not host.fenced:
                 continue
-            if instance.epoch >= (vm.status.epoch or 0) and not vm.deleting:
+            given_up = instance.incoming is not None and order.deleting
+            if instance.epoch >= (vm.status.epoch or 0) and not vm.deleting and not given_up:
                 continue
-            if vm.deleting and not await self._in_force(host.name):
+            if (vm.deleting or given_up) and not await self._in_force(host.name):
                 continue
             await self._ordering.end(order)
             current = self._known.orders.get(order.name, order.namespace)
@@ -88,7 +89,8 @@ class TakeOver:
             return None
         if not takeover_plan.wanted(vm, scope.order):
             return await self._known.report(scope, placed(scope), None, held(scope))
-        if (why := takeover_plan.hindrance(scope, clock.now())) is not None:
+        why = takeover_plan.elsewhere(host, map(host_of, self._known.orders_of(vm)))
+        if (why := why or takeover_plan.hindrance(scope, clock.now())) is not None:
             return await self._known.report(scope, placed(scope), None, why)
         if held(scope) is not None:
             return await self._known.report(scope, placed(scope), None, held(scope))

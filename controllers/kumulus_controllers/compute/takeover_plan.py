@@ -36,6 +36,19 @@ def hindrance(scope: Scope, now: datetime) -> Problem | None:
     return _given_up(vm, now)
 
 
+def elsewhere(host: Host, hosts: Iterable[str]) -> Problem | None:
+    """Why a machine must wait that another host than its fenced one has an order of: it was being moved, and its guest may be
+    there (ADR 29). `hosts`: those that have an order of it."""
+    others = sorted(set(hosts) - {host.name})
+    if not others:
+        return None
+    return _problem(
+        "Moving",
+        f"It was being moved between host {host.name} and host {others[0]}, which may have its guest: its"
+        " VirtualMachineMigration ends first.",
+    )
+
+
 def _given_up(vm: VirtualMachine, now: datetime) -> Problem | None:
     ha, lately = vm.spec.high_availability, recent(vm, now)
     if len(lately) < ha.max_restarts:

@@ -183,6 +183,22 @@ def test_nothing_is_done_at_the_target_before_the_source_has_answered(cancelled:
     assert next_of(going, source=stays)[0] is last
 
 
+def test_a_source_that_is_off_for_certain_answers_nothing_any_more() -> None:
+    """What the target was given before goes on there; else it is taken down, and only then may the machine boot elsewhere."""
+    sent = order(HERE, 4, **OUT, said=facts(MigrationState.SENDING))
+    off: dict[str, Any] = {"source": sent, "source_fenced": True}
+    told = order(THERE, 5, **IN, said=facts(MigrationState.ARRIVED))
+    assert next_of(migration(**BEGUN), target=told, **off)[0] is Step.TAKE_OVER
+    ready = order(THERE, 5, **IN, said=PREPARED)
+    move = plan(scope(migration(**BEGUN), target=ready, **off))
+    assert move.step is Step.GIVE_UP and move.lack is not None and move.lack.reason == "SourceFenced"
+    for ended in ({"failure": "SourceFenced", "failure_message": "off"}, {"deleting": True}):
+        going = migration(**BEGUN, **ended)
+        assert next_of(going, target=ready, **off)[0] is Step.END_TARGET
+        assert next_of(going, target=order(THERE, 5, **IN, deleting=True), **off)[0] is Step.WAIT
+        assert next_of(going, **off)[0] is (Step.LEAVE if going.deleting else Step.FINISH)
+
+
 def test_one_that_was_not_begun_goes_at_once() -> None:
     assert next_of(migration(deleting=True)) == (Step.LEAVE, MigrationPhase.FAILED)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 from collections.abc import Awaitable, Iterator
 
@@ -11,11 +12,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kumulus.api.fabric import Host
+from kumulus.api.base import FINALIZER
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import WorkOrder, WorkType
-from kumulus.api.order_names import FENCE_ORDER
+from kumulus.api.order_names import FENCE_ORDER, instance_order_name
 from kumulus.api.remediation import HostRemediation
-from tests.unit.fencing.world import Happening, World
+from tests.unit.fencing.api import Client
+from tests.unit.fencing.world import TENANT, Happening, World
 
 HOSTS = st.sampled_from(("h1", "h2", "h3"))
 KINDS = st.sampled_from(("hosts", "workorders", "virtualmachines", "hostremediations", "leases", "hostreports"))
@@ -108,6 +112,41 @@ async def fenced(world: World) -> str:
     world.brain.see("hosts")
     assert world.objects(HostRemediation)[0].status["phase"] == "Fenced"
     return name
+
+
+def test_a_machine_that_was_being_moved_waits_until_nothing_of_it_is_elsewhere() -> None:
+    """The other host may have its guest (ADR 29)."""
+    world = World()
+
+    async def story() -> None:
+        name = await fenced(world)
+        uid = world.api.objects[(VirtualMachine.KIND.plural, TENANT, "a")]["metadata"]["uid"]
+        other = next(host for host in world.hosts if host != name)
+        here = world.api.objects[(WorkOrder.KIND.plural, host_namespace(name), instance_order_name(uid))]
+        there = copy.deepcopy(here["spec"])
+        there["instance"]["epoch"] += 1
+        there["instance"]["incoming"] = {"migration": uid, "host": name}
+        body = {"metadata": {"name": instance_order_name(uid), "finalizers": [FINALIZER]}, "spec": there}
+        client = Client(world.api, lambda _verb: asyncio.sleep(0))
+        made = await client.create(WorkOrder.KIND, body, host_namespace(other))
+        for _ in range(6):
+            world.brain.see()
+            await world.brain.passes(2)
+        (machine,) = [item for item in world.objects(VirtualMachine) if item.metadata["uid"] == uid]
+        assert machine.status["host"] == name
+        said = {item["type"]: item for item in machine.status["conditions"]}["HighAvailability"]
+        assert (said["status"], said["reason"]) == ("False", "Moving") and other in said["message"]
+        await client.patch(
+            WorkOrder.KIND, made["metadata"]["name"], {"metadata": {"finalizers": []}}, host_namespace(other)
+        )
+        await client.delete(
+            WorkOrder.KIND, made["metadata"]["name"], host_namespace(other), uid=made["metadata"]["uid"]
+        )
+        await world.settle(25)
+        assert len(world.where("a")) == 1 and world.where("a") != [name]
+
+    run(story())
+    assert not world.twice
 
 
 async def all_but(world: World, name: str, *seen: str) -> None:

@@ -75,6 +75,9 @@ class Hands:
     def halted_for_a_moment(self, uid: str) -> bool:
         return False
 
+    def moving(self, order: object, instance: object) -> None:
+        return None
+
     async def discs(self, order: object) -> dict[str, Any]:
         return {}
 
@@ -286,7 +289,11 @@ class World:
             del raw
             status = {"namespace": host_namespace(name)}
             await self._client.patch(Host.KIND, name, {"status": status}, subresource="status")
-            facts = {"hypervisorReady": True, "capacity": {"cpus": 8, "memory": 1 << 34}}
+            facts = {
+                "hypervisorReady": True,
+                "capacity": {"cpus": 8, "memory": 1 << 34},
+                "machineTypes": ["pc-q35-7.2"],
+            }
             await self._client.create(
                 HostReport.KIND, {"metadata": {"name": name}, "status": facts}, host_namespace(name)
             )
