@@ -574,6 +574,7 @@ class TestWatchdog:
             now = await the(driver, spec)
             assert (now.state, now.started_at) == (DomainState.RUNNING, begun.started_at)
 
+    @pytest.mark.wide
     async def test_it_ends_as_by_a_crash(self, world: LibvirtWorld) -> None:
         spec = replace(world.spec(Guest.BARK), shape=Shape(watchdog=WatchdogAction.POWER_OFF))
         async with connected(world) as (driver, _):
