@@ -78,6 +78,18 @@ async def _crash(world: World, vm: Raw) -> None:
     world.machine_of(vm).end(vm["metadata"]["uid"], ExitReason.CRASHED)
 
 
+async def _crash_again(world: World, vm: Raw) -> None:
+    """It dies as soon as it was started again, which is at once the first time."""
+    machine, uid = world.machine_of(vm), vm["metadata"]["uid"]
+    await _crash(world, vm)
+
+    async def started() -> bool:
+        return machine.starts[uid] == 2
+
+    await until(started, "it is started again")
+    await _crash(world, vm)
+
+
 async def _leave_alone(world: World, vm: Raw) -> None:
     """Its owner asks Kumulus not to touch it."""
     await world.patch(vm, {"metadata": {"annotations": {PAUSED: "true"}}})
@@ -144,7 +156,7 @@ STATES: Mapping[str, State] = {
     "that was stopped": State(phase("Stopped"), _stop),
     "that was never started": State(phase("Stopped"), spec={"powerState": "Stopped"}),
     "that died for good": State(reason("GuestCrashed"), _crash, spec={"restartPolicy": "Never"}),
-    "that died and will be started again": State(phase("CrashLoopBackOff"), _crash),
+    "that died and will be started again": State(phase("CrashLoopBackOff"), _crash_again),
     "that Kumulus shall leave alone": State(phase("Running"), _leave_alone, says=("LeftAlone", PAUSED), way_out=_go_on),
     "whose host vanished for good": State(phase("Unknown"), _vanish, role="away", says=HOST_SILENT, way_out=_detach),
     "whose host vanished for a while": State(
@@ -253,13 +265,13 @@ class World:
         done_to = [state for state in done_to if not self.complaints[state]]
         # A host that is lost is noticed after a while, and a guest that died is started again after a while.
         for state in sorted(done_to, key=lambda state: STATES[state].deed is not _vanish):
-            if STATES[state].deed is not _crash:
+            if STATES[state].deed not in (_crash, _crash_again):
                 await self._do(STATES[state].deed, running[state])
-        crashing = [state for state in done_to if STATES[state].deed is _crash]
+        crashing = [state for state in done_to if STATES[state].deed in (_crash, _crash_again)]
         others = [state for state in STATES if state not in crashing]
         await self.eventually(others, self._reached, "the state is reached")
         for state in crashing:
-            await self._do(_crash, running[state])
+            await self._do(STATES[state].deed, running[state])
         await self.eventually(list(STATES), self._reached, "the state is reached")
 
     async def _do(self, deed: Deed | None, vm: Raw) -> None:

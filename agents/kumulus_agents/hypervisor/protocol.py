@@ -462,7 +462,7 @@ class Hypervisor(Protocol):
     async def ask_guest(self, uid: str) -> GuestSays | None:
         """What the agent in a guest says of it; None when it says nothing within some seconds, has no agent, is off or gone.
 
-        It is the guest's word: of any length, and whatever it likes. Holds up nobody who does something with the domain."""
+        It is the guest's word: of any length, and whatever it likes. Other verbs about the domain may wait for as long."""
 
     async def change_disc(self, uid: str, drive: str, disc: DiskSource | None, *, force: bool = False) -> None:
         """Put the disc into the drive, or take out what is in it; the definition follows. It is so already,

@@ -207,7 +207,7 @@ class LibvirtHypervisor:
         await self._tell_of_device(uid, functools.partial(growing.resize, cpus, memory))
 
     async def ask_guest(self, uid: str) -> GuestSays | None:
-        # Not in the domain's turn: an agent that does not answer holds up nobody else.
+        # Not in the domain's turn: what libvirt can do beside is not held up.
         return await self._connection.call(
             functools.partial(guest_agent.says, uid), seconds=self._settings.verb_timeout
         )
