@@ -182,10 +182,14 @@ class FleetFeed:
         if machine is not None and (before is None or after is None or _place(before) != _place(after)):
             self._promise(machine.uid)
 
+    def _elsewhere(self, uid: str, host: str) -> bool:
+        """Whether the machine is placed on another host by now."""
+        return any(vm.status.host is not None and vm.status.host != host for vm in self._machines.by(UID, uid))
+
     def _promise(self, uid: str) -> None:
         """A machine has a promise while a work order of it exists, or its status names a host."""
         for order in self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{uid}"):
-            if superseded(order):
+            if superseded(order) or (order.deleting and self._elsewhere(uid, host_of(order))):
                 continue
             demand, pool = order_demand(order)
             for machine in self._machines.by(UID, uid):
