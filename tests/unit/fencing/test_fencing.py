@@ -18,6 +18,8 @@ from kumulus.api.remediation import HostRemediation
 from tests.unit.fencing.world import Happening, World
 
 HOSTS = st.sampled_from(("h1", "h2", "h3"))
+NOTHING = 13
+"""The happening in which nothing does."""
 KINDS = st.sampled_from(("hosts", "workorders", "virtualmachines", "hostremediations", "leases", "hostreports"))
 
 
@@ -217,7 +219,7 @@ class Fencing(RuleBasedStateMachine):
             lambda: None,
         )[number]
 
-    HAPPENINGS = st.lists(st.tuples(st.integers(0, 13), HOSTS, KINDS), max_size=8)
+    HAPPENINGS = st.lists(st.tuples(st.integers(0, NOTHING), HOSTS, KINDS), max_size=8)
 
     def plan(self, what: list[tuple[int, str, str]]) -> None:
         self.world.plans = [self.happening(*one) for one in what]
@@ -273,7 +275,7 @@ class Fencing(RuleBasedStateMachine):
         world.clock.seconds += 21
         run(world.confirm(name))
         same = [(number, name, kind) for number, _, kind in what]
-        self.plan([(14, name, "hosts")] * quiet + same + again)
+        self.plan([(NOTHING, name, "hosts")] * quiet + same + again)
         for _ in range(6):
             world.brain.see("hosts", "workorders", "virtualmachines", "hostremediations")
             run(world.brain.passes())
@@ -320,8 +322,19 @@ class Fencing(RuleBasedStateMachine):
         assert len(world.objects(WorkOrder)) == len(world.machines), "nothing is left to clean up"
 
 
-EXAMPLES = int(os.environ.get("KUMULUS_SCHEDULES", "15"))
+EXAMPLES = int(os.environ.get("KUMULUS_SCHEDULES", "10"))
 Fencing.TestCase.settings = settings(
-    max_examples=EXAMPLES, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=EXAMPLES,
+    stateful_step_count=30,
+    deadline=None,
+    print_blob=False,
+    suppress_health_check=list(HealthCheck),
 )
 TestFencing = Fencing.TestCase
+
+
+class _Many(Fencing.TestCase):  # type: ignore[misc]
+    settings = settings(Fencing.TestCase.settings, max_examples=1000)
+
+
+TestManySchedules = pytest.mark.wide(_Many)
