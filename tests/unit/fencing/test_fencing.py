@@ -333,8 +333,6 @@ Fencing.TestCase.settings = settings(
 TestFencing = Fencing.TestCase
 
 
-class _Many(Fencing.TestCase):  # type: ignore[misc]
+@pytest.mark.wide
+class TestManySchedules(Fencing.TestCase):  # type: ignore[misc]
     settings = settings(Fencing.TestCase.settings, max_examples=1000)
-
-
-TestManySchedules = pytest.mark.wide(_Many)
