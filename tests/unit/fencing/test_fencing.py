@@ -146,6 +146,30 @@ def test_a_host_that_boots_while_its_machine_is_taken_does_not_start_it() -> Non
         assert not world.twice, f"after {requests} requests"
 
 
+def test_a_host_that_was_said_to_be_off_and_was_not_ends_its_copy_at_once() -> None:
+    """A person erred: nothing can undo that, but the first that the host does when it hears of it is to end its copy."""
+    world = World()
+
+    async def story() -> None:
+        await world.build()
+        (name,) = world.where("a")
+        host = world.hosts[name]
+        host.cut_off = True
+        await world.settle(25)
+        await world.confirm(name, untrue=True)
+        await world.settle(25)
+        assert len(world.where("a")) == 2 and world.twice, "so it is when somebody errs"
+        uid = next(uid for uid, host_ in world.started.items() if name in {one for one, _ in host_})
+        host.machine.deaf.add(uid)
+        host.cut_off = False
+        await host.beat()
+        await host.look()
+        await host.work()
+        assert len(world.where("a")) == 1 and world.where("a") != [name]
+
+    run(story())
+
+
 def test_an_agent_that_has_not_renewed_its_lease_reads_no_orders() -> None:
     world = World()
 
