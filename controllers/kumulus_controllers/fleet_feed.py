@@ -230,11 +230,15 @@ class FleetFeed:
         if machine is not None and (before is None or after is None or _place(before) != _place(after)):
             self._promise(machine.uid)
 
+    def _elsewhere(self, uid: str, host: str) -> bool:
+        """Whether the machine is placed on another host by now."""
+        return any(vm.status.host is not None and vm.status.host != host for vm in self._machines.by(UID, uid))
+
     def _promise(self, uid: str) -> None:
         """A machine has a promise while a work order of it exists, or its status names a host; and on each further host on
-        which there is one, while it moves."""
-        orders = self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{uid}")
-        orders = sorted((order for order in orders if not superseded(order)), key=claim)
+        which there is one, while it moves or a fenced host has one of an earlier placement."""
+        known = [order for order in self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{uid}") if not superseded(order)]
+        orders = sorted(known, key=lambda order: (self._elsewhere(uid, host_of(order)), claim(order)))
         beside = {besides(uid, host_of(order)): order for order in orders[1:]}
         for name in self._beside.pop(uid, frozenset()) - beside.keys():
             self._fleet.release(name)

@@ -36,7 +36,7 @@ from tests.unit.storage.material import needs_root
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), needs_root]
 
 DYING, SPARE, ROOMY = "dying", "spare", "roomy"
-LEASE_SECONDS = 2
+LEASE_SECONDS = 4
 
 
 class Witness:

@@ -15,19 +15,55 @@ from kumulus.api.host import WorkOrder, WorkOrderStatus, WorkState, WorkType
 from kumulus.api.instance_order import InstanceOrder
 from kumulus.api.order_names import FENCE_ORDER
 from kumulus.runtime.result import Done, Requeue, Result, Wait
-from kumulus_agents.agent.instance_scope import Plan, Resume, Start, Wake
+from kumulus_agents.agent.instance_scope import (
+    Attach,
+    ChangeDisc,
+    Detach,
+    DropMemory,
+    Filter,
+    ForceOff,
+    Limit,
+    Mark,
+    Pause,
+    Plan,
+    PlugIn,
+    PressButton,
+    Remove,
+    RemovePort,
+    Suspend,
+    Unplug,
+)
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.hypervisor.protocol import DomainState, Hypervisor, HypervisorError
 
 log = structlog.get_logger(__name__)
 
+HARMLESS = (
+    Mark,
+    Pause,
+    Suspend,
+    DropMemory,
+    PressButton,
+    ForceOff,
+    Attach,
+    Detach,
+    Filter,
+    PlugIn,
+    Unplug,
+    RemovePort,
+    Limit,
+    ChangeDisc,
+    Remove,
+)
+"""Steps by which no guest comes to run."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at whether everything that was taken from this host is removed."""
 
 
 def starts(plan: Plan) -> bool:
-    """Whether a guest would run by it that does not run now. Pure."""
-    return any(isinstance(step, Start | Wake | Resume) for step in plan.steps)
+    """Whether a guest may run by it that does not run now: by any step that is not known to leave it as it is, or to end it.
+    Pure."""
+    return not all(isinstance(step, HARMLESS) for step in plan.steps)
 
 
 def at_once(instance: InstanceOrder) -> InstanceOrder:

@@ -10,6 +10,8 @@ from kumulus.kube.lease import Lease
 from kumulus.runtime.clock import Clock
 
 DEFAULT_DURATION = 40.0
+LATE = 0.75
+"""A host is late after this share of its Lease. Agents renew it at the latest after half."""
 LONGEST_DURATION = 300.0
 """An agent may not ask to be believed alive for longer than this."""
 
@@ -59,7 +61,7 @@ class LeaseBook:
         if known is None or known.renewed != renewed:
             duration = min(float(lease.spec.lease_duration_seconds or DEFAULT_DURATION), LONGEST_DURATION)
             now = self._clock.monotonic()
-            late = known is not None and now - known.at >= known.duration / 2
+            late = known is not None and now - known.at >= known.duration * LATE
             until = now + duration if late else (known.late_until if known is not None else float("-inf"))
             self._seen[host] = _Seen(renewed, now, duration, witnessed=known is not None, late_until=until)
         return host
@@ -74,12 +76,12 @@ class LeaseBook:
         return seen.renewed if seen is not None else None
 
     def late(self, host: str) -> bool:
-        """Whether a host that was heard of has been silent for half of its Lease or longer, now or within the last Lease: when
+        """Whether a host that was heard of has been silent for three quarters of its Lease or longer, now or within the last Lease: when
         the API server was away and is back, hosts are heard of again one after the other."""
         seen, now = self._seen.get(host), self._clock.monotonic()
         if seen is None or seen.renewed is None:
             return False
-        return now - seen.at >= seen.duration / 2 or now < seen.late_until
+        return now - seen.at >= seen.duration * LATE or now < seen.late_until
 
     def verdict(self, host: str) -> Verdict:
         """What is so of a host now."""

@@ -24,6 +24,7 @@ from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
+from kumulus_controllers import events
 from kumulus_controllers.fabric.fencing import Fencer, FencingError, Power, target
 from kumulus_controllers.fabric.liveness import LeaseBook
 from kumulus_controllers.fabric.redfish import Redfish
@@ -159,6 +160,7 @@ class RemediationReconciler:
             case Lift():
                 await self._take_back(facts)
                 log.info("a host that was fenced is back", host=item.spec.host)
+                await self._tell(facts, "Returned", f"It has cleaned up, and HostRemediation {item.name} is over.")
         return Requeue(0.0)
 
     def _observe(self, item: HostRemediation) -> Facts:
@@ -222,7 +224,13 @@ class RemediationReconciler:
             return Requeue(0.1)
         await self._ordering.change(live, declared(live, self._services.term(), method, evidence))
         log.warning("a host is fenced", host=item.spec.host, remediation=item.name, method=method)
+        await self._tell(facts, "Fenced", f"HostRemediation {item.name}, method {method}: {evidence}", warning=True)
         return Requeue(0.0)
+
+    async def _tell(self, facts: Facts, reason: str, note: str, *, warning: bool = False) -> None:
+        if facts.host is not None:
+            client, clock = self._services.client, self._services.clock
+            await events.tell(client, clock, facts.host, reason, note, action="Fence", warning=warning)
 
     async def _power_off(self, facts: Facts, method: str) -> str | None:
         """Have it switched off; by what it is known to be off, or None: it is not yet. Raises `FencingError`."""

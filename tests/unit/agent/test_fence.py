@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
+
+import pytest
 
 from kumulus.api.fabric import host_namespace
 from kumulus.kube.builtin import LEASE
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import Unreachable
 from kumulus_agents.agent.agent import Agent, Drivers, Place
+from kumulus_agents.agent.fence import starts
 from kumulus_agents.agent.instance_files import NoFiles
+from kumulus_agents.agent.instance_scope import Plan, Resume, Start, Step, Wake
 from kumulus_agents.agent.report import MachineFacts
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
@@ -50,6 +54,13 @@ class Deaf:
 
     async def patch(self, *_: Any, **__: Any) -> Any:
         raise Unreachable("not now")
+
+
+@pytest.mark.parametrize("step", get_args(Step), ids=lambda step: step.__name__)
+def test_whatever_may_let_a_guest_run_is_known_to_be_so(step: type) -> None:
+    """A step that somebody adds is held back until it is known to be harmless."""
+    blank = object.__new__(step)
+    assert starts(Plan((blank,))) is (step in (Start, Wake, Resume))
 
 
 async def test_no_orders_are_read_before_the_lease_was_renewed(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from tests.unit.fencing.api import Client
 from tests.unit.fencing.world import TENANT, Happening, World
 
 HOSTS = st.sampled_from(("h1", "h2", "h3"))
+NOTHING = 13
+"""The happening in which nothing does."""
 KINDS = st.sampled_from(("hosts", "workorders", "virtualmachines", "hostremediations", "leases", "hostreports"))
 
 
@@ -183,6 +185,30 @@ def test_a_host_that_boots_while_its_machine_is_taken_does_not_start_it() -> Non
         assert not world.twice, f"after {requests} requests"
 
 
+def test_a_host_that_was_said_to_be_off_and_was_not_ends_its_copy_at_once() -> None:
+    """A person erred: nothing can undo that, but the first that the host does when it hears of it is to end its copy."""
+    world = World()
+
+    async def story() -> None:
+        await world.build()
+        (name,) = world.where("a")
+        host = world.hosts[name]
+        host.cut_off = True
+        await world.settle(25)
+        await world.confirm(name, untrue=True)
+        await world.settle(25)
+        assert len(world.where("a")) == 2 and world.twice, "so it is when somebody errs"
+        uid = next(uid for uid, host_ in world.started.items() if name in {one for one, _ in host_})
+        host.machine.deaf.add(uid)
+        host.cut_off = False
+        await host.beat()
+        await host.look()
+        await host.work()
+        assert len(world.where("a")) == 1 and world.where("a") != [name]
+
+    run(story())
+
+
 def test_an_agent_that_has_not_renewed_its_lease_reads_no_orders() -> None:
     world = World()
 
@@ -256,7 +282,7 @@ class Fencing(RuleBasedStateMachine):
             lambda: None,
         )[number]
 
-    HAPPENINGS = st.lists(st.tuples(st.integers(0, 13), HOSTS, KINDS), max_size=8)
+    HAPPENINGS = st.lists(st.tuples(st.integers(0, NOTHING), HOSTS, KINDS), max_size=8)
 
     def plan(self, what: list[tuple[int, str, str]]) -> None:
         self.world.plans = [self.happening(*one) for one in what]
@@ -312,7 +338,7 @@ class Fencing(RuleBasedStateMachine):
         world.clock.seconds += 21
         run(world.confirm(name))
         same = [(number, name, kind) for number, _, kind in what]
-        self.plan([(14, name, "hosts")] * quiet + same + again)
+        self.plan([(NOTHING, name, "hosts")] * quiet + same + again)
         for _ in range(6):
             world.brain.see("hosts", "workorders", "virtualmachines", "hostremediations")
             run(world.brain.passes())
@@ -359,8 +385,17 @@ class Fencing(RuleBasedStateMachine):
         assert len(world.objects(WorkOrder)) == len(world.machines), "nothing is left to clean up"
 
 
-EXAMPLES = int(os.environ.get("KUMULUS_SCHEDULES", "15"))
+EXAMPLES = int(os.environ.get("KUMULUS_SCHEDULES", "10"))
 Fencing.TestCase.settings = settings(
-    max_examples=EXAMPLES, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=EXAMPLES,
+    stateful_step_count=30,
+    deadline=None,
+    print_blob=False,
+    suppress_health_check=list(HealthCheck),
 )
 TestFencing = Fencing.TestCase
+
+
+@pytest.mark.wide
+class TestManySchedules(Fencing.TestCase):  # type: ignore[misc]
+    settings = settings(Fencing.TestCase.settings, max_examples=1000)

@@ -333,9 +333,9 @@ class World:
         self.brain = Brain(self, self.brain.term + 1)
         self.brain.see()
 
-    async def confirm(self, name: str) -> None:
-        """Somebody sees that a host is off, and says so. What is not off nobody says that of."""
-        if self.hosts[name].up:
+    async def confirm(self, name: str, *, untrue: bool = False) -> None:
+        """Somebody sees that a host is off, and says so. What is not off nobody says that of, but for a liar."""
+        if self.hosts[name].up and not untrue:
             return
         lease = await self._client.find(LEASE, LEASE_NAME, host_namespace(name))
         if lease is None:
