@@ -38,8 +38,15 @@ class Moving:
     pool: str
 
     def machine(self, name: str, *lines: str, **spec: Any) -> None:
-        source = {"image": "tiny"}
-        root = {"name": "root", "volumeTemplate": {"size": "64Mi", "pool": self.pool, "source": source}}
+        self.world.apply(
+            {
+                "apiVersion": STORAGE,
+                "kind": "Volume",
+                "metadata": {"name": name},
+                "spec": {"size": "64Mi", "pool": self.pool, "source": {"image": "tiny"}},
+            }
+        )
+        root = {"name": "root", "volume": name}
         self.world.machine(name, *lines, image=None, disks=[root], **spec)
 
     def move(self, name: str, **spec: Any) -> None:
