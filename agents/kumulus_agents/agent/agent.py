@@ -229,6 +229,7 @@ class Agent:
             self.orders,
             drivers.hypervisor,
             reservations,
+            self._networks,
             drivers.transfer.tunnel if drivers.transfer is not None else None,
             tasks,
             wake=self._wake,
