@@ -220,7 +220,7 @@ class Agent:
 
     def _assemble(self, tasks: asyncio.TaskGroup, pools: Pools) -> Mapping[WorkType, Performer]:
         drivers = self._drivers
-        reservations = Reservations(lambda volume: freed(volume))
+        reservations = Reservations(lambda volume: freed(volume), leaving=self.orders.leaving)
         secrets = Secrets(self._client, self.place.namespace)
         passphrases = Passphrases(secrets)
         tidying = Tidying(drivers.hypervisor, reservations, passphrases)

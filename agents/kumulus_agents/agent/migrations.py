@@ -111,7 +111,7 @@ class Migrations:
             return
         volumes = [disk.volume for disk in instance.disks if disk.volume is not None]
         stack = contextlib.ExitStack()
-        stack.enter_context(self._reservations.hold(volumes, "a machine that has it goes to another host"))
+        stack.enter_context(self._reservations.hold(volumes, "a machine that has it goes to another host", along=True))
         send = self._sends[instance.uid] = _Send(outgoing.migration)
         send.task = self._tasks.create_task(self._send(order.name, instance, outgoing, send, stack))
 
