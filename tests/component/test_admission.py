@@ -24,6 +24,7 @@ from kumulus.api.image import ClusterImage, Image, ImageStatus, ImageUpload
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
+from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
 from kumulus.api.placement_group import PlacementGroup
 from kumulus.api.registry import KINDS
@@ -158,6 +159,7 @@ GOOD: Mapping[type[Resource], Raw] = {
     VolumeSnapshot: {"volume": "data", "quiesce": {"mode": "Required", "timeoutSeconds": 60}},
     VirtualMachineSnapshot: {"vm": "web", "deletionProtection": False},
     VirtualMachineRestore: {"snapshot": "all", "target": {"newVM": "web-2", "cloneMode": "Linked"}},
+    VirtualMachineMigration: {"vm": "web", "targetHost": "h1", "limits": {"timeoutSeconds": 60}},
     Network: {
         "class": "fast",
         "cidrs": ["10.0.0.0/24", "fd00:1::/64"],
@@ -530,6 +532,10 @@ BAD = [
     Bad(VirtualMachinePool, "spec.template.spec.resources", GONE, "spec.template.spec"),
     Bad(VirtualMachinePool, "spec.healing.replace", ["Tired"]),
     Bad(VirtualMachinePool, "spec.healing.afterSeconds", 1),
+    Bad(VirtualMachineMigration, "spec.mode", "PostCopy", "PostCopy is not offered"),
+    Bad(VirtualMachineMigration, "spec.withLocalDisks", True, "do not move with the machine yet"),
+    Bad(VirtualMachineMigration, "spec.limits.timeoutSeconds", 1),
+    Bad(VirtualMachineMigration, "spec.vm", "Not_A_Name"),
     Bad(VirtualMachineRestore, "spec.target", {}, "exactly one of vm and newVM"),
     Bad(VirtualMachineRestore, "spec.target.vm", "web", "exactly one of vm and newVM"),
     Bad(VirtualMachineRestore, "spec.target", {"vm": "web", "cloneMode": "Full"}, "spec.target.cloneMode"),
@@ -950,6 +956,8 @@ CHANGES = [
     Change(VolumeSnapshot, "spec.quiesce.mode", "Never", "spec.quiesce"),
     Change(VirtualMachineSnapshot, "spec.vm", "other"),
     Change(VirtualMachinePool, "spec.selector", {"tier": "front"}),
+    Change(VirtualMachineMigration, "spec.vm", "other", "spec"),
+    Change(VirtualMachineMigration, "spec.targetHost", "other", "spec"),
     Change(VirtualMachineRestore, "spec.snapshot", "other", "spec"),
     Change(VirtualMachineRestore, "spec.target.newVM", "other", "spec"),
     Change(VirtualMachineSnapshot, "spec.quiesce", {"mode": "Never"}),
@@ -1063,6 +1071,7 @@ ALLOWED = [
     Change(VolumeClass, "spec.cache", "writeback"),
     Change(VolumeSnapshot, "spec.deletionProtection", True),
     Change(VirtualMachineRestore, "spec.ttlSecondsAfterFinished", 60),
+    Change(VirtualMachineMigration, "spec.ttlSecondsAfterFinished", 60),
     Change(Host, "spec.unschedulable", True),
     Change(StoragePool, "spec.maintenance", True),
     Change(Volume, "spec.pool", "other"),

@@ -27,6 +27,12 @@ TALK = (
     " | while read -r line; do echo kumulus-guest: echo $line >/dev/console; done"
 )
 """One connection, in which it is told each moment what it has said; another one begins when that one ends."""
+STREAM = "#kumulus-run: nc -l -p 7001 -e /bin/sh -c 'echo begun; while sleep 0.2; do cut -d. -f1 /proc/uptime; done'"
+LISTEN = (
+    f"#kumulus-run: sleep 99999 | nc {PEER} 7001"
+    " | while read -r line; do echo kumulus-guest: heard $line >/dev/console; done"
+)
+"""One in which it never says anything: after the move the first packet is the other side's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +44,15 @@ class Moving:
     pool: str
 
     def machine(self, name: str, *lines: str, **spec: Any) -> None:
-        source = {"image": "tiny"}
-        root = {"name": "root", "volumeTemplate": {"size": "64Mi", "pool": self.pool, "source": source}}
+        self.world.apply(
+            {
+                "apiVersion": STORAGE,
+                "kind": "Volume",
+                "metadata": {"name": name},
+                "spec": {"size": "64Mi", "pool": self.pool, "source": {"image": "tiny"}},
+            }
+        )
+        root = {"name": "root", "volume": name}
         self.world.machine(name, *lines, image=None, disks=[root], **spec)
 
     def move(self, name: str, **spec: Any) -> None:
@@ -93,16 +106,18 @@ def test_a_guest_goes_on_and_so_do_its_connections(moving: Moving) -> None:
     world, networks = moving.world, moving.networks
     one, _other = world.lab.hosts
     networks.network("net")
-    networks.group("echo", 7000)
-    networks.machine("peer", one, "net", ECHO, addresses=[PEER], securityGroups=["echo"])
+    networks.group("echo", 7000, 7001)
+    networks.machine("peer", one, "net", ECHO, STREAM, addresses=[PEER], securityGroups=["echo"])
     world.console("peer", "ready after")
     moving.machine(
         "mover",
         TALK,
+        LISTEN,
         "#kumulus-count-on: root",
         interfaces=[{"name": "eth0", "network": "net", "addresses": [MOVER]}],
     )
     world.console("mover", "echo begun", seconds=90)
+    world.console("mover", "heard begun")
     vm = world.phase("mover", "Running")
     here = world.host_of("mover")
     there = next(host for host in world.lab.hosts if host.name != here.name)
@@ -113,14 +128,16 @@ def test_a_guest_goes_on_and_so_do_its_connections(moving: Moving) -> None:
     after = world.wait("vm", "mover", lambda item: item["status"]["host"] == there.name, "is there")
     assert after["status"]["epoch"] == 2 and after["status"]["startedAt"] == vm["status"]["startedAt"]
     last = int(re.findall(r"counted (\d+)", before)[-1])
-    said = world.console("mover", "echo ")
-    deadline.until(
-        lambda: len(re.findall(r"kumulus-guest: echo \d+", _said(world))) >= 5, "the connection goes on", seconds=30
-    )
+    for what in ("echo", "heard"):
+        deadline.until(
+            lambda what=what: len(re.findall(rf"kumulus-guest: {what} \d+", _said(world))) >= 5,
+            f"the connection that says {what} goes on",
+            seconds=30,
+        )
     said = _said(world)
     counted = [int(number) for number in re.findall(r"counted (\d+)", said)]
     assert counted and counted[0] >= last and counted == list(range(counted[0], counted[0] + len(counted)))
-    assert "echo begun" not in said and "hello from" not in said, "neither connection nor guest began anew"
+    assert "begun" not in said and "hello from" not in said, "neither connections nor guest began anew"
     assert vm["metadata"]["uid"] not in moving.domains(here)
     world.phase("mover", "Running")
 

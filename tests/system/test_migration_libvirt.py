@@ -12,6 +12,8 @@ from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
 from tests.contract.migrations import MigrationContract
 
+pytestmark = pytest.mark.libvirt
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> guest.Disks:

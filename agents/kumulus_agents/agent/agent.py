@@ -225,7 +225,7 @@ class Agent:
 
     def _assemble(self, tasks: asyncio.TaskGroup, pools: Pools) -> Mapping[WorkType, Performer]:
         drivers = self._drivers
-        reservations = Reservations(lambda volume: freed(volume))
+        reservations = Reservations(lambda volume: freed(volume), leaving=self.orders.leaving)
         secrets = Secrets(self._client, self.place.namespace)
         passphrases = Passphrases(secrets)
         tidying = Tidying(drivers.hypervisor, reservations, passphrases)
@@ -234,6 +234,7 @@ class Agent:
             self.orders,
             drivers.hypervisor,
             reservations,
+            self._networks,
             drivers.transfer.tunnel if drivers.transfer is not None else None,
             tasks,
             wake=self._wake,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -16,11 +17,16 @@ import structlog
 from kumulus.api.compute import PowerState
 from kumulus.api.host import WorkOrder
 from kumulus.api.instance_order import InstanceOrder, MigrationFacts, MigrationState, Outgoing
+from kumulus.api.segments import Nic
 from kumulus_agents.agent.instance_scope import Moving
+from kumulus_agents.agent.networks import Networks
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.hypervisor.migration import Progress, Sending, Stream
 from kumulus_agents.hypervisor.protocol import DomainSpec, DomainState, ExitReason, Hypervisor, HypervisorError
+from kumulus_agents.network import connections
+from kumulus_agents.network.connections import Connection
+from kumulus_agents.network.protocol import NetworkError
 from kumulus_agents.storage.blocking import to_the_end
 from kumulus_agents.transfer.tunnel import READY, End, Purpose, Tunnel
 
@@ -29,6 +35,10 @@ log = structlog.get_logger(__name__)
 GO = "go"
 """Channel by which the source says that the guest is the target's."""
 TAKEN = b"taken\n"
+HEARD_WITHIN = 5.0
+"""Seconds for a word from host to host; the guest is halted meanwhile."""
+CONNECTIONS_WITHIN = 1.0
+"""Seconds within which an interface's connections are found out, while the guest is halted."""
 
 
 class NotExpected(Exception):
@@ -58,6 +68,7 @@ class Migrations:
         orders: Orders,
         hypervisor: Hypervisor,
         reservations: Reservations,
+        networks: Networks,
         tunnel: Tunnel | None,
         tasks: asyncio.TaskGroup,
         *,
@@ -67,6 +78,7 @@ class Migrations:
         self._orders = orders
         self._hypervisor = hypervisor
         self._reservations = reservations
+        self._networks = networks
         self._tunnel = tunnel
         self._tasks = tasks
         self._wake = wake
@@ -99,14 +111,16 @@ class Migrations:
             return
         volumes = [disk.volume for disk in instance.disks if disk.volume is not None]
         stack = contextlib.ExitStack()
-        stack.enter_context(self._reservations.hold(volumes, "a machine that has it goes to another host"))
+        stack.enter_context(self._reservations.hold(volumes, "a machine that has it goes to another host", along=True))
         send = self._sends[instance.uid] = _Send(outgoing.migration)
-        send.task = self._tasks.create_task(self._send(order.name, instance.uid, outgoing, send, stack))
+        send.task = self._tasks.create_task(self._send(order.name, instance, outgoing, send, stack))
 
-    async def _send(self, name: str, uid: str, outgoing: Outgoing, send: _Send, reserved: contextlib.ExitStack) -> None:
+    async def _send(
+        self, name: str, instance: InstanceOrder, outgoing: Outgoing, send: _Send, reserved: contextlib.ExitStack
+    ) -> None:
         with reserved:
             try:
-                await self._bring(uid, outgoing, send)
+                await self._bring(instance, outgoing, send)
             except HypervisorError as error:
                 send.failure = (error.reason, str(error))
             except Exception as error:
@@ -114,8 +128,8 @@ class Migrations:
                 send.failure = ("AgentError", f"the agent failed with {type(error).__name__}; its log has more")
         self._wake(name)
 
-    async def _bring(self, uid: str, outgoing: Outgoing, send: _Send) -> None:
-        tunnel = self._tunnel
+    async def _bring(self, instance: InstanceOrder, outgoing: Outgoing, send: _Send) -> None:
+        uid, tunnel = instance.uid, self._tunnel
         if tunnel is None:
             raise HypervisorError("This host sends no guests: its agent has no port for that.", reason="NoTunnel")
         end = End(outgoing.host, outgoing.address, outgoing.port)
@@ -143,22 +157,34 @@ class Migrations:
         if domain is None or domain.state is not DomainState.STOPPED or domain.exit_reason is not ExitReason.MIGRATED:
             raise HypervisorError("The guest is not said to have left.", reason="MigrationFailed")
         await self._hypervisor.mark(uid, replace(domain.marks, departed=outgoing.migration))
-        await self._tell(tunnel, end, outgoing.migration)
+        await self._tell(tunnel, end, outgoing.migration, instance.nics)
 
-    async def _tell(self, tunnel: Tunnel, end: End, migration: str) -> None:
-        """That it is the other host's. If that is not heard, the controllers say it."""
+    async def _tell(self, tunnel: Tunnel, end: End, migration: str, nics: Sequence[Nic]) -> None:
+        """That it is the other host's, and what connections it has. If that is not heard, the controllers say it."""
         try:
             reader, writer = await tunnel.connect(end, Purpose(migration, GO))
         except OSError as error:
             log.info("the other host is told by the controllers", host=end.host, error=str(error))
             return
         try:
-            async with asyncio.timeout(5.0):
+            known = {nic.uid: connections.to_json(await self._known(nic)) for nic in nics}
+            async with asyncio.timeout(HEARD_WITHIN):
+                writer.write(json.dumps(known).encode() + b"\n")
+                await writer.drain()
                 await reader.readline()
         except (OSError, TimeoutError, ValueError):
             log.info("the other host did not say that it has heard", host=end.host)
         finally:
             writer.close()
+
+    async def _known(self, nic: Nic) -> Sequence[Connection]:
+        """A guest whose connections cannot be told goes on without: they are judged anew."""
+        try:
+            async with asyncio.timeout(CONNECTIONS_WITHIN):
+                return await self._networks.connections(nic)
+        except (NetworkError, TimeoutError) as error:
+            log.warning("connections do not go along", interface=nic.uid, error=str(error))
+            return ()
 
     async def end(self, uid: str, said: MigrationFacts | None) -> None:
         """Do nothing any more for a migration of that machine. Raises `HypervisorError`."""
@@ -213,9 +239,17 @@ class Migrations:
         assert instance.incoming is not None
         if domain is None or domain.arriving not in (None, instance.incoming.migration):
             raise NotExpected("the guest is not here")
-        marks = replace(domain.marks, wanted=PowerState.RUNNING)
-        await self._hypervisor.arrive(instance.uid, marks)
+        reader, writer = stream
+        with contextlib.suppress(OSError, TimeoutError, ValueError, NetworkError):
+            async with asyncio.timeout(HEARD_WITHIN):
+                writer.write(READY)
+                await writer.drain()
+                said = json.loads(await reader.readline())
+                for nic in instance.nics:
+                    theirs = said.get(nic.uid) if isinstance(said, dict) else None
+                    await self._networks.know(nic, connections.from_json(theirs, nic.addresses))
+        await self._hypervisor.arrive(instance.uid, replace(domain.marks, wanted=PowerState.RUNNING))
         with contextlib.suppress(OSError):
-            stream[1].write(READY + TAKEN)
-            await stream[1].drain()
+            writer.write(TAKEN)
+            await writer.drain()
         self._wake(order.name)

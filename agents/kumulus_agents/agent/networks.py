@@ -23,11 +23,13 @@ from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.traffic import Counted
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.metadata.keeper import Metadata
+from kumulus_agents.network.connections import Connection
 from kumulus_agents.network.protocol import (
     Dropped,
     Foreign,
     GatewayDriver,
     Identity,
+    KnowsConnections,
     NetworkDriver,
     NetworkError,
     Plug,
@@ -149,6 +151,17 @@ class Networks:
             if self._metadata is not None:
                 await self._metadata.put_nic(machine, nic, segment)
             return await driver.ensure_port(Port(nic, machine))
+
+    async def connections(self, nic: Nic) -> Sequence[Connection]:
+        """What connections of the interface its filter knows; none where that cannot be told. Raises `NetworkError`."""
+        driver = await self._driver(self.demand(nic).driver)
+        return await driver.connections(nic) if isinstance(driver, KnowsConnections) else ()
+
+    async def know(self, nic: Nic, connections: Sequence[Connection]) -> None:
+        """Have the interface's filter know connections. Raises `NetworkError`."""
+        driver = await self._driver(self.demand(nic).driver)
+        if isinstance(driver, KnowsConnections):
+            await driver.know(nic, connections)
 
     async def remove_port(self, uid: str, machine: str) -> None:
         """Have nothing of the interface here; that machine's guest has let go of it. Another machine of this host is to have

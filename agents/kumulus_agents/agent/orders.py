@@ -11,6 +11,7 @@ from typing import Any
 
 from kumulus.api.base import FINALIZER
 from kumulus.api.host import WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.instance_order import MigrationState
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import Conflict, NotFound
 from kumulus.kube.patching import merge_patch
@@ -92,6 +93,21 @@ def _asks_the_same(before: WorkOrder, after: WorkOrder) -> bool:
     return (one.uid, one.generation, one.deletion_timestamp) == (other.uid, other.generation, other.deletion_timestamp)
 
 
+def leaving(order: WorkOrder) -> bool:
+    """Whether the machine's guest is on its way to another host, or there: what it writes to is not for this host to touch,
+    though it looks as if it were at rest. What was reported last counts until a pass has found out how it stands. Pure."""
+    instance, said = order.spec.instance, order.status.instance
+    if instance is None or instance.incoming is not None:
+        return False
+    return instance.outgoing is not None or (said is not None and said.migration is not None)
+
+
+def departed(order: WorkOrder) -> bool:
+    """Whether the machine's guest is another host's, as was reported. Pure."""
+    said = order.status.instance.migration if order.status.instance is not None else None
+    return said is not None and said.state is MigrationState.SENT
+
+
 def unfit(order: WorkOrder) -> WorkOrderStatus | None:
     """The refusal of an order that could be deleted behind our back: it must come with our finalizer. Pure."""
     if FINALIZER in order.metadata.finalizers or order.deleting:
@@ -165,6 +181,10 @@ class Orders:
     def of_volume(self, volume: str) -> list[WorkOrder]:
         """The orders about machines that want the volume or have it still."""
         return self.store.by(VOLUME, volume)
+
+    def leaving(self, volume: str) -> str | None:
+        """Name of the machine that takes the volume along to another host."""
+        return next((order.spec.for_.name for order in self.of_volume(volume) if leaving(order)), None)
 
     def of_disc(self, image: str) -> list[WorkOrder]:
         """The orders about machines that are to have the image in a drive."""

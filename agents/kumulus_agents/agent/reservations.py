@@ -19,9 +19,13 @@ BUSY = "VolumeBusy"
 class Reservations:
     """Of this host's volumes, by uid."""
 
-    def __init__(self, freed: Callable[[str], None]) -> None:
-        """`freed` is told the uid of each volume that is free again and that somebody else has asked for."""
+    def __init__(
+        self, freed: Callable[[str], None], *, leaving: Callable[[str], str | None] = lambda _volume: None
+    ) -> None:
+        """`freed` is told the uid of each volume that is free again and that somebody else has asked for. `leaving` names
+        the machine that takes a volume along to another host: nobody gets it but for that."""
         self._freed = freed
+        self._leaving = leaving
         self._held: dict[str, str] = {}
         self._asked: set[str] = set()
         self._halting: Counter[str] = Counter()
@@ -49,13 +53,16 @@ class Reservations:
         if self._halting[machine]:
             raise StorageError("The machine is halted for a moment.", reason=BUSY)
         doing = "a machine that has it is being resumed"
-        with self.hold(frozenset(volumes) - self._resumable, doing), _counted(self._resuming, machine):
+        with self.hold(frozenset(volumes) - self._resumable, doing, along=True), _counted(self._resuming, machine):
             yield
 
     @contextmanager
-    def hold(self, volumes: Iterable[str], doing: str, *, resumable: bool = False) -> Iterator[None]:
+    def hold(
+        self, volumes: Iterable[str], doing: str, *, resumable: bool = False, along: bool = False
+    ) -> Iterator[None]:
         """Have all these volumes. `doing` is a sentence for others: "a snapshot of it is being taken". `resumable`: a
-        machine that has them may be resumed meanwhile.
+        machine that has them may be resumed meanwhile. `along`: it is for the machine that takes them to another host, or
+        for that host.
 
         Raises `StorageError(reason="VolumeBusy")` when somebody has one of them.
         """
@@ -65,6 +72,12 @@ class Reservations:
             raise StorageError(
                 f"The volume is busy: {self._held[volume]}. This goes on when that is done.", reason=BUSY
             )
+        for volume in () if along else sorted(wanted):
+            if (machine := self._leaving(volume)) is not None:
+                raise StorageError(
+                    f"The volume is busy: machine {machine} takes it along to another host. This goes on when that is done.",
+                    reason=BUSY,
+                )
         self._held.update(dict.fromkeys(wanted, doing))
         if resumable:
             self._resumable |= wanted

@@ -17,7 +17,7 @@ from kumulus.api.volume_order import DiskFacts, ExistingFile, Revert, VolumeOrde
 from kumulus.runtime.result import Done, Result
 from kumulus_agents.agent.disk_work import DiskWork
 from kumulus_agents.agent.moving import Moves
-from kumulus_agents.agent.orders import Orders
+from kumulus_agents.agent.orders import Orders, departed
 from kumulus_agents.agent.ownership import owned
 from kumulus_agents.agent.passphrases import Passphrases, encrypting
 from kumulus_agents.agent.pool import steady
@@ -315,7 +315,7 @@ class Volumes:
         await self._work.cancel(order.name)
         here = await self._moves.alone(order, wanted)
         driver = self._pools.driver(here)
-        if (user := await self._user(wanted.uid)) is not None:
+        if (user := await self._user(wanted.uid, given_up=wanted.retain)) is not None:
             message = f"machine {user} has the volume: delete the machine, or take the disk out of its spec.disks"
             return await self._work.report_hold(order, self._work.in_use(order, "VolumeInUse", message), known)
         made = wanted.existing or known.virtual_size is not None
@@ -323,7 +323,8 @@ class Volumes:
             await self._forget(wanted, driver)
         # A snapshot that is being taken, or layers that are being merged, come to their end first: whoever has the volume
         # next may begin at once, and from now on nothing is begun here any more (`sees_to`).
-        with self._reservations.hold((wanted.uid,), "it is being given up" if wanted.retain else "it is being removed"):
+        doing = "it is being given up" if wanted.retain else "it is being removed"
+        with self._reservations.hold((wanted.uid,), doing, along=wanted.retain):
             if not wanted.retain or (not made and await driver.volume(wanted.uid) is None):
                 await driver.remove_volume(wanted.uid)
             elif isinstance(driver, Adopting) and not here.shared:
@@ -343,12 +344,15 @@ class Volumes:
             self._wake(order.name)
         self._wake_deleted(volume)
 
-    async def _user(self, volume: str) -> str | None:
-        """Name of a machine that wants the volume or has it, of whatever namespace."""
+    async def _user(self, volume: str, *, given_up: bool = False) -> str | None:
+        """Name of a machine that wants the volume or has it, of whatever namespace. `given_up`: to another host, where a
+        machine may have taken it already."""
         for order in self._orders.of_volume(volume):
-            return order.spec.for_.name
+            if not (given_up and departed(order)):
+                return order.spec.for_.name
         for domain in await self._having(volume):
-            return domain.marks.name
+            if not (given_up and domain.marks.departed is not None):
+                return domain.marks.name
         return None
 
     async def _having(self, volume: str) -> list[Domain]:

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from kumulus.api.gateways import GatewayFacts, GatewayFunction, GatewayOrder
 from kumulus.api.segments import Nic, SegmentFacts, SegmentOrder
+from kumulus_agents.network.connections import Connection
 
 
 class NetworkError(Exception):
@@ -174,6 +175,21 @@ class NetworkDriver(Protocol):
 
     async def traffic(self) -> Sequence[Traffic]:
         """What has passed each interface of this host whose guest is on. Waits for no other verb, takes a millisecond."""
+
+
+@runtime_checkable
+class KnowsConnections(Protocol):
+    """A driver whose filters know connections that are established, and can be told of those that a guest brings along.
+
+    One that cannot has guests that come judged by each packet, so that what only the other side sends on is cut.
+    """
+
+    async def connections(self, nic: Nic) -> Sequence[Connection]:
+        """Those of the interface that its filter knows. Raises `NetworkError`."""
+
+    async def know(self, nic: Nic, connections: Sequence[Connection]) -> None:
+        """Have its filter know them; they are held against its rules all the same. Known already: nothing. Raises
+        `NetworkError`."""
 
 
 @runtime_checkable

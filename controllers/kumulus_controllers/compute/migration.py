@@ -16,6 +16,7 @@ from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkType
 from kumulus.api.migration import FINISHED, MigrationPhase, VirtualMachineMigration
 from kumulus.api.order_names import instance_order_name
+from kumulus.api.storage import Volume
 from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import parse_time, rfc3339
@@ -105,6 +106,17 @@ class MigrationReconciler:
                 for item in self._store:
                     if item.status.phase is MigrationPhase.PENDING:
                         enqueue(Key(item.namespace, item.name))
+
+        def volume_changed(before: Volume | None, after: Volume | None) -> None:
+            attached = after.status.attached_to if after is not None else None
+            if (
+                after is not None
+                and attached is not None
+                and (before is None or before.status.host != after.status.host)
+            ):
+                wake(after.namespace, attached.vm)
+
+        self._known.volumes.store.listen(volume_changed)
 
         def host_changed(before: Host | None, after: Host | None) -> None:
             if after is not None and after.fenced and (before is None or not before.fenced):

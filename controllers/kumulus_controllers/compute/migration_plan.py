@@ -165,6 +165,12 @@ def _finish(scope: Scope) -> Move:
         return Move(Step.SETTLE, finishing)
     if scope.source is None:
         return Move(Step.FINISH, MigrationPhase.SUCCEEDED)
+    status = scope.migration.status
+    left = sorted(name for name, use in scope.volumes.items() if use.volume.status.host == status.source_host)
+    if left:
+        # Its order there keeps that host from touching what the guest writes to, which is at rest as far as it can see.
+        message = f"The volumes of {', '.join(left)} follow to host {status.target_host}."
+        return Move(Step.WAIT, finishing, Lack("VolumesFollow", message, stalled=False), after=5.0)
     if not scope.source.deleting:
         return Move(Step.END_SOURCE, finishing)
     said = scope.source.status.message or ""

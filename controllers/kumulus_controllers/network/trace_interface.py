@@ -64,7 +64,7 @@ class AtInterface:
             self.step(
                 "Guest", Verdict.UNKNOWN, f"Machine {name} has interface {nic.name}. {why}", f"host/{status.host}"
             )
-        elif phase not in (None, Phase.RUNNING):
+        elif phase not in (None, Phase.RUNNING, Phase.MIGRATING):
             self.step(
                 "Guest", Verdict.UNKNOWN, f"Machine {name} has interface {nic.name}, and is {phase}.", f"vm/{name}"
             )

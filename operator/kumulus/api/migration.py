@@ -45,7 +45,12 @@ class VirtualMachineMigrationSpec(Model):
     """Which machine moves, and how."""
 
     rules = (
-        Rule("self == oldSelf", "a migration is carried out once and cannot be changed: delete it, and make a new one"),
+        Rule(
+            "self.vm == oldSelf.vm && self.mode == oldSelf.mode && self.withLocalDisks == oldSelf.withLocalDisks"
+            " && self.limits == oldSelf.limits && has(self.targetHost) == has(oldSelf.targetHost)"
+            " && (!has(self.targetHost) || self.targetHost == oldSelf.targetHost)",
+            "a migration is carried out once and cannot be changed: delete it, which cancels it, and make a new one",
+        ),
         Rule(
             "self.mode != 'PostCopy'",
             "PostCopy is not offered: a guest of which each host has a part is lost with either. Use PreCopy or Auto",

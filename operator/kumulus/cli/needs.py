@@ -36,7 +36,7 @@ def references(facts: Facts) -> list[Finding]:
 
 def images(facts: Facts) -> list[Finding]:
     """Images its disks are made from, that are missing, failed or not there yet."""
-    if facts.vm.status.phase in (Phase.RUNNING, Phase.PAUSED, Phase.SUSPENDED, Phase.STOPPED):
+    if facts.vm.status.phase in (Phase.RUNNING, Phase.MIGRATING, Phase.PAUSED, Phase.SUSPENDED, Phase.STOPPED):
         return []
     found = []
     for name, image in facts.images.items():

@@ -53,7 +53,7 @@ def reached(raw: Raw | None, goal: Goal) -> bool:
             condition = vm.status.condition("Ready")
             return not restarting and condition is not None and condition.status == "True"
         case Goal.RUNNING:
-            return not restarting and vm.status.phase is Phase.RUNNING
+            return not restarting and vm.status.phase in (Phase.RUNNING, Phase.MIGRATING)
         case _:
             return vm.status.phase is not None and vm.status.phase.value == goal.value
 

@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 import structlog
 
 from kumulus.api.segments import Nic
-from kumulus_agents.network.linux import drops, host, links, names, uplinks
+from kumulus_agents.network.connections import Connection
+from kumulus_agents.network.linux import drops, host, links, names, tracked, uplinks
 from kumulus_agents.network.linux.gateway import Gateway
 from kumulus_agents.network.linux.gateway_cabling import Bridged
 from kumulus_agents.network.linux.layout import Layout, Limits, Network, Place
@@ -176,6 +177,26 @@ class LinuxNetwork(RecordedNetwork):
             if lines:
                 await run([str(program), "-batch", "-"], "".join(f"{line}\n" for line in lines))
         return commands.wrong
+
+    async def connections(self, nic: Nic) -> Sequence[Connection]:
+        """See `KnowsConnections`."""
+        async with self._lock:
+            network = (await self._layout()).networks.get(nic.network)
+        if network is None or not nic.addresses:
+            return ()
+        listing = [str(self._settings.conntrack), "-L", "-w", str(network.number), "-o", "save", "-p", "tcp"]
+        found: list[Connection] = []
+        for family in sorted({"ipv6" if ":" in address else "ipv4" for address in nic.addresses}):
+            found += tracked.listed(await run([*listing, "-f", family]), nic.addresses)
+        return found
+
+    async def know(self, nic: Nic, connections: Sequence[Connection]) -> None:
+        """See `KnowsConnections`."""
+        async with self._lock:
+            network = (await self._layout()).networks.get(nic.network)
+        if network is not None and connections:
+            lines = tracked.entries(connections, network.number)
+            await run([str(self._settings.conntrack), "-R", "/dev/stdin"], lines)
 
     async def _forget_connections(self, network: Network, addresses: Sequence[str] = ()) -> None:
         """Have the kernel know no connection of the network, or of these addresses in it."""

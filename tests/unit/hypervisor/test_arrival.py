@@ -1,0 +1,176 @@
+"""What a host takes over of what another one sends: the guest, and nothing that is the host's own."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import libvirt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kumulus.api.compute import PowerState
+from kumulus_agents.hypervisor.libvirt import arrival, domain_xml, marks, wire
+from kumulus_agents.hypervisor.libvirt.arrival import Refused
+from kumulus_agents.hypervisor.libvirt.sieve import Sieve
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainNic, DomainSpec, Marks
+from kumulus_agents.network.protocol import Plug
+from kumulus_agents.storage.source import FileSource, LayerFile
+
+UID, GO, VOLUME, NIC = (f"6f1c2d7e-0b51-4f0c-9a57-3c1d5e8f9a0{n}" for n in range(1, 5))
+TCG = domain_xml.Platform("tcg")
+DISK = DomainDisk(
+    "root", FileSource("/p/v.qcow2"), "qcow2", 1, volume=VOLUME, below=(LayerFile("/p/image.raw", "raw"),)
+)
+
+
+def spec(epoch: int, host: str, disk: DomainDisk = DISK, *, memory: int = 128 << 20) -> DomainSpec:
+    seed = DomainDisk("seed", FileSource(f"/var/{host}/seed.iso"), "raw", read_only=True, cdrom=True)
+    nic = DomainNic(NIC, "02:00:00:00:00:01", Plug(f"kt{host}", f"kb{host}", 1450))
+    return DomainSpec(
+        Marks(UID, epoch, "ns", "vm", PowerState.RUNNING),
+        1,
+        memory,
+        [disk, seed],
+        f"/var/{host}/console.log",
+        nics=[nic],
+    )
+
+
+OWN = domain_xml.render(spec(2, "east"), TCG)
+
+
+def theirs(**changes: str) -> str:
+    """What the other host's libvirt says of the guest, as far as it matters, with texts replaced."""
+    xml = domain_xml.render(spec(1, "west"), TCG)
+    xml = xml.replace('machine="q35"', 'machine="pc-q35-7.2"')
+    xml = xml.replace("<devices>", "<devices><emulator>/usr/bin/qemu-system-x86_64</emulator>")
+    xml = xml.replace(
+        '<model type="virtio" />',
+        '<model type="virtio" /><address type="pci" domain="0x0000" bus="0x09" slot="0x00" function="0x0" />',
+    )
+    for old, new in changes.items():
+        xml = xml.replace(old, new)
+    return xml
+
+
+def altered(pattern: str, to: str) -> str:
+    found, number = re.subn(pattern, to, theirs())
+    assert number, pattern
+    return found
+
+
+def test_the_guest_is_as_it_was_and_all_else_is_this_hosts() -> None:
+    found = arrival.definition(theirs(), OWN, migration=GO)
+    assert "west" not in found and "emulator" not in found
+    root = ElementTree.fromstring(found)
+    assert root.find("os/type").get("machine") == "pc-q35-7.2"  # type: ignore[union-attr]
+    nic = root.find("devices/interface")
+    assert nic is not None
+    assert nic.find("source").get("bridge") == "kbeast" and nic.find("target").get("dev") == "kteast"  # type: ignore[union-attr]
+    assert nic.find("address").get("bus") == "0x09", "where the guest has it"  # type: ignore[union-attr]
+    assert root.find("devices/serial/log").get("file") == "/var/east/console.log"  # type: ignore[union-attr]
+    record = marks.read(found)
+    assert record is not None and record.arriving == GO and record.marks.epoch == 2
+    awaited = marks.read(arrival.awaiting(OWN, GO))
+    assert awaited is not None and awaited.arriving == GO
+
+
+@pytest.mark.parametrize(
+    ("pattern", "to"),
+    [
+        (UID, GO),
+        (r"<vcpu placement=\"static\">1", '<vcpu placement="static">64'),
+        (r"<memory unit=\"b\">\d+", '<memory unit="b">999999999999'),
+        (r"/p/v.qcow2", "/etc/shadow"),
+        (r"/p/image.raw", "/dev/sda"),
+        (r"<devices>", '<devices><filesystem type="mount"><source dir="/"/><target dir="x"/></filesystem>'),
+        (r"<devices>", '<devices><hostdev mode="subsystem" type="pci"/>'),
+        (
+            r"<devices>",
+            '<devices><disk type="file" device="disk"><source file="/etc/shadow"/><target dev="sdz" bus="scsi"/></disk>',
+        ),
+        (r"<devices>", '<devices><interface type="bridge"><source bridge="br0"/></interface>'),
+        (r"02:00:00:00:00:01", "02:00:00:00:00:99"),
+        (r"<pm>", '<qemu:commandline xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0"/><pm>'),
+        (r"pc-q35-7.2", "../../x"),
+        (r"<serial>root", "<serial>other"),
+        (r"<features>", "<launchSecurity type='sev'/><features>"),
+        (r"</domain>", ""),
+    ],
+)
+def test_what_is_no_guest_of_the_order_is_refused(pattern: str, to: str) -> None:
+    with pytest.raises(Refused):
+        arrival.definition(altered(pattern, to), OWN, migration=GO)
+
+
+def sieve() -> Sieve:
+    return Sieve("kumulus-x", "unix:///run/x", lambda xml: f"own of {xml}")
+
+
+def call(procedure: int, body: bytes = b"", *, program: int = wire.REMOTE, kind: int = wire.CALL) -> bytes:
+    return wire.HEADER.pack(wire.HEADER.size + len(body), program, 1, procedure, kind, 7, 0) + body
+
+
+def asks(procedure: int, flags: int, rest: bytes = b"", **texts: str) -> bytes:
+    head = wire.Head.of(call(procedure))
+    return wire.message(head, wire.Arguments({name: (7, text) for name, text in texts.items()}, b"cookie", flags, rest))
+
+
+def test_prepare_is_this_hosts_and_halted() -> None:
+    flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_TUNNELLED
+    asked = asks(wire.PREPARE, flags, destination_xml="theirs", migrate_uri="tcp://6.6.6.6", destination_name="root")
+    found = wire.arguments_of(sieve().sift(asked))
+    assert found.text("destination_xml") == "own of theirs" and found.text("migrate_uri") == "unix:///run/x"
+    assert found.parameters.keys() == {"destination_xml", "migrate_uri"} and found.cookie == b"cookie"
+    assert found.flags == libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PAUSED
+
+
+def test_finish_is_of_this_machine_and_leaves_it_halted() -> None:
+    found = wire.arguments_of(
+        sieve().sift(asks(wire.FINISH, libvirt.VIR_MIGRATE_LIVE, b"\0\0\0\1", destination_name="o"))
+    )
+    assert found.text("destination_name") == "kumulus-x" and found.rest == b"\0\0\0\1"
+    assert found.flags == libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PAUSED
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        *(call(number) for number in (3, 9, 12, 23, 107, 195, 212, 294, 335, 400)),
+        call(wire.SUPPORTS_FEATURE, program=0x20008087),
+        call(wire.SUPPORTS_FEATURE, kind=3),
+        call(wire.OPEN, b"\0\0\0\1\0\0\0\7lxc:///\0\0\0\0\0"),
+        call(wire.OPEN, b"\0\0\0\0\0\0\0\0"),
+    ],
+)
+def test_nothing_else_gets_through(message: bytes) -> None:
+    with pytest.raises(Refused):
+        sieve().sift(message)
+
+
+def test_a_second_prepare_is_refused() -> None:
+    strict = sieve()
+    strict.sift(asks(wire.PREPARE, 0, destination_xml="theirs"))
+    with pytest.raises(Refused):
+        strict.sift(asks(wire.PREPARE, 0, destination_xml="theirs"))
+
+
+@given(procedure=st.sampled_from([wire.PREPARE, wire.FINISH, wire.OPEN]), body=st.binary(max_size=200))
+def test_garbage_is_refused_or_becomes_a_message_of_ours(procedure: int, body: bytes) -> None:
+    try:
+        found = sieve().sift(call(procedure, body))
+    except (Refused, wire.Malformed):
+        return
+    assert int.from_bytes(found[:4], "big") == len(found)
+    if procedure != wire.OPEN:
+        assert wire.arguments_of(found).flags & libvirt.VIR_MIGRATE_PAUSED
+
+
+def test_another_chain_of_the_disk_is_refused() -> None:
+    other = replace(DISK, source=FileSource("/p/layer.qcow2"), below=(LayerFile("/p/v.qcow2", "qcow2"), *DISK.below))
+    own = domain_xml.render(spec(2, "east", other), TCG)
+    with pytest.raises(Refused, match="changed meanwhile"):
+        arrival.definition(theirs(), own, migration=GO)
