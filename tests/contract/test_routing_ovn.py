@@ -242,6 +242,25 @@ class TestRouting:
             far.machine.run("ip", "route", "replace", "10.20.30.0/24", "via", "10.20.40.1", "src", "10.20.40.100")
             assert far.reaches(four(front)), "who asks from a shared address is answered"
 
+    @pytest.mark.wide
+    async def test_another_gateway_takes_over(self, joined: Joined) -> None:
+        """The logical router hears of it, as guests do: it gives that one what it does not deliver itself."""
+        one, two = joined.router.nets
+        host, other = one.hosts
+        joined.router.hosts = [host, other]
+        await joined.router.ensure()
+        assert await joined.router.active() is host
+        shared = (AddressPair(cidr="10.20.40.100/32"),)
+        front, near = await guest(one, other), await guest(two, other, pairs=shared)
+        near.machine.run("ip", "address", "add", "10.20.40.100/24", "dev", "eth0")
+        await joined.tell(host, other)
+        for address in ("10.20.40.100", four(near)):
+            await reaches(front, address)
+        dies_with_its_agent(host, joined.router)
+        assert front.reaches(four(near)), "nobody takes over yet"
+        await reaches(front, "10.20.40.100")
+        assert (await other.driver.gateway_facts(joined.router.uid)).active and front.reaches(six(near))
+
     async def test_nobody_pretends_to_be_the_router(self, joined: Joined) -> None:
         one, two = joined.router.nets
         host, other = one.hosts
