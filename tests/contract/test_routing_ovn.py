@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -145,16 +146,22 @@ class TestRouting:
         front, silent = await guest(one, other), await guest(one, other, groups=(quiet,))
         targets = [await guest(two, where, groups=(group,)) for where in (other, host)]
         await let(80, 81)
-        for target in targets:
-            with Server(target, 80, 81, 82):
+        near, far = targets
+        with Server(near, 80, 81, 82), Server(far, 80, 81, 82):
+            for target in targets:
                 assert Talk.works(front, four(target), 80) and Talk.works(silent, four(target), 80)
-                assert Talk.fails(front, four(target), 82) and Talk.fails(silent, four(target), 81)
-                assert not front.reaches(four(target))
-                with Talk(front, four(target), 81) as cut, Talk(front, four(target), 80) as kept:
-                    assert cut.works_on() and kept.works_on()
-                    await let(80)
-                    assert cut.is_cut() and kept.works_on()
-                    await let(80, 81)
+            refused = [(front, target, 82) for target in targets] + [(silent, target, 81) for target in targets]
+            tried = (asyncio.to_thread(Talk.fails, who, four(target), port) for who, target, port in refused)
+            assert all(await asyncio.gather(*tried))
+            assert not front.reaches(four(far))
+            with (
+                Talk(front, four(near), 81) as one_cut,
+                Talk(front, four(far), 81) as other_cut,
+                Talk(front, four(far), 80) as kept,
+            ):
+                assert all(talk.works_on() for talk in (one_cut, other_cut, kept))
+                await let(80)
+                assert kept.works_on() and one_cut.is_cut() and other_cut.is_cut()
 
     async def test_without_a_gateway(self, joined: Joined) -> None:
         """What needs none goes on, also when guests ask whether it is there still."""
@@ -187,6 +194,7 @@ class TestRouting:
             for address in (four(target), six(target)):
                 assert front.reaches(address, seconds=5), address
 
+    @pytest.mark.wide
     async def test_beside_hosts_that_are_not_told(self, joined: Joined) -> None:
         """Whose agent is older, or which have one of the networks alone: their guests' packets go to the gateway, and what
         the gateway brings is answered through it."""
@@ -233,6 +241,25 @@ class TestRouting:
             assert Talk.works(front, "10.20.40.100", 9000)
             far.machine.run("ip", "route", "replace", "10.20.30.0/24", "via", "10.20.40.1", "src", "10.20.40.100")
             assert far.reaches(four(front)), "who asks from a shared address is answered"
+
+    @pytest.mark.wide
+    async def test_another_gateway_takes_over(self, joined: Joined) -> None:
+        """The logical router hears of it, as guests do: it gives that one what it does not deliver itself."""
+        one, two = joined.router.nets
+        host, other = one.hosts
+        joined.router.hosts = [host, other]
+        await joined.router.ensure()
+        assert await joined.router.active() is host
+        shared = (AddressPair(cidr="10.20.40.100/32"),)
+        front, near = await guest(one, other), await guest(two, other, pairs=shared)
+        near.machine.run("ip", "address", "add", "10.20.40.100/24", "dev", "eth0")
+        await joined.tell(host, other)
+        for address in ("10.20.40.100", four(near)):
+            await reaches(front, address)
+        dies_with_its_agent(host, joined.router)
+        assert front.reaches(four(near)), "nobody takes over yet"
+        await reaches(front, "10.20.40.100")
+        assert (await other.driver.gateway_facts(joined.router.uid)).active and front.reaches(six(near))
 
     async def test_nobody_pretends_to_be_the_router(self, joined: Joined) -> None:
         one, two = joined.router.nets
@@ -285,6 +312,7 @@ class TestRouting:
         said = f"in_port={number} packet={frame.hex()} actions=table"
         host.machine.run("ovs-ofctl", "-O", "OpenFlow13", "packet-out", "br-kumulus", said)
 
+    @pytest.mark.wide
     async def test_it_is_mended(self, joined: Joined) -> None:
         one, two = joined.router.nets
         host, other = one.hosts
@@ -306,7 +334,7 @@ class TestRouting:
             f"ovs-ofctl del-flows {front.plug.bridge} table=20",
             f"ovs-ofctl del-flows br-kumulus dl_dst={mac}",
         ):
-            other.machine.run(*command.replace('"', "").split())
+            other.machine.run(*command.split())
             assert await other.driver.mend() != [], command
             assert await other.driver.mend() == [], command
             passed = joined.passed()

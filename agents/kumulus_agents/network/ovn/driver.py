@@ -32,7 +32,7 @@ from kumulus_agents.network.ovn.routing import Detour
 from kumulus_agents.network.ovn.settings import OvnSettings
 from kumulus_agents.network.ovn.tunnels import Tunnels
 from kumulus_agents.network.ovn.uplinks import Uplinked
-from kumulus_agents.network.protocol import Dropped, NetworkDriver, Plug, Uplinks
+from kumulus_agents.network.protocol import Dropped, NetworkDriver, NetworkError, Plug, Uplinks
 
 log = structlog.get_logger(__name__)
 
@@ -119,7 +119,10 @@ class OvnNetwork(RecordedNetwork):
         self._known = layout
         for uid, detour in wanted.items():
             if detour != self._detours.get(uid):
-                await self._send(layout, uid, detour)
+                try:
+                    await self._send(layout, uid, detour)
+                except NetworkError as error:  # the gateway gets all of it, until this is mended
+                    log.warning("not routed on this host", interface=uid, reason=error.reason, error=str(error))
         return changed
 
     async def _send(self, layout: Layout, uid: str, detour: Detour | None) -> None:
