@@ -68,7 +68,8 @@ def _apart(right: str, found: str) -> str:
     match = difflib.SequenceMatcher(None, right, found, autojunk=False)
     places = [op for op in match.get_opcodes() if op[0] != "equal"]
     told = ", ".join(
-        f"...{right[max(0, i - 60) : i]}[{right[i:k]} -> {found[j:n]}]{right[k : k + 20]}..." for _, i, k, j, n in places[:6]
+        f"...{right[max(0, i - 60) : i]}[{right[i:k]} -> {found[j:n]}]{right[k : k + 20]}..."
+        for _, i, k, j, n in places[:6]
     )
     name = re.search(r'"name": "([^"]+)", "namespace"', right)
     return f"~ {right.split(' ')[0]} {name[1] if name else ''} {told}"
@@ -99,9 +100,9 @@ def words(world: World, lines: Iterable[str]) -> list[str]:
 
 async def _objects(world: World) -> Any:
     words = _Words(world.names)
-    paths = [
-        f"/apis/{group}/v1alpha1/{plural}" for group, plural in sorted(schemas()) if plural not in UNCOMPARED
-    ] + [SECRET.path(host_namespace(name)) for name in world.sites]
+    paths = [f"/apis/{group}/v1alpha1/{plural}" for group, plural in sorted(schemas()) if plural not in UNCOMPARED] + [
+        SECRET.path(host_namespace(name)) for name in world.sites
+    ]
     for path, items in zip(paths, await asyncio.gather(*(_list(world.user, path) for path in paths)), strict=True):
         for item in items:
             meta = item["metadata"]

@@ -58,7 +58,7 @@ class Plan:
     steps: tuple[Step, ...]
     given: tuple[Step, ...] = ()
     starts: int = 0
-    """How often machines are started in `steps`, all in all."""
+    """How often machines come to run in `steps`, all in all."""
 
     def __str__(self) -> str:
         return self.name
@@ -188,7 +188,11 @@ PLANS: tuple[Plan, ...] = (
             change(
                 VirtualMachine,
                 VM,
-                (VirtualMachine, VM, both(RUNS[2], so("lastRestartRequest", "bigger"), so("resources.memory", "512Mi"))),
+                (
+                    VirtualMachine,
+                    VM,
+                    both(RUNS[2], so("lastRestartRequest", "bigger"), so("resources.memory", "512Mi")),
+                ),
                 restartRequest="bigger",
             ),
         ),
@@ -210,6 +214,7 @@ PLANS: tuple[Plan, ...] = (
             ON,
         ),
         (IMAGE, NETWORK, WHOLE),
+        starts=1,
     ),
     Plan(
         "attach a volume",
@@ -233,11 +238,7 @@ PLANS: tuple[Plan, ...] = (
     ),
     Plan(
         "plug in an interface",
-        (
-            change(
-                VirtualMachine, VM, RUNS, (NetworkInterface, "vm-eth1", says("Ready")), interfaces=[ETH0, ETH1]
-            ),
-        ),
+        (change(VirtualMachine, VM, RUNS, (NetworkInterface, "vm-eth1", says("Ready")), interfaces=[ETH0, ETH1]),),
         (IMAGE, NETWORK, WHOLE),
     ),
     Plan(
@@ -249,9 +250,7 @@ PLANS: tuple[Plan, ...] = (
         "change a security group",
         (
             make(SecurityGroup, "web", ingress=[{"protocol": "TCP", "ports": ["80"]}]),
-            change(
-                NetworkInterface, "vm-eth0", (NetworkInterface, "vm-eth0", says("Ready")), securityGroups=["web"]
-            ),
+            change(NetworkInterface, "vm-eth0", (NetworkInterface, "vm-eth0", says("Ready")), securityGroups=["web"]),
         ),
         (IMAGE, NETWORK, WHOLE),
     ),
@@ -277,6 +276,7 @@ PLANS: tuple[Plan, ...] = (
             ),
         ),
         (IMAGE, NETWORK, WHOLE, KEPT),
+        starts=1,
     ),
     Plan(
         "clone a snapshot of a volume",
@@ -298,7 +298,11 @@ PLANS: tuple[Plan, ...] = (
         (remove(Volume, "extra"),),
         (IMAGE, VOLUME, WITH_EXTRA, remove(VirtualMachine, VM)),
     ),
-    Plan("make and delete a router", (make(Router, "way", says("Ready"), networks=["front"]), remove(Router, "way")), (NETWORK,)),
+    Plan(
+        "make and delete a router",
+        (make(Router, "way", says("Ready"), networks=["front"]), remove(Router, "way")),
+        (NETWORK,),
+    ),
     Plan(
         "a whole life",
         (

@@ -186,9 +186,7 @@ class Runner:
                 return bool(until(last))
 
             try:
-                await self._world.until(
-                    probe, f"{step}: the end of it at {model.KIND.kind} {name}", self._pace.limit
-                )
+                await self._world.until(probe, f"{step}: the end of it at {model.KIND.kind} {name}", self._pace.limit)
             except AssertionError as error:
                 raise AssertionError(f"{error}; its status: {(last or {}).get('status')}") from None
 

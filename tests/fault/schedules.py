@@ -162,7 +162,8 @@ class Schedule(RuleBasedStateMachine):
         self, vm: Raw, wanted: Wanted, volumes: set[str], domains: dict[str, list[tuple[str, Domain]]]
     ) -> list[str]:
         status, uid = vm.get("status", {}), vm["metadata"]["uid"]
-        if status.get("phase") != wanted.power:
+        # What is off when it is to be suspended has no memory to keep.
+        if status.get("phase") not in (wanted.power, "Stopped" if wanted.power == "Suspended" else wanted.power):
             return [f"it is {status.get('phase')}, not {wanted.power}; {status.get('conditions')}"]
         on = [(host, one) for host, one in domains.get(uid, []) if one.state is not DomainState.STOPPED]
         if bool(on) is not (wanted.power in ON):
@@ -196,7 +197,9 @@ class Schedule(RuleBasedStateMachine):
         for name, wanted in self._wanted.items():
             uid = names[f"<VirtualMachine {name}>"]
             runs = [run for run in self.world.books.runs if run.uid == uid]
-            assert len(runs) <= wanted.starts, f"{name} was started {len(runs)} times, for {wanted.starts} reasons: {runs}"
+            assert len(runs) <= wanted.starts, (
+                f"{name} was started {len(runs)} times, for {wanted.starts} reasons: {runs}"
+            )
 
     async def _all(self, model: Any) -> list[Raw]:
         return [item async for page, _ in self.world.user.list_pages(model.KIND, TENANT) for item in page]

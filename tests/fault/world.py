@@ -13,7 +13,7 @@ import importlib.metadata
 import re
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine,  Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -401,7 +401,7 @@ class World:
     async def until(self, probe: Callable[[], Awaitable[Any]], what: str, seconds: float = 60) -> Any:
         """The first true answer. Raises AssertionError."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
+        end, pause = loop.time() + seconds, 0.02
         while True:
             try:
                 if found := await probe():
@@ -410,7 +410,8 @@ class World:
                 pass
             if loop.time() > end:
                 raise AssertionError(f"{what}: not within {seconds:.0f} s")
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.2, 0.25)
 
 
 def _why(process: asyncio.Future[None]) -> str:
