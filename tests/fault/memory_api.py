@@ -9,8 +9,8 @@ request.
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
+import marshal
 import random
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -43,6 +43,11 @@ def moment() -> datetime:
     return EPOCH + timedelta(seconds=asyncio.get_running_loop().time())
 
 
+def _copy(value: Any) -> Any:
+    """A deep copy of what JSON can say, ten times as fast as `copy.deepcopy`."""
+    return marshal.loads(marshal.dumps(value))
+
+
 @dataclass(frozen=True, slots=True)
 class Schema:
     """What matters of a kind's CRD."""
@@ -69,7 +74,7 @@ def _fill(schema: Mapping[str, Any], value: Any) -> None:
     if isinstance(value, dict):
         for name, part in schema.get("properties", {}).items():
             if name not in value and "default" in part:
-                value[name] = copy.deepcopy(part["default"])
+                value[name] = _copy(part["default"])
             if name in value:
                 _fill(part, value[name])
         if isinstance(rest := schema.get("additionalProperties"), dict):
@@ -83,7 +88,7 @@ def _fill(schema: Mapping[str, Any], value: Any) -> None:
 def _merged(target: Any, patch: Any) -> Any:
     """RFC 7386."""
     if not isinstance(patch, dict):
-        return copy.deepcopy(patch)
+        return _copy(patch)
     result = dict(target) if isinstance(target, dict) else {}
     for key, value in patch.items():
         if value is None:
@@ -127,10 +132,10 @@ class MemoryApi:
         self.version = 1000
         self.objects: dict[Sort, dict[Place, Raw]] = {}
         self._chance = random.Random(seed)
-        self._history: list[_Change] = []
+        self._history: dict[Sort, list[_Change]] = {}
         self._dropped = 1000
         """The version up to which changes are forgotten."""
-        self._changed = asyncio.Event()
+        self._changed: dict[Sort, asyncio.Event] = {}
 
     # Requests
 
@@ -138,7 +143,7 @@ class MemoryApi:
         """Answer at once. Raises `errors.ApiError`."""
         at = _where(path)
         if method == "GET":
-            return self._list(at, query) if at.name is None else copy.deepcopy(self._get(at))
+            return self._list(at, query) if at.name is None else _copy(self._get(at))
         if method == "POST":
             return {"status": {"token": "none"}} if at.subresource else self._create(at, body)
         if method == "DELETE":
@@ -147,7 +152,7 @@ class MemoryApi:
         version = body.get("metadata", {}).get("resourceVersion")
         if version is not None and version != known["metadata"]["resourceVersion"]:
             raise errors.Conflict(409, "Conflict", f"{path} has changed")
-        return self._update(at, known, _merged(known, body) if method == "PATCH" else copy.deepcopy(body))
+        return self._update(at, known, _merged(known, body) if method == "PATCH" else _copy(body))
 
     def _get(self, at: _Where) -> Raw:
         try:
@@ -158,22 +163,21 @@ class MemoryApi:
     def _list(self, at: _Where, query: Mapping[str, str]) -> Raw:
         version = int(query.get("resourceVersion") or self.version)
         items = dict(self.objects.get(at.sort, {}))
-        for change in reversed(self._since(version)):
-            if change.sort == at.sort:
-                key = (change.last["metadata"].get("namespace"), change.last["metadata"]["name"])
-                if change.before is None:
-                    items.pop(key, None)
-                else:
-                    items[key] = change.before
+        for change in reversed(self._since(at.sort, version)):
+            key = (change.last["metadata"].get("namespace"), change.last["metadata"]["name"])
+            if change.before is None:
+                items.pop(key, None)
+            else:
+                items[key] = change.before
         found = [
-            copy.deepcopy(item)
+            _copy(item)
             for (namespace, _), item in items.items()
             if at.namespace in (None, namespace) and _fits(item, query)
         ]
         return {"items": found, "metadata": {"resourceVersion": str(version)}}
 
     def _create(self, at: _Where, body: Raw) -> Raw:
-        raw = copy.deepcopy(dict(body))
+        raw = _copy(dict(body))
         name = raw["metadata"]["name"]
         if at.namespace is not None:
             room = self.objects.get(("", "namespaces"), {}).get((None, at.namespace))
@@ -221,7 +225,7 @@ class MemoryApi:
         if schema is not None:
             _fill(schema.properties, raw)
         if raw == known:
-            return copy.deepcopy(known)
+            return _copy(known)
         if schema is not None and raw.get("spec") != known.get("spec"):
             metadata["generation"] += 1
         key = (at.namespace, at.name or "")
@@ -236,7 +240,7 @@ class MemoryApi:
         key = (at.namespace, at.name or "")
         if known["metadata"].get("finalizers") or at.sort == ("", "namespaces"):
             if "deletionTimestamp" in known["metadata"]:
-                return copy.deepcopy(known)
+                return _copy(known)
             metadata = {**known["metadata"], "deletionTimestamp": rfc3339(moment())}
             metadata["generation"] += 1
             raw = self._store(at.sort, key, known, {**known, "metadata": metadata})
@@ -252,7 +256,7 @@ class MemoryApi:
         raw["metadata"] = {**raw["metadata"], "resourceVersion": str(self.version)}
         self.objects.setdefault(sort, {})[key] = raw
         self._note(_Change(self.version, sort, before, raw, raw))
-        return copy.deepcopy(raw)
+        return _copy(raw)
 
     def _remove(self, sort: Sort, key: Place, raw: Raw) -> Raw:
         self.version += 1
@@ -262,19 +266,20 @@ class MemoryApi:
         self._collect(raw["metadata"]["uid"])
         if key[0] is not None:
             self._empty(key[0])
-        return copy.deepcopy(last)
+        return _copy(last)
 
     def _note(self, change: _Change) -> None:
-        self._history.append(change)
-        if len(self._history) > HISTORY:
-            self.forget(self._history[HISTORY // 2].version)
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._history.setdefault(change.sort, []).append(change)
+        if len(self._history[change.sort]) > HISTORY:
+            self.forget(self._history[change.sort][HISTORY // 2].version)
+        if (changed := self._changed.pop(change.sort, None)) is not None:
+            changed.set()
 
     def forget(self, version: int | None = None) -> None:
         """Changes up to this version cannot be watched any more: watches from there are told 410."""
         self._dropped = self.version if version is None else version
-        self._history = [change for change in self._history if change.version > self._dropped]
+        for sort, changes in self._history.items():
+            self._history[sort] = [change for change in changes if change.version > self._dropped]
 
     def _collect(self, owner: str) -> None:
         """What is owned by nobody else goes too."""
@@ -310,32 +315,32 @@ class MemoryApi:
         while True:
             if version < self._dropped:
                 raise errors.Gone(410, "Expired", f"version {version} is too old")
-            changed = self._changed
-            for change in self._since(version):
+            changed = self._changed.setdefault(at.sort, asyncio.Event())
+            for change in self._since(at.sort, version):
                 version = change.version
                 event = _seen(change, at, query)
                 if event is not None:
                     yield event
-            if changed is self._changed:
-                await changed.wait()
+            await changed.wait()
 
-    def _since(self, version: int) -> list[_Change]:
-        at = len(self._history)
-        while at and self._history[at - 1].version > version:
+    def _since(self, sort: Sort, version: int) -> list[_Change]:
+        history = self._history.get(sort, [])
+        at = len(history)
+        while at and history[at - 1].version > version:
             at -= 1
-        return self._history[at:]
+        return history[at:]
 
 
 def _seen(change: _Change, at: _Where, query: Mapping[str, str]) -> WatchEvent | None:
     """What a watch with these selectors is told of a change."""
-    if change.sort != at.sort or at.namespace not in (None, change.last["metadata"].get("namespace")):
+    if at.namespace not in (None, change.last["metadata"].get("namespace")):
         return None
     before = change.before is not None and _fits(change.before, query)
     after = change.after is not None and _fits(change.after, query)
     if not before and not after:
         return None
     type_ = "MODIFIED" if before and after else "ADDED" if after else "DELETED"
-    return WatchEvent(type_, copy.deepcopy(change.last))
+    return WatchEvent(type_, _copy(change.last))
 
 
 def _fits(item: Raw, query: Mapping[str, str]) -> bool:

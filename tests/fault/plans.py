@@ -58,7 +58,7 @@ class Plan:
     steps: tuple[Step, ...]
     given: tuple[Step, ...] = ()
     starts: int = 0
-    """How often machines are started in `steps`, all in all."""
+    """How often machines come to run in `steps`, all in all."""
 
     def __str__(self) -> str:
         return self.name
@@ -214,6 +214,7 @@ PLANS: tuple[Plan, ...] = (
             ON,
         ),
         (IMAGE, NETWORK, WHOLE),
+        starts=1,
     ),
     Plan(
         "attach a volume",
@@ -275,6 +276,7 @@ PLANS: tuple[Plan, ...] = (
             ),
         ),
         (IMAGE, NETWORK, WHOLE, KEPT),
+        starts=1,
     ),
     Plan(
         "clone a snapshot of a volume",

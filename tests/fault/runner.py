@@ -109,7 +109,7 @@ class Runner:
         state: State | None = None
         try:
             for step in plan.given:
-                await self._do(step)
+                await self.do(step)
             await self._settled()
             made, runs = len(world.books.made), len(world.books.runs)
             for party in world.parties.values():
@@ -119,7 +119,7 @@ class Runner:
             if arm is not None:
                 arm(world)
             for step in plan.steps:
-                await self._do(step)
+                await self.do(step)
             state = await self._end(made, runs, right)
         except AssertionError as error:
             world.problems.append(str(error))
@@ -174,7 +174,8 @@ class Runner:
                 since = loop.time()
             await asyncio.sleep(pace.look / 5)
 
-    async def _do(self, step: Step) -> None:
+    async def do(self, step: Step) -> None:
+        """One step, to its end. Raises AssertionError."""
         await self._world.until(lambda: self._perform(step), f"{step} is accepted", self._pace.limit)
         for model, name, until in step.until:
             last: Raw | None = None

@@ -42,6 +42,7 @@ from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
 from kumulus_agents.hypervisor.simulated_host import GIB, SimulatedHost, SimulatedSettings
 from kumulus_agents.network.protocol import NetworkError
 from kumulus_agents.network.simulated import SimulatedFabric, SimulatedNetworks
+from kumulus_agents.storage.layers import Layers
 from kumulus_agents.storage.protocol import StorageDriver, StorageError
 from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import SimulatedSettings as PoolSettings
@@ -167,10 +168,18 @@ def contents(pool: SimulatedPool) -> list[str]:
         *(f"image {image}" for image in pool.images.values()),
         *(f"disk {uid}/{name} {disk}" for uid, disks in pool.disks.items() for name, disk in disks.items()),
         *(f"volume {volume}" for volume in pool.volumes.values()),
-        *(f"layers {uid} {layers}" for uid, layers in pool.layers.items()),
+        *(f"layers {uid} {_merged(layers)}" for uid, layers in pool.layers.items()),
         *(f"base {uid} {base}" for uid, base in pool.bases.items()),
         *(f"arriving {uid} {traits}" for uid, traits in pool.arriving.items()),
     ]
+
+
+def _merged(layers: Layers) -> Layers:
+    """As they are once they are tidied: an attempt at a snapshot that was cut short leaves one more."""
+    begun = layers.merging
+    while begun is None and (pair := layers.next_merge(frozenset())) is not None:
+        layers = layers.merged(*pair)
+    return layers
 
 
 @functools.cache
@@ -239,6 +248,10 @@ class World:
             self.parties[name].crash()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    def stopped(self, name: str) -> bool:
+        """Whether a party is not there."""
+        return name not in self._running
 
     def during(self, work: Coroutine[Any, Any, None]) -> None:
         """Something goes on beside everything else."""
@@ -388,7 +401,7 @@ class World:
     async def until(self, probe: Callable[[], Awaitable[Any]], what: str, seconds: float = 60) -> Any:
         """The first true answer. Raises AssertionError."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
+        end, pause = loop.time() + seconds, 0.02
         while True:
             try:
                 if found := await probe():
@@ -397,7 +410,8 @@ class World:
                 pass
             if loop.time() > end:
                 raise AssertionError(f"{what}: not within {seconds:.0f} s")
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.2, 0.25)
 
 
 def _why(process: asyncio.Future[None]) -> str:

@@ -83,12 +83,15 @@ class Volumes:
         )
         self._seen: set[str] = set()
         """Orders whose volume was whole, as this process has made sure of."""
+        self._undone: set[str] = set()
+        """Orders whose last attempt failed somewhere, after a revert say: the next one sets right what that left."""
         self._forgotten: set[str] = set()
         """Snapshots that this process has forgotten, because an order said so."""
 
     def forget(self, name: str) -> None:
         """The order of that name is gone."""
         self._seen.discard(name)
+        self._undone.discard(name)
         self._moves.forget(name)
 
     def has(self, volume: str) -> bool:
@@ -153,7 +156,7 @@ class Volumes:
                 retryable=False,
             )
         asked = wanted.revert is not None and volume is not None and volume.reverted != wanted.revert.request
-        asked = asked or not self._forgotten.issuperset(wanted.forget)
+        asked = asked or not self._forgotten.issuperset(wanted.forget) or order.name in self._undone
         if volume is None or asked or order.name not in self._seen or volume.virtual_size < (wanted.size or 0):
             return self._work.begin(order, lambda progress: self._bring_about(order, wanted, here, progress))
         if not self._moves.ended(order):
@@ -181,6 +184,7 @@ class Volumes:
         self, order: WorkOrder, wanted: VolumeOrder, pool: PoolRef, progress: ProgressListener
     ) -> None:
         """Make the volume and let it grow, in the pool that it is in, whatever of that is left to do."""
+        self._undone.add(order.name)
         driver = self._pools.driver(pool)
         if pool.shared:
             await driver.claim_volume(wanted.uid, self._host, wanted.epoch)
@@ -206,6 +210,7 @@ class Volumes:
             volume = await self._grow(wanted, wanted.size, driver)
         log.info("volume is there", order=order.name, volume=order.spec.for_.name, size=volume.virtual_size)
         self._seen.add(order.name)
+        self._undone.discard(order.name)
         self._arrived(wanted.uid)
 
     async def _adopt(

@@ -94,6 +94,7 @@ class Layers:
         return replace(
             self,
             active=layer,
+            merging=None if gone & set(self.merging or ()) else self.merging,
             parents={one: below for one, below in self.parents.items() if one not in gone},
             snapshots={uid: kept for uid, kept in self.snapshots.items() if kept.layer not in {layer, *gone}},
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from kumulus.api.base import FINALIZER, FORCE_DETACH
+from kumulus.api.compute import VirtualMachine
 from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.storage import Attachment, Volume, VolumePhase
 from kumulus.kube.errors import NotFound
@@ -47,7 +48,7 @@ from kumulus_controllers.storage.volume_plan import (
 )
 from kumulus_controllers.storage.volume_status import derive_status
 from kumulus_controllers.storage.volume_wakeups import VolumeWakeups
-from kumulus_controllers.storage.volumes import Volumes
+from kumulus_controllers.storage.volumes import Volumes, volume_keys
 
 log = structlog.get_logger(__name__)
 
@@ -129,6 +130,8 @@ class VolumeReconciler:
         scope = self._volumes.scope(volume)
         if volume.deleting:
             return await self._delete(scope)
+        if keeper(scope) is None and await self._wanted_still(volume):
+            return Requeue(1.0)
         if (lost := host_lost(scope)) is not None:
             return await self._report(scope, None, keeper(scope), lost)
         want = wanted(scope)
@@ -175,6 +178,16 @@ class VolumeReconciler:
         if volume.status.phase is not None or not brought_along(scope):
             return 0.0
         return self._new.setdefault(volume.uid, now) + PENDING_SHOWN_AFTER - now
+
+    async def _wanted_still(self, volume: Volume) -> bool:
+        """Whether the machine that has it on record wants it, by a live look: caches of machines and of volumes are of
+        different moments, and what is let go of another machine may write to."""
+        if (before := volume.status.attached_to) is None:
+            return False
+        live = await self._services.client.find(VirtualMachine.KIND, before.vm, volume.namespace)
+        vm = VirtualMachine.parse(live) if live is not None else None
+        key = Key(volume.namespace, volume.name)
+        return vm is not None and vm.uid == before.uid and not vm.deleting and key in volume_keys(vm)
 
     async def _give_passphrase(self, scope: Scope, want: Wanted) -> Lack | None:
         """Give the host the passphrase of a volume; once in the life of this process, in case somebody took it away."""

@@ -334,12 +334,20 @@ def keeper(scope: Scope) -> Attachment | None:
 
 
 def attachment(scope: Scope) -> Attachment | None:
-    """The one machine that may write: whoever has it, else the oldest machine that wants it and is where it is."""
+    """The one machine that may write: whoever has it, else the oldest machine that wants it and is where it is.
+
+    Who has it and wants it gets it back when that is not on record any more, by a look at what was long past say: else it
+    would wait for the volume, and the volume for it.
+    """
     volume = scope.volume
     if (before := keeper(scope)) is not None:
         return before
-    if volume.deleting or scope.instances:
+    if volume.deleting:
         return None
+    if scope.instances:
+        having = {order.spec.for_.uid for order in scope.instances}
+        wanting = [vm for vm in scope.users if having == {vm.uid} and not vm.deleting]
+        return Attachment(vm=wanting[0].name, uid=wanting[0].uid) if wanting else None
     fitting = [
         vm
         for vm in scope.users

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -75,6 +76,11 @@ def test_a_snapshot_that_did_not_come_to_be_leaves_nothing() -> None:
     first = Layers.first(VOLUME).frozen("one", "a").confirmed("one", TAKEN)
     assert first.frozen("two", "b").adopted("a") == first
     assert first.frozen("two", "b").adopted("b") == first.frozen("two", "b")
+
+
+def test_a_merge_whose_upper_layer_an_emulator_has_left_is_forgotten() -> None:
+    one = replace(Layers.first(VOLUME).frozen("one", "a").forgotten("one"), merging=("a", VOLUME))
+    assert one.adopted(VOLUME) == Layers.first(VOLUME)
 
 
 def test_nobody_may_write_to_a_snapshot() -> None:

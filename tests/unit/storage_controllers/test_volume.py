@@ -255,6 +255,10 @@ def test_a_volume_is_free_only_when_no_agent_has_it() -> None:
     assert attachment(Scope(before, users=(next_one,), instances=(instance(),))) == mine
     assert attachment(Scope(before, users=(next_one,))) == Attachment(vm="next", uid=UID)
     assert attachment(Scope(volume(), users=(next_one,), instances=(instance(),))) is None, "status lost: still had"
+    both = Scope(volume(), users=(next_one, machine()), instances=(instance(),))
+    assert attachment(both) == mine, "who still has it and wants it gets it back: else each waits for the other"
+    of_two = Scope(volume(), users=(machine(),), instances=(instance(), instance(UID, "next")))
+    assert attachment(of_two) is None
 
 
 def test_what_goes_with_a_machine_stays_attached_to_it_to_its_end() -> None:
