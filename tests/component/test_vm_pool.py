@@ -299,18 +299,18 @@ async def test_a_machine_takes_over_what_its_predecessor_left(stage: Stage) -> N
 async def test_a_quota_is_said_and_what_is_refused_is_tried_again(stage: Stage) -> None:
     hard = {"count/virtualmachines.compute.kumulus.io": "2"}
     await stage.client.create(QUOTA, {"metadata": {"name": "few"}, "spec": {"hard": hard}}, stage.namespace)
-
-    async def counted() -> bool:
-        quota = await stage.client.get(QUOTA, "few", stage.namespace)
-        return bool(quota.get("status", {}).get("hard"))
-
-    await found_by(counted, "the quota counts")
     await stage.pool("web", 3)
     brain = Brain(stage.client)
-    await brain.run(stage.namespace, "web")
+
+    async def exceeded() -> bool:
+        """The API server refuses everything until it knows what there is."""
+        await brain.run(stage.namespace, "web")
+        return "exceeded quota" in condition(await stage.get("web")).get("message", "")
+
+    await found_by(exceeded, "the quota is said")
     pool = await stage.get("web")
     assert condition(pool)["reason"] == condition(pool, "Stalled")["reason"] == "Refused"
-    assert "quota" in condition(pool)["message"] and await stage.names("web") == ["web-0", "web-1"]
+    assert await stage.names("web") == ["web-0", "web-1"]
     await stage.client.delete(QUOTA, "few", stage.namespace)
     for _ in range(3):
         await brain.run(stage.namespace, "web")

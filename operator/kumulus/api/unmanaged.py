@@ -85,8 +85,8 @@ class UnmanagedInstance(Resource):
             Column("State", ".status.state"),
             Column("CPUs", ".status.cpus", "integer"),
             Column("Memory", ".status.memory"),
-            Column("Disks", ".status.disks[*].source", priority=1),
-            Column("MAC-Addresses", ".status.nics[*].macAddress", priority=1),
+            Column("Machine-Type", ".status.machineType", priority=1),
+            Column("Firmware", ".status.firmware", priority=1),
             AGE,
         ),
     )
