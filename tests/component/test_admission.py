@@ -726,7 +726,7 @@ BAD = [
     Bad(HostRemediation, "spec.host", GONE),
     Bad(HostRemediation, "spec.lastRenewal", GONE, "spec.lastRenewal"),
     Bad(HostRemediation, "spec.methods", [], "spec.methods"),
-    Bad(HostRemediation, "spec.methods", ["shout"], "spec.methods[0]"),
+    Bad(HostRemediation, "spec.methods", ["Shout!"], "spec.methods[0]"),
     *(
         Bad(VirtualMachine, f"spec.highAvailability.{name}", -1)
         for name in ("priority", "maxRestarts", "windowSeconds")

@@ -239,6 +239,7 @@ async def test_a_host_that_comes_back_is_not_fenced_and_keeps_its_machines(owner
     assert await owner.client.find(WorkOrder.KIND, FENCE_ORDER, host_namespace(DYING)) is None
 
 
+@pytest.mark.wide
 async def test_what_takes_down_host_after_host_stays_where_it_is(owner: Owner) -> None:
     await owner.vm("bad", ha={"enabled": True, "maxRestarts": 1})
     vm = await owner.wait(VirtualMachine.KIND, "bad", phase("Running"), "runs")
