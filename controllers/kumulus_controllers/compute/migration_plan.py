@@ -409,11 +409,17 @@ def _version(text: str | None) -> tuple[int, ...] | None:
 
 
 def target_order(source: WorkOrderSpec, migration: VirtualMachineMigration, term: int) -> WorkOrderSpec:
-    """The order by which the target gets everything ready: the source's, of the placement to come."""
+    """The order by which the target gets everything ready: the source's, of the placement to come. It says `Stopped`, so that
+    an agent which does not know of `incoming` starts nothing either."""
     assert source.instance is not None and migration.status.epoch is not None
     incoming = Incoming(migration=migration.uid, host=migration.status.source_host or "")
     instance = source.instance.model_copy(
-        update={"epoch": migration.status.epoch, "incoming": incoming, "outgoing": None}
+        update={
+            "epoch": migration.status.epoch,
+            "incoming": incoming,
+            "outgoing": None,
+            "power": PowerState.STOPPED,
+        }
     )
     return source.model_copy(update={"instance": instance, "term": max(term, source.term)})
 
@@ -443,7 +449,7 @@ def withdrawn(source: WorkOrderSpec, term: int) -> WorkOrderSpec:
 
 def settled(target: WorkOrderSpec, term: int) -> WorkOrderSpec:
     """The target's order as one like any other."""
-    return _changed(target, term, incoming=None)
+    return _changed(target, term, incoming=None, power=PowerState.RUNNING)
 
 
 def _changed(order: WorkOrderSpec, term: int, **update: object) -> WorkOrderSpec:
