@@ -160,6 +160,10 @@ def _finish(scope: Scope) -> Move:
     finishing = MigrationPhase.FINISHING
     target = scope.target
     if target is not None and target.spec.instance is not None and target.spec.instance.incoming is not None:
+        if not given(scope):
+            # Somebody else has placed it there: what came, if anything, may be older than what its disks have.
+            lack = Lack("Displaced", "It was placed there anew meanwhile: what came of its guest is given up.")
+            return Move(Step.WAIT if target.deleting else Step.END_TARGET, MigrationPhase.CANCELLING, lack)
         return Move(Step.SETTLE, finishing)
     if scope.source is None:
         return Move(Step.FINISH, MigrationPhase.SUCCEEDED)

@@ -27,7 +27,7 @@ def test_how_far_it_is() -> None:
     assert said(migration(None)) == "Pending"
     assert said(migration("Pending", "no host\nfits")) == "Pending: no host fits"
     copying = migration("Migrating", "Memory is copied.", progress={"remainingBytes": 64 << 20})
-    assert said(copying) == "Migrating, 64Mi left: Memory is copied."
+    assert said(copying) == "Migrating, 64 MiB left: Memory is copied."
     assert not ended(copying)
     assert ended(migration("Succeeded"))
 
