@@ -97,18 +97,21 @@ class TestLibvirt(MigrationContract):
         await source.send(running.marks.uid, Sending(migration), again.connect, nowhere)
         assert (await the(target, comes)).state is DomainState.PAUSED, "what failed can be tried again"
 
+    @pytest.mark.wide
     async def test_a_tunnel_that_is_cut_leaves_the_guest_where_it_was(
         self, source: Hypervisor, target: Hypervisor, running: DomainSpec, there: World
     ) -> None:
         async with self.sending(source, target, running, there) as (between, _):
             await between.cut()
 
+    @pytest.mark.wide
     async def test_a_copy_that_is_given_up_leaves_the_guest_where_it_was(
         self, source: Hypervisor, target: Hypervisor, running: DomainSpec, there: World
     ) -> None:
         async with self.sending(source, target, running, there):
             await source.end_sending(running.marks.uid)
 
+    @pytest.mark.wide
     async def test_a_target_whose_qemu_dies_leaves_the_guest_where_it_was(
         self, source: Hypervisor, target: Hypervisor, running: DomainSpec, there: LibvirtWorld
     ) -> None:
