@@ -73,7 +73,6 @@ class MigrationContract:
     async def running(self, here: World, source: Hypervisor) -> DomainSpec:
         spec = here.guest()
         await source.start(spec)
-        await here.booted(spec)
         return spec
 
     def arriving(self, spec: DomainSpec, there: World) -> DomainSpec:
@@ -81,8 +80,9 @@ class MigrationContract:
         return replace(spec, marks=replace(spec.marks, epoch=spec.marks.epoch + 1))
 
     async def test_a_guest_comes_halted_and_goes_on_when_it_is_told_to(
-        self, source: Hypervisor, target: Hypervisor, running: DomainSpec, there: World
+        self, source: Hypervisor, target: Hypervisor, running: DomainSpec, here: World, there: World
     ) -> None:
+        await here.booted(running)
         migration, comes = str(uuid.uuid4()), self.arriving(running, there)
         started = (await the(source, running)).started_at
         await target.receive(comes, migration)

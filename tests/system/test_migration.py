@@ -22,14 +22,16 @@ COMPUTE = "compute.kumulus.io/v1alpha1"
 STORAGE = "storage.kumulus.io/v1alpha1"
 PEER, MOVER = "10.77.0.11", "10.77.0.12"
 ECHO = "#kumulus-run: nc -l -p 7000 -e /bin/cat"
+READY = f"until wget -q -O /dev/null http://{PEER}:7002/; do sleep 1; done"
+"""What is on one side of a pipe does not end because the other one could not connect."""
 TALK = (
-    f"#kumulus-run: (echo begun; while sleep 0.2; do cut -d. -f1 /proc/uptime; done) | nc {PEER} 7000"
+    f"#kumulus-run: {READY}; (echo begun; while sleep 0.2; do cut -d. -f1 /proc/uptime; done) | nc {PEER} 7000"
     " | while read -r line; do echo kumulus-guest: echo $line >/dev/console; done"
 )
 """One connection, in which it is told each moment what it has said; another one begins when that one ends."""
 STREAM = "#kumulus-run: nc -l -p 7001 -e /bin/sh -c 'echo begun; while sleep 0.2; do cut -d. -f1 /proc/uptime; done'"
 LISTEN = (
-    f"#kumulus-run: sleep 99999 | nc {PEER} 7001"
+    f"#kumulus-run: {READY}; sleep 99999 | nc {PEER} 7001"
     " | while read -r line; do echo kumulus-guest: heard $line >/dev/console; done"
 )
 """One in which it never says anything: after the move the first packet is the other side's."""
@@ -106,8 +108,10 @@ def test_a_guest_goes_on_and_so_do_its_connections(moving: Moving) -> None:
     world, networks = moving.world, moving.networks
     one, _other = world.lab.hosts
     networks.network("net")
-    networks.group("echo", 7000, 7001)
-    networks.machine("peer", one, "net", ECHO, STREAM, addresses=[PEER], securityGroups=["echo"])
+    networks.group("echo", 7000, 7001, 7002)
+    networks.machine(
+        "peer", one, "net", "#kumulus-serve: 7002", ECHO, STREAM, addresses=[PEER], securityGroups=["echo"]
+    )
     world.console("peer", "ready after")
     moving.machine(
         "mover",

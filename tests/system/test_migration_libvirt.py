@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from kumulus_agents.hypervisor.migration import Progress, Sending
+from kumulus_agents.hypervisor.protocol import DomainSpec, DomainState, Hypervisor, HypervisorError
 from tests.contract import guest
+from tests.contract.hypervisor import World, eventually, the
 from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
-from tests.contract.migrations import MigrationContract
+from tests.contract.migrations import Between, MigrationContract, nowhere
 
 pytestmark = pytest.mark.libvirt
 
@@ -64,3 +70,50 @@ def there(
 
 class TestLibvirt(MigrationContract):
     """The contract."""
+
+    @contextlib.asynccontextmanager
+    async def sending(
+        self, source: Hypervisor, target: Hypervisor, running: DomainSpec, there: World
+    ) -> AsyncIterator[tuple[Between, DomainSpec]]:
+        """In the middle of a copy, which then fails."""
+        migration, comes = str(uuid.uuid4()), self.arriving(running, there)
+        await target.receive(comes, migration)
+        between, seen = Between(target, comes, migration), list[Progress]()
+        slow = source.send(running.marks.uid, Sending(migration, bandwidth=1), between.connect, seen.append)
+        work = asyncio.create_task(slow)
+        await eventually(lambda: bool(seen) or work.done(), "the copy did not begin")
+        assert not work.done() and seen[0].total > seen[0].remaining >= 0
+        yield between, comes
+        with pytest.raises(HypervisorError) as failed:
+            await work
+        assert failed.value.reason == "MigrationFailed"
+
+        async def as_before() -> bool:
+            here, other = await the(source, running), await the(target, comes)
+            return (here.state, other.state) == (DomainState.RUNNING, DomainState.STOPPED)
+
+        await eventually(as_before, "it does not run where it was alone")
+        again = Between(target, comes, migration)
+        await source.send(running.marks.uid, Sending(migration), again.connect, nowhere)
+        assert (await the(target, comes)).state is DomainState.PAUSED, "what failed can be tried again"
+
+    @pytest.mark.wide
+    async def test_a_tunnel_that_is_cut_leaves_the_guest_where_it_was(
+        self, source: Hypervisor, target: Hypervisor, running: DomainSpec, there: World
+    ) -> None:
+        async with self.sending(source, target, running, there) as (between, _):
+            await between.cut()
+
+    @pytest.mark.wide
+    async def test_a_copy_that_is_given_up_leaves_the_guest_where_it_was(
+        self, source: Hypervisor, target: Hypervisor, running: DomainSpec, there: World
+    ) -> None:
+        async with self.sending(source, target, running, there):
+            await source.end_sending(running.marks.uid)
+
+    @pytest.mark.wide
+    async def test_a_target_whose_qemu_dies_leaves_the_guest_where_it_was(
+        self, source: Hypervisor, target: Hypervisor, running: DomainSpec, there: LibvirtWorld
+    ) -> None:
+        async with self.sending(source, target, running, there) as (_, comes):
+            await there.crash(comes)

@@ -86,14 +86,15 @@ def leave(scope: Scope, outgoing: Outgoing) -> Plan:
     return Plan((Send(outgoing),))
 
 
-def _may_resume(scope: Scope) -> bool:
+def _rested(scope: Scope) -> bool:
+    """Whether it was not let go on a moment ago."""
     since = scope.memory.resumed_at
-    wanted = scope.order.power is PowerState.RUNNING
-    return (
-        wanted
-        and not (scope.domain is not None and scope.domain.held)
-        and (since is None or scope.now >= since + RESUMED_WITHIN)
-    )
+    return since is None or scope.now >= since + RESUMED_WITHIN
+
+
+def _may_resume(scope: Scope) -> bool:
+    held = scope.domain is not None and scope.domain.held
+    return scope.order.power is PowerState.RUNNING and not held and _rested(scope)
 
 
 def _on(domain: Domain) -> WorkState:
@@ -137,7 +138,7 @@ def come(scope: Scope, migration: str, new_marks: NewMarks) -> Plan:
 def _has_come(scope: Scope, domain: Domain, migration: str) -> Plan:
     """The other host has given it away: it is this one's, before the controllers say so."""
     facts = MigrationFacts(migration=migration, state=MigrationState.ARRIVED)
-    if domain.state is DomainState.PAUSED and _may_resume(scope):
+    if domain.state is DomainState.PAUSED and _rested(scope):
         return Plan((Resume(),))
     state = WorkState.STOPPED if domain.state is DomainState.STOPPED else _on(domain)
     return Plan(state=state, migration=facts)

@@ -109,7 +109,7 @@ def _moved(scope: Scope) -> Plan | None:
     """What is done of a machine that is on its way from or to another host; None of one that is not."""
 
     def new_marks() -> Marks:
-        return _new_marks(scope, wanted=scope.order.power, restarts=0)
+        return _new_marks(scope, wanted=PowerState.RUNNING, restarts=0)
 
     if scope.order.incoming is not None:
         return instance_moving.come(scope, scope.order.incoming.migration, new_marks)

@@ -162,6 +162,10 @@ def _finish(scope: Scope) -> Move:
     finishing = MigrationPhase.FINISHING
     target = scope.target
     if target is not None and target.spec.instance is not None and target.spec.instance.incoming is not None:
+        if not given(scope):
+            # Somebody else has placed it there: what came, if anything, may be older than what its disks have.
+            lack = Lack("Displaced", "It was placed there anew meanwhile: what came of its guest is given up.")
+            return Move(Step.WAIT if target.deleting else Step.END_TARGET, MigrationPhase.CANCELLING, lack)
         return Move(Step.SETTLE, finishing)
     if scope.source is None:
         return Move(Step.FINISH, MigrationPhase.SUCCEEDED)
@@ -417,11 +421,17 @@ def _version(text: str | None) -> tuple[int, ...] | None:
 
 
 def target_order(source: WorkOrderSpec, migration: VirtualMachineMigration, term: int) -> WorkOrderSpec:
-    """The order by which the target gets everything ready: the source's, of the placement to come."""
+    """The order by which the target gets everything ready: the source's, of the placement to come. It says `Stopped`, so that
+    an agent which does not know of `incoming` starts nothing either."""
     assert source.instance is not None and migration.status.epoch is not None
     incoming = Incoming(migration=migration.uid, host=migration.status.source_host or "")
     instance = source.instance.model_copy(
-        update={"epoch": migration.status.epoch, "incoming": incoming, "outgoing": None}
+        update={
+            "epoch": migration.status.epoch,
+            "incoming": incoming,
+            "outgoing": None,
+            "power": PowerState.STOPPED,
+        }
     )
     return source.model_copy(update={"instance": instance, "term": max(term, source.term)})
 
@@ -451,7 +461,7 @@ def withdrawn(source: WorkOrderSpec, term: int) -> WorkOrderSpec:
 
 def settled(target: WorkOrderSpec, term: int) -> WorkOrderSpec:
     """The target's order as one like any other."""
-    return _changed(target, term, incoming=None)
+    return _changed(target, term, incoming=None, power=PowerState.RUNNING)
 
 
 def _changed(order: WorkOrderSpec, term: int, **update: object) -> WorkOrderSpec:

@@ -72,8 +72,8 @@ class SeedRef(Model):
 
 
 class Incoming(Model):
-    """The guest of this machine is to come from another host. It is not started here; it goes on by the word of that host,
-    or when this field is taken out of the order."""
+    """The guest of this machine is to come from another host. It is not started here, and the order's `power` is Stopped; it
+    goes on by the word of that host, or when this field is taken out of the order."""
 
     migration: Uid = Field(description="Uid of the VirtualMachineMigration.")
     host: str = Field(description="Name of the host it comes from; its certificate has to say so.", max_length=63)

@@ -66,3 +66,18 @@ def test_who_halts_a_machine_first_does_not_end_it_for_the_others(reservations: 
         with pytest.raises(StorageError), reservations.resuming("vm", ()):
             pass
     assert not reservations.may_be_halted("vm")
+
+
+def test_what_a_machine_takes_along_to_another_host_is_not_touched_but_for_that() -> None:
+    """It looks as if it were at rest here, while the guest writes to it there."""
+    reservations = Reservations(lambda _volume: None, leaving=lambda volume: "vm" if volume == "a" else None)
+    with (
+        pytest.raises(StorageError, match="machine vm takes it along") as busy,
+        reservations.hold(("a", "b"), "a snapshot"),
+    ):
+        pass
+    assert busy.value.reason == "VolumeBusy"
+    with reservations.hold(("b",), "a snapshot"), reservations.hold(("a",), "it is given up", along=True):
+        pass
+    with reservations.resuming("vm", ("a",)):
+        pass

@@ -251,6 +251,15 @@ def test_a_machine_that_was_placed_anew_is_left_alone() -> None:
     assert next_of(migration(**BEGUN), **elsewhere) == (Step.FINISH, MigrationPhase.FAILED)
 
 
+def test_one_that_was_placed_anew_at_the_target_does_not_go_on_from_what_came() -> None:
+    """As after the death of its host: nobody has said that what came is the last that it did."""
+    moved = {"vm": machine(host=THERE, epoch=5)}
+    ready = order(THERE, 5, **IN, said=PREPARED)
+    assert next_of(migration(**BEGUN), source=None, target=ready, **moved)[0] is Step.END_TARGET
+    silent = order(HERE, 4, **OUT, said=facts(MigrationState.SENDING))
+    assert next_of(migration(**BEGUN), source=silent, target=ready, **moved)[0] is Step.END_TARGET
+
+
 def test_a_machine_that_goes_takes_its_orders_along() -> None:
     assert next_of(migration(**BEGUN), vm=None) == (Step.FINISH, MigrationPhase.FAILED)
 

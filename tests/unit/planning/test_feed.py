@@ -116,3 +116,39 @@ def test_a_zone_s_baseline_is_asked_of_its_hosts() -> None:
     view = views["h1"]
     assert view is not None
     assert (view.cpu_models, view.machine_types, view.features) == ({"Nehalem"}, {"q35"}, {"TPM"})
+
+
+def test_a_machine_that_moves_has_room_on_both_hosts_until_it_is_on_one() -> None:
+    caches, fleet = Caches(), Fleet()
+    FleetFeed(caches, fleet)
+    machines, orders = caches.store(VirtualMachine), caches.store(WorkOrder)
+    about = {"kind": "VirtualMachine", "namespace": "ns", "name": "vm", "uid": UID}
+
+    def placed(version: int, host: str) -> None:
+        meta = {"name": "vm", "namespace": "ns", "uid": UID, "resourceVersion": str(version)}
+        machines.apply({"metadata": meta, "spec": {"instanceType": "x"}, "status": {"host": host}})
+
+    def ordered(version: int, host: str, epoch: int, **moves: Any) -> None:
+        instance = {"uid": UID, "epoch": epoch, "power": "Running", "restartPolicy": "Always", "cpus": 2, "memory": GI}
+        spec = {"type": "Instance", "for": about, "term": 1, "instance": {**instance, **moves}}
+        meta = {"name": f"instance-{UID}", "namespace": host_namespace(host), "uid": uid(host)}
+        orders.apply({"metadata": {**meta, "resourceVersion": str(version)}, "spec": spec})
+
+    def room() -> tuple[int, int]:
+        return fleet.load("h1").cpus, fleet.load("h2").cpus
+
+    going = {"migration": UID, "host": "h2", "address": "192.0.2.2", "port": 9413}
+    placed(1, "h1")
+    ordered(1, "h1", 1)
+    assert (room(), fleet.where(UID)) == ((2, 0), "h1")
+    ordered(1, "h2", 2, incoming={"migration": UID, "host": "h1"})
+    ordered(2, "h1", 1, outgoing=going)
+    assert (room(), fleet.where(UID)) == ((2, 2), "h1")
+    placed(2, "h2")
+    ordered(2, "h2", 2)
+    assert (room(), fleet.where(UID)) == ((2, 2), "h2")
+    orders.remove(Key(host_namespace("h1"), f"instance-{UID}"), uid("h1"))
+    assert (room(), fleet.where(UID)) == ((0, 2), "h2")
+    orders.remove(Key(host_namespace("h2"), f"instance-{UID}"), uid("h2"))
+    machines.remove(Key("ns", "vm"), UID)
+    assert room() == (0, 0)
