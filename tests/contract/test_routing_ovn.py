@@ -340,5 +340,5 @@ class TestRouting:
             assert await other.driver.mend() != [], command
             assert await other.driver.mend() == [], command
             passed = joined.passed()
-            await eventually(lambda: front.reaches(four(far)), f"after {command}: it is not reached")  # noqa: B023
+            await eventually(lambda: front.reaches(four(far)), f"after {command}: it is not reached")
             assert joined.passed() - passed < 3, command
