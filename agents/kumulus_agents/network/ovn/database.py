@@ -52,16 +52,14 @@ class Northbound:
         return change.number
 
     def left_behind(self, wanted: Rows) -> bool:
-        """Whether a logical router of these is gone, and what says who is where behind its ports is there still. Made anew then,
-        ovn-northd would take no change from then on (23.03): it goes on to name the one that is gone."""
+        """Whether a port of a logical router of these is gone, alone or with its router, and what says who is where behind it is
+        there still. Made anew then it would not work, or ovn-northd would take no change from then on (23.03): it goes on to
+        name what is gone."""
         with self._api.ovsdb_connection.lock:
-            there = {row.name for row in self._api.tables["Logical_Router"].rows.values()}
+            there = {row.name for row in self._api.tables["Logical_Router_Port"].rows.values()}
             bindings = self._api.tables["Static_MAC_Binding"].rows.values() if self.routes else ()
             bound = {row.logical_port for row in bindings}
-        return any(
-            table == "Logical_Router" and name not in there and bound & {port for _, port in row.refers["ports"]}
-            for (table, name), row in wanted.items()
-        )
+        return any(table == "Logical_Router_Port" and name in bound - there for table, name in wanted)
 
     def switches(self) -> list[str]:
         """Names of all logical switches."""
