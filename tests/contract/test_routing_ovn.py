@@ -211,7 +211,9 @@ class TestRouting:
         passed = joined.passed()
         assert all(far.reaches(four(front)) for _ in range(5))
         assert joined.passed() - passed >= 10, "questions went to the gateway, and answers did not"
-        assert "priority=1,ip,nw_dst=" in other.machine.run("ovs-ofctl", "--no-stats", "dump-flows", front.plug.bridge)
+        assert f"priority=1,ip,nw_src={four(front)},nw_dst={four(far)} " in other.machine.run(
+            "ovs-ofctl", "--no-stats", "dump-flows", front.plug.bridge
+        )
         assert await other.driver.mend() == []
 
     async def test_translated_connections_and_shared_addresses(self, joined: Joined, outside: Outside) -> None:
@@ -338,5 +340,5 @@ class TestRouting:
             assert await other.driver.mend() != [], command
             assert await other.driver.mend() == [], command
             passed = joined.passed()
-            await reaches(front, four(far))
+            await eventually(lambda: front.reaches(four(far)), f"after {command}: it is not reached")
             assert joined.passed() - passed < 3, command

@@ -108,8 +108,9 @@ def fact(router: Router, driver: NetworkDriverName, networks: int, segments: Seq
     behind = {host_of(order) for order in told if _behind(order)}
     if behind:
         some = ", ".join(sorted(behind)[:5]) + (", ..." if len(behind) > 5 else "")
-        said = f"Hosts that have several of its networks pass packets between them by themselves, but for {some}, whose agents"
-        return Fact(CONDITION, ConditionStatus.UNKNOWN, "AgentsBehind", f"{said} do not say so: upgrade them.")
+        said = f"Hosts that have several of its networks pass packets between them by themselves. {some} did not say so"
+        what = "upgrade the agents there, or OVN if it is older than 22.06. The gateway passes them on meanwhile."
+        return Fact(CONDITION, ConditionStatus.UNKNOWN, "AgentsBehind", f"{said}: {what}")
     said = "Hosts that have several of its networks pass packets between them by themselves."
     return Fact(CONDITION, True, "OnHosts", said)
 

@@ -148,7 +148,7 @@ def test_what_a_gateway_brought_is_answered_through_it() -> None:
     assert found is not None
     [learns] = [flow for flow in detours.flows(found, 3) if "learn(" in flow]
     assert learns.startswith(f"table=0,priority=110,in_port=3,ip,dl_src={LEG},nw_src=10.20.40.0/24 ")
-    assert "NXM_OF_IP_DST[]=NXM_OF_IP_SRC[]" in learns and learns.endswith(",ALL")
+    assert "NXM_OF_IP_DST[]=NXM_OF_IP_SRC[],NXM_OF_IP_SRC[]=NXM_OF_IP_DST[]" in learns and learns.endswith(",ALL")
 
 
 def test_nobody_elsewhere_is_this_hosts_logical_router_or_has_it_route() -> None:

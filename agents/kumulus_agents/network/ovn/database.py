@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ovsdbapp import exceptions
-from ovsdbapp.backend.ovs_idl import connection
+from ovsdbapp.backend.ovs_idl import connection, idlutils
 from ovsdbapp.schema.open_vswitch import impl_idl as open_vswitch
 from ovsdbapp.schema.ovn_northbound import impl_idl as ovn_northbound
 
@@ -41,6 +41,8 @@ class Northbound:
         """Raises `NetworkError`."""
         idl = _connect(socket, "OVN_Northbound", (*TABLES, "NB_Global"))
         self._api = ovn_northbound.OvnNbApiIdlImpl(connection.Connection(idl, SECONDS))
+        self.routes = all(table in self._api.tables for table in TABLES)
+        """Whether this OVN can have logical routers as they are here: it has `Static_MAC_Binding` since 22.06."""
 
     def apply(self, wanted: Rows, *, anew: bool = False) -> int | None:
         """Have exactly these rows of Kumulus, in one transaction. The number that `Switch.reached` tells when they are in
@@ -50,15 +52,14 @@ class Northbound:
         return change.number
 
     def left_behind(self, wanted: Rows) -> bool:
-        """Whether a logical router of these is gone, and what says who is where behind its ports is there still. Made anew then,
-        ovn-northd would take no change from then on (23.03): it goes on to name the one that is gone."""
+        """Whether a port of a logical router of these is gone, alone or with its router, and what says who is where behind it is
+        there still. Made anew then it would not work, or ovn-northd would take no change from then on (23.03): it goes on to
+        name what is gone."""
         with self._api.ovsdb_connection.lock:
-            there = {row.name for row in self._api.tables["Logical_Router"].rows.values()}
-            bound = {row.logical_port for row in self._api.tables["Static_MAC_Binding"].rows.values()}
-        return any(
-            table == "Logical_Router" and name not in there and bound & {port for _, port in row.refers["ports"]}
-            for (table, name), row in wanted.items()
-        )
+            there = {row.name for row in self._api.tables["Logical_Router_Port"].rows.values()}
+            bindings = self._api.tables["Static_MAC_Binding"].rows.values() if self.routes else ()
+            bound = {row.logical_port for row in bindings}
+        return any(table == "Logical_Router_Port" and name in bound - there for table, name in wanted)
 
     def switches(self) -> list[str]:
         """Names of all logical switches."""
@@ -120,7 +121,9 @@ class _Change:
 def _own(tables: Mapping[str, Any], table: str, wanted: Rows) -> list[tuple[str, Any]]:
     """Kumulus' own rows, by key. What has the name of one of them but is not marked is taken for it: another one of that
     name cannot be there besides, and would be in the way of every change."""
-    found = []
+    found: list[tuple[str, Any]] = []
+    if table not in tables:
+        return found
     for row in list(tables[table].rows.values()):
         if table == "Static_MAC_Binding":  # it has no column for a mark
             if names.is_router_port(row.logical_port):
@@ -290,10 +293,14 @@ class Switch:
 
 
 def _connect(socket: str, schema: str, tables: tuple[str, ...]) -> Any:
-    return _attempt(
-        f"{names.DATABASES[schema]} does not answer at {socket}",
-        lambda: connection.OvsdbIdl.from_server(f"unix:{socket}", schema, helper_tables=tables),
-    )
+    """A connection that knows those of the tables that the database has."""
+
+    def connect() -> Any:
+        helper = idlutils.get_schema_helper(f"unix:{socket}", schema)
+        there = [table for table in tables if table in helper.schema_json["tables"]]
+        return connection.OvsdbIdl.from_server(f"unix:{socket}", schema, helper=helper, helper_tables=there)
+
+    return _attempt(f"{names.DATABASES[schema]} does not answer at {socket}", connect)
 
 
 def _commit(api: Any, *commands: Any) -> None:

@@ -16,7 +16,7 @@ from kumulus_agents.network.ovn.routing import Detour
 from kumulus_agents.network.ovn.transport import SEEN
 
 ANSWERED_SECONDS = 60
-"""For which somebody that a gateway brought something from is answered through the gateway."""
+"""For which one whose packets a gateway brought to an address of the guest's is answered from there through the gateway."""
 ANSWERED_MOST = 1024
 """So many of them at a time."""
 ANSWERED = 22
@@ -68,6 +68,7 @@ def _answered(four: bool) -> str:
         "priority=1",
         f"eth_type={_ETHERTYPES[four]}",
         f"{field}_DST[]={field}_SRC[]",
+        f"{field}_SRC[]={field}_DST[]",
         "output:NXM_OF_IN_PORT[]",
     ]
     return f"learn({','.join(said)})"

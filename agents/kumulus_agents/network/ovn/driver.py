@@ -83,7 +83,11 @@ class OvnNetwork(RecordedNetwork):
         return () if self._known is None else await self._counters.dropped(self._known)
 
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
-        """See `NetworkDriver.ensure_segment`."""
+        """See `NetworkDriver.ensure_segment`. Where OVN is too old for logical routers it does without, and says so."""
+        async with self._lock:
+            await self._layout()
+        if not self._databases.north.routes:
+            segment = segment.model_copy(update={"router": None})
         facts = await super().ensure_segment(segment)
         return facts.model_copy(update={"router": segment.router.uid if segment.router is not None else None})
 
