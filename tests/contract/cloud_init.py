@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -50,9 +51,9 @@ def packages() -> Path | None:
             return None
         for package in sorted(work.glob("*.deb")):
             subprocess.run(["dpkg-deb", "-x", package, work / "tree"], check=True, timeout=60)
-        shutil.rmtree(root, ignore_errors=True)
-        (work / "tree").rename(root)
-    return modules
+        with suppress(OSError):  # somebody else was faster
+            (work / "tree").rename(root)
+    return modules if (modules / "cloudinit").is_dir() else None
 
 
 def command(platform: str, interface: str) -> list[str]:

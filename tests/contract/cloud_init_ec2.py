@@ -15,7 +15,7 @@ def main(packages: str, platform: str, interface: str) -> None:
     sys.path.insert(0, packages)
     from cloudinit import helpers, url_helper
     from cloudinit.distros import debian
-    from cloudinit.sources import DataSourceEc2 as module
+    from cloudinit.sources import DataSourceEc2
 
     asked: list[tuple[str, bool]] = []
     real = url_helper.readurl
@@ -26,13 +26,13 @@ def main(packages: str, platform: str, interface: str) -> None:
         return real(url, *given, **more)
 
     url_helper.readurl = readurl
-    module.identify_platform = lambda: platform
+    DataSourceEc2.identify_platform = lambda: platform
     with tempfile.TemporaryDirectory() as directory:
         paths = helpers.Paths({"cloud_dir": directory, "run_dir": directory})
         config = {"datasource": {"Ec2": {"strict_id": False, "max_wait": 30, "timeout": 5}}}
         distro = debian.Distro("debian", {}, paths)
         distro.fallback_interface = interface
-        source = module.DataSourceEc2(config, distro, paths)
+        source = DataSourceEc2.DataSourceEc2(config, distro, paths)
         found = source.get_data()
         said = {"found": found, "asked": asked, "token": source._api_token is not None}
         if found:
