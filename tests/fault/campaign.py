@@ -43,6 +43,8 @@ class Table:
     """What was tried, and what came of it."""
 
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+    numbers: dict[str, str] = field(default_factory=dict)
+    """What was measured beside: a sentence each."""
 
     def add(self, kind: str, result: Result) -> None:
         """One more run."""
@@ -62,6 +64,7 @@ class Table:
             left = "  ".join(cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True))
             right = "  ".join(cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True))
             yield f"{left}  {right}"
+        yield from (f"{name}: {number}" for name, number in self.numbers.items())
 
 
 TABLE = Table()

@@ -215,14 +215,15 @@ class World:
 
     # Parties
 
-    async def begin(self, tasks: asyncio.TaskGroup) -> None:
+    async def begin(self, tasks: asyncio.TaskGroup, *, controllers: bool) -> None:
         """Everybody starts."""
         self._tasks = tasks
         self.user = await self.backend.client("user")
         await self.ensure(Zone.KIND, ZONE, {})
         path = {"path": f"/var/lib/kumulus/pools/{POOL}"}
         await self.ensure(StoragePool.KIND, POOL, {"driver": "dir", "zone": ZONE, "parameters": path})
-        self.start(CONTROLLERS)
+        if controllers:
+            self.start(CONTROLLERS)
         for name in self.sites:
             await self.ensure(Host.KIND, name, {"zone": ZONE, "hypervisor": "simulated"}, labels={"role": name})
         for name in self.sites:
@@ -422,13 +423,13 @@ def _why(process: asyncio.Future[None]) -> str:
 
 
 @asynccontextmanager
-async def world(backend: Backend, hosts: Sequence[str] = HOSTS) -> AsyncIterator[World]:
-    """A cloud whose parties run until the block ends."""
+async def world(backend: Backend, hosts: Sequence[str] = HOSTS, *, controllers: bool = True) -> AsyncIterator[World]:
+    """A cloud whose parties run until the block ends; without `controllers`, those are processes of somebody else."""
     made = World(backend, hosts)
     with complaints(made.problems):
         async with asyncio.TaskGroup() as tasks:
             try:
-                await made.begin(tasks)
+                await made.begin(tasks, controllers=controllers)
                 yield made
             finally:
                 await made.end()
