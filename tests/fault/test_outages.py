@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
@@ -19,7 +18,7 @@ from tests.fault.campaign import TABLE, thinned
 from tests.fault.plans import BY_NAME
 from tests.fault.runner import REAL, Runner
 from tests.fault.troubles import Trouble
-from tests.fault.world import CONTROLLERS, HOSTS, Real, World, world
+from tests.fault.world import Real, World, world
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
