@@ -163,7 +163,8 @@ class Schedule(RuleBasedStateMachine):
         if not world.idle():
             return ["somebody works"]
         vms = {item["metadata"]["name"]: item for item in await self._all(VirtualMachine)}
-        uids = {item["metadata"]["name"]: item["metadata"]["uid"] for item in await self._all(Volume)}
+        stored = {item["metadata"]["name"]: item for item in await self._all(Volume)}
+        uids = {name: item["metadata"]["uid"] for name, item in stored.items()}
         if set(vms) != set(self._wanted) or set(uids) != self._volumes:
             found.append(f"there are {sorted(vms)} and {sorted(uids)}")
         domains: dict[str, list[tuple[str, Domain]]] = {}
@@ -172,10 +173,20 @@ class Schedule(RuleBasedStateMachine):
                 domains.setdefault(uid, []).append((name, domain))
         for name, wanted in self._wanted.items():
             if (vm := vms.get(name)) is not None:
+                if self._cannot_have(vm, [stored[disk] for disk in wanted.disks if disk in stored]):
+                    continue
                 volumes = {uids.get(disk, disk) for disk in wanted.disks}
                 found += [f"{name}: {line}" for line in self._unlike(vm, wanted, volumes, domains)]
         strangers = set(domains) - {vm["metadata"]["uid"] for vm in vms.values()}
         return found + [f"a domain of nobody: {domains[uid]}" for uid in strangers]
+
+    @staticmethod
+    def _cannot_have(vm: Raw, volumes: list[Raw]) -> bool:
+        """Whether it wants what is on another host than it can be on: that is said, and it waits."""
+        bound = vm["spec"].get("placement", {}).get("hostSelector", {}).get("role")
+        there = {item.get("status", {}).get("host") for item in volumes} - {None}
+        mine = vm.get("status", {}).get("host") or bound
+        return len(there) > 1 or bool(there and mine and there != {mine})
 
     def _unlike(
         self, vm: Raw, wanted: Wanted, volumes: set[str], domains: dict[str, list[tuple[str, Domain]]]
