@@ -28,12 +28,15 @@ class Row:
     plan: str
     kind: str
     tried: int = 0
+    missed: int = 0
+    """Runs in which it never came to the deed that the fault was waiting for."""
     failed: int = 0
     seconds: float = 0.0
 
     def add(self, result: Result) -> None:
         """One more run."""
         self.tried += 1
+        self.missed += not result.struck
         self.failed += not result.ok
         self.seconds += result.seconds
 
@@ -52,13 +55,14 @@ class Table:
 
     def lines(self) -> Iterator[str]:
         """The table as text."""
-        head = ("plan", "faults", "tried", "failed", "seconds")
-        body = [
-            (row.plan, row.kind, str(row.tried), str(row.failed), f"{row.seconds:.1f}") for row in self.rows.values()
-        ]
+        head = ("plan", "faults", "tried", "missed", "failed", "seconds")
         rows = list(self.rows.values())
-        tried, failed = sum(row.tried for row in rows), sum(row.failed for row in rows)
-        total = ("all", "", str(tried), str(failed), f"{sum(row.seconds for row in rows):.1f}")
+        sums = [sum(numbers) for numbers in zip(*((row.tried, row.missed, row.failed) for row in rows), strict=True)]
+        seconds = sum(row.seconds for row in rows)
+        body = [
+            (row.plan, row.kind, *map(str, (row.tried, row.missed, row.failed)), f"{row.seconds:.1f}") for row in rows
+        ]
+        total = ("all", "", *map(str, sums or (0, 0, 0)), f"{seconds:.1f}")
         widths = [max(len(line[column]) for line in (head, *body, total)) for column in range(len(head))]
         for line in (head, *body, total):
             left = "  ".join(cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True))
