@@ -61,6 +61,8 @@ RIVALS = "rivals"
 HOSTS = ("one", "two")
 ZONE = "z1"
 POOL = "local"
+AWAY = 60.0
+"""Seconds that a user waits for an API server."""
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -86,6 +88,23 @@ class _MemoryTapped(Tapped, MemoryClient):
 
 class _RealTapped(Tapped, KubeClient):
     """Faults before a real API server."""
+
+
+class _Patient(KubeClient):
+    """A user, who tries again while the API server is away."""
+
+    async def request(self, *arguments: Any, **options: Any) -> Raw:
+        end = asyncio.get_running_loop().time() + AWAY
+        while True:
+            try:
+                return await super().request(*arguments, **options)
+            except errors.KubeError as error:
+                away = isinstance(error, errors.Unreachable) or (
+                    isinstance(error, errors.ApiError) and error.status >= 500
+                )
+                if not away or asyncio.get_running_loop().time() > end:
+                    raise
+            await asyncio.sleep(0.1)
 
 
 class VirtualClock:
@@ -124,7 +143,7 @@ class Real:
 
     async def client(self, name: str, life: Life | None = None) -> KubeClient:
         if life is None:
-            return await KubeClient.from_kubeconfig(self._kubeconfig, user_agent=f"fault-{name}")
+            return await _Patient.from_kubeconfig(self._kubeconfig, user_agent=f"fault-{name}")
         client = await _RealTapped.from_kubeconfig(self._kubeconfig, user_agent=f"fault-{name}")
         assert isinstance(client, _RealTapped)
         client.life = life
