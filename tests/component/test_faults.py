@@ -30,6 +30,7 @@ from kumulus_agents.storage.simulated import SimulatedStorage
 from kumulus_lab.cluster import NativeCluster
 from tests import leftovers
 from tests.fault import campaign, troubles
+from tests.fault.backends import Real, run
 from tests.fault.books import Books, keep
 from tests.fault.memory_api import MemoryApi, MemoryClient
 from tests.fault.parties import How
@@ -37,7 +38,7 @@ from tests.fault.plans import BY_NAME
 from tests.fault.runner import REAL, VIRTUAL, Runner
 from tests.fault.schedules import Schedule
 from tests.fault.troubles import Trouble
-from tests.fault.world import CONTROLLERS, Real, run, world
+from tests.fault.world import CONTROLLERS, world
 
 Raw = dict[str, Any]
 QUICK = 10

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.fault import troubles
+from tests.fault.backends import Memory, run
 from tests.fault.parties import How
 from tests.fault.plans import Plan
 from tests.fault.runner import VIRTUAL, Pace, Result, Runner
 from tests.fault.troubles import Trouble
-from tests.fault.world import CONTROLLERS, HOSTS, Memory, run, world
+from tests.fault.world import CONTROLLERS, HOSTS, world
 
 Deeds = Mapping[str, Sequence[str]]
 LATENCY = 0.005

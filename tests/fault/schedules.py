@@ -23,9 +23,10 @@ from kumulus.api.storage import Volume
 from kumulus.kube import errors
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason
 from tests.fault import plans
+from tests.fault.backends import Memory, WorldLoop
 from tests.fault.parties import Fault, How, Party
 from tests.fault.runner import TENANT, VIRTUAL, Runner
-from tests.fault.world import CONTROLLERS, HOSTS, RIVALS, Memory, World, WorldLoop, world
+from tests.fault.world import CONTROLLERS, HOSTS, RIVALS, World, world
 
 Raw = dict[str, Any]
 T = TypeVar("T")

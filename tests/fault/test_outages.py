@@ -14,11 +14,12 @@ from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
 from tests.conftest import new_lab
 from tests.fault import troubles
+from tests.fault.backends import Real
 from tests.fault.campaign import TABLE, thinned
 from tests.fault.plans import BY_NAME
 from tests.fault.runner import REAL, Runner
 from tests.fault.troubles import Trouble
-from tests.fault.world import Real, World, world
+from tests.fault.world import World, world
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 

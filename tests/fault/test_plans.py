@@ -15,11 +15,12 @@ import pytest
 from kumulus_lab.cluster import NativeCluster
 from tests import leftovers
 from tests.fault import campaign
+from tests.fault.backends import Real
 from tests.fault.campaign import SEED, TABLE
 from tests.fault.parties import How
 from tests.fault.plans import BY_NAME, PLANS, Plan
 from tests.fault.runner import REAL, TENANT, VIRTUAL, Runner
-from tests.fault.world import Real, world
+from tests.fault.world import world
 
 CHOSEN = [BY_NAME[name.strip()] for name in os.environ.get("KUMULUS_PLANS", "").split(",") if name.strip()] or PLANS
 EVERY = 3
