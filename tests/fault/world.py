@@ -1,7 +1,7 @@
 """A whole cloud in this process: an API server (in memory or a real one), controllers, two simulated hosts with their agents.
 
 Controllers and agents are the product's own; a watch feeds each store of the controllers through a `Reflector`, so that it can
-be tampered with (kopf feeds them in `kumulus run`; `test_processes.py` has that). They are processes as far as they can tell:
+be tampered with (kopf feeds them in `kumulus run`; `test_outages.py` has that). They are processes as far as they can tell:
 killed at any deed, and started again with nothing but what the API server and their host remember.
 """
 
@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
@@ -51,7 +51,6 @@ from tests.fault.books import Books, keep, keep_pool
 from tests.fault.parties import Crash, Life, Party, PartyClock, Tapped, tap
 
 Raw = dict[str, Any]
-T = TypeVar("T")
 CONTROLLERS = "controllers"
 RIVALS = "rivals"
 """A second process of controllers, which believes that it leads as well."""
