@@ -47,7 +47,7 @@ class _Patient(KubeClient):
                 return await super().request(*arguments, **options)
             except errors.KubeError as error:
                 away = isinstance(error, errors.Unreachable) or (
-                    isinstance(error, errors.ApiError) and error.status >= 500
+                    isinstance(error, errors.ApiError) and (error.status >= 500 or error.status == 429)
                 )
                 if not away or asyncio.get_running_loop().time() > end:
                     raise
