@@ -67,7 +67,7 @@ bench: setup ## Measure creation, deletion, API writes and memory, beside the fl
 	@$(BIN)/kumulus-lab prepare
 	$(BIN)/python -m tests.bench $(ARGS)
 
-fault: setup ## Run the fault tests: power cuts, partitions, restarts, killed processes, full pools, slow variants.
+fault: setup ## Run plans with a crash at every deed and a thousand schedules, then power cuts, partitions, killed processes, full pools; ends with the table of plans and faults.
 	@$(BIN)/kumulus-lab prepare --libvirt --control-plane
 	$(BIN)/pytest tests/system/test_interruptions.py tests/system/test_lab.py $(wildcard tests/fault) $(ARGS)
 	$(BIN)/pytest -m wide tests $(ARGS)

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.fault import troubles
+from tests.fault.backends import Memory, run
 from tests.fault.parties import How
 from tests.fault.plans import Plan
 from tests.fault.runner import VIRTUAL, Pace, Result, Runner
 from tests.fault.troubles import Trouble
-from tests.fault.world import CONTROLLERS, HOSTS, Memory, run, world
+from tests.fault.world import CONTROLLERS, HOSTS, world
 
 Deeds = Mapping[str, Sequence[str]]
 LATENCY = 0.005
@@ -28,12 +29,15 @@ class Row:
     plan: str
     kind: str
     tried: int = 0
+    missed: int = 0
+    """Runs in which it never came to the deed that the fault was waiting for."""
     failed: int = 0
     seconds: float = 0.0
 
     def add(self, result: Result) -> None:
         """One more run."""
         self.tried += 1
+        self.missed += not result.struck
         self.failed += not result.ok
         self.seconds += result.seconds
 
@@ -43,6 +47,8 @@ class Table:
     """What was tried, and what came of it."""
 
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+    numbers: dict[str, str] = field(default_factory=dict)
+    """What was measured beside: a sentence each."""
 
     def add(self, kind: str, result: Result) -> None:
         """One more run."""
@@ -50,18 +56,20 @@ class Table:
 
     def lines(self) -> Iterator[str]:
         """The table as text."""
-        head = ("plan", "faults", "tried", "failed", "seconds")
-        body = [
-            (row.plan, row.kind, str(row.tried), str(row.failed), f"{row.seconds:.1f}") for row in self.rows.values()
-        ]
+        head = ("plan", "faults", "tried", "missed", "failed", "seconds")
         rows = list(self.rows.values())
-        tried, failed = sum(row.tried for row in rows), sum(row.failed for row in rows)
-        total = ("all", "", str(tried), str(failed), f"{sum(row.seconds for row in rows):.1f}")
+        sums = [sum(numbers) for numbers in zip(*((row.tried, row.missed, row.failed) for row in rows), strict=True)]
+        seconds = sum(row.seconds for row in rows)
+        body = [
+            (row.plan, row.kind, *map(str, (row.tried, row.missed, row.failed)), f"{row.seconds:.1f}") for row in rows
+        ]
+        total = ("all", "", *map(str, sums or (0, 0, 0)), f"{seconds:.1f}")
         widths = [max(len(line[column]) for line in (head, *body, total)) for column in range(len(head))]
         for line in (head, *body, total):
             left = "  ".join(cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True))
             right = "  ".join(cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True))
             yield f"{left}  {right}"
+        yield from (f"{name}: {number}" for name, number in self.numbers.items())
 
 
 TABLE = Table()

@@ -261,12 +261,15 @@ class MemoryApi:
     def _remove(self, sort: Sort, key: Place, raw: Raw) -> Raw:
         self.version += 1
         before = self.objects[sort].pop(key)
-        last = {**raw, "metadata": {**raw["metadata"], "resourceVersion": str(self.version)}}
+        # Watches are told of it as it was stored last: with the finalizer that just went.
+        last, answer = (
+            {**item, "metadata": {**item["metadata"], "resourceVersion": str(self.version)}} for item in (before, raw)
+        )
         self._note(_Change(self.version, sort, before, None, last))
         self._collect(raw["metadata"]["uid"])
         if key[0] is not None:
             self._empty(key[0])
-        return _copy(last)
+        return _copy(answer)
 
     def _note(self, change: _Change) -> None:
         self._history.setdefault(change.sort, []).append(change)

@@ -23,7 +23,7 @@ from tests.fault.world import UUID, World, contents
 Raw = dict[str, Any]
 UNCOMPARED = {"hosts", "hostreports", "zones", "storagepools"}
 """Kinds whose status counts what is on hosts and in pools, and follows after a while."""
-UNKNOWN = {"ports", "lastExit"}
+UNKNOWN = frozenset({"ports", "lastExit"})
 """Fields of a status that are not compared: how many ports a network had when the agent last made it, and how the last run of a
 guest ended, which nobody knows any more when the agent that saw it died before it could say so."""
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
@@ -75,9 +75,13 @@ def _apart(right: str, found: str) -> str:
     return f"~ {right.split(' ')[0]} {name[1] if name else ''} {told}"
 
 
-async def observe(world: World, made: int, runs: int) -> State:
-    """What there is now; deeds from these places in the books on."""
-    objects = sorted([world_line async for world_line in _objects(world)])
+COUNTS = frozenset({"allocated", "hosts", "members"})
+"""Fields of a status that count, and follow some seconds later."""
+
+
+async def observe(world: World, made: int, runs: int, uncounted: frozenset[str] = frozenset()) -> State:
+    """What there is now, without the fields `uncounted` of statuses; deeds from these places in the books on."""
+    objects = sorted([line async for line in _objects(world, UNKNOWN | uncounted)])
     hosts = [
         *(f"{name}: {line}" for name, site in world.sites.items() for line in site.inventory()),
         *(f"in common: {line}" for pool in world.shared.values() for line in contents(pool)),
@@ -98,7 +102,7 @@ def words(world: World, lines: Iterable[str]) -> list[str]:
     return [named.of(line) for line in lines]
 
 
-async def _objects(world: World) -> Any:
+async def _objects(world: World, unknown: frozenset[str]) -> Any:
     words = _Words(world.names)
     paths = [f"/apis/{group}/v1alpha1/{plural}" for group, plural in sorted(schemas()) if plural not in UNCOMPARED] + [
         SECRET.path(host_namespace(name)) for name in world.sites
@@ -109,7 +113,7 @@ async def _objects(world: World) -> Any:
             world.names.setdefault(meta["uid"], f"<{item.get('kind') or path.rpartition('/')[2]} {meta['name']}>")
     for path, items in zip(paths, await asyncio.gather(*(_list(world.user, path) for path in paths)), strict=True):
         for item in items:
-            yield words.of(f"{path.rpartition('/')[2]} {json.dumps(_stripped(item), sort_keys=True)}")
+            yield words.of(f"{path.rpartition('/')[2]} {json.dumps(_stripped(item, unknown), sort_keys=True)}")
 
 
 async def _list(client: KubeClient, path: str) -> Iterable[Raw]:
@@ -117,19 +121,19 @@ async def _list(client: KubeClient, path: str) -> Iterable[Raw]:
     return found
 
 
-def _stripped(item: Raw) -> Raw:
+def _stripped(item: Raw, unknown: frozenset[str]) -> Raw:
     meta = item["metadata"]
     kept = {key: meta[key] for key in ("name", "namespace", "labels", "annotations", "finalizers") if meta.get(key)}
     kept["owners"] = sorted(one["uid"] for one in meta.get("ownerReferences", ()))
     kept["deleting"] = "deletionTimestamp" in meta
     found = {"metadata": kept, "spec": item.get("spec"), "status": item.get("status")}
     return {
-        part: _without(value, meta.get("generation"), UNKNOWN if part == "status" else {"term"})
+        part: _without(value, meta.get("generation"), unknown if part == "status" else frozenset({"term"}))
         for part, value in found.items()
     }
 
 
-def _without(value: Any, generation: int | None, fields: set[str]) -> Any:
+def _without(value: Any, generation: int | None, fields: frozenset[str]) -> Any:
     if isinstance(value, Mapping):
         return {
             key: (one == generation if key == "observedGeneration" else _without(one, generation, fields))

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -22,9 +23,10 @@ from kumulus.api.storage import Volume
 from kumulus.kube import errors
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason
 from tests.fault import plans
-from tests.fault.parties import Fault, How
+from tests.fault.backends import Memory, WorldLoop
+from tests.fault.parties import Fault, How, Party
 from tests.fault.runner import TENANT, VIRTUAL, Runner
-from tests.fault.world import CONTROLLERS, HOSTS, RIVALS, Memory, World, WorldLoop, world
+from tests.fault.world import CONTROLLERS, HOSTS, RIVALS, World, world
 
 Raw = dict[str, Any]
 T = TypeVar("T")
@@ -33,6 +35,7 @@ LONGEST = 1500.0
 """Seconds, of virtual time, until everything has to be right again: longer than any back-off."""
 PARTIES = (CONTROLLERS, *HOSTS)
 MACHINES, VOLUMES = ("a", "b", "c"), ("x", "y")
+TROUBLES = ("kill", "power cut", "cut", "deafen", "blind", "slow", "outage", "clock jump", "two leaders")
 POWERS = ("Running", "Stopped", "Paused", "Suspended")
 ON = ("Running", "Paused")
 
@@ -56,6 +59,9 @@ class Wanted:
 class Schedule(RuleBasedStateMachine):
     """One schedule. `seed` is that of everything that is left to chance in it."""
 
+    tally: ClassVar[Counter[str]] = Counter()
+    """What all schedules together did."""
+
     def __init__(self) -> None:
         super().__init__()
         self._loop = asyncio.Runner(loop_factory=WorldLoop)
@@ -63,7 +69,6 @@ class Schedule(RuleBasedStateMachine):
         self._volumes: set[str] = set()
         self._snapshots: dict[str, str] = {}
         self._requests = 0
-        self._healing: list[float] = []
         self._world: World | None = None
         self._over = asyncio.Event()
         self._cloud: asyncio.Task[None]
@@ -79,9 +84,9 @@ class Schedule(RuleBasedStateMachine):
 
     # Beginning and end
 
-    @initialize(seed=st.integers(0, 1 << 16))
-    def begin(self, seed: int) -> None:
-        """A cloud with an image and a network."""
+    @initialize(seed=st.integers(0, 1 << 16), seconds=moments)
+    def begin(self, seed: int, seconds: float) -> None:
+        """A cloud with an image and a network, and a machine with a volume that was just asked for."""
 
         async def live(ready: asyncio.Event) -> None:
             async with world(Memory(seed, LATENCY)) as made:
@@ -102,6 +107,9 @@ class Schedule(RuleBasedStateMachine):
                 self._cloud.result()
 
         self._run(start())
+        self._new_volume("x")
+        self._new_machine("a", None, True, "Running", {"x"})
+        self._run(asyncio.sleep(seconds))
 
     def teardown(self) -> None:
         """Everything is healed; everything becomes right; everything goes."""
@@ -134,6 +142,18 @@ class Schedule(RuleBasedStateMachine):
         self.nothing_forbidden()
         assert not wrong, "\n".join(wrong)
         self._not_started_too_often()
+        self.tally.update(
+            {
+                "schedules": 1,
+                "machines": sum(name.startswith("<VirtualMachine ") for name in world.names.values()),
+                "runs of machines": len(world.books.runs),
+                "lives of processes": sum(party.births for party in world.parties.values()),
+                "deeds at which a life ended or an answer was lost": sum(
+                    len(party.struck) for party in world.parties.values()
+                ),
+                "hours": round((loop.time() - 1000) / 3600, 3),  # type: ignore[dict-item]
+            }
+        )
         with contextlib.suppress(AssertionError):
             await self._runner.clear()
         self.nothing_forbidden()
@@ -144,7 +164,8 @@ class Schedule(RuleBasedStateMachine):
         if not world.idle():
             return ["somebody works"]
         vms = {item["metadata"]["name"]: item for item in await self._all(VirtualMachine)}
-        uids = {item["metadata"]["name"]: item["metadata"]["uid"] for item in await self._all(Volume)}
+        stored = {item["metadata"]["name"]: item for item in await self._all(Volume)}
+        uids = {name: item["metadata"]["uid"] for name, item in stored.items()}
         if set(vms) != set(self._wanted) or set(uids) != self._volumes:
             found.append(f"there are {sorted(vms)} and {sorted(uids)}")
         domains: dict[str, list[tuple[str, Domain]]] = {}
@@ -153,10 +174,20 @@ class Schedule(RuleBasedStateMachine):
                 domains.setdefault(uid, []).append((name, domain))
         for name, wanted in self._wanted.items():
             if (vm := vms.get(name)) is not None:
+                if self._cannot_have(vm, [stored[disk] for disk in wanted.disks if disk in stored]):
+                    continue
                 volumes = {uids.get(disk, disk) for disk in wanted.disks}
                 found += [f"{name}: {line}" for line in self._unlike(vm, wanted, volumes, domains)]
         strangers = set(domains) - {vm["metadata"]["uid"] for vm in vms.values()}
         return found + [f"a domain of nobody: {domains[uid]}" for uid in strangers]
+
+    @staticmethod
+    def _cannot_have(vm: Raw, volumes: list[Raw]) -> bool:
+        """Whether it wants what is on another host than it can be on: that is said, and it waits."""
+        bound = vm["spec"].get("placement", {}).get("hostSelector", {}).get("role")
+        there = {item.get("status", {}).get("host") for item in volumes} - {None}
+        mine = vm.get("status", {}).get("host") or bound
+        return len(there) > 1 or bool(there and mine and there != {mine})
 
     def _unlike(
         self, vm: Raw, wanted: Wanted, volumes: set[str], domains: dict[str, list[tuple[str, Domain]]]
@@ -216,14 +247,16 @@ class Schedule(RuleBasedStateMachine):
     @rule(name=machines, bound=st.none() | hosts, whole=st.booleans(), power=st.sampled_from(("Running", "Stopped")))
     def make_machine(self, name: str, bound: str | None, whole: bool, power: str) -> None:
         """A machine, perhaps with an interface, perhaps bound to a host."""
-        if name in self._wanted:
-            return
-        spec: Raw = {"resources": plans.SIZE, "disks": [plans.ROOT], "powerState": power}
+        if name not in self._wanted:
+            self._new_machine(name, bound, whole, power, set())
+
+    def _new_machine(self, name: str, bound: str | None, whole: bool, power: str, disks: set[str]) -> None:
+        spec: Raw = {"resources": plans.SIZE, "disks": _disks(disks), "powerState": power}
         if bound:
             spec["placement"] = {"hostSelector": {"role": bound}}
         if whole:
             spec["interfaces"] = [plans.ETH0]
-        self._wanted[name] = Wanted(power, starts=int(power == "Running"))
+        self._wanted[name] = Wanted(power, disks, starts=int(power == "Running"))
 
         async def make() -> None:
             # The name may be that of a machine that is going.
@@ -273,8 +306,10 @@ class Schedule(RuleBasedStateMachine):
     @rule(name=volumes)
     def make_volume(self, name: str) -> None:
         """A volume."""
-        if name in self._volumes:
-            return
+        if name not in self._volumes:
+            self._new_volume(name)
+
+    def _new_volume(self, name: str) -> None:
         self._volumes.add(name)
 
         async def make() -> None:
@@ -291,8 +326,7 @@ class Schedule(RuleBasedStateMachine):
         if any(volume in other.disks for who, other in self._wanted.items() if who != name):
             return
         wanted.disks ^= {volume}
-        disks = [plans.ROOT, *({"name": disk, "volume": disk} for disk in sorted(wanted.disks))]
-        self._change(VirtualMachine, name, {"disks": disks})
+        self._change(VirtualMachine, name, {"disks": _disks(wanted.disks)})
 
     def _change(self, model: Any, name: str, spec: Raw) -> None:
         with contextlib.suppress(errors.NotFound):
@@ -326,94 +360,76 @@ class Schedule(RuleBasedStateMachine):
                 wanted.starts += 1
                 self._run(_soon(site.machine.end, uid, why))
 
-    @rule(host=hosts)
-    def power_cut(self, host: str) -> None:
-        """A host loses power and gets it back: all its guests are off, its agent begins anew."""
-        for wanted in self._wanted.values():
-            wanted.starts += 1
-
-        async def cut() -> None:
-            self.world.parties[host].crash()
-            self.world.sites[host].machine.reboot()
-
-        self._run(cut())
-
-    @rule(party=parties)
-    def kill(self, party: str) -> None:
-        """A process dies now."""
-        self._run(_soon(self.world.parties[party].crash))
-
     @rule(party=parties, deeds=st.lists(st.integers(1, 8), min_size=1, max_size=3), how=st.sampled_from(How))
     def doom(self, party: str, deeds: list[int], how: How) -> None:
-        """It dies at some of the next things that it does, or does not learn their answers."""
+        """A process dies at some of the next things that it does, or does not learn their answers."""
         doomed = self.world.parties[party]
         doomed.counting = True
         doomed.faults = tuple(Fault(party, len(doomed.deeds) + number, how) for number in deeds)
 
-    @rule(party=parties, seconds=moments, one_way=st.booleans())
-    def cut_off(self, party: str, seconds: float, one_way: bool) -> None:
-        """Nothing it sends arrives, or no answer does, for a while."""
+    @rule(what=st.sampled_from(TROUBLES), party=parties, seconds=moments)
+    def trouble(self, what: str, party: str, seconds: float) -> None:
+        """Something goes wrong, of one party or of all, for a while."""
+        self._run(self._beside(getattr(self, f"_{what.replace(' ', '_')}")(self.world.parties[party], seconds)))
 
-        async def cut() -> None:
-            victim = self.world.parties[party]
-            victim.wire.cut, victim.wire.deaf = not one_way, one_way
-            victim.break_watches()
-            await asyncio.sleep(seconds)
-            victim.wire.cut = victim.wire.deaf = False
+    async def _kill(self, party: Party, seconds: float) -> None:
+        """The process dies now."""
+        party.crash()
 
-        self._run(self._beside(cut()))
+    async def _power_cut(self, party: Party, seconds: float) -> None:
+        """A host loses power and gets it back: all its guests are off, its agent begins anew."""
+        party.crash()
+        if party.name in self.world.sites:
+            for wanted in self._wanted.values():
+                wanted.starts += 1
+            self.world.sites[party.name].machine.reboot()
 
-    @rule(party=parties, seconds=moments)
-    def blind(self, party: str, seconds: float) -> None:
-        """Changes pass it by, for a while."""
+    async def _cut(self, party: Party, seconds: float) -> None:
+        """Nothing it sends arrives."""
+        party.wire.cut = True
+        party.break_watches()
+        await asyncio.sleep(seconds)
+        party.wire.cut = False
 
-        async def hide() -> None:
-            victim = self.world.parties[party]
-            victim.wire.blind = True
-            await asyncio.sleep(seconds)
-            victim.wire.blind = False
-            victim.break_watches(errors.Gone(410, "Expired", "too old"))
+    async def _deafen(self, party: Party, seconds: float) -> None:
+        """What it sends arrives, no answer does."""
+        party.wire.deaf = True
+        party.break_watches()
+        await asyncio.sleep(seconds)
+        party.wire.deaf = False
 
-        self._run(self._beside(hide()))
+    async def _blind(self, party: Party, seconds: float) -> None:
+        """Changes pass it by, until it lists everything again."""
+        party.wire.blind = True
+        await asyncio.sleep(seconds)
+        party.wire.blind = False
+        party.break_watches(errors.Gone(410, "Expired", "too old"))
 
-    @rule(party=parties, seconds=moments)
-    def slow(self, party: str, seconds: float) -> None:
+    async def _slow(self, party: Party, seconds: float) -> None:
         """It hears of changes late, from now on."""
-        self.world.parties[party].wire.slow = min(seconds, 3.0)
+        party.wire.slow = min(seconds, 3.0)
 
-    @rule(seconds=moments)
-    def outage(self, seconds: float) -> None:
+    async def _outage(self, party: Party, seconds: float) -> None:
         """The API server is away for everybody, and when it is back, all versions are too old."""
+        everybody = list(self.world.parties.values())
+        for one in everybody:
+            one.wire.cut = True
+            one.break_watches()
+        await asyncio.sleep(seconds)
+        for one in everybody:
+            one.wire.cut = False
+            one.break_watches(errors.Gone(410, "Expired", "too old"))
 
-        async def away() -> None:
-            everybody = list(self.world.parties.values())
-            for party in everybody:
-                party.wire.cut = True
-                party.break_watches()
-            await asyncio.sleep(seconds)
-            for party in everybody:
-                party.wire.cut = False
-                party.break_watches(errors.Gone(410, "Expired", "too old"))
+    async def _clock_jump(self, party: Party, seconds: float) -> None:
+        """Its wall clock is an hour wrong from now on."""
+        party.offset = -3600.0 if party.offset > 0 else 3600.0
 
-        self._run(self._beside(away()))
-
-    @rule(party=parties, hours=st.sampled_from((-1, 1)))
-    def clock_jumps(self, party: str, hours: int) -> None:
-        """Its wall clock is wrong from now on."""
-        self.world.parties[party].offset = hours * 3600.0
-
-    @rule(seconds=moments)
-    def two_leaders(self, seconds: float) -> None:
-        """A second process of controllers leads too, for a while."""
-        if RIVALS in self.world.parties and self.world.parties[RIVALS].life and not self.world.stopped(RIVALS):
-            return
-
-        async def rival() -> None:
+    async def _two_leaders(self, party: Party, seconds: float) -> None:
+        """A second process of controllers leads too."""
+        if self.world.stopped(RIVALS):
             self.world.start(RIVALS)
             await asyncio.sleep(seconds)
             await self.world.stop(RIVALS)
-
-        self._run(self._beside(rival()))
 
     @rule(seconds=moments)
     def time_passes(self, seconds: float) -> None:
@@ -427,6 +443,10 @@ class Schedule(RuleBasedStateMachine):
     async def _beside(self, work: Coroutine[Any, Any, None]) -> None:
         self.world.during(work)
         await asyncio.sleep(0)
+
+
+def _disks(volumes: set[str]) -> list[Raw]:
+    return [plans.ROOT, *({"name": volume, "volume": volume} for volume in sorted(volumes))]
 
 
 async def _soon(deed: Any, *arguments: Any) -> None:

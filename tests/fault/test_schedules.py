@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.fault.campaign import SEED
+from tests.fault.campaign import SEED, TABLE
 from tests.fault.schedules import Schedule
 
 SCHEDULES = int(os.environ.get("KUMULUS_SCHEDULES", "1000"))
@@ -30,4 +30,9 @@ def test_no_schedule_runs_a_machine_twice_or_leaves_anything() -> None:
         phases=(Phase.reuse, Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )
+    Schedule.tally.clear()
     run_state_machine_as_test(seed(SEED)(Schedule), settings=how)
+    done = ", ".join(f"{number:.0f} {what}" for what, number in Schedule.tally.items())
+    TABLE.numbers[f"schedules by chance, KUMULUS_SEED={SEED}"] = done
+    print(done)
+    assert Schedule.tally["schedules"] >= SCHEDULES

@@ -1,7 +1,7 @@
 """A whole cloud in this process: an API server (in memory or a real one), controllers, two simulated hosts with their agents.
 
 Controllers and agents are the product's own; a watch feeds each store of the controllers through a `Reflector`, so that it can
-be tampered with (kopf feeds them in `kumulus run`; `test_processes.py` has that). They are processes as far as they can tell:
+be tampered with (kopf feeds them in `kumulus run`; `test_outages.py` has that). They are processes as far as they can tell:
 killed at any deed, and started again with nothing but what the API server and their host remember.
 """
 
@@ -15,8 +15,7 @@ import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import structlog
 
@@ -29,7 +28,6 @@ from kumulus.kube import errors
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient
 from kumulus.kube.reflector import Reflector
-from kumulus.runtime.clock import Clock, SystemClock
 from kumulus.runtime.controller import Controller
 from kumulus.runtime.modules import GROUP, ModuleTree, discover
 from kumulus.runtime.reconciler import Caches, Services
@@ -48,13 +46,11 @@ from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import SimulatedSettings as PoolSettings
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.simulated import SimulatedPool, SimulatedStorage
+from tests.fault.backends import Backend
 from tests.fault.books import Books, keep, keep_pool
-from tests.fault.memory_api import MemoryApi, MemoryClient, moment
 from tests.fault.parties import Crash, Life, Party, PartyClock, Tapped, tap
-from tests.unit.kube.virtual_time import VirtualLoop
 
 Raw = dict[str, Any]
-T = TypeVar("T")
 CONTROLLERS = "controllers"
 RIVALS = "rivals"
 """A second process of controllers, which believes that it leads as well."""
@@ -69,66 +65,6 @@ class NoConsole:
 
     async def tail(self, uid: str, max_bytes: int) -> str | None:
         return None
-
-
-class Backend(Protocol):
-    """Where the objects are."""
-
-    clock: Clock
-
-    async def client(self, name: str, life: Life | None = None) -> KubeClient:
-        """A client; with a life, one of that life."""
-
-
-class _MemoryTapped(Tapped, MemoryClient):
-    """Faults in memory."""
-
-
-class _RealTapped(Tapped, KubeClient):
-    """Faults before a real API server."""
-
-
-class VirtualClock:
-    """The loop's clock, which may jump from timer to timer."""
-
-    def now(self) -> Any:
-        return moment()
-
-    def monotonic(self) -> float:
-        return asyncio.get_running_loop().time()
-
-
-class Memory:
-    """An API server in memory."""
-
-    def __init__(self, seed: int = 0, latency: float = 0.0) -> None:
-        self.api = MemoryApi(seed)
-        self.clock: Clock = VirtualClock()
-        self._latency, self._seed = latency, seed
-
-    async def client(self, name: str, life: Life | None = None) -> KubeClient:
-        self._seed += 1
-        if life is None:
-            return MemoryClient(self.api, seed=self._seed)
-        client = _MemoryTapped(self.api, latency=self._latency, seed=self._seed)
-        client.life = life
-        return client
-
-
-class Real:
-    """A real API server."""
-
-    def __init__(self, kubeconfig: Path) -> None:
-        self._kubeconfig = kubeconfig
-        self.clock: Clock = SystemClock()
-
-    async def client(self, name: str, life: Life | None = None) -> KubeClient:
-        if life is None:
-            return await KubeClient.from_kubeconfig(self._kubeconfig, user_agent=f"fault-{name}")
-        client = await _RealTapped.from_kubeconfig(self._kubeconfig, user_agent=f"fault-{name}")
-        assert isinstance(client, _RealTapped)
-        client.life = life
-        return client
 
 
 class Site:
@@ -215,14 +151,15 @@ class World:
 
     # Parties
 
-    async def begin(self, tasks: asyncio.TaskGroup) -> None:
+    async def begin(self, tasks: asyncio.TaskGroup, *, controllers: bool) -> None:
         """Everybody starts."""
         self._tasks = tasks
         self.user = await self.backend.client("user")
         await self.ensure(Zone.KIND, ZONE, {})
         path = {"path": f"/var/lib/kumulus/pools/{POOL}"}
         await self.ensure(StoragePool.KIND, POOL, {"driver": "dir", "zone": ZONE, "parameters": path})
-        self.start(CONTROLLERS)
+        if controllers:
+            self.start(CONTROLLERS)
         for name in self.sites:
             await self.ensure(Host.KIND, name, {"zone": ZONE, "hypervisor": "simulated"}, labels={"role": name})
         for name in self.sites:
@@ -422,13 +359,13 @@ def _why(process: asyncio.Future[None]) -> str:
 
 
 @asynccontextmanager
-async def world(backend: Backend, hosts: Sequence[str] = HOSTS) -> AsyncIterator[World]:
-    """A cloud whose parties run until the block ends."""
+async def world(backend: Backend, hosts: Sequence[str] = HOSTS, *, controllers: bool = True) -> AsyncIterator[World]:
+    """A cloud whose parties run until the block ends; without `controllers`, those are processes of somebody else."""
     made = World(backend, hosts)
     with complaints(made.problems):
         async with asyncio.TaskGroup() as tasks:
             try:
-                await made.begin(tasks)
+                await made.begin(tasks, controllers=controllers)
                 yield made
             finally:
                 await made.end()
@@ -460,21 +397,3 @@ def _is_crash(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return any(_is_crash(one) for one in error.exceptions)
     return isinstance(error, Crash)
-
-
-class WorldLoop(VirtualLoop):
-    """Virtual time, in which what is given to a thread is done at once: else time would fly while the thread works."""
-
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
-        done = self.create_future()
-        try:
-            done.set_result(func(*args))
-        except Exception as error:
-            done.set_exception(error)
-        return done
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` in virtual time."""
-    with asyncio.Runner(loop_factory=WorldLoop) as runner:
-        return runner.run(main)
