@@ -26,6 +26,7 @@ _PROGRAM = "Install it on that host; its agent sees it within half a minute."
 
 HINTS: Mapping[str, str] = {
     # Networks and classes
+    "AgentsBehind": "Upgrade the agents on the hosts that the message names, or OVN there. Nothing is cut meanwhile.",
     "AnotherIsDefault": "`kubectl get networkclasses` shows both: set spec.default of one to false.",
     "Deleting": "It goes when its interfaces and routers have let go of it. " + _NICS,
     "DriversDiffer": "`kumulusctl -n {namespace} net show NETWORK` says by what each is made: take out the odd one.",
@@ -53,6 +54,7 @@ HINTS: Mapping[str, str] = {
     "NoHostConnected": _UPLINK,
     "NoVlans": "The operator names some in spec.vlans of the PhysicalNetwork, or of the NetworkClass.",
     "NoVlanLeft": "The operator names more in spec.vlans of the PhysicalNetwork; `kubectl get segmentids` shows who has which.",
+    "OnGateway": "Nothing is wrong. A NetworkClass of the driver ovn has packets passed on by each host.",
     "NumberTaken": "Make the network anew; `kubectl get segmentids` shows the other one.",
     "Pending": _ITSELF,
     "RangeOutside": "Correct spec.dhcp.ranges; what of them is inside is given out meanwhile.",
