@@ -12,8 +12,9 @@ from enum import StrEnum
 
 from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import CpuInfo, Host, Versions
+from kumulus.api.hardware import Shape
 from kumulus.api.host import HostReport, MigrationEndpoint, WorkOrder, WorkOrderSpec, WorkState
-from kumulus.api.instance_order import Incoming, MigrationFacts, MigrationState, Outgoing
+from kumulus.api.instance_order import Incoming, InstanceOrder, MigrationFacts, MigrationState, Outgoing
 from kumulus.api.migration import (
     FINISHED,
     MigrationMode,
@@ -286,6 +287,14 @@ def _left(said: MigrationFacts) -> str:
     return f"{said.remaining_bytes >> 20} MiB were left, and the guest wrote {(said.dirty_rate or 0) >> 20} MiB/s."
 
 
+def _left_behind(instance: InstanceOrder) -> Sequence[str]:
+    """What of a machine has state on its host that nobody carries over yet, or was not tried."""
+    shape = instance.shape or Shape()
+    grows = instance.max_cpus is not None or instance.max_memory is not None
+    parts = {"UEFI": shape.uefi, "a TPM": shape.tpm, "a watchdog": shape.watchdog is not None, "room to grow": grows}
+    return [what for what, has in parts.items() if has]
+
+
 def blocked(scope: Scope) -> Lack | None:
     """Why the machine cannot move, wherever to; all that is in the way, the first reason as reason."""
     vm = scope.vm
@@ -326,6 +335,8 @@ def _blockers(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
         found.append(Lack("PendingChanges", "An interface comes or goes.", stalled=False))
     if scope.source_report is None or scope.source_report.status.migration is None:
         found.append(Lack("NoTunnel", f"Its host {vm.status.host} sends no guests: see transfer.migration_port there."))
+    if parts := _left_behind(instance):
+        found.append(Lack("NotMovedYet", f"Machines with {', '.join(parts)} are not moved while they are on yet."))
     if scope.restoring is not None:
         found.append(Lack("RestoreInProgress", f"VirtualMachineRestore {scope.restoring} is under way.", stalled=False))
     for disk in instance.disks:

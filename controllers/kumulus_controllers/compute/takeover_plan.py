@@ -31,6 +31,10 @@ def hindrance(scope: Scope, now: datetime) -> Problem | None:
     if moving:
         why = f"Volume {moving[0]} is being moved from one pool to another, and only its host knows how far that is."
         return _problem("VolumeMoves", why)
+    if vm.spec.firmware is not None and vm.spec.firmware.tpm:
+        return _problem(
+            "TpmOnHost", "What its TPM keeps is on its host's disk; with another TPM its guest may not start."
+        )
     if vm.spec.power_state is PowerState.SUSPENDED:
         return _problem("MemoryOnHost", "It is suspended, and its memory is on its host's disk.")
     return _given_up(vm, now)

@@ -17,6 +17,7 @@ from kumulus.api.compute import (
     VirtualMachineStatus,
 )
 from kumulus.api.fabric import Host
+from kumulus.api.hardware import Shape
 from kumulus.api.host import (
     HostReport,
     MigrationEndpoint,
@@ -228,6 +229,8 @@ def test_what_ends_one_that_has_begun(changes: dict[str, Any], reason: str) -> N
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
+        ({"source": order(HERE, 4, shape=Shape(uefi=True, tpm=True))}, "NotMovedYet"),
+        ({"source": order(HERE, 4, max_memory=128 << 20)}, "NotMovedYet"),
         ({"vm": None}, "MachineNotFound"),
         ({"vm": machine(power=PowerState.PAUSED)}, "NotRunning"),
         ({"source": order(HERE, 4, state=WorkState.PAUSED)}, "NotRunning"),
