@@ -99,6 +99,19 @@ def besides(uid: str, host: str) -> str:
     return f"{uid}@{host}"
 
 
+def keep_beside(fleet: Fleet, machine: VirtualMachine, host: str, demand: Demand) -> None:
+    """Promise a machine room on another host than its own, where it counts for the rules of others as well."""
+    name = besides(machine.uid, host)
+    fleet.put_machine(replace(resident(machine), uid=name, of=machine.uid))
+    fleet.assign(name, host, demand, None)
+
+
+def drop_beside(fleet: Fleet, name: str) -> None:
+    """Take that back; `name` is what `besides` says. Nothing promised: nothing."""
+    fleet.release(name)
+    fleet.drop_machine(name)
+
+
 def _place(machine: VirtualMachine) -> tuple[str | None, ResolvedSize | None]:
     return machine.status.host, machine.status.resources
 
@@ -241,11 +254,15 @@ class FleetFeed:
         orders = sorted(known, key=lambda order: (self._elsewhere(uid, host_of(order)), claim(order)))
         beside = {besides(uid, host_of(order)): order for order in orders[1:]}
         for name in self._beside.pop(uid, frozenset()) - beside.keys():
-            self._fleet.release(name)
+            drop_beside(self._fleet, name)
         if beside:
             self._beside[uid] = frozenset(beside)
         for name, order in beside.items():
-            self._fleet.assign(name, host_of(order), order_demand(order)[0], None)
+            machine = next(iter(self._machines.by(UID, uid)), None)
+            if machine is not None:
+                keep_beside(self._fleet, machine, host_of(order), order_demand(order)[0])
+            else:
+                self._fleet.assign(name, host_of(order), order_demand(order)[0], None)
         for order in orders[:1]:
             demand, pool = order_demand(order)
             for machine in self._machines.by(UID, uid):

@@ -40,7 +40,7 @@ from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.provisions import Provisions
 from kumulus_controllers.compute.resolve import placement_request, resolve
 from kumulus_controllers.compute.wakeups import offers
-from kumulus_controllers.fleet_feed import besides, order_demand
+from kumulus_controllers.fleet_feed import besides, drop_beside, keep_beside, order_demand
 from kumulus_controllers.ordering import Ordering
 from kumulus_controllers.orders import host_of
 from kumulus_controllers.planning.fleet import Fleet
@@ -262,7 +262,7 @@ class MigrationReconciler:
         if isinstance(chosen, Refusal):
             lack = Lack("NoHostFits", str(chosen), stalled=False)
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack, after=30.0))
-        self._fleet.assign(besides(vm.uid, chosen.host), chosen.host, demand, None)
+        keep_beside(self._fleet, vm, chosen.host, demand)
         after = migration.status.model_copy(
             update={
                 "phase": MigrationPhase.PREPARING,
@@ -276,7 +276,7 @@ class MigrationReconciler:
         try:
             await write_status(self._services.client, self._store, migration, migration.status, after)
         except BaseException:
-            self._fleet.release(besides(vm.uid, chosen.host))
+            drop_beside(self._fleet, besides(vm.uid, chosen.host))
             raise
         log.info("a machine moves", namespace=vm.namespace, name=vm.name, source=vm.status.host, target=chosen.host)
         return None
@@ -285,7 +285,7 @@ class MigrationReconciler:
         vm, source, status = scope.vm, scope.source, scope.migration.status
         assert vm is not None and source is not None and status.target_host is not None
         # Another leader may have chosen: the room it kept was in its memory.
-        self._fleet.assign(besides(vm.uid, status.target_host), status.target_host, order_demand(source)[0], None)
+        keep_beside(self._fleet, vm, status.target_host, order_demand(source)[0])
         if await self._gone(vm):
             return Wait("CacheBehind", 5.0)
         spec = target_order(source.spec, scope.migration, self._services.term())
@@ -334,7 +334,7 @@ class MigrationReconciler:
         """Room that was kept for an order that was never made; for one that there is, the order counts."""
         host, uid = scope.migration.status.target_host, scope.migration.status.vm_uid
         if host is not None and uid is not None and scope.target is None:
-            self._fleet.release(besides(uid, host))
+            drop_beside(self._fleet, besides(uid, host))
 
     async def _expire(self, migration: VirtualMachineMigration) -> Result:
         ttl = migration.spec.ttl_seconds_after_finished
