@@ -157,7 +157,7 @@ async def test_any_fault_changes_nothing_on_a_real_api_server(cluster: NativeClu
             troubles.crash("one", 2, How.LOST),
             troubles.rewound(3, 0.3),
         ):
-            result = await runner.run(plan, trouble.arm, trouble.name, right.state)
+            result = await runner.run(plan, trouble.arm, trouble.name, right.state, again=trouble.again)
             assert result.struck
             assert result.ok, str(result)
 
