@@ -18,10 +18,13 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from kumulus.api.base import Kind
 from kumulus.api.compute import PowerState, VirtualMachine
+from kumulus.api.host import WorkOrder
 from kumulus.api.network import Network
 from kumulus.kube import errors
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient
+from kumulus.runtime.result import Result
+from kumulus_agents.agent.instance import Instances
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.hypervisor.protocol import DomainSpec, Marks
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
@@ -96,7 +99,22 @@ def _leaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SimulatedStorage, "remove_volume", remove_volume)
 
 
-@pytest.mark.parametrize(("plant", "word"), [(_says_nothing, "not within"), (_leaks, "left over")])
+def _fails_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent with an error in it, which goes away by itself."""
+    perform, failed = Instances.perform, []
+
+    async def fail(self: Instances, order: WorkOrder) -> Result:
+        if not failed:
+            failed.append(order.name)
+            raise LookupError("nobody expected this")
+        return await perform(self, order)
+
+    monkeypatch.setattr(Instances, "perform", fail)
+
+
+@pytest.mark.parametrize(
+    ("plant", "word"), [(_fails_once, "nobody expected this"), (_says_nothing, "not within"), (_leaks, "left over")]
+)
 def test_what_is_wrong_is_noticed(
     monkeypatch: pytest.MonkeyPatch, plant: Callable[[pytest.MonkeyPatch], None], word: str
 ) -> None:
@@ -139,7 +157,7 @@ async def test_any_fault_changes_nothing_on_a_real_api_server(cluster: NativeClu
             troubles.crash("one", 2, How.LOST),
             troubles.rewound(3, 0.3),
         ):
-            result = await runner.run(plan, trouble.arm, trouble.name, right.state)
+            result = await runner.run(plan, trouble.arm, trouble.name, right.state, again=trouble.again)
             assert result.struck
             assert result.ok, str(result)
 

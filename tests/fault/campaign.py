@@ -127,7 +127,9 @@ def in_memory(plan: Plan, trouble: Trouble | None = None, right: Result | None =
             await runner.open()
             if trouble is None:
                 return await runner.run(plan)
-            return await runner.run(plan, trouble.arm, trouble.name, right.state if right else None)
+            return await runner.run(
+                plan, trouble.arm, trouble.name, right.state if right else None, again=trouble.again
+            )
 
     return run(main())
 

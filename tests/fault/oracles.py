@@ -49,9 +49,16 @@ class State:
 
     def __sub__(self, other: State) -> list[str]:
         """What differs: `-` lines are expected, `+` lines are found."""
+        return self.apart(other)
+
+    def apart(self, other: State, *, again: bool = False) -> list[str]:
+        """The same; with `again` what was made and removed once more is no difference, but a machine that was started is."""
         lines: list[str] = []
         for part in ("objects", "hosts", "deeds"):
-            found, right = Counter(getattr(self, part)), Counter(getattr(other, part))
+            ours, theirs = getattr(self, part), getattr(other, part)
+            if again and part == "deeds":
+                ours, theirs = ([line for line in some if line.startswith("started")] for some in (ours, theirs))
+            found, right = Counter(ours), Counter(theirs)
             missing, more = sorted((right - found).elements()), sorted((found - right).elements())
             for line in list(missing):
                 near = difflib.get_close_matches(line, more, 1, 0.9)

@@ -83,6 +83,8 @@ class Party:
         self.downtime = 0.0
         """How long it takes to start again."""
         self.births = 0
+        self.versions: list[str] = []
+        """Of what it wrote, in the order in which it did."""
         self.on_birth: Callable[[], None] = lambda: None
         """Told when its next process begins."""
         self.life: Life | None = None
@@ -231,6 +233,8 @@ class Tapped(KubeClient):
             answer = await super(Tapped, self).request(method, path, query=query, body=body, content_type=content_type)
             if method != "GET":
                 self.learn(answer)
+                if version := answer.get("metadata", {}).get("resourceVersion"):
+                    life.party.versions.append(version)
             if wire.cut or wire.deaf:
                 raise errors.Unreachable("no answer")
             return answer

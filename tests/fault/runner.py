@@ -103,8 +103,16 @@ class Runner:
         """Make the tenant's namespace."""
         await self._world.ensure(NAMESPACE, self._namespace, {})
 
-    async def run(self, plan: Plan, arm: Arm | None = None, fault: str = "none", right: State | None = None) -> Result:
-        """Run it and clear up. `right` is what has to be so in the end."""
+    async def run(
+        self,
+        plan: Plan,
+        arm: Arm | None = None,
+        fault: str = "none",
+        right: State | None = None,
+        *,
+        again: bool = False,
+    ) -> Result:
+        """Run it and clear up. `right` is what has to be so in the end, see `State.apart`."""
         world, began = self._world, time.perf_counter()
         world.problems.clear()
         world.books.overlaps.clear()
@@ -122,7 +130,7 @@ class Runner:
                 arm(world)
             for step in plan.steps:
                 await self.do(step)
-            state = await self._end(made, runs, right)
+            state = await self._end(made, runs, right, again)
         except AssertionError as error:
             world.problems.append(str(error))
         deeds = {party.name: tuple(words(world, party.deeds)) for party in world.parties.values()}
@@ -151,14 +159,14 @@ class Runner:
             party.on_birth = lambda: None
             party.wire = type(party.wire)()
 
-    async def _end(self, made: int, runs: int, right: State | None) -> State:
+    async def _end(self, made: int, runs: int, right: State | None, again: bool) -> State:
         """The state in which everybody has come to rest; the right one if there is one to come."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._pace.limit
         while True:
             await self._settled()
             state = await observe(self._world, made, runs, self._pace.uncounted)
-            if right is None or not (wrong := state - right):
+            if right is None or not (wrong := state.apart(right, again=again)):
                 return state
             if loop.time() > end:
                 self._world.problems.append("the end is another one:\n      " + "\n      ".join(wrong))

@@ -53,7 +53,7 @@ async def _all(runner: Runner, plan: str, kind: str, make: Callable[[str, int], 
     points = [make(party, at) for party, done in right.deeds.items() for at in range(1, len(done) + 1)]
     failed, struck = [], 0
     for trouble in thinned(points, POINTS):
-        result = await runner.run(BY_NAME[plan], trouble.arm, trouble.name, right.state)
+        result = await runner.run(BY_NAME[plan], trouble.arm, trouble.name, right.state, again=trouble.again)
         TABLE.add(kind, result)
         struck += bool(result.struck)
         failed += [] if result.ok else [str(result)]

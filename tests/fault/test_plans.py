@@ -63,7 +63,7 @@ async def test_any_fault_changes_nothing_on_a_real_api_server(cluster: NativeClu
             ("others", campaign.thinned(campaign.others(right.deeds, REAL), OTHERS)),
         ):
             for trouble in troubles:
-                result = await runner.run(plan, trouble.arm, trouble.name, right.state)
+                result = await runner.run(plan, trouble.arm, trouble.name, right.state, again=trouble.again)
                 TABLE.add(f"API server: {kind}", result)
                 failed += [] if result.ok else [str(result)]
     assert not failed, "\n".join(failed)

@@ -16,6 +16,8 @@ from tests.fault.parties import Fault, How, Party
 from tests.fault.world import CONTROLLERS, RIVALS, World
 
 Arm = Callable[[World], object]
+BACK = 3
+"""So many deeds of its predecessor does a process not see at first that is born into the past."""
 Strike = Callable[[World], Coroutine[Any, Any, None]]
 
 
@@ -25,6 +27,8 @@ class Trouble:
 
     name: str
     arm: Arm
+    again: bool = False
+    """Whether things that ended a moment ago may be made once more, and removed."""
 
 
 def crash(party: str, at: int, how: How) -> Trouble:
@@ -98,21 +102,22 @@ def expired(at: int, whose: str = CONTROLLERS) -> Trouble:
     return at_deed("410 for all watches", whose, at, strike)
 
 
-def rewound(at: int, seconds: float) -> Trouble:
-    """The controllers die after a deed, and the next ones read everything as it was when the steps began; what happened
-    since they hear late (time travel)."""
+def rewound(at: int, seconds: float, back: int = BACK) -> Trouble:
+    """The controllers die after a deed, and the next ones read everything as it was some deeds of theirs before; what
+    happened since they hear late (time travel)."""
 
     def arm(world: World) -> None:
-        party, then = world.parties[CONTROLLERS], world.version
+        party = world.parties[CONTROLLERS]
         party.faults = (Fault(CONTROLLERS, at, How.AFTER),)
-        party.on_birth = lambda: _rewind(party, then, seconds)
+        party.versions = [world.version]
+        party.on_birth = lambda: _rewind(party, seconds, back)
 
-    return Trouble(f"{CONTROLLERS} {at}: born into the past", arm)
+    return Trouble(f"{CONTROLLERS} {at}: born into the past", arm, again=True)
 
 
-def _rewind(party: Party, version: str, seconds: float) -> None:
+def _rewind(party: Party, seconds: float, back: int) -> None:
     party.on_birth = lambda: None
-    party.wire.rewound, party.wire.slow = version, seconds
+    party.wire.rewound, party.wire.slow = party.versions[max(0, len(party.versions) - 1 - back)], seconds
 
 
 def rivals(at: int, seconds: float) -> Trouble:
