@@ -203,7 +203,7 @@ async def test_what_waited_for_a_driver_goes_on_when_that_can_work(
 
 
 async def said_ready(said: Any) -> bool:
-    can = [{"driver": "linux", "functions": [{"name": "LoadBalancer"}, {"name": "Router"}]}]
+    can = [{"driver": "linux", "functions": [{"name": "KeptConnection"}, {"name": "LoadBalancer"}, {"name": "Router"}]}]
     ways = [{"driver": "linux", "devices": ["eth0", "eth1"]}]
     known = {"drivers": ["linux"], "functions": can, "uplinks": ways, "underlay": "192.0.2.7"}
     return bool(await said() == known)

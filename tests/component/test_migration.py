@@ -251,7 +251,9 @@ async def test_a_guest_that_ends_on_its_way_is_started_again_where_it_was(owner:
     owner.cloud.hosts[here].machine.end(vm["metadata"]["uid"], ExitReason.CRASHED)
     failed = await owner.ends("Failed")
     assert condition(failed)["reason"] == "GuestEnded"
-    back = await owner.wait(VirtualMachine.KIND, "vm", phase("CrashLoopBackOff"), "is started again after a pause")
+    back = await owner.wait(
+        VirtualMachine.KIND, "vm", lambda raw: raw["status"].get("restarts") == 1, "is started again"
+    )
     assert (back["status"]["host"], back["status"]["epoch"]) == (here, 1)
     assert await owner.order(there, vm) is None
 
