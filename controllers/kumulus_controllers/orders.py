@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from kumulus.api.compute import PowerState
 from kumulus.api.fabric import HOST_NAMESPACE_PREFIX
 from kumulus.api.host import WorkOrder, WorkState
+from kumulus.api.instance_order import MigrationState
 from kumulus.api.pool_order import PoolRef
 from kumulus.kube.store import Store
 from kumulus.runtime.reconciler import Caches
@@ -156,6 +157,12 @@ def claim(order: WorkOrder) -> int:
     if instance is None or instance.incoming is not None:
         return 2
     return 1 if instance.outgoing is not None else 0
+
+
+def moved(order: WorkOrder) -> bool:
+    """Whether the machine's guest has left that host for another one (docs/adr/0029)."""
+    said = order.status.instance.migration if order.status.instance is not None else None
+    return said is not None and said.state is MigrationState.SENT
 
 
 def host_of(order: WorkOrder) -> str:

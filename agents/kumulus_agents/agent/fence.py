@@ -20,6 +20,7 @@ from kumulus_agents.agent.instance_scope import (
     ChangeDisc,
     Detach,
     DropMemory,
+    EndSending,
     Filter,
     ForceOff,
     Limit,
@@ -30,6 +31,7 @@ from kumulus_agents.agent.instance_scope import (
     PressButton,
     Remove,
     RemovePort,
+    Resize,
     Suspend,
     Unplug,
 )
@@ -53,6 +55,8 @@ HARMLESS = (
     RemovePort,
     Limit,
     ChangeDisc,
+    Resize,
+    EndSending,
     Remove,
 )
 """Steps by which no guest comes to run."""

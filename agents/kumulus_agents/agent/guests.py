@@ -91,7 +91,13 @@ class Guests:
                         self._changed(uid)  # of the run before something may have been said
                     continue
                 guest = self._guests[uid] = _Guest(domain.started_at, self._clock.monotonic())
-            await self._look_at(uid, domain, guest)
+            try:
+                await self._look_at(uid, domain, guest)
+            except HypervisorError:
+                raise
+            except Exception as error:
+                log.warning("what a guest says is left aside", uid=uid, error=type(error).__name__)
+                guest.ask_at = self._clock.monotonic() + SILENT_EVERY
         self._looked = True
 
     async def _look_at(self, uid: str, domain: Domain, guest: _Guest) -> None:
@@ -137,6 +143,8 @@ def _addresses(said: tuple[str, ...]) -> tuple[str, ...]:
         try:
             address = ipaddress.ip_address(text[:64])
         except ValueError:
+            continue
+        if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
             continue
         if not (address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast):
             found.add(address)

@@ -139,7 +139,9 @@ class Moves:
             self._arrived[order.name] = here.uid
             if here.shared:  # some pools can mark only what is whole
                 await self._pools.driver(here).claim_volume(wanted.uid, self._host, wanted.epoch)
-        with self._reservations.hold((wanted.uid,), "what was left of a move is being removed", resumable=True):
+        with self._reservations.hold(
+            (wanted.uid,), "what was left of a move is being removed", resumable=True, along=move.withdrawn
+        ):
             here = await self.alone(order, wanted)
         if here.uid == move.pool.uid:
             self._left(order)

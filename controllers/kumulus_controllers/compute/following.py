@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from kumulus.api.compute import ResolvedSize, VirtualMachine
 from kumulus.api.host import WorkOrder, WorkOrderSpec
@@ -27,6 +27,19 @@ from kumulus_controllers.orders import NOT_BEGUN, claim, host_of
 from kumulus_controllers.planning.fleet import Fleet
 
 
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """What came of a look at a machine's work order."""
+
+    scope: Scope
+    discs: tuple[Drive, ...]
+    problem: Problem | None
+    size: ResolvedSize | None
+    """The size that is ordered now; None: it stays as it was."""
+    unsuitable: Problem | None
+    """Why it cannot be as its spec says where it is."""
+
+
 class Following:
     """Keeps the work order of a machine as the machine's spec has it, as far as that may change."""
 
@@ -39,6 +52,26 @@ class Following:
     async def follow(self, scope: Scope, order: WorkOrder) -> Result:
         """There is a work order: bring into it what may change, see that what it names is there, report."""
         vm, host = scope.vm, host_of(order)
+        done = await self.renew(scope, order)
+        problem = done.problem
+        await self._known.interfaces.drop(vm)
+        await self._provisions.bring_discs(scope, host, done.discs)
+        if order.status.state in NOT_BEGUN:
+            problem = await self._provisions.provide(done.scope) or problem
+        elif problem is not None:
+            problem = replace(problem, hinders=False)
+        return await self._known.report(
+            self._known.observe(vm),
+            placed(scope),
+            None,
+            held(scope) or problem,
+            size=done.size,
+            too_large=done.unsuitable,
+        )
+
+    async def renew(self, scope: Scope, order: WorkOrder) -> Renewed:
+        """Bring into the work order what may change, also that of a host that is fenced: its agent reads it when it is back."""
+        vm, host = scope.vm, host_of(order)
         refused = await self._known.interfaces.make(scope)
         scope = replace(scope, links=self._known.interfaces.links(vm))
         volumes, problem = attached_disks(scope, host)
@@ -50,20 +83,7 @@ class Following:
         made, unsuitable = hardware.granted(vm, order.spec.instance, self._fleet.host(host))
         with self._granted(scope, order) as (size, too_large):
             await self._renew(order, vm, volumes, discs, nics, held=scope.restore is not None, size=size, made=made)
-        await self._known.interfaces.drop(vm)
-        await self._provisions.bring_discs(scope, host, discs)
-        if order.status.state in NOT_BEGUN:
-            problem = await self._provisions.provide(scope) or problem
-        elif problem is not None:
-            problem = replace(problem, hinders=False)
-        return await self._known.report(
-            self._known.observe(vm),
-            placed(scope),
-            None,
-            held(scope) or problem,
-            size=size,
-            too_large=too_large or unsuitable,
-        )
+        return Renewed(scope, discs, problem, size, too_large or unsuitable)
 
     @contextmanager
     def _granted(self, scope: Scope, order: WorkOrder) -> Iterator[tuple[ResolvedSize | None, Problem | None]]:

@@ -70,6 +70,9 @@ class PlacementGroupReconciler:
             return Gone()
         if group.paused or group.deleting:
             return Done()
+        since = clock.monotonic() - self._counted.get(str(key), float("-inf"))
+        if since < COUNT_SECONDS and group.status.observed_generation == group.metadata.generation:
+            return Requeue(COUNT_SECONDS - since)
         after = derive_status(
             group,
             self._groups.members(group),
@@ -78,9 +81,6 @@ class PlacementGroupReconciler:
         )
         if after.to_json() == group.status.to_json():
             return Done()
-        since = clock.monotonic() - self._counted.get(str(key), float("-inf"))
-        if since < COUNT_SECONDS:
-            return Requeue(COUNT_SECONDS - since)
         self._counted[str(key)] = clock.monotonic()
         await write_report(self._services.client, self._groups.store, group, after)
         return Done()

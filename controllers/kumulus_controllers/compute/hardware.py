@@ -33,6 +33,8 @@ def cpu_model(vm: VirtualMachine, baseline: str | None, ordered: InstanceOrder |
         return asked
     if ordered is not None:
         return ordered.shape.cpu_model if ordered.shape is not None else None
+    if vm.status.machine_type is not None:  # it was started before the zone had one
+        return vm.status.cpu_model or HOST_MODEL
     return vm.status.cpu_model or baseline
 
 

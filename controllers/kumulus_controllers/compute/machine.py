@@ -82,6 +82,9 @@ class MachineReconciler:
         if await ensure_finalizer(self._services.client, self._known.store, vm):
             vm = self._known.store.get(key.name, key.namespace) or vm
         scope = self._known.observe(vm)
+        if scope.host is not None and scope.host.fenced and scope.order is not None and not scope.order.deleting:
+            await self._following.renew(scope, scope.order)
+            scope = self._known.observe(vm)
         if (taken := await self._takeover.consider(scope)) is not None:
             return taken
         if scope.order is not None and (vm.status.host is None or scope.order.deleting):

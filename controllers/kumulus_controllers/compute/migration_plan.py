@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from kumulus.api.base import PAUSED
 from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import CpuInfo, Host, Versions
-from kumulus.api.hardware import Shape
 from kumulus.api.host import HostReport, MigrationEndpoint, WorkOrder, WorkOrderSpec, WorkState
-from kumulus.api.instance_order import Incoming, InstanceOrder, MigrationFacts, MigrationState, Outgoing
+from kumulus.api.instance_order import Incoming, InstanceFacts, InstanceOrder, MigrationFacts, MigrationState, Outgoing
 from kumulus.api.migration import (
     FINISHED,
     MigrationMode,
@@ -124,6 +124,9 @@ def plan(scope: Scope) -> Move:
     if vm is None or vm.deleting or vm.uid != status.vm_uid:
         gone = Lack("MachineGone", f"Machine {migration.spec.vm} was deleted: nothing moves.")
         return Move(Step.FINISH, MigrationPhase.FAILED, gone)
+    if vm.status.host is None and (scope.source is not None or scope.target is not None):
+        lack = Lack("StatusLost", f"Where machine {vm.name} is has to be found again first.", stalled=False)
+        return Move(Step.WAIT, status.phase or MigrationPhase.MIGRATING, lack, after=5.0)
     if (vm.status.host, vm.status.epoch) != (status.source_host, (status.epoch or 0) - 1):
         return _displaced(scope, vm)
     if given(scope):
@@ -204,6 +207,10 @@ def _give_up(scope: Scope) -> Move:
             return Move(Step.END_TARGET, cancelling)
         lack = Lack("TargetClearsUp", f"Host {status.target_host} removes what it had ready.", stalled=False)
         return Move(Step.WAIT, cancelling, lack)
+    if source is not None and scope.source_fenced and _outgoing(source, scope.migration):
+        # Its host may come back: it is asked then, and knows whether the guest had left.
+        off = f"Host {status.source_host} is off for certain: the machine starts there when it is back, or elsewhere before."
+        return Move(Step.WAIT, cancelling, Lack("SourceFenced", off))
     if scope.migration.deleting:
         return Move(Step.LEAVE, cancelling)
     return Move(Step.FINISH, MigrationPhase.FAILED, _failure(status))
@@ -218,7 +225,7 @@ def _displaced(scope: Scope, vm: VirtualMachine) -> Move:
     target = scope.target
     lack = Lack("Displaced", f"Machine {vm.name} was placed anew meanwhile.")
     mine = target is not None and target.spec.instance is not None and target.spec.instance.incoming is not None
-    if target is not None and mine and not target.deleting and vm.status.host != scope.migration.status.target_host:
+    if target is not None and mine and not target.deleting:
         return Move(Step.END_TARGET, MigrationPhase.CANCELLING, lack)
     return Move(Step.FINISH, MigrationPhase.FAILED, lack)
 
@@ -265,6 +272,9 @@ def failing(scope: Scope, vm: VirtualMachine) -> Lack | None:
         return Lack("RestartRequested", f"Machine {vm.name} is to be restarted: that comes first.")
     if scope.restoring is not None:
         return Lack("RestoreInProgress", f"VirtualMachineRestore {scope.restoring} comes first.")
+    for use in scope.volumes.values():
+        if use.volume.status.moving_to is not None:
+            return Lack("VolumeMoves", f"Volume {use.volume.name} moves to another pool: that comes first.")
     if source.spec.instance.outgoing is None and source.status.state is not WorkState.RUNNING:
         return Lack("NotRunning", f"Machine {vm.name} does not run any more.")
     target = scope.target
@@ -287,12 +297,17 @@ def _left(said: MigrationFacts) -> str:
     return f"{said.remaining_bytes >> 20} MiB were left, and the guest wrote {(said.dirty_rate or 0) >> 20} MiB/s."
 
 
-def _left_behind(instance: InstanceOrder) -> Sequence[str]:
-    """What of a machine has state on its host that nobody carries over yet, or was not tried."""
-    shape = instance.shape or Shape()
+def _left_behind(instance: InstanceOrder, said: InstanceFacts | None) -> Sequence[str]:
+    """What of a machine, as it is or is to be, has state on its host that nobody carries over yet, or was not tried."""
     grows = instance.max_cpus is not None or instance.max_memory is not None
-    parts = {"UEFI": shape.uefi, "a TPM": shape.tpm, "a watchdog": shape.watchdog is not None, "room to grow": grows}
-    return [what for what, has in parts.items() if has]
+    grows = grows or (said is not None and (said.max_cpus is not None or said.max_memory is not None))
+    parts = {"room to grow": grows}
+    for shape in (instance.shape, said.shape if said is not None else None):
+        if shape is not None:
+            parts["UEFI"] = parts.get("UEFI", False) or shape.uefi
+            parts["a TPM"] = parts.get("a TPM", False) or shape.tpm
+            parts["a watchdog"] = parts.get("a watchdog", False) or shape.watchdog is not None
+    return sorted(what for what, has in parts.items() if has)
 
 
 def blocked(scope: Scope) -> Lack | None:
@@ -310,6 +325,8 @@ def _blockers(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
     order = scope.source
     if vm.deleting:
         return [Lack("MachineGone", f"Machine {vm.name} is being deleted.")]
+    if vm.paused:
+        return [Lack("LeftAlone", f"Machine {vm.name} is to be left alone (annotation {PAUSED}).")]
     before = sorted(
         other.name
         for other in scope.others
@@ -335,7 +352,7 @@ def _blockers(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
         found.append(Lack("PendingChanges", "An interface comes or goes.", stalled=False))
     if scope.source_report is None or scope.source_report.status.migration is None:
         found.append(Lack("NoTunnel", f"Its host {vm.status.host} sends no guests: see transfer.migration_port there."))
-    if parts := _left_behind(instance):
+    if parts := _left_behind(instance, said):
         found.append(Lack("NotMovedYet", f"Machines with {', '.join(parts)} are not moved while they are on yet."))
     if scope.restoring is not None:
         found.append(Lack("RestoreInProgress", f"VirtualMachineRestore {scope.restoring} is under way.", stalled=False))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from kumulus.api.host import WorkType
 from kumulus.api.machine_snapshot import VirtualMachineRestore
 from kumulus.runtime.reconciler import Caches
+from kumulus_controllers.compute.machines import order_of
 from kumulus_controllers.compute.restore_plan import Scope, disks_of
 from kumulus_controllers.compute.restores import RESTORES_MACHINE, restores
 from kumulus_controllers.compute.vm_snapshots import VmSnapshots
-from kumulus_controllers.orders import FOR_UID
+from kumulus_controllers.orders import FOR_UID, superseded
 
 
 class Restores:
@@ -25,11 +26,12 @@ class Restores:
         namespace, target = restore.namespace, restore.spec.target
         vm = self.machines.get(target.vm or target.new_vm or "", namespace)
         instances = self.orders.by(FOR_UID, f"{WorkType.INSTANCE}/{vm.uid}") if vm is not None else ()
+        instances = [order for order in instances if not superseded(order)]
         scope = Scope(
             restore=restore,
             snapshot=self.lookup.store.get(restore.spec.snapshot, namespace),
             vm=vm,
-            instance=next(iter(instances), None),
+            instance=order_of(vm, instances) if vm is not None else None,
         )
         disks = disks_of(scope)
         volumes = {disk.volume: self.lookup.kept(disk.volume, namespace) for disk in disks}

@@ -56,7 +56,7 @@ def read(schedule: Schedule, now: datetime) -> Hours | Unreadable:
         zone = ZoneInfo(schedule.time_zone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         return Unreadable(f"there is no time zone {schedule.time_zone}")
-    here = now.astimezone(zone)
+    here = _once(now, zone)
     found = {}
     for action, text in ((ScheduledAction.START, schedule.start), (ScheduledAction.STOP, schedule.stop)):
         try:
@@ -67,7 +67,15 @@ def read(schedule: Schedule, now: datetime) -> Hours | Unreadable:
     (started, start), (stopped, stop) = found[ScheduledAction.START], found[ScheduledAction.STOP]
     runs = started > stopped
     action, at = (ScheduledAction.STOP, stop) if runs else (ScheduledAction.START, start)
-    return Hours(runs, action, at.astimezone(UTC))
+    at = at.astimezone(UTC)
+    return Hours(runs, action, at if at > now else now.astimezone(UTC) + MOMENT)
+
+
+def _once(now: datetime, zone: ZoneInfo) -> datetime:
+    """The time there. When clocks are put back an hour comes twice; what is to happen in it has happened the first time."""
+    while (here := now.astimezone(zone)).fold:
+        now -= MOMENT
+    return here
 
 
 def in_force(vm: VirtualMachine, found: Hours | Unreadable | None) -> VirtualMachine:

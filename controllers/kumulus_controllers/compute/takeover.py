@@ -27,11 +27,12 @@ from kumulus_controllers.compute.phase import placed
 from kumulus_controllers.compute.placing import Placing
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import held, placement_request, resolve
+from kumulus_controllers.compute.schedule import hours, in_force
 from kumulus_controllers.compute.scope import Scope
 from kumulus_controllers.compute.seed import SeedProblem, gather
 from kumulus_controllers.compute.wakeups import HOST
 from kumulus_controllers.ordering import Ordering
-from kumulus_controllers.orders import host_of, superseded
+from kumulus_controllers.orders import host_of, moved, superseded
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Refusal
 
@@ -64,10 +65,12 @@ class TakeOver:
             instance, host = order.spec.instance, self._known.hosts.get(host_of(order))
             if instance is None or superseded(order) or host is None or not host.fenced:
                 continue
+            if moved(order) and any(use.status.host == host.name for use in self._known.volumes.of(vm).values()):
+                continue  # its migration ends it when its volumes have followed
             given_up = instance.incoming is not None and order.deleting
             if instance.epoch >= (vm.status.epoch or 0) and not vm.deleting and not given_up:
                 continue
-            if (vm.deleting or given_up) and not await self._in_force(host.name):
+            if not await self._in_force(host.name):
                 continue
             await self._ordering.end(order)
             current = self._known.orders.get(order.name, order.namespace)
@@ -123,7 +126,13 @@ class TakeOver:
         return result
 
     def _waiting(self) -> Sequence[VirtualMachine]:
-        return [vm for host in self._known.hosts if host.fenced for vm in self._known.store.by(HOST, host.name)]
+        now = self._services.clock.now()
+        return [
+            in_force(vm, hours(vm, now))
+            for host in self._known.hosts
+            if host.fenced
+            for vm in self._known.store.by(HOST, host.name)
+        ]
 
     async def _no_room(self, scope: Scope, refusal: Refusal) -> Result:
         problem = Problem(takeover_plan.NO_HOST, str(refusal), takeover_plan.ASPECT, stalled=False)

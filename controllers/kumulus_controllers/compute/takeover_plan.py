@@ -35,7 +35,8 @@ def hindrance(scope: Scope, now: datetime) -> Problem | None:
         return _problem(
             "TpmOnHost", "What its TPM keeps is on its host's disk; with another TPM its guest may not start."
         )
-    if vm.spec.power_state is PowerState.SUSPENDED:
+    kept = scope.order is not None and scope.order.status.state is WorkState.SUSPENDED
+    if vm.spec.power_state is PowerState.SUSPENDED or kept:
         return _problem("MemoryOnHost", "It is suspended, and its memory is on its host's disk.")
     return _given_up(vm, now)
 
@@ -93,7 +94,7 @@ def wanted(vm: VirtualMachine, order: WorkOrder | None) -> bool:
         return False
     if vm.spec.power_state not in (PowerState.RUNNING, PowerState.PAUSED):
         return False
-    ended = order is not None and order.status.state is WorkState.STOPPED
+    ended = order is not None and order.status.state is WorkState.STOPPED and order.status.reason is not None
     return vm.spec.restart_policy is RestartPolicy.ALWAYS or not ended
 
 

@@ -30,6 +30,8 @@ from kumulus.api.machine_pool import (
 )
 from kumulus.runtime.clock import parse_time
 
+HOST_FENCED = "HostFenced"
+"""Reason of a machine's Ready: its host is off for certain, and the machine is not started elsewhere."""
 CAUSES = {
     Phase.FAILED: HealingCause.FAILED,
     Phase.CRASH_LOOP_BACK_OFF: HealingCause.CRASH_LOOP_BACK_OFF,
@@ -190,7 +192,9 @@ def ill(vm: VirtualMachine) -> HealingCause | None:
     """What a machine would have to be healed of."""
     cause = CAUSES.get(vm.status.phase) if vm.status.phase is not None else None
     found = vm.status.condition(VirtualMachineCondition.READY)
-    if cause is None and found is not None and found.reason == HealingCause.HOST_UNKNOWN:
+    if found is not None and (
+        found.reason == HOST_FENCED or (cause is None and found.reason == HealingCause.HOST_UNKNOWN)
+    ):
         return HealingCause.HOST_UNKNOWN
     return cause
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kumulus.api.compute import InstanceType, VirtualMachine
-from kumulus.api.fabric import Host, HostPhase, Zone
+from kumulus.api.fabric import Host, HostPhase, Zone, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkType
 from kumulus.api.image import ClusterImage, Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore
@@ -16,7 +16,7 @@ from kumulus_controllers.compute.restores import restores
 from kumulus_controllers.compute.scope import AnyImage
 from kumulus_controllers.compute.takeover_plan import waits_for_room
 from kumulus_controllers.network.networks import IN_GROUP, USES_NIC, Networks
-from kumulus_controllers.orders import DISKS_IN, NOT_BEGUN, work_orders
+from kumulus_controllers.orders import DISKS_IN, NAMESPACE, NOT_BEGUN, work_orders
 from kumulus_controllers.storage.image_orders import arrived
 from kumulus_controllers.storage.volumes import OF_CLASS, USES_VOLUME, Volumes
 
@@ -104,6 +104,9 @@ class Wakeups:
             if before is None or after is None or _state(before) != _state(after):
                 for vm in self._machines.by(HOST, item.name):
                     enqueue(Key(vm.namespace, vm.name))
+                for order in self._orders.by(NAMESPACE, host_namespace(item.name)):
+                    if order.spec.type is WorkType.INSTANCE:  # of machines that are moving, or have been placed anew
+                        enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
             if after is not None and (before is None or offers(before) != offers(after)):
                 self._retry_unplaced(enqueue)
 

@@ -15,6 +15,7 @@ from kumulus.api.quantity import rounded
 from kumulus.api.storage import StoragePool
 from kumulus.api.volume_order import Move
 from kumulus.runtime.conditions import Fact
+from kumulus_controllers.orders import claim
 from kumulus_controllers.planning.pools import refuge
 from kumulus_controllers.planning.views import HostView, Load, PoolView
 from kumulus_controllers.storage.presence import pool_ref
@@ -255,6 +256,8 @@ def hindered(scope: Scope) -> Lack | None:
         )
     if scope.snapped:
         return Lack("HasSnapshots", "Its host removes snapshots of it still.", stalled=False)
+    if any(claim(instance) > 0 for instance in scope.instances):
+        return Lack("MachineMoves", "Its machine moves to another host: it moves when that is done.", stalled=False)
     if scope.copied is not None:
         return Lack("VolumeBusy", f"It is being copied to {scope.copied}: it moves when that is done.", stalled=False)
     if order is None or not _current(order):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from kumulus.api.base import FORCE_DETACH
 from kumulus.api.host import WorkOrder, WorkOrderSpec
-from kumulus.api.instance_order import MigrationState
 from kumulus.api.storage import Attachment
-from kumulus_controllers.orders import host_of
+from kumulus_controllers.orders import host_of, moved
 from kumulus_controllers.storage.volume_plan import Lack, Scope
 
 HANDING_OVER = "HandingOver"
@@ -27,7 +26,7 @@ def kept_back(scope: Scope, host: str, *, heard: bool = True, lost: bool = False
     `heard`: that agent answers. One that does not may be given up in the middle of a move, and nowhere else.
     `lost`: its host is fenced."""
     elsewhere = sorted(
-        {order.spec.for_.name for order in scope.instances if host_of(order) != host and not _departed(order)}
+        {order.spec.for_.name for order in scope.instances if host_of(order) != host and not moved(order)}
     )
     if elsewhere:
         return Lack("VolumeInUse", f"Machine {', '.join(elsewhere)} has it on another host.", stalled=False)
@@ -46,13 +45,6 @@ def kept_back(scope: Scope, host: str, *, heard: bool = True, lost: bool = False
             stalled=False,
         )
     return None
-
-
-def _departed(order: WorkOrder) -> bool:
-    """Whether its guest has moved to another host (docs/adr/0029): the volume goes after it while this order is there, because
-    as long as it is, its host touches nothing that the guest writes to elsewhere."""
-    said = order.status.instance.migration if order.status.instance is not None else None
-    return said is not None and said.state is MigrationState.SENT
 
 
 def _reverting(order: WorkOrder | None) -> bool:

@@ -14,7 +14,7 @@ HOST_MODEL = "host-model"
 HOST_PASSTHROUGH = "host-passthrough"
 
 CpuModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", min_length=1, max_length=64)]
-MachineTypeName = Annotated[str, Field(pattern=r"^(q35|pc-q35-[0-9]+\.[0-9]+(\.[0-9]+)?)$", max_length=32)]
+MachineTypeName = Annotated[str, Field(pattern=r"^(q35|pc-q35-[a-z0-9.]{1,24})$", max_length=32)]
 Known = Annotated[str, AfterValidator(sys.intern)]
 """A name that many hosts report: it is kept once."""
 NEWEST_MACHINE_TYPE = "q35"

@@ -137,3 +137,19 @@ def test_what_is_told_is_cut_to_size() -> None:
     assert found.addresses[0] == "10.0.0.2" and len(found.addresses) == ADDRESSES_MOST
     assert "2001:db8::1" not in found.addresses
     assert bounded(GuestSays(addresses=("10.0.0.1", "2001:db8::1"))).addresses == ("10.0.0.1", "2001:db8::1")
+
+
+@pytest.mark.parametrize(
+    "said", ["2001:db8::1%x", "2001:db8::1%" + "x" * 99, "::ffff:10.0.0.1", "1" * 64, "", "%", "fe80::1%eth0"]
+)
+def test_no_address_that_a_guest_says_is_too_odd(said: str) -> None:
+    assert all("%" not in address for address in bounded(GuestSays(addresses=(said,))).addresses)
+
+
+async def test_a_guest_whose_words_nobody_can_take_is_left_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Told() as told:
+        monkeypatch.setattr("kumulus_agents.agent.guests.bounded", lambda _: 1 / 0)
+        assert await told.after(0, hostname="web") is None
+        monkeypatch.undo()
+        found = await told.after(SILENT_EVERY + 1, hostname="web")
+        assert found is not None and found.hostname == "web"

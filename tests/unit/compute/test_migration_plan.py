@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.base import ObjectMeta, ObjectRef
+from kumulus.api.base import PAUSED, ObjectMeta, ObjectRef
 from kumulus.api.compute import (
     PowerState,
     Resources,
@@ -66,8 +66,9 @@ HERE, THERE = "a", "b"
 
 def machine(**status: Any) -> VirtualMachine:
     power = status.pop("power", PowerState.RUNNING)
+    notes = {PAUSED: "true"} if status.pop("paused", False) else {}
     return VirtualMachine(
-        metadata=ObjectMeta(name="vm", namespace="ns", uid=UID, generation=1),
+        metadata=ObjectMeta(name="vm", namespace="ns", uid=UID, generation=1, annotations=notes),
         spec=VirtualMachineSpec(resources=Resources(cpus=1, memory="64Mi"), power_state=power),
         status=VirtualMachineStatus(**{"host": HERE, "epoch": 4, **status}),
     )
@@ -197,7 +198,8 @@ def test_a_source_that_is_off_for_certain_answers_nothing_any_more() -> None:
         going = migration(**BEGUN, **ended)
         assert next_of(going, target=ready, **off)[0] is Step.END_TARGET
         assert next_of(going, target=order(THERE, 5, **IN, deleting=True), **off)[0] is Step.WAIT
-        assert next_of(going, **off)[0] is (Step.LEAVE if going.deleting else Step.FINISH)
+        assert next_of(going, **off)[0] is Step.WAIT, "whether the guest had left is known there alone"
+        assert next_of(going, source=sent)[0] is Step.WITHDRAW, "it is back"
 
 
 def test_one_that_was_not_begun_goes_at_once() -> None:
@@ -231,6 +233,7 @@ def test_what_ends_one_that_has_begun(changes: dict[str, Any], reason: str) -> N
     [
         ({"source": order(HERE, 4, shape=Shape(uefi=True, tpm=True))}, "NotMovedYet"),
         ({"source": order(HERE, 4, max_memory=128 << 20)}, "NotMovedYet"),
+        ({"vm": machine(paused=True)}, "LeftAlone"),
         ({"vm": None}, "MachineNotFound"),
         ({"vm": machine(power=PowerState.PAUSED)}, "NotRunning"),
         ({"source": order(HERE, 4, state=WorkState.PAUSED)}, "NotRunning"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -88,3 +88,25 @@ def test_a_machine_that_is_off_by_its_schedule_is_as_it_shall_be() -> None:
     assert ready is not None and ready.status is ConditionStatus.TRUE
     assert followed is not None and (followed.status, followed.reason) == (ConditionStatus.TRUE, "OutsideHours")
     assert after.scheduled is not None and after.scheduled.at == "2026-12-01T07:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("zone", "night", "start", "stop"),
+    [
+        ("Europe/Berlin", datetime(2026, 10, 24, 20, tzinfo=UTC), "30 2 * * *", "0 20 * * *"),
+        ("Europe/Berlin", datetime(2026, 10, 24, 20, tzinfo=UTC), "0 20 * * *", "30 2 * * *"),
+        ("America/New_York", datetime(2026, 11, 1, 2, tzinfo=UTC), "30 1 * * *", "0 20 * * *"),
+        ("Europe/Berlin", datetime(2027, 3, 27, 20, tzinfo=UTC), "30 2 * * *", "0 20 * * *"),
+    ],
+)
+def test_in_a_night_in_which_clocks_change_it_is_switched_once(
+    zone: str, night: datetime, start: str, stop: str
+) -> None:
+    schedule, before, switched = Schedule(start=start, stop=stop, time_zone=zone), None, 0
+    for minute in range(14 * 60):
+        now = night + timedelta(minutes=minute)
+        found = read(schedule, now)
+        assert isinstance(found, Hours) and found.at > now
+        switched += before is not None and before != found.runs
+        before = found.runs
+    assert switched == 1

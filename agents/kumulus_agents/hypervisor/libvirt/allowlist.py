@@ -75,7 +75,7 @@ RULES: Mapping[str, Rule] = {
     "domain/sysinfo/system": Rule(),
     "domain/sysinfo/system/entry": Rule({"name": "manufacturer|product"}, "Kumulus|OpenStack Compute", most=2),
     "domain/os/smbios": Rule({"mode": "sysinfo"}),
-    "domain/os/type": Rule({"arch": "x86_64", "machine": r"q35|pc-q35-[0-9]+(\.[0-9]+){1,2}"}, "hvm"),
+    "domain/os/type": Rule({"arch": "x86_64", "machine": r"q35|pc-q35-[a-z0-9.]{1,24}"}, "hvm"),
     "domain/features": Rule(),
     "domain/features/acpi": Rule(),
     "domain/features/apic": Rule(),
