@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +17,17 @@ import pytest
 from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from kumulus.api.base import Kind
+from kumulus.api.base import Kind, Scope
 from kumulus.api.compute import PowerState, VirtualMachine
+from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
 from kumulus.api.network import Network
+from kumulus.api.registry import KINDS
+from kumulus.cli.cluster import Cluster
 from kumulus.kube import errors
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient
+from kumulus.kube.errors import NotFound
 from kumulus.runtime.result import Result
 from kumulus_agents.agent.instance import Instances
 from kumulus_agents.agent.orders import Orders
@@ -142,11 +147,29 @@ def test_a_machine_that_runs_twice_is_noticed() -> None:
     assert "an older epoch" in books.overlaps[-1]
 
 
+@pytest.fixture
+def swept(api: Cluster) -> Iterator[None]:
+    """What a world makes for all tenants goes with it: other tests have the same API server, and its hosts are no hosts of theirs."""
+
+    def there() -> list[tuple[Kind, str]]:
+        kinds = [kind.KIND for kind in KINDS if kind.KIND.scope is Scope.CLUSTER]
+        return [(kind, raw["metadata"]["name"]) for kind in kinds for raw in api.objects(kind)]
+
+    before = there()
+    yield
+    for kind, name in there():
+        if (kind, name) not in before:
+            with suppress(NotFound):
+                api.patch(kind, name, {"metadata": {"finalizers": None}})
+                api.delete(kind, name)
+
+
 @pytest.mark.cluster
-async def test_any_fault_changes_nothing_on_a_real_api_server(cluster: NativeCluster) -> None:
+async def test_any_fault_changes_nothing_on_a_real_api_server(cluster: NativeCluster, swept: None) -> None:
     plan = BY_NAME["create"]
     async with world(Real(cluster.kubeconfig)) as made:
-        leftovers.leave("tenant")
+        for namespace in ("tenant", *map(host_namespace, made.sites)):
+            leftovers.leave(namespace)
         runner = Runner(made, REAL)
         await runner.open()
         right = await runner.run(plan)
