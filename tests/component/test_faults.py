@@ -148,8 +148,9 @@ def test_a_machine_that_runs_twice_is_noticed() -> None:
 
 
 @pytest.fixture
-def swept(api: Cluster) -> Iterator[None]:
+def swept(cluster: NativeCluster) -> Iterator[None]:
     """What a world makes for all tenants goes with it: other tests have the same API server, and its hosts are no hosts of theirs."""
+    api = Cluster.connect(cluster.kubeconfig)
 
     def there() -> list[tuple[Kind, str]]:
         kinds = [kind.KIND for kind in KINDS if kind.KIND.scope is Scope.CLUSTER]

@@ -117,8 +117,13 @@ def machine(status: dict[str, Any] | None = None, name: str = "vm", **spec: Any)
     ids=str,
 )
 def test_what_was_off_stays_off(vm: VirtualMachine, state: str, wanted: bool) -> None:
-    order = fence().model_copy(update={"status": fence(state=state).status})
-    assert takeover_plan.wanted(vm, order) is wanted
+    status = fence(state=state).status
+    ended = fence().model_copy(update={"status": status.model_copy(update={"reason": "GuestShutDown"})})
+    assert takeover_plan.wanted(vm, ended) is wanted
+    told = fence().model_copy(update={"status": status})
+    assert takeover_plan.wanted(vm, told) is (wanted or vm.spec.restart_policy != "Always"), (
+        "it was off because it had to be"
+    )
 
 
 def test_what_is_too_often_started_elsewhere_is_counted_within_its_window() -> None:
