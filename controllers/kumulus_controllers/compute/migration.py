@@ -24,18 +24,10 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers import order_secret
 from kumulus_controllers.compute.machines import Machines
-from kumulus_controllers.compute.migration_plan import (
-    Move,
-    Scope,
-    Step,
-    barred,
-    derive_status,
-    plan,
-    sending,
-    settled,
-    target_order,
-    withdrawn,
-)
+from kumulus_controllers.compute.migration_orders import sending, settled, target_order, withdrawn
+from kumulus_controllers.compute.migration_plan import Move, Step, derive_status, plan
+from kumulus_controllers.compute.migration_preflight import barred
+from kumulus_controllers.compute.migration_scope import Scope
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.provisions import Provisions
 from kumulus_controllers.compute.resolve import placement_request, resolve

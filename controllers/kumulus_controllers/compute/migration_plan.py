@@ -6,70 +6,24 @@ until its agent says that it has given it away, or the target's agent that it wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
-from kumulus.api.base import PAUSED
 from kumulus.api.compute import PowerState, VirtualMachine
-from kumulus.api.fabric import CpuInfo, Host, Versions
-from kumulus.api.host import HostReport, MigrationEndpoint, WorkOrder, WorkOrderSpec, WorkState
-from kumulus.api.instance_order import Incoming, InstanceFacts, InstanceOrder, MigrationFacts, MigrationState, Outgoing
+from kumulus.api.host import WorkOrder, WorkState
+from kumulus.api.instance_order import MigrationFacts, MigrationState
 from kumulus.api.migration import (
     FINISHED,
-    MigrationMode,
     MigrationPhase,
     MigrationProgress,
     VirtualMachineMigration,
     VirtualMachineMigrationStatus,
 )
-from kumulus.api.segments import NetworkDriverName
-from kumulus.api.volumes import CacheMode
 from kumulus.runtime.clock import parse_time
 from kumulus.runtime.conditions import Fact, derive
-from kumulus_controllers.compute.scope import Link, Use
+from kumulus_controllers.compute.migration_preflight import blocked
+from kumulus_controllers.compute.migration_scope import Scope, facts, given
 from kumulus_controllers.storage.volume_plan import Lack
-
-COHERENT = (None, CacheMode.NONE, CacheMode.DIRECTSYNC)
-"""Ways to cache a disk in which a host knows nothing of it that another one does not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """Everything one pass has read."""
-
-    migration: VirtualMachineMigration
-    vm: VirtualMachine | None
-    now: float
-    """Seconds since the epoch."""
-    source: WorkOrder | None = None
-    """The machine's order on the host that it leaves; before that is on record, on the one where it is."""
-    target: WorkOrder | None = None
-    """The machine's order on the host that is on record as its target."""
-    endpoint: MigrationEndpoint | None = None
-    """Where the target takes guests."""
-    source_fenced: bool = False
-    """Whether the host that it leaves is known to be off: it sends nothing any more, and answers nothing."""
-    source_report: HostReport | None = None
-    volumes: Mapping[str, Use] = field(default_factory=dict)
-    """By name of the disk."""
-    links: Mapping[str, Link] = field(default_factory=dict)
-    """By name of the interface."""
-    restoring: str | None = None
-    """Name of a restore of the machine that is under way."""
-    others: tuple[VirtualMachineMigration, ...] = ()
-    """Other migrations of the machine."""
-
-    @property
-    def begun(self) -> bool:
-        """Whether a target is on record."""
-        return self.migration.status.target_host is not None
-
-    @property
-    def taken_over(self) -> bool:
-        """Whether the machine's placement is the target's."""
-        status = self.migration.status
-        return self.vm is not None and (self.vm.status.host, self.vm.status.epoch) == (status.target_host, status.epoch)
 
 
 class Step(StrEnum):
@@ -230,20 +184,6 @@ def _displaced(scope: Scope, vm: VirtualMachine) -> Move:
     return Move(Step.FINISH, MigrationPhase.FAILED, lack)
 
 
-def given(scope: Scope) -> bool:
-    """Whether the source has given the guest away: it says so, or the target that it was told."""
-    source, target = facts(scope.source, scope.migration), facts(scope.target, scope.migration)
-    return (source is not None and source.state is MigrationState.SENT) or (
-        target is not None and target.state is MigrationState.ARRIVED
-    )
-
-
-def facts(order: WorkOrder | None, migration: VirtualMachineMigration) -> MigrationFacts | None:
-    """What a host says of this migration."""
-    said = order.status.instance.migration if order is not None and order.status.instance is not None else None
-    return said if said is not None and said.migration == migration.uid else None
-
-
 def _outgoing(order: WorkOrder, migration: VirtualMachineMigration) -> bool:
     instance = order.spec.instance
     return instance is not None and instance.outgoing is not None and instance.outgoing.migration == migration.uid
@@ -295,207 +235,6 @@ def _left(said: MigrationFacts) -> str:
     if said.remaining_bytes is None:
         return ""
     return f"{said.remaining_bytes >> 20} MiB were left, and the guest wrote {(said.dirty_rate or 0) >> 20} MiB/s."
-
-
-def _left_behind(instance: InstanceOrder, said: InstanceFacts | None) -> Sequence[str]:
-    """What of a machine, as it is or is to be, has state on its host that nobody carries over yet, or was not tried."""
-    grows = instance.max_cpus is not None or instance.max_memory is not None
-    grows = grows or (said is not None and (said.max_cpus is not None or said.max_memory is not None))
-    parts = {"room to grow": grows}
-    for shape in (instance.shape, said.shape if said is not None else None):
-        if shape is not None:
-            parts["UEFI"] = parts.get("UEFI", False) or shape.uefi
-            parts["a TPM"] = parts.get("a TPM", False) or shape.tpm
-            parts["a watchdog"] = parts.get("a watchdog", False) or shape.watchdog is not None
-    return sorted(what for what, has in parts.items() if has)
-
-
-def blocked(scope: Scope) -> Lack | None:
-    """Why the machine cannot move, wherever to; all that is in the way, the first reason as reason."""
-    vm = scope.vm
-    if vm is None:
-        return Lack("MachineNotFound", f"There is no VirtualMachine {scope.migration.spec.vm} in the namespace.")
-    found = list(_blockers(scope, vm))
-    if not found:
-        return None
-    return Lack(found[0].reason, " ".join(lack.message for lack in found), stalled=any(lack.stalled for lack in found))
-
-
-def _blockers(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
-    order = scope.source
-    if vm.deleting:
-        return [Lack("MachineGone", f"Machine {vm.name} is being deleted.")]
-    if vm.paused:
-        return [Lack("LeftAlone", f"Machine {vm.name} is to be left alone (annotation {PAUSED}).")]
-    before = sorted(
-        other.name
-        for other in scope.others
-        if other.status.phase not in FINISHED and _comes_first(other, scope.migration)
-    )
-    if before:
-        return [Lack("AlreadyMoving", f"Migration {before[0]} moves the machine: this one waits.", stalled=False)]
-    running = order is not None and order.spec.instance is not None and order.status.state is WorkState.RUNNING
-    if vm.spec.power_state is not PowerState.RUNNING or order is None or not running or order.spec.instance is None:
-        phase = vm.status.phase or "not placed yet"
-        return [Lack("NotRunning", f"Machine {vm.name} is {phase}: only one that runs can move.", stalled=False)]
-    instance, said, found = order.spec.instance, order.status.instance, list[Lack]()
-    if (order.status.observed_generation or 0) < order.metadata.generation or order.status.reason is not None:
-        why = order.status.message or "its host has not done yet what it was told last"
-        found.append(Lack("PendingChanges", f"Something is pending: {why}.", stalled=False))
-    if vm.spec.restart_request != vm.status.last_restart_request and vm.spec.restart_request is not None:
-        found.append(Lack("PendingChanges", "It is to be restarted first.", stalled=False))
-    if said is None or (said.cpus, _whole(said.memory or 0)) != (instance.cpus, _whole(instance.memory)):
-        found.append(Lack("PendingChanges", "It gets another size at its next start: restart it first."))
-    if said is None or set(said.volumes) != {disk.volume for disk in instance.disks if disk.volume is not None}:
-        found.append(Lack("PendingChanges", "A volume comes or goes.", stalled=False))
-    if said is None or any(not nic.attached for nic in said.nics) or len(said.nics) != len(instance.nics):
-        found.append(Lack("PendingChanges", "An interface comes or goes.", stalled=False))
-    if scope.source_report is None or scope.source_report.status.migration is None:
-        found.append(Lack("NoTunnel", f"Its host {vm.status.host} sends no guests: see transfer.migration_port there."))
-    if parts := _left_behind(instance, said):
-        found.append(Lack("NotMovedYet", f"Machines with {', '.join(parts)} are not moved while they are on yet."))
-    if scope.restoring is not None:
-        found.append(Lack("RestoreInProgress", f"VirtualMachineRestore {scope.restoring} is under way.", stalled=False))
-    for disk in instance.disks:
-        found += _disk_blockers(disk.name, disk.pool.shared, disk.volume, disk.secret, disk.cache, scope)
-    for drive in instance.drives:
-        if drive.pool is not None and not drive.pool.shared:
-            found.append(Lack("DiscInDrive", f"The disc in drive {drive.name} is local to its host: eject it."))
-    for name, link in scope.links.items():
-        if link.driver is not NetworkDriverName.LINUX:
-            found.append(
-                Lack(
-                    "NetworkCannotFollow",
-                    f"Interface {name} is in a network of driver {link.driver}, which cannot follow.",
-                )
-            )
-    return found
-
-
-def _comes_first(other: VirtualMachineMigration, migration: VirtualMachineMigration) -> bool:
-    """One that has a target does; else the older one."""
-    if other.status.target_host is not None:
-        return True
-    one, two = other.metadata, migration.metadata
-    return (one.creation_timestamp or "", one.uid) < (two.creation_timestamp or "", two.uid)
-
-
-def _disk_blockers(
-    name: str, shared: bool, volume: str | None, secret: str | None, cache: CacheMode | None, scope: Scope
-) -> list[Lack]:
-    if volume is None:
-        return [Lack("LocalDisks", f"Disk {name} is ephemeral: it is on its host alone.")]
-    found = []
-    if not shared:
-        found.append(
-            Lack("LocalDisks", f"Disk {name} is in a pool that its host alone has: move its volume to a shared one.")
-        )
-    if secret is not None:
-        found.append(Lack("EncryptedVolume", f"Disk {name} is encrypted, which does not move yet."))
-    if cache not in COHERENT:
-        found.append(Lack("CacheUnsafe", f"Disk {name} is cached by its host ({cache}): use a class with cache none."))
-    use = scope.volumes.get(name)
-    if use is not None and use.volume.status.moving_to is not None:
-        found.append(Lack("VolumeMoves", f"The volume of disk {name} is moved to another pool.", stalled=False))
-    if use is not None and scope.vm is not None and use.volume.status.host != scope.vm.status.host:
-        found.append(Lack("HandingOver", f"The volume of disk {name} comes from another host.", stalled=False))
-    return found
-
-
-def _whole(memory: int) -> int:
-    """Hypervisors give memory in whole MiB."""
-    return -(-memory // (1 << 20)) * (1 << 20)
-
-
-def barred(
-    scope: Scope, hosts: Sequence[Host], reports: Mapping[str, HostReport], *, here: Host | None
-) -> Mapping[str, str]:
-    """Hosts to which the machine cannot move, whatever room they have, and why."""
-    asked, found = scope.migration.spec.target_host, dict[str, str]()
-    for host in hosts:
-        report = reports.get(host.name)
-        if host.name == (here.name if here is not None else None):
-            found[host.name] = "where it is already"
-        elif asked is not None and host.name != asked:
-            found[host.name] = "not asked for"
-        elif report is None or report.status.migration is None:
-            found[host.name] = "takes no guests from other hosts (see transfer.migration_port of its agent)"
-        elif (why := _unlike(here, host)) is not None:
-            found[host.name] = why
-    return found
-
-
-def _unlike(here: Host | None, there: Host) -> str | None:
-    """Why a guest that was started here cannot go on there."""
-    if here is None:
-        return "its host is gone"
-    one, other = here.status.cpu or CpuInfo(), there.status.cpu or CpuInfo()
-    if one.architecture != other.architecture or one.acceleration != other.acceleration:
-        return f"runs guests in another way ({other.architecture} {other.acceleration})"
-    if one.acceleration == "kvm" and (one.vendor, one.model) != (other.vendor, other.model):
-        return f"has another processor ({other.model}, not {one.model})"
-    emulators = [(host.status.versions or Versions()).emulator for host in (here, there)]
-    before, after = map(_version, emulators)
-    if before is not None and after is not None and after < before:
-        return f"has an older QEMU ({emulators[1]}, not {emulators[0]})"
-    return None
-
-
-def _version(text: str | None) -> tuple[int, ...] | None:
-    try:
-        return tuple(int(part) for part in (text or "").split(".")[:2])
-    except ValueError:
-        return None
-
-
-def target_order(source: WorkOrderSpec, migration: VirtualMachineMigration, term: int) -> WorkOrderSpec:
-    """The order by which the target gets everything ready: the source's, of the placement to come. It says `Stopped`, so that
-    an agent which does not know of `incoming` starts nothing either."""
-    assert source.instance is not None and migration.status.epoch is not None
-    incoming = Incoming(migration=migration.uid, host=migration.status.source_host or "")
-    instance = source.instance.model_copy(
-        update={
-            "epoch": migration.status.epoch,
-            "incoming": incoming,
-            "outgoing": None,
-            "power": PowerState.STOPPED,
-        }
-    )
-    return source.model_copy(update={"instance": instance, "term": max(term, source.term)})
-
-
-def sending(
-    source: WorkOrderSpec, migration: VirtualMachineMigration, endpoint: MigrationEndpoint, term: int
-) -> WorkOrderSpec:
-    """The source's order, by which it sends the guest."""
-    assert source.instance is not None
-    limits = migration.spec.limits
-    outgoing = Outgoing(
-        migration=migration.uid,
-        host=migration.status.target_host or "",
-        address=endpoint.address,
-        port=endpoint.port,
-        bandwidth=limits.bandwidth,
-        max_downtime_ms=limits.max_downtime_ms,
-        converge=migration.spec.mode is MigrationMode.AUTO,
-    )
-    return _changed(source, term, outgoing=outgoing)
-
-
-def withdrawn(source: WorkOrderSpec, term: int) -> WorkOrderSpec:
-    """The source's order, by which it sends no guest."""
-    return _changed(source, term, outgoing=None)
-
-
-def settled(target: WorkOrderSpec, term: int) -> WorkOrderSpec:
-    """The target's order as one like any other."""
-    return _changed(target, term, incoming=None, power=PowerState.RUNNING)
-
-
-def _changed(order: WorkOrderSpec, term: int, **update: object) -> WorkOrderSpec:
-    assert order.instance is not None
-    instance = order.instance.model_copy(update=update)
-    return order.model_copy(update={"instance": instance, "term": max(term, order.term)})
 
 
 def derive_status(scope: Scope, move: Move, now: str) -> VirtualMachineMigrationStatus:

@@ -44,18 +44,10 @@ from kumulus.api.migration import (
 )
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver, PoolParameters
-from kumulus_controllers.compute.migration_plan import (
-    Move,
-    Scope,
-    Step,
-    barred,
-    derive_status,
-    plan,
-    sending,
-    settled,
-    target_order,
-    withdrawn,
-)
+from kumulus_controllers.compute.migration_orders import sending, settled, target_order, withdrawn
+from kumulus_controllers.compute.migration_plan import Move, Step, derive_status, plan
+from kumulus_controllers.compute.migration_preflight import barred
+from kumulus_controllers.compute.migration_scope import Scope
 
 UID, GO, OTHER = (f"00000000-0000-0000-0000-00000000000{n}" for n in (1, 2, 3))
 NOW, STARTED = 1_800_000_000.0, "2027-01-15T08:00:00Z"

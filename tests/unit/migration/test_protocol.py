@@ -49,7 +49,7 @@ from kumulus_agents.agent.instance_scope import (
     Start,
 )
 from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason
-from kumulus_controllers.compute import migration_plan
+from kumulus_controllers.compute import migration_orders, migration_plan, migration_scope
 from kumulus_controllers.compute.migration_plan import Step
 
 UID, GO = "00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"
@@ -156,7 +156,7 @@ class Protocol(RuleBasedStateMachine):
         report = HostReport.parse(
             {"metadata": {"name": "a"}, "status": {"migration": {"address": "192.0.2.1", "port": 9413}}}
         )
-        scope = migration_plan.Scope(
+        scope = migration_scope.Scope(
             migration=self.migration,
             vm=self.vm,
             now=WALL + self.late,
@@ -171,20 +171,20 @@ class Protocol(RuleBasedStateMachine):
                 self._status(source_host="a", target_host="b", epoch=2, vm_uid=UID, started_at=STARTED)
             case Step.MAKE_TARGET:
                 assert scope.source is not None
-                spec = migration_plan.target_order(scope.source.spec, self.migration, 1)
+                spec = migration_orders.target_order(scope.source.spec, self.migration, 1)
                 if self.hosts["b"].order is None:
                     assert spec.instance is not None
                     self.hosts["b"].order = new_order("b", spec.instance)
                 self.look("b")
             case Step.SEND:
                 assert scope.source is not None and scope.endpoint is not None
-                self._change("a", migration_plan.sending(scope.source.spec, self.migration, scope.endpoint, 1))
+                self._change("a", migration_orders.sending(scope.source.spec, self.migration, scope.endpoint, 1))
             case Step.WITHDRAW:
                 assert scope.source is not None
-                self._change("a", migration_plan.withdrawn(scope.source.spec, 1))
+                self._change("a", migration_orders.withdrawn(scope.source.spec, 1))
             case Step.SETTLE:
                 assert scope.target is not None
-                self._change("b", migration_plan.settled(scope.target.spec, 1))
+                self._change("b", migration_orders.settled(scope.target.spec, 1))
             case Step.TAKE_OVER:
                 moved = self.vm.status.model_copy(update={"host": "b", "epoch": 2})
                 self.vm = self.vm.model_copy(update={"status": moved})

@@ -1,0 +1,173 @@
+"""Why a machine cannot move (docs/adr/0029): of itself, and host by host. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from kumulus.api.base import PAUSED
+from kumulus.api.compute import PowerState, VirtualMachine
+from kumulus.api.fabric import CpuInfo, Host, Versions
+from kumulus.api.host import HostReport, WorkState
+from kumulus.api.instance_order import InstanceFacts, InstanceOrder
+from kumulus.api.migration import (
+    FINISHED,
+    VirtualMachineMigration,
+)
+from kumulus.api.segments import NetworkDriverName
+from kumulus.api.volumes import CacheMode
+from kumulus_controllers.compute.migration_scope import Scope
+from kumulus_controllers.storage.volume_plan import Lack
+
+COHERENT = (None, CacheMode.NONE, CacheMode.DIRECTSYNC)
+"""Ways to cache a disk in which a host knows nothing of it that another one does not."""
+
+
+def _left_behind(instance: InstanceOrder, said: InstanceFacts | None) -> Sequence[str]:
+    """What of a machine, as it is or is to be, has state on its host that nobody carries over yet, or was not tried."""
+    grows = instance.max_cpus is not None or instance.max_memory is not None
+    grows = grows or (said is not None and (said.max_cpus is not None or said.max_memory is not None))
+    parts = {"room to grow": grows}
+    for shape in (instance.shape, said.shape if said is not None else None):
+        if shape is not None:
+            parts["UEFI"] = parts.get("UEFI", False) or shape.uefi
+            parts["a TPM"] = parts.get("a TPM", False) or shape.tpm
+            parts["a watchdog"] = parts.get("a watchdog", False) or shape.watchdog is not None
+    return sorted(what for what, has in parts.items() if has)
+
+
+def blocked(scope: Scope) -> Lack | None:
+    """Why the machine cannot move, wherever to; all that is in the way, the first reason as reason."""
+    vm = scope.vm
+    if vm is None:
+        return Lack("MachineNotFound", f"There is no VirtualMachine {scope.migration.spec.vm} in the namespace.")
+    found = list(_blockers(scope, vm))
+    if not found:
+        return None
+    return Lack(found[0].reason, " ".join(lack.message for lack in found), stalled=any(lack.stalled for lack in found))
+
+
+def _blockers(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
+    order = scope.source
+    if vm.deleting:
+        return [Lack("MachineGone", f"Machine {vm.name} is being deleted.")]
+    if vm.paused:
+        return [Lack("LeftAlone", f"Machine {vm.name} is to be left alone (annotation {PAUSED}).")]
+    before = sorted(
+        other.name
+        for other in scope.others
+        if other.status.phase not in FINISHED and _comes_first(other, scope.migration)
+    )
+    if before:
+        return [Lack("AlreadyMoving", f"Migration {before[0]} moves the machine: this one waits.", stalled=False)]
+    running = order is not None and order.spec.instance is not None and order.status.state is WorkState.RUNNING
+    if vm.spec.power_state is not PowerState.RUNNING or order is None or not running or order.spec.instance is None:
+        phase = vm.status.phase or "not placed yet"
+        return [Lack("NotRunning", f"Machine {vm.name} is {phase}: only one that runs can move.", stalled=False)]
+    instance, said, found = order.spec.instance, order.status.instance, list[Lack]()
+    if (order.status.observed_generation or 0) < order.metadata.generation or order.status.reason is not None:
+        why = order.status.message or "its host has not done yet what it was told last"
+        found.append(Lack("PendingChanges", f"Something is pending: {why}.", stalled=False))
+    if vm.spec.restart_request != vm.status.last_restart_request and vm.spec.restart_request is not None:
+        found.append(Lack("PendingChanges", "It is to be restarted first.", stalled=False))
+    if said is None or (said.cpus, _whole(said.memory or 0)) != (instance.cpus, _whole(instance.memory)):
+        found.append(Lack("PendingChanges", "It gets another size at its next start: restart it first."))
+    if said is None or set(said.volumes) != {disk.volume for disk in instance.disks if disk.volume is not None}:
+        found.append(Lack("PendingChanges", "A volume comes or goes.", stalled=False))
+    if said is None or any(not nic.attached for nic in said.nics) or len(said.nics) != len(instance.nics):
+        found.append(Lack("PendingChanges", "An interface comes or goes.", stalled=False))
+    if scope.source_report is None or scope.source_report.status.migration is None:
+        found.append(Lack("NoTunnel", f"Its host {vm.status.host} sends no guests: see transfer.migration_port there."))
+    if parts := _left_behind(instance, said):
+        found.append(Lack("NotMovedYet", f"Machines with {', '.join(parts)} are not moved while they are on yet."))
+    if scope.restoring is not None:
+        found.append(Lack("RestoreInProgress", f"VirtualMachineRestore {scope.restoring} is under way.", stalled=False))
+    for disk in instance.disks:
+        found += _disk_blockers(disk.name, disk.pool.shared, disk.volume, disk.secret, disk.cache, scope)
+    for drive in instance.drives:
+        if drive.pool is not None and not drive.pool.shared:
+            found.append(Lack("DiscInDrive", f"The disc in drive {drive.name} is local to its host: eject it."))
+    for name, link in scope.links.items():
+        if link.driver is not NetworkDriverName.LINUX:
+            found.append(
+                Lack(
+                    "NetworkCannotFollow",
+                    f"Interface {name} is in a network of driver {link.driver}, which cannot follow.",
+                )
+            )
+    return found
+
+
+def _comes_first(other: VirtualMachineMigration, migration: VirtualMachineMigration) -> bool:
+    """One that has a target does; else the older one."""
+    if other.status.target_host is not None:
+        return True
+    one, two = other.metadata, migration.metadata
+    return (one.creation_timestamp or "", one.uid) < (two.creation_timestamp or "", two.uid)
+
+
+def _disk_blockers(
+    name: str, shared: bool, volume: str | None, secret: str | None, cache: CacheMode | None, scope: Scope
+) -> list[Lack]:
+    if volume is None:
+        return [Lack("LocalDisks", f"Disk {name} is ephemeral: it is on its host alone.")]
+    found = []
+    if not shared:
+        found.append(
+            Lack("LocalDisks", f"Disk {name} is in a pool that its host alone has: move its volume to a shared one.")
+        )
+    if secret is not None:
+        found.append(Lack("EncryptedVolume", f"Disk {name} is encrypted, which does not move yet."))
+    if cache not in COHERENT:
+        found.append(Lack("CacheUnsafe", f"Disk {name} is cached by its host ({cache}): use a class with cache none."))
+    use = scope.volumes.get(name)
+    if use is not None and use.volume.status.moving_to is not None:
+        found.append(Lack("VolumeMoves", f"The volume of disk {name} is moved to another pool.", stalled=False))
+    if use is not None and scope.vm is not None and use.volume.status.host != scope.vm.status.host:
+        found.append(Lack("HandingOver", f"The volume of disk {name} comes from another host.", stalled=False))
+    return found
+
+
+def _whole(memory: int) -> int:
+    """Hypervisors give memory in whole MiB."""
+    return -(-memory // (1 << 20)) * (1 << 20)
+
+
+def barred(
+    scope: Scope, hosts: Sequence[Host], reports: Mapping[str, HostReport], *, here: Host | None
+) -> Mapping[str, str]:
+    """Hosts to which the machine cannot move, whatever room they have, and why."""
+    asked, found = scope.migration.spec.target_host, dict[str, str]()
+    for host in hosts:
+        report = reports.get(host.name)
+        if host.name == (here.name if here is not None else None):
+            found[host.name] = "where it is already"
+        elif asked is not None and host.name != asked:
+            found[host.name] = "not asked for"
+        elif report is None or report.status.migration is None:
+            found[host.name] = "takes no guests from other hosts (see transfer.migration_port of its agent)"
+        elif (why := _unlike(here, host)) is not None:
+            found[host.name] = why
+    return found
+
+
+def _unlike(here: Host | None, there: Host) -> str | None:
+    """Why a guest that was started here cannot go on there."""
+    if here is None:
+        return "its host is gone"
+    one, other = here.status.cpu or CpuInfo(), there.status.cpu or CpuInfo()
+    if one.architecture != other.architecture or one.acceleration != other.acceleration:
+        return f"runs guests in another way ({other.architecture} {other.acceleration})"
+    if one.acceleration == "kvm" and (one.vendor, one.model) != (other.vendor, other.model):
+        return f"has another processor ({other.model}, not {one.model})"
+    emulators = [(host.status.versions or Versions()).emulator for host in (here, there)]
+    before, after = map(_version, emulators)
+    if before is not None and after is not None and after < before:
+        return f"has an older QEMU ({emulators[1]}, not {emulators[0]})"
+    return None
+
+
+def _version(text: str | None) -> tuple[int, ...] | None:
+    try:
+        return tuple(int(part) for part in (text or "").split(".")[:2])
+    except ValueError:
+        return None
