@@ -10,10 +10,11 @@ from kumulus.api.host import ConsoleOrder, WorkOrder, WorkOrderSpec, WorkState, 
 from kumulus.api.order_names import console_order_name
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.store import Key
-from kumulus.runtime.clock import parse_time, rfc3339
+from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
-from kumulus.runtime.result import Done, Gone, Requeue, Result
+from kumulus.runtime.result import Gone, Requeue, Result
+from kumulus_controllers.expiry import expire
 from kumulus_controllers.orders import FOR_NAME, FOR_UID, work_orders
 from kumulus_controllers.status import write_status
 
@@ -65,7 +66,7 @@ class ConsoleReconciler:
             return Gone()
         if request.status.phase in ("Ready", "Failed"):
             await self._clean_up(key)
-            return await self._expire(request)
+            return await expire(self._services, request, request.status.answered_at, request.spec.ttl_seconds)
         machine = self._machines.get(request.spec.vm, request.namespace)
         if machine is None:
             return await self._answer(
@@ -125,14 +126,6 @@ class ConsoleReconciler:
         )
         await write_status(self._services.client, self._requests, request, request.status, after)
         return Requeue(0.0)
-
-    async def _expire(self, request: ConsoleRequest) -> Result:
-        answered = parse_time(request.status.answered_at or rfc3339(self._services.clock.now()))
-        left = request.spec.ttl_seconds - (self._services.clock.now() - answered).total_seconds()
-        if left > 0:
-            return Requeue(left + 0.1)
-        await self._services.client.delete(ConsoleRequest.KIND, request.name, request.namespace, uid=request.uid)
-        return Done()
 
     async def _clean_up(self, key: Key) -> None:
         for order in self._orders.by(FOR_NAME, f"ConsoleRequest/{key.namespace or ''}/{key.name}"):

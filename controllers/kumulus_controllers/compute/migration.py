@@ -19,7 +19,7 @@ from kumulus.api.order_names import instance_order_name
 from kumulus.api.storage import Volume
 from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key
-from kumulus.runtime.clock import parse_time, rfc3339
+from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers import order_secret
@@ -32,6 +32,7 @@ from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.provisions import Provisions
 from kumulus_controllers.compute.resolve import placement_request, resolve
 from kumulus_controllers.compute.wakeups import offers
+from kumulus_controllers.expiry import expire
 from kumulus_controllers.fleet_feed import besides, drop_beside, keep_beside, order_demand
 from kumulus_controllers.ordering import Ordering
 from kumulus_controllers.orders import host_of
@@ -137,7 +138,9 @@ class MigrationReconciler:
             if migration.paused:
                 return Done()
             if migration.status.phase in FINISHED and not migration.deleting:
-                return await self._expire(migration)
+                return await expire(
+                    self._services, migration, migration.status.finished_at, migration.spec.ttl_seconds_after_finished
+                )
             if not migration.deleting:
                 await ensure_finalizer(self._services.client, self._store, migration)
                 migration = self._store.get(key.name, key.namespace) or migration
@@ -327,18 +330,6 @@ class MigrationReconciler:
         host, uid = scope.migration.status.target_host, scope.migration.status.vm_uid
         if host is not None and uid is not None and scope.target is None:
             drop_beside(self._fleet, besides(uid, host))
-
-    async def _expire(self, migration: VirtualMachineMigration) -> Result:
-        ttl = migration.spec.ttl_seconds_after_finished
-        if ttl is None:
-            return Done()
-        now = self._services.clock.now()
-        finished = parse_time(migration.status.finished_at or rfc3339(now))
-        left = ttl - (now - finished).total_seconds()
-        if left > 0:
-            return Requeue(left + 0.1)
-        await self._services.client.delete(migration.KIND, migration.name, migration.namespace, uid=migration.uid)
-        return Done()
 
     async def _report(self, scope: Scope, move: Move) -> Result:
         migration = self._store.get(scope.migration.name, scope.migration.namespace)

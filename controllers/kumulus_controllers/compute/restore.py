@@ -23,7 +23,7 @@ from kumulus.api.storage import Volume
 from kumulus.api.volume_order import Revert
 from kumulus.kube.errors import AlreadyExists, NotFound, Refused
 from kumulus.kube.store import Key
-from kumulus.runtime.clock import parse_time, rfc3339
+from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.compute.restore_plan import (
@@ -44,6 +44,7 @@ from kumulus_controllers.compute.restore_plan import (
 from kumulus_controllers.compute.restore_scope import Restores
 from kumulus_controllers.compute.restores import FROM_VM_SNAPSHOT, MAKES_MACHINE, RESTORES_MACHINE
 from kumulus_controllers.compute.vm_snapshot_plan import Kept
+from kumulus_controllers.expiry import expire
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage.volume_plan import Lack
 from kumulus_controllers.storage.volumes import UID, USES_VOLUME
@@ -133,7 +134,9 @@ class RestoreReconciler:
         if restore.deleting:
             return await self._delete(self._restores.scope(restore))
         if restore.status.phase in FINISHED:
-            return await self._expire(restore)
+            return await expire(
+                self._services, restore, restore.status.finished_at, restore.spec.ttl_seconds_after_finished
+            )
         if restore.spec.target.vm is not None and await ensure_finalizer(self._services.client, self._store, restore):
             restore = self._store.get(key.name, key.namespace) or restore
         scope = self._restores.scope(restore)
@@ -232,18 +235,6 @@ class RestoreReconciler:
             return []
         found = [(disk, scope.volumes.get(disk.volume)) for disk in disks_of(scope)]
         return [kept for disk, kept in found if kept is not None and requested(scope.restore, kept)]
-
-    async def _expire(self, restore: VirtualMachineRestore) -> Result:
-        ttl = restore.spec.ttl_seconds_after_finished
-        if ttl is None:
-            return Done()
-        now = self._services.clock.now()
-        finished = parse_time(restore.status.finished_at or rfc3339(now))
-        left = ttl - (now - finished).total_seconds()
-        if left > 0:
-            return Requeue(left + 0.1)
-        await self._services.client.delete(restore.KIND, restore.name, restore.namespace, uid=restore.uid)
-        return Done()
 
     async def _report(self, scope: Scope, phase: RestorePhase, lack: Lack | None) -> Result:
         restore = self._store.get(scope.restore.name, scope.restore.namespace) or scope.restore
