@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from kumulus.api.console import ConsoleRequest
 from kumulus.api.image import Image
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
+from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.network import Network, NetworkInterface, SecurityGroup
 from kumulus.api.registry import KINDS
 from kumulus.api.routing import FloatingIP, Router
@@ -103,6 +105,26 @@ def patch_status(api: Cluster, raw: Raw, status: Raw) -> None:
 def spec_of(api: Cluster, namespace: str, name: str = "web1") -> Raw:
     spec: Raw = api.get(VirtualMachine.KIND, name, namespace)["spec"]
     return spec
+
+
+def test_a_machine_that_cannot_be_moved_is_said_to_be_so_and_nothing_stays(
+    run: Run, api: Cluster, namespace: str, vm: Raw
+) -> None:
+    why = "Disk root is ephemeral: it is on its host alone."
+    stalled = {"status": "True", "reason": "LocalDisks", "message": why, "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    conditions = [{"type": "Ready", **stalled, "status": "False"}, {"type": "Stalled", **stalled}]
+    kind = VirtualMachineMigration.KIND
+
+    def controllers() -> None:
+        made = deadline.until(lambda: api.objects(kind, namespace), "the command makes a migration", seconds=20)[0]
+        patch_status(api, {"kind": kind.kind, **made}, {"phase": "Pending", "conditions": conditions})
+
+    with ThreadPoolExecutor(1) as beside:
+        done = beside.submit(controllers)
+        said = run("vm", "migrate", "web1", "--timeout", "120")
+        done.result()
+    assert said.code == 1 and why in said.err
+    assert api.objects(kind, namespace) == []
 
 
 def test_power_commands_change_the_spec(run: Run, api: Cluster, namespace: str, vm: Raw) -> None:

@@ -38,8 +38,15 @@ def ended(migration: VirtualMachineMigration) -> bool:
     return migration.status.phase is MigrationPhase.SUCCEEDED
 
 
+def hopeless(migration: VirtualMachineMigration) -> bool:
+    """Whether it has not begun, and will not by itself: somebody has to change something first. Pure."""
+    stalled = migration.status.condition("Stalled")
+    return migration.status.phase is MigrationPhase.PENDING and stalled is not None and stalled.status == "True"
+
+
 def _await(session: Session, name: str, seconds: float) -> None:
-    """Follow it to its end. Raises `Problem`."""
+    """Follow it to its end. One that cannot begin is taken back: it would move the machine some day when nobody expects it.
+    Raises `Problem`."""
     out, told, last = session.printer.err, "", ""
     for raw in session.cluster.follow(VirtualMachineMigration.KIND, name, session.namespace, seconds=seconds):
         if raw is None:
@@ -53,6 +60,11 @@ def _await(session: Session, name: str, seconds: float) -> None:
             )
             return
         last = said(migration)
+        if hopeless(migration):
+            session.cluster.delete(migration.KIND, name, session.namespace, uid=migration.uid)
+            raise Problem(
+                f"{migration.spec.vm} cannot be moved, and nothing was begun: {last.removeprefix('Pending: ')}"
+            )
         if last != told:
             told = last
             out.print(f"{migration.spec.vm}: {last}")

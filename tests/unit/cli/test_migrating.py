@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kumulus.api.migration import VirtualMachineMigration
-from kumulus.cli.migrating import ended, said
+from kumulus.cli.migrating import ended, hopeless, said
 from kumulus.cli.problem import Problem
 
 
@@ -30,6 +30,13 @@ def test_how_far_it_is() -> None:
     assert said(copying) == "Migrating, 64 MiB left: Memory is copied."
     assert not ended(copying)
     assert ended(migration("Succeeded"))
+
+
+def test_one_that_cannot_begin_is_told_from_one_that_waits() -> None:
+    assert not hopeless(migration("Pending", "no host fits"))
+    stalled = {"type": "Stalled", "status": "True", "reason": "R", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    assert hopeless(migration("Pending", conditions=[stalled]))
+    assert not hopeless(migration("Migrating", conditions=[stalled]))
 
 
 def test_one_that_failed_says_why() -> None:
