@@ -169,7 +169,7 @@ class MigrationReconciler:
         host = self._hosts.get(left) if left is not None else None
         return Scope(
             migration=migration,
-            vm=vm,
+            vm=seen.vm if seen is not None else None,
             source_fenced=host is not None and host.fenced,
             now=self._services.clock.now().timestamp(),
             source=by_host.get(left) if left is not None else None,

@@ -59,9 +59,19 @@ class Scope:
         return tuple(order for order in self.orders if _keeps(order) and not _shared(order))
 
     @property
+    def arriving(self) -> tuple[WorkOrder, ...]:
+        """Orders of machines whose guests are on their way to the host."""
+        return tuple(order for order in self.orders if _arrives(order))
+
+    @property
     def handed_over(self) -> tuple[WorkOrder, ...]:
         """Orders of volumes and snapshots that the host sees to, and another one could: their pools are shared."""
         return tuple(order for order in self.orders if (_keeps(order) and _shared(order)) or _snapped(order))
+
+
+def _arrives(order: WorkOrder) -> bool:
+    instance = order.spec.instance
+    return instance is not None and instance.incoming is not None and not order.deleting
 
 
 def _keeps(order: WorkOrder) -> bool:
@@ -217,6 +227,16 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
                 True,
                 "HasMachines",
                 f"{len(scope.machines)} machines are on the host ({names}): delete them first.",
+            )
+        )
+    elif host.deleting and scope.arriving:
+        names = ", ".join(sorted(f"{order.spec.for_.namespace}/{order.spec.for_.name}" for order in scope.arriving)[:5])
+        facts.append(
+            Fact(
+                HostCondition.STALLED,
+                True,
+                "GuestsArrive",
+                f"{len(scope.arriving)} machines are being moved to the host ({names}): cancel their migrations first.",
             )
         )
     elif host.deleting and scope.volumes:
@@ -394,7 +414,7 @@ class HostReconciler:
         client, host = self._services.client, scope.host
         never_joined = scope.verdict.liveness is Liveness.NEVER_SEEN and scope.report is None
         forced = never_joined or host.metadata.annotations.get(FORCE_DETACH) == "true"
-        if (scope.machines or scope.volumes or scope.handed_over) and not forced:
+        if (scope.machines or scope.arriving or scope.volumes or scope.handed_over) and not forced:
             return False
         for order in scope.handed_over:  # let go of before it is deleted: its end must not remove what others can use
             await drop_finalizer(client, self._orders, order)

@@ -211,12 +211,33 @@ VOLUME = WorkOrder.parse(
 )
 
 
+ARRIVING = WorkOrder.parse(
+    {
+        "metadata": {"name": "instance", "namespace": "kumulus-host-h1"},
+        "spec": {
+            "type": "Instance",
+            "for": {"kind": "VirtualMachine", "namespace": "ns", "name": "guest", "uid": UID},
+            "instance": {
+                "uid": UID,
+                "epoch": 2,
+                "power": "Stopped",
+                "restartPolicy": "Always",
+                "cpus": 1,
+                "memory": 1 << 26,
+                "incoming": {"migration": UID, "host": "h2"},
+            },
+        },
+    }
+)
+
+
 @pytest.mark.parametrize(
     ("scope", "reason", "says"),
     [
         (replace(GOOD, taken=True), "NamespaceTaken", "kumulus-host-h1"),
         (replace(GOOD, host=host(deleting=True), machines=(machine("web"),)), "HasMachines", "ns/web"),
         (replace(GOOD, host=host(deleting=True), orders=(VOLUME,)), "HasVolumes", "ns/data"),
+        (replace(GOOD, host=host(deleting=True), orders=(ARRIVING,)), "GuestsArrive", "ns/guest"),
         (
             replace(GOOD, host=host(deleting=True), verdict=EXPIRED, orders=(ORDER,)),
             "AgentGone",
