@@ -15,6 +15,7 @@ from kumulus.api.order_names import instance_order_name, segment_order_name, sna
 from kumulus.api.segments import SegmentFacts, SegmentOrder
 from kumulus.api.snapshots import Indication
 from kumulus_agents.agent.agent import Agent
+from kumulus_agents.hypervisor.foreign import ForeignDomain
 from kumulus_agents.hypervisor.protocol import (
     Domain,
     DomainDisk,
@@ -22,7 +23,6 @@ from kumulus_agents.hypervisor.protocol import (
     DomainNic,
     DomainSpec,
     DomainState,
-    ForeignDomain,
     Inventory,
     Marks,
     Quiesce,

@@ -18,7 +18,7 @@ from kumulus_agents.agent import drivers
 from kumulus_agents.agent import settings as agent_settings
 from kumulus_agents.agent.fleet import Fleet, FleetSettings
 from kumulus_agents.agent.settings import Timings
-from kumulus_agents.hypervisor.protocol import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
+from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
 from kumulus_lab.cluster import NativeCluster
 from tests import leftovers
 from tests.unit.agent.host import TestHost, eventually, host_on

@@ -25,6 +25,7 @@ from kumulus.api.hardware import HostFeature, Shape, WatchdogAction
 from kumulus.api.qos import UNLIMITED, Burst, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.volumes import CacheMode
+from kumulus_agents.hypervisor.foreign import ForeignDomain
 from kumulus_agents.hypervisor.protocol import (
     AttachedDisk,
     AttachedDrive,
@@ -36,7 +37,6 @@ from kumulus_agents.hypervisor.protocol import (
     DomainSpec,
     DomainState,
     ExitReason,
-    ForeignDomain,
     Growth,
     Hypervisor,
     HypervisorError,

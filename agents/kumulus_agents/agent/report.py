@@ -17,7 +17,8 @@ from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists, KubeError, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus.runtime.clock import rfc3339
-from kumulus_agents.hypervisor.protocol import ForeignDomain, Hypervisor, HypervisorError, Inventory
+from kumulus_agents.hypervisor.foreign import ForeignDomain
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError, Inventory
 
 log = structlog.get_logger(__name__)
 

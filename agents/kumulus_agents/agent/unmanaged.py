@@ -26,7 +26,8 @@ from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists, KubeError, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus_agents.agent.report import clean
-from kumulus_agents.hypervisor.protocol import ForeignDisk, ForeignDomain, ForeignNic, Hypervisor, HypervisorError
+from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 
 log = structlog.get_logger(__name__)
 

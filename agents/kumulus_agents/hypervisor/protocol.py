@@ -19,6 +19,7 @@ from kumulus.api.hardware import HostFeature, Shape
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.volumes import CacheMode
+from kumulus_agents.hypervisor.foreign import ForeignDomain
 from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
 from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.passphrase import Passphrase
@@ -309,59 +310,6 @@ class Domain:
     def volumes(self) -> frozenset[str]:
         """Uids of the Volumes among its disks."""
         return frozenset(disk.volume for disk in self.disks if disk.volume is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignDisk:
-    """A disk or drive of a domain that is not Kumulus' own."""
-
-    target: str
-    device: str | None = None
-    bus: str | None = None
-    kind: str | None = None
-    """What its source is: file, block, network, volume, ..."""
-    source: str | None = None
-    """Path or name of that."""
-    format: str | None = None
-    read_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignNic:
-    """An interface of a domain that is not Kumulus' own."""
-
-    mac: str
-    kind: str | None = None
-    """What it is plugged into: bridge, network, direct, ethernet, ..."""
-    source: str | None = None
-    """Name of that."""
-    model: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignShape:
-    """What a domain that is not Kumulus' own consists of."""
-
-    machine: str | None = None
-    firmware: str | None = None
-    """bios or efi."""
-    disks: Sequence[ForeignDisk] = ()
-    nics: Sequence[ForeignNic] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignDomain:
-    """A domain that is not Kumulus' own. Reported, never touched."""
-
-    uuid: str
-    name: str
-    state: str
-    cpus: int | None = None
-    memory: int | None = None
-    """Bytes."""
-    persistent: bool | None = None
-    """Whether it has a definition, or is gone once it is off."""
-    shape: ForeignShape = ForeignShape()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus_agents.hypervisor import simulated_moving
+from kumulus_agents.hypervisor.foreign import ForeignDomain
 from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
 from kumulus_agents.hypervisor.protocol import (
     TRAY_LOCKED,
@@ -30,7 +31,6 @@ from kumulus_agents.hypervisor.protocol import (
     DomainSpec,
     DomainState,
     ExitReason,
-    ForeignDomain,
     GuestSays,
     Hypervisor,
     HypervisorError,

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kumulus.api.compute import PowerState
 from kumulus.api.hardware import NEWEST_MACHINE_TYPE, HostFeature
+from kumulus_agents.hypervisor.foreign import ForeignDomain
 from kumulus_agents.hypervisor.protocol import (
     AttachedDisk,
     AttachedDrive,
@@ -28,7 +29,6 @@ from kumulus_agents.hypervisor.protocol import (
     DomainSpec,
     DomainState,
     ExitReason,
-    ForeignDomain,
     Growth,
     GuestSays,
     HypervisorError,

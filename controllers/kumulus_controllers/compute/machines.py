@@ -92,6 +92,20 @@ class Machines:
         """Its work orders, also what fenced hosts have to clean up."""
         return self.orders.by(FOR_UID, f"{WorkType.INSTANCE}/{vm.uid}")
 
+    async def still_placed(self, vm: VirtualMachine) -> bool:
+        """Before an order is made for what was placed by an earlier pass: the cache of machines may be behind that of work
+        orders. A live look: it is neither gone nor going, nor somewhere else. Raises `KubeError`."""
+        live = await self._services.client.find(VirtualMachine.KIND, vm.name, vm.namespace)
+        if live is None:
+            return False
+        self.store.apply(live)
+        now = VirtualMachine.parse(live)
+        return (
+            now.uid == vm.uid
+            and not now.deleting
+            and (now.status.host, now.status.epoch) == (vm.status.host, vm.status.epoch)
+        )
+
     def _use(self, volume: Volume, host: str | None) -> Use:
         pool = self.volumes.pool(volume)
         usable = pool is None or host is None or not pool.shared or self.volumes.usable(pool, host)

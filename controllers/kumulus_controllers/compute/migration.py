@@ -281,7 +281,7 @@ class MigrationReconciler:
         assert vm is not None and source is not None and status.target_host is not None
         # Another leader may have chosen: the room it kept was in its memory.
         keep_beside(self._fleet, vm, status.target_host, order_demand(source)[0])
-        if await self._gone(vm):
+        if not await self._known.still_placed(vm):
             return Wait("CacheBehind", 5.0)
         spec = target_order(source.spec, scope.migration, self._services.term())
         await self._ordering.make(instance_order_name(vm.uid), status.target_host, spec)
@@ -293,15 +293,6 @@ class MigrationReconciler:
                 self._scope(scope.migration), Move(Step.WAIT, MigrationPhase.PREPARING, lack, 5.0)
             )
         return None
-
-    async def _gone(self, vm: VirtualMachine) -> bool:
-        """A live look before something is made for it: is it gone, or going?"""
-        live = await self._services.client.find(VirtualMachine.KIND, vm.name, vm.namespace)
-        if live is None:
-            return True
-        self._known.store.apply(live)
-        now = VirtualMachine.parse(live)
-        return now.uid != vm.uid or now.deleting or now.status.host != vm.status.host
 
     async def _take_over(self, scope: Scope) -> None:
         """The machine's placement is the target's from this write on."""

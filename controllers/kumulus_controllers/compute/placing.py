@@ -111,7 +111,7 @@ class Placing:
                     scope, None, resolution, Problem("NoHostFits", str(placement), stalled=False)
                 )
             return await self.place(scope, resolution, placement, seed)
-        if self._placed_just_now(scope.vm) is None and not await self._still_wanted(scope.vm):
+        if self._placed_just_now(scope.vm) is None and not await self._known.still_placed(scope.vm):
             return Wait("CacheBehind", 5.0)
         if misplaced(resolution, where.host):
             return await self._unplace(scope, resolution)
@@ -126,19 +126,6 @@ class Placing:
         if fresh is None or (fresh.epoch, fresh.term) != (vm.status.epoch, self._services.term()):
             return None
         return fresh
-
-    async def _still_wanted(self, vm: VirtualMachine) -> bool:
-        """Before ordering anew what was placed by an earlier pass: the cache of machines may be behind that of work orders."""
-        live = await self._services.client.find(VirtualMachine.KIND, vm.name, vm.namespace)
-        if live is None:
-            return False
-        self._known.store.apply(live)
-        now = VirtualMachine.parse(live)
-        return (
-            now.uid == vm.uid
-            and not now.deleting
-            and (now.status.host, now.status.epoch) == (vm.status.host, vm.status.epoch)
-        )
 
     async def _make_volumes(self, scope: Scope) -> bool:
         """Make the volumes that the machine brings along; True when one was made. They go with it unless they are retained."""

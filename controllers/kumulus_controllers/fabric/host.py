@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -171,6 +172,65 @@ def phase_of(scope: Scope, ready: Fact) -> HostPhase:
     return HostPhase.JOINING if scope.verdict.liveness is Liveness.NEVER_SEEN else HostPhase.NOT_READY
 
 
+def _kept(scope: Scope) -> Fact | None:
+    """What the host waits for, with what to do about it."""
+    host, namespace = scope.host, host_namespace(scope.host.name)
+    silent = scope.verdict.liveness is Liveness.EXPIRED
+    if scope.taken:
+        return _stalled(
+            "NamespaceTaken",
+            f"The namespace {namespace} belongs to something else: delete it, or give the host another name.",
+        )
+    if scope.ending:
+        going = f"An earlier namespace {namespace} is still being deleted; wait, it goes on by itself."
+        return Fact(HostCondition.RECONCILING, True, "NamespaceEnding", going)
+    if not host.deleting:
+        return None
+    if scope.machines:
+        machines = _named((vm.namespace, vm.name) for vm in scope.machines)
+        return _stalled(
+            "HasMachines", f"{len(scope.machines)} machines are on the host ({machines}): delete them first."
+        )
+    if scope.arriving:
+        return _stalled(
+            "GuestsArrive",
+            f"{len(scope.arriving)} machines are being moved to the host ({_wanted(scope.arriving)}): cancel their migrations"
+            " first.",
+        )
+    if scope.volumes:
+        return _stalled(
+            "HasVolumes",
+            f"{len(scope.volumes)} volumes have their data on the host ({_wanted(scope.volumes)}): it would be lost. Delete"
+            " them first.",
+        )
+    if scope.handed_over and not silent:
+        return _stalled(
+            "HandsOverVolumes",
+            f"{len(scope.handed_over)} volumes and snapshots in shared pools go to other hosts of their pools first"
+            f" ({_wanted(scope.handed_over)}).",
+        )
+    if scope.orders and silent:
+        return _stalled(
+            "AgentGone",
+            "The agent no longer answers, so what is on the host cannot be cleaned up. If the host is gone for good:"
+            f" kubectl annotate host {host.name} {FORCE_DETACH}=true",
+        )
+    return None
+
+
+def _stalled(reason: str, message: str) -> Fact:
+    return Fact(HostCondition.STALLED, True, reason, message)
+
+
+def _wanted(orders: Iterable[WorkOrder]) -> str:
+    return _named((order.spec.for_.namespace, order.spec.for_.name) for order in orders)
+
+
+def _named(items: Iterable[tuple[str | None, str]]) -> str:
+    """The first few."""
+    return ", ".join(sorted(f"{namespace}/{name}" for namespace, name in items)[:5])
+
+
 def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
     """The whole status from what was read. Pure."""
     host, report = scope.host, scope.report.status if scope.report else None
@@ -201,75 +261,8 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
                 "The agent could not renew its token; when it ends, join the host again." if expiring else "",
             )
         )
-    if scope.taken:
-        facts.append(
-            Fact(
-                HostCondition.STALLED,
-                True,
-                "NamespaceTaken",
-                f"The namespace {host_namespace(host.name)} belongs to something else: delete it, or give the host another name.",
-            )
-        )
-    elif scope.ending:
-        facts.append(
-            Fact(
-                HostCondition.RECONCILING,
-                True,
-                "NamespaceEnding",
-                f"An earlier namespace {host_namespace(host.name)} is still being deleted; wait, it goes on by itself.",
-            )
-        )
-    elif host.deleting and scope.machines:
-        names = ", ".join(sorted(f"{vm.namespace}/{vm.name}" for vm in scope.machines)[:5])
-        facts.append(
-            Fact(
-                HostCondition.STALLED,
-                True,
-                "HasMachines",
-                f"{len(scope.machines)} machines are on the host ({names}): delete them first.",
-            )
-        )
-    elif host.deleting and scope.arriving:
-        names = ", ".join(sorted(f"{order.spec.for_.namespace}/{order.spec.for_.name}" for order in scope.arriving)[:5])
-        facts.append(
-            Fact(
-                HostCondition.STALLED,
-                True,
-                "GuestsArrive",
-                f"{len(scope.arriving)} machines are being moved to the host ({names}): cancel their migrations first.",
-            )
-        )
-    elif host.deleting and scope.volumes:
-        names = ", ".join(sorted(f"{order.spec.for_.namespace}/{order.spec.for_.name}" for order in scope.volumes)[:5])
-        facts.append(
-            Fact(
-                HostCondition.STALLED,
-                True,
-                "HasVolumes",
-                f"{len(scope.volumes)} volumes have their data on the host ({names}): it would be lost. Delete them first.",
-            )
-        )
-    elif host.deleting and scope.handed_over and scope.verdict.liveness is not Liveness.EXPIRED:
-        names = ", ".join(
-            sorted(f"{order.spec.for_.namespace}/{order.spec.for_.name}" for order in scope.handed_over)[:5]
-        )
-        facts.append(
-            Fact(
-                HostCondition.STALLED,
-                True,
-                "HandsOverVolumes",
-                f"{len(scope.handed_over)} volumes and snapshots in shared pools go to other hosts of their pools first ({names}).",
-            )
-        )
-    elif host.deleting and scope.orders and scope.verdict.liveness is Liveness.EXPIRED:
-        facts.append(
-            Fact(
-                HostCondition.STALLED,
-                True,
-                "AgentGone",
-                f"The agent no longer answers, so what is on the host cannot be cleaned up. If the host is gone for good: kubectl annotate host {host.name} {FORCE_DETACH}=true",
-            )
-        )
+    if (kept := _kept(scope)) is not None:
+        facts.append(kept)
     capacity = report.capacity if report else None
     return HostStatus(
         observed_generation=host.metadata.generation,

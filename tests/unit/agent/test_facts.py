@@ -19,7 +19,8 @@ from kumulus_agents.agent.drivers import api_server_networks
 from kumulus_agents.agent.identity import Credentials, IdentityProblem, StateDirectory, read_bundle
 from kumulus_agents.agent.pool import STEP, steady, steady_capacity
 from kumulus_agents.agent.report import Found, MachineFacts, derive
-from kumulus_agents.hypervisor.protocol import ForeignDomain, HypervisorError, Inventory
+from kumulus_agents.hypervisor.foreign import ForeignDomain
+from kumulus_agents.hypervisor.protocol import HypervisorError, Inventory
 
 FACTS = MachineFacts(addresses=lambda: ("192.0.2.1",), agent="1", kernel="6.1", os="Debian")
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from kumulus.api.unmanaged import DEVICES_MOST, UnmanagedInstanceStatus
 from kumulus_agents.agent.unmanaged import SHOWN_MOST, derive, plan
+from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
 from kumulus_agents.hypervisor.libvirt import shape
-from kumulus_agents.hypervisor.protocol import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
 
 XML = """
 <domain type='kvm'>

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
 from kumulus_agents.hypervisor.protocol import (
     DomainDisk,
     DomainNic,
     DomainSpec,
     DomainState,
     ExitReason,
-    ForeignDisk,
-    ForeignDomain,
-    ForeignNic,
-    ForeignShape,
 )
 from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost, SimulatedSettings

@@ -20,6 +20,7 @@ import libvirt
 
 from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
+from kumulus_agents.hypervisor.foreign import ForeignDomain
 from kumulus_agents.hypervisor.libvirt import (
     acceleration,
     block_jobs,
@@ -55,7 +56,6 @@ from kumulus_agents.hypervisor.protocol import (
     DomainNic,
     DomainSpec,
     DomainState,
-    ForeignDomain,
     GuestSays,
     Hypervisor,
     HypervisorError,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignNic, ForeignShape
 from kumulus_agents.hypervisor.libvirt import sources
-from kumulus_agents.hypervisor.protocol import ForeignDisk, ForeignNic, ForeignShape
 
 NIC_SOURCES = ("bridge", "network", "dev", "portgroup", "path")
 """Attributes of an interface's source that name it, the best first (https://libvirt.org/formatdomain.html)."""

@@ -1,0 +1,59 @@
+"""Domains on a host that are not Kumulus' own, as a hypervisor shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignDisk:
+    """A disk or drive of a domain that is not Kumulus' own."""
+
+    target: str
+    device: str | None = None
+    bus: str | None = None
+    kind: str | None = None
+    """What its source is: file, block, network, volume, ..."""
+    source: str | None = None
+    """Path or name of that."""
+    format: str | None = None
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignNic:
+    """An interface of a domain that is not Kumulus' own."""
+
+    mac: str
+    kind: str | None = None
+    """What it is plugged into: bridge, network, direct, ethernet, ..."""
+    source: str | None = None
+    """Name of that."""
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignShape:
+    """What a domain that is not Kumulus' own consists of."""
+
+    machine: str | None = None
+    firmware: str | None = None
+    """bios or efi."""
+    disks: Sequence[ForeignDisk] = ()
+    nics: Sequence[ForeignNic] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignDomain:
+    """A domain that is not Kumulus' own. Reported, never touched."""
+
+    uuid: str
+    name: str
+    state: str
+    cpus: int | None = None
+    memory: int | None = None
+    """Bytes."""
+    persistent: bool | None = None
+    """Whether it has a definition, or is gone once it is off."""
+    shape: ForeignShape = ForeignShape()
