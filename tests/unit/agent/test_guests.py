@@ -104,6 +104,18 @@ async def test_an_agent_that_begins_keeps_what_was_told_until_it_has_looked(told
     assert told.guests.told(UID, 1.0, before) == GuestFacts(connected=False, hostname="web")
 
 
+async def test_an_agent_that_begins_and_gets_no_answer_tells_what_others_heard(told: Told) -> None:
+    before = GuestFacts(connected=True, hostname="web")
+    told.host.guests[UID] = GuestSays()
+
+    async def silent(uid: str) -> None:
+        pass
+
+    told.hypervisor.ask_guest = silent  # type: ignore[method-assign]
+    await told.after(TOLD_EVERY)
+    assert told.guests.told(UID, 1.0, before) == GuestFacts(connected=False, hostname="web")
+
+
 async def test_a_guest_that_does_not_answer_is_asked_less_often(told: Told) -> None:
     asked = 0
 
