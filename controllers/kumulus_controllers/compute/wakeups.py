@@ -261,4 +261,7 @@ def offers(host: Host) -> tuple[object, ...]:
         host.spec.taints,
         host.spec.allowed_namespaces,
         dict(host.metadata.labels),
+        host.status.machine_types,
+        host.status.features,
+        host.status.cpu and host.status.cpu.models,
     )

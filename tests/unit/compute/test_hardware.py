@@ -15,6 +15,7 @@ from kumulus_controllers.compute.phase import derive_status
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import Resolution, placement_request, resolve
 from kumulus_controllers.compute.scope import Scope
+from kumulus_controllers.compute.wakeups import offers
 from kumulus_controllers.planning.views import HostView
 from tests.unit.compute.test_machine_status import NOW, PLACED, WHERE, host, machine, order
 
@@ -170,3 +171,13 @@ def test_the_status_says_what_it_is_made_of_and_what_waits() -> None:
         and found.status is ConditionStatus.TRUE
         and "CPU model of the host to Nehalem" in found.message
     )
+
+
+@pytest.mark.parametrize(
+    "status", [{"features": ["UEFI"]}, {"machineTypes": ["pc-q35-8.0"]}, {"cpu": {"models": ["Nehalem"]}}]
+)
+def test_machines_that_wait_are_placed_once_a_host_can_give_more(status: dict[str, Any]) -> None:
+    before = host()
+    said = before.to_json()
+    after = type(before).parse(said | {"status": said["status"] | status})
+    assert offers(before) != offers(after) and offers(after) == offers(type(before).parse(after.to_json()))

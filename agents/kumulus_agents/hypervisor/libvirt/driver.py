@@ -115,8 +115,9 @@ class LibvirtHypervisor:
     # What the connection tells.
 
     def connected(self) -> None:
-        """Observer: anything may have happened."""
+        """Observer: anything may have happened; libvirt itself, and what it has for guests, may be another."""
         self._changes += 1
+        self._inventory = None
         self._records.clear()
         self._foreign.clear()
         self._holds.look()
