@@ -9,6 +9,7 @@ from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.planning.labels import labels_of, selects
 
 NAMESPACE = "namespace"
+TOPOLOGY = "topology"
 
 
 class Groups:
@@ -18,11 +19,16 @@ class Groups:
         self.store: Store[PlacementGroup] = caches.store(PlacementGroup)
         self.machines: Store[VirtualMachine] = caches.store(VirtualMachine)
         self.store.add_index(NAMESPACE, lambda group: (group.namespace or "",))
+        self.store.add_index(TOPOLOGY, lambda group: (group.spec.topology_key,))
         self.machines.add_index(NAMESPACE, lambda vm: (vm.namespace or "",))
 
     def within(self, namespace: str) -> list[PlacementGroup]:
         """The groups of a namespace."""
         return self.store.by(NAMESPACE, namespace)
+
+    def over(self, label: str) -> list[PlacementGroup]:
+        """The groups of all namespaces whose topology this label of hosts is."""
+        return self.store.by(TOPOLOGY, label)
 
     def of(self, vm: VirtualMachine) -> tuple[PlacementGroup, ...]:
         """The groups that a machine is in, by name."""

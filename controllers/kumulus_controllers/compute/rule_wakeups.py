@@ -5,6 +5,8 @@ A machine that waits may fit now, and one that has its place may break a rule no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kumulus.api.affinity import WhenUnsatisfiable
 from kumulus.api.base import ConditionStatus
 from kumulus.api.compute import VirtualMachine, VirtualMachineCondition
@@ -13,19 +15,22 @@ from kumulus.api.placement_group import PlacementGroup
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Enqueue
 from kumulus_controllers.compute.groups import Groups, has
-from kumulus_controllers.compute.wakeups import HOST
+from kumulus_controllers.compute.wakeups import HOST, on_host
 
 RULED = "ruled"
 WAITING = "waiting"
 FOLLOWING = "following"
 BROKEN = "broken"
 
+EVERYWHERE = ""
+"""Key under which those of all namespaces are found."""
+
 
 def _ruled(vm: VirtualMachine) -> list[str]:
     """Placed, with rules of its own about other machines."""
     placement = vm.spec.placement
     ruled = placement.affinity is not None or placement.topology_spread_constraints
-    return [vm.namespace or ""] if ruled and vm.status.host is not None else []
+    return [vm.namespace or "", EVERYWHERE] if ruled and vm.status.host is not None else []
 
 
 def _waiting(vm: VirtualMachine) -> list[str]:
@@ -55,7 +60,13 @@ class RuleWakeups:
         self._groups = Groups(caches)
         self._machines = self._groups.machines
         self._hosts = caches.store(Host)
-        for name, index in ((RULED, _ruled), (WAITING, _waiting), (FOLLOWING, _following), (BROKEN, _broken)):
+        for name, index in (
+            (HOST, on_host),
+            (RULED, _ruled),
+            (WAITING, _waiting),
+            (FOLLOWING, _following),
+            (BROKEN, _broken),
+        ):
             self._machines.add_index(name, index)
 
     def attach(self, enqueue: Enqueue) -> None:
@@ -87,8 +98,14 @@ class RuleWakeups:
             wake(*(self._groups.members(group) for group in (before, after) if group is not None))
 
         def host_changed(before: Host | None, after: Host | None) -> None:
-            if before is not None and after is not None and _standing(before) != _standing(after):
+            if before is None or after is None:
+                return
+            if _standing(before) != _standing(after):
                 wake(self._machines.by(HOST, after.name))
+            if changed := _changed(before.metadata.labels, after.metadata.labels):
+                # It may be elsewhere now, which those on other hosts are near to or far from.
+                wake(self._machines.by(RULED, EVERYWHERE))
+                wake(*(self._groups.members(group) for label in changed for group in self._groups.over(label)))
 
         self._machines.listen(machine_changed)
         self._groups.store.listen(group_changed)
@@ -97,6 +114,11 @@ class RuleWakeups:
 
 def _place(vm: VirtualMachine | None) -> str | None:
     return vm.status.host if vm is not None else None
+
+
+def _changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """The labels that are not the same."""
+    return sorted(label for label in before.keys() | after.keys() if before.get(label) != after.get(label))
 
 
 def _standing(host: Host) -> tuple[object, ...]:

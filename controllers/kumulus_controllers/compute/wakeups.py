@@ -61,7 +61,7 @@ class Wakeups:
         self._orders = work_orders(caches)
         self._turn = 0
         self._machines.add_index(USES, _uses)
-        self._machines.add_index(HOST, lambda vm: (vm.status.host,) if vm.status.host else ())
+        self._machines.add_index(HOST, on_host)
         self._machines.add_index(UNPLACED, lambda vm: ("yes",) if vm.status.host is None or waits_for_room(vm) else ())
 
     def attach(self, enqueue: Enqueue) -> None:
@@ -250,6 +250,11 @@ def _room(order: WorkOrder | None) -> tuple[object, ...]:
 def _state(host: Host) -> tuple[object, ...]:
     """What of a host decides what becomes of the machines on it."""
     return (host.status.phase, host.fenced)
+
+
+def on_host(vm: VirtualMachine) -> tuple[str, ...]:
+    """The index HOST: the host that a machine has its place on."""
+    return (vm.status.host,) if vm.status.host else ()
 
 
 def offers(host: Host) -> tuple[object, ...]:
