@@ -145,8 +145,11 @@ class Instances:
             if not plan.steps:
                 if (quiet := instance_status.unsaid(scope, plan)) > 0:
                     return Requeue(quiet)
-                await self._orders.report(order, instance_status.derive(scope, plan, order.metadata.generation))
-                return Done() if plan.after is None else Requeue(plan.after)
+                said = instance_status.derive(scope, plan, order.metadata.generation)
+                await self._orders.report(order, said)
+                self._memory[order.name] = instance_status.told(scope, said)
+                again = [wait for wait in (plan.after, instance_status.amount_kept(scope)) if wait]
+                return Requeue(min(again)) if again else Done()
             taken = plan.steps
         return Requeue(1.0)
 
@@ -259,7 +262,7 @@ class Instances:
         elif isinstance(step, Resume):
             self._memory[order.name] = replace(memory, resumed_at=now)
         elif isinstance(step, Resize):
-            self._memory[order.name] = replace(memory, resized_at=now)
+            self._memory[order.name] = replace(memory, resized_at=now, amounts=0)
         elif isinstance(step, Detach):
             self._memory[order.name] = replace(memory, asked={**memory.asked, step.volume: now})
         elif isinstance(step, Unplug):
@@ -267,7 +270,7 @@ class Instances:
             self._memory[order.name] = replace(memory, asked={**memory.asked, step.nic: now}, ports=known)
         elif isinstance(step, Start | Wake | Receive) and order.spec.instance is not None:
             started = {nic.uid: nic for nic in order.spec.instance.nics}
-            self._memory[order.name] = replace(memory, ports={**memory.ports, **started})
+            self._memory[order.name] = replace(memory, ports={**memory.ports, **started}, amounts=0)
         elif isinstance(step, Filter | PlugIn):
             self._memory[order.name] = replace(memory, ports={**memory.ports, step.nic.uid: step.nic})
         elif isinstance(step, RemovePort):

@@ -70,6 +70,9 @@ class Memory:
     before it did."""
     resized_at: float | None = None
     """When the guest was last asked to have another size."""
+    amounts: int = 0
+    """How often another amount of memory was told since then that the guest came to have."""
+    amount_told_at: float | None = None
     trays: Mapping[str, Tray] = field(default_factory=dict)
     """By name of the drive."""
 

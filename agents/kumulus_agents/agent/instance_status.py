@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from kumulus.api.host import WorkOrderStatus, WorkState
@@ -9,7 +10,7 @@ from kumulus.api.instance_order import DiskManner, GuestFacts, InstanceFacts
 from kumulus.api.qos import UNLIMITED
 from kumulus.api.segments import NicFacts
 from kumulus.runtime.clock import parse_time, rfc3339
-from kumulus_agents.agent.instance_scope import Plan, Scope, marks_of
+from kumulus_agents.agent.instance_scope import Memory, Plan, Scope, marks_of
 from kumulus_agents.hypervisor.protocol import DEFAULT_SHAPE, Domain, DomainState
 
 SAME_START = 2.0
@@ -20,6 +21,10 @@ RESIZED_WITHIN = 3.0
 """A guest that takes memory, or gives it back, mostly has done so after as many seconds: until then nothing is said of it."""
 STOPPING_SAID_AFTER = 2.0
 """A machine that is deleted mostly stops sooner than this, in seconds; saying so would be a write that nobody sees."""
+AMOUNT_KEPT_MOST = 60.0
+"""A guest that keeps changing how much memory it has is told of less and less often, and at least so often, in seconds."""
+AMOUNTS_FORGOTTEN = 600.0
+"""Seconds without a change after which those before it do not count."""
 VOLUMES_MOST = 16
 NICS_MOST = 16
 
@@ -61,6 +66,29 @@ def _resizing(scope: Scope) -> float:
     return since + RESIZED_WITHIN - scope.now
 
 
+def amount_kept(scope: Scope) -> float:
+    """For how many seconds more nothing is said of the memory that a guest has come to have.
+
+    A guest may take and give back at any time what it was offered, so the first changes are told at once, and of one that
+    goes on they are told ever more seldom.
+    """
+    facts, domain, memory = scope.status.instance, scope.domain, scope.memory
+    if domain is None or domain.growth is None or memory.amount_told_at is None or not memory.amounts:
+        return 0.0
+    if facts is None or facts.memory in (None, domain.memory):
+        return 0.0
+    return max(memory.amount_told_at + min(2.0**memory.amounts, AMOUNT_KEPT_MOST) - scope.now, 0.0)
+
+
+def told(scope: Scope, said: WorkOrderStatus) -> Memory:
+    """What is remembered once that was reported."""
+    before, after, memory = scope.status.instance, said.instance, scope.memory
+    if before is None or after is None or None in (before.memory, after.memory) or before.memory == after.memory:
+        return memory
+    calm = memory.amount_told_at is None or scope.now - memory.amount_told_at > AMOUNTS_FORGOTTEN
+    return replace(memory, amounts=1 if calm else memory.amounts + 1, amount_told_at=scope.now)
+
+
 def derive(scope: Scope, plan: Plan, generation: int) -> WorkOrderStatus:
     """The status, whole."""
     return WorkOrderStatus(
@@ -84,7 +112,7 @@ def _facts(scope: Scope, plan: Plan) -> InstanceFacts:
         restarts=marks.restarts if marks is not None else None,
         last_restart_request=marks.restart_request if marks is not None else before.last_restart_request,
         cpus=on.cpus if on is not None else None,
-        memory=on.memory if on is not None else None,
+        memory=_memory(scope, on, before) if on is not None else None,
         max_cpus=_more(on.growth.cpus, on.cpus) if on is not None and on.growth is not None else None,
         max_memory=_more(on.growth.memory_most, on.memory) if on is not None and on.growth is not None else None,
         shape=on.shape if on is not None and on.shape != DEFAULT_SHAPE else None,
@@ -105,6 +133,10 @@ def guest_before(domain: Domain | None, facts: InstanceFacts | None) -> GuestFac
         return None
     known = seconds(facts.started_at)
     return facts.guest if known is not None and abs(known - domain.started_at) < SAME_START else None
+
+
+def _memory(scope: Scope, on: Domain, before: InstanceFacts) -> int | None:
+    return before.memory if amount_kept(scope) > 0 else on.memory
 
 
 def _more(most: int, now: int | None) -> int | None:

@@ -618,6 +618,26 @@ def test_a_guest_has_a_moment_to_take_memory_before_it_is_told() -> None:
     assert (facts.cpus, facts.memory, facts.max_cpus, facts.max_memory) == (1, 256 * MI, 4, 1024 * MI)
 
 
+def test_a_guest_that_keeps_taking_and_giving_back_memory_is_told_of_ever_more_seldom() -> None:
+    wanted, memory, told = order(memory=512 * MI), Memory(resized_at=NOW - 60), list[int | None]()
+    status = WorkOrderStatus(instance=InstanceFacts(memory=256 * MI))
+    for second in range(3600):
+        domain = sized(on(), 1, 384 if second % 2 else 256, asked=512)
+        seen = replace(scope(domain, wanted, memory=memory), status=status, now=NOW + second)
+        status = instance_status.derive(seen, instance_plan.plan(seen), 1)
+        assert status.instance is not None
+        if instance_status.told(seen, status) != memory:
+            told.append(status.instance.memory)
+        memory = instance_status.told(seen, status)
+    assert 384 * MI in told[:2], "the first change is told at once"
+    assert len(told) <= 3600 / instance_status.AMOUNT_KEPT_MOST + 8
+    taken = replace(
+        scope(sized(on(), 1, 512), wanted, memory=replace(memory, amounts=0)), status=status, now=NOW + 3600
+    )
+    said = instance_status.derive(taken, instance_plan.plan(taken), 1).instance
+    assert said is not None and said.memory == 512 * MI, "of what was asked anew it is told at once"
+
+
 SLOW = Qos(iops=10)
 
 
