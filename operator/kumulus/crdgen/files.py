@@ -10,11 +10,13 @@ from typing import Any
 import yaml
 
 from kumulus.api.base import Resource
+from kumulus.crdgen import argocd
 from kumulus.crdgen.crd import crd, crd_name
 from kumulus.crdgen.reference import page
 
 CRDS = Path("crds")
 REFERENCE = Path("docs/reference")
+ARGO_CD = Path("charts/kumulus/argocd/argocd-cm.yaml")
 _PATTERNS = {CRDS: "*.yaml", REFERENCE: "*.kumulus.io.md"}
 """What in these folders is ours: a file that fits and is not generated any more is stale."""
 
@@ -26,6 +28,10 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def represent_scalar(self, tag: str, value: Any, style: str | None = None) -> yaml.ScalarNode:
+        """Text of several lines as it is read."""
+        return super().represent_scalar(tag, value, "|" if isinstance(value, str) and "\n" in value.strip() else style)
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
@@ -45,6 +51,7 @@ def generated(kinds: Iterable[type[Resource]]) -> dict[Path, str]:
     by_group = sorted(kinds, key=lambda resource: resource.KIND.group)
     for group, members in groupby(by_group, key=lambda resource: resource.KIND.group):
         files[REFERENCE / f"{group}.md"] = page(group, list(members))
+    files[ARGO_CD] = _HEADER + to_yaml(argocd.config_map(kinds))
     return files
 
 
