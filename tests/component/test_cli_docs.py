@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ("docs/user-guide.md", "docs/operator-guide.md")
 QUICKSTART = ROOT / "examples" / "quickstart"
 NETWORK = ROOT / "examples" / "network"
+GITOPS = ROOT / "examples" / "gitops"
 _BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SCRIPT = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _RUNNING = ("vm", "logs")
@@ -121,6 +122,22 @@ def test_the_examples_of_networks_are_taken(cluster: NativeCluster, namespace: s
     ):
         manifest = file.read_text().replace("namespace: quickstart", f"namespace: {namespace}")
         cluster.kubectl_run("apply", "--dry-run=server", "-f", "-", stdin=manifest)
+
+
+@pytest.mark.parametrize("part", ["platform", "teams/shop/production"])
+def test_the_example_of_a_repository_is_taken(cluster: NativeCluster, namespace: str, part: str) -> None:
+    made = cluster.kubectl_run("kustomize", str(GITOPS / part)).stdout
+    named = made.replace("namespace: shop", f"namespace: {namespace}").replace("name: shop", f"name: {namespace}")
+    assert "kind: " in named
+    cluster.kubectl_run("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=named)
+
+
+def test_what_gitops_tools_are_told_to_apply_is_in_the_repository() -> None:
+    files = (GITOPS / "clusters").rglob("*.yaml")
+    objects = [item for file in files for item in yaml.safe_load_all(file.read_text())]
+    paths = [item["spec"].get("path") or item["spec"].get("source", {}).get("path") for item in objects]
+    told = [GITOPS / path for path in paths if path is not None]
+    assert len(told) == 4 and all((path / "kustomization.yaml").is_file() for path in told)
 
 
 def test_a_forgotten_placeholder_is_refused_with_the_fields_name(cluster: NativeCluster, namespace: str) -> None:
