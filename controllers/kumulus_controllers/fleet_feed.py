@@ -30,6 +30,8 @@ def closed(host: Host) -> str | None:
         return "being removed"
     if host.spec.unschedulable:
         return "cordoned"
+    if host.spec.maintenance is not None:
+        return "in maintenance"
     ready = host.status.condition(HostCondition.READY)
     if ready is None or ready.status is not ConditionStatus.TRUE or host.status.allocatable is None:
         return "not ready"

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
@@ -139,9 +139,12 @@ class Owner(Tenant):
         assert not self.watch.twice
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def owner(made: Cloud) -> AsyncIterator[Owner]:
-    owner = Owner(made, secrets.token_hex(3))
+OWNER = TypeVar("OWNER", bound=Owner)
+
+
+async def owned(made: Cloud, kind: type[OWNER]) -> AsyncIterator[OWNER]:
+    """An owner, whose things go in the end."""
+    owner = kind(made, secrets.token_hex(3))
     owner.watch = Watch([made.hosts[name].machine for name in HOSTS])
     await made.client.create(NAMESPACE, {"metadata": {"name": owner.namespace}})
     await owner.build()
@@ -160,6 +163,12 @@ async def owner(made: Cloud) -> AsyncIterator[Owner]:
         await made.client.delete(StoragePool.KIND, owner.tag)
         await made.client.delete(NAMESPACE, owner.namespace)
         assert not owner.watch.twice
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def owner(made: Cloud) -> AsyncIterator[Owner]:
+    async for owner in owned(made, Owner):
+        yield owner
 
 
 async def test_a_machine_moves_and_back_and_its_volume_follows(owner: Owner) -> None:
