@@ -11,12 +11,11 @@ from dataclasses import replace
 
 import structlog
 
-from kumulus.api.base import ObjectMeta
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, HostCondition, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkType
 from kumulus.api.maintenance import FOR_MAINTENANCE, EvictionAction, MaintenancePhase, MaintenanceStatus
-from kumulus.api.migration import VirtualMachineMigration, VirtualMachineMigrationSpec
+from kumulus.api.migration import VirtualMachineMigration
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
@@ -28,6 +27,7 @@ from kumulus_controllers.compute import maintenance_plan as plans
 from kumulus_controllers.compute import migration_scope
 from kumulus_controllers.compute.machines import Machines
 from kumulus_controllers.compute.migration import OF_MACHINE, of_machine
+from kumulus_controllers.compute.migration_asking import asked
 from kumulus_controllers.compute.migration_preflight import barred, blocked
 from kumulus_controllers.compute.migration_turns import MigrationSettings, under_way
 from kumulus_controllers.compute.problem import Problem
@@ -141,6 +141,8 @@ class MaintenanceReconciler:
         now = rfc3339(self._services.clock.now())
         made = derive(before, facts, generation=generation, now=now)
         others = tuple(item for item in before if item.type != HostCondition.MAINTENANCE)
+        if status is not None:
+            status = status.model_copy(update={"observed_generation": generation})
         after = host.status.model_copy(update={"maintenance": status, "conditions": (*others, *made)})
         await write_status(self._services.client, self._hosts, host, host.status, after)
 
@@ -198,8 +200,7 @@ class MaintenanceReconciler:
             if guest.order is not None:
                 request = replace(request, demand=order_demand(guest.order)[0])
             if guest.blocked is None:
-                asked = self._asked(found)
-                request = replace(request, barred=barred(asked, hosts, reports, here=found.host))
+                request = replace(request, barred=barred(self._asked(found), hosts, reports, here=found.host))
             refusal = self._fleet.place(request)
             return Lack("NoHostFits", str(refusal), stalled=False) if isinstance(refusal, Refusal) else None
 
@@ -234,22 +235,9 @@ class MaintenanceReconciler:
 
     def _asked(self, seen: Seen) -> migration_scope.Scope:
         """As if somebody asked just now for it to move. Migrations that were made here are not in its way."""
-        vm = seen.vm
-        name = vm.status.host
-        return migration_scope.Scope(
-            migration=VirtualMachineMigration(
-                metadata=ObjectMeta(name=vm.name, namespace=vm.namespace, creation_timestamp="9999-12-31T23:59:59Z"),
-                spec=VirtualMachineMigrationSpec(vm=vm.name),
-            ),
-            vm=vm,
-            now=self._services.clock.now().timestamp(),
-            source=seen.order,
-            source_report=self._reports.get(name, host_namespace(name)) if name is not None else None,
-            volumes=seen.volumes,
-            links=seen.links,
-            restoring=seen.restore.name if seen.restore is not None else None,
-            others=tuple(item for item in self._of(vm) if FOR_MAINTENANCE not in item.metadata.labels),
-        )
+        name = seen.vm.status.host
+        report = self._reports.get(name, host_namespace(name)) if name is not None else None
+        return asked(seen, report, (item for item in self._of(seen.vm) if FOR_MAINTENANCE not in item.metadata.labels))
 
 
 def _evicted_from(vm: VirtualMachine) -> Iterable[str]:

@@ -1,6 +1,6 @@
 """Maintenance of hosts: what is asked of a host, what becomes of the machines on it, and how far that is.
 
-The labels say of a VirtualMachineMigration for whom Kumulus made it; nothing is decided by one that somebody else made.
+The labels say of a VirtualMachineMigration for whom Kumulus made it.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ class WaitingGuest(Model):
 class MaintenanceStatus(Model):
     """How far the maintenance of a host is."""
 
+    observed_generation: int | None = Field(default=None, description="The generation of the spec that this answers.")
     phase: MaintenancePhase = Field(description="In one word.")
     began_at: str | None = Field(default=None, description="When it began (RFC 3339).")
     left: int = Field(default=0, description="Machines that are still to leave, or to be shut down; or to come back.")
