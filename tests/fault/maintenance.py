@@ -11,12 +11,8 @@ from kumulus.api.storage import StoragePool, Volume
 from tests.fault.plans import BOUND, HERE, SIZE, Plan, Raw, both, change, make, phase, says, so
 
 THERE = "two"
-_ROLE = {"matchExpressions": [{"key": "role", "operator": "In", "values": [HERE]}]}
-_FIRST: Raw = {
-    "resources": SIZE,
-    "placement": {"affinity": {"hostAffinity": {"preferred": [{"weight": 1, "preference": _ROLE}]}}},
-}
-"""On the first host, while that takes machines."""
+_FIRST: Raw = {"resources": SIZE}
+"""On the first host, while the second one is cordoned."""
 
 
 def _runs(name: str, host: str) -> tuple[Any, str, Any]:
@@ -53,12 +49,14 @@ PLAN = Plan(
     "maintain a host",
     (MAINTAIN, STARTED, OPEN),
     (
+        change(Host, THERE, (Host, THERE, says("Schedulable", "False")), unschedulable=True),
         SHARED,
         DATA,
         _machine("again", _FIRST, evictionPolicy="Restart", disks=[{"name": "data", "volume": "data"}]),
         _machine("stops", BOUND, evictionPolicy="Stop"),
         _machine("off", _FIRST),
         change(VirtualMachine, "off", (VirtualMachine, "off", phase("Stopped")), powerState="Stopped"),
+        change(Host, THERE, (Host, THERE, says("Schedulable")), unschedulable=False),
     ),
     starts=3,
 )

@@ -207,7 +207,7 @@ class MaintenanceReconciler:
         return plans.Scope(
             host=host,
             now=self._services.clock.now().timestamp(),
-            at_once=self._limits.leaving,
+            at_once=self._limits.leaving if host.emptied else self._limits.coming,
             guests=tuple(self._guest(seen[vm.uid], host) for vm in here),
             away=tuple(self._guest(seen[vm.uid], host) for vm in away),
             arriving=tuple(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kumulus.api.compute import VirtualMachine
+from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder, WorkState
 from kumulus.api.maintenance import (
@@ -44,6 +44,7 @@ REFUSED_MOST = 8
 """So many machines for which no host has room are looked at in one pass: each looks at every host."""
 ALREADY_MOVING = "AlreadyMoving"
 
+SHUT_DOWN = (EvictionPolicy.RESTART, EvictionPolicy.STOP)
 OFF = (WorkState.STOPPED, WorkState.SUSPENDED, WorkState.BACK_OFF, WorkState.FAILED, WorkState.REFUSED)
 
 
@@ -305,6 +306,9 @@ class _Emptying(_Pass):
         if found is not None and found.action is EvictionAction.RESTART:
             self._restarting(guest)
             return
+        stopped = found is not None and found.action is EvictionAction.STOP
+        if stopped and vm.spec.eviction_policy is not EvictionPolicy.STOP:  # its owner wants something else by now
+            self.actions.append(Mark(vm, None))
         if not on(guest):
             self.staying += 1
             if going is not None and not going.deleting:
@@ -328,6 +332,9 @@ class _Emptying(_Pass):
             self.waits(
                 guest, Lack("HostNotReady", "The host does not answer, so nothing can be done about what runs there.")
             )
+        elif policy in SHUT_DOWN and vm.spec.power_state not in (PowerState.RUNNING, PowerState.STOPPED):
+            said = f"It is to be {vm.spec.power_state}, and would lose its memory: its owner may suspend or stop it."
+            self.waits(guest, Lack("NotRunning", said, stalled=False))
         elif policy is EvictionPolicy.STOP:
             self._mark(guest, EvictionAction.STOP)
             self.moving += 1

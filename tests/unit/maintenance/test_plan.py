@@ -53,7 +53,10 @@ def machine(name: str = "vm", *, at: str = HERE, policy: str = "LiveMigrate", **
     gone = {"deletion_timestamp": BEGAN} if more.pop("deleting", False) else {}
     priority = {"priority": more.pop("priority", 100)}
     spec = VirtualMachineSpec(
-        resources=Resources(cpus=1, memory="64Mi"), eviction_policy=policy, high_availability=priority
+        resources=Resources(cpus=1, memory="64Mi"),
+        eviction_policy=policy,
+        high_availability=priority,
+        power_state=more.pop("power", "Running"),
     )
     return VirtualMachine(
         metadata=ObjectMeta(
@@ -143,6 +146,8 @@ def test_those_of_a_higher_priority_leave_first_and_not_more_than_may_at_once() 
         ({"policy": "Restart", "bound": LOCAL}, [], ["LocalDisks"]),
         ({"policy": "Stop", "blocked": LOCAL, "bound": LOCAL}, ["vm: Stop"], []),
         ({"paused": True}, [], ["LeftAlone"]),
+        ({"policy": "Stop", "power": "Paused"}, [], ["NotRunning"]),
+        ({"policy": "None", "eviction": Eviction(host=HERE, action="Stop")}, ["vm: nothing", "vm: nothing"], []),
         ({"blocked": Lack("AlreadyMoving", "")}, [], []),
     ],
 )
@@ -150,7 +155,8 @@ def test_each_policy(found: dict[str, Any], actions: list[str], waits: list[str]
     outlook = look(guest(**found))
     assert done(outlook) == actions
     assert [reason for _, reason in reasons(outlook)] == waits
-    assert outlook.status is not None and outlook.status.phase == ("Blocked" if waits else "Evacuating")
+    emptied = "Evacuating" if found.get("policy") != "None" else "Emptied"
+    assert outlook.status is not None and outlook.status.phase == ("Blocked" if waits else emptied)
 
 
 @pytest.mark.parametrize(
