@@ -43,6 +43,8 @@ LOOK_SECONDS = 15.0
 REFUSED_MOST = 8
 """So many machines for which no host has room are looked at in one pass: each looks at every host."""
 ALREADY_MOVING = "AlreadyMoving"
+QUEUED = "Queued"
+"""Reason of one that waits for its turn."""
 
 SHUT_DOWN = (EvictionPolicy.RESTART, EvictionPolicy.STOP)
 OFF = (WorkState.STOPPED, WorkState.SUSPENDED, WorkState.BACK_OFF, WorkState.FAILED, WorkState.REFUSED)
@@ -216,6 +218,8 @@ class _Pass:
         self.actions: list[Action] = []
         self.waiting: list[WaitingGuest] = []
         self.left = self.moving = self.staying = 0
+        self.taken = 0
+        """Of the places of those that leave or come back at once."""
         self.after: float | None = None
 
     def waits(self, guest: Guest, lack: Lack, after: float = LOOK_SECONDS) -> None:
@@ -227,6 +231,11 @@ class _Pass:
             )
         )
         self.again(after)
+
+    def takes(self) -> None:
+        """It is on its way."""
+        self.moving += 1
+        self.taken += 1
 
     def again(self, after: float) -> None:
         self.after = after if self.after is None else min(self.after, after)
@@ -244,7 +253,7 @@ class _Pass:
             return
         attempt = number(failed[-1]) + 1 if failed else 1
         self.actions.append(Move(guest.vm, self.host, direction, attempt, self.began))
-        self.moving += 1
+        self.takes()
 
     def outlook(self, phase: MaintenancePhase | None) -> Outlook:
         status = None
@@ -255,7 +264,8 @@ class _Pass:
                 left=self.left,
                 moving=self.moving,
                 staying=self.staying,
-                waiting=tuple(self.waiting[:WAITING_TOLD]),
+                # Those that only wait for their turn last: what somebody has to look at is to be seen.
+                waiting=tuple(sorted(self.waiting, key=lambda guest: guest.reason == QUEUED)[:WAITING_TOLD]),
             )
         return Outlook(tuple(self.actions), status, self.after)
 
@@ -301,7 +311,7 @@ class _Emptying(_Pass):
             return
         if going is not None and going.status.target_host is not None:
             self.left += 1
-            self.moving += 1
+            self.takes()
             return
         if found is not None and found.action is EvictionAction.RESTART:
             self._restarting(guest)
@@ -375,12 +385,12 @@ class _Emptying(_Pass):
     def _pending(self, guest: Guest, going: VirtualMachineMigration) -> None:
         """It was asked for, and has not begun."""
         if going.deleting:
-            self.moving += 1
-        elif (lack := self._no_room(guest)) is not None:
+            self.takes()
+        elif (lack := self.scope.room(guest)) is not None:
             self.actions.append(Cancel(going))
             self.waits(guest, lack)
         else:
-            self.moving += 1
+            self.takes()
             self.again(LOOK_SECONDS)
 
     def _restart(self, guest: Guest) -> None:
@@ -390,26 +400,26 @@ class _Emptying(_Pass):
             self.waits(guest, lack)
         else:
             self._mark(guest, EvictionAction.RESTART)
-            self.moving += 1
+            self.takes()
 
     def _restarting(self, guest: Guest) -> None:
         """It is being shut down, or is off and about to leave. Should no host take it any more it is not left off."""
         order = guest.order
         self.left += 1
-        stuck = guest.bound or (self._no_room(guest) if order is not None and at_rest(order) else None)
+        stuck = guest.bound or (self.scope.room(guest) if order is not None and at_rest(order) else None)
         if stuck is not None and order is not None and not order.deleting:
             self.actions.append(Mark(guest.vm, None))
             self.waits(guest, stuck)
             return
-        self.moving += 1
+        self.takes()
         self.again(LOOK_SECONDS)
 
     def _turn(self, guest: Guest) -> Lack | None:
         """Why it is not begun now although it could go."""
-        if self.moving >= self.scope.at_once:
+        if self.taken >= self.scope.at_once:
             return Lack(
-                "Queued",
-                f"{self.moving} machines leave already, as many as may at once: it is its turn later.",
+                QUEUED,
+                f"{self.taken} machines leave already, as many as may at once: it is its turn later.",
                 stalled=False,
             )
         return self._no_room(guest)
@@ -453,7 +463,7 @@ class _Ending(_Pass):
             return
         self.left += 1
         if going is not None:
-            self.moving += 1
+            self.takes()
             if never and going.status.target_host is None and not going.deleting:
                 self.actions.append(Cancel(going))
         elif self.scope.closed is not None:
@@ -462,9 +472,9 @@ class _Ending(_Pass):
             )
         elif guest.blocked is not None:
             self.waits(guest, guest.blocked)
-        elif self.moving >= self.scope.at_once:
+        elif self.taken >= self.scope.at_once:
             self.waits(
-                guest, Lack("Queued", f"{self.moving} machines come back already: it is its turn later.", stalled=False)
+                guest, Lack(QUEUED, f"{self.taken} machines come back already: it is its turn later.", stalled=False)
             )
         else:
             self.move(guest, RETURNS)

@@ -115,7 +115,9 @@ class Services:
                 item["metadata"]["name"]: str(item.get("status", {}).get("phase", "not reported"))
                 for item in items.get("items", [])
             }
-            return {name: phases.get(name, "missing") for name in names if phases.get(name) not in ("Ready", "Maintenance")}
+            return {
+                name: phases.get(name, "missing") for name in names if phases.get(name) not in ("Ready", "Maintenance")
+            }
 
         end = time.monotonic() + seconds
         last: dict[str, str] = dict.fromkeys(names, "unknown")

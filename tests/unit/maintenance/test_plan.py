@@ -132,6 +132,11 @@ def test_those_of_a_higher_priority_leave_first_and_not_more_than_may_at_once() 
     assert done(outlook) == ["b Leaves 1", "c Leaves 1"]
     assert reasons(outlook) == [("a", "Queued")]
     assert outlook.status is not None and (outlook.status.left, outlook.status.moving) == (3, 2)
+    slow = [guest(f"s{n}", policy="Stop") for n in range(5)] + [guest("z", deleting=True)]
+    outlook = look(*slow, guest("a", priority=1), guest("b"), guest("c", blocked=LOCAL))
+    assert done(outlook)[-2:] == ["s4: Stop", "a Leaves 1"], "what ends takes nobody's place"
+    many = [guest(f"q{n}", priority=900) for n in range(20)]
+    assert reasons(look(*many, guest("c", blocked=LOCAL)))[0] == ("c", "LocalDisks"), "it is not hidden by a queue"
 
 
 @pytest.mark.parametrize(
