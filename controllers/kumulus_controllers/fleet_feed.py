@@ -30,13 +30,13 @@ def closed(host: Host) -> str | None:
         return "being removed"
     if host.spec.unschedulable:
         return "cordoned"
-    if host.spec.maintenance is not None:
-        return "in maintenance"
     ready = host.status.condition(HostCondition.READY)
     if ready is None or ready.status is not ConditionStatus.TRUE or host.status.allocatable is None:
         return "not ready"
     if host.fencing:
         return "fenced"
+    if host.spec.maintenance is not None:
+        return "in maintenance"
     return None
 
 
