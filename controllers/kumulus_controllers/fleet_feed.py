@@ -35,6 +35,8 @@ def closed(host: Host) -> str | None:
         return "not ready"
     if host.fencing:
         return "fenced"
+    if host.spec.maintenance is not None:
+        return "in maintenance"
     return None
 
 

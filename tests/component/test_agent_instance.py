@@ -11,6 +11,7 @@ import pytest
 from kumulus.api.host import WorkOrder
 from kumulus.api.order_names import instance_order_name
 from kumulus_agents.agent import guests
+from kumulus_agents.agent.settings import Timings
 from kumulus_agents.hypervisor.foreign import ForeignDomain
 from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, GuestSays
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost, SimulatedSettings
@@ -357,6 +358,21 @@ async def test_the_host_was_rebooted(host: TestHost) -> None:
         await eventually(lambda: _restarted(host, uid), "a restart")
         status = await host.until_instance(never, state="Stopped")
     assert status["reason"] == "EndedUnseen"
+
+
+async def test_guests_come_back_by_their_priority(host: TestHost) -> None:
+    """The last that was ordered starts first, and one that lacks something holds up the others for a while only."""
+    async with host.running():
+        uids = [await host.order(priority=priority) for priority in (1, None, 900)]
+        for uid in uids:
+            await host.until_instance(uid, state="Running")
+    host.machine.reboot()
+    turns = Timings(workers=4, starts_at_boot=1)
+    async with host.running(timings=turns):
+        for uid in uids:
+            await eventually(lambda uid=uid: _restarted(host, uid), "a restart")
+    began = [host.machine.domains[uid].started_at or 0.0 for uid in uids]
+    assert began[2] < began[1] < began[0]
 
 
 async def test_a_machine_waits_for_its_image(host: TestHost) -> None:

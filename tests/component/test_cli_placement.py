@@ -12,10 +12,15 @@ import pytest
 import yaml
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.fabric import Host, Zone
+from kumulus.api.fabric import Host, Zone, host_namespace
+from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.migration import VirtualMachineMigration
+from kumulus.api.order_names import instance_order_name
 from kumulus.api.placement_group import PlacementGroup
 from kumulus.api.storage import Volume
 from kumulus.cli.cluster import Cluster
+from kumulus.kube.builtin import NAMESPACE
+from tests import leftovers
 from tests.component import test_cli
 from tests.component.test_cli import Raw, Run
 
@@ -41,6 +46,8 @@ class Room:
         self.api.create(Host.KIND, {"metadata": {"name": full}, "spec": {"zone": self.zone, **spec}})
         status = {"phase": "Ready", "allocatable": {"cpus": 64, "memory": memory * GIB}, "conditions": READY}
         self._say(Host.KIND.path(None, full, "status"), status)
+        self.api.create(NAMESPACE, {"metadata": {"name": host_namespace(full)}})
+        leftovers.leave(host_namespace(full))
 
     def machine(
         self, name: str, host: str | None = None, memory: int = 1, labels: Raw | None = None, **spec: Any
@@ -52,7 +59,29 @@ class Room:
             self.api.create(VirtualMachine.KIND, made, self.namespace)
             status = {"phase": "Running", "host": f"{self.zone}-{host}", "epoch": 1, "resources": size}
             self._say(VirtualMachine.KIND.path(self.namespace, name, "status"), status)
+            self._ordered(name, f"{self.zone}-{host}", memory)
         return {"apiVersion": VirtualMachine.KIND.api_version, "kind": "VirtualMachine", **made}
+
+    def _ordered(self, name: str, host: str, memory: int) -> None:
+        """The machine's order there, of which its agent says that it runs."""
+        uid = self.api.get(VirtualMachine.KIND, name, self.namespace)["metadata"]["uid"]
+        size = {"cpus": 1, "memory": memory * GIB}
+        instance = {"uid": uid, "epoch": 1, "power": "Running", "restartPolicy": "Always", **size}
+        for_ = {"kind": "VirtualMachine", "namespace": self.namespace, "name": name, "uid": uid}
+        body = {"metadata": {"name": instance_order_name(uid)}}
+        body |= {"spec": {"type": "Instance", "for": for_, "instance": instance}}
+        room = host_namespace(host)
+        self.api.create(WorkOrder.KIND, body, room)
+        status = {"observedGeneration": 1, "state": "Running", "instance": {"epoch": 1, **size}}
+        self._say(WorkOrder.KIND.path(room, body["metadata"]["name"], "status"), status)
+
+    def tunnels(self, *names: str) -> None:
+        """Hosts that take guests from others, and send them."""
+        for name in names:
+            full = f"{self.zone}-{name}"
+            self.api.create(HostReport.KIND, {"metadata": {"name": full}}, host_namespace(full))
+            at = {"migration": {"address": "192.0.2.1", "port": 9413}}
+            self._say(HostReport.KIND.path(host_namespace(full), full, "status"), at)
 
     def _say(self, path: str, status: Raw) -> None:
         self.api.request("PATCH", path, body={"status": status}, content_type="application/merge-patch+json")
@@ -140,6 +169,9 @@ def test_moves_that_make_hosts_even_are_shown_and_nothing_is_moved(
         room.host(name, 16)
     for number in range(4):
         room.machine(f"full-{number}", "a", memory=3, labels={"app": "x"})
+    none = run("host", "rebalance", "--zone", room.zone, "-o", "json")
+    assert json.loads(none.out)["moves"] == [], "their hosts send no guests"
+    room.tunnels("a", "b", "c")
     apart = {"affinity": {"vmAntiAffinity": {"required": [
         {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "x"}}}
     ]}}}  # fmt: skip
@@ -154,9 +186,24 @@ def test_moves_that_make_hosts_even_are_shown_and_nothing_is_moved(
     assert {to for name, to in moves[1:]} == {({"b", "c"} - {moves[0][1]}).pop()}
     assert max(plan["after"].values()) < max(plan["before"].values())
     people = run("host", "rebalance", "--zone", room.zone)
-    assert "This is a plan: nothing was moved." in people.out and "away" in people.out
+    assert "This is a plan: nothing was moved; --apply" in people.out and "away" in people.out
     assert (
         len(json.loads(run("host", "rebalance", "--zone", room.zone, "--max-moves", "1", "-o", "json").out)["moves"])
         == 1
     )
     assert api.objects(VirtualMachine.KIND, namespace) == before
+
+    kind = VirtualMachineMigration.KIND
+    applied = run("host", "rebalance", "--zone", room.zone, "--max-moves", "2", "--apply", "--no-wait")
+    assert applied.code == 0, applied.err
+    made = api.objects(kind, namespace)
+    assert {(raw["spec"]["vm"], raw["spec"]["targetHost"]) for raw in made} == {
+        (move["name"], move["to"]) for move in plan["moves"][:2]
+    }
+    (label,) = {raw["metadata"]["labels"]["kumulus.io/rebalance"] for raw in made}
+    assert f"-l kumulus.io/rebalance={label}" in applied.err
+    again = json.loads(run("host", "rebalance", "--zone", room.zone, "-o", "json").out)
+    moving = {raw["spec"]["vm"] for raw in made}
+    assert not moving & {move["name"] for move in again["moves"]}, "what moves already is not in the plan"
+    slow = run("host", "rebalance", "--zone", room.zone, "--apply", "--timeout", "1")
+    assert slow.code == 1 and "Not all have moved after 1s. It goes on; to cancel" in slow.err

@@ -1,4 +1,4 @@
-"""Machines that move while they run: real controllers, agents, pools and TLS between the hosts, simulated hypervisors.
+"""Machines that move while they run, and hosts that are emptied: real controllers, agents, pools and TLS between the hosts, simulated hypervisors.
 
 After whatever happens on a host it is looked at whether a machine runs twice.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
@@ -17,6 +17,7 @@ import pytest_asyncio
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.maintenance import FOR_MAINTENANCE
 from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.order_names import instance_order_name
 from kumulus.api.storage import StoragePool, Volume
@@ -139,9 +140,12 @@ class Owner(Tenant):
         assert not self.watch.twice
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def owner(made: Cloud) -> AsyncIterator[Owner]:
-    owner = Owner(made, secrets.token_hex(3))
+OWNER = TypeVar("OWNER", bound=Owner)
+
+
+async def owned(made: Cloud, kind: type[OWNER]) -> AsyncIterator[OWNER]:
+    """An owner, whose things go in the end."""
+    owner = kind(made, secrets.token_hex(3))
     owner.watch = Watch([made.hosts[name].machine for name in HOSTS])
     await made.client.create(NAMESPACE, {"metadata": {"name": owner.namespace}})
     await owner.build()
@@ -160,6 +164,12 @@ async def owner(made: Cloud) -> AsyncIterator[Owner]:
         await made.client.delete(StoragePool.KIND, owner.tag)
         await made.client.delete(NAMESPACE, owner.namespace)
         assert not owner.watch.twice
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def owner(made: Cloud) -> AsyncIterator[Owner]:
+    async for owner in owned(made, Owner):
+        yield owner
 
 
 async def test_a_machine_moves_and_back_and_its_volume_follows(owner: Owner) -> None:
@@ -319,3 +329,144 @@ async def test_a_lost_answer_leaves_the_guest_at_its_source(owner: Owner) -> Non
     assert condition(failed)["reason"] == "MigrationFailed"
     await owner.is_on(vm, here, 1)
     assert source.machine.starts[vm["metadata"]["uid"]] == 1
+
+
+# Hosts in maintenance
+
+
+class Operator(Owner):
+    """Who has a namespace, and works on hosts."""
+
+    async def maintain(self, host: str, **how: Any) -> None:
+        await self.client.patch(Host.KIND, host, {"spec": {"maintenance": how}})
+
+    async def end(self, host: str) -> None:
+        await self.client.patch(Host.KIND, host, {"spec": {"maintenance": None}})
+
+    async def host(self, name: str, holds: Callable[[Raw], bool], what: str) -> Raw:
+        found: Raw = {}
+
+        async def probe() -> bool:
+            nonlocal found
+            found = await self.client.get(Host.KIND, name)
+            return holds(found)
+
+        try:
+            await until(probe, f"host {name} {what}", 30)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {found.get('status', {}).get('maintenance')}") from error
+        return found
+
+    async def says_of(self, host: str, reason: str) -> str:
+        raw = await self.host(host, lambda h: condition(h, "Maintenance").get("reason") == reason, f"says {reason}")
+        return str(condition(raw, "Maintenance")["message"])
+
+    async def over(self, host: str) -> None:
+        await self.host(host, lambda h: "maintenance" not in h["status"] and h["status"]["phase"] == "Ready", "is open")
+
+    async def runs_on(self, name: str, host: str) -> Raw:
+        def there(vm: Raw) -> bool:
+            return (vm["status"].get("phase"), vm["status"].get("host")) == ("Running", host)
+
+        return await self.wait(VirtualMachine.KIND, name, there, f"runs on {host}")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def operator(made: Cloud) -> AsyncIterator[Operator]:
+    async for owner in owned(made, Operator):
+        try:
+            yield owner
+        finally:
+            for name in HOSTS:
+                await owner.end(name)
+            for name in HOSTS:
+                await owner.over(name)
+
+
+async def test_a_host_is_emptied_by_each_machine_s_policy_and_what_left_comes_back(operator: Operator) -> None:
+    vm, here, there = await operator.begin(highAvailability={"priority": 500})
+    at = {"placement": {"hostSelector": {"role": here}}}
+    await operator.machine("stop", evictionPolicy="Stop", **at)
+    await operator.machine("none", evictionPolicy="None", **at)
+    await operator.machine("off", powerState="Stopped", **at)
+    await operator.machine("pinned", **at)
+    await operator.machine("again", evictionPolicy="Restart")
+    for name in ("stop", "none", "pinned", "again"):
+        await operator.runs(name)
+    await operator.wait(VirtualMachine.KIND, "off", phase("Stopped"), "is off")
+    again = await operator.find(VirtualMachine.KIND, "again")
+
+    await operator.maintain(here, returnGuests=True)
+    said = await operator.says_of(here, "Blocked")
+    assert said.startswith("1 machine still to leave, and none can go now.")
+    assert f"{operator.namespace}/pinned: NoHostFits" in said
+    raw = await operator.client.get(Host.KIND, here)
+    assert raw["status"]["phase"] == "Maintenance" and condition(raw, "Schedulable")["reason"] == "InMaintenance"
+    assert raw["status"]["maintenance"]["staying"] == 3
+    moved = await operator.runs_on("vm", there)
+    assert moved["status"]["startedAt"] == vm["status"]["startedAt"], "it was not started again"
+    assert (await operator.runs_on("again", there))["status"]["epoch"] == (1 if again["status"]["host"] == there else 2)
+    stopped = await operator.wait(VirtualMachine.KIND, "stop", phase("Stopped"), "is shut down")
+    assert condition(stopped)["reason"] == "HostInMaintenance" and stopped["status"]["host"] == here
+    assert stopped["spec"].get("powerState", "Running") == "Running"
+    await operator.runs("none")
+    for wanted in ("Running", "Stopped"):
+        await operator.patch(VirtualMachine.KIND, "off", powerState=wanted)
+    made = [
+        item
+        for item in await operator.cloud.listed(VirtualMachineMigration.KIND, operator.namespace)
+        if item["metadata"]["labels"][FOR_MAINTENANCE] == here
+    ]
+    assert [item["spec"]["vm"] for item in made] == ["vm"], "nothing else was tried"
+
+    await operator.patch(VirtualMachine.KIND, "pinned", evictionPolicy="None")
+    assert "4 machines stay" in await operator.says_of(here, "Emptied")
+    await operator.end(here)
+    await operator.over(here)
+    await operator.runs_on("vm", here)
+    await operator.runs_on("stop", here)
+    for name in ("vm", "stop", "again"):
+        await operator.wait(VirtualMachine.KIND, name, lambda vm: "eviction" not in vm["status"], "is left alone")
+
+
+async def test_maintenance_that_is_taken_away_takes_back_what_it_began(operator: Operator) -> None:
+    operator.slow(60)
+    vm, here, _ = await operator.begin()
+    await operator.maintain(here)
+    await operator.wait(VirtualMachine.KIND, "vm", phase("Migrating"), "moves")
+    assert "1 on their way" in await operator.says_of(here, "Evacuating")
+    await operator.end(here)
+    await operator.over(here)
+    await operator.runs_on("vm", here)
+    assert operator.domain(here, vm).state is DomainState.RUNNING
+
+    async def none() -> bool:
+        return not await operator.cloud.listed(VirtualMachineMigration.KIND, operator.namespace)
+
+    await until(none, "its migration is gone")
+
+
+async def test_a_machine_that_is_off_there_starts_elsewhere(operator: Operator) -> None:
+    await operator.machine("vm", DATA)
+    vm = await operator.runs("vm")
+    here = vm["status"]["host"]
+    there = next(name for name in HOSTS if name != here)
+    await operator.patch(VirtualMachine.KIND, "vm", powerState="Stopped")
+    await operator.wait(VirtualMachine.KIND, "vm", phase("Stopped"), "stops")
+    await operator.maintain(here)
+    await operator.says_of(here, "Emptied")
+    await operator.patch(VirtualMachine.KIND, "vm", powerState="Running")
+    await operator.runs_on("vm", there)
+    await operator.is_on(vm, there, 2)
+
+
+async def test_in_place_nothing_moves(operator: Operator) -> None:
+    _, here, _ = await operator.begin()
+    await operator.maintain(here, mode="InPlace")
+    await operator.says_of(here, "InPlace")
+    await operator.machine("other", placement={"hostSelector": {"role": here}})
+    said = await operator.says(VirtualMachine.KIND, "other", "NoHostFits", "Scheduled")
+    assert f"1 in maintenance ({here})" in said
+    await operator.runs_on("vm", here)
+    await operator.end(here)
+    await operator.runs_on("other", here)

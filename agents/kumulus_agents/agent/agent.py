@@ -46,6 +46,7 @@ from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
 from kumulus_agents.agent.report import MachineFacts, Reporter
 from kumulus_agents.agent.reservations import Reservations
+from kumulus_agents.agent.returning import Returning
 from kumulus_agents.agent.secrets import PoolSecrets, Secrets
 from kumulus_agents.agent.segment import Segments
 from kumulus_agents.agent.settings import Timings
@@ -130,6 +131,7 @@ class Agent:
         self._drivers = drivers
         self._clock = clock or SystemClock()
         self._workers = timings.workers
+        self._starts_at_boot = timings.starts_at_boot
         self.queue: WorkQueue[Key] = WorkQueue()
         self.orders = Orders(client, place.namespace)
         self.reflector: Reflector[WorkOrder] = Reflector(self.orders.store, client, place.namespace)
@@ -263,6 +265,7 @@ class Agent:
             removed=lambda: images.disks_removed(),
             guest=guests.told,
             fenced=fences.in_force,
+            returning=Returning(lambda: self.orders.store, self._clock, at_once=self._starts_at_boot, wake=self._wake),
         )
 
         def arrived(uid: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 import structlog
@@ -39,6 +39,7 @@ from kumulus_agents.agent.instance_scope import (
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.orders import Orders, unfit
+from kumulus_agents.agent.returning import Returning, comes_back
 from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, Domain, DomainState, Hypervisor, HypervisorError
 from kumulus_agents.network.protocol import NetworkError
 from kumulus_agents.storage.protocol import StorageError
@@ -49,6 +50,8 @@ log = structlog.get_logger(__name__)
 ROUNDS = 8
 """Observations in one pass at most; what needs more is looked at again a second later."""
 TERMS_KEPT = 4096
+TURN_SECONDS = 5.0
+"""How soon a machine that is not to start yet is looked at again, should nobody wake it."""
 UNAVAILABLE = "HypervisorUnavailable"
 NOT_READY = ("ImageNotReady", "VolumeNotReady", "VolumeBusy", "SegmentNotReady")
 
@@ -67,10 +70,13 @@ class Instances:
         removed: Callable[[], None],
         guest: Callable[[str, float | None, GuestFacts | None], GuestFacts | None] = lambda _uid, _run, before: before,
         fenced: Callable[[], bool] = lambda: False,
+        returning: Returning | None = None,
     ) -> None:
         """`wake` has an order looked at soon, by name; `removed` is told when a machine and its disks are gone,
         or a disc was taken out of a drive; `guest` knows what is to be told of a guest, by uid of its machine, its run and what
-        was told before; `fenced` says whether nothing may be started here now."""
+        was told before; `fenced` says whether nothing may be started here now; `returning` whose turn it is on a host
+        that has booted."""
+        self._returning = returning
         self._guest = guest
         self._orders = orders
         self._hypervisor = hypervisor
@@ -86,6 +92,8 @@ class Instances:
     def forget(self, name: str) -> None:
         """The order of that name is gone. The highest term seen for it is kept, so that no older leader brings it back."""
         self._memory.pop(name, None)
+        if self._returning is not None:
+            self._returning.settled(name)
 
     def arrived(self, uid: str) -> None:
         """An image or a volume is whole in a pool, or free, or a network is here: who waits for it need not wait longer."""
@@ -137,6 +145,8 @@ class Instances:
                     return Requeue(5.0)  # what was reported stays: it tells how the machine ended
                 if plan.steps and plan.steps == taken:
                     return Requeue(1.0)
+                if not self._may_act(plan, order, domain):
+                    return Requeue(TURN_SECONDS)
                 await self._act(plan, order, scope)
             except HypervisorError as error:
                 return await self._unseen(order, error)
@@ -152,6 +162,16 @@ class Instances:
                 return Requeue(min(again)) if again else Done()
             taken = plan.steps
         return Requeue(1.0)
+
+    def _may_act(self, plan: Plan, order: WorkOrder, domain: Domain | None) -> bool:
+        """Whether it is the machine's turn, on a host that has booted."""
+        if self._returning is None:
+            return True
+        if boots(plan):
+            return self._returning.turn(order)
+        if (domain is not None and domain.state is not DomainState.STOPPED) or not comes_back(order):
+            self._returning.settled(order.name)
+        return True
 
     def _halted(self, instance: InstanceOrder, domain: Domain) -> bool:
         return (
@@ -215,7 +235,6 @@ class Instances:
 
     async def _act(self, plan: Plan, order: WorkOrder, scope: Scope) -> None:
         """Take the steps of a plan; what goes wrong is kept as a hold, for the next round to see."""
-        arrivals, done = self._arrivals, True
 
         async def say_starting() -> None:
             starting = Plan(state=WorkState.STARTING, reason="Starting", message="the machine is being started")
@@ -224,6 +243,14 @@ class Instances:
             except KubeError as error:
                 log.debug("not reported", order=order.name, error=str(error))
 
+        try:
+            await self._act_on(plan, order, say_starting)
+        finally:
+            if self._returning is not None and boots(plan):
+                self._returning.ended(order.name, runs=self._memory[order.name].hold is None)
+
+    async def _act_on(self, plan: Plan, order: WorkOrder, say_starting: Callable[[], Awaitable[None]]) -> None:
+        arrivals, done = self._arrivals, True
         for step in plan.steps:
             try:
                 await self._steps.take(step, order, say_starting)
@@ -336,6 +363,11 @@ class Instances:
         await self._orders.release(order)
         self._removed()
         return Done()
+
+
+def boots(plan: Plan) -> bool:
+    """Whether a guest starts by it. Pure."""
+    return any(isinstance(step, Start | Wake) for step in plan.steps)
 
 
 def comes_first(other: WorkOrder, order: WorkOrder, volume: str) -> bool:

@@ -31,6 +31,9 @@ class Timings(BaseModel):
     renew_seconds: float = Field(default=6.0, ge=0.5, le=300, description="How often it is renewed.")
     report_seconds: float = Field(default=30.0, ge=0.5, le=3600, description="How often the host is looked at.")
     workers: int = Field(default=8, ge=1, le=64, description="Work orders worked on at once.")
+    starts_at_boot: int = Field(
+        default=4, ge=1, le=64, description="When the host has booted, so many machines are started at once."
+    )
 
     @model_validator(mode="after")
     def _in_time(self) -> Timings:

@@ -12,6 +12,7 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Failed, Gone, Requeue, Result
 from kumulus_controllers.compute.ending import Ending
 from kumulus_controllers.compute.following import Following
+from kumulus_controllers.compute.leaving import Leaving
 from kumulus_controllers.compute.machines import Machines
 from kumulus_controllers.compute.phase import Placed, placed
 from kumulus_controllers.compute.placing import Placing
@@ -40,6 +41,7 @@ class MachineReconciler:
         self._provisions = Provisions(services, fleet, self._known)
         self._placing = Placing(services, fleet, self._known, self._provisions)
         self._following = Following(services, fleet, self._known, self._provisions)
+        self._leaving = Leaving(services, fleet, self._known)
         self._takeover = TakeOver(services, fleet, self._known, self._placing)
         self._ending = Ending(services, fleet, self._known)
 
@@ -93,6 +95,8 @@ class MachineReconciler:
             if (problem := held(scope)) is not None:
                 return await self._known.report(scope, placed(scope), None, problem)
             return await self._placing.bring_about(scope)
+        if (left := await self._leaving.leave(scope)) is not None:
+            return left
         return await self._following.follow(scope, scope.order)
 
     async def _adopt(self, scope: Scope) -> Result:

@@ -14,6 +14,7 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Services
 from kumulus.runtime.result import Done, Result, Wait
+from kumulus_controllers.compute import eviction
 from kumulus_controllers.compute.groups import Groups
 from kumulus_controllers.compute.interfaces import Interfaces
 from kumulus_controllers.compute.phase import Placed, derive_status
@@ -69,7 +70,7 @@ class Machines:
         found = self.hosts.get(host) if host else None
         zone = self._zones.get(found.spec.zone) if found is not None else None
         said = hours(vm, self._services.clock.now())
-        return Scope(
+        found_out = Scope(
             vm=in_force(vm, said),
             hours=said,
             order=order,
@@ -83,6 +84,7 @@ class Machines:
             restore=holding(self._restores, vm),
             groups=self._groups.of(vm),
         )
+        return eviction.in_force(found_out)
 
     def orders_of(self, vm: VirtualMachine) -> Sequence[WorkOrder]:
         """Its work orders, those on their way out as well; not what fenced hosts have to clean up."""
@@ -137,7 +139,9 @@ class Machines:
             return Done()
         said = hours(vm, self._services.clock.now())
         unsatisfied = self._unsatisfied(scope) if where is not None else ()
-        current = replace(scope, vm=in_force(vm, said), hours=said, unsatisfied=unsatisfied)
+        current = eviction.in_force(
+            replace(scope, vm=in_force(vm, said), hours=said, evicted=None, unsatisfied=unsatisfied)
+        )
         after = derive_status(current, where, resolution, problem, self.now(), size=size, too_large=too_large)
         try:
             await write_status(self._services.client, self.store, vm, vm.status, after)

@@ -28,6 +28,8 @@ from kumulus_controllers.compute.migration_orders import sending, settled, targe
 from kumulus_controllers.compute.migration_plan import Move, Step, derive_status, plan
 from kumulus_controllers.compute.migration_preflight import barred
 from kumulus_controllers.compute.migration_scope import Scope
+from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, busy, full, under_way
+from kumulus_controllers.compute.migration_turns import before as in_order
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.provisions import Provisions
 from kumulus_controllers.compute.resolve import placement_request, resolve
@@ -48,7 +50,8 @@ STEPS = 6
 """In one pass at most: each writes something, and the next follows from it."""
 
 
-def _of_machine(migration: VirtualMachineMigration) -> Iterable[str]:
+def of_machine(migration: VirtualMachineMigration) -> Iterable[str]:
+    """The machine that it moves: for the index."""
     return (f"{migration.namespace}/{migration.spec.vm}",)
 
 
@@ -57,11 +60,14 @@ class MigrationReconciler:
 
     name = "virtualmachinemigration"
 
-    def __init__(self, services: Services, fleet: Fleet) -> None:
+    def __init__(self, services: Services, fleet: Fleet, limits: MigrationSettings | None = None) -> None:
+        self._limits = limits or MigrationSettings()
+        self._chosen: dict[str, Way] = {}
+        """What this process is putting on record, by uid of the migration."""
         self._services = services
         self._fleet = fleet
         self._store = services.caches.store(VirtualMachineMigration)
-        self._store.add_index(OF_MACHINE, _of_machine)
+        self._store.add_index(OF_MACHINE, of_machine)
         self._reports = services.caches.store(HostReport)
         self._hosts = services.caches.store(Host)
         self._known = Machines(services, fleet)
@@ -83,6 +89,10 @@ class MigrationReconciler:
                 enqueue(Key(item.namespace, item.name))
                 if after is None or after.status.phase in FINISHED:
                     wake(item.namespace, item.spec.vm)
+                if under_way(filter(None, [before])) and not under_way(filter(None, [after])):
+                    for other in sorted(self._store, key=in_order):
+                        if other.status.phase is MigrationPhase.PENDING:
+                            enqueue(Key(other.namespace, other.name))
 
         def machine_changed(before: VirtualMachine | None, after: VirtualMachine | None) -> None:
             item = after or before
@@ -247,17 +257,21 @@ class MigrationReconciler:
             for host in hosts
             if (report := self._reports.get(host.name, host_namespace(host.name))) is not None
         }
+        ways = {**under_way(self._store), **self._chosen}
+        if (queued := full(ways, vm.status.host or "", self._limits)) is not None:
+            return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, queued, after=30.0))
         demand = order_demand(scope.source)[0]
         request = replace(
             placement_request(seen, resolution),
             demand=demand,
-            barred=barred(scope, hosts, reports, here=seen.host),
+            barred={**busy(ways, self._limits), **barred(scope, hosts, reports, here=seen.host)},
         )
         chosen = self._fleet.place(request)
         if isinstance(chosen, Refusal):
             lack = Lack("NoHostFits", str(chosen), stalled=False)
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack, after=30.0))
         keep_beside(self._fleet, vm, chosen.host, demand)
+        self._chosen[migration.uid] = Way(vm.status.host or "", chosen.host)
         after = migration.status.model_copy(
             update={
                 "phase": MigrationPhase.PREPARING,
@@ -273,6 +287,8 @@ class MigrationReconciler:
         except BaseException:
             drop_beside(self._fleet, besides(vm.uid, chosen.host))
             raise
+        finally:
+            self._chosen.pop(migration.uid, None)
         log.info("a machine moves", namespace=vm.namespace, name=vm.name, source=vm.status.host, target=chosen.host)
         return None
 

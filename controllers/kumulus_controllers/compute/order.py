@@ -8,7 +8,7 @@ from kumulus.api.base import FINALIZER, ObjectRef
 from kumulus.api.compute import PowerState, ResolvedSize, VirtualMachine
 from kumulus.api.disks import VolumeTemplate
 from kumulus.api.host import WorkOrderSpec, WorkType
-from kumulus.api.instance_order import Drive, InstanceDisk, InstanceOrder, SeedRef
+from kumulus.api.instance_order import PRIORITY, Drive, InstanceDisk, InstanceOrder, SeedRef
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import Nic
 from kumulus.api.volumes import ReclaimPolicy
@@ -70,6 +70,7 @@ def instance_order(
             power=vm.spec.power_state,
             restart_policy=vm.spec.restart_policy,
             restart_request=vm.spec.restart_request,
+            priority=_priority(vm),
             stop=vm.spec.stop,
             cpus=resolution.size.cpus,
             memory=resolution.memory,
@@ -83,6 +84,12 @@ def instance_order(
             seed=seed,
         ),
     )
+
+
+def _priority(vm: VirtualMachine) -> int | None:
+    """Left out where it is the usual one: orders of before need no write."""
+    found = vm.spec.high_availability.priority
+    return found if found != PRIORITY else None
 
 
 def renewed(
@@ -106,6 +113,7 @@ def renewed(
             "power": PowerState.STOPPED if held else vm.spec.power_state,
             "restart_policy": vm.spec.restart_policy,
             "restart_request": order.instance.restart_request if held else vm.spec.restart_request,
+            "priority": _priority(vm),
             "stop": vm.spec.stop,
             "cpus": size.cpus if size is not None else order.instance.cpus,
             "memory": size.memory_bytes if size is not None else order.instance.memory,

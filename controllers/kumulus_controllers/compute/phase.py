@@ -156,6 +156,7 @@ def derive_status(
         started_at=instance.started_at if instance else None,
         restarts=instance.restarts or None if instance else None,
         failovers=before.failovers if failovers is None else failovers,
+        eviction=before.eviction,
         last_restart_request=instance.last_restart_request if instance else before.last_restart_request,
         resources=found.now if where else before.resources,
         pending_resources=found.pending if where else None,

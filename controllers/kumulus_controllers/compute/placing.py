@@ -23,6 +23,7 @@ from kumulus.api.volumes import ReclaimPolicy
 from kumulus.kube.errors import AlreadyExists, Refused
 from kumulus.runtime.reconciler import Services
 from kumulus.runtime.result import Done, Requeue, Result, Wait
+from kumulus_controllers.compute import eviction
 from kumulus_controllers.compute.links import linked
 from kumulus_controllers.compute.machines import Machines
 from kumulus_controllers.compute.order import instance_order, seed_secret_name, template_volume
@@ -113,7 +114,7 @@ class Placing:
             return await self.place(scope, resolution, placement, seed)
         if self._placed_just_now(scope.vm) is None and not await self._known.still_placed(scope.vm):
             return Wait("CacheBehind", 5.0)
-        if misplaced(resolution, where.host):
+        if misplaced(resolution, where.host) or eviction.leaves(scope):
             return await self._unplace(scope, resolution)
         view = self._fleet.host(where.host)
         pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid, scope.vm.namespace) if view else None

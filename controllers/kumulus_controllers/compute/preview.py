@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import cast
 
 from kumulus.api.base import Resource
-from kumulus.api.compute import InstanceType, Interface, Phase, VirtualMachine, VirtualMachineStatus
-from kumulus.api.fabric import Host, Zone
+from kumulus.api.compute import InstanceType, Interface, VirtualMachine, VirtualMachineStatus
+from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image
+from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.network import Network, NetworkClass, NetworkInterface
 from kumulus.api.placement_group import PlacementGroup
 from kumulus.api.preview import Goal, HostVerdict, Plan, Preview, Raw, Unclear
@@ -26,6 +27,8 @@ from kumulus.runtime.clock import SystemClock
 from kumulus.runtime.modules import Registry
 from kumulus.runtime.reconciler import Caches, Services
 from kumulus_controllers.compute.machines import Machines
+from kumulus_controllers.compute.migration_asking import asked
+from kumulus_controllers.compute.migration_preflight import barred, blocked
 from kumulus_controllers.compute.order import template_volume
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import Resolution, placement_request, resolve
@@ -36,9 +39,6 @@ from kumulus_controllers.network.networks import Networks, network_key
 from kumulus_controllers.planning.rebalance import Movable, rebalance
 from kumulus_controllers.planning.views import Placement, Request
 from kumulus_controllers.storage.volume_plan import Wanted
-
-MOVES_IN = (Phase.RUNNING, Phase.STOPPED, Phase.PAUSED)
-"""Phases of machines that a plan moves: others are on their way, or have their memory on their host's disk."""
 
 
 class PlacementDesk:
@@ -61,6 +61,7 @@ class PlacementDesk:
         Volume,
         VolumeSnapshot,
         VirtualMachine,
+        VirtualMachineMigration,
         WorkOrder,
     )
 
@@ -73,6 +74,8 @@ class PlacementDesk:
         services = Services(cast(KubeClient, None), self._caches, SystemClock(), lambda: 0)
         self._known = Machines(services, self._fleet)
         self._networks = Networks(self._caches)
+        self._reports = self._caches.store(HostReport)
+        self._migrations = self._caches.store(VirtualMachineMigration)
 
     def take(self, model: type[Resource], raw: Raw) -> None:
         """There is this object, or there is to be. One that is known already in a later version stays as it is."""
@@ -166,14 +169,20 @@ class PlacementDesk:
         if demand is None:
             return None
         fixed = ""
-        if vm.paused:
-            fixed = "its owner asked to leave it alone"
-        elif vm.status.phase not in MOVES_IN:
-            fixed = f"it is {vm.status.phase}"
+        host = vm.status.host or ""
+        others = (item for item in self._migrations if (item.namespace, item.spec.vm) == (vm.namespace, vm.name))
+        preflight = asked(self._known.observe(vm), self._reports.get(host, host_namespace(host)), others)
+        if (lack := blocked(preflight)) is not None:
+            fixed = lack.message.rstrip(".")
         try:
             scope, resolution = self._resolved(vm)
             request = placement_request(scope, resolution)
         except Unclear as unclear:
             request = Request(vm.uid, demand, vm.namespace, vm.name, vm.metadata.labels)
             fixed = fixed or str(unclear)
-        return Movable(replace(request, demand=demand), fixed)
+        hosts = list(self._known.hosts)
+        reports = {item.name: item for item in self._reports}
+        ways = barred(preflight, hosts, reports, here=self._known.hosts.get(host))
+        # That it is there already is no rule that it breaks.
+        beside = {name: why for name, why in ways.items() if name != host}
+        return Movable(replace(request, demand=demand, barred=beside), fixed)

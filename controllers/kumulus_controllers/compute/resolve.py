@@ -148,6 +148,8 @@ def host_selector(scope: Scope) -> dict[str, str]:
 def held(scope: Scope) -> Problem | None:
     """Why the machine may not be started although it shall run."""
     restore = scope.restore
+    if scope.evicted is not None:
+        return scope.evicted
     if restore is None or scope.vm.spec.power_state is PowerState.STOPPED:
         return None
     return Problem(

@@ -15,6 +15,7 @@ from kumulus.api.placement_group import PlacementGroup
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import NetworkDriverName
 from kumulus.api.storage import Volume
+from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.schedule import Hours, Unreadable
 from kumulus_controllers.planning.ways import Way
 from kumulus_controllers.storage.volume_plan import Lack, Manner, Wanted
@@ -47,6 +48,8 @@ class Scope:
     """A restore that gives its disks other content just now: it is not started meanwhile."""
     groups: tuple[PlacementGroup, ...] = ()
     """PlacementGroups that it is a member of."""
+    evicted: Problem | None = None
+    """Why it is off although it is to run: its host is emptied. `vm` is to be what that asks for."""
     unsatisfied: tuple[str, ...] = ()
     """Which rules of its placement do not hold any more where it is."""
 

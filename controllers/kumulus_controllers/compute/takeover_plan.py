@@ -19,6 +19,11 @@ NO_HOST = "NoHostFits"
 
 def hindrance(scope: Scope, now: datetime) -> Problem | None:
     """Why the machine could not be started elsewhere, whatever happens to its host; None: it could."""
+    return hindrance_of_place(scope) or _given_up(scope.vm, now)
+
+
+def hindrance_of_place(scope: Scope) -> Problem | None:
+    """What of the machine is on its host alone."""
     vm = scope.vm
     local = _local(scope)
     if local:
@@ -38,7 +43,7 @@ def hindrance(scope: Scope, now: datetime) -> Problem | None:
     kept = scope.order is not None and scope.order.status.state is WorkState.SUSPENDED
     if vm.spec.power_state is PowerState.SUSPENDED or kept:
         return _problem("MemoryOnHost", "It is suspended, and its memory is on its host's disk.")
-    return _given_up(vm, now)
+    return None
 
 
 def elsewhere(host: Host, hosts: Iterable[str]) -> Problem | None:

@@ -212,6 +212,7 @@ def _same_but_status(before: VirtualMachine, after: VirtualMachine) -> bool:
         and before.metadata.annotations == after.metadata.annotations
         and before.metadata.labels == after.metadata.labels
         and before.status.host == after.status.host
+        and before.status.eviction == after.status.eviction
     )
 
 
@@ -249,7 +250,7 @@ def _room(order: WorkOrder | None) -> tuple[object, ...]:
 
 def _state(host: Host) -> tuple[object, ...]:
     """What of a host decides what becomes of the machines on it."""
-    return (host.status.phase, host.fenced)
+    return (host.status.phase, host.fenced, host.emptied, host.deleting)
 
 
 def on_host(vm: VirtualMachine) -> tuple[str, ...]:
@@ -263,6 +264,7 @@ def offers(host: Host) -> tuple[object, ...]:
         host.status.phase is HostPhase.READY,
         host.status.allocatable,
         host.spec.unschedulable,
+        host.spec.maintenance is None,
         host.spec.taints,
         host.spec.allowed_namespaces,
         dict(host.metadata.labels),

@@ -52,6 +52,8 @@ def asked(silence: Silence, now: float) -> float | None:
     ready = host.status.condition(HostCondition.READY)
     if not host.spec.fencing.automatic or host.spec.bmc is None or host.deleting or host.paused or host.fencing:
         return None
+    if host.spec.maintenance is not None:  # who works on it may switch it off and on
+        return None
     if silence.open or not silence.machines or not silence.others or silence.since is None:
         return None
     if silence.verdict.liveness is not Liveness.EXPIRED or ready is None or ready.status is not ConditionStatus.UNKNOWN:

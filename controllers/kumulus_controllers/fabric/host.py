@@ -26,6 +26,7 @@ from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.fabric.credentials import NamespaceEnding, NamespaceTaken, ensure_namespace, remove_namespace
+from kumulus_controllers.fabric.host_maintenance import under_work
 from kumulus_controllers.fabric.liveness import LeaseBook, Liveness, Verdict
 from kumulus_controllers.orders import NAMESPACE, host_of, work_orders
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
@@ -166,7 +167,7 @@ def phase_of(scope: Scope, ready: Fact) -> HostPhase:
     if scope.fence is not None:
         return HostPhase.FENCED if scope.fence.fenced else HostPhase.FENCING
     if ready.status is True:
-        return HostPhase.READY
+        return HostPhase.MAINTENANCE if scope.host.spec.maintenance is not None else HostPhase.READY
     if ready.status is ConditionStatus.UNKNOWN:
         return HostPhase.UNKNOWN
     return HostPhase.JOINING if scope.verdict.liveness is Liveness.NEVER_SEEN else HostPhase.NOT_READY
@@ -189,7 +190,9 @@ def _kept(scope: Scope) -> Fact | None:
     if scope.machines:
         machines = _named((vm.namespace, vm.name) for vm in scope.machines)
         return _stalled(
-            "HasMachines", f"{len(scope.machines)} machines are on the host ({machines}): delete them first."
+            "HasMachines",
+            f"{len(scope.machines)} machines are on the host ({machines}): have them leave (kumulusctl host maintenance"
+            f" {host.name}), or delete them.",
         )
     if scope.arriving:
         return _stalled(
@@ -242,6 +245,9 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
         facts.append(
             Fact(HostCondition.SCHEDULABLE, False, "Cordoned", "New machines are kept away (spec.unschedulable).")
         )
+    elif host.spec.maintenance is not None:
+        said = "New machines are kept away while somebody works on it (spec.maintenance)."
+        facts.append(Fact(HostCondition.SCHEDULABLE, False, "InMaintenance", said))
     elif scope.fence is not None:
         facts.append(Fact(HostCondition.SCHEDULABLE, False, "Fenced", "It takes no machines until it has come back."))
     else:
@@ -263,6 +269,8 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
         )
     if (kept := _kept(scope)) is not None:
         facts.append(kept)
+    if host.status.maintenance is not None:  # last: who writes it puts its condition there
+        facts.append(under_work(host.status.maintenance))
     capacity = report.capacity if report else None
     return HostStatus(
         observed_generation=host.metadata.generation,
@@ -281,6 +289,7 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
         machine_types=report.machine_types if report else (),
         features=report.features if report else (),
         instances=len(scope.machines),
+        maintenance=host.status.maintenance,
         unmanaged=report.unmanaged_count if report else None,
     )
 
@@ -318,7 +327,7 @@ class HostReconciler:
                 return
             host = self._book.note(after)
             known = self._hosts.get(host) if host else None
-            if known is not None and known.status.phase is not HostPhase.READY:
+            if known is not None and known.status.phase not in (HostPhase.READY, HostPhase.MAINTENANCE):
                 enqueue(Key(None, known.name))
 
         def host_changed(before: Host | None, after: Host | None) -> None:

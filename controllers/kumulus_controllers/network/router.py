@@ -389,6 +389,7 @@ def _place(host: Host) -> tuple[object, ...]:
         host.uid,
         host.deleting,
         host.spec.unschedulable,
+        host.spec.maintenance is None,
         host.metadata.labels,
         ready.status if ready is not None else None,
         host.status.allocatable is None,

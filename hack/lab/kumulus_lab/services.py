@@ -106,7 +106,7 @@ class Services:
         return [f"{_PREFIX}{number}" for number in range(1, self.state.simulated + 1)]
 
     def wait_for_hosts(self, names: list[str], *, seconds: float = 90) -> None:
-        """Return when each of these Hosts says Ready; with how far they are when they do not."""
+        """Return when each of these Hosts answers, also one in maintenance; with how far they are when they do not."""
 
         def waiting() -> dict[str, str]:
             output = self.cluster.kubectl_run("get", "hosts.fabric.kumulus.io", "-o", "json", check=False).stdout
@@ -115,7 +115,9 @@ class Services:
                 item["metadata"]["name"]: str(item.get("status", {}).get("phase", "not reported"))
                 for item in items.get("items", [])
             }
-            return {name: phases.get(name, "missing") for name in names if phases.get(name) != "Ready"}
+            return {
+                name: phases.get(name, "missing") for name in names if phases.get(name) not in ("Ready", "Maintenance")
+            }
 
         end = time.monotonic() + seconds
         last: dict[str, str] = dict.fromkeys(names, "unknown")

@@ -30,6 +30,7 @@ from kumulus.api.base import (
 from kumulus.api.cloud_init import CloudInit, SshKey
 from kumulus.api.disks import DISKS_FIXED, DRIVES_MOST, Disk
 from kumulus.api.hardware import FIRMWARE_FIXED, Cpu, Firmware, MachineTypeName, Watchdog
+from kumulus.api.maintenance import Eviction, EvictionPolicy
 from kumulus.api.placement import Profile, Selector, Toleration
 from kumulus.api.quantity import Memory, to_bytes
 from kumulus.api.schedule import NextAction, Schedule
@@ -179,7 +180,13 @@ class HighAvailability(Model):
         description="Start it elsewhere when its host is fenced, that is known to be off. Its disks must be in pools that hosts"
         " share.",
     )
-    priority: int = Field(default=100, description="Machines with a higher one are started first.", ge=0, le=1000000)
+    priority: int = Field(
+        default=100,
+        description="Machines with a higher one are started first, elsewhere or when their host comes back, and leave a host that is"
+        " emptied first; also where enabled is false.",
+        ge=0,
+        le=1000000,
+    )
     max_restarts: int = Field(
         default=5, description="At most so many times within windowSeconds; then it stays where it is.", ge=1, le=64
     )
@@ -293,6 +300,13 @@ class VirtualMachineSpec(Model):
     ssh_keys: tuple[SshKey, ...] = Field(
         default=(), description="Public keys that may log in (through cloud-init).", max_length=16
     )
+    eviction_policy: EvictionPolicy = Field(
+        default=EvictionPolicy.LIVE_MIGRATE,
+        description="What becomes of it when its host is to be emptied, while it runs. LiveMigrate: it is moved while it runs; while"
+        " it cannot be, the maintenance waits. LiveMigrateIfPossible: the same, and what can never be moved so is restarted"
+        " elsewhere. Restart: it is shut down, and started on another host. Stop: it is shut down, and started again when the"
+        " maintenance is over. None: it is left alone, and goes down with its host.",
+    )
     high_availability: HighAvailability = Field(
         default_factory=HighAvailability, description="What becomes of the machine when its host is lost."
     )
@@ -401,6 +415,10 @@ class VirtualMachineStatus(Status):
         max_length=64,
     )
     last_restart_request: str | None = Field(default=None, description="The last restartRequest that was carried out.")
+    eviction: Eviction | None = Field(
+        default=None,
+        description="What is done to it because of the maintenance of its host, or of the one that it left.",
+    )
     resources: ResolvedSize | None = Field(default=None, description="The size it has got.")
     pending_resources: ResolvedSize | None = Field(
         default=None,

@@ -27,6 +27,7 @@ from kumulus.api.base import (
     reason_of,
 )
 from kumulus.api.hardware import CpuModelName, HostFeature, Known
+from kumulus.api.maintenance import Maintenance, MaintenanceMode, MaintenanceStatus
 from kumulus.api.placement import Taint
 from kumulus.api.quantity import Amount
 
@@ -173,6 +174,11 @@ class HostSpec(Model):
         json_schema_extra=immutable("hypervisor"),
     )
     unschedulable: bool = Field(default=False, description="No new machines while true (cordoned).")
+    maintenance: Maintenance | None = Field(
+        default=None,
+        description="Somebody works on it: no machine comes to it, and those on it leave as their evictionPolicy says. Take it away"
+        " when that is over, or to cancel it.",
+    )
     taints: tuple[Taint, ...] = Field(
         default=(), description="Keep machines away that do not tolerate them.", max_length=32
     )
@@ -195,6 +201,8 @@ class HostPhase(StrEnum):
 
     JOINING = "Joining"
     READY = "Ready"
+    MAINTENANCE = "Maintenance"
+    """Its agent answers, and somebody works on it, or is about to."""
     NOT_READY = "NotReady"
     UNKNOWN = "Unknown"
     FENCING = "Fencing"
@@ -208,6 +216,7 @@ class HostCondition(StrEnum):
     READY = "Ready"
     SCHEDULABLE = "Schedulable"
     NETWORK_READY = "NetworkReady"
+    MAINTENANCE = "Maintenance"
     FENCED = "Fenced"
     CREDENTIALS_EXPIRING = "CredentialsExpiring"
     RECONCILING = "Reconciling"
@@ -266,6 +275,7 @@ class HostStatus(Status):
         default=(), description="What it can give machines besides: UEFI, SecureBoot, TPM, Watchdog.", max_length=16
     )
     instances: int | None = Field(default=None, description="Machines placed on it.")
+    maintenance: MaintenanceStatus | None = Field(default=None, description="How far its maintenance is.")
     unmanaged: int | None = Field(default=None, description="Domains on it that are not Kumulus' own.")
 
 
@@ -287,6 +297,7 @@ class Host(Resource):
             Column("VMs", ".status.instances", "integer"),
             Column("CPUs", ".status.capacity.cpus", "integer"),
             Column("Memory", ".status.capacity.memory", "integer", priority=1),
+            Column("Maintenance", ".status.maintenance.phase", priority=1),
             Column("Unschedulable", ".spec.unschedulable", "boolean", priority=1),
             Column("Hypervisor", ".status.versions.hypervisor", priority=1),
             Column("Acceleration", ".status.cpu.acceleration", priority=1),
@@ -302,6 +313,18 @@ class Host(Resource):
     def labels(self) -> Mapping[str, str]:
         """Its labels as placement compares them: with its name and its zone under the keys that Kubernetes has for these."""
         return {**self.metadata.labels, HOSTNAME: self.name, TOPOLOGY_ZONE: self.spec.zone}
+
+    @property
+    def alive(self) -> bool:
+        """Whether its agent and its hypervisor answered when its status was written last."""
+        ready = self.status.condition(HostCondition.READY)
+        return ready is not None and ready.status is ConditionStatus.TRUE
+
+    @property
+    def emptied(self) -> bool:
+        """Whether machines are to leave it."""
+        wanted = self.spec.maintenance
+        return wanted is not None and wanted.mode is MaintenanceMode.EVACUATE
 
     @property
     def fencing(self) -> bool:

@@ -97,6 +97,10 @@ class Outgoing(Model):
     )
 
 
+PRIORITY = 100
+"""Of a machine whose order names none."""
+
+
 class InstanceOrder(Model):
     """A machine on this host."""
 
@@ -113,6 +117,12 @@ class InstanceOrder(Model):
     power: PowerState = Field(description="What it shall be.")
     restart_policy: RestartPolicy = Field(description="What happens when it ends by itself.")
     restart_request: str | None = Field(default=None, description="A change restarts it once.", max_length=253)
+    priority: int | None = Field(
+        default=None,
+        description="When the host has booted, machines with a higher one are started first; 100 when empty.",
+        ge=0,
+        le=1000000,
+    )
     stop: Stop = Field(default_factory=Stop, description="How it is stopped.")
     cpus: int = Field(description="Virtual CPUs. A change applies at once where it can, else at the next start.", ge=1)
     memory: int = Field(

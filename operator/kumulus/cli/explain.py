@@ -188,7 +188,7 @@ def _host(facts: Facts) -> list[Finding]:
         return []
     if host is Absence.MISSING:
         return [Finding(Level.PROBLEM, f"Its host {name} is no longer known to the cloud.", "Ask the operator.")]
-    if not isinstance(host, Host) or host.status.phase is HostPhase.READY:
+    if not isinstance(host, Host) or host.status.phase in (HostPhase.READY, HostPhase.MAINTENANCE):
         return []
     ready = host.status.condition("Ready")
     since = f" for {age(ready.last_transition_time, facts.now)}" if ready and ready.last_transition_time else ""

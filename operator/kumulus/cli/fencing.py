@@ -41,7 +41,7 @@ def _confirm_dead(
 ) -> None:
     """Confirm that a host which does not answer is powered off, so that its machines are started elsewhere."""
     host = Host.parse(session.fetch(Host.KIND, name, "host", "`kumulusctl host list` shows all"))
-    if host.status.phase is HostPhase.READY:
+    if host.status.phase in (HostPhase.READY, HostPhase.MAINTENANCE):
         raise Problem(
             f"The host {name} answers, so it is not dead. To keep new machines away: kumulusctl host cordon {name}"
         )
@@ -66,7 +66,7 @@ def _fence(
 ) -> None:
     """Have a host that does not answer switched off by its BMC, so that its machines are started elsewhere."""
     host = Host.parse(session.fetch(Host.KIND, name, "host", "`kumulusctl host list` shows all"))
-    if host.status.phase is HostPhase.READY:
+    if host.status.phase in (HostPhase.READY, HostPhase.MAINTENANCE):
         raise Problem(
             f"The host {name} answers, so it is not fenced. To keep new machines away: kumulusctl host cordon {name}"
         )

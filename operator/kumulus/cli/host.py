@@ -1,4 +1,4 @@
-"""`kumulusctl host`: list, show, cordon, uncordon, remove; what is about fencing is in `fencing`."""
+"""`kumulusctl host`: list, show, cordon, uncordon, remove; what is about fencing is in `fencing`, about maintenance in `maintaining`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from kumulus.api.base import FORCE_DETACH
-from kumulus.api.compute import VirtualMachine
+from kumulus.api.compute import Phase, VirtualMachine
 from kumulus.api.fabric import Capacity, Host, host_namespace
 from kumulus.api.storage import PoolHost, StoragePool
 from kumulus.api.unmanaged import UnmanagedInstance
-from kumulus.cli import conditions, fencing
+from kumulus.cli import conditions, fencing, maintaining
 from kumulus.cli.amounts import age, count, size
 from kumulus.cli.output import Column, qualified
 from kumulus.cli.problem import Problem
@@ -49,6 +49,8 @@ def _reason(host: Host) -> str:
     ready = host.status.condition("Ready")
     if ready is not None and ready.status != "True":
         return ready.reason
+    if host.status.maintenance is not None:
+        return host.status.maintenance.phase
     return "Cordoned" if host.spec.unschedulable else ""
 
 
@@ -96,6 +98,7 @@ def _show(session: Session, name: Name) -> None:
             ("Zone", host.spec.zone),
             ("Phase", status.phase or "-"),
             ("Schedulable", "no: cordoned" if host.spec.unschedulable else ""),
+            ("Maintenance", maintaining.said(host) if host.spec.maintenance or host.status.maintenance else ""),
             ("Taints", ", ".join(f"{t.key}={t.value}:{t.effect}" for t in host.spec.taints)),
             ("Only for", ", ".join(host.spec.allowed_namespaces)),
             ("Namespace", status.namespace or ""),
@@ -209,12 +212,12 @@ def _remove(
 ) -> None:
     """Remove a host from the cloud, with its namespace and its agent's credentials."""
     host = Host.parse(fetch(session, name))
-    on_it = machines_on(session, name)
+    on_it = [vm for vm in machines_on(session, name) if vm.status.phase is not Phase.STOPPED]
     if on_it and not force_detach:
         names = ", ".join(f"{vm.namespace}/{vm.name}" for vm in on_it[:5]) + (", ..." if len(on_it) > 5 else "")
         raise Problem(
-            f"On {name} there is still {count(len(on_it), 'machine')} ({names}): delete them first. If the host itself is gone for "
-            "good, --force-detach removes it all the same."
+            f"On {name} there is still {count(len(on_it), 'machine')} ({names}): have them leave (kumulusctl host maintenance"
+            f" {name}), or delete them. If the host itself is gone for good, --force-detach removes it all the same."
         )
     if force_detach:
         session.cluster.patch(KIND, name, {"metadata": {"annotations": {FORCE_DETACH: "true"}}})
@@ -242,3 +245,4 @@ def register(app: typer.Typer) -> None:
     command(app, "uncordon")(_uncordon)
     command(app, "remove")(_remove)
     fencing.register(app)
+    maintaining.register(app)

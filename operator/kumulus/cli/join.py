@@ -63,7 +63,7 @@ def ensure_host(session: Session, name: str, zone: str, hypervisor: HypervisorTy
             f"There is a host {name} already, in zone {host.spec.zone} with hypervisor {host.spec.hypervisor}, and "
             "neither can be changed: use these, or another name."
         )
-    if host.status.phase is HostPhase.READY:
+    if host.status.phase in (HostPhase.READY, HostPhase.MAINTENANCE):
         session.printer.note(f"The host {name} has joined already; this bundle lets it join anew.")
     return host
 

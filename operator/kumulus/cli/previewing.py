@@ -21,6 +21,7 @@ from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder
 from kumulus.api.preview import GROUP, Desk, Goal, HostVerdict, MakeDesk, Metric, Move, Plan, Preview, Unclear
 from kumulus.api.quantity import rounded
+from kumulus.cli import rebalancing
 from kumulus.cli.amounts import count
 from kumulus.cli.output import Column, Format
 from kumulus.cli.problem import Problem, Usage, as_sentence
@@ -194,13 +195,19 @@ def _rebalance(
     ] = 10,
     most: Annotated[int, typer.Option("--max-moves", min=1, max=1000, help="So many moves at most.")] = 20,
     zone: Annotated[str | None, typer.Option(metavar="NAME", help="Only this zone.")] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Make the moves that are shown.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until all have moved.")] = True,
+    timeout: Annotated[float, typer.Option(min=1, max=86400, help="Seconds to wait.")] = 1800,
 ) -> None:
-    """Show which moves would make hosts even. Nothing is moved.
+    """Show which moves would make hosts even, and make them with --apply.
 
-    Machines that break a rule where they are go first. Machines stay in their zone, and nowhere break a rule.
+    Machines that break a rule where they are go first. Machines stay in their zone, and nowhere break a rule. What cannot be
+    moved while it runs, and what is off, is left where it is.
     """
     plan = desk(session).rebalance(Goal(by, tolerance / 100, most, zone))
     if _for_programs(session, plan.to_json()):
+        if apply and plan.moves:
+            rebalancing.carry_out(session, plan, wait=wait, timeout=timeout)
         return
     printer = session.printer
     columns: list[Column[tuple[int, Move]]] = [
@@ -220,9 +227,10 @@ def _rebalance(
     moved = sum(move.memory for move in plan.moves)
     if plan.moves:
         printer.line()
-        printer.line(
-            f"{count(len(plan.moves), 'move')} of {rounded(moved)} of memory. This is a plan: nothing was moved."
-        )
+        what = f"{count(len(plan.moves), 'move')} of {rounded(moved)} of memory."
+        printer.line(what if apply else f"{what} This is a plan: nothing was moved; --apply makes these moves.")
+        if apply:
+            rebalancing.carry_out(session, plan, wait=wait, timeout=timeout)
 
 
 def _shares(session: Session, by: Metric, plan: Plan) -> None:

@@ -124,7 +124,8 @@ def status_of(scope: Scope, *, expiring: bool = False) -> HostStatus:
     ready, schedulable = after.condition("Ready"), after.condition("Schedulable")
     assert ready is not None and schedulable is not None
     assert after.observed_generation == scope.host.metadata.generation
-    assert (after.phase is HostPhase.READY) == (ready.status is ConditionStatus.TRUE and not scope.host.deleting)
+    usual = HostPhase.READY if scope.host.spec.maintenance is None else HostPhase.MAINTENANCE
+    assert (after.phase is usual) == (ready.status is ConditionStatus.TRUE and not scope.host.deleting)
     assert schedulable.status is not ConditionStatus.TRUE or ready.status is ConditionStatus.TRUE
     assert all(condition.reason for condition in after.conditions)
     return after
@@ -165,6 +166,19 @@ def test_cordoned_is_ready_but_not_schedulable() -> None:
     after = status_of(replace(GOOD, host=host(unschedulable=True)))
     schedulable = after.condition("Schedulable")
     assert after.phase is HostPhase.READY and schedulable is not None and schedulable.reason == "Cordoned"
+
+
+def test_a_host_in_maintenance_says_how_far_that_is() -> None:
+    waits = {"namespace": "ns", "name": "web", "reason": "LocalDisks", "message": "Disk tmp is ephemeral."}
+    found = {"phase": "Blocked", "left": 1, "waiting": [waits]}
+    after = status_of(replace(GOOD, host=host(maintenance={}, status={"maintenance": found})))
+    schedulable, told = after.condition("Schedulable"), after.condition("Maintenance")
+    assert schedulable is not None and schedulable.reason == "InMaintenance"
+    assert told is not None and told is after.conditions[-1] and (told.status, told.reason) == ("False", "Blocked")
+    assert told.message.endswith("ns/web: LocalDisks: Disk tmp is ephemeral.")
+    assert after.maintenance is not None, "it is somebody else's"
+    silent = status_of(replace(GOOD, host=host(maintenance={}), verdict=EXPIRED))
+    assert silent.phase is HostPhase.UNKNOWN and silent.condition("Maintenance") is None
 
 
 @pytest.mark.parametrize(

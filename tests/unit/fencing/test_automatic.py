@@ -43,6 +43,8 @@ def test_a_host_is_fenced_some_seconds_after_its_lease_has_run_out() -> None:
         silence(host(fencing={"automatic": False})),
         silence(host(ready="True")),
         silence(host(fenced="True")),
+        silence(host(maintenance={})),
+        silence(host(maintenance={"mode": "InPlace"})),
         silence(verdict=Verdict(Liveness.ALIVE, 3)),
         silence(verdict=Verdict(Liveness.NEVER_SEEN, 3)),
         silence(since=None),
@@ -50,7 +52,19 @@ def test_a_host_is_fenced_some_seconds_after_its_lease_has_run_out() -> None:
         silence(open=True),
         silence(others=0),
     ],
-    ids=("not asked", "ready", "fenced", "alive", "never seen", "not expired", "no machine", "under way", "alone"),
+    ids=(
+        "not asked",
+        "ready",
+        "fenced",
+        "emptied",
+        "worked on",
+        "alive",
+        "never seen",
+        "not expired",
+        "no machine",
+        "under way",
+        "alone",
+    ),
 )
 def test_otherwise_it_is_left_alone(what: Silence) -> None:
     assert asked(what, 1000.0) is None

@@ -1,0 +1,62 @@
+"""A host is emptied and opened again, as a plan: a machine is restarted elsewhere, one is off meanwhile, one that was off starts
+elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import Host
+from kumulus.api.storage import StoragePool, Volume
+from tests.fault.plans import BOUND, HERE, SIZE, Plan, Raw, both, change, make, phase, says, so
+
+THERE = "two"
+_FIRST: Raw = {"resources": SIZE}
+"""On the first host, while the second one is cordoned."""
+
+
+def _runs(name: str, host: str) -> tuple[Any, str, Any]:
+    return (VirtualMachine, name, both(phase("Running"), says("Ready"), so("host", host)))
+
+
+def _machine(name: str, shape: Raw, **spec: Any) -> Any:
+    return make(VirtualMachine, name, _runs(name, HERE)[2], **shape, **spec)
+
+
+SHARED = make(
+    StoragePool, "common", driver="dir", zone="z1", parameters={"path": "/var/lib/kumulus/pools/common", "shared": True}
+)
+DATA = make(Volume, "data", size="1Gi", pool="common")
+MAINTAIN = change(
+    Host,
+    HERE,
+    (Host, HERE, both(so("maintenance.phase", "Emptied"), says("Maintenance"))),
+    _runs("again", THERE),
+    (VirtualMachine, "stops", phase("Stopped")),
+    maintenance={},
+)
+STARTED = change(VirtualMachine, "off", _runs("off", THERE), powerState="Running")
+OPEN = change(
+    Host,
+    HERE,
+    (Host, HERE, both(phase("Ready"), so("maintenance", None))),
+    _runs("stops", HERE),
+    (VirtualMachine, "again", so("eviction", None)),
+    (VirtualMachine, "stops", so("eviction", None)),
+    maintenance=None,
+)
+PLAN = Plan(
+    "maintain a host",
+    (MAINTAIN, STARTED, OPEN),
+    (
+        change(Host, THERE, (Host, THERE, says("Schedulable", "False")), unschedulable=True),
+        SHARED,
+        DATA,
+        _machine("again", _FIRST, evictionPolicy="Restart", disks=[{"name": "data", "volume": "data"}]),
+        _machine("stops", BOUND, evictionPolicy="Stop"),
+        _machine("off", _FIRST),
+        change(VirtualMachine, "off", (VirtualMachine, "off", phase("Stopped")), powerState="Stopped"),
+        change(Host, THERE, (Host, THERE, says("Schedulable")), unschedulable=False),
+    ),
+    starts=3,
+)
