@@ -44,11 +44,13 @@ from kumulus_agents.agent.passphrases import Passphrases
 from kumulus_agents.agent.performer import Performer
 from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
+from kumulus_agents.agent.pulse import Pulse
 from kumulus_agents.agent.report import MachineFacts, Reporter
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.returning import Returning
 from kumulus_agents.agent.secrets import PoolSecrets, Secrets
 from kumulus_agents.agent.segment import Segments
+from kumulus_agents.agent.self_fence import SelfFence
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.agent.snapshot import Snapshots
 from kumulus_agents.agent.tidying import Tidying
@@ -57,10 +59,12 @@ from kumulus_agents.agent.unmanaged import Unmanaged
 from kumulus_agents.agent.upload import UploadOrders
 from kumulus_agents.agent.volume import Volumes
 from kumulus_agents.agent.whereabouts import Whereabouts
+from kumulus_agents.agent.witness import Witnesses
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.metadata.keeper import Metadata
 from kumulus_agents.network.protocol import Dropped, NetworkDriver
 from kumulus_agents.transfer.transfer import Transfer
+from kumulus_agents.watchdog.client import Watchdog
 
 log = structlog.get_logger(__name__)
 
@@ -88,6 +92,8 @@ class Drivers:
     """Address at which other hosts reach its tunnels; its first one when empty."""
     metadata: Metadata | None = None
     """None: guests are told nothing of themselves."""
+    watchdog: Watchdog | None = None
+    """What ends the host's machines when its Lease cannot be renewed; None: nothing can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +138,7 @@ class Agent:
         self._clock = clock or SystemClock()
         self._workers = timings.workers
         self._starts_at_boot = timings.starts_at_boot
+        self._beat_seconds = timings.beat_seconds
         self.queue: WorkQueue[Key] = WorkQueue()
         self.orders = Orders(client, place.namespace)
         self.reflector: Reflector[WorkOrder] = Reflector(self.orders.store, client, place.namespace)
@@ -154,6 +161,10 @@ class Agent:
             every=timings.renew_seconds,
             phase=phase,
             recovered=self._recovered,
+            renewed=lambda stamp: self._self_fence.renewed(stamp),
+        )
+        self._self_fence = SelfFence(
+            self.orders, self.heartbeat, drivers.watchdog, lease_seconds=timings.lease_seconds, wake=self._wake
         )
         self.reporter = Reporter(
             client,
@@ -264,8 +275,8 @@ class Agent:
             wake=self._wake,
             removed=lambda: images.disks_removed(),
             guest=guests.told,
-            fenced=fences.in_force,
             returning=Returning(lambda: self.orders.store, self._clock, at_once=self._starts_at_boot, wake=self._wake),
+            fenced=lambda: fences.in_force() or self._self_fence.unarmed(),
         )
 
         def arrived(uid: str) -> None:
@@ -331,6 +342,10 @@ class Agent:
         )
         disks = Disks(self.orders, work, images, volumes)
         gateways = Gateways(self.orders, self._networks, secrets, wake=self._wake)
+        unproved = drivers.transfer.unproved if drivers.transfer is not None else None
+        beat = self._beat_seconds
+        witnesses = Witnesses(self.orders, pools, unproved, self._clock, tasks, beat_seconds=beat, wake=self._wake)
+        tasks.create_task(Pulse(self.place.host, lambda: self.orders.store, pools, every=beat).run())
         if drivers.networks:
             tasks.create_task(gateways.watch())
 
@@ -354,6 +369,8 @@ class Agent:
             WorkType.SEGMENT: Segments(self.orders, self._networks, arrived=network_arrived),
             WorkType.GATEWAY: gateways,
             WorkType.FENCE: fences,
+            WorkType.WITNESS: witnesses,
+            WorkType.WATCHDOG: self._self_fence,
         }
 
     async def _reflect(self) -> None:

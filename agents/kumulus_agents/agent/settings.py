@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from kumulus_agents.network.settings import NetworkSettings
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.transfer.settings import TransferSettings
+from kumulus_agents.watchdog.daemon import SOCKET
 
 PREFIX = "KUMULUS_AGENT_"
 FILE = "agent.yaml"
@@ -30,6 +31,12 @@ class Timings(BaseModel):
     lease_seconds: int = Field(default=20, ge=2, le=600, description="Duration of the host's Lease.")
     renew_seconds: float = Field(default=6.0, ge=0.5, le=300, description="How often it is renewed.")
     report_seconds: float = Field(default=30.0, ge=0.5, le=3600, description="How often the host is looked at.")
+    beat_seconds: float = Field(
+        default=5.0,
+        ge=0.5,
+        le=60,
+        description="How often it leaves its heartbeat in pools that it shares; the same on all hosts.",
+    )
     workers: int = Field(default=8, ge=1, le=64, description="Work orders worked on at once.")
     starts_at_boot: int = Field(
         default=4, ge=1, le=64, description="When the host has booted, so many machines are started at once."
@@ -52,6 +59,9 @@ class AgentSettings(Timings):
         default_factory=TransferSettings, description="How images are exchanged with other hosts."
     )
     network: NetworkSettings = Field(default_factory=NetworkSettings, description="Networks of machines.")
+    watchdog_socket: Path = Field(
+        default=SOCKET, description="Where the watchdog of this host is reached (kumulus-agent watchdog)."
+    )
     http_address: str = Field(default="127.0.0.1", description="Where health and metrics are served.")
     http_port: int = Field(default=9410, ge=0, le=65535, description="Port of health and metrics; 0: a free one.")
 

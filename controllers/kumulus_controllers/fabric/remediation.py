@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import structlog
+from prometheus_client import Counter, Gauge
 
 from kumulus.api.base import FINALIZER
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import LEASE as LEASE_NAME
 from kumulus.api.host import WorkOrder, WorkType
-from kumulus.api.order_names import FENCE_ORDER
-from kumulus.api.remediation import ENDED, MANUAL, HostRemediation, HostRemediationStatus, RemediationPhase
+from kumulus.api.order_names import FENCE_ORDER, WATCHDOG_ORDER
+from kumulus.api.remediation import ENDED, MANUAL, WATCHDOG, HostRemediation, HostRemediationStatus, RemediationPhase
 from kumulus.kube.builtin import LEASE
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.lease import Lease
@@ -26,6 +27,7 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers import events
 from kumulus_controllers.fabric.fencing import Fencer, FencingError, Power, target
+from kumulus_controllers.fabric.ipmi import Ipmi
 from kumulus_controllers.fabric.liveness import LeaseBook
 from kumulus_controllers.fabric.redfish import Redfish
 from kumulus_controllers.fabric.remediation_plan import (
@@ -36,17 +38,31 @@ from kumulus_controllers.fabric.remediation_plan import (
     Remember,
     Say,
     Withdraw,
+    budget,
     declared,
     fence_of,
     plan,
 )
+from kumulus_controllers.fabric.watchdog import left, promised
+from kumulus_controllers.fabric.witness_book import WitnessBook
 from kumulus_controllers.ordering import Ordering
 from kumulus_controllers.orders import NAMESPACE, host_of, work_orders
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 
 log = structlog.get_logger(__name__)
 
+SILENT = Gauge("kumulus_fencing_silent_hosts", "Hosts that do not answer, or hardly, and are not fenced.")
+BUDGET = Gauge(
+    "kumulus_fencing_budget_hosts", "While more hosts than that are silent nothing is switched off by itself."
+)
+HELD = Counter(
+    "kumulus_fencing_held",
+    "Times that a remediation began to wait, by its reason: TooManySilent, WitnessAlive.",
+    ["reason"],
+)
+
 OF_HOST = "of-host"
+HELD_REASONS = frozenset({"TooManySilent", "WitnessAlive"})
 GOING_ON = frozenset({RemediationPhase.PENDING, RemediationPhase.FENCING})
 
 
@@ -55,7 +71,7 @@ LOOK_SECONDS = 1.0
 AGAIN_SECONDS = 10.0
 """A host that is not off after so long is switched off again."""
 PAUSE_MOST = 60.0
-BUILT_IN: Mapping[str, Fencer] = {"redfish": Redfish()}
+BUILT_IN: Mapping[str, Fencer] = {"redfish": Redfish(), "ipmi": Ipmi()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +90,12 @@ class RemediationReconciler:
 
     name = "hostremediation"
 
-    def __init__(self, services: Services, fencers: Mapping[str, Fencer] = BUILT_IN) -> None:
+    def __init__(
+        self, services: Services, fencers: Mapping[str, Fencer] = BUILT_IN, witnesses: WitnessBook | None = None
+    ) -> None:
         self._services = services
         self._fencers = fencers
+        self._witnesses = witnesses or WitnessBook()
         self._tried: dict[str, Tried] = {}
         """By uid of the remediation."""
         self._store = services.caches.store(HostRemediation)
@@ -86,6 +105,8 @@ class RemediationReconciler:
         self._leases = services.caches.reflected(Lease, fields=f"metadata.name={LEASE_NAME}")
         self._book = LeaseBook(services.clock)
         self._store.add_index(OF_HOST, lambda item: (item.spec.host,))
+        SILENT.set_function(self._late)
+        BUDGET.set_function(lambda: budget(len(self._hosts)))
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes; the host's Lease while it matters; its fence, and the end of what is on its way out."""
@@ -109,7 +130,7 @@ class RemediationReconciler:
 
         def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
             order = after or before
-            if order is not None and (order.spec.type is WorkType.FENCE or after is None):
+            if order is not None and (order.spec.type in (WorkType.FENCE, WorkType.WATCHDOG) or after is None):
                 for item in of_host(host_of(order)):
                     enqueue(Key(None, item.name), urgent=True)
 
@@ -121,10 +142,15 @@ class RemediationReconciler:
                 for one in of_host(item.name):
                     enqueue(Key(None, one.name))
 
+        def heard(host: str) -> None:
+            for one in of_host(host):
+                enqueue(Key(None, one.name))
+
         self._store.listen(own_changed)
         self._leases.listen(lease_changed)
         self._orders.listen(order_changed)
         self._hosts.listen(host_changed)
+        self._witnesses.listen(heard)
 
     def everything(self) -> list[Key]:
         """All remediations."""
@@ -173,7 +199,7 @@ class RemediationReconciler:
         return Facts(
             remediation=item,
             host=self._hosts.get(item.spec.host),
-            late=sum(not host.fenced and self._book.late(host.name) for host in self._hosts),
+            late=self._late(),
             hosts=len(self._hosts),
             able=self._able(self._hosts.get(item.spec.host)),
             verdict=self._book.verdict(item.spec.host),
@@ -183,8 +209,15 @@ class RemediationReconciler:
                 order.spec.type is WorkType.INSTANCE and order.deleting
                 for order in self._orders.by(NAMESPACE, namespace)
             ),
+            hearing=self._witnesses.hearing(item.spec.host),
+            watchdog=self._promised(item.spec.host, self._orders.get(WATCHDOG_ORDER, namespace)),
+            silent=self._book.silence(item.spec.host)[0],
             before=min(older, default=None),
         )
+
+    def _late(self) -> int:
+        """How many hosts are silent, or about to be; not those that are fenced."""
+        return sum(not host.fenced and self._book.late(host.name) for host in tuple(self._hosts))
 
     async def _close(self, item: HostRemediation) -> None:
         """Make the fence. It has no finalizer: when it is taken away it is gone, and the host may start machines."""
@@ -208,7 +241,11 @@ class RemediationReconciler:
             self._book.note(Lease.parse(raw or {}))
             return Requeue(0.0)
         evidence = f"A person confirmed it by spec.confirmedOff; no sign of life since {item.status.last_renewal}."
-        if method != MANUAL:
+        if method == WATCHDOG:
+            if (found := await self._watched(item.spec.host)) is None:
+                return Requeue(0.1)
+            evidence = found
+        elif method != MANUAL:
             try:
                 found = await self._power_off(facts, method)
             except FencingError as error:
@@ -226,6 +263,20 @@ class RemediationReconciler:
         log.warning("a host is fenced", host=item.spec.host, remediation=item.name, method=method)
         await self._tell(facts, "Fenced", f"HostRemediation {item.name}, method {method}: {evidence}", warning=True)
         return Requeue(0.0)
+
+    def _promised(self, host: str, order: WorkOrder | None) -> int | None:
+        """After how many seconds of silence the host has ended its machines. Later than its Lease lasts is no promise."""
+        seconds = promised(order)
+        return seconds if seconds is not None and seconds <= self._book.silence(host)[1] else None
+
+    async def _watched(self, host: str) -> str | None:
+        """By what it is known that the host's watchdog has ended its machines: it was armed, which is looked at live, and it has not
+        been disarmed since, which would have been written before. None: it is not."""
+        order = await self._ordering.live(WATCHDOG_ORDER, host)
+        seconds, silent = self._promised(host, order), self._book.silence(host)[0]
+        if seconds is None or left(seconds, silent) > 0:
+            return None
+        return f"Its watchdog is armed and has ended its machines {seconds} s after its last renewal, which was seen {silent:.0f} s ago."
 
     async def _tell(self, facts: Facts, reason: str, note: str, *, warning: bool = False) -> None:
         if facts.host is not None:
@@ -267,6 +318,9 @@ class RemediationReconciler:
         item, now = facts.remediation, rfc3339(self._services.clock.now())
         attempts = self._tried.get(item.uid, Tried()).times
         after = report(facts, say, now, attempts=max(attempts, item.status.attempts or 0))
+        ready = item.status.condition("Ready")
+        if say.reason in HELD_REASONS and (ready is None or ready.reason != say.reason):
+            HELD.labels(say.reason).inc()
         if after.phase in ENDED:
             self._tried.pop(item.uid, None)
         await self._write(item, after)
@@ -286,7 +340,14 @@ def report(facts: Facts, say: Say, now: str, *, attempts: int = 0) -> HostRemedi
     item, fenced = facts.remediation, facts.fenced
     before, phase = item.status, say.phase
     over = phase is RemediationPhase.SUCCEEDED
-    stalled = say.reason in ("ConfirmationNeeded", "NeverHeardOf", "HostNotFound", "NoMethod", "TooManySilent")
+    stalled = say.reason in (
+        "ConfirmationNeeded",
+        "NeverHeardOf",
+        "HostNotFound",
+        "NoMethod",
+        "TooManySilent",
+        "WitnessAlive",
+    )
     moving = not over and not stalled and phase is not RemediationPhase.REFUSED
     said = [
         Fact("Ready", over, say.reason, say.message),

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from kumulus.api.base import ObjectRef
 from kumulus.api.fabric import Host
 from kumulus.api.host import FenceOrder, WorkOrder, WorkOrderSpec, WorkState, WorkType
-from kumulus.api.remediation import MANUAL, HostRemediation, RemediationPhase
+from kumulus.api.remediation import MANUAL, WATCHDOG, HostRemediation, RemediationPhase, WitnessUse
 from kumulus_controllers.fabric.liveness import Liveness, Verdict
+from kumulus_controllers.fabric.watchdog import left
+from kumulus_controllers.fabric.witness_plan import Hearing
 
 SILENT_SHARE = 0.3
 """Hosts are switched off without a person's word only while no more than this share of them, or one, is silent."""
@@ -35,6 +37,12 @@ class Facts:
     """How many hosts are silent, or about to be; not those that are fenced."""
     hosts: int = 1
     """How many there are."""
+    hearing: Hearing | None = None
+    """What witnesses say of the host; None: nobody was asked."""
+    watchdog: int | None = None
+    """After how many seconds of silence the host's own watchdog has ended its machines, as it promises."""
+    silent: float = 0.0
+    """For how many seconds its Lease has not changed before our eyes."""
     before: str | None = None
     """Name of an older remediation of the same host that is not over."""
 
@@ -148,15 +156,29 @@ def plan(facts: Facts) -> Step:
             f" kumulusctl host confirm-dead {name}"
         )
         return _undo(facts, Say(RemediationPhase.PENDING, "ConfirmationNeeded", why, 300.0))
-    if method != MANUAL and not facts.fenced and (lack := _too_many(facts)) is not None:
+    if (lives := _witnessed(facts, method)) is not None:
+        return _undo(facts, lives)
+    if method == WATCHDOG and facts.watchdog is not None and (wait := left(facts.watchdog, facts.silent)) > 0:
+        why = f"The watchdog of host {name} ends its machines {facts.watchdog} s after its last renewal; it is waited for longer."
+        return Say(RemediationPhase.PENDING, "WatchdogRuns", why, wait + 0.05)
+    if method not in (MANUAL, WATCHDOG) and (lack := _too_many(facts)) is not None:
         return _undo(facts, lack)
     return Prove(method) if facts.ours else Close()
 
 
+def budget(hosts: int) -> int:
+    """How many of them may be silent while some are switched off without a person's word."""
+    return max(1, int(hosts * SILENT_SHARE))
+
+
+def too_many(late: int, hosts: int) -> bool:
+    """Whether so many hosts are silent at once that it is most likely we who are cut off."""
+    return late > budget(hosts)
+
+
 def _too_many(facts: Facts) -> Say | None:
-    """Said when so many hosts are silent at once that it is most likely we who are cut off."""
-    most = max(1, int(facts.hosts * SILENT_SHARE))
-    if facts.late <= most:
+    most = budget(facts.hosts)
+    if not too_many(facts.late, facts.hosts):
         return None
     why = (
         f"{facts.late} of {facts.hosts} hosts do not answer, so it may be the control plane that is cut off, and nothing is switched"
@@ -179,12 +201,27 @@ def _alive(facts: Facts) -> Say | None:
     return Say(RemediationPhase.REFUSED, "HostAnswers", why)
 
 
+def _witnessed(facts: Facts, method: str) -> Say | None:
+    """Said while a witness has proof that the host is alive (ADR 39)."""
+    one, proof = facts.remediation, facts.hearing.alive if facts.hearing is not None else None
+    if proof is None or one.spec.witnesses is WitnessUse.IGNORE:
+        return None
+    todo = (
+        "If it is off all the same, its witnesses fall silent within a minute and this goes on by itself; else switch it off first."
+        if method == MANUAL
+        else f"To have it switched off all the same: kumulusctl host fence {one.spec.host} --despite-witnesses"
+    )
+    why = f"Host {one.spec.host} is alive and only cut off, says {proof.witness}: {proof.message}. {todo}"
+    return Say(RemediationPhase.PENDING, "WitnessAlive", why, 5.0)
+
+
 def _method(facts: Facts) -> str | None:
     """What can fence it now: a person who has said so, else the first method that can."""
     spec = facts.remediation.spec
     if MANUAL in spec.methods and spec.confirmed_off and spec.last_renewal is not None:
         return MANUAL
-    return next((name for name in spec.methods if name in facts.able), None)
+    able = facts.able | ({WATCHDOG} if facts.watchdog is not None else frozenset())
+    return next((name for name in spec.methods if name in able), None)
 
 
 def _undo(facts: Facts, say: Say) -> Step:

@@ -30,6 +30,7 @@ from kumulus.api.hardware import CpuModelName, HostFeature, Known
 from kumulus.api.maintenance import Maintenance, MaintenanceMode, MaintenanceStatus
 from kumulus.api.placement import Taint
 from kumulus.api.quantity import Amount
+from kumulus.api.witness import Statement
 
 GROUP = f"fabric.{DOMAIN}"
 
@@ -109,16 +110,25 @@ class Bmc(Model):
             field=".address",
         ),
         Rule(
+            "self.type != 'ipmi' || !self.address.startsWith('https://')",
+            "the address of a BMC that speaks IPMI is a host, or a host and a port: 10.0.9.1, 10.0.9.1:623",
+            field=".address",
+        ),
+        Rule(
+            "self.type != 'ipmi' || !has(self.caBundle) && !has(self.system) && !(has(self.insecureSkipVerify) && self.insecureSkipVerify)",
+            "system, caBundle and insecureSkipVerify are for Redfish: IPMI has none of it",
+        ),
+        Rule(
             "!(has(self.caBundle) && has(self.insecureSkipVerify) && self.insecureSkipVerify)",
             "caBundle and insecureSkipVerify exclude each other",
         ),
     )
 
     type: MethodName = Field(
-        description="The method of HostRemediations that it is for: redfish, or that of a plug-in."
+        description="The method of HostRemediations that it is for: redfish, ipmi (2.0, over the network), or that of a plug-in."
     )
     address: str = Field(
-        description="Where it is, such as `https://10.0.9.1`.",
+        description="Where it is: of a Redfish service such as `https://10.0.9.1`, of IPMI such as `10.0.9.1` or `10.0.9.1:623`.",
         min_length=1,
         max_length=253,
         pattern=r"^(https://)?[A-Za-z0-9.:\[\]-]+$",
@@ -152,7 +162,13 @@ class Fencing(Model):
     automatic: bool = Field(
         default=False,
         description="When it has been silent for its Lease and some seconds, and machines on it ask for high availability, have its"
-        " BMC switch it off without asking anybody, so that they start elsewhere.",
+        " BMC switch it off without asking anybody, so that they start elsewhere. With a watchdog, take its word.",
+    )
+    watchdog: bool = Field(
+        default=False,
+        description="Have the host end its machines by itself when it cannot renew its Lease for as long as that lasts (20 s), so that"
+        " they can start elsewhere without a BMC. All of its machines, also when it is the API server that is away. The host needs"
+        " the service kumulus-agent watchdog.",
     )
 
 
@@ -161,8 +177,8 @@ class HostSpec(Model):
 
     rules = (
         Rule(
-            "!has(self.fencing) || !self.fencing.automatic || has(self.bmc)",
-            "automatic fencing needs a BMC (spec.bmc) that can switch the host off",
+            "!has(self.fencing) || !self.fencing.automatic || has(self.bmc) || self.fencing.watchdog",
+            "automatic fencing needs a BMC (spec.bmc) that can switch the host off, or a watchdog (fencing.watchdog)",
             field=".fencing",
         ),
     )
@@ -218,6 +234,7 @@ class HostCondition(StrEnum):
     NETWORK_READY = "NetworkReady"
     MAINTENANCE = "Maintenance"
     FENCED = "Fenced"
+    ISOLATED = "Isolated"
     CREDENTIALS_EXPIRING = "CredentialsExpiring"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
@@ -277,6 +294,12 @@ class HostStatus(Status):
     instances: int | None = Field(default=None, description="Machines placed on it.")
     maintenance: MaintenanceStatus | None = Field(default=None, description="How far its maintenance is.")
     unmanaged: int | None = Field(default=None, description="Domains on it that are not Kumulus' own.")
+    witnesses: tuple[Statement, ...] = Field(
+        default=(),
+        description="What witnesses say of the host while it is silent; empty while it answers, or nobody was asked.",
+        max_length=8,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["witness", "kind"]},
+    )
 
 
 class Host(Resource):

@@ -8,6 +8,9 @@ CERTIFICATE_ORDER = "certificate"
 FENCE_ORDER = "0-fence"
 """Name of the work order that says that a host is being fenced. It sorts before all others, so it is read first."""
 
+WATCHDOG_ORDER = "watchdog"
+"""Name of the work order that has a host's watchdog armed."""
+
 
 def instance_order_name(vm_uid: str) -> str:
     """Name of the work order of a machine."""
@@ -67,3 +70,8 @@ def pool_order_name(pool_uid: str) -> str:
 def pool_secret_name(pool_uid: str) -> str:
     """Name of the copy, in a host's namespace, of the Secret that a pool's parameters name."""
     return f"pool-{pool_uid}"
+
+
+def witness_order_name(host_uid: str) -> str:
+    """Name of the work order by which a host looks whether another one, of that uid, is alive."""
+    return f"witness-{host_uid}"

@@ -24,8 +24,19 @@ from kumulus.api.base import (
 )
 from kumulus.api.fabric import GROUP, MethodName
 
+WATCHDOG = "watchdog"
+"""The method by which the host's own watchdog has ended its machines."""
 MANUAL = "manual"
 """The method by which a person says that the host is off."""
+
+
+class WitnessUse(StrEnum):
+    """What becomes of a remediation while a witness says that the host is alive."""
+
+    HEED = "Heed"
+    """It waits."""
+    IGNORE = "Ignore"
+    """It goes on."""
 
 
 class HostRemediationSpec(Model):
@@ -54,8 +65,8 @@ class HostRemediationSpec(Model):
     reason: str | None = Field(default=None, description="Why, for people.", max_length=1024)
     methods: tuple[MethodName, ...] = Field(
         default=(MANUAL,),
-        description="What may be used; the first that can be is. redfish: the host's BMC (Host.spec.bmc) switches it off, and is asked"
-        " whether it is. manual: a person says that it is off.",
+        description="What may be used; the first that can be is. redfish, ipmi: the host's BMC (Host.spec.bmc) switches it off, and is"
+        " asked whether it is. watchdog: the host's own (Host.spec.fencing.watchdog) has ended its machines. manual: a person says that it is off.",
         min_length=1,
         max_length=5,
         json_schema_extra={"x-kubernetes-list-type": "set"},
@@ -71,6 +82,11 @@ class HostRemediationSpec(Model):
         " the host was seen to be off. If the host gives a later sign of life, nothing is done.",
         min_length=1,
         max_length=64,
+    )
+    witnesses: WitnessUse = Field(
+        default=WitnessUse.HEED,
+        description="Heed: while a witness says that the host is alive (its status.witnesses) nothing is done. Ignore: it is fenced all"
+        " the same, as somebody wants who knows better, or who wants a host off that is only cut off.",
     )
 
 
