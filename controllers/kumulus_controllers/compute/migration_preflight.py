@@ -18,6 +18,8 @@ from kumulus.api.volumes import CacheMode
 from kumulus_controllers.compute.migration_scope import Scope
 from kumulus_controllers.storage.volume_plan import Lack
 
+HANDING_OVER = "HandingOver"
+"""Reason: a volume follows the machine to the host where it is; over in a moment."""
 COHERENT = (None, CacheMode.NONE, CacheMode.DIRECTSYNC)
 """Ways to cache a disk in which a host knows nothing of it that another one does not."""
 
@@ -40,13 +42,14 @@ def blocked(scope: Scope) -> Lack | None:
     vm = scope.vm
     if vm is None:
         return Lack("MachineNotFound", f"There is no VirtualMachine {scope.migration.spec.vm} in the namespace.")
-    found = list(_blockers(scope, vm))
+    found = keeps(scope, vm)
     if not found:
         return None
     return Lack(found[0].reason, " ".join(lack.message for lack in found), stalled=any(lack.stalled for lack in found))
 
 
-def _blockers(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
+def keeps(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
+    """All that keeps the machine where it is, whoever asks."""
     order = scope.source
     if vm.deleting:
         return [Lack("MachineGone", f"Machine {vm.name} is being deleted.")]
@@ -123,7 +126,7 @@ def _disk_blockers(
     if use is not None and use.volume.status.moving_to is not None:
         found.append(Lack("VolumeMoves", f"The volume of disk {name} is moved to another pool.", stalled=False))
     if use is not None and scope.vm is not None and use.volume.status.host != scope.vm.status.host:
-        found.append(Lack("HandingOver", f"The volume of disk {name} comes from another host.", stalled=False))
+        found.append(Lack(HANDING_OVER, f"The volume of disk {name} comes from another host.", stalled=False))
     return found
 
 

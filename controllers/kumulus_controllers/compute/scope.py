@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.host import WorkOrder
+from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore
 from kumulus.api.network import NetworkInterface, SecurityGroup
@@ -47,6 +47,8 @@ class Scope:
     """A restore that gives its disks other content just now: it is not started meanwhile."""
     groups: tuple[PlacementGroup, ...] = ()
     """PlacementGroups that it is a member of."""
+    report: HostReport | None = None
+    """What that host reports of itself."""
     unsatisfied: tuple[str, ...] = ()
     """Which rules of its placement do not hold any more where it is."""
 
