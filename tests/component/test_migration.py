@@ -108,6 +108,16 @@ class Owner(Tenant):
     async def reaches(self, *wanted: str, name: str = "go") -> Raw:
         return await self.wait(KIND, name, lambda item: item.get("status", {}).get("phase") in wanted, f"is {wanted}")
 
+    async def could_move(self, status: str, reason: str) -> str:
+        """The machine says so; its message."""
+
+        def says(item: Raw) -> bool:
+            found = condition(item, "Migratable")
+            return (found.get("status"), found.get("reason")) == (status, reason)
+
+        vm = await self.wait(VirtualMachine.KIND, "vm", says, f"could move: {status} ({reason})")
+        return str(condition(vm, "Migratable").get("message", ""))
+
     def domain(self, host: str, vm: Raw) -> Any:
         return self.cloud.hosts[host].machine.domains.get(vm["metadata"]["uid"])
 
@@ -164,6 +174,7 @@ async def owner(made: Cloud) -> AsyncIterator[Owner]:
 
 async def test_a_machine_moves_and_back_and_its_volume_follows(owner: Owner) -> None:
     vm, here, there = await owner.begin()
+    await owner.could_move("True", "NothingInTheWay")
     await owner.move()
     moved = await owner.ends("Succeeded")
     assert (moved["status"]["sourceHost"], moved["status"]["targetHost"]) == (here, there)
@@ -200,10 +211,13 @@ async def test_a_machine_that_may_not_move_says_all_that_keeps_it(owner: Owner) 
     await owner.image()
     await owner.machine("vm", DATA, {"name": "tmp", "ephemeral": {"image": "system", "size": "64Mi"}})
     await owner.runs("vm")
+    known = await owner.could_move("False", "LocalDisks")
     await owner.move()
-    assert "Disk tmp is ephemeral" in await owner.says(KIND, "go", "LocalDisks")
+    assert await owner.says(KIND, "go", "LocalDisks") == known and "Disk tmp is ephemeral" in known
     await owner.patch(VirtualMachine.KIND, "vm", powerState="Stopped")
     assert "only one that runs can move" in await owner.says(KIND, "go", "NotRunning")
+    off = await owner.wait(VirtualMachine.KIND, "vm", phase("Stopped"), "is off")
+    assert not condition(off, "Migratable")
 
 
 async def test_deleting_it_cancels_it(owner: Owner) -> None:

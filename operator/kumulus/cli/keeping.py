@@ -11,12 +11,11 @@ from kumulus.cli.problem import as_sentence
 TODO: Mapping[str, str] = {
     "CacheUnsafe": "`kubectl get volumeclasses` shows the classes: one with cache none, and a restart.",
     "DiscInDrive": "Take the image out of the drive in spec.disks: `kubectl -n {namespace} edit vm {name}`.",
-    "EncryptedVolume": "It changes hosts while it is off: `kumulusctl -n {namespace} vm stop {name}`.",
+    "HostPassthrough": "Set spec.cpu.model to host-model, or to a model that both hosts have, and restart it.",
     "LocalDisks": "`kubectl get storagepools` shows which pools are shared; `kumulusctl -n {namespace} volume move VOLUME"
     " --to POOL` moves a volume there.",
     "NetworkCannotFollow": "Its interfaces have to be in networks of another class: `kubectl get networkclasses`.",
     "NoTunnel": "The operator sets transfer.migration_port of the agent on that host.",
-    "NotMovedYet": "It changes hosts while it is off: `kumulusctl -n {namespace} vm stop {name}`.",
     "NotRunning": "`kumulusctl -n {namespace} vm resume {name}` lets it go on.",
     "PendingChanges": "`kumulusctl -n {namespace} vm restart {name}`, if it does not pass by itself.",
     "RestoreInProgress": "It passes by itself: `kubectl -n {namespace} get vmrestores`.",

@@ -17,7 +17,7 @@ from kumulus.api.compute import (
     VirtualMachineStatus,
 )
 from kumulus.api.fabric import Host
-from kumulus.api.hardware import Shape
+from kumulus.api.hardware import Shape, WatchdogAction
 from kumulus.api.host import (
     HostReport,
     MigrationEndpoint,
@@ -116,9 +116,21 @@ IN = {"incoming": Incoming(migration=GO, host=HERE), "state": WorkState.WORKING}
 PREPARED = facts(MigrationState.PREPARED)
 
 
-def report(*, takes: bool = True) -> HostReport:
-    at = {"migration": {"address": "192.0.2.2", "port": 9413}} if takes else {}
-    return HostReport.parse({"metadata": {"name": HERE}, "status": at})
+def report(*, takes: bool = True, **cpu: str) -> HostReport:
+    at: dict[str, Any] = {"migration": {"address": "192.0.2.2", "port": 9413}} if takes else {}
+    return HostReport.parse({"metadata": {"name": HERE}, "status": {"cpu": cpu, **at}})
+
+
+def made_of(shape: Shape, host: str = HERE) -> WorkOrder:
+    """The order of a machine that was started so."""
+    found = order(host, 4, shape=shape)
+    assert found.status.instance is not None
+    instance = found.status.instance.model_copy(update={"shape": shape})
+    return found.model_copy(update={"status": found.status.model_copy(update={"instance": instance})})
+
+
+def passing_through() -> WorkOrder:
+    return made_of(Shape(cpu_model="host-passthrough"))
 
 
 def scope(going: VirtualMachineMigration | None = None, **changes: Any) -> Scope:
@@ -223,8 +235,9 @@ def test_what_ends_one_that_has_begun(changes: dict[str, Any], reason: str) -> N
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"source": order(HERE, 4, shape=Shape(uefi=True, tpm=True))}, "NotMovedYet"),
-        ({"source": order(HERE, 4, max_memory=128 << 20)}, "NotMovedYet"),
+        ({"source": order(HERE, 4, max_memory=256 << 20)}, "PendingChanges"),
+        ({"source": order(HERE, 4, max_cpus=2)}, "PendingChanges"),
+        ({"source": passing_through(), "source_report": report(acceleration="kvm")}, "HostPassthrough"),
         ({"vm": machine(paused=True)}, "LeftAlone"),
         ({"vm": None}, "MachineNotFound"),
         ({"vm": machine(power=PowerState.PAUSED)}, "NotRunning"),
@@ -240,6 +253,16 @@ def test_what_keeps_a_machine_where_it_is(changes: dict[str, Any], reason: str) 
     move = plan(scope(**changes))
     assert (move.step, move.phase) == (Step.WAIT, MigrationPhase.PENDING)
     assert move.lack is not None and move.lack.reason == reason
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape(uefi=True, secure_boot=True, tpm=True, watchdog=WatchdogAction.RESET), Shape(cpu_model="Nehalem")]
+)
+def test_what_it_is_made_of_does_not(shape: Shape) -> None:
+    assert plan(scope(source=made_of(shape))).step is Step.CHOOSE
+    waits = order(HERE, 4, shape=shape)
+    assert plan(scope(source=waits)).step is Step.CHOOSE, "what waits for its next start waits there"
+    assert plan(scope(source=passing_through(), source_report=report(acceleration="tcg"))).step is Step.CHOOSE
 
 
 def test_a_machine_that_was_placed_anew_is_left_alone() -> None:

@@ -15,7 +15,7 @@ from kumulus.api.machine_snapshot import VirtualMachineRestore
 from kumulus.api.network import NetworkInterface
 from kumulus.api.segments import NetworkDriverName
 from kumulus.cli.keeping import TODO, keeping
-from kumulus_controllers.compute import migration_preflight
+from kumulus_controllers.compute import migration_hardware, migration_preflight
 from kumulus_controllers.compute.movable import MIGRATABLE, migratable
 from kumulus_controllers.compute.phase import Placed, derive_status
 from kumulus_controllers.compute.scope import Link, Scope
@@ -38,7 +38,7 @@ def link(driver: NetworkDriverName | None) -> dict[str, Link]:
 CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"order": moving.order(moving.HERE, 4, pool=moving.LOCAL)},) * 2,
-    ({"order": moving.order(moving.HERE, 4, max_memory=128 << 20)},) * 2,
+    ({"order": moving.order(moving.HERE, 4, max_memory=256 << 20)},) * 2,
     ({"links": link(None)},) * 2,
     ({"report": None}, {"source_report": None}),
     (
@@ -96,8 +96,9 @@ def test_it_is_said_of_what_has_a_memory_only_and_names_the_phase_that_is() -> N
 
 def test_the_owner_is_told_what_to_do_about_each_reason() -> None:
     """All reasons of the preflight that can come to stand in the condition."""
-    tree = ast.parse(Path(migration_preflight.__file__).read_text())
-    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    sources = (migration_preflight, migration_hardware)
+    trees = [ast.parse(Path(module.__file__ or "").read_text()) for module in sources]
+    calls = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call))
     reasons = {
         call.args[0].value
         for call in calls
