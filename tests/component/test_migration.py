@@ -236,6 +236,15 @@ async def _sending(owner: Owner, host: str, vm: Raw) -> bool:
     return vm["metadata"]["uid"] in owner.cloud.hosts[host].machine.sending
 
 
+async def test_a_copy_that_gets_no_closer_to_its_end_is_given_up_where_that_was_asked_for(owner: Owner) -> None:
+    owner.slow(60)
+    vm, here, _ = await owner.begin()
+    await owner.move(onStall="Cancel", limits={"stallSeconds": 5})
+    failed = await owner.ends("Failed")
+    assert condition(failed)["reason"] == "CopyStalled" and "no closer to its end" in condition(failed)["message"]
+    await owner.is_on(vm, here, 1)
+
+
 async def test_a_machine_that_is_to_stop_does_not_move(owner: Owner) -> None:
     owner.slow(60)
     await owner.begin()

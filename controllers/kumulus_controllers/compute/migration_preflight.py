@@ -18,6 +18,8 @@ from kumulus_controllers.compute import migration_hardware
 from kumulus_controllers.compute.migration_scope import Scope
 from kumulus_controllers.storage.volume_plan import Lack
 
+FOLLOWING = (NetworkDriverName.LINUX, NetworkDriverName.OVN)
+"""Drivers of networks that have been seen to let guests go on elsewhere."""
 HANDING_OVER = "HandingOver"
 """Reason: a volume follows the machine to the host where it is; over in a moment."""
 COHERENT = (None, CacheMode.NONE, CacheMode.DIRECTSYNC)
@@ -76,7 +78,7 @@ def keeps(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
         if drive.pool is not None and not drive.pool.shared:
             found.append(Lack("DiscInDrive", f"The disc in drive {drive.name} is local to its host: eject it."))
     for name, link in scope.links.items():
-        if link.driver is not NetworkDriverName.LINUX:
+        if link.driver not in FOLLOWING:
             found.append(
                 Lack(
                     "NetworkCannotFollow",

@@ -37,7 +37,10 @@ from kumulus.api.instance_order import (
     Outgoing,
 )
 from kumulus.api.migration import (
+    MigrationLimits,
+    MigrationMode,
     MigrationPhase,
+    OnStall,
     VirtualMachineMigration,
     VirtualMachineMigrationSpec,
     VirtualMachineMigrationStatus,
@@ -204,6 +207,50 @@ def test_a_source_that_is_off_for_certain_answers_nothing_any_more() -> None:
         assert next_of(going, target=order(THERE, 5, **IN, deleting=True), **off)[0] is Step.WAIT
         assert next_of(going, **off)[0] is Step.WAIT, "whether the guest had left is known there alone"
         assert next_of(going, source=sent)[0] is Step.WITHDRAW, "it is back"
+
+
+@pytest.mark.parametrize(
+    ("spec", "seconds", "step"),
+    [
+        ({"on_stall": OnStall.CANCEL}, 60, Step.GIVE_UP),
+        ({"on_stall": OnStall.CANCEL}, 59, Step.WAIT),
+        ({"on_stall": OnStall.CANCEL, "limits": MigrationLimits(stall_seconds=120)}, 60, Step.WAIT),
+        ({}, 60, Step.WAIT),
+        ({"mode": MigrationMode.PRE_COPY}, 600, Step.WAIT),
+    ],
+)
+def test_a_copy_that_gets_no_closer_to_its_end(spec: dict[str, Any], seconds: int, step: Step) -> None:
+    said = facts(MigrationState.SENDING, stalled_seconds=seconds, remaining_bytes=5 << 20, dirty_rate=9 << 20)
+    going = migration(**BEGUN)
+    going = going.model_copy(update={"spec": going.spec.model_copy(update=spec)})
+    here = scope(going, source=order(HERE, 4, **OUT, said=said), target=order(THERE, 5, **IN, said=PREPARED))
+    move = plan(here)
+    assert move.step is step
+    if move.lack is not None:
+        assert move.lack.reason == "CopyStalled" and "5 MiB were left, and the guest wrote 9 MiB/s" in move.lack.message
+    elif seconds >= going.spec.limits.stall_seconds:
+        ready = derive_status(here, move, "2027-02-01T00:00:00Z").condition("Ready")
+        does = "decides" if going.spec.mode is MigrationMode.PRE_COPY else "is slowed down"
+        assert ready is not None and f"no closer to its end for {seconds} s" in ready.message and does in ready.message
+
+
+@pytest.mark.parametrize(
+    ("spec", "slows"),
+    [
+        ({}, True),
+        ({"on_stall": OnStall.THROTTLE}, True),
+        ({"on_stall": OnStall.CANCEL}, True),
+        ({"on_stall": OnStall.WAIT}, False),
+        ({"mode": MigrationMode.PRE_COPY, "on_stall": OnStall.CANCEL}, False),
+        ({"mode": MigrationMode.PRE_COPY}, False),
+    ],
+)
+def test_a_guest_is_slowed_down_only_when_that_was_asked_for(spec: dict[str, Any], slows: bool) -> None:
+    going = migration(**BEGUN)
+    going = going.model_copy(update={"spec": going.spec.model_copy(update=spec)})
+    sends = sending(order(HERE, 4).spec, going, MigrationEndpoint(address="192.0.2.2", port=9413), 7)
+    assert sends.instance is not None and sends.instance.outgoing is not None
+    assert sends.instance.outgoing.converge is slows
 
 
 def test_one_that_was_not_begun_goes_at_once() -> None:
