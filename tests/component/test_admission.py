@@ -536,6 +536,9 @@ BAD = [
     Bad(VirtualMachineMigration, "spec.mode", "PostCopy", "PostCopy is not offered"),
     Bad(VirtualMachineMigration, "spec.withLocalDisks", True, "do not move with the machine yet"),
     Bad(VirtualMachineMigration, "spec.limits.timeoutSeconds", 1),
+    Bad(
+        VirtualMachineMigration, "spec", {"vm": "web", "mode": "PreCopy", "onStall": "Throttle"}, "slows no guest down"
+    ),
     Bad(VirtualMachineMigration, "spec.vm", "Not_A_Name"),
     Bad(VirtualMachineRestore, "spec.target", {}, "exactly one of vm and newVM"),
     Bad(VirtualMachineRestore, "spec.target.vm", "web", "exactly one of vm and newVM"),
@@ -964,6 +967,7 @@ CHANGES = [
     Change(VirtualMachineSnapshot, "spec.vm", "other"),
     Change(VirtualMachinePool, "spec.selector", {"tier": "front"}),
     Change(VirtualMachineMigration, "spec.vm", "other", "spec"),
+    Change(VirtualMachineMigration, "spec.onStall", "Wait", "spec"),
     Change(VirtualMachineMigration, "spec.targetHost", "other", "spec"),
     Change(VirtualMachineRestore, "spec.snapshot", "other", "spec"),
     Change(VirtualMachineRestore, "spec.target.newVM", "other", "spec"),

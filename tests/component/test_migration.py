@@ -109,6 +109,16 @@ class Owner(Tenant):
     async def reaches(self, *wanted: str, name: str = "go") -> Raw:
         return await self.wait(KIND, name, lambda item: item.get("status", {}).get("phase") in wanted, f"is {wanted}")
 
+    async def could_move(self, status: str, reason: str) -> str:
+        """The machine says so; its message."""
+
+        def says(item: Raw) -> bool:
+            found = condition(item, "Migratable")
+            return (found.get("status"), found.get("reason")) == (status, reason)
+
+        vm = await self.wait(VirtualMachine.KIND, "vm", says, f"could move: {status} ({reason})")
+        return str(condition(vm, "Migratable").get("message", ""))
+
     def domain(self, host: str, vm: Raw) -> Any:
         return self.cloud.hosts[host].machine.domains.get(vm["metadata"]["uid"])
 
@@ -174,6 +184,7 @@ async def owner(made: Cloud) -> AsyncIterator[Owner]:
 
 async def test_a_machine_moves_and_back_and_its_volume_follows(owner: Owner) -> None:
     vm, here, there = await owner.begin()
+    await owner.could_move("True", "NothingInTheWay")
     await owner.move()
     moved = await owner.ends("Succeeded")
     assert (moved["status"]["sourceHost"], moved["status"]["targetHost"]) == (here, there)
@@ -210,10 +221,13 @@ async def test_a_machine_that_may_not_move_says_all_that_keeps_it(owner: Owner) 
     await owner.image()
     await owner.machine("vm", DATA, {"name": "tmp", "ephemeral": {"image": "system", "size": "64Mi"}})
     await owner.runs("vm")
+    known = await owner.could_move("False", "LocalDisks")
     await owner.move()
-    assert "Disk tmp is ephemeral" in await owner.says(KIND, "go", "LocalDisks")
+    assert await owner.says(KIND, "go", "LocalDisks") == known and "Disk tmp is ephemeral" in known
     await owner.patch(VirtualMachine.KIND, "vm", powerState="Stopped")
     assert "only one that runs can move" in await owner.says(KIND, "go", "NotRunning")
+    off = await owner.wait(VirtualMachine.KIND, "vm", phase("Stopped"), "is off")
+    assert not condition(off, "Migratable")
 
 
 async def test_deleting_it_cancels_it(owner: Owner) -> None:
@@ -230,6 +244,15 @@ async def test_deleting_it_cancels_it(owner: Owner) -> None:
 
 async def _sending(owner: Owner, host: str, vm: Raw) -> bool:
     return vm["metadata"]["uid"] in owner.cloud.hosts[host].machine.sending
+
+
+async def test_a_copy_that_gets_no_closer_to_its_end_is_given_up_where_that_was_asked_for(owner: Owner) -> None:
+    owner.slow(60)
+    vm, here, _ = await owner.begin()
+    await owner.move(onStall="Cancel", limits={"stallSeconds": 5})
+    failed = await owner.ends("Failed")
+    assert condition(failed)["reason"] == "CopyStalled" and "no closer to its end" in condition(failed)["message"]
+    await owner.is_on(vm, here, 1)
 
 
 async def test_a_machine_that_is_to_stop_does_not_move(owner: Owner) -> None:

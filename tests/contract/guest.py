@@ -88,9 +88,12 @@ efi)
     [ -d /sys/firmware/efi ] && efi=yes
     # TPM2_ReadClock (TPM 2.0 part 3, 29.1). How often it was reset is after the header (10), time, and clock (8 each).
     exec 7<>/dev/tpm0
-    printf '\\200\\1\\0\\0\\0\\12\\0\\0\\1\\201' >&7
-    resets=$((0x$(dd bs=64 count=1 <&7 2>/dev/null | hexdump -v -e '64/1 "%02x"' | cut -c53-60)))
-    echo "GUEST-EFI:$efi TPM:$resets." ;;
+    resets() {
+        printf '\\200\\1\\0\\0\\0\\12\\0\\0\\1\\201' >&7
+        echo $((0x$(dd bs=64 count=1 <&7 2>/dev/null | hexdump -v -e '64/1 "%02x"' | cut -c53-60)))
+    }
+    echo "GUEST-EFI:$efi TPM:$(resets)."
+    while sleep 1; do echo "GUEST-TPM:$(resets)."; done ;;
 size)
     while :; do
         for c in /sys/devices/system/cpu/cpu[0-9]*/online; do [ ! -e $c ] || [ $(cat $c) = 1 ] || echo 1 >$c; done
@@ -209,7 +212,8 @@ class Guest(StrEnum):
     SIZE = "size"
     """Brings to work the CPUs and the memory that come, and says how many and how many MiB, whenever that changes."""
     EFI = "efi"
-    """Says whether UEFI started it, and how often its TPM was reset. It is started by the shell of the firmware."""
+    """Says whether UEFI started it, and how often its TPM was reset, this each second. It is started by the shell of the
+    firmware."""
     DISC = "disc"
     """Says the label of the disc in its drive, whenever that changes."""
     COUNT = "count"

@@ -15,6 +15,7 @@ from dataclasses import replace
 import pytest
 
 from kumulus.api.compute import PowerState
+from kumulus.api.hardware import Shape, WatchdogAction
 from kumulus_agents.hypervisor.migration import Progress, Sending, Stream
 from kumulus_agents.hypervisor.protocol import DomainSpec, DomainState, ExitReason, Hypervisor, HypervisorError, Marks
 from tests.contract.hypervisor import World, eventually, the
@@ -24,6 +25,14 @@ async def pair() -> tuple[Stream, Stream]:
     """Two streams that are each other's ends."""
     one, two = socket.socketpair()
     return await asyncio.open_connection(sock=one), await asyncio.open_connection(sock=two)
+
+
+SHAPES = (
+    Shape(uefi=True, secure_boot=True, tpm=True, watchdog=WatchdogAction.RESET),
+    pytest.param(Shape(uefi=True), marks=pytest.mark.wide),
+    pytest.param(Shape(tpm=True), marks=pytest.mark.wide),
+)
+"""What a machine is made of."""
 
 
 class Between:
@@ -120,6 +129,36 @@ class MigrationContract:
         await source.send(running.marks.uid, Sending(migration), Between(target, comes, migration).connect, nowhere)
         await target.arrive(comes.marks.uid, comes.marks)
         assert (await the(target, comes)).state is DomainState.PAUSED
+
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    async def test_what_it_was_started_with_goes_along_and_what_waits_for_the_next_start_waits_there(
+        self, source: Hypervisor, target: Hypervisor, here: World, there: World, shape: Shape
+    ) -> None:
+        spec = here.guest()
+        spec = replace(spec, shape=shape, max_cpus=3, max_memory=spec.memory + (256 << 20))
+        uid, grown = spec.marks.uid, spec.memory + (128 << 20)
+        await source.start(spec)
+        await source.resize(uid, 2, grown)
+        before = await the(source, spec)
+        assert before.growth is not None and (before.cpus, before.growth.memory_asked) == (2, grown)
+        migration, comes = str(uuid.uuid4()), self.arriving(spec, there)
+        comes = replace(comes, cpus=2, memory=grown, shape=shape.model_copy(update={"cpu_model": "Nehalem"}))
+        await target.receive(comes, migration)
+        between = Between(target, comes, migration)
+        try:
+            await source.send(uid, Sending(migration), between.connect, nowhere)
+        except HypervisorError as error:
+            raise AssertionError(await asyncio.gather(*between.served, return_exceptions=True)) from error
+        await target.arrive(uid, comes.marks)
+        after = await the(target, comes)
+        assert (after.state, after.shape, after.machine_type) == (DomainState.RUNNING, shape, before.machine_type)
+        assert (after.cpus, after.memory, after.growth) == (before.cpus, before.memory, before.growth)
+        await source.mark(uid, replace(spec.marks, departed=migration))
+        await source.remove(uid)
+        assert await source.domain(uid) is None
+        await target.force_off(uid)
+        again = await target.start(comes)
+        assert again.shape == comes.shape, "what waited for the next start"
 
     async def test_one_that_nobody_waits_for_does_not_come(
         self, source: Hypervisor, target: Hypervisor, running: DomainSpec, there: World

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 import pytest
 
+from kumulus.api.hardware import Shape
 from kumulus_agents.hypervisor.migration import Progress, Sending
-from kumulus_agents.hypervisor.protocol import DomainSpec, DomainState, Hypervisor, HypervisorError
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, DomainState, Hypervisor, HypervisorError
+from kumulus_agents.storage.dir.driver import DirStorage
+from kumulus_agents.storage.passphrase import Passphrase
+from kumulus_agents.storage.settings import StorageSettings
 from tests.contract import guest
+from tests.contract.guest import Guest
 from tests.contract.hypervisor import World, eventually, the
 from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
 from tests.contract.migrations import Between, MigrationContract, nowhere
+from tests.unit.storage.material import pool_ref
 
 pytestmark = pytest.mark.libvirt
+
+UEFI_MEMORY = 256 << 20
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +106,68 @@ class TestLibvirt(MigrationContract):
         again = Between(target, comes, migration)
         await source.send(running.marks.uid, Sending(migration), again.connect, nowhere)
         assert (await the(target, comes)).state is DomainState.PAUSED, "what failed can be tried again"
+
+    async def test_an_encrypted_disk_is_opened_there_with_a_key_that_nobody_else_sees(
+        self, source: Hypervisor, target: Hypervisor, here: LibvirtWorld, there: LibvirtWorld, tmp_path: Path
+    ) -> None:
+        pool = DirStorage(pool_ref(tmp_path / "pool"), StorageSettings(roots=(PurePosixPath(tmp_path),), readers=()))
+        volume, key = str(uuid.uuid4()), Passphrase("correct horse battery staple")
+        stored = await pool.ensure_encrypted_volume(volume, 16 << 20, None, False, key)
+        disk = DomainDisk("data", stored.source, "qcow2", volume=volume, passphrase=key)
+        spec = here.spec()
+        spec = replace(spec, disks=(*spec.disks, disk))
+        await source.start(spec)
+        assert here.guest_io(spec, volume, "write -P 0x5a 0 1M") == ""
+        uid, migration = spec.marks.uid, str(uuid.uuid4())
+        wrong = self.arriving(
+            replace(spec, disks=(*spec.disks[:-1], replace(disk, passphrase=Passphrase("x" * 16)))), there
+        )
+        await target.receive(wrong, migration)
+        with pytest.raises(HypervisorError):
+            await source.send(uid, Sending(migration), Between(target, wrong, migration).connect, nowhere)
+        assert there.virsh("secret-list") == "" and (await the(source, spec)).state is DomainState.RUNNING
+        comes = self.arriving(spec, there)
+        await target.receive(comes, migration)
+        await source.send(uid, Sending(migration), Between(target, comes, migration).connect, nowhere)
+        await target.arrive(uid, comes.marks)
+        assert "verification failed" not in there.guest_io(comes, volume, "read -P 0x5a 0 1M", "write -P 0x5b 0 1M")
+        assert here.virsh("secret-list") == there.virsh("secret-list") == ""
+        told = there.virsh("dumpxml", "--security-info", uid)
+        assert key.text not in told and "luks" in told
+
+    @pytest.mark.wide
+    @pytest.mark.parametrize("uefi", [False, True])
+    async def test_what_a_guest_has_in_its_tpm_and_its_firmware_goes_along(
+        self, source: Hypervisor, target: Hypervisor, here: LibvirtWorld, there: LibvirtWorld, uefi: bool
+    ) -> None:
+        spec = replace(here.spec(Guest.EFI), shape=Shape(uefi=uefi, tpm=True), memory=UEFI_MEMORY)
+        uid, migration = spec.marks.uid, str(uuid.uuid4())
+
+        def said(what: str) -> list[str]:
+            return re.findall(what, here.console(spec))
+
+        await source.start(spec)
+        await eventually(lambda: len(said(r"GUEST-TPM:(\d+)\.")) > 1, "the guest did not find its TPM", 90)
+        (first,) = said(r"GUEST-EFI:\w+ TPM:(\d+)\.")
+        comes = self.arriving(spec, there)
+        await target.receive(comes, migration)
+        await source.send(uid, Sending(migration), Between(target, comes, migration).connect, nowhere)
+        before = len(said("GUEST-TPM"))
+        await target.arrive(uid, comes.marks)
+        await eventually(lambda: len(said("GUEST-TPM")) > before + 1, "its TPM does not answer there", 30)
+        assert set(said(r"GUEST-TPM:(\d+)\.")) == {first}
+        await source.mark(uid, replace(spec.marks, departed=migration))
+        if uefi:
+            ours, theirs = (world.libvirtd.root / f"lib/qemu/nvram/kumulus-{uid}_VARS.fd" for world in (here, there))
+            assert ours.read_bytes() == theirs.read_bytes()
+        await source.remove(uid)
+        assert here.files_about(uid) == []
+        await target.force_off(uid)
+        await target.start(comes)
+        again = rf"GUEST-EFI:{'yes' if uefi else 'no'} TPM:{int(first) + 1}\."
+        await eventually(lambda: bool(said(again)), "its TPM was not reset once more there", 90)
+        await target.remove(uid)
+        assert there.files_about(uid) == []
 
     @pytest.mark.wide
     async def test_a_tunnel_that_is_cut_leaves_the_guest_where_it_was(

@@ -26,6 +26,8 @@ from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason, 
 
 SAID_EVERY = 5.0
 """Seconds between two words about how far a guest is."""
+STALLED_SAID_AFTER = 5.0
+"""Seconds; what is shorter is how a copy goes."""
 RESUMED_WITHIN = 10.0
 """A guest that was let go on a moment ago and stands still does not move."""
 
@@ -74,6 +76,7 @@ def leave(scope: Scope, outgoing: Outgoing) -> Plan:
             dirty_rate=at.dirty_rate if at is not None else None,
             iteration=at.iteration if at is not None else None,
             downtime_ms=at.downtime if at is not None else None,
+            stalled_seconds=int(moving.stalled) if moving.stalled >= STALLED_SAID_AFTER else None,
         )
         return Plan(state=WorkState.RUNNING, after=SAID_EVERY, migration=facts)
     if domain.state is DomainState.PAUSED:

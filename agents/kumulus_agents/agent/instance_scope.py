@@ -84,6 +84,8 @@ class Moving:
     progress: Progress | None = None
     failure: tuple[str, str] | None = None
     """Reason and sentence; of one that comes, why the last attempt was refused."""
+    stalled: float = 0.0
+    """For how many seconds its copy has got no closer to its end."""
 
 
 @dataclass(frozen=True, slots=True)

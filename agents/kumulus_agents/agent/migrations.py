@@ -18,6 +18,7 @@ from kumulus.api.compute import PowerState
 from kumulus.api.host import WorkOrder
 from kumulus.api.instance_order import InstanceOrder, MigrationFacts, MigrationState, Outgoing
 from kumulus.api.segments import Nic
+from kumulus_agents.agent.convergence import Convergence
 from kumulus_agents.agent.instance_scope import Moving
 from kumulus_agents.agent.networks import Networks
 from kumulus_agents.agent.orders import Orders
@@ -48,6 +49,8 @@ class NotExpected(Exception):
 @dataclass(slots=True)
 class _Send:
     migration: str
+    convergence: Convergence | None = None
+    """Of a copy that was begun: it may have to wait for others."""
     task: asyncio.Task[None] | None = None
     progress: Progress | None = None
     failure: tuple[str, str] | None = None
@@ -96,11 +99,16 @@ class Migrations:
         send, awaited = self._sends.get(order.uid), self._awaited.get(order.uid)
         wanted = order.outgoing or order.incoming
         if send is not None and (wanted is None or wanted.migration == send.migration):
-            return Moving(send.progress, send.failure)
+            stalled = send.convergence.stalled(self._time()) if send.convergence is not None else 0.0
+            return Moving(send.progress, send.failure, stalled)
         if awaited is not None and (wanted is None or wanted.migration == awaited.migration):
             return Moving(failure=awaited.failure)
         sent = said is not None and said.state is MigrationState.SENDING and said.migration not in self._ended
         return Moving() if wanted is None and sent else None
+
+    @staticmethod
+    def _time() -> float:
+        return asyncio.get_running_loop().time()
 
     # The host that a guest leaves.
 
@@ -143,7 +151,8 @@ class Migrations:
                 raise
 
         def at(progress: Progress) -> None:
-            send.progress = progress
+            now = self._time()
+            send.progress, send.convergence = progress, (send.convergence or Convergence(now)).seen(progress, now)
 
         sending = Sending(outgoing.migration, outgoing.bandwidth, outgoing.max_downtime_ms, outgoing.converge)
         await self._hypervisor.end_sending(uid)  # what an agent before this one has begun

@@ -9,11 +9,20 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 from kumulus.api.compute import PowerState
+from kumulus.api.hardware import Shape
 from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
-from kumulus_agents.hypervisor.protocol import Domain, DomainSpec, DomainState, ExitReason, HypervisorError, Marks
+from kumulus_agents.hypervisor.protocol import (
+    Domain,
+    DomainSpec,
+    DomainState,
+    ExitReason,
+    Growth,
+    HypervisorError,
+    Marks,
+)
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost, plugged
 
 MEMORY = "memory"
@@ -39,6 +48,9 @@ async def send(
             said = {
                 "memory": domain.memory,
                 "cpus": domain.cpus,
+                "growth": astuple(domain.growth) if domain.growth is not None else None,
+                "shape": domain.shape.to_json(),
+                "board": domain.machine_type,
                 "startedAt": domain.started_at,
                 "volumes": sorted(domain.volumes),
             }
@@ -86,7 +98,9 @@ async def take(host: SimulatedHost, spec: DomainSpec, migration: str, stream: St
         if said["volumes"] != sorted(domain.volumes):
             raise HypervisorError("It has other disks than its order says.", reason="GuestRefused", retryable=False)
         halted = replace(domain, state=DomainState.PAUSED, exit_reason=None, started_at=said["startedAt"])
-        host.put(replace(halted, cpus=said["cpus"], memory=said["memory"], nics=tuple(map(plugged, spec.nics))))
+        growth = Growth(*said["growth"]) if said["growth"] is not None else None
+        made = replace(halted, shape=Shape.model_validate(said["shape"]), machine_type=said["board"], growth=growth)
+        host.put(replace(made, cpus=said["cpus"], memory=said["memory"], nics=tuple(map(plugged, spec.nics))))
         writer.write(b"whole\n")
         await writer.drain()
     except OSError as error:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kumulus.api.compute import InstanceType, ResolvedSize, VirtualMachine
-from kumulus.api.fabric import Host, Zone
-from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.fabric import Host, Zone, host_namespace
+from kumulus.api.host import HostReport, WorkOrder, WorkType
 from kumulus.api.storage import Volume
 from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key
@@ -60,6 +60,7 @@ class Machines:
         self._types = caches.store(InstanceType)
         self._images = Images(caches)
         self._zones = caches.store(Zone)
+        self._reports = caches.store(HostReport)
         self._restores = restores(caches)
         self._groups = Groups(caches)
 
@@ -75,6 +76,7 @@ class Machines:
             hours=said,
             order=order,
             host=found,
+            report=self._reports.get(host, host_namespace(host)) if host else None,
             instance_type=self._types.get(vm.spec.instance_type) if vm.spec.instance_type else None,
             images=self._images_of(vm),
             zone_exists=vm.spec.zone is None or self._zones.get(vm.spec.zone) is not None,

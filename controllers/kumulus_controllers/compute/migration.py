@@ -22,16 +22,15 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
-from kumulus_controllers import order_secret
 from kumulus_controllers.compute.machines import Machines
 from kumulus_controllers.compute.migration_orders import sending, settled, target_order, withdrawn
 from kumulus_controllers.compute.migration_plan import Move, Step, derive_status, plan
 from kumulus_controllers.compute.migration_preflight import barred
-from kumulus_controllers.compute.migration_scope import Scope
+from kumulus_controllers.compute.migration_readying import Readying
+from kumulus_controllers.compute.migration_scope import Scope, facts
 from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, busy, full, under_way
 from kumulus_controllers.compute.migration_turns import before as in_order
 from kumulus_controllers.compute.problem import Problem
-from kumulus_controllers.compute.provisions import Provisions
 from kumulus_controllers.compute.resolve import placement_request, resolve
 from kumulus_controllers.compute.wakeups import offers
 from kumulus_controllers.expiry import expire
@@ -71,12 +70,12 @@ class MigrationReconciler:
         self._reports = services.caches.store(HostReport)
         self._hosts = services.caches.store(Host)
         self._known = Machines(services, fleet)
-        self._provisions = Provisions(services, fleet, self._known)
+        self._readying = Readying(services, fleet, self._known)
         self._ordering = Ordering(services, self._known.orders)
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes, those of the machine and of its orders; hosts, for those that have found none."""
-        self._provisions.attach()
+        self._readying.attach()
 
         def wake(namespace: str | None, name: str) -> None:
             for item in self._store.by(OF_MACHINE, f"{namespace}/{name}"):
@@ -157,7 +156,7 @@ class MigrationReconciler:
             scope = self._scope(migration)
             move = plan(scope)
             if move.step is Step.WAIT:
-                return await self._report(scope, move)
+                return await self._wait(scope, move)
             if move.step is Step.LEAVE:
                 self._release(scope)
                 await drop_finalizer(self._services.client, self._store, migration)
@@ -301,14 +300,16 @@ class MigrationReconciler:
             return Wait("CacheBehind", 5.0)
         spec = target_order(source.spec, scope.migration, self._services.term())
         await self._ordering.make(instance_order_name(vm.uid), status.target_host, spec)
-        order = next((o for o in self._known.orders_of(vm) if host_of(o) == status.target_host), None)
-        problem = await self._provisions.provide(replace(self._known.observe(vm), order=order)) if order else None
-        if problem is not None:
-            lack = Lack(problem.reason, problem.message, stalled=problem.stalled)
-            return await self._report(
-                self._scope(scope.migration), Move(Step.WAIT, MigrationPhase.PREPARING, lack, 5.0)
-            )
         return None
+
+    async def _wait(self, scope: Scope, move: Move) -> Result:
+        """Report what it waits for; the target waits for what its order names."""
+        vm, source, target = scope.vm, scope.source, scope.target
+        asked = move.phase is MigrationPhase.PREPARING and facts(target, scope.migration) is None
+        if asked and vm is not None and source is not None and target is not None and not target.deleting:
+            lack = await self._readying.provide(vm, source, target)
+            move = move if lack is None else Move(Step.WAIT, MigrationPhase.PREPARING, lack, 5.0)
+        return await self._report(scope, move)
 
     async def _take_over(self, scope: Scope) -> None:
         """The machine's placement is the target's from this write on."""
@@ -326,10 +327,7 @@ class MigrationReconciler:
         log.info("a machine has moved", namespace=vm.namespace, name=vm.name, host=status.target_host)
 
     async def _end(self, order: WorkOrder) -> None:
-        """Its Secret goes first: the garbage collector may take half a minute."""
-        seed = order.spec.instance.seed if order.spec.instance is not None else None
-        if seed is not None and seed.secret is not None:
-            await order_secret.take_back(self._services.client, seed.secret, order)
+        await self._readying.take_back(order)
         await self._ordering.end(order)
 
     def _release(self, scope: Scope) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from kumulus.api.compute import PowerState
 from kumulus.api.host import MigrationEndpoint, WorkOrderSpec
 from kumulus.api.instance_order import Incoming, Outgoing
-from kumulus.api.migration import (
-    MigrationMode,
-    VirtualMachineMigration,
-)
+from kumulus.api.migration import VirtualMachineMigration
+from kumulus_controllers.compute.migration_stall import throttles
 
 
 def target_order(source: WorkOrderSpec, migration: VirtualMachineMigration, term: int) -> WorkOrderSpec:
@@ -40,7 +38,7 @@ def sending(
         port=endpoint.port,
         bandwidth=limits.bandwidth,
         max_downtime_ms=limits.max_downtime_ms,
-        converge=migration.spec.mode is MigrationMode.AUTO,
+        converge=throttles(migration.spec),
     )
     return _changed(source, term, outgoing=outgoing)
 

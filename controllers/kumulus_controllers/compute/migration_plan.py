@@ -21,6 +21,7 @@ from kumulus.api.migration import (
 )
 from kumulus.runtime.clock import parse_time
 from kumulus.runtime.conditions import Fact, derive
+from kumulus_controllers.compute import migration_stall
 from kumulus_controllers.compute.migration_preflight import blocked
 from kumulus_controllers.compute.migration_scope import Scope, facts, given
 from kumulus_controllers.storage.volume_plan import Lack
@@ -221,20 +222,16 @@ def failing(scope: Scope, vm: VirtualMachine) -> Lack | None:
     if target is not None and target.status.state in (WorkState.FAILED, WorkState.REFUSED):
         said_there = f"{target.status.reason}: {target.status.message}"
         return Lack(target.status.reason or "TargetFailed", f"Host {status.target_host}: {said_there}")
+    if (stalls := migration_stall.given_up(spec, said)) is not None:
+        return stalls
     if _age(scope) >= spec.limits.timeout_seconds:
-        where = f" {_left(said)}" if said is not None else ""
+        where = f" {migration_stall.left(said)}" if said is not None else ""
         return Lack(
             "TimedOut",
             f"It had not moved after {spec.limits.timeout_seconds} s (spec.limits.timeoutSeconds).{where} Give it more time"
             " or bandwidth, or try when the guest writes less.",
         )
     return None
-
-
-def _left(said: MigrationFacts) -> str:
-    if said.remaining_bytes is None:
-        return ""
-    return f"{said.remaining_bytes >> 20} MiB were left, and the guest wrote {(said.dirty_rate or 0) >> 20} MiB/s."
 
 
 def derive_status(scope: Scope, move: Move, now: str) -> VirtualMachineMigrationStatus:
@@ -270,6 +267,7 @@ def _progress(said: MigrationFacts | None) -> MigrationProgress | None:
         dirty_rate=said.dirty_rate,
         iteration=said.iteration,
         downtime_ms=said.downtime_ms,
+        stalled_seconds=said.stalled_seconds,
     )
 
 
@@ -280,7 +278,8 @@ def _ready(scope: Scope, phase: MigrationPhase, lack: Lack | None) -> Fact:
     if lack is not None:
         return Fact("Ready", False, lack.reason, lack.message)
     said = facts(scope.source, scope.migration)
-    left = f" {_left(said)}" if said is not None and said.remaining_bytes is not None else ""
+    left = f" {migration_stall.left(said)}" if said is not None and said.remaining_bytes is not None else ""
+    left += migration_stall.told(scope.migration.spec, said)
     ways = {
         MigrationPhase.PREPARING: f"Host {status.target_host} gets everything ready.",
         MigrationPhase.MIGRATING: f"Memory is copied to host {status.target_host}.{left}",

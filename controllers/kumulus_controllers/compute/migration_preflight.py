@@ -8,31 +8,22 @@ from kumulus.api.base import PAUSED
 from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import CpuInfo, Host, Versions
 from kumulus.api.host import HostReport, WorkState
-from kumulus.api.instance_order import InstanceFacts, InstanceOrder
 from kumulus.api.migration import (
     FINISHED,
     VirtualMachineMigration,
 )
 from kumulus.api.segments import NetworkDriverName
 from kumulus.api.volumes import CacheMode
+from kumulus_controllers.compute import migration_hardware
 from kumulus_controllers.compute.migration_scope import Scope
 from kumulus_controllers.storage.volume_plan import Lack
 
+FOLLOWING = (NetworkDriverName.LINUX, NetworkDriverName.OVN)
+"""Drivers of networks that have been seen to let guests go on elsewhere."""
+HANDING_OVER = "HandingOver"
+"""Reason: a volume follows the machine to the host where it is; over in a moment."""
 COHERENT = (None, CacheMode.NONE, CacheMode.DIRECTSYNC)
 """Ways to cache a disk in which a host knows nothing of it that another one does not."""
-
-
-def _left_behind(instance: InstanceOrder, said: InstanceFacts | None) -> Sequence[str]:
-    """What of a machine, as it is or is to be, has state on its host that nobody carries over yet, or was not tried."""
-    grows = instance.max_cpus is not None or instance.max_memory is not None
-    grows = grows or (said is not None and (said.max_cpus is not None or said.max_memory is not None))
-    parts = {"room to grow": grows}
-    for shape in (instance.shape, said.shape if said is not None else None):
-        if shape is not None:
-            parts["UEFI"] = parts.get("UEFI", False) or shape.uefi
-            parts["a TPM"] = parts.get("a TPM", False) or shape.tpm
-            parts["a watchdog"] = parts.get("a watchdog", False) or shape.watchdog is not None
-    return sorted(what for what, has in parts.items() if has)
 
 
 def blocked(scope: Scope) -> Lack | None:
@@ -40,13 +31,14 @@ def blocked(scope: Scope) -> Lack | None:
     vm = scope.vm
     if vm is None:
         return Lack("MachineNotFound", f"There is no VirtualMachine {scope.migration.spec.vm} in the namespace.")
-    found = list(_blockers(scope, vm))
+    found = keeps(scope, vm)
     if not found:
         return None
     return Lack(found[0].reason, " ".join(lack.message for lack in found), stalled=any(lack.stalled for lack in found))
 
 
-def _blockers(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
+def keeps(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
+    """All that keeps the machine where it is, whoever asks."""
     order = scope.source
     if vm.deleting:
         return [Lack("MachineGone", f"Machine {vm.name} is being deleted.")]
@@ -69,25 +61,24 @@ def _blockers(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
         found.append(Lack("PendingChanges", f"Something is pending: {why}.", stalled=False))
     if vm.spec.restart_request != vm.status.last_restart_request and vm.spec.restart_request is not None:
         found.append(Lack("PendingChanges", "It is to be restarted first.", stalled=False))
-    if said is None or (said.cpus, _whole(said.memory or 0)) != (instance.cpus, _whole(instance.memory)):
-        found.append(Lack("PendingChanges", "It gets another size at its next start: restart it first."))
+    found += migration_hardware.keeps(
+        instance, said, scope.source_report.status.cpu if scope.source_report is not None else None
+    )
     if said is None or set(said.volumes) != {disk.volume for disk in instance.disks if disk.volume is not None}:
         found.append(Lack("PendingChanges", "A volume comes or goes.", stalled=False))
     if said is None or any(not nic.attached for nic in said.nics) or len(said.nics) != len(instance.nics):
         found.append(Lack("PendingChanges", "An interface comes or goes.", stalled=False))
     if scope.source_report is None or scope.source_report.status.migration is None:
         found.append(Lack("NoTunnel", f"Its host {vm.status.host} sends no guests: see transfer.migration_port there."))
-    if parts := _left_behind(instance, said):
-        found.append(Lack("NotMovedYet", f"Machines with {', '.join(parts)} are not moved while they are on yet."))
     if scope.restoring is not None:
         found.append(Lack("RestoreInProgress", f"VirtualMachineRestore {scope.restoring} is under way.", stalled=False))
     for disk in instance.disks:
-        found += _disk_blockers(disk.name, disk.pool.shared, disk.volume, disk.secret, disk.cache, scope)
+        found += _disk_blockers(disk.name, disk.pool.shared, disk.volume, disk.cache, scope)
     for drive in instance.drives:
         if drive.pool is not None and not drive.pool.shared:
             found.append(Lack("DiscInDrive", f"The disc in drive {drive.name} is local to its host: eject it."))
     for name, link in scope.links.items():
-        if link.driver is not NetworkDriverName.LINUX:
+        if link.driver not in FOLLOWING:
             found.append(
                 Lack(
                     "NetworkCannotFollow",
@@ -105,9 +96,7 @@ def _comes_first(other: VirtualMachineMigration, migration: VirtualMachineMigrat
     return (one.creation_timestamp or "", one.uid) < (two.creation_timestamp or "", two.uid)
 
 
-def _disk_blockers(
-    name: str, shared: bool, volume: str | None, secret: str | None, cache: CacheMode | None, scope: Scope
-) -> list[Lack]:
+def _disk_blockers(name: str, shared: bool, volume: str | None, cache: CacheMode | None, scope: Scope) -> list[Lack]:
     if volume is None:
         return [Lack("LocalDisks", f"Disk {name} is ephemeral: it is on its host alone.")]
     found = []
@@ -115,21 +104,14 @@ def _disk_blockers(
         found.append(
             Lack("LocalDisks", f"Disk {name} is in a pool that its host alone has: move its volume to a shared one.")
         )
-    if secret is not None:
-        found.append(Lack("EncryptedVolume", f"Disk {name} is encrypted, which does not move yet."))
     if cache not in COHERENT:
         found.append(Lack("CacheUnsafe", f"Disk {name} is cached by its host ({cache}): use a class with cache none."))
     use = scope.volumes.get(name)
     if use is not None and use.volume.status.moving_to is not None:
         found.append(Lack("VolumeMoves", f"The volume of disk {name} is moved to another pool.", stalled=False))
     if use is not None and scope.vm is not None and use.volume.status.host != scope.vm.status.host:
-        found.append(Lack("HandingOver", f"The volume of disk {name} comes from another host.", stalled=False))
+        found.append(Lack(HANDING_OVER, f"The volume of disk {name} comes from another host.", stalled=False))
     return found
-
-
-def _whole(memory: int) -> int:
-    """Hypervisors give memory in whole MiB."""
-    return -(-memory // (1 << 20)) * (1 << 20)
 
 
 def barred(

@@ -21,6 +21,7 @@ from kumulus.runtime.clock import parse_time
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.compute import hardware, takeover_plan
 from kumulus_controllers.compute.links import addresses, attached
+from kumulus_controllers.compute.movable import migratable
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import Resolution
 from kumulus_controllers.compute.schedule import Hours, Unreadable
@@ -144,6 +145,7 @@ def derive_status(
     facts.append(_on_schedule(scope.hours))
     facts.append(_restart_required(scope, found, too_large))
     facts.append(_satisfied(scope, where))
+    facts.append(migratable(scope, phase))
     facts.append(takeover_plan.fact(scope, problem, parse_time(now)))
     facts.append(_progress(scope, phase, facts[0], problem))
     return VirtualMachineStatus(

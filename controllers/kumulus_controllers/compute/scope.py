@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.fabric import Host
-from kumulus.api.host import WorkOrder
+from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore
 from kumulus.api.network import NetworkInterface, SecurityGroup
@@ -50,6 +50,8 @@ class Scope:
     """PlacementGroups that it is a member of."""
     evicted: Problem | None = None
     """Why it is off although it is to run: its host is emptied. `vm` is to be what that asks for."""
+    report: HostReport | None = None
+    """What that host reports of itself."""
     unsatisfied: tuple[str, ...] = ()
     """Which rules of its placement do not hold any more where it is."""
 

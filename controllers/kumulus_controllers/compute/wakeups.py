@@ -155,6 +155,10 @@ class Wakeups:
         def report_changed(before: HostReport | None, after: HostReport | None) -> None:
             if after is not None and (before is None or before.status.network != after.status.network):
                 self._retry_unplaced(enqueue)
+            item = after or before
+            if item is not None and _sends(before) != _sends(after):
+                for vm in self._machines.by(HOST, item.name):
+                    enqueue(Key(vm.namespace, vm.name))
 
         def physical_changed(before: PhysicalNetwork | None, after: PhysicalNetwork | None) -> None:
             if before is None or after is None or before.spec.uplinks != after.spec.uplinks:
@@ -246,6 +250,11 @@ def _room(order: WorkOrder | None) -> tuple[object, ...]:
     if order is None:
         return ()
     return (order.status.state, order.deleting, order.status.pool)
+
+
+def _sends(report: HostReport | None) -> bool:
+    """Whether guests can leave that host, and come to it."""
+    return report is not None and report.status.migration is not None
 
 
 def _state(host: Host) -> tuple[object, ...]:

@@ -342,6 +342,7 @@ class VirtualMachineCondition(StrEnum):
     PAUSED = "Paused"
     RESTART_REQUIRED = "RestartRequired"
     PLACEMENT_SATISFIED = "PlacementSatisfied"
+    MIGRATABLE = "Migratable"
     AGENT_CONNECTED = "AgentConnected"
     ON_SCHEDULE = "OnSchedule"
     HIGH_AVAILABILITY = "HighAvailability"
@@ -461,6 +462,7 @@ class VirtualMachine(Resource):
             reason_of(),
             Column("Zone", ".status.zone", priority=1),
             Column("Restarts", ".status.restarts", "integer", priority=1),
+            Column("Migratable", ".status.conditions[?(@.type=='Migratable')].status", priority=1),
             AGE,
         ),
         rules=(

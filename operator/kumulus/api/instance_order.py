@@ -189,6 +189,9 @@ class MigrationFacts(Model):
     downtime_ms: int | None = Field(
         default=None, description="For how long it would be halted, as it looks now, in milliseconds."
     )
+    stalled_seconds: int | None = Field(
+        default=None, description="For how many seconds the copy has got no closer to its end; not said of a moment."
+    )
 
 
 class DiskManner(Model):

@@ -20,6 +20,14 @@ class MigrationMode(StrEnum):
     AUTO = "Auto"
 
 
+class OnStall(StrEnum):
+    """What becomes of a copy that gets no closer to its end."""
+
+    THROTTLE = "Throttle"
+    CANCEL = "Cancel"
+    WAIT = "Wait"
+
+
 class MigrationLimits(Model):
     """What a migration may take."""
 
@@ -32,6 +40,13 @@ class MigrationLimits(Model):
         " the time in which the hosts agree that it has moved.",
         ge=10,
         le=60000,
+    )
+    stall_seconds: int = Field(
+        default=60,
+        description="A copy that has got no closer to its end for so long is stalled: no pass over the memory began with less"
+        " to copy, and of none that did so became less. See onStall.",
+        ge=5,
+        le=86400,
     )
     timeout_seconds: int = Field(
         default=600,
@@ -47,7 +62,8 @@ class VirtualMachineMigrationSpec(Model):
     rules = (
         Rule(
             "self.vm == oldSelf.vm && self.mode == oldSelf.mode && self.withLocalDisks == oldSelf.withLocalDisks"
-            " && self.limits == oldSelf.limits && has(self.targetHost) == has(oldSelf.targetHost)"
+            " && self.limits == oldSelf.limits && has(self.onStall) == has(oldSelf.onStall)"
+            " && (!has(self.onStall) || self.onStall == oldSelf.onStall) && has(self.targetHost) == has(oldSelf.targetHost)"
             " && (!has(self.targetHost) || self.targetHost == oldSelf.targetHost)",
             "a migration is carried out once and cannot be changed: delete it, which cancels it, and make a new one",
         ),
@@ -55,6 +71,11 @@ class VirtualMachineMigrationSpec(Model):
             "self.mode != 'PostCopy'",
             "PostCopy is not offered: a guest of which each host has a part is lost with either. Use PreCopy or Auto",
             field=".mode",
+        ),
+        Rule(
+            "self.mode != 'PreCopy' || !has(self.onStall) || self.onStall != 'Throttle'",
+            "PreCopy slows no guest down: use Auto, or onStall Cancel or Wait",
+            field=".onStall",
         ),
         Rule(
             "!self.withLocalDisks",
@@ -74,6 +95,13 @@ class VirtualMachineMigrationSpec(Model):
         default=MigrationMode.AUTO,
         description="PreCopy copies while the guest runs and halts it for the rest. Auto slows it down besides when it writes"
         " faster than its memory can be copied.",
+    )
+    on_stall: OnStall | None = Field(
+        default=None,
+        description="What becomes of a copy that is stalled. Throttle: its guest is slowed down, more and more, from when it"
+        " first writes faster than its memory can be copied, and the time limit decides if that does not help; what Auto does"
+        " when this is empty. Cancel: it is given up, and the guest runs on where it is; with Auto that is after it was slowed"
+        " down in vain. Wait: no guest is slowed down, and the time limit decides; what PreCopy does when this is empty.",
     )
     with_local_disks: bool = Field(
         default=False, description="Copy disks along that are local to the host. Not offered yet."
@@ -118,6 +146,9 @@ class MigrationProgress(Model):
     iteration: int | None = Field(default=None, description="How often its memory was gone through, from 1.")
     downtime_ms: int | None = Field(
         default=None, description="For how long it would be halted, as it looks now, in milliseconds."
+    )
+    stalled_seconds: int | None = Field(
+        default=None, description="For how many seconds it has got no closer to its end; not said of a moment."
     )
 
 

@@ -18,6 +18,7 @@ from kumulus.api.storage import Volume
 from kumulus.cli.amounts import age, duration, moment
 from kumulus.cli.facts import Absence, Facts, Finding, Level
 from kumulus.cli.hints import hint
+from kumulus.cli.keeping import keeping
 from kumulus.cli.needs import images, references
 from kumulus.cli.problem import as_sentence
 from kumulus.cli.progress import line
@@ -67,7 +68,7 @@ def explain(facts: Facts) -> list[Finding]:
         found += _general(facts)
     if not found:
         found.append(_well(facts))
-    return found + _satisfied(facts) + _services(facts) + _protection(facts)
+    return found + _satisfied(facts) + keeping(facts.vm) + _services(facts) + _protection(facts)
 
 
 def _kubectl(facts: Facts) -> str:

@@ -17,7 +17,7 @@ from kumulus.api.compute import (
     VirtualMachineStatus,
 )
 from kumulus.api.fabric import Host
-from kumulus.api.hardware import Shape
+from kumulus.api.hardware import Shape, WatchdogAction
 from kumulus.api.host import (
     HostReport,
     MigrationEndpoint,
@@ -37,7 +37,10 @@ from kumulus.api.instance_order import (
     Outgoing,
 )
 from kumulus.api.migration import (
+    MigrationLimits,
+    MigrationMode,
     MigrationPhase,
+    OnStall,
     VirtualMachineMigration,
     VirtualMachineMigrationSpec,
     VirtualMachineMigrationStatus,
@@ -116,9 +119,21 @@ IN = {"incoming": Incoming(migration=GO, host=HERE), "state": WorkState.WORKING}
 PREPARED = facts(MigrationState.PREPARED)
 
 
-def report(*, takes: bool = True) -> HostReport:
-    at = {"migration": {"address": "192.0.2.2", "port": 9413}} if takes else {}
-    return HostReport.parse({"metadata": {"name": HERE}, "status": at})
+def report(*, takes: bool = True, **cpu: str) -> HostReport:
+    at: dict[str, Any] = {"migration": {"address": "192.0.2.2", "port": 9413}} if takes else {}
+    return HostReport.parse({"metadata": {"name": HERE}, "status": {"cpu": cpu, **at}})
+
+
+def made_of(shape: Shape, host: str = HERE) -> WorkOrder:
+    """The order of a machine that was started so."""
+    found = order(host, 4, shape=shape)
+    assert found.status.instance is not None
+    instance = found.status.instance.model_copy(update={"shape": shape})
+    return found.model_copy(update={"status": found.status.model_copy(update={"instance": instance})})
+
+
+def passing_through() -> WorkOrder:
+    return made_of(Shape(cpu_model="host-passthrough"))
 
 
 def scope(going: VirtualMachineMigration | None = None, **changes: Any) -> Scope:
@@ -194,6 +209,50 @@ def test_a_source_that_is_off_for_certain_answers_nothing_any_more() -> None:
         assert next_of(going, source=sent)[0] is Step.WITHDRAW, "it is back"
 
 
+@pytest.mark.parametrize(
+    ("spec", "seconds", "step"),
+    [
+        ({"on_stall": OnStall.CANCEL}, 60, Step.GIVE_UP),
+        ({"on_stall": OnStall.CANCEL}, 59, Step.WAIT),
+        ({"on_stall": OnStall.CANCEL, "limits": MigrationLimits(stall_seconds=120)}, 60, Step.WAIT),
+        ({}, 60, Step.WAIT),
+        ({"mode": MigrationMode.PRE_COPY}, 600, Step.WAIT),
+    ],
+)
+def test_a_copy_that_gets_no_closer_to_its_end(spec: dict[str, Any], seconds: int, step: Step) -> None:
+    said = facts(MigrationState.SENDING, stalled_seconds=seconds, remaining_bytes=5 << 20, dirty_rate=9 << 20)
+    going = migration(**BEGUN)
+    going = going.model_copy(update={"spec": going.spec.model_copy(update=spec)})
+    here = scope(going, source=order(HERE, 4, **OUT, said=said), target=order(THERE, 5, **IN, said=PREPARED))
+    move = plan(here)
+    assert move.step is step
+    if move.lack is not None:
+        assert move.lack.reason == "CopyStalled" and "5 MiB were left, and the guest wrote 9 MiB/s" in move.lack.message
+    elif seconds >= going.spec.limits.stall_seconds:
+        ready = derive_status(here, move, "2027-02-01T00:00:00Z").condition("Ready")
+        does = "decides" if going.spec.mode is MigrationMode.PRE_COPY else "is slowed down"
+        assert ready is not None and f"no closer to its end for {seconds} s" in ready.message and does in ready.message
+
+
+@pytest.mark.parametrize(
+    ("spec", "slows"),
+    [
+        ({}, True),
+        ({"on_stall": OnStall.THROTTLE}, True),
+        ({"on_stall": OnStall.CANCEL}, True),
+        ({"on_stall": OnStall.WAIT}, False),
+        ({"mode": MigrationMode.PRE_COPY, "on_stall": OnStall.CANCEL}, False),
+        ({"mode": MigrationMode.PRE_COPY}, False),
+    ],
+)
+def test_a_guest_is_slowed_down_only_when_that_was_asked_for(spec: dict[str, Any], slows: bool) -> None:
+    going = migration(**BEGUN)
+    going = going.model_copy(update={"spec": going.spec.model_copy(update=spec)})
+    sends = sending(order(HERE, 4).spec, going, MigrationEndpoint(address="192.0.2.2", port=9413), 7)
+    assert sends.instance is not None and sends.instance.outgoing is not None
+    assert sends.instance.outgoing.converge is slows
+
+
 def test_one_that_was_not_begun_goes_at_once() -> None:
     assert next_of(migration(deleting=True)) == (Step.LEAVE, MigrationPhase.FAILED)
 
@@ -223,8 +282,9 @@ def test_what_ends_one_that_has_begun(changes: dict[str, Any], reason: str) -> N
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"source": order(HERE, 4, shape=Shape(uefi=True, tpm=True))}, "NotMovedYet"),
-        ({"source": order(HERE, 4, max_memory=128 << 20)}, "NotMovedYet"),
+        ({"source": order(HERE, 4, max_memory=256 << 20)}, "PendingChanges"),
+        ({"source": order(HERE, 4, max_cpus=2)}, "PendingChanges"),
+        ({"source": passing_through(), "source_report": report(acceleration="kvm")}, "HostPassthrough"),
         ({"vm": machine(paused=True)}, "LeftAlone"),
         ({"vm": None}, "MachineNotFound"),
         ({"vm": machine(power=PowerState.PAUSED)}, "NotRunning"),
@@ -240,6 +300,16 @@ def test_what_keeps_a_machine_where_it_is(changes: dict[str, Any], reason: str) 
     move = plan(scope(**changes))
     assert (move.step, move.phase) == (Step.WAIT, MigrationPhase.PENDING)
     assert move.lack is not None and move.lack.reason == reason
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape(uefi=True, secure_boot=True, tpm=True, watchdog=WatchdogAction.RESET), Shape(cpu_model="Nehalem")]
+)
+def test_what_it_is_made_of_does_not(shape: Shape) -> None:
+    assert plan(scope(source=made_of(shape))).step is Step.CHOOSE
+    waits = order(HERE, 4, shape=shape)
+    assert plan(scope(source=waits)).step is Step.CHOOSE, "what waits for its next start waits there"
+    assert plan(scope(source=passing_through(), source_report=report(acceleration="tcg"))).step is Step.CHOOSE
 
 
 def test_a_machine_that_was_placed_anew_is_left_alone() -> None:

@@ -27,6 +27,7 @@ from kumulus.api.host import HostReport, MigrationEndpoint, WorkOrder, WorkOrder
 from kumulus.api.instance_order import InstanceOrder, MigrationFacts, MigrationState
 from kumulus.api.migration import (
     FINISHED,
+    OnStall,
     VirtualMachineMigration,
     VirtualMachineMigrationSpec,
     VirtualMachineMigrationStatus,
@@ -83,6 +84,8 @@ class Host:
     failure: tuple[str, str] | None = None
     awaits: bool = False
     ended: bool = False
+    stalled: float = 0.0
+    """For how many seconds a copy gets no closer to its end here."""
     memory: Memory = field(default_factory=Memory)
 
     def die(self) -> None:
@@ -93,7 +96,7 @@ class Host:
     def moving(self, instance: InstanceOrder, said: MigrationFacts | None) -> Moving | None:
         """As `Migrations.moving`."""
         if self.sending or self.failure is not None or self.awaits:
-            return Moving(failure=self.failure)
+            return Moving(failure=self.failure, stalled=self.stalled if self.sending else 0.0)
         wanted = instance.outgoing or instance.incoming
         sent = said is not None and said.state is MigrationState.SENDING and not self.ended
         return Moving() if wanted is None and sent else None
@@ -134,9 +137,11 @@ class Protocol(RuleBasedStateMachine):
         self.look("a")
         self.look("b")
 
-    @initialize(steps=st.integers(0, 6))
-    def begin(self, steps: int) -> None:
+    @initialize(steps=st.integers(0, 6), on_stall=st.sampled_from([None, OnStall.CANCEL, OnStall.WAIT]))
+    def begin(self, steps: int, on_stall: OnStall | None) -> None:
         """It has come so far before anything goes wrong."""
+        spec = self.migration.spec.model_copy(update={"on_stall": on_stall})
+        self.migration = self.migration.model_copy(update={"spec": spec})
         self.all_goes_well(steps)
 
     # The controllers.
@@ -366,6 +371,11 @@ class Protocol(RuleBasedStateMachine):
         domain = self.hosts[host].domain
         if domain is not None and domain.state is DomainState.STOPPED:
             self.hosts[host].domain = replace(domain, exit_reason=ExitReason.UNKNOWN)
+
+    @rule(seconds=st.sampled_from([0.0, 30.0, 61.0]))
+    def copy_stalls(self, seconds: float) -> None:
+        """It gets no closer to its end, or does again."""
+        self.hosts["a"].stalled = seconds
 
     @rule()
     def guest_works(self) -> None:

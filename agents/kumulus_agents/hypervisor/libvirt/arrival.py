@@ -6,31 +6,25 @@ marks are put in from the definition that this host has made of its own order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from kumulus_agents.hypervisor.libvirt import allowlist, attached, marks, sources
+from kumulus_agents.hypervisor.libvirt import allowlist, arrival_shape, marks, sources
 from kumulus_agents.hypervisor.libvirt.allowlist import NUMBER, Rule
+from kumulus_agents.hypervisor.libvirt.arrival_shape import HEX, PCI
 
 
 class Refused(Exception):
     """What another host wants is not done. The text is for the operator, and quotes nothing of what it said."""
 
 
-HEX = r"0x[0-9a-f]{1,4}"
-PCI = {"type": "pci", "domain": HEX, "bus": HEX, "slot": HEX, "function": HEX, "multifunction": "on"}
 DRIVE = {"type": "drive", "controller": "0", "bus": "0", "target": r"[0-9]{1,2}", "unit": r"[0-9]{1,2}"}
 WORD = r"[A-Za-z0-9_.-]{1,64}"
 
-_NEVER = ("tpm", "watchdog", "maxMemory", "virtio-mem", "domain/devices/memory", "shape", "os/firmware")
-"""Of what this host makes itself: nothing that has it is moved yet."""
-
 RULES: Mapping[str, Rule] = {
-    **{path: rule for path, rule in allowlist.RULES.items() if not any(part in path for part in _NEVER)},
-    "domain/memory": Rule({"unit": "KiB|b"}, NUMBER),
-    "domain/currentMemory": Rule({"unit": "KiB|b"}, NUMBER),
-    "domain/os": Rule(),
+    **allowlist.RULES,
+    **arrival_shape.RULES,
     "domain/os/type": Rule({"arch": "x86_64", "machine": r"pc-q35-[a-z0-9.]{1,24}"}, "hvm"),
     "domain/features/tcg/tb-cache": Rule({"unit": "KiB|MiB"}, NUMBER),
     "domain/cpu": Rule({"mode": "host-model|maximum|custom", "match": "exact", "check": "none|partial|full"}),
@@ -42,11 +36,11 @@ RULES: Mapping[str, Rule] = {
         {
             "type": "usb|scsi|pci|sata|virtio-serial",
             "index": "[0-9]{1,2}",
-            "model": "none|virtio-scsi|pcie-root|pcie-root-port",
+            "model": "none|virtio-scsi|pcie-root|pcie-root-port|pcie-to-pci-bridge",
         },
         most=64,
     ),
-    "domain/devices/controller/model": Rule({"name": "pcie-root-port"}),
+    "domain/devices/controller/model": Rule({"name": "pcie-root-port|pcie-pci-bridge"}),
     "domain/devices/controller/target": Rule({"chassis": r"[0-9]{1,3}", "port": HEX}),
     "domain/devices/controller/address": Rule(PCI),
     "domain/devices/interface/address": Rule(PCI),
@@ -63,8 +57,9 @@ OWN = ("resource", "seclabel")
 """Elements of a domain that are libvirt's own on each host."""
 
 
-def definition(theirs: str, own: str, *, migration: str) -> str:
-    """The definition by which the guest is to come. `own` is what `domain_xml.render` makes of this host's order.
+def definition(theirs: str, own: str, *, migration: str, loaders: Collection[str] = ()) -> str:
+    """The definition by which the guest is to come. `own` is what `domain_xml.render` makes of this host's order, `loaders`
+    are the files of firmware that this host's libvirt knows.
 
     Raises `Refused`.
     """
@@ -76,8 +71,12 @@ def definition(theirs: str, own: str, *, migration: str) -> str:
     for tag in ("name", "uuid", "vcpu"):
         if guest.findtext(tag) != mine.findtext(tag):
             raise Refused(f"its {tag} is not that of the machine which is to come")
-    if _memory(guest) != _memory(mine):
-        raise Refused("it has another size than its order says: restart it before it moves")
+    try:
+        arrival_shape.size(guest, mine)
+        arrival_shape.firmware(guest, mine, loaders)
+        arrival_shape.shape(guest, mine)
+    except arrival_shape.Unlike as error:
+        raise Refused(str(error)) from error
     started = _started(guest)
     for tag in ("metadata", *OWN):
         for element in guest.findall(tag):
@@ -114,21 +113,6 @@ def awaiting(own: str, migration: str) -> str:
     assert metadata is not None
     metadata.append(arriving(migration))
     return ElementTree.tostring(root, encoding="unicode")
-
-
-def _memory(domain: Element) -> int:
-    return (attached.size(domain).memory or 0) if _unit(domain) == "KiB" else _whole(domain)
-
-
-def _unit(domain: Element) -> str | None:
-    element = domain.find("memory")
-    return element.get("unit") if element is not None else None
-
-
-def _whole(domain: Element) -> int:
-    """Of a definition that was not libvirt's yet: in bytes, of which libvirt makes whole units."""
-    text = domain.findtext("memory") or ""
-    return -(-int(text) // attached.MEMORY_UNIT) * attached.MEMORY_UNIT if text.isdigit() else 0
 
 
 def _started(guest: Element) -> float | None:

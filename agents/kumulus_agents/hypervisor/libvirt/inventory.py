@@ -47,6 +47,12 @@ def with_offer(found: Inventory, domain_capabilities: str) -> Inventory:
     )
 
 
+def loaders(virtualisation: str, handle: ConnectionHandle) -> frozenset[str]:
+    """The files of firmware that libvirt has descriptors of. Blocks. Raises `libvirtError`."""
+    root = ElementTree.fromstring(handle.getDomainCapabilities(None, None, FAMILY, virtualisation))  # noqa: S314
+    return frozenset(_values(root, "os/loader"))
+
+
 def _values(root: ElementTree.Element, enum: str) -> set[str]:
     return {value.text or "" for value in root.findall(f"{enum}/value")}
 

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 import libvirt
 
 from kumulus.api.compute import PowerState
-from kumulus_agents.hypervisor.libvirt import arrival, domain_xml, marks, sieve, verbs
+from kumulus_agents.hypervisor.libvirt import arrival, domain_xml, inventory, marks, secrets, sieve, verbs
 from kumulus_agents.hypervisor.libvirt.connection import Connection
 from kumulus_agents.hypervisor.libvirt.errors import UNAVAILABLE, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
@@ -46,6 +46,8 @@ LONGEST = 86400.0
 LOOK_EVERY = 1.0
 LISTENS_WITHIN = 10.0
 """QEMU listens when libvirt's Prepare has been answered, so this is for a slow machine."""
+LENT_FOR = 60.0
+"""Seconds for which libvirt has the keys of disks at most; each layer of an encrypted one takes half a second to open."""
 SENT_AT_ONCE = 2
 """A migration takes a thread for as long as it lasts."""
 
@@ -103,21 +105,55 @@ class Migrating:
                 await _join(stream, await self._memory(uid))
                 return
             own = await asyncio.to_thread(_render, spec, platform)
+            loaders = await self._loaders(spec, platform)
             strict = sieve.Sieve(
                 marks.domain_name(uid),
                 f"unix://{_place(self._settings.migration_dir, uid)}",
-                functools.partial(arrival.definition, own=own, migration=migration),
+                functools.partial(arrival.definition, own=own, migration=migration, loaders=loaders),
             )
             await asyncio.to_thread(_make_place, self._settings.migration_dir, uid)
-            daemon = await asyncio.open_unix_connection(_daemon(self._settings.uri))
-            try:
-                await sieve.serve(strict, stream, daemon)
-            except* arrival.Refused as refused:
-                raise HypervisorError(f"{refused.exceptions[0]}.", reason="GuestRefused", retryable=False) from refused
+            async with self._lending(spec):
+                daemon = await asyncio.open_unix_connection(_daemon(self._settings.uri))
+                try:
+                    await sieve.serve(strict, stream, daemon)
+                except* arrival.Refused as refused:
+                    said = f"{refused.exceptions[0]}."
+                    raise HypervisorError(said, reason="GuestRefused", retryable=False) from refused
         except OSError as error:
             raise HypervisorError(f"The guest cannot come: {error}.", reason="MigrationFailed") from error
         finally:
             stream[1].close()
+
+    async def _loaders(self, spec: DomainSpec, platform: domain_xml.Platform) -> frozenset[str]:
+        if not spec.shape.uefi:
+            return frozenset()
+        kind = "kvm" if platform.acceleration == domain_xml.KVM else "qemu"
+        return await self._connection.call(
+            functools.partial(inventory.loaders, kind), seconds=self._settings.verb_timeout
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lending(self, spec: DomainSpec) -> AsyncIterator[None]:
+        """The keys of its disks are libvirt's, which gives them to QEMU when that opens the disks, before any memory comes."""
+        disks = (*spec.disks, *spec.drives)
+        if not secrets.have_keys(disks):
+            yield
+            return
+        seconds = self._settings.verb_timeout
+        await self._connection.call(functools.partial(secrets.lend, disks), seconds=seconds)
+
+        async def take_back(after: float) -> None:
+            await asyncio.sleep(after)
+            await self._connection.call(functools.partial(secrets.take_back, disks), seconds=seconds)
+
+        soon = asyncio.create_task(take_back(LENT_FOR))
+        try:
+            yield
+        finally:
+            soon.cancel()
+            await asyncio.gather(soon, return_exceptions=True)
+            with contextlib.suppress(HypervisorError):
+                await to_the_end(asyncio.ensure_future(take_back(0)))
 
     async def _memory(self, uid: str) -> Stream:
         path, ends = _place(self._settings.migration_dir, uid), asyncio.get_running_loop().time() + LISTENS_WITHIN

@@ -20,16 +20,50 @@ from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, Hypervis
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import DiskSource, RbdSource
 
+Disks = Iterable[DomainDisk | DomainDrive]
+
 
 @contextmanager
-def lent(connection: ConnectionHandle, disks: Iterable[DomainDisk | DomainDrive]) -> Iterator[None]:
+def lent(connection: ConnectionHandle, disks: Disks) -> Iterator[None]:
     """The keys of these disks are libvirt's inside. Blocks. Raises `libvirtError`."""
     every = list(disks)
-    locked = [
-        (disk.source, disk.passphrase) for disk in every if isinstance(disk, DomainDisk) and disk.passphrase is not None
-    ]
-    with unlocking(connection, locked), lent_to(connection, [disk.source for disk in every]):
+    with unlocking(connection, _locked(every)), lent_to(connection, [disk.source for disk in every]):
         yield
+
+
+def lend(disks: Disks, connection: ConnectionHandle) -> None:
+    """The keys of these disks are libvirt's until `take_back`. Blocks. Raises `libvirtError`."""
+    every = list(disks)
+    for source, passphrase in _locked(every):
+        connection.secretDefineXML(_luks_xml(source), 0).setValue(passphrase.text.encode(), 0)
+    for source in _of_ceph([disk.source for disk in every]):
+        connection.secretDefineXML(_xml(source), 0).setValue(_value(source), 0)
+
+
+def take_back(disks: Disks, connection: ConnectionHandle) -> None:
+    """The keys of these disks are not libvirt's any more. Blocks."""
+    every = list(disks)
+    names = [luks_secret_of(source) for source, _ in _locked(every)]
+    names += [secret_of(source) for source in _of_ceph([disk.source for disk in every])]
+    for name in names:
+        with suppress(libvirt.libvirtError):
+            connection.secretLookupByUUIDString(name).undefine()
+
+
+def have_keys(disks: Disks) -> bool:
+    """Whether any of these disks has one."""
+    every = list(disks)
+    return bool(_locked(every) or _of_ceph([disk.source for disk in every]))
+
+
+def _locked(disks: Disks) -> Sequence[tuple[DiskSource, Passphrase]]:
+    return [
+        (disk.source, disk.passphrase) for disk in disks if isinstance(disk, DomainDisk) and disk.passphrase is not None
+    ]
+
+
+def _of_ceph(used: Iterable[DiskSource | None]) -> Sequence[RbdSource]:
+    return [source for source in used if isinstance(source, RbdSource)]
 
 
 @contextmanager
@@ -48,7 +82,7 @@ def unlocking(connection: ConnectionHandle, locked: Sequence[tuple[DiskSource, P
 @contextmanager
 def lent_to(connection: ConnectionHandle, used: Iterable[DiskSource | None]) -> Iterator[None]:
     """The same for what is said by its source alone."""
-    sources = [source for source in used if isinstance(source, RbdSource)]
+    sources = _of_ceph(used)
     try:
         for source in sources:
             connection.secretDefineXML(_xml(source), 0).setValue(_value(source), 0)

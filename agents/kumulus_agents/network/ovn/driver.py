@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 import structlog
 
 from kumulus.api.segments import Nic, SegmentFacts, SegmentOrder
+from kumulus_agents.network.connections import Connection
 from kumulus_agents.network.linux import links
 from kumulus_agents.network.linux import names as devices
 from kumulus_agents.network.linux.gateway import Gateway
@@ -138,10 +139,26 @@ class OvnNetwork(RecordedNetwork):
                 await self._guards.ensure(network.order, place.port.nic, await self._links(), detour)
                 self._detours[uid] = detour
 
+    async def connections(self, nic: Nic) -> Sequence[Connection]:
+        """See `KnowsConnections`."""
+        async with self._lock:
+            await self._layout()
+            return await self._logical.connections(nic)
+
+    async def know(self, nic: Nic, connections: Sequence[Connection]) -> None:
+        """See `KnowsConnections`. For a while: by then Open vSwitch has taken them up, or nobody speaks on them."""
+        async with self._lock:
+            layout = await self._layout()
+            if connections and nic.uid in layout.places:
+                self._logical.bring(nic.uid, connections)
+                await self._enforce(layout)
+
     async def _mend_whole(self) -> Sequence[str]:
         wrong: list[str] = []
         async with self._lock:
             layout = await self._layout()
+            if self._logical.let_go():
+                await self._enforce(layout)
             if await self._apart.ensure(self._databases.kind):
                 wrong.append(HEARD)
             if await self._connect():

@@ -8,8 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 import structlog
 
+from kumulus.api.segments import Nic
+from kumulus_agents.network.connections import Connection
 from kumulus_agents.network.linux.layout import Layout
 from kumulus_agents.network.linux.programs import attempt, run
+from kumulus_agents.network.ovn import brought as bringing
 from kumulus_agents.network.ovn import connections, host, northbound, routing
 from kumulus_agents.network.ovn.databases import Databases
 from kumulus_agents.network.ovn.rows import Rows
@@ -33,8 +36,31 @@ class Logical:
         """What is in force, with no connection that it does not allow."""
         self._in_force = False
         """Whether all that was written to the northbound database is known to be in force."""
+        self._brought: dict[str, Sequence[Connection]] = {}
+        """Of guests that came from other hosts, by the interface's uid."""
+        self._brought_until = 0.0
         self._limited: Mapping[int, int] | None = None
         """How many connections which conntrack zone may have, as was last said; None when that may be otherwise."""
+
+    def bring(self, uid: str, brought: Sequence[Connection]) -> None:
+        """Have these connections of an interface known with the next `enforce`, for a while."""
+        self._brought[uid] = brought
+        self._brought_until = max(self._brought_until, time.monotonic() + bringing.SECONDS)
+
+    def let_go(self) -> bool:
+        """Whether connections were known for long enough: after the next `enforce` they are not."""
+        if not self._brought or time.monotonic() < self._brought_until:
+            return False
+        self._brought.clear()
+        return True
+
+    async def connections(self, nic: Nic) -> Sequence[Connection]:
+        """Those of the interface that are established. Raises `NetworkError`."""
+        zone = (await self._zones()).get(nic.uid)
+        if zone is None or not nic.addresses:
+            return ()
+        listing = await run([*await self._control(), "dpctl/dump-conntrack", self._datapath, f"zone={zone}"])
+        return bringing.listed(listing, zone, nic)
 
     def doubt(self) -> None:
         """It is not known what is in force, until the next `enforce`."""
@@ -44,7 +70,7 @@ class Logical:
         """Have that in the northbound database, and in force on this host; whether it was not so. After a call that did not
         come to its end nobody knows what is in force, so the next one waits whatever stands there. Raises `NetworkError`:
         DatabaseFailed, NotAnswering."""
-        north, rows = self._databases.north, northbound.render(layout, self._settings.lease_seconds)
+        north, rows = self._databases.north, northbound.render(layout, self._settings.lease_seconds, self._brought)
         anew, self._in_force = not self._in_force, False
         if await asyncio.to_thread(north.left_behind, rows):
             number = await asyncio.to_thread(lambda: north.apply(routing.without(rows), anew=True))

@@ -7,27 +7,30 @@ that were checked stand in expressions. Source: ovn-nb(5).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from kumulus.api.addresses import is_v4
 from kumulus.api.gateways import GatewayLeg
 from kumulus.api.segments import Bandwidth, Nic, SegmentOrder
+from kumulus_agents.network.connections import Connection
 from kumulus_agents.network.linux import names as devices
 from kumulus_agents.network.linux.bridging import link_local
 from kumulus_agents.network.linux.layout import Layout
 from kumulus_agents.network.ovn import acls, dhcp, names, routing
+from kumulus_agents.network.ovn import brought as bringing
 from kumulus_agents.network.ovn.rows import MARK, Key, Row, Rows, Value
 
+Brought = Mapping[str, Sequence[Connection]]
 _QOS = 1000
 
 
-def render(layout: Layout, lease_seconds: int) -> Rows:
-    """All rows that are Kumulus' own."""
+def render(layout: Layout, lease_seconds: int, brought: Brought | None = None) -> Rows:
+    """All rows that are Kumulus' own. `brought`: connections that guests have from other hosts, by the interface's uid."""
     rows: dict[Key, Row] = dict(routing.rows(layout))
     for uid, network in sorted(layout.networks.items()):
         nics = [place.port.nic for place in layout.ports_of(uid)]
         to_router = routing.to_router(network.order, layout)
-        rows |= _network(network.order, nics, layout.legs_in(uid), to_router, lease_seconds)
+        rows |= _network(network.order, nics, layout.legs_in(uid), to_router, lease_seconds, brought or {})
     return rows
 
 
@@ -37,6 +40,7 @@ def _network(
     legs: list[tuple[str, GatewayLeg]],
     to_router: Key | None,
     lease_seconds: int,
+    brought: Brought,
 ) -> dict[Key, Row]:
     uid = order.uid
     rows: dict[Key, Row] = {}
@@ -112,6 +116,7 @@ def _network(
         rows[guest] = Row(rows[guest].columns, {"dhcpv4_options": asks})
         guests[nic.uid] = guest
         everybody += acls.own(order, nic)
+        everybody += bringing.acls(order, nic, brought.get(nic.uid, ()))
         for direction, end, limit in _limits(nic.bandwidth):
             rules.add(
                 add(
