@@ -71,6 +71,22 @@ class World(ABC):
     def volume(self) -> DomainDisk:
         """A new volume of at most 16 MiB that no machine has."""
 
+    def writer(self) -> DomainSpec:
+        """A new machine with a volume `data`, to which its guest writes as soon as it has booted."""
+        guest = self.guest()
+        return replace(guest, disks=[*guest.disks, self.volume()])
+
+    async def writes(self, spec: DomainSpec) -> None:
+        """Wait until the guest of a `writer` writes, where that can be seen."""
+
+    def empty(self, disk: DomainDisk) -> DomainDisk:
+        """An empty disk on this host, for one that comes with its guest."""
+        return replace(disk, source=FileSource(f"{disk.path}.here"), below=(), copied=True)
+
+    async def wrote_on(self, spec: DomainSpec, comes: DomainSpec) -> None:
+        """Where that can be seen: the guest, which came with its disks, goes on writing where it was, and all that it has
+        written is here."""
+
     @abstractmethod
     def disc(self) -> DiskSource:
         """A new disc."""

@@ -41,6 +41,7 @@ async def send(
                 "cpus": domain.cpus,
                 "startedAt": domain.started_at,
                 "volumes": sorted(domain.volumes),
+                "disks": sorted(sending.disks),
             }
             writer.write(json.dumps(said).encode() + b"\n")
             await writer.drain()
@@ -85,6 +86,8 @@ async def take(host: SimulatedHost, spec: DomainSpec, migration: str, stream: St
         domain = _expected(host, spec, migration)
         if said["volumes"] != sorted(domain.volumes):
             raise HypervisorError("It has other disks than its order says.", reason="GuestRefused", retryable=False)
+        if said["disks"] != sorted(disk.name for disk in spec.disks if disk.copied):
+            raise HypervisorError("It copies other disks than its order says.", reason="GuestRefused", retryable=False)
         halted = replace(domain, state=DomainState.PAUSED, exit_reason=None, started_at=said["startedAt"])
         host.put(replace(halted, cpus=said["cpus"], memory=said["memory"], nics=tuple(map(plugged, spec.nics))))
         writer.write(b"whole\n")
