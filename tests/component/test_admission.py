@@ -533,7 +533,6 @@ BAD = [
     Bad(VirtualMachinePool, "spec.healing.replace", ["Tired"]),
     Bad(VirtualMachinePool, "spec.healing.afterSeconds", 1),
     Bad(VirtualMachineMigration, "spec.mode", "PostCopy", "PostCopy is not offered"),
-    Bad(VirtualMachineMigration, "spec.withLocalDisks", True, "do not move with the machine yet"),
     Bad(VirtualMachineMigration, "spec.limits.timeoutSeconds", 1),
     Bad(VirtualMachineMigration, "spec.vm", "Not_A_Name"),
     Bad(VirtualMachineRestore, "spec.target", {}, "exactly one of vm and newVM"),

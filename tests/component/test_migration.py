@@ -6,10 +6,11 @@ After whatever happens on a host it is looked at whether a machine runs twice.
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
@@ -17,11 +18,12 @@ import pytest_asyncio
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.image import Image
 from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.order_names import instance_order_name
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.kube.builtin import NAMESPACE
-from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
+from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, HypervisorError
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
@@ -139,9 +141,63 @@ class Owner(Tenant):
         assert not self.watch.twice
 
 
+class LocalOwner(Owner):
+    """A namespace, and a machine with a volume and a disk of its own that are on its host alone."""
+
+    async def build(self) -> None:
+        body = {"metadata": {"name": self.tag}, "spec": {"driver": "dir", "parameters": {"path": f"/k/{self.tag}"}}}
+        await self.client.create(StoragePool.KIND, body)
+        await self.ready_pool(self.tag)
+        await self.volume("data", size="64Mi", pool=self.tag)
+        await self.image()
+
+    async def begin(self, **spec: Any) -> tuple[Raw, str, str]:
+        own = {"name": "tmp", "ephemeral": {"image": "system", "size": "64Mi"}}
+        await self.machine("vm", DATA, own, **spec)
+        vm = await self.runs("vm")
+        here = str(vm["status"]["host"])
+        await self.wait(Volume.KIND, "data", phase("InUse"), "is in use")
+        return vm, here, next(name for name in HOSTS if name != here)
+
+    async def has_disks(self, vm: Raw, host: str) -> None:
+        """Both of its disks are on that host alone, and the volume can be used there."""
+
+        def there(item: Raw) -> bool:
+            status = item["status"]
+            return (status["host"], status["pool"], condition(item).get("status")) == (host, self.tag, "True")
+
+        volume = await self.wait(Volume.KIND, "data", there, f"is on {host}")
+        uid = vm["metadata"]["uid"]
+        other = self.cloud.hosts[next(name for name in HOSTS if name != host)].directory / "pools"
+
+        async def alone() -> bool:
+            return not [*other.rglob(f"*{volume['metadata']['uid']}*"), *other.rglob(f"*{uid}*")]
+
+        await until(alone, f"no disks are left beside those on {host}")
+        record = json.loads(self.file(volume).with_name(f"{volume['metadata']['uid']}.json").read_text())
+        assert record, "it is a volume"
+        domain = self.domain(host, vm)
+        assert {disk.name: disk.path for disk in domain.disks}["root"] == str(self.file(volume))
+        own = self.cloud.hosts[host].directory / "pools"
+        assert len(list(own.rglob(f"disks/{uid}/*.qcow2"))) == 1
+
+
+Someone = TypeVar("Someone", bound=Owner)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def local(made: Cloud) -> AsyncIterator[LocalOwner]:
+    async for owner in _owner(made, LocalOwner(made, secrets.token_hex(3))):
+        yield owner
+
+
 @pytest_asyncio.fixture(loop_scope="module")
 async def owner(made: Cloud) -> AsyncIterator[Owner]:
-    owner = Owner(made, secrets.token_hex(3))
+    async for owner in _owner(made, Owner(made, secrets.token_hex(3))):
+        yield owner
+
+
+async def _owner(made: Cloud, owner: Someone) -> AsyncIterator[Someone]:
     owner.watch = Watch([made.hosts[name].machine for name in HOSTS])
     await made.client.create(NAMESPACE, {"metadata": {"name": owner.namespace}})
     await owner.build()
@@ -149,7 +205,7 @@ async def owner(made: Cloud) -> AsyncIterator[Owner]:
         yield owner
     finally:
         owner.slow(0)
-        for kind in (KIND, VirtualMachine.KIND, Volume.KIND):
+        for kind in (KIND, VirtualMachine.KIND, Volume.KIND, Image.KIND):
             for item in await made.listed(kind, owner.namespace):
                 await made.client.delete(kind, item["metadata"]["name"], owner.namespace)
 
@@ -319,3 +375,87 @@ async def test_a_lost_answer_leaves_the_guest_at_its_source(owner: Owner) -> Non
     assert condition(failed)["reason"] == "MigrationFailed"
     await owner.is_on(vm, here, 1)
     assert source.machine.starts[vm["metadata"]["uid"]] == 1
+
+
+async def test_disks_of_one_host_go_along_and_back(local: LocalOwner) -> None:
+    vm, here, there = await local.begin()
+    await local.move("stays")
+    said = await local.says(KIND, "stays", "LocalDisks")
+    assert "Disk tmp is ephemeral" in said and "Disk root is in a pool that its host alone has" in said
+    await local.delete(KIND, "stays")
+    await local.move(withLocalDisks=True)
+    moved = await local.ends("Succeeded")
+    assert sorted((disk["name"], disk["pool"], disk["size"]) for disk in moved["status"]["disks"]) == [
+        ("root", local.tag, 64 << 20),
+        ("tmp", local.tag, 64 << 20),
+    ]
+    await local.is_on(vm, there, 2)
+    await local.has_disks(vm, there)
+    await local.patch(VirtualMachine.KIND, "vm", powerState="Stopped")
+    await local.wait(VirtualMachine.KIND, "vm", phase("Stopped"), "stops")
+    await local.patch(VirtualMachine.KIND, "vm", powerState="Running")
+    await local.runs("vm")
+    await local.move("back", targetHost=here, withLocalDisks=True)
+    await local.ends("Succeeded", "back")
+    await local.is_on(vm, here, 3)
+    await local.has_disks(vm, here)
+
+
+async def test_disks_that_were_to_go_along_are_gone_there_when_it_is_cancelled(local: LocalOwner) -> None:
+    local.slow(60)
+    vm, here, there = await local.begin()
+    await local.move(withLocalDisks=True)
+    await until(lambda: _sending(local, here, vm), "the guest is being sent")
+    pools = local.cloud.hosts[there].directory / "pools" / local.tag
+    assert len(list(pools.rglob("*.qcow2"))) == 2, "there is room for both"
+    await local.delete(KIND, "go")
+    await local.gone(KIND, "go")
+    await local.is_on(vm, here, 1)
+    await local.has_disks(vm, here)
+
+
+async def test_a_machine_that_goes_while_its_disks_move_leaves_one_volume(local: LocalOwner) -> None:
+    local.slow(60)
+    vm, here, there = await local.begin()
+    await local.move(withLocalDisks=True)
+    await until(lambda: _sending(local, here, vm), "the guest is being sent")
+    await local.delete(VirtualMachine.KIND, "vm")
+    await local.gone(VirtualMachine.KIND, "vm")
+    assert condition(await local.ends("Failed"))["reason"] == "MachineGone"
+    volume = await local.is_("data", "Available")
+    assert volume["status"]["host"] == here
+    local.file(volume)
+    assert not list((local.cloud.hosts[there].directory / "pools" / local.tag).rglob("*.qcow2"))
+
+
+async def test_a_target_that_dies_when_the_guest_has_come_has_its_disks_when_it_is_back(local: LocalOwner) -> None:
+    """What it brought is no volume yet then: nobody had said that it is the target's."""
+    vm, here, there = await local.begin()
+    source, target = local.cloud.hosts[here], local.cloud.hosts[there]
+    uid = vm["metadata"]["uid"]
+
+    async def silent(*_: Any) -> None:
+        await target.kill()
+        target.machine.end(uid, ExitReason.CRASHED)
+        raise HypervisorError("the host died")
+
+    target.hypervisor.arrive = silent  # type: ignore[method-assign]
+    await local.move(withLocalDisks=True)
+    await until(lambda: _departed(local, here, vm), "the guest has left")
+    assert source.machine.domains[uid].state is DomainState.STOPPED
+    await until(lambda: _crashed(local, there, vm), "the target dies")
+    del target.hypervisor.arrive  # type: ignore[attr-defined]
+    target.start()
+    await local.ends("Succeeded")
+    await local.is_on(vm, there, 2)
+    await local.has_disks(vm, there)
+
+
+async def _departed(owner: Owner, host: str, vm: Raw) -> bool:
+    domain = owner.domain(host, vm)
+    return domain is not None and domain.marks.departed is not None
+
+
+async def _crashed(owner: Owner, host: str, vm: Raw) -> bool:
+    domain = owner.domain(host, vm)
+    return domain is not None and domain.exit_reason is ExitReason.CRASHED

@@ -76,16 +76,9 @@ class World(ABC):
         guest = self.guest()
         return replace(guest, disks=[*guest.disks, self.volume()])
 
-    async def writes(self, spec: DomainSpec) -> None:
-        """Wait until the guest of a `writer` writes, where that can be seen."""
-
     def empty(self, disk: DomainDisk) -> DomainDisk:
         """An empty disk on this host, for one that comes with its guest."""
         return replace(disk, source=FileSource(f"{disk.path}.here"), below=(), copied=True)
-
-    async def wrote_on(self, spec: DomainSpec, comes: DomainSpec) -> None:
-        """Where that can be seen: the guest, which came with its disks, goes on writing where it was, and all that it has
-        written is here."""
 
     @abstractmethod
     def disc(self) -> DiskSource:

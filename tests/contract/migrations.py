@@ -116,7 +116,7 @@ class MigrationContract:
     ) -> None:
         spec = here.writer()
         await source.start(spec)
-        await here.writes(spec)
+        await self.writes(here, spec)
         migration, names = str(uuid.uuid4()), tuple(disk.name for disk in spec.disks)
         comes = replace(self.arriving(spec, there), disks=[there.empty(disk) for disk in spec.disks])
         await target.receive(comes, migration)
@@ -131,7 +131,14 @@ class MigrationContract:
         assert (gone.exit_reason, come.state) == (ExitReason.MIGRATED, DomainState.PAUSED)
         assert [disk.path for disk in come.disks] == [disk.path for disk in comes.disks]
         await target.arrive(comes.marks.uid, comes.marks)
-        await there.wrote_on(spec, comes)
+        await self.wrote_on(there, comes)
+
+    async def writes(self, here: World, spec: DomainSpec) -> None:
+        """Where that can be seen: wait until the guest of a `writer` writes."""
+
+    async def wrote_on(self, there: World, spec: DomainSpec) -> None:
+        """Where that can be seen: the guest, which came with its disks, goes on writing where it was, and all that it has
+        written is there."""
 
     async def test_one_that_is_to_be_paused_stays_halted(
         self, source: Hypervisor, target: Hypervisor, running: DomainSpec, there: World

@@ -9,13 +9,16 @@ from kumulus.api.migration import (
     MigrationMode,
     VirtualMachineMigration,
 )
+from kumulus_controllers.compute import migration_disks
 
 
 def target_order(source: WorkOrderSpec, migration: VirtualMachineMigration, term: int) -> WorkOrderSpec:
     """The order by which the target gets everything ready: the source's, of the placement to come. It says `Stopped`, so that
     an agent which does not know of `incoming` starts nothing either."""
     assert source.instance is not None and migration.status.epoch is not None
-    incoming = Incoming(migration=migration.uid, host=migration.status.source_host or "")
+    incoming = Incoming(
+        migration=migration.uid, host=migration.status.source_host or "", disks=migration_disks.coming(migration)
+    )
     instance = source.instance.model_copy(
         update={
             "epoch": migration.status.epoch,
@@ -41,6 +44,7 @@ def sending(
         bandwidth=limits.bandwidth,
         max_downtime_ms=limits.max_downtime_ms,
         converge=migration.spec.mode is MigrationMode.AUTO,
+        disks=tuple(disk.name for disk in migration.status.disks),
     )
     return _changed(source, term, outgoing=outgoing)
 

@@ -75,7 +75,7 @@ def plan(scope: Scope) -> Move:
     if scope.taken_over:
         return _finish(scope)
     vm = scope.vm
-    if vm is None or vm.deleting or vm.uid != status.vm_uid:
+    if vm is None or (vm.deleting and not status.disks) or vm.uid != status.vm_uid:
         gone = Lack("MachineGone", f"Machine {migration.spec.vm} was deleted: nothing moves.")
         return Move(Step.FINISH, MigrationPhase.FAILED, gone)
     if vm.status.host is None and (scope.source is not None or scope.target is not None):
@@ -128,7 +128,11 @@ def _finish(scope: Scope) -> Move:
     if scope.source is None:
         return Move(Step.FINISH, MigrationPhase.SUCCEEDED)
     status = scope.migration.status
-    left = sorted(name for name, use in scope.volumes.items() if use.volume.status.host == status.source_host)
+    left = sorted(
+        name
+        for name, use in scope.volumes.items()
+        if use.volume.status.host == status.source_host or name in scope.unsettled
+    )
     if left:
         # Its order there keeps that host from touching what the guest writes to, which is at rest as far as it can see.
         message = f"The volumes of {', '.join(left)} follow to host {status.target_host}."
@@ -202,6 +206,8 @@ def failing(scope: Scope, vm: VirtualMachine) -> Lack | None:
     if scope.source_fenced:
         off = f"Host {status.source_host} is off for certain, and had not said that the guest has left."
         return Lack("SourceFenced", off)
+    if vm.deleting:
+        return Lack("MachineGone", f"Machine {vm.name} is being deleted.")
     said, other = facts(source, scope.migration), facts(scope.target, scope.migration)
     if said is not None and said.state is MigrationState.FAILED:
         beside = f" Host {status.target_host}: {other.message}" if other is not None and other.message else ""
@@ -270,6 +276,8 @@ def _progress(said: MigrationFacts | None) -> MigrationProgress | None:
         dirty_rate=said.dirty_rate,
         iteration=said.iteration,
         downtime_ms=said.downtime_ms,
+        disk_total_bytes=said.disk_total_bytes,
+        disk_remaining_bytes=said.disk_remaining_bytes,
     )
 
 
