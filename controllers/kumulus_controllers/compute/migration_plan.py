@@ -218,6 +218,8 @@ def failing(scope: Scope, vm: VirtualMachine) -> Lack | None:
         return Lack("RestartRequested", f"Machine {vm.name} is to be restarted: that comes first.")
     if scope.restoring is not None:
         return Lack("RestoreInProgress", f"VirtualMachineRestore {scope.restoring} comes first.")
+    if status.disks and scope.pinned:
+        return next(iter(scope.pinned.values()))
     for use in scope.volumes.values():
         if use.volume.status.moving_to is not None:
             return Lack("VolumeMoves", f"Volume {use.volume.name} moves to another pool: that comes first.")

@@ -207,6 +207,8 @@ class VolumeReconciler:
     def _course(self, scope: Scope, want: Wanted, place: Place) -> Course:
         """Where it is and goes. Room in the pool that it goes to is its own from here on: nothing is awaited before."""
         volume, host = scope.volume, place.host
+        if place.came_by is not None:  # it goes nowhere else before it is there
+            return Course(place)
         if volume.status.moving_to is None:  # room of an attempt that did not get on record
             self._fleet.moved(volume.uid)
         sight = Sight(

@@ -228,7 +228,8 @@ def retained(scope: Scope) -> bool:
         return scope.volume.spec.reclaim_policy is ReclaimPolicy.RETAIN
     if scope.volume_class is not None:
         return scope.volume_class.spec.reclaim_policy is ReclaimPolicy.RETAIN
-    disk = scope.order.spec.disk if scope.order is not None else None
+    order = scope.order or next(iter(scope.left_behind), None)
+    disk = order.spec.disk if order is not None else None
     return disk is not None and disk.volume is not None and disk.volume.retain
 
 
