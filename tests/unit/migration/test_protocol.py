@@ -390,6 +390,13 @@ class Protocol(RuleBasedStateMachine):
             at.failure = ("MigrationFailed", "the guest ended")
 
     @rule(host=st.sampled_from(HOSTS))
+    def host_is_restarted(self, host: str) -> None:
+        """Guest, libvirtd and agent are gone at once, and the agent is back."""
+        self._off(self.hosts[host], ExitReason.UNKNOWN)
+        self.hosts[host].die()
+        self.agent(host)
+
+    @rule(host=st.sampled_from(HOSTS))
     def libvirtd_is_restarted(self, host: str) -> None:
         """It forgets why a domain is off."""
         domain = self.hosts[host].domain

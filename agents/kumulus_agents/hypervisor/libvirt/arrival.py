@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from kumulus_agents.hypervisor.libvirt import allowlist, attached, copying, marks, sources
+from kumulus_agents.hypervisor.libvirt import allowlist, attached, disks_along, marks, sources
 from kumulus_agents.hypervisor.libvirt.allowlist import NUMBER, Rule
 
 
@@ -148,7 +148,7 @@ def _disks(devices: Element, here: Element, copied: frozenset[str]) -> None:
         raise Refused("it has other disks than its order says")
     for disk in theirs:
         own = mine[_identity(disk)]
-        alike = own.find("readonly") is not None or copying.is_one(own, copied)
+        alike = own.find("readonly") is not None or disks_along.is_one(own, copied)
         if not alike and list(_chain(disk)) != list(_chain(own)):
             raise Refused("a disk of it is made of other files there than here: it was changed meanwhile")
         if disk.find("target") is None or disk.find("mirror") is not None:

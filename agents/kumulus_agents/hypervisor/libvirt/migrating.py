@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 import libvirt
 
 from kumulus.api.compute import PowerState
-from kumulus_agents.hypervisor.libvirt import arrival, copying, domain_xml, marks, sieve, verbs
+from kumulus_agents.hypervisor.libvirt import arrival, disks_along, domain_xml, marks, sieve, verbs
 from kumulus_agents.hypervisor.libvirt.connection import Connection
 from kumulus_agents.hypervisor.libvirt.errors import UNAVAILABLE, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
@@ -100,13 +100,13 @@ class Migrating:
             )
             if not waits or channel not in CHANNELS:
                 raise HypervisorError("The machine is not waited for by that migration.", reason="NotExpected")
-            if channel == DISKS and not copying.of(spec.disks):
+            if channel == DISKS and not disks_along.of(spec.disks):
                 raise HypervisorError("The machine waits for no disks.", reason="NotExpected")
             if channel != LIBVIRT:
                 await _join(stream, await self._emulator(uid, channel))
                 return
             own = await asyncio.to_thread(_render, spec, platform)
-            copied = copying.of(spec.disks)
+            copied = disks_along.of(spec.disks)
             strict = sieve.Sieve(
                 marks.domain_name(uid),
                 f"unix://{_place(self._settings.migration_dir, uid, MEMORY)}",
@@ -217,12 +217,12 @@ def _send(uid: str, sending: Sending, doors: _Doors, connection: ConnectionHandl
     try:
         if sending.disks:
             parameters[libvirt.VIR_MIGRATE_PARAM_DISKS_URI] = f"unix://{doors.disks}"
-            wanted = copying.serials(sending.disks)
-            parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [*copying.devices(handle.XMLDesc(0), wanted)]
+            wanted = disks_along.serials(sending.disks)
+            parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [*disks_along.devices(handle.XMLDesc(0), wanted)]
             flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
             flags |= libvirt.VIR_MIGRATE_NON_SHARED_SYNCHRONOUS_WRITES if sending.converge else 0
         handle.migrateToURI3(f"qemu+unix:///system?socket={doors.libvirt}", parameters, flags)
-    except copying.UnknownDisk as error:
+    except disks_along.UnknownDisk as error:
         raise HypervisorError(f"The guest is not sent: {error}.", reason="MigrationFailed") from error
     except libvirt.libvirtError as error:
         if _left(handle):

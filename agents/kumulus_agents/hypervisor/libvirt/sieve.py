@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import libvirt
 
-from kumulus_agents.hypervisor.libvirt import copying, wire
+from kumulus_agents.hypervisor.libvirt import disks_along, wire
 from kumulus_agents.hypervisor.libvirt.arrival import Refused
 from kumulus_agents.hypervisor.migration import Stream
 
@@ -74,8 +74,8 @@ class Sieve:
     def _prepare(self, head: wire.Head, given: wire.Arguments, xml: str) -> bytes:
         """A disk that one host takes for copied and the other does not would be an empty one."""
         try:
-            disks = copying.devices(xml, self.copied) if self.copied else ()
-        except copying.UnknownDisk as error:
+            disks = disks_along.devices(xml, self.copied) if self.copied else ()
+        except disks_along.UnknownDisk as error:
             raise Refused(str(error)) from error
         if bool(given.flags & libvirt.VIR_MIGRATE_NON_SHARED_DISK) != bool(disks) or sorted(given.disks) != [*disks]:
             raise Refused("it copies other disks than its order says")
@@ -86,7 +86,7 @@ class Sieve:
 
     def _message(self, head: wire.Head, given: wire.Arguments, disks: tuple[str, ...] = (), **texts: str) -> bytes:
         said = given.saying(**texts)
-        taken = FLAGS | (copying.FLAGS if self.copied else 0)
+        taken = FLAGS | (disks_along.FLAGS if self.copied else 0)
         flags = given.flags & taken | libvirt.VIR_MIGRATE_PAUSED
         return wire.message(head, wire.Arguments(said.parameters, said.cookie, flags, said.rest, disks))
 
