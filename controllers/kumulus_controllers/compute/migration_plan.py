@@ -160,6 +160,12 @@ def _give_up(scope: Scope) -> Move:
             " never runs twice.",
         )
         return Move(Step.WAIT, cancelling, lack)
+    if scope.source_fenced and status.disks and scope.target is not None and not scope.target.deleting:
+        # Where else than on these two hosts are its disks? Should the target have been told to go on, it says so.
+        off = f"Host {status.source_host} is off for certain: when it is back it says which host has what was written last."
+        return Move(
+            Step.WAIT, cancelling, Lack("SourceFenced", f"{off} Until then the disks on both stay as they are.")
+        )
     if scope.target is not None:
         if not scope.target.deleting:
             return Move(Step.END_TARGET, cancelling)

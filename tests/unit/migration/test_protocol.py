@@ -145,6 +145,8 @@ class Protocol(RuleBasedStateMachine):
         """The migration is no more."""
         self.seen: dict[str, WorkOrder | None] = {}
         self.late = 0.0
+        self.fenced = False
+        """The source is off for certain, and says nothing."""
         self.begins()
         self.agent("a")
         self.look("a")
@@ -180,6 +182,7 @@ class Protocol(RuleBasedStateMachine):
             target=self.seen.get(status.target_host) if status.target_host else None,
             endpoint=MigrationEndpoint(address="192.0.2.2", port=9413),
             source_report=report,
+            source_fenced=self.fenced,
             volumes=self.volumes(),
             unsettled=self.unsettled(),
         )
@@ -263,6 +266,8 @@ class Protocol(RuleBasedStateMachine):
         """A pass of a host's agent, which may die after so many steps."""
         self.now += 1
         at, steps = self.hosts[host], 0
+        if self.fenced and host == "a":
+            return
         for _ in range(8):
             if at.order is None:
                 return
@@ -454,8 +459,10 @@ class Protocol(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Nobody dies any more, and everybody is heard: it runs, once, and nothing is left of it elsewhere."""
-        for _ in range(40):
+        rounds = 80 if self.fenced else 40
+        for left in reversed(range(rounds)):
             self.now += 400
+            self.fenced = self.fenced and left > 40
             for host in HOSTS:
                 self.look(host)
             if not self.left:
@@ -584,6 +591,13 @@ class WithDisks(Protocol):
         there = self.disk["b"]
         if there is not None and not there.whole:
             there.written = -1
+
+    @rule()
+    def source_is_fenced(self) -> None:
+        self.fenced = True
+        self._off(self.hosts["a"], ExitReason.UNKNOWN)
+        self.hosts["a"].die()
+        self.libvirtd_is_restarted("a")
 
     @rule()
     def follow(self) -> None:
