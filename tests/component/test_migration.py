@@ -23,11 +23,11 @@ from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.order_names import instance_order_name
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.kube.builtin import NAMESPACE
-from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, HypervisorError
+from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
-from tests.component.cloud import Cloud, Raw, cloud, condition, phase, until
+from tests.component.cloud import Cloud, Raw, SimHost, cloud, condition, phase, until
 from tests.component.test_volume import HOSTS, Tenant
 from tests.conftest import new_lab
 from tests.unit.storage.material import needs_root
@@ -337,10 +337,8 @@ async def test_an_agent_that_dies_while_the_guest_is_sent_leaves_it_where_it_was
     await owner.is_on(vm, where, epoch)
 
 
-async def test_a_target_that_is_not_told_is_told_by_the_controllers(owner: Owner) -> None:
-    """The source's agent dies when the guest has left and it has put that on record."""
-    vm, here, there = await owner.begin()
-    uid, source = vm["metadata"]["uid"], owner.cloud.hosts[here]
+def _dies_when_departed(source: SimHost) -> asyncio.Event:
+    """From now on the host's agent goes no further when it has put on record that a guest has left."""
     died = asyncio.Event()
 
     async def mark(uid: str, marks: Any) -> None:
@@ -350,6 +348,14 @@ async def test_a_target_that_is_not_told_is_told_by_the_controllers(owner: Owner
             await asyncio.Event().wait()
 
     source.hypervisor.mark = mark  # type: ignore[method-assign]
+    return died
+
+
+async def test_a_target_that_is_not_told_is_told_by_the_controllers(owner: Owner) -> None:
+    """The source's agent dies when the guest has left and it has put that on record."""
+    vm, here, there = await owner.begin()
+    uid, source = vm["metadata"]["uid"], owner.cloud.hosts[here]
+    died = _dies_when_departed(source)
     await owner.move()
     await asyncio.wait_for(died.wait(), 30)
     await source.kill()
@@ -432,34 +438,19 @@ async def test_a_machine_that_goes_while_its_disks_move_leaves_one_volume(local:
     assert not await local.disks_on(there, vm, volume)
 
 
-async def test_a_target_that_dies_when_the_guest_has_come_has_its_disks_when_it_is_back(local: LocalOwner) -> None:
-    """What it brought is no volume yet then: nobody had said that it is the target's."""
+async def test_hosts_that_both_die_when_the_guest_has_come_leave_its_disks_at_the_target(local: LocalOwner) -> None:
+    """The source has put on record that it has left, and nobody was told: what came is no volume yet."""
     vm, here, there = await local.begin()
     source, target = local.cloud.hosts[here], local.cloud.hosts[there]
-    uid = vm["metadata"]["uid"]
-
-    async def silent(*_: Any) -> None:
-        await target.kill()
-        target.machine.end(uid, ExitReason.CRASHED)
-        raise HypervisorError("the host died")
-
-    target.hypervisor.arrive = silent  # type: ignore[method-assign]
+    uid, died = vm["metadata"]["uid"], _dies_when_departed(source)
     await local.move(withLocalDisks=True)
-    await until(lambda: _departed(local, here, vm), "the guest has left")
-    assert source.machine.domains[uid].state is DomainState.STOPPED
-    await until(lambda: _crashed(local, there, vm), "the target dies")
-    del target.hypervisor.arrive  # type: ignore[attr-defined]
+    await asyncio.wait_for(died.wait(), 60)
+    for host in (source, target):
+        await host.kill()
+    del source.hypervisor.mark  # type: ignore[attr-defined]
+    target.machine.end(uid, ExitReason.CRASHED)
     target.start()
+    source.start()
     await local.ends("Succeeded")
     await local.is_on(vm, there, 2)
     await local.has_disks(vm, there)
-
-
-async def _departed(owner: Owner, host: str, vm: Raw) -> bool:
-    domain = owner.domain(host, vm)
-    return domain is not None and domain.marks.departed is not None
-
-
-async def _crashed(owner: Owner, host: str, vm: Raw) -> bool:
-    domain = owner.domain(host, vm)
-    return domain is not None and domain.exit_reason is ExitReason.CRASHED
