@@ -108,6 +108,11 @@ def keep_beside(fleet: Fleet, machine: VirtualMachine, host: str, demand: Demand
     fleet.assign(name, host, demand, None)
 
 
+def along(volume: str | None, machine: str, disk: str) -> str:
+    """What the promise to a disk is called that moves with its machine: of a volume, or of the machine's own of that name."""
+    return f"{volume or f'{machine}/{disk}'}@moving"
+
+
 def drop_beside(fleet: Fleet, name: str) -> None:
     """Take that back; `name` is what `besides` says. Nothing promised: nothing."""
     fleet.release(name)
@@ -140,6 +145,8 @@ class FleetFeed:
         self._machines: Store[VirtualMachine] = caches.reserving(VirtualMachine)
         self._beside: dict[str, frozenset[str]] = {}
         """Names of further promises to machines, by uid of the machine."""
+        self._along: dict[str, frozenset[str]] = {}
+        """Names of promises to disks that move with a machine, by its uid."""
         self._machines.add_index(UID, lambda vm: (vm.uid,))
         self._hosts: Store[Host] = caches.store(Host)
         self._reports: Store[HostReport] = caches.store(HostReport)
@@ -227,6 +234,8 @@ class FleetFeed:
             return
         size = max(to_bytes(after.spec.size) if after.spec.size else 0, after.status.size or 0)
         self._fleet.keep(after.uid, after.status.host, pool.uid, size)
+        if before is not None and before.status.host != after.status.host and after.status.attached_to is not None:
+            self._promise_disks(after.status.attached_to.uid)
         target = self._pools.get(after.status.moving_to) if after.status.moving_to is not None else None
         if target is None:
             self._fleet.moved(after.uid)
@@ -252,6 +261,7 @@ class FleetFeed:
     def _promise(self, uid: str) -> None:
         """A machine has a promise while a work order of it exists, or its status names a host; and on each further host on
         which there is one, while it moves or a fenced host has one of an earlier placement."""
+        self._promise_disks(uid)
         known = [order for order in self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{uid}") if not superseded(order)]
         orders = sorted(known, key=lambda order: (self._elsewhere(uid, host_of(order)), claim(order)))
         beside = {besides(uid, host_of(order)): order for order in orders[1:]}
@@ -278,3 +288,28 @@ class FleetFeed:
                     self._fleet.assign(uid, machine.status.host, Demand(size.cpus, to_bytes(size.memory)), None)
                 return
         self._fleet.release(uid)
+
+    def _promise_disks(self, uid: str) -> None:
+        """Room for disks that come along with a machine: from its order there until that is one like any other, and for
+        volumes until they are on record there."""
+        before, now = self._along.pop(uid, frozenset()), set[str]()
+        for order in self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{uid}"):
+            instance, host = order.spec.instance, host_of(order)
+            assert instance is not None
+            sizes = {disk.name: disk.size for disk in instance.incoming.disks} if instance.incoming is not None else {}
+            for disk in instance.disks:
+                name = along(disk.volume, uid, disk.name)
+                if disk.name in sizes:
+                    self._fleet.keep(name, host, disk.pool.uid, sizes[disk.name])
+                    now.add(name)
+                elif disk.volume is not None and name in before and self._follows(disk.volume, name, host):
+                    now.add(name)
+        for name in before - now:
+            self._fleet.let_go(name)
+        if now:
+            self._along[uid] = frozenset(now)
+
+    def _follows(self, volume: str, promise: str, host: str) -> bool:
+        """Whether the volume is promised room on that host, and is on record on another one still."""
+        there, kept = self._fleet.kept(promise), self._fleet.kept(volume)
+        return there is not None and there[0] == host and kept is not None and kept[0] != host

@@ -534,7 +534,6 @@ BAD = [
     Bad(VirtualMachinePool, "spec.healing.replace", ["Tired"]),
     Bad(VirtualMachinePool, "spec.healing.afterSeconds", 1),
     Bad(VirtualMachineMigration, "spec.mode", "PostCopy", "PostCopy is not offered"),
-    Bad(VirtualMachineMigration, "spec.withLocalDisks", True, "do not move with the machine yet"),
     Bad(VirtualMachineMigration, "spec.limits.timeoutSeconds", 1),
     Bad(
         VirtualMachineMigration, "spec", {"vm": "web", "mode": "PreCopy", "onStall": "Throttle"}, "slows no guest down"

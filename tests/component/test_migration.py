@@ -6,6 +6,7 @@ After whatever happens on a host it is looked at whether a machine runs twice.
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +18,7 @@ import pytest_asyncio
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import HostReport, WorkOrder
+from kumulus.api.image import Image
 from kumulus.api.maintenance import FOR_MAINTENANCE
 from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.order_names import instance_order_name
@@ -26,7 +28,7 @@ from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
-from tests.component.cloud import Cloud, Raw, cloud, condition, phase, until
+from tests.component.cloud import Cloud, Raw, SimHost, cloud, condition, phase, until
 from tests.component.test_volume import HOSTS, Tenant
 from tests.conftest import new_lab
 from tests.unit.storage.material import needs_root
@@ -150,6 +152,54 @@ class Owner(Tenant):
         assert not self.watch.twice
 
 
+class LocalOwner(Owner):
+    """A namespace, and a machine with a volume and a disk of its own that are on its host alone."""
+
+    async def build(self) -> None:
+        body = {"metadata": {"name": self.tag}, "spec": {"driver": "dir", "parameters": {"path": f"/k/{self.tag}"}}}
+        await self.client.create(StoragePool.KIND, body)
+        await self.ready_pool(self.tag)
+        await self.volume("data", size="64Mi", pool=self.tag)
+        await self.image()
+
+    async def begin(self, **spec: Any) -> tuple[Raw, str, str]:
+        own = {"name": "tmp", "ephemeral": {"image": "system", "size": "64Mi"}}
+        await self.machine("vm", DATA, own, **spec)
+        vm = await self.runs("vm")
+        here = str(vm["status"]["host"])
+        await self.wait(Volume.KIND, "data", phase("InUse"), "is in use")
+        return vm, here, next(name for name in HOSTS if name != here)
+
+    async def disks_on(self, host: str, vm: Raw, volume: Raw | None = None) -> list[str]:
+        """Files that a host has of the machine's disks."""
+        volume = volume or await self.find(Volume.KIND, "data")
+        uids = vm["metadata"]["uid"], volume["metadata"]["uid"]
+        pools = self.cloud.hosts[host].directory / "pools"
+        return [str(path) for path in pools.rglob("*.qcow2") if any(uid in str(path) for uid in uids)]
+
+    async def has_disks(self, vm: Raw, host: str) -> None:
+        """Both of its disks are on that host alone, and the volume can be used there."""
+
+        def there(item: Raw) -> bool:
+            status = item["status"]
+            return (status["host"], status["pool"], condition(item).get("status")) == (host, self.tag, "True")
+
+        volume = await self.wait(Volume.KIND, "data", there, f"is on {host}")
+        uid = vm["metadata"]["uid"]
+        other = self.cloud.hosts[next(name for name in HOSTS if name != host)].directory / "pools"
+
+        async def alone() -> bool:
+            return not [*other.rglob(f"*{volume['metadata']['uid']}*"), *other.rglob(f"*{uid}*")]
+
+        await until(alone, f"no disks are left beside those on {host}")
+        record = json.loads(self.file(volume).with_name(f"{volume['metadata']['uid']}.json").read_text())
+        assert record, "it is a volume"
+        domain = self.domain(host, vm)
+        assert {disk.name: disk.path for disk in domain.disks}["root"] == str(self.file(volume))
+        own = self.cloud.hosts[host].directory / "pools"
+        assert len(list(own.rglob(f"disks/{uid}/*.qcow2"))) == 1
+
+
 OWNER = TypeVar("OWNER", bound=Owner)
 
 
@@ -163,7 +213,7 @@ async def owned(made: Cloud, kind: type[OWNER]) -> AsyncIterator[OWNER]:
         yield owner
     finally:
         owner.slow(0)
-        for kind in (KIND, VirtualMachine.KIND, Volume.KIND):
+        for kind in (KIND, VirtualMachine.KIND, Volume.KIND, Image.KIND):
             for item in await made.listed(kind, owner.namespace):
                 await made.client.delete(kind, item["metadata"]["name"], owner.namespace)
 
@@ -179,6 +229,12 @@ async def owned(made: Cloud, kind: type[OWNER]) -> AsyncIterator[OWNER]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def owner(made: Cloud) -> AsyncIterator[Owner]:
     async for owner in owned(made, Owner):
+        yield owner
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def local(made: Cloud) -> AsyncIterator[LocalOwner]:
+    async for owner in owned(made, LocalOwner):
         yield owner
 
 
@@ -307,10 +363,8 @@ async def test_an_agent_that_dies_while_the_guest_is_sent_leaves_it_where_it_was
     await owner.is_on(vm, where, epoch)
 
 
-async def test_a_target_that_is_not_told_is_told_by_the_controllers(owner: Owner) -> None:
-    """The source's agent dies when the guest has left and it has put that on record."""
-    vm, here, there = await owner.begin()
-    uid, source = vm["metadata"]["uid"], owner.cloud.hosts[here]
+def _dies_when_departed(source: SimHost) -> asyncio.Event:
+    """From now on the host's agent goes no further when it has put on record that a guest has left."""
     died = asyncio.Event()
 
     async def mark(uid: str, marks: Any) -> None:
@@ -320,6 +374,14 @@ async def test_a_target_that_is_not_told_is_told_by_the_controllers(owner: Owner
             await asyncio.Event().wait()
 
     source.hypervisor.mark = mark  # type: ignore[method-assign]
+    return died
+
+
+async def test_a_target_that_is_not_told_is_told_by_the_controllers(owner: Owner) -> None:
+    """The source's agent dies when the guest has left and it has put that on record."""
+    vm, here, there = await owner.begin()
+    uid, source = vm["metadata"]["uid"], owner.cloud.hosts[here]
+    died = _dies_when_departed(source)
     await owner.move()
     await asyncio.wait_for(died.wait(), 30)
     await source.kill()
@@ -352,6 +414,75 @@ async def test_a_lost_answer_leaves_the_guest_at_its_source(owner: Owner) -> Non
     assert condition(failed)["reason"] == "MigrationFailed"
     await owner.is_on(vm, here, 1)
     assert source.machine.starts[vm["metadata"]["uid"]] == 1
+
+
+# Disks that only one host has
+
+
+async def test_disks_of_one_host_go_along_and_back(local: LocalOwner) -> None:
+    vm, here, there = await local.begin()
+    await local.move("stays")
+    said = await local.says(KIND, "stays", "LocalDisks")
+    assert "Disk tmp is ephemeral" in said and "Disk root is in a pool that its host alone has" in said
+    await local.delete(KIND, "stays")
+    await local.move(withLocalDisks=True)
+    moved = await local.ends("Succeeded")
+    disks = {disk["name"]: (disk.get("volume") is not None, disk["size"]) for disk in moved["status"]["disks"]}
+    assert disks == {"root": (True, 64 << 20), "tmp": (False, 64 << 20)}
+    await local.is_on(vm, there, 2)
+    await local.has_disks(vm, there)
+    await local.patch(VirtualMachine.KIND, "vm", powerState="Stopped")
+    await local.wait(VirtualMachine.KIND, "vm", phase("Stopped"), "stops")
+    await local.patch(VirtualMachine.KIND, "vm", powerState="Running")
+    await local.runs("vm")
+    await local.move("back", targetHost=here, withLocalDisks=True)
+    await local.ends("Succeeded", "back")
+    await local.is_on(vm, here, 3)
+    await local.has_disks(vm, here)
+
+
+async def test_disks_that_were_to_go_along_are_gone_there_when_it_is_cancelled(local: LocalOwner) -> None:
+    local.slow(60)
+    vm, here, there = await local.begin()
+    await local.move(withLocalDisks=True)
+    await until(lambda: _sending(local, here, vm), "the guest is being sent")
+    assert len(await local.disks_on(there, vm)) == 2, "there is room for both"
+    await local.delete(KIND, "go")
+    await local.gone(KIND, "go")
+    await local.is_on(vm, here, 1)
+    await local.has_disks(vm, here)
+
+
+async def test_a_machine_that_goes_while_its_disks_move_leaves_one_volume(local: LocalOwner) -> None:
+    local.slow(60)
+    vm, here, there = await local.begin()
+    await local.move(withLocalDisks=True)
+    await until(lambda: _sending(local, here, vm), "the guest is being sent")
+    await local.delete(VirtualMachine.KIND, "vm")
+    await local.gone(VirtualMachine.KIND, "vm")
+    assert condition(await local.ends("Failed"))["reason"] == "MachineGone"
+    volume = await local.is_("data", "Available")
+    assert volume["status"]["host"] == here
+    local.file(volume)
+    assert not await local.disks_on(there, vm, volume)
+
+
+async def test_hosts_that_both_die_when_the_guest_has_come_leave_its_disks_at_the_target(local: LocalOwner) -> None:
+    """The source has put on record that it has left, and nobody was told: what came is no volume yet."""
+    vm, here, there = await local.begin()
+    source, target = local.cloud.hosts[here], local.cloud.hosts[there]
+    uid, died = vm["metadata"]["uid"], _dies_when_departed(source)
+    await local.move(withLocalDisks=True)
+    await asyncio.wait_for(died.wait(), 60)
+    for host in (source, target):
+        await host.kill()
+    del source.hypervisor.mark  # type: ignore[attr-defined]
+    target.machine.end(uid, ExitReason.CRASHED)
+    target.start()
+    source.start()
+    await local.ends("Succeeded")
+    await local.is_on(vm, there, 2)
+    await local.has_disks(vm, there)
 
 
 # Hosts in maintenance

@@ -71,6 +71,15 @@ class World(ABC):
     def volume(self) -> DomainDisk:
         """A new volume of at most 16 MiB that no machine has."""
 
+    def writer(self) -> DomainSpec:
+        """A new machine with a volume `data`, to which its guest writes as soon as it has booted."""
+        guest = self.guest()
+        return replace(guest, disks=[*guest.disks, self.volume()])
+
+    def empty(self, disk: DomainDisk) -> DomainDisk:
+        """An empty disk on this host, for one that comes with its guest."""
+        return replace(disk, source=FileSource(f"{disk.path}.here"), below=(), copied=True)
+
     @abstractmethod
     def disc(self) -> DiskSource:
         """A new disc."""

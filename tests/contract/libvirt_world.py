@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import uuid
 from dataclasses import replace
@@ -66,6 +68,29 @@ class LibvirtWorld(World):
         path = self.directory / f"{volume}.qcow2"
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(VOLUME)], check=True)
         return DomainDisk("data", FileSource(str(path)), "qcow2", volume=volume)
+
+    def writer(self) -> DomainSpec:
+        spec = self.spec(Guest.COUNT)
+        return replace(spec, disks=[*spec.disks, self.volume()])
+
+    def written(self, spec: DomainSpec) -> list[int]:
+        """What the guest says that it has written, and that was flushed."""
+        return [int(number) for number in re.findall(r"GUEST-WROTE:(\d+)\.", self.console(spec))]
+
+    def empty(self, disk: DomainDisk) -> DomainDisk:
+        path = self.directory / f"{uuid.uuid4()}.qcow2"
+        told = subprocess.run(
+            ["qemu-img", "info", "-U", "--output=json", disk.path], stdout=subprocess.PIPE, text=True, check=True
+        )
+        size = str(json.loads(told.stdout)["virtual-size"])
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), size], check=True)
+        return replace(disk, source=FileSource(str(path)), format="qcow2", below=(), copied=True)
+
+    def content(self, disk: DomainDisk) -> bytes:
+        """What is on a disk that no machine uses."""
+        raw = self.directory / f"{uuid.uuid4()}.raw"
+        subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", disk.path, str(raw)], check=True)
+        return raw.read_bytes()
 
     def disc(self) -> FileSource:
         path = self.directory / f"{uuid.uuid4()}.raw"

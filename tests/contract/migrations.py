@@ -120,6 +120,35 @@ class MigrationContract:
     async def goes_on(self, there: World, spec: DomainSpec) -> None:
         """Where that can be seen: the guest does what it did."""
 
+    async def test_disks_that_only_its_host_has_go_along(
+        self, source: Hypervisor, target: Hypervisor, here: World, there: World
+    ) -> None:
+        spec = here.writer()
+        await source.start(spec)
+        await self.writes(here, spec)
+        migration, names = str(uuid.uuid4()), tuple(disk.name for disk in spec.disks)
+        comes = replace(self.arriving(spec, there), disks=[there.empty(disk) for disk in spec.disks])
+        await target.receive(comes, migration)
+        between = Between(target, comes, migration)
+        with pytest.raises(HypervisorError) as less:
+            await source.send(spec.marks.uid, Sending(migration), between.connect, nowhere)
+        assert less.value.reason == "MigrationFailed", "one side copies, and the other does not"
+        told = list[Progress]()
+        sending = Sending(migration, converge=True, disks=names)
+        await source.send(spec.marks.uid, sending, Between(target, comes, migration).connect, told.append)
+        gone, come = await the(source, spec), await the(target, comes)
+        assert (gone.exit_reason, come.state) == (ExitReason.MIGRATED, DomainState.PAUSED)
+        assert [disk.path for disk in come.disks] == [disk.path for disk in comes.disks]
+        await target.arrive(comes.marks.uid, comes.marks)
+        await self.wrote_on(there, comes)
+
+    async def writes(self, here: World, spec: DomainSpec) -> None:
+        """Where that can be seen: wait until the guest of a `writer` writes."""
+
+    async def wrote_on(self, there: World, spec: DomainSpec) -> None:
+        """Where that can be seen: the guest, which came with its disks, goes on writing where it was, and all that it has
+        written is there."""
+
     async def test_one_that_is_to_be_paused_stays_halted(
         self, source: Hypervisor, target: Hypervisor, running: DomainSpec, there: World
     ) -> None:

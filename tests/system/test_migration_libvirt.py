@@ -81,6 +81,22 @@ def there(
 class TestLibvirt(MigrationContract):
     """The contract."""
 
+    async def writes(self, here: World, spec: DomainSpec) -> None:
+        assert isinstance(here, LibvirtWorld)
+        await eventually(lambda: len(here.written(spec)) > 20, "the guest does not write", 60)
+
+    async def wrote_on(self, there: World, spec: DomainSpec) -> None:
+        assert isinstance(there, LibvirtWorld)
+        before = len(there.written(spec))
+        await eventually(lambda: len(there.written(spec)) > before + 20, "the guest does not go on writing", 60)
+        there.virsh("destroy", spec.marks.uid)
+        written = there.written(spec)
+        assert written == list(range(1, len(written) + 1)), "it began anew, or a number is missing"
+        data = there.content(next(disk for disk in spec.disks if disk.name == "data"))
+        for number in written:
+            said = data[number << 16 : (number << 16) + 16]
+            assert said == (f"{number}\n" * 16).encode()[:16], f"what it wrote as {number} is not there"
+
     @contextlib.asynccontextmanager
     async def sending(
         self, source: Hypervisor, target: Hypervisor, running: DomainSpec, there: World

@@ -27,6 +27,7 @@ from kumulus.runtime.metrics import PASS_SECONDS, PASSES
 from kumulus.runtime.result import Done, Failed, Requeue, Result, Wait
 from kumulus_agents.agent.certificate import Certificates
 from kumulus_agents.agent.console import ConsoleReader, Consoles
+from kumulus_agents.agent.copied_disks import CopiedDisks
 from kumulus_agents.agent.disk import Disks
 from kumulus_agents.agent.disk_work import DiskWork
 from kumulus_agents.agent.fence import Fences
@@ -248,6 +249,7 @@ class Agent:
             drivers.hypervisor,
             reservations,
             self._networks,
+            CopiedDisks(pools),
             drivers.transfer.tunnel if drivers.transfer is not None else None,
             tasks,
             wake=self._wake,

@@ -77,6 +77,8 @@ def leave(scope: Scope, outgoing: Outgoing) -> Plan:
             iteration=at.iteration if at is not None else None,
             downtime_ms=at.downtime if at is not None else None,
             stalled_seconds=int(moving.stalled) if moving.stalled >= STALLED_SAID_AFTER else None,
+            disk_total_bytes=at.disk_total if at is not None and outgoing.disks else None,
+            disk_remaining_bytes=at.disk_remaining if at is not None and outgoing.disks else None,
         )
         return Plan(state=WorkState.RUNNING, after=SAID_EVERY, migration=facts)
     if domain.state is DomainState.PAUSED:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from kumulus.api.host import WorkOrder
 from kumulus.api.image import OPTICAL
+from kumulus.api.image_order import ImageRef
 from kumulus.api.instance_order import InstanceDisk, InstanceOrder, MigrationFacts, SeedRef
 from kumulus.api.qos import UNLIMITED
 from kumulus.api.segments import Nic
@@ -56,6 +57,7 @@ from kumulus_agents.hypervisor.protocol import (
     Hypervisor,
     Marks,
 )
+from kumulus_agents.storage.moving import ReceivingDisks
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.source import DiskSource, FileSource
 
@@ -163,7 +165,8 @@ class InstanceSteps:
             case Receive(marks, migration):
                 await self._start(instance, marks, slow, lambda spec: self._migrations.receive(spec, migration))
             case Arrive(marks):
-                await self._hypervisor.arrive(uid, marks)
+                domain = await self._hypervisor.domain(uid)
+                await self._migrations.arrive(instance, domain.arriving if domain is not None else None, marks)
             case Remove(ports):
                 await self._remove(instance, ports)
 
@@ -196,10 +199,13 @@ class InstanceSteps:
     ) -> None:
         for nic in order.nics:
             self._networks.demand(nic)
+        coming = {disk.name for disk in order.incoming.disks} if order.incoming is not None else set()
         for disk in order.disks:
+            if disk.name in coming:
+                continue
             if disk.volume is not None:
                 await self._present(disk, disk.volume)
-            elif disk.image is not None and await self._pools.driver(disk.pool).image(disk.image.uid) is None:
+            elif disk.image is not None and not await self._has_disk(order.uid, disk, disk.image):
                 what = f"the image of disk {disk.name} is not in pool {disk.pool.name} on this host yet"
                 why = self._image_failure(disk.image.uid, disk.pool.uid)
                 raise Missing("ImageNotReady", f"{what}: {why}" if why else what)
@@ -240,8 +246,11 @@ class InstanceSteps:
         begin: Begin,
     ) -> None:
         disks = []
+        copied = await self._migrations.disks.make(order, order.incoming) if order.incoming is not None else {}
         for disk in order.disks:
-            if disk.volume is not None:
+            if disk.name in copied:
+                disks.append(copied[disk.name])
+            elif disk.volume is not None:
                 # The host that it comes from sees to it until it has come.
                 disks.append(await self._volume(disk, disk.volume, seen_to=order.incoming is not None))
             elif disk.image is not None:
@@ -297,6 +306,13 @@ class InstanceSteps:
             if disk.volume == volume:
                 await self._hypervisor.limit_disk(order.uid, volume, disk.qos or UNLIMITED)
 
+    async def _has_disk(self, owner: str, disk: InstanceDisk, image: ImageRef) -> bool:
+        """Whether the disk is there, or its image is. What came with a guest does not stand on that."""
+        driver = self._pools.driver(disk.pool)
+        if await driver.image(image.uid) is not None:
+            return True
+        return isinstance(driver, ReceivingDisks) and await driver.disk(owner, disk.name) is not None
+
     async def _present(self, disk: InstanceDisk, volume: str) -> None:
         if await self._pools.driver(disk.pool).volume(volume) is None:
             raise _not_there(disk)
@@ -337,6 +353,7 @@ class InstanceSteps:
     async def _remove(self, order: InstanceOrder, ports: Sequence[str]) -> None:
         """What was made for the machine alone; volumes have a life of their own."""
         await self._hypervisor.remove(order.uid)
+        await self._migrations.disks.abandon(order)
         for nic in (*(nic.uid for nic in order.nics), *ports):
             await self._networks.remove_port(nic, order.uid)
         await self._networks.forget_machine(order.uid)

@@ -19,12 +19,20 @@ from kumulus.api.host import WorkOrder
 from kumulus.api.instance_order import InstanceOrder, MigrationFacts, MigrationState, Outgoing
 from kumulus.api.segments import Nic
 from kumulus_agents.agent.convergence import Convergence
+from kumulus_agents.agent.copied_disks import CopiedDisks
 from kumulus_agents.agent.instance_scope import Moving
 from kumulus_agents.agent.networks import Networks
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.hypervisor.migration import Progress, Sending, Stream
-from kumulus_agents.hypervisor.protocol import DomainSpec, DomainState, ExitReason, Hypervisor, HypervisorError
+from kumulus_agents.hypervisor.protocol import (
+    DomainSpec,
+    DomainState,
+    ExitReason,
+    Hypervisor,
+    HypervisorError,
+    Marks,
+)
 from kumulus_agents.network import connections
 from kumulus_agents.network.connections import Connection
 from kumulus_agents.network.protocol import NetworkError
@@ -72,6 +80,7 @@ class Migrations:
         hypervisor: Hypervisor,
         reservations: Reservations,
         networks: Networks,
+        disks: CopiedDisks,
         tunnel: Tunnel | None,
         tasks: asyncio.TaskGroup,
         *,
@@ -82,6 +91,7 @@ class Migrations:
         self._hypervisor = hypervisor
         self._reservations = reservations
         self._networks = networks
+        self.disks = disks
         self._tunnel = tunnel
         self._tasks = tasks
         self._wake = wake
@@ -154,7 +164,9 @@ class Migrations:
             now = self._time()
             send.progress, send.convergence = progress, (send.convergence or Convergence(now)).seen(progress, now)
 
-        sending = Sending(outgoing.migration, outgoing.bandwidth, outgoing.max_downtime_ms, outgoing.converge)
+        sending = Sending(
+            outgoing.migration, outgoing.bandwidth, outgoing.max_downtime_ms, outgoing.converge, outgoing.disks
+        )
         await self._hypervisor.end_sending(uid)  # what an agent before this one has begun
         try:
             await self._hypervisor.send(uid, sending, connect, at)
@@ -215,6 +227,13 @@ class Migrations:
         await self._hypervisor.receive(spec, migration)
         self._awaited[spec.marks.uid] = _Awaited(migration, spec)
 
+    async def arrive(self, order: InstanceOrder, migration: str | None, marks: Marks) -> None:
+        """The guest that has come by that migration is this host's, with the disks that it brought; those first. Raises
+        `HypervisorError`, `StorageError`."""
+        if migration is not None:
+            await self.disks.settle(order, migration)
+        await self._hypervisor.arrive(order.uid, marks)
+
     async def serve(self, peer: str, purpose: Purpose, stream: Stream) -> None:
         """A connection of another host. Raises `NotExpected`, `HypervisorError`, `OSError`."""
         order = self._order(peer, purpose.migration)
@@ -257,7 +276,7 @@ class Migrations:
                 for nic in instance.nics:
                     theirs = said.get(nic.uid) if isinstance(said, dict) else None
                     await self._networks.know(nic, connections.from_json(theirs, nic.addresses))
-        await self._hypervisor.arrive(instance.uid, replace(domain.marks, wanted=PowerState.RUNNING))
+        await self.arrive(instance, instance.incoming.migration, replace(domain.marks, wanted=PowerState.RUNNING))
         with contextlib.suppress(OSError):
             writer.write(TAKEN)
             await writer.drain()

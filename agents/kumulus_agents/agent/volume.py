@@ -15,6 +15,7 @@ from kumulus.api.host import WorkOrder, WorkOrderStatus, WorkState
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.volume_order import DiskFacts, ExistingFile, Revert, VolumeOrder, VolumeOrigin
 from kumulus.runtime.result import Done, Result
+from kumulus_agents.agent.copied_disks import CopiedDisks
 from kumulus_agents.agent.disk_work import DiskWork
 from kumulus_agents.agent.moving import Moves
 from kumulus_agents.agent.orders import Orders, departed
@@ -148,6 +149,9 @@ class Volumes:
         here = await self._whereabouts.of(order)
         driver = self._pools.driver(here)
         volume = await driver.volume(wanted.uid)
+        if volume is None and wanted.came_by is not None:
+            await CopiedDisks(self._pools).settle_volume(here, wanted.uid, wanted.came_by)
+            volume = await driver.volume(wanted.uid)
         if volume is None and (wanted.existing or known.virtual_size is not None):
             raise StorageError(
                 "The volume was made and its file is not in the pool any more. Bring the file or the pool's file system"

@@ -23,12 +23,14 @@ class Sending:
     max_downtime: int = 300
     """The guest is halted for the rest when that takes no longer, in milliseconds, as far as that can be told before."""
     converge: bool = False
-    """Slow the guest down when it writes faster than its memory can be copied."""
+    """Slow the guest down when it writes faster than its memory, or its disks, can be copied."""
+    disks: tuple[str, ...] = ()
+    """Names of its disks that are copied along; the other host has them too, empty. It waits for all others to be the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a guest is. Bytes."""
+    """How far a guest is, with the disks that go along. Bytes."""
 
     total: int
     remaining: int
@@ -38,3 +40,6 @@ class Progress:
     """How often its memory was gone through, from 1."""
     downtime: int
     """For how many milliseconds it would be halted, as it looks now."""
+    disk_total: int = 0
+    """Of the total, that of disks that go along."""
+    disk_remaining: int = 0

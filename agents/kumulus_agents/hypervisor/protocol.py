@@ -65,6 +65,8 @@ class DomainDisk:
     same promise about writes."""
     passphrase: Passphrase | None = None
     """What it is encrypted with (LUKS). None: it is not."""
+    copied: bool = False
+    """Its content comes with the guest, from another host (`take`): it is empty until then."""
 
     @property
     def path(self) -> str:
@@ -533,6 +535,8 @@ class Hypervisor(Protocol):
     async def send(self, uid: str, sending: Sending, connect: Connect, progress: Callable[[Progress], None]) -> None:
         """Bring the guest, which runs, to the host at the other end of `connect`, where it stands halted then; here the
         domain is off by `MIGRATED`. Returns when that is so. It is so already: nothing. `progress` is told now and then.
+
+        Disks that go along are there as they are here when it has come, flushed.
 
         Raises `HypervisorError`: `NotRunning` when it is off, or halted, `MigrationFailed` when it did not get there. The
         guest goes on then, or has ended by itself: `domain` tells. Cancelled, it is given up, like by `end_sending`.

@@ -53,6 +53,7 @@ async def send(
                 "board": domain.machine_type,
                 "startedAt": domain.started_at,
                 "volumes": sorted(domain.volumes),
+                "disks": sorted(sending.disks),
             }
             writer.write(json.dumps(said).encode() + b"\n")
             await writer.drain()
@@ -97,6 +98,8 @@ async def take(host: SimulatedHost, spec: DomainSpec, migration: str, stream: St
         domain = _expected(host, spec, migration)
         if said["volumes"] != sorted(domain.volumes):
             raise HypervisorError("It has other disks than its order says.", reason="GuestRefused", retryable=False)
+        if said["disks"] != sorted(disk.name for disk in spec.disks if disk.copied):
+            raise HypervisorError("It copies other disks than its order says.", reason="GuestRefused", retryable=False)
         halted = replace(domain, state=DomainState.PAUSED, exit_reason=None, started_at=said["startedAt"])
         growth = Growth(*said["growth"]) if said["growth"] is not None else None
         made = replace(halted, shape=Shape.model_validate(said["shape"]), machine_type=said["board"], growth=growth)

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from kumulus_agents.storage.chain import Chain
 from kumulus_agents.storage.passphrase import Passphrase
-from kumulus_agents.storage.protocol import ProgressListener, StorageError
+from kumulus_agents.storage.protocol import ProgressListener, StorageError, StoredDisk
 from kumulus_agents.storage.source import DiskSource
 
 
@@ -139,6 +139,31 @@ class MovableVolumes(Protocol):
 
         Raises `StorageError(reason="VolumeInUse")` while an emulator writes to it.
         """
+
+
+@runtime_checkable
+class ReceivingDisks(Protocol):
+    """A pool into which machines can bring their own disks from another host."""
+
+    async def disk(self, owner: str, name: str) -> StoredDisk | None:
+        """The disk `name` of the machine with uid `owner`, if there is one. Cheap."""
+
+    async def receive_disk(self, owner: str, name: str, size: int, migration: str) -> StoredDisk:
+        """The same disk, empty, of so many bytes, standing on nothing: made, or found as an earlier call for that migration
+        left it. `remove_disks` removes it.
+
+        Raises `StorageError`: DiskConflict (not retryable) when there is one that did not come by that migration; NoSpace.
+        """
+
+
+def disk_conflict(name: str) -> StorageError:
+    """The refusal of a disk that would take the place of another one."""
+    return StorageError(
+        f"The pool has a disk {name} of this machine already, which does not come with its guest. Look at it, and take it"
+        " away.",
+        reason="DiskConflict",
+        retryable=False,
+    )
 
 
 def unsupported(what: str) -> StorageError:

@@ -16,7 +16,7 @@ from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.dir.pool import disk_of, uid_of
 from kumulus_agents.storage.keepers import refuse_older
 from kumulus_agents.storage.layers import Layers, Taken
-from kumulus_agents.storage.moving import Arrival, Content, Imagined, Traits, Use, unsupported
+from kumulus_agents.storage.moving import Arrival, Content, Imagined, Traits, Use, disk_conflict, unsupported
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import (
@@ -171,6 +171,21 @@ class SimulatedStorage:
             (LayerFile(image.path, image.format),),
         )
         return self.state.disks.setdefault(owner, {}).setdefault(name, (image_uid, made))[1]
+
+    async def disk(self, owner: str, name: str) -> StoredDisk | None:
+        """See `ReceivingDisks.disk`."""
+        found = self.state.disks.get(uid_of(owner), {}).get(name)
+        return found[1] if found is not None else None
+
+    async def receive_disk(self, owner: str, name: str, size: int, migration: str) -> StoredDisk:
+        """See `ReceivingDisks.receive_disk`."""
+        disk, came = disk_of(owner, name), f"by {uid_of(migration)}"
+        self._perhaps_fail("receive_disk")
+        made = StoredDisk(FileSource(f"{self._path}/disks/{owner}/{disk}.qcow2"), "qcow2", size)
+        found = self.state.disks.setdefault(owner, {}).setdefault(name, (came, made))
+        if found != (came, made):
+            raise disk_conflict(name)
+        return made
 
     async def remove_disks(self, owner: str) -> None:
         """See `StorageDriver.remove_disks`."""

@@ -61,7 +61,7 @@ class Transfer:
         """Where guests come from other hosts; None while none can."""
         if self._at is None or self.tunnel.port is None or self._identity.server is None:
             return None
-        return MigrationEndpoint(address=self._at[0], port=self.tunnel.port)
+        return MigrationEndpoint(address=self._at[0], port=self.tunnel.port, disks=True)
 
     async def unproved(self, end: End) -> str | None:
         """See `alive.unproved`."""

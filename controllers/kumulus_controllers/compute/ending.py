@@ -47,6 +47,8 @@ class Ending:
         if not orders and vm.status.host is not None and vm.uid not in self._deleting_since:
             orders = await self._live_orders(vm)
         forced = vm.metadata.annotations.get(FORCE_DETACH) == "true"
+        if not forced and any(map(_brings_disks, orders)):
+            return Requeue(1.0)  # its migration ends first, and says which of two hosts has what was written last
         for order in orders:
             if not order.deleting:
                 await self._delete_order(order)
@@ -113,3 +115,12 @@ class Ending:
             return []
         self._known.orders.apply(raw)
         return [WorkOrder.parse(raw)]
+
+
+def _brings_disks(order: WorkOrder) -> bool:
+    """Whether it is of a machine that moves with disks that only one host has. Pure."""
+    instance = order.spec.instance
+    if instance is None or order.deleting:
+        return False
+    outgoing, incoming = instance.outgoing, instance.incoming
+    return bool((outgoing is not None and outgoing.disks) or (incoming is not None and incoming.disks))

@@ -6,22 +6,23 @@ moved here by one write, on condition that nobody has changed the machine meanwh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import structlog
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import HostReport, WorkOrder, WorkType
-from kumulus.api.migration import FINISHED, MigrationPhase, VirtualMachineMigration
-from kumulus.api.order_names import instance_order_name
+from kumulus.api.host import HostReport, WorkOrder, WorkState, WorkType
+from kumulus.api.migration import FINISHED, MigrationPhase, MovingDisk, VirtualMachineMigration
+from kumulus.api.order_names import instance_order_name, volume_order_name
 from kumulus.api.storage import Volume
 from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
+from kumulus_controllers.compute import migration_disks
 from kumulus_controllers.compute.machines import Machines
 from kumulus_controllers.compute.migration_orders import sending, settled, target_order, withdrawn
 from kumulus_controllers.compute.migration_plan import Move, Step, derive_status, plan
@@ -32,6 +33,7 @@ from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, 
 from kumulus_controllers.compute.migration_turns import before as in_order
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import placement_request, resolve
+from kumulus_controllers.compute.scope import Use
 from kumulus_controllers.compute.wakeups import offers
 from kumulus_controllers.expiry import expire
 from kumulus_controllers.fleet_feed import besides, drop_beside, keep_beside, order_demand
@@ -102,6 +104,10 @@ class MigrationReconciler:
             order = after or before
             if order is not None and order.spec.type is WorkType.INSTANCE:
                 wake(order.spec.for_.namespace, order.spec.for_.name)
+            elif after is not None and after.spec.type is WorkType.DISK and after.status.state is WorkState.READY:
+                volume = self._known.volumes.store.get(after.spec.for_.name, after.spec.for_.namespace)
+                if volume is not None and volume.status.attached_to is not None:
+                    wake(volume.namespace, volume.status.attached_to.vm)
 
         def report_changed(before: HostReport | None, after: HostReport | None) -> None:
             if after is None or before is None or before.status.migration != after.status.migration:
@@ -186,6 +192,8 @@ class MigrationReconciler:
             endpoint=target.status.migration if target is not None else None,
             source_report=self._reports.get(left, host_namespace(left)) if left is not None else None,
             volumes=seen.volumes if seen is not None else {},
+            pinned=self._pinned(migration, seen.volumes) if seen is not None else {},
+            unsettled=frozenset(disk.name for disk in status.disks if not self._seen_to(disk, status.target_host)),
             links=seen.links if seen is not None else {},
             restoring=seen.restore.name if seen is not None and seen.restore is not None else None,
             others=tuple(
@@ -194,6 +202,25 @@ class MigrationReconciler:
                 if other.uid != migration.uid
             ),
         )
+
+    def _pinned(self, migration: VirtualMachineMigration, volumes: Mapping[str, Use]) -> Mapping[str, Lack]:
+        if not migration.spec.with_local_disks:
+            return {}
+        found = {}
+        for name, use in volumes.items():
+            if not use.shared:
+                at = self._known.volumes.scope(use.volume)
+                lack = migration_disks.pinned(name, at.snapshots, at.linked, at.copied)
+                if lack is not None:
+                    found[name] = lack
+        return found
+
+    def _seen_to(self, disk: MovingDisk, host: str | None) -> bool:
+        """Whether that host has the volume, and says so. What is the machine's own comes and goes with its order."""
+        if disk.volume is None or host is None:
+            return True
+        order = self._known.orders.get(volume_order_name(disk.volume), host_namespace(host))
+        return order is not None and order.status.state is WorkState.READY
 
     async def _take(self, scope: Scope, move: Move) -> Result | None:
         """Take the step; None when the next one follows at once."""
@@ -259,10 +286,14 @@ class MigrationReconciler:
         ways = {**under_way(self._store), **self._chosen}
         if (queued := full(ways, vm.status.host or "", self._limits)) is not None:
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, queued, after=30.0))
-        demand = order_demand(scope.source)[0]
+        demand, disks = order_demand(scope.source)[0], migration_disks.along(scope)
+        request = placement_request(seen, resolution)
+        local = {scope.volumes[disk.name].volume.name for disk in disks if disk.volume is not None}
         request = replace(
-            placement_request(seen, resolution),
-            demand=demand,
+            request,
+            demand=replace(demand, disk=0),
+            volumes=(*request.volumes, *migration_disks.demands(disks, vm.uid)),
+            bound={name: host for name, host in request.bound.items() if name not in local},
             barred={**busy(ways, self._limits), **barred(scope, hosts, reports, here=seen.host)},
         )
         chosen = self._fleet.place(request)
@@ -271,6 +302,7 @@ class MigrationReconciler:
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack, after=30.0))
         keep_beside(self._fleet, vm, chosen.host, demand)
         self._chosen[migration.uid] = Way(vm.status.host or "", chosen.host)
+        self._keep(vm.uid, chosen.host, disks)
         after = migration.status.model_copy(
             update={
                 "phase": MigrationPhase.PREPARING,
@@ -278,6 +310,7 @@ class MigrationReconciler:
                 "source_host": vm.status.host,
                 "target_host": chosen.host,
                 "epoch": (vm.status.epoch or 0) + 1,
+                "disks": disks,
                 "started_at": rfc3339(self._services.clock.now()),
             }
         )
@@ -285,6 +318,7 @@ class MigrationReconciler:
             await write_status(self._services.client, self._store, migration, migration.status, after)
         except BaseException:
             drop_beside(self._fleet, besides(vm.uid, chosen.host))
+            self._let_go(vm.uid, disks)
             raise
         finally:
             self._chosen.pop(migration.uid, None)
@@ -296,6 +330,7 @@ class MigrationReconciler:
         assert vm is not None and source is not None and status.target_host is not None
         # Another leader may have chosen: the room it kept was in its memory.
         keep_beside(self._fleet, vm, status.target_host, order_demand(source)[0])
+        self._keep(vm.uid, status.target_host, status.disks)
         if not await self._known.still_placed(vm):
             return Wait("CacheBehind", 5.0)
         spec = target_order(source.spec, scope.migration, self._services.term())
@@ -335,6 +370,18 @@ class MigrationReconciler:
         host, uid = scope.migration.status.target_host, scope.migration.status.vm_uid
         if host is not None and uid is not None and scope.target is None:
             drop_beside(self._fleet, besides(uid, host))
+            self._let_go(uid, scope.migration.status.disks)
+
+    def _keep(self, machine: str, host: str, disks: Sequence[MovingDisk]) -> None:
+        """Promise room there for disks that go along."""
+        for disk in disks:
+            pool = self._known.volumes.pools.get(disk.pool)
+            if pool is not None:
+                self._fleet.keep(migration_disks.promised(disk, machine), host, pool.uid, disk.size)
+
+    def _let_go(self, machine: str, disks: Sequence[MovingDisk]) -> None:
+        for disk in disks:
+            self._fleet.let_go(migration_disks.promised(disk, machine))
 
     async def _report(self, scope: Scope, move: Move) -> Result:
         migration = self._store.get(scope.migration.name, scope.migration.namespace)

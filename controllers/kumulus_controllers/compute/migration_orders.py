@@ -6,6 +6,7 @@ from kumulus.api.compute import PowerState
 from kumulus.api.host import MigrationEndpoint, WorkOrderSpec
 from kumulus.api.instance_order import Incoming, Outgoing
 from kumulus.api.migration import VirtualMachineMigration
+from kumulus_controllers.compute import migration_disks
 from kumulus_controllers.compute.migration_stall import throttles
 
 
@@ -13,7 +14,9 @@ def target_order(source: WorkOrderSpec, migration: VirtualMachineMigration, term
     """The order by which the target gets everything ready: the source's, of the placement to come. It says `Stopped`, so that
     an agent which does not know of `incoming` starts nothing either."""
     assert source.instance is not None and migration.status.epoch is not None
-    incoming = Incoming(migration=migration.uid, host=migration.status.source_host or "")
+    incoming = Incoming(
+        migration=migration.uid, host=migration.status.source_host or "", disks=migration_disks.coming(migration)
+    )
     instance = source.instance.model_copy(
         update={
             "epoch": migration.status.epoch,
@@ -39,6 +42,7 @@ def sending(
         bandwidth=limits.bandwidth,
         max_downtime_ms=limits.max_downtime_ms,
         converge=throttles(migration.spec),
+        disks=tuple(disk.name for disk in migration.status.disks),
     )
     return _changed(source, term, outgoing=outgoing)
 

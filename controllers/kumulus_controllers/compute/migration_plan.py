@@ -76,7 +76,7 @@ def plan(scope: Scope) -> Move:
     if scope.taken_over:
         return _finish(scope)
     vm = scope.vm
-    if vm is None or vm.deleting or vm.uid != status.vm_uid:
+    if vm is None or (vm.deleting and not status.disks) or vm.uid != status.vm_uid:
         gone = Lack("MachineGone", f"Machine {migration.spec.vm} was deleted: nothing moves.")
         return Move(Step.FINISH, MigrationPhase.FAILED, gone)
     if vm.status.host is None and (scope.source is not None or scope.target is not None):
@@ -129,7 +129,11 @@ def _finish(scope: Scope) -> Move:
     if scope.source is None:
         return Move(Step.FINISH, MigrationPhase.SUCCEEDED)
     status = scope.migration.status
-    left = sorted(name for name, use in scope.volumes.items() if use.volume.status.host == status.source_host)
+    left = sorted(
+        name
+        for name, use in scope.volumes.items()
+        if use.volume.status.host == status.source_host or name in scope.unsettled
+    )
     if left:
         # Its order there keeps that host from touching what the guest writes to, which is at rest as far as it can see.
         message = f"The volumes of {', '.join(left)} follow to host {status.target_host}."
@@ -157,6 +161,12 @@ def _give_up(scope: Scope) -> Move:
             " never runs twice.",
         )
         return Move(Step.WAIT, cancelling, lack)
+    if scope.source_fenced and status.disks and scope.target is not None and not scope.target.deleting:
+        # Where else than on these two hosts are its disks? Should the target have been told to go on, it says so.
+        off = f"Host {status.source_host} is off for certain: when it is back it says which host has what was written last."
+        return Move(
+            Step.WAIT, cancelling, Lack("SourceFenced", f"{off} Until then the disks on both stay as they are.")
+        )
     if scope.target is not None:
         if not scope.target.deleting:
             return Move(Step.END_TARGET, cancelling)
@@ -203,6 +213,8 @@ def failing(scope: Scope, vm: VirtualMachine) -> Lack | None:
     if scope.source_fenced:
         off = f"Host {status.source_host} is off for certain, and had not said that the guest has left."
         return Lack("SourceFenced", off)
+    if vm.deleting:
+        return Lack("MachineGone", f"Machine {vm.name} is being deleted.")
     said, other = facts(source, scope.migration), facts(scope.target, scope.migration)
     if said is not None and said.state is MigrationState.FAILED:
         beside = f" Host {status.target_host}: {other.message}" if other is not None and other.message else ""
@@ -213,6 +225,8 @@ def failing(scope: Scope, vm: VirtualMachine) -> Lack | None:
         return Lack("RestartRequested", f"Machine {vm.name} is to be restarted: that comes first.")
     if scope.restoring is not None:
         return Lack("RestoreInProgress", f"VirtualMachineRestore {scope.restoring} comes first.")
+    if status.disks and scope.pinned:
+        return next(iter(scope.pinned.values()))
     for use in scope.volumes.values():
         if use.volume.status.moving_to is not None:
             return Lack("VolumeMoves", f"Volume {use.volume.name} moves to another pool: that comes first.")
@@ -268,6 +282,8 @@ def _progress(said: MigrationFacts | None) -> MigrationProgress | None:
         iteration=said.iteration,
         downtime_ms=said.downtime_ms,
         stalled_seconds=said.stalled_seconds,
+        disk_total_bytes=said.disk_total_bytes,
+        disk_remaining_bytes=said.disk_remaining_bytes,
     )
 
 

@@ -8,13 +8,14 @@ from kumulus.api.base import PAUSED
 from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import CpuInfo, Host, Versions
 from kumulus.api.host import HostReport, WorkState
+from kumulus.api.instance_order import InstanceDisk
 from kumulus.api.migration import (
     FINISHED,
     VirtualMachineMigration,
 )
 from kumulus.api.segments import NetworkDriverName
 from kumulus.api.volumes import CacheMode
-from kumulus_controllers.compute import migration_hardware
+from kumulus_controllers.compute import migration_disks, migration_hardware
 from kumulus_controllers.compute.migration_scope import Scope
 from kumulus_controllers.storage.volume_plan import Lack
 
@@ -72,8 +73,9 @@ def keeps(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
         found.append(Lack("NoTunnel", f"Its host {vm.status.host} sends no guests: see transfer.migration_port there."))
     if scope.restoring is not None:
         found.append(Lack("RestoreInProgress", f"VirtualMachineRestore {scope.restoring} is under way.", stalled=False))
+    found += migration_disks.lacks(scope, instance)
     for disk in instance.disks:
-        found += _disk_blockers(disk.name, disk.pool.shared, disk.volume, disk.cache, scope)
+        found += _disk_blockers(disk, scope)
     for drive in instance.drives:
         if drive.pool is not None and not drive.pool.shared:
             found.append(Lack("DiscInDrive", f"The disc in drive {drive.name} is local to its host: eject it."))
@@ -96,16 +98,13 @@ def _comes_first(other: VirtualMachineMigration, migration: VirtualMachineMigrat
     return (one.creation_timestamp or "", one.uid) < (two.creation_timestamp or "", two.uid)
 
 
-def _disk_blockers(name: str, shared: bool, volume: str | None, cache: CacheMode | None, scope: Scope) -> list[Lack]:
-    if volume is None:
-        return [Lack("LocalDisks", f"Disk {name} is ephemeral: it is on its host alone.")]
-    found = []
-    if not shared:
-        found.append(
-            Lack("LocalDisks", f"Disk {name} is in a pool that its host alone has: move its volume to a shared one.")
-        )
-    if cache not in COHERENT:
-        found.append(Lack("CacheUnsafe", f"Disk {name} is cached by its host ({cache}): use a class with cache none."))
+def _disk_blockers(disk: InstanceDisk, scope: Scope) -> list[Lack]:
+    name, found = disk.name, list[Lack]()
+    if disk.volume is None:
+        return found
+    if not migration_disks.local(disk) and disk.cache not in COHERENT:
+        said = f"Disk {name} is cached by its host ({disk.cache}): use a class with cache none."
+        found.append(Lack("CacheUnsafe", said))
     use = scope.volumes.get(name)
     if use is not None and use.volume.status.moving_to is not None:
         found.append(Lack("VolumeMoves", f"The volume of disk {name} is moved to another pool.", stalled=False))
@@ -127,6 +126,8 @@ def barred(
             found[host.name] = "not asked for"
         elif report is None or report.status.migration is None:
             found[host.name] = "takes no guests from other hosts (see transfer.migration_port of its agent)"
+        elif scope.migration.spec.with_local_disks and not report.status.migration.disks:
+            found[host.name] = "takes no disks along: upgrade its agent"
         elif (why := _unlike(here, host)) is not None:
             found[host.name] = why
     return found

@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
 from kumulus.runtime.reconciler import Services
 from kumulus_controllers import order_secret
 from kumulus_controllers.compute.machines import Machines
 from kumulus_controllers.compute.provisions import Provisions
+from kumulus_controllers.orders import host_of
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.storage import passphrase
 from kumulus_controllers.storage.volume_plan import Lack
@@ -46,7 +48,7 @@ class Readying:
         if target.uid not in self._passed_on:
             for name in _secrets(target):
                 # It goes with this order until the volume's own order is there, when the machine has moved.
-                await passphrase.pass_on(self._services.client, name, source.namespace, target)
+                await passphrase.pass_on(self._services.client, name, host_namespace(host_of(source)), target)
             self._passed_on.add(target.uid)
         return None
 

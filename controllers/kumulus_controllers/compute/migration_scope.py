@@ -12,6 +12,7 @@ from kumulus.api.migration import (
     VirtualMachineMigration,
 )
 from kumulus_controllers.compute.scope import Link, Use
+from kumulus_controllers.storage.volume_plan import Lack
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,10 @@ class Scope:
     source_report: HostReport | None = None
     volumes: Mapping[str, Use] = field(default_factory=dict)
     """By name of the disk."""
+    pinned: Mapping[str, Lack] = field(default_factory=dict)
+    """Why a volume cannot leave its host, by name of the disk; of those that only its host has."""
+    unsettled: frozenset[str] = frozenset()
+    """Disks that go along whose volumes the target does not see to yet."""
     links: Mapping[str, Link] = field(default_factory=dict)
     """By name of the interface."""
     restoring: str | None = None

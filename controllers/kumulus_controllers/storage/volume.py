@@ -30,6 +30,7 @@ from kumulus_controllers.storage.move_plan import Course, Sight, asked, course
 from kumulus_controllers.storage.places import Places
 from kumulus_controllers.storage.snapshot_orders import SnapshotOrders
 from kumulus_controllers.storage.snapshots import Snapshots
+from kumulus_controllers.storage.volume_following import VolumeFollowing
 from kumulus_controllers.storage.volume_handover import Handover
 from kumulus_controllers.storage.volume_orders import VolumeOrders
 from kumulus_controllers.storage.volume_plan import (
@@ -83,6 +84,7 @@ class VolumeReconciler:
         self._orders = VolumeOrders(services)
         self._snapshots = SnapshotOrders(services, Snapshots(services.caches))
         self._handover = Handover(services, fleet, self._volumes, self._snapshots, self._report)
+        self._following = VolumeFollowing(services, self._volumes, self._orders)
         self._given: set[str] = set()
         """Uids of orders whose passphrase this process has seen on the host."""
         self._copies = Copies(services.caches)
@@ -107,6 +109,7 @@ class VolumeReconciler:
         self._volumes.orders.listen(order_gone)
         self._volumes.store.listen(volume_gone)
         VolumeWakeups(self._volumes).attach(enqueue)
+        self._following.attach(enqueue)
 
     def everything(self) -> list[Key]:
         """All volumes, and those that only a left-over work order remembers."""
@@ -143,11 +146,13 @@ class VolumeReconciler:
             if isinstance(text, Lack):
                 return await self._report(scope, None, keeper(scope), text)
         attached = attachment(scope)
-        place = self._places.find(scope, want, attached)
+        place = self._following.place(scope) or self._places.find(scope, want, attached)
         if isinstance(place, Lack):
             return await self._report(scope, None, keeper(scope), place)
         if place is None:
             return Requeue(quiet) if (quiet := self._unsaid(scope)) > 0 else await self._report(scope, None, None, None)
+        if scope.left_behind:
+            await self._following.clear(scope)
         if scope.shared and (place.host != volume.status.host or scope.strays):
             waits = await self._handover.run(scope, place, attached)
             if waits is not None:
@@ -202,6 +207,8 @@ class VolumeReconciler:
     def _course(self, scope: Scope, want: Wanted, place: Place) -> Course:
         """Where it is and goes. Room in the pool that it goes to is its own from here on: nothing is awaited before."""
         volume, host = scope.volume, place.host
+        if place.came_by is not None:  # it goes nowhere else before it is there
+            return Course(place)
         if volume.status.moving_to is None:  # room of an attempt that did not get on record
             self._fleet.moved(volume.uid)
         sight = Sight(

@@ -59,6 +59,8 @@ class Place:
     """In a pool that hosts share: the one whose agent sees to it."""
     epoch: int | None = None
     """How often it was handed over, in a pool that hosts share."""
+    came_by: str | None = None
+    """Uid of the migration by which it has come there with its machine, and is not a volume of that pool until it is ordered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class Scope:
     """The order that keeps it on its host."""
     strays: tuple[WorkOrder, ...] = ()
     """Orders that keep it on other hosts."""
+    left_behind: tuple[WorkOrder, ...] = ()
+    """Orders on hosts that it has left with its machine, of a volume in a pool of one host."""
     shared: bool = False
     """It is in a pool that hosts share."""
     reaching: frozenset[str] = frozenset()
@@ -224,7 +228,8 @@ def retained(scope: Scope) -> bool:
         return scope.volume.spec.reclaim_policy is ReclaimPolicy.RETAIN
     if scope.volume_class is not None:
         return scope.volume_class.spec.reclaim_policy is ReclaimPolicy.RETAIN
-    disk = scope.order.spec.disk if scope.order is not None else None
+    order = scope.order or next(iter(scope.left_behind), None)
+    disk = order.spec.disk if order is not None else None
     return disk is not None and disk.volume is not None and disk.volume.retain
 
 
@@ -378,6 +383,7 @@ def volume_order(volume: Volume, want: Wanted, place: Place, term: int) -> WorkO
                 existing=volume.status.size is not None,
                 retain=want.retain,
                 epoch=place.epoch or 0,
+                came_by=place.came_by,
             ),
         ),
     )

@@ -145,10 +145,13 @@ class Volumes:
         # While it is moved it stays with its host: the pool that it comes into may be that host's own.
         moves = volume.status.moving_to is not None
         at_home = [order for order in orders if host_of(order) == volume.status.host]
+        elsewhere = [order for order in orders if order not in at_home]
+        placed = volume.status.host is not None and pool is not None and not shared
         return Scope(
             volume=volume,
-            order=next(iter(at_home or orders), None),
-            strays=tuple(order for order in orders if order not in at_home) if shared else (),
+            order=next(iter(at_home if placed else at_home or orders), None),
+            left_behind=tuple(elsewhere) if placed else (),
+            strays=tuple(elsewhere) if shared else (),
             shared=shared,
             reaching=self._reaching(pool, users) if pool is not None and shared and not moves else frozenset(),
             pool=self.pools.get(volume.status.pool) if volume.status.pool is not None else None,

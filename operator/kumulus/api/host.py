@@ -229,6 +229,10 @@ class MigrationEndpoint(Model):
 
     address: HostAddress = Field(description="Address other hosts reach it at.")
     port: int = Field(description="Port there.", ge=1, le=65535)
+    disks: bool = Field(
+        default=False,
+        description="Whether it takes and sends disks along. Agents that do not know of this do not say it.",
+    )
 
 
 class FunctionFacts(Model):

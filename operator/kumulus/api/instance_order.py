@@ -71,12 +71,25 @@ class SeedRef(Model):
     )
 
 
+class CopiedDisk(Model):
+    """A disk that a guest brings along from another host."""
+
+    name: DiskName = Field(description="Name of the disk.")
+    size: int = Field(description="Size in bytes, to the byte.", ge=1)
+
+
 class Incoming(Model):
     """The guest of this machine is to come from another host. It is not started here, and the order's `power` is Stopped; it
     goes on by the word of that host, or when this field is taken out of the order."""
 
     migration: Uid = Field(description="Uid of the VirtualMachineMigration.")
     host: str = Field(description="Name of the host it comes from; its certificate has to say so.", max_length=63)
+    disks: tuple[CopiedDisk, ...] = Field(
+        default=(),
+        description="Disks whose content comes along: they are made empty here, in the pool that the order names.",
+        max_length=16,
+        json_schema_extra=list_map("name"),
+    )
 
 
 class Outgoing(Model):
@@ -94,6 +107,12 @@ class Outgoing(Model):
     )
     converge: bool = Field(
         default=False, description="Slow the guest down when it writes faster than its memory can be copied."
+    )
+    disks: tuple[DiskName, ...] = Field(
+        default=(),
+        description="Names of the disks that are copied along.",
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
 
@@ -192,6 +211,8 @@ class MigrationFacts(Model):
     stalled_seconds: int | None = Field(
         default=None, description="For how many seconds the copy has got no closer to its end; not said of a moment."
     )
+    disk_total_bytes: int | None = Field(default=None, description="Of the bytes to copy, those of disks.")
+    disk_remaining_bytes: int | None = Field(default=None, description="Of the bytes left to copy, those of disks.")
 
 
 class DiskManner(Model):

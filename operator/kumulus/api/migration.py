@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from kumulus.api.base import AGE, PHASE, VERSION, Column, Kind, Model, Resource, Rule, Status, reason_of
+from kumulus.api.base import AGE, PHASE, VERSION, Column, Kind, Model, Resource, Rule, Status, list_map, reason_of
 from kumulus.api.compute import GROUP
+from kumulus.api.disks import DiskName
+from kumulus.api.segments import Uid
 from kumulus.api.volumes import ObjectName
 
 
@@ -69,18 +71,14 @@ class VirtualMachineMigrationSpec(Model):
         ),
         Rule(
             "self.mode != 'PostCopy'",
-            "PostCopy is not offered: a guest of which each host has a part is lost with either. Use PreCopy or Auto",
+            "PostCopy is not offered: a guest of which each host has a part is lost with either, or with the network between"
+            " them. Use Auto, which slows a guest down that writes faster than it can be copied",
             field=".mode",
         ),
         Rule(
             "self.mode != 'PreCopy' || !has(self.onStall) || self.onStall != 'Throttle'",
             "PreCopy slows no guest down: use Auto, or onStall Cancel or Wait",
             field=".onStall",
-        ),
-        Rule(
-            "!self.withLocalDisks",
-            "disks that are local to a host do not move with the machine yet: move its volumes to a shared pool first",
-            field=".withLocalDisks",
         ),
     )
 
@@ -104,7 +102,9 @@ class VirtualMachineMigrationSpec(Model):
         " down in vain. Wait: no guest is slowed down, and the time limit decides; what PreCopy does when this is empty.",
     )
     with_local_disks: bool = Field(
-        default=False, description="Copy disks along that are local to the host. Not offered yet."
+        default=False,
+        description="Copy disks along that its host alone has: those of the machine's own, and volumes in pools of one host. Each"
+        " goes into the pool of the same name on the other host. Without it such disks keep the machine where it is.",
     )
     limits: MigrationLimits = Field(default_factory=MigrationLimits, description="What it may take.")
     ttl_seconds_after_finished: int | None = Field(
@@ -150,6 +150,19 @@ class MigrationProgress(Model):
     stalled_seconds: int | None = Field(
         default=None, description="For how many seconds it has got no closer to its end; not said of a moment."
     )
+    disk_total_bytes: int | None = Field(
+        default=None, description="Of the bytes to copy, those of disks that go along."
+    )
+    disk_remaining_bytes: int | None = Field(default=None, description="Of the bytes left to copy, those of disks.")
+
+
+class MovingDisk(Model):
+    """A disk that goes along with its machine."""
+
+    name: DiskName = Field(description="Name of the disk.")
+    volume: Uid | None = Field(default=None, description="Uid of the Volume that it is; empty: the machine's own.")
+    pool: ObjectName = Field(description="Name of the StoragePool that it is in, on both hosts.")
+    size: int = Field(description="Size in bytes.", ge=1)
 
 
 class VirtualMachineMigrationStatus(Status):
@@ -160,6 +173,12 @@ class VirtualMachineMigrationStatus(Status):
     source_host: str | None = Field(default=None, description="Name of the host it leaves.")
     target_host: str | None = Field(default=None, description="Name of the host it goes to.")
     epoch: int | None = Field(default=None, description="The placement of the machine that it becomes there.")
+    disks: tuple[MovingDisk, ...] = Field(
+        default=(),
+        description="Disks that go along, for which there is room on the target.",
+        max_length=16,
+        json_schema_extra=list_map("name"),
+    )
     progress: MigrationProgress | None = Field(default=None, description="How far the copy is.")
     failure: str | None = Field(
         default=None, description="Why it is given up, in one word, as soon as that is decided.", max_length=64

@@ -142,6 +142,11 @@ class VolumeOrder(Model):
         " a newer one marked in the pool leaves the volume alone.",
         ge=0,
     )
+    came_by: Uid | None = Field(
+        default=None,
+        description="Uid of the VirtualMachineMigration by which it has come to this host with its machine: what that left in the"
+        " pool is the volume.",
+    )
 
 
 class DiskOrder(Model):

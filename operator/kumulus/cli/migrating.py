@@ -80,6 +80,9 @@ def _migrate(
     to: Annotated[
         str | None, typer.Option("--to", metavar="HOST", help="The host; one is chosen when not given.")
     ] = None,
+    with_local_disks: Annotated[
+        bool, typer.Option("--with-local-disks", help="Copy disks along that only its host has.")
+    ] = False,
     cancel: Annotated[
         bool, typer.Option("--cancel", help="Cancel what moves the machine; it runs on where it is.")
     ] = False,
@@ -98,7 +101,8 @@ def _migrate(
             session.cluster.delete(kind, item.name, namespace, uid=item.uid)
             session.printer.text(f"{qualified(kind, item.name)} is cancelled, unless the guest has moved already")
         return
-    spec = {"vm": vm.name, "ttlSecondsAfterFinished": KEPT_SECONDS} | ({"targetHost": to} if to is not None else {})
+    asked = {"targetHost": to, "withLocalDisks": with_local_disks or None}
+    spec = {"vm": vm.name, "ttlSecondsAfterFinished": KEPT_SECONDS} | {k: v for k, v in asked.items() if v is not None}
     body = {"metadata": {"generateName": f"{name[:50]}-"}, "spec": spec}
     made = session.cluster.create(kind, body, namespace)
     if wait:

@@ -128,6 +128,46 @@ def test_prepare_is_this_hosts_and_halted() -> None:
     assert found.flags == libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PAUSED
 
 
+def copies(*disks: str, flags: int = libvirt.VIR_MIGRATE_NON_SHARED_DISK) -> bytes:
+    """Prepare, with disks that are copied."""
+    texts = {"destination_xml": (7, theirs()), "disks_uri": (7, "tcp://6.6.6.6")}
+    return wire.message(wire.Head.of(call(wire.PREPARE)), wire.Arguments(texts, b"", flags, disks=disks))
+
+
+def copying() -> Sieve:
+    return Sieve("kumulus-x", "unix:///run/x", lambda xml: xml, frozenset({"root"}), "unix:///run/disks")
+
+
+def test_the_disks_that_come_are_those_of_this_hosts_order() -> None:
+    found = wire.arguments_of(copying().sift(copies("sda")))
+    assert found.disks == ("sda",) and found.text("disks_uri") == "unix:///run/disks"
+    assert found.flags & libvirt.VIR_MIGRATE_NON_SHARED_DISK
+
+
+@pytest.mark.parametrize(
+    "asked", [copies(), copies("sda", "sdb"), copies("sdb"), copies("sda", "sda"), copies("sda", flags=0)]
+)
+def test_other_disks_do_not_come(asked: bytes) -> None:
+    with pytest.raises(Refused, match="other disks"):
+        copying().sift(asked)
+
+
+def test_disks_that_nobody_waits_for_do_not_come() -> None:
+    with pytest.raises(Refused, match="other disks"):
+        sieve().sift(copies("sda"))
+
+
+def test_a_disk_that_comes_stands_on_this_hosts_file_alone() -> None:
+    mine = replace(DISK, source=FileSource("/here/v.qcow2"), below=(), copied=True)
+    own = domain_xml.render(spec(2, "east", mine), TCG)
+    with pytest.raises(Refused, match="changed meanwhile"):
+        arrival.definition(theirs(), own, migration=GO)
+    root = ElementTree.fromstring(arrival.definition(theirs(), own, migration=GO, copied=frozenset({"root"})))
+    found = root.find("devices/disk[@device='disk']")
+    assert found is not None and found.find("source").get("file") == "/here/v.qcow2"  # type: ignore[union-attr]
+    assert [child.find("source") for child in found.iter("backingStore")] in ([], [None])
+
+
 def test_finish_is_of_this_machine_and_leaves_it_halted() -> None:
     found = wire.arguments_of(
         sieve().sift(asks(wire.FINISH, libvirt.VIR_MIGRATE_LIVE, b"\0\0\0\1", destination_name="o"))

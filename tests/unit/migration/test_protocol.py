@@ -7,6 +7,7 @@ on with a memory that is older than what it did last; and once all of them are l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,14 +25,18 @@ from kumulus.api.compute import (
     VirtualMachineStatus,
 )
 from kumulus.api.host import HostReport, MigrationEndpoint, WorkOrder, WorkOrderSpec, WorkType
-from kumulus.api.instance_order import InstanceOrder, MigrationFacts, MigrationState
+from kumulus.api.instance_order import InstanceDisk, InstanceOrder, MigrationFacts, MigrationState
 from kumulus.api.migration import (
     FINISHED,
+    MovingDisk,
     OnStall,
     VirtualMachineMigration,
     VirtualMachineMigrationSpec,
     VirtualMachineMigrationStatus,
 )
+from kumulus.api.pool_order import PoolRef
+from kumulus.api.pools import PoolDriver, PoolParameters
+from kumulus.api.storage import Volume, VolumeSpec, VolumeStatus
 from kumulus_agents.agent import instance_memory, instance_plan, instance_status
 from kumulus_agents.agent.instance_scope import (
     Arrive,
@@ -49,11 +54,15 @@ from kumulus_agents.agent.instance_scope import (
     Send,
     Start,
 )
-from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason
+from kumulus_agents.hypervisor.protocol import AttachedDisk, Domain, DomainState, ExitReason
 from kumulus_controllers.compute import migration_orders, migration_plan, migration_scope
 from kumulus_controllers.compute.migration_plan import Step
+from kumulus_controllers.compute.scope import Use
+from kumulus_controllers.storage.volume_plan import Lack
 
 UID, GO = "00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"
+VOLUME = "00000000-0000-0000-0000-000000000003"
+POOL = PoolRef(uid=VOLUME, name="p", driver=PoolDriver.DIR, parameters=PoolParameters(path="/p"))
 HOSTS = ("a", "b")
 WALL = 1_800_000_000.0
 STARTED = "2027-01-15T08:00:00Z"
@@ -105,6 +114,9 @@ class Host:
 class Protocol(RuleBasedStateMachine):
     """One machine, which moves once."""
 
+    disks: tuple[MovingDisk, ...] = ()
+    """That go along."""
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 100.0
@@ -117,6 +129,9 @@ class Protocol(RuleBasedStateMachine):
             restart_policy=RestartPolicy.ALWAYS,
             cpus=1,
             memory=64 << 20,
+            disks=tuple(
+                InstanceDisk(name=disk.name, volume=disk.volume, pool=POOL, boot_order=1) for disk in self.disks
+            ),
         )
         self.hosts["a"].order = new_order("a", instance)
         self.vm = VirtualMachine(
@@ -126,13 +141,16 @@ class Protocol(RuleBasedStateMachine):
         )
         self.migration = VirtualMachineMigration(
             metadata=ObjectMeta(name="go", namespace="ns", uid=GO, generation=1),
-            spec=VirtualMachineMigrationSpec(vm="vm"),
+            spec=VirtualMachineMigrationSpec(vm="vm", with_local_disks=bool(self.disks)),
             status=VirtualMachineMigrationStatus(),
         )
         self.left = False
         """The migration is no more."""
         self.seen: dict[str, WorkOrder | None] = {}
         self.late = 0.0
+        self.fenced = False
+        """The source is off for certain, and says nothing."""
+        self.begins()
         self.agent("a")
         self.look("a")
         self.look("b")
@@ -159,7 +177,7 @@ class Protocol(RuleBasedStateMachine):
             self.look(host)
         status = self.migration.status
         report = HostReport.parse(
-            {"metadata": {"name": "a"}, "status": {"migration": {"address": "192.0.2.1", "port": 9413}}}
+            {"metadata": {"name": "a"}, "status": {"migration": {"address": "192.0.2.1", "port": 9413, "disks": True}}}
         )
         scope = migration_scope.Scope(
             migration=self.migration,
@@ -169,11 +187,16 @@ class Protocol(RuleBasedStateMachine):
             target=self.seen.get(status.target_host) if status.target_host else None,
             endpoint=MigrationEndpoint(address="192.0.2.2", port=9413),
             source_report=report,
+            source_fenced=self.fenced,
+            volumes=self.volumes(),
+            unsettled=self.unsettled(),
         )
         move = migration_plan.plan(scope)
         match move.step:
             case Step.CHOOSE:
-                self._status(source_host="a", target_host="b", epoch=2, vm_uid=UID, started_at=STARTED)
+                self._status(
+                    source_host="a", target_host="b", epoch=2, vm_uid=UID, started_at=STARTED, disks=self.disks
+                )
             case Step.MAKE_TARGET:
                 assert scope.source is not None
                 spec = migration_orders.target_order(scope.source.spec, self.migration, 1)
@@ -248,6 +271,8 @@ class Protocol(RuleBasedStateMachine):
         """A pass of a host's agent, which may die after so many steps."""
         self.now += 1
         at, steps = self.hosts[host], 0
+        if self.fenced and host == "a":
+            return
         for _ in range(8):
             if at.order is None:
                 return
@@ -292,7 +317,10 @@ class Protocol(RuleBasedStateMachine):
         match step:
             case Start(new):
                 assert domain is None or domain.state is DomainState.STOPPED
-                at.domain = Domain(new, DomainState.RUNNING, started_at=WALL + self.now, cpus=1, memory=64 << 20)
+                if not self.may_start(at):
+                    return
+                on = Domain(new, DomainState.RUNNING, started_at=WALL + self.now, cpus=1, memory=64 << 20)
+                at.domain = replace(on, disks=self._attached())
                 self.version += 1
                 at.version = self.version
             case Mark(new):
@@ -308,6 +336,7 @@ class Protocol(RuleBasedStateMachine):
                 self._off(at, ExitReason.DESTROYED)
             case Remove():
                 at.domain, at.sending = None, False
+                self.abandoned(at)
             case Send():
                 assert domain is not None and domain.state is DomainState.RUNNING
                 at.sending = True
@@ -317,16 +346,21 @@ class Protocol(RuleBasedStateMachine):
             case Receive(new, migration):
                 assert domain is None or domain.state is DomainState.STOPPED
                 off = Domain(new, DomainState.STOPPED, exit_reason=ExitReason.UNKNOWN, arriving=migration)
-                at.domain = replace(off, cpus=1, memory=64 << 20)
+                at.domain = replace(off, cpus=1, memory=64 << 20, disks=self._attached())
                 at.awaits = True
+                self.awaited(at)
             case Arrive(new):
                 self._arrives(at)
             case _:
                 raise AssertionError(step)
 
+    def _attached(self) -> tuple[AttachedDisk, ...]:
+        return tuple(AttachedDisk(disk.name, "/p/volume", disk.volume) for disk in self.disks)
+
     def _arrives(self, at: Host) -> None:
         domain = at.domain
         if domain is not None and domain.arriving is not None and domain.state is DomainState.PAUSED:
+            self.settles(at)
             self._goes_on(at, replace(domain, arriving=None, state=DomainState.RUNNING))
 
     def _goes_on(self, at: Host, domain: Domain) -> None:
@@ -366,6 +400,13 @@ class Protocol(RuleBasedStateMachine):
             at.failure = ("MigrationFailed", "the guest ended")
 
     @rule(host=st.sampled_from(HOSTS))
+    def host_is_restarted(self, host: str) -> None:
+        """Guest, libvirtd and agent are gone at once, and the agent is back."""
+        self._off(self.hosts[host], ExitReason.UNKNOWN)
+        self.hosts[host].die()
+        self.agent(host)
+
+    @rule(host=st.sampled_from(HOSTS))
     def libvirtd_is_restarted(self, host: str) -> None:
         """It forgets why a domain is off."""
         domain = self.hosts[host].domain
@@ -384,6 +425,7 @@ class Protocol(RuleBasedStateMachine):
             if at.domain is not None and at.domain.state is DomainState.RUNNING:
                 self.version += 1
                 at.version = self.version
+                self.wrote(at)
 
     @precondition(lambda self: self.hosts["a"].sending)
     @rule(how=st.sampled_from(["fails", "answer is lost", "left", "marked", "told"]))
@@ -397,10 +439,12 @@ class Protocol(RuleBasedStateMachine):
         if source.domain is None or source.domain.state is not DomainState.RUNNING:
             return
         if how == "fails" or not expected:
+            self.half_copied()
             source.failure = ("MigrationFailed", "it failed")
             return
         assert there is not None
         target.domain, target.version = replace(there, state=DomainState.PAUSED, exit_reason=None), source.version
+        self.copied()
         if how == "answer is lost":
             source.failure = ("MigrationFailed", "no answer")
             self.guest_works()
@@ -425,8 +469,10 @@ class Protocol(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Nobody dies any more, and everybody is heard: it runs, once, and nothing is left of it elsewhere."""
-        for _ in range(40):
+        rounds = 80 if self.fenced else 40
+        for left in reversed(range(rounds)):
             self.now += 400
+            self.fenced = self.fenced and left > 40
             for host in HOSTS:
                 self.look(host)
             if not self.left:
@@ -437,13 +483,158 @@ class Protocol(RuleBasedStateMachine):
             if self.hosts["a"].sending:
                 self.libvirt_ends_sending("told")
             self.guest_works()
+            self.follow()
         assert self.left or self.migration.status.phase in FINISHED, self.migration.status
         here = self.hosts[self.vm.status.host or ""]
         other = next(at for at in self.hosts.values() if at is not here)
         assert other.domain is None and other.order is None, other
         assert here.domain is not None and here.domain.state is DomainState.RUNNING, here
         assert here.domain.arriving is None and here.domain.marks.departed is None
+        self.ends_on(here, other)
 
+    # What is so of disks that only one host has.
+
+    def begins(self) -> None:
+        """What there is before anything moves."""
+
+    def volumes(self) -> Mapping[str, Use]:
+        """As they are on record."""
+        return {}
+
+    def unsettled(self) -> frozenset[str]:
+        """Disks that the target does not see to yet."""
+        return frozenset()
+
+    def may_start(self, at: Host) -> bool:
+        """Whether its disks are there."""
+        return True
+
+    def awaited(self, at: Host) -> None:
+        """Empty disks are made, or what is there of an attempt is found."""
+
+    def abandoned(self, at: Host) -> None:
+        """What has come and is no volume goes."""
+
+    def settles(self, at: Host) -> None:
+        """What has come is its volumes."""
+
+    def wrote(self, at: Host) -> None:
+        """The guest has flushed something."""
+
+    def copied(self) -> None:
+        """All is there."""
+
+    def half_copied(self) -> None:
+        """The copy fails in the middle."""
+
+    def follow(self) -> None:
+        """The controllers of volumes do what there is to do, and the agents what they say."""
+
+    def ends_on(self, here: Host, other: Host) -> None:
+        """It is all on one host in the end."""
+
+
+@dataclass
+class Disk:
+    """What a host has of a disk."""
+
+    written: int = -1
+    """The last that was flushed to it. -1: nothing, or a half of something."""
+    whole: bool = False
+    """It is a volume there: it has its record."""
+
+
+class WithDisks(Protocol):
+    """The same with a volume that only one host has, and goes along."""
+
+    disks = (MovingDisk(name="root", volume=VOLUME, pool="p", size=1 << 20),)
+
+    def begins(self) -> None:
+        self.disk: dict[str, Disk | None] = {"a": Disk(0, whole=True), "b": None}
+        self.written = 0
+        self.place = "a"
+        """Where the volume is on record."""
+
+    def volumes(self) -> Mapping[str, Use]:
+        status = VolumeStatus(pool="p", host=self.place, size=1 << 20)
+        volume = Volume(metadata=ObjectMeta(name="v", namespace="ns", uid=VOLUME), spec=VolumeSpec(), status=status)
+        return {"root": Use(volume, Lack("Nothing", "is wanted"), POOL)}
+
+    def unsettled(self) -> frozenset[str]:
+        there = self.disk["b"]
+        return frozenset() if self.place == "b" and there is not None and there.whole else frozenset({"root"})
+
+    def may_start(self, at: Host) -> bool:
+        disk = self.disk[at.name]
+        if disk is None or not disk.whole:
+            return False
+        assert disk.written == self.written, "it starts from a disk that is older than what was flushed last"
+        return True
+
+    def awaited(self, at: Host) -> None:
+        if self.disk[at.name] is None:
+            self.disk[at.name] = Disk()
+
+    def abandoned(self, at: Host) -> None:
+        disk = self.disk[at.name]
+        incoming = at.order.spec.instance.incoming if at.order and at.order.spec.instance else None
+        if incoming is not None and disk is not None and not disk.whole:
+            self.disk[at.name] = None
+
+    def settles(self, at: Host) -> None:
+        disk = self.disk[at.name]
+        assert disk is not None and disk.written == self.written, "it goes on with what is older than it wrote"
+        disk.whole = True
+
+    def wrote(self, at: Host) -> None:
+        disk = self.disk[at.name]
+        assert disk is not None
+        self.written += 1
+        disk.written = self.written
+
+    def copied(self) -> None:
+        one, other = self.disk["a"], self.disk["b"]
+        assert one is not None and other is not None
+        other.written = one.written
+
+    def half_copied(self) -> None:
+        there = self.disk["b"]
+        if there is not None and not there.whole:
+            there.written = -1
+
+    @rule()
+    def source_is_fenced(self) -> None:
+        self.fenced = True
+        self._off(self.hosts["a"], ExitReason.UNKNOWN)
+        self.hosts["a"].die()
+        self.libvirtd_is_restarted("a")
+
+    @rule()
+    def follow(self) -> None:
+        placed = (self.vm.status.host, self.vm.status.epoch) == ("b", 2)
+        if placed and self.migration.status.phase not in FINISHED:
+            self.place = "b"
+        there = self.disk["b"]
+        if self.place == "b" and there is not None:
+            assert there.written == self.written, "what is settled is older than what was flushed last"
+            there.whole = True
+            source = self.hosts["a"]
+            if source.domain is None and source.order is None:
+                self.disk["a"] = None
+
+    @invariant()
+    def is_somewhere(self) -> None:
+        """What was flushed last is never on no host."""
+        assert any(disk is not None and disk.written == self.written for disk in self.disk.values())
+
+    def ends_on(self, here: Host, other: Host) -> None:
+        disk = self.disk[here.name]
+        assert self.place == here.name and disk is not None and disk.whole and disk.written == self.written
+        assert self.disk[other.name] is None, "nothing is left of it elsewhere"
+
+
+WithDisks.TestCase.settings = settings(max_examples=300, stateful_step_count=20, deadline=None)
+TestWithDisks = WithDisks.TestCase
 
 Protocol.TestCase.settings = settings(max_examples=300, stateful_step_count=20, deadline=None)
 TestProtocol = Protocol.TestCase

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from kumulus_agents.hypervisor.libvirt import allowlist, arrival_shape, marks, sources
+from kumulus_agents.hypervisor.libvirt import allowlist, arrival_shape, disks_along, marks, sources
 from kumulus_agents.hypervisor.libvirt.allowlist import NUMBER, Rule
 from kumulus_agents.hypervisor.libvirt.arrival_shape import HEX, PCI
 
@@ -57,9 +57,12 @@ OWN = ("resource", "seclabel")
 """Elements of a domain that are libvirt's own on each host."""
 
 
-def definition(theirs: str, own: str, *, migration: str, loaders: Collection[str] = ()) -> str:
-    """The definition by which the guest is to come. `own` is what `domain_xml.render` makes of this host's order, `loaders`
-    are the files of firmware that this host's libvirt knows.
+def definition(
+    theirs: str, own: str, *, migration: str, loaders: Collection[str] = (), copied: frozenset[str] = frozenset()
+) -> str:
+    """The definition by which the guest is to come. `own` is what `domain_xml.render` makes of this host's order; `loaders`
+    are the files of firmware that this host's libvirt knows, `copied` serials of the disks whose content comes with it, which
+    stand on other files here.
 
     Raises `Refused`.
     """
@@ -86,7 +89,7 @@ def definition(theirs: str, own: str, *, migration: str, loaders: Collection[str
         raise Refused("the other host's definition has no devices")
     for element in devices.findall("emulator"):
         devices.remove(element)
-    _disks(devices, here)
+    _disks(devices, here, copied)
     _interfaces(devices, here)
     _consoles(devices, here)
     guest.set("type", mine.get("type", ""))
@@ -123,7 +126,7 @@ def _started(guest: Element) -> float | None:
         return None
 
 
-def _disks(devices: Element, here: Element) -> None:
+def _disks(devices: Element, here: Element, copied: frozenset[str]) -> None:
     """Every disk with this host's source, and all that goes with it."""
     mine = {_identity(disk): disk for disk in here.findall("disk")}
     theirs = devices.findall("disk")
@@ -131,7 +134,8 @@ def _disks(devices: Element, here: Element) -> None:
         raise Refused("it has other disks than its order says")
     for disk in theirs:
         own = mine[_identity(disk)]
-        if own.find("readonly") is None and list(_chain(disk)) != list(_chain(own)):
+        alike = own.find("readonly") is not None or disks_along.is_one(own, copied)
+        if not alike and list(_chain(disk)) != list(_chain(own)):
             raise Refused("a disk of it is made of other files there than here: it was changed meanwhile")
         if disk.find("target") is None or disk.find("mirror") is not None:
             raise Refused("a disk of it is being copied")

@@ -44,7 +44,7 @@ class DomainHandle(Protocol):
     def managedSaveGetXMLDesc(self, flags: int) -> str: ...  # noqa: N802
     def managedSaveDefineXML(self, xml: str, flags: int) -> int: ...  # noqa: N802
     def hasManagedSaveImage(self, flags: int) -> int: ...  # noqa: N802
-    def migrateToURI3(self, uri: str, params: Mapping[str, str | int], flags: int) -> int: ...  # noqa: N802
+    def migrateToURI3(self, uri: str, params: Mapping[str, str | int | list[str]], flags: int) -> int: ...  # noqa: N802
     def migrateSetMaxDowntime(self, downtime: int, flags: int) -> int: ...  # noqa: N802
     def jobStats(self, flags: int = 0) -> Mapping[str, int]: ...  # noqa: N802
     def abortJob(self) -> int: ...  # noqa: N802

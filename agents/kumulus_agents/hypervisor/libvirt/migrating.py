@@ -20,18 +20,19 @@ from urllib.parse import parse_qs, urlsplit
 import libvirt
 
 from kumulus.api.compute import PowerState
-from kumulus_agents.hypervisor.libvirt import arrival, domain_xml, inventory, marks, secrets, sieve, verbs
+from kumulus_agents.hypervisor.libvirt import arrival, disks_along, domain_xml, inventory, marks, secrets, sieve, verbs
 from kumulus_agents.hypervisor.libvirt.connection import Connection
 from kumulus_agents.hypervisor.libvirt.errors import UNAVAILABLE, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
-from kumulus_agents.hypervisor.protocol import DomainSpec, HypervisorError, Marks
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainSpec, HypervisorError, Marks
 from kumulus_agents.storage.blocking import to_the_end
 
 LIBVIRT = "libvirt"
 MEMORY = "memory"
-CHANNELS = (LIBVIRT, MEMORY)
+DISKS = "disks"
+CHANNELS = (LIBVIRT, MEMORY, DISKS)
 
 FLAGS = (
     libvirt.VIR_MIGRATE_LIVE
@@ -101,17 +102,21 @@ class Migrating:
             )
             if not waits or channel not in CHANNELS:
                 raise HypervisorError("The machine is not waited for by that migration.", reason="NotExpected")
-            if channel == MEMORY:
-                await _join(stream, await self._memory(uid))
+            if channel == DISKS and not disks_along.of(spec.disks):
+                raise HypervisorError("The machine waits for no disks.", reason="NotExpected")
+            if channel != LIBVIRT:
+                await _join(stream, await self._emulator(uid, channel))
                 return
             own = await asyncio.to_thread(_render, spec, platform)
-            loaders = await self._loaders(spec, platform)
+            loaders, copied = await self._loaders(spec, platform), disks_along.of(spec.disks)
             strict = sieve.Sieve(
                 marks.domain_name(uid),
-                f"unix://{_place(self._settings.migration_dir, uid)}",
-                functools.partial(arrival.definition, own=own, migration=migration, loaders=loaders),
+                f"unix://{_place(self._settings.migration_dir, uid, MEMORY)}",
+                functools.partial(arrival.definition, own=own, migration=migration, loaders=loaders, copied=copied),
+                copied,
+                f"unix://{_place(self._settings.migration_dir, uid, DISKS)}",
             )
-            await asyncio.to_thread(_make_place, self._settings.migration_dir, uid)
+            await asyncio.to_thread(_make_place, self._settings.migration_dir / f"{uid}.in")
             async with self._lending(spec):
                 daemon = await asyncio.open_unix_connection(_daemon(self._settings.uri))
                 try:
@@ -135,7 +140,7 @@ class Migrating:
     @contextlib.asynccontextmanager
     async def _lending(self, spec: DomainSpec) -> AsyncIterator[None]:
         """The keys of its disks are libvirt's, which gives them to QEMU when that opens the disks, before any memory comes."""
-        disks = (*spec.disks, *spec.drives)
+        disks: list[DomainDisk | DomainDrive] = [*spec.disks, *spec.drives]
         if not secrets.have_keys(disks):
             yield
             return
@@ -155,8 +160,9 @@ class Migrating:
             with contextlib.suppress(HypervisorError):
                 await to_the_end(asyncio.ensure_future(take_back(0)))
 
-    async def _memory(self, uid: str) -> Stream:
-        path, ends = _place(self._settings.migration_dir, uid), asyncio.get_running_loop().time() + LISTENS_WITHIN
+    async def _emulator(self, uid: str, channel: str) -> Stream:
+        path = _place(self._settings.migration_dir, uid, channel)
+        ends = asyncio.get_running_loop().time() + LISTENS_WITHIN
         while True:
             try:
                 return await asyncio.open_unix_connection(path)
@@ -180,8 +186,8 @@ class Migrating:
     async def _doors(self, uid: str, connect: Connect) -> AsyncIterator[_Doors]:
         """Sockets of this process, behind which are the other host's libvirtd and QEMU."""
         directory = self._settings.migration_dir / f"{uid}.out"
-        await asyncio.to_thread(_fresh, directory)
-        doors, joined = _Doors(str(directory / LIBVIRT), str(directory / MEMORY)), set[asyncio.Task[None]]()
+        await asyncio.to_thread(_make_place, directory)
+        doors, joined = _Doors(*(str(directory / channel) for channel in CHANNELS)), set[asyncio.Task[None]]()
 
         async def through(channel: str, *near: Any) -> None:
             task = asyncio.current_task()
@@ -196,7 +202,7 @@ class Migrating:
 
         servers = [
             await asyncio.start_unix_server(functools.partial(through, channel), path)
-            for channel, path in ((LIBVIRT, doors.libvirt), (MEMORY, doors.memory))
+            for channel, path in ((LIBVIRT, doors.libvirt), (MEMORY, doors.memory), (DISKS, doors.disks))
         ]
         try:
             yield doors
@@ -213,6 +219,7 @@ class Migrating:
 class _Doors:
     libvirt: str
     memory: str
+    disks: str
 
 
 async def _join(one: Stream, other: Stream) -> None:
@@ -238,12 +245,20 @@ def _send(uid: str, sending: Sending, doors: _Doors, connection: ConnectionHandl
         return
     if handle.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
         raise HypervisorError("The machine is off or halted: only one that runs can move.", reason="NotRunning")
-    parameters: dict[str, str | int] = {libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{doors.memory}"}
+    parameters: dict[str, str | int | list[str]] = {libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{doors.memory}"}
+    flags = FLAGS | (libvirt.VIR_MIGRATE_AUTO_CONVERGE if sending.converge else 0)
     if sending.bandwidth is not None:
         parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = sending.bandwidth
-    converge: int = libvirt.VIR_MIGRATE_AUTO_CONVERGE if sending.converge else 0
     try:
-        handle.migrateToURI3(f"qemu+unix:///system?socket={doors.libvirt}", parameters, FLAGS | converge)
+        if sending.disks:
+            parameters[libvirt.VIR_MIGRATE_PARAM_DISKS_URI] = f"unix://{doors.disks}"
+            wanted = disks_along.serials(sending.disks)
+            parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [*disks_along.devices(handle.XMLDesc(0), wanted)]
+            flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
+            flags |= libvirt.VIR_MIGRATE_NON_SHARED_SYNCHRONOUS_WRITES if sending.converge else 0
+        handle.migrateToURI3(f"qemu+unix:///system?socket={doors.libvirt}", parameters, flags)
+    except disks_along.UnknownDisk as error:
+        raise HypervisorError(f"The guest is not sent: {error}.", reason="MigrationFailed") from error
     except libvirt.libvirtError as error:
         if _left(handle):
             return
@@ -276,7 +291,7 @@ def _look(uid: str, max_downtime: int | None, connection: ConnectionHandle) -> P
         return None
     try:
         told = handle.jobStats(0)
-        if told.get("operation") != libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT or not told.get("memory_total"):
+        if told.get("operation") != libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT or not told.get("data_total"):
             return None
         if max_downtime is not None:
             handle.migrateSetMaxDowntime(max_downtime, 0)
@@ -288,6 +303,8 @@ def _look(uid: str, max_downtime: int | None, connection: ConnectionHandle) -> P
         dirty_rate=told.get("memory_dirty_rate", 0) * told.get("memory_page_size", 4096),
         iteration=max(told.get("memory_iteration", 1), 1),
         downtime=told.get("downtime", 0),
+        disk_total=told.get("disk_total", 0),
+        disk_remaining=told.get("disk_remaining", 0),
     )
 
 
@@ -358,14 +375,13 @@ def _daemon(uri: str) -> str:
     return found
 
 
-def _place(directory: Path, uid: str) -> str:
-    """Where QEMU listens for the memory of that guest."""
-    return str(directory / f"{uid}.in" / MEMORY)
+def _place(directory: Path, uid: str, channel: str) -> str:
+    """Where QEMU listens for the memory, or the disks, of that guest."""
+    return str(directory / f"{uid}.in" / channel)
 
 
-def _make_place(directory: Path, uid: str) -> None:
-    """QEMU makes the socket itself, as whom libvirt runs it: its state directory belongs to that user."""
-    place = directory / f"{uid}.in"
+def _make_place(place: Path) -> None:
+    """QEMU makes sockets here itself, or connects to them, as whom libvirt runs it: its state directory belongs to that user."""
     _fresh(place)
     with contextlib.suppress(FileNotFoundError):
         owner = Path("/var/lib/libvirt/qemu").stat()

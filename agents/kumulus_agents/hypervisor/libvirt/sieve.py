@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import libvirt
 
-from kumulus_agents.hypervisor.libvirt import wire
+from kumulus_agents.hypervisor.libvirt import disks_along, wire
 from kumulus_agents.hypervisor.libvirt.arrival import Refused
 from kumulus_agents.hypervisor.migration import Stream
 
@@ -42,6 +42,10 @@ class Sieve:
     """Where QEMU is to listen for its memory."""
     define: Callable[[str], str]
     """This host's definition of the guest from the other host's. Raises `Refused`."""
+    copied: frozenset[str] = frozenset()
+    """Serials of the disks that come with it, as this host's order says."""
+    disks_uri: str | None = None
+    """Where QEMU is to listen for them."""
     prepared: bool = field(default=False, init=False)
 
     def sift(self, message: bytes) -> bytes:
@@ -62,16 +66,29 @@ class Sieve:
             if self.prepared:
                 raise Refused("it begins a second time")
             self.prepared = True
-            xml = self.define(given.text("destination_xml") or "")
-            return self._message(head, given, destination_xml=xml, migrate_uri=self.uri)
+            return self._prepare(head, given, self.define(given.text("destination_xml") or ""))
         if head.procedure == wire.FINISH:
             return self._message(head, wire.arguments_of(message), destination_name=self.name)
         raise Refused("it speaks of something else than a migration")
 
-    def _message(self, head: wire.Head, given: wire.Arguments, **texts: str) -> bytes:
+    def _prepare(self, head: wire.Head, given: wire.Arguments, xml: str) -> bytes:
+        """A disk that one host takes for copied and the other does not would be an empty one."""
+        try:
+            disks = disks_along.devices(xml, self.copied) if self.copied else ()
+        except disks_along.UnknownDisk as error:
+            raise Refused(str(error)) from error
+        if bool(given.flags & libvirt.VIR_MIGRATE_NON_SHARED_DISK) != bool(disks) or sorted(given.disks) != [*disks]:
+            raise Refused("it copies other disks than its order says")
+        texts = {"destination_xml": xml, "migrate_uri": self.uri}
+        if self.disks_uri is not None and disks:
+            texts["disks_uri"] = self.disks_uri
+        return self._message(head, given, disks, **texts)
+
+    def _message(self, head: wire.Head, given: wire.Arguments, disks: tuple[str, ...] = (), **texts: str) -> bytes:
         said = given.saying(**texts)
-        flags = given.flags & FLAGS | libvirt.VIR_MIGRATE_PAUSED
-        return wire.message(head, wire.Arguments(said.parameters, said.cookie, flags, said.rest))
+        taken = FLAGS | (disks_along.FLAGS if self.copied else 0)
+        flags = given.flags & taken | libvirt.VIR_MIGRATE_PAUSED
+        return wire.message(head, wire.Arguments(said.parameters, said.cookie, flags, said.rest, disks))
 
 
 async def serve(sieve: Sieve, other: Stream, own: Stream) -> None:

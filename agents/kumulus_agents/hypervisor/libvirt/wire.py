@@ -29,6 +29,7 @@ HEADER = struct.Struct(">IIIiiIi")
 LONGEST = 32 << 20
 """Bytes of a message at most, as in libvirt's `VIR_NET_MESSAGE_MAX`."""
 PARAMETERS_MOST = 64
+COPIED_DISK = "migrate_disks"
 
 Value = int | float | str
 
@@ -70,6 +71,8 @@ class Arguments:
     flags: int
     rest: bytes = b""
     """Of Finish: whether it was cancelled."""
+    disks: tuple[str, ...] = ()
+    """Of Prepare: the disks that are copied, by the guest's names. The one parameter that is there several times."""
 
     def text(self, name: str) -> str | None:
         """A parameter that is a text; None when there is none of that name."""
@@ -83,10 +86,11 @@ class Arguments:
 
 def message(head: Head, arguments: Arguments) -> bytes:
     """The whole message."""
+    parameters = [*arguments.parameters.items(), *((COPIED_DISK, (_STRING, disk)) for disk in arguments.disks)]
     body = b"".join(
         (
-            struct.pack(">I", len(arguments.parameters)),
-            *(_opaque(name.encode()) + _value(*value) for name, value in arguments.parameters.items()),
+            struct.pack(">I", len(parameters)),
+            *(_opaque(name.encode()) + _value(*value) for name, value in parameters),
             _opaque(arguments.cookie),
             struct.pack(">I", arguments.flags),
             arguments.rest,
@@ -102,11 +106,16 @@ def arguments_of(whole: bytes) -> Arguments:
     count = reader.number()
     if count > PARAMETERS_MOST:
         raise Malformed("it has too many parameters")
-    parameters = {}
+    parameters: dict[str, tuple[int, Value]] = {}
+    disks = []
     for _ in range(count):
         name, kind = reader.text(), reader.number()
-        parameters[name] = (kind, reader.value(kind))
-    return Arguments(parameters, reader.opaque(), reader.number(), reader.left())
+        value = reader.value(kind)
+        if name == COPIED_DISK and isinstance(value, str):
+            disks.append(value)
+        else:
+            parameters[name] = (kind, value)
+    return Arguments(parameters, reader.opaque(), reader.number(), reader.left(), tuple(disks))
 
 
 def name_of(whole: bytes) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from kumulus.api.image import OPTICAL, ImageContent, ImageFormat
 from kumulus.api.image_order import ImageRef
@@ -149,6 +150,19 @@ class ImageVerbs(Exclusion):
             with told_as("make the disk"):
                 async with self._made_of(image_uid):
                     return await in_thread(disks.ensure, self._pool, self._settings, owner, name, image_uid, size)
+
+    async def disk(self, owner: str, name: str) -> StoredDisk | None:
+        """See `ReceivingDisks.disk`."""
+        async with self._lock(f"disks {uid_of(owner)}"):
+            with told_as("look for the disk"):
+                return await in_thread(disks.find, self._pool, owner, name)
+
+    async def receive_disk(self, owner: str, name: str, size: int, migration: str) -> StoredDisk:
+        """See `ReceivingDisks.receive_disk`."""
+        async with self._lock(f"disks {uid_of(owner)}"):
+            with told_as("make room for the disk"):
+                work = partial(disks.receive, self._pool, self._settings, owner, name, size, uid_of(migration))
+                return await in_thread(work)
 
     async def remove_disks(self, owner: str) -> None:
         """See `StorageDriver.remove_disks`."""

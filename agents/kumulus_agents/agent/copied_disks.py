@@ -1,0 +1,96 @@
+"""Disks that come with a guest from another host (docs/adr/0037), in the pools of this one.
+
+A disk of the machine's own goes when the machine's order goes, whole or not. A volume is none, as in a move between pools
+(ADR 16), until its record is made: when the guest is this host's, and not before.
+"""
+
+from __future__ import annotations
+
+from kumulus.api.instance_order import Incoming, InstanceDisk, InstanceOrder
+from kumulus.api.pool_order import PoolRef
+from kumulus.api.qos import UNLIMITED
+from kumulus.api.volumes import CacheMode
+from kumulus_agents.agent.pools import Pools
+from kumulus_agents.hypervisor.protocol import DomainDisk
+from kumulus_agents.storage.moving import MovableVolumes, ReceivingDisks, Traits, unsupported
+from kumulus_agents.storage.protocol import StorageError
+
+
+class CopiedDisks:
+    """Of one host."""
+
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+
+    async def make(self, order: InstanceOrder, incoming: Incoming) -> dict[str, DomainDisk]:
+        """The disks that the guest brings along, by name: made empty, or found as an attempt of the same migration left them.
+
+        Raises `StorageError`: DiskConflict or VolumeConflict (not retryable) for what is here of the machine, and is not that
+        migration's; NoSpace.
+        """
+        sizes = {copied.name: copied.size for copied in incoming.disks}
+        found = {}
+        for disk in order.disks:
+            if disk.name in sizes:
+                found[disk.name] = await self._make(order.uid, disk, sizes[disk.name], incoming.migration)
+        return found
+
+    async def _make(self, owner: str, disk: InstanceDisk, size: int, migration: str) -> DomainDisk:
+        if disk.volume is None:
+            driver = self._pools.driver(disk.pool)
+            if not isinstance(driver, ReceivingDisks):
+                raise unsupported(f"Disks do not come into pools like {disk.pool.name} with a guest")
+            stored = await driver.receive_disk(owner, disk.name, size, migration)
+            return DomainDisk(disk.name, stored.source, stored.format, boot_order=disk.boot_order, copied=True)
+        movable = self._movable(disk.pool)
+        arrival = await movable.arrival(disk.volume)
+        if arrival is not None and arrival.whole and arrival.move != migration:
+            raise StorageError(
+                f"The pool {disk.pool.name} has a file with the uid of the volume of disk {disk.name} that did not come with"
+                " this guest. Look at it, and take it away.",
+                reason="VolumeConflict",
+                retryable=False,
+            )
+        if arrival is None:
+            arrival = await movable.begin_arrival(disk.volume, Traits(size), live=True)
+        return DomainDisk(
+            disk.name,
+            arrival.source,
+            arrival.format,
+            boot_order=disk.boot_order,
+            volume=disk.volume,
+            qos=disk.qos or UNLIMITED,
+            cache=disk.cache or CacheMode.NONE,
+            copied=True,
+        )
+
+    async def settle(self, order: InstanceOrder, migration: str) -> None:
+        """The guest is this host's: what it brought along is its volumes from now on, durably. They are that already, or
+        nothing was brought: nothing. Raises `StorageError`."""
+        for disk in order.disks:
+            if disk.volume is None or disk.pool.shared:
+                continue
+            await self.settle_volume(disk.pool, disk.volume, migration)
+
+    async def settle_volume(self, pool: PoolRef, volume: str, migration: str) -> None:
+        """The same of one volume."""
+        driver = self._pools.driver(pool)
+        if not isinstance(driver, MovableVolumes):
+            return
+        arrival = await driver.arrival(volume)
+        if arrival is not None and not arrival.whole:
+            await driver.settle_arrival(volume, Traits(0), migration)
+
+    async def abandon(self, order: InstanceOrder) -> None:
+        """The guest does not come: remove what is here of the volumes that it would have brought, unless they are volumes
+        by now. Raises `StorageError`."""
+        names = {copied.name for copied in order.incoming.disks} if order.incoming is not None else set()
+        for disk in order.disks:
+            if disk.name in names and disk.volume is not None:
+                await self._movable(disk.pool).abandon_arrival(disk.volume)
+
+    def _movable(self, pool: PoolRef) -> MovableVolumes:
+        driver = self._pools.driver(pool)
+        if not isinstance(driver, MovableVolumes):
+            raise unsupported(f"Volumes do not come into pools like {pool.name} with a guest")
+        return driver
