@@ -16,7 +16,7 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Result, Wait
-from kumulus_controllers.network import distributed_plan, router_plan
+from kumulus_controllers.network import distributed_plan, leaving_alone, router_plan
 from kumulus_controllers.network.claiming import Claiming
 from kumulus_controllers.network.gateway_plan import Choice, Need, choose_some
 from kumulus_controllers.network.lack import Lack
@@ -186,6 +186,7 @@ class RouterReconciler:
         if router is None:
             return Gone()
         if router.paused:
+            await leaving_alone.say_so(self._services, store, router)
             return Done()
         if router.deleting:
             return await self._delete(self._observe(router))

@@ -25,6 +25,7 @@ from kumulus_controllers.network.networks import (
     ROUTES,
     UID,
     Networks,
+    at_home,
     group_names,
     named_groups,
     network_key,
@@ -274,7 +275,7 @@ def _routed(router: Router) -> tuple[object, ...]:
 def _shared(interface: NetworkInterface) -> tuple[object, ...]:
     """What of an interface others of its network have to know."""
     status = interface.status
-    pairs = interface.spec.allowed_address_pairs
+    pairs = interface.spec.allowed_address_pairs if at_home(interface) else ()
     return (interface.uid, group_names(interface), status.network, status.addresses, status.vm, pairs)
 
 

@@ -268,8 +268,8 @@ def test_a_change_on_its_way_takes_nothing_from_what_serves() -> None:
 def test_a_new_one_is_ready_when_the_hosts_of_its_network_know_where_it_is() -> None:
     one = allocated("a", "10.0.0.11")
 
-    def said(*untold: str, was: str | None = None, well: bool = True, **more: Any) -> tuple[str, str]:
-        ready = [{"type": "Ready", "status": was, "lastTransitionTime": NOW}] if was else []
+    def said(*untold: str, was: str | None = None, why: str = "", well: bool = True, **more: Any) -> tuple[str, str]:
+        ready = [{"type": "Ready", "status": was, "reason": why, "lastTransitionTime": NOW}] if was else []
         serving = order("h1", well=(one,) if well else ())
         given = {"candidates": (one,), "orders": (serving,), "untold": frozenset(untold), **more}
         status = derive_status(scope(balancer=balancer({"conditions": ready}), **given), None, NOW)
@@ -281,6 +281,9 @@ def test_a_new_one_is_ready_when_the_hosts_of_its_network_know_where_it_is() -> 
     assert said("h3") == ("HostsNotTold", "Pending")
     assert said("h3", was="False") == ("HostsNotTold", "Pending")
     assert said("h3", was="True") == ("Ready", "Ready"), "changes are on their way to hosts all the time"
+    assert said("h3", was="False", why="NoHealthyMembers") == ("Ready", "Ready"), "its packets have arrived before"
+    assert said("h3", was="False", why="NoHealthyMembers", well=False)[0] == "NoHealthyMembers"
+    assert said("h3", was="False", why="HostsNotTold", well=False)[0] == "HostsNotTold"
     assert said("h3", well=False)[0] == "HostsNotTold", "members cannot be reached before"
     assert said("h3", unknown=("x",))[0] == "InterfaceNotFound", "somebody has to do something"
 
