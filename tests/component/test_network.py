@@ -17,19 +17,14 @@ from typing import Any
 import pytest
 
 from kumulus.api.base import FINALIZER, PAUSED, Kind, Resource
+from kumulus.api.claims import IPAddress, SegmentId
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.load_balancer import LoadBalancer
-from kumulus.api.network import (
-    IPAddress,
-    Network,
-    NetworkClass,
-    NetworkInterface,
-    SecurityGroup,
-    SegmentId,
-)
+from kumulus.api.network import Network, NetworkClass, NetworkInterface
 from kumulus.api.routing import FloatingIP, Router
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.kube import errors
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient

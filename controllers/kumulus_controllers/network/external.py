@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from kumulus.api.network import IPAddress, SegmentHolder, SegmentId, SegmentIdSpec
+from kumulus.api.claims import IPAddress, SegmentHolder, SegmentId, SegmentIdSpec
 from kumulus.api.routing import ExternalNetwork, ExternalNetworkStatus, PhysicalNetwork
 from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kumulus.api.network import NetworkInterface, SecurityGroup, SecurityGroupStatus
+from kumulus.api.network import NetworkInterface
+from kumulus.api.security_groups import SecurityGroup, SecurityGroupStatus
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import derive

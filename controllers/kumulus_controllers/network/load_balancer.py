@@ -20,6 +20,7 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
+from kumulus_controllers import order_secret
 from kumulus_controllers.fleet_feed import closed, uplinks
 from kumulus_controllers.network import leaving_alone, tls
 from kumulus_controllers.network.gateway_hosts import GatewayHosts, drivers, functions, silent
@@ -37,7 +38,7 @@ from kumulus_controllers.network.load_balancer_plan import (
     template_interface,
 )
 from kumulus_controllers.network.networks import BALANCES, network_key, underlay
-from kumulus_controllers.network.router_plan import NOT_TOLD
+from kumulus_controllers.network.router_status import NOT_TOLD
 from kumulus_controllers.network.routing import Routing
 from kumulus_controllers.ordering import Ordering
 from kumulus_controllers.orders import FOR_UID, host_of
@@ -314,7 +315,7 @@ class LoadBalancerReconciler:
         had = order.spec.gateway.balancer if order.spec.gateway is not None else None
         for name in _secrets(had) - _secrets(wanted.balancer):
             self._given.discard((order.uid, name))
-            await tls.take_back(self._services.client, name, order)
+            await order_secret.take_back(self._services.client, name, order)
 
     async def _delete(self, scope: Scope) -> Result:
         """First its hosts let go of its addresses, then these are given back."""

@@ -26,7 +26,7 @@ from kumulus_controllers.network.gateway_plan import HOSTS_MOST, Choice, leg_mac
 from kumulus_controllers.network.lack import Lack, facts
 from kumulus_controllers.network.network_plan import usable
 from kumulus_controllers.network.ranges import in_range, ranges
-from kumulus_controllers.network.router_plan import NOT_TOLD
+from kumulus_controllers.network.router_status import NOT_TOLD
 from kumulus_controllers.orders import NOT_BEGUN, host_of
 from kumulus_controllers.storage.volume_plan import MADE_FOR
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kumulus.api.claims import SegmentId
 from kumulus.api.fabric import Host
-from kumulus.api.network import SegmentId
 from kumulus.api.routing import PhysicalNetwork, PhysicalNetworkStatus
 from kumulus.api.vlans import numbers
 from kumulus.kube.store import Key

@@ -9,9 +9,10 @@ from __future__ import annotations
 from kumulus.api.base import ObjectRef
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkType
-from kumulus.api.network import Network, NetworkInterface, SecurityGroup
+from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.order_names import segment_order_name
 from kumulus.api.routing import FloatingIP, PhysicalNetwork, Router
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.api.segments import SegmentOrder
 from kumulus.kube.errors import KubeError, NotLeading, Unreachable
 from kumulus.kube.store import Key
