@@ -11,8 +11,9 @@ from typing import Any
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
-from kumulus.api.network import Network, SecurityGroup
+from kumulus.api.network import Network
 from kumulus.api.order_names import segment_order_name
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.kube.client import KubeClient, Raw
 from tests.bench import machine, percentiles
 from tests.bench.bench import Context

@@ -16,7 +16,7 @@ from tests.bench import machine, percentiles, wires
 from tests.bench.bench import Context
 from tests.bench.cloud import BenchError
 from tests.bench.record import Better, Goal, Record, record
-from tests.bench.wires import Stream
+from tests.bench.wires import Stream, Way
 from tests.contract import network_world
 from tests.contract.network import OPEN, Net, new_uid
 from tests.contract.network_frames import Party, honest, spoofs
@@ -28,8 +28,8 @@ NEIGHBOURS = 20
 """Interfaces that the host has besides."""
 RULES, MANY = 20, 1000
 SPOOFED = 10_000
-TURNS = 9
-"""Of round trips in a round."""
+TRIPS, TRIP_TURNS, POUR_TURNS = 500, 40, 15
+"""Of a round: round trips a turn, and how many turns."""
 SUBNET = Subnet(cidr="10.20.0.0/16", service="10.20.0.2")
 BARE = "a bare bridge"
 _SIX = Subnet(cidr="fd00:20::/64", service="fd00:20::2")
@@ -70,7 +70,7 @@ class _Found:
     """Some of those that arrived."""
 
 
-class _Cloud:
+class Cloud:
     """Three hosts with one network."""
 
     def __init__(self, world: World) -> None:
@@ -113,12 +113,13 @@ def _party(nic: Nic) -> Party:
     return Party(nic.mac, *nic.addresses)
 
 
-class _Bare:
+class Bare:
     """A bridge without anything else, in a namespace of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
+        """`options`: of the bridge (ip-link(8))."""
         self.host = Machine("bare")
-        self.host.run("ip", "link", "add", "name", "bare", "type", "bridge")
+        self.host.run("ip", "link", "add", "name", "bare", "type", "bridge", *options)
         self.host.run("ip", "link", "set", "dev", "bare", "mtu", "1450", "up")
         self.guests: list[Machine] = []
 
@@ -151,14 +152,14 @@ async def run(context: Context) -> list[Record]:
     found = _Found()
     world = await asyncio.to_thread(World, HOSTS)
     try:
-        cloud = _Cloud(world)
+        cloud = Cloud(world)
         for host in world.hosts:
             await host.driver.prepare()
         await cloud.ensure(*cloud.net.order.groups)
         for host in world.hosts:
             nics = [cloud.nic() for _ in range(NEIGHBOURS)]
             await asyncio.gather(*(host.driver.ensure_port(Port(nic, nic.uid)) for nic in nics))
-        bare = await asyncio.to_thread(_Bare)
+        bare = await asyncio.to_thread(Bare)
         try:
             steps: Sequence[tuple[str, Callable[[], Awaitable[None]]]] = (
                 ("attach", lambda: _attach(cloud, bare, found, context.scale.attaches)),
@@ -179,7 +180,7 @@ async def run(context: Context) -> list[Record]:
     return [each.model_copy(update={"load": load}) for each in _records(found)]
 
 
-async def _attach(cloud: _Cloud, bare: _Bare, found: _Found, times: int) -> None:
+async def _attach(cloud: Cloud, bare: Bare, found: _Found, times: int) -> None:
     """Ask for a port, plug a guest in, send until something arrives at a guest of another host. Then by hand."""
     host, other = cloud.hosts[:2]
     far = await cloud.guest(other)
@@ -214,7 +215,7 @@ async def _attach(cloud: _Cloud, bare: _Bare, found: _Found, times: int) -> None
         each.close()
 
 
-async def _change(cloud: _Cloud, found: _Found, times: int) -> None:
+async def _change(cloud: Cloud, found: _Found, times: int) -> None:
     """A group of guests on all hosts is opened and closed; until it is so on all of them."""
     shut = FilterGroup(uid=new_uid(), ingress=_LET[:-1], egress=(FilterRule(),))
     rule = FilterRule(protocol=Protocol.UDP, ports=(Ports(first=wires.PORT, last=wires.PORT),))
@@ -237,7 +238,7 @@ async def _change(cloud: _Cloud, found: _Found, times: int) -> None:
         each.close()
 
 
-async def _replace(cloud: _Cloud, found: _Found, times: int) -> None:
+async def _replace(cloud: Cloud, found: _Found, times: int) -> None:
     """All of a thousand rules become others, with interfaces that have them."""
 
     def groups(first: int) -> list[FilterGroup]:
@@ -261,25 +262,28 @@ async def _replace(cloud: _Cloud, found: _Found, times: int) -> None:
     await cloud.ensure(OPEN, FILTERED)
 
 
-async def _carry(cloud: _Cloud, bare: _Bare, found: _Found, rounds: int, seconds: float) -> None:
-    """What passes between two guests of one host, and between two on a bare bridge. Round trips in short turns, for a busy
-    moment of the machine is longer than one of them."""
+async def _carry(cloud: Cloud, bare: Bare, found: _Found, rounds: int, seconds: float) -> None:
+    """What passes between two guests of one host, and between two on a bare bridge, in short turns."""
     ours = [await cloud.guest(cloud.hosts[0]) for _ in range(2)]
     theirs = [await asyncio.to_thread(bare.guest, number) for number in (251, 252)]
-    way = (ours[0].machine, ours[1].machine, ours[1].nic.addresses[0])
-    bare_way = (theirs[0][0], theirs[1][0], theirs[1][1].four)
-    times = int(1000 * seconds)
-    for _ in range(rounds):
-        found.bytes.append(await asyncio.to_thread(wires.throughput, *way, seconds))
-        found.bare_bytes.append(await asyncio.to_thread(wires.throughput, *bare_way, seconds))
-        trips = [
-            [await asyncio.to_thread(wires.round_trip, *each, times) for each in (way, bare_way)] for _ in range(TURNS)
-        ]
-        found.trip.append(percentiles.median([trip for trip, _ in trips]))
-        found.bare_trip.append(percentiles.median([trip for _, trip in trips]))
+    ways: list[Way] = []
+    try:
+        ways.append(Way(ours[0].machine, ours[1].machine, ours[1].nic.addresses[0]))
+        ways.append(Way(theirs[0][0], theirs[1][0], theirs[1][1].four))
+        for _ in range(rounds):
+            for measure, turns, mine, other in (
+                (lambda way: way.throughput(seconds / POUR_TURNS), POUR_TURNS, found.bytes, found.bare_bytes),
+                (lambda way: way.trip(TRIPS), TRIP_TURNS, found.trip, found.bare_trip),
+            ):
+                carried = await asyncio.to_thread(wires.in_turns, ways, measure, turns)
+                mine.append(percentiles.median(carried[0]))
+                other.append(percentiles.median(carried[1]))
+    finally:
+        for way in ways:
+            way.close()
 
 
-async def _lie(cloud: _Cloud, found: _Found) -> None:
+async def _lie(cloud: Cloud, found: _Found) -> None:
     """Somebody lies before there is a filter for him, when it comes, while rules change, and while the agent dies."""
     host, other = cloud.hosts[:2]
     victims = [await cloud.guest(host, OPEN), await cloud.guest(other, OPEN)]

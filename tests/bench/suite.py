@@ -9,7 +9,20 @@ from contextlib import AbstractContextManager, nullcontext
 
 from kumulus_lab import machine as lab_machine
 from kumulus_lab.errors import LabError
-from tests.bench import burst, cloud, creation, groups, guests, idle, network, placement, residence, restart, storage
+from tests.bench import (
+    burst,
+    cloud,
+    creation,
+    groups,
+    guests,
+    idle,
+    network,
+    placement,
+    residence,
+    restart,
+    storage,
+    way,
+)
 from tests.bench.bench import Bench, Context, Needs
 from tests.bench.cloud import Cloud, Say
 from tests.bench.record import Record
@@ -24,6 +37,7 @@ BENCHES: Sequence[Bench] = (
         network.run,
         "interfaces, groups and spoofs, beside a bare bridge",
     ),
+    Bench("way", ("N",), Needs.NOTHING, way.run, "what a packet between two guests pays for, part by part"),
     Bench("idle", ("G5", "G11"), Needs.SIMULATED, idle.simulated, "traffic while nothing happens"),
     Bench("creation", ("G1", "G2", "G4", "G8"), Needs.SIMULATED, creation.run, "machines at a pace, beside B1 and B2"),
     Bench(

@@ -1,14 +1,15 @@
-"""Traffic between two namespaces: `traffic.py sink`, `traffic.py pour ADDRESS PORT SECONDS`, `traffic.py echo`,
-`traffic.py ask ADDRESS PORT TIMES`. Standard library only; each says one line.
+"""Traffic between two namespaces: `traffic.py serve` and `traffic.py ask ADDRESS TCP-PORT UDP-PORT`. Standard library only.
 
-`sink` and `echo` say the port they got and serve one peer. `pour` says how many bytes a second were sent and taken in by one
-TCP connection; `ask` the median of as many round trips of 64 bytes by UDP, in seconds, one after the other.
+`serve` says the ports it got, takes what TCP brings and sends back what UDP does, until it is ended. `ask` reads a line a
+measurement and says a number a line: `pour SECONDS` how many bytes a second were sent and taken in by one TCP connection,
+`trips TIMES` the median of as many round trips of 64 bytes by UDP, in seconds, one after the other.
 """
 
 from __future__ import annotations
 
 import socket
 import sys
+import threading
 import time
 
 CHUNK = 1 << 20
@@ -21,17 +22,37 @@ def say(text: object) -> None:
     sys.stdout.flush()
 
 
-def sink() -> None:
-    server = socket.create_server((ANY, 0))
-    say(server.getsockname()[1])
-    connection, _ = server.accept()
+def serve() -> None:
+    taking = socket.create_server((ANY, 0))
+    threading.Thread(target=sink, args=(taking,), daemon=True).start()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((ANY, 0))
+        say(f"{taking.getsockname()[1]} {server.getsockname()[1]}")
+        while True:
+            data, who = server.recvfrom(SIZE)
+            server.sendto(data, who)
+
+
+def sink(server: socket.socket) -> None:
     buffer = bytearray(CHUNK)
-    while connection.recv_into(buffer):
-        pass
-    connection.sendall(b"!")
+    while True:
+        connection, _ = server.accept()
+        with connection:
+            while connection.recv_into(buffer):
+                pass
+            connection.sendall(b"!")
 
 
-def pour(address: str, port: int, seconds: float) -> None:
+def ask(address: str, tcp: int, udp: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        client.connect((address, udp))
+        for line in sys.stdin:
+            what, much = line.split()
+            say(pour(address, tcp, float(much)) if what == "pour" else trips(client, int(much)))
+
+
+def pour(address: str, port: int, seconds: float) -> float:
     data, sent = bytes(CHUNK), 0
     with socket.create_connection((address, port), timeout=30) as connection:
         began = time.perf_counter()
@@ -39,38 +60,22 @@ def pour(address: str, port: int, seconds: float) -> None:
             sent += connection.send(data)
         connection.shutdown(socket.SHUT_WR)
         connection.recv(1)  # all of it was taken in
-        say(sent / (time.perf_counter() - began))
+        return sent / (time.perf_counter() - began)
 
 
-def echo() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-        server.bind((ANY, 0))
-        say(server.getsockname()[1])
-        while True:
-            data, who = server.recvfrom(SIZE)
-            server.sendto(data, who)
-
-
-def ask(address: str, port: int, times: int) -> None:
+def trips(client: socket.socket, times: int) -> float:
     data, took = bytes(SIZE), []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(5)
-        client.connect((address, port))
-        for _ in range(times):
-            began = time.perf_counter()
-            client.send(data)
-            client.recv(SIZE)
-            took.append(time.perf_counter() - began)
-    say(sorted(took)[len(took) // 2])
+    for _ in range(times):
+        began = time.perf_counter()
+        client.send(data)
+        client.recv(SIZE)
+        took.append(time.perf_counter() - began)
+    return sorted(took)[len(took) // 2]
 
 
 if __name__ == "__main__":
     what, *words = sys.argv[1:]
-    if what == "sink":
-        sink()
-    elif what == "echo":
-        echo()
-    elif what == "pour":
-        pour(words[0], int(words[1]), float(words[2]))
+    if what == "serve":
+        serve()
     else:
         ask(words[0], int(words[1]), int(words[2]))

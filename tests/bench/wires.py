@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import selectors
 import socket
 import sys
@@ -140,25 +141,48 @@ class Stream:
                         self.last[key.data] = now
 
 
-def throughput(source: Machine, target: Machine, address: str, seconds: float) -> float:
-    """Bytes a second of one TCP connection."""
-    return _traffic(source, target, "sink", "pour", address, str(seconds))
+class Way:
+    """From one guest to another: two processes that stay, so that measurements can be short and take turns."""
+
+    def __init__(self, source: Machine, target: Machine, address: str) -> None:
+        """Raises `BenchError` when nothing answers."""
+        python = [sys.executable, "-I", "-S", _TRAFFIC]
+        self._server = target.start(*python, "serve")
+        assert self._server.stdout
+        ports = self._server.stdout.readline().split()
+        self._client = source.start(*python, "ask", address, *ports)
+        self.trip(10)
+
+    def throughput(self, seconds: float) -> float:
+        """Bytes a second of one TCP connection."""
+        return self._ask("pour", seconds)
+
+    def trip(self, times: int) -> float:
+        """The median of as many round trips by UDP, in seconds."""
+        return self._ask("trips", times)
+
+    def _ask(self, what: str, much: float) -> float:
+        assert self._client.stdin and self._client.stdout
+        self._client.stdin.write(f"{what} {much}\n")
+        self._client.stdin.flush()
+        if not (said := self._client.stdout.readline()):
+            raise BenchError("one of two guests has ended, or nothing passes between them")
+        return float(said)
+
+    def close(self) -> None:
+        """End both processes."""
+        for process in (self._client, self._server):
+            process.kill()
+            process.communicate()
 
 
-def round_trip(source: Machine, target: Machine, address: str, times: int) -> float:
-    """The median of as many round trips by UDP, in seconds."""
-    return _traffic(source, target, "echo", "ask", address, str(times))
-
-
-def _traffic(source: Machine, target: Machine, serve: str, use: str, address: str, much: str) -> float:
-    python = [sys.executable, "-I", "-S", _TRAFFIC]
-    server = target.start(*python, serve)
-    try:
-        assert server.stdout
-        port = server.stdout.readline().strip()
-        if not port:
-            raise BenchError(f"{serve} has ended")
-        return float(source.run(*python, use, address, port, much))
-    finally:
-        server.kill()
-        server.communicate()
+def in_turns(ways: Sequence[Way], measure: Callable[[Way], float], turns: int) -> list[list[float]]:
+    """What is measured of each way, a list a way; each turn has each once, in another order every time: a busy moment of the
+    machine is longer than one measurement, and meets all alike."""
+    found: list[list[float]] = [[] for _ in ways]
+    order = list(range(len(ways)))
+    for _ in range(turns):
+        random.shuffle(order)
+        for number in order:
+            found[number].append(measure(ways[number]))
+    return found

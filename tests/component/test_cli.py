@@ -21,9 +21,10 @@ from kumulus.api.image import Image
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.migration import VirtualMachineMigration
-from kumulus.api.network import Network, NetworkInterface, SecurityGroup
+from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.registry import KINDS
 from kumulus.api.routing import FloatingIP, Router
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.api.storage import Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.cli.cluster import Cluster

@@ -17,19 +17,14 @@ from typing import Any
 import pytest
 
 from kumulus.api.base import FINALIZER, PAUSED, Kind, Resource
+from kumulus.api.claims import IPAddress, SegmentId
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.load_balancer import LoadBalancer
-from kumulus.api.network import (
-    IPAddress,
-    Network,
-    NetworkClass,
-    NetworkInterface,
-    SecurityGroup,
-    SegmentId,
-)
+from kumulus.api.network import Network, NetworkClass, NetworkInterface
 from kumulus.api.routing import FloatingIP, Router
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.kube import errors
 from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient
@@ -426,6 +421,7 @@ async def test_hosts_know_each_other_while_both_have_the_network(stage: Stage) -
 async def test_a_network_waits_for_its_interfaces_and_leaves_nothing(stage: Stage) -> None:
     await stage.network()
     await stage.make(NetworkInterface, "own", network="net")
+    await stage.make(SecurityGroup, "spare")
     await stage.vm("web")
     brain = Brain(stage.client)
     await settle(brain, stage)
@@ -438,10 +434,10 @@ async def test_a_network_waits_for_its_interfaces_and_leaves_nothing(stage: Stag
     await settle(brain, stage)
     assert reason(await stage.get(NetworkInterface, late["metadata"]["name"])) == "NetworkDeleting"
 
-    paused = ((Network, "net"), (NetworkInterface, "own"))
+    paused = ((Network, "net"), (NetworkInterface, "own"), (SecurityGroup, "spare"))
     for model, name in paused:
         await stage.client.patch(model.KIND, name, {"metadata": {"annotations": {PAUSED: "true"}}}, stage.namespace)
-    for model, name in ((VirtualMachine, "web"), (NetworkInterface, "own"), (NetworkInterface, "late")):
+    for model, name in ((VirtualMachine, "web"), (NetworkInterface, "late"), *paused[1:]):
         await stage.delete(model, name)
     await settle(brain, stage)
     for model, name in paused:

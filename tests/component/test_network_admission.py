@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from kumulus.api.claims import IPAddress, SegmentId
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.host import WorkOrder
 from kumulus.api.load_balancer import LoadBalancer
-from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
+from kumulus.api.network import Network, NetworkClass, NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.cli.cluster import Cluster
 from kumulus_lab.cluster import NativeCluster
 from tests.component.test_admission import (

@@ -17,12 +17,14 @@ import pytest
 import pytest_asyncio
 
 from kumulus.api.base import Kind, Resource
+from kumulus.api.claims import IPAddress, SegmentId
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import LEASE as AGENT_LEASE
 from kumulus.api.host import HostReport, WorkOrder
-from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
+from kumulus.api.network import Network, NetworkClass, NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.kube import errors
 from kumulus.kube.builtin import LEASE, NAMESPACE
 from kumulus.kube.client import KubeClient

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from kumulus.api.claims import SegmentId
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import HostReport
-from kumulus.api.network import Network, NetworkClass, SegmentId
+from kumulus.api.network import Network, NetworkClass
 from kumulus.api.routing import ExternalNetwork, PhysicalNetwork, Router
 from kumulus.kube import errors
 from kumulus.kube.store import Key

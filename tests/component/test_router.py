@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from kumulus.api.base import PLATFORM_NAMESPACE
+from kumulus.api.claims import IPAddress
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import HostReport, WorkOrder
-from kumulus.api.network import IPAddress, Network, NetworkClass
+from kumulus.api.network import Network, NetworkClass
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.kube import errors
 from kumulus.kube.builtin import NAMESPACE

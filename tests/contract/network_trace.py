@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.network import Network, NetworkInterface, SecurityGroup
+from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.api.segments import Protocol
 from kumulus.api.trace import Question, Scene, Trace
 from kumulus_controllers.network import nics, router_plan

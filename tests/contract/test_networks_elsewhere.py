@@ -16,6 +16,12 @@ ESSENTIAL = (
     "test_no_pretence_arrives",
 )
 """The way between hosts, rules, what guests are told, and pretending: emulation is slow."""
+ROUTING = (
+    "test_the_way",
+    "test_groups_judge_at_both_ends",
+    "test_without_a_gateway",
+    "test_nobody_pretends_to_be_the_router",
+)
 GATEWAYS = ("test_a_router_between_two_networks", "test_the_world_outside")
 SECONDS = 1800
 """Five minutes where nothing else runs."""
@@ -59,6 +65,19 @@ def test_ovn_by_the_datapath_of_the_kernel(tmp_path: Path) -> None:
         tmp_path,
         *(f"tests/contract/test_network_ovn.py::TestChosen::{name}" for name in ESSENTIAL),
         *(f"tests/contract/test_gateways_ovn.py::TestGateways::{name}" for name in GATEWAYS),
+    )
+
+
+@pytest.mark.skipif(
+    WHY_NOT is None and network_ovn.has_module(), reason="This kernel has openvswitch: test_routing_ovn.py uses it."
+)
+def test_routing_by_ovn_and_the_datapath_of_the_kernel(tmp_path: Path) -> None:
+    if (why := network_ovn.why_none()) is not None:
+        pytest.skip(why)
+    elsewhere(
+        tmp_path,
+        *(f"tests/contract/test_routing_ovn.py::TestRouting::{name}" for name in ROUTING),
+        "tests/contract/test_routing_vlans_ovn.py::TestVlans::test_the_way",
     )
 
 

@@ -54,8 +54,11 @@ def outside(hosts: tuple[World, Outside]) -> Outside:
 
 @pytest.fixture
 async def joined(world: World) -> Joined:
+    return await joined_by(OvnContract(), world)
+
+
+async def joined_by(networks: OvnContract, world: World) -> Joined:
     """A router with two networks on two hosts; the first host is its gateway. Nobody is told yet."""
-    networks = OvnContract()
     one = await networks.network(world, subnets=FIRST)
     two = await networks.network(world, vni=5002, subnets=SECOND)
     router = Router(world, [one, two], world.hosts[:1])
@@ -78,8 +81,8 @@ def hops(guest: Guest, address: str, ttl: int) -> str:
     return said.stdout.splitlines()[-1].split()[1]
 
 
-class TestRouting:
-    """What goes between networks does so on the sender's host, and nothing else changes."""
+class RoutingContract:
+    """What goes between networks does so on the sender's host, and nothing else changes; however networks are carried."""
 
     async def test_the_way(self, joined: Joined) -> None:
         one, two = joined.router.nets
@@ -216,34 +219,6 @@ class TestRouting:
         )
         assert await other.driver.mend() == []
 
-    async def test_translated_connections_and_shared_addresses(self, joined: Joined, outside: Outside) -> None:
-        """Whom a floating address stands for is reached, and answers, through the gateway, which has to see both ways. So is
-        an address that several may have. The way to the world is as it was."""
-        one, two = joined.router.nets
-        host, other = one.hosts
-        shared = (AddressPair(cidr="10.20.40.100/32"),)
-        front, near, far = await guest(one, other), await guest(two, other), await guest(two, host, pairs=shared)
-        far.machine.run("ip", "address", "add", "10.20.40.100/24", "dev", "eth0")
-        joined.router.outer = (f"{OWN}/24", f"{WHOLE}/32")
-        joined.router.function = RouterFunction(
-            routes=(Route(destination="0.0.0.0/0", via=WAY_OUT),),
-            masquerade=(Masquerade(sources=("10.20.30.0/24", "10.20.40.0/24"), address=OWN),),
-            floating=(FloatingAddress(external=WHOLE, internal=four(front)),),
-        )
-        await joined.router.ensure()
-        await joined.tell(host, other, but=(front,))
-        await eventually(lambda: outside.reaches(WHOLE), "the floating address is not reached from outside")
-        with Server(front, 9000), Server(far, 9000), Server(outside, 8000):  # type: ignore[arg-type]
-            for asks in (near, far):
-                assert Talk.works(asks, WHOLE, 9000), "it is meant by its floating address, from another network"
-                assert Talk.works(asks, four(front), 9000) and Talk.works(asks, CLIENT, 8000)
-            assert Talk.works(front, CLIENT, 8000) and Talk.works(front, four(far), 9000)
-            assert Talk.works(front, "10.20.40.100", 9000)
-            await joined.tell(host, other)
-            assert Talk.works(front, "10.20.40.100", 9000)
-            far.machine.run("ip", "route", "replace", "10.20.30.0/24", "via", "10.20.40.1", "src", "10.20.40.100")
-            assert far.reaches(four(front)), "who asks from a shared address is answered"
-
     @pytest.mark.wide
     async def test_another_gateway_takes_over(self, joined: Joined) -> None:
         """The logical router hears of it, as guests do: it gives that one what it does not deliver itself."""
@@ -342,3 +317,35 @@ class TestRouting:
             passed = joined.passed()
             await eventually(lambda: front.reaches(four(far)), f"after {command}: it is not reached")
             assert joined.passed() - passed < 3, command
+
+
+class TestRouting(RoutingContract):
+    """By tunnels, and with the world outside."""
+
+    async def test_translated_connections_and_shared_addresses(self, joined: Joined, outside: Outside) -> None:
+        """Whom a floating address stands for is reached, and answers, through the gateway, which has to see both ways. So is
+        an address that several may have. The way to the world is as it was."""
+        one, two = joined.router.nets
+        host, other = one.hosts
+        shared = (AddressPair(cidr="10.20.40.100/32"),)
+        front, near, far = await guest(one, other), await guest(two, other), await guest(two, host, pairs=shared)
+        far.machine.run("ip", "address", "add", "10.20.40.100/24", "dev", "eth0")
+        joined.router.outer = (f"{OWN}/24", f"{WHOLE}/32")
+        joined.router.function = RouterFunction(
+            routes=(Route(destination="0.0.0.0/0", via=WAY_OUT),),
+            masquerade=(Masquerade(sources=("10.20.30.0/24", "10.20.40.0/24"), address=OWN),),
+            floating=(FloatingAddress(external=WHOLE, internal=four(front)),),
+        )
+        await joined.router.ensure()
+        await joined.tell(host, other, but=(front,))
+        await eventually(lambda: outside.reaches(WHOLE), "the floating address is not reached from outside")
+        with Server(front, 9000), Server(far, 9000), Server(outside, 8000):  # type: ignore[arg-type]
+            for asks in (near, far):
+                assert Talk.works(asks, WHOLE, 9000), "it is meant by its floating address, from another network"
+                assert Talk.works(asks, four(front), 9000) and Talk.works(asks, CLIENT, 8000)
+            assert Talk.works(front, CLIENT, 8000) and Talk.works(front, four(far), 9000)
+            assert Talk.works(front, "10.20.40.100", 9000)
+            await joined.tell(host, other)
+            assert Talk.works(front, "10.20.40.100", 9000)
+            far.machine.run("ip", "route", "replace", "10.20.30.0/24", "via", "10.20.40.1", "src", "10.20.40.100")
+            assert far.reaches(four(front)), "who asks from a shared address is answered"

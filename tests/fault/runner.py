@@ -14,8 +14,9 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Zone
 from kumulus.api.image import Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
-from kumulus.api.network import Network, NetworkInterface, SecurityGroup
+from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import Router
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube import errors

@@ -10,9 +10,10 @@ from kumulus.api.fabric import Host
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore
-from kumulus.api.network import NetworkInterface, SecurityGroup
+from kumulus.api.network import NetworkInterface
 from kumulus.api.placement_group import PlacementGroup
 from kumulus.api.pool_order import PoolRef
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.api.segments import NetworkDriverName
 from kumulus.api.storage import Volume
 from kumulus_controllers.compute.problem import Problem

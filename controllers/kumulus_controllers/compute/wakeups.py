@@ -7,8 +7,9 @@ from kumulus.api.fabric import Host, HostPhase, Zone, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkType
 from kumulus.api.image import ClusterImage, Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore
-from kumulus.api.network import NetworkInterface, SecurityGroup
+from kumulus.api.network import NetworkInterface
 from kumulus.api.routing import PhysicalNetwork
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Enqueue

@@ -5,7 +5,8 @@ from __future__ import annotations
 import structlog
 
 from kumulus.api.base import Resource
-from kumulus.api.network import HolderKind, IPAddress, Network, NetworkClassSpec, NetworkInterface
+from kumulus.api.claims import HolderKind, IPAddress
+from kumulus.api.network import Network, NetworkClassSpec, NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, Router
 from kumulus.kube.store import Key, Store
 from kumulus.runtime.reconciler import Enqueue, Services

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 
 from kumulus.api.base import PLATFORM_NAMESPACE, ObjectRef, Resource
-from kumulus.api.network import HolderKind, IPAddress, IPAddressSpec, Network, NetworkInterface
+from kumulus.api.claims import HolderKind, IPAddress, IPAddressSpec
+from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import ExternalNetwork
 from kumulus.kube.errors import AlreadyExists
 from kumulus.kube.store import Key

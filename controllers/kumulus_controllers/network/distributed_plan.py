@@ -14,6 +14,7 @@ from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import Router
 from kumulus.api.segments import DIRECT_MOST, DirectPort, NetworkDriverName, SegmentRouter
 from kumulus.runtime.conditions import Fact
+from kumulus_controllers.network.networks import at_home
 from kumulus_controllers.network.ranges import ranges
 from kumulus_controllers.orders import done, host_of
 
@@ -70,7 +71,7 @@ def direct(
     own = [item.cidr for item in ranges(network)]
     single: dict[Address, set[str]] = {}
     several: list[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, str]] = []
-    for interface in interfaces:
+    for interface in filter(at_home, interfaces):  # pairs of others do not count
         for pair in interface.spec.allowed_address_pairs:
             cidr = ipaddress.ip_network(pair.address)
             if cidr.num_addresses == 1:

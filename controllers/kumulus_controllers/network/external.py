@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from kumulus.api.network import IPAddress, SegmentHolder, SegmentId, SegmentIdSpec
+from kumulus.api.claims import IPAddress, SegmentHolder, SegmentId, SegmentIdSpec
 from kumulus.api.routing import ExternalNetwork, ExternalNetworkStatus, PhysicalNetwork
 from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key
@@ -12,6 +12,7 @@ from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
+from kumulus_controllers.network import leaving_alone
 from kumulus_controllers.network.claiming import Claims
 from kumulus_controllers.network.lack import Lack, facts
 from kumulus_controllers.network.networks import CLAIMS_IN, NUMBER_FOR, UID
@@ -93,6 +94,7 @@ class ExternalNetworkReconciler:
             await self._give_back_left(key.name)
             return Gone()
         if external.paused:
+            await leaving_alone.say_so(self._services, routing.external, external)
             return Done()
         if not external.deleting and await ensure_finalizer(self._services.client, routing.external, external):
             external = routing.external.get(key.name) or external

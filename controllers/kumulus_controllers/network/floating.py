@@ -13,7 +13,7 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Result, Wait
-from kumulus_controllers.network import floating_plan
+from kumulus_controllers.network import floating_plan, leaving_alone
 from kumulus_controllers.network.claiming import Claiming
 from kumulus_controllers.network.floating_plan import Scope
 from kumulus_controllers.network.lack import Lack
@@ -147,6 +147,7 @@ class FloatingReconciler:
         if floating is None:
             return Gone()
         if floating.paused:
+            await leaving_alone.say_so(self._services, store, floating)
             return Done()
         if floating.deleting:
             return await self._delete(self._observe(floating))

@@ -12,7 +12,7 @@ from kumulus.api.network import NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, FloatingIPStatus, FloatingPhase, PhysicalNetwork, Router
 from kumulus.runtime.conditions import Fact, derive
 from kumulus_controllers.network.lack import Lack, facts
-from kumulus_controllers.network.router_plan import NOT_TOLD
+from kumulus_controllers.network.router_status import NOT_TOLD
 from kumulus_controllers.network.routing import targets
 from kumulus_controllers.orders import done
 

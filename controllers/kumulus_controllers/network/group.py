@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kumulus.api.network import NetworkInterface, SecurityGroup, SecurityGroupStatus
+from kumulus.api.network import NetworkInterface
+from kumulus.api.security_groups import SecurityGroup, SecurityGroupStatus
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result
+from kumulus_controllers.network import leaving_alone
 from kumulus_controllers.network.lack import Lack, facts, in_use, named
 from kumulus_controllers.network.networks import IN_GROUP, NAMES_GROUP, Networks, group_names, named_groups
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_report
@@ -92,6 +94,7 @@ class GroupReconciler:
             self._counted.pop(str(key), None)
             return Gone()
         if group.paused:
+            await leaving_alone.say_so(self._services, networks.groups, group)
             return Done()
         users = self._users(group) if group.deleting else ()
         if group.deleting and not users:

@@ -5,15 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 
 from kumulus.api.base import FINALIZER
+from kumulus.api.claims import IPAddress
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.host import WorkOrder, WorkType
-from kumulus.api.network import (
-    DEFAULT_GROUP,
-    IPAddress,
-    Network,
-    NetworkInterface,
-    SecurityGroup,
-)
+from kumulus.api.network import DEFAULT_GROUP, Network, NetworkInterface
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.kube.errors import AlreadyExists, NotFound, Refused
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339

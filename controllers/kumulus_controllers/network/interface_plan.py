@@ -8,22 +8,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from kumulus.api.base import FORCE_DETACH, Resource
+from kumulus.api.claims import HolderKind, IPAddress
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.host import WorkOrder
-from kumulus.api.network import (
-    DEFAULT_GROUP,
-    EgressRule,
-    HolderKind,
-    IngressRule,
-    InterfacePhase,
-    IPAddress,
-    Network,
-    NetworkInterface,
-    NetworkInterfaceStatus,
-    Peer,
-    SecurityGroup,
-    SecurityGroupSpec,
-)
+from kumulus.api.network import DEFAULT_GROUP, InterfacePhase, Network, NetworkInterface, NetworkInterfaceStatus
+from kumulus.api.security_groups import EgressRule, IngressRule, Peer, SecurityGroup, SecurityGroupSpec
 from kumulus.runtime.clock import parse_time, rfc3339
 from kumulus.runtime.conditions import derive
 from kumulus_controllers.network.lack import Lack, facts

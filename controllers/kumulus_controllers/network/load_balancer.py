@@ -20,24 +20,25 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
+from kumulus_controllers import order_secret
 from kumulus_controllers.fleet_feed import closed, uplinks
-from kumulus_controllers.network import tls
+from kumulus_controllers.network import leaving_alone, tls
 from kumulus_controllers.network.gateway_hosts import GatewayHosts, drivers, functions, silent
 from kumulus_controllers.network.gateway_plan import Choice, Need, choose_some, redundancy
 from kumulus_controllers.network.lack import Lack
 from kumulus_controllers.network.load_balancer_plan import (
     Scope,
     active,
+    arrived,
     derive_status,
     gateway,
     lack,
     ordered_digests,
     secrets_of,
     template_interface,
-    was_ready,
 )
 from kumulus_controllers.network.networks import BALANCES, network_key, underlay
-from kumulus_controllers.network.router_plan import NOT_TOLD
+from kumulus_controllers.network.router_status import NOT_TOLD
 from kumulus_controllers.network.routing import Routing
 from kumulus_controllers.ordering import Ordering
 from kumulus_controllers.orders import FOR_UID, host_of
@@ -172,7 +173,7 @@ class LoadBalancerReconciler:
 
     def _untold(self, scope: Scope) -> frozenset[str]:
         serving = active(scope)
-        if scope.network is None or serving is None or was_ready(scope.balancer):
+        if scope.network is None or serving is None or arrived(scope.balancer):
             return frozenset()
         hosts = self._routing.untold([scope.network], host_of(serving))
         return frozenset(host for host in hosts if not self._is_silent(host))
@@ -197,6 +198,7 @@ class LoadBalancerReconciler:
         if balancer is None:
             return Gone()
         if balancer.paused:
+            await leaving_alone.say_so(self._services, store, balancer)
             return Done()
         if balancer.deleting:
             return await self._delete(self._observe(balancer))
@@ -313,7 +315,7 @@ class LoadBalancerReconciler:
         had = order.spec.gateway.balancer if order.spec.gateway is not None else None
         for name in _secrets(had) - _secrets(wanted.balancer):
             self._given.discard((order.uid, name))
-            await tls.take_back(self._services.client, name, order)
+            await order_secret.take_back(self._services.client, name, order)
 
     async def _delete(self, scope: Scope) -> Result:
         """First its hosts let go of its addresses, then these are given back."""

@@ -26,7 +26,7 @@ from kumulus_controllers.network.gateway_plan import HOSTS_MOST, Choice, leg_mac
 from kumulus_controllers.network.lack import Lack, facts
 from kumulus_controllers.network.network_plan import usable
 from kumulus_controllers.network.ranges import in_range, ranges
-from kumulus_controllers.network.router_plan import NOT_TOLD
+from kumulus_controllers.network.router_status import NOT_TOLD
 from kumulus_controllers.orders import NOT_BEGUN, host_of
 from kumulus_controllers.storage.volume_plan import MADE_FOR
 
@@ -313,16 +313,20 @@ def _hosts(scope: Scope, undone: Lack | None) -> Lack | None:
     return None
 
 
-def was_ready(balancer: LoadBalancer) -> bool:
-    """By its own record."""
+_ARRIVED = ("NoHealthyMembers", "NoMembers")
+"""Reasons that are said of one only when its packets arrive."""
+
+
+def arrived(balancer: LoadBalancer) -> bool:
+    """Whether its packets have arrived before, by its own record: it was Ready, or would have been if its members were well."""
     ready = balancer.status.condition("Ready")
-    return ready is not None and ready.status is ConditionStatus.TRUE
+    return ready is not None and (ready.status is ConditionStatus.TRUE or ready.reason in _ARRIVED)
 
 
 def _behind(scope: Scope) -> Lack | None:
-    """That hosts which it is new to do not take its packets yet. Of one that was Ready nobody says so, as of a router."""
+    """That hosts which it is new to do not take its packets yet. Of one whose packets have arrived before nobody says so, as of a router."""
     serving = active(scope)
-    if serving is None or not scope.untold or was_ready(scope.balancer):
+    if serving is None or not scope.untold or arrived(scope.balancer):
         return None
     waiting = sorted(scope.untold)
     some = ", ".join(waiting[:5]) + (", ..." if len(waiting) > 5 else "")

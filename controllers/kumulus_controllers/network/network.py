@@ -6,17 +6,9 @@ from contextlib import suppress
 
 import structlog
 
+from kumulus.api.claims import IPAddress, SegmentHolder, SegmentId, SegmentIdSpec
 from kumulus.api.host import HostReport, WorkOrder, WorkType
-from kumulus.api.network import (
-    IPAddress,
-    Network,
-    NetworkClass,
-    NetworkInterface,
-    NetworkType,
-    SegmentHolder,
-    SegmentId,
-    SegmentIdSpec,
-)
+from kumulus.api.network import Network, NetworkClass, NetworkInterface, NetworkType
 from kumulus.api.routing import ExternalNetwork, PhysicalNetwork, Router
 from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key

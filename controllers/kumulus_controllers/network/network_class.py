@@ -12,6 +12,7 @@ from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Result
+from kumulus_controllers.network import leaving_alone
 from kumulus_controllers.network.capable import capable, connected, serving
 from kumulus_controllers.network.lack import Lack, facts, in_use, named
 from kumulus_controllers.network.network_plan import is_default
@@ -108,6 +109,7 @@ class NetworkClassReconciler:
         if offered is None:
             return Gone()
         if offered.paused:
+            await leaving_alone.say_so(self._services, self._classes, offered)
             return Done()
         users = [named(network) for network in self._networks.by(OF_CLASS, offered.name)]
         if offered.deleting and not users:

@@ -6,22 +6,14 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 
 from kumulus.api.addresses import Address, is_v4
+from kumulus.api.claims import IPAddress, SegmentId
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.load_balancer import LoadBalancer
-from kumulus.api.network import (
-    DEFAULT_GROUP,
-    IPAddress,
-    Network,
-    NetworkClass,
-    NetworkClassSpec,
-    NetworkInterface,
-    NetworkType,
-    SecurityGroup,
-    SegmentId,
-)
+from kumulus.api.network import DEFAULT_GROUP, Network, NetworkClass, NetworkClassSpec, NetworkInterface, NetworkType
 from kumulus.api.routing import PhysicalNetwork, Router
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.network.ranges import mac_of

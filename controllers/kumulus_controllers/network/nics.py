@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kumulus.api.network import AllowedAddressPair, NetworkInterface, SecurityGroup
+from kumulus.api.network import AllowedAddressPair, NetworkInterface
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.api.segments import AddressPair, Bandwidth, Nic
 from kumulus_controllers.network.networks import at_home
 from kumulus_controllers.network.ranges import single

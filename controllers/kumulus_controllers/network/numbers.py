@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kumulus.api.network import SegmentId, SegmentIdSpec
+from kumulus.api.claims import SegmentId, SegmentIdSpec
 from kumulus.kube.errors import AlreadyExists
 from kumulus.kube.store import Key, Store
 from kumulus.runtime.reconciler import Services

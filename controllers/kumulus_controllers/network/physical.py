@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kumulus.api.claims import SegmentId
 from kumulus.api.fabric import Host
-from kumulus.api.network import SegmentId
 from kumulus.api.routing import PhysicalNetwork, PhysicalNetworkStatus
 from kumulus.api.vlans import numbers
 from kumulus.kube.store import Key
@@ -11,6 +11,7 @@ from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import derive
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result
+from kumulus_controllers.network import leaving_alone
 from kumulus_controllers.network.external import COUNT_SECONDS
 from kumulus_controllers.network.lack import Lack, facts, in_use, named
 from kumulus_controllers.network.networks import IN_PHYSICAL as OF_PHYSICAL
@@ -73,6 +74,7 @@ class PhysicalNetworkReconciler:
         if physical is None:
             return Gone()
         if physical.paused:
+            await leaving_alone.say_so(self._services, routing.physical, physical)
             return Done()
         users = self._users(physical)
         if physical.deleting and not users:

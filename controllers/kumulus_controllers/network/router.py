@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 
 from kumulus.api.base import ObjectRef
+from kumulus.api.claims import HolderKind
 from kumulus.api.fabric import Host
 from kumulus.api.gateways import GatewayFunction, GatewayOrder
 from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkType
-from kumulus.api.network import HolderKind, Network, NetworkClassSpec, NetworkInterface
+from kumulus.api.network import Network, NetworkClassSpec, NetworkInterface
 from kumulus.api.order_names import gateway_order_name
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
 from kumulus.kube.errors import KubeError, NotFound, NotLeading, Unreachable
@@ -16,7 +17,7 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Result, Wait
-from kumulus_controllers.network import distributed_plan, router_plan
+from kumulus_controllers.network import distributed_plan, leaving_alone, router_plan, router_status
 from kumulus_controllers.network.claiming import Claiming
 from kumulus_controllers.network.gateway_plan import Choice, Need, choose_some
 from kumulus_controllers.network.lack import Lack
@@ -108,7 +109,7 @@ class RouterReconciler:
                 for router in routing.routers.by(ROUTES, f"{order.spec.for_.namespace}/{order.spec.for_.name}"):
                     ready = router.status.condition("Ready")
                     routes = distributed_plan.says(before) != distributed_plan.says(after)
-                    if routes or (ready is not None and ready.reason == router_plan.NOT_TOLD):
+                    if routes or (ready is not None and ready.reason == router_status.NOT_TOLD):
                         enqueue(Key(router.namespace, router.name))
 
         def host_changed(before: Host | None, after: Host | None) -> None:
@@ -170,7 +171,9 @@ class RouterReconciler:
             orders=orders,
             silent=silent,
             segments=routing.segments_of(there),
-            untold=routing.untold(there, None if router_plan.was_ready(router) else router_plan.active(orders, silent)),
+            untold=routing.untold(
+                there, None if router_status.was_ready(router) else router_status.active(orders, silent)
+            ),
         )
 
     def _occupied(self, network: Network) -> bool:
@@ -186,6 +189,7 @@ class RouterReconciler:
         if router is None:
             return Gone()
         if router.paused:
+            await leaving_alone.say_so(self._services, store, router)
             return Done()
         if router.deleting:
             return await self._delete(self._observe(router))
@@ -263,7 +267,7 @@ class RouterReconciler:
         across = router_plan.ACROSS if scope.router.spec.high_availability else 1
         ways = tuple(way for network in held.networks if (way := self._routing.networks.way_of(network)) is not None)
         need = Need(router_plan.driver(held), GatewayFunction.ROUTER, across, physical, ways)
-        active = router_plan.active(scope.orders, scope.silent)
+        active = router_status.active(scope.orders, scope.silent)
         choice = choose_some(need, self._routing.candidates(), router_plan.hosts(scope), active)
         if choice.unsupported is not None:
             return choice, Lack("GatewaysUnsupported", choice.unsupported)
@@ -359,7 +363,7 @@ class RouterReconciler:
 
     async def _report(self, scope: Scope, held: Held, choice: Choice | None, lack: Lack | None) -> Result:
         router = scope.router
-        after = router_plan.derive_status(scope, held, choice, lack, rfc3339(self._services.clock.now()))
+        after = router_status.derive_status(scope, held, choice, lack, rfc3339(self._services.clock.now()))
         with suppress(NotFound):
             await write_status(self._services.client, self._routing.routers, router, router.status, after)
         return Wait(lack.reason, 30.0) if lack is not None else Done()

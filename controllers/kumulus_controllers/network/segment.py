@@ -9,9 +9,10 @@ from __future__ import annotations
 from kumulus.api.base import ObjectRef
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkOrderSpec, WorkType
-from kumulus.api.network import Network, NetworkInterface, SecurityGroup
+from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.order_names import segment_order_name
 from kumulus.api.routing import FloatingIP, PhysicalNetwork, Router
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.api.segments import SegmentOrder
 from kumulus.kube.errors import KubeError, NotLeading, Unreachable
 from kumulus.kube.store import Key
@@ -25,6 +26,7 @@ from kumulus_controllers.network.networks import (
     ROUTES,
     UID,
     Networks,
+    at_home,
     group_names,
     named_groups,
     network_key,
@@ -274,7 +276,7 @@ def _routed(router: Router) -> tuple[object, ...]:
 def _shared(interface: NetworkInterface) -> tuple[object, ...]:
     """What of an interface others of its network have to know."""
     status = interface.status
-    pairs = interface.spec.allowed_address_pairs
+    pairs = interface.spec.allowed_address_pairs if at_home(interface) else ()
     return (interface.uid, group_names(interface), status.network, status.addresses, status.vm, pairs)
 
 

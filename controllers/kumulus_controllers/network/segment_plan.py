@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kumulus.api.addresses import Address
-from kumulus.api.network import EgressRule, IngressRule, Network, NetworkInterface, SecurityGroup
+from kumulus.api.network import Network, NetworkInterface
+from kumulus.api.security_groups import EgressRule, IngressRule, SecurityGroup
 from kumulus.api.segments import (
     Dns,
     DnsRecord,

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -29,6 +28,7 @@ from kumulus.api.host import WorkOrder
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists
+from kumulus_controllers import order_secret
 from kumulus_controllers.network.lack import Lack
 
 CERTIFICATE, KEY = "tls.crt", "tls.key"
@@ -104,34 +104,12 @@ async def read(client: KubeClient, name: str, namespace: str | None, now: dateti
 
 
 async def hand_over(client: KubeClient, balancer_uid: str, identity: Identity, order: WorkOrder) -> bool:
-    """Have it in the namespace of the host of that order, with which it goes. There already: nothing. False while one is
-    there that goes with an order of before: the API server removes that soon, and then it is to be tried again."""
-    owner = {
-        "apiVersion": WorkOrder.KIND.api_version,
-        "kind": WorkOrder.KIND.kind,
-        "name": order.name,
-        "uid": order.uid,
-    }
+    """Have it in the namespace of the host of that order, with which it goes. There already: nothing. False when somebody else
+    writes it at the same time: then it is to be tried again."""
     name = tls_secret_name(balancer_uid, identity.digest)
-    body = {
-        "metadata": {"name": name, "ownerReferences": [owner]},
-        "immutable": True,
-        "stringData": {PEM: identity.pem.decode()},
-    }
+    body = order_secret.belonging(name, order, {"stringData": {PEM: identity.pem.decode()}})
     try:
-        await client.create(SECRET, body, order.namespace)
+        await order_secret.give(client, body, order)
     except AlreadyExists:
-        found = await client.find(SECRET, name, order.namespace)
-        return found is not None and _goes_with(found, order)
+        return False
     return True
-
-
-async def take_back(client: KubeClient, name: str, order: WorkOrder) -> None:
-    """Have a Secret that the order named before no more. Gone already: nothing."""
-    found = await client.find(SECRET, name, order.namespace)
-    if found is not None and _goes_with(found, order):
-        await client.delete(SECRET, name, order.namespace, uid=found["metadata"]["uid"])
-
-
-def _goes_with(secret: dict[str, Any], order: WorkOrder) -> bool:
-    return order.uid in {owner["uid"] for owner in secret["metadata"].get("ownerReferences", [])}

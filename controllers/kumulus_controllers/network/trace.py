@@ -18,6 +18,7 @@ from kumulus.api.routing import RoutedNetwork, Router
 from kumulus.api.segments import Protocol
 from kumulus.api.trace import Question, Scene, Trace, Unclear, Verdict
 from kumulus_controllers.network import trace_direct, trace_ends, trace_router
+from kumulus_controllers.network.networks import at_home
 from kumulus_controllers.network.ranges import ranges
 from kumulus_controllers.network.trace_ends import End
 from kumulus_controllers.network.trace_interface import AtInterface
@@ -221,7 +222,11 @@ class _Walk(AtInterface):
                 "Network", Verdict.DROPPED, f"{target} is where each host serves its own guests, and nobody else."
             )
             return
-        able = [nic for nic in there if any(within(target, [pair.address]) for pair in nic.spec.allowed_address_pairs)]
+        able = [
+            nic
+            for nic in filter(at_home, there)
+            if any(within(target, [pair.address]) for pair in nic.spec.allowed_address_pairs)
+        ]
         if able:
             some = ", ".join(nic.name for nic in able[:5])
             self.step(

@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from kumulus.api.host import WorkOrder, WorkState
-from kumulus.api.network import EgressRule, IngressRule, Network, NetworkInterface, SecurityGroup
+from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.order_names import segment_order_name
 from kumulus.api.passage import Opening, Way, decide
+from kumulus.api.security_groups import EgressRule, IngressRule, SecurityGroup
 from kumulus.api.segments import Nic, Protocol, SegmentOrder
 from kumulus.api.trace import Scene, Step, Verdict
 from kumulus_controllers.network import nics, trace_ends

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kumulus.api.base import Resource
+from kumulus.api.claims import IPAddress, SegmentId
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.console import ConsoleRequest
 from kumulus.api.fabric import Host, Zone
@@ -12,10 +13,11 @@ from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.migration import VirtualMachineMigration
-from kumulus.api.network import IPAddress, Network, NetworkClass, NetworkInterface, SecurityGroup, SegmentId
+from kumulus.api.network import Network, NetworkClass, NetworkInterface
 from kumulus.api.placement_group import PlacementGroup
 from kumulus.api.remediation import HostRemediation
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.api.volume_snapshot import VolumeSnapshot

@@ -14,8 +14,9 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder
 from kumulus.api.load_balancer import LoadBalancer
-from kumulus.api.network import Network, NetworkInterface, SecurityGroup
+from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, Router
+from kumulus.api.security_groups import SecurityGroup
 
 GROUP = "kumulus.tracing"
 """Entry points; the one named `network` is a `Tracer`."""

@@ -30,7 +30,10 @@ HINTS: Mapping[str, str] = {
     "AnotherIsDefault": "`kubectl get networkclasses` shows both: set spec.default of one to false.",
     "Deleting": "It goes when its interfaces and routers have let go of it. " + _NICS,
     "DriversDiffer": "`kumulusctl -n {namespace} net show NETWORK` says by what each is made: take out the odd one.",
-    "InUse": "`kubectl -n {namespace} get networkinterfaces,routers,floatingips,loadbalancers` shows what uses it.",
+    "InUse": "`kubectl -n {namespace} get networks,networkinterfaces,securitygroups,routers,floatingips,loadbalancers` shows"
+    " what may use it; the operator sees all namespaces (-A), networkclasses and externalnetworks besides.",
+    "HostsNotTold": "It goes on when the hosts that the message names have done their orders: `kumulusctl host list` shows"
+    " whether they are heard of.",
     "LeftAlone": "Take the annotation off with the command that the message names.",
     "MtuTooLarge": "Leave spec.mtu empty: then it is as large as the hosts' network carries.",
     "MtuTooSmall": "Make the network anew with a larger mtu, or without IPv6.",

@@ -22,8 +22,9 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import WorkOrder
 from kumulus.api.load_balancer import LoadBalancer
-from kumulus.api.network import Network, NetworkInterface, NetworkType, SecurityGroup
+from kumulus.api.network import Network, NetworkInterface, NetworkType
 from kumulus.api.routing import ExternalNetwork, FloatingIP, Router
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.api.segments import Protocol
 from kumulus.api.trace import GROUP, OUTSIDE, Need, Question, Scene, Trace, Tracer, Unclear, Verdict, name_of
 from kumulus.cli.output import Format

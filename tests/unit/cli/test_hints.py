@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,34 +33,64 @@ _FIRST = {"Lack": 0, "Wait": 0, "Problem": 0, "Fact": 2}
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 
-def _texts(node: ast.expr) -> Iterator[str]:
-    """The texts that an expression may come to, as far as they stand in it."""
+def _constants(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Constants that stand for a reason, of modules and classes."""
+    for node in ast.walk(tree):
+        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        if value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]  # type: ignore[attr-defined]
+            for name in (one.id for one in targets if isinstance(one, ast.Name) and one.id.isupper()):
+                yield from ((name, text) for text in _texts(value, {}) if _REASON.fullmatch(text))
+
+
+_REASON = re.compile(r"[A-Z][A-Za-z]+")
+
+
+def _texts(node: ast.expr, constants: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """The texts that an expression may come to, as far as they stand in it or in what it names."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
+    elif isinstance(node, ast.Name):
+        yield from constants.get(node.id, ())
+    elif isinstance(node, ast.Attribute) and node.attr.isupper():
+        yield from constants.get(node.attr, ())
     elif isinstance(node, ast.IfExp):
-        yield from _texts(node.body)
-        yield from _texts(node.orelse)
+        yield from _texts(node.body, constants)
+        yield from _texts(node.orelse, constants)
     elif isinstance(node, ast.BoolOp):
         for value in node.values:
-            yield from _texts(value)
+            yield from _texts(value, constants)
+
+
+def _files(source: str) -> list[Path]:
+    path = ROOT / source
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
 def reasons() -> dict[str, str]:
     """Reasons that controllers and drivers of networks give, and where."""
     found: dict[str, str] = {}
+    shared: dict[str, set[str]] = {}  # constants that other modules may import
+    for tree in (ast.parse(file.read_text()) for source in SOURCES for file in _files(source)):
+        for name, text in _constants(tree):
+            shared.setdefault(name, set()).add(text)
     for source in SOURCES:
-        path = ROOT / source
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
+        for file in _files(source):
+            tree = ast.parse(file.read_text())
+            own: dict[str, set[str]] = {}
+            for name, text in _constants(tree):
+                own.setdefault(name, set()).add(text)
+            constants = {**shared, **own}
+            for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
                 name = call.func.id if isinstance(call.func, ast.Name) else ""
                 good = name == "Fact" and isinstance(call.args[1], ast.Constant) and call.args[1].value is True
                 if source == PHASE and not (name == "Fact" and ast.unparse(call.args[0]) == "network"):
                     continue
                 if (at := _FIRST.get(name)) is not None and len(call.args) > at and not good:
-                    found |= dict.fromkeys(_texts(call.args[at]), file.name)
+                    found |= dict.fromkeys(_texts(call.args[at], constants), file.name)
                 said = [keyword.value for keyword in call.keywords if keyword.arg == "reason"]
                 if name == "NetworkError" or (name == "WorkOrderStatus" and file.name == "orders.py"):
-                    texts = [text for value in said for text in _texts(value)] if said else ["NetworkError"]
+                    texts = [text for value in said for text in _texts(value, constants)] if said else ["NetworkError"]
                     found |= dict.fromkeys(texts, file.name)
     return {reason: where for reason, where in found.items() if reason}
 

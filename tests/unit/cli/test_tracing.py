@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from kumulus.api.network import Network, NetworkInterface, SecurityGroup
+from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import Router
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.cli.session import Session
 from kumulus.cli.tracing import gather
 from kumulus.kube import errors

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from kumulus.api.claims import IPAddress
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.host import WorkOrder
-from kumulus.api.network import IPAddress, Network, NetworkInterface, SecurityGroup
+from kumulus.api.network import Network, NetworkInterface
+from kumulus.api.security_groups import SecurityGroup
 
 NS = "ns"
 NOW = "2026-01-01T00:00:00Z"

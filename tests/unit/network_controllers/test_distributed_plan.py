@@ -73,13 +73,15 @@ def test_only_machines_and_no_translated_ones_are_reached_without_a_gateway() ->
 
 
 def test_an_address_that_another_may_take_over_is_found_by_asking() -> None:
-    def may(*cidrs: str, name: str = "other") -> NetworkInterface:
-        return allocated(name, "10.0.0.7", vm=name, allowedAddressPairs=[{"address": cidr} for cidr in cidrs])
+    def may(*cidrs: str, name: str = "other", **more: Any) -> NetworkInterface:
+        return allocated(name, "10.0.0.7", vm=name, allowedAddressPairs=[{"address": cidr} for cidr in cidrs], **more)
 
     assert reached(ONE, TWO, may("10.0.0.3/32")) == {"10.0.0.4", "10.0.0.7"}
     assert reached(ONE, TWO, may("10.0.0.4/30")) == {"10.0.0.3", "10.0.0.7"}
     assert reached(ONE, TWO, may("0.0.0.0/0")) == {"10.0.0.3", "10.0.0.4", "10.0.0.7"}, "a router takes nobody's place"
     assert reached(ONE, may("10.0.0.7/32")) == {"10.0.0.3", "10.0.0.7"}, "its own it has anyway"
+    guest = may("10.0.0.3/32", "10.0.0.4/30", namespace="team", networkNamespace="ns")
+    assert reached(ONE, TWO, guest) == {"10.0.0.3", "10.0.0.4", "10.0.0.7"}, "pairs of others do not count"
 
 
 def ordered(host: str, *, told: bool = True, says: bool = True, state: str = "Ready") -> WorkOrder:

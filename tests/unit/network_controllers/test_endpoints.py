@@ -8,8 +8,9 @@ from typing import Any, cast
 import pytest
 
 from kumulus.api.base import Kind, Resource
+from kumulus.api.claims import IPAddress
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.network import IPAddress, Network, NetworkInterface
+from kumulus.api.network import Network, NetworkInterface
 from kumulus.api.routing import ExternalNetwork, FloatingIP, Router
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import Refused

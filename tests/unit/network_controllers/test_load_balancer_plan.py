@@ -268,8 +268,8 @@ def test_a_change_on_its_way_takes_nothing_from_what_serves() -> None:
 def test_a_new_one_is_ready_when_the_hosts_of_its_network_know_where_it_is() -> None:
     one = allocated("a", "10.0.0.11")
 
-    def said(*untold: str, was: str | None = None, well: bool = True, **more: Any) -> tuple[str, str]:
-        ready = [{"type": "Ready", "status": was, "lastTransitionTime": NOW}] if was else []
+    def said(*untold: str, was: str | None = None, why: str = "", well: bool = True, **more: Any) -> tuple[str, str]:
+        ready = [{"type": "Ready", "status": was, "reason": why, "lastTransitionTime": NOW}] if was else []
         serving = order("h1", well=(one,) if well else ())
         given = {"candidates": (one,), "orders": (serving,), "untold": frozenset(untold), **more}
         status = derive_status(scope(balancer=balancer({"conditions": ready}), **given), None, NOW)
@@ -281,6 +281,9 @@ def test_a_new_one_is_ready_when_the_hosts_of_its_network_know_where_it_is() -> 
     assert said("h3") == ("HostsNotTold", "Pending")
     assert said("h3", was="False") == ("HostsNotTold", "Pending")
     assert said("h3", was="True") == ("Ready", "Ready"), "changes are on their way to hosts all the time"
+    assert said("h3", was="False", why="NoHealthyMembers") == ("Ready", "Ready"), "its packets have arrived before"
+    assert said("h3", was="False", why="NoHealthyMembers", well=False)[0] == "NoHealthyMembers"
+    assert said("h3", was="False", why="HostsNotTold", well=False)[0] == "HostsNotTold"
     assert said("h3", well=False)[0] == "HostsNotTold", "members cannot be reached before"
     assert said("h3", unknown=("x",))[0] == "InterfaceNotFound", "somebody has to do something"
 
@@ -350,7 +353,7 @@ def test_what_is_no_certificate_is_explained() -> None:
 
 
 class Secrets:
-    """An API server that has Secrets, and whose garbage collector comes when it is told to."""
+    """An API server that has Secrets. Its garbage collector never comes."""
 
     def __init__(self) -> None:
         self.there: dict[str, dict[str, Any]] = {}
@@ -359,22 +362,23 @@ class Secrets:
         name = body["metadata"]["name"]
         if name in self.there:
             raise AlreadyExists(409, "AlreadyExists", name)
-        self.there[name] = body
-        return body
+        self.there[name] = {**body, "metadata": {**body["metadata"], "uid": uid(f"secret {len(self.there)}")}}
+        return self.there[name]
+
+    async def delete(self, _kind: object, name: str, _namespace: str, *, uid: str) -> None:
+        assert self.there.pop(name)["metadata"]["uid"] == uid
 
     async def find(self, _kind: object, name: str, _namespace: str) -> dict[str, Any] | None:
         return self.there.get(name)
 
 
-async def test_a_secret_that_goes_with_an_order_of_before_is_no_hosts() -> None:
-    """A host left and is back: what its former order had is removed soon."""
+async def test_a_secret_that_goes_with_an_order_of_before_is_made_anew() -> None:
+    """A host left and is back: what its former order had is removed some time."""
     api, identity = Secrets(), tls.Identity(b"pem", "ab" * 32)
     client, now = cast("KubeClient", api), order("h1")
     before = now.model_copy(update={"metadata": now.metadata.model_copy(update={"uid": uid("before")})})
     assert await tls.hand_over(client, balancer().uid, identity, before)
     assert await tls.hand_over(client, balancer().uid, identity, before), "there already"
-    assert not await tls.hand_over(client, balancer().uid, identity, now)
-    api.there.clear()
     assert await tls.hand_over(client, balancer().uid, identity, now)
     (secret,) = api.there.values()
     assert secret["metadata"]["ownerReferences"][0]["uid"] == now.uid

@@ -10,7 +10,7 @@ from kumulus.api.gateways import FloatingAddress, GatewayFacts
 from kumulus.api.host import WorkOrder
 from kumulus.api.network import Network
 from kumulus.api.routing import ExternalNetwork, FloatingIP, PhysicalNetwork, Router
-from kumulus_controllers.network import floating_plan, router_plan
+from kumulus_controllers.network import floating_plan, router_plan, router_status
 from kumulus_controllers.network.gateway_plan import Choice
 from kumulus_controllers.network.lack import Lack
 from kumulus_controllers.network.router_plan import Held, Scope
@@ -206,22 +206,22 @@ def test_what_it_has_it_keeps_while_it_is_in_use() -> None:
 
 def test_who_routes_is_what_agents_say() -> None:
     orders = {"h1": ordered("h1", active=True), "h2": ordered("h2", active=False)}
-    status = router_plan.derive_status(scope(orders=orders), HELD, Choice(("h1", "h2")), None, NOW)
+    status = router_status.derive_status(scope(orders=orders), HELD, Choice(("h1", "h2")), None, NOW)
     assert (status.phase, status.active_host, status.standby_hosts) == ("Active", "h1", ("h2",))
     assert [part.addresses for part in status.networks] == [("10.0.1.1", "fd00:1::1"), ("10.0.0.1",)]
     both = {"h1": ordered("h1", active=True), "h2": ordered("h2", active=True)}
-    status = router_plan.derive_status(
+    status = router_status.derive_status(
         scope(orders=both, silent=frozenset({"h1"})), HELD, Choice(("h1", "h2")), None, NOW
     )
     assert status.active_host == "h2", "who is not heard of may have been active once"
-    alone = router_plan.derive_status(
+    alone = router_status.derive_status(
         scope(orders={"h1": orders["h1"]}), HELD, Choice(("h1",), 1, {"h2": "cordoned"}), None, NOW
     )
     redundant = alone.condition("Redundant")
     assert redundant is not None
     assert (redundant.status, redundant.reason) == ("False", "NoStandby")
     failed = {"h1": ordered("h1", active=False, state="Failed", reason="UplinkMissing", message="no out0")}
-    status = router_plan.derive_status(scope(orders=failed), HELD, Choice(("h1",)), None, NOW)
+    status = router_status.derive_status(scope(orders=failed), HELD, Choice(("h1",)), None, NOW)
     ready = status.condition("Ready")
     assert ready is not None
     assert (status.phase, ready.reason, ready.message) == ("Failed", "UplinkMissing", "Host h1: no out0")
@@ -240,7 +240,7 @@ def test_what_a_host_cannot_do_is_said_where_it_matters() -> None:
     ) -> tuple[str | None, str | None, str]:
         wanted = router(highAvailability=across)
         found = scope(router=wanted, orders=orders, silent=silent)
-        status = router_plan.derive_status(found, HELD, Choice(tuple(orders)), lack, NOW)
+        status = router_status.derive_status(found, HELD, Choice(tuple(orders)), lack, NOW)
         ready, redundant = status.condition("Ready"), status.condition("Redundant")
         assert ready is not None
         return ready.reason, redundant.reason if redundant is not None else None, ready.message or ""
@@ -456,7 +456,7 @@ def test_what_hosts_say_of_open_connections_is_a_condition() -> None:
             )
             for host in ("h1", "h2")
         }
-        status = router_plan.derive_status(scope(orders=orders, silent=frozenset(silent)), HELD, choice, None, NOW)
+        status = router_status.derive_status(scope(orders=orders, silent=frozenset(silent)), HELD, choice, None, NOW)
         return next((one for one in status.conditions if one.type == "ConnectionsKept"), None)
 
     said = kept()
@@ -475,7 +475,7 @@ def test_what_hosts_say_of_open_connections_is_a_condition() -> None:
     assert kept(Choice(("h1",), short=1)) is None, "no other host can take over"
     assert kept(silent=("h2",)) is None, "nobody knows how the other one is"
     assert kept(silent=("h2",), h2="install the package conntrackd.") is None
-    alone = router_plan.derive_status(scope(router=router(highAvailability=False)), HELD, choice, None, NOW)
+    alone = router_status.derive_status(scope(router=router(highAvailability=False)), HELD, choice, None, NOW)
     assert not [one for one in alone.conditions if one.type == "ConnectionsKept"]
 
 
@@ -488,7 +488,7 @@ def test_a_new_router_is_ready_when_the_hosts_of_its_networks_know_the_one_that_
             untold=frozenset(untold),
             silent=frozenset(silent),
         )
-        status = router_plan.derive_status(found, HELD, Choice(("h1",), short=1), None, NOW)
+        status = router_status.derive_status(found, HELD, Choice(("h1",), short=1), None, NOW)
         told = status.condition("Ready")
         assert told is not None
         return told.reason, told.message or ""

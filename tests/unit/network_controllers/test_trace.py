@@ -14,9 +14,10 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder
 from kumulus.api.load_balancer import LoadBalancer
-from kumulus.api.network import NetworkInterface, SecurityGroup
+from kumulus.api.network import NetworkInterface
 from kumulus.api.order_names import gateway_order_name, segment_order_name
 from kumulus.api.routing import ExternalNetwork, FloatingIP, Router
+from kumulus.api.security_groups import SecurityGroup
 from kumulus.api.segments import Protocol
 from kumulus.api.trace import Question, Scene, Trace, Unclear, Verdict
 from kumulus_controllers.network import trace_filter, trace_router

@@ -49,6 +49,9 @@ TO = 0x7FFF
 """Of a packet's mark: who sends it, and who gets it."""
 BOTH_OPEN = OPEN << FROM_SHIFT | OPEN
 
+DEVICES = 1 << 15
+"""The most that may be on our bridges: half a megabyte of the kernel's memory a map."""
+
 ENTRY, PASSAGE = -300, -200
 """Priorities: before the bridge learns an address, before br_netfilter's part of the passage."""
 
@@ -112,11 +115,11 @@ def render(layout: Layout) -> Ruleset:
     return Ruleset(
         chains,
         maps={
-            (FAMILY, "enters"): Ways("ifname", enters),
-            (FAMILY, "reaches"): Ways("ifname", reaches),
+            (FAMILY, "enters"): Ways("ifname", enters, size=DEVICES),
+            (FAMILY, "reaches"): Ways("ifname", reaches, size=DEVICES),
             (FAMILY, "asks"): Ways("ifname", asks),
         },
-        marks={(FAMILY, "marks"): Marks("ifname", marks)},
+        marks={(FAMILY, "marks"): Marks("ifname", marks, DEVICES)},
     )
 
 
@@ -262,8 +265,9 @@ def _enter_port(subnets: tuple[Subnet, ...], place: Place) -> Iterator[Rule]:
 
 
 def _mostly(nic: Nic, never: Collection[str]) -> Iterator[Rule]:
-    """What most frames are: TCP and UDP from its own addresses, that no rule below would drop. They need not be held
-    against each of those."""
+    """What most frames are: IPv4, and TCP and UDP of IPv6, from its own addresses, that no rule below would drop. They need
+    not be held against each of those. Of IPv4 only what a DHCP server sends would be dropped, whose port is where other
+    protocols may have any number: these go on."""
     if nic.mac in never:
         return
     is_mac = field("ether", "saddr", nic.mac)
@@ -274,7 +278,7 @@ def _mostly(nic: Nic, never: Collection[str]) -> Iterator[Rule]:
                 is_mac,
                 field("ether", "type", protocol),  # a frame with a VLAN tag is a packet of IP to all other words
                 field(protocol, "saddr", any_of(own)),
-                match(meta("l4proto"), any_of(["tcp", "udp"])),
+                *((match(meta("l4proto"), any_of(["tcp", "udp"])),) if protocol == "ip6" else ()),
                 field("th", "sport", server, "!="),
             )
 

@@ -61,9 +61,14 @@ def differing(left: Json, bits: int) -> Json:
     return {"^": [left, bits]}
 
 
-def pair(one: Json, other: Json) -> Json:
-    """Both, for a set of pairs."""
-    return {"concat": [one, other]}
+def together(*parts: Json) -> Json:
+    """All of these as one value, for a set of tuples."""
+    return {"concat": list(parts)}
+
+
+def learn(what: Json, name: str) -> Json:
+    """Put it into the set, if it is not there. A rule goes on only if the set has it then."""
+    return {"set": {"op": "add", "elem": what, "set": f"@{name}"}}
 
 
 def ways(key: Json, name: str) -> Json:
@@ -74,6 +79,11 @@ def ways(key: Json, name: str) -> Json:
 def looked_up(key: Json, name: str) -> Json:
     """What the map has for it, as a value. A rule goes on only if there is something."""
     return {"map": {"key": key, "data": f"@{name}"}}
+
+
+def value_of(key: Json, values: Mapping[str, int]) -> Json:
+    """The value of the key, for values that no named map has a type for. A rule goes on only if there is one."""
+    return {"map": {"key": key, "data": {"set": [[one, value] for one, value in sorted(values.items())]}}}
 
 
 def ways_of(key: Json, where: Mapping[int, str]) -> Json:

@@ -19,6 +19,10 @@ again, with its next packet in either direction, that it is allowed: an answer i
 other way round. So connections that are still allowed go on, the others are cut by the transaction that changes the rules.
 What goes the way of the connection's first packet marks it, answers do not.
 
+That a packet is between the ends that its connection is marked with takes two look-ups of halves of marks to see, so the set
+`passing-...` remembers it, by direction and both marks, for a minute. It is named by the number of the rules: the transaction
+that changes them ends it with all that it remembers.
+
 A group's rule that fits says so by a bit of the mark, `LET`, for what it is asked by still has other questions.
 
 In a network without ranges a guest may send as any address, so an answer is what goes between the same ends as the question,
@@ -29,7 +33,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from kumulus.api.addresses import is_v4
 from kumulus.api.segments import FilterGroup, FilterRule, Ports, Protocol
@@ -45,20 +49,22 @@ from kumulus_agents.network.linux.expressions import (
     differing,
     everything,
     jump,
+    learn,
     masked,
     match,
     meta,
     more_connections,
-    pair,
     payload,
     ranges,
     set_to,
+    together,
+    value_of,
     ways,
     ways_of,
 )
 from kumulus_agents.network.linux.gateway_links import LINK_VNI
 from kumulus_agents.network.linux.layout import LIMITS, OPEN, SERVED, Layout, Limits, Network
-from kumulus_agents.network.linux.ruleset import Chain, Json, Members, Name, Rule, Ruleset, Ways
+from kumulus_agents.network.linux.ruleset import Chain, Json, Learned, Members, Name, Rule, Ruleset, Ways
 
 FAMILY = "inet"
 ZONES = -450
@@ -67,6 +73,8 @@ JUDGE = -400
 """Priority: before other software's rules, which may change marks."""
 LET = 0x8000
 """Of a packet's mark: a group's rule lets it through."""
+PASSING, PASSING_SECONDS = 65535, 60
+"""How many pairs of ends are remembered whose connections pass at once, and how long. What is more goes the longer way."""
 GATEWAYS = "gateways"
 """In place of a network's short name: the link between gateways."""
 
@@ -78,15 +86,13 @@ def render(layout: Layout, limits: Limits = LIMITS) -> Ruleset:
     """The table."""
     chains: dict[Name, Chain] = {}
     sets: dict[Name, Members] = {}
-    zones: dict[str | int, str] = {}
+    zones: dict[str, int] = {}
     stages: dict[str, dict[str | int, str]] = {
         stage: {} for stage in ("leaves", "answers", "reached", "answered", "counted")
     }
     for uid, network in sorted(layout.networks.items()):
         short = names.short(uid)
-        zone = f"zone-{short}"
-        chains[FAMILY, zone] = Chain((Rule((set_to(ct("zone"), network.number),)),))
-        zones[names.bridge(uid)] = zone
+        zones[names.bridge(uid)] = network.number
         sets |= _members(network)
         known = {group.uid for group in network.order.groups}
         for group in network.order.groups:
@@ -108,21 +114,22 @@ def render(layout: Layout, limits: Limits = LIMITS) -> Ruleset:
             stages["counted"] |= {place.number << FROM_SHIFT: count, place.number: count}
         chains |= {(FAMILY, name): chain for name, chain in made.items()}
     maps = {(FAMILY, name): Ways("mark", ways, for_good=name != "counted") for name, ways in stages.items()}
-    maps[FAMILY, "zones"] = Ways("ifname", zones)
     chains |= {
-        (FAMILY, "zone"): Chain((Rule((ways(meta("iifname"), "zones"),)),), "prerouting", ZONES),
+        (FAMILY, "zone"): Chain(tuple(_zone(zones)), "prerouting", ZONES),
         (FAMILY, "leave"): Chain(tuple(_leave())),
         (FAMILY, "reach"): Chain(tuple(_reach())),
         (FAMILY, "unranged"): Chain(tuple(_unranged())),
     }
     sets |= _ends(layout)
     number = _number(Ruleset(chains, sets, maps))
-    chains[FAMILY, "judge"] = Chain(tuple(_judge(number)), "forward", JUDGE)
+    passing = f"passing-{number:08x}"
+    chains[FAMILY, "judge"] = Chain(tuple(_judge(number, passing)), "forward", JUDGE)
     chains[FAMILY, "known"] = Chain(tuple(_known(number)))
     tunnels = _tunnels(layout)
     chains |= tunnels.chains
     chains[FAMILY, "to-host"] = Chain((*_entrance(layout, limits), *_uplinks()), "input", 0)
-    return Ruleset(chains, {**sets, **tunnels.sets}, maps)
+    learned = {(FAMILY, passing): Learned(("ct_dir", "mark", "mark"), PASSING, PASSING_SECONDS)}
+    return Ruleset(chains, {**sets, **tunnels.sets}, maps, learned=learned)
 
 
 _UNRANGED: Json = match(meta("iifname"), "@unranged")
@@ -145,15 +152,22 @@ def _ends(layout: Layout) -> dict[Name, Members]:
     }
 
 
+def _zone(zones: Mapping[str, int]) -> Iterator[Rule]:
+    if zones:
+        yield Rule((set_to(ct("zone"), value_of(meta("iifname"), zones)),))
+
+
 _PASS = (set_to(meta("mark"), 0), ACCEPT)
 
 
-def _judge(number: int) -> Iterator[Rule]:
-    """All that is between devices of our bridges. Most packets are of connections that are known, and go no further than the
-    first three rules."""
+def _judge(number: int, passing: str) -> Iterator[Rule]:
+    """All that is between devices of our bridges. Most packets are of connections that are known, between ends of which one
+    packet that way has shown so of late, and go no further than the first rule. Marks of others are never both ends of ours."""
+    way = together(ct("direction"), meta("mark"), ct("mark"))
+    yield Rule((match(way, f"@{passing}"), *_PASS))
     yield Rule((match(meta("iifname"), f"{names.BRIDGE}*", "!="), ACCEPT), "nobody's business here")
     for direction in ("original", "reply"):  # errors of ICMP about them included
-        yield Rule((*_between_its_ends(direction, number), *_PASS))
+        yield Rule((*_between_its_ends(direction, number), learn(way, passing), *_PASS))
     # On its way between a tunnel and a gateway, which have their own rules. This host may have seen only parts of the
     # connection, when a gateway's other host was active: what the kernel says of its state means nothing.
     yield Rule((match(meta("mark"), BOTH_OPEN), *_PASS))
@@ -184,7 +198,9 @@ def _between_its_ends(direction: str, number: int = 0) -> Iterator[Json]:
     for bits in (0xFFFF, 0xFFFF0000):
         of_it = bits if direction == "original" else bits ^ 0xFFFFFFFF
         marked, differs = masked(ct("mark"), of_it), number & of_it
-        yield match(pair(masked(meta("mark"), bits), differing(marked, differs) if differs else marked), "@same-end")
+        yield match(
+            together(masked(meta("mark"), bits), differing(marked, differs) if differs else marked), "@same-end"
+        )
 
 
 def _known(number: int) -> Iterator[Rule]:

@@ -19,4 +19,5 @@ def render(layout: Layout, limits: Limits = LIMITS) -> Ruleset:
         {**frames.sets, **connections.sets},
         {**frames.maps, **connections.maps},
         frames.marks,
+        connections.learned,
     )

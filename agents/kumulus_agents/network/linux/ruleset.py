@@ -46,9 +46,9 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A set of values that rules put in, no more than so many, each for so long."""
+    """A set of values of one type, or of tuples of values, that rules put in, no more than so many, each for so long."""
 
-    type: str
+    type: str | tuple[str, ...]
     size: int
     seconds: int
 
@@ -62,6 +62,8 @@ class Ways:
     """The name of a chain; empty: accept."""
     for_good: bool = False
     """Whether what ends the chain goes on where the one with the map was called from (goto)."""
+    size: int | None = None
+    """The most that it may have. The kernel finds something quicker in what cannot grow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class Marks:
 
     type: str
     marks: Mapping[str, int]
+    size: int | None = None
+    """As that of `Ways`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +115,10 @@ def changes(old: Ruleset, new: Ruleset) -> list[Json]:
             said.append({"add": {"set": _at(name) | {"type": learned.type} | many}})
     for name, ways in new.maps.items():
         if name not in old.maps:
-            said.append({"add": {"map": _at(name) | {"type": ways.type, "map": "verdict"}}})
+            said.append({"add": {"map": _at(name) | {"type": ways.type, "map": "verdict"} | _size(ways.size)}})
     for name, marks in new.marks.items():
         if name not in old.marks:
-            said.append({"add": {"map": _at(name) | {"type": marks.type, "map": "mark"}}})
+            said.append({"add": {"map": _at(name) | {"type": marks.type, "map": "mark"} | _size(marks.size)}})
         now_marks, before_marks = (
             set(these.marks[name].marks.items()) if name in these.marks else set() for these in (new, old)
         )
@@ -148,6 +152,10 @@ def _hook(chain: Chain) -> dict[str, object]:
     if not chain.hook:
         return {}
     return {"type": chain.kind, "hook": chain.hook, "prio": chain.priority, "policy": chain.policy}
+
+
+def _size(size: int | None) -> dict[str, object]:
+    return {} if size is None else {"size": size}
 
 
 def _rule(name: Name, rule: Rule) -> Json:
