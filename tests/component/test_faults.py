@@ -68,6 +68,8 @@ FOUND: tuple[tuple[str, Trouble], ...] = (
     # The volume was reverted, an error came after that, and what it had been before was kept for ever.
     ("restore", troubles.crash("one", 2, How.LOST)),
     ("delete a snapshot", troubles.crash("one", 5, How.BEFORE)),
+    # By the clock on the wall it had taken too long, so that it was given up when it had moved.
+    ("migrate", troubles.clock(CONTROLLERS, CONTROLLERS, 7, 1)),
 )
 
 

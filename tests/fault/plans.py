@@ -227,7 +227,6 @@ SWITCHED = Step(Verb.CHANGE, Host, HERE, {"bmc": BMC, "fencing": {"automatic": T
 ENDED = (VirtualMachine, VM, both(RUNS[2], so("host", THERE), so("epoch", 2)))
 
 
-
 def scaled(to: int) -> Until:
     """So many machines of the pool are there, and no more."""
     return both(so("replicas", to), so("readyReplicas", to), says("Ready"))
@@ -406,7 +405,11 @@ PLANS: tuple[Plan, ...] = (
     ),
     Plan(
         "stop while it moves",
-        (move((VirtualMachineMigration, "go", phase("Migrating", "Failed"))), OFF, remove(VirtualMachineMigration, "go")),
+        (
+            move((VirtualMachineMigration, "go", phase("Migrating", "Failed"))),
+            OFF,
+            remove(VirtualMachineMigration, "go"),
+        ),
         ON_BOTH,
         moving_seconds=600,
     ),

@@ -121,12 +121,14 @@ def _rewind(party: Party, seconds: float, back: int) -> None:
 
 
 def rivals(at: int, seconds: float) -> Trouble:
-    """A second process of controllers leads as well, in the next term, for a while; then the first is gone."""
+    """A second process of controllers leads as well, in the next term, for a while; then both are gone, and the next one leads
+    in a term of its own: no older one goes on after a newer one."""
 
     async def strike(world: World) -> None:
         world.start(RIVALS)
         await asyncio.sleep(seconds)
         await world.stop(RIVALS)
+        world.parties[CONTROLLERS].crash()
 
     return at_deed(f"two leaders for {seconds} s", CONTROLLERS, at, strike)
 

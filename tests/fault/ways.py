@@ -140,5 +140,3 @@ class MemoryTransfer(Transfer):
         if self._ways.open.get(self._host) is self.tunnel:
             del self._ways.open[self._host]
         await super().close()
-
-

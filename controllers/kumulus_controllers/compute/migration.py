@@ -19,7 +19,7 @@ from kumulus.api.order_names import instance_order_name
 from kumulus.api.storage import Volume
 from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key
-from kumulus.runtime.clock import rfc3339
+from kumulus.runtime.clock import parse_time, rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers import order_secret
@@ -67,6 +67,8 @@ class MigrationReconciler:
         self._known = Machines(services, fleet)
         self._provisions = Provisions(services, fleet, self._known)
         self._ordering = Ordering(services, self._known.orders)
+        self._begun: dict[str, float] = {}
+        """When this process first saw a migration that had begun, by uid: monotonic seconds."""
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes, those of the machine and of its orders; hosts, for those that have found none."""
@@ -82,6 +84,7 @@ class MigrationReconciler:
             if item is not None:
                 enqueue(Key(item.namespace, item.name))
                 if after is None or after.status.phase in FINISHED:
+                    self._begun.pop(item.uid, None)
                     wake(item.namespace, item.spec.vm)
 
         def machine_changed(before: VirtualMachine | None, after: VirtualMachine | None) -> None:
@@ -171,7 +174,7 @@ class MigrationReconciler:
             migration=migration,
             vm=seen.vm if seen is not None else None,
             source_fenced=host is not None and host.fenced,
-            now=self._services.clock.now().timestamp(),
+            now=self._now(migration),
             source=by_host.get(left) if left is not None else None,
             target=by_host.get(status.target_host) if status.target_host is not None else None,
             endpoint=target.status.migration if target is not None else None,
@@ -185,6 +188,15 @@ class MigrationReconciler:
                 if other.uid != migration.uid
             ),
         )
+
+    def _now(self, migration: VirtualMachineMigration) -> float:
+        """The time by which it is judged whether it takes too long: since it began, by this process' own watch, for the clock on
+        the wall may jump. After a change of leaders it is given its time once more."""
+        clock, started = self._services.clock, migration.status.started_at
+        if started is None:
+            return clock.now().timestamp()
+        begun = self._begun.setdefault(migration.uid, clock.monotonic())
+        return parse_time(started).timestamp() + clock.monotonic() - begun
 
     async def _take(self, scope: Scope, move: Move) -> Result | None:
         """Take the step; None when the next one follows at once."""

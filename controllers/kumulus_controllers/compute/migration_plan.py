@@ -125,6 +125,11 @@ def _finish(scope: Scope) -> Move:
             lack = Lack("Displaced", "It was placed there anew meanwhile: what came of its guest is given up.")
             return Move(Step.WAIT if target.deleting else Step.END_TARGET, MigrationPhase.CANCELLING, lack)
         return Move(Step.SETTLE, finishing)
+    if scope.source is None and _booted(scope):
+        lost = f"Host {scope.migration.status.source_host} was lost meanwhile: the machine was started anew on host"
+        return Move(
+            Step.FINISH, MigrationPhase.FAILED, Lack("Displaced", f"{lost} {scope.migration.status.target_host}.")
+        )
     if scope.source is None:
         return Move(Step.FINISH, MigrationPhase.SUCCEEDED)
     status = scope.migration.status
@@ -182,6 +187,13 @@ def _displaced(scope: Scope, vm: VirtualMachine) -> Move:
     if target is not None and mine and not target.deleting:
         return Move(Step.END_TARGET, MigrationPhase.CANCELLING, lack)
     return Move(Step.FINISH, MigrationPhase.FAILED, lack)
+
+
+def _booted(scope: Scope) -> bool:
+    """Whether it is at the target because it was started there anew, when its host was lost: the next placement is the same."""
+    started = scope.migration.status.started_at
+    anew = scope.vm.status.failovers[-1:] if scope.vm is not None else ()
+    return started is not None and any(parse_time(at) >= parse_time(started) for at in anew)
 
 
 def _outgoing(order: WorkOrder, migration: VirtualMachineMigration) -> bool:
@@ -250,8 +262,11 @@ def derive_status(scope: Scope, move: Move, now: str) -> VirtualMachineMigration
     if phase is MigrationPhase.FAILED or (phase is MigrationPhase.PENDING and lack is not None and lack.stalled):
         progressing = Fact("Stalled", True, ready.reason, ready.message)
     said = facts(scope.source, migration)
+    moved = phase is MigrationPhase.SUCCEEDED  # also when it was given up, too late
     return before.model_copy(
         update={
+            "failure": None if moved else before.failure,
+            "failure_message": None if moved else before.failure_message,
             "observed_generation": generation,
             "conditions": derive(before.conditions, [ready, progressing], generation=generation, now=now),
             "phase": phase,
