@@ -19,7 +19,7 @@ from tests.bench.cloud import BenchError
 from tests.bench.machines import USER_NAMESPACE
 from tests.bench.record import Goal, Record, record
 from tests.bench.recorder import Recorder
-from tests.bench.roaming import PATH, Roaming, roaming
+from tests.bench.roaming import PATH, Roaming, gap, roaming
 
 NAME = "mover"
 VIRSH = "virsh migrate by hand"
@@ -79,7 +79,7 @@ async def _move(there: Roaming, recorder: Recorder, name: str, address: str, rou
             raise BenchError(f"the machine does not move: {found['status']}")
         rounds.ours.append(recorder.at(MigrationPhase.SUCCEEDED)[name] - began)
         ended = await answers.first(30, after=time.monotonic())
-    rounds.gap.append(answers.gap(asked, ended) * 1000)
+    rounds.gap.append(gap(answers.times, asked, ended) * 1000)
     await there.client.delete(VirtualMachineMigration.KIND, name, USER_NAMESPACE)
 
 

@@ -181,10 +181,11 @@ class Answers:
             raise BenchError(f"nobody answers within {seconds:.0f} s") from None
         return found[0]
 
-    def gap(self, since: float, until: float) -> float:
-        """The longest time without an answer between two moments."""
-        times = [since, *(at for at in self.times if since < at < until), until]
-        return max(later - earlier for earlier, later in itertools.pairwise(times))
+
+def gap(times: Sequence[float], since: float, until: float) -> float:
+    """The longest time without an answer between two moments, in seconds. Pure."""
+    known = [since, *(at for at in times if since < at < until), until]
+    return max(later - earlier for earlier, later in itertools.pairwise(known))
 
 
 @asynccontextmanager

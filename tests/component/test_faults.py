@@ -70,6 +70,8 @@ FOUND: tuple[tuple[str, Trouble], ...] = (
     ("delete a snapshot", troubles.crash("one", 5, How.BEFORE)),
     # By the clock on the wall it had taken too long, so that it was given up when it had moved.
     ("migrate", troubles.clock(CONTROLLERS, CONTROLLERS, 7, 1)),
+    # An older leader's order was not obeyed, rightly; the next leader found nothing wrong with it.
+    ("migrate", troubles.rivals(1, 3.0)),
 )
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.host import WorkOrder, WorkState
-from kumulus.api.instance_order import MigrationFacts, MigrationState
+from kumulus.api.instance_order import STALE_TERM, MigrationFacts, MigrationState
 from kumulus.api.migration import (
     FINISHED,
     MigrationPhase,
@@ -107,6 +107,9 @@ def _go_on(scope: Scope) -> Move:
     if scope.target is None:
         return Move(Step.MAKE_TARGET, MigrationPhase.PREPARING)
     said = facts(scope.target, scope.migration)
+    if said is None and scope.target.status.reason == STALE_TERM:
+        lack = Lack(STALE_TERM, f"Host {scope.migration.status.target_host}: {scope.target.status.message}")
+        return Move(Step.GIVE_UP, MigrationPhase.CANCELLING, lack)
     if said is None:
         message = scope.target.status.message or "Its host has not answered yet."
         lack = Lack(scope.target.status.reason or "Preparing", f"Host {scope.migration.status.target_host}: {message}")
