@@ -167,9 +167,7 @@ def _what_next(lab: Lab, running: list[Machine], console: Console) -> None:
         on = f"-n {machine.namespace} {machine.name}"
         lines += [f"kubectl kumulus vm logs {on}", f"kubectl kumulus vm stop {on}", f"kubectl delete vm {on}"]
     lines += networking.try_next(lab, option)
-    lines += ["kubectl kumulus host list"]
-    if lab.state.hosts:
-        lines += [f"kumulus-lab host kill {lab.state.hosts[0].name}{option}    # cut its power; `host start` boots it"]
+    lines += operating.try_next(lab, option)
     lines += ["make demo-down"]
     console.print("\nWhat to try next:")
     for line in lines:

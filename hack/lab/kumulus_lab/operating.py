@@ -16,7 +16,7 @@ from rich.console import Console
 from kumulus_lab import asking, commands, deadline, examples, networking, places
 from kumulus_lab.errors import LabError
 from kumulus_lab.lab import Lab
-from kumulus_lab.ledger import Ledger
+from kumulus_lab.ledger import NAMESPACE, Ledger
 from kumulus_lab.outside import Outside
 
 MACHINE, ADDRESS, MIGRATION, POOL = "roamer", "roamer", "roamer-moves", "shared"
@@ -45,6 +45,20 @@ def run(ledger: Ledger, console: Console) -> None:
     _fail_over(ledger, say, network.outside, url)
 
 
+def try_next(lab: Lab, option: str) -> list[str]:
+    """Commands to go on with, once `run` is through."""
+    lines = [f"kubectl kumulus -n {NAMESPACE} vm migrate {MACHINE}"] if len(lab.hosts) > 1 else []
+    lines += ["kubectl kumulus host list"]
+    if lab.hosts:
+        host = lab.hosts[0].name
+        lines += [
+            f"kumulus-lab host kill {host}{option}    # cut its power",
+            f"kubectl kumulus host confirm-dead {host} --powered-off    # 20 s later: its machines may start elsewhere",
+            f"kumulus-lab host start {host}{option}    # boot it again",
+        ]
+    return lines
+
+
 class _Say:
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -66,9 +80,9 @@ def _move(ledger: Ledger, say: _Say, client: Outside, address: str) -> None:
     after = ledger.status("vm", MACHINE)
     if after.get("host") == before.get("host") or after.get("startedAt") != before.get("startedAt"):
         raise LabError(f"machine {MACHINE} was to move from host {before.get('host')}, and says: {after}")
+    say(f"machine {MACHINE} moved from {before['host']} to {after['host']} while it ran, in {took:.1f} s")
     say(
-        f"machine {MACHINE} moved from {before['host']} to {after['host']} while it ran, in {took:.1f} s;"
-        f" {_told(asked.answers, address)}"
+        f"a client outside that asked http://{address}/ all the time waited {_gap(asked.answers):.1f} s for an answer at most"
     )
 
 
@@ -78,17 +92,13 @@ def _fail_over(ledger: Ledger, say: _Say, client: Outside, address: str) -> None
         say(f"machine {MACHINE} was started elsewhere before, when its host was killed: that is not done again")
         return
     host = str(before["host"])
-    say(
-        f"cutting the power of {host}, as `kumulus-lab host kill {host}` does: {MACHINE} and all machines there are gone"
-    )
+    say(f"cutting the power of {host}, where {MACHINE} runs now, as `kumulus-lab host kill {host}` does")
     with asking.meanwhile(client, f"http://{address}/") as asked:
         lab.kill_host(host)
         try:
             deadline.until(lambda: ledger.phase("host", host) == "Unknown", f"{host} Unknown", seconds=_SECONDS)
-            say(
-                f"{host} is silent. Is it dead, or only cut off? Nobody can tell from here, so nothing is started twice;"
-            )
-            say(f"somebody who has seen that it is off says so: kumulusctl host confirm-dead {host} --powered-off")
+            say(f"{host} is silent. Dead, or only cut off? That cannot be told from here, so its machines wait")
+            say(f"somebody has looked and says that it is off: kumulusctl host confirm-dead {host} --powered-off")
             _confirm(lab, host)
             ledger.until("vm", MACHINE, "Running")
             after = deadline.until(
@@ -97,10 +107,13 @@ def _fail_over(ledger: Ledger, say: _Say, client: Outside, address: str) -> None
             _answers(client, address)
         finally:
             lab.start_host(host)
-    say(f"{MACHINE} runs on {after['host']} now, and answers at the same address; {_told(asked.answers, address)}")
+    say(
+        f"{MACHINE} runs on {after['host']} now and answers at the same address, {_gap(asked.answers):.0f} s after it last did"
+    )
+    say(f"{host} has power again, and boots")
     lab.services.wait_for_hosts([host])
     _all_back(ledger)
-    say(f"{host} has power again; it found that {MACHINE} is not its own any more, and started what was left on it")
+    say(f"{host} found that {MACHINE} had been taken from it, and started its other machines")
 
 
 def _all_back(ledger: Ledger) -> None:
@@ -122,13 +135,10 @@ def _confirm(lab: Lab, host: str) -> None:
     commands.run(argv, env={**os.environ, "KUBECONFIG": str(lab.kubeconfig)})
 
 
-def _told(answers: asking.Answers | None, address: str) -> str:
-    if answers is None:
-        return "nobody asked"
-    return (
-        f"from outside, http://{address}/ answered {answers.answered} of {answers.asked} times,"
-        f" and was not to be had for {answers.gap:.1f} s at most"
-    )
+def _gap(answers: asking.Answers | None) -> float:
+    if answers is None or not answers.answered:
+        raise LabError(f"{MACHINE} answered nobody outside")
+    return answers.gap
 
 
 def _answers(client: Outside, address: str) -> None:
