@@ -231,8 +231,7 @@ class MigrationReconciler:
                 assert source is not None
                 await self._ordering.change(source, withdrawn(source.spec, term))
             case Step.END_TARGET:
-                assert target is not None
-                await self._end(target)
+                await self._end_target(scope)
             case Step.FINISH:
                 self._release(scope)
                 return await self._report(scope, move)
@@ -321,12 +320,30 @@ class MigrationReconciler:
         await write_status(self._services.client, self._known.store, vm, vm.status, after)
         log.info("a machine has moved", namespace=vm.namespace, name=vm.name, host=status.target_host)
 
-    async def _end(self, order: WorkOrder) -> None:
-        """Its Secret goes first: the garbage collector may take half a minute."""
+    async def _end_target(self, scope: Scope) -> None:
+        """What is there may be the machine itself by now: what is known of it, of its orders and of the migration comes by several
+        watches, one of which may be behind. So all of it is asked for, and the order ends only as it was then."""
+        client, migration, vm = self._services.client, scope.migration, scope.vm
+        if (raw := await client.find(VirtualMachineMigration.KIND, migration.name, migration.namespace)) is not None:
+            self._store.apply(raw)
+        if vm is not None and (raw := await client.find(VirtualMachine.KIND, vm.name, vm.namespace)) is not None:
+            self._known.store.apply(raw)
+        if migration.status.vm_uid is not None:
+            for host in filter(None, (migration.status.source_host, migration.status.target_host)):
+                await self._ordering.live(instance_order_name(migration.status.vm_uid), host)
+        fresh = self._scope(self._store.get(migration.name, migration.namespace) or migration)
+        if plan(fresh).step is Step.END_TARGET and fresh.target is not None:
+            await self._end(fresh.target, unchanged=True)
+
+    async def _end(self, order: WorkOrder, *, unchanged: bool = False) -> None:
+        """Its Secret goes first, for the garbage collector may take half a minute; with `unchanged` only once it is certain."""
         seed = order.spec.instance.seed if order.spec.instance is not None else None
+        if unchanged:
+            await self._ordering.end(order, unchanged=True)
         if seed is not None and seed.secret is not None:
             await order_secret.take_back(self._services.client, seed.secret, order)
-        await self._ordering.end(order)
+        if not unchanged:
+            await self._ordering.end(order)
 
     def _release(self, scope: Scope) -> None:
         """Room that was kept for an order that was never made; for one that there is, the order counts."""
