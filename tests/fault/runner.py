@@ -166,7 +166,7 @@ class Runner:
     async def _disarm(self) -> None:
         world = self._world
         await world.calm()
-        world.on_deed = lambda party, label: None
+        world.on_deed, world.ways.cut = lambda party, label: None, False
         for party in world.parties.values():
             party.counting, party.faults, party.offset = False, (), 0.0
             party.on_birth = lambda: None

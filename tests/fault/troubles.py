@@ -147,6 +147,18 @@ def cut(party: str, whose: str, at: int, seconds: float, *, one_way: bool) -> Tr
     return at_deed(f"{party} {ways} for {seconds} s", whose, at, strike)
 
 
+def apart(whose: str, at: int, seconds: float) -> Trouble:
+    """Hosts do not reach each other for a while, and what was open between them ends."""
+
+    async def strike(world: World) -> None:
+        world.ways.cut = True
+        world.ways.break_()
+        await asyncio.sleep(seconds)
+        world.ways.cut = False
+
+    return at_deed(f"hosts do not reach each other for {seconds} s", whose, at, strike)
+
+
 def clock(party: str, whose: str, at: int, hours: float) -> Trouble:
     """Its wall clock jumps and stays wrong."""
 
