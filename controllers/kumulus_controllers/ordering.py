@@ -45,11 +45,14 @@ class Ordering:
         self._orders.apply(raw)
         return WorkOrder.parse(raw)
 
-    async def end(self, order: WorkOrder) -> None:
-        """Ask for its end. Asked already: nothing."""
+    async def end(self, order: WorkOrder, *, unchanged: bool = False) -> None:
+        """Ask for its end. Asked already: nothing. With `unchanged` only as it is known here (else `errors.Conflict`)."""
         if order.deleting:
             return
-        raw = await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
+        version = order.metadata.resource_version if unchanged else None
+        raw = await self._services.client.delete(
+            WorkOrder.KIND, order.name, order.namespace, uid=order.uid, version=version
+        )
         if raw is None or "spec" not in raw:
             self._orders.remove(Key(order.namespace, order.name), order.uid)
         else:

@@ -36,7 +36,7 @@ class Template:
     """Bytes of the disk."""
 
 
-def equal(xml: str, name: str, uid: str) -> tuple[str, str, dict[str, str]]:
+def equal(xml: str, name: str, uid: str, directory: object = DIRECTORY) -> tuple[str, str, dict[str, str]]:
     """The definition under another name; the disk it has and the one it shall have; files to copy for it. Pure.
 
     Takes what `virsh dumpxml --inactive` says.
@@ -55,12 +55,12 @@ def equal(xml: str, name: str, uid: str) -> tuple[str, str, dict[str, str]]:
         before = source.get("file", "")
         if element.get("device") == "disk":
             disk = before
-            source.set("file", str(DIRECTORY / f"{name}.qcow2"))
+            source.set("file", f"{directory}/{name}.qcow2")
         else:
-            copies[before] = str(DIRECTORY / f"{name}-{PurePosixPath(before).name}")
+            copies[before] = f"{directory}/{name}-{PurePosixPath(before).name}"
             source.set("file", copies[before])
     for log in root.iter("log"):
-        log.set("file", str(DIRECTORY / f"{name}.log"))
+        log.set("file", f"{directory}/{name}.log")
     return ElementTree.tostring(root, encoding="unicode"), disk, copies
 
 

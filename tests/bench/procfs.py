@@ -85,6 +85,13 @@ def name(pid: int) -> str:
     return ""
 
 
+def command_line(pid: int) -> str:
+    """What it was started with; empty when it is gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
 class Meter:
     """CPU seconds that named processes use between its making and `read`."""
 

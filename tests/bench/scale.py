@@ -29,6 +29,10 @@ class Scale:
     guests: int
     """Machines on one libvirt host whose memory is measured."""
     guest_rounds: int
+    moves: int
+    """Guests moved to another host, one after the other."""
+    failovers: int
+    """Hosts killed, one after the other."""
     attaches: int
     """Interfaces attached, one after the other."""
     group_changes: int
@@ -38,7 +42,11 @@ class Scale:
 
     def with_rounds(self, rounds: int | None) -> Scale:
         """The same with so many rounds of everything."""
-        return self if rounds is None else replace(self, rounds=rounds, bursts=rounds, guest_rounds=rounds)
+        return (
+            self
+            if rounds is None
+            else replace(self, rounds=rounds, bursts=rounds, guest_rounds=rounds, moves=rounds, failovers=rounds)
+        )
 
 
 _FULL = Scale(
@@ -54,6 +62,8 @@ _FULL = Scale(
     resident=50,
     guests=6,
     guest_rounds=7,
+    moves=12,
+    failovers=10,
     attaches=200,
     group_changes=60,
     traffic_seconds=2,
@@ -72,10 +82,23 @@ SCALES: Mapping[str, Scale] = {
         resident=20,
         guests=2,
         guest_rounds=2,
+        moves=3,
+        failovers=2,
         attaches=20,
         group_changes=10,
         traffic_seconds=1,
     ),
     "full": _FULL,
-    "long": replace(_FULL, name="long", rounds=7, machines=1400, bursts=3, existing=5000, idle_seconds=600, guests=10),
+    "long": replace(
+        _FULL,
+        name="long",
+        rounds=7,
+        machines=1400,
+        bursts=3,
+        existing=5000,
+        idle_seconds=600,
+        guests=10,
+        moves=50,
+        failovers=30,
+    ),
 }

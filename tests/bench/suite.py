@@ -12,10 +12,13 @@ from kumulus_lab.errors import LabError
 from tests.bench import (
     burst,
     cloud,
+    crash,
     creation,
+    failover,
     groups,
     guests,
     idle,
+    migration,
     network,
     placement,
     residence,
@@ -50,6 +53,9 @@ BENCHES: Sequence[Bench] = (
     Bench("crowd", ("G1", "G4"), Needs.SIMULATED, creation.crowd, "machines at a pace on more hosts"),
     Bench("guests", ("G7", "G8"), Needs.LIBVIRT, guests.run, "real guests, beside virsh"),
     Bench("storage", ("S",), Needs.LIBVIRT, storage.run, "images and volumes, beside qemu-img and virsh"),
+    Bench("crash", ("F9",), Needs.LIBVIRT, crash.run, "QEMU is killed, and the machine runs again"),
+    Bench("migration", ("G14",), Needs.LIBVIRT, migration.run, "an idle guest moves, beside virsh migrate"),
+    Bench("failover", ("G15",), Needs.LIBVIRT, failover.run, "a host is killed, and its machine runs elsewhere"),
     Bench("hosts-idle", ("G5", "G11"), Needs.LIBVIRT, idle.libvirt, "traffic and CPU of idle libvirt agents"),
     Bench("hosts-residence", ("G12",), Needs.LIBVIRT, guests.residence, "memory of a libvirt agent and its guests"),
 )

@@ -22,6 +22,7 @@ from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
 from kumulus.api.network import Network
+from kumulus.api.order_names import instance_order_name
 from kumulus.api.registry import KINDS
 from kumulus.cli.cluster import Cluster
 from kumulus.kube import errors
@@ -37,28 +38,38 @@ from kumulus_agents.network.simulated import SimulatedFabric
 from kumulus_agents.storage.simulated import SimulatedStorage
 from kumulus_lab.cluster import NativeCluster
 from tests import leftovers
-from tests.fault import campaign, troubles
-from tests.fault.backends import Real, run
+from tests.fault import campaign, plans, troubles
+from tests.fault.backends import Memory, Real, run
 from tests.fault.books import Books, keep
 from tests.fault.memory_api import MemoryApi, MemoryClient
 from tests.fault.parties import How
 from tests.fault.plans import BY_NAME
-from tests.fault.runner import REAL, VIRTUAL, Runner
+from tests.fault.runner import REAL, TENANT, VIRTUAL, Runner
 from tests.fault.schedules import Schedule
 from tests.fault.troubles import Trouble
 from tests.fault.world import CONTROLLERS, world
 
 Raw = dict[str, Any]
-QUICK = 10
-"""So many faults a plan."""
+QUICK: dict[str, int] = {
+    "create with volume and interface": 10,
+    "restart": 10,
+    "suspend and resume": 10,
+    "delete": 10,
+    "migrate": 5,
+    "fail over by a person's word": 3,
+    "fail over by the power switch": 3,
+    "grow while it runs": 3,
+    "scale a pool": 3,
+}
+"""Plans, and with how many faults."""
 
 
-@pytest.mark.parametrize("name", ["create with volume and interface", "restart", "suspend and resume", "delete"])
+@pytest.mark.parametrize("name", QUICK)
 def test_any_fault_changes_nothing(name: str) -> None:
     plan = BY_NAME[name]
     right = campaign.faultless(plan)
     every = campaign.crashes(right.deeds) + campaign.others(right.deeds, VIRTUAL)
-    results = [campaign.in_memory(plan, trouble, right) for trouble in campaign.thinned(every, QUICK)]
+    results = [campaign.in_memory(plan, trouble, right) for trouble in campaign.thinned(every, QUICK[name])]
     assert not (failed := [str(result) for result in results if not result.ok]), "\n".join(failed)
 
 
@@ -68,6 +79,10 @@ FOUND: tuple[tuple[str, Trouble], ...] = (
     # The volume was reverted, an error came after that, and what it had been before was kept for ever.
     ("restore", troubles.crash("one", 2, How.LOST)),
     ("delete a snapshot", troubles.crash("one", 5, How.BEFORE)),
+    # By the clock on the wall it had taken too long, so that it was given up when it had moved.
+    ("migrate", troubles.clock(CONTROLLERS, CONTROLLERS, 7, 1)),
+    # A leader knew that the machine was on its new host, and not yet that its old one had sent it: what ran there was ended.
+    ("migrate", troubles.rivals(1, 3.0)),
 )
 
 
@@ -77,6 +92,34 @@ def test_what_was_found_once_stays_mended(name: str, trouble: Trouble) -> None:
     result = campaign.in_memory(plan, trouble, campaign.in_memory(plan))
     assert result.struck
     assert result.ok, str(result)
+
+
+def test_an_order_that_an_older_leader_wrote_is_the_next_leader_s() -> None:
+    async def main() -> None:
+        async with world(Memory(1)) as made:
+            runner = Runner(made, VIRTUAL)
+            await runner.open()
+            for step in (plans.IMAGE, plans.SMALL):
+                await runner.do(step)
+            vm = await made.user.get(VirtualMachine.KIND, plans.VM, TENANT)
+            order = instance_order_name(vm["metadata"]["uid"]), host_namespace("one")
+            made.parties[CONTROLLERS].crash()  # the next ones are of term 2
+
+            async def write(term: int) -> None:
+                await made.user.patch(WorkOrder.KIND, order[0], {"spec": {"term": term}}, order[1])
+
+            async def obeyed(term: int) -> bool:
+                found = await made.user.get(WorkOrder.KIND, *order)
+                seen = found["status"].get("observedGeneration") == found["metadata"]["generation"]
+                return bool(seen and found["status"]["state"] == "Running" and found["spec"]["term"] == term)
+
+            await write(2)
+            await made.until(lambda: obeyed(2), "the agent has seen an order of term 2")
+            await write(1)
+            await made.until(lambda: obeyed(2), "the order is one of term 2 again")
+            assert not made.problems
+
+    run(main())
 
 
 def test_schedules_by_chance() -> None:
@@ -236,6 +279,7 @@ async def _answers(client: KubeClient, namespace: str) -> list[object]:
     await patch({"spec": {"dns": None}, "status": {"phase": "Ready"}}, subresource="status")
     await tell(client.get(kind, "nothing", namespace))
     await tell(client.delete(kind, "net", namespace, uid=str(uuid.uuid4())))
+    await tell(client.delete(kind, "net", namespace, version=began))
     await tell(client.delete(kind, "net", namespace))
     await tell(client.delete(kind, "net", namespace))
     await patch({"metadata": {"finalizers": [*finalizers, "other.io/one"]}})

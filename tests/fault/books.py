@@ -20,6 +20,8 @@ class Run:
     host: str
     epoch: int
     began: float
+    came: bool = False
+    """Its guest came from another host and went on, and was not started."""
     ended: float | None = None
 
     def __str__(self) -> str:
@@ -43,10 +45,10 @@ class Books:
 
     def domain(self, host: str, uid: str, before: Domain | None, after: Domain | None) -> None:
         """A domain changed."""
-        was = before is not None and before.state is not DomainState.STOPPED
-        is_ = after is not None and after.state is not DomainState.STOPPED
+        was, is_ = _on(before), _on(after)
         if is_ and not was and after is not None:
-            run = Run(uid, host, after.marks.epoch, self.time())
+            came = before is not None and before.state is not DomainState.STOPPED
+            run = Run(uid, host, after.marks.epoch, self.time(), came)
             for other in self.running(uid):
                 self.overlaps.append(f"two at once: {other}; {run}")
             newest = max((other.epoch for other in self.runs if other.uid == uid), default=0)
@@ -61,6 +63,11 @@ class Books:
     def note(self, line: str) -> None:
         """Something came or went."""
         self.made.append(line)
+
+
+def _on(domain: Domain | None) -> bool:
+    """Whether it is its host's to run: a guest on its way to a host stands halted there, and runs where it was."""
+    return domain is not None and domain.state is not DomainState.STOPPED and domain.arriving is None
 
 
 class Noted(dict[str, Any]):

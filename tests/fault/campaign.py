@@ -90,6 +90,7 @@ def others(deeds: Deeds, pace: Pace, every: int = 1) -> list[Trouble]:
     """All other troubles, at every so-manyth deed of whoever they are about."""
     second = pace.second
     found: list[Trouble] = []
+    moves = any("send" in deeds[host] for host in HOSTS)
     for party, done in deeds.items():
         if not done:
             continue
@@ -106,6 +107,8 @@ def others(deeds: Deeds, pace: Pace, every: int = 1) -> list[Trouble]:
                 # Longer than its Lease: the host is Unknown meanwhile, and nothing of it is placed elsewhere.
                 found.append(troubles.cut(party, party, at, 8 * second, one_way=bool(at % 2)))
                 found.append(troubles.hidden(CONTROLLERS, party, at, 2 * second))
+                if moves:
+                    found.append(troubles.apart(party, at, 2 * second))
     for at in range(1, len(deeds[CONTROLLERS]) + 1, every):
         found += [troubles.expired(at), troubles.rewound(at, second), troubles.rivals(at, 3 * second)]
     return found

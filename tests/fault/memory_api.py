@@ -237,6 +237,9 @@ class MemoryApi:
         known = self._get(at)
         if preconditions.get("uid", known["metadata"]["uid"]) != known["metadata"]["uid"]:
             raise errors.Conflict(409, "Conflict", "the uid is another one")
+        version = known["metadata"]["resourceVersion"]
+        if preconditions.get("resourceVersion", version) != version:
+            raise errors.Conflict(409, "Conflict", "it has changed")
         key = (at.namespace, at.name or "")
         if known["metadata"].get("finalizers") or at.sort == ("", "namespaces"):
             if "deletionTimestamp" in known["metadata"]:

@@ -23,9 +23,10 @@ from tests.fault.world import UUID, World, contents
 Raw = dict[str, Any]
 UNCOMPARED = {"hosts", "hostreports", "zones", "storagepools"}
 """Kinds whose status counts what is on hosts and in pools, and follows after a while."""
-UNKNOWN = frozenset({"ports", "lastExit"})
-"""Fields of a status that are not compared: how many ports a network had when the agent last made it, and how the last run of a
-guest ended, which nobody knows any more when the agent that saw it died before it could say so."""
+UNKNOWN = frozenset({"ports", "lastExit", "attempts", "progress"})
+"""Fields of a status that are not compared: how many ports a network had when the agent last made it; how the last run of a
+guest ended, which nobody knows any more when the agent that saw it died before it could say so; how often a host was switched
+off until somebody heard that it is; how far a guest was on its way when that was last told."""
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 STRUCK = (
     (TIME, "<time>"),
@@ -34,6 +35,7 @@ STRUCK = (
     (re.compile(r"\bimage-[0-9a-f-]{20,}"), "<image order>"),
     (re.compile(r'(vni"?[=:] ?)\d+'), r"\1<vni>"),
     (re.compile(r'^(segmentids .*"name": )"\d+"'), r"\1<vni>"),
+    (re.compile(r"\bone-[0-9a-f]{10}\b"), "<remediation>"),
     (re.compile(r"started_at=[0-9.]+"), "started_at=<time>"),
 )
 
@@ -94,7 +96,7 @@ async def observe(world: World, made: int, runs: int, uncounted: frozenset[str] 
         *(f"in common: {line}" for pool in world.shared.values() for line in contents(pool)),
     ]
     deeds = Counter(world.books.made[made:])
-    deeds.update(f"started {run.uid} on {run.host}" for run in world.books.runs[runs:])
+    deeds.update(f"{'came' if run.came else 'started'} {run.uid} on {run.host}" for run in world.books.runs[runs:])
     words = _Words(world.names)
     return State(
         tuple(objects),

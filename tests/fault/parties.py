@@ -299,6 +299,7 @@ READS = {
     *("connect", "close", "inventory", "domain", "domains", "foreign"),
     *("prepare", "image", "volume", "open_volume", "traits", "arrival", "snapshot", "changes", "next_merge"),
     *("send_volume", "missing", "unowned", "usage", "keeper"),
+    "power",
     *("functions", "uplinks", "found", "guard", "mend", "dropped", "traffic", "missing_certificates", "gateway_facts"),
 }
 """Verbs of drivers that change nothing, or only tell where to look. Every other one is a deed."""

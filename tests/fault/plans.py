@@ -13,18 +13,23 @@ from typing import Any
 
 from kumulus.api.base import Resource
 from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import Host
 from kumulus.api.image import Image
+from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
+from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.network import Network, NetworkInterface
+from kumulus.api.remediation import HostRemediation
 from kumulus.api.routing import Router
 from kumulus.api.security_groups import SecurityGroup
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
+from tests.fault.switch import BMC
 
 Raw = dict[str, Any]
 Until = Callable[[Raw | None], bool]
-HERE = "one"
-"""The host that machines of plans are bound to, so that runs can be compared."""
+HERE, THERE = "one", "two"
+"""The host that machines of plans are bound to, so that runs can be compared, and the other one."""
 
 
 class Verb(StrEnum):
@@ -35,6 +40,14 @@ class Verb(StrEnum):
     REMOVE = "remove"
     CRASH = "crash"
     """The machine's QEMU dies."""
+    CUT = "cut the power of"
+    """A host loses power."""
+    HANG = "hang"
+    """Nothing is heard of a host any more, and its guests run on."""
+    BOOT = "boot"
+    """A host has power again, or is itself again."""
+    CONFIRM = "confirm"
+    """Somebody has seen that a host is off, and says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +59,8 @@ class Step:
     name: str
     spec: Mapping[str, Any] = field(default_factory=dict)
     until: tuple[tuple[type[Resource], str, Until], ...] = ()
+    failed: Until | None = None
+    """When what was made is so, it is made once more: it may fail, and then it has changed nothing."""
 
     def __str__(self) -> str:
         return f"{self.verb} {self.model.KIND.kind} {self.name}"
@@ -59,7 +74,9 @@ class Plan:
     steps: tuple[Step, ...]
     given: tuple[Step, ...] = ()
     starts: int = 0
-    """How often machines come to run in `steps`, all in all."""
+    """How often machines are started in `steps`, all in all."""
+    moving_seconds: float = 0
+    """How long it takes to copy a guest to another host."""
 
     def __str__(self) -> str:
         return self.name
@@ -132,6 +149,11 @@ def crash(name: str, until: Until) -> Step:
     return Step(Verb.CRASH, VirtualMachine, name, {}, ((VirtualMachine, name, until),))
 
 
+def host(verb: Verb, *until: tuple[type[Resource], str, Until]) -> Step:
+    """Something happens to the host of the plans."""
+    return Step(verb, Host, HERE, {}, until)
+
+
 VM = "vm"
 RUNS = (VirtualMachine, VM, both(phase("Running"), says("Ready")))
 SIZE = {"cpus": 1, "memory": "256Mi"}
@@ -162,6 +184,64 @@ ON = change(VirtualMachine, VM, RUNS, powerState="Running")
 KEPT = make(VirtualMachineSnapshot, "kept", phase("Ready"), vm=VM)
 WITH_EXTRA = make(VirtualMachine, VM, RUNS[2], **BOUND, disks=[ROOT, EXTRA])
 IN_USE = (Volume, "extra", both(phase("InUse"), so("attachedTo.vm", VM)))
+
+# Machines that change hosts
+
+TOGETHER = make(
+    StoragePool,
+    "together",
+    lambda item: (item or {}).get("status", {}).get("readyHosts") == 2,
+    driver="dir",
+    zone="z1",
+    parameters={"path": "/var/lib/kumulus/pools/together", "shared": True},
+)
+EVERYWHERE = (Volume, "vm-data", both(phase("InUse"), so("attachedTo.vm", VM)))
+FREE = change(VirtualMachine, VM, RUNS, placement={"hostSelector": None})
+"""It is where it is to be at first, and may go elsewhere."""
+ROVING = make(
+    VirtualMachine,
+    VM,
+    RUNS[2],
+    **BOUND,
+    disks=[{"name": "data", "volumeTemplate": {"size": "1Gi", "pool": "together"}}],
+    interfaces=[ETH0],
+    highAvailability={"enabled": True},
+)
+ON_BOTH = (NETWORK, TOGETHER, ROVING, FREE)
+
+
+def on(where: str, what: Until = RUNS[2]) -> tuple[type[Resource], str, Until]:
+    """The machine is so there."""
+    return (VirtualMachine, VM, both(what, so("host", where)))
+
+
+def move(*until: tuple[type[Resource], str, Until], **spec: Any) -> Step:
+    """The machine goes to the other host. What fails leaves it where it is, and running; then it is asked for again."""
+    ends = ((VirtualMachineMigration, "go", phase("Succeeded")), on(THERE), EVERYWHERE)
+    wanted = {"vm": VM, "targetHost": THERE, **spec}
+    return Step(Verb.MAKE, VirtualMachineMigration, "go", wanted, until or ends, phase("Failed"))
+
+
+HOST_READY = (Host, HERE, phase("Ready"))
+SWITCHED = Step(Verb.CHANGE, Host, HERE, {"bmc": BMC, "fencing": {"automatic": True}})
+"""It is switched off when it is silent for longer than it should be."""
+ENDED = (VirtualMachine, VM, both(RUNS[2], so("host", THERE), so("epoch", 2)))
+
+
+def scaled(to: int) -> Until:
+    """So many machines of the pool are there, and no more."""
+    return both(so("replicas", to), so("readyReplicas", to), says("Ready"))
+
+
+ROOM = SIZE | {"maxCpus": 4, "maxMemory": "1Gi"}
+SITE = make(
+    VirtualMachinePool,
+    "site",
+    scaled(1),
+    replicas=1,
+    selector={"app": "site"},
+    template={"metadata": {"labels": {"app": "site"}}, "spec": {**BOUND, "disks": [ROOT]}},
+)
 
 PLANS: tuple[Plan, ...] = (
     Plan("create", (SMALL,), (IMAGE,), starts=1),
@@ -292,6 +372,75 @@ PLANS: tuple[Plan, ...] = (
         (crash(VM, both(RUNS[2], so("restarts", 1))),),
         (IMAGE, SMALL),
         starts=1,
+    ),
+    Plan(
+        "grow while it runs",
+        (
+            change(
+                VirtualMachine,
+                VM,
+                (VirtualMachine, VM, both(RUNS[2], so("resources.memory", "384Mi"), so("resources.cpus", 2))),
+                resources={"cpus": 2, "memory": "384Mi"},
+            ),
+        ),
+        (IMAGE, make(VirtualMachine, VM, RUNS[2], **BOUND | {"resources": ROOM}, disks=[ROOT])),
+    ),
+    Plan(
+        "scale a pool",
+        (
+            Step(Verb.CHANGE, VirtualMachinePool, "site", {"replicas": 3}, ((VirtualMachinePool, "site", scaled(3)),)),
+            Step(Verb.CHANGE, VirtualMachinePool, "site", {"replicas": 1}, ((VirtualMachinePool, "site", scaled(1)),)),
+        ),
+        (IMAGE, SITE),
+        starts=2,
+    ),
+    Plan("migrate", (move(),), ON_BOTH),
+    Plan(
+        "cancel a migration",
+        (
+            move((VirtualMachineMigration, "go", phase("Migrating", "Failed"))),
+            remove(VirtualMachineMigration, "go"),
+        ),
+        ON_BOTH,
+        moving_seconds=600,
+    ),
+    Plan(
+        "stop while it moves",
+        (
+            move((VirtualMachineMigration, "go", phase("Migrating", "Failed"))),
+            OFF,
+            remove(VirtualMachineMigration, "go"),
+        ),
+        ON_BOTH,
+        moving_seconds=600,
+    ),
+    Plan(
+        "fail over by a person's word",
+        (
+            host(Verb.CUT, (Host, HERE, phase("Unknown"))),
+            Step(Verb.CONFIRM, HostRemediation, HERE, {}, ((HostRemediation, HERE, phase("Fenced")), ENDED)),
+            host(Verb.BOOT, HOST_READY, (HostRemediation, HERE, phase("Succeeded"))),
+        ),
+        ON_BOTH,
+        starts=1,
+    ),
+    Plan(
+        "fail over by the power switch",
+        (host(Verb.HANG, ENDED), host(Verb.BOOT, HOST_READY)),
+        (*ON_BOTH, SWITCHED),
+        starts=1,
+    ),
+    Plan(
+        "fail over while it moves",
+        (
+            move((VirtualMachineMigration, "go", phase("Migrating", "Failed"))),
+            host(Verb.HANG, ENDED),
+            host(Verb.BOOT, HOST_READY, (VirtualMachineMigration, "go", phase("Failed"))),
+            remove(VirtualMachineMigration, "go"),
+        ),
+        (*ON_BOTH, SWITCHED),
+        starts=1,
+        moving_seconds=600,
     ),
     Plan("delete", (remove(VirtualMachine, VM),), (IMAGE, NETWORK, WHOLE)),
     Plan(

@@ -11,16 +11,20 @@ from typing import Any
 
 from kumulus.api.base import Resource, Scope
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.fabric import Zone
+from kumulus.api.fabric import Host, Zone, host_namespace
+from kumulus.api.host import LEASE as LEASE_NAME
 from kumulus.api.image import Image
+from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
+from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.network import Network, NetworkInterface
+from kumulus.api.remediation import HostRemediation
 from kumulus.api.routing import Router
 from kumulus.api.security_groups import SecurityGroup
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube import errors
-from kumulus.kube.builtin import NAMESPACE
+from kumulus.kube.builtin import LEASE, NAMESPACE
 from kumulus_agents.hypervisor.protocol import ExitReason
 from tests.fault.oracles import COUNTS, State, observe, words
 from tests.fault.plans import Plan, Step, Verb
@@ -30,6 +34,9 @@ from tests.patience import PATIENCE
 Raw = dict[str, Any]
 TENANT = "tenant"
 CLEARED = (
+    HostRemediation,
+    VirtualMachineMigration,
+    VirtualMachinePool,
     VirtualMachineRestore,
     VirtualMachineSnapshot,
     VolumeSnapshot,
@@ -99,6 +106,8 @@ class Runner:
 
     def __init__(self, world: World, pace: Pace, namespace: str = TENANT) -> None:
         self._world, self._pace, self._namespace = world, pace, namespace
+        self._repeated = 0
+        """How often something had failed, as it may, and was asked for again."""
 
     async def open(self) -> None:
         """Make the tenant's namespace."""
@@ -118,6 +127,10 @@ class Runner:
         world.problems.clear()
         world.books.overlaps.clear()
         state: State | None = None
+        self._repeated = 0
+        for site in world.sites.values():
+            seconds = plan.moving_seconds
+            site.machine.settings = site.machine.settings.model_copy(update={"migrate_seconds": seconds, "jitter": 0})
         try:
             for step in plan.given:
                 await self.do(step)
@@ -154,7 +167,7 @@ class Runner:
     async def _disarm(self) -> None:
         world = self._world
         await world.calm()
-        world.on_deed = lambda party, label: None
+        world.on_deed, world.ways.cut = lambda party, label: None, False
         for party in world.parties.values():
             party.counting, party.faults, party.offset = False, (), 0.0
             party.on_birth = lambda: None
@@ -167,7 +180,7 @@ class Runner:
         while True:
             await self._settled()
             state = await observe(self._world, made, runs, self._pace.uncounted)
-            if right is None or not (wrong := state.apart(right, again=again)):
+            if right is None or not (wrong := state.apart(right, again=again or self._repeated > 0)):
                 return state
             if loop.time() > end:
                 self._world.problems.append("the end is another one:\n      " + "\n      ".join(wrong))
@@ -194,6 +207,8 @@ class Runner:
             async def probe(model: Any = model, name: str = name, until: Any = until) -> bool:
                 nonlocal last
                 last = await self._world.user.find(model.KIND, name, self._room(model))
+                if step.failed is not None and model is step.model and not until(last) and step.failed(last):
+                    await self._again(step, last or {})
                 return bool(until(last))
 
             try:
@@ -201,12 +216,24 @@ class Runner:
             except AssertionError as error:
                 raise AssertionError(f"{error}; its status: {(last or {}).get('status')}") from None
 
-    async def _perform(self, step: Step) -> bool:
+    async def _again(self, step: Step, item: Raw) -> None:
+        """What has failed, and says why, is asked for once more. Raises AssertionError when it does not say why."""
+        ready = next((one for one in item["status"].get("conditions", ()) if one["type"] == "Ready"), {})
+        assert ready.get("reason") and ready.get("message"), f"{step} failed, and does not say why: {item['status']}"
+        self._repeated += 1
+        await self._world.user.delete(step.model.KIND, step.name, self._room(step.model))
+        await self._world.until(
+            lambda: self._perform(step, new=True), f"{step} is accepted once more", self._pace.limit
+        )
+
+    async def _perform(self, step: Step, *, new: bool = False) -> bool:
         user, kind, room = self._world.user, step.model.KIND, self._room(step.model)
         match step.verb:
             case Verb.MAKE:
-                with contextlib.suppress(errors.AlreadyExists):
+                try:
                     await self._world.make(kind, step.name, dict(step.spec), room)
+                except errors.AlreadyExists:
+                    return not new
             case Verb.CHANGE:
                 await user.patch(kind, step.name, {"spec": step.spec}, room)
             case Verb.REMOVE:
@@ -214,6 +241,17 @@ class Runner:
             case Verb.CRASH:
                 vm = await user.get(kind, step.name, room)
                 self._world.sites[vm["status"]["host"]].machine.end(vm["metadata"]["uid"], ExitReason.CRASHED)
+            case Verb.CUT:
+                await self._world.cut_power(step.name)
+            case Verb.HANG:
+                await self._world.stop(step.name)
+            case Verb.BOOT:
+                self._world.boot(step.name)
+            case Verb.CONFIRM:
+                lease = await user.get(LEASE, LEASE_NAME, host_namespace(step.name))
+                spec = {"host": step.name, "confirmedOff": True, "lastRenewal": lease["spec"]["renewTime"]}
+                with contextlib.suppress(errors.AlreadyExists):
+                    await self._world.make(kind, step.name, spec, room)
         return True
 
     def _room(self, model: type[Resource]) -> str | None:
@@ -222,6 +260,9 @@ class Runner:
     async def clear(self) -> None:
         """All that users made goes, and nothing stays of it anywhere. What stays is a problem."""
         user = self._world.user
+        for name in self._world.sites:
+            self._world.boot(name)
+            await user.patch(Host.KIND, name, {"spec": {"bmc": None, "fencing": None}})
         for model in CLEARED:
             for item in await self._all(model):
                 await user.delete(model.KIND, item["metadata"]["name"], self._room(model))

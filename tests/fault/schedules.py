@@ -425,11 +425,12 @@ class Schedule(RuleBasedStateMachine):
         party.offset = -3600.0 if party.offset > 0 else 3600.0
 
     async def _two_leaders(self, party: Party, seconds: float) -> None:
-        """A second process of controllers leads too."""
+        """A second process of controllers leads too; the first learns of it, and begins anew."""
         if self.world.stopped(RIVALS):
             self.world.start(RIVALS)
             await asyncio.sleep(seconds)
             await self.world.stop(RIVALS)
+            self.world.parties[CONTROLLERS].crash()
 
     @rule(seconds=moments)
     def time_passes(self, seconds: float) -> None:

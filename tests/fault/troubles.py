@@ -121,12 +121,14 @@ def _rewind(party: Party, seconds: float, back: int) -> None:
 
 
 def rivals(at: int, seconds: float) -> Trouble:
-    """A second process of controllers leads as well, in the next term, for a while; then the first is gone."""
+    """A second process of controllers leads as well, in the next term, for a while; then both are gone, and the next one leads
+    in a term of its own: no older one goes on after a newer one."""
 
     async def strike(world: World) -> None:
         world.start(RIVALS)
         await asyncio.sleep(seconds)
         await world.stop(RIVALS)
+        world.parties[CONTROLLERS].crash()
 
     return at_deed(f"two leaders for {seconds} s", CONTROLLERS, at, strike)
 
@@ -143,6 +145,18 @@ def cut(party: str, whose: str, at: int, seconds: float, *, one_way: bool) -> Tr
 
     ways = "answers to it are lost" if one_way else "cut off"
     return at_deed(f"{party} {ways} for {seconds} s", whose, at, strike)
+
+
+def apart(whose: str, at: int, seconds: float) -> Trouble:
+    """Hosts do not reach each other for a while, and what was open between them ends."""
+
+    async def strike(world: World) -> None:
+        world.ways.cut = True
+        world.ways.break_()
+        await asyncio.sleep(seconds)
+        world.ways.cut = False
+
+    return at_deed(f"hosts do not reach each other for {seconds} s", whose, at, strike)
 
 
 def clock(party: str, whose: str, at: int, hours: float) -> Trouble:

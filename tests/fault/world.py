@@ -8,6 +8,7 @@ killed at any deed, and started again with nothing but what the API server and t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib.metadata
 import re
@@ -22,10 +23,11 @@ import structlog
 from kumulus.api.base import Kind
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.pool_order import PoolRef
+from kumulus.api.pools import OPERATORS_NAMESPACE
 from kumulus.api.segments import NetworkDriverName
 from kumulus.api.storage import StoragePool
 from kumulus.kube import errors
-from kumulus.kube.builtin import NAMESPACE
+from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus.kube.client import KubeClient
 from kumulus.kube.reflector import Reflector
 from kumulus.runtime.controller import Controller
@@ -46,9 +48,12 @@ from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import SimulatedSettings as PoolSettings
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.simulated import SimulatedPool, SimulatedStorage
+from kumulus_controllers.fabric.fencing import FencingError
 from tests.fault.backends import Backend
 from tests.fault.books import Books, keep, keep_pool
 from tests.fault.parties import Crash, Life, Party, PartyClock, Tapped, tap
+from tests.fault.switch import SWITCH, Switch, plug_in
+from tests.fault.ways import MemoryTransfer, Ways
 
 Raw = dict[str, Any]
 CONTROLLERS = "controllers"
@@ -131,6 +136,7 @@ class World:
         loop = asyncio.get_running_loop()
         self.books = Books(loop.time)
         self.shared: dict[str, SimulatedPool] = {}
+        self.ways = Ways()
         self.sites = {name: Site(name, self.books, loop.time, self.shared) for name in hosts}
         self.parties = {name: Party(name, self._deed) for name in (CONTROLLERS, *hosts)}
         self.user: KubeClient
@@ -142,6 +148,7 @@ class World:
         self.version = ""
         """Version of everything when the steps of the plan began."""
         self._term = 0
+        self._off: set[str] = set()
         self._tasks: asyncio.TaskGroup
         self._troubles: set[asyncio.Task[None]] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -156,6 +163,7 @@ class World:
         self._tasks = tasks
         self.user = await self.backend.client("user")
         await self.ensure(Zone.KIND, ZONE, {})
+        await self._key_of_switches()
         path = {"path": f"/var/lib/kumulus/pools/{POOL}"}
         await self.ensure(StoragePool.KIND, POOL, {"driver": "dir", "zone": ZONE, "parameters": path})
         if controllers:
@@ -174,9 +182,15 @@ class World:
 
     def start(self, name: str) -> None:
         """A party begins, and begins again whenever it dies."""
+        self._off.discard(name)
         party = self.parties.setdefault(name, Party(name, self._deed))
         body = self._agent if name in self.sites else self._controllers
         self._running[name] = self._tasks.create_task(self._supervise(party, body), name=name)
+
+    def boot(self, name: str) -> None:
+        """A host is itself again. It was: nothing."""
+        if self.stopped(name):
+            self.start(name)
 
     async def stop(self, name: str) -> None:
         """A party is gone for good, at once."""
@@ -211,7 +225,25 @@ class World:
             task.cancel()
         for name in list(self._running):
             await self.stop(name)
+        with contextlib.suppress(errors.KubeError):
+            await self.user.delete(SECRET, SWITCH, OPERATORS_NAMESPACE)
         await self.user.close()
+
+    async def _key_of_switches(self) -> None:
+        await self.ensure(NAMESPACE, OPERATORS_NAMESPACE, {})
+        with contextlib.suppress(errors.AlreadyExists):
+            body = {"metadata": {"name": SWITCH}, "data": {"username": "YQ==", "password": "YQ=="}}
+            await self.user.create(SECRET, body, OPERATORS_NAMESPACE)
+
+    async def cut_power(self, name: str) -> None:
+        """A host is off, until it is started: its agent is gone, and its guests are."""
+        self._off.add(name)
+        await self.stop(name)
+        self.sites[name].machine.reboot()
+
+    def powered(self, name: str) -> bool:
+        """Whether a host is on, as what switches it knows."""
+        return name not in self._off
 
     async def _supervise(self, party: Party, body: Callable[[Life], Awaitable[None]]) -> None:
         while True:
@@ -247,6 +279,8 @@ class World:
         controllers: list[Controller] = []
         try:
             tree = ModuleTree(discover(_modules()), include=["controllers"], exclude=["controllers.network.endpoints"])
+            switch = tap(Switch(self), life, lambda why: FencingError(why, reason="AnswerLost"))
+            plug_in(tree, switch)
             reconcilers = await tree.setup(Services(client, caches, clock, lambda: term), {})
             broken = [f"{node.name}: {node.why}" for node in tree.nodes if node.state == "failed"]
             assert not broken, broken
@@ -282,7 +316,9 @@ class World:
             tapped: StorageDriver = tap(driver, life, lambda why: StorageError(why, reason="AnswerLost"))
             return tapped
 
+        address = f"192.0.2.{1 + HOSTS.index(site.name)}"
         drivers = Drivers(
+            transfer=MemoryTransfer(site.name, address, self.ways, life),
             hypervisor=tap(
                 SimulatedHypervisor(site.machine), life, lambda why: HypervisorError(why, reason="AnswerLost")
             ),
@@ -294,9 +330,7 @@ class World:
                     SimulatedNetworks(site.fabric), life, lambda why: NetworkError(why, reason="AnswerLost")
                 )
             },
-            facts=MachineFacts(
-                addresses=lambda: (f"192.0.2.{1 + HOSTS.index(site.name)}",), agent="test", kernel="6", os="Test"
-            ),
+            facts=MachineFacts(addresses=lambda: (address,), agent="test", kernel="6", os="Test"),
         )
         agent = Agent(
             Place(site.name, host_namespace(site.name)),

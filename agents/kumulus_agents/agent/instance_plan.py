@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from kumulus.api.compute import PowerState, RestartPolicy, StopMode
 from kumulus.api.host import WorkState
+from kumulus.api.instance_order import STALE_TERM
 from kumulus.api.qos import UNLIMITED
 from kumulus_agents.agent import instance_moving
 from kumulus_agents.agent.instance_scope import (
@@ -82,7 +83,7 @@ def plan(scope: Scope) -> Plan:
     if scope.term < scope.highest_term and not scope.deleting:
         return Plan(
             state=WorkState.REFUSED,
-            reason="StaleTerm",
+            reason=STALE_TERM,
             message=f"a controller of term {scope.term} wrote this, one of term {scope.highest_term} wrote before it",
         )
     if not scope.deleting and (gone := instance_moving.departed(scope)) is not None:

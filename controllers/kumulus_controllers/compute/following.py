@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from kumulus.api.compute import ResolvedSize, VirtualMachine
 from kumulus.api.host import WorkOrder, WorkOrderSpec
-from kumulus.api.instance_order import Drive, InstanceDisk
+from kumulus.api.instance_order import STALE_TERM, Drive, InstanceDisk
 from kumulus.api.segments import Nic
 from kumulus.kube.patching import merge_patch
 from kumulus.runtime.reconciler import Services
@@ -120,6 +120,10 @@ class Following:
         wanted: WorkOrderSpec = renewed(
             vm, order.spec, volumes, discs, self._services.term(), nics=nics, held=held, size=size, made=made
         )
+        term = self._services.term()
+        if order.status.reason == STALE_TERM and wanted.term < term:
+            # Whoever led before us wrote it, after somebody of a newer term had: it is ours now.
+            wanted = wanted.model_copy(update={"term": term})
         patch = merge_patch(order.spec.to_json(), wanted.to_json())
         if not patch:
             return

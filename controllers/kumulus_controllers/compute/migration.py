@@ -19,7 +19,7 @@ from kumulus.api.order_names import instance_order_name, volume_order_name
 from kumulus.api.storage import Volume
 from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key
-from kumulus.runtime.clock import rfc3339
+from kumulus.runtime.clock import parse_time, rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.compute import migration_disks
@@ -74,6 +74,8 @@ class MigrationReconciler:
         self._known = Machines(services, fleet)
         self._readying = Readying(services, fleet, self._known)
         self._ordering = Ordering(services, self._known.orders)
+        self._begun: dict[str, float] = {}
+        """When this process first saw a migration that had begun, by uid: monotonic seconds."""
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes, those of the machine and of its orders; hosts, for those that have found none."""
@@ -89,6 +91,7 @@ class MigrationReconciler:
             if item is not None:
                 enqueue(Key(item.namespace, item.name))
                 if after is None or after.status.phase in FINISHED:
+                    self._begun.pop(item.uid, None)
                     wake(item.namespace, item.spec.vm)
                 if under_way(filter(None, [before])) and not under_way(filter(None, [after])):
                     for other in sorted(self._store, key=in_order):
@@ -186,7 +189,7 @@ class MigrationReconciler:
             migration=migration,
             vm=seen.vm if seen is not None else None,
             source_fenced=host is not None and host.fenced,
-            now=self._services.clock.now().timestamp(),
+            now=self._now(migration),
             source=by_host.get(left) if left is not None else None,
             target=by_host.get(status.target_host) if status.target_host is not None else None,
             endpoint=target.status.migration if target is not None else None,
@@ -222,6 +225,15 @@ class MigrationReconciler:
         order = self._known.orders.get(volume_order_name(disk.volume), host_namespace(host))
         return order is not None and order.status.state is WorkState.READY
 
+    def _now(self, migration: VirtualMachineMigration) -> float:
+        """The time by which it is judged whether it takes too long: since it began, by this process' own watch, for the clock on
+        the wall may jump. After a change of leaders it is given its time once more."""
+        clock, started = self._services.clock, migration.status.started_at
+        if started is None:
+            return clock.now().timestamp()
+        begun = self._begun.setdefault(migration.uid, clock.monotonic())
+        return parse_time(started).timestamp() + clock.monotonic() - begun
+
     async def _take(self, scope: Scope, move: Move) -> Result | None:
         """Take the step; None when the next one follows at once."""
         migration, term = scope.migration, self._services.term()
@@ -255,8 +267,7 @@ class MigrationReconciler:
                 assert source is not None
                 await self._ordering.change(source, withdrawn(source.spec, term))
             case Step.END_TARGET:
-                assert target is not None
-                await self._end(target)
+                await self._end_target(scope)
             case Step.FINISH:
                 self._release(scope)
                 return await self._report(scope, move)
@@ -361,9 +372,28 @@ class MigrationReconciler:
         await write_status(self._services.client, self._known.store, vm, vm.status, after)
         log.info("a machine has moved", namespace=vm.namespace, name=vm.name, host=status.target_host)
 
-    async def _end(self, order: WorkOrder) -> None:
+    async def _end_target(self, scope: Scope) -> None:
+        """What is there may be the machine itself by now: what is known of it, of its orders and of the migration comes by several
+        watches, one of which may be behind. So all of it is asked for, and the order ends only as it was then."""
+        client, migration, vm = self._services.client, scope.migration, scope.vm
+        if (raw := await client.find(VirtualMachineMigration.KIND, migration.name, migration.namespace)) is not None:
+            self._store.apply(raw)
+        if vm is not None and (raw := await client.find(VirtualMachine.KIND, vm.name, vm.namespace)) is not None:
+            self._known.store.apply(raw)
+        if migration.status.vm_uid is not None:
+            for host in filter(None, (migration.status.source_host, migration.status.target_host)):
+                await self._ordering.live(instance_order_name(migration.status.vm_uid), host)
+        fresh = self._scope(self._store.get(migration.name, migration.namespace) or migration)
+        if plan(fresh).step is Step.END_TARGET and fresh.target is not None:
+            await self._end(fresh.target, unchanged=True)
+
+    async def _end(self, order: WorkOrder, *, unchanged: bool = False) -> None:
+        """Its Secrets go first, for the garbage collector may take half a minute; with `unchanged` only once it is certain."""
+        if unchanged:
+            await self._ordering.end(order, unchanged=True)
         await self._readying.take_back(order)
-        await self._ordering.end(order)
+        if not unchanged:
+            await self._ordering.end(order)
 
     def _release(self, scope: Scope) -> None:
         """Room that was kept for an order that was never made; for one that there is, the order counts."""

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.host import WorkOrder, WorkState
-from kumulus.api.instance_order import MigrationFacts, MigrationState
+from kumulus.api.instance_order import STALE_TERM, MigrationFacts, MigrationState
 from kumulus.api.migration import (
     FINISHED,
     MigrationPhase,
@@ -108,6 +108,9 @@ def _go_on(scope: Scope) -> Move:
     if scope.target is None:
         return Move(Step.MAKE_TARGET, MigrationPhase.PREPARING)
     said = facts(scope.target, scope.migration)
+    if said is None and scope.target.status.reason == STALE_TERM:
+        lack = Lack(STALE_TERM, f"Host {scope.migration.status.target_host}: {scope.target.status.message}")
+        return Move(Step.GIVE_UP, MigrationPhase.CANCELLING, lack)
     if said is None:
         message = scope.target.status.message or "Its host has not answered yet."
         lack = Lack(scope.target.status.reason or "Preparing", f"Host {scope.migration.status.target_host}: {message}")
@@ -126,6 +129,11 @@ def _finish(scope: Scope) -> Move:
             lack = Lack("Displaced", "It was placed there anew meanwhile: what came of its guest is given up.")
             return Move(Step.WAIT if target.deleting else Step.END_TARGET, MigrationPhase.CANCELLING, lack)
         return Move(Step.SETTLE, finishing)
+    if scope.source is None and _booted(scope):
+        lost = f"Host {scope.migration.status.source_host} was lost meanwhile: the machine was started anew on host"
+        return Move(
+            Step.FINISH, MigrationPhase.FAILED, Lack("Displaced", f"{lost} {scope.migration.status.target_host}.")
+        )
     if scope.source is None:
         return Move(Step.FINISH, MigrationPhase.SUCCEEDED)
     status = scope.migration.status
@@ -195,6 +203,13 @@ def _displaced(scope: Scope, vm: VirtualMachine) -> Move:
     return Move(Step.FINISH, MigrationPhase.FAILED, lack)
 
 
+def _booted(scope: Scope) -> bool:
+    """Whether it is at the target because it was started there anew, when its host was lost: the next placement is the same."""
+    started = scope.migration.status.started_at
+    anew = scope.vm.status.failovers[-1:] if scope.vm is not None else ()
+    return started is not None and any(parse_time(at) >= parse_time(started) for at in anew)
+
+
 def _outgoing(order: WorkOrder, migration: VirtualMachineMigration) -> bool:
     instance = order.spec.instance
     return instance is not None and instance.outgoing is not None and instance.outgoing.migration == migration.uid
@@ -261,8 +276,11 @@ def derive_status(scope: Scope, move: Move, now: str) -> VirtualMachineMigration
     if phase is MigrationPhase.FAILED or (phase is MigrationPhase.PENDING and lack is not None and lack.stalled):
         progressing = Fact("Stalled", True, ready.reason, ready.message)
     said = facts(scope.source, migration)
+    moved = phase is MigrationPhase.SUCCEEDED  # also when it was given up, too late
     return before.model_copy(
         update={
+            "failure": None if moved else before.failure,
+            "failure_message": None if moved else before.failure_message,
             "observed_generation": generation,
             "conditions": derive(before.conditions, [ready, progressing], generation=generation, now=now),
             "phase": phase,

@@ -1,9 +1,9 @@
 #!/bin/bash
 # Process 1 of a lab host, in namespaces of its own (mount, pid, uts, ipc, net): makes the file systems a machine
 # has of its own, says who it is, and becomes an init that reaps. Ending it is a power cut: nothing of it survives.
-# usage: boot.sh DIRECTORY NAME
+# usage: boot.sh DIRECTORY NAME SHARED
 set -eu
-directory=$1 name=$2
+directory=$1 name=$2 shared=$3
 
 # /proc is still the outer one: this is the number this machine knows the host by.
 read -r pid _ </proc/self/stat
@@ -32,6 +32,9 @@ for place in /var/lib/libvirt /var/lib/kumulus /var/cache/libvirt /var/log/libvi
     mkdir -p "$directory$place"
     mount --bind "$directory$place" "$place"
 done
+# What a filer is elsewhere: a directory that all hosts of the lab have.
+mkdir -p "$shared" /var/lib/kumulus/pools/shared
+mount --bind "$shared" /var/lib/kumulus/pools/shared
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 ulimit -n 65536 2>/dev/null || true

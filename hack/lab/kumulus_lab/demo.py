@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kumulus_lab import commands, deadline, examples, moving, networking, places, restoring, surviving
+from kumulus_lab import commands, deadline, examples, moving, networking, operating, places, restoring, surviving
 from kumulus_lab.errors import LabError
 from kumulus_lab.examples import ImageProgress, Machine
 from kumulus_lab.lab import Lab, Wanted
@@ -54,6 +54,8 @@ def run(lab: Lab, what: Wanted, console: Console) -> None:
         ledger.kumulusctl,
         lambda directory: _follow(lab, examples.names(directory), console),
     )
+    console.print(f"[dim]·[/] applying {escape(str(examples.OPERATIONS.relative_to(places.CHECKOUT)))}, step by step")
+    operating.run(ledger, console)
     console.print()
     console.print(_table(examples.machines(lab.control_plane)))
     _show(lab, "Volumes and snapshots", "volumes,vmsnap", console)
@@ -165,9 +167,7 @@ def _what_next(lab: Lab, running: list[Machine], console: Console) -> None:
         on = f"-n {machine.namespace} {machine.name}"
         lines += [f"kubectl kumulus vm logs {on}", f"kubectl kumulus vm stop {on}", f"kubectl delete vm {on}"]
     lines += networking.try_next(lab, option)
-    lines += ["kubectl kumulus host list"]
-    if lab.state.hosts:
-        lines += [f"kumulus-lab host kill {lab.state.hosts[0].name}{option}    # cut its power; `host start` boots it"]
+    lines += operating.try_next(lab, option)
     lines += ["make demo-down"]
     console.print("\nWhat to try next:")
     for line in lines:

@@ -31,6 +31,9 @@ SNAPSHOTS = places.CHECKOUT / "examples" / "snapshots"
 NETWORK = places.CHECKOUT / "examples" / "network"
 """Goes on where the quickstart ended."""
 
+OPERATIONS = places.CHECKOUT / "examples" / "operations"
+"""Goes on where the network example ended; its manifests are steps."""
+
 _NOT_STARTED = "Pending"
 
 

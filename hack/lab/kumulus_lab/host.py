@@ -176,6 +176,7 @@ class LibvirtHost:
                 _BOOT,
                 self.directory,
                 self.name,
+                self.lab_directory / "shared",
             ]
         )
         deadline.until(marker.exists, f"the boot of {self.name}", seconds=20, every=0.01, alive=starter.ended)

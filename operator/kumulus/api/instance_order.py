@@ -19,6 +19,9 @@ from kumulus.api.segments import Nic, NicFacts, Uid
 from kumulus.api.volume_order import SecretName
 from kumulus.api.volumes import CacheMode
 
+STALE_TERM = "StaleTerm"
+"""Why an agent does nothing about an order: controllers of an older term wrote it than wrote the one of that name before."""
+
 
 class InstanceDisk(Model):
     """A disk of an instance."""

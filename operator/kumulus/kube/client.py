@@ -362,12 +362,13 @@ class KubeClient:
         )
 
     async def delete(
-        self, kind: Kind, name: str, namespace: str | None = None, *, uid: str | None = None
+        self, kind: Kind, name: str, namespace: str | None = None, *, uid: str | None = None, version: str | None = None
     ) -> Raw | None:
-        """Ask for its deletion; None when it is gone already. With `uid`, only that very object (else `errors.Conflict`)."""
+        """Ask for its deletion; None when it is gone already. With `uid`, only that very object, and with `version` only as it was
+        at that version (else `errors.Conflict`)."""
         body: Raw = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        if uid is not None:
-            body["preconditions"] = {"uid": uid}
+        if wanted := {key: value for key, value in (("uid", uid), ("resourceVersion", version)) if value is not None}:
+            body["preconditions"] = wanted
         with contextlib.suppress(errors.NotFound):
             return await self._write("delete", kind, "DELETE", self._path(kind, namespace, name), body=body)
         return None

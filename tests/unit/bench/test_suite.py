@@ -42,7 +42,7 @@ def test_a_bench_that_fails_does_not_keep_the_next_from_running() -> None:
 def test_rounds_can_be_chosen() -> None:
     full = SCALES["full"]
     assert full.with_rounds(None) == full
-    assert full.with_rounds(3) == replace(full, rounds=3, bursts=3, guest_rounds=3)
+    assert full.with_rounds(3) == replace(full, rounds=3, bursts=3, guest_rounds=3, moves=3, failovers=3)
 
 
 def test_placement_places() -> None:

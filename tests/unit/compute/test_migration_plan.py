@@ -328,6 +328,19 @@ def test_one_that_was_placed_anew_at_the_target_does_not_go_on_from_what_came() 
     assert next_of(migration(**BEGUN), source=silent, target=ready, **moved)[0] is Step.END_TARGET
 
 
+def test_one_that_was_started_anew_at_the_target_has_not_moved() -> None:
+    moved = {"vm": machine(host=THERE, epoch=5, failovers=("2027-01-15T08:00:30Z",))}
+    assert next_of(migration(**BEGUN), source=None, target=order(THERE, 5), **moved)[1] is MigrationPhase.FAILED
+    before = {"vm": machine(host=THERE, epoch=5, failovers=("2027-01-15T07:59:00Z",))}
+    assert next_of(migration(**BEGUN), source=None, target=order(THERE, 5), **before)[1] is MigrationPhase.SUCCEEDED
+
+
+def test_one_that_was_given_up_too_late_says_nothing_of_a_failure() -> None:
+    going = migration(**BEGUN, failure="TimedOut", failure_message="too slow")
+    after = derive_status(scope(going), Move(Step.FINISH, MigrationPhase.SUCCEEDED), STARTED)
+    assert (after.failure, after.failure_message) == (None, None)
+
+
 def test_a_machine_that_goes_takes_its_orders_along() -> None:
     assert next_of(migration(**BEGUN), vm=None) == (Step.FINISH, MigrationPhase.FAILED)
 
