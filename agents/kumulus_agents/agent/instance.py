@@ -17,6 +17,7 @@ from kumulus.runtime.result import Done, Requeue, Result, Wait
 from kumulus_agents.agent import hold, instance_memory, instance_plan, instance_status
 from kumulus_agents.agent.fence import at_once, starts
 from kumulus_agents.agent.instance_scope import (
+    Adopt,
     Attach,
     ChangeDisc,
     Detach,
@@ -265,7 +266,7 @@ class Instances:
         elif isinstance(step, Unplug):
             known = {step.nic: None, **memory.ports}
             self._memory[order.name] = replace(memory, asked={**memory.asked, step.nic: now}, ports=known)
-        elif isinstance(step, Start | Wake | Receive) and order.spec.instance is not None:
+        elif isinstance(step, Start | Wake | Receive | Adopt) and order.spec.instance is not None:
             started = {nic.uid: nic for nic in order.spec.instance.nics}
             self._memory[order.name] = replace(memory, ports={**memory.ports, **started})
         elif isinstance(step, Filter | PlugIn):

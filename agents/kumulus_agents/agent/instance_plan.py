@@ -16,9 +16,11 @@ from kumulus.api.host import WorkState
 from kumulus.api.qos import UNLIMITED
 from kumulus_agents.agent import instance_moving
 from kumulus_agents.agent.instance_scope import (
+    Adopt,
     Attach,
     ChangeDisc,
     Detach,
+    Disown,
     DropMemory,
     EndSending,
     Filter,
@@ -102,7 +104,17 @@ def plan(scope: Scope) -> Plan:
         return _delete(scope)
     if (moved := _moved(scope)) is not None:
         return moved
+    if _to_adopt(scope):
+        return Plan((Adopt(_new_marks(scope, wanted=scope.order.power, restarts=0)),))
     return TRANSITIONS[situation(scope), scope.order.power](scope)
+
+
+def _to_adopt(scope: Scope) -> bool:
+    """Whether the machine is a domain that nobody has taken over yet. What was reported of it once is Kumulus' own since, and
+    made anew when it is lost."""
+    facts = scope.status.instance
+    known = facts is not None and facts.epoch is not None
+    return scope.order.adopt and scope.domain is None and not known
 
 
 def _moved(scope: Scope) -> Plan | None:
@@ -492,6 +504,8 @@ def _stay_off(scope: Scope) -> Plan:
 
 def _delete(scope: Scope) -> Plan:
     order, domain = scope.order, scope.domain
+    if order.unmanage and not order.superseded:
+        return Plan((Disown(tuple(sorted({*_surplus_nics(scope), *_old_ports(scope)}))),), release=True)
     ask = (
         domain is not None
         and (domain.state is DomainState.RUNNING or domain.held)

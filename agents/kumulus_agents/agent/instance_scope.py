@@ -127,6 +127,21 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopt:
+    """Make a domain that is not Kumulus' own the machine, with these marks."""
+
+    marks: Marks
+
+
+@dataclass(frozen=True, slots=True)
+class Disown:
+    """Leave the domain as it is, and be it nobody's."""
+
+    ports: tuple[str, ...] = ()
+    """Interfaces that this process knows of and that the order does not name."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """Halt the CPUs."""
 
@@ -267,6 +282,8 @@ class Remove:
 
 Step = (
     Mark
+    | Adopt
+    | Disown
     | Start
     | Pause
     | Resume

@@ -313,6 +313,36 @@ class Domain:
 
 
 @dataclass(frozen=True, slots=True)
+class AdoptedDisk:
+    """What a disk of a domain that is adopted is from then on."""
+
+    name: str
+    volume: str
+    """Uid of the Volume."""
+    path: str
+    """Of the volume's file, which is the file that the domain has, perhaps by another name."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedNic:
+    """What an interface of a domain that is adopted is from then on."""
+
+    uid: str
+    mac: str
+    plug: Plug
+    """What it is to be plugged into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """A domain that is not Kumulus' own becomes one that is."""
+
+    marks: Marks
+    disks: Sequence[AdoptedDisk] = ()
+    nics: Sequence[AdoptedNic] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Inventory:
     """What the host has."""
 
@@ -373,6 +403,19 @@ class Hypervisor(Protocol):
         Raises `HypervisorError`, with reason `DomainConflict` when a domain that is not Kumulus' own has its
         UUID or name, `DiskInUse` when another process holds a disk (maybe another copy of the machine).
         """
+
+    async def adopt(self, adoption: Adoption) -> None:
+        """Make the domain with the UUID of the marks' uid, which is not Kumulus' own, one that is: it gets the marks, and its disks
+        and interfaces are known as what the adoption says. It goes on as it was; its next start is a `start`. It is Kumulus' own
+        already: nothing.
+
+        Raises `HypervisorError`, not retryable, and the domain is as it was: `NothingToAdopt` when there is no such domain,
+        `AdoptionMismatch` when it has disks that the adoption does not name, or the other way round.
+        """
+
+    async def disown(self, uid: str) -> None:
+        """Take everything of Kumulus' out of the domain, which goes on, or stays off, and is nobody's from then on. It is that
+        already, or gone: nothing."""
 
     async def mark(self, uid: str, marks: Marks) -> None:
         """Write the marks into the domain's metadata, persistent and live. Gone already: nothing."""

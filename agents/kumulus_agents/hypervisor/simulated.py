@@ -18,11 +18,12 @@ from pathlib import Path
 
 from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
-from kumulus_agents.hypervisor import simulated_moving
+from kumulus_agents.hypervisor import simulated_adopting, simulated_moving
 from kumulus_agents.hypervisor.foreign import ForeignDomain
 from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
 from kumulus_agents.hypervisor.protocol import (
     TRAY_LOCKED,
+    Adoption,
     AttachedDisk,
     Domain,
     DomainDisk,
@@ -137,6 +138,14 @@ class SimulatedHypervisor:
                 return self._reach().started(spec)
             host.domains[uid] = replace(domain, marks=spec.marks)
             return host.domains[uid]
+
+    async def adopt(self, adoption: Adoption) -> None:
+        async with self._one_at_a_time(adoption.marks.uid):
+            simulated_adopting.adopt(self._reach(), adoption)
+
+    async def disown(self, uid: str) -> None:
+        async with self._one_at_a_time(uid):
+            simulated_adopting.disown(self._reach(), uid)
 
     async def mark(self, uid: str, marks: Marks) -> None:
         async with self._one_at_a_time(uid):

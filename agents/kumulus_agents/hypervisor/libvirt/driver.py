@@ -23,6 +23,7 @@ from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus_agents.hypervisor.foreign import ForeignDomain
 from kumulus_agents.hypervisor.libvirt import (
     acceleration,
+    adopting,
     block_jobs,
     copying,
     discs,
@@ -50,6 +51,7 @@ from kumulus_agents.hypervisor.libvirt.resting import Resting
 from kumulus_agents.hypervisor.libvirt.settings import Acceleration, LibvirtSettings
 from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
 from kumulus_agents.hypervisor.protocol import (
+    Adoption,
     Domain,
     DomainDisk,
     DomainListener,
@@ -130,7 +132,7 @@ class LibvirtHypervisor:
         known, named = self._records.pop(event.uuid, _UNSEEN), event.name == marks.domain_name(event.uuid)
         if known is None or not named:
             self._foreign_listener()
-        if not named:
+        if not named and known is None:  # of one that was not seen yet either may be so: it may have been adopted
             return
         if event.lifecycle is not None:
             self._exits.note(event.uuid, *event.lifecycle)
@@ -185,6 +187,16 @@ class LibvirtHypervisor:
 
     async def start(self, spec: DomainSpec) -> Domain:
         return self._domain(*await self._do(spec.marks.uid, functools.partial(_start, spec, await self._platform())))
+
+    async def adopt(self, adoption: Adoption) -> None:
+        await self._do_with_disks(
+            adoption.marks.uid, functools.partial(adopting.adopt, adoption), self._settings.verb_timeout
+        )
+        self._foreign_listener()
+
+    async def disown(self, uid: str) -> None:
+        await self._tell_of_device(uid, adopting.disown)
+        self._foreign_listener()
 
     async def mark(self, uid: str, marks: Marks) -> None:
         await self._tell(uid, functools.partial(verbs.write_marks, marks))
@@ -459,7 +471,10 @@ def _start(
     Path(spec.console_log).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     buffered = frozenset(disk.path for disk in spec.disks if not verbs.direct(disk.source))
     has = marks.board_of(handle) if handle is not None else None
-    handle = connection.defineXML(domain_xml.render(spec, replace(platform, buffered=buffered), has))
+    xml = domain_xml.render(spec, replace(platform, buffered=buffered), has)
+    if handle is not None:
+        adopting.replaced(handle, spec.marks.uid)
+    handle = connection.defineXML(xml)
     try:
         # FORCE_BOOT: a state that somebody saved belongs to another run, maybe to other disks.
         with secrets.lent(connection, (*spec.disks, *spec.drives)):
