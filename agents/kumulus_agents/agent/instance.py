@@ -28,6 +28,7 @@ from kumulus_agents.agent.instance_scope import (
     PressButton,
     Receive,
     RemovePort,
+    Replug,
     Resize,
     Resume,
     Scope,
@@ -247,7 +248,7 @@ class Instances:
                 self._done(step, order)
                 continue
             done = False
-            if not isinstance(step, Attach | ChangeDisc | Filter | PlugIn | Resize):
+            if not isinstance(step, Attach | ChangeDisc | Filter | PlugIn | Replug | Resize):
                 return
         if plan.steps and done:
             self._memory[order.name] = replace(self._memory[order.name], hold=None)

@@ -33,6 +33,7 @@ from kumulus_agents.agent.instance_scope import (
     PressButton,
     Remove,
     RemovePort,
+    Replug,
     Resize,
     Resume,
     Scope,
@@ -232,6 +233,7 @@ def _keep_on(scope: Scope, state: WorkState) -> Plan:
         *_filters(scope),
         *_attaches(scope),
         *_plugs(scope),
+        *_replugs(scope),
         *_limits(scope),
         *_resizes(scope),
         *_discs(scope),
@@ -344,6 +346,12 @@ def _plugs(scope: Scope) -> tuple[Step, ...]:
     """Interfaces that the order names and the machine, which is on, has not got."""
     has = {nic.uid for nic in scope.domain.nics} if scope.domain is not None else set()
     return tuple(PlugIn(nic) for nic in scope.order.nics if nic.uid not in has)
+
+
+def _replugs(scope: Scope) -> tuple[Step, ...]:
+    """Interfaces that were somebody else's and are still plugged into what they were then."""
+    elsewhere = {nic.uid for nic in scope.domain.nics if nic.elsewhere} if scope.domain is not None else set()
+    return tuple(Replug(nic) for nic in scope.order.nics if nic.uid in elsewhere)
 
 
 def _attaches(scope: Scope) -> tuple[Step, ...]:

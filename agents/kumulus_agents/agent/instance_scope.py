@@ -207,6 +207,13 @@ class PlugIn:
 
 
 @dataclass(frozen=True, slots=True)
+class Replug:
+    """Plug an interface of a domain that was somebody else's into its network."""
+
+    nic: Nic
+
+
+@dataclass(frozen=True, slots=True)
 class Unplug:
     """Ask the guest to let go of an interface; of a machine that is off, take it out of the definition."""
 
@@ -296,6 +303,7 @@ Step = (
     | Detach
     | Filter
     | PlugIn
+    | Replug
     | Unplug
     | RemovePort
     | Limit

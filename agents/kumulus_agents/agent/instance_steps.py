@@ -32,6 +32,7 @@ from kumulus_agents.agent.instance_scope import (
     Receive,
     Remove,
     RemovePort,
+    Replug,
     Resize,
     Resume,
     Send,
@@ -156,6 +157,8 @@ class InstanceSteps:
                 seed = await self._seed(instance.seed) if instance.seed is not None else {}
                 await self._networks.describe(uid, order.spec.for_.namespace or "", order.spec.for_.name, seed)
                 await self._hypervisor.attach_nic(uid, await self._nic(nic, uid))
+            case Replug(nic):
+                await self._hypervisor.replug_nic(uid, await self._nic(nic, uid))
             case Unplug(old):
                 await self._hypervisor.detach_nic(uid, old)
             case RemovePort(old):

@@ -153,6 +153,8 @@ class AttachedNic:
     mac: str
     device: str
     """Name of the tap on the host. It is there while the domain is on."""
+    elsewhere: bool = False
+    """It was somebody else's, and is still plugged into what it was then; `replug_nic` changes that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,6 +470,14 @@ class Hypervisor(Protocol):
         nothing; `start` makes the definition anew.
 
         Raises `HypervisorError`: `NoFreeSlot` when the machine has no room for one more until it is started anew.
+        """
+
+    async def replug_nic(self, uid: str, nic: DomainNic) -> None:
+        """Plug an interface of a domain that was adopted, and that is on, into what `nic` says, by the tap's name there. The
+        guest goes on, and loses what was sent meanwhile. It is plugged in there, or the domain has not got it, is off or gone:
+        nothing.
+
+        Raises `HypervisorError(reason="InterfaceMovesLater")`, not retryable, for one that cannot be changed while it is on.
         """
 
     async def detach_nic(self, uid: str, nic: str) -> None:

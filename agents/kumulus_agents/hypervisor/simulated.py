@@ -187,6 +187,10 @@ class SimulatedHypervisor:
                 return
             host.put(replace(domain, nics=(*domain.nics, plugged(nic))))
 
+    async def replug_nic(self, uid: str, nic: DomainNic) -> None:
+        async with self._one_at_a_time(uid):
+            simulated_adopting.replug(self._reach(), uid, nic)
+
     async def detach_nic(self, uid: str, nic: str) -> None:
         async with self._one_at_a_time(uid):
             host = self._reach()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
 from kumulus_agents.hypervisor.protocol import (
     Adoption,
     AttachedDisk,
     AttachedNic,
     Domain,
+    DomainNic,
     DomainState,
     HypervisorError,
 )
-from kumulus_agents.hypervisor.simulated_host import SimulatedHost
+from kumulus_agents.hypervisor.simulated_host import SimulatedHost, plugged
 
 _STATES = {"running": DomainState.RUNNING, "paused": DomainState.PAUSED}
 
@@ -35,11 +38,21 @@ def adopt(host: SimulatedHost, adoption: Adoption) -> None:
             _STATES.get(domain.state, DomainState.STOPPED),
             started_at=host.now() if domain.state in _STATES else None,
             disks=tuple(AttachedDisk(disk.name, disk.path, disk.volume) for disk in adoption.disks),
-            nics=tuple(AttachedNic(nic.uid, nic.mac, nic.plug.device) for nic in adoption.nics),
+            nics=tuple(AttachedNic(nic.uid, nic.mac, nic.plug.device, elsewhere=True) for nic in adoption.nics),
             cpus=domain.cpus,
             memory=domain.memory,
         )
     )
+
+
+def replug(host: SimulatedHost, uid: str, nic: DomainNic) -> None:
+    """See `Hypervisor.replug_nic`."""
+    domain = host.domains.get(uid)
+    if domain is None or domain.state is DomainState.STOPPED:
+        return
+    nics = tuple(plugged(nic) if one.uid == nic.uid else one for one in domain.nics)
+    if nics != tuple(domain.nics):
+        host.put(replace(domain, nics=nics))
 
 
 def disown(host: SimulatedHost, uid: str) -> None:

@@ -151,8 +151,8 @@ class ImportReconciler:
             if scope.domain is None:
                 lack = Lack("DomainNotFound", "The domain is not there any more.")
                 return await self._report(scope, ImportPhase.FAILED, lack)
-            if (lack := await self._make(scope)) is not None:
-                return await self._report(scope, ImportPhase.IMPORTING, lack)
+            if (why := await self._make(scope)) is not None:
+                return await self._report(scope, ImportPhase.IMPORTING, why)
             scope = self._observe(scope.item)
         if adopted(scope):
             return await self._report(scope, ImportPhase.SUCCEEDED, None)

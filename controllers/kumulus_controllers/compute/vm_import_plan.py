@@ -21,6 +21,7 @@ from kumulus.api.machine_import import (
 )
 from kumulus.api.network import Network
 from kumulus.api.quantity import from_bytes, to_bytes
+from kumulus.api.segments import NetworkDriverName
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.api.unmanaged import UnmanagedDisk, UnmanagedInstance, UnmanagedNic
 
@@ -31,6 +32,9 @@ POWER: Mapping[str, PowerState] = {
     "shut off": PowerState.STOPPED,
 }
 """What a machine is wanted to be that is a domain in this state: the same."""
+
+REPLUGGED = frozenset({"bridge", "network"})
+"""Kinds of interfaces that are plugged into another bridge while the guest runs."""
 
 DROPPED = frozenset({"graphics", "sound", "watchdog", "redirdev", "smartcard", "parallel", "vsock", "crypto"})
 """Devices that a guest can be without: they are gone from the next start on. All others are in the way."""
@@ -275,7 +279,7 @@ def _nics(scope: Scope, domain: UnmanagedInstance) -> Iterator[PlanItem]:
                 f"There is no Network {wanted.network} in namespace {scope.item.spec.template.namespace}.",
             )
         else:
-            yield _nic(item, has[mac], wanted)
+            yield _nic(item, has[mac], wanted, scope.networks[wanted.network])
     for mac, nic in has.items():
         if mac not in said:
             yield _later(
@@ -285,13 +289,20 @@ def _nics(scope: Scope, domain: UnmanagedInstance) -> Iterator[PlanItem]:
             )
 
 
-def _nic(item: str, nic: UnmanagedNic, wanted: ImportedInterface) -> PlanItem:
-    return _later(
-        item,
-        "InterfaceMovesLater",
-        f"It stays on {nic.source or nic.kind}, where no SecurityGroup applies, until the machine is started anew.",
-        f"Network {wanted.network}",
+def _nic(item: str, nic: UnmanagedNic, wanted: ImportedInterface, network: Network) -> PlanItem:
+    becomes, at = f"Network {wanted.network}", nic.source or nic.kind
+    if nic.kind not in REPLUGGED or network.status.driver not in (None, NetworkDriverName.LINUX):
+        return _later(
+            item,
+            "InterfaceMovesLater",
+            f"It stays on {at}, where no SecurityGroup applies, until the machine is started anew.",
+            becomes,
+        )
+    has = (
+        "" if wanted.addresses else " It gets an address; to keep the one that the guest has, name it in the template."
     )
+    message = f"It leaves {at}: what is sent within some milliseconds is lost, and its SecurityGroups apply.{has}"
+    return _now(item, becomes, message)
 
 
 def _devices(domain: UnmanagedInstance) -> Iterator[PlanItem]:

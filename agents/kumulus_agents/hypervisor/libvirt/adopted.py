@@ -47,7 +47,7 @@ def xml(name: str, disks: Iterable[Known], nics: Iterable[AdoptedNic]) -> str:
             path=one.disk.path,
         )
     for nic in nics:
-        SubElement(root, "nic", mac=nic.mac.lower(), uid=nic.uid, device=nic.plug.device)
+        SubElement(root, "nic", mac=nic.mac.lower(), uid=nic.uid, device=nic.plug.device, bridge=nic.plug.bridge)
     return ElementTree.tostring(root, encoding="unicode")
 
 
@@ -62,10 +62,10 @@ def note(root: Element) -> Element:
     found = root.find(_PLACE)
     if found is None:
         return root
-    disks = {one.get("target"): one for one in found.iterfind("disk")}
+    disks = {one.get("target"): one for one in found.iterfind("{*}disk")}
     for element in root.iterfind("devices/disk"):
         _name(element, disks.get(_get(element, "target", "dev")))
-    nics = {one.get("mac"): one for one in found.iterfind("nic")}
+    nics = {one.get("mac"): one for one in found.iterfind("{*}nic")}
     for element in root.iterfind("devices/interface"):
         _name(element, nics.get(_get(element, "mac", "address").lower()))
     return root

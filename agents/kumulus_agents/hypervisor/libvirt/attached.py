@@ -117,9 +117,28 @@ def nics(root: Element) -> tuple[AttachedNic, ...]:
     for element in root.iterfind("devices/interface"):
         mac, target = element.find("mac"), element.find("target")
         if (uid := _nic(element)) is not None and mac is not None and target is not None:
-            device = adopted.known_as(element, "device") or target.get("dev", "")
-            found.append(AttachedNic(uid, mac.get("address", ""), device))
+            device = adopted.known_as(element, "device") or target.get("dev") or ""
+            found.append(AttachedNic(uid, mac.get("address", ""), device, _is_elsewhere(element)))
     return tuple(found)
+
+
+def _is_elsewhere(element: Element) -> bool:
+    """Whether it is plugged into what it was when it was somebody else's, and could be plugged into ours."""
+    bridge, source = adopted.known_as(element, "bridge"), element.find("source")
+    at = source.get("bridge") if source is not None else None
+    return bridge is not None and at != bridge and can_be_replugged(element)
+
+
+def can_be_replugged(element: Element) -> bool:
+    """Whether it is a tap on a bridge of the kernel, with a name: libvirt puts such a one into another bridge."""
+    source, target = element.find("source"), element.find("target")
+    on_bridge = element.get("type") in ("bridge", "network") and source is not None and source.get("bridge")
+    return bool(on_bridge and target is not None and target.get("dev") and element.find("virtualport") is None)
+
+
+def text_of(element: Element) -> str:
+    """A device as libvirt reads it."""
+    return adopted.as_libvirt_knows(element)
 
 
 def nic_xml(domain_xml: str, uid: str) -> str | None:

@@ -36,6 +36,7 @@ from kumulus_agents.hypervisor.libvirt import (
     marks,
     memory,
     merging,
+    plugging,
     secrets,
     snapshots,
     state,
@@ -229,6 +230,9 @@ class LibvirtHypervisor:
 
     async def attach_nic(self, uid: str, nic: DomainNic) -> None:
         await self._tell_of_device(uid, functools.partial(verbs.attach_nic, nic))
+
+    async def replug_nic(self, uid: str, nic: DomainNic) -> None:
+        await self._tell_of_device(uid, functools.partial(plugging.replug, nic))
 
     async def detach_nic(self, uid: str, nic: str) -> None:
         await self._tell_of_device(uid, functools.partial(verbs.detach_nic, nic))
