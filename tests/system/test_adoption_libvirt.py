@@ -20,6 +20,7 @@ from kumulus_agents.hypervisor.protocol import (
     AdoptedNic,
     Adoption,
     AttachedNic,
+    Domain,
     DomainDisk,
     DomainNic,
     DomainSpec,
@@ -250,3 +251,39 @@ async def test_its_disks_and_interfaces_come_and_go_while_it_runs(host: Host) ->
         return domain is not None and domain.state is DomainState.STOPPED and not domain.disks
 
     await eventually(off, "it is not off")
+
+
+async def test_what_somebody_does_to_a_machine_is_noticed_and_put_back(host: Host) -> None:
+    """By virsh, while it runs: its definition taken away, edited, its guest halted."""
+    spec = host.world.spec()
+    uid, driver, world = spec.marks.uid, host.driver, host.world
+    await driver.start(spec)
+
+    async def seen() -> Domain:
+        found = await driver.domain(uid)
+        assert found is not None
+        return found
+
+    async def heard(*virsh: str) -> None:
+        host.heard.clear()
+        world.virsh(*virsh)
+        await host.heard.about(uid, 5)
+
+    await heard("undefine", uid)
+    assert (await seen()).lost and uid not in world.virsh("list", "--all", "--persistent", "--uuid")
+    await driver.redefine(uid)
+    assert not (await seen()).lost and uid in world.virsh("list", "--all", "--persistent", "--uuid")
+    await driver.redefine(uid)
+    assert (await seen()).edited == ()
+    xml = world.virsh("dumpxml", "--inactive", uid)
+    file = host.path.parent / "edited.xml"
+    file.write_text(xml.replace(">1</vcpu>", ">2</vcpu>").replace("<on_crash>destroy", "<on_crash>restart"))
+    await heard("define", str(file))
+    edited = await seen()
+    assert (edited.edited, edited.cpus, edited.lost) == (("vcpu", "on_crash"), 1, False)
+    await heard("suspend", uid)
+    assert (await seen()).state is DomainState.PAUSED and (await seen()).pause_reason is None
+    await driver.resume(uid)
+    await heard("destroy", uid)
+    await driver.start(spec)
+    assert (await seen()).edited == () and ">1</vcpu>" in world.virsh("dumpxml", "--inactive", uid)

@@ -27,6 +27,8 @@ from kumulus_agents.agent.instance_scope import (
     PlugIn,
     PressButton,
     Receive,
+    Redefine,
+    Refill,
     RemovePort,
     Replug,
     Resize,
@@ -248,7 +250,7 @@ class Instances:
                 self._done(step, order)
                 continue
             done = False
-            if not isinstance(step, Attach | ChangeDisc | Filter | PlugIn | Replug | Resize):
+            if not isinstance(step, Attach | ChangeDisc | Filter | PlugIn | Redefine | Refill | Replug | Resize):
                 return
         if plan.steps and done:
             self._memory[order.name] = replace(self._memory[order.name], hold=None)
@@ -260,6 +262,8 @@ class Instances:
             self._memory[order.name] = replace(memory, pressed_at=now)
         elif isinstance(step, Resume):
             self._memory[order.name] = replace(memory, resumed_at=now)
+        elif isinstance(step, Refill):
+            self._memory[order.name] = replace(memory, refilled_at=now)
         elif isinstance(step, Resize):
             self._memory[order.name] = replace(memory, resized_at=now)
         elif isinstance(step, Detach):

@@ -14,7 +14,7 @@ from dataclasses import replace
 from kumulus.api.compute import PowerState, RestartPolicy, StopMode
 from kumulus.api.host import WorkState
 from kumulus.api.qos import UNLIMITED
-from kumulus_agents.agent import instance_moving
+from kumulus_agents.agent import instance_moving, instance_others
 from kumulus_agents.agent.instance_scope import (
     Adopt,
     Attach,
@@ -33,7 +33,6 @@ from kumulus_agents.agent.instance_scope import (
     PressButton,
     Remove,
     RemovePort,
-    Replug,
     Resize,
     Resume,
     Scope,
@@ -105,17 +104,9 @@ def plan(scope: Scope) -> Plan:
         return _delete(scope)
     if (moved := _moved(scope)) is not None:
         return moved
-    if _to_adopt(scope):
+    if instance_others.to_adopt(scope):
         return Plan((Adopt(_new_marks(scope, wanted=scope.order.power, restarts=0)),))
     return TRANSITIONS[situation(scope), scope.order.power](scope)
-
-
-def _to_adopt(scope: Scope) -> bool:
-    """Whether the machine is a domain that nobody has taken over yet. What was reported of it once is Kumulus' own since, and
-    made anew when it is lost."""
-    facts = scope.status.instance
-    known = facts is not None and facts.epoch is not None
-    return scope.order.adopt and scope.domain is None and not known
 
 
 def _moved(scope: Scope) -> Plan | None:
@@ -233,9 +224,10 @@ def _keep_on(scope: Scope, state: WorkState) -> Plan:
         *_filters(scope),
         *_attaches(scope),
         *_plugs(scope),
-        *_replugs(scope),
+        *instance_others.replugs(scope),
         *_limits(scope),
         *_resizes(scope),
+        *instance_others.restored(scope),
         *_discs(scope),
     )
     if steps:
@@ -277,7 +269,7 @@ def _drives(scope: Scope, state: WorkState) -> Plan:
             message=f"the disc of {', '.join(missing)} is not in its pool on this host yet",
             after=DISC_EVERY,
         )
-    return Plan(state=state)
+    return instance_others.said(scope, state)
 
 
 def _other_discs(scope: Scope) -> dict[str, DiskSource | None]:
@@ -346,12 +338,6 @@ def _plugs(scope: Scope) -> tuple[Step, ...]:
     """Interfaces that the order names and the machine, which is on, has not got."""
     has = {nic.uid for nic in scope.domain.nics} if scope.domain is not None else set()
     return tuple(PlugIn(nic) for nic in scope.order.nics if nic.uid not in has)
-
-
-def _replugs(scope: Scope) -> tuple[Step, ...]:
-    """Interfaces that were somebody else's and are still plugged into what they were then."""
-    elsewhere = {nic.uid for nic in scope.domain.nics if nic.elsewhere} if scope.domain is not None else set()
-    return tuple(Replug(nic) for nic in scope.order.nics if nic.uid in elsewhere)
 
 
 def _attaches(scope: Scope) -> tuple[Step, ...]:

@@ -70,6 +70,8 @@ class Memory:
     before it did."""
     resized_at: float | None = None
     """When the guest was last asked to have another size."""
+    refilled_at: float | None = None
+    """When the guest was last asked to take memory that somebody had it give back."""
     trays: Mapping[str, Tray] = field(default_factory=dict)
     """By name of the drive."""
 
@@ -244,6 +246,16 @@ class Resize:
 
 
 @dataclass(frozen=True, slots=True)
+class Redefine:
+    """Give the domain, which is on, a definition again that somebody took away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refill:
+    """Have the guest, which is on, take memory again that somebody had it give back."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeDisc:
     """Put a disc into a drive, or take out what is in it; by force when the guest has held the tray shut for long."""
 
@@ -308,6 +320,8 @@ Step = (
     | RemovePort
     | Limit
     | Resize
+    | Redefine
+    | Refill
     | ChangeDisc
     | Send
     | EndSending

@@ -30,6 +30,8 @@ from kumulus_agents.agent.instance_scope import (
     PlugIn,
     PressButton,
     Receive,
+    Redefine,
+    Refill,
     Remove,
     RemovePort,
     Replug,
@@ -167,6 +169,10 @@ class InstanceSteps:
                 await self._limit(instance, volume)
             case Resize(cpus, memory):
                 await self._hypervisor.resize(uid, cpus, memory)
+            case Redefine():
+                await self._hypervisor.redefine(uid)
+            case Refill():
+                await self._hypervisor.refill(uid)
             case ChangeDisc(drive, disc, force):
                 await self._hypervisor.change_disc(uid, drive, disc, force=force)
             case Send(outgoing):

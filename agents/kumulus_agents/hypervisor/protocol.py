@@ -308,6 +308,13 @@ class Domain:
     """Uid of the migration by which its guest is to come from another host (`receive`). It is off until that begins; then
     halted, until `arrive`."""
 
+    lost: bool = False
+    """It is on, and somebody took its definition away: it would be gone once it is off."""
+    squeezed: bool = False
+    """It is on, and somebody had its guest give memory back that is its own."""
+    edited: Sequence[str] = ()
+    """It is on, and somebody changed its definition: what of it, which has no effect before its next start."""
+
     @property
     def volumes(self) -> frozenset[str]:
         """Uids of the Volumes among its disks."""
@@ -451,6 +458,12 @@ class Hypervisor(Protocol):
         get, is left as it is; so is a domain that is off or gone. `start` makes the definition anew.
 
         The listener is told when the guest has taken memory, or given it back."""
+
+    async def redefine(self, uid: str) -> None:
+        """Give a domain that is on, and whose definition somebody took away, one as it is. It has one, is off or gone: nothing."""
+
+    async def refill(self, uid: str) -> None:
+        """Have a guest that is on take all the memory that is its own. It has, is off or gone: nothing."""
 
     async def ask_guest(self, uid: str) -> GuestSays | None:
         """What the agent in a guest says of it; None when it says nothing within some seconds, has no agent, is off or gone.

@@ -232,6 +232,16 @@ class SimulatedHypervisor:
         async with self._one_at_a_time(uid):
             self._reach().resized(uid, cpus, memory)
 
+    async def redefine(self, uid: str) -> None:
+        host = self._reach()
+        if (domain := host.domains.get(uid)) is not None and domain.lost:
+            host.put(replace(domain, lost=False))
+
+    async def refill(self, uid: str) -> None:
+        host = self._reach()
+        if (domain := host.domains.get(uid)) is not None and domain.squeezed:
+            host.put(replace(domain, squeezed=uid in host.clinging))
+
     async def ask_guest(self, uid: str) -> GuestSays | None:
         host = self._reach()
         domain = host.domains.get(uid)

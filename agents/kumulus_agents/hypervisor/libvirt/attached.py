@@ -63,6 +63,14 @@ def size(root: Element) -> Size:
     return Size(cpus, least + taken, Growth(most, least, least + asked, memory))
 
 
+def squeezed(root: Element) -> bool:
+    """Whether the guest has given memory back that is its own (`virsh setmem`). One that was adopted is as it was."""
+    if root.find("devices/memory") is not None or adopted.name_of(root) is not None:
+        return False
+    now, whole = root.findtext("currentMemory"), root.findtext("memory")
+    return now is not None and whole is not None and int(now) < int(whole)
+
+
 def memory_xml(domain_xml: str, asked: int) -> str | None:
     """The device by which memory comes and goes, asking the guest to have so many bytes in all; None when there is none."""
     root = _root(domain_xml)

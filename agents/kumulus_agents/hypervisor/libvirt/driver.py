@@ -28,6 +28,7 @@ from kumulus_agents.hypervisor.libvirt import (
     copying,
     discs,
     domain_xml,
+    drift,
     growing,
     guest_agent,
     holding,
@@ -80,6 +81,7 @@ UNDEFINE = (
     | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 )
 NOWAIT = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+REDEFINED = (libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_DEFINED_UPDATED)
 ON = (DomainState.RUNNING, DomainState.PAUSED)
 _UNSEEN = object()
 SAVING_MOST = 2
@@ -103,6 +105,8 @@ class LibvirtHypervisor:
         """What is in the metadata of each domain, by UUID; None: not ours. Events about a domain drop it."""
         self._foreign: dict[str, ForeignDomain] = {}
         """The other domains, by UUID, whose devices need not be asked for again. Events about a domain drop it."""
+        self._redefined: set[str] = set()
+        """Domains of ours whose definition changed since they were started: by somebody else."""
         self._foreign_listener: Callable[[], None] = _nobody
         self._changes = 0
         """Grows with each event, so that what was read before one is not kept after it."""
@@ -137,6 +141,10 @@ class LibvirtHypervisor:
             return
         if event.lifecycle is not None:
             self._exits.note(event.uuid, *event.lifecycle)
+            if event.lifecycle == REDEFINED:
+                self._redefined.add(event.uuid)
+            elif event.lifecycle[0] in (libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STOPPED):
+                self._redefined.discard(event.uuid)  # who starts it has it defined anew
         if event.lifecycle is not None or event.devices:
             self._listener(event.uuid)
 
@@ -160,7 +168,7 @@ class LibvirtHypervisor:
             return self._inventory
 
     async def domain(self, uid: str) -> Domain | None:
-        found = await self._ask(functools.partial(_observe, uid))
+        found = await self._ask(functools.partial(_observe, uid, uid in self._redefined))
         return None if found is None else self._domain(*found)
 
     async def domains(self) -> Sequence[Domain]:
@@ -218,6 +226,12 @@ class LibvirtHypervisor:
 
     async def resize(self, uid: str, cpus: int, memory: int) -> None:
         await self._tell_of_device(uid, functools.partial(growing.resize, cpus, memory))
+
+    async def redefine(self, uid: str) -> None:
+        await self._tell_of_device(uid, drift.redefine)
+
+    async def refill(self, uid: str) -> None:
+        await self._tell_of_device(uid, drift.refill)
 
     async def ask_guest(self, uid: str) -> GuestSays | None:
         # Not in the domain's turn: what libvirt can do beside is not held up.
@@ -399,6 +413,9 @@ class LibvirtHypervisor:
                 agent=record.agent,
                 held=record.hold is not None,
                 arriving=record.arriving,
+                lost=record.lost,
+                squeezed=record.squeezed,
+                edited=record.edited,
             )
         why = self._exits.why(record.marks.uid, state.exit_of(*told))
         return Domain(
@@ -499,7 +516,7 @@ def _already_on(handle: DomainHandle, wanted: Marks) -> tuple[Record, tuple[int,
     return marks.read(handle.XMLDesc(0)) or Record(wanted, None), handle.state()
 
 
-def _observe(uid: str, connection: ConnectionHandle) -> tuple[Record, tuple[int, int]] | None:
+def _observe(uid: str, redefined: bool, connection: ConnectionHandle) -> tuple[Record, tuple[int, int]] | None:
     handle = verbs.lookup(connection, uid)
     if handle is None:
         return None
@@ -507,6 +524,11 @@ def _observe(uid: str, connection: ConnectionHandle) -> tuple[Record, tuple[int,
         record = marks.read(handle.XMLDesc(0))
         if record is not None and not handle.isActive() and handle.hasManagedSaveImage(0):
             record = marks.with_memory(record, handle.managedSaveGetXMLDesc(0))
+        if record is not None and handle.isActive():
+            persistent = bool(handle.isPersistent())
+            now = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if redefined and persistent else None
+            edited = drift.edited(handle.XMLDesc(0), now) if now is not None else ()
+            record = replace(record, lost=not persistent, edited=edited)
         return None if record is None else (record, verbs.state_now(handle))
     except libvirt.libvirtError as error:
         if is_code(error, libvirt.VIR_ERR_NO_DOMAIN):

@@ -73,6 +73,12 @@ class Record:
     """Its guest has opened the port of its agent."""
     shape: Shape = DEFAULT_SHAPE
     machine_type: str | None = None
+    squeezed: bool = False
+    """Somebody had its guest give memory back."""
+    lost: bool = False
+    """It has no definition, as far as that was asked."""
+    edited: tuple[str, ...] = ()
+    """What of its definition somebody changed, as far as that was asked."""
 
 
 def domain_name(uid: str) -> str:
@@ -147,6 +153,7 @@ def read(domain_xml: str) -> Record | None:
         agent=attached.agent_is_there(root),
         shape=shaping.recall(root),
         machine_type=_board(root),
+        squeezed=attached.squeezed(root),
     )
 
 
