@@ -7,6 +7,7 @@ import hashlib
 import json
 import secrets
 import subprocess
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +21,17 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
 from kumulus.api.image import Image
+from kumulus.api.machine_import import UNMANAGE, VirtualMachineImport
 from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.order_names import pool_order_name
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
+from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus.kube.errors import Refused
 from kumulus_agents.agent import instance_plan
+from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
+from kumulus_agents.hypervisor.protocol import DomainState
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
 from tests.component.cloud import Cloud, Raw, cloud, condition, phase, reason, until
@@ -841,3 +846,163 @@ async def test_a_volume_is_not_taken_from_a_host_that_is_silent(tenant: Tenant, 
     tenant.cloud.hosts[silent].start()
     await tenant.ready_pool(shared, hosts=len(tenant.cloud.hosts))
     assert (await tenant.is_("data", "InUse", "two"))["status"]["host"] == tenant.hosts[0]
+
+
+# Domains of somebody else
+
+
+async def planted(tenant: Tenant, tag: str, disk_format: str = "qcow2") -> ForeignDomain:
+    """Somebody's domain runs on the first host, with its disk in the directory of a pool."""
+    host = tenant.cloud.hosts[HOSTS[0]]
+    parameters = {"path": f"/var/lib/kumulus/pools/{tag}"}
+    role = {"hostSelector": {"role": HOSTS[0]}}
+    await tenant.client.create(
+        StoragePool.KIND, {"metadata": {"name": tag}, "spec": {"driver": "dir", "parameters": parameters, **role}}
+    )
+    await tenant.ready_pool(tag, 1)
+    file = host.directory / "pools" / tag / "old.qcow2"
+    command = ["qemu-img", "create", "-q", "-f", disk_format, str(file), "16M"]
+    await asyncio.to_thread(subprocess.run, command, check=True)
+    shape = ForeignShape(
+        "pc-q35-7.2",
+        "bios",
+        [ForeignDisk("vda", "disk", "virtio", "file", str(file), disk_format)],
+        [ForeignNic("52:54:00:00:00:01", "bridge", "br0", "virtio")],
+        ["graphics vnc"],
+    )
+    domain = ForeignDomain(str(uuid.uuid4()), "by-hand", "running", 1, 64 * MIB, True, shape)
+    host.machine.plant(domain)
+    await until(lambda: tenant.client.find(UnmanagedInstance.KIND, domain.uuid, HOME), "the domain is told of")
+    return domain
+
+
+async def cleared(tenant: Tenant, domain: ForeignDomain) -> None:
+    """Others do not find the domain, or its pool."""
+    tenant.cloud.hosts[HOSTS[0]].machine.uproot(domain.uuid)
+    await tenant.client.delete(StoragePool.KIND, tenant.tag)
+
+
+HOME = host_namespace(HOSTS[0])
+
+
+class Import:
+    """An import of a domain, by the operator."""
+
+    def __init__(self, tenant: Tenant, domain: ForeignDomain) -> None:
+        self.tenant, self.domain = tenant, domain
+        self.name = f"get-{tenant.tag}"
+
+    async def make(self, **spec: Any) -> None:
+        body = {
+            "unmanagedInstance": {"host": HOSTS[0], "name": self.domain.uuid},
+            "template": {
+                "namespace": self.tenant.namespace,
+                "name": "vm",
+                "disks": [{"target": "vda", "name": "root"}],
+            },
+            **spec,
+        }
+        await self.tenant.client.create(
+            VirtualMachineImport.KIND, {"metadata": {"name": self.name}, "spec": body}, HOME
+        )
+
+    async def is_(self, wanted: str) -> Raw:
+        async def probe() -> Raw | None:
+            item = await self.tenant.client.find(VirtualMachineImport.KIND, self.name, HOME)
+            return item if item is not None and phase(wanted)(item) else None
+
+        try:
+            found: Raw = await until(probe, f"the import is {wanted}", 30)
+        except AssertionError as error:
+            item = await self.tenant.client.find(VirtualMachineImport.KIND, self.name, HOME)
+            raise AssertionError(f"{error}: {json.dumps((item or {}).get('status'), indent=1)}") from error
+        return found
+
+    async def gone(self) -> None:
+        await self.tenant.client.delete(VirtualMachineImport.KIND, self.name, HOME)
+
+        async def probe() -> bool:
+            return await self.tenant.client.find(VirtualMachineImport.KIND, self.name, HOME) is None
+
+        await until(probe, "the import is gone")
+
+
+async def test_a_domain_of_somebody_else_becomes_a_machine_and_is_given_back(tenant: Tenant) -> None:
+    domain = await planted(tenant, tenant.tag)
+    host, order = tenant.cloud.hosts[HOSTS[0]].machine, Import(tenant, domain)
+    file = Path(str(domain.shape.disks[0].source))
+    await order.make(dryRun=True)
+    said = (await order.is_("Planned"))["status"]["plan"]
+    assert {(item["item"], item["when"], item.get("reason")) for item in said} == {
+        ("cpus", "Now", None),
+        ("memory", "Now", None),
+        ("board", "Now", None),
+        ("disk vda", "Now", None),
+        ("disk vda", "NextStart", "BusChanges"),
+        ("interface 52:54:00:00:00:01", "NextStart", "InterfaceDropped"),
+        ("graphics vnc", "NextStart", "DeviceDropped"),
+    }
+    assert not await tenant.cloud.listed(Volume.KIND, tenant.namespace) and domain.uuid in host.foreign
+    await tenant.client.patch(VirtualMachineImport.KIND, order.name, {"spec": {"dryRun": False}}, HOME)
+    await order.is_("Succeeded")
+    vm = await tenant.runs("vm")
+    assert (vm["status"]["host"], vm["status"]["epoch"]) == (HOSTS[0], 1)
+    assert host.domains[domain.uuid].state is DomainState.RUNNING and domain.uuid not in host.foreign
+    assert domain.uuid not in host.starts, "it was not started"
+    volume = await tenant.is_("vm-root", "InUse", "vm")
+    assert tenant.file(volume).samefile(file), "nothing was copied"
+    await order.gone()
+    await tenant.patch(VirtualMachine.KIND, "vm", powerState="Stopped")
+    await tenant.wait(VirtualMachine.KIND, "vm", phase("Stopped"), "is stopped")
+    await tenant.patch(VirtualMachine.KIND, "vm", powerState="Running")
+    await tenant.runs("vm")
+    assert host.starts[domain.uuid] == 1 and not file.exists()  # noqa: ASYNC240
+    kept = tenant.file(volume)
+    await tenant.client.patch(
+        VirtualMachine.KIND, "vm", {"metadata": {"annotations": {UNMANAGE: "true"}}}, tenant.namespace
+    )
+    await tenant.delete(VirtualMachine.KIND, "vm")
+    await tenant.gone(VirtualMachine.KIND, "vm")
+    await tenant.gone(Volume.KIND, "vm-root")
+    assert host.foreign[domain.uuid].state == "running" and domain.uuid not in host.domains and kept.exists()
+    await until(lambda: tenant.client.find(UnmanagedInstance.KIND, domain.uuid, HOME), "it is told of again")
+    await cleared(tenant, domain)
+
+
+async def test_an_import_that_is_taken_back_leaves_the_domain_as_it_was(tenant: Tenant) -> None:
+    domain = await planted(tenant, tenant.tag)
+    host, order = tenant.cloud.hosts[HOSTS[0]], Import(tenant, domain)
+    file = Path(str(domain.shape.disks[0].source))
+    more = [*domain.shape.disks, ForeignDisk("vdb", "disk", "virtio", "file", str(file), "qcow2")]
+    await order.make(dryRun=True)
+    await order.is_("Planned")
+    await host.kill()  # between what the host said and what it is asked somebody gives the domain a disk
+    await tenant.client.patch(VirtualMachineImport.KIND, order.name, {"spec": {"dryRun": False}}, HOME)
+    await order.is_("Importing")
+    host.machine.plant(replace(domain, shape=replace(domain.shape, disks=more)))
+    host.start()
+
+    async def told() -> bool:
+        return condition(await order.is_("Importing")).get("reason") == "AdoptionMismatch"
+
+    await until(told, "the import says why it goes no further")
+    assert file.stat().st_nlink == 2  # noqa: ASYNC240
+    await order.gone()
+    await tenant.gone(VirtualMachine.KIND, "vm")
+    await tenant.gone(Volume.KIND, "vm-root")
+    assert host.machine.foreign[domain.uuid].state == "running" and domain.uuid not in host.machine.domains
+    await until(lambda: asyncio.sleep(0, file.stat().st_nlink == 1), "the disk has its own name alone")
+    await cleared(tenant, domain)
+
+
+async def test_what_is_in_the_way_of_an_import_is_said_and_nothing_is_done(tenant: Tenant) -> None:
+    domain = await planted(tenant, tenant.tag, "raw")
+    order = Import(tenant, domain)
+    await order.make()
+    item = await order.is_("Blocked")
+    assert (
+        condition(item)["reason"] == "FormatUnsupported" and "virsh blockcopy by-hand vda" in condition(item)["message"]
+    )
+    assert item["status"]["blockers"] == 1 and not await tenant.cloud.listed(VirtualMachine.KIND, tenant.namespace)
+    await order.gone()
+    await cleared(tenant, domain)

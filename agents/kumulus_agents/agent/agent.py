@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -38,6 +38,7 @@ from kumulus_agents.agent.instance import Instances
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.lease import Heartbeat
+from kumulus_agents.agent.locating import Locating, nowhere
 from kumulus_agents.agent.migrations import Migrations
 from kumulus_agents.agent.networks import Networks
 from kumulus_agents.agent.orders import Orders, volumes_of
@@ -61,6 +62,7 @@ from kumulus_agents.agent.upload import UploadOrders
 from kumulus_agents.agent.volume import Volumes
 from kumulus_agents.agent.whereabouts import Whereabouts
 from kumulus_agents.agent.witness import Witnesses
+from kumulus_agents.hypervisor.foreign import ForeignDisk
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.metadata.keeper import Metadata
 from kumulus_agents.network.protocol import Dropped, NetworkDriver
@@ -179,7 +181,14 @@ class Agent:
             migration=lambda: drivers.transfer.migration_facts() if drivers.transfer is not None else None,
             network=self._networks.facts,
         )
-        self._unmanaged = Unmanaged(client, place.namespace, drivers.hypervisor, counted=self.reporter.refresh)
+        self._unmanaged = Unmanaged(
+            client,
+            place.namespace,
+            drivers.hypervisor,
+            counted=self.reporter.refresh,
+            locate=lambda disk: self._locate(disk),
+        )
+        self._locate: Callable[[ForeignDisk], Awaitable[ForeignDisk]] = nowhere
         self._performers: Mapping[WorkType, Performer] = {}
         self._flow = _Flow()
         self._stop = asyncio.Event()
@@ -190,6 +199,7 @@ class Agent:
         self._orphans: set[str] = set()
         self._unreported: set[Key] = set()
         self.orders.listen(self.queue.add)
+        self.orders.store.listen(self._pool_changed)
 
     def stop(self) -> None:
         """Stop gracefully: passes under way are finished, nothing new begins. `run` then returns."""
@@ -216,6 +226,7 @@ class Agent:
         try:
             if transfer is not None:
                 await transfer.open(lambda uid, sha256: given_image(self.orders, pools, uid, sha256))
+            self._locate = Locating(self.orders, pools).locate
             async with asyncio.TaskGroup() as tasks:
                 self._performers = self._assemble(tasks, pools)
                 tasks.create_task(self._report())
@@ -428,6 +439,14 @@ class Agent:
             if order.spec.type is WorkType.INSTANCE:
                 self._wake(order.name)
         self.reporter.refresh()
+
+    def _pool_changed(self, before: WorkOrder | None, after: WorkOrder | None) -> None:
+        """In a pool that has come there may be disks of domains that are not ours."""
+        order = after or before
+        if order is None or order.spec.type is not WorkType.POOL:
+            return
+        if (before.status.state if before else None) is not (after.status.state if after else None):
+            self._unmanaged.look()
 
     def _guest_changed(self, uid: str) -> None:
         for order in self.orders.of_instance(uid):

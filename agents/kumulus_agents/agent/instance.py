@@ -17,6 +17,7 @@ from kumulus.runtime.result import Done, Requeue, Result, Wait
 from kumulus_agents.agent import hold, instance_memory, instance_plan, instance_status
 from kumulus_agents.agent.fence import at_once, starts
 from kumulus_agents.agent.instance_scope import (
+    Adopt,
     Attach,
     ChangeDisc,
     Detach,
@@ -26,7 +27,10 @@ from kumulus_agents.agent.instance_scope import (
     PlugIn,
     PressButton,
     Receive,
+    Redefine,
+    Refill,
     RemovePort,
+    Replug,
     Resize,
     Resume,
     Scope,
@@ -276,7 +280,7 @@ class Instances:
                 self._done(step, order)
                 continue
             done = False
-            if not isinstance(step, Attach | ChangeDisc | Filter | PlugIn | Resize):
+            if not isinstance(step, Attach | ChangeDisc | Filter | PlugIn | Redefine | Refill | Replug | Resize):
                 return
         if plan.steps and done:
             self._memory[order.name] = replace(self._memory[order.name], hold=None)
@@ -288,6 +292,8 @@ class Instances:
             self._memory[order.name] = replace(memory, pressed_at=now)
         elif isinstance(step, Resume):
             self._memory[order.name] = replace(memory, resumed_at=now)
+        elif isinstance(step, Refill):
+            self._memory[order.name] = replace(memory, refilled_at=now)
         elif isinstance(step, Resize):
             self._memory[order.name] = replace(memory, resized_at=now, amounts=0)
         elif isinstance(step, Detach):
@@ -295,7 +301,7 @@ class Instances:
         elif isinstance(step, Unplug):
             known = {step.nic: None, **memory.ports}
             self._memory[order.name] = replace(memory, asked={**memory.asked, step.nic: now}, ports=known)
-        elif isinstance(step, Start | Wake | Receive) and order.spec.instance is not None:
+        elif isinstance(step, Start | Wake | Receive | Adopt) and order.spec.instance is not None:
             started = {nic.uid: nic for nic in order.spec.instance.nics}
             self._memory[order.name] = replace(memory, ports={**memory.ports, **started}, amounts=0)
         elif isinstance(step, Filter | PlugIn):

@@ -15,11 +15,13 @@ from kumulus.api.compute import PowerState, RestartPolicy, StopMode
 from kumulus.api.host import WorkState
 from kumulus.api.instance_order import STALE_TERM
 from kumulus.api.qos import UNLIMITED
-from kumulus_agents.agent import instance_moving
+from kumulus_agents.agent import instance_moving, instance_others
 from kumulus_agents.agent.instance_scope import (
+    Adopt,
     Attach,
     ChangeDisc,
     Detach,
+    Disown,
     DropMemory,
     EndSending,
     Filter,
@@ -103,6 +105,8 @@ def plan(scope: Scope) -> Plan:
         return _delete(scope)
     if (moved := _moved(scope)) is not None:
         return moved
+    if instance_others.to_adopt(scope):
+        return Plan((Adopt(_new_marks(scope, wanted=scope.order.power, restarts=0)),))
     return TRANSITIONS[situation(scope), scope.order.power](scope)
 
 
@@ -221,8 +225,10 @@ def _keep_on(scope: Scope, state: WorkState) -> Plan:
         *_filters(scope),
         *_attaches(scope),
         *_plugs(scope),
+        *instance_others.replugs(scope),
         *_limits(scope),
         *_resizes(scope),
+        *instance_others.restored(scope),
         *_discs(scope),
     )
     if steps:
@@ -264,7 +270,7 @@ def _drives(scope: Scope, state: WorkState) -> Plan:
             message=f"the disc of {', '.join(missing)} is not in its pool on this host yet",
             after=DISC_EVERY,
         )
-    return Plan(state=state)
+    return instance_others.said(scope, state)
 
 
 def _other_discs(scope: Scope) -> dict[str, DiskSource | None]:
@@ -493,6 +499,8 @@ def _stay_off(scope: Scope) -> Plan:
 
 def _delete(scope: Scope) -> Plan:
     order, domain = scope.order, scope.domain
+    if order.unmanage and not order.superseded:
+        return Plan((Disown(tuple(sorted({*_surplus_nics(scope), *_old_ports(scope)}))),), release=True)
     ask = (
         domain is not None
         and (domain.state is DomainState.RUNNING or domain.held)

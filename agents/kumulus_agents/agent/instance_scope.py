@@ -73,6 +73,8 @@ class Memory:
     amounts: int = 0
     """How often another amount of memory was told since then that the guest came to have."""
     amount_told_at: float | None = None
+    refilled_at: float | None = None
+    """When the guest was last asked to take memory that somebody had it give back."""
     trays: Mapping[str, Tray] = field(default_factory=dict)
     """By name of the drive."""
 
@@ -129,6 +131,21 @@ class Start:
     """Make disks and seed, define and start, with these marks."""
 
     marks: Marks
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Make a domain that is not Kumulus' own the machine, with these marks."""
+
+    marks: Marks
+
+
+@dataclass(frozen=True, slots=True)
+class Disown:
+    """Leave the domain as it is, and be it nobody's."""
+
+    ports: tuple[str, ...] = ()
+    """Interfaces that this process knows of and that the order does not name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +214,13 @@ class PlugIn:
 
 
 @dataclass(frozen=True, slots=True)
+class Replug:
+    """Plug an interface of a domain that was somebody else's into its network."""
+
+    nic: Nic
+
+
+@dataclass(frozen=True, slots=True)
 class Unplug:
     """Ask the guest to let go of an interface; of a machine that is off, take it out of the definition."""
 
@@ -224,6 +248,16 @@ class Resize:
     cpus: int
     memory: int
     """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redefine:
+    """Give the domain, which is on, a definition again that somebody took away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refill:
+    """Have the guest, which is on, take memory again that somebody had it give back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +306,8 @@ class Remove:
 
 Step = (
     Mark
+    | Adopt
+    | Disown
     | Start
     | Pause
     | Resume
@@ -284,10 +320,13 @@ Step = (
     | Detach
     | Filter
     | PlugIn
+    | Replug
     | Unplug
     | RemovePort
     | Limit
     | Resize
+    | Redefine
+    | Refill
     | ChangeDisc
     | Send
     | EndSending

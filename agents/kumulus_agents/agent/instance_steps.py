@@ -14,10 +14,12 @@ from kumulus.api.segments import Nic
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.agent.instance_files import InstanceFiles
 from kumulus_agents.agent.instance_scope import (
+    Adopt,
     Arrive,
     Attach,
     ChangeDisc,
     Detach,
+    Disown,
     DropMemory,
     EndSending,
     Filter,
@@ -29,8 +31,11 @@ from kumulus_agents.agent.instance_scope import (
     PlugIn,
     PressButton,
     Receive,
+    Redefine,
+    Refill,
     Remove,
     RemovePort,
+    Replug,
     Resize,
     Resume,
     Send,
@@ -50,6 +55,9 @@ from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.agent.whereabouts import Whereabouts
 from kumulus_agents.hypervisor.protocol import (
     DEFAULT_SHAPE,
+    AdoptedDisk,
+    AdoptedNic,
+    Adoption,
     DomainDisk,
     DomainDrive,
     DomainNic,
@@ -127,6 +135,11 @@ class InstanceSteps:
                 await self._hypervisor.suspend(uid)
             case DropMemory():
                 await self._hypervisor.drop_memory(uid)
+            case Adopt(marks):
+                await self._adopt(instance, marks)
+            case Disown(ports):
+                await self._hypervisor.disown(uid)
+                await self._let_go(instance, ports)
             case Mark(marks):
                 await self._hypervisor.mark(uid, marks)
             case Pause():
@@ -148,6 +161,8 @@ class InstanceSteps:
                 seed = await self._seed(instance.seed) if instance.seed is not None else {}
                 await self._networks.describe(uid, order.spec.for_.namespace or "", order.spec.for_.name, seed)
                 await self._hypervisor.attach_nic(uid, await self._nic(nic, uid))
+            case Replug(nic):
+                await self._hypervisor.replug_nic(uid, await self._nic(nic, uid))
             case Unplug(old):
                 await self._hypervisor.detach_nic(uid, old)
             case RemovePort(old):
@@ -156,6 +171,10 @@ class InstanceSteps:
                 await self._limit(instance, volume)
             case Resize(cpus, memory):
                 await self._hypervisor.resize(uid, cpus, memory)
+            case Redefine():
+                await self._hypervisor.redefine(uid)
+            case Refill():
+                await self._hypervisor.refill(uid)
             case ChangeDisc(drive, disc, force):
                 await self._hypervisor.change_disc(uid, drive, disc, force=force)
             case Send(outgoing):
@@ -350,10 +369,30 @@ class InstanceSteps:
             return {name: text.encode() for name, text in (seed.data or {}).items()}
         return await self._secrets.read(seed.secret, "the first-boot data")
 
+    async def _adopt(self, order: InstanceOrder, marks: Marks) -> None:
+        """The volumes are the files that the domain has, and are not opened: it has them open."""
+        for nic in order.nics:
+            self._networks.demand(nic)
+        disks = []
+        for disk in order.disks:
+            found = await self._pools.driver(disk.pool).volume(disk.volume) if disk.volume is not None else None
+            if found is None or disk.volume is None:
+                raise _not_there(disk)
+            disks.append(AdoptedDisk(disk.name, disk.volume, found.path))
+        if order.nics:
+            seed = await self._seed(order.seed) if order.seed is not None else {}
+            await self._networks.describe(order.uid, marks.namespace, marks.name, seed)
+        nics = [AdoptedNic(nic.uid, nic.mac, await self._networks.ensure_port(nic, order.uid)) for nic in order.nics]
+        await self._hypervisor.adopt(Adoption(marks, disks, nics))
+
     async def _remove(self, order: InstanceOrder, ports: Sequence[str]) -> None:
         """What was made for the machine alone; volumes have a life of their own."""
         await self._hypervisor.remove(order.uid)
         await self._migrations.disks.abandon(order)
+        await self._let_go(order, ports)
+
+    async def _let_go(self, order: InstanceOrder, ports: Sequence[str]) -> None:
+        """What was made beside the domain."""
         for nic in (*(nic.uid for nic in order.nics), *ports):
             await self._networks.remove_port(nic, order.uid)
         await self._networks.forget_machine(order.uid)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -67,6 +67,7 @@ def derive(domain: ForeignDomain) -> UnmanagedInstanceStatus:
         firmware=_clean(domain.shape.firmware, 16),
         persistent=domain.persistent,
         disks=tuple(list(disks.values())[:DEVICES_MOST]),
+        devices=tuple([name for item in domain.shape.others if (name := _clean(item, 64))][:DEVICES_MOST]),
         nics=tuple([nic for item in domain.shape.nics if (nic := _nic(item)) is not None][:DEVICES_MOST]),
     )
 
@@ -83,6 +84,10 @@ def _disk(disk: ForeignDisk) -> UnmanagedDisk | None:
         source=_clean(disk.source, 1024),
         format=_clean(disk.format, 16),
         read_only=disk.read_only or None,
+        layered=disk.layered or None,
+        pool=disk.pool,
+        data=disk.data,
+        size=disk.size,
     )
 
 
@@ -126,9 +131,16 @@ class Unmanaged:
     """Keeps the objects of one host true."""
 
     def __init__(
-        self, client: KubeClient, namespace: str, hypervisor: Hypervisor, *, counted: Callable[[], None] = lambda: None
+        self,
+        client: KubeClient,
+        namespace: str,
+        hypervisor: Hypervisor,
+        *,
+        counted: Callable[[], None] = lambda: None,
+        locate: Callable[[ForeignDisk], Awaitable[ForeignDisk]] | None = None,
     ) -> None:
-        """`counted`: told when there are more or fewer of them than before."""
+        """`counted`: told when there are more or fewer of them than before; `locate` says in which pool a disk is."""
+        self._locate = locate
         self._client, self._namespace, self._hypervisor, self._counted = client, namespace, hypervisor, counted
         self._known: dict[str, UnmanagedInstanceStatus] | None = None
         self._written: dict[str, float] = {}
@@ -176,13 +188,19 @@ class Unmanaged:
     async def _round(self, *, fresh: bool) -> float | None:
         """Look once and write what differs. Seconds until what was written a moment ago may be written again, if it has
         to be. Raises `HypervisorError` and `KubeError`."""
-        found = await self._hypervisor.foreign(fresh=fresh)
+        found = [await self._located(domain) for domain in await self._hypervisor.foreign(fresh=fresh)]
         if self._known is None:
             self._known = await self._listed()
         if self._count not in (None, len(found)):
             self._counted()
         self._count = len(found)
         return await self._write(self._known, found)
+
+    async def _located(self, domain: ForeignDomain) -> ForeignDomain:
+        if self._locate is None:
+            return domain
+        disks = [await self._locate(disk) for disk in domain.shape.disks[:DEVICES_MOST]]
+        return replace(domain, shape=replace(domain.shape, disks=disks))
 
     async def _listed(self) -> dict[str, UnmanagedInstanceStatus]:
         pages = self._client.list_pages(UnmanagedInstance.KIND, self._namespace)

@@ -231,6 +231,7 @@ class Volumes:
             order.spec.for_.namespace,
             foreign=file.foreign,
             passphrase=await self._passphrases.read(wanted.secret) if wanted.secret is not None else None,
+            beside=file.domain is not None,
         )
 
     async def _forget(self, wanted: VolumeOrder, driver: StorageDriver) -> None:

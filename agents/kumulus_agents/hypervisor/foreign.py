@@ -19,6 +19,14 @@ class ForeignDisk:
     """Path or name of that."""
     format: str | None = None
     read_only: bool = False
+    layered: bool = False
+    """It stands on other files."""
+    pool: str | None = None
+    """The StoragePool whose directory its file is in, as far as that was looked for."""
+    data: str | None = None
+    """The id by which a volume can be made of that file."""
+    size: int | None = None
+    """Bytes of the disk in that file, when it is qcow2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,8 @@ class ForeignShape:
     """bios or efi."""
     disks: Sequence[ForeignDisk] = ()
     nics: Sequence[ForeignNic] = ()
+    others: Sequence[str] = ()
+    """What it has besides disks, interfaces, and what every domain has: `hostdev pci`, `filesystem`, `tpm`, `graphics vnc`, ..."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,6 +155,8 @@ class AttachedNic:
     mac: str
     device: str
     """Name of the tap on the host. It is there while the domain is on."""
+    elsewhere: bool = False
+    """It was somebody else's, and is still plugged into what it was then; `replug_nic` changes that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,10 +310,47 @@ class Domain:
     """Uid of the migration by which its guest is to come from another host (`receive`). It is off until that begins; then
     halted, until `arrive`."""
 
+    lost: bool = False
+    """It is on, and somebody took its definition away: it would be gone once it is off."""
+    squeezed: bool = False
+    """It is on, and somebody had its guest give memory back that is its own."""
+    edited: Sequence[str] = ()
+    """It is on, and somebody changed its definition: what of it, which has no effect before its next start."""
+
     @property
     def volumes(self) -> frozenset[str]:
         """Uids of the Volumes among its disks."""
         return frozenset(disk.volume for disk in self.disks if disk.volume is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedDisk:
+    """What a disk of a domain that is adopted is from then on."""
+
+    name: str
+    volume: str
+    """Uid of the Volume."""
+    path: str
+    """Of the volume's file, which is the file that the domain has, perhaps by another name."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedNic:
+    """What an interface of a domain that is adopted is from then on."""
+
+    uid: str
+    mac: str
+    plug: Plug
+    """What it is to be plugged into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """A domain that is not Kumulus' own becomes one that is."""
+
+    marks: Marks
+    disks: Sequence[AdoptedDisk] = ()
+    nics: Sequence[AdoptedNic] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +415,19 @@ class Hypervisor(Protocol):
         UUID or name, `DiskInUse` when another process holds a disk (maybe another copy of the machine).
         """
 
+    async def adopt(self, adoption: Adoption) -> None:
+        """Make the domain with the UUID of the marks' uid, which is not Kumulus' own, one that is: it gets the marks, and its disks
+        and interfaces are known as what the adoption says. It goes on as it was; its next start is a `start`. It is Kumulus' own
+        already: nothing.
+
+        Raises `HypervisorError`, not retryable, and the domain is as it was: `NothingToAdopt` when there is no such domain,
+        `AdoptionMismatch` when it has disks that the adoption does not name, or the other way round.
+        """
+
+    async def disown(self, uid: str) -> None:
+        """Take everything of Kumulus' out of the domain, which goes on, or stays off, and is nobody's from then on. It is that
+        already, or gone: nothing."""
+
     async def mark(self, uid: str, marks: Marks) -> None:
         """Write the marks into the domain's metadata, persistent and live. Gone already: nothing."""
 
@@ -409,6 +461,12 @@ class Hypervisor(Protocol):
 
         The listener is told when the guest has taken memory, or given it back."""
 
+    async def redefine(self, uid: str) -> None:
+        """Give a domain that is on, and whose definition somebody took away, one as it is. It has one, is off or gone: nothing."""
+
+    async def refill(self, uid: str) -> None:
+        """Have a guest that is on take all the memory that is its own. It has, is off or gone: nothing."""
+
     async def ask_guest(self, uid: str) -> GuestSays | None:
         """What the agent in a guest says of it; None when it says nothing within some seconds, has no agent, is off or gone.
 
@@ -427,6 +485,14 @@ class Hypervisor(Protocol):
         nothing; `start` makes the definition anew.
 
         Raises `HypervisorError`: `NoFreeSlot` when the machine has no room for one more until it is started anew.
+        """
+
+    async def replug_nic(self, uid: str, nic: DomainNic) -> None:
+        """Plug an interface of a domain that was adopted, and that is on, into what `nic` says, by the tap's name there. The
+        guest goes on, and loses what was sent meanwhile. It is plugged in there, or the domain has not got it, is off or gone:
+        nothing.
+
+        Raises `HypervisorError(reason="InterfaceMovesLater")`, not retryable, for one that cannot be changed while it is on.
         """
 
     async def detach_nic(self, uid: str, nic: str) -> None:

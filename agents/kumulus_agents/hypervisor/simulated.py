@@ -18,11 +18,12 @@ from pathlib import Path
 
 from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
-from kumulus_agents.hypervisor import simulated_moving
+from kumulus_agents.hypervisor import simulated_adopting, simulated_moving
 from kumulus_agents.hypervisor.foreign import ForeignDomain
 from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
 from kumulus_agents.hypervisor.protocol import (
     TRAY_LOCKED,
+    Adoption,
     AttachedDisk,
     Domain,
     DomainDisk,
@@ -138,6 +139,14 @@ class SimulatedHypervisor:
             host.domains[uid] = replace(domain, marks=spec.marks)
             return host.domains[uid]
 
+    async def adopt(self, adoption: Adoption) -> None:
+        async with self._one_at_a_time(adoption.marks.uid):
+            simulated_adopting.adopt(self._reach(), adoption)
+
+    async def disown(self, uid: str) -> None:
+        async with self._one_at_a_time(uid):
+            simulated_adopting.disown(self._reach(), uid)
+
     async def mark(self, uid: str, marks: Marks) -> None:
         async with self._one_at_a_time(uid):
             host = self._reach()
@@ -177,6 +186,10 @@ class SimulatedHypervisor:
             if domain is None or domain.state is DomainState.STOPPED or any(n.uid == nic.uid for n in domain.nics):
                 return
             host.put(replace(domain, nics=(*domain.nics, plugged(nic))))
+
+    async def replug_nic(self, uid: str, nic: DomainNic) -> None:
+        async with self._one_at_a_time(uid):
+            simulated_adopting.replug(self._reach(), uid, nic)
 
     async def detach_nic(self, uid: str, nic: str) -> None:
         async with self._one_at_a_time(uid):
@@ -218,6 +231,16 @@ class SimulatedHypervisor:
     async def resize(self, uid: str, cpus: int, memory: int) -> None:
         async with self._one_at_a_time(uid):
             self._reach().resized(uid, cpus, memory)
+
+    async def redefine(self, uid: str) -> None:
+        host = self._reach()
+        if (domain := host.domains.get(uid)) is not None and domain.lost:
+            host.put(replace(domain, lost=False))
+
+    async def refill(self, uid: str) -> None:
+        host = self._reach()
+        if (domain := host.domains.get(uid)) is not None and domain.squeezed:
+            host.put(replace(domain, squeezed=uid in host.clinging))
 
     async def ask_guest(self, uid: str) -> GuestSays | None:
         host = self._reach()

@@ -291,6 +291,10 @@ class SimulatedHost:
             on = domain.state is not DomainState.STOPPED
             self.put(replace(domain, state=DomainState.RUNNING if on else domain.state, held=False))
 
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._clock()
+
     def delay(self, seconds: float) -> float:
         """Seconds, more or less."""
         if not seconds:

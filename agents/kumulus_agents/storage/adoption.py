@@ -68,8 +68,12 @@ class Adopting(Protocol):
         *,
         foreign: bool,
         passphrase: Passphrase | None = None,
+        beside: bool = False,
     ) -> StoredVolume:
         """Make the unowned file with that id the volume of that uid, by giving it its name: nothing is copied.
+
+        `beside`: an emulator may have it open, and it keeps the name that it has as well, until the volume is opened for a
+        machine that starts, or removed. To retain such a volume is to take its new name away again.
 
         Unless `foreign` it must be a volume of `namespace` that was retained. It is inspected like an import first,
         and refused when it names other files. Done already: nothing. A refused file stays, by whatever name.
@@ -78,6 +82,10 @@ class Adopting(Protocol):
         Raises `StorageError`: DataNotFound, DataRefused and WrongPassphrase (not retryable), VolumeInUse when an emulator
         has it open.
         """
+
+    async def identify(self, path: str) -> Unowned | None:
+        """What the file of that path is, when it is in the pool's directory and could become a volume; None when not.
+        Raises `StorageError`."""
 
     async def retain_volume(self, uid: str, namespace: str | None, name: str) -> None:
         """Note whose the volume was before its order goes and its data stays. No such volume: nothing."""

@@ -7,6 +7,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.console import ConsoleRequest, ConsoleRequestStatus
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import ConsoleOrder, WorkOrder, WorkOrderSpec, WorkState, WorkType
+from kumulus.api.machine_import import domain_of
 from kumulus.api.order_names import console_order_name
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.store import Key
@@ -103,7 +104,7 @@ class ConsoleReconciler:
             type=WorkType.CONSOLE,
             for_=ObjectRef(kind="ConsoleRequest", namespace=request.namespace, name=request.name, uid=request.uid),
             term=self._services.term(),
-            console=ConsoleOrder(uid=machine.uid, max_bytes=request.spec.max_bytes),
+            console=ConsoleOrder(uid=domain_of(machine), max_bytes=request.spec.max_bytes),
         )
         body = {"metadata": {"name": console_order_name(request.uid)}, "spec": spec.to_json()}
         try:

@@ -8,6 +8,7 @@ from kumulus.api.base import FINALIZER, FORCE_DETACH
 from kumulus.api.compute import Phase, VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.machine_import import UNMANAGE
 from kumulus.api.order_names import instance_order_name
 from kumulus.api.storage import Volume
 from kumulus.kube.errors import Refused
@@ -51,10 +52,11 @@ class Ending:
             return Requeue(1.0)  # its migration ends first, and says which of two hosts has what was written last
         for order in orders:
             if not order.deleting:
-                await self._delete_order(order)
+                await self._delete_order(await self._unmanaged(vm, order))
             elif forced:
                 await drop_finalizer(client, self._known.orders, order)
         if not self._known.orders_of(vm):
+            await self._give_up_volumes(vm)
             await self._delete_own_volumes(vm)
             await self._known.interfaces.drop(vm, all_of_them=True)
             await drop_finalizer(client, self._known.store, vm)
@@ -94,6 +96,36 @@ class Ending:
             self._known.orders.remove(Key(order.namespace, order.name), order.uid)
         else:
             self._known.orders.apply(raw)
+
+    async def _unmanaged(self, vm: VirtualMachine, order: WorkOrder) -> WorkOrder:
+        """The order, which says that its end leaves the domain as it is, if that is wanted."""
+        instance = order.spec.instance
+        if vm.metadata.annotations.get(UNMANAGE) != "true" or instance is None or instance.unmanage:
+            return order
+        change = {
+            "metadata": {"resourceVersion": order.metadata.resource_version},
+            "spec": {"term": max(self._services.term(), order.spec.term), "instance": {"unmanage": True}},
+        }
+        raw = await self._services.client.patch(WorkOrder.KIND, order.name, change, order.namespace)
+        self._known.orders.apply(raw)
+        return WorkOrder.parse(raw)
+
+    async def _give_up_volumes(self, vm: VirtualMachine) -> None:
+        """A machine that goes on as nobody's keeps its disks: their data stays, whatever their volumes say."""
+        if vm.metadata.annotations.get(UNMANAGE) != "true":
+            return
+        for volume in self._known.volumes.of(vm).values():
+            if volume.deleting:
+                continue
+            change = {"metadata": {"annotations": {UNMANAGE: "true"}}}
+            store = self._known.volumes.store
+            store.apply(await self._services.client.patch(Volume.KIND, volume.name, change, volume.namespace))
+            try:
+                raw = await self._services.client.delete(Volume.KIND, volume.name, volume.namespace, uid=volume.uid)
+            except Refused:  # protected from deletion: its data is safe all the same
+                continue
+            if raw is not None and "spec" in raw:
+                store.apply(raw)
 
     async def _delete_own_volumes(self, vm: VirtualMachine) -> None:
         """The volumes that go with the machine. The garbage collector would see to them as well, half a minute later."""

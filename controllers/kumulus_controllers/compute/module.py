@@ -7,6 +7,7 @@ from kumulus_controllers.compute.console import ConsoleReconciler
 from kumulus_controllers.compute.group import PlacementGroupReconciler
 from kumulus_controllers.compute.machine import MachineReconciler
 from kumulus_controllers.compute.restore import RestoreReconciler
+from kumulus_controllers.compute.vm_import import ImportReconciler
 from kumulus_controllers.compute.vm_pool import PoolReconciler
 from kumulus_controllers.compute.vm_snapshot import VmSnapshotReconciler
 from kumulus_controllers.module import fleet_of
@@ -19,6 +20,7 @@ async def _setup(context: Context) -> None:
     context.reconcilers.append(VmSnapshotReconciler(context.services))
     context.reconcilers.append(RestoreReconciler(context.services))
     context.reconcilers.append(PoolReconciler(context.services))
+    context.reconcilers.append(ImportReconciler(context.services))
 
 
 compute = Module(

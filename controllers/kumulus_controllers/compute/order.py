@@ -9,6 +9,7 @@ from kumulus.api.compute import PowerState, ResolvedSize, VirtualMachine
 from kumulus.api.disks import VolumeTemplate
 from kumulus.api.host import WorkOrderSpec, WorkType
 from kumulus.api.instance_order import PRIORITY, Drive, InstanceDisk, InstanceOrder, SeedRef
+from kumulus.api.machine_import import domain_of, origin_of
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.segments import Nic
 from kumulus.api.volumes import ReclaimPolicy
@@ -65,7 +66,7 @@ def instance_order(
         for_=ObjectRef(kind="VirtualMachine", namespace=vm.namespace, name=vm.name, uid=vm.uid),
         term=term,
         instance=InstanceOrder(
-            uid=vm.uid,
+            uid=domain_of(vm),
             epoch=epoch,
             power=vm.spec.power_state,
             restart_policy=vm.spec.restart_policy,
@@ -82,6 +83,8 @@ def instance_order(
             drives=drives,
             nics=nics,
             seed=seed,
+            # Later placements begin with a start: what the domain was is gone, or somebody's again.
+            adopt=epoch == 1 and origin_of(vm) is not None,
         ),
     )
 

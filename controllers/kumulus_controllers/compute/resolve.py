@@ -13,6 +13,7 @@ from kumulus.api.disks import Disk
 from kumulus.api.hardware import features_of
 from kumulus.api.image import OPTICAL, ImagePhase
 from kumulus.api.instance_order import Drive, InstanceDisk
+from kumulus.api.machine_import import origin_of
 from kumulus.api.order_names import luks_secret_name
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.quantity import to_bytes
@@ -392,13 +393,20 @@ def placement_request(scope: Scope, resolution: Resolution) -> Request:
             for item in resolution.volumes
             # One that is being moved stays where it is until that is done: it may come into a pool of that host alone.
             if item.use.volume.status.host is not None and (not item.use.shared or item.use.volume.status.moving_to)
-        },
+        }
+        | _domain_bound(scope),
         shared={
             item.use.volume.name: item.use.pool
             for item in resolution.volumes
             if item.use.pool is not None and item.use.pool.shared
         },
     )
+
+
+def _domain_bound(scope: Scope) -> dict[str, str]:
+    """What was a domain of a host is to be placed there, where it runs."""
+    origin = origin_of(scope.vm)
+    return {"its domain": origin.host} if origin is not None and not scope.vm.status.epoch else {}
 
 
 def standing_request(scope: Scope) -> Request:

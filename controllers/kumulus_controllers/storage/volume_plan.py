@@ -10,6 +10,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder, WorkOrderSpec, WorkType
 from kumulus.api.image import OPTICAL, ClusterImage, Image, ImagePhase
+from kumulus.api.machine_import import UNMANAGE
 from kumulus.api.order_names import luks_secret_name
 from kumulus.api.pool_order import PoolRef, UnownedFile, UnownedKind
 from kumulus.api.qos import Qos
@@ -223,7 +224,10 @@ def stands_on(scope: Scope) -> Volume | None:
 
 
 def retained(scope: Scope) -> bool:
-    """Whether the data outlives the volume. Data is never given up because a class went."""
+    """Whether the data outlives the volume. Data is never given up because a class went, or while a domain that is nobody's
+    has it."""
+    if scope.volume.metadata.annotations.get(UNMANAGE) == "true":
+        return True
     if scope.volume.spec.reclaim_policy is not None:
         return scope.volume.spec.reclaim_policy is ReclaimPolicy.RETAIN
     if scope.volume_class is not None:
@@ -287,6 +291,10 @@ def _existing(scope: Scope, asked: ExistingData) -> tuple[VolumeOrigin, int] | L
     if scope.volume.spec.pool not in (None, asked.pool):
         return Lack("PoolMismatch", f"The data is in StoragePool {asked.pool}: leave spec.pool out, and move it later.")
     file = scope.existing
+    if (
+        file is None and asked.foreign and asked.domain is not None
+    ):  # what its host said of the domain is newer than its list
+        return VolumeOrigin(existing=ExistingFile(id=asked.id, foreign=True, domain=asked.domain)), 0
     theirs = file is not None and file.kind is UnownedKind.VOLUME and file.namespace == scope.volume.namespace
     if file is None or scope.existing_owned or not (asked.foreign or theirs):
         what = "file that nobody owns" if asked.foreign else f"retained volume of namespace {scope.volume.namespace}"
@@ -297,7 +305,9 @@ def _existing(scope: Scope, asked: ExistingData) -> tuple[VolumeOrigin, int] | L
         )
     if file.virtual_size is None or file.kind not in (UnownedKind.VOLUME, UnownedKind.FILE):
         return Lack("DataNotADisk", f"{file.name} is no qcow2 file: convert it first, or import it as an Image.")
-    return VolumeOrigin(existing=ExistingFile(id=asked.id, foreign=asked.foreign)), file.virtual_size
+    return VolumeOrigin(
+        existing=ExistingFile(id=asked.id, foreign=asked.foreign, domain=asked.domain)
+    ), file.virtual_size
 
 
 def _snapshot_origin(scope: Scope, name: str, *, linked: bool) -> tuple[VolumeOrigin, int] | Lack:

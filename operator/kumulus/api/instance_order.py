@@ -177,6 +177,15 @@ class InstanceOrder(Model):
     seed: SeedRef | None = Field(default=None, description="First-boot data.")
     incoming: Incoming | None = Field(default=None, description="Its guest is to come from another host.")
     outgoing: Outgoing | None = Field(default=None, description="Its guest is to go to another host.")
+    adopt: bool = Field(
+        default=False,
+        description="A domain that has this uid as its UUID and is not Kumulus' own becomes the machine, as it is. Nothing is"
+        " started before that.",
+    )
+    unmanage: bool = Field(
+        default=False,
+        description="The end of the order leaves the domain as it is, and it is not Kumulus' own any more.",
+    )
     superseded: bool = Field(
         default=False,
         description="The host was fenced, and the machine has another placement: what is here of it is ended at once, and removed.",

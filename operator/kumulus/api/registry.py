@@ -10,6 +10,7 @@ from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image, ImageUpload
 from kumulus.api.load_balancer import LoadBalancer
+from kumulus.api.machine_import import VirtualMachineImport
 from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.migration import VirtualMachineMigration
@@ -28,6 +29,7 @@ KINDS: tuple[type[Resource], ...] = (
     VirtualMachineRestore,
     VirtualMachinePool,
     VirtualMachineMigration,
+    VirtualMachineImport,
     InstanceType,
     PlacementGroup,
     ConsoleRequest,

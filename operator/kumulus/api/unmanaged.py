@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -28,6 +28,12 @@ class UnmanagedDisk(Model):
     )
     format: str | None = Field(default=None, description="Format of the source, such as qcow2.", max_length=16)
     read_only: bool | None = Field(default=None, description="Whether the guest can only read it.")
+    layered: bool | None = Field(default=None, description="Whether it stands on other files.")
+    pool: str | None = Field(default=None, description="The StoragePool whose directory its file is in.", max_length=63)
+    data: str | None = Field(
+        default=None, description="The id by which a Volume can be made of that file.", max_length=36
+    )
+    size: Bytes | None = Field(default=None, description="Size of the disk in that file, when it is qcow2.")
 
 
 class UnmanagedNic(Model):
@@ -64,6 +70,11 @@ class UnmanagedInstanceStatus(Model):
         description="Its disks and drives; at most 32 are shown.",
         max_length=DEVICES_MOST,
         json_schema_extra=list_map("target"),
+    )
+    devices: tuple[Annotated[str, Field(max_length=64)], ...] = Field(
+        default=(),
+        description="What it has besides those and what every domain has, such as `hostdev pci` or `graphics vnc`; at most 32.",
+        max_length=DEVICES_MOST,
     )
     nics: tuple[UnmanagedNic, ...] = Field(
         default=(), description="Its interfaces; at most 32 are shown.", max_length=DEVICES_MOST

@@ -65,6 +65,10 @@ class ExistingFile(Model):
 
     id: Uid = Field(description="Its id, as the Pool order's facts list it. Never a path.")
     foreign: bool = Field(default=False, description="It need not be a volume of the same namespace that was retained.")
+    domain: Uid | None = Field(
+        default=None,
+        description="UUID of the domain, not Kumulus' own, that has it and may write to it: it keeps its name as well.",
+    )
 
 
 class Revert(Model):

@@ -88,8 +88,16 @@ class Content(Model):
     clone_mode: CloneMode | None = Field(default=None, description=_CLONE_MODE_IS)
 
 
+DomainUuid = Annotated[
+    str, StringConstraints(min_length=36, max_length=36, pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+]
+"""UUID of a domain."""
+
+
 class ExistingData(Model):
     """Data that lies in a pool and that nobody owns: it becomes the volume, and is not copied."""
+
+    rules = (Rule("!has(self.domain) || self.foreign", "domain goes with foreign", field=".domain"),)
 
     pool: ObjectName = Field(description="Name of the StoragePool.")
     host: ObjectName = Field(description="The host that has it.")
@@ -102,6 +110,11 @@ class ExistingData(Model):
     foreign: bool = Field(
         default=False,
         description="It was no volume of this namespace. Only who has the verb adopt on the StoragePool may say so.",
+    )
+    domain: DomainUuid | None = Field(
+        default=None,
+        description="UUID of the domain, not Kumulus' own, that has it and may write to it. The data keeps its name beside that of"
+        " the volume until the machine that the domain becomes is started anew.",
     )
 
 

@@ -19,6 +19,7 @@ from kumulus.cli import (
     explaining,
     host,
     image,
+    importing,
     join,
     lb,
     migrating,
@@ -77,6 +78,7 @@ power.register(_vm)
 console.register(_vm)
 explaining.register(_vm)
 migrating.register(_vm)
+importing.register(_vm)
 image.register(_image)
 upload.register(_image)
 volume.register(_volume)

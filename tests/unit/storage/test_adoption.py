@@ -1,6 +1,6 @@
 """Files that nobody owns: what is listed of them, what may become a volume, and what hostile ones come to."""
 
-# ruff: noqa: ASYNC220, ASYNC240 - small files, in tests
+# ruff: noqa: ASYNC220, ASYNC221, ASYNC240 - small files, in tests
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import asyncio
 import os
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -313,3 +314,73 @@ async def test_a_file_becomes_one_volume_only(driver: DirStorage, path: Path) ->
         return_exceptions=True,
     )
     assert sorted(type(each).__name__ for each in tries) == ["StorageError", "StoredVolume"]
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """An emulator has the file open, as that of a domain that runs has."""
+    arguments = [
+        "qemu-storage-daemon",
+        "--blockdev",
+        f"driver=qcow2,node-name=disk,file.driver=file,file.filename={path}",
+    ]
+    daemon = subprocess.Popen([*arguments, "--chardev", "stdio,id=m", "--monitor", "m"], stdin=-1, stdout=-1)
+    try:
+        assert daemon.stdout is not None
+        assert b"QMP" in daemon.stdout.readline(), "it runs, and has the file"
+        yield
+    finally:
+        daemon.kill()
+        daemon.communicate()
+
+
+async def test_what_a_domain_writes_to_gets_the_name_of_a_volume_beside_its_own(
+    driver: DirStorage, path: Path, tmp_path: Path
+) -> None:
+    file, volume = foreign(path), uid()
+    found = await driver.identify(str(file))
+    assert found is not None and (found.kind, found.virtual_size) == (UnownedKind.FILE, len(RAW))
+    for other in (path / "none.qcow2", path / "volumes" / "none.qcow2", tmp_path / "old.qcow2", path / "volumes"):
+        assert await driver.identify(str(other)) is None
+    with held(file):
+        for _ in range(2):
+            made = await driver.adopt_volume(volume, found.id, {volume}, "ns", foreign=True, beside=True)
+        assert Path(made.path).samefile(file) and file.stat().st_nlink == 2
+        assert (await driver.unowned({volume})).count == 0, "it is the volume's, by whatever name"
+        other = uid()
+        with pytest.raises(StorageError, match="another name"):
+            await driver.adopt_volume(other, found.id, {other}, "ns", foreign=True, beside=True)
+    opened = await driver.open_volume(volume)
+    assert opened == made and not file.exists() and Path(made.path).stat().st_nlink == 1
+    assert content(Path(made.path), tmp_path / "raw") == RAW
+    await driver.retain_volume(volume, "ns", "data")
+    assert await driver.volume(volume) is not None, "it has no other name now"
+
+
+@pytest.mark.parametrize("retained", [True, False])
+async def test_a_volume_that_was_not_opened_since_is_given_back_or_removed(
+    driver: DirStorage, path: Path, retained: bool
+) -> None:
+    file, volume = foreign(path), uid()
+    found = await driver.identify(str(file))
+    assert found is not None
+    await driver.adopt_volume(volume, found.id, {volume}, "ns", foreign=True, beside=True)
+    if retained:
+        await driver.retain_volume(volume, "ns", "data")
+    else:
+        await driver.remove_volume(volume)
+    assert file.exists() is retained and await driver.volume(volume) is None
+    assert not list((path / "volumes").iterdir())
+
+
+async def test_what_is_no_volume_by_itself_is_not_named_beside(driver: DirStorage, path: Path) -> None:
+    base, volume = foreign(path, "base.qcow2"), uid()
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(path / "old.qcow2")], check=True
+    )
+    found = await driver.identify(str(path / "old.qcow2"))
+    assert found is not None
+    with pytest.raises(StorageError) as refused:
+        await driver.adopt_volume(volume, found.id, {volume}, "ns", foreign=True, beside=True)
+    assert (refused.value.reason, refused.value.retryable) == ("DataRefused", False)
+    assert not list((path / "volumes").iterdir()) and (path / "old.qcow2").exists()

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from kumulus.api.volumes import CacheMode
-from kumulus_agents.hypervisor.libvirt import iotune, sources
+from kumulus_agents.hypervisor.libvirt import adopted, iotune, sources
 from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, AttachedNic, Growth, HypervisorError
 from kumulus_agents.storage.source import DiskSource
 
@@ -63,6 +63,14 @@ def size(root: Element) -> Size:
     return Size(cpus, least + taken, Growth(most, least, least + asked, memory))
 
 
+def squeezed(root: Element) -> bool:
+    """Whether the guest has given memory back that is its own (`virsh setmem`). One that was adopted is as it was."""
+    if root.find("devices/memory") is not None or adopted.name_of(root) is not None:
+        return False
+    now, whole = root.findtext("currentMemory"), root.findtext("memory")
+    return now is not None and whole is not None and int(now) < int(whole)
+
+
 def memory_xml(domain_xml: str, asked: int) -> str | None:
     """The device by which memory comes and goes, asking the guest to have so many bytes in all; None when there is none."""
     root = _root(domain_xml)
@@ -87,9 +95,9 @@ def disks(root: Element) -> tuple[AttachedDisk, ...]:
     """The disks in a domain's XML that have a source; not what is in CD-ROM drives that a user asked for."""
     found = []
     for element in root.iterfind("devices/disk"):
-        path = sources.path_of(element)
+        path = adopted.path_of(element)
         if path is not None and _drive(element) is None:
-            serial = element.findtext("serial") or ""
+            serial = adopted.known_as(element, "name") or element.findtext("serial") or ""
             copied_to = _copied_to(element)
             found.append(AttachedDisk(serial, path, _volume(element), iotune.read(element), _cache(element), copied_to))
     return tuple(found)
@@ -117,15 +125,35 @@ def nics(root: Element) -> tuple[AttachedNic, ...]:
     for element in root.iterfind("devices/interface"):
         mac, target = element.find("mac"), element.find("target")
         if (uid := _nic(element)) is not None and mac is not None and target is not None:
-            found.append(AttachedNic(uid, mac.get("address", ""), target.get("dev", "")))
+            device = adopted.known_as(element, "device") or target.get("dev") or ""
+            found.append(AttachedNic(uid, mac.get("address", ""), device, _is_elsewhere(element)))
     return tuple(found)
+
+
+def _is_elsewhere(element: Element) -> bool:
+    """Whether it is plugged into what it was when it was somebody else's, and could be plugged into ours."""
+    bridge, source = adopted.known_as(element, "bridge"), element.find("source")
+    at = source.get("bridge") if source is not None else None
+    return bridge is not None and at != bridge and can_be_replugged(element)
+
+
+def can_be_replugged(element: Element) -> bool:
+    """Whether it is a tap on a bridge of the kernel, with a name: libvirt puts such a one into another bridge."""
+    source, target = element.find("source"), element.find("target")
+    on_bridge = element.get("type") in ("bridge", "network") and source is not None and source.get("bridge")
+    return bool(on_bridge and target is not None and target.get("dev") and element.find("virtualport") is None)
+
+
+def text_of(element: Element) -> str:
+    """A device as libvirt reads it."""
+    return adopted.as_libvirt_knows(element)
 
 
 def nic_xml(domain_xml: str, uid: str) -> str | None:
     """The interface of that uid, as the domain has it, or None."""
     for element in _root(domain_xml).iterfind("devices/interface"):
         if _nic(element) == uid:
-            return ElementTree.tostring(element, encoding="unicode")
+            return adopted.as_libvirt_knows(element)
     return None
 
 
@@ -181,7 +209,7 @@ def target_of(domain_xml: str, volume: str) -> str | None:
 def xml_of(domain_xml: str, volume: str) -> str | None:
     """The disk that is this volume, as the domain has it, or None."""
     element = _find(domain_xml, volume)
-    return None if element is None else ElementTree.tostring(element, encoding="unicode")
+    return None if element is None else adopted.as_libvirt_knows(element)
 
 
 def targets(domain_xml: str) -> tuple[str, ...]:
@@ -191,14 +219,14 @@ def targets(domain_xml: str) -> tuple[str, ...]:
 
 def paths(domain_xml: str) -> dict[str, str]:
     """What its disks are written to, by device name."""
-    found = {_target(element): sources.path_of(element) for element in _root(domain_xml).iterfind("devices/disk")}
+    found = {_target(element): adopted.path_of(element) for element in _root(domain_xml).iterfind("devices/disk")}
     return {target: path for target, path in found.items() if path is not None}
 
 
 def chain_of(domain_xml: str, volume: str) -> tuple[str, ...]:
     """The files that the disk which is this volume is made of, from the top; nothing when the domain has not got it."""
     at, found = _find(domain_xml, volume), list[str]()
-    while at is not None and (path := sources.path_of(at)) is not None:
+    while at is not None and (path := adopted.path_of(at)) is not None:
         found.append(path)
         at = at.find("backingStore")
     return tuple(found)
@@ -254,6 +282,8 @@ def _find(domain_xml: str, volume: str) -> Element | None:
 
 
 def _volume(element: Element) -> str | None:
+    if (known := adopted.known_as(element, "volume")) is not None:
+        return known
     alias = element.find("alias")
     match = _ALIAS.fullmatch(alias.get("name", "")) if alias is not None else None
     return match[1] if match is not None else None
@@ -281,6 +311,8 @@ def _is_open(target: Element | None) -> bool:
 
 
 def _nic(element: Element) -> str | None:
+    if (known := adopted.known_as(element, "uid")) is not None:
+        return known
     alias = element.find("alias")
     name = alias.get("name", "") if alias is not None else ""
     return name.removeprefix(NIC_ALIAS) if name.startswith(NIC_ALIAS) else None
@@ -292,4 +324,4 @@ def _target(element: Element) -> str:
 
 
 def _root(domain_xml: str) -> Element:
-    return ElementTree.fromstring(domain_xml)  # noqa: S314  # libvirt wrote it
+    return adopted.note(ElementTree.fromstring(domain_xml))  # noqa: S314  # libvirt wrote it

@@ -202,6 +202,8 @@ class _Link:
                 self._callbacks.append(register(agent, self._on_agent, None))
                 amount = libvirt.VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE
                 self._callbacks.append(register(amount, self._on_amount, None))
+                amount = libvirt.VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE
+                self._callbacks.append(register(amount, self._on_balloon, None))
                 for event in DEVICE_EVENTS:
                     self._callbacks.append(register(event, self._on_device, None))
             except libvirt.libvirtError as error:
@@ -256,6 +258,9 @@ class _Link:
         self, handle: ConnectionHandle, domain: DomainHandle, alias: str, _bytes: int, _opaque: None
     ) -> None:
         self._on_device(handle, domain, alias, _opaque)
+
+    def _on_balloon(self, handle: ConnectionHandle, domain: DomainHandle, _kib: int, _opaque: None) -> None:
+        self._on_device(handle, domain, "", _opaque)
 
     def _hand_over(self, what: Callable[[], None]) -> None:
         if not self._closed.is_set():

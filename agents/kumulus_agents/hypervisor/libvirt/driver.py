@@ -23,10 +23,12 @@ from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus_agents.hypervisor.foreign import ForeignDomain
 from kumulus_agents.hypervisor.libvirt import (
     acceleration,
+    adopting,
     block_jobs,
     copying,
     discs,
     domain_xml,
+    drift,
     growing,
     guest_agent,
     holding,
@@ -35,6 +37,7 @@ from kumulus_agents.hypervisor.libvirt import (
     marks,
     memory,
     merging,
+    plugging,
     secrets,
     snapshots,
     state,
@@ -50,6 +53,7 @@ from kumulus_agents.hypervisor.libvirt.resting import Resting
 from kumulus_agents.hypervisor.libvirt.settings import Acceleration, LibvirtSettings
 from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
 from kumulus_agents.hypervisor.protocol import (
+    Adoption,
     Domain,
     DomainDisk,
     DomainListener,
@@ -77,6 +81,7 @@ UNDEFINE = (
     | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 )
 NOWAIT = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+REDEFINED = (libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_DEFINED_UPDATED)
 ON = (DomainState.RUNNING, DomainState.PAUSED)
 _UNSEEN = object()
 SAVING_MOST = 2
@@ -100,6 +105,8 @@ class LibvirtHypervisor:
         """What is in the metadata of each domain, by UUID; None: not ours. Events about a domain drop it."""
         self._foreign: dict[str, ForeignDomain] = {}
         """The other domains, by UUID, whose devices need not be asked for again. Events about a domain drop it."""
+        self._redefined: set[str] = set()
+        """Domains of ours whose definition changed since they were started: by somebody else."""
         self._foreign_listener: Callable[[], None] = _nobody
         self._changes = 0
         """Grows with each event, so that what was read before one is not kept after it."""
@@ -131,10 +138,14 @@ class LibvirtHypervisor:
         known, named = self._records.pop(event.uuid, _UNSEEN), event.name == marks.domain_name(event.uuid)
         if known is None or not named:
             self._foreign_listener()
-        if not named:
+        if not named and known is None:  # of one that was not seen yet either may be so: it may have been adopted
             return
         if event.lifecycle is not None:
             self._exits.note(event.uuid, *event.lifecycle)
+            if event.lifecycle == REDEFINED:
+                self._redefined.add(event.uuid)
+            elif event.lifecycle[0] in (libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STOPPED):
+                self._redefined.discard(event.uuid)  # who starts it has it defined anew
         if event.lifecycle is not None or event.devices:
             self._listener(event.uuid)
 
@@ -158,7 +169,7 @@ class LibvirtHypervisor:
             return self._inventory
 
     async def domain(self, uid: str) -> Domain | None:
-        found = await self._ask(functools.partial(_observe, uid))
+        found = await self._ask(functools.partial(_observe, uid, uid in self._redefined))
         return None if found is None else self._domain(*found)
 
     async def domains(self) -> Sequence[Domain]:
@@ -187,6 +198,16 @@ class LibvirtHypervisor:
     async def start(self, spec: DomainSpec) -> Domain:
         return self._domain(*await self._do(spec.marks.uid, functools.partial(_start, spec, await self._platform())))
 
+    async def adopt(self, adoption: Adoption) -> None:
+        await self._do_with_disks(
+            adoption.marks.uid, functools.partial(adopting.adopt, adoption), self._settings.verb_timeout
+        )
+        self._foreign_listener()
+
+    async def disown(self, uid: str) -> None:
+        await self._tell_of_device(uid, adopting.disown)
+        self._foreign_listener()
+
     async def mark(self, uid: str, marks: Marks) -> None:
         await self._tell(uid, functools.partial(verbs.write_marks, marks))
 
@@ -207,6 +228,12 @@ class LibvirtHypervisor:
     async def resize(self, uid: str, cpus: int, memory: int) -> None:
         await self._tell_of_device(uid, functools.partial(growing.resize, cpus, memory))
 
+    async def redefine(self, uid: str) -> None:
+        await self._tell_of_device(uid, drift.redefine)
+
+    async def refill(self, uid: str) -> None:
+        await self._tell_of_device(uid, drift.refill)
+
     async def ask_guest(self, uid: str) -> GuestSays | None:
         # Not in the domain's turn: what libvirt can do beside is not held up.
         return await self._connection.call(
@@ -218,6 +245,9 @@ class LibvirtHypervisor:
 
     async def attach_nic(self, uid: str, nic: DomainNic) -> None:
         await self._tell_of_device(uid, functools.partial(verbs.attach_nic, nic))
+
+    async def replug_nic(self, uid: str, nic: DomainNic) -> None:
+        await self._tell_of_device(uid, functools.partial(plugging.replug, nic))
 
     async def detach_nic(self, uid: str, nic: str) -> None:
         await self._tell_of_device(uid, functools.partial(verbs.detach_nic, nic))
@@ -384,6 +414,9 @@ class LibvirtHypervisor:
                 agent=record.agent,
                 held=record.hold is not None,
                 arriving=record.arriving,
+                lost=record.lost,
+                squeezed=record.squeezed,
+                edited=record.edited,
             )
         why = self._exits.why(record.marks.uid, state.exit_of(*told))
         return Domain(
@@ -460,7 +493,10 @@ def _start(
     Path(spec.console_log).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     buffered = frozenset(disk.path for disk in spec.disks if not verbs.direct(disk.source))
     has = marks.board_of(handle) if handle is not None else None
-    handle = connection.defineXML(domain_xml.render(spec, replace(platform, buffered=buffered), has))
+    xml = domain_xml.render(spec, replace(platform, buffered=buffered), has)
+    if handle is not None:
+        adopting.replaced(handle, spec.marks.uid)
+    handle = connection.defineXML(xml)
     try:
         # FORCE_BOOT: a state that somebody saved belongs to another run, maybe to other disks.
         with secrets.lent(connection, (*spec.disks, *spec.drives)):
@@ -481,7 +517,7 @@ def _already_on(handle: DomainHandle, wanted: Marks) -> tuple[Record, tuple[int,
     return marks.read(handle.XMLDesc(0)) or Record(wanted, None), handle.state()
 
 
-def _observe(uid: str, connection: ConnectionHandle) -> tuple[Record, tuple[int, int]] | None:
+def _observe(uid: str, redefined: bool, connection: ConnectionHandle) -> tuple[Record, tuple[int, int]] | None:
     handle = verbs.lookup(connection, uid)
     if handle is None:
         return None
@@ -489,6 +525,11 @@ def _observe(uid: str, connection: ConnectionHandle) -> tuple[Record, tuple[int,
         record = marks.read(handle.XMLDesc(0))
         if record is not None and not handle.isActive() and handle.hasManagedSaveImage(0):
             record = marks.with_memory(record, handle.managedSaveGetXMLDesc(0))
+        if record is not None and handle.isActive():
+            persistent = bool(handle.isPersistent())
+            now = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if redefined and persistent else None
+            edited = drift.edited(handle.XMLDesc(0), now) if now is not None else ()
+            record = replace(record, lost=not persistent, edited=edited)
         return None if record is None else (record, verbs.state_now(handle))
     except libvirt.libvirtError as error:
         if is_code(error, libvirt.VIR_ERR_NO_DOMAIN):

@@ -26,6 +26,7 @@ class DomainHandle(Protocol):
     def attachDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
     def detachDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
     def updateDeviceFlags(self, xml: str, flags: int) -> int: ...  # noqa: N802
+    def setMemoryFlags(self, memory: int, flags: int) -> int: ...  # noqa: N802
     def setVcpusFlags(self, nvcpus: int, flags: int) -> int: ...  # noqa: N802
     def blockInfo(self, path: str, flags: int = 0) -> Sequence[int]: ...  # noqa: N802
     def blockResize(self, disk: str, size: int, flags: int) -> int: ...  # noqa: N802
@@ -67,6 +68,7 @@ MetadataCallback = Callable[["ConnectionHandle", DomainHandle, int, str, None], 
 TunableCallback = Callable[["ConnectionHandle", DomainHandle, Mapping[str, object], None], None]
 DeviceCallback = Callable[["ConnectionHandle", DomainHandle, str, None], None]
 AmountCallback = Callable[["ConnectionHandle", DomainHandle, str, int, None], None]
+BalloonCallback = Callable[["ConnectionHandle", DomainHandle, int, None], None]
 CloseCallback = Callable[["ConnectionHandle", int, None], None]
 
 
@@ -81,7 +83,12 @@ class ConnectionHandle(Protocol):
         self,
         domain: None,
         event: int,
-        callback: LifecycleCallback | MetadataCallback | TunableCallback | DeviceCallback | AmountCallback,
+        callback: LifecycleCallback
+        | MetadataCallback
+        | TunableCallback
+        | DeviceCallback
+        | AmountCallback
+        | BalloonCallback,
         opaque: None,
     ) -> int: ...
     def domainEventDeregisterAny(self, callback: int) -> int: ...  # noqa: N802

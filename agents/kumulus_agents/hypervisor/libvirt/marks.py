@@ -1,6 +1,6 @@
 """The marks of Kumulus in a domain's own metadata, as XML. Pure.
 
-Five elements, one a namespace, as libvirt wants it: `instance` has the marks and is in the persistent
+Six elements, one a namespace, as libvirt wants it: `adopted` is of domains that others defined (see there); `instance` has the marks and is in the persistent
 and the live definition, and so is `arriving`, which says that its guest comes from another host; `run` says when this run began, `rest` that its guest was asked to bring its file
 systems to rest and is not known to have gone on, `hold` that the guest is held for a snapshot, and what has
 to be done that it goes on. These three are in the live definition alone, so that they go with the run,
@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from kumulus.api.compute import PowerState
 from kumulus.api.hardware import Shape
-from kumulus_agents.hypervisor.libvirt import attached, shaping
+from kumulus_agents.hypervisor.libvirt import adopted, attached, shaping
 from kumulus_agents.hypervisor.libvirt.attached import UNKNOWN_SIZE, Size
 from kumulus_agents.hypervisor.libvirt.handles import DomainHandle
 from kumulus_agents.hypervisor.protocol import DEFAULT_SHAPE, AttachedDisk, AttachedDrive, AttachedNic, Marks
@@ -73,6 +73,12 @@ class Record:
     """Its guest has opened the port of its agent."""
     shape: Shape = DEFAULT_SHAPE
     machine_type: str | None = None
+    squeezed: bool = False
+    """Somebody had its guest give memory back."""
+    lost: bool = False
+    """It has no definition, as far as that was asked."""
+    edited: tuple[str, ...] = ()
+    """What of its definition somebody changed, as far as that was asked."""
 
 
 def domain_name(uid: str) -> str:
@@ -118,10 +124,10 @@ def hold_xml(hold: Hold) -> str:
 def read(domain_xml: str) -> Record | None:
     """What the metadata of a domain says, or None if the domain is not Kumulus' own.
 
-    It is when its marks are whole and its UUID and name are those of the marks' uid: a copy of one of our
-    domains (`virt-clone`) carries our marks and is not ours.
+    It is when its marks are whole, its UUID is the marks' uid, and its name is made of that, or the one that it had when it
+    was adopted: a copy of one of our domains (`virt-clone`) carries our marks and is not ours.
     """
-    root = ElementTree.fromstring(domain_xml)  # noqa: S314  # libvirt wrote it, not a user
+    root = adopted.note(ElementTree.fromstring(domain_xml))  # noqa: S314  # libvirt wrote it, not a user
     instance = root.find(f"metadata/{{{NAMESPACE}}}instance")
     if instance is None:
         return None
@@ -129,7 +135,10 @@ def read(domain_xml: str) -> Record | None:
         marks = _marks(instance)
     except (KeyError, ValueError):
         return None
-    if root.findtext("uuid") != marks.uid or root.findtext("name") != domain_name(marks.uid):
+    if root.findtext("uuid") != marks.uid or root.findtext("name") not in (
+        domain_name(marks.uid),
+        adopted.name_of(root),
+    ):
         return None
     return Record(
         marks,
@@ -143,13 +152,19 @@ def read(domain_xml: str) -> Record | None:
         arriving=_arriving(root.find(f"metadata/{{{ARRIVING_NAMESPACE}}}arriving")),
         agent=attached.agent_is_there(root),
         shape=shaping.recall(root),
-        machine_type=shaping.board(root),
+        machine_type=_board(root),
+        squeezed=attached.squeezed(root),
     )
 
 
 def board_of(handle: DomainHandle) -> str | None:
-    """The board that a domain is defined with, by its exact name."""
-    return shaping.board(ElementTree.fromstring(handle.XMLDesc(0)))  # noqa: S314  # libvirt wrote it
+    """The board that a domain is defined with, by its exact name; None when that is none of those that ours have."""
+    return _board(ElementTree.fromstring(handle.XMLDesc(0)))  # noqa: S314  # libvirt wrote it
+
+
+def _board(root: ElementTree.Element) -> str | None:
+    found = shaping.board(root)
+    return found if found is not None and "q35" in found else None
 
 
 def with_memory(record: Record, saved_xml: str) -> Record:

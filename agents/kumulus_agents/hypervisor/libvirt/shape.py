@@ -21,7 +21,34 @@ def read(domain_xml: str) -> ForeignShape:
         firmware=_firmware(root),
         disks=tuple(_disk(element) for element in root.iterfind("devices/disk")),
         nics=tuple(_nic(element) for element in root.iterfind("devices/interface")),
+        others=_others(root),
     )
+
+
+_USUAL = frozenset(
+    {
+        "emulator",
+        "disk",
+        "interface",
+        "controller",
+        "serial",
+        "console",
+        "channel",
+        "input",
+        "video",
+        "memballoon",
+        "rng",
+    }
+) | {"panic", "audio", "hub", "lease"}
+"""Devices that are not told of by themselves: of our own they have their like, or no guest misses them."""
+
+
+def _others(root: Element) -> tuple[str, ...]:
+    found = root.find("devices")
+    if found is None:
+        return ()
+    named = (" ".join(filter(None, (one.tag, one.get("type") or one.get("model")))) for one in found)
+    return tuple(sorted({name for name in named if name.split(" ")[0] not in _USUAL}))
 
 
 def _firmware(root: Element) -> str:
@@ -42,6 +69,7 @@ def _disk(element: Element) -> ForeignDisk:
         source=_source(element),
         format=_get(driver, "type"),
         read_only=element.find("readonly") is not None,
+        layered=element.find("backingStore/source") is not None,
     )
 
 

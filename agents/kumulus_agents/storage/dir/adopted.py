@@ -5,6 +5,10 @@
     3. its record is written, then it gets the volume's name; the record of what it was goes
 
 A death between 2 and 3 is gone on from: the file waits under that name, which nothing else touches or removes.
+
+A file that an emulator has open as the disk of a domain which is taken over gets the volume's name *beside* its own: the
+domain's definition names that. It loses its own when the volume is opened for a machine that starts: whoever starts one has
+the definition made anew.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import stat
 import struct
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 
 from kumulus.api.pool_order import UnownedKind
 from kumulus_agents.storage import cage, chain, qcow2
@@ -25,6 +30,7 @@ from kumulus_agents.storage.dir import unowned
 from kumulus_agents.storage.dir.images import stored as stored_image
 from kumulus_agents.storage.dir.pool import PoolDirectory
 from kumulus_agents.storage.dir.unowned import Found
+from kumulus_agents.storage.dir.volumes import Record, file_of, known, note
 from kumulus_agents.storage.layers import Layers, from_record
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageError
@@ -34,6 +40,7 @@ from kumulus_agents.storage.settings import StorageSettings
 
 _KNOWN = frozenset({"image", "thick", "retained", "active", "layers", "snapshots", "encrypted"})
 """What a record says of a volume."""
+_VOLUMES = "volumes"
 _DATA_FILE = 1 << 2
 _LOCKS = (100, 200)
 """QEMU's locks of an open image are bytes from 100 and from 200 (block/file-posix.c)."""
@@ -49,10 +56,11 @@ async def adopt(
     *,
     foreign: bool,
     passphrase: Passphrase | None = None,
+    beside: bool = False,
 ) -> None:
     """See `Adopting.adopt_volume`. One at a time in a pool. Raises `StorageError` or `OSError`."""
     with pool.volumes() as volumes, pool.top() as top:
-        waiting = await in_thread(volumes.exists, _adopting(uid))
+        waiting = not beside and await in_thread(volumes.exists, _adopting(uid))
         if waiting:
             where, name, old = volumes, _adopting(uid), id
         else:
@@ -61,9 +69,13 @@ async def adopt(
                 raise _not_found(foreign)
             where, name, old = (volumes if found.in_volumes else top), found.name, found.about.id
         record = await in_thread(read_record, volumes, f"{old}.json") or {}
-        fd = await in_thread(_open, where, name)
+        fd = await in_thread(_open_beside if beside else _open, where, name)
         try:
             await _judge(pool, settings, fd, old, record, passphrase)
+            if beside:
+                place = name if where is top else f"{_VOLUMES}/{name}"
+                await in_thread(_name_beside, where, name, volumes, uid, fd, place)
+                return
             if not waiting:
                 await in_thread(_take, where, name, volumes, uid, fd)
             await in_thread(_settle, volumes, uid, old, fd, record)
@@ -71,13 +83,58 @@ async def adopt(
             os.close(fd)
 
 
+def settle(pool: PoolDirectory, uid: str) -> None:
+    """The volume's file has no other name than the volume's from now on. Idempotent. Blocks."""
+    with pool.volumes() as volumes, pool.top() as top:
+        record = known(volumes, uid)
+        if record is None or record.beside is None:
+            return
+        where, name = _place(record.beside, volumes, top)
+        if _same(where, name, volumes, file_of(uid, uid)):
+            os.unlink(name, dir_fd=where.fd)
+            where.flush()
+        note(volumes, uid, replace(record, beside=None))
+
+
 def retain(pool: PoolDirectory, uid: str, namespace: str | None, name: str) -> None:
     """See `Adopting.retain_volume`. Blocks."""
+    if _withdrawn(pool, uid):
+        return
     with pool.volumes() as volumes:
         record = read_record(volumes, f"{uid}.json")
         whose = {"namespace": namespace, "name": name}
         if record is not None and record.get("retained") != whose:
             write_record(volumes, f"{uid}.json", {**record, "retained": whose})
+
+
+def _withdrawn(pool: PoolDirectory, uid: str) -> bool:
+    """Whether the volume's file goes on under the name that it has besides, and has no other one now."""
+    with pool.volumes() as volumes, pool.top() as top:
+        record = known(volumes, uid)
+        if record is None or record.beside is None or len(record.layers.parents) > 1:
+            return False
+        where, other = _place(record.beside, volumes, top)
+        if not _same(where, other, volumes, file_of(uid, uid)):
+            return False
+        volumes.remove(file_of(uid, uid))
+        volumes.flush()
+        volumes.erase(f"{uid}.json")
+        return True
+
+
+def _place(beside: str, volumes: Directory, top: Directory) -> tuple[Directory, str]:
+    inside, _, name = beside.rpartition("/")
+    return (volumes, name) if inside == _VOLUMES else (top, beside)
+
+
+def _same(where: Directory, name: str, volumes: Directory, file: str) -> bool:
+    """Whether both names are of one file."""
+    try:
+        one = os.stat(name, dir_fd=where.fd, follow_symlinks=False)
+        other = os.stat(file, dir_fd=volumes.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 
 
 def _find(pool: PoolDirectory, id: str, owned: Collection[str]) -> Found | None:
@@ -112,6 +169,33 @@ def _open(where: Directory, name: str) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _open_beside(where: Directory, name: str) -> int:
+    """An emulator may have it, and whoever started that one chose whose it is: the operator vouches for it."""
+    try:
+        return where.open(name, os.O_RDONLY)
+    except FileNotFoundError:
+        raise _not_found(True) from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise _refused("is not a plain file") from error
+        raise
+
+
+def _name_beside(where: Directory, name: str, volumes: Directory, uid: str, fd: int, place: str) -> None:
+    """Give what was inspected the volume's name as well. The record first: a volume that exists has one."""
+    if os.fstat(fd).st_nlink > 1 + volumes.exists(_adopting(uid)):
+        raise _refused("has another name (a hard link) elsewhere: remove that")
+    volumes.remove(_adopting(uid))
+    os.link(name, _adopting(uid), src_dir_fd=where.fd, dst_dir_fd=volumes.fd, follow_symlinks=False)
+    inspected, taken = os.fstat(fd), os.stat(_adopting(uid), dir_fd=volumes.fd, follow_symlinks=False)
+    if (inspected.st_dev, inspected.st_ino) != (taken.st_dev, taken.st_ino):
+        volumes.remove(_adopting(uid))
+        raise _refused("was replaced while it was looked at")
+    note(volumes, uid, Record(Layers.first(uid), beside=place), flush=False)
+    os.rename(_adopting(uid), file_of(uid, uid), src_dir_fd=volumes.fd, dst_dir_fd=volumes.fd)
+    volumes.flush()
 
 
 async def _judge(

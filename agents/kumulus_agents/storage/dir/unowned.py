@@ -46,13 +46,28 @@ def summary(pool: PoolDirectory, owned: Collection[str]) -> Unclaimed:
     return Unclaimed(tuple(found[:LISTED]), len(found), sum(item.size for item in found))
 
 
+def at(pool: PoolDirectory, path: str) -> Unowned | None:
+    """The file of that path, when it lies in the pool's own directory, or in that of its volumes, and could become one.
+    Raises `OSError` or `StorageError`."""
+    parent, name = os.path.split(path)
+    here = str(pool.path)
+    if not name or parent not in (here, f"{here}/volumes") or (parent == here and name in _OURS):
+        return None
+    with pool.top() as top, pool.volumes() as volumes:
+        inside = parent != here
+        for found in _entry(pool, volumes if inside else top, name, in_volumes=inside):
+            return found.about if found.about.kind in _ADOPTABLE else None
+    return None
+
+
 def scan(pool: PoolDirectory, owned: Collection[str]) -> Iterator[Found]:
     """What there is that belongs to no uid in `owned`."""
-    with pool.top() as top:
+    with pool.top() as top, pool.volumes() as volumes:
+        beside = _beside(volumes, owned)
         for name in _names(top):
-            if name not in _OURS:
+            about = _stat(top, name) if beside else None
+            if name not in _OURS and (about is None or (about.st_dev, about.st_ino) not in beside):
                 yield from _entry(pool, top, name, in_volumes=False)
-    with pool.volumes() as volumes:
         yield from _volumes(pool, volumes, owned)
     with pool.images() as images:
         yield from _strays(pool, images.whole, "images", owned, UnownedKind.IMAGE)
@@ -70,6 +85,12 @@ def _volumes(pool: PoolDirectory, volumes: Directory, owned: Collection[str]) ->
         # What another volume's record speaks of, that volume stands on.
         layer = any(spoken_of.get(uid, set()) - {f"{uid}.json"} for uid in uids)
         yield from _entry(pool, volumes, name, in_volumes=True, layer=layer)
+
+
+def _beside(volumes: Directory, owned: Collection[str]) -> frozenset[tuple[int, int]]:
+    """Files of volumes that have another name as well, by device and inode."""
+    found = (_stat(volumes, name) for name in _names(volumes) if name.removesuffix(".qcow2") in owned)
+    return frozenset((about.st_dev, about.st_ino) for about in found if about is not None and about.st_nlink > 1)
 
 
 def _spoken_of(volumes: Directory, names: Collection[str]) -> dict[str, set[str]]:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from kumulus.api.volume_order import VolumeOrigin
-from kumulus_agents.storage.adoption import Unclaimed
+from kumulus_agents.storage.adoption import Unclaimed, Unowned
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.dir import adopted, keepers, snapshots, unowned, volumes
 from kumulus_agents.storage.dir.exclusion import Exclusion
@@ -34,6 +34,7 @@ class VolumeVerbs(Exclusion):
         async with self._lock(f"volume {uid_of(uid)}"):
             if await self.volume(uid) is not None:
                 with told_as("put the volume in order"):
+                    await in_thread(adopted.settle, self._pool, uid)
                     await volumes.mend(self._pool, self._settings, uid)
             return await self.volume(uid)
 
@@ -147,15 +148,21 @@ class VolumeVerbs(Exclusion):
         *,
         foreign: bool,
         passphrase: Passphrase | None = None,
+        beside: bool = False,
     ) -> StoredVolume:
         """See `Adopting.adopt_volume`."""
         async with self._lock("adoption"), self._lock(f"volume {uid_of(uid)}"):
             if (found := await self.volume(uid)) is not None:
                 return found
             with told_as("adopt the data"):
-                adopt = partial(adopted.adopt, foreign=foreign, passphrase=passphrase)
+                adopt = partial(adopted.adopt, foreign=foreign, passphrase=passphrase, beside=beside)
                 await adopt(self._pool, self._settings, uid, uid_of(id), owned, namespace)
             return await self._present(uid)
+
+    async def identify(self, path: str) -> Unowned | None:
+        """See `Adopting.identify`."""
+        with told_as("look for a file"):
+            return await in_thread(unowned.at, self._pool, path)
 
     async def retain_volume(self, uid: str, namespace: str | None, name: str) -> None:
         """See `Adopting.retain_volume`."""

@@ -59,6 +59,8 @@ class Record:
     """All its layers are, with one passphrase, and so are those of other volumes that it stands on."""
     moved: str | None = None
     """The move that brought it here, of a volume that was made in another pool."""
+    beside: str | None = None
+    """The name that its file has besides, below the pool, of one that was a foreign domain's and was not opened since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def known(volumes: Directory, uid: str) -> Record | None:
             "The volume's record is damaged. Restore the volume from a backup.", reason="VolumeDamaged"
         ) from error
     image, reverted, moved = record.get("image"), record.get("reverted"), record.get("moved")
+    beside = record.get("beside")
     return Record(
         layers,
         uid_of(image) if isinstance(image, str) else None,
@@ -99,6 +102,7 @@ def known(volumes: Directory, uid: str) -> Record | None:
         reverted if isinstance(reverted, str) else None,
         bool(record.get("encrypted")),
         moved if isinstance(moved, str) else None,
+        beside if isinstance(beside, str) else None,
     )
 
 
@@ -122,6 +126,8 @@ def note(volumes: Directory, uid: str, record: Record, *, flush: bool = True) ->
         written["encrypted"] = True
     if record.moved is not None:
         written["moved"] = record.moved
+    if record.beside is not None:
+        written["beside"] = record.beside
     write_record(volumes, record_of(uid), written, flush=flush)
 
 
@@ -417,11 +423,26 @@ def remove(pool: PoolDirectory, uid: str) -> None:
         active = record.get("active") if record is not None else None
         first = file_of(uid, active if isinstance(active, str) else uid)
         _refuse_written(volumes, first)
-        for file in sorted(files_of(volumes, uid), key=lambda file: file != first):
+        files = sorted(files_of(volumes, uid), key=lambda file: file != first)
+        if record is not None and isinstance(beside := record.get("beside"), str):
+            _remove_beside(pool, volumes, uid, beside)
+        for file in files:
             volumes.remove(file)
         volumes.flush()
         volumes.erase(record_of(uid))
         volumes.remove(making(uid))
+
+
+def _remove_beside(pool: PoolDirectory, volumes: Directory, uid: str, beside: str) -> None:
+    """The name that the volume's first file has besides."""
+    inside, _, name = beside.rpartition("/")
+    with pool.top() as top, suppress(FileNotFoundError):
+        where = volumes if inside else top
+        one = os.stat(name, dir_fd=where.fd, follow_symlinks=False)
+        other = os.stat(file_of(uid, uid), dir_fd=volumes.fd, follow_symlinks=False)
+        if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino):
+            where.remove(name)
+            where.flush()
 
 
 def _refuse_written(volumes: Directory, file: str) -> None:

@@ -1,0 +1,53 @@
+"""What others than the agent do, and did, to a machine's domain on the host: it was theirs before, or they changed it. Pure."""
+
+from __future__ import annotations
+
+from kumulus.api.host import WorkState
+from kumulus_agents.agent.instance_scope import Plan, Redefine, Refill, Replug, Scope, Step
+
+REFILL_EVERY = 10.0
+"""Seconds between two requests to a guest to take memory again that somebody had it give back."""
+
+
+def to_adopt(scope: Scope) -> bool:
+    """Whether the machine is a domain that nobody has taken over yet. What was reported of it once is Kumulus' own since, and
+    made anew when it is lost."""
+    facts = scope.status.instance
+    known = facts is not None and facts.epoch is not None
+    return scope.order.adopt and scope.domain is None and not known
+
+
+def replugs(scope: Scope) -> tuple[Step, ...]:
+    """Interfaces that were somebody else's and are still plugged into what they were then."""
+    elsewhere = {nic.uid for nic in scope.domain.nics if nic.elsewhere} if scope.domain is not None else set()
+    return tuple(Replug(nic) for nic in scope.order.nics if nic.uid in elsewhere)
+
+
+def restored(scope: Scope) -> tuple[Step, ...]:
+    """What somebody on the host took from a machine that is on: its definition, and memory of its guest."""
+    domain, since = scope.domain, scope.memory.refilled_at
+    if domain is None:
+        return ()
+    refill = domain.squeezed and (since is None or scope.now >= since + REFILL_EVERY)
+    return (*((Redefine(),) if domain.lost else ()), *((Refill(),) if refill else ()))
+
+
+def said(scope: Scope, state: WorkState) -> Plan:
+    """What is said while its definition is not what it was started by, or its guest lacks memory."""
+    domain = scope.domain
+    if domain is not None and domain.edited:
+        return Plan(
+            state=state,
+            reason="DefinitionChanged",
+            message=f"somebody changed its definition on the host ({', '.join(domain.edited)[:200]}): that has no effect, and"
+            " is put back when it is started anew; change the machine's spec",
+        )
+    if domain is not None and domain.squeezed:
+        return Plan(
+            state=state,
+            reason="MemoryTaken",
+            message=f"somebody on the host had its guest give memory back; it is asked to take it again every"
+            f" {REFILL_EVERY:.0f} s",
+            after=REFILL_EVERY,
+        )
+    return Plan(state=state)
