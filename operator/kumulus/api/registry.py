@@ -5,6 +5,7 @@ from __future__ import annotations
 from kumulus.api.base import Resource
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.console import ConsoleRequest
+from kumulus.api.events import EventSink
 from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image, ImageUpload
@@ -51,6 +52,7 @@ KINDS: tuple[type[Resource], ...] = (
     Host,
     UnmanagedInstance,
     HostRemediation,
+    EventSink,
     WorkOrder,
     HostReport,
 )
