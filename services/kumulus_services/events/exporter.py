@@ -13,6 +13,7 @@ import structlog
 from kumulus.api.events import EventSink
 from kumulus.kube.client import KubeClient
 from kumulus.kube.election import Elector
+from kumulus.kube.place import Place
 from kumulus.kube.reflector import Reflector
 from kumulus.kube.store import Store
 from kumulus.runtime.metrics import count_write
@@ -48,12 +49,15 @@ class Exporter:
         """Wait for the Lease, then tell. Raises what keeps it from going on; everything is closed then."""
         settings = self._settings
         client = await KubeClient.from_kubeconfig(user_agent="kumulus-events", on_write=count_write)
+        settings.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        place = Place(settings.directory / "exporter.lock")
         elector = Elector(
             client,
             namespace=settings.namespace,
             name=settings.lease,
             identity=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
             duration=settings.lease_seconds,
+            place=place,
             on_started=self._start,
             on_stopped=self._stop,
         )
@@ -72,6 +76,8 @@ class Exporter:
                 task.cancel()
             await asyncio.gather(campaign, lost, return_exceptions=True)
             await client.close()
+            # Last of all, because for whoever gets it this exporter is dead.
+            place.leave()
 
     async def _start(self, _: int) -> None:
         self._telling = asyncio.create_task(self._tell(), name="exporter")

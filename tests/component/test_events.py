@@ -1,0 +1,343 @@
+"""Events against a real API server: an exporter in a process of its own, with the credentials of its account, real
+receivers, and a real NATS server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import secrets
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+import yaml
+
+from kumulus.api.base import PLATFORM_NAMESPACE
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.events import REDELIVER, EventSink
+from kumulus.api.fabric import Zone
+from kumulus.api.storage import Volume
+from kumulus.kube.builtin import SECRET
+from kumulus.kube.client import KubeClient
+from kumulus.kube.errors import Refused
+from kumulus_lab import places
+from kumulus_lab.cluster import NativeCluster
+from kumulus_lab.ports import free_ports
+from kumulus_lab.processes import Daemon
+from tests.component.receiver import receiving
+from tests.component.test_kube import connected, until
+
+pytestmark = pytest.mark.cluster
+
+Raw = dict[str, Any]
+KEY = b"0123456789abcdef0123456789abcdef"
+SPEC: Raw = {"powerState": "Stopped", "resources": {"cpus": 1, "memory": "64Mi"}}
+
+
+class Exporter:
+    """`kumulus run -m services.events` with a journal of its own."""
+
+    def __init__(self, cluster: NativeCluster, directory: Path, **settings: Any) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self._daemon = Daemon.within(directory, "events")
+        config = directory / "config.yaml"
+        events = {
+            "directory": str(directory / "journal"),
+            "lease": "kumulus-events",
+            "allowed_ranges": ["127.0.0.1/32"],
+            "status_seconds": 0,
+            **settings,
+        }
+        config.write_text(yaml.safe_dump({"include": ["services.events"], "modules": {"services.events": events}}))
+        credentials = cluster.kubeconfig_for(directory / "kubeconfig", PLATFORM_NAMESPACE, "kumulus-events")
+        self._env = {
+            **os.environ,
+            "KUBECONFIG": str(credentials),
+            "KUMULUS_CONFIG": str(config),
+            "KUMULUS_HTTP_PORT": "0",
+            "KUMULUS_LOG_FORMAT": "json",
+        }
+
+    def start(self) -> None:
+        self._daemon.start([places.script("kumulus"), "run"], self._env)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._daemon.kill()
+
+    def stop(self) -> None:
+        self._daemon.stop()
+
+    def log(self) -> str:
+        return "\n".join(path.read_text() for path in self.directory.rglob("*.log"))
+
+    def forget_positions(self) -> None:
+        """As if it had been away for so long that the API server does not know any more what happened since."""
+        with sqlite3.connect(self.directory / "journal" / "journal.sqlite") as journal:
+            journal.execute("UPDATE positions SET version = '1'")
+        journal.close()
+
+
+@contextmanager
+def exporting(cluster: NativeCluster, directory: Path, **settings: Any) -> Iterator[Exporter]:
+    exporter = Exporter(cluster, directory, **settings)
+    exporter.start()
+    try:
+        yield exporter
+    finally:
+        exporter.kill()
+
+
+@pytest.fixture(scope="module")
+def exporter(cluster: NativeCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exporter]:
+    with exporting(cluster, tmp_path_factory.mktemp("events")) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(cluster: NativeCluster) -> AsyncIterator[KubeClient]:
+    async with connected(cluster) as made:
+        yield made
+
+
+@asynccontextmanager
+async def sink(client: KubeClient, namespace: str, name: str, spec: Raw) -> AsyncIterator[None]:
+    """An EventSink, gone in the end."""
+    await client.create(EventSink.KIND, {"metadata": {"name": name}, "spec": spec}, namespace)
+    try:
+        yield
+    finally:
+        await client.delete(EventSink.KIND, name, namespace)
+
+
+async def ready(client: KubeClient, namespace: str, name: str, reason: str = "Delivering") -> Raw:
+    """The status of a sink, once it gives that reason."""
+    found: Raw = {}
+
+    async def says() -> bool:
+        found.update((await client.get(EventSink.KIND, name, namespace)).get("status") or {})
+        return any(c["reason"] == reason for c in found.get("conditions", ()))
+
+    await until(says, f"{name}: {reason}", 30)
+    return found
+
+
+async def machine(client: KubeClient, namespace: str, name: str, **labels: str) -> Raw:
+    return await client.create(
+        VirtualMachine.KIND, {"metadata": {"name": name, "labels": labels}, "spec": SPEC}, namespace
+    )
+
+
+async def phase(client: KubeClient, namespace: str, name: str, **status: Any) -> str:
+    """Report a status; the version that it led to."""
+    made = await client.patch(VirtualMachine.KIND, name, {"status": status}, namespace, subresource="status")
+    return str(made["metadata"]["resourceVersion"])
+
+
+async def test_a_tenant_is_told_in_order_and_nothing_is_lost_when_the_exporter_is_killed(
+    client: KubeClient, exporter: Exporter, kept_namespace: str, module_namespace: str
+) -> None:
+    home, away = kept_namespace, module_namespace
+    busy = False
+
+    def answer(event: Raw) -> int:
+        return 503 if busy else 204
+
+    async with receiving(key=KEY, answer=answer) as receiver:
+        secret = {"metadata": {"name": "hook"}, "data": {"key": base64.b64encode(KEY).decode()}}
+        await client.create(SECRET, secret, home)
+        hook = {"url": receiver.url, "secret": {"name": "hook", "key": "key"}}
+        async with sink(client, home, "hook", {"http": hook, "retry": {"parallel": 8}}):
+            await ready(client, home, "hook")
+            assert receiver.asked == ["kumulus.io"]
+
+            await machine(client, away, "elsewhere")
+            await machine(client, home, "web", tier="front")
+            await phase(client, home, "web", phase="Running", host="h1", startedAt="2026-01-01T00:00:00Z")
+            await phase(client, home, "web", phase="Paused")
+            await until(lambda: "vm.paused" in receiver.types("web"), "the machine's story")
+            story = ["created", "updated", "placed", "started", "updated", "paused"]
+            assert receiver.types("web") == [f"vm.{verb}" for verb in story]
+            started = next(event for event in receiver.taken if event["type"] == "io.kumulus.vm.started")
+            assert started["data"]["change"]["to"] == "2026-01-01T00:00:00Z"
+            assert started["data"]["object"]["metadata"]["labels"] == {"tier": "front"}
+            assert "managedFields" not in started["data"]["object"]["metadata"]
+
+            # Killed in the middle of much, while some is not taken
+            names = [f"vm-{number}" for number in range(12)]
+            versions: dict[str, list[str]] = {}
+
+            async def live(name: str) -> None:
+                made = await machine(client, home, name)
+                versions[name] = [made["metadata"]["resourceVersion"]]
+                for number in range(8):
+                    versions[name].append(await phase(client, home, name, restarts=number))
+
+            async with asyncio.TaskGroup() as group:
+                for name in names:
+                    group.create_task(live(name))
+                await until(lambda: len(receiver.taken) > 30, "it is in the middle of it")
+                busy = True
+                exporter.kill()
+            await client.delete(VirtualMachine.KIND, "vm-0", home)
+            busy = False
+            exporter.start()
+            await until(lambda: "vm.deleted" in receiver.types("vm-0"), "the end of one that ended meanwhile", 60)
+
+            def told(name: str) -> list[str]:
+                news = ("io.kumulus.vm.created", "io.kumulus.vm.updated")
+                mine = [event for event in receiver.once() if event["kumulusname"] == name and event["type"] in news]
+                return [event["sequence"].lstrip("0") for event in mine]
+
+            await until(lambda: all(told(name) == versions[name] for name in names), "every change, in order", 60)
+            assert receiver.forged == 0
+
+            # Away for longer than the API server remembers
+            exporter.kill()
+            exporter.forget_positions()
+            await client.delete(VirtualMachine.KIND, "vm-1", home)
+            await phase(client, home, "vm-2", phase="Failed")
+            last = await phase(client, home, "vm-2", restarts=9)
+            await machine(client, home, "late")
+            exporter.start()
+            await until(lambda: "vm.deleted" in receiver.types("vm-1"), "what ended", 60)
+            await until(lambda: "vm.created" in receiver.types("late"), "what began", 60)
+            await until(lambda: told("vm-2")[-1] == last, "the final state")
+            assert "vm.failed" in receiver.types("vm-2")
+            assert not receiver.types("elsewhere"), "of another namespace"
+            status = await ready(client, home, "hook")
+            assert status["delivered"] >= len(receiver.once())
+            assert KEY.decode() not in exporter.log() + str(status)
+
+
+async def test_a_dead_sink_delays_nobody_and_what_it_refused_is_sent_on_request(
+    client: KubeClient, exporter: Exporter, kept_namespace: str
+) -> None:
+    home, bad = kept_namespace, True
+
+    def answer(event: Raw) -> int:
+        return 500 if bad and event["kumulusname"] == "poison" else 204
+
+    (closed,) = free_ports(1)
+    async with receiving(answer=answer) as picky, receiving(origins=None) as rude, receiving() as plain:
+        once = {"attempts": 1}
+        async with (
+            sink(client, home, "picky", {"http": {"url": picky.url}, "retry": once}),
+            sink(client, home, "rude", {"http": {"url": rude.url}}),
+            sink(client, home, "dead", {"http": {"url": f"http://127.0.0.1:{closed}/"}}),
+            sink(client, home, "sly", {"http": {"url": f"http://[::1]:{picky.port}/", "handshake": False}}),
+            sink(client, home, "keyless", {"http": {"url": plain.url, "secret": {"name": "none", "key": "k"}}}),
+            sink(
+                client,
+                home,
+                "plain",
+                {
+                    "http": {"url": plain.url, "handshake": False},
+                    "filter": {"kinds": ["VirtualMachine"], "types": ["io.kumulus.vm.*"], "labels": {"tier": "front"}},
+                },
+            ),
+        ):
+            for name in ("picky", "plain"):
+                await ready(client, home, name)
+            await machine(client, home, "poison")
+            await machine(client, home, "web", tier="front")
+            await client.create(Volume.KIND, {"metadata": {"name": "data"}, "spec": {"size": "1Gi"}}, home)
+            await until(lambda: picky.types("data") == ["volume.created"], "others are told")
+            await until(lambda: plain.types("web") == ["vm.created"], "what fits the filter")
+            assert not plain.types("poison") and not plain.types("data")
+            assert not picky.types("poison") and not rude.taken
+            await ready(client, home, "rude", "HandshakeRefused")
+            await ready(client, home, "dead", "Unreachable")
+            await ready(client, home, "keyless", "SecretNotFound")
+            refused = await ready(client, home, "sly", "AddressRefused")
+            assert "not a public address" in refused["conditions"][0]["message"]
+
+            async def buried() -> bool:
+                found = await client.get(EventSink.KIND, "picky", home)
+                return bool(found["status"].get("deadLetters") == 1)
+
+            await until(buried, "the dead letter is counted")
+            bad = False
+            await client.patch(EventSink.KIND, "picky", {"metadata": {"annotations": {REDELIVER: "1"}}}, home)
+            await until(lambda: picky.types("poison") == ["vm.created"], "once more, on request")
+
+            async def done() -> bool:
+                status = (await client.get(EventSink.KIND, "picky", home))["status"]
+                return bool((status.get("deadLetters"), status.get("redelivered")) == (0, "1"))
+
+            await until(done, "it says so")
+
+
+async def test_only_the_operator_asks_for_namespaces(client: KubeClient, kept_namespace: str) -> None:
+    spec = {"http": {"url": "https://hooks.example.org/"}, "filter": {"namespaces": ["other"]}}
+    with pytest.raises(Refused, match=r"spec\.filter\.namespaces"):
+        await client.create(EventSink.KIND, {"metadata": {"name": "curious"}, "spec": spec}, kept_namespace)
+    both = {**spec, "nats": {"url": "nats://nats.example.org"}, "filter": {}}
+    with pytest.raises(Refused, match="exactly one of http and nats"):
+        await client.create(EventSink.KIND, {"metadata": {"name": "both"}, "spec": both}, kept_namespace)
+
+
+@contextmanager
+def nats_server(directory: Path, port: int) -> Iterator[Daemon]:
+    """A real server with JetStream."""
+    daemon = Daemon.within(directory, "nats")
+    program = shutil.which("nats-server", path=os.environ.get("PATH", "") + ":/usr/sbin")
+    if program is None:
+        pytest.skip("there is no nats-server: `hack/setup.py --tests` installs it")
+    words = [program, "-js", "-a", "127.0.0.1", "-p", str(port), "-sd", str(directory / "store")]
+    daemon.start(words)
+    try:
+        yield daemon
+    finally:
+        daemon.stop()
+
+
+async def test_the_operator_s_stream_has_everything_once(
+    client: KubeClient, exporter: Exporter, kept_namespace: str, tmp_path: Path
+) -> None:
+    zone, name = f"z-{secrets.token_hex(3)}", f"all-{secrets.token_hex(3)}"
+    (port,) = free_ports(1)
+    url = f"nats://127.0.0.1:{port}"
+    async with sink(client, PLATFORM_NAMESPACE, name, {"nats": {"url": url, "subject": "cloud"}}):
+        await ready(client, PLATFORM_NAMESPACE, name, "Unreachable")
+        await client.create(Zone.KIND, {"metadata": {"name": zone}, "spec": {}})
+        await machine(client, kept_namespace, "web")
+        with nats_server(tmp_path, port):
+            await until(lambda: _listens(port), "the server listens")
+            connection = await nats.connect(url)
+            try:
+                stream = connection.jetstream()
+                await stream.add_stream(name="cloud", subjects=["cloud.>"])
+                await client.delete(Zone.KIND, zone)
+                subscription = await stream.subscribe(f"cloud.{kept_namespace}.>")
+                message = await asyncio.wait_for(subscription.next_msg(timeout=60), 60)
+                assert message.subject == f"cloud.{kept_namespace}.vm.created"
+                zones = await stream.subscribe("cloud._.zone.*")
+                subjects = {(await zones.next_msg(timeout=60)).subject for _ in range(2)}
+                assert subjects == {"cloud._.zone.created", "cloud._.zone.deleted"}
+                before = (await stream.stream_info("cloud")).state.messages
+                exporter.kill()
+                exporter.start()
+                await machine(client, kept_namespace, "next")
+                while message.subject != "" and b'"kumulusname":"next"' not in message.data:
+                    message = await subscription.next_msg(timeout=60)
+                after = (await stream.stream_info("cloud")).state.messages
+                assert after == before + 1, "nothing is there twice"
+            finally:
+                await connection.close()
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
