@@ -26,9 +26,8 @@ from kumulus.api.storage import Volume
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import Refused
-from kumulus_lab import places
+from kumulus_lab import places, ports
 from kumulus_lab.cluster import NativeCluster
-from kumulus_lab.ports import free_ports
 from kumulus_lab.processes import Daemon
 from tests.component.receiver import receiving
 from tests.component.test_kube import connected, until
@@ -225,7 +224,7 @@ async def test_a_dead_sink_delays_nobody_and_what_it_refused_is_sent_on_request(
     def answer(event: Raw) -> int:
         return 500 if bad and event["kumulusname"] == "poison" else 204
 
-    (closed,) = free_ports(1)
+    (closed,) = ports.free(1)
     async with receiving(answer=answer) as picky, receiving(origins=None) as rude, receiving() as plain:
         once = {"attempts": 1}
         async with (
@@ -303,7 +302,7 @@ async def test_the_operator_s_stream_has_everything_once(
     client: KubeClient, exporter: Exporter, kept_namespace: str, tmp_path: Path
 ) -> None:
     zone, name = f"z-{secrets.token_hex(3)}", f"all-{secrets.token_hex(3)}"
-    (port,) = free_ports(1)
+    (port,) = ports.free(1)
     url = f"nats://127.0.0.1:{port}"
     async with sink(client, PLATFORM_NAMESPACE, name, {"nats": {"url": url, "subject": "cloud"}}):
         await ready(client, PLATFORM_NAMESPACE, name, "Unreachable")
