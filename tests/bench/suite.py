@@ -9,7 +9,20 @@ from contextlib import AbstractContextManager, nullcontext
 
 from kumulus_lab import machine as lab_machine
 from kumulus_lab.errors import LabError
-from tests.bench import burst, cloud, creation, groups, guests, idle, network, placement, residence, restart, storage
+from tests.bench import (
+    burst,
+    cloud,
+    creation,
+    events,
+    groups,
+    guests,
+    idle,
+    network,
+    placement,
+    residence,
+    restart,
+    storage,
+)
 from tests.bench.bench import Bench, Context, Needs
 from tests.bench.cloud import Cloud, Say
 from tests.bench.record import Record
@@ -32,6 +45,7 @@ BENCHES: Sequence[Bench] = (
     Bench("burst", ("G3", "G4", "G5"), Needs.SIMULATED, burst.run, "many machines at once, beside B1 and B2"),
     Bench("restart", ("G16",), Needs.SIMULATED, restart.run, "controllers and API server end and come back"),
     Bench("residence", ("G12",), Needs.SIMULATED, residence.simulated, "memory of a simulated agent"),
+    Bench("events", ("EV",), Needs.SIMULATED, events.run, "changes through one exporter, killed in the middle"),
     Bench("groups", ("G13",), Needs.SIMULATED, groups.run, "a group changes, and hosts are told"),
     Bench("crowd", ("G1", "G4"), Needs.SIMULATED, creation.crowd, "machines at a pace on more hosts"),
     Bench("guests", ("G7", "G8"), Needs.LIBVIRT, guests.run, "real guests, beside virsh"),

@@ -5,18 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 import secrets
-import shutil
-import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import nats
 import pytest
-import yaml
 
 from kumulus.api.base import PLATFORM_NAMESPACE
 from kumulus.api.compute import VirtualMachine
@@ -26,9 +22,9 @@ from kumulus.api.storage import Volume
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import Refused
-from kumulus_lab import places, ports
+from kumulus_lab import ports
 from kumulus_lab.cluster import NativeCluster
-from kumulus_lab.processes import Daemon
+from tests.component.exporter import Exporter, exporting, nats_server
 from tests.component.receiver import receiving
 from tests.component.test_kube import connected, until
 
@@ -37,61 +33,6 @@ pytestmark = pytest.mark.cluster
 Raw = dict[str, Any]
 KEY = b"0123456789abcdef0123456789abcdef"
 SPEC: Raw = {"powerState": "Stopped", "resources": {"cpus": 1, "memory": "64Mi"}}
-
-
-class Exporter:
-    """`kumulus run -m services.events` with a journal of its own."""
-
-    def __init__(self, cluster: NativeCluster, directory: Path, **settings: Any) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.directory = directory
-        self._daemon = Daemon.within(directory, "events")
-        config = directory / "config.yaml"
-        events = {
-            "directory": str(directory / "journal"),
-            "lease": "kumulus-events",
-            "allowed_ranges": ["127.0.0.1/32"],
-            "status_seconds": 0,
-            **settings,
-        }
-        config.write_text(yaml.safe_dump({"include": ["services.events"], "modules": {"services.events": events}}))
-        credentials = cluster.kubeconfig_for(directory / "kubeconfig", PLATFORM_NAMESPACE, "kumulus-events")
-        self._env = {
-            **os.environ,
-            "KUBECONFIG": str(credentials),
-            "KUMULUS_CONFIG": str(config),
-            "KUMULUS_HTTP_PORT": "0",
-            "KUMULUS_LOG_FORMAT": "json",
-        }
-
-    def start(self) -> None:
-        self._daemon.start([places.script("kumulus"), "run"], self._env)
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self._daemon.kill()
-
-    def stop(self) -> None:
-        self._daemon.stop()
-
-    def log(self) -> str:
-        return "\n".join(path.read_text() for path in self.directory.rglob("*.log"))
-
-    def forget_positions(self) -> None:
-        """As if it had been away for so long that the API server does not know any more what happened since."""
-        with sqlite3.connect(self.directory / "journal" / "journal.sqlite") as journal:
-            journal.execute("UPDATE positions SET version = '1'")
-        journal.close()
-
-
-@contextmanager
-def exporting(cluster: NativeCluster, directory: Path, **settings: Any) -> Iterator[Exporter]:
-    exporter = Exporter(cluster, directory, **settings)
-    exporter.start()
-    try:
-        yield exporter
-    finally:
-        exporter.kill()
 
 
 @pytest.fixture(scope="module")
@@ -281,21 +222,6 @@ async def test_only_the_operator_asks_for_namespaces(client: KubeClient, kept_na
     both = {**spec, "nats": {"url": "nats://nats.example.org"}, "filter": {}}
     with pytest.raises(Refused, match="exactly one of http and nats"):
         await client.create(EventSink.KIND, {"metadata": {"name": "both"}, "spec": both}, kept_namespace)
-
-
-@contextmanager
-def nats_server(directory: Path, port: int) -> Iterator[Daemon]:
-    """A real server with JetStream."""
-    daemon = Daemon.within(directory, "nats")
-    program = shutil.which("nats-server", path=os.environ.get("PATH", "") + ":/usr/sbin")
-    if program is None:
-        pytest.skip("there is no nats-server: `hack/setup.py --tests` installs it")
-    words = [program, "-js", "-a", "127.0.0.1", "-p", str(port), "-sd", str(directory / "store")]
-    daemon.start(words)
-    try:
-        yield daemon
-    finally:
-        daemon.stop()
 
 
 async def test_the_operator_s_stream_has_everything_once(

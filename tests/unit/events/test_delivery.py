@@ -153,10 +153,14 @@ async def test_who_begins_again_leaves_nothing_out(tmp_path: Path) -> None:
     """Cut off anywhere: what comes then begins at the oldest that was not taken for certain."""
     journal = filled(tmp_path, *(Seen(VM, vm(f"vm-{n % 3}", n)) for n in range(1, 60)))
     taken: list[dict[str, Any]] = []
-    for cut in (5, 20, 33, 59):
+
+    async def take(cut: int) -> None:
         receiver = Receiver()
         async with delivering(journal, receiver, retry={"parallel": 3}):
-            await until(lambda cut=cut: len(taken) + len(receiver.taken) >= cut)
-        taken += receiver.taken
+            await until(lambda: len(taken) + len(receiver.taken) >= cut)
+        taken.extend(receiver.taken)
+
+    for cut in (5, 20, 33, 59):
+        await take(cut)
     assert {int(event["sequence"]) for event in taken} == set(range(1, 60))
     journal.close()

@@ -109,7 +109,9 @@ async def test_a_replay_is_for_one_sink(journal: Journal) -> None:
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.sampled_from("abcde"), min_size=30, max_size=80), most=st.integers(1, 20))
-def test_of_too_many_only_intermediate_states_go(tmp_path_factory: pytest.TempPathFactory, steps: str, most: int) -> None:
+def test_of_too_many_only_intermediate_states_go(
+    tmp_path_factory: pytest.TempPathFactory, steps: str, most: int
+) -> None:
     journal = Journal(tmp_path_factory.mktemp("journal"))
     try:
         journal.begin("slow", None)

@@ -60,7 +60,11 @@ def test_a_volume_that_changes_hands_leaves_one_machine_first() -> None:
 
 def test_what_was_missed_is_told_when_its_outcome_is_seen() -> None:
     """A machine that was first seen when it ran already: made, placed, started."""
-    assert verbs("VirtualMachine", None, vm(host="h1", phase="Running", startedAt="t")) == ["created", "placed", "started"]
+    assert verbs("VirtualMachine", None, vm(host="h1", phase="Running", startedAt="t")) == [
+        "created",
+        "placed",
+        "started",
+    ]
 
 
 def test_every_kind_is_told_of_or_not_for_a_reason() -> None:
