@@ -5,14 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import secrets
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import nats
 import pytest
+import yaml
+from nats.js import JetStreamContext
 
 from kumulus.api.base import PLATFORM_NAMESPACE
 from kumulus.api.compute import VirtualMachine
@@ -24,6 +30,7 @@ from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import Refused
 from kumulus_lab import ports
 from kumulus_lab.cluster import NativeCluster
+from kumulus_lab.processes import Daemon
 from tests.component.exporter import Exporter, exporting, nats_server
 from tests.component.receiver import receiving
 from tests.component.test_kube import connected, until
@@ -31,6 +38,7 @@ from tests.component.test_kube import connected, until
 pytestmark = pytest.mark.cluster
 
 Raw = dict[str, Any]
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "events"
 KEY = b"0123456789abcdef0123456789abcdef"
 SPEC: Raw = {"powerState": "Stopped", "resources": {"cpus": 1, "memory": "64Mi"}}
 
@@ -39,6 +47,41 @@ SPEC: Raw = {"powerState": "Stopped", "resources": {"cpus": 1, "memory": "64Mi"}
 def exporter(cluster: NativeCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exporter]:
     with exporting(cluster, tmp_path_factory.mktemp("events")) as running:
         yield running
+
+
+@dataclass
+class Stream:
+    """A NATS server, and what its streams have."""
+
+    url: str
+    context: JetStreamContext
+
+    async def types(self, namespace: str, subject: str = "cloud") -> list[str]:
+        """The types of a namespace's events, in the order of the stream."""
+        head = f"{subject}.{namespace}."
+        subscription = await self.context.subscribe(f"{head}>", ordered_consumer=True)
+        wanted = (await subscription.consumer_info()).num_pending
+        found = []
+        while len(found) < wanted:
+            found.append((await subscription.next_msg(timeout=30)).subject.removeprefix(head))
+        await subscription.unsubscribe()
+        return found
+
+
+@pytest.fixture
+async def stream(tmp_path: Path) -> AsyncIterator[Stream]:
+    """With a stream that takes what begins with `cloud`."""
+    (port,) = ports.free(1)
+    url = f"nats://127.0.0.1:{port}"
+    with nats_server(tmp_path, port):
+        await until(lambda: listens(port), "NATS listens")
+        connection = await nats.connect(url)
+        try:
+            context = connection.jetstream()
+            await context.add_stream(name="cloud", subjects=["cloud.>"])
+            yield Stream(url, context)
+        finally:
+            await connection.close()
 
 
 @pytest.fixture
@@ -82,8 +125,9 @@ async def phase(client: KubeClient, namespace: str, name: str, **status: Any) ->
 
 
 async def test_a_tenant_is_told_in_order_and_nothing_is_lost_when_the_exporter_is_killed(
-    client: KubeClient, exporter: Exporter, kept_namespace: str, module_namespace: str
+    client: KubeClient, exporter: Exporter, kept_namespace: str, module_namespace: str, stream: Stream
 ) -> None:
+    """The operator's stream has the same, and nothing twice."""
     home, away = kept_namespace, module_namespace
     busy = False
 
@@ -94,8 +138,12 @@ async def test_a_tenant_is_told_in_order_and_nothing_is_lost_when_the_exporter_i
         secret = {"metadata": {"name": "hook"}, "data": {"key": base64.b64encode(KEY).decode()}}
         await client.create(SECRET, secret, home)
         hook = {"url": receiver.url, "secret": {"name": "hook", "key": "key"}}
-        async with sink(client, home, "hook", {"http": hook, "retry": {"parallel": 8}}):
+        async with (
+            sink(client, home, "hook", {"http": hook, "retry": {"parallel": 8}}),
+            sink(client, PLATFORM_NAMESPACE, home, {"nats": {"url": stream.url, "subject": "cloud"}}),
+        ):
             await ready(client, home, "hook")
+            await ready(client, PLATFORM_NAMESPACE, home)
             assert receiver.asked == ["kumulus.io"]
 
             await machine(client, away, "elsewhere")
@@ -152,6 +200,14 @@ async def test_a_tenant_is_told_in_order_and_nothing_is_lost_when_the_exporter_i
             await until(lambda: told("vm-2")[-1] == last, "the final state")
             assert "vm.failed" in receiver.types("vm-2")
             assert not receiver.types("elsewhere"), "of another namespace"
+            assert await stream.types(away) == ["vm.created"]
+            everything = len(receiver.once())
+
+            async def whole() -> bool:
+                return len(await stream.types(home)) >= everything
+
+            await until(whole, "the stream has all")
+            assert len(await stream.types(home)) == everything, "nothing is there twice"
             status = await ready(client, home, "hook")
             assert status["delivered"] >= len(receiver.once())
             assert KEY.decode() not in exporter.log() + str(status)
@@ -224,42 +280,58 @@ async def test_only_the_operator_asks_for_namespaces(client: KubeClient, kept_na
         await client.create(EventSink.KIND, {"metadata": {"name": "both"}, "spec": both}, kept_namespace)
 
 
-async def test_the_operator_s_stream_has_everything_once(
+async def test_a_stream_that_was_not_there_gets_what_waited(
+    client: KubeClient, exporter: Exporter, kept_namespace: str, stream: Stream
+) -> None:
+    zone = f"z-{secrets.token_hex(3)}"
+    spec = {"nats": {"url": stream.url, "subject": "later"}, "filter": {"kinds": ["Zone"]}}
+    async with sink(client, PLATFORM_NAMESPACE, zone, spec):
+        await ready(client, PLATFORM_NAMESPACE, zone)
+        await client.create(Zone.KIND, {"metadata": {"name": zone}, "spec": {}})
+        await ready(client, PLATFORM_NAMESPACE, zone, "NoStream")
+        await client.delete(Zone.KIND, zone)
+        await stream.context.add_stream(name="later", subjects=["later.>"])
+
+        async def told() -> bool:
+            return await stream.types("_", "later") == ["zone.created", "zone.deleted"]
+
+        await until(told, "what is in no namespace")
+
+
+async def test_an_inventory_is_kept_by_events_alone(
     client: KubeClient, exporter: Exporter, kept_namespace: str, tmp_path: Path
 ) -> None:
-    zone, name = f"z-{secrets.token_hex(3)}", f"all-{secrets.token_hex(3)}"
-    (port,) = ports.free(1)
-    url = f"nats://127.0.0.1:{port}"
-    async with sink(client, PLATFORM_NAMESPACE, name, {"nats": {"url": url, "subject": "cloud"}}):
-        await ready(client, PLATFORM_NAMESPACE, name, "Unreachable")
-        await client.create(Zone.KIND, {"metadata": {"name": zone}, "spec": {}})
-        await machine(client, kept_namespace, "web")
-        with nats_server(tmp_path, port):
-            await until(lambda: _listens(port), "the server listens")
-            connection = await nats.connect(url)
-            try:
-                stream = connection.jetstream()
-                await stream.add_stream(name="cloud", subjects=["cloud.>"])
-                await client.delete(Zone.KIND, zone)
-                subscription = await stream.subscribe(f"cloud.{kept_namespace}.>")
-                message = await asyncio.wait_for(subscription.next_msg(timeout=60), 60)
-                assert message.subject == f"cloud.{kept_namespace}.vm.created"
-                zones = await stream.subscribe("cloud._.zone.*")
-                subjects = {(await zones.next_msg(timeout=60)).subject for _ in range(2)}
-                assert subjects == {"cloud._.zone.created", "cloud._.zone.deleted"}
-                before = (await stream.stream_info("cloud")).state.messages
-                exporter.kill()
-                exporter.start()
-                await machine(client, kept_namespace, "next")
-                while message.subject != "" and b'"kumulusname":"next"' not in message.data:
-                    message = await subscription.next_msg(timeout=60)
-                after = (await stream.stream_info("cloud")).state.messages
-                assert after == before + 1, "nothing is there twice"
-            finally:
-                await connection.close()
+    home, (port,) = kept_namespace, ports.free(1)
+    secret, manifest = (yaml.safe_load((EXAMPLE / name).read_text()) for name in ("1-secret.yaml", "2-sink.yaml"))
+    await machine(client, home, "before")
+    program = Daemon.within(tmp_path, "inventory")
+    env = {**os.environ, "WEBHOOK_SECRET": secret["stringData"]["secret"]}
+    program.start([sys.executable, EXAMPLE / "inventory.py", f"--listen=127.0.0.1:{port}"], env)
+    try:
+        await until(lambda: listens(port), "the inventory listens")
+        await client.create(SECRET, secret, home)
+        manifest["spec"]["http"]["url"] = f"http://127.0.0.1:{port}/events"
+        async with sink(client, home, manifest["metadata"]["name"], manifest["spec"]):
+            await client.create(Volume.KIND, {"metadata": {"name": "data"}, "spec": {"size": "1Gi"}}, home)
+            await machine(client, home, "web")
+            await machine(client, home, "gone")
+            await phase(client, home, "web", phase="Running")
+            await client.delete(VirtualMachine.KIND, "gone", home)
+
+            async def knows() -> bool:
+                async with aiohttp.request("GET", f"http://127.0.0.1:{port}/") as answer:
+                    found = [(one["kind"], one["name"], one["phase"]) for one in await answer.json()]
+                machines = [("VirtualMachine", "before", None), ("VirtualMachine", "web", "Running")]
+                return found == [*machines, ("Volume", "data", None)]
+
+            await until(knows, "it knows what there is")
+            async with aiohttp.request("POST", f"http://127.0.0.1:{port}/events", json={}) as answer:
+                assert answer.status == 401, "what is not signed is not believed"
+    finally:
+        program.kill()
 
 
-async def _listens(port: int) -> bool:
+async def listens(port: int) -> bool:
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:

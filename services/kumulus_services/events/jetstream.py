@@ -56,20 +56,32 @@ class JetStream:
         address = await self._address(parts.hostname, parts.port or PORT)
         secure = parts.scheme == "tls" or self._target.ca_bundle is not None
         client, given = Client(), self._credentials
+        heard: list[Exception] = []
+
+        async def hear(error: Exception) -> None:
+            heard[:] = [error]
+
         try:
-            await client.connect(
-                servers=[f"nats://{address}:{parts.port or PORT}"],
-                allow_reconnect=False,
-                connect_timeout=max(1, int(self._timeout)),
-                tls=ssl.create_default_context(cadata=self._target.ca_bundle) if secure else None,
-                tls_hostname=parts.hostname if secure else None,
-                error_cb=_quiet,
-                name="kumulus-events",
-                token=given.strip() if given is not None and _CREDENTIALS not in given else None,
-                user_credentials=RawCredentials(given) if given is not None and _CREDENTIALS in given else None,
-            )
+            # It waits for more than what it is told to when a server does not answer.
+            async with asyncio.timeout(self._timeout):
+                await client.connect(
+                    servers=[f"nats://{address}:{parts.port or PORT}"],
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    connect_timeout=max(1, int(self._timeout)),
+                    tls=ssl.create_default_context(cadata=self._target.ca_bundle) if secure else None,
+                    tls_hostname=parts.hostname if secure else None,
+                    error_cb=hear,
+                    name="kumulus-events",
+                    token=given.strip() if given is not None and _CREDENTIALS not in given else None,
+                    user_credentials=RawCredentials(given) if given is not None and _CREDENTIALS in given else None,
+                )
         except (nats_errors.Error, OSError, TimeoutError, ValueError) as error:
-            raise Unavailable(f"{self._target.url}: {type(error).__name__}: {error}"[:500]) from error
+            with suppress(nats_errors.Error, OSError, TimeoutError):
+                await client.close()
+            why = heard[-1] if heard else error
+            raise Unavailable(f"{self._target.url}: {str(why) or 'no answer in time'}"[:500]) from error
         self._client, self._stream = client, client.jetstream(timeout=self._timeout)
 
     async def _address(self, host: str, port: int) -> str:
@@ -106,7 +118,3 @@ class JetStream:
         if client is not None:
             with suppress(nats_errors.Error, OSError, TimeoutError):
                 await client.close()
-
-
-async def _quiet(_: Exception) -> None:
-    """What is wrong is told by who sends."""
