@@ -48,10 +48,12 @@ fmt: setup ## Format the sources, and repair what can be repaired without though
 generate: setup ## Write the CRDs, the reference and the table of states from what is in the code.
 	@$(BIN)/python -m kumulus.crdgen
 	$(BIN)/python -m kumulus_agents.agent.state_table
+	$(BIN)/python -m kumulus_services.events.reference
 
 verify: setup ## Fail when generated files differ from what the code says.
 	@$(BIN)/python -m kumulus.crdgen --check
 	$(BIN)/python -m kumulus_agents.agent.state_table --check
+	$(BIN)/python -m kumulus_services.events.reference --check
 
 lock: ## Write the lock files for what pyproject.toml asks for; what is locked and fits stays. ARGS=--upgrade takes the newest.
 	@made=$$(mktemp -d)
@@ -59,7 +61,7 @@ lock: ## Write the lock files for what pyproject.toml asks for; what is locked a
 	$(PYTHON) -m venv "$$made"
 	"$$made/bin/pip" install --quiet --disable-pip-version-check "$$(sed -n 's/^UV = "\(.*\)"/\1/p' hack/setup.py)"
 	compile() { "$$made/bin/uv" pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11 $(ARGS) "$$@"; }
-	compile --extra controllers --extra agent --extra ovn --extra dev pyproject.toml --output-file requirements.lock
+	compile --extra controllers --extra agent --extra services --extra ovn --extra dev pyproject.toml --output-file requirements.lock
 	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["libvirt"])' \
 	  | compile - --output-file requirements-libvirt.lock
 

@@ -6,6 +6,7 @@ from kumulus.api.base import Resource
 from kumulus.api.claims import IPAddress, SegmentId
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.console import ConsoleRequest
+from kumulus.api.events import EventSink
 from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image, ImageUpload
@@ -55,6 +56,7 @@ KINDS: tuple[type[Resource], ...] = (
     Host,
     UnmanagedInstance,
     HostRemediation,
+    EventSink,
     WorkOrder,
     HostReport,
 )

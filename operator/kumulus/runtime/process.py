@@ -114,14 +114,16 @@ class Process:
             on_started=self._lead,
             on_stopped=self._follow,
         )
-        shell.start()
+        # Without reconcilers there is nothing to lead: a process of services leaves the seat to who has some.
+        if reconcilers:
+            shell.start()
         tasks = [
             asyncio.create_task(Reflector(part.store, client, fields=part.fields, labels=part.labels).run())
             for part in self._caches.reflections()
         ]
         stopping = asyncio.create_task(self._stop.wait())
         broken = asyncio.create_task(shell.failed.wait())
-        campaign = asyncio.create_task(self._campaign(client))
+        campaign = asyncio.create_task(self._campaign(client) if reconcilers else self._stop.wait())
         watched: list[asyncio.Task[Any]] = [*tasks, stopping, broken, campaign]
         try:
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)

@@ -62,8 +62,9 @@ def test_nobody_gets_what_leads_further(role: Raw) -> None:
 
 def test_status_is_written_by_controllers_and_agents_only() -> None:
     for role in ROLES:
-        if any(resource.endswith("/status") for _, resource, _, _ in grants(role)):
-            assert role["metadata"]["name"] in ("kumulus-controllers", "kumulus-host-agent")
+        written = {resource for _, resource, _, _ in grants(role) if resource.endswith("/status")}
+        if written and role["metadata"]["name"] not in ("kumulus-controllers", "kumulus-host-agent"):
+            assert (role["metadata"]["name"], written) == ("kumulus-events", {"eventsinks/status"})
 
 
 def test_claims_are_written_by_the_controllers_only() -> None:
@@ -90,8 +91,8 @@ def test_every_kind_is_somebody_s() -> None:
             for group, plural, verb, _ in grants(role)
             if (group, plural, verb) == (kind.group, kind.plural, "list")
         }
-        reader = "kumulus-operator" if kind.kind == "UnmanagedInstance" else "kumulus-controllers"
-        assert reader in readers, kind.kind
+        reader = {"UnmanagedInstance": "kumulus-operator", "EventSink": "kumulus-events"}
+        assert reader.get(kind.kind, "kumulus-controllers") in readers, kind.kind
 
 
 def test_every_policy_fails_closed_and_is_bound() -> None:

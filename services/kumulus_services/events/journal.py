@@ -1,0 +1,339 @@
+"""What was noticed and has to be told: a file of the exporter's own (SQLite), so that telling costs the API server nothing.
+
+It has the objects as they were told last, how far each kind was watched, the changes that wait, how far each sink is,
+and the dead letters. What is noticed goes in with how far was watched, in one transaction: an exporter that is killed
+anywhere goes on from where both say the same. Its connection is used from one thread at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from kumulus_services.events.envelope import Change
+from kumulus_services.events.transitions import PRESENT, Told
+
+FORMAT = 1
+DEAD_MOST = 10_000
+"""Dead letters that are kept of a sink; the oldest go."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS positions (kind TEXT PRIMARY KEY, version TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS entities (
+  uid TEXT PRIMARY KEY, kind TEXT NOT NULL, namespace TEXT, name TEXT NOT NULL, version TEXT NOT NULL,
+  labels TEXT NOT NULL, object TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS entities_of_kind ON entities (kind, uid, version);
+CREATE TABLE IF NOT EXISTS changes (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL, kind TEXT NOT NULL, namespace TEXT, name TEXT NOT NULL,
+  version TEXT NOT NULL, at TEXT NOT NULL, told TEXT NOT NULL, labels TEXT NOT NULL, object TEXT NOT NULL,
+  queued REAL NOT NULL, sink TEXT);
+CREATE INDEX IF NOT EXISTS changes_of_object ON changes (uid, seq);
+CREATE INDEX IF NOT EXISTS changes_in_namespace ON changes (namespace, seq);
+CREATE TABLE IF NOT EXISTS sinks (
+  uid TEXT PRIMARY KEY, namespace TEXT, cursor INTEGER NOT NULL, delivered INTEGER NOT NULL DEFAULT 0, lost INTEGER NOT NULL DEFAULT 0,
+  redelivered TEXT);
+CREATE TABLE IF NOT EXISTS dead (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, sink TEXT NOT NULL, at TEXT NOT NULL, reason TEXT NOT NULL, change TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS dead_of_sink ON dead (sink, id);
+"""
+_COLUMNS = "uid, kind, namespace, name, version, at, told, labels, object, queued"
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """An object as it was told last."""
+
+    uid: str
+    kind: str
+    namespace: str | None
+    name: str
+    version: str
+    labels: Mapping[str, str]
+    object: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a sink is."""
+
+    cursor: int
+    """All changes up to this one are done with."""
+    delivered: int
+    lost: int
+    redelivered: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Events that were given up."""
+
+    at: str
+    reason: str
+    change: Change
+
+
+class InUse(Exception):
+    """Another process has this journal."""
+
+
+class Journal:
+    """One journal. Made when it is not there."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises `InUse`, `OSError` or `sqlite3.Error`."""
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock: IO[str] = (directory / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise InUse(f"{directory}: another process has it") from error
+        self._db = sqlite3.connect(directory / "journal.sqlite", isolation_level=None, check_same_thread=False)
+        # A killed process loses nothing so; a power cut the last moments, of which the API server still knows.
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.executescript(_TABLES)
+        self._db.execute(f"PRAGMA user_version={FORMAT}")
+
+    def close(self) -> None:
+        """Close it; others may have it then."""
+        self._db.close()
+        self._lock.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    # What was noticed
+
+    def position(self, kind: str) -> str | None:
+        """Up to which version the kind was watched; None for not at all."""
+        row = self._db.execute("SELECT version FROM positions WHERE kind = ?", (kind,)).fetchone()
+        return str(row[0]) if row else None
+
+    def move(self, kind: str, version: str) -> None:
+        """The kind was watched up to that version."""
+        self._db.execute("INSERT OR REPLACE INTO positions VALUES (?, ?)", (kind, version))
+
+    def entity(self, uid: str) -> Entity | None:
+        """The object as it was told last."""
+        row = self._db.execute(
+            "SELECT uid, kind, namespace, name, version, labels, object FROM entities WHERE uid = ?", (uid,)
+        ).fetchone()
+        if row is None:
+            return None
+        uid, kind, namespace, name, version, labels, item = row
+        return Entity(uid, kind, namespace, name, version, json.loads(labels), item)
+
+    def versions(self, kind: str) -> dict[str, str]:
+        """The versions of all objects of the kind that were told, by uid."""
+        return dict(self._db.execute("SELECT uid, version FROM entities WHERE kind = ?", (kind,)))
+
+    def put(self, entity: Entity) -> None:
+        """The object is told like this."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO entities VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                entity.uid,
+                entity.kind,
+                entity.namespace,
+                entity.name,
+                entity.version,
+                json.dumps(entity.labels),
+                entity.object,
+            ),
+        )
+
+    def forget(self, uid: str) -> None:
+        """The object is gone."""
+        self._db.execute("DELETE FROM entities WHERE uid = ?", (uid,))
+
+    def add(self, change: Change, sink: str | None = None) -> None:
+        """A change to be told, to all or to one sink. Its `seq` is the journal's to say."""
+        told = json.dumps([[one.verb, one.field, one.before, one.after] for one in change.told])
+        self._db.execute(
+            f"INSERT INTO changes ({_COLUMNS}, sink) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - a constant
+            (
+                change.uid,
+                change.kind,
+                change.namespace,
+                change.name,
+                change.version,
+                change.at,
+                told,
+                json.dumps(change.labels),
+                change.object,
+                time.time(),
+                sink,
+            ),
+        )
+
+    # Who is told
+
+    def last(self) -> int:
+        """The last change; 0 when there never was one."""
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'changes'").fetchone()
+        return int(row[0]) if row else 0
+
+    def standing(self, sink: str) -> Standing | None:
+        """How far a sink is; None for one that is not known."""
+        row = self._db.execute(
+            "SELECT cursor, delivered, lost, redelivered FROM sinks WHERE uid = ?", (sink,)
+        ).fetchone()
+        return Standing(*row) if row else None
+
+    def begin(
+        self,
+        sink: str,
+        namespace: str | None,
+        *,
+        delivered: int = 0,
+        lost: int = 0,
+        redelivered: str | None = None,
+    ) -> None:
+        """A sink begins with what comes next; with `namespace` it gets only what is there."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO sinks VALUES (?, ?, ?, ?, ?, ?)",
+            (sink, namespace, self.last(), delivered, lost, redelivered),
+        )
+
+    def replay(self, sink: str, at: str, namespace: str | None) -> None:
+        """One change for that sink for each object that there is, in `namespace` or anywhere."""
+        self._db.execute(
+            f"INSERT INTO changes ({_COLUMNS}, sink) SELECT uid, kind, namespace, name, version, ?, ?, labels, object, ?, ?"  # noqa: S608
+            " FROM entities WHERE ? IS NULL OR namespace = ? ORDER BY kind, namespace, name",
+            (at, json.dumps([[PRESENT, "", None, None]]), time.time(), sink, namespace, namespace),
+        )
+
+    def end(self, keep: Iterable[str]) -> None:
+        """Only these sinks are there."""
+        kept = set(keep)
+        for (uid,) in self._db.execute("SELECT uid FROM sinks").fetchall():
+            if uid not in kept:
+                for table, column in (("sinks", "uid"), ("dead", "sink"), ("changes", "sink")):
+                    self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (uid,))  # noqa: S608 - constants
+
+    def after(self, seq: int, sink: str, namespace: str | None, limit: int) -> list[Change]:
+        """The next changes after `seq`, for that sink; with `namespace` only those of objects there."""
+        place = "" if namespace is None else " AND namespace = ?"
+        rows = self._db.execute(
+            f"SELECT seq, {_COLUMNS} FROM changes WHERE seq > ?{place} AND (sink IS NULL OR sink = ?)"  # noqa: S608
+            " ORDER BY seq LIMIT ?",
+            (seq, *(() if namespace is None else (namespace,)), sink, limit),
+        )
+        return [_change(row) for row in rows]
+
+    def pending(self, seq: int, sink: str, namespace: str | None) -> int:
+        """How many changes come after `seq`, as with `after`."""
+        place = "" if namespace is None else " AND namespace = ?"
+        row = self._db.execute(
+            f"SELECT count(*) FROM changes WHERE seq > ?{place} AND (sink IS NULL OR sink = ?)",  # noqa: S608
+            (seq, *(() if namespace is None else (namespace,)), sink),
+        ).fetchone()
+        return int(row[0])
+
+    def advance(self, sink: str, cursor: int, delivered: int) -> None:
+        """The sink is done with all up to `cursor`, and has taken so many events more."""
+        self._db.execute(
+            "UPDATE sinks SET cursor = max(cursor, ?), delivered = delivered + ? WHERE uid = ?",
+            (cursor, delivered, sink),
+        )
+
+    # What was given up
+
+    def bury(self, sink: str, change: Change, reason: str, at: str) -> None:
+        """Keep what that sink does not take. The oldest go when there are too many, and are counted as lost."""
+        text = json.dumps(asdict(change))
+        self._db.execute("INSERT INTO dead (sink, at, reason, change) VALUES (?, ?, ?, ?)", (sink, at, reason, text))
+        if (more := self.dead_letters(sink) - DEAD_MOST) > 0:
+            self._db.execute(
+                "DELETE FROM dead WHERE id IN (SELECT id FROM dead WHERE sink = ? ORDER BY id LIMIT ?)", (sink, more)
+            )
+            self._db.execute("UPDATE sinks SET lost = lost + ? WHERE uid = ?", (more, sink))
+
+    def dead_letters(self, sink: str) -> int:
+        """How many dead letters there are of a sink."""
+        return int(self._db.execute("SELECT count(*) FROM dead WHERE sink = ?", (sink,)).fetchone()[0])
+
+    def letters(self, sink: str, limit: int = DEAD_MOST) -> list[DeadLetter]:
+        """The dead letters of a sink, the oldest first."""
+        rows = self._db.execute("SELECT at, reason, change FROM dead WHERE sink = ? ORDER BY id LIMIT ?", (sink, limit))
+        return [DeadLetter(at, reason, _parsed(json.loads(text))) for at, reason, text in rows]
+
+    def redeliver(self, sink: str, request: str) -> int:
+        """Have the sink's dead letters sent once more, after what waits; how many. Once a request."""
+        with self.transaction():
+            letters = self.letters(sink)
+            for letter in letters:
+                self.add(letter.change, sink)
+            self._db.execute("DELETE FROM dead WHERE sink = ?", (sink,))
+            self._db.execute("UPDATE sinks SET redelivered = ? WHERE uid = ?", (request, sink))
+        return len(letters)
+
+    # Its size
+
+    def prune(self, most: int) -> int:
+        """Drop what everybody has; and of more than `most` changes, those of objects of which there is a later one, the
+        oldest half. Returns how many a sink did not have."""
+        with self.transaction():
+            self._drop_done()
+            count, first, last = self._db.execute("SELECT count(*), min(seq), max(seq) FROM changes").fetchone()
+            if count <= most:
+                return 0
+            middle = first + (last - first) // 2
+            gone = self._db.execute(
+                "SELECT seq, namespace FROM changes AS old WHERE seq <= ? AND sink IS NULL AND EXISTS"
+                " (SELECT 1 FROM changes WHERE uid = old.uid AND seq > old.seq AND sink IS NULL)",
+                (middle,),
+            ).fetchall()
+            self._db.executemany("DELETE FROM changes WHERE seq = ?", ((seq,) for seq, _ in gone))
+            for uid, home, cursor in self._db.execute("SELECT uid, namespace, cursor FROM sinks").fetchall():
+                missed = sum(seq > cursor and home in (None, namespace) for seq, namespace in gone)
+                self._db.execute("UPDATE sinks SET lost = lost + ? WHERE uid = ?", (missed, uid))
+            return len(gone)
+
+    def _drop_done(self) -> None:
+        """What a sink waits for in its namespace keeps nothing of others."""
+        everywhere, floors = self.last(), {}
+        for namespace, cursor in self._db.execute("SELECT namespace, min(cursor) FROM sinks GROUP BY namespace"):
+            if namespace is None:
+                everywhere = cursor
+            else:
+                floors[namespace] = cursor
+        for namespace, cursor in floors.items():
+            self._db.execute(
+                "DELETE FROM changes WHERE namespace = ? AND seq <= ?", (namespace, min(cursor, everywhere))
+            )
+        marks = ", ".join("?" * len(floors))
+        self._db.execute(
+            f"DELETE FROM changes WHERE seq <= ? AND (namespace IS NULL OR namespace NOT IN ({marks}))",  # noqa: S608
+            (everywhere, *floors),
+        )
+
+    def size(self) -> int:
+        """How many changes are kept."""
+        return int(self._db.execute("SELECT count(*) FROM changes").fetchone()[0])
+
+
+def _change(row: Sequence[Any]) -> Change:
+    seq, uid, kind, namespace, name, version, at, told, labels, item, queued = row
+    words = tuple(Told(*one) for one in json.loads(told))
+    return Change(seq, uid, kind, namespace, name, version, at, words, item, json.loads(labels), queued)
+
+
+def _parsed(raw: Mapping[str, Any]) -> Change:
+    return Change(**{**raw, "told": tuple(Told(**one) for one in raw["told"])})

@@ -1,0 +1,270 @@
+"""All sinks: one delivery each, begun and ended as EventSinks come, change and go. One that fails keeps no other."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import structlog
+
+from kumulus.api.base import PLATFORM_NAMESPACE, LocalSecretKey
+from kumulus.api.events import REDELIVER, EventSink, EventSinkStatus, SinkCondition, SinkReason
+from kumulus.kube.builtin import SECRET
+from kumulus.kube.client import KubeClient
+from kumulus.kube.errors import Conflict, KubeError, NotFound
+from kumulus.kube.patching import merge_patch
+from kumulus.kube.store import Store
+from kumulus.runtime.conditions import Fact, derive
+from kumulus_services.events import metrics
+from kumulus_services.events.delivery import Delivery, State
+from kumulus_services.events.guard import Guard
+from kumulus_services.events.jetstream import JetStream
+from kumulus_services.events.journal import Journal
+from kumulus_services.events.settings import EventsSettings
+from kumulus_services.events.signing import key_of
+from kumulus_services.events.transport import SecretMissing, Transport
+from kumulus_services.events.webhook import Webhook
+
+log = structlog.get_logger(__name__)
+
+AGAIN_SECONDS = 30.0
+"""After which what kept a sink from beginning is looked at again."""
+LOOK_SECONDS = 1.0
+REASON_SECONDS = 5.0
+"""So often the condition of a sink is written at most."""
+
+
+@dataclass(slots=True)
+class _Runner:
+    """One sink at work."""
+
+    sink: EventSink
+    task: asyncio.Task[None] | None = None
+    delivery: Delivery | None = None
+    state: State = field(default_factory=lambda: State(SinkReason.STARTING, "Nothing was sent yet."))
+    written_at: float = float("-inf")
+
+    @property
+    def shown(self) -> State:
+        return self.delivery.state if self.delivery is not None else self.state
+
+
+class Sinks:
+    """The sinks of a store that somebody else feeds."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        journal: Journal,
+        store: Store[EventSink],
+        settings: EventsSettings,
+        now: Callable[[], str],
+    ) -> None:
+        self._client = client
+        self._journal = journal
+        self._store = store
+        self._settings = settings
+        self._now = now
+        self._runners: dict[str, _Runner] = {}
+        self._changed = asyncio.Event()
+        store.listen(lambda before, after: self._changed.set())
+
+    def wake(self) -> None:
+        """There is more to tell."""
+        for runner in self._runners.values():
+            if runner.delivery is not None:
+                runner.delivery.wake()
+
+    async def run(self) -> None:
+        """Keep them at work until cancelled."""
+        try:
+            while True:
+                self._changed.clear()
+                await self._arrange()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await self._changed.wait()
+        finally:
+            await asyncio.gather(*(self._end(uid) for uid in list(self._runners)))
+
+    async def _arrange(self) -> None:
+        there = {sink.uid: sink for sink in self._store if not sink.deleting}
+        for uid in self._runners.keys() - there.keys():
+            await self._end(uid)
+        with self._journal.transaction():
+            self._journal.end(there)
+        for uid, sink in there.items():
+            runner = self._runners.get(uid)
+            if runner is None or runner.sink.metadata.generation != sink.metadata.generation:
+                await self._end(uid)
+                self._begin(sink)
+            else:
+                runner.sink = sink
+            await self._look(self._runners[uid])
+
+    def _begin(self, sink: EventSink) -> None:
+        self._enter(sink)
+        runner = _Runner(sink)
+        runner.task = asyncio.create_task(self._serve(runner), name=f"sink {sink.namespace}/{sink.name}")
+        self._runners[sink.uid] = runner
+
+    def _enter(self, sink: EventSink) -> None:
+        """The journal knows the sink. One that has had events of which the journal knows nothing, because that was lost,
+        is told of all there is."""
+        if self._journal.standing(sink.uid) is not None:
+            return
+        status, scope = sink.status, _scope(sink)
+        with self._journal.transaction():
+            self._journal.begin(
+                sink.uid,
+                scope,
+                delivered=status.delivered or 0,
+                lost=status.lost or 0,
+                redelivered=sink.metadata.annotations.get(REDELIVER),
+            )
+            if sink.spec.replay or status.delivered is not None:
+                self._journal.replay(sink.uid, self._now(), scope)
+
+    async def _end(self, uid: str) -> None:
+        runner = self._runners.pop(uid, None)
+        if runner is not None and runner.task is not None:
+            runner.task.cancel()
+            await asyncio.gather(runner.task, return_exceptions=True)
+
+    async def _serve(self, runner: _Runner) -> None:
+        """Deliver until cancelled."""
+        sink = runner.sink
+        if sink.spec.suspend:
+            runner.state = State(SinkReason.SUSPENDED, "Its spec says so; events wait.")
+            return
+        while True:
+            try:
+                transport = await self._transport(sink)
+                delivery = Delivery(self._journal, sink, _scope(sink), transport, self._settings.source, self._now)
+                runner.delivery = delivery
+                await delivery.run()
+            except SecretMissing as error:
+                runner.state = State(error.reason, f"{error}.")
+            except KubeError as error:
+                runner.state = State(SinkReason.STARTING, f"Its Secret cannot be read: {error}.")
+            except Exception:
+                log.exception("sink failed", namespace=sink.namespace, sink=sink.name)
+                runner.state = State(SinkReason.STARTING, "It failed; the log of the exporter says how.")
+            runner.delivery = None
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _transport(self, sink: EventSink) -> Transport:
+        settings, retry, home = self._settings, sink.spec.retry, sink.namespace or ""
+        guard = Guard(home == PLATFORM_NAMESPACE, settings.allowed_ranges, settings.denied_ranges)
+        if (target := sink.spec.http) is not None:
+            _trusted(target.ca_bundle)
+            key = None
+            if target.secret is not None:
+                try:
+                    key = key_of(await self._secret(target.secret, home))
+                except ValueError as error:
+                    raise SecretMissing(f"the Secret {target.secret.name} cannot be used: {error}") from error
+            return Webhook(
+                target, guard, key=key, origin=settings.origin, timeout=retry.timeout_seconds, parallel=retry.parallel
+            )
+        assert sink.spec.nats is not None
+        nats = sink.spec.nats
+        _trusted(nats.ca_bundle)
+        given = await self._secret(nats.credentials, home) if nats.credentials is not None else None
+        try:
+            text = given.decode() if given is not None else None
+        except UnicodeDecodeError as error:
+            raise SecretMissing("the Secret has no text") from error
+        return JetStream(nats, guard, credentials=text, timeout=retry.timeout_seconds)
+
+    async def _secret(self, ref: LocalSecretKey, namespace: str) -> bytes:
+        """The value. Raises `SecretMissing`."""
+        try:
+            raw = await self._client.get(SECRET, ref.name, namespace)
+        except NotFound as error:
+            raise SecretMissing(f"there is no Secret {ref.name}; make it") from error
+        value = (raw.get("data") or {}).get(ref.key)
+        if value is None:
+            raise SecretMissing(f"the Secret {ref.name} has no key {ref.key}; add it")
+        try:
+            return base64.b64decode(value)
+        except binascii.Error as error:
+            raise SecretMissing(f"the Secret {ref.name} cannot be read") from error
+
+    # What others see of a sink
+
+    async def _look(self, runner: _Runner) -> None:
+        """Carry out what is asked for, and write what is other than it was."""
+        sink = runner.sink
+        standing = self._journal.standing(sink.uid)
+        request = sink.metadata.annotations.get(REDELIVER)
+        if standing is not None and request is not None and request != standing.redelivered:
+            count = self._journal.redeliver(sink.uid, request)
+            log.info("dead letters are sent once more", namespace=sink.namespace, sink=sink.name, count=count)
+            self.wake()
+        after = self._status(runner)
+        metrics.PENDING.labels(sink.namespace or "", sink.name).set(after.pending or 0)
+        now = asyncio.get_running_loop().time()
+        told = _reason(sink.status) == _reason(after) and sink.status.redelivered == after.redelivered
+        if now - runner.written_at < (self._settings.status_seconds if told else REASON_SECONDS):
+            return
+        patch = merge_patch(sink.status.to_json(), after.to_json())
+        if not patch:
+            return
+        runner.written_at = now
+        body = {"metadata": {"resourceVersion": sink.metadata.resource_version}, "status": patch}
+        try:
+            raw = await self._client.patch(EventSink.KIND, sink.name, body, sink.namespace, subresource="status")
+        except (Conflict, NotFound):
+            return
+        except KubeError as error:
+            log.warning("status not written", namespace=sink.namespace, sink=sink.name, error=str(error))
+            return
+        self._store.apply(raw)
+        runner.sink = EventSink.parse(raw)
+
+    def _status(self, runner: _Runner) -> EventSinkStatus:
+        sink, delivery, shown = runner.sink, runner.delivery, runner.shown
+        standing = self._journal.standing(sink.uid)
+        cursor = delivery.cursor if delivery is not None else standing.cursor if standing else 0
+        ready = shown.reason is SinkReason.DELIVERING
+        before = sink.status
+        fact = Fact(
+            SinkCondition.READY, None if shown.reason is SinkReason.STARTING else ready, shown.reason, shown.message
+        )
+        generation = sink.metadata.generation
+        return EventSinkStatus(
+            observed_generation=generation,
+            conditions=derive(before.conditions, [fact], generation=generation, now=self._now()),
+            delivered=standing.delivered if standing else 0,
+            pending=self._journal.pending(cursor, sink.uid, _scope(sink)),
+            dead_letters=self._journal.dead_letters(sink.uid),
+            lost=standing.lost if standing else 0,
+            last_delivered_at=(delivery.last_delivered_at if delivery else None) or before.last_delivered_at,
+            last_error=(delivery.last_error if delivery else None) or before.last_error,
+            redelivered=standing.redelivered if standing else None,
+        )
+
+
+def _scope(sink: EventSink) -> str | None:
+    """Whose objects it sees; None for all."""
+    return None if sink.namespace == PLATFORM_NAMESPACE else sink.namespace
+
+
+def _reason(status: EventSinkStatus) -> str | None:
+    found = status.condition(SinkCondition.READY)
+    return found.reason if found is not None else None
+
+
+def _trusted(bundle: str | None) -> None:
+    """Certificates that cannot be read are found out before anything is sent."""
+    if bundle is not None:
+        try:
+            ssl.create_default_context(cadata=bundle)
+        except ssl.SSLError as error:
+            raise SecretMissing("caBundle has no certificates that can be read") from error

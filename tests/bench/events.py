@@ -1,0 +1,219 @@
+"""Events through one exporter: it was away while much happened, begins again, is killed in the middle, and catches up.
+
+Changes are made by the real API server before, because it makes a tenth of what the exporter takes: a write costs it
+6 ms of a processor. The exporter then reads them from its watches as fast as it can, with the API server and the receiver on
+the same processors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nats
+
+from kumulus.api.base import PAUSED, PLATFORM_NAMESPACE
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.events import EventSink
+from kumulus.kube.client import KubeClient
+from kumulus_lab import ports
+from kumulus_lab.processes import Daemon
+from tests.bench import procfs
+from tests.bench.bench import Bystanders, Context
+from tests.bench.cloud import BenchError
+from tests.bench.machines import USER_NAMESPACE, ensure_namespace
+from tests.bench.record import Better, Goal, Record, record
+from tests.component.exporter import Exporter, nats_server
+
+GOAL = Goal(id="EV", limit=2000, better=Better.HIGHER)
+LOST = Goal(id="EV", limit=0)
+WRITE_SECONDS = 55.0
+"""For so long changes are made: the API server remembers those of the last 75 s."""
+ABREAST = 24
+LIMIT = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came of one catching up."""
+
+    changes: int
+    missing: int
+    twice: int
+    rate: float
+    cpu: float
+    """Seconds of the exporter's processor."""
+    load: Any
+
+
+async def run(context: Context) -> list[Record]:
+    """A webhook and a stream in turn; each is killed in the middle."""
+    cloud = context.there
+    client = await cloud.client()
+    records: list[Record] = []
+    try:
+        await ensure_namespace(client)
+        for what, target in (("a webhook", _webhook), ("JetStream", _stream)):
+            for killed in (False, True):
+                with tempfile.TemporaryDirectory(prefix="kumulus-bench-") as directory:
+                    found = await _catch_up(context, client, Path(directory), target, killed=killed)
+                how = f"{found.changes} changes to {what}"
+                detail = {"sent twice": found.twice, "exporter CPU s": round(found.cpu, 2)}
+                context.say(f"{how}{', killed' if killed else ''}: {found.rate:.0f}/s, {found.missing} missing")
+                if killed:
+                    name = f"events lost of {how}, exporter killed in the middle"
+                    one = record(name, LOST, "events", found.missing, detail=detail)
+                else:
+                    one = record(f"events a second, {how}", GOAL, "1/s", round(found.rate), detail=detail)
+                records.append(one.model_copy(update={"load": found.load}))
+    finally:
+        await client.close()
+    return records
+
+
+class _Taken:
+    """What a receiver has: ids and moments."""
+
+    def __init__(self, read: Callable[[], Awaitable[list[tuple[float, str]]]], spec: dict[str, Any]) -> None:
+        self.read = read
+        self.spec = spec
+
+
+Target = Callable[[Path], Any]
+
+
+@asynccontextmanager
+async def _webhook(directory: Path) -> AsyncIterator[_Taken]:
+    (port,) = ports.free(1)
+    file = directory / "taken"
+    daemon = Daemon.within(directory, "receiver")
+    daemon.start([sys.executable, "-m", "tests.bench.event_receiver", str(port), str(file)])
+
+    async def read() -> list[tuple[float, str]]:
+        lines = [line.split() for line in file.read_text().splitlines()]
+        return [(float(words[0]), words[1]) for words in lines if len(words) == 2]
+
+    try:
+        yield _Taken(read, {"http": {"url": f"http://127.0.0.1:{port}/"}})
+    finally:
+        daemon.kill()
+
+
+@asynccontextmanager
+async def _stream(directory: Path) -> AsyncIterator[_Taken]:
+    (port,) = ports.free(1)
+    url = f"nats://127.0.0.1:{port}"
+    with ExitStack() as stack:
+        stack.enter_context(nats_server(directory, port))
+        connection = await nats.connect(url, connect_timeout=10)
+        try:
+            stream = connection.jetstream()
+            await stream.add_stream(name="bench", subjects=["bench.>"])
+            taken: list[tuple[float, str]] = []
+
+            async def take(message: Any) -> None:
+                taken.append((time.monotonic(), message.headers["Nats-Msg-Id"]))
+
+            await stream.subscribe("bench.>", cb=take, pending_msgs_limit=-1, pending_bytes_limit=-1)
+
+            async def read() -> list[tuple[float, str]]:
+                return taken
+
+            yield _Taken(read, {"nats": {"url": url, "subject": "bench"}})
+        finally:
+            await connection.close()
+
+
+async def _catch_up(context: Context, client: KubeClient, directory: Path, target: Target, *, killed: bool) -> Found:
+    cloud, name = context.there, f"bench-{time.monotonic_ns()}"
+    exporter = Exporter(cloud.lab.cluster, directory / "exporter", status_seconds=30)
+    async with target(directory) as taken:
+        spec = {**taken.spec, "filter": {"kinds": ["VirtualMachine"]}, "retry": {"parallel": 64}}
+        await client.create(EventSink.KIND, {"metadata": {"name": name}, "spec": spec}, PLATFORM_NAMESPACE)
+        try:
+            exporter.start()
+            await _until(lambda: _delivering(client, name), "the sink is reached")
+            exporter.kill()
+            wanted, names = await _changes(client, context)
+            bystanders, cpu = Bystanders(), 0.0
+            exporter.start()
+            if killed:
+                await _until(lambda: _count(taken, len(wanted) // 3), "the middle")
+                cpu += _cpu(exporter)
+                exporter.kill()
+                exporter.start()
+            await _until(lambda: _has(taken, wanted), "all events", give_up=False)
+            cpu += _cpu(exporter)
+            load = bystanders.load(cpu)
+            found = await taken.read()
+            ids = [identity for _, identity in found]
+            mine = [at for at, identity in found if identity in wanted]
+            seconds = max(mine) - min(mine) if len(mine) > 1 else 0.0
+            missing = len(wanted - set(ids))
+            rate = len(set(ids)) / seconds if seconds else 0.0
+            result = Found(len(wanted), missing, len(ids) - len(set(ids)), rate, cpu, load)
+        finally:
+            exporter.kill()
+            await client.delete(EventSink.KIND, name, PLATFORM_NAMESPACE)
+    await asyncio.gather(*(client.delete(VirtualMachine.KIND, one, USER_NAMESPACE) for one in names))
+    return result
+
+
+async def _changes(client: KubeClient, context: Context) -> tuple[set[str], list[str]]:
+    """Machines that nobody works on, and reports of them, for a while; the ids of the events that these mean."""
+    wanted: set[str] = set()
+    names = [f"e-{time.monotonic_ns()}-{number}" for number in range(ABREAST)]
+    end = time.monotonic() + (WRITE_SECONDS if context.scale.name != "short" else WRITE_SECONDS / 3)
+
+    async def live(name: str) -> None:
+        metadata = {"name": name, "annotations": {PAUSED: "true"}}
+        body = {"metadata": metadata, "spec": {"powerState": "Stopped", "resources": {"cpus": 1, "memory": "64Mi"}}}
+        made = await client.create(VirtualMachine.KIND, body, USER_NAMESPACE)
+        uid, number = made["metadata"]["uid"], 0
+        wanted.add(f"{uid}.{made['metadata']['resourceVersion']}.created")
+        while time.monotonic() < end:
+            number += 1
+            message = f"{number} " + "x" * 700
+            condition = {"type": "Scheduled", "status": "False", "reason": "Bench", "message": message}
+            patch = {"status": {"conditions": [condition]}}
+            made = await client.patch(VirtualMachine.KIND, name, patch, USER_NAMESPACE, subresource="status")
+            wanted.add(f"{uid}.{made['metadata']['resourceVersion']}.updated")
+
+    async with asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(live(name))
+    return wanted, names
+
+
+def _cpu(exporter: Exporter) -> float:
+    return procfs.cpu_seconds(exporter.pid)
+
+
+async def _delivering(client: KubeClient, name: str) -> bool:
+    status = (await client.get(EventSink.KIND, name, PLATFORM_NAMESPACE)).get("status") or {}
+    return any(one["reason"] == "Delivering" for one in status.get("conditions", ()))
+
+
+async def _count(taken: _Taken, most: int) -> bool:
+    return len(await taken.read()) >= most
+
+
+async def _has(taken: _Taken, wanted: set[str]) -> bool:
+    return wanted <= {identity for _, identity in await taken.read()}
+
+
+async def _until(probe: Callable[[], Awaitable[bool]], what: str, *, give_up: bool = True) -> None:
+    end = time.monotonic() + LIMIT
+    while not await probe():
+        if time.monotonic() > end:
+            if give_up:
+                raise BenchError(f"not within {LIMIT:.0f} s: {what}")
+            return
+        await asyncio.sleep(0.25)
