@@ -70,7 +70,7 @@ class LibvirtWorld(World):
         return DomainDisk("data", FileSource(str(path)), "qcow2", volume=volume)
 
     def writer(self) -> DomainSpec:
-        spec = self.spec(Guest.COUNT)
+        spec = self.spec(Guest.ROUND)
         return replace(spec, disks=[*spec.disks, self.volume()])
 
     def written(self, spec: DomainSpec) -> list[int]:
