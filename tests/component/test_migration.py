@@ -441,26 +441,22 @@ async def test_disks_of_one_host_go_along_and_back(local: LocalOwner) -> None:
     await local.has_disks(vm, here)
 
 
-async def test_disks_that_were_to_go_along_are_gone_there_when_it_is_cancelled(local: LocalOwner) -> None:
+async def test_disks_that_were_to_go_along_are_gone_there_when_it_ends_where_it_was(local: LocalOwner) -> None:
+    """It is cancelled; and the machine is deleted, which leaves its volume."""
     local.slow(60)
     vm, here, there = await local.begin()
-    await local.move(withLocalDisks=True)
-    await until(lambda: _sending(local, here, vm), "the guest is being sent")
-    assert len(await local.disks_on(there, vm)) == 2, "there is room for both"
-    await local.delete(KIND, "go")
-    await local.gone(KIND, "go")
-    await local.is_on(vm, here, 1)
-    await local.has_disks(vm, here)
-
-
-async def test_a_machine_that_goes_while_its_disks_move_leaves_one_volume(local: LocalOwner) -> None:
-    local.slow(60)
-    vm, here, there = await local.begin()
-    await local.move(withLocalDisks=True)
-    await until(lambda: _sending(local, here, vm), "the guest is being sent")
+    for name in ("cancelled", "last"):
+        await local.move(name, withLocalDisks=True)
+        await until(lambda: _sending(local, here, vm), "the guest is being sent")
+        assert len(await local.disks_on(there, vm)) == 2, "there is room for both"
+        if name == "cancelled":
+            await local.delete(KIND, name)
+            await local.gone(KIND, name)
+            await local.is_on(vm, here, 1)
+            await local.has_disks(vm, here)
     await local.delete(VirtualMachine.KIND, "vm")
     await local.gone(VirtualMachine.KIND, "vm")
-    assert condition(await local.ends("Failed"))["reason"] == "MachineGone"
+    assert condition(await local.ends("Failed", "last"))["reason"] == "MachineGone"
     volume = await local.is_("data", "Available")
     assert volume["status"]["host"] == here
     local.file(volume)

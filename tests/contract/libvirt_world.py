@@ -16,6 +16,7 @@ from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainNic, DomainSpec
 from kumulus_agents.network.protocol import Plug
+from kumulus_agents.storage import tracking
 from kumulus_agents.storage.source import FileSource, LayerFile
 from kumulus_agents.watchdog import guests
 from tests.contract import guest
@@ -70,8 +71,9 @@ class LibvirtWorld(World):
         return DomainDisk("data", FileSource(str(path)), "qcow2", volume=volume)
 
     def writer(self) -> DomainSpec:
-        spec = self.spec(Guest.COUNT)
-        return replace(spec, disks=[*spec.disks, self.volume()])
+        spec, data = self.spec(Guest.ROUND), self.volume()
+        self._track(data.path)
+        return replace(spec, disks=[*spec.disks, data])
 
     def written(self, spec: DomainSpec) -> list[int]:
         """What the guest says that it has written, and that was flushed."""
@@ -84,7 +86,16 @@ class LibvirtWorld(World):
         )
         size = str(json.loads(told.stdout)["virtual-size"])
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), size], check=True)
+        if disk.volume is not None:
+            self._track(str(path))
         return replace(disk, source=FileSource(str(path)), format="qcow2", below=(), copied=True)
+
+    @staticmethod
+    def _track(path: str) -> None:
+        """As pools do it with volumes."""
+        subprocess.run(
+            ["qemu-img", "bitmap", "--add", "-g", str(tracking.GRANULARITY), path, tracking.NAME], check=True
+        )
 
     def content(self, disk: DomainDisk) -> bytes:
         """What is on a disk that no machine uses."""

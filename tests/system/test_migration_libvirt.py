@@ -29,6 +29,8 @@ from tests.unit.storage.material import pool_ref
 pytestmark = pytest.mark.libvirt
 
 UEFI_MEMORY = 256 << 20
+ROUND = 64
+"""Blocks to which a guest of `writer` writes by turns."""
 
 
 @pytest.fixture(scope="module")
@@ -93,22 +95,28 @@ class TestLibvirt(MigrationContract):
         written = there.written(spec)
         assert written == list(range(1, len(written) + 1)), "it began anew, or a number is missing"
         data = there.content(next(disk for disk in spec.disks if disk.name == "data"))
-        for number in written:
-            said = data[number << 16 : (number << 16) + 16]
+        for number in written[2 - ROUND :]:  # the next one may be on its way to where the first of a round is
+            at = (number % ROUND) << 16
+            said = data[at : at + 16]
             assert said == (f"{number}\n" * 16).encode()[:16], f"what it wrote as {number} is not there"
 
     @contextlib.asynccontextmanager
     async def sending(
-        self, source: Hypervisor, target: Hypervisor, running: DomainSpec, there: World
+        self, source: Hypervisor, target: Hypervisor, running: DomainSpec, there: World, *, along: bool = False
     ) -> AsyncIterator[tuple[Between, DomainSpec]]:
-        """In the middle of a copy, which then fails."""
+        """In the middle of a copy, which then fails; `along`: of its disks."""
         migration, comes = str(uuid.uuid4()), self.arriving(running, there)
+        names = tuple(disk.name for disk in running.disks) if along else ()
+        if along:
+            comes = replace(comes, disks=[there.empty(disk) for disk in running.disks])
         await target.receive(comes, migration)
         between, seen = Between(target, comes, migration), list[Progress]()
-        slow = source.send(running.marks.uid, Sending(migration, bandwidth=1), between.connect, seen.append)
+        sending = Sending(migration, bandwidth=1, disks=names)
+        slow = source.send(running.marks.uid, sending, between.connect, seen.append)
         work = asyncio.create_task(slow)
         await eventually(lambda: bool(seen) or work.done(), "the copy did not begin")
-        assert not work.done() and seen[0].total > seen[0].remaining >= 0
+        assert not work.done() and seen[0].total >= seen[0].remaining >= 0
+        assert along == (seen[0].disk_total > 0)
         yield between, comes
         with pytest.raises(HypervisorError) as failed:
             await work
@@ -120,7 +128,7 @@ class TestLibvirt(MigrationContract):
 
         await eventually(as_before, "it does not run where it was alone")
         again = Between(target, comes, migration)
-        await source.send(running.marks.uid, Sending(migration), again.connect, nowhere)
+        await source.send(running.marks.uid, Sending(migration, disks=names), again.connect, nowhere)
         assert (await the(target, comes)).state is DomainState.PAUSED, "what failed can be tried again"
 
     async def test_an_encrypted_disk_is_opened_there_with_a_key_that_nobody_else_sees(
@@ -191,6 +199,24 @@ class TestLibvirt(MigrationContract):
     ) -> None:
         async with self.sending(source, target, running, there) as (between, _):
             await between.cut()
+
+    @pytest.mark.wide
+    @pytest.mark.parametrize("how", ["cut", "given up", "target dies"])
+    async def test_disks_that_are_half_there_are_nothing(
+        self, source: Hypervisor, target: Hypervisor, here: LibvirtWorld, there: LibvirtWorld, how: str
+    ) -> None:
+        spec = here.writer()
+        await source.start(spec)
+        await self.writes(here, spec)
+        async with self.sending(source, target, spec, there, along=True) as (between, comes):
+            if how == "cut":
+                await between.cut()
+            elif how == "given up":
+                await source.end_sending(spec.marks.uid)
+            else:
+                await there.crash(comes)
+        await target.arrive(comes.marks.uid, comes.marks)
+        await self.wrote_on(there, comes)
 
     @pytest.mark.wide
     async def test_a_copy_that_is_given_up_leaves_the_guest_where_it_was(

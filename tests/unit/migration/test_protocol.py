@@ -633,7 +633,7 @@ class WithDisks(Protocol):
         assert self.disk[other.name] is None, "nothing is left of it elsewhere"
 
 
-WithDisks.TestCase.settings = settings(max_examples=300, stateful_step_count=20, deadline=None)
+WithDisks.TestCase.settings = settings(max_examples=200, stateful_step_count=20, deadline=None)
 TestWithDisks = WithDisks.TestCase
 
 Protocol.TestCase.settings = settings(max_examples=300, stateful_step_count=20, deadline=None)

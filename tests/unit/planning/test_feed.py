@@ -152,3 +152,53 @@ def test_a_machine_that_moves_has_room_on_both_hosts_until_it_is_on_one() -> Non
     orders.remove(Key(host_namespace("h2"), f"instance-{UID}"), uid("h2"))
     machines.remove(Key("ns", "vm"), UID)
     assert room() == (0, 0)
+
+
+def test_disks_that_go_along_have_room_there_until_they_are_on_record_there() -> None:
+    caches, fleet = Caches(), Fleet()
+    FleetFeed(caches, fleet)
+    volumes, orders, version = caches.store(Volume), caches.store(WorkOrder), 0
+    spec = {"driver": "dir", "parameters": {"path": "/old"}}
+    pool = {"uid": uid("old"), "name": "old", **spec}
+    caches.store(StoragePool).apply(
+        {"metadata": {"name": "old", "uid": uid("old"), "resourceVersion": "1"}, "spec": spec}
+    )
+    own = {"name": "tmp", "pool": pool, "image": {"uid": UID, "name": "i", "format": "raw"}, "size": GI, "bootOrder": 2}
+    root = {"name": "root", "pool": pool, "volume": uid("v"), "bootOrder": 1}
+
+    def meta(name: str, namespace: str = "ns") -> dict[str, str]:
+        nonlocal version
+        version += 1
+        return {"name": name, "namespace": namespace, "uid": uid(name), "resourceVersion": str(version)}
+
+    def volume(host: str) -> None:
+        status = {"pool": "old", "host": host, "size": "1Gi", "attachedTo": {"vm": "vm", "uid": UID}}
+        volumes.apply({"metadata": meta("v"), "spec": {"size": "1Gi"}, "status": status})
+
+    def order(epoch: int, host: str, **more: object) -> None:
+        instance = {"uid": UID, "epoch": epoch, "power": "Running", "restartPolicy": "Always", "cpus": 1, "memory": GI}
+        about = {"kind": "VirtualMachine", "namespace": "ns", "name": "vm", "uid": UID}
+        spec = {
+            "type": "Instance",
+            "for": about,
+            "term": 1,
+            "instance": {**instance, "disks": [root, own], **more},
+        }
+        orders.apply({"metadata": meta(f"instance-{host}", host_namespace(host)), "spec": spec})
+
+    def promised(host: str) -> int:
+        return fleet.load(host).disks.get(uid("old"), 0)
+
+    volume("h1")
+    order(1, "h1")
+    assert (promised("h1"), promised("h2")) == (2 * GI, 0)
+    disks = [{"name": "root", "size": GI}, {"name": "tmp", "size": GI}]
+    order(2, "h2", incoming={"migration": uid("go"), "host": "h1", "disks": disks})
+    assert (promised("h1"), promised("h2")) == (2 * GI, 2 * GI)
+    machine = {"metadata": {**meta("vm"), "uid": UID}, "spec": {"instanceType": "x"}, "status": {"host": "h2"}}
+    caches.store(VirtualMachine).apply(machine)
+    order(2, "h2")
+    assert promised("h2") == 2 * GI, "the volume is not on record there yet"
+    orders.remove(Key(host_namespace("h1"), "instance-h1"), uid("instance-h1"))
+    volume("h2")
+    assert (promised("h1"), promised("h2")) == (0, 2 * GI)
