@@ -6,6 +6,7 @@ After whatever happens on a host it is looked at whether a machine runs twice.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,6 +25,7 @@ from kumulus.api.storage import StoragePool, Volume
 from kumulus.kube.builtin import NAMESPACE
 from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
+from kumulus_lab import places
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
 from tests.component.cloud import Cloud, Raw, cloud, condition, phase, until
@@ -340,6 +342,16 @@ class Operator(Owner):
     async def maintain(self, host: str, **how: Any) -> None:
         await self.client.patch(Host.KIND, host, {"spec": {"maintenance": how}})
 
+    async def command(self, *words: str) -> tuple[int | None, str]:
+        """`kumulusctl host maintenance` with these words: how it ends, and what it says."""
+        process = await asyncio.create_subprocess_exec(
+            places.script("kumulusctl"), "host", "maintenance", *words,
+            env={**os.environ, "KUBECONFIG": str(self.cloud.lab.kubeconfig)},
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        said, _ = await process.communicate()
+        return process.returncode, said.decode()
+
     async def end(self, host: str) -> None:
         await self.client.patch(Host.KIND, host, {"spec": {"maintenance": None}})
 
@@ -432,10 +444,12 @@ async def test_a_host_is_emptied_by_each_machine_s_policy_and_what_left_comes_ba
 async def test_maintenance_that_is_taken_away_takes_back_what_it_began(operator: Operator) -> None:
     operator.slow(60)
     vm, here, _ = await operator.begin()
-    await operator.maintain(here)
+    code, said = await operator.command(here, "--timeout", "2")
+    assert code == 1 and "it is not done yet (Evacuating: 1 machine still to leave, 1 on their way.)" in said, said
+    assert f"kumulusctl host maintenance {here} --end" in said
     await operator.wait(VirtualMachine.KIND, "vm", phase("Migrating"), "moves")
-    assert "1 on their way" in await operator.says_of(here, "Evacuating")
-    await operator.end(here)
+    code, said = await operator.command(here, "--end")
+    assert code == 0 and "is open again" in said, said
     await operator.over(here)
     await operator.runs_on("vm", here)
     assert operator.domain(here, vm).state is DomainState.RUNNING
