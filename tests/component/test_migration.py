@@ -6,10 +6,11 @@ After whatever happens on a host it is looked at whether a machine runs twice.
 from __future__ import annotations
 
 import asyncio
-import os
+import io
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any, TypeVar
 
 import pytest
@@ -22,10 +23,10 @@ from kumulus.api.maintenance import FOR_MAINTENANCE
 from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.order_names import instance_order_name
 from kumulus.api.storage import StoragePool, Volume
+from kumulus.cli.people import main
 from kumulus.kube.builtin import NAMESPACE
 from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
-from kumulus_lab import places
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
 from tests.component.cloud import Cloud, Raw, cloud, condition, phase, until
@@ -342,15 +343,12 @@ class Operator(Owner):
     async def maintain(self, host: str, **how: Any) -> None:
         await self.client.patch(Host.KIND, host, {"spec": {"maintenance": how}})
 
-    async def command(self, *words: str) -> tuple[int | None, str]:
+    async def command(self, *words: str) -> tuple[int, str]:
         """`kumulusctl host maintenance` with these words: how it ends, and what it says."""
-        process = await asyncio.create_subprocess_exec(
-            places.script("kumulusctl"), "host", "maintenance", *words,
-            env={**os.environ, "KUBECONFIG": str(self.cloud.lab.kubeconfig)},
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-        said, _ = await process.communicate()
-        return process.returncode, said.decode()
+        said, kubeconfig = io.StringIO(), str(self.cloud.lab.kubeconfig)
+        with redirect_stdout(said), redirect_stderr(said):
+            code = await asyncio.to_thread(main, ["--kubeconfig", kubeconfig, "host", "maintenance", *words])
+        return code, " ".join(said.getvalue().split())
 
     async def end(self, host: str) -> None:
         await self.client.patch(Host.KIND, host, {"spec": {"maintenance": None}})
@@ -444,7 +442,9 @@ async def test_a_host_is_emptied_by_each_machine_s_policy_and_what_left_comes_ba
 async def test_maintenance_that_is_taken_away_takes_back_what_it_began(operator: Operator) -> None:
     operator.slow(60)
     vm, here, _ = await operator.begin()
-    code, said = await operator.command(here, "--timeout", "2")
+    await operator.maintain(here)
+    await operator.says_of(here, "Evacuating")
+    code, said = await operator.command(here, "--timeout", "1")
     assert code == 1 and "it is not done yet (Evacuating: 1 machine still to leave, 1 on their way.)" in said, said
     assert f"kumulusctl host maintenance {here} --end" in said
     await operator.wait(VirtualMachine.KIND, "vm", phase("Migrating"), "moves")
