@@ -6,10 +6,12 @@ After whatever happens on a host it is looked at whether a machine runs twice.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any, TypeVar
 
 import pytest
@@ -23,6 +25,7 @@ from kumulus.api.maintenance import FOR_MAINTENANCE
 from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.order_names import instance_order_name
 from kumulus.api.storage import StoragePool, Volume
+from kumulus.cli.people import main
 from kumulus.kube.builtin import NAMESPACE
 from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
@@ -490,6 +493,13 @@ class Operator(Owner):
     async def maintain(self, host: str, **how: Any) -> None:
         await self.client.patch(Host.KIND, host, {"spec": {"maintenance": how}})
 
+    async def command(self, *words: str) -> tuple[int, str]:
+        """`kumulusctl host maintenance` with these words: how it ends, and what it says."""
+        said, kubeconfig = io.StringIO(), str(self.cloud.lab.kubeconfig)
+        with redirect_stdout(said), redirect_stderr(said):
+            code = await asyncio.to_thread(main, ["--kubeconfig", kubeconfig, "host", "maintenance", *words])
+        return code, " ".join(said.getvalue().split())
+
     async def end(self, host: str) -> None:
         await self.client.patch(Host.KIND, host, {"spec": {"maintenance": None}})
 
@@ -583,9 +593,13 @@ async def test_maintenance_that_is_taken_away_takes_back_what_it_began(operator:
     operator.slow(60)
     vm, here, _ = await operator.begin()
     await operator.maintain(here)
+    await operator.says_of(here, "Evacuating")
+    code, said = await operator.command(here, "--timeout", "1")
+    assert code == 1 and "it is not done yet (Evacuating: 1 machine still to leave, 1 on their way.)" in said, said
+    assert f"kumulusctl host maintenance {here} --end" in said
     await operator.wait(VirtualMachine.KIND, "vm", phase("Migrating"), "moves")
-    assert "1 on their way" in await operator.says_of(here, "Evacuating")
-    await operator.end(here)
+    code, said = await operator.command(here, "--end")
+    assert code == 0 and "is open again" in said, said
     await operator.over(here)
     await operator.runs_on("vm", here)
     assert operator.domain(here, vm).state is DomainState.RUNNING

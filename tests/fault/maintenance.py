@@ -8,7 +8,7 @@ from typing import Any
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.storage import StoragePool, Volume
-from tests.fault.plans import BOUND, HERE, SIZE, Plan, Raw, both, change, make, phase, says, so
+from tests.fault.plans import BOUND, HERE, SIZE, Plan, Raw, Step, Verb, both, change, gone, make, phase, says, so
 
 THERE = "two"
 _FIRST: Raw = {"resources": SIZE}
@@ -45,18 +45,37 @@ OPEN = change(
     (VirtualMachine, "stops", so("eviction", None)),
     maintenance=None,
 )
+CLOSED = change(Host, THERE, (Host, THERE, says("Schedulable", "False")), unschedulable=True)
+OPENED = change(Host, THERE, (Host, THERE, says("Schedulable")), unschedulable=False)
+STORED = [{"name": "data", "volume": "data"}]
+OFF = change(VirtualMachine, "off", (VirtualMachine, "off", phase("Stopped")), powerState="Stopped")
+
 PLAN = Plan(
     "maintain a host",
     (MAINTAIN, STARTED, OPEN),
     (
-        change(Host, THERE, (Host, THERE, says("Schedulable", "False")), unschedulable=True),
+        CLOSED,
         SHARED,
         DATA,
-        _machine("again", _FIRST, evictionPolicy="Restart", disks=[{"name": "data", "volume": "data"}]),
+        _machine("again", _FIRST, evictionPolicy="Restart", disks=STORED),
         _machine("stops", BOUND, evictionPolicy="Stop"),
         _machine("off", _FIRST),
-        change(VirtualMachine, "off", (VirtualMachine, "off", phase("Stopped")), powerState="Stopped"),
-        change(Host, THERE, (Host, THERE, says("Schedulable")), unschedulable=False),
+        OFF,
+        OPENED,
     ),
     starts=3,
 )
+REMOVAL = Plan(
+    "remove a host",
+    (
+        Step(
+            Verb.REMOVE,
+            Host,
+            HERE,
+            {},
+            ((Host, HERE, gone), (VirtualMachine, "off", both(phase("Stopped"), so("host", THERE)))),
+        ),
+    ),
+    (CLOSED, SHARED, DATA, _machine("off", _FIRST, disks=STORED), OFF, OPENED),
+)
+"""What is off on it goes to another host, with its volume."""

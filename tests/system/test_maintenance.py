@@ -48,7 +48,8 @@ def test_guests_and_their_connections_go_on_whatever_is_done_to_hosts(moving: Mo
     networks.network("net")
     networks.group("echo", 7000, 7001, 7002)
     peer = {"addresses": [PEER], "securityGroups": ["echo"]}
-    networks.machine("peer", other, "net", "#kumulus-serve: 7002", ECHO, STREAM, evictionPolicy="None", **peer)
+    networks.machine("peer", other, "net", "#kumulus-serve: 7002", ECHO, STREAM, **peer)
+    world.patch("vm", "peer", {"spec": {"evictionPolicy": "None"}})
     world.console("peer", "ready after")
     interfaces = [{"name": "eth0", "network": "net", "addresses": [MOVER]}]
     moving.machine("mover", TALK, LISTEN, interfaces=interfaces)

@@ -14,9 +14,9 @@ import structlog
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, HostCondition, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkType
-from kumulus.api.maintenance import FOR_MAINTENANCE, EvictionAction, MaintenancePhase, MaintenanceStatus
+from kumulus.api.maintenance import FOR_MAINTENANCE, EvictionAction, MaintenancePhase, MaintenanceStatus, WaitingGuest
 from kumulus.api.migration import VirtualMachineMigration
-from kumulus.kube.errors import AlreadyExists, NotFound
+from kumulus.kube.errors import AlreadyExists, NotFound, Refused
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import derive
@@ -129,10 +129,10 @@ class MaintenanceReconciler:
             host = self._hosts.get(key.name) or host
         scope = self._observe(host)
         outlook = plans.plan(scope, began)
-        for action in outlook.actions:
-            await self._take(host, action)
-        await self._write(host, outlook.status)
-        return Requeue(outlook.after) if outlook.after is not None else Done()
+        refused = [why for action in outlook.actions if (why := await self._take(host, action)) is not None]
+        await self._write(host, plans.besides(outlook.status, refused))
+        after = plans.LOOK_SECONDS if refused else outlook.after
+        return Requeue(after) if after is not None else Done()
 
     async def _write(self, host: Host, status: MaintenanceStatus | None) -> None:
         """With the condition that `fabric.host` would make of it: one write instead of two."""
@@ -146,8 +146,8 @@ class MaintenanceReconciler:
         after = host.status.model_copy(update={"maintenance": status, "conditions": (*others, *made)})
         await write_status(self._services.client, self._hosts, host, host.status, after)
 
-    async def _take(self, host: Host, action: plans.Action) -> None:
-        """May be repeated."""
+    async def _take(self, host: Host, action: plans.Action) -> WaitingGuest | None:
+        """May be repeated. What a quota or a policy of the machine's namespace refuses is said, and holds up no other machine."""
         client = self._services.client
         match action:
             case plans.Move(vm=vm) as move:
@@ -156,7 +156,10 @@ class MaintenanceReconciler:
                 except AlreadyExists:  # the cache is behind
                     raw = await client.get(VirtualMachineMigration.KIND, move.name, vm.namespace)
                 except NotFound:  # its namespace goes
-                    return
+                    return None
+                except Refused as error:
+                    said = f"Its migration is refused: {error.message}"[:512]
+                    return WaitingGuest(namespace=vm.namespace or "", name=vm.name, reason="Refused", message=said)
                 self._migrations.apply(raw)
                 log.info(
                     "a machine is to move", namespace=vm.namespace, name=vm.name, host=host.name, why=move.direction
@@ -169,16 +172,17 @@ class MaintenanceReconciler:
             case plans.Mark(vm, eviction):
                 current = self._known.store.get(vm.name, vm.namespace)
                 if current is None or current.uid != vm.uid:
-                    return
+                    return None
                 after = current.status.model_copy(update={"eviction": eviction})
                 try:
                     written = await write_status(client, self._known.store, current, current.status, after)
                 except NotFound:
-                    return
+                    return None
                 if written and eviction is not None and eviction.action is not EvictionAction.LIVE_MIGRATE:
                     how = {"Restart": "and is started on another host", "Stop": "until that is over"}[eviction.action]
                     said = f"Host {host.name} is being worked on: the machine is shut down {how} (spec.evictionPolicy)."
                     await events.tell(client, self._services.clock, current, "Evicted", said, action="Evict")
+        return None
 
     def _observe(self, host: Host) -> plans.Scope:
         hosts = list(self._hosts)

@@ -7,7 +7,7 @@ that were made for it, the orders. Nothing is remembered, so whoever dies betwee
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -488,3 +488,14 @@ def body(move: Move) -> dict[str, Any]:
     labels = {FOR_MAINTENANCE: move.host, DIRECTION: move.direction}
     metadata = {"name": move.name, "labels": labels, "annotations": {ATTEMPT: str(move.attempt)}}
     return {"metadata": metadata, "spec": spec}
+
+
+def besides(status: MaintenanceStatus | None, refused: Sequence[WaitingGuest]) -> MaintenanceStatus | None:
+    """The same, with those for which something was refused that was to be done: they are not on their way."""
+    if status is None or not refused:
+        return status
+    moving = max(status.moving - len(refused), 0)
+    stuck = status.phase is MaintenancePhase.EVACUATING and not moving
+    waiting = (*refused, *status.waiting)[:WAITING_TOLD]
+    phase = MaintenancePhase.BLOCKED if stuck else status.phase
+    return status.model_copy(update={"phase": phase, "moving": moving, "waiting": waiting})

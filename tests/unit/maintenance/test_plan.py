@@ -15,7 +15,7 @@ from kumulus.api.base import PAUSED, ObjectMeta
 from kumulus.api.compute import Resources, VirtualMachine, VirtualMachineSpec, VirtualMachineStatus
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder, WorkState
-from kumulus.api.maintenance import ATTEMPT, DIRECTION, Eviction, MaintenanceStatus
+from kumulus.api.maintenance import ATTEMPT, DIRECTION, Eviction, MaintenanceStatus, WaitingGuest
 from kumulus.api.migration import VirtualMachineMigration
 from kumulus.runtime.clock import parse_time
 from kumulus_controllers.compute.maintenance_plan import (
@@ -28,6 +28,7 @@ from kumulus_controllers.compute.maintenance_plan import (
     Move,
     Outlook,
     Scope,
+    besides,
     body,
     plan,
 )
@@ -243,6 +244,13 @@ def test_taken_away_it_takes_back_what_it_began_and_brings_back_what_is_to_come_
     again = replace(away[0], ours=(migration("c", "Pending", RETURNS),))
     assert done(look(away=(again,), returns=True)) == ["cancel c"], "worked on again before it was back"
     assert done(look(away=away[:1])) == ["c: nothing"], "returnGuests was taken away"
+
+
+def test_what_is_refused_holds_up_nobody_and_is_told() -> None:
+    outlook = look(guest("a"))
+    assert besides(outlook.status, []) is outlook.status
+    told = besides(outlook.status, [WaitingGuest(namespace="ns", name="a", reason="Refused", message="quota")])
+    assert told is not None and (told.phase, told.moving, told.waiting[0].reason) == ("Blocked", 0, "Refused")
 
 
 def test_in_place_nothing_moves() -> None:
