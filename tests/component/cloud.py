@@ -122,7 +122,12 @@ class SimHost:
             facts=MachineFacts(addresses=lambda: ("192.0.2.7",), agent="test", kernel="6", os="Test"),
             transfer=Transfer(self.name, EXCHANGE, self.client.server) if self.transfer else None,
         )
-        timings = Timings(lease_seconds=self.lease_seconds, renew_seconds=min(1.0, self.lease_seconds / 2), workers=8)
+        timings = Timings(
+            lease_seconds=self.lease_seconds,
+            renew_seconds=min(1.0, self.lease_seconds / 2),
+            beat_seconds=self.lease_seconds / 8,
+            workers=8,
+        )
         agent = Agent(Place(self.name, host_namespace(self.name)), self.client, drivers, timings=timings)
         self._agent = asyncio.create_task(agent.run(), name=self.name)
 

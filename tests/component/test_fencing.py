@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,17 @@ from kumulus.api.remediation import HostRemediation
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.cli.people import main
 from kumulus.kube.builtin import LEASE, NAMESPACE, SECRET
+from kumulus.kube.client import KubeClient
 from kumulus_agents.hypervisor.protocol import DomainState
+from kumulus_controllers.fabric.automatic import MARGIN_SECONDS
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
 from tests.component.cloud import GIB, Cloud, Raw, SimHost, cloud, condition, phase, until
+from tests.component.relay import Relay, relayed
 from tests.component.test_volume import Tenant
 from tests.conftest import new_lab
-from tests.contract.bmc import PASSWORD, USER, emulator
+from tests.contract.bmc import PASSWORD, USER, Emulator, emulator
+from tests.patience import PATIENCE
 from tests.unit.storage.material import needs_root
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module"), needs_root]
@@ -79,7 +83,7 @@ class Owner(Tenant):
             await self.client.create(VolumeClass.KIND, offered)
 
     async def host(self, name: str, **options: Any) -> None:
-        await self.cloud.add_host(name, lease_seconds=LEASE_SECONDS, **options)
+        await self.cloud.add_host(name, lease_seconds=LEASE_SECONDS, transfer=True, **options)
         self.witness.watch(self.cloud.hosts[name])
 
     async def vm(self, name: str, *, ha: Raw | None = None, disk: str = "together", **spec: Any) -> None:
@@ -278,51 +282,89 @@ async def test_a_machine_of_a_fenced_host_can_be_deleted(owner: Owner) -> None:
     await owner.gone(Volume.KIND, "late-root")
 
 
-async def test_a_host_that_hangs_is_switched_off_by_its_bmc_before_its_machine_starts_elsewhere(
-    owner: Owner, tmp_path: Path
+async def test_a_host_that_hangs_is_switched_off_by_its_bmc_and_one_that_is_only_cut_off_is_not(
+    owner: Owner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its agent is gone, and its guests run on: silence, and nothing else, is what one sees of it."""
-    with emulator(tmp_path) as bmc:
-        secret = {"metadata": {"name": "bmc"}, "stringData": {"username": USER, "password": "not this one"}}
-        await owner.client.create(SECRET, secret, "kumulus-system")
-        spec = {"bmc": bmc.bmc().to_json(), "fencing": {"automatic": True}}
-        await owner.client.patch(Host.KIND, DYING, {"spec": spec})
-        await owner.vm("hung", ha={"enabled": True}, placement={"hostSelector": {"role": DYING}})
-        vm = await owner.runs_on("hung", DYING)
-        await owner.patch(VirtualMachine.KIND, "hung", placement={"hostSelector": None})
-        machine = owner.cloud.hosts[DYING].machine
-
-        async def power() -> None:
-            await until(lambda: asyncio.sleep(0, bmc.power == "Off"), "the power is cut", 60)
-            machine.reboot()
-
-        supply = asyncio.create_task(power())
-        await owner.cloud.hosts[DYING].kill()
-        try:
-            name = await until(lambda: owner.going_on(DYING), "somebody asks for it to be fenced")
-            said = await owner.cluster(HostRemediation.KIND, name, owner.said("BmcRefuses"), "says why it cannot")
-            assert "credentials" in condition(said)["message"] and bmc.power == "On"
-            assert owner.runs_here(vm, DYING), "nothing was taken from a host that nobody has switched off"
-            await owner.client.delete(SECRET, "bmc", "kumulus-system")
-            secret["stringData"]["password"] = PASSWORD  # type: ignore[index]
-            await owner.client.create(SECRET, secret, "kumulus-system")
-            elsewhere = await owner.wait(
-                VirtualMachine.KIND,
-                "hung",
-                lambda v: phase("Running")(v) and v["status"]["host"] != DYING,
-                "runs elsewhere",
-            )
-            assert elsewhere["status"]["epoch"] == vm["status"]["epoch"] + 1 and bmc.power == "Off"
-            done = await owner.cluster(HostRemediation.KIND, name, phase("Fenced"), "is fenced")
-            assert done["status"]["method"] == "redfish" and done["status"]["attempts"] == 1
-            assert "says that it is off" in done["status"]["evidence"]
-            for item in await owner.cloud.listed(HostRemediation.KIND):
-                assert PASSWORD not in str(item)
-        finally:
-            supply.cancel()
-            bmc.press()
-            owner.cloud.hosts[DYING].start()
-        await owner.cluster(HostRemediation.KIND, name, phase("Succeeded"), "is over")
-        await owner.client.patch(Host.KIND, DYING, {"spec": {"bmc": None, "fencing": None}})
-        await owner.client.delete(SECRET, "bmc", "kumulus-system")
+    """First it does not reach the API server, which other hosts know to be all. Then its agent is gone and its guests run on:
+    silence, and nothing else, is what one sees of it."""
+    async with relayed(owner.cloud.lab.kubeconfig, tmp_path) as (relay, client):
+        with emulator(tmp_path) as bmc:
+            await _cut_off_then_hung(owner, relay, client, bmc, capsys)
     assert owner.witness.twice == []
+
+
+async def _none(what: Awaitable[object]) -> bool:
+    return await what is None
+
+
+async def _cut_off_then_hung(
+    owner: Owner, relay: Relay, client: KubeClient, bmc: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = {"metadata": {"name": "bmc"}, "stringData": {"username": USER, "password": "not this one"}}
+    await owner.client.create(SECRET, secret, "kumulus-system")
+    spec = {"bmc": bmc.bmc().to_json(), "fencing": {"automatic": True}}
+    await owner.client.patch(Host.KIND, DYING, {"spec": spec})
+    await owner.vm("hung", ha={"enabled": True}, placement={"hostSelector": {"role": DYING}})
+    vm = await owner.runs_on("hung", DYING)
+    await owner.patch(VirtualMachine.KIND, "hung", placement={"hostSelector": None})
+    host, machine = owner.cloud.hosts[DYING], owner.cloud.hosts[DYING].machine
+    await host.kill()
+    straight, host.client = host.client, client
+    host.start()
+    await owner.cluster(Host.KIND, DYING, phase("Ready"), "is back")
+    relay.cut()
+    cut_off = lambda item: condition(item, "Isolated").get("reason") == "WitnessAlive"  # noqa: E731
+    said = await owner.cluster(Host.KIND, DYING, cut_off, "is known to be alive")
+    alive = {(item["witness"], item["kind"]) for item in said["status"]["witnesses"] if item["says"] == "Alive"}
+    assert alive and alive <= {(name, kind) for name in (SPARE, ROOMY) for kind in ("Peer", "Storage")}
+    await owner.remediation("heeds", DYING, methods=["redfish"])
+    told = await owner.cluster(HostRemediation.KIND, "heeds", owner.said("WitnessAlive"), "waits")
+    assert "--despite-witnesses" in condition(told)["message"]
+    await owner.client.delete(HostRemediation.KIND, "heeds")
+    assert await owner.ctl("host", "confirm-dead", DYING, "--powered-off") == 1
+    assert "is alive" in capsys.readouterr().err
+    assert await owner.ctl("host", "show", DYING) == 0
+    shown = capsys.readouterr().out
+    assert "Isolated" in shown and "Alive" in shown and "does not accept the credentials" in shown
+    await until(lambda: _none(owner.going_on(DYING)), "what was deleted is over")
+    with pytest.raises(AssertionError):
+        await until(lambda: owner.going_on(DYING), "somebody asks for it to be fenced", (MARGIN_SECONDS + 1) / PATIENCE)
+    assert bmc.power == "On" and owner.runs_here(vm, DYING)
+
+    async def power() -> None:
+        await until(lambda: asyncio.sleep(0, bmc.power == "Off"), "the power is cut", 60)
+        machine.reboot()
+
+    supply = asyncio.create_task(power())
+    await host.kill()
+    host.client = straight
+    try:
+        name = await until(lambda: owner.going_on(DYING), "somebody asks for it to be fenced")
+        said = await owner.cluster(HostRemediation.KIND, name, owner.said("BmcRefuses"), "says why it cannot")
+        assert "credentials" in condition(said)["message"] and bmc.power == "On"
+        assert owner.runs_here(vm, DYING), "nothing was taken from a host that nobody has switched off"
+        await owner.client.delete(SECRET, "bmc", "kumulus-system")
+        secret["stringData"]["password"] = PASSWORD  # type: ignore[index]
+        await owner.client.create(SECRET, secret, "kumulus-system")
+        elsewhere = await owner.wait(
+            VirtualMachine.KIND,
+            "hung",
+            lambda v: phase("Running")(v) and v["status"]["host"] != DYING,
+            "runs elsewhere",
+        )
+        assert elsewhere["status"]["epoch"] == vm["status"]["epoch"] + 1 and bmc.power == "Off"
+        done = await owner.cluster(HostRemediation.KIND, name, phase("Fenced"), "is fenced")
+        assert done["status"]["method"] == "redfish" and done["status"]["attempts"] == 1
+        assert "says that it is off" in done["status"]["evidence"]
+        for item in await owner.cloud.listed(HostRemediation.KIND):
+            assert PASSWORD not in str(item)
+    finally:
+        supply.cancel()
+        bmc.press()
+        host.start()
+    await owner.cluster(HostRemediation.KIND, name, phase("Succeeded"), "is over")
+    back = await owner.cluster(Host.KIND, DYING, phase("Ready"), "takes machines again")
+    assert "witnesses" not in back["status"] and not condition(back, "Isolated")
+    assert [o for o in await owner.cloud.listed(WorkOrder.KIND) if o["spec"]["type"] == "Witness"] == []
+    await owner.client.patch(Host.KIND, DYING, {"spec": {"bmc": None, "fencing": None}})
+    await owner.client.delete(SECRET, "bmc", "kumulus-system")

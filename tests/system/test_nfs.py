@@ -22,6 +22,7 @@ from kumulus_agents.storage.nfs import mount
 from kumulus_agents.storage.nfs.driver import make
 from kumulus_agents.storage.presence import Releasing
 from kumulus_agents.storage.protocol import StorageDriver, StorageError
+from kumulus_agents.storage.pulse import Pulsed
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
 from tests.contract.moves import MoveContract, moved
 from tests.contract.storage import Bench, StorageContract
@@ -144,6 +145,12 @@ async def test_what_one_host_makes_another_finds_at_once(
             assert found is not None and found.virtual_size == (number + 1) * MIB
             await other.remove_volume(volume)
             assert await driver.volume(volume) is None
+        assert isinstance(driver, Pulsed) and isinstance(other, Pulsed)
+        assert await other.last_beat("a") is None
+        for beat in ("life-1", "life-2"):
+            await driver.beat("a", beat)
+            assert await other.last_beat("a") == beat
+        assert await other.last_beat("b") is None
     finally:
         subprocess.run(["umount", "-l", tmp_path / pool.uid], check=True)
 

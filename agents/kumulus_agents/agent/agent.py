@@ -44,6 +44,7 @@ from kumulus_agents.agent.passphrases import Passphrases
 from kumulus_agents.agent.performer import Performer
 from kumulus_agents.agent.pool import PoolPresences
 from kumulus_agents.agent.pools import PoolFactory, Pools
+from kumulus_agents.agent.pulse import Pulse
 from kumulus_agents.agent.report import MachineFacts, Reporter
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.secrets import PoolSecrets, Secrets
@@ -56,6 +57,7 @@ from kumulus_agents.agent.unmanaged import Unmanaged
 from kumulus_agents.agent.upload import UploadOrders
 from kumulus_agents.agent.volume import Volumes
 from kumulus_agents.agent.whereabouts import Whereabouts
+from kumulus_agents.agent.witness import Witnesses
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.metadata.keeper import Metadata
 from kumulus_agents.network.protocol import Dropped, NetworkDriver
@@ -130,6 +132,7 @@ class Agent:
         self._drivers = drivers
         self._clock = clock or SystemClock()
         self._workers = timings.workers
+        self._beat_seconds = timings.beat_seconds
         self.queue: WorkQueue[Key] = WorkQueue()
         self.orders = Orders(client, place.namespace)
         self.reflector: Reflector[WorkOrder] = Reflector(self.orders.store, client, place.namespace)
@@ -328,6 +331,10 @@ class Agent:
         )
         disks = Disks(self.orders, work, images, volumes)
         gateways = Gateways(self.orders, self._networks, secrets, wake=self._wake)
+        unproved = drivers.transfer.unproved if drivers.transfer is not None else None
+        beat = self._beat_seconds
+        witnesses = Witnesses(self.orders, pools, unproved, self._clock, tasks, beat_seconds=beat, wake=self._wake)
+        tasks.create_task(Pulse(self.place.host, lambda: self.orders.store, pools, every=beat).run())
         if drivers.networks:
             tasks.create_task(gateways.watch())
 
@@ -351,6 +358,7 @@ class Agent:
             WorkType.SEGMENT: Segments(self.orders, self._networks, arrived=network_arrived),
             WorkType.GATEWAY: gateways,
             WorkType.FENCE: fences,
+            WorkType.WITNESS: witnesses,
         }
 
     async def _reflect(self) -> None:

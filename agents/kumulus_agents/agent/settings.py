@@ -30,6 +30,12 @@ class Timings(BaseModel):
     lease_seconds: int = Field(default=20, ge=2, le=600, description="Duration of the host's Lease.")
     renew_seconds: float = Field(default=6.0, ge=0.5, le=300, description="How often it is renewed.")
     report_seconds: float = Field(default=30.0, ge=0.5, le=3600, description="How often the host is looked at.")
+    beat_seconds: float = Field(
+        default=5.0,
+        ge=0.5,
+        le=60,
+        description="How often it leaves its heartbeat in pools that it shares; the same on all hosts.",
+    )
     workers: int = Field(default=8, ge=1, le=64, description="Work orders worked on at once.")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Gives whole images of this host to other hosts: `GET /v1/images/<uid>/<sha256>`, and nothing else.
+"""Gives whole images of this host to other hosts: `GET /v1/images/<uid>/<sha256>`; says that it is there: `GET /v1/alive`.
 
 Who asks has proved to be a host of the installation before a byte of the request is read. There is no list: only who
 was told uid and digest of an image gets it.
@@ -16,6 +16,7 @@ from aiohttp import web
 from prometheus_client import Counter
 
 from kumulus_agents.storage.blocking import in_thread
+from kumulus_agents.transfer import alive
 from kumulus_agents.transfer.identity import peer_of
 from kumulus_agents.transfer.settings import TransferSettings
 
@@ -49,6 +50,8 @@ class ImageServer:
             return _short(403)
         if request.method != "GET":
             return _short(405)
+        if request.raw_path == alive.PATH:
+            return _short(204)
         if asked is None:
             return _short(404)
         if self._sending >= self._settings.sends:

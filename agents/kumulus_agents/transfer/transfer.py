@@ -8,12 +8,13 @@ from urllib.parse import urlsplit
 import structlog
 
 from kumulus.api.host import CertificateOrder, MigrationEndpoint, TransferFacts
+from kumulus_agents.transfer import alive
 from kumulus_agents.transfer.fetch import PeerFetcher
 from kumulus_agents.transfer.identity import TransferIdentity
 from kumulus_agents.transfer.listener import Listener
 from kumulus_agents.transfer.server import Find, ImageServer
 from kumulus_agents.transfer.settings import TransferSettings
-from kumulus_agents.transfer.tunnel import Tunnel
+from kumulus_agents.transfer.tunnel import End, Tunnel
 from kumulus_agents.transfer.uploads import Uploads
 
 log = structlog.get_logger(__name__)
@@ -61,6 +62,10 @@ class Transfer:
         if self._at is None or self.tunnel.port is None or self._identity.server is None:
             return None
         return MigrationEndpoint(address=self._at[0], port=self.tunnel.port)
+
+    async def unproved(self, end: End) -> str | None:
+        """See `alive.unproved`."""
+        return await alive.unproved(self._identity.client, end)
 
     @property
     def certified(self) -> bool:

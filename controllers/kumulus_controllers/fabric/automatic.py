@@ -1,7 +1,8 @@
 """Hosts that ask for it (`spec.fencing.automatic`) are fenced when they fall silent: a HostRemediation is made (ADR 33).
 
 It is made once for a silence: its name is made of the host's last sign of life. Whether and how the host is fenced then is
-decided as for any other, within the budget, and a sign of life ends it.
+decided as for any other, within the budget, and a sign of life ends it. None is made while a witness says that the host is
+alive, or may still say so (ADR 39).
 """
 
 from __future__ import annotations
@@ -16,17 +17,24 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, HostCondition
 from kumulus.api.host import LEASE as LEASE_NAME
 from kumulus.api.remediation import MANUAL, HostRemediation
+from kumulus.api.witness import Says
 from kumulus.kube.errors import AlreadyExists
 from kumulus.kube.lease import Lease
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result
 from kumulus_controllers.fabric.liveness import LeaseBook, Liveness, Verdict
+from kumulus_controllers.fabric.witness_book import WitnessBook
+from kumulus_controllers.fabric.witness_plan import Hearing
 
 log = structlog.get_logger(__name__)
 
 MARGIN_SECONDS = 5.0
 """So long is a host silent after its Lease has run out before it is fenced by itself."""
+HEARD_SECONDS = 1.0
+"""How soon it is looked whether they have, should nobody tell."""
+HEARING_SECONDS = 15.0
+"""And so much longer at most while witnesses have not answered yet: then they know nothing."""
 ON_HOST = "on-host-wanting"
 
 
@@ -44,6 +52,8 @@ class Silence:
     """A remediation of it is under way."""
     others: int
     """How many other hosts there are."""
+    hearing: Hearing | None = None
+    """What witnesses say; None: nobody was asked yet."""
 
 
 def asked(silence: Silence, now: float) -> float | None:
@@ -56,7 +66,12 @@ def asked(silence: Silence, now: float) -> float | None:
         return None
     if silence.verdict.liveness is not Liveness.EXPIRED or ready is None or ready.status is not ConditionStatus.UNKNOWN:
         return None
-    return max(0.0, silence.since + MARGIN_SECONDS - now)
+    wait, heard = silence.since + MARGIN_SECONDS - now, silence.hearing
+    if heard is not None and heard.says is Says.ALIVE:
+        return None
+    if (heard is None or not heard.settled) and wait > -HEARING_SECONDS:
+        return max(wait, HEARD_SECONDS)
+    return max(0.0, wait)
 
 
 def remediation_name(host: str, renewed: str | None) -> str:
@@ -69,15 +84,16 @@ class AutomaticFencing:
 
     name = "automatic-fencing"
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, witnesses: WitnessBook) -> None:
         self._services = services
+        self._witnesses = witnesses
         self._hosts = services.caches.store(Host)
         self._machines = services.caches.store(VirtualMachine)
         self._remediations = services.caches.store(HostRemediation)
         self._leases = services.caches.reflected(Lease, fields=f"metadata.name={LEASE_NAME}")
         self._book = LeaseBook(services.clock)
         self._since: dict[str, float] = {}
-        self._machines.add_index(ON_HOST, _wants)
+        self._machines.add_index(ON_HOST, wants)
 
     def attach(self, enqueue: Enqueue) -> None:
         """Hosts whose conditions or spec change; the Leases for the time alone."""
@@ -93,6 +109,7 @@ class AutomaticFencing:
 
         self._hosts.listen(host_changed)
         self._leases.listen(lease_changed)
+        self._witnesses.listen(lambda host: enqueue(Key(None, host)))
 
     def everything(self) -> list[Key]:
         """Hosts that ask for it."""
@@ -117,6 +134,7 @@ class AutomaticFencing:
             len(self._machines.by(ON_HOST, host.name)),
             any(item.spec.host == host.name and not item.ended for item in self._remediations),
             len(self._hosts) - 1,
+            self._witnesses.hearing(host.name),
         )
         wait = asked(silence, now)
         if wait is None:
@@ -143,6 +161,6 @@ class AutomaticFencing:
         log.warning("a host that is silent is to be fenced", host=host.name, since=renewed)
 
 
-def _wants(vm: VirtualMachine) -> tuple[str, ...]:
+def wants(vm: VirtualMachine) -> tuple[str, ...]:
     """The host of a machine that would be started elsewhere."""
     return (vm.status.host,) if vm.status.host is not None and vm.spec.high_availability.enabled else ()

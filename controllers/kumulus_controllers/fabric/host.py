@@ -27,6 +27,8 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.fabric.credentials import NamespaceEnding, NamespaceTaken, ensure_namespace, remove_namespace
 from kumulus_controllers.fabric.liveness import LeaseBook, Liveness, Verdict
+from kumulus_controllers.fabric.witness_book import WitnessBook
+from kumulus_controllers.fabric.witness_plan import Hearing, isolated
 from kumulus_controllers.orders import NAMESPACE, host_of, work_orders
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 
@@ -48,6 +50,8 @@ class Scope:
     """Its namespace belongs to something else."""
     ending: bool = False
     """A namespace of that name is still being deleted."""
+    hearing: Hearing | None = None
+    """What witnesses say of it while it is silent."""
 
     @property
     def fence(self) -> FenceOrder | None:
@@ -250,6 +254,7 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
         )
     if scope.fence is not None:
         facts.append(_fenced(scope.fence))
+    facts.append(isolated(host, scope.hearing))
     if report is not None and report.network is not None:
         facts.append(_network(report.network))
     if report is not None and report.credentials_expire_at:
@@ -282,6 +287,7 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
         features=report.features if report else (),
         instances=len(scope.machines),
         unmanaged=report.unmanaged_count if report else None,
+        witnesses=scope.hearing.statements[:8] if scope.hearing else (),
     )
 
 
@@ -299,8 +305,9 @@ class HostReconciler:
 
     name = "host"
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, witnesses: WitnessBook | None = None) -> None:
         self._services = services
+        self._witnesses = witnesses or WitnessBook()
         self._hosts = services.caches.store(Host)
         self._reports = services.caches.store(HostReport)
         self._machines = services.caches.store(VirtualMachine)
@@ -342,6 +349,7 @@ class HostReconciler:
         self._leases.listen(lease_changed)
         self._reports.listen(report_changed)
         self._orders.listen(order_changed)
+        self._witnesses.listen(lambda host: enqueue(Key(None, host)))
 
     def everything(self) -> list[Key]:
         """All hosts."""
@@ -356,6 +364,7 @@ class HostReconciler:
             machines=tuple(self._machines.by("host", host.name)),
             taken=taken,
             ending=ending,
+            hearing=self._witnesses.hearing(host.name),
         )
 
     async def reconcile(self, key: Key) -> Result:

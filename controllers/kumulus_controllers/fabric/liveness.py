@@ -83,6 +83,11 @@ class LeaseBook:
             return False
         return now - seen.at >= seen.duration * LATE or now < seen.late_until
 
+    def on_time(self, host: str) -> float:
+        """In how many seconds the host is late, should it not be heard of; 0 when it is, or was never heard of."""
+        seen = self._seen.get(host)
+        return 0.0 if seen is None else max(0.0, seen.at + seen.duration * LATE - self._clock.monotonic())
+
     def verdict(self, host: str) -> Verdict:
         """What is so of a host now."""
         seen = self._seen.get(host)

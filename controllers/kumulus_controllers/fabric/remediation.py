@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import structlog
+from prometheus_client import Counter, Gauge
 
 from kumulus.api.base import FINALIZER
 from kumulus.api.fabric import Host, host_namespace
@@ -36,17 +37,30 @@ from kumulus_controllers.fabric.remediation_plan import (
     Remember,
     Say,
     Withdraw,
+    budget,
     declared,
     fence_of,
     plan,
 )
+from kumulus_controllers.fabric.witness_book import WitnessBook
 from kumulus_controllers.ordering import Ordering
 from kumulus_controllers.orders import NAMESPACE, host_of, work_orders
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 
 log = structlog.get_logger(__name__)
 
+SILENT = Gauge("kumulus_fencing_silent_hosts", "Hosts that do not answer, or hardly, and are not fenced.")
+BUDGET = Gauge(
+    "kumulus_fencing_budget_hosts", "While more hosts than that are silent nothing is switched off by itself."
+)
+HELD = Counter(
+    "kumulus_fencing_held",
+    "Times that a remediation began to wait, by its reason: TooManySilent, WitnessAlive.",
+    ["reason"],
+)
+
 OF_HOST = "of-host"
+HELD_REASONS = frozenset({"TooManySilent", "WitnessAlive"})
 GOING_ON = frozenset({RemediationPhase.PENDING, RemediationPhase.FENCING})
 
 
@@ -74,9 +88,12 @@ class RemediationReconciler:
 
     name = "hostremediation"
 
-    def __init__(self, services: Services, fencers: Mapping[str, Fencer] = BUILT_IN) -> None:
+    def __init__(
+        self, services: Services, fencers: Mapping[str, Fencer] = BUILT_IN, witnesses: WitnessBook | None = None
+    ) -> None:
         self._services = services
         self._fencers = fencers
+        self._witnesses = witnesses or WitnessBook()
         self._tried: dict[str, Tried] = {}
         """By uid of the remediation."""
         self._store = services.caches.store(HostRemediation)
@@ -86,6 +103,8 @@ class RemediationReconciler:
         self._leases = services.caches.reflected(Lease, fields=f"metadata.name={LEASE_NAME}")
         self._book = LeaseBook(services.clock)
         self._store.add_index(OF_HOST, lambda item: (item.spec.host,))
+        SILENT.set_function(self._late)
+        BUDGET.set_function(lambda: budget(len(self._hosts)))
 
     def attach(self, enqueue: Enqueue) -> None:
         """Own changes; the host's Lease while it matters; its fence, and the end of what is on its way out."""
@@ -121,10 +140,15 @@ class RemediationReconciler:
                 for one in of_host(item.name):
                     enqueue(Key(None, one.name))
 
+        def heard(host: str) -> None:
+            for one in of_host(host):
+                enqueue(Key(None, one.name))
+
         self._store.listen(own_changed)
         self._leases.listen(lease_changed)
         self._orders.listen(order_changed)
         self._hosts.listen(host_changed)
+        self._witnesses.listen(heard)
 
     def everything(self) -> list[Key]:
         """All remediations."""
@@ -173,7 +197,7 @@ class RemediationReconciler:
         return Facts(
             remediation=item,
             host=self._hosts.get(item.spec.host),
-            late=sum(not host.fenced and self._book.late(host.name) for host in self._hosts),
+            late=self._late(),
             hosts=len(self._hosts),
             able=self._able(self._hosts.get(item.spec.host)),
             verdict=self._book.verdict(item.spec.host),
@@ -183,8 +207,13 @@ class RemediationReconciler:
                 order.spec.type is WorkType.INSTANCE and order.deleting
                 for order in self._orders.by(NAMESPACE, namespace)
             ),
+            hearing=self._witnesses.hearing(item.spec.host),
             before=min(older, default=None),
         )
+
+    def _late(self) -> int:
+        """How many hosts are silent, or about to be; not those that are fenced."""
+        return sum(not host.fenced and self._book.late(host.name) for host in tuple(self._hosts))
 
     async def _close(self, item: HostRemediation) -> None:
         """Make the fence. It has no finalizer: when it is taken away it is gone, and the host may start machines."""
@@ -267,6 +296,9 @@ class RemediationReconciler:
         item, now = facts.remediation, rfc3339(self._services.clock.now())
         attempts = self._tried.get(item.uid, Tried()).times
         after = report(facts, say, now, attempts=max(attempts, item.status.attempts or 0))
+        ready = item.status.condition("Ready")
+        if say.reason in HELD_REASONS and (ready is None or ready.reason != say.reason):
+            HELD.labels(say.reason).inc()
         if after.phase in ENDED:
             self._tried.pop(item.uid, None)
         await self._write(item, after)
@@ -286,7 +318,14 @@ def report(facts: Facts, say: Say, now: str, *, attempts: int = 0) -> HostRemedi
     item, fenced = facts.remediation, facts.fenced
     before, phase = item.status, say.phase
     over = phase is RemediationPhase.SUCCEEDED
-    stalled = say.reason in ("ConfirmationNeeded", "NeverHeardOf", "HostNotFound", "NoMethod", "TooManySilent")
+    stalled = say.reason in (
+        "ConfirmationNeeded",
+        "NeverHeardOf",
+        "HostNotFound",
+        "NoMethod",
+        "TooManySilent",
+        "WitnessAlive",
+    )
     moving = not over and not stalled and phase is not RemediationPhase.REFUSED
     said = [
         Fact("Ready", over, say.reason, say.message),

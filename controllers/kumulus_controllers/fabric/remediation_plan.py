@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from kumulus.api.base import ObjectRef
 from kumulus.api.fabric import Host
 from kumulus.api.host import FenceOrder, WorkOrder, WorkOrderSpec, WorkState, WorkType
-from kumulus.api.remediation import MANUAL, HostRemediation, RemediationPhase
+from kumulus.api.remediation import MANUAL, HostRemediation, RemediationPhase, WitnessUse
 from kumulus_controllers.fabric.liveness import Liveness, Verdict
+from kumulus_controllers.fabric.witness_plan import Hearing
 
 SILENT_SHARE = 0.3
 """Hosts are switched off without a person's word only while no more than this share of them, or one, is silent."""
@@ -35,6 +36,8 @@ class Facts:
     """How many hosts are silent, or about to be; not those that are fenced."""
     hosts: int = 1
     """How many there are."""
+    hearing: Hearing | None = None
+    """What witnesses say of the host; None: nobody was asked."""
     before: str | None = None
     """Name of an older remediation of the same host that is not over."""
 
@@ -148,15 +151,26 @@ def plan(facts: Facts) -> Step:
             f" kumulusctl host confirm-dead {name}"
         )
         return _undo(facts, Say(RemediationPhase.PENDING, "ConfirmationNeeded", why, 300.0))
+    if (lives := _witnessed(facts, method)) is not None:
+        return _undo(facts, lives)
     if method != MANUAL and not facts.fenced and (lack := _too_many(facts)) is not None:
         return _undo(facts, lack)
     return Prove(method) if facts.ours else Close()
 
 
+def budget(hosts: int) -> int:
+    """How many of them may be silent while some are switched off without a person's word."""
+    return max(1, int(hosts * SILENT_SHARE))
+
+
+def too_many(late: int, hosts: int) -> bool:
+    """Whether so many hosts are silent at once that it is most likely we who are cut off."""
+    return late > budget(hosts)
+
+
 def _too_many(facts: Facts) -> Say | None:
-    """Said when so many hosts are silent at once that it is most likely we who are cut off."""
-    most = max(1, int(facts.hosts * SILENT_SHARE))
-    if facts.late <= most:
+    most = budget(facts.hosts)
+    if not too_many(facts.late, facts.hosts):
         return None
     why = (
         f"{facts.late} of {facts.hosts} hosts do not answer, so it may be the control plane that is cut off, and nothing is switched"
@@ -177,6 +191,20 @@ def _alive(facts: Facts) -> Say | None:
         " HostRemediation."
     )
     return Say(RemediationPhase.REFUSED, "HostAnswers", why)
+
+
+def _witnessed(facts: Facts, method: str) -> Say | None:
+    """Said while a witness has proof that the host is alive (ADR 39)."""
+    one, proof = facts.remediation, facts.hearing.alive if facts.hearing is not None else None
+    if proof is None or one.spec.witnesses is WitnessUse.IGNORE:
+        return None
+    todo = (
+        "If it is off all the same, its witnesses fall silent within a minute and this goes on by itself; else switch it off first."
+        if method == MANUAL
+        else f"To have it switched off all the same: kumulusctl host fence {one.spec.host} --despite-witnesses"
+    )
+    why = f"Host {one.spec.host} is alive and only cut off, says {proof.witness}: {proof.message}. {todo}"
+    return Say(RemediationPhase.PENDING, "WitnessAlive", why, 5.0)
 
 
 def _method(facts: Facts) -> str | None:

@@ -29,6 +29,7 @@ from kumulus.api.base import (
 from kumulus.api.hardware import CpuModelName, HostFeature, Known
 from kumulus.api.placement import Taint
 from kumulus.api.quantity import Amount
+from kumulus.api.witness import Statement
 
 GROUP = f"fabric.{DOMAIN}"
 
@@ -209,6 +210,7 @@ class HostCondition(StrEnum):
     SCHEDULABLE = "Schedulable"
     NETWORK_READY = "NetworkReady"
     FENCED = "Fenced"
+    ISOLATED = "Isolated"
     CREDENTIALS_EXPIRING = "CredentialsExpiring"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
@@ -267,6 +269,12 @@ class HostStatus(Status):
     )
     instances: int | None = Field(default=None, description="Machines placed on it.")
     unmanaged: int | None = Field(default=None, description="Domains on it that are not Kumulus' own.")
+    witnesses: tuple[Statement, ...] = Field(
+        default=(),
+        description="What witnesses say of the host while it is silent; empty while it answers, or nobody was asked.",
+        max_length=8,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["witness", "kind"]},
+    )
 
 
 class Host(Resource):

@@ -23,6 +23,7 @@ from kumulus.api.pool_order import PoolFacts, PoolOrder
 from kumulus.api.segments import DeviceName, NetworkDriverName, SegmentFacts, SegmentOrder, Uid
 from kumulus.api.snapshot_order import SnapshotFacts, SnapshotOrder
 from kumulus.api.volume_order import DiskFacts, DiskOrder
+from kumulus.api.witness import WitnessFacts, WitnessOrder
 
 GROUP = f"host.{DOMAIN}"
 
@@ -51,6 +52,7 @@ class WorkType(StrEnum):
     SEGMENT = "Segment"
     GATEWAY = "Gateway"
     FENCE = "Fence"
+    WITNESS = "Witness"
 
 
 class ConsoleOrder(Model):
@@ -95,9 +97,9 @@ class WorkOrderSpec(Model):
             " && (self.type == 'Pool') == has(self.pool) && (self.type == 'Console') == has(self.console)"
             " && (self.type == 'Certificate') == has(self.certificate) && (self.type == 'Upload') == has(self.upload)"
             " && (self.type == 'Segment') == has(self.segment) && (self.type == 'Gateway') == has(self.gateway)"
-            " && (self.type == 'Fence') == has(self.fence)",
+            " && (self.type == 'Fence') == has(self.fence) && (self.type == 'Witness') == has(self.witness)",
             "exactly the field named like spec.type must be set: instance, disk, snapshot, pool, console, certificate, upload,"
-            " segment, gateway or fence",
+            " segment, gateway, fence or witness",
         ),
         Rule("self.term >= oldSelf.term", "a controller that is no longer the leader wrote this", field=".term"),
         Rule(
@@ -126,6 +128,7 @@ class WorkOrderSpec(Model):
     segment: SegmentOrder | None = Field(default=None, description="A network's presence on this host.")
     gateway: GatewayOrder | None = Field(default=None, description="A router or load balancer on this host.")
     fence: FenceOrder | None = Field(default=None, description="The host is being fenced, or was.")
+    witness: WitnessOrder | None = Field(default=None, description="Keep looking whether another host is alive.")
 
 
 class WorkState(StrEnum):
@@ -166,6 +169,7 @@ class WorkOrderStatus(Model):
     console: ConsoleFacts | None = Field(default=None, description="What was read of a console.")
     segment: SegmentFacts | None = Field(default=None, description="What is so of a network on this host.")
     gateway: GatewayFacts | None = Field(default=None, description="What is so of a gateway on this host.")
+    witness: WitnessFacts | None = Field(default=None, description="What was seen of another host.")
 
 
 class WorkOrder(Resource):

@@ -67,3 +67,8 @@ def pool_order_name(pool_uid: str) -> str:
 def pool_secret_name(pool_uid: str) -> str:
     """Name of the copy, in a host's namespace, of the Secret that a pool's parameters name."""
     return f"pool-{pool_uid}"
+
+
+def witness_order_name(host_uid: str) -> str:
+    """Name of the work order by which a host looks whether another one, of that uid, is alive."""
+    return f"witness-{host_uid}"

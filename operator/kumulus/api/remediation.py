@@ -28,6 +28,15 @@ MANUAL = "manual"
 """The method by which a person says that the host is off."""
 
 
+class WitnessUse(StrEnum):
+    """What becomes of a remediation while a witness says that the host is alive."""
+
+    HEED = "Heed"
+    """It waits."""
+    IGNORE = "Ignore"
+    """It goes on."""
+
+
 class HostRemediationSpec(Model):
     """Which host is to be fenced, why, and how."""
 
@@ -71,6 +80,11 @@ class HostRemediationSpec(Model):
         " the host was seen to be off. If the host gives a later sign of life, nothing is done.",
         min_length=1,
         max_length=64,
+    )
+    witnesses: WitnessUse = Field(
+        default=WitnessUse.HEED,
+        description="Heed: while a witness says that the host is alive (its status.witnesses) nothing is done. Ignore: it is fenced all"
+        " the same, as somebody wants who knows better, or who wants a host off that is only cut off.",
     )
 
 

@@ -13,7 +13,7 @@ from kumulus.cli.output import Printer
 from kumulus.cli.terminal import one_line
 
 _COLOURS = {ConditionStatus.TRUE: "green", ConditionStatus.FALSE: "yellow", ConditionStatus.UNKNOWN: "magenta"}
-_BAD_WHEN_TRUE = frozenset({"Stalled", "Paused", "CredentialsExpiring"})
+_BAD_WHEN_TRUE = frozenset({"Stalled", "Paused", "CredentialsExpiring", "Isolated"})
 _QUIET_WHEN_TRUE = frozenset({"Reconciling"})
 
 

@@ -9,7 +9,8 @@ import typer
 
 from kumulus.api.fabric import Host, HostPhase, host_namespace
 from kumulus.api.host import LEASE as LEASE_NAME
-from kumulus.api.remediation import MANUAL, HostRemediation, RemediationPhase
+from kumulus.api.remediation import MANUAL, HostRemediation, RemediationPhase, WitnessUse
+from kumulus.api.witness import Says
 from kumulus.cli.output import qualified
 from kumulus.cli.problem import Problem
 from kumulus.cli.session import Session, command
@@ -18,6 +19,10 @@ from kumulus.kube.builtin import LEASE
 from kumulus.kube.lease import Lease
 
 Raw = dict[str, Any]
+
+DespiteWitnesses = Annotated[
+    bool, typer.Option("--despite-witnesses", help="Also while a witness says that the host is alive (host show).")
+]
 
 KIND = HostRemediation.KIND
 
@@ -36,6 +41,7 @@ def _confirm_dead(
         bool, typer.Option("--powered-off", help="You have seen that the host is off; silence is not enough.")
     ] = False,
     reason: Annotated[str | None, typer.Option(help="Why, for whoever reads it later.")] = None,
+    despite_witnesses: DespiteWitnesses = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is fenced.")] = True,
     timeout: Annotated[float, typer.Option(min=1, max=86400, help="Seconds to wait.")] = 90,
 ) -> None:
@@ -47,7 +53,12 @@ def _confirm_dead(
         )
     if not powered_off:
         raise Problem(MEANING.format(host=name), exit_code=2)
-    spec: Raw = {"confirmedOff": True, "lastRenewal": _last_renewal(session, name)}
+    if not despite_witnesses and (proof := _alive(host)) is not None:
+        raise Problem(
+            f"The host {name} is alive, says {proof}. If it is off, its witnesses fall silent within a minute: look again by"
+            f" kumulusctl host show {name}. If they are wrong, say --despite-witnesses."
+        )
+    spec: Raw = {"confirmedOff": True, "lastRenewal": _last_renewal(session, name), **_use(despite_witnesses)}
     if reason is not None:
         spec["reason"] = reason
     made = _confirm(session, name, spec)
@@ -61,6 +72,7 @@ def _fence(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the host.", show_default=False)],
     reason: Annotated[str | None, typer.Option(help="Why, for whoever reads it later.")] = None,
+    despite_witnesses: DespiteWitnesses = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is fenced.")] = True,
     timeout: Annotated[float, typer.Option(min=1, max=86400, help="Seconds to wait.")] = 180,
 ) -> None:
@@ -75,7 +87,12 @@ def _fence(
             f"The host {name} has no spec.bmc, so nothing can switch it off from here. Once you have:"
             f" kumulusctl host confirm-dead {name}"
         )
-    spec: Raw = {"host": name, "methods": [host.spec.bmc.type, MANUAL]}
+    if not despite_witnesses and (proof := _alive(host)) is not None:
+        raise Problem(
+            f"The host {name} is alive and only cut off, says {proof}. Its machines run. To have it switched off all the same:"
+            f" kumulusctl host fence {name} --despite-witnesses"
+        )
+    spec: Raw = {"host": name, "methods": [host.spec.bmc.type, MANUAL], **_use(despite_witnesses)}
     if reason is not None:
         spec["reason"] = reason
     made = _make(session, name, spec)
@@ -83,6 +100,16 @@ def _fence(
     if wait:
         _await_fenced(session, item.name, timeout)
     session.printer.done(KIND, session.cluster.find(KIND, item.name) or made, "fenced" if wait else "created")
+
+
+def _alive(host: Host) -> str | None:
+    """Who says that the host is alive, and why; None: nobody does."""
+    found = next((item for item in host.status.witnesses if item.says is Says.ALIVE), None)
+    return None if found is None else one_line(f"{found.witness}: {found.message or 'no reason given'}")
+
+
+def _use(despite: bool) -> Raw:
+    return {"witnesses": WitnessUse.IGNORE.value} if despite else {}
 
 
 def _make(session: Session, host: str, spec: Raw) -> Raw:

@@ -11,6 +11,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Capacity, Host, host_namespace
 from kumulus.api.storage import PoolHost, StoragePool
 from kumulus.api.unmanaged import UnmanagedInstance
+from kumulus.api.witness import Statement
 from kumulus.cli import conditions, fencing
 from kumulus.cli.amounts import age, count, size
 from kumulus.cli.output import Column, qualified
@@ -111,9 +112,23 @@ def _show(session: Session, name: Name) -> None:
         ]
     )
     conditions.show(printer, status.conditions, now)
+    _witnesses(session, host)
     _machines(session, name)
     _pools(session, name)
     _unmanaged(session, name)
+
+
+def _witnesses(session: Session, host: Host) -> None:
+    if not host.status.witnesses:
+        return
+    session.printer.heading("What witnesses say of it while it is silent")
+    columns: list[Column[Statement]] = [
+        Column("Witness", lambda item: item.witness),
+        Column("By", lambda item: item.kind),
+        Column("Says", lambda item: item.says),
+        Column("Message", lambda item: item.message or ""),
+    ]
+    session.printer.table(columns, host.status.witnesses, empty="")
 
 
 def _join(*parts: str | None) -> str:

@@ -10,6 +10,7 @@ from kumulus.api.fabric import Host
 from kumulus_controllers.fabric.automatic import MARGIN_SECONDS, Silence, asked, remediation_name
 from kumulus_controllers.fabric.liveness import LeaseBook, Liveness, Verdict
 from kumulus_controllers.fabric.remediation_plan import SILENT_SHARE
+from kumulus_controllers.fabric.witness_plan import Hearing
 from tests.unit.fabric.test_host import FakeClock, lease
 
 EXPIRED = Verdict(Liveness.EXPIRED, 60)
@@ -28,7 +29,9 @@ def host(ready: str = "Unknown", fenced: str | None = None, **spec: Any) -> Host
 
 
 def silence(item: Host | None = None, **changes: Any) -> Silence:
-    known = {"verdict": EXPIRED, "since": 100.0, "machines": 1, "open": False, "others": 2, **changes}
+    answered = Hearing(settled=True)
+    known = {"verdict": EXPIRED, "since": 100.0, "machines": 1, "open": False, "others": 2, "hearing": answered}
+    known |= changes
     return Silence(item or host(), **known)
 
 

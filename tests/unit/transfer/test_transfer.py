@@ -12,13 +12,14 @@ from cryptography import x509
 
 from kumulus.api.host import CertificateOrder, transfer_name
 from kumulus.api.image_order import ImagePeer
-from kumulus_agents.transfer import keys, listener
+from kumulus_agents.transfer import alive, keys, listener
 from kumulus_agents.transfer.fetch import NoPeer
 from kumulus_agents.transfer.identity import TransferIdentity
+from kumulus_agents.transfer.tunnel import End
 from kumulus_controllers.fabric.authority import LIFETIME, Authority, BadRequest
 from tests.patience import PATIENCE
 from tests.unit.storage.server import Answer
-from tests.unit.transfer.hosts import DATA, PATH, SHA256, UID, context, host, liar, now
+from tests.unit.transfer.hosts import DATA, PATH, SHA256, UID, Peer, context, host, liar, now
 
 AUTHORITY = Authority.made(now())
 OTHERS = Authority.made(now())
@@ -256,3 +257,36 @@ async def test_the_key_is_made_by_a_program_of_its_own_and_is_on_no_disk() -> No
         x509.SubjectAlternativeName
     )
     assert names.value.get_values_for_type(x509.DNSName) == [transfer_name("a")]
+
+
+async def test_a_host_proves_that_it_is_there_and_nobody_else_can_in_its_name(tmp_path: Path) -> None:
+    async with (
+        host("h1", AUTHORITY) as here,
+        host("h2", AUTHORITY) as there,
+        host("h3", OTHERS) as stranger,
+        host("h4", None) as mute,
+    ):
+
+        async def asked(other: Peer, name: str | None = None) -> str | None:
+            at = other.peer()
+            return await here.transfer.unproved(End(name or other.name, at.address, at.port))
+
+        assert await asked(there) is None
+        assert "did not prove to be host h9" in (await asked(there, "h9") or ""), "another host answers at its address"
+        assert "did not prove" in (await asked(stranger) or "")
+        gone = End("h2", "127.0.0.1", 1)
+        assert "refuses connections" in (await here.transfer.unproved(gone) or "")
+        assert "certificate" in (await mute.transfer.unproved(gone) or "")
+
+
+async def test_a_host_that_takes_the_connection_and_says_nothing_is_not_known_to_be_there() -> None:
+    """Its agent is stopped: the kernel alone answers."""
+    async with host("h1", AUTHORITY) as here:
+        assert here.transfer._identity.client is not None
+        deaf = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
+        port = deaf.sockets[0].getsockname()[1]
+        try:
+            why = await alive.unproved(here.transfer._identity.client, End("h2", "127.0.0.1", port), 0.3)
+        finally:
+            deaf.close()
+        assert "nobody answers" in (why or "")

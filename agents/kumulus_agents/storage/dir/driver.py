@@ -5,7 +5,7 @@ from __future__ import annotations
 from kumulus.api.pool_order import PoolRef
 from kumulus_agents.storage.apart import apart
 from kumulus_agents.storage.blocking import in_thread
-from kumulus_agents.storage.dir import uses
+from kumulus_agents.storage.dir import pulses, uses
 from kumulus_agents.storage.dir.arrival_verbs import ArrivalVerbs
 from kumulus_agents.storage.dir.image_verbs import ImageVerbs
 from kumulus_agents.storage.dir.snapshot_verbs import SnapshotVerbs
@@ -31,6 +31,16 @@ class DirStorage(ImageVerbs, VolumeVerbs, ArrivalVerbs, SnapshotVerbs):
                 await in_thread(uses.forget_mine, self._pool)
         self._prepared = True
         return usage
+
+    async def beat(self, host: str, beat: str) -> None:
+        """See `Pulsed.beat`."""
+        with told_as("leave the heartbeat"):
+            await in_thread(pulses.write, self._pool, host, beat)
+
+    async def last_beat(self, host: str) -> str | None:
+        """See `Pulsed.last_beat`."""
+        with told_as("read a heartbeat"):
+            return await in_thread(pulses.read, self._pool, host)
 
 
 def make(pool: PoolRef, settings: StorageSettings, _: Secrets) -> StorageDriver:

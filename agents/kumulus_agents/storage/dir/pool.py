@@ -10,8 +10,9 @@
     volumes/<volume uid>.<layer>.qcow2 another layer, which began with a snapshot
     keepers/<volume uid>.json          which host sees to it, in a pool that hosts share
     uses/<image uid>.*                 who makes something of it, or removes it, in a pool that hosts share
+    hosts/<digest>.json                the heartbeat of a host, in a pool that hosts share (`pulses`)
 
-All names derive from uids.
+All names derive from uids, or are digests.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from kumulus_agents.storage.protocol import StorageError, Usage
 from kumulus_agents.storage.settings import StorageSettings
 
 _IMAGES, _PARTIAL, _DISKS, _VOLUMES, _KEEPERS, _USES = "images", ".partial", "disks", "volumes", "keepers", "uses"
+_HOSTS = "hosts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,12 @@ class PoolDirectory:
         """The directory of marks of what is being made of images; made when missing."""
         with self._open(make=True) as pool, pool.directory(_USES, make=True) as uses:
             yield uses
+
+    @contextmanager
+    def hosts(self) -> Iterator[Directory]:
+        """The directory of heartbeats; made when missing."""
+        with self._open(make=True) as pool, pool.directory(_HOSTS, make=True) as hosts:
+            yield hosts
 
     @contextmanager
     def keepers(self) -> Iterator[Directory]:
