@@ -24,7 +24,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 VENV = CHECKOUT / ".venv"
 UV = "uv==0.13.8"
 LOCKS = ("requirements.lock", "requirements-libvirt.lock")
-PACKAGES = ("host", "image")
+PACKAGES = ("host", "image", "controllers")
 TEST_PACKAGES = ("test",)
 """What only tests need: servers that they talk to, and programs that make what they read."""
 ENVIRONMENT = {**os.environ, "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"}

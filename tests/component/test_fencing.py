@@ -18,7 +18,7 @@ import pytest_asyncio
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import LEASE as LEASE_NAME
-from kumulus.api.host import WorkOrder
+from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.order_names import FENCE_ORDER
 from kumulus.api.remediation import HostRemediation
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
@@ -136,6 +136,12 @@ class Owner(Tenant):
 
     def runs_here(self, vm: Raw, host: str) -> bool:
         return Witness.runs(self.cloud.hosts[host], vm["metadata"]["uid"])
+
+    async def reached_at(self, host: str) -> int | None:
+        """The port at which other hosts reach its agent, from when it has a certificate."""
+        report = await self.client.get(HostReport.KIND, host, host_namespace(host))
+        port: int | None = (report["status"].get("migration") or {}).get("port")
+        return port
 
     async def ctl(self, *arguments: str) -> int:
         config = ("--kubeconfig", str(self.cloud.lab.kubeconfig))
@@ -308,10 +314,15 @@ async def _cut_off_then_hung(
     vm = await owner.runs_on("hung", DYING)
     await owner.patch(VirtualMachine.KIND, "hung", placement={"hostSelector": None})
     host, machine = owner.cloud.hosts[DYING], owner.cloud.hosts[DYING].machine
+    before = await owner.reached_at(DYING)
     await host.kill()
     straight, host.client = host.client, client
     host.start()
-    await owner.cluster(Host.KIND, DYING, phase("Ready"), "is back")
+
+    async def certified() -> bool:
+        return await owner.reached_at(DYING) not in (None, before)
+
+    await until(certified, "it has a certificate again")
     relay.cut()
     cut_off = lambda item: condition(item, "Isolated").get("reason") == "WitnessAlive"  # noqa: E731
     said = await owner.cluster(Host.KIND, DYING, cut_off, "is known to be alive")

@@ -27,6 +27,7 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers import events
 from kumulus_controllers.fabric.fencing import Fencer, FencingError, Power, target
+from kumulus_controllers.fabric.ipmi import Ipmi
 from kumulus_controllers.fabric.liveness import LeaseBook
 from kumulus_controllers.fabric.redfish import Redfish
 from kumulus_controllers.fabric.remediation_plan import (
@@ -69,7 +70,7 @@ LOOK_SECONDS = 1.0
 AGAIN_SECONDS = 10.0
 """A host that is not off after so long is switched off again."""
 PAUSE_MOST = 60.0
-BUILT_IN: Mapping[str, Fencer] = {"redfish": Redfish()}
+BUILT_IN: Mapping[str, Fencer] = {"redfish": Redfish(), "ipmi": Ipmi()}
 
 
 @dataclass(frozen=True, slots=True)

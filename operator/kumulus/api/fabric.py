@@ -109,16 +109,25 @@ class Bmc(Model):
             field=".address",
         ),
         Rule(
+            "self.type != 'ipmi' || !self.address.startsWith('https://')",
+            "the address of a BMC that speaks IPMI is a host, or a host and a port: 10.0.9.1, 10.0.9.1:623",
+            field=".address",
+        ),
+        Rule(
+            "self.type != 'ipmi' || !has(self.caBundle) && !has(self.system) && !self.insecureSkipVerify",
+            "system, caBundle and insecureSkipVerify are for Redfish: IPMI has none of it",
+        ),
+        Rule(
             "!(has(self.caBundle) && has(self.insecureSkipVerify) && self.insecureSkipVerify)",
             "caBundle and insecureSkipVerify exclude each other",
         ),
     )
 
     type: MethodName = Field(
-        description="The method of HostRemediations that it is for: redfish, or that of a plug-in."
+        description="The method of HostRemediations that it is for: redfish, ipmi (2.0, over the network), or that of a plug-in."
     )
     address: str = Field(
-        description="Where it is, such as `https://10.0.9.1`.",
+        description="Where it is: of a Redfish service such as `https://10.0.9.1`, of IPMI such as `10.0.9.1` or `10.0.9.1:623`.",
         min_length=1,
         max_length=253,
         pattern=r"^(https://)?[A-Za-z0-9.:\[\]-]+$",

@@ -63,8 +63,8 @@ class HostRemediationSpec(Model):
     reason: str | None = Field(default=None, description="Why, for people.", max_length=1024)
     methods: tuple[MethodName, ...] = Field(
         default=(MANUAL,),
-        description="What may be used; the first that can be is. redfish: the host's BMC (Host.spec.bmc) switches it off, and is asked"
-        " whether it is. manual: a person says that it is off.",
+        description="What may be used; the first that can be is. redfish, ipmi: the host's BMC (Host.spec.bmc) switches it off, and is"
+        " asked whether it is. manual: a person says that it is off.",
         min_length=1,
         max_length=5,
         json_schema_extra={"x-kubernetes-list-type": "set"},
