@@ -242,6 +242,7 @@ GOOD: Mapping[type[Resource], Raw] = {
     UnmanagedInstance: {},
 }
 
+IPMI: Raw = {"type": "ipmi", "address": "10.0.9.1:623", "credentialsSecret": "bmc"}
 BMC: Raw = {"type": "redfish", "address": "https://10.0.9.1", "credentialsSecret": "bmc", "caBundle": "..."}
 
 EXISTING: Raw = {"pool": "local", "host": "h1", "id": UID}
@@ -722,6 +723,9 @@ BAD = [
     Bad(Host, "spec.fencing", {"automatic": True}, "spec.fencing"),
     Bad(Host, "spec.bmc", {**BMC, "address": "http://10.0.9.1"}, "spec.bmc.address"),
     Bad(Host, "spec.bmc", {**BMC, "insecureSkipVerify": True}, "spec.bmc"),
+    Bad(Host, "spec.bmc", {**IPMI, "address": "https://10.0.9.1"}, "spec.bmc.address"),
+    Bad(Host, "spec.bmc", {**IPMI, "caBundle": "..."}, "spec.bmc"),
+    Bad(Host, "spec.bmc", {**IPMI, "insecureSkipVerify": True}, "spec.bmc"),
     *(Bad(Host, "spec.bmc", {**BMC, "system": name}, "spec.bmc.system") for name in ("../x", "a/b", "a?b")),
     Bad(HostRemediation, "spec.host", GONE),
     Bad(HostRemediation, "spec.lastRenewal", GONE, "spec.lastRenewal"),

@@ -49,6 +49,7 @@ from kumulus_agents.agent.report import MachineFacts, Reporter
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.secrets import PoolSecrets, Secrets
 from kumulus_agents.agent.segment import Segments
+from kumulus_agents.agent.self_fence import SelfFence
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.agent.snapshot import Snapshots
 from kumulus_agents.agent.tidying import Tidying
@@ -62,6 +63,7 @@ from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.metadata.keeper import Metadata
 from kumulus_agents.network.protocol import Dropped, NetworkDriver
 from kumulus_agents.transfer.transfer import Transfer
+from kumulus_agents.watchdog.client import Watchdog
 
 log = structlog.get_logger(__name__)
 
@@ -89,6 +91,8 @@ class Drivers:
     """Address at which other hosts reach its tunnels; its first one when empty."""
     metadata: Metadata | None = None
     """None: guests are told nothing of themselves."""
+    watchdog: Watchdog | None = None
+    """What ends the host's machines when its Lease cannot be renewed; None: nothing can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,10 @@ class Agent:
             every=timings.renew_seconds,
             phase=phase,
             recovered=self._recovered,
+            renewed=lambda stamp: self._self_fence.renewed(stamp),
+        )
+        self._self_fence = SelfFence(
+            self.orders, self.heartbeat, drivers.watchdog, lease_seconds=timings.lease_seconds, wake=self._wake
         )
         self.reporter = Reporter(
             client,
@@ -265,7 +273,7 @@ class Agent:
             wake=self._wake,
             removed=lambda: images.disks_removed(),
             guest=guests.told,
-            fenced=fences.in_force,
+            fenced=lambda: fences.in_force() or self._self_fence.unarmed(),
         )
 
         def arrived(uid: str) -> None:
@@ -359,6 +367,7 @@ class Agent:
             WorkType.GATEWAY: gateways,
             WorkType.FENCE: fences,
             WorkType.WITNESS: witnesses,
+            WorkType.WATCHDOG: self._self_fence,
         }
 
     async def _reflect(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import signal
 import sys
@@ -36,6 +37,7 @@ from kumulus_agents.agent.settings import AgentSettings, SettingsProblem, Timing
 from kumulus_agents.agent.traffic import Counted, InterfaceTraffic
 from kumulus_agents.network.protocol import Dropped
 from kumulus_agents.plugins import DriverError
+from kumulus_agents.watchdog import daemon, guests
 
 log = structlog.get_logger(__name__)
 
@@ -77,6 +79,16 @@ def run(
         uvloop.run(_run(StateDirectory(state), settings))
     except (IdentityProblem, SettingsProblem, DriverError, OSError) as problem:
         _fail(str(problem))
+
+
+@app.command()
+def watchdog(
+    socket: Annotated[Path, typer.Option(help="Where the agent reaches it.")] = daemon.SOCKET,
+    pids: Annotated[Path, typer.Option(help="Where libvirt keeps the pids of emulators.")] = guests.PIDS,
+) -> None:
+    """Run this host's watchdog: it ends the host's machines when its Lease cannot be renewed, if the Host asks for that."""
+    argv = [sys.executable, "-I", "-m", "kumulus_agents.watchdog", f"--socket={socket}", f"--pids={pids}"]
+    os.execv(sys.executable, argv)  # noqa: S606 - itself: a process that holds nothing of the agent
 
 
 @app.command()

@@ -36,6 +36,7 @@ from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import Network, StorageSettings
 from kumulus_agents.storage.simulated import SimulatedStorage
 from kumulus_agents.transfer.transfer import Transfer, address_towards
+from kumulus_agents.watchdog.client import Watchdog
 
 SIMULATED = "simulated"
 
@@ -84,6 +85,7 @@ def real(settings: AgentSettings, state: StateDirectory, server: str, host: str)
         else network_drivers(settings.network, underlay),
         underlay=underlay,
         metadata=Metadata(state.path / "metadata", metadata) if metadata.enabled and not simulated else None,
+        watchdog=Watchdog(settings.watchdog_socket) if not simulated else None,
     )
 
 

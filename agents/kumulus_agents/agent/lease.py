@@ -7,7 +7,8 @@ Stopping leaves it as it is: it then runs out, as it would if the host had died.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -38,11 +39,13 @@ class Heartbeat:
         every: float,
         phase: float = 0.0,
         recovered: Callable[[], None] = lambda: None,
+        renewed: Callable[[float], Awaitable[None]] | None = None,
     ) -> None:
         """`phase`, from 0 to 1, is where in the interval the renewals lie: a process with many hosts spreads them.
 
-        `recovered` is called when a renewal succeeds after one that did not.
+        `recovered` is called when a renewal succeeds after one that did not; `renewed` after each, with its `stamp`.
         """
+        self._told = renewed
         self._client = client
         self._namespace = namespace
         self._host = host
@@ -54,6 +57,8 @@ class Heartbeat:
         self._known: Lease | None = None
         self._down = False
         self._renewed: float | None = None
+        self.stamp: float | None = None
+        """When the last renewal that succeeded began, in seconds since the host booted, those in which it slept too."""
         self.begun = asyncio.Event()
         """Set once the Lease was renewed by this process."""
 
@@ -76,7 +81,7 @@ class Heartbeat:
 
     async def beat(self) -> None:
         """Renew once, and again if somebody changed the lease in between. Failures are logged once an outage."""
-        began = self._clock.monotonic()
+        began, stamp = self._clock.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
         try:
             async with asyncio.timeout(self._every):
                 try:
@@ -89,7 +94,9 @@ class Heartbeat:
                 log.warning("lease not renewed", host=self._host, error=str(error) or "timed out")
             self._down, self._known = True, None
             return
-        self._renewed = began
+        self._renewed, self.stamp = began, stamp
+        if self._told is not None:
+            await self._told(stamp)
         self.begun.set()
         if self._down:
             log.info("lease renewed again", host=self._host)

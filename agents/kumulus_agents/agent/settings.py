@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from kumulus_agents.network.settings import NetworkSettings
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.transfer.settings import TransferSettings
+from kumulus_agents.watchdog.daemon import SOCKET
 
 PREFIX = "KUMULUS_AGENT_"
 FILE = "agent.yaml"
@@ -55,6 +56,9 @@ class AgentSettings(Timings):
         default_factory=TransferSettings, description="How images are exchanged with other hosts."
     )
     network: NetworkSettings = Field(default_factory=NetworkSettings, description="Networks of machines.")
+    watchdog_socket: Path = Field(
+        default=SOCKET, description="Where the watchdog of this host is reached (kumulus-agent watchdog)."
+    )
     http_address: str = Field(default="127.0.0.1", description="Where health and metrics are served.")
     http_port: int = Field(default=9410, ge=0, le=65535, description="Port of health and metrics; 0: a free one.")
 

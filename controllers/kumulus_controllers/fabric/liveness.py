@@ -83,6 +83,11 @@ class LeaseBook:
             return False
         return now - seen.at >= seen.duration * LATE or now < seen.late_until
 
+    def silence(self, host: str) -> tuple[float, float]:
+        """For how many seconds its Lease has not changed before our eyes, and how long it lasts; nothing, of one never seen."""
+        seen = self._seen.get(host)
+        return (0.0, 0.0) if seen is None else (self._clock.monotonic() - seen.at, seen.duration)
+
     def on_time(self, host: str) -> float:
         """In how many seconds the host is late, should it not be heard of; 0 when it is, or was never heard of."""
         seen = self._seen.get(host)

@@ -9,6 +9,7 @@ from kumulus_controllers.fabric.certificate import CertificateReconciler
 from kumulus_controllers.fabric.fencing import METHODS, Fencer
 from kumulus_controllers.fabric.host import HostReconciler
 from kumulus_controllers.fabric.remediation import BUILT_IN, RemediationReconciler
+from kumulus_controllers.fabric.watchdog import WatchdogReconciler
 from kumulus_controllers.fabric.witness import WITNESSES, Witness, WitnessReconciler, built_in
 from kumulus_controllers.fabric.witness_book import WitnessBook
 
@@ -24,6 +25,7 @@ async def _setup(context: Context) -> None:
     context.reconcilers.append(CertificateReconciler(context.services))
     context.reconcilers.append(AutomaticFencing(context.services, book))
     context.reconcilers.append(RemediationReconciler(context.services, fencers, book))
+    context.reconcilers.append(WatchdogReconciler(context.services))
     context.reconcilers.append(WitnessReconciler(context.services, book, witnesses))
 
 

@@ -15,8 +15,8 @@ from kumulus.api.base import FINALIZER
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import LEASE as LEASE_NAME
 from kumulus.api.host import WorkOrder, WorkType
-from kumulus.api.order_names import FENCE_ORDER
-from kumulus.api.remediation import ENDED, MANUAL, HostRemediation, HostRemediationStatus, RemediationPhase
+from kumulus.api.order_names import FENCE_ORDER, WATCHDOG_ORDER
+from kumulus.api.remediation import ENDED, MANUAL, WATCHDOG, HostRemediation, HostRemediationStatus, RemediationPhase
 from kumulus.kube.builtin import LEASE
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.lease import Lease
@@ -43,6 +43,7 @@ from kumulus_controllers.fabric.remediation_plan import (
     fence_of,
     plan,
 )
+from kumulus_controllers.fabric.watchdog import left, promised
 from kumulus_controllers.fabric.witness_book import WitnessBook
 from kumulus_controllers.ordering import Ordering
 from kumulus_controllers.orders import NAMESPACE, host_of, work_orders
@@ -129,7 +130,7 @@ class RemediationReconciler:
 
         def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
             order = after or before
-            if order is not None and (order.spec.type is WorkType.FENCE or after is None):
+            if order is not None and (order.spec.type in (WorkType.FENCE, WorkType.WATCHDOG) or after is None):
                 for item in of_host(host_of(order)):
                     enqueue(Key(None, item.name), urgent=True)
 
@@ -209,6 +210,8 @@ class RemediationReconciler:
                 for order in self._orders.by(NAMESPACE, namespace)
             ),
             hearing=self._witnesses.hearing(item.spec.host),
+            watchdog=self._promised(item.spec.host, self._orders.get(WATCHDOG_ORDER, namespace)),
+            silent=self._book.silence(item.spec.host)[0],
             before=min(older, default=None),
         )
 
@@ -238,7 +241,11 @@ class RemediationReconciler:
             self._book.note(Lease.parse(raw or {}))
             return Requeue(0.0)
         evidence = f"A person confirmed it by spec.confirmedOff; no sign of life since {item.status.last_renewal}."
-        if method != MANUAL:
+        if method == WATCHDOG:
+            if (found := await self._watched(item.spec.host)) is None:
+                return Requeue(0.1)
+            evidence = found
+        elif method != MANUAL:
             try:
                 found = await self._power_off(facts, method)
             except FencingError as error:
@@ -256,6 +263,20 @@ class RemediationReconciler:
         log.warning("a host is fenced", host=item.spec.host, remediation=item.name, method=method)
         await self._tell(facts, "Fenced", f"HostRemediation {item.name}, method {method}: {evidence}", warning=True)
         return Requeue(0.0)
+
+    def _promised(self, host: str, order: WorkOrder | None) -> int | None:
+        """After how many seconds of silence the host has ended its machines. Later than its Lease lasts is no promise."""
+        seconds = promised(order)
+        return seconds if seconds is not None and seconds <= self._book.silence(host)[1] else None
+
+    async def _watched(self, host: str) -> str | None:
+        """By what it is known that the host's watchdog has ended its machines: it was armed, which is looked at live, and it has not
+        been disarmed since, which would have been written before. None: it is not."""
+        order = await self._ordering.live(WATCHDOG_ORDER, host)
+        seconds, silent = self._promised(host, order), self._book.silence(host)[0]
+        if seconds is None or left(seconds, silent) > 0:
+            return None
+        return f"Its watchdog is armed and has ended its machines {seconds} s after its last renewal, which was seen {silent:.0f} s ago."
 
     async def _tell(self, facts: Facts, reason: str, note: str, *, warning: bool = False) -> None:
         if facts.host is not None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from kumulus.api.base import ObjectRef
 from kumulus.api.fabric import Host
 from kumulus.api.host import FenceOrder, WorkOrder, WorkOrderSpec, WorkState, WorkType
-from kumulus.api.remediation import MANUAL, HostRemediation, RemediationPhase, WitnessUse
+from kumulus.api.remediation import MANUAL, WATCHDOG, HostRemediation, RemediationPhase, WitnessUse
 from kumulus_controllers.fabric.liveness import Liveness, Verdict
+from kumulus_controllers.fabric.watchdog import left
 from kumulus_controllers.fabric.witness_plan import Hearing
 
 SILENT_SHARE = 0.3
@@ -38,6 +39,10 @@ class Facts:
     """How many there are."""
     hearing: Hearing | None = None
     """What witnesses say of the host; None: nobody was asked."""
+    watchdog: int | None = None
+    """After how many seconds of silence the host's own watchdog has ended its machines, as it promises."""
+    silent: float = 0.0
+    """For how many seconds its Lease has not changed before our eyes."""
     before: str | None = None
     """Name of an older remediation of the same host that is not over."""
 
@@ -153,7 +158,10 @@ def plan(facts: Facts) -> Step:
         return _undo(facts, Say(RemediationPhase.PENDING, "ConfirmationNeeded", why, 300.0))
     if (lives := _witnessed(facts, method)) is not None:
         return _undo(facts, lives)
-    if method != MANUAL and not facts.fenced and (lack := _too_many(facts)) is not None:
+    if method == WATCHDOG and facts.watchdog is not None and (wait := left(facts.watchdog, facts.silent)) > 0:
+        why = f"The watchdog of host {name} ends its machines {facts.watchdog} s after its last renewal; it is waited for longer."
+        return Say(RemediationPhase.PENDING, "WatchdogRuns", why, wait + 0.05)
+    if method not in (MANUAL, WATCHDOG) and (lack := _too_many(facts)) is not None:
         return _undo(facts, lack)
     return Prove(method) if facts.ours else Close()
 
@@ -212,7 +220,8 @@ def _method(facts: Facts) -> str | None:
     spec = facts.remediation.spec
     if MANUAL in spec.methods and spec.confirmed_off and spec.last_renewal is not None:
         return MANUAL
-    return next((name for name in spec.methods if name in facts.able), None)
+    able = facts.able | ({WATCHDOG} if facts.watchdog is not None else frozenset())
+    return next((name for name in spec.methods if name in able), None)
 
 
 def _undo(facts: Facts, say: Say) -> Step:

@@ -114,7 +114,7 @@ class Bmc(Model):
             field=".address",
         ),
         Rule(
-            "self.type != 'ipmi' || !has(self.caBundle) && !has(self.system) && !self.insecureSkipVerify",
+            "self.type != 'ipmi' || !has(self.caBundle) && !has(self.system) && !(has(self.insecureSkipVerify) && self.insecureSkipVerify)",
             "system, caBundle and insecureSkipVerify are for Redfish: IPMI has none of it",
         ),
         Rule(
@@ -161,7 +161,13 @@ class Fencing(Model):
     automatic: bool = Field(
         default=False,
         description="When it has been silent for its Lease and some seconds, and machines on it ask for high availability, have its"
-        " BMC switch it off without asking anybody, so that they start elsewhere.",
+        " BMC switch it off without asking anybody, so that they start elsewhere. With a watchdog, take its word.",
+    )
+    watchdog: bool = Field(
+        default=False,
+        description="Have the host end its machines by itself when it cannot renew its Lease for as long as that lasts (20 s), so that"
+        " they can start elsewhere without a BMC. All of its machines, also when it is the API server that is away. The host needs"
+        " the service kumulus-agent watchdog.",
     )
 
 
@@ -170,8 +176,8 @@ class HostSpec(Model):
 
     rules = (
         Rule(
-            "!has(self.fencing) || !self.fencing.automatic || has(self.bmc)",
-            "automatic fencing needs a BMC (spec.bmc) that can switch the host off",
+            "!has(self.fencing) || !self.fencing.automatic || has(self.bmc) || self.fencing.watchdog",
+            "automatic fencing needs a BMC (spec.bmc) that can switch the host off, or a watchdog (fencing.watchdog)",
             field=".fencing",
         ),
     )

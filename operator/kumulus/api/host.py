@@ -53,6 +53,7 @@ class WorkType(StrEnum):
     GATEWAY = "Gateway"
     FENCE = "Fence"
     WITNESS = "Witness"
+    WATCHDOG = "Watchdog"
 
 
 class ConsoleOrder(Model):
@@ -87,6 +88,16 @@ class FenceOrder(Model):
     evidence: str | None = Field(default=None, description="And by what.", max_length=1024)
 
 
+class WatchdogOrder(Model):
+    """While the host cannot renew its Lease for so long its own watchdog ends its machines. Ready: it is armed (ADR 40)."""
+
+    seconds: int = Field(
+        description="From the beginning of the last renewal that succeeded to their end; at most what the Lease lasts.",
+        ge=2,
+        le=300,
+    )
+
+
 class WorkOrderSpec(Model):
     """What the agent shall see to."""
 
@@ -97,9 +108,10 @@ class WorkOrderSpec(Model):
             " && (self.type == 'Pool') == has(self.pool) && (self.type == 'Console') == has(self.console)"
             " && (self.type == 'Certificate') == has(self.certificate) && (self.type == 'Upload') == has(self.upload)"
             " && (self.type == 'Segment') == has(self.segment) && (self.type == 'Gateway') == has(self.gateway)"
-            " && (self.type == 'Fence') == has(self.fence) && (self.type == 'Witness') == has(self.witness)",
+            " && (self.type == 'Fence') == has(self.fence) && (self.type == 'Witness') == has(self.witness)"
+            " && (self.type == 'Watchdog') == has(self.watchdog)",
             "exactly the field named like spec.type must be set: instance, disk, snapshot, pool, console, certificate, upload,"
-            " segment, gateway, fence or witness",
+            " segment, gateway, fence, witness or watchdog",
         ),
         Rule("self.term >= oldSelf.term", "a controller that is no longer the leader wrote this", field=".term"),
         Rule(
@@ -129,6 +141,7 @@ class WorkOrderSpec(Model):
     gateway: GatewayOrder | None = Field(default=None, description="A router or load balancer on this host.")
     fence: FenceOrder | None = Field(default=None, description="The host is being fenced, or was.")
     witness: WitnessOrder | None = Field(default=None, description="Keep looking whether another host is alive.")
+    watchdog: WatchdogOrder | None = Field(default=None, description="Have the host's watchdog armed.")
 
 
 class WorkState(StrEnum):

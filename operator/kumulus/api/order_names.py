@@ -8,6 +8,9 @@ CERTIFICATE_ORDER = "certificate"
 FENCE_ORDER = "0-fence"
 """Name of the work order that says that a host is being fenced. It sorts before all others, so it is read first."""
 
+WATCHDOG_ORDER = "watchdog"
+"""Name of the work order that has a host's watchdog armed."""
+
 
 def instance_order_name(vm_uid: str) -> str:
     """Name of the work order of a machine."""

@@ -24,6 +24,8 @@ from kumulus.api.base import (
 )
 from kumulus.api.fabric import GROUP, MethodName
 
+WATCHDOG = "watchdog"
+"""The method by which the host's own watchdog has ended its machines."""
 MANUAL = "manual"
 """The method by which a person says that the host is off."""
 
@@ -64,7 +66,7 @@ class HostRemediationSpec(Model):
     methods: tuple[MethodName, ...] = Field(
         default=(MANUAL,),
         description="What may be used; the first that can be is. redfish, ipmi: the host's BMC (Host.spec.bmc) switches it off, and is"
-        " asked whether it is. manual: a person says that it is off.",
+        " asked whether it is. watchdog: the host's own (Host.spec.fencing.watchdog) has ended its machines. manual: a person says that it is off.",
         min_length=1,
         max_length=5,
         json_schema_extra={"x-kubernetes-list-type": "set"},

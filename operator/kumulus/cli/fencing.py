@@ -9,7 +9,7 @@ import typer
 
 from kumulus.api.fabric import Host, HostPhase, host_namespace
 from kumulus.api.host import LEASE as LEASE_NAME
-from kumulus.api.remediation import MANUAL, HostRemediation, RemediationPhase, WitnessUse
+from kumulus.api.remediation import MANUAL, WATCHDOG, HostRemediation, RemediationPhase, WitnessUse
 from kumulus.api.witness import Says
 from kumulus.cli.output import qualified
 from kumulus.cli.problem import Problem
@@ -82,9 +82,12 @@ def _fence(
         raise Problem(
             f"The host {name} answers, so it is not fenced. To keep new machines away: kumulusctl host cordon {name}"
         )
-    if host.spec.bmc is None:
+    methods = ([WATCHDOG] if host.spec.fencing.watchdog else []) + (
+        [host.spec.bmc.type] if host.spec.bmc is not None else []
+    )
+    if not methods:
         raise Problem(
-            f"The host {name} has no spec.bmc, so nothing can switch it off from here. Once you have:"
+            f"The host {name} has neither spec.bmc nor a watchdog (spec.fencing.watchdog), so nothing can switch it off from here. Once you have:"
             f" kumulusctl host confirm-dead {name}"
         )
     if not despite_witnesses and (proof := _alive(host)) is not None:
@@ -92,7 +95,7 @@ def _fence(
             f"The host {name} is alive and only cut off, says {proof}. Its machines run. To have it switched off all the same:"
             f" kumulusctl host fence {name} --despite-witnesses"
         )
-    spec: Raw = {"host": name, "methods": [host.spec.bmc.type, MANUAL], **_use(despite_witnesses)}
+    spec: Raw = {"host": name, "methods": [*methods, MANUAL], **_use(despite_witnesses)}
     if reason is not None:
         spec["reason"] = reason
     made = _make(session, name, spec)
