@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import uuid
 from dataclasses import replace
@@ -16,6 +15,7 @@ from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.protocol import DomainDisk, DomainNic, DomainSpec
 from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.source import FileSource, LayerFile
+from kumulus_agents.watchdog import guests
 from tests.contract import guest
 from tests.contract.guest import Disks, Guest
 from tests.contract.hypervisor import FOREIGN_MAC, World, eventually, new_marks
@@ -111,7 +111,12 @@ class LibvirtWorld(World):
         await eventually(lambda: guest.READY in self.console(spec), "the guest did not boot", 60)
 
     async def crash(self, spec: DomainSpec) -> None:
-        os.kill(self.qemu(spec), signal.SIGKILL)
+        """As the host's watchdog ends it, which finds the emulators of a real libvirt."""
+        assert self.qemu(spec)
+        found = guests.living(self.libvirtd.root / "run/libvirt/qemu")
+        guests.kill(found[domain_name(spec.marks.uid)])
+        for descriptor in found.values():
+            os.close(descriptor)
 
     def qemu(self, spec: DomainSpec) -> int:
         """Process id of the machine's QEMU."""
