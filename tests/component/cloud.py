@@ -37,6 +37,7 @@ from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import FetchSettings, StorageSettings
 from kumulus_agents.transfer.settings import TransferSettings
 from kumulus_agents.transfer.transfer import Transfer
+from kumulus_agents.watchdog.client import Watchdog
 from kumulus_lab.lab import Lab
 from kumulus_lab.state import ZONE
 from tests.patience import PATIENCE
@@ -101,6 +102,7 @@ class SimHost:
     gated: bool = False
     transfer: bool = False
     """Whether it exchanges images with other hosts, over loopback."""
+    watchdog: Watchdog | None = None
     machine: SimulatedHost = field(init=False)
     hypervisor: SimulatedHypervisor = field(init=False)
     _agent: asyncio.Task[None] | None = None
@@ -121,6 +123,7 @@ class SimHost:
             console=LoggedConsole(files),
             facts=MachineFacts(addresses=lambda: ("192.0.2.7",), agent="test", kernel="6", os="Test"),
             transfer=Transfer(self.name, EXCHANGE, self.client.server) if self.transfer else None,
+            watchdog=self.watchdog,
         )
         timings = Timings(
             lease_seconds=self.lease_seconds,

@@ -19,17 +19,20 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import LEASE as LEASE_NAME
 from kumulus.api.host import HostReport, WorkOrder
-from kumulus.api.order_names import FENCE_ORDER
+from kumulus.api.order_names import FENCE_ORDER, WATCHDOG_ORDER
 from kumulus.api.remediation import HostRemediation
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.cli.people import main
 from kumulus.kube.builtin import LEASE, NAMESPACE, SECRET
 from kumulus.kube.client import KubeClient
 from kumulus_agents.hypervisor.protocol import DomainState
+from kumulus_agents.watchdog.client import Watchdog
+from kumulus_agents.watchdog.watch import State
 from kumulus_controllers.fabric.automatic import MARGIN_SECONDS
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
 from tests.component.cloud import GIB, Cloud, Raw, SimHost, cloud, condition, phase, until
+from tests.component.dog import watchdog
 from tests.component.relay import Relay, relayed
 from tests.component.test_volume import Tenant
 from tests.conftest import new_lab
@@ -288,6 +291,52 @@ async def test_a_machine_of_a_fenced_host_can_be_deleted(owner: Owner) -> None:
     await owner.gone(Volume.KIND, "late-root")
 
 
+@pytest.mark.wide
+async def test_a_host_without_a_bmc_ends_its_machines_itself_before_they_start_elsewhere(
+    owner: Owner, tmp_path: Path
+) -> None:
+    host = owner.cloud.hosts[DYING]
+    before = await owner.reached_at(DYING)
+    await host.kill()
+    host.watchdog = Watchdog(tmp_path / "dog")
+    await owner.client.patch(Host.KIND, DYING, {"spec": {"fencing": {"automatic": True, "watchdog": True}}})
+    host.start()
+    await until(lambda: _other(owner.reached_at(DYING), before), "its agent is there")
+
+    async def says(reason: str) -> bool:
+        order = await owner.client.find(WorkOrder.KIND, WATCHDOG_ORDER, host_namespace(DYING))
+        return order is not None and order.get("status", {}).get("reason") == reason
+
+    await until(lambda: says("NoWatchdog"), "it says that it has none")
+    await owner.vm("guarded", ha={"enabled": True}, placement={"hostSelector": {"role": DYING}})
+    await owner.wait(VirtualMachine.KIND, "guarded", lambda v: v["status"].get("host") == DYING, "is placed")
+
+    async def fire() -> None:
+        await host.kill()
+        host.machine.reboot()
+
+    async with watchdog(tmp_path / "dog", fire) as watch:
+        await until(lambda: says("Armed"), "it is armed")
+        vm = await owner.runs_on("guarded", DYING)
+        await owner.patch(VirtualMachine.KIND, "guarded", placement={"hostSelector": None})
+        await host.kill()
+        assert owner.runs_here(vm, DYING), "its guests run on without it"
+        name = await until(lambda: owner.going_on(DYING), "somebody asks for it to be fenced")
+        done = await owner.cluster(HostRemediation.KIND, name, phase("Fenced"), "is fenced")
+        assert watch.state is State.FIRED and done["status"]["method"] == "watchdog"
+        assert "watchdog is armed" in done["status"]["evidence"] and "attempts" not in done["status"]
+        await owner.wait(
+            VirtualMachine.KIND, "guarded", lambda v: phase("Running")(v) and v["status"]["host"] != DYING, "moves"
+        )
+        host.start()
+        await owner.cluster(HostRemediation.KIND, name, phase("Succeeded"), "is over")
+        await owner.client.patch(Host.KIND, DYING, {"spec": {"fencing": None}})
+        gone = lambda: owner.client.find(WorkOrder.KIND, WATCHDOG_ORDER, host_namespace(DYING))  # noqa: E731
+        await until(lambda: _none(gone()), "the order is gone")
+        assert watch.state is State.IDLE
+    assert owner.witness.twice == []
+
+
 async def test_a_host_that_hangs_is_switched_off_by_its_bmc_and_one_that_is_only_cut_off_is_not(
     owner: Owner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,6 +346,10 @@ async def test_a_host_that_hangs_is_switched_off_by_its_bmc_and_one_that_is_only
         with emulator(tmp_path) as bmc:
             await _cut_off_then_hung(owner, relay, client, bmc, capsys)
     assert owner.witness.twice == []
+
+
+async def _other(what: Awaitable[object], before: object) -> bool:
+    return await what not in (None, before)
 
 
 async def _none(what: Awaitable[object]) -> bool:
@@ -318,11 +371,7 @@ async def _cut_off_then_hung(
     await host.kill()
     straight, host.client = host.client, client
     host.start()
-
-    async def certified() -> bool:
-        return await owner.reached_at(DYING) not in (None, before)
-
-    await until(certified, "it has a certificate again")
+    await until(lambda: _other(owner.reached_at(DYING), before), "it has a certificate again")
     relay.cut()
     cut_off = lambda item: condition(item, "Isolated").get("reason") == "WitnessAlive"  # noqa: E731
     said = await owner.cluster(Host.KIND, DYING, cut_off, "is known to be alive")
@@ -374,8 +423,7 @@ async def _cut_off_then_hung(
         bmc.press()
         host.start()
     await owner.cluster(HostRemediation.KIND, name, phase("Succeeded"), "is over")
-    back = await owner.cluster(Host.KIND, DYING, phase("Ready"), "takes machines again")
-    assert "witnesses" not in back["status"] and not condition(back, "Isolated")
+    await owner.cluster(Host.KIND, DYING, lambda h: phase("Ready")(h) and not h["status"]["witnesses"], "is as before")
     assert [o for o in await owner.cloud.listed(WorkOrder.KIND) if o["spec"]["type"] == "Witness"] == []
     await owner.client.patch(Host.KIND, DYING, {"spec": {"bmc": None, "fencing": None}})
     await owner.client.delete(SECRET, "bmc", "kumulus-system")

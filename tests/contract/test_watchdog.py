@@ -20,7 +20,7 @@ from tests.unit.storage.material import needs_root
 
 pytestmark = needs_root
 
-SECONDS = 2.0
+SECONDS = 1.5
 AGENT = """
 import asyncio, sys
 from pathlib import Path
@@ -134,7 +134,7 @@ def test_what_renews_its_lease_is_left_alone_and_who_says_good_bye_too(bench: Be
     assert agent.stdout is not None and agent.stdout.readline() == "disarmed\n"
     assert guest.poll() is None and watchdog.poll() is None
     agent.kill()
-    assert not dead(guest, SECONDS + 0.5)
+    assert not dead(guest, SECONDS + 0.3)
     watchdog.send_signal(signal.SIGTERM)
     assert watchdog.wait(10) == 0
 
