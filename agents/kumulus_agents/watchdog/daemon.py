@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 SOCKET = Path("/run/kumulus/watchdog.sock")
 AGAIN_SECONDS = 0.05
 """Between two looks at what runs while it ends machines."""
+LOOK_SECONDS = 0.5
+"""Between two looks at the clock while it is armed."""
 LINE_MAX = 1 << 10
 _MCL_CURRENT_AND_FUTURE = 3
 
@@ -70,7 +72,9 @@ class Daemon:
         if self._watch.look(now) is State.FIRED:
             self._fire(first=before is not State.FIRED)
         deadline = self._watch.deadline
-        wait = AGAIN_SECONDS if self._watch.state is State.FIRED else None if deadline is None else deadline - now
+        wait = AGAIN_SECONDS if self._watch.state is State.FIRED else None
+        if deadline is not None:  # timers stand still while the host sleeps
+            wait = min(deadline - now, LOOK_SECONDS)
         for key, _ in self._selector.select(None if wait is None else max(0.0, wait)):
             if key.fileobj is server:
                 self._welcome(server)

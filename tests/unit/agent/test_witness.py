@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import uuid
+from typing import cast
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kumulus.api.host import WorkOrder
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.witness import Says
+from kumulus_agents.agent.pools import Pools
+from kumulus_agents.agent.pulse import Pulse, beating
 from kumulus_agents.agent.witness import Beats
+from kumulus_agents.storage.protocol import StorageError
+from tests.unit.agent.host import eventually
 
 STALE = 12.5
 
@@ -42,3 +52,57 @@ def test_nothing_that_pools_do_makes_a_host_dead(happened: list[tuple[str, str |
             beats.saw(pool, what, float(second))
         found = beats.says(float(second))
         assert found is None or found[0] in (Says.ALIVE, Says.UNKNOWN)
+
+
+class Pool:
+    """A pool's driver as far as heartbeats go."""
+
+    def __init__(self, *, answers: bool = True) -> None:
+        self.beats: list[str] = []
+        self.asked = 0
+        self._answers = answers
+
+    async def beat(self, host: str, beat: str) -> None:
+        self.asked += 1
+        if not self._answers:
+            await asyncio.Event().wait()
+        self.beats.append(beat)
+
+    async def last_beat(self, host: str) -> str | None:
+        return self.beats[-1] if self.beats else None
+
+
+class Drivers:
+    def __init__(self, **pools: Pool) -> None:
+        self.pools = pools
+
+    def driver(self, pool: PoolRef) -> Pool:
+        if pool.name not in self.pools:
+            raise StorageError("It is not there.", reason="MountFailed")
+        return self.pools[pool.name]
+
+
+def presence(name: str, *, shared: bool = True, state: str = "Ready") -> WorkOrder:
+    pool = {"uid": str(uuid.uuid4()), "name": name, "driver": "dir", "parameters": {"path": "/p", "shared": shared}}
+    spec = {"type": "Pool", "for": {"kind": "StoragePool", "name": name, "uid": "u"}, "pool": {"pool": pool}}
+    return WorkOrder.parse(
+        {"metadata": {"name": f"pool-{name}", "uid": name}, "spec": spec, "status": {"state": state}}
+    )
+
+
+def test_heartbeats_are_left_in_pools_that_are_shared_and_can_be_used() -> None:
+    orders = [presence("yes"), presence("own", shared=False), presence("away", state="Failed")]
+    assert [pool.name for pool in beating(orders)] == ["yes"]
+
+
+async def test_a_pool_that_does_not_answer_holds_up_no_other_and_is_asked_once() -> None:
+    slow, well = Pool(answers=False), Pool()
+    orders = [presence("slow"), presence("well"), presence("gone")]
+    pulse = Pulse("h1", lambda: orders, cast(Pools, Drivers(slow=slow, well=well)), every=0.01)
+    beating_now = asyncio.create_task(pulse.run())
+    try:
+        await eventually(lambda: len(well.beats) >= 4, "it beats")
+    finally:
+        beating_now.cancel()
+        await asyncio.gather(beating_now, return_exceptions=True)
+    assert slow.asked == 1 and len(set(well.beats)) == len(well.beats)
