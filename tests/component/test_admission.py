@@ -1207,7 +1207,7 @@ def test_defaults_appear(api: Cluster) -> None:
         "unschedulable": False,
         "overcommit": {"cpu": 4, "memory": 1},
         "reserved": {"cpu": 0, "memory": "512Mi"},
-        "fencing": {"automatic": False},
+        "fencing": {"automatic": False, "watchdog": False},
     }
 
 

@@ -309,7 +309,7 @@ async def test_a_host_without_a_bmc_ends_its_machines_itself_before_they_start_e
 
     await until(lambda: says("NoWatchdog"), "it says that it has none")
     await owner.vm("guarded", ha={"enabled": True}, placement={"hostSelector": {"role": DYING}})
-    await owner.wait(VirtualMachine.KIND, "guarded", lambda v: v["status"].get("host") == DYING, "is placed")
+    await owner.wait(VirtualMachine.KIND, "guarded", lambda v: v.get("status", {}).get("host") == DYING, "is placed")
 
     async def fire() -> None:
         await host.kill()
