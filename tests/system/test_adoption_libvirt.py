@@ -277,13 +277,15 @@ async def test_what_somebody_does_to_a_machine_is_noticed_and_put_back(host: Hos
     assert (await seen()).edited == ()
     xml = world.virsh("dumpxml", "--inactive", uid)
     file = host.path.parent / "edited.xml"
-    file.write_text(xml.replace(">1</vcpu>", ">2</vcpu>").replace("<on_crash>destroy", "<on_crash>restart"))
+    file.write_text(
+        xml.replace("<on_reboot>restart", "<on_reboot>destroy").replace("<on_crash>destroy", "<on_crash>restart")
+    )
     await heard("define", str(file))
     edited = await seen()
-    assert (edited.edited, edited.cpus, edited.lost) == (("vcpu", "on_crash"), 1, False)
+    assert (edited.edited, edited.cpus, edited.lost) == (("on_reboot", "on_crash"), 1, False)
     await heard("suspend", uid)
     assert (await seen()).state is DomainState.PAUSED and (await seen()).pause_reason is None
     await driver.resume(uid)
     await heard("destroy", uid)
     await driver.start(spec)
-    assert (await seen()).edited == () and ">1</vcpu>" in world.virsh("dumpxml", "--inactive", uid)
+    assert (await seen()).edited == () and "<on_crash>destroy" in world.virsh("dumpxml", "--inactive", uid)
