@@ -308,6 +308,8 @@ class Domain:
     """Uid of the migration by which its guest is to come from another host (`receive`). It is off until that begins; then
     halted, until `arrive`."""
 
+    adopted: bool = False
+    """It was adopted, and has not been started by its machine's order since."""
     lost: bool = False
     """It is on, and somebody took its definition away: it would be gone once it is off."""
     squeezed: bool = False

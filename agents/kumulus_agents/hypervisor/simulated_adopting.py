@@ -43,6 +43,7 @@ def adopt(host: SimulatedHost, adoption: Adoption) -> None:
             nics=tuple(AttachedNic(nic.uid, nic.mac, nic.plug.device, elsewhere=True) for nic in adoption.nics),
             cpus=domain.cpus,
             memory=domain.memory,
+            adopted=True,
         )
     )
 

@@ -26,7 +26,7 @@ def _left_behind(instance: InstanceOrder, said: InstanceFacts | None) -> Sequenc
     """What of a machine, as it is or is to be, has state on its host that nobody carries over yet, or was not tried."""
     grows = instance.max_cpus is not None or instance.max_memory is not None
     grows = grows or (said is not None and (said.max_cpus is not None or said.max_memory is not None))
-    parts = {"room to grow": grows}
+    parts = {"room to grow": grows, "devices that somebody else defined": said is not None and bool(said.adopted)}
     for shape in (instance.shape, said.shape if said is not None else None):
         if shape is not None:
             parts["UEFI"] = parts.get("UEFI", False) or shape.uefi

@@ -414,6 +414,7 @@ class LibvirtHypervisor:
                 agent=record.agent,
                 held=record.hold is not None,
                 arriving=record.arriving,
+                adopted=record.adopted,
                 lost=record.lost,
                 squeezed=record.squeezed,
                 edited=record.edited,
