@@ -23,7 +23,7 @@ from kumulus.api.host import WorkOrder
 from kumulus.api.image import Image
 from kumulus.api.machine_import import UNMANAGE, VirtualMachineImport
 from kumulus.api.machine_pool import VirtualMachinePool
-from kumulus.api.order_names import pool_order_name
+from kumulus.api.order_names import instance_order_name, pool_order_name, volume_order_name
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.api.unmanaged import UnmanagedInstance
@@ -888,13 +888,13 @@ HOME = host_namespace(HOSTS[0])
 class Import:
     """An import of a domain, by the operator."""
 
-    def __init__(self, tenant: Tenant, domain: ForeignDomain) -> None:
+    def __init__(self, tenant: Tenant, domain: str) -> None:
         self.tenant, self.domain = tenant, domain
         self.name = f"get-{tenant.tag}"
 
     async def make(self, **spec: Any) -> None:
         body = {
-            "unmanagedInstance": {"host": HOSTS[0], "name": self.domain.uuid},
+            "unmanagedInstance": {"host": HOSTS[0], "name": self.domain},
             "template": {
                 "namespace": self.tenant.namespace,
                 "name": "vm",
@@ -929,7 +929,7 @@ class Import:
 
 async def test_a_domain_of_somebody_else_becomes_a_machine_and_is_given_back(tenant: Tenant) -> None:
     domain = await planted(tenant, tenant.tag)
-    host, order = tenant.cloud.hosts[HOSTS[0]].machine, Import(tenant, domain)
+    host, order = tenant.cloud.hosts[HOSTS[0]].machine, Import(tenant, domain.uuid)
     file = Path(str(domain.shape.disks[0].source))
     await order.make(dryRun=True)
     said = (await order.is_("Planned"))["status"]["plan"]
@@ -971,7 +971,7 @@ async def test_a_domain_of_somebody_else_becomes_a_machine_and_is_given_back(ten
 
 async def test_an_import_that_is_taken_back_leaves_the_domain_as_it_was(tenant: Tenant) -> None:
     domain = await planted(tenant, tenant.tag)
-    host, order = tenant.cloud.hosts[HOSTS[0]], Import(tenant, domain)
+    host, order = tenant.cloud.hosts[HOSTS[0]], Import(tenant, domain.uuid)
     file = Path(str(domain.shape.disks[0].source))
     more = [*domain.shape.disks, ForeignDisk("vdb", "disk", "virtio", "file", str(file), "qcow2")]
     await order.make(dryRun=True)
@@ -997,7 +997,7 @@ async def test_an_import_that_is_taken_back_leaves_the_domain_as_it_was(tenant: 
 
 async def test_what_is_in_the_way_of_an_import_is_said_and_nothing_is_done(tenant: Tenant) -> None:
     domain = await planted(tenant, tenant.tag, "raw")
-    order = Import(tenant, domain)
+    order = Import(tenant, domain.uuid)
     await order.make()
     item = await order.is_("Blocked")
     assert (
@@ -1006,3 +1006,52 @@ async def test_what_is_in_the_way_of_an_import_is_said_and_nothing_is_done(tenan
     assert item["status"]["blockers"] == 1 and not await tenant.cloud.listed(VirtualMachine.KIND, tenant.namespace)
     await order.gone()
     await cleared(tenant, domain)
+
+
+async def test_a_machine_whose_objects_were_lost_is_taken_over_as_it_runs(tenant: Tenant) -> None:
+    await tenant.volume("data", size="16Mi")
+    await tenant.machine("vm", DATA, on=0)
+    uid = (await tenant.runs("vm"))["metadata"]["uid"]
+    volume = await tenant.is_("data", "InUse", "vm")
+    host = tenant.cloud.hosts[HOSTS[0]]
+    began, kept = host.machine.domains[uid].started_at, tenant.file(volume)
+    await host.kill()
+    lost = [(VirtualMachine.KIND, "vm", tenant.namespace), (Volume.KIND, "data", tenant.namespace)]
+    lost += [
+        (WorkOrder.KIND, name, HOME)
+        for name in (instance_order_name(uid), volume_order_name(volume["metadata"]["uid"]))
+    ]
+    for kind, name, namespace in lost:  # everything that is known of it
+        await tenant.client.delete(kind, name, namespace)
+
+    async def none_left() -> bool:
+        found = [await tenant.client.find(kind, name, namespace) for kind, name, namespace in lost]
+        for (kind, name, namespace), item in zip(lost, found, strict=True):
+            if item is not None and item["metadata"].get("finalizers"):
+                await tenant.client.patch(kind, name, {"metadata": {"finalizers": []}}, namespace)
+        return not any(found)
+
+    await until(none_left, "its objects are gone")
+    host.start()
+
+    async def told() -> Raw | None:
+        item = await tenant.client.find(UnmanagedInstance.KIND, uid, HOME)
+        disks = (item or {}).get("status", {}).get("disks", [])
+        return item if item is not None and disks and disks[0].get("data") else None
+
+    was = (await until(told, "the host tells of it"))["status"]["machine"]
+    assert was == {"namespace": tenant.namespace, "name": "vm", "epoch": 1}
+    await tenant.machine("vm", on=1)
+    assert uid in await tenant.says(VirtualMachine.KIND, "vm", "FoundOnHost", "Scheduled")
+    await tenant.delete(VirtualMachine.KIND, "vm")
+    await tenant.gone(VirtualMachine.KIND, "vm")
+    order = Import(tenant, uid)
+    await order.make()
+    await order.is_("Succeeded")
+    vm = await tenant.runs("vm")
+    assert (vm["status"]["host"], vm["status"]["epoch"]) == (HOSTS[0], 2), "placements go on"
+    domain = host.machine.domains[uid]
+    assert (domain.state, domain.started_at, host.machine.starts[uid]) == (DomainState.RUNNING, began, 1)
+    again = await tenant.is_("vm-root", "InUse", "vm")
+    assert tenant.file(again).samefile(kept)
+    await order.gone()

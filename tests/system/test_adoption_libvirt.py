@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from kumulus.api.snapshots import QuiesceMode
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.protocol import (
     AdoptedDisk,
@@ -27,6 +28,7 @@ from kumulus_agents.hypervisor.protocol import (
     DomainState,
     HypervisorError,
     Marks,
+    Quiesce,
 )
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.settings import StorageSettings
@@ -234,6 +236,25 @@ async def test_its_disks_and_interfaces_come_and_go_while_it_runs(host: Host) ->
     marks = host.define()
     adoption = await host.adopt(marks)
     (disk,), (nic,) = adoption.disks, adoption.nics
+    layer = host.world.layer(disk.path)
+    await host.driver.snapshot_disks(marks.uid, {disk.volume: layer}, Quiesce(QuiesceMode.NEVER))
+
+    async def path() -> str:
+        domain = await host.driver.domain(marks.uid)
+        assert domain is not None
+        return next(one.path for one in domain.disks if one.volume == disk.volume)
+
+    async def merged() -> None:
+        """The pool would note it."""
+
+    assert await path() == layer.path
+    await host.driver.merge_layers(marks.uid, disk.volume, layer.path, disk.path, lambda *_: None, merged)
+    assert await path() == disk.path
+    await host.driver.suspend(marks.uid)
+    await host.pool.open_volume(disk.volume)
+    await host.driver.wake(host.spec(adoption))
+    domain = await host.driver.domain(marks.uid)
+    assert domain is not None and domain.state is DomainState.RUNNING and domain.volumes == {disk.volume}
     # A guest that is not there lets go of nothing; what it is asked is what is looked at.
     with contextlib.suppress(HypervisorError):
         await host.driver.detach_nic(marks.uid, nic.uid)
@@ -277,13 +298,15 @@ async def test_what_somebody_does_to_a_machine_is_noticed_and_put_back(host: Hos
     assert (await seen()).edited == ()
     xml = world.virsh("dumpxml", "--inactive", uid)
     file = host.path.parent / "edited.xml"
-    file.write_text(xml.replace(">1</vcpu>", ">2</vcpu>").replace("<on_crash>destroy", "<on_crash>restart"))
+    file.write_text(
+        xml.replace("<on_reboot>restart", "<on_reboot>destroy").replace("<on_crash>destroy", "<on_crash>restart")
+    )
     await heard("define", str(file))
     edited = await seen()
-    assert (edited.edited, edited.cpus, edited.lost) == (("vcpu", "on_crash"), 1, False)
+    assert (edited.edited, edited.cpus, edited.lost) == (("on_reboot", "on_crash"), 1, False)
     await heard("suspend", uid)
     assert (await seen()).state is DomainState.PAUSED and (await seen()).pause_reason is None
     await driver.resume(uid)
     await heard("destroy", uid)
     await driver.start(spec)
-    assert (await seen()).edited == () and ">1</vcpu>" in world.virsh("dumpxml", "--inactive", uid)
+    assert (await seen()).edited == () and "<on_crash>destroy" in world.virsh("dumpxml", "--inactive", uid)

@@ -187,6 +187,7 @@ class Agent:
             drivers.hypervisor,
             counted=self.reporter.refresh,
             locate=lambda disk: self._locate(disk),
+            ordered=lambda uid: not self.reflector.synced.is_set() or bool(self.orders.of_instance(uid)),
         )
         self._locate: Callable[[ForeignDisk], Awaitable[ForeignDisk]] = nowhere
         self._performers: Mapping[WorkType, Performer] = {}
@@ -199,7 +200,7 @@ class Agent:
         self._orphans: set[str] = set()
         self._unreported: set[Key] = set()
         self.orders.listen(self.queue.add)
-        self.orders.store.listen(self._pool_changed)
+        self.orders.store.listen(self._order_changed)
 
     def stop(self) -> None:
         """Stop gracefully: passes under way are finished, nothing new begins. `run` then returns."""
@@ -440,9 +441,13 @@ class Agent:
                 self._wake(order.name)
         self.reporter.refresh()
 
-    def _pool_changed(self, before: WorkOrder | None, after: WorkOrder | None) -> None:
-        """In a pool that has come there may be disks of domains that are not ours."""
+    def _order_changed(self, before: WorkOrder | None, after: WorkOrder | None) -> None:
+        """In a pool that has come there may be disks of domains that are not ours; a machine may have nobody who orders it, or
+        somebody again."""
         order = after or before
+        instance = order.spec.instance if order is not None else None
+        if instance is not None and (after is None or instance.uid in self._unmanaged.orphans):
+            self._unmanaged.look()
         if order is None or order.spec.type is not WorkType.POOL:
             return
         if (before.status.state if before else None) is not (after.status.state if after else None):

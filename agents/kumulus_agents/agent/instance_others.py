@@ -14,7 +14,8 @@ def to_adopt(scope: Scope) -> bool:
     made anew when it is lost."""
     facts = scope.status.instance
     known = facts is not None and facts.epoch is not None
-    return scope.order.adopt and scope.domain is None and not known
+    older = scope.domain is None or scope.domain.marks.epoch < scope.order.epoch
+    return scope.order.adopt and older and not known
 
 
 def replugs(scope: Scope) -> tuple[Step, ...]:

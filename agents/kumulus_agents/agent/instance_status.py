@@ -117,6 +117,7 @@ def _facts(scope: Scope, plan: Plan) -> InstanceFacts:
         max_memory=_more(on.growth.memory_most, on.memory) if on is not None and on.growth is not None else None,
         shape=on.shape if on is not None and on.shape != DEFAULT_SHAPE else None,
         machine_type=on.machine_type if on is not None else before.machine_type,
+        adopted=True if on is not None and on.adopted else None,
         guest=scope.guest if on is not None else None,
         last_exit=scope.memory.last_exit or before.last_exit,
         next_start_at=moment(due) if plan.state is WorkState.BACK_OFF and due is not None else None,

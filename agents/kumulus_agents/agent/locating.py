@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from kumulus.api.pool_order import UnownedKind
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.hypervisor.foreign import ForeignDisk
@@ -32,7 +33,9 @@ class Locating:
             except StorageError:
                 continue
             if found is not None:
-                return replace(disk, pool=pool.name, data=found.id, size=found.virtual_size)
+                # What a volume of ours stands on is known by its record.
+                layered = disk.layered and found.kind is not UnownedKind.VOLUME
+                return replace(disk, pool=pool.name, data=found.id, size=found.virtual_size, layered=layered)
         return disk
 
 

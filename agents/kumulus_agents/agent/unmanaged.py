@@ -20,13 +20,14 @@ from kumulus.api.unmanaged import (
     UnmanagedDisk,
     UnmanagedInstance,
     UnmanagedInstanceStatus,
+    UnmanagedMachine,
     UnmanagedNic,
 )
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists, KubeError, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus_agents.agent.report import clean
-from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic
+from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, Orphan
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 
 log = structlog.get_logger(__name__)
@@ -66,10 +67,17 @@ def derive(domain: ForeignDomain) -> UnmanagedInstanceStatus:
         machine_type=_clean(domain.shape.machine, 64),
         firmware=_clean(domain.shape.firmware, 16),
         persistent=domain.persistent,
+        machine=_machine(domain.machine),
         disks=tuple(list(disks.values())[:DEVICES_MOST]),
         devices=tuple([name for item in domain.shape.others if (name := _clean(item, 64))][:DEVICES_MOST]),
         nics=tuple([nic for item in domain.shape.nics if (nic := _nic(item)) is not None][:DEVICES_MOST]),
     )
+
+
+def _machine(orphan: Orphan | None) -> UnmanagedMachine | None:
+    if orphan is None:
+        return None
+    return UnmanagedMachine(namespace=clean(orphan.namespace, 63), name=clean(orphan.name, 253), epoch=orphan.epoch)
 
 
 def _disk(disk: ForeignDisk) -> UnmanagedDisk | None:
@@ -138,8 +146,13 @@ class Unmanaged:
         *,
         counted: Callable[[], None] = lambda: None,
         locate: Callable[[ForeignDisk], Awaitable[ForeignDisk]] | None = None,
+        ordered: Callable[[str], bool] | None = None,
     ) -> None:
-        """`counted`: told when there are more or fewer of them than before; `locate` says in which pool a disk is."""
+        """`counted`: told when there are more or fewer of them than before; `locate` says in which pool a disk is; `ordered`
+        whether an order is about the machine of that uid, or may be: all others of ours are told of as well."""
+        self._ordered = ordered
+        self.orphans: frozenset[str] = frozenset()
+        """Uids of machines of ours that nobody orders, as of the last look."""
         self._locate = locate
         self._client, self._namespace, self._hypervisor, self._counted = client, namespace, hypervisor, counted
         self._known: dict[str, UnmanagedInstanceStatus] | None = None
@@ -188,7 +201,13 @@ class Unmanaged:
     async def _round(self, *, fresh: bool) -> float | None:
         """Look once and write what differs. Seconds until what was written a moment ago may be written again, if it has
         to be. Raises `HypervisorError` and `KubeError`."""
-        found = [await self._located(domain) for domain in await self._hypervisor.foreign(fresh=fresh)]
+        orphans: frozenset[str] = frozenset()
+        if (ordered := self._ordered) is not None:
+            domains = await self._hypervisor.domains()
+            orphans = frozenset(one.marks.uid for one in domains if not ordered(one.marks.uid))
+        self.orphans = orphans
+        domains_of_others = await self._hypervisor.foreign(fresh=fresh, orphans=orphans)
+        found = [await self._located(domain) for domain in domains_of_others]
         if self._known is None:
             self._known = await self._listed()
         if self._count not in (None, len(found)):

@@ -55,8 +55,17 @@ class ForeignShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Orphan:
+    """A machine that nobody orders any more, by the marks of its domain."""
+
+    namespace: str
+    name: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class ForeignDomain:
-    """A domain that is not Kumulus' own. Reported, never touched."""
+    """A domain that is not Kumulus' own, or that nobody ordered. Reported, never touched."""
 
     uuid: str
     name: str
@@ -67,3 +76,5 @@ class ForeignDomain:
     persistent: bool | None = None
     """Whether it has a definition, or is gone once it is off."""
     shape: ForeignShape = ForeignShape()
+    machine: Orphan | None = None
+    """The machine that it is of, when it is Kumulus' own, and no order is about it."""

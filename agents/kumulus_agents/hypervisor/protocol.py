@@ -8,7 +8,7 @@ the driver; different domains proceed in parallel.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -19,7 +19,7 @@ from kumulus.api.hardware import HostFeature, Shape
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.volumes import CacheMode
-from kumulus_agents.hypervisor.foreign import ForeignDomain
+from kumulus_agents.hypervisor.foreign import ForeignDomain, Orphan
 from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
 from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.passphrase import Passphrase
@@ -310,6 +310,8 @@ class Domain:
     """Uid of the migration by which its guest is to come from another host (`receive`). It is off until that begins; then
     halted, until `arrive`."""
 
+    adopted: bool = False
+    """It was adopted, and has not been started by its machine's order since."""
     lost: bool = False
     """It is on, and somebody took its definition away: it would be gone once it is off."""
     squeezed: bool = False
@@ -321,6 +323,11 @@ class Domain:
     def volumes(self) -> frozenset[str]:
         """Uids of the Volumes among its disks."""
         return frozenset(disk.volume for disk in self.disks if disk.volume is not None)
+
+
+def orphan_of(marks: Marks) -> Orphan:
+    """The machine of these marks, when nobody orders it. Pure."""
+    return Orphan(marks.namespace, marks.name, marks.epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,8 +406,9 @@ class Hypervisor(Protocol):
     async def domains(self) -> Sequence[Domain]:
         """All domains of Kumulus, on or off."""
 
-    async def foreign(self, *, fresh: bool = False) -> Sequence[ForeignDomain]:
-        """All other domains, on or off. `fresh`: as they are now in every respect, also where nobody tells of a change."""
+    async def foreign(self, *, fresh: bool = False, orphans: Collection[str] = ()) -> Sequence[ForeignDomain]:
+        """All other domains, on or off, and those of Kumulus with these UUIDs. `fresh`: as they are now in every respect, also
+        where nobody tells of a change."""
 
     def watch_foreign(self, listener: Callable[[], None]) -> None:
         """Have `listener` called in the event loop when one of the other domains may have changed, come or gone."""

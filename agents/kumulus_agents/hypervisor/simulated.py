@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -116,8 +116,10 @@ class SimulatedHypervisor:
         host = self._reach()
         return tuple(host.seen(domain) for domain in host.domains.values())
 
-    async def foreign(self, *, fresh: bool = False) -> Sequence[ForeignDomain]:
-        return tuple(self._reach().foreign.values())
+    async def foreign(self, *, fresh: bool = False, orphans: Collection[str] = ()) -> Sequence[ForeignDomain]:
+        host = self._reach()
+        ours = (simulated_adopting.described(domain) for uid, domain in host.domains.items() if uid in orphans)
+        return (*host.foreign.values(), *ours)
 
     def watch_foreign(self, listener: Callable[[], None]) -> None:
         self._foreign_listener = listener

@@ -13,6 +13,7 @@ from kumulus_agents.hypervisor.protocol import (
     DomainNic,
     DomainState,
     HypervisorError,
+    orphan_of,
 )
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost, plugged
 
@@ -20,11 +21,11 @@ _STATES = {"running": DomainState.RUNNING, "paused": DomainState.PAUSED}
 
 
 def adopt(host: SimulatedHost, adoption: Adoption) -> None:
-    """See `Hypervisor.adopt`. Files are compared where the foreign domain names any."""
-    uid = adoption.marks.uid
-    if uid in host.domains:
+    """See `Hypervisor.adopt`. Files are not compared."""
+    uid, before = adoption.marks.uid, host.domains.get(adoption.marks.uid)
+    if before is not None and before.marks.epoch >= adoption.marks.epoch:
         return
-    domain = host.foreign.get(uid)
+    domain = described(before) if before is not None else host.foreign.get(uid)
     if domain is None:
         raise HypervisorError("The simulated domain is not there.", reason="NothingToAdopt", retryable=False)
     disks = [disk for disk in domain.shape.disks if disk.device in (None, "disk")]
@@ -32,15 +33,17 @@ def adopt(host: SimulatedHost, adoption: Adoption) -> None:
     if len(disks) != len(adoption.disks) or not {nic.mac.lower() for nic in adoption.nics} <= macs:
         raise HypervisorError("The simulated domain is another one.", reason="AdoptionMismatch", retryable=False)
     host.uproot(uid)
+    began = before.started_at if before is not None else host.now()
     host.put(
         Domain(
             adoption.marks,
             _STATES.get(domain.state, DomainState.STOPPED),
-            started_at=host.now() if domain.state in _STATES else None,
+            started_at=began if domain.state in _STATES else None,
             disks=tuple(AttachedDisk(disk.name, disk.path, disk.volume) for disk in adoption.disks),
             nics=tuple(AttachedNic(nic.uid, nic.mac, nic.plug.device, elsewhere=True) for nic in adoption.nics),
             cpus=domain.cpus,
             memory=domain.memory,
+            adopted=True,
         )
     )
 
@@ -57,17 +60,27 @@ def replug(host: SimulatedHost, uid: str, nic: DomainNic) -> None:
 
 def disown(host: SimulatedHost, uid: str) -> None:
     """See `Hypervisor.disown`."""
-    domain = host.domains.get(uid)
-    if domain is None:
-        return
+    if (domain := host.domains.get(uid)) is not None:
+        host.drop(uid)
+        host.plant(replace(described(domain), machine=None))
+
+
+def described(domain: Domain) -> ForeignDomain:
+    """A domain of ours as one is described that is not."""
     names = {state: name for name, state in _STATES.items()}
     disks = [
         ForeignDisk(f"vd{'abcdefghijklmnopqrstuvwxyz'[number]}", "disk", "virtio", "file", disk.path, "qcow2")
         for number, disk in enumerate(domain.disks)
     ]
-    shape = ForeignShape(
-        domain.machine_type, "bios", disks, [ForeignNic(nic.mac, "bridge", None, "virtio") for nic in domain.nics]
+    nics = [ForeignNic(nic.mac, "bridge", None, "virtio") for nic in domain.nics]
+    marks = domain.marks
+    return ForeignDomain(
+        marks.uid,
+        marks.name,
+        names.get(domain.state, "shut off"),
+        domain.cpus,
+        domain.memory,
+        True,
+        ForeignShape(domain.machine_type or "pc-q35-7.2", "bios", disks, nics),
+        orphan_of(marks),
     )
-    host.drop(uid)
-    state = names.get(domain.state, "shut off")
-    host.plant(ForeignDomain(uid, domain.marks.name, state, domain.cpus, domain.memory, True, shape))

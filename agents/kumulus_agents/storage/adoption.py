@@ -73,7 +73,7 @@ class Adopting(Protocol):
         """Make the unowned file with that id the volume of that uid, by giving it its name: nothing is copied.
 
         `beside`: an emulator may have it open, and it keeps the name that it has as well, until the volume is opened for a
-        machine that starts, or removed. To retain such a volume is to take its new name away again.
+        machine that starts. To remove or retain such a volume before that is to take its new name away again.
 
         Unless `foreign` it must be a volume of `namespace` that was retained. It is inspected like an import first,
         and refused when it names other files. Done already: nothing. A refused file stays, by whatever name.

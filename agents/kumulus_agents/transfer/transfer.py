@@ -67,10 +67,6 @@ class Transfer:
         """See `alive.unproved`."""
         return await alive.unproved(self._identity.client, end)
 
-    async def unproved(self, end: End) -> str | None:
-        """See `alive.unproved`."""
-        return await alive.unproved(self._identity.client, end)
-
     @property
     def certified(self) -> bool:
         """Whether it has a certificate to show."""

@@ -120,6 +120,8 @@ def changes(order: InstanceOrder | None, facts: InstanceFacts | None) -> list[st
     board = order.machine_type
     if board not in (None, NEWEST_MACHINE_TYPE) and facts.machine_type not in (None, board):
         said.append(f"machine type {facts.machine_type} to {board}")
+    if facts.adopted:
+        said.append("devices of a machine in place of those that its domain was defined with")
     return said
 
 

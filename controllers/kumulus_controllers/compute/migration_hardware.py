@@ -22,6 +22,9 @@ def keeps(instance: InstanceOrder, said: InstanceFacts | None, here: CpuInfo | N
     found = list[Lack]()
     if said is None or not (_has_its_size(instance, said) and _has_its_room(instance, said)):
         found.append(Lack("PendingChanges", "It gets another size at its next start: restart it first."))
+    if said is not None and said.adopted:
+        message = "It has devices that somebody else defined, until it is started the next time: restart it first."
+        found.append(Lack("AdoptedDevices", message))
     shape = said.shape if said is not None else None
     if shape is not None and shape.cpu_model == HOST_PASSTHROUGH and here is not None and here.acceleration == KVM:
         message = f"It has the very processor of its host ({HOST_PASSTHROUGH}), which another host has not got."

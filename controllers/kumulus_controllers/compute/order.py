@@ -84,7 +84,7 @@ def instance_order(
             nics=nics,
             seed=seed,
             # Later placements begin with a start: what the domain was is gone, or somebody's again.
-            adopt=epoch == 1 and origin_of(vm) is not None,
+            adopt=(origin := origin_of(vm)) is not None and epoch == origin.epoch + 1,
         ),
     )
 

@@ -27,6 +27,7 @@ from kumulus_controllers.compute import eviction
 from kumulus_controllers.compute.links import linked
 from kumulus_controllers.compute.machines import Machines
 from kumulus_controllers.compute.order import instance_order, seed_secret_name, template_volume
+from kumulus_controllers.compute.orphans import Orphans, epoch_before
 from kumulus_controllers.compute.phase import Placed, derive_status, placed
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.provisions import Provisions
@@ -70,6 +71,7 @@ class Placing:
         self._fleet = fleet
         self._known = known
         self._provisions = provisions
+        self._orphans = Orphans(services.caches)
         self._fresh: dict[str, Fresh] = {}
         """By uid of the machine."""
 
@@ -106,6 +108,8 @@ class Placing:
         except SeedProblem as problem:
             return await self._known.report(scope, where, resolution, Problem(problem.reason, str(problem)))
         if where is None:
+            if (orphan := self._orphans.of(scope.vm)) is not None:
+                return await self._known.report(scope, None, resolution, orphan)
             placement = self._fleet.place(placement_request(scope, resolution))
             if isinstance(placement, Refusal):
                 return await self._known.report(
@@ -177,7 +181,7 @@ class Placing:
         }
         for uid, ref in placement.volumes.items():
             self._fleet.keep(uid, host, ref.uid, sizes[uid])
-        where = Placed(host, view.zone if view else "", (vm.status.epoch or 0) + 1)
+        where = Placed(host, view.zone if view else "", (vm.status.epoch or epoch_before(vm)) + 1)
         try:
             after = derive_status(
                 replace(scope, order=None, host=self._known.hosts.get(host)),

@@ -203,6 +203,8 @@ class ImportReconciler:
                 return await self._report(scope, ImportPhase.IMPORTING, Lack("TakingBack", "It is taken back.", False))
             for volume in [volume for volume in self._volumes if is_of(item, volume)]:
                 if not volume.deleting:
+                    body = {"metadata": {"annotations": {UNMANAGE: "true"}}}
+                    await client.patch(Volume.KIND, volume.name, body, namespace)
                     await client.delete(Volume.KIND, volume.name, namespace, uid=volume.uid)
         await drop_finalizer(client, self._store, item)
         return Gone()

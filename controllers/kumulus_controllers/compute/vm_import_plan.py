@@ -355,7 +355,9 @@ def new_machine(scope: Scope) -> dict[str, Any]:
         spec["resources"] = {"cpus": status.cpus, "memory": from_bytes(to_bytes(status.memory or 0))}
     if status.firmware == "efi":
         spec["firmware"] = {"type": "UEFI"}
-    annotations = {IMPORTED: f"{ref.host}/{ref.name}", IMPORTED_BY: item.uid}
+    was = status.machine
+    at = f"{ref.host}/{ref.name}" if was is None else f"{ref.host}/{ref.name}/{was.epoch}"
+    annotations = {IMPORTED: at, IMPORTED_BY: item.uid}
     labels = {"labels": dict(template.labels)} if template.labels else {}
     return {"metadata": {"name": template.name, "annotations": annotations, **labels}, "spec": spec}
 

@@ -266,6 +266,9 @@ class InstanceFacts(Model):
         default=None, description="What a machine that is on is made of, where that was asked for."
     )
     machine_type: str | None = Field(default=None, description="The board of a machine that is on.", max_length=64)
+    adopted: bool | None = Field(
+        default=None, description="It is on as somebody else defined it, before it was Kumulus' own."
+    )
     guest: GuestFacts | None = Field(
         default=None, description="What the guest says of itself, if it had an agent since it was started."
     )

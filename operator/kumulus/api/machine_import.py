@@ -38,7 +38,8 @@ from kumulus.api.unmanaged import DEVICES_MOST
 from kumulus.api.volumes import ObjectName, ReclaimPolicy
 
 IMPORTED = f"{DOMAIN}/imported"
-"""Annotation of a machine that was a domain of somebody else's: `<host>/<UUID of the domain>`. Its domain keeps that UUID."""
+"""Annotation of a machine that was a domain of somebody else's: `<host>/<UUID of the domain>`. Its domain keeps that UUID. Of
+a machine whose objects were lost there is besides what placement its domain is of: `/<epoch>`."""
 
 IMPORTED_BY = f"{DOMAIN}/imported-by"
 """Annotation of a machine or volume: the uid of the import that made it."""
@@ -46,7 +47,7 @@ IMPORTED_BY = f"{DOMAIN}/imported-by"
 UNMANAGE = f"{DOMAIN}/unmanage"
 """Annotation of a machine: `true` when its end shall leave its domain running, and its disks where they are."""
 
-_IMPORTED = re.compile(r"([a-z0-9][-a-z0-9]{0,62})/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+_IMPORTED = re.compile(r"([a-z0-9][-a-z0-9]{0,62})/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:/([0-9]{1,9}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,14 @@ class Origin:
     host: str
     domain: str
     """Its UUID."""
+    epoch: int = 0
+    """The placement that it is of, when it was a machine's before; placements go on from there."""
 
 
 def origin_of(vm: VirtualMachine) -> Origin | None:
     """The domain that the machine was before it was Kumulus' own, if it was one."""
     match = _IMPORTED.fullmatch(vm.metadata.annotations.get(IMPORTED, ""))
-    return Origin(match[1], match[2]) if match is not None else None
+    return Origin(match[1], match[2], int(match[3] or 0)) if match is not None else None
 
 
 def domain_of(vm: VirtualMachine) -> str:

@@ -49,6 +49,14 @@ class UnmanagedNic(Model):
     model: str | None = Field(default=None, description="What the guest sees, such as virtio.", max_length=32)
 
 
+class UnmanagedMachine(Model):
+    """The machine that a domain is of, as its metadata says."""
+
+    namespace: str = Field(description="Namespace of the VirtualMachine.", max_length=63)
+    name: str = Field(description="Name of it.", max_length=253)
+    epoch: int = Field(description="The placement that the domain is of.")
+
+
 class UnmanagedInstanceSpec(Model):
     """Empty: such a domain is told about, and nothing is wanted of it."""
 
@@ -64,6 +72,10 @@ class UnmanagedInstanceStatus(Model):
     firmware: str | None = Field(default=None, description="bios, or efi.", max_length=16)
     persistent: bool | None = Field(
         default=None, description="Whether it has a definition; one that has not is gone once it is off."
+    )
+    machine: UnmanagedMachine | None = Field(
+        default=None,
+        description="The machine that it is of, when it is Kumulus' own and nobody orders it: its objects were lost.",
     )
     disks: tuple[UnmanagedDisk, ...] = Field(
         default=(),
@@ -82,7 +94,8 @@ class UnmanagedInstanceStatus(Model):
 
 
 class UnmanagedInstance(Resource):
-    """A domain on a host that is not Kumulus' own, by its UUID. Kumulus leaves it alone. Written by the host's agent."""
+    """A domain on a host that is not Kumulus' own, or whose machine is no more, by its UUID. Kumulus leaves it alone. Written by
+    the host's agent."""
 
     KIND: ClassVar[Kind] = Kind(
         group=GROUP,

@@ -9,10 +9,11 @@ from kumulus.cli.facts import Finding, Level
 from kumulus.cli.problem import as_sentence
 
 TODO: Mapping[str, str] = {
+    "AdoptedDevices": "`kumulusctl -n {namespace} vm restart {name}` gives it Kumulus' own.",
     "CacheUnsafe": "`kubectl get volumeclasses` shows the classes: one with cache none, and a restart.",
     "DiscInDrive": "Take the image out of the drive in spec.disks: `kubectl -n {namespace} edit vm {name}`.",
     "HostPassthrough": "Set spec.cpu.model to host-model, or to a model that both hosts have, and restart it.",
-    "LocalDisks": "`kubectl get storagepools` shows which pools are shared; `kumulusctl -n {namespace} volume move VOLUME"
+    "LocalDisks": "`kumulusctl -n {namespace} vm migrate {name} --with-local-disks` copies them along; `kubectl get storagepools` shows which pools are shared; `kumulusctl -n {namespace} volume move VOLUME"
     " --to POOL` moves a volume there.",
     "NetworkCannotFollow": "Its interfaces have to be in networks of another class: `kubectl get networkclasses`.",
     "NoTunnel": "The operator sets transfer.migration_port of the agent on that host.",

@@ -84,8 +84,20 @@ def known_as(element: Element, what: str) -> str | None:
 
 def path_of(element: Element) -> str | None:
     """The path of a disk: that of its volume's file where the domain calls that by another name."""
-    path, known = sources.path_of(element), element.find(KNOWN_AS)
-    return known.get("path") if known is not None and path == known.get("source") else path
+    path = sources.path_of(element)
+    return ours(element, path) if path is not None else None
+
+
+def ours(disk: Element, path: str) -> str:
+    """What the pool calls a file of that disk's chain which the domain calls so. `disk` was noted."""
+    known = disk.find(KNOWN_AS)
+    return known.get("path", path) if known is not None and path == known.get("source") else path
+
+
+def theirs(disk: Element, path: str) -> str:
+    """What the domain calls a file of that disk's chain which the pool calls so. `disk` was noted."""
+    known = disk.find(KNOWN_AS)
+    return known.get("source", path) if known is not None and path == known.get("path") else path
 
 
 def as_libvirt_knows(element: Element) -> str:

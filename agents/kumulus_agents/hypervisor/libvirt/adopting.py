@@ -48,7 +48,8 @@ def adopt(adoption: Adoption, connection: ConnectionHandle) -> None:
             retryable=False,
         )
     xml = handle.XMLDesc(0)
-    if marks.read(xml) is not None:
+    before = marks.read(xml)
+    if before is not None and before.marks.epoch >= adoption.marks.epoch:
         return
     disks = _matched(ElementTree.fromstring(xml), adoption)  # noqa: S314  # libvirt wrote it
     _write(handle, adopted.xml(handle.name(), disks, adoption.nics), adopted.PREFIX, adopted.NAMESPACE)

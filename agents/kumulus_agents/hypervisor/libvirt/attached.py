@@ -225,11 +225,18 @@ def paths(domain_xml: str) -> dict[str, str]:
 
 def chain_of(domain_xml: str, volume: str) -> tuple[str, ...]:
     """The files that the disk which is this volume is made of, from the top; nothing when the domain has not got it."""
-    at, found = _find(domain_xml, volume), list[str]()
-    while at is not None and (path := adopted.path_of(at)) is not None:
-        found.append(path)
+    disk, found = _find(domain_xml, volume), list[str]()
+    at = disk
+    while disk is not None and at is not None and (path := sources.path_of(at)) is not None:
+        found.append(adopted.ours(disk, path))
         at = at.find("backingStore")
     return tuple(found)
+
+
+def called(domain_xml: str, volume: str, path: str) -> str:
+    """What libvirt calls a file of the chain of that volume."""
+    disk = _find(domain_xml, volume)
+    return adopted.theirs(disk, path) if disk is not None else path
 
 
 def copied_to(domain_xml: str, volume: str) -> str | None:

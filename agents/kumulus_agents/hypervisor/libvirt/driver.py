@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 import glob
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -185,9 +185,10 @@ class LibvirtHypervisor:
                 self._resting.see_to(entry.uuid)
         return [self._domain(entry.record, entry.state) for entry in found if entry.record is not None]
 
-    async def foreign(self, *, fresh: bool = False) -> Sequence[ForeignDomain]:
+    async def foreign(self, *, fresh: bool = False, orphans: Collection[str] = ()) -> Sequence[ForeignDomain]:
         seen, before = {} if fresh else dict(self._foreign), self._changes
-        found = await self._ask(functools.partial(listing.foreign, known=dict(self._records), seen=seen))
+        ask = functools.partial(listing.foreign, known=dict(self._records), seen=seen, orphans=frozenset(orphans))
+        found = await self._ask(ask)
         if before == self._changes:
             self._foreign = {domain.uuid: domain for domain in found}
         return found
@@ -414,6 +415,7 @@ class LibvirtHypervisor:
                 agent=record.agent,
                 held=record.hold is not None,
                 arriving=record.arriving,
+                adopted=record.adopted,
                 lost=record.lost,
                 squeezed=record.squeezed,
                 edited=record.edited,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import libvirt
@@ -12,7 +12,7 @@ from kumulus_agents.hypervisor.libvirt import marks, shape, state
 from kumulus_agents.hypervisor.libvirt.errors import is_code
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
 from kumulus_agents.hypervisor.libvirt.marks import Record
-from kumulus_agents.hypervisor.protocol import DomainState
+from kumulus_agents.hypervisor.protocol import DomainState, orphan_of
 
 NOWAIT = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
 """A domain that is busy with something else does not hold up the list."""
@@ -65,11 +65,16 @@ def _saved(entry: Entry) -> Entry:
 
 
 def foreign(
-    connection: ConnectionHandle, *, known: Mapping[str, Record | None], seen: Mapping[str, ForeignDomain]
+    connection: ConnectionHandle,
+    *,
+    known: Mapping[str, Record | None],
+    seen: Mapping[str, ForeignDomain],
+    orphans: Set[str] = frozenset(),
 ) -> Sequence[ForeignDomain]:
-    """Every domain that is not ours, with its size where libvirt tells it at once. One call more for each that was not
+    """Every domain that is not ours, or is one of these, with its size where libvirt tells it at once. One call more for each that was not
     `seen`. Blocks."""
-    entries = [entry for entry in everything(connection, known=known) if entry.record is None]
+    everyone = everything(connection, known=known)
+    entries = [entry for entry in everyone if entry.record is None or entry.uuid in orphans]
     if not entries:
         return ()
     stats = connection.domainListGetStats([entry.handle for entry in entries], SIZE, NOWAIT)
@@ -95,4 +100,5 @@ def _foreign(entry: Entry, size: Mapping[str, int], seen: ForeignDomain | None) 
         memory=None if memory is None else memory * 1024,
         persistent=persistent,
         shape=has,
+        machine=orphan_of(entry.record.marks) if entry.record is not None else None,
     )

@@ -73,6 +73,8 @@ class Record:
     """Its guest has opened the port of its agent."""
     shape: Shape = DEFAULT_SHAPE
     machine_type: str | None = None
+    adopted: bool = False
+    """Somebody else defined it."""
     squeezed: bool = False
     """Somebody had its guest give memory back."""
     lost: bool = False
@@ -153,6 +155,7 @@ def read(domain_xml: str) -> Record | None:
         agent=attached.agent_is_there(root),
         shape=shaping.recall(root),
         machine_type=_board(root),
+        adopted=adopted.name_of(root) is not None,
         squeezed=attached.squeezed(root),
     )
 

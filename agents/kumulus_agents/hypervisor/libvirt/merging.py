@@ -37,7 +37,8 @@ class Merging:
         if self._merged(chain) or handle.blockJobInfo(target):
             return
         flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if chain[0] == self.upper else 0
-        handle.blockCommit(target, self.lower, self.upper, 0, flags)
+        lower, upper = (attached.called(xml, self.volume, path) for path in (self.lower, self.upper))
+        handle.blockCommit(target, lower, upper, 0, flags)
 
     def look(self, connection: ConnectionHandle) -> Job | None:
         """How far it is; None when it is done. Raises `HypervisorError(reason="MergeFailed")` when the emulator gave up."""

@@ -28,7 +28,7 @@ from kumulus_agents.storage.beneath import Directory
 from kumulus_agents.storage.blocking import in_thread
 from kumulus_agents.storage.dir import unowned
 from kumulus_agents.storage.dir.images import stored as stored_image
-from kumulus_agents.storage.dir.pool import PoolDirectory
+from kumulus_agents.storage.dir.pool import PoolDirectory, uid_of
 from kumulus_agents.storage.dir.unowned import Found
 from kumulus_agents.storage.dir.volumes import Record, file_of, known, note
 from kumulus_agents.storage.layers import Layers, from_record
@@ -74,7 +74,7 @@ async def adopt(
             await _judge(pool, settings, fd, old, record, passphrase)
             if beside:
                 place = name if where is top else f"{_VOLUMES}/{name}"
-                await in_thread(_name_beside, where, name, volumes, uid, fd, place)
+                await in_thread(_name_beside, where, name, volumes, uid, fd, _as_it_was(uid, record, place))
                 return
             if not waiting:
                 await in_thread(_take, where, name, volumes, uid, fd)
@@ -93,6 +93,8 @@ def settle(pool: PoolDirectory, uid: str) -> None:
         if _same(where, name, volumes, file_of(uid, uid)):
             os.unlink(name, dir_fd=where.fd)
             where.flush()
+            if where is volumes:  # it was a volume by another uid
+                volumes.erase(f"{name.removesuffix('.qcow2')}.json")
         note(volumes, uid, replace(record, beside=None))
 
 
@@ -183,7 +185,19 @@ def _open_beside(where: Directory, name: str) -> int:
         raise
 
 
-def _name_beside(where: Directory, name: str, volumes: Directory, uid: str, fd: int, place: str) -> None:
+def _as_it_was(uid: str, record: dict[str, object], place: str) -> Record:
+    """What is known of the volume: of one that was a volume what its record said, by another uid."""
+    image = record.get("image")
+    return Record(
+        Layers.first(uid),
+        uid_of(image) if isinstance(image, str) else None,
+        record.get("thick") is True,
+        encrypted=bool(record.get("encrypted")),
+        beside=place,
+    )
+
+
+def _name_beside(where: Directory, name: str, volumes: Directory, uid: str, fd: int, record: Record) -> None:
     """Give what was inspected the volume's name as well. The record first: a volume that exists has one."""
     if os.fstat(fd).st_nlink > 1 + volumes.exists(_adopting(uid)):
         raise _refused("has another name (a hard link) elsewhere: remove that")
@@ -193,7 +207,7 @@ def _name_beside(where: Directory, name: str, volumes: Directory, uid: str, fd: 
     if (inspected.st_dev, inspected.st_ino) != (taken.st_dev, taken.st_ino):
         volumes.remove(_adopting(uid))
         raise _refused("was replaced while it was looked at")
-    note(volumes, uid, Record(Layers.first(uid), beside=place), flush=False)
+    note(volumes, uid, record, flush=False)
     os.rename(_adopting(uid), file_of(uid, uid), src_dir_fd=volumes.fd, dst_dir_fd=volumes.fd)
     volumes.flush()
 

@@ -407,7 +407,8 @@ def take_back(pool: PoolDirectory, uid: str) -> None:
 
 
 def remove(pool: PoolDirectory, uid: str) -> None:
-    """Remove the volume and everything on the way to it; the volume before its record. Blocks.
+    """Remove the volume and everything on the way to it; the volume before its record. A name that its file has besides, from
+    before it was ours, stays. Blocks.
 
     Raises `StorageError(reason="VolumeInUse")` when it has snapshots, or an emulator writes to it after all.
     """
@@ -423,26 +424,11 @@ def remove(pool: PoolDirectory, uid: str) -> None:
         active = record.get("active") if record is not None else None
         first = file_of(uid, active if isinstance(active, str) else uid)
         _refuse_written(volumes, first)
-        files = sorted(files_of(volumes, uid), key=lambda file: file != first)
-        if record is not None and isinstance(beside := record.get("beside"), str):
-            _remove_beside(pool, volumes, uid, beside)
-        for file in files:
+        for file in sorted(files_of(volumes, uid), key=lambda file: file != first):
             volumes.remove(file)
         volumes.flush()
         volumes.erase(record_of(uid))
         volumes.remove(making(uid))
-
-
-def _remove_beside(pool: PoolDirectory, volumes: Directory, uid: str, beside: str) -> None:
-    """The name that the volume's first file has besides."""
-    inside, _, name = beside.rpartition("/")
-    with pool.top() as top, suppress(FileNotFoundError):
-        where = volumes if inside else top
-        one = os.stat(name, dir_fd=where.fd, follow_symlinks=False)
-        other = os.stat(file_of(uid, uid), dir_fd=volumes.fd, follow_symlinks=False)
-        if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino):
-            where.remove(name)
-            where.flush()
 
 
 def _refuse_written(volumes: Directory, file: str) -> None:
