@@ -68,7 +68,7 @@ class Roaming:
             "resources": {"cpus": 1, "memory": f"{MEMORY_MIB}Mi"},
             "disks": [{"name": "root", "volume": name}],
             "interfaces": [{"name": "eth0", "network": "roaming", "securityGroups": ["roaming"]}],
-            "highAvailability": {"enabled": True, "maxRestarts": 1000},
+            "highAvailability": {"enabled": True, "maxRestarts": 64, "windowSeconds": 60},
             "stop": {"mode": "Force"},
         }
         await self._make(VirtualMachine.KIND, name, spec)
