@@ -211,6 +211,7 @@ async def test_a_tenant_is_told_in_order_and_nothing_is_lost_when_the_exporter_i
             status = await ready(client, home, "hook")
             assert status["delivered"] >= len(receiver.once())
             assert KEY.decode() not in exporter.log() + str(status)
+            assert "kumulus-controllers" not in exporter.log(), "it takes no part in the election of controllers"
 
 
 async def test_a_dead_sink_delays_nobody_and_what_it_refused_is_sent_on_request(

@@ -238,7 +238,7 @@ class Delivery:
                     await self._attend()
                     async with self._watched():
                         await self._open()
-                        self.state = State(SinkReason.DELIVERING, "It can be reached.")
+                        self.state = State(SinkReason.DELIVERING, "Nothing was sent yet.")
 
     def _failed(self, error: SendError) -> None:
         if self.state.reason is not error.reason:
