@@ -247,7 +247,8 @@ class Sinks:
         metrics.PENDING.labels(sink.namespace or "", sink.name).set(after.pending or 0)
         now = asyncio.get_running_loop().time()
         told = _reason(sink.status) == _reason(after) and sink.status.redelivered == after.redelivered
-        if now - runner.written_at < (self._settings.status_seconds if told else REASON_SECONDS):
+        numbers = self._settings.status_seconds
+        if now - runner.written_at < (numbers if told else min(REASON_SECONDS, numbers)):
             return
         patch = merge_patch(sink.status.to_json(), after.to_json())
         if not patch:
