@@ -12,12 +12,13 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import nats
+from nats.js import JetStreamContext
 
 from kumulus.api.base import PAUSED, PLATFORM_NAMESPACE
 from kumulus.api.compute import VirtualMachine
@@ -78,55 +79,79 @@ async def run(context: Context) -> list[Record]:
     return records
 
 
-class _Taken:
-    """What a receiver has: ids and moments."""
+class _Taken(Protocol):
+    """What a receiver has."""
 
-    def __init__(self, read: Callable[[], Awaitable[list[tuple[float, str]]]], spec: dict[str, Any]) -> None:
-        self.read = read
-        self.spec = spec
+    spec: dict[str, Any]
+    """The sink's."""
+
+    async def count(self) -> int:
+        """How many events."""
+
+    async def read(self) -> list[tuple[float, str]]:
+        """When each came, in seconds, and its id."""
 
 
-Target = Callable[[Path], Any]
+Target = Callable[[Path], AbstractAsyncContextManager[_Taken]]
+
+
+@dataclass
+class _Noted:
+    """What `event_receiver` notes."""
+
+    file: Path
+    spec: dict[str, Any]
+
+    async def count(self) -> int:
+        return self.file.read_bytes().count(b"\n") if self.file.exists() else 0
+
+    async def read(self) -> list[tuple[float, str]]:
+        lines = [line.split() for line in self.file.read_text().splitlines()]
+        return [(float(words[0]), words[1]) for words in lines if len(words) == 2]
 
 
 @asynccontextmanager
 async def _webhook(directory: Path) -> AsyncIterator[_Taken]:
     (port,) = ports.free(1)
-    file = directory / "taken"
     daemon = Daemon.within(directory, "receiver")
-    daemon.start([sys.executable, "-m", "tests.bench.event_receiver", str(port), str(file)])
-
-    async def read() -> list[tuple[float, str]]:
-        lines = [line.split() for line in file.read_text().splitlines()]
-        return [(float(words[0]), words[1]) for words in lines if len(words) == 2]
-
+    daemon.start([sys.executable, "-m", "tests.bench.event_receiver", str(port), str(directory / "taken")])
     try:
-        yield _Taken(read, {"http": {"url": f"http://127.0.0.1:{port}/"}})
+        yield _Noted(directory / "taken", {"http": {"url": f"http://127.0.0.1:{port}/"}})
     finally:
         daemon.kill()
+
+
+@dataclass
+class _Stream:
+    """What a stream has. It is read when all is over: that costs more than to send it."""
+
+    context: JetStreamContext
+    spec: dict[str, Any]
+
+    async def count(self) -> int:
+        return (await self.context.stream_info("bench")).state.messages
+
+    async def read(self) -> list[tuple[float, str]]:
+        subscription = await self.context.subscribe("bench.>", ordered_consumer=True)
+        found: list[tuple[float, str]] = []
+        wanted = await self.count()
+        while len(found) < wanted:
+            message = await subscription.next_msg(timeout=30)
+            found.append((message.metadata.timestamp.timestamp(), message.headers["Nats-Msg-Id"]))
+        await subscription.unsubscribe()
+        return found
 
 
 @asynccontextmanager
 async def _stream(directory: Path) -> AsyncIterator[_Taken]:
     (port,) = ports.free(1)
     url = f"nats://127.0.0.1:{port}"
-    with ExitStack() as stack:
-        stack.enter_context(nats_server(directory, port))
+    with nats_server(directory, port):
         connection = await nats.connect(url, connect_timeout=10)
         try:
-            stream = connection.jetstream()
-            await stream.add_stream(name="bench", subjects=["bench.>"])
-            taken: list[tuple[float, str]] = []
-
-            async def take(message: Any) -> None:
-                taken.append((time.monotonic(), message.headers["Nats-Msg-Id"]))
-
-            await stream.subscribe("bench.>", cb=take, pending_msgs_limit=-1, pending_bytes_limit=-1)
-
-            async def read() -> list[tuple[float, str]]:
-                return taken
-
-            yield _Taken(read, {"nats": {"url": url, "subject": "bench"}})
+            context = connection.jetstream()
+            await context.add_stream(name="bench", subjects=["bench.>"])
+            yield _Stream(context, {"nats": {"url": url, "subject": "bench"}})
         finally:
             await connection.close()
 
@@ -202,11 +227,11 @@ async def _delivering(client: KubeClient, name: str) -> bool:
 
 
 async def _count(taken: _Taken, most: int) -> bool:
-    return len(await taken.read()) >= most
+    return await taken.count() >= most
 
 
 async def _has(taken: _Taken, wanted: set[str]) -> bool:
-    return wanted <= {identity for _, identity in await taken.read()}
+    return await taken.count() >= len(wanted) and wanted <= {identity for _, identity in await taken.read()}
 
 
 async def _until(probe: Callable[[], Awaitable[bool]], what: str, *, give_up: bool = True) -> None:

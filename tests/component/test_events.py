@@ -198,7 +198,7 @@ async def test_a_tenant_is_told_in_order_and_nothing_is_lost_when_the_exporter_i
             await until(lambda: "vm.deleted" in receiver.types("vm-1"), "what ended", 60)
             await until(lambda: "vm.created" in receiver.types("late"), "what began", 60)
             await until(lambda: told("vm-2")[-1] == last, "the final state")
-            assert "vm.failed" in receiver.types("vm-2")
+            await until(lambda: "vm.failed" in receiver.types("vm-2"), "what it means")
             assert not receiver.types("elsewhere"), "of another namespace"
             assert await stream.types(away) == ["vm.created"]
             everything = len(receiver.once())
@@ -208,9 +208,8 @@ async def test_a_tenant_is_told_in_order_and_nothing_is_lost_when_the_exporter_i
 
             await until(whole, "the stream has all")
             assert len(await stream.types(home)) == everything, "nothing is there twice"
-            status = await ready(client, home, "hook")
-            assert status["delivered"] >= len(receiver.once())
-            assert KEY.decode() not in exporter.log() + str(status)
+            assert KEY.decode() not in exporter.log()
+            assert "kumulus-controllers" not in exporter.log(), "it takes no part in the election of controllers"
 
 
 async def test_a_dead_sink_delays_nobody_and_what_it_refused_is_sent_on_request(

@@ -27,7 +27,7 @@ from kumulus_services.events.transport import Rejected, SendError, Transport
 log = structlog.get_logger(__name__)
 
 WINDOW = 1000
-"""Changes from the oldest that is not done to the newest that is: what may come twice after a crash."""
+"""Changes from the oldest that is not done on, those among them that are done included: what may come twice after a crash."""
 PAGE = 250
 KEEP_SECONDS = 0.25
 """So often how far it is goes into the journal."""
@@ -66,7 +66,8 @@ class Delivery:
         self._more.set()
         self._ready: asyncio.Queue[str] = asyncio.Queue()
         self._lanes: dict[str, deque[Change]] = {}
-        self._window: dict[int, Change] = {}
+        self._window: dict[int, bool] = {}
+        """Changes from the oldest that is not done on, by their places in the journal, and whether they are done."""
         standing = journal.standing(sink.uid)
         self._read = self._kept = standing.cursor if standing else 0
         self._taken = 0
@@ -108,7 +109,7 @@ class Delivery:
         while True:
             await self._more.wait()
             self._more.clear()
-            while len(self._window) < WINDOW and (not self._window or self._read - self.cursor < WINDOW):
+            while len(self._window) < WINDOW:
                 last = self._journal.last()
                 page = self._journal.after(self._read, self._sink.uid, self._namespace, PAGE)
                 for change in page:
@@ -122,7 +123,7 @@ class Delivery:
         self._read = max(self._read, change.seq)
         if not self._types(change):
             return
-        self._window[change.seq] = change
+        self._window[change.seq] = False
         lane = self._lanes.get(change.uid)
         if lane is None:
             self._lanes[change.uid] = deque([change])
@@ -140,12 +141,17 @@ class Delivery:
             change = lane[0]
             await self._deliver(change)
             lane.popleft()
-            del self._window[change.seq]
+            self._done(change.seq)
             if lane:
                 self._ready.put_nowait(uid)
             else:
                 del self._lanes[uid]
             self._more.set()
+
+    def _done(self, seq: int) -> None:
+        self._window[seq] = True
+        while self._window and self._window[first := next(iter(self._window))]:
+            del self._window[first]
 
     # Sending
 
@@ -232,7 +238,7 @@ class Delivery:
                     await self._attend()
                     async with self._watched():
                         await self._open()
-                        self.state = State(SinkReason.DELIVERING, "It can be reached.")
+                        self.state = State(SinkReason.DELIVERING, "Nothing was sent yet.")
 
     def _failed(self, error: SendError) -> None:
         if self.state.reason is not error.reason:

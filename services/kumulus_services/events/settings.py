@@ -43,7 +43,7 @@ class EventsSettings(BaseModel):
     )
     namespace: str = Field(default=PLATFORM_NAMESPACE, description="Where the Lease of the exporter lives.")
     lease: str = Field(default="kumulus-events", description="Name of the Lease: one exporter tells at a time.")
-    lease_seconds: float = Field(default=15.0, ge=2, description="How long it outlives its last renewal.")
+    lease_seconds: float = Field(default=40.0, ge=2, description="How long it outlives its last renewal.")
     status_seconds: float = Field(
         default=30.0, ge=0, description="So often the numbers in a sink's status are written at most."
     )

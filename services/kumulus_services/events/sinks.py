@@ -34,6 +34,8 @@ log = structlog.get_logger(__name__)
 
 AGAIN_SECONDS = 30.0
 """After which what kept a sink from beginning is looked at again."""
+SECRET_SECONDS = 300.0
+"""So often the Secret of a sink is looked at: a new one is taken then."""
 LOOK_SECONDS = 1.0
 REASON_SECONDS = 5.0
 """So often the condition of a sink is written at most."""
@@ -133,6 +135,8 @@ class Sinks:
     async def _end(self, uid: str) -> None:
         runner = self._runners.pop(uid, None)
         if runner is not None and runner.task is not None:
+            with suppress(KeyError):
+                metrics.PENDING.remove(runner.sink.namespace or "", runner.sink.name)
             runner.task.cancel()
             await asyncio.gather(runner.task, return_exceptions=True)
 
@@ -144,10 +148,12 @@ class Sinks:
             return
         while True:
             try:
-                transport = await self._transport(sink)
+                secret = await self._secret_of(sink)
+                transport = self._transport(sink, secret)
                 delivery = Delivery(self._journal, sink, _scope(sink), transport, self._settings.source, self._now)
                 runner.delivery = delivery
-                await delivery.run()
+                await self._deliver(delivery, sink, secret)
+                continue
             except SecretMissing as error:
                 runner.state = State(error.reason, f"{error}.")
             except KubeError as error:
@@ -155,32 +161,62 @@ class Sinks:
             except Exception:
                 log.exception("sink failed", namespace=sink.namespace, sink=sink.name)
                 runner.state = State(SinkReason.STARTING, "It failed; the log of the exporter says how.")
-            runner.delivery = None
+            finally:
+                runner.delivery = None
             await asyncio.sleep(AGAIN_SECONDS)
 
-    async def _transport(self, sink: EventSink) -> Transport:
-        settings, retry, home = self._settings, sink.spec.retry, sink.namespace or ""
-        guard = Guard(home == PLATFORM_NAMESPACE, settings.allowed_ranges, settings.denied_ranges)
-        if (target := sink.spec.http) is not None:
-            _trusted(target.ca_bundle)
-            key = None
-            if target.secret is not None:
-                try:
-                    key = key_of(await self._secret(target.secret, home))
-                except ValueError as error:
-                    raise SecretMissing(f"the Secret {target.secret.name} cannot be used: {error}") from error
-            return Webhook(
-                target, guard, key=key, origin=settings.origin, timeout=retry.timeout_seconds, parallel=retry.parallel
-            )
-        assert sink.spec.nats is not None
-        nats = sink.spec.nats
-        _trusted(nats.ca_bundle)
-        given = await self._secret(nats.credentials, home) if nats.credentials is not None else None
+    async def _deliver(self, delivery: Delivery, sink: EventSink, secret: bytes | None) -> None:
+        """Deliver until the Secret is another one."""
+        tasks = [asyncio.create_task(delivery.run())]
+        if secret is not None:
+            tasks.append(asyncio.create_task(self._until_other(sink, secret)))
         try:
-            text = given.decode() if given is not None else None
-        except UnicodeDecodeError as error:
-            raise SecretMissing("the Secret has no text") from error
-        return JetStream(nats, guard, credentials=text, timeout=retry.timeout_seconds)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _until_other(self, sink: EventSink, secret: bytes) -> None:
+        while True:
+            await asyncio.sleep(SECRET_SECONDS)
+            with suppress(KubeError, SecretMissing):
+                if await self._secret_of(sink) != secret:
+                    return
+
+    def _transport(self, sink: EventSink, secret: bytes | None) -> Transport:
+        """The way to its receiver. Raises `SecretMissing`."""
+        settings, retry, spec = self._settings, sink.spec.retry, sink.spec
+        guard = Guard(sink.namespace == PLATFORM_NAMESPACE, settings.allowed_ranges, settings.denied_ranges)
+        try:
+            if spec.http is not None:
+                _trusted(spec.http.ca_bundle)
+                key = key_of(secret) if secret is not None else None
+                return Webhook(
+                    spec.http,
+                    guard,
+                    key=key,
+                    origin=settings.origin,
+                    timeout=retry.timeout_seconds,
+                    parallel=retry.parallel,
+                )
+            assert spec.nats is not None
+            _trusted(spec.nats.ca_bundle)
+            text = secret.decode() if secret is not None else None
+            return JetStream(spec.nats, guard, credentials=text, timeout=retry.timeout_seconds)
+        except ValueError as error:
+            # What it says may have a part of the Secret in it, but for what we say ourselves.
+            why = "it is no text" if isinstance(error, UnicodeError) else str(error)
+            raise SecretMissing(f"the Secret cannot be used: {why}") from None
+
+    async def _secret_of(self, sink: EventSink) -> bytes | None:
+        """The value that the sink names; None when it names none. Raises `SecretMissing` or `KubeError`."""
+        spec = sink.spec
+        ref = spec.http.secret if spec.http is not None else spec.nats.credentials if spec.nats is not None else None
+        return await self._secret(ref, sink.namespace or "") if ref is not None else None
 
     async def _secret(self, ref: LocalSecretKey, namespace: str) -> bytes:
         """The value. Raises `SecretMissing`."""
@@ -211,7 +247,8 @@ class Sinks:
         metrics.PENDING.labels(sink.namespace or "", sink.name).set(after.pending or 0)
         now = asyncio.get_running_loop().time()
         told = _reason(sink.status) == _reason(after) and sink.status.redelivered == after.redelivered
-        if now - runner.written_at < (self._settings.status_seconds if told else REASON_SECONDS):
+        numbers = self._settings.status_seconds
+        if now - runner.written_at < (numbers if told else min(REASON_SECONDS, numbers)):
             return
         patch = merge_patch(sink.status.to_json(), after.to_json())
         if not patch:

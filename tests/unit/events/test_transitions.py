@@ -6,13 +6,16 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from kumulus.api.base import Resource
 from kumulus.api.compute import Phase
+from kumulus.api.events import EventSink
 from kumulus.api.registry import KINDS
+from kumulus_services.events.reference import CHECKOUT
 from kumulus_services.events.transitions import NOUNS, ROWS, UNTOLD, changed, type_of
 
 Raw = dict[str, Any]
@@ -73,6 +76,25 @@ def test_every_kind_is_told_of_or_not_for_a_reason() -> None:
     assert not told & UNTOLD.keys()
     assert len(set(NOUNS.values())) == len(NOUNS)
     assert type_of("VirtualMachine", "started") == "io.kumulus.vm.started"
+
+
+def test_the_exporter_may_watch_what_it_tells_of_and_little_else() -> None:
+    rights = yaml.safe_load_all((CHECKOUT / "charts/kumulus/manifests/rbac.yaml").read_text())
+    role = next(one for one in rights if one["kind"] == "ClusterRole" and one["metadata"]["name"] == "kumulus-events")
+    watched = {
+        (group, plural)
+        for rule in role["rules"]
+        if rule["verbs"] == ["list", "watch"]
+        for group in rule["apiGroups"]
+        for plural in rule["resources"]
+    }
+    wanted = {(model.KIND.group, model.KIND.plural) for model in (*NOUNS, EventSink)}
+    assert watched == wanted
+    other = [rule for rule in role["rules"] if rule["verbs"] != ["list", "watch"]]
+    assert [(rule["resources"], rule["verbs"]) for rule in other] == [
+        (["eventsinks/status"], ["patch"]),
+        (["secrets"], ["get"]),
+    ]
 
 
 @pytest.mark.parametrize("model", ROWS, ids=lambda model: model.KIND.kind)
