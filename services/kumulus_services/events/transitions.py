@@ -17,6 +17,7 @@ from kumulus.api.compute import Phase as Vm
 from kumulus.api.fabric import Host, HostPhase, Zone
 from kumulus.api.image import ClusterImage, Image, ImagePhase
 from kumulus.api.load_balancer import LoadBalancer
+from kumulus.api.machine_import import ImportPhase, VirtualMachineImport
 from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.machine_snapshot import RestorePhase, VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.migration import MigrationPhase, VirtualMachineMigration
@@ -44,6 +45,7 @@ NOUNS: Mapping[type[Resource], str] = {
     VirtualMachineRestore: "vmrestore",
     VirtualMachinePool: "vmpool",
     VirtualMachineMigration: "vmmigration",
+    VirtualMachineImport: "vmimport",
     InstanceType: "instancetype",
     PlacementGroup: "placementgroup",
     Image: "image",
@@ -183,6 +185,10 @@ ROWS: Mapping[type[Resource], tuple[Row, ...]] = {
         _enters(_PHASE, "started", MigrationPhase.MIGRATING),
         _enters(_PHASE, "succeeded", MigrationPhase.SUCCEEDED),
         _enters(_PHASE, "failed", MigrationPhase.FAILED),
+    ),
+    VirtualMachineImport: (
+        _enters(_PHASE, "succeeded", ImportPhase.SUCCEEDED),
+        _enters(_PHASE, "failed", ImportPhase.FAILED),
     ),
     Image: _IMAGE,
     ClusterImage: _IMAGE,

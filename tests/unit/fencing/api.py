@@ -122,13 +122,15 @@ class Client:
         return self._api.put((kind.plural, namespace, name), after)
 
     async def delete(
-        self, kind: Kind, name: str, namespace: str | None = None, *, uid: str | None = None
+        self, kind: Kind, name: str, namespace: str | None = None, *, uid: str | None = None, version: str | None = None
     ) -> Raw | None:
         await self._before("delete")
         known = self._api.objects.get((kind.plural, namespace, name))
         if known is None:
             return None
         if uid is not None and uid != known["metadata"]["uid"]:
+            raise Conflict(409, "Conflict", name)
+        if version is not None and version != known["metadata"]["resourceVersion"]:
             raise Conflict(409, "Conflict", name)
         after = copy.deepcopy(known)
         after["metadata"].setdefault("deletionTimestamp", "2026-01-02T00:00:00Z")
