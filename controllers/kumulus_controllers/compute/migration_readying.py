@@ -46,7 +46,7 @@ class Readying:
         if target.uid not in self._passed_on:
             for name in _secrets(target):
                 # It goes with this order until the volume's own order is there, when the machine has moved.
-                await passphrase.pass_on(self._services.client, name, source.namespace, target)
+                await passphrase.pass_on(self._services.client, name, source.namespace or "", target)
             self._passed_on.add(target.uid)
         return None
 

@@ -26,7 +26,7 @@ from kumulus_agents.hypervisor.libvirt.errors import UNAVAILABLE, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
-from kumulus_agents.hypervisor.protocol import DomainSpec, HypervisorError, Marks
+from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainSpec, HypervisorError, Marks
 from kumulus_agents.storage.blocking import to_the_end
 
 LIBVIRT = "libvirt"
@@ -89,6 +89,7 @@ class Migrating:
         """See the protocol."""
         work = functools.partial(_arrive, uid, wanted)
         await self._connection.call(work, seconds=self._settings.verb_timeout, key=uid)
+        await asyncio.to_thread(shutil.rmtree, self._settings.migration_dir / f"{uid}.in", True)
 
     async def take(
         self, spec: DomainSpec, migration: str, channel: str, stream: Stream, platform: domain_xml.Platform
@@ -135,7 +136,7 @@ class Migrating:
     @contextlib.asynccontextmanager
     async def _lending(self, spec: DomainSpec) -> AsyncIterator[None]:
         """The keys of its disks are libvirt's, which gives them to QEMU when that opens the disks, before any memory comes."""
-        disks = (*spec.disks, *spec.drives)
+        disks: list[DomainDisk | DomainDrive] = [*spec.disks, *spec.drives]
         if not secrets.have_keys(disks):
             yield
             return
