@@ -131,6 +131,7 @@ class TestLibvirt(MigrationContract):
         await source.send(running.marks.uid, Sending(migration, disks=names), again.connect, nowhere)
         assert (await the(target, comes)).state is DomainState.PAUSED, "what failed can be tried again"
 
+    @pytest.mark.wide
     async def test_an_encrypted_disk_is_opened_there_with_a_key_that_nobody_else_sees(
         self, source: Hypervisor, target: Hypervisor, here: LibvirtWorld, there: LibvirtWorld, tmp_path: Path
     ) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import libvirt
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kumulus.api.compute import PowerState
+from kumulus.api.hardware import Shape, WatchdogAction
 from kumulus_agents.hypervisor.libvirt import arrival, domain_xml, marks, wire
 from kumulus_agents.hypervisor.libvirt.arrival import Refused
 from kumulus_agents.hypervisor.libvirt.sieve import Sieve
@@ -214,3 +217,71 @@ def test_another_chain_of_the_disk_is_refused() -> None:
     own = domain_xml.render(spec(2, "east", other), TCG)
     with pytest.raises(Refused, match="changed meanwhile"):
         arrival.definition(theirs(), own, migration=GO)
+
+
+FIRMWARE = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+MADE = Shape(uefi=True, tpm=True, watchdog=WatchdogAction.RESET)
+
+
+def grown(epoch: int, **changes: Any) -> DomainSpec:
+    """A machine with all that a machine can have, of 128 MiB that can become 512."""
+    found = replace(spec(epoch, "east" if epoch > 1 else "west"), max_cpus=4, max_memory=512 << 20, shape=MADE)
+    return replace(found, **changes)
+
+
+def started(**changes: str) -> str:
+    """What the other host's libvirt says of it."""
+    xml = domain_xml.render(grown(1), TCG, "pc-q35-7.2")
+    xml = re.sub(r'<os firmware="efi">', "<os>", xml)
+    xml = re.sub(
+        r"<firmware>.*</firmware>", f'<loader readonly="yes" type="pflash">{FIRMWARE}</loader>', xml, flags=re.S
+    )
+    for old, new in changes.items():
+        assert old in xml, old
+        xml = xml.replace(old, new)
+    return xml
+
+
+def comes(xml: str, own: DomainSpec) -> Element:
+    made = domain_xml.render(own, TCG)
+    return ElementTree.fromstring(arrival.definition(xml, made, migration=GO, loaders={FIRMWARE}))
+
+
+def test_what_it_was_started_with_is_told_and_its_firmware_is_this_hosts_file() -> None:
+    waits = MADE.model_copy(update={"cpu_model": "Nehalem", "watchdog": None})
+    root = comes(
+        started().replace("</loader>", '</loader><nvram template="/etc/shadow">/x</nvram>'), grown(2, shape=waits)
+    )
+    record = marks.read(ElementTree.tostring(root, encoding="unicode"))
+    assert record is not None and record.shape == MADE and record.marks.epoch == 2
+    assert root.findtext("os/loader") == FIRMWARE and root.find("os/nvram") is None
+    assert root.find("devices/tpm") is not None and root.find("devices/watchdog") is not None
+
+
+def test_one_that_has_grown_has_the_size_of_its_order() -> None:
+    """It began with 128 MiB and has taken 64 more; its order begins with what it has."""
+    requested = '<requested unit="b">0</requested>'
+    xml = started(**{requested: f'<requested unit="b">{64 << 20}</requested>', 'current="1"': 'current="2"'})
+    assert comes(xml, grown(2, cpus=2, memory=192 << 20)).findtext("vcpu") == "4"
+    for own in (grown(2, cpus=2), grown(2, cpus=2, memory=192 << 20, max_memory=2 << 30), grown(2, memory=192 << 20)):
+        with pytest.raises(Refused, match="size"):
+            comes(xml, own)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "own"),
+    [
+        (FIRMWARE, "/etc/shadow", {}),
+        ('secureBoot="', 'x="', {"shape": MADE.model_copy(update={"secure_boot": True})}),
+        ("", "", {"shape": MADE.model_copy(update={"tpm": False})}),
+        ("", "", {"shape": MADE.model_copy(update={"uefi": False})}),
+        ('memory="134217728"', 'memory="999999999999"', {}),
+        ("<numa>", "<cell/><numa>", {}),
+        ('<size unit="b">', '<size unit="b">9', {}),
+        ('uefi="True"', 'uefi="/etc"', {}),
+        ('unit="b">0</requested>', 'unit="b">99999999999</requested>', {}),
+    ],
+)
+def test_what_its_order_does_not_say_is_refused(old: str, new: str, own: dict[str, Any]) -> None:
+    with pytest.raises(Refused):
+        comes(started().replace(old, new) if old else started(), grown(2, **own))

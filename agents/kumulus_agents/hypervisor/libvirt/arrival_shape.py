@@ -49,8 +49,11 @@ def size(guest: Element, own: Element) -> None:
     """Raises `Unlike` when the guest has another size than its order gives it, or can grow to another one."""
     try:
         theirs, mine = attached.size(_in_kib(guest)), attached.size(_in_kib(own))
+        adds_up = _has_cells(guest, theirs)
     except (ValueError, TypeError) as error:
         raise Unlike("its size cannot be read") from error
+    if not adds_up:
+        raise Unlike("its size does not fit together")
     most, limit = theirs.growth, mine.growth
     if None in (theirs.cpus, theirs.memory, mine.memory) or theirs.cpus != mine.cpus:
         raise Unlike("it has another size than its order says: restart it before it moves")
@@ -67,6 +70,16 @@ def size(guest: Element, own: Element) -> None:
     total, device = guest.findtext("memory"), guest.find("devices/memory")
     if (device is not None and guest.findtext("maxMemory") != total) or most.memory_least <= 0:
         raise Unlike("its size does not fit together")
+
+
+def _has_cells(guest: Element, found: attached.Size) -> bool:
+    """Whether the memory that it begins with is in one cell, where there is a device for more, and in none else: libvirt
+    believes cells before it believes the sum."""
+    cells, least = guest.findall("cpu/numa/cell"), found.growth.memory_least if found.growth is not None else None
+    if guest.find("devices/memory") is None:
+        return not cells
+    units = {"KiB": 1024, "b": 1}
+    return len(cells) == 1 and least == int(cells[0].get("memory", "")) * units.get(cells[0].get("unit", ""), 0)
 
 
 def firmware(guest: Element, own: Element, loaders: Collection[str]) -> None:

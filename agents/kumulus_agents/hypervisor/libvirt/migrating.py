@@ -90,6 +90,7 @@ class Migrating:
         """See the protocol."""
         work = functools.partial(_arrive, uid, wanted)
         await self._connection.call(work, seconds=self._settings.verb_timeout, key=uid)
+        await asyncio.to_thread(shutil.rmtree, self._settings.migration_dir / f"{uid}.in", True)
 
     async def take(
         self, spec: DomainSpec, migration: str, channel: str, stream: Stream, platform: domain_xml.Platform
