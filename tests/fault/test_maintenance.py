@@ -6,7 +6,7 @@ import pytest
 
 from tests.fault import campaign
 from tests.fault.campaign import SEED, TABLE
-from tests.fault.maintenance import PLAN
+from tests.fault.maintenance import PLAN, REMOVAL
 from tests.fault.runner import VIRTUAL
 from tests.fault.test_plans import EVERY
 
@@ -23,4 +23,15 @@ def test_any_fault_changes_nothing() -> None:
             result = campaign.in_memory(PLAN, trouble, right, SEED)
             TABLE.add(f"in memory: {kind}", result)
             failed += [] if result.ok else [str(result)]
+    assert not failed, f"KUMULUS_SEED={SEED}\n" + "\n".join(failed)
+
+
+@pytest.mark.timeout(3600)
+def test_a_death_while_a_host_is_removed_changes_nothing() -> None:
+    right = campaign.faultless(REMOVAL)
+    failed = []
+    for trouble in campaign.crashes(right.deeds):
+        result = campaign.in_memory(REMOVAL, trouble, right, SEED)
+        TABLE.add("in memory: crashes", result)
+        failed += [] if result.ok else [str(result)]
     assert not failed, f"KUMULUS_SEED={SEED}\n" + "\n".join(failed)
