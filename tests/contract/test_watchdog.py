@@ -127,6 +127,7 @@ def test_when_the_agent_is_stopped_its_machines_end_in_time_and_the_agent_with_t
     assert bench.guest().poll() is None
 
 
+@pytest.mark.wide
 def test_what_renews_its_lease_is_left_alone_and_who_says_good_bye_too(bench: Bench) -> None:
     watchdog, guest = bench.watchdog(), bench.guest()
     agent = bench.agent(renewals=12, then="disarm")
@@ -139,6 +140,7 @@ def test_what_renews_its_lease_is_left_alone_and_who_says_good_bye_too(bench: Be
     assert watchdog.wait(10) == 0
 
 
+@pytest.mark.wide
 def test_a_watchdog_that_was_killed_is_armed_again_with_what_is_left(bench: Bench) -> None:
     first, guest = bench.watchdog(), bench.guest()
     bench.agent().kill()

@@ -79,7 +79,9 @@ def real(settings: AgentSettings, state: StateDirectory, server: str, host: str)
             kernel=machine_facts.kernel(),
             os=machine_facts.operating_system(),
         ),
-        transfer=Transfer(host, settings.transfer, server) if settings.transfer.enabled and not simulated else None,
+        transfer=Transfer(host, settings.transfer, server, also=underlay)
+        if settings.transfer.enabled and not simulated
+        else None,
         networks={NetworkDriverName.LINUX: SimulatedNetworks()}
         if simulated
         else network_drivers(settings.network, underlay),

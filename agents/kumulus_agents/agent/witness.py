@@ -155,18 +155,17 @@ class Witnesses:
     async def _answer(self, asked: WitnessOrder) -> tuple[Says, str]:
         if self._unproved is None:
             return Says.UNKNOWN, "this host exchanges nothing with other hosts (transfer.enabled)"
-        if asked.address is None or asked.port is None:
+        if not asked.addresses or asked.port is None:
             return Says.UNKNOWN, "it is not known where its agent could be asked"
+        ends = [End(asked.host, address, asked.port) for address in asked.addresses]
         try:
-            why = await self._unproved(End(asked.host, asked.address, asked.port))
+            why = await asyncio.gather(*map(self._unproved, ends))
         except Exception:
             log.exception("a host could not be asked whether it is alive", peer=asked.host)
-            why = "it could not be asked; the log of this host's agent says why"
-        return (
-            (Says.ALIVE, "its agent answers, and has proved that it is this host")
-            if why is None
-            else (Says.UNKNOWN, why)
-        )
+            return Says.UNKNOWN, "it could not be asked; the log of this host's agent says why"
+        if None in why:
+            return Says.ALIVE, "its agent answers, and has proved that it is this host"
+        return Says.UNKNOWN, "; ".join(item for item in why if item is not None)[:512]
 
     async def _watch(self, name: str, asked: WitnessOrder) -> None:
         if not asked.pools:

@@ -35,8 +35,11 @@ def address_towards(server: str) -> str:
 class Transfer:
     """One host's. `open` before anything else; `close` at the end."""
 
-    def __init__(self, host: str, settings: TransferSettings, server: str) -> None:
-        """`server` is the API server's URL."""
+    def __init__(self, host: str, settings: TransferSettings, server: str, *, also: str | None = None) -> None:
+        """`server` is the API server's URL. `also` is an address at which other hosts reach this one too, at the same port: one that
+        they can still ask when the network of the first is cut."""
+        self._also = also
+        self._second: Listener | None = None
         self._settings = settings
         self._api = server
         self._identity = TransferIdentity(host)
@@ -85,6 +88,7 @@ class Transfer:
             listener = Listener(ImageServer(self._settings, find).answer, connections=CONNECTIONS)
             self._at = (address, listener.open(address, self._settings.port))
             self._listener = listener
+            self._open_second(find, *self._at)
             if self._settings.upload_port is not None:
                 public = Listener(self.uploads.answer, connections=CONNECTIONS)
                 self.upload_port = public.open(address, self._settings.upload_port)
@@ -94,12 +98,26 @@ class Transfer:
         except (OSError, TimeoutError, ValueError) as error:
             log.warning("no images are exchanged with other hosts", error=str(error), port=self._settings.port)
 
+    def _open_second(self, find: Find, first: str, port: int) -> None:
+        """Listen at the other address too, if there is one. It cannot be: then not."""
+        if self._also in (None, first):
+            return
+        second = Listener(ImageServer(self._settings, find).answer, connections=CONNECTIONS)
+        try:
+            second.open(str(self._also), port)
+        except OSError as error:
+            log.warning("other hosts reach this one at one address only", error=str(error), address=self._also)
+        else:
+            self._second = second
+
     async def adopt(self, given: CertificateOrder) -> bool:
         """Use a certificate; False when it is for another key than this process has."""
         if self._listener is None or not self._identity.adopt(given):
             return False
         assert self._identity.server is not None and self._identity.public is not None
         await self._listener.use(self._identity.server)
+        if self._second is not None:
+            await self._second.use(self._identity.server)
         if self._public is not None:
             await self._public.use(self._identity.public)
         await self.tunnel.use(self._identity.server)
@@ -109,8 +127,10 @@ class Transfer:
         """Give up the port."""
         if self._listener is not None:
             await self._listener.close()
+        if self._second is not None:
+            await self._second.close()
         if self._public is not None:
             await self._public.close()
         await self.tunnel.close()
         await self.uploads.close()
-        self._listener = self._public = self._at = self.upload_port = None
+        self._listener = self._second = self._public = self._at = self.upload_port = None

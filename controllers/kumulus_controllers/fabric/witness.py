@@ -79,6 +79,15 @@ class BmcWitness:
         return Says.UNKNOWN, "the power is neither on nor off"
 
 
+def addresses(report: HostReport | None) -> tuple[str, ...]:
+    """Where a host's agent may be reached: where it serves images, and its underlay, which may be another network. Pure."""
+    if report is None or report.status.transfer is None:
+        return ()
+    network = report.status.network
+    found = (report.status.transfer.address, network.underlay if network is not None else None)
+    return tuple(dict.fromkeys(item for item in found if item is not None))
+
+
 class WitnessReconciler:
     """Has hosts that fall silent looked at. The only writer of orders of type Witness."""
 
@@ -195,7 +204,7 @@ class WitnessReconciler:
             term=self._services.term(),
             witness=WitnessOrder(
                 host=host.name,
-                address=at.address if at is not None else None,
+                addresses=addresses(report),
                 port=at.port if at is not None else None,
                 pools=peer.pools,
             ),

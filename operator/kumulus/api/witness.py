@@ -39,8 +39,12 @@ class WitnessOrder(Model):
     """Keep looking whether another host, which is silent, is alive."""
 
     host: DnsLabel = Field(description="Name of that host; its certificate has to say so.")
-    address: Address | None = Field(
-        default=None, description="Where its agent serves other hosts; empty: nowhere that is known."
+    addresses: tuple[Address, ...] = Field(
+        default=(),
+        description="Where its agent serves other hosts: at the first, and in its underlay too where it has another address there;"
+        " empty: nowhere that is known.",
+        max_length=4,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     port: int | None = Field(default=None, description="Port there.", ge=1, le=65535)
     pools: tuple[Uid, ...] = Field(

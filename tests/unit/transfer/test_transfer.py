@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from datetime import timedelta
 from pathlib import Path
@@ -15,11 +16,12 @@ from kumulus.api.image_order import ImagePeer
 from kumulus_agents.transfer import alive, keys, listener
 from kumulus_agents.transfer.fetch import NoPeer
 from kumulus_agents.transfer.identity import TransferIdentity
+from kumulus_agents.transfer.transfer import Transfer
 from kumulus_agents.transfer.tunnel import End
 from kumulus_controllers.fabric.authority import LIFETIME, Authority, BadRequest
 from tests.patience import PATIENCE
 from tests.unit.storage.server import Answer
-from tests.unit.transfer.hosts import DATA, PATH, SHA256, UID, Peer, context, host, liar, now
+from tests.unit.transfer.hosts import DATA, PATH, SHA256, UID, Peer, context, host, liar, now, settings
 
 AUTHORITY = Authority.made(now())
 OTHERS = Authority.made(now())
@@ -283,10 +285,23 @@ async def test_a_host_that_takes_the_connection_and_says_nothing_is_not_known_to
     """Its agent is stopped: the kernel alone answers."""
     async with host("h1", AUTHORITY) as here:
         assert here.transfer._identity.client is not None
-        deaf = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
-        port = deaf.sockets[0].getsockname()[1]
-        try:
-            why = await alive.unproved(here.transfer._identity.client, End("h2", "127.0.0.1", port), 0.3)
-        finally:
-            deaf.close()
+        with socket.create_server(("127.0.0.1", 0)) as deaf:
+            end = End("h2", "127.0.0.1", deaf.getsockname()[1])
+            why = await alive.unproved(here.transfer._identity.client, end, 0.3)
         assert "nobody answers" in (why or "")
+
+
+async def test_a_host_can_be_asked_in_its_underlay_too() -> None:
+    here = Transfer("h1", settings(), "https://127.0.0.1:6443", also="127.0.0.2")
+    async with host("h2", AUTHORITY) as there:
+        peer = Peer("h1", here)
+        await here.open(peer.find)
+        try:
+            assert await peer.certified(AUTHORITY)
+            port = peer.peer().port
+            assert peer.peer().address == "127.0.0.1"
+            for address in ("127.0.0.1", "127.0.0.2"):
+                assert await there.transfer.unproved(End("h1", address, port)) is None
+        finally:
+            await here.close()
+        assert "refuses" in (await there.transfer.unproved(End("h1", "127.0.0.2", port)) or "")

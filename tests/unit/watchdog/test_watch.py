@@ -37,7 +37,7 @@ renewals = st.lists(st.builds(Renewal, seconds, seconds, seconds, seconds, st.bo
 rates = st.floats(1 - DRIFT, 1 + DRIFT)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(renewals, rates, rates, st.floats(-1e6, 1e6), st.floats(0.0, ENDS_WITHIN))
 def test_the_machines_have_ended_when_they_may_start_elsewhere(
     attempts: list[Renewal], host_rate: float, controller_rate: float, offset: float, late: float
