@@ -19,10 +19,13 @@ def to_adopt(scope: Scope) -> bool:
 
 
 def taken(scope: Scope) -> Plan | None:
-    """What is done when the domain that was to become this machine is another one's by now: nothing, whatever is asked."""
+    """What is done when the domain that was to become this machine is another one's by now, or is to be left as it is before it
+    became this one: nothing."""
     domain, order = scope.domain, scope.order
-    if not order.adopt or domain is None or domain.marks.epoch < order.epoch:
+    if not order.adopt or domain is None:
         return None
+    if domain.marks.epoch < order.epoch:
+        return Plan(release=True) if scope.deleting else None
     has = (domain.marks.namespace, domain.marks.name)
     if has == (scope.namespace, scope.name):
         return None

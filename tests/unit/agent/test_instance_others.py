@@ -35,6 +35,9 @@ def test_a_machine_of_an_older_placement_is_adopted_before_its_disks_are_looked_
     for status in (WorkOrderStatus(), reported(WorkState.WAITING, epoch=2)):
         (step,) = instance_plan.plan(replace(scope(lost, order(adopt=True)), status=status)).steps
         assert isinstance(step, Adopt) and step.marks.epoch == order().epoch
+    for unmanage in (False, True):
+        ended = instance_plan.plan(replace(scope(lost, order(adopt=True, unmanage=unmanage)), deleting=True))
+        assert ended == Plan(release=True), "it is left as it was"
 
 
 def test_of_two_imports_of_a_domain_the_second_does_nothing_to_it() -> None:
