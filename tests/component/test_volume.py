@@ -969,45 +969,6 @@ async def test_a_domain_of_somebody_else_becomes_a_machine_and_is_given_back(ten
     await cleared(tenant, domain)
 
 
-async def test_an_import_that_is_taken_back_leaves_the_domain_as_it_was(tenant: Tenant) -> None:
-    domain = await planted(tenant, tenant.tag)
-    host, order = tenant.cloud.hosts[HOSTS[0]], Import(tenant, domain.uuid)
-    file = Path(str(domain.shape.disks[0].source))
-    more = [*domain.shape.disks, ForeignDisk("vdb", "disk", "virtio", "file", str(file), "qcow2")]
-    await order.make(dryRun=True)
-    await order.is_("Planned")
-    await host.kill()  # between what the host said and what it is asked somebody gives the domain a disk
-    await tenant.client.patch(VirtualMachineImport.KIND, order.name, {"spec": {"dryRun": False}}, HOME)
-    await order.is_("Importing")
-    host.machine.plant(replace(domain, shape=replace(domain.shape, disks=more)))
-    host.start()
-
-    async def told() -> bool:
-        return condition(await order.is_("Importing")).get("reason") == "AdoptionMismatch"
-
-    await until(told, "the import says why it goes no further")
-    assert file.stat().st_nlink == 2  # noqa: ASYNC240
-    await order.gone()
-    await tenant.gone(VirtualMachine.KIND, "vm")
-    await tenant.gone(Volume.KIND, "vm-root")
-    assert host.machine.foreign[domain.uuid].state == "running" and domain.uuid not in host.machine.domains
-    await until(lambda: asyncio.sleep(0, file.stat().st_nlink == 1), "the disk has its own name alone")
-    await cleared(tenant, domain)
-
-
-async def test_what_is_in_the_way_of_an_import_is_said_and_nothing_is_done(tenant: Tenant) -> None:
-    domain = await planted(tenant, tenant.tag, "raw")
-    order = Import(tenant, domain.uuid)
-    await order.make()
-    item = await order.is_("Blocked")
-    assert (
-        condition(item)["reason"] == "FormatUnsupported" and "virsh blockcopy by-hand vda" in condition(item)["message"]
-    )
-    assert item["status"]["blockers"] == 1 and not await tenant.cloud.listed(VirtualMachine.KIND, tenant.namespace)
-    await order.gone()
-    await cleared(tenant, domain)
-
-
 async def test_a_machine_whose_objects_were_lost_is_taken_over_as_it_runs(tenant: Tenant) -> None:
     await tenant.volume("data", size="16Mi")
     await tenant.machine("vm", DATA, on=0)

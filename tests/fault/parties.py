@@ -298,7 +298,7 @@ def _label(method: str, path: str, body: object) -> str:
 READS = {
     *("connect", "close", "inventory", "domain", "domains", "foreign"),
     *("prepare", "image", "volume", "open_volume", "traits", "arrival", "snapshot", "changes", "next_merge"),
-    *("send_volume", "missing", "unowned", "usage", "keeper"),
+    *("send_volume", "missing", "unowned", "identify", "usage", "keeper"),
     "power",
     *("functions", "uplinks", "found", "guard", "mend", "dropped", "traffic", "missing_certificates", "gateway_facts"),
 }

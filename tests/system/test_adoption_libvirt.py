@@ -9,12 +9,13 @@ import os
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 from kumulus.api.snapshots import QuiesceMode
+from kumulus_agents.hypervisor.foreign import Orphan
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.protocol import (
     AdoptedDisk,
@@ -310,3 +311,36 @@ async def test_what_somebody_does_to_a_machine_is_noticed_and_put_back(host: Hos
     await heard("destroy", uid)
     await driver.start(spec)
     assert (await seen()).edited == () and "<on_crash>destroy" in world.virsh("dumpxml", "--inactive", uid)
+
+
+async def test_a_machine_that_nobody_orders_is_had_by_other_uids(host: Host) -> None:
+    """Its objects were lost: its volume and its interface are others now, and its guest does not notice."""
+    marks, nic = new_marks(), host.world.nic()
+    before, after = str(uuid.uuid4()), str(uuid.uuid4())
+    stored = await host.pool.ensure_volume(before, 16 << 20, None, thick=False)
+    log = str(host.path.parent / "log" / "console.log")
+    disks = (DomainDisk("root", stored.source, "qcow2", boot_order=1, volume=before),)
+    spec = DomainSpec(marks, cpus=1, memory=128 << 20, disks=disks, console_log=log, nics=[nic])
+    await host.driver.start(spec)
+    pid = host.world.qemu(spec)
+    (orphan,) = [one for one in await host.driver.foreign(orphans={marks.uid}) if one.uuid == marks.uid]
+    assert orphan.machine == Orphan("tenant", "web", 1)
+    found = await host.pool.identify(orphan.shape.disks[0].source or "")
+    assert found is not None and found.id == before
+    again = await host.pool.adopt_volume(after, found.id, {after}, "tenant", foreign=True, beside=True)
+    other = host.world.nic()
+    adoption = Adoption(
+        replace(marks, epoch=2), [AdoptedDisk("root", after, again.path)], [AdoptedNic(other.uid, nic.mac, other.plug)]
+    )
+    await host.driver.adopt(adoption)
+    await host.driver.replug_nic(marks.uid, DomainNic(other.uid, nic.mac, other.plug))
+    domain = await host.driver.domain(marks.uid)
+    assert domain is not None and (domain.marks.epoch, domain.state) == (2, DomainState.RUNNING)
+    assert [(one.volume, one.path) for one in domain.disks] == [(after, again.path)]
+    assert domain.nics == (AttachedNic(other.uid, nic.mac, other.plug.device),)
+    assert host.world.taps() == {other.plug.device} and host.world.qemu(spec) == pid
+    await host.driver.force_off(marks.uid)
+    await host.pool.open_volume(after)
+    assert sorted(file.name for file in (host.path / "volumes").iterdir()) == [f"{after}.json", f"{after}.qcow2"]
+    await host.driver.start(host.spec(adoption))
+    assert (await host.driver.domain(marks.uid)) is not None

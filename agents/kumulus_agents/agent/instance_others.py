@@ -10,12 +10,32 @@ REFILL_EVERY = 10.0
 
 
 def to_adopt(scope: Scope) -> bool:
-    """Whether the machine is a domain that nobody has taken over yet. What was reported of it once is Kumulus' own since, and
-    made anew when it is lost."""
+    """Whether the machine is a domain that nobody has taken over yet. One of this placement that was reported once is Kumulus'
+    own since, and made anew when it is lost. A domain of an older placement is taken over with other disks and interfaces."""
+    if not scope.order.adopt or scope.domain is not None:
+        return scope.order.adopt and scope.domain is not None and scope.domain.marks.epoch < scope.order.epoch
     facts = scope.status.instance
-    known = facts is not None and facts.epoch is not None
-    older = scope.domain is None or scope.domain.marks.epoch < scope.order.epoch
-    return scope.order.adopt and older and not known
+    return facts is None or facts.epoch != scope.order.epoch
+
+
+def taken(scope: Scope) -> Plan | None:
+    """What is done when the domain that was to become this machine is another one's by now, or is to be left as it is before it
+    became this one: nothing."""
+    domain, order = scope.domain, scope.order
+    if not order.adopt or domain is None:
+        return None
+    if domain.marks.epoch < order.epoch:
+        return Plan(release=True) if scope.deleting else None
+    has = (domain.marks.namespace, domain.marks.name)
+    if has == (scope.namespace, scope.name):
+        return None
+    if scope.deleting:
+        return Plan(release=True)
+    return Plan(
+        state=WorkState.REFUSED,
+        reason="DomainTaken",
+        message=f"the domain {order.uid} is machine {has[0]}/{has[1]}: two imports were made of it; delete this machine",
+    )
 
 
 def replugs(scope: Scope) -> tuple[Step, ...]:

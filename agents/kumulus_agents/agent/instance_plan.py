@@ -82,6 +82,8 @@ def plan(scope: Scope) -> Plan:
             reason="StaleEpoch",
             message=f"this order is of placement {scope.order.epoch}, the machine here is of placement {marks.epoch}",
         )
+    if (of_another := instance_others.taken(scope)) is not None:
+        return of_another
     if scope.term < scope.highest_term and not scope.deleting:
         return Plan(
             state=WorkState.REFUSED,

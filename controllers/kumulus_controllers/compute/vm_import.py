@@ -9,6 +9,7 @@ import that is deleted before that takes back what it made, and the domain is as
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -25,6 +26,7 @@ from kumulus.api.machine_import import (
     PlanWhen,
     VirtualMachineImport,
     VirtualMachineImportStatus,
+    domain_of,
 )
 from kumulus.api.network import Network
 from kumulus.api.storage import StoragePool, Volume
@@ -53,6 +55,7 @@ log = structlog.get_logger(__name__)
 
 BY_DOMAIN = "import-of-domain"
 BY_MACHINE = "import-to-machine"
+OF_DOMAIN = "machine-of-domain"
 LOOK_EVERY = 30.0
 """What nobody tells of is looked at so often, in seconds."""
 
@@ -74,6 +77,7 @@ class ImportReconciler:
         self._pools = caches.store(StoragePool)
         self._networks = caches.store(Network)
         self._orders = work_orders(caches)
+        self._machines.add_index(OF_DOMAIN, lambda vm: (domain_of(vm),))
         self._store.add_index(BY_DOMAIN, lambda item: (f"{item.namespace}/{item.spec.unmanaged_instance.name}",))
         self._store.add_index(BY_MACHINE, lambda item: (f"{item.spec.template.namespace}/{item.spec.template.name}",))
 
@@ -240,14 +244,13 @@ class ImportReconciler:
             self._types.get(template.instance_type) if template.instance_type else None,
             {pool.name: pool for pool in self._pools},
             self._networks_of(item),
+            owner=next((one for one in self._machines.by(OF_DOMAIN, ref.name) if not is_of(item, one)), None),
         )
         if scope.domain is None:
             return scope
         names = [name for _, _, name, _ in disks_of(scope)]
         volumes = {name: found for name in names if (found := self._volumes.get(name, template.namespace)) is not None}
-        return Scope(
-            item, scope.domain, scope.host, vm, order, scope.instance_type, scope.pools, scope.networks, volumes
-        )
+        return replace(scope, volumes=volumes)
 
     def _networks_of(self, item: VirtualMachineImport) -> Mapping[str, Network]:
         template = item.spec.template

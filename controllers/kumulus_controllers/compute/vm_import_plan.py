@@ -9,7 +9,7 @@ from typing import Any
 from kumulus.api.base import FINALIZER
 from kumulus.api.compute import InstanceType, PowerState, VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
-from kumulus.api.host import WorkOrder
+from kumulus.api.host import WorkOrder, WorkState
 from kumulus.api.machine_import import (
     IMPORTED,
     IMPORTED_BY,
@@ -63,6 +63,8 @@ class Scope:
     """Those of the template that there are, by name."""
     volumes: Mapping[str, Volume] = field(default_factory=dict)
     """Those that there are of the names that volumes get, by name."""
+    owner: VirtualMachine | None = None
+    """Another machine whose domain it is, or is to be."""
 
     @property
     def mine(self) -> VirtualMachine | None:
@@ -122,6 +124,12 @@ def _around(scope: Scope) -> Iterator[PlanItem]:
             "domain",
             "StateUnsupported",
             f"The domain is {scope.domain.status.state}: it can be imported while it is running, paused or shut off.",
+        )
+    if scope.owner is not None:
+        yield _never(
+            "domain",
+            "AlreadyImported",
+            f"It is VirtualMachine {scope.owner.namespace}/{scope.owner.name}, or becomes that.",
         )
     if scope.vm is not None and scope.mine is None:
         yield _never(
@@ -377,5 +385,8 @@ def _interface(number: int, wanted: ImportedInterface) -> dict[str, Any]:
 
 def adopted(scope: Scope) -> bool:
     """Whether the domain is Kumulus' own, as its host's agent says."""
-    facts = scope.order.status.instance if scope.order is not None else None
-    return facts is not None and facts.epoch is not None
+    order = scope.order
+    wanted, facts = (order.spec.instance, order.status.instance) if order is not None else (None, None)
+    if order is None or wanted is None or facts is None or order.status.state is WorkState.REFUSED:
+        return False
+    return facts.epoch == wanted.epoch

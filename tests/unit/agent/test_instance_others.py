@@ -29,6 +29,27 @@ def test_a_domain_is_adopted_once_and_never_started_in_its_place() -> None:
     assert isinstance(start, Start), "from then on it is a machine like any other"
 
 
+def test_a_machine_of_an_older_placement_is_adopted_before_its_disks_are_looked_at() -> None:
+    lost = on(epoch=2)
+    assert lost.marks.epoch < order().epoch
+    for status in (WorkOrderStatus(), reported(WorkState.WAITING, epoch=2)):
+        (step,) = instance_plan.plan(replace(scope(lost, order(adopt=True)), status=status)).steps
+        assert isinstance(step, Adopt) and step.marks.epoch == order().epoch
+    for unmanage in (False, True):
+        ended = instance_plan.plan(replace(scope(lost, order(adopt=True, unmanage=unmanage)), deleting=True))
+        assert ended == Plan(release=True), "it is left as it was"
+
+
+def test_of_two_imports_of_a_domain_the_second_does_nothing_to_it() -> None:
+    mine, another = on(), on(name="other")
+    assert instance_plan.plan(scope(mine, order(adopt=True))).state is WorkState.RUNNING
+    refused = instance_plan.plan(scope(another, order(adopt=True)))
+    assert (refused.steps, refused.state, refused.reason) == ((), WorkState.REFUSED, "DomainTaken")
+    for unmanage in (False, True):
+        ended = instance_plan.plan(replace(scope(another, order(adopt=True, unmanage=unmanage)), deleting=True))
+        assert ended == Plan(release=True)
+
+
 @pytest.mark.parametrize("domain", [None, on(), paused(), off()], ids=["absent", "on", "paused", "off"])
 def test_the_end_of_a_machine_that_is_let_go_of_leaves_its_domain(domain) -> None:  # type: ignore[no-untyped-def]
     let_go = instance_plan.plan(replace(scope(domain, order(unmanage=True)), deleting=True))

@@ -63,6 +63,14 @@ FRONT = Network.parse(
 )
 
 
+OWNER = VirtualMachine.parse(
+    {
+        "metadata": {"name": "other", "namespace": "team", "uid": DATA},
+        "spec": {"resources": {"cpus": 1, "memory": "1Gi"}},
+    }
+)
+
+
 def scope(item: VirtualMachineImport | None = None, domain: UnmanagedInstance | None = None, **more: Any) -> Scope:
     return Scope(item or an_import(), domain or a_domain(), **({"host": HOST, "networks": {"front": FRONT}} | more))
 
@@ -159,6 +167,7 @@ def test_a_disk_that_cannot_be_a_volume_is_in_the_way(disk: dict[str, Any], reas
             "NextStart",
             "InterfaceMovesLater",
         ),
+        (scope(owner=OWNER), "domain", "Never", "AlreadyImported"),
         (scope(host=None), "host", "Never", "HostNotFound"),
         (
             scope(

@@ -384,3 +384,17 @@ async def test_what_is_no_volume_by_itself_is_not_named_beside(driver: DirStorag
         await driver.adopt_volume(volume, found.id, {volume}, "ns", foreign=True, beside=True)
     assert (refused.value.reason, refused.value.retryable) == ("DataRefused", False)
     assert not list((path / "volumes").iterdir()) and (path / "old.qcow2").exists()
+
+
+async def test_a_volume_whose_object_was_lost_is_had_by_another_uid_while_it_is_written(
+    driver: DirStorage, server, path: Path
+) -> None:
+    image, before, after = image_ref(RAW, "raw"), uid(), uid()
+    await driver.import_image(image, http(server.on("/i", Answer(RAW))), ignore)
+    made = await driver.ensure_volume(before, None, VolumeOrigin(image=image), thick=False)
+    found = await driver.identify(made.path)
+    assert found is not None and (found.kind, found.id) == (UnownedKind.VOLUME, before)
+    again = await driver.adopt_volume(after, before, {after}, "ns", foreign=True, beside=True)
+    assert Path(again.path).samefile(made.path) and again.below == made.below, "it stands on the same image"
+    assert await driver.open_volume(after) == again
+    assert not list((path / "volumes").glob(f"{before}*"))

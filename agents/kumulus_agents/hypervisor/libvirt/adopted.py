@@ -51,6 +51,18 @@ def xml(name: str, disks: Iterable[Known], nics: Iterable[AdoptedNic]) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
+def with_plugged(root: Element, uid: str) -> str | None:
+    """The element again, in which the interface of that uid is plugged into its network; None when there is no element."""
+    found = root.find(_PLACE)
+    if found is None:
+        return None
+    said = Element("adopted", dict(found.attrib))
+    for one in found:
+        more = {"plugged": "yes"} if one.get("uid") == uid else {}
+        SubElement(said, one.tag.rpartition("}")[2], {**one.attrib, **more})
+    return ElementTree.tostring(said, encoding="unicode")
+
+
 def name_of(root: Element) -> str | None:
     """The name of the domain, as it was when it was adopted; None when it was not."""
     found = root.find(_PLACE)

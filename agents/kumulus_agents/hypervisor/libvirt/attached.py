@@ -132,9 +132,8 @@ def nics(root: Element) -> tuple[AttachedNic, ...]:
 
 def _is_elsewhere(element: Element) -> bool:
     """Whether it is plugged into what it was when it was somebody else's, and could be plugged into ours."""
-    bridge, source = adopted.known_as(element, "bridge"), element.find("source")
-    at = source.get("bridge") if source is not None else None
-    return bridge is not None and at != bridge and can_be_replugged(element)
+    ours, done = adopted.known_as(element, "bridge"), adopted.known_as(element, "plugged")
+    return ours is not None and done is None and can_be_replugged(element)
 
 
 def can_be_replugged(element: Element) -> bool:

@@ -14,7 +14,7 @@ from xml.etree.ElementTree import SubElement, fromstring
 
 import libvirt
 
-from kumulus_agents.hypervisor.libvirt import attached
+from kumulus_agents.hypervisor.libvirt import adopted, attached
 from kumulus_agents.hypervisor.libvirt.handles import DomainHandle
 from kumulus_agents.hypervisor.protocol import DomainNic, HypervisorError
 
@@ -46,6 +46,15 @@ def replug(nic: DomainNic, handle: DomainHandle) -> None:
         SubElement(element, "source", bridge=nic.plug.bridge)
         handle.updateDeviceFlags(attached.text_of(element), libvirt.VIR_DOMAIN_AFFECT_LIVE)
     _ip("link", "set", "dev", nic.plug.device, "mtu", str(nic.plug.mtu), "up")
+    note = adopted.with_plugged(fromstring(handle.XMLDesc(0)), nic.uid)  # noqa: S314  # libvirt wrote it
+    if note is not None:
+        handle.setMetadata(
+            libvirt.VIR_DOMAIN_METADATA_ELEMENT,
+            note,
+            adopted.PREFIX,
+            adopted.NAMESPACE,
+            libvirt.VIR_DOMAIN_AFFECT_LIVE,
+        )
 
 
 def _name(tap: str, wanted: str) -> None:

@@ -71,7 +71,8 @@ async def adopt(
         record = await in_thread(read_record, volumes, f"{old}.json") or {}
         fd = await in_thread(_open_beside if beside else _open, where, name)
         try:
-            await _judge(pool, settings, fd, old, record, passphrase)
+            was_ours = beside and bool(record)  # the machine that has it was a machine of ours
+            await _judge(pool, settings, fd, old, record, passphrase, was_ours=was_ours)
             if beside:
                 place = name if where is top else f"{_VOLUMES}/{name}"
                 await in_thread(_name_beside, where, name, volumes, uid, fd, _as_it_was(uid, record, place))
@@ -219,6 +220,8 @@ async def _judge(
     old: str,
     record: dict[str, object],
     passphrase: Passphrase | None,
+    *,
+    was_ours: bool = False,
 ) -> None:
     """Whether the file may be used: as an import when it is foreign, by what our record says when it was a volume."""
     try:
@@ -236,7 +239,7 @@ async def _judge(
                 raise StorageError(
                     "The image that the data stands on is not in the pool any more.", reason="ImageNotReady"
                 )
-    if isinstance(image, str) or "retained" in record or passphrase is not None:
+    if isinstance(image, str) or "retained" in record or passphrase is not None or was_ours:
         below = pool.backing_of_volume(image) if isinstance(image, str) else ""
         await in_thread(_stands_on, fd, below, encrypted=encrypted)
         if passphrase is not None:
