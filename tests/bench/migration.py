@@ -22,6 +22,7 @@ from tests.bench.recorder import Recorder
 from tests.bench.roaming import PATH, Roaming, gap, roaming
 
 NAME = "mover"
+FLOOR = "floor"
 VIRSH = "virsh migrate by hand"
 SETTLE = 2.0
 """Seconds that the guest has for itself before each move."""
@@ -88,7 +89,6 @@ class _Hand:
     """A domain equal to the machine's, with a copy of its disk, without an interface; and where it runs."""
 
     host: LibvirtHost
-    name: str = "floor"
 
     @classmethod
     def make(cls, host: LibvirtHost, uid: str) -> _Hand:
@@ -96,7 +96,7 @@ class _Hand:
         domains = host.exec(["virsh", "list", "--uuid", "--name"]).stdout.splitlines()
         domain = next(line.split()[1] for line in domains if uid in line)
         xml = host.exec(["virsh", "dumpxml", "--inactive", domain]).stdout
-        made, disk, copies = floor.equal(xml, cls.name, str(uuid.uuid4()), directory=f"{PATH}/bench-floor")
+        made, disk, copies = floor.equal(xml, FLOOR, str(uuid.uuid4()), directory=f"{PATH}/bench-floor")
         root = ElementTree.fromstring(made)
         devices = root.find("devices")
         assert devices is not None
@@ -105,19 +105,19 @@ class _Hand:
         for log in root.iter("log"):
             log.set("file", f"{floor.DIRECTORY}/floor.log")
         host.exec(["mkdir", "-p", f"{PATH}/bench-floor"])
-        for source, target in {**copies, disk: f"{PATH}/bench-floor/{cls.name}.qcow2"}.items():
+        for source, target in {**copies, disk: f"{PATH}/bench-floor/{FLOOR}.qcow2"}.items():
             host.exec(["cp", source, target])
         (host.directory / "var/lib/kumulus/floor.xml").write_text(ElementTree.tostring(root, encoding="unicode"))
         host.exec(["mkdir", "-p", str(floor.DIRECTORY)])
         host.exec(["virsh", "-q", "define", "/var/lib/kumulus/floor.xml"])
-        host.exec(["virsh", "-q", "start", cls.name])
+        host.exec(["virsh", "-q", "start", FLOOR])
         return cls(host)
 
     def migrate(self, to: LibvirtHost) -> float:
         """It goes to that host; seconds that `virsh migrate` took."""
         to.exec(["mkdir", "-p", str(floor.DIRECTORY)])
         flags = ["--live", "--persistent", "--undefinesource", "--auto-converge", "--unsafe"]
-        argv = ["virsh", "-q", "-c", _uri(self.host), "migrate", self.name, _uri(to), *flags]
+        argv = ["virsh", "-q", "-c", _uri(self.host), "migrate", FLOOR, _uri(to), *flags]
         argv += ["--migrateuri", f"tcp://{to.address}:49200"]
         began = time.monotonic()
         commands.run(argv)
@@ -127,7 +127,7 @@ class _Hand:
 
     def halted(self) -> float:
         """How long it was halted by the last move, in milliseconds."""
-        said = self.host.exec(["virsh", "domjobinfo", self.name, "--completed"]).stdout
+        said = self.host.exec(["virsh", "domjobinfo", FLOOR, "--completed"]).stdout
         found = _DOWNTIME.search(said)
         if found is None:
             raise BenchError(f"libvirt does not say how long the guest was halted: {said}")

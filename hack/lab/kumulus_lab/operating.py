@@ -68,8 +68,11 @@ class _Say:
 
 
 def _move(ledger: Ledger, say: _Say, client: Outside, address: str) -> None:
-    if ledger.phase("vmm", MIGRATION) == "Succeeded":
-        return
+    match ledger.phase("vmm", MIGRATION):
+        case "Succeeded":
+            return
+        case "Failed":  # of a demo that was broken off
+            ledger.lab.control_plane.kubectl_run("-n", NAMESPACE, "delete", "vmm", MIGRATION)
     before = ledger.status("vm", MACHINE)
     manifest = ledger.lab.directory / "examples" / examples.OPERATIONS.name / "3-migration.yaml"
     with asking.meanwhile(client, f"http://{address}/") as asked:
