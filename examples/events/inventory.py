@@ -42,7 +42,11 @@ class Inventory:
         """Learn from one event. What is older than what is known is no news; the end of an object is the last word."""
         uid, sequence, ended = event["kumulusuid"], event["sequence"], event["type"].endswith(".deleted")
         item = event["data"]["object"]
-        entry = {"kind": event["kumuluskind"], "name": event["kumulusname"], "phase": item.get("status", {}).get("phase")}
+        entry = {
+            "kind": event["kumuluskind"],
+            "name": event["kumulusname"],
+            "phase": item.get("status", {}).get("phase"),
+        }
         with self._lock:
             before = self._known.get(uid)
             if before is not None and (before[1] is None or (before[0] >= sequence and not ended)):
@@ -73,12 +77,12 @@ class Handler(BaseHTTPRequestHandler):
     secret: bytes
     protocol_version = "HTTP/1.1"
 
-    def do_OPTIONS(self) -> None:  # noqa: N802 - the library's name
+    def do_OPTIONS(self) -> None:
         """The handshake of CloudEvents webhooks."""
         wanted = self.headers.get("WebHook-Request-Origin") == ORIGIN
         self._answer(200 if wanted else 403, {"WebHook-Allowed-Origin": ORIGIN} if wanted else {})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """An event."""
         length = int(self.headers.get("Content-Length", 0))
         if length > BODY_MAX:
@@ -90,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
         self.inventory.take(json.loads(body))
         return self._answer(204)
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """The inventory."""
         self._answer(200, {"Content-Type": "application/json"}, json.dumps(self.inventory.listed()).encode())
 
@@ -103,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
+    def log_message(self, format: str, *args: Any) -> None:
         """Say nothing of each request."""
 
 
