@@ -11,7 +11,7 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,12 +173,16 @@ async def _catch_up(context: Context, client: KubeClient, directory: Path, targe
         try:
             exporter.start()
             await _until(lambda: _delivering(client, name), "the sink is reached")
+            # It is killed with what it saw last in what the API server remembers of this kind, else it may be told that
+            # it asks for what is too old although nothing is missing.
+            machines = await _machines(client)
+            await _until(lambda: _count(taken, len(machines)), "the first events")
             exporter.kill()
-            wanted, names = await _changes(client, context)
+            wanted = await _changes(client, context, machines)
             bystanders, cpu = Bystanders(), 0.0
             exporter.start()
             if killed:
-                await _until(lambda: _count(taken, len(wanted) // 3), "the middle", give_up=False)
+                await _until(lambda: _count(taken, len(machines) + len(wanted) // 3), "the middle", give_up=False)
                 cpu += _cpu(exporter)
                 exporter.kill()
                 exporter.start()
@@ -192,39 +196,45 @@ async def _catch_up(context: Context, client: KubeClient, directory: Path, targe
             mine = [at for at, identity in found if identity in wanted]
             seconds = max(mine) - min(mine) if len(mine) > 1 else 0.0
             missing = len(wanted - set(ids))
-            rate = len(set(ids)) / seconds if seconds else 0.0
+            rate = len(mine) / seconds if seconds else 0.0
             result = Found(len(wanted), missing, len(ids) - len(set(ids)), rate, cpu, load)
         finally:
             exporter.kill()
             await client.delete(EventSink.KIND, name, PLATFORM_NAMESPACE)
-    await asyncio.gather(*(client.delete(VirtualMachine.KIND, one, USER_NAMESPACE) for one in names))
+    await asyncio.gather(*(client.delete(VirtualMachine.KIND, one, USER_NAMESPACE) for one in machines))
     return result
 
 
-async def _changes(client: KubeClient, context: Context) -> tuple[set[str], list[str]]:
-    """Machines that nobody works on, and reports of them, for a while; the ids of the events that these mean."""
+async def _machines(client: KubeClient) -> dict[str, str]:
+    """Machines that nobody works on: their uids by their names."""
+    uids: dict[str, str] = {}
+    for number in range(ABREAST):
+        metadata = {"name": f"e-{time.monotonic_ns()}-{number}", "annotations": {PAUSED: "true"}}
+        body = {"metadata": metadata, "spec": {"powerState": "Stopped", "resources": {"cpus": 1, "memory": "64Mi"}}}
+        made = await client.create(VirtualMachine.KIND, body, USER_NAMESPACE)
+        uids[made["metadata"]["name"]] = made["metadata"]["uid"]
+    return uids
+
+
+async def _changes(client: KubeClient, context: Context, machines: Mapping[str, str]) -> set[str]:
+    """Reports of them, for a while; the ids of the events that these mean."""
     wanted: set[str] = set()
-    names = [f"e-{time.monotonic_ns()}-{number}" for number in range(ABREAST)]
     end = time.monotonic() + (WRITE_SECONDS if context.scale.name != "short" else WRITE_SECONDS / 3)
 
     async def live(name: str) -> None:
-        metadata = {"name": name, "annotations": {PAUSED: "true"}}
-        body = {"metadata": metadata, "spec": {"powerState": "Stopped", "resources": {"cpus": 1, "memory": "64Mi"}}}
-        made = await client.create(VirtualMachine.KIND, body, USER_NAMESPACE)
-        uid, number = made["metadata"]["uid"], 0
-        wanted.add(f"{uid}.{made['metadata']['resourceVersion']}.created")
+        number = 0
         while time.monotonic() < end:
             number += 1
             message = f"{number} " + "x" * 700
             condition = {"type": "Scheduled", "status": "False", "reason": "Bench", "message": message}
             patch = {"status": {"conditions": [condition]}}
             made = await client.patch(VirtualMachine.KIND, name, patch, USER_NAMESPACE, subresource="status")
-            wanted.add(f"{uid}.{made['metadata']['resourceVersion']}.updated")
+            wanted.add(f"{machines[name]}.{made['metadata']['resourceVersion']}.updated")
 
     async with asyncio.TaskGroup() as group:
-        for name in names:
+        for name in machines:
             group.create_task(live(name))
-    return wanted, names
+    return wanted
 
 
 def _cpu(exporter: Exporter) -> float:
