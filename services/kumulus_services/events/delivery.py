@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -33,6 +33,14 @@ KEEP_SECONDS = 0.25
 """So often how far it is goes into the journal."""
 PAUSE_FIRST = 1.0
 PAUSE_MOST = 60.0
+
+
+HINTS: Mapping[SinkReason, str] = {
+    SinkReason.UNREACHABLE: "it is tried again, and events wait: have the receiver answer, or change the URL",
+    SinkReason.REJECTING: "its own log says why; what it refuses again and again becomes a dead letter",
+    SinkReason.ADDRESS_REFUSED: "use a public one, or ask the operator to allow this one",
+}
+"""What to do, where the error does not say it itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +257,8 @@ class Delivery:
                 reason=str(error.reason),
                 error=str(error),
             )
-        self.state, self.last_error = State(error.reason, f"{error}."), str(error)
+        text = "; ".join(part for part in (str(error), HINTS.get(error.reason)) if part)
+        self.state, self.last_error = State(error.reason, f"{text}."), str(error)
         metrics.FAILED.labels(*self._labels, str(error.reason)).inc()
 
     def _bury(self, change: Change, number: int, why: str) -> None:

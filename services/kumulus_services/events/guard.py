@@ -36,7 +36,7 @@ class Guard:
         if any(inner in network for network in self.allowed):
             return
         if not inner.is_global or inner.is_multicast or any(inner in network for network in self.denied):
-            raise AddressRefused(f"{inner} is not a public address, and the operator does not allow it")
+            raise AddressRefused(f"{inner} is not a public address, and is not allowed")
 
 
 def _inner(address: Address) -> Address:
