@@ -97,9 +97,8 @@ class Server:
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
-            self._writers.discard(writer)
             self._tasks.discard(task)
-            writer.close()
+            writer.close()  # who does not read on keeps it open: see `stop`
 
     async def _answer(self, answer: Answer, asked: dict[str, str], writer: asyncio.StreamWriter) -> None:
         body, status, headers = answer.body, answer.status, list(answer.headers)
@@ -139,6 +138,9 @@ class Server:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
 
 def certificate(path: Path, *hosts: str) -> tuple[str, ssl.SSLContext]:
