@@ -33,7 +33,7 @@ from kumulus.api.segments import (
 from kumulus_agents.network.protocol import NetworkError, Plug, Port
 from tests.contract import cloud_init
 from tests.contract.network_frames import Party, as_if_asked, astray, honest, spoofs
-from tests.contract.network_programs import Sender, Server, Talk, Watcher
+from tests.contract.network_programs import Listener, Sender, Server, Talk, Teller, Watcher
 from tests.contract.network_world import WORLD_ADDRESS, WORLD_NAME, Guest, Host, World, eventually
 from tests.patience import PATIENCE
 
@@ -317,6 +317,21 @@ class NetworkContract:
             before = watcher.seen()[0]
             await asyncio.to_thread(one.reaches, four(target))
             assert watcher.seen()[0] <= before + 1  # one may have been under way
+
+    async def test_a_connection_goes_on_at_another_host_also_when_the_other_end_speaks_first(self, net: Net) -> None:
+        group, (here, there) = new_uid(), net.hosts
+        await net.ensure(groups=(OPEN, FilterGroup(uid=group, egress=(FilterRule(),))))
+        peer, mover = await net.guest(here), await net.guest(here, groups=(group,))
+        with Teller(peer, 7001), Listener(mover, four(peer), 7001) as listener:
+            await eventually(lambda: listener.heard() > 1, "nothing is heard at first")
+            told = await here.driver.connections(mover.nic)
+            assert [(c[0], c[2], c[3]) for c in told] == [(four(mover), four(peer), 7001)]
+            await mover.move(there)
+            before = listener.heard()
+            await asyncio.sleep(1)
+            assert listener.heard() == before, "its filter does not know it"
+            await there.driver.know(mover.nic, told)
+            await eventually(lambda: listener.heard() > before + 2, "the connection does not go on")
 
     # What guests are told
 

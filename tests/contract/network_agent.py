@@ -24,6 +24,7 @@ from kumulus.api.segments import Nic, SegmentOrder
 from kumulus_agents.metadata.keeper import Metadata
 from kumulus_agents.metadata.settings import MetadataSettings
 from kumulus_agents.network import registry
+from kumulus_agents.network.connections import from_json, to_json
 from kumulus_agents.network.linux import (
     balancer,
     daemons,
@@ -38,7 +39,7 @@ from kumulus_agents.network.linux import (
 from kumulus_agents.network.linux import programs as programs
 from kumulus_agents.network.ovn import driver as ovn_driver
 from kumulus_agents.network.ovn import logical, openflow
-from kumulus_agents.network.protocol import GatewayDriver, Identity, NetworkDriver, NetworkError, Port
+from kumulus_agents.network.protocol import GatewayDriver, Identity, KnowsConnections, NetworkDriver, NetworkError, Port
 
 METADATA = Path("/run/kumulus/metadata")
 """On the host, which has a /run of its own."""
@@ -115,6 +116,11 @@ async def perform(driver: NetworkDriver, verb: str, given: Any) -> Any:
             return (await driver.gateway_facts(given)).model_dump(mode="json")
     if verb == "ensure_port":
         return asdict(await driver.ensure_port(Port(Nic.model_validate(given["nic"]), given["machine"])))
+    if isinstance(driver, KnowsConnections) and verb in ("connections", "know"):
+        nic = Nic.model_validate(given["nic"])
+        if verb == "connections":
+            return to_json(await driver.connections(nic))
+        return await driver.know(nic, from_json(given["connections"], nic.addresses))
     if verb == "found":
         found = await driver.found()
         return {

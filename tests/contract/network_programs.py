@@ -133,6 +133,27 @@ class Server(Program):
             assert self.hear() == "serving"
 
 
+class Teller(Program):
+    """Says something to one that connects, over and over."""
+
+    def __init__(self, guest: Guest, port: int) -> None:
+        super().__init__(guest, _TALK, "tell", str(port))
+        assert self.hear() == "telling"
+
+
+class Listener(Program):
+    """Connects, and says nothing on that connection."""
+
+    def __init__(self, guest: Guest, address: str, port: int) -> None:
+        super().__init__(guest, _TALK, "hear", address, str(port))
+        assert self.hear() == "connected"
+
+    def heard(self) -> int:
+        """How often it was told something."""
+        self.tell()
+        return int(self.hear())
+
+
 class Probe(Program):
     """New connections to servers, many at once."""
 

@@ -1,8 +1,9 @@
 """Connections between guests: `network_talk.py serve` and `network_talk.py talk ADDRESS PORT SECONDS [udp] [from=PORT]
-[size=BYTES]`. Standard library only.
+[size=BYTES]`, `network_talk.py tell PORT` and `network_talk.py hear ADDRESS PORT`. Standard library only.
 
 `serve` echoes on every port it is told of by a line on its input, TCP and UDP, IPv4 and IPv6. `talk` says whether it is
 connected within so many seconds, and then for each line of its input, a number, whether something came back within so many.
+`tell` says something to one that connects, five times a second; `hear` says for each line of its input how often it heard that.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+import time
 
 
 def say(text: str) -> None:
@@ -46,6 +48,31 @@ def answering(server: socket.socket) -> None:
         server.sendto(data, who)
 
 
+def tell(port: int) -> None:
+    server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    say("telling")
+    connection, _ = server.accept()
+    while True:
+        connection.sendall(b".")
+        time.sleep(0.2)
+
+
+def hear(address: str, port: int) -> None:
+    connection = socket.create_connection((address, port), timeout=10)
+    connection.settimeout(None)
+    say("connected")
+    heard = 0
+
+    def listen() -> None:
+        nonlocal heard
+        while data := connection.recv(4096):
+            heard += len(data)
+
+    threading.Thread(target=listen, daemon=True).start()
+    for _ in sys.stdin:
+        say(str(heard))
+
+
 def talk(address: str, port: int, seconds: float, udp: bool, source: int, size: int) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     connection = socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
@@ -75,6 +102,10 @@ def talk(address: str, port: int, seconds: float, udp: bool, source: int, size: 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve()
+    elif sys.argv[1] == "tell":
+        tell(int(sys.argv[2]))
+    elif sys.argv[1] == "hear":
+        hear(sys.argv[2], int(sys.argv[3]))
     else:
         given = dict(word.split("=") for word in sys.argv[5:] if "=" in word)
         numbers = (int(given.get(name, 0)) for name in ("from", "size"))

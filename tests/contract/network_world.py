@@ -182,6 +182,14 @@ class Driver:
     async def remove_port(self, uid: str) -> None:
         await self._ask("remove_port", uid)
 
+    async def connections(self, nic: Nic) -> Sequence[Any]:
+        """What another host is told."""
+        said: Sequence[Any] = await self._ask("connections", {"nic": nic.model_dump(mode="json")})
+        return said
+
+    async def know(self, nic: Nic, connections: Sequence[Any]) -> None:
+        await self._ask("know", {"nic": nic.model_dump(mode="json"), "connections": connections})
+
     async def found(self) -> Found:
         said = await self._ask("found")
         foreign = tuple(Foreign(**one) for one in said["foreign"])
@@ -328,6 +336,20 @@ class Guest:
         host.machine.run("ip", "link", "set", "dev", plug.device, "up")
         add = ["ovs-vsctl", "--may-exist", "add-port", plug.bridge, plug.device]
         host.machine.run(*add, "--", "set", "interface", plug.device, f"external_ids:iface-id={plug.openvswitch}")
+
+    async def move(self, host: Host) -> None:
+        """Go on at another host with all that it has, and say so as Linux does, before that host knows of its connections."""
+        plug = await host.driver.ensure_port(Port(self.nic, machine=self.nic.uid))
+        before, self.host, self.plug = self.host, host, plug
+        before.machine.attempt("ip", "link", "delete", "dev", plug.device)
+        if plug.openvswitch is not None:
+            before.machine.run("ovs-vsctl", "--if-exists", "del-port", plug.device)
+        self._plug_in(host, plug)
+        self.address()
+        for address in self.nic.addresses:
+            if ":" not in address:
+                self.machine.attempt("busybox", "arping", "-U", "-c", "1", "-w", "1", "-I", "eth0", address)
+        await before.driver.remove_port(self.nic.uid)
 
     def address(self) -> None:
         """Use its own addresses without asking anybody."""
