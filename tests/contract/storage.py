@@ -14,6 +14,7 @@ import pytest
 
 from kumulus.api.image_order import HttpFetch, ImageRef
 from kumulus.api.volume_order import VolumeOrigin
+from kumulus_agents.storage.moving import ReceivingDisks
 from kumulus_agents.storage.protocol import ImportProgress, StorageDriver, StorageError
 
 MIB = 1 << 20
@@ -121,6 +122,24 @@ class StorageContract:
         assert first.path != second.path
         await bench.driver.remove_disks(one)
         assert await bench.driver.ensure_disk(two, "root", bench.image.uid, None) == second
+
+    async def test_a_disk_that_comes_with_its_guest_is_empty_and_stands_on_nothing(self, bench: Bench) -> None:
+        driver = bench.driver
+        if not isinstance(driver, ReceivingDisks):
+            pytest.skip("guests do not bring disks into such pools")
+        owner, migration = _uid(), _uid()
+        assert await driver.disk(owner, "root") is None
+        made = await driver.receive_disk(owner, "root", 4 * MIB, migration)
+        assert (made.virtual_size, made.below) == (4 * MIB, ())
+        assert await driver.receive_disk(owner, "root", 4 * MIB, migration) == made
+        assert await driver.disk(owner, "root") == made
+        assert await bench.driver.ensure_disk(owner, "root", bench.image.uid, None) == made, "it is there"
+        with pytest.raises(StorageError) as other:
+            await driver.receive_disk(owner, "root", 4 * MIB, _uid())
+        assert (other.value.reason, other.value.retryable) == ("DiskConflict", False)
+        await bench.driver.remove_disks(owner)
+        assert await driver.disk(owner, "root") is None
+        assert await driver.receive_disk(owner, "root", 4 * MIB, _uid()) == made
 
     async def test_a_disk_without_its_image_has_to_wait(self, bench: Bench) -> None:
         with pytest.raises(StorageError) as refused:

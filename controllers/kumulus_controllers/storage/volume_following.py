@@ -76,6 +76,9 @@ class VolumeFollowing:
         volume, order = scope.volume, scope.order
         if order is None or order.deleting or order.status.state is not WorkState.READY:
             return
+        disk = order.spec.disk.volume if order.spec.disk is not None else None
+        if disk is None or disk.came_by is None:  # how there came to be two orders is for somebody to look at
+            return
         for stray in scope.left_behind:
             if stray.deleting:
                 continue
