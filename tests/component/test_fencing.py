@@ -127,10 +127,11 @@ class Owner(Tenant):
         body = {"metadata": {"name": name}, "spec": {"host": host, **spec}}
         await self.client.create(HostRemediation.KIND, body)
 
-    async def going_on(self, host: str) -> str | None:
-        """Name of the remediation of a host that is not over."""
+    async def going_on(self, host: str, *phases: str) -> str | None:
+        """Name of the remediation of a host that is in one of these phases; without any, of one that has not fenced it yet."""
         for item in await self.cloud.listed(HostRemediation.KIND):
-            if item["spec"]["host"] == host and item.get("status", {}).get("phase") in ("Pending", "Fencing"):
+            phase = item.get("status", {}).get("phase")
+            if item["spec"]["host"] == host and phase in (phases or ("Pending", "Fencing")):
                 return str(item["metadata"]["name"])
         return None
 
@@ -321,8 +322,8 @@ async def test_a_host_without_a_bmc_ends_its_machines_itself_before_they_start_e
         await owner.patch(VirtualMachine.KIND, "guarded", placement={"hostSelector": None})
         await host.kill()
         assert owner.runs_here(vm, DYING), "its guests run on without it"
-        name = await until(lambda: owner.going_on(DYING), "somebody asks for it to be fenced")
-        done = await owner.cluster(HostRemediation.KIND, name, phase("Fenced"), "is fenced")
+        name = await until(lambda: owner.going_on(DYING, "Fenced"), "it is fenced")
+        done = await owner.client.get(HostRemediation.KIND, name)
         assert watch.state is State.FIRED and done["status"]["method"] == "watchdog"
         assert "watchdog is armed" in done["status"]["evidence"] and "attempts" not in done["status"]
         await owner.wait(

@@ -247,6 +247,8 @@ class Agent:
         finally:
             if transfer is not None:
                 await transfer.close()
+            if self._drivers.watchdog is not None:
+                await self._drivers.watchdog.close()
             await self._drivers.hypervisor.close()
 
     def _assemble(self, tasks: asyncio.TaskGroup, pools: Pools) -> Mapping[WorkType, Performer]:
