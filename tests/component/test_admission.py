@@ -23,6 +23,7 @@ from kumulus.api.fabric import HOST_NAME_MAX, Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image, ImageStatus, ImageUpload
 from kumulus.api.load_balancer import LoadBalancer
+from kumulus.api.machine_import import VirtualMachineImport
 from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.migration import VirtualMachineMigration
@@ -162,6 +163,15 @@ GOOD: Mapping[type[Resource], Raw] = {
     VirtualMachineSnapshot: {"vm": "web", "deletionProtection": False},
     VirtualMachineRestore: {"snapshot": "all", "target": {"newVM": "web-2", "cloneMode": "Linked"}},
     VirtualMachineMigration: {"vm": "web", "targetHost": "h1", "limits": {"timeoutSeconds": 60}},
+    VirtualMachineImport: {
+        "unmanagedInstance": {"host": "h1", "name": "6f1c4c2e-0d5f-4d5e-9a3b-2f6f6a1f0c11"},
+        "template": {
+            "namespace": "team",
+            "name": "web",
+            "disks": [{"target": "vda", "name": "root", "reclaimPolicy": "Retain"}],
+            "interfaces": [{"macAddress": "52:54:00:00:00:01", "network": "front", "addresses": ["10.0.0.7"]}],
+        },
+    },
     Network: {
         "class": "fast",
         "cidrs": ["10.0.0.0/24", "fd00:1::/64"],
@@ -541,6 +551,9 @@ BAD = [
         VirtualMachineMigration, "spec", {"vm": "web", "mode": "PreCopy", "onStall": "Throttle"}, "slows no guest down"
     ),
     Bad(VirtualMachineMigration, "spec.vm", "Not_A_Name"),
+    Bad(VirtualMachineImport, "spec.unmanagedInstance.name", "by-hand"),
+    Bad(VirtualMachineImport, "spec.template.instanceType", "Big"),
+    Bad(VirtualMachineImport, "spec.template.interfaces.0.addresses", ["10.0.0"], "spec.template.interfaces[0]"),
     Bad(VirtualMachineRestore, "spec.target", {}, "exactly one of vm and newVM"),
     Bad(VirtualMachineRestore, "spec.target.vm", "web", "exactly one of vm and newVM"),
     Bad(VirtualMachineRestore, "spec.target", {"vm": "web", "cloneMode": "Full"}, "spec.target.cloneMode"),
@@ -969,6 +982,9 @@ CHANGES = [
     Change(VirtualMachinePool, "spec.selector", {"tier": "front"}),
     Change(VirtualMachineMigration, "spec.vm", "other", "spec"),
     Change(VirtualMachineMigration, "spec.onStall", "Wait", "spec"),
+    Change(VirtualMachineImport, "spec.template.name", "other", "spec"),
+    Change(VirtualMachineImport, "spec.dryRun", True, "spec"),
+    Change(VirtualMachineImport, "spec.unmanagedInstance.host", "h2", "spec", before={"spec.dryRun": True}),
     Change(VirtualMachineMigration, "spec.targetHost", "other", "spec"),
     Change(VirtualMachineRestore, "spec.snapshot", "other", "spec"),
     Change(VirtualMachineRestore, "spec.target.newVM", "other", "spec"),
@@ -1084,6 +1100,8 @@ ALLOWED = [
     Change(VolumeSnapshot, "spec.deletionProtection", True),
     Change(VirtualMachineRestore, "spec.ttlSecondsAfterFinished", 60),
     Change(VirtualMachineMigration, "spec.ttlSecondsAfterFinished", 60),
+    Change(VirtualMachineImport, "spec.dryRun", False, before={"spec.dryRun": True}),
+    Change(VirtualMachineImport, "spec.template.name", "other", before={"spec.dryRun": True}),
     Change(Host, "spec.unschedulable", True),
     Change(Host, "spec.maintenance", {}),
     Change(Host, "spec.maintenance", GONE, before={"spec.maintenance": {"mode": "Evacuate", "returnGuests": True}}),

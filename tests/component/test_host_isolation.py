@@ -21,6 +21,7 @@ from kumulus.api.base import FINALIZER, Kind, Scope
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import AGENT_SERVICE_ACCOUNT, JOIN_SERVICE_ACCOUNT, LEASE, HostReport, WorkOrder
+from kumulus.api.machine_import import IMPORTED, IMPORTED_BY, UNMANAGE, VirtualMachineImport
 from kumulus.api.registry import KINDS
 from kumulus.api.storage import Volume
 from kumulus.cli.cluster import Cluster
@@ -696,6 +697,29 @@ def test_a_tenant_with_everything_in_its_namespace_still_makes_secrets(
     assert tenant.patch(Volume.KIND, "given", labels, namespace), "what an operator gave is the tenant's"
     for name in ("own", "given"):
         tenant.delete(Volume.KIND, name, namespace)
+    _may_not_import(api, tenant, namespace)
+
+
+def _may_not_import(api: Cluster, tenant: Cluster, namespace: str) -> None:
+    """Nor are domains of hosts a tenant's, or machines that nobody counts."""
+    spec = {"resources": {"cpus": 1, "memory": "64Mi"}, "powerState": "Stopped"}
+    for annotation in (IMPORTED, IMPORTED_BY, UNMANAGE):
+        marked = {"metadata": {"name": "marked", "annotations": {annotation: "true"}}, "spec": spec}
+        with pytest.raises(errors.Refused, match="operator"):
+            tenant.create(VirtualMachine.KIND, marked, namespace)
+    tenant.create(VirtualMachine.KIND, {"metadata": {"name": "plain"}, "spec": spec}, namespace)
+    for annotation in (IMPORTED, UNMANAGE):
+        change = {"metadata": {"annotations": {annotation: "true"}}}
+        with pytest.raises(errors.Refused, match="operator"):
+            tenant.patch(VirtualMachine.KIND, "plain", change, namespace)
+    api.patch(VirtualMachine.KIND, "plain", {"metadata": {"annotations": {UNMANAGE: "true"}}}, namespace)
+    label = {"metadata": {"labels": {"mine": "yes"}}}
+    assert tenant.patch(VirtualMachine.KIND, "plain", label, namespace), "what is there is not asked again"
+    tenant.delete(VirtualMachine.KIND, "plain", namespace)
+    wanted = {"unmanagedInstance": {"host": "h1", "name": UID}, "template": {"namespace": namespace, "name": "vm"}}
+    with pytest.raises(errors.Refused) as refused:
+        tenant.create(VirtualMachineImport.KIND, {"metadata": {"name": "get"}, "spec": wanted}, namespace)
+    assert refused.value.status == 403
 
 
 def _adopting(name: str, existing: Raw) -> Raw:

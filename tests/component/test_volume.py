@@ -969,6 +969,7 @@ async def test_a_domain_of_somebody_else_becomes_a_machine_and_is_given_back(ten
     await cleared(tenant, domain)
 
 
+@pytest.mark.wide
 async def test_a_machine_whose_objects_were_lost_is_taken_over_as_it_runs(tenant: Tenant) -> None:
     await tenant.volume("data", size="16Mi")
     await tenant.machine("vm", DATA, on=0)
