@@ -167,7 +167,8 @@ class RoutingContract:
                 assert kept.works_on() and one_cut.is_cut() and other_cut.is_cut()
 
     async def test_without_a_gateway(self, joined: Joined) -> None:
-        """What needs none goes on, also when guests ask whether it is there still."""
+        """What needs none goes on, also when guests ask whether it is there still; of IPv6 nobody answers in the kernel."""
+        answers_six = not network_ovn.has_module()
         one, two = joined.router.nets
         host, other = one.hosts
         front, near, far = await guest(one, other), await guest(two, other), await guest(two, host)
@@ -181,7 +182,7 @@ class RoutingContract:
         await eventually(lambda: not front.reaches("10.20.30.1"), "the gateway still answers")
         for asks in (front, near, far):
             for address, mac in neighbours(asks).items():
-                if mac.startswith("0a:"):
+                if mac.startswith("0a:") and (answers_six or ":" not in address):
                     asks.machine.run("ip", "neigh", "replace", address, "lladdr", mac, "dev", "eth0", "nud", "probe")
 
             def known(asks: Guest = asks) -> bool:
@@ -194,7 +195,7 @@ class RoutingContract:
 
             await eventually(known, "a guest does not know its gateway any more")
         for target in (near, far):
-            for address in (four(target), six(target)):
+            for address in (four(target), six(target)) if answers_six else (four(target),):
                 assert front.reaches(address, seconds=5), address
 
     @pytest.mark.wide

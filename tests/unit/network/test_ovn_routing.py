@@ -141,6 +141,13 @@ def test_a_guest_never_means_the_logical_router_by_itself() -> None:
         f" actions=resubmit(,{transport.SEEN})"
     ]
     assert set(guard.flows(front(), port(11).nic, 3)) < set(flows)
+    kernel = guard.flows(front(), port(11).nic, 3, found, advertises=False)
+    assert (
+        set(kernel) < set(flows)
+        and "nd_reserved" in str(flows)
+        and "nd_" not in str(set(kernel) - set(guard.flows(front(), port(11).nic, 3)))
+    )
+    assert any("arp_tpa" in flow for flow in kernel), "questions of ARP are answered by it, too"
 
 
 def test_what_a_gateway_brought_is_answered_through_it() -> None:

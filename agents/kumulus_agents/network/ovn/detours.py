@@ -26,13 +26,15 @@ _ETHERTYPES = {True: "0x0800", False: "0x86dd"}
 _FIELDS = {True: ("ip", "nw_src", "nw_dst", "NXM_OF_IP"), False: ("ipv6", "ipv6_src", "ipv6_dst", "NXM_NX_IPV6")}
 
 
-def flows(detour: Detour, inner: int) -> Iterator[str]:
-    """Without their mark. `inner`: the number of the port towards OVN. They stand between what a guest must never send
+def flows(detour: Detour, inner: int, *, advertises: bool = True) -> Iterator[str]:
+    """Without their mark. `inner`: the number of the port towards OVN; `advertises`: whether the datapath can make a neighbour
+    advertisement of a solicitation, as that of Open vSwitch can and the kernel's cannot (`nd_reserved`, ovs-fields(7)): a bridge of
+    the kernel's takes no flows at all with one that does. They stand between what a guest must never send
     (priority 60) and what goes to OVN as it is (0); what comes from there has priority 100."""
     on = f"output:{inner}"
     yield f"table=0,priority=70,dl_dst={detour.mac} actions=drop"
     for gateway in detour.gateways:
-        for address in detour.known:
+        for address in (one for one in detour.known if advertises or is_v4(one)):
             yield f"table=0,priority=65,{_still_there(gateway, address)}"
     seen = f"resubmit(,{SEEN})"
     for way in detour.ways:
@@ -52,7 +54,7 @@ def flows(detour: Detour, inner: int) -> Iterator[str]:
             for gateway in detour.gateways:
                 comes = f"in_port={inner},{family},dl_src={gateway},{source}={range_}"
                 yield f"table=0,priority=110,{comes} actions={_answered(four)},ALL"
-    for gateway in detour.gateways:
+    for gateway in detour.gateways if advertises else ():
         answer = f"icmp6,icmp_type=136,icmp_code=0,dl_src={gateway}"
         yield f"table={ANSWERED},priority=1,{answer} actions=set_field:{gateway}->nd_tll,IN_PORT"
     yield f"table={SEEN},priority=0 actions=set_field:{detour.mac}->eth_dst,{on}"

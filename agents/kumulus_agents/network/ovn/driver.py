@@ -84,13 +84,21 @@ class OvnNetwork(RecordedNetwork):
         return () if self._known is None else await self._counters.dropped(self._known)
 
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:
-        """See `NetworkDriver.ensure_segment`. Where OVN is too old for logical routers it does without, and says so."""
+        """See `NetworkDriver.ensure_segment`. Where OVN is too old for logical routers, or guests cannot be sent to one, it does
+        without, and says so."""
         async with self._lock:
             await self._layout()
         if not self._databases.north.routes:
             segment = segment.model_copy(update={"router": None})
         facts = await super().ensure_segment(segment)
-        return facts.model_copy(update={"router": segment.router.uid if segment.router is not None else None})
+        router = segment.router.uid if segment.router is not None and self._sends(segment.uid) else None
+        return facts.model_copy(update={"router": router})
+
+    def _sends(self, network: str) -> bool:
+        """Whether all guests of the network are sent to a logical router that shall be."""
+        layout = self._known or Layout()
+        nics = [place.port.nic for place in layout.places.values() if place.port.nic.network == network]
+        return all(self._detours.get(nic.uid) == routing.detour(layout, nic) for nic in nics)
 
     # What is in force
 

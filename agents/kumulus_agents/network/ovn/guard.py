@@ -23,8 +23,11 @@ _EXTENSIONS = (0, 43, 44, 60, 135)
 """Headers of IPv6 behind which another header follows."""
 
 
-def flows(order: SegmentOrder, nic: Nic, inner: int, detour: Detour | None = None) -> Sequence[str]:
-    """All flows of the bridge. `inner`: the number of the port towards OVN; `detour`: what goes to a logical router."""
+def flows(
+    order: SegmentOrder, nic: Nic, inner: int, detour: Detour | None = None, *, advertises: bool = True
+) -> Sequence[str]:
+    """All flows of the bridge. `inner`: the number of the port towards OVN; `detour`: what goes to a logical router;
+    `advertises`: see `detours`."""
     on = f"actions=output:{inner}"
     made = [f"priority=100,in_port={inner} actions=ALL", f"priority=0 {on}"]
     if order.subnets:
@@ -50,5 +53,5 @@ def flows(order: SegmentOrder, nic: Nic, inner: int, detour: Detour | None = Non
             made += [f"priority=50,{what},icmp_code=0,nd_target={mine} {on}" for mine in sixes if mine.prefixlen]
             if all(mine.prefixlen for mine in sixes):
                 made.append(f"priority=40,{what} actions=drop")
-    besides = detours.flows(detour, inner) if detour is not None else ()
+    besides = detours.flows(detour, inner, advertises=advertises) if detour is not None else ()
     return [*(f"{_MARK},table=0,{flow}" for flow in made), *(f"{_MARK},{flow}" for flow in besides)]

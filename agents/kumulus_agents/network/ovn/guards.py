@@ -12,7 +12,7 @@ from kumulus_agents.network.ovn import names
 from kumulus_agents.network.ovn.databases import Databases
 from kumulus_agents.network.ovn.openflow import OpenFlow
 from kumulus_agents.network.ovn.routing import Detour
-from kumulus_agents.network.ovn.settings import OvnSettings
+from kumulus_agents.network.ovn.settings import Datapath, OvnSettings
 from kumulus_agents.network.protocol import NetworkError
 
 
@@ -42,7 +42,7 @@ class Guards:
         end = (await asyncio.to_thread(switch.interfaces))[inner].number
         if end is None:
             raise NetworkError(f"Open vSwitch does not make {inner}; look at ovs-vsctl show.", reason="NotAnswering")
-        flows = guarding.flows(order, nic, end, detour)
+        flows = guarding.flows(order, nic, end, detour, advertises=self._databases.kind == Datapath.NETDEV)
         if not await self._openflow.are(guard, flows):
             await self._openflow.replace(guard, flows)
             wrong.append(f"{guard} did not keep the guest from what it must not send.")
