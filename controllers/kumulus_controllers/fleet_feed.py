@@ -28,11 +28,11 @@ def closed(host: Host) -> str | None:
     """Why a host takes no machines; None when it does."""
     if host.deleting:
         return "being removed"
-    if host.spec.unschedulable:
-        return "cordoned"
     ready = host.status.condition(HostCondition.READY)
     if ready is None or ready.status is not ConditionStatus.TRUE or host.status.allocatable is None:
         return "not ready"
+    if host.spec.unschedulable:
+        return "cordoned"
     if host.fencing:
         return "fenced"
     if host.spec.maintenance is not None:
