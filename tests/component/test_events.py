@@ -212,38 +212,6 @@ async def test_a_tenant_is_told_in_order_and_nothing_is_lost_when_the_exporter_i
             assert "kumulus-controllers" not in exporter.log(), "it takes no part in the election of controllers"
 
 
-@pytest.mark.wide
-async def test_killed_again_and_again_it_loses_nothing(
-    client: KubeClient, exporter: Exporter, kept_namespace: str
-) -> None:
-    wanted: set[str] = set()
-    async with receiving() as receiver, sink(client, kept_namespace, "hook", {"http": {"url": receiver.url}}):
-        await ready(client, kept_namespace, "hook")
-        over = asyncio.Event()
-
-        async def live(name: str) -> None:
-            uid = (await machine(client, kept_namespace, name))["metadata"]["uid"]
-            number = 0
-            while not over.is_set():
-                number += 1
-                wanted.add(f"{uid}.{await phase(client, kept_namespace, name, restarts=number)}.updated")
-                await asyncio.sleep(0.1)
-
-        async with asyncio.TaskGroup() as group:
-            for number in range(10):
-                group.create_task(live(f"vm-{number}"))
-            for _ in range(6):
-                before = len(receiver.once())
-                await until(lambda before=before: len(receiver.once()) > before + 20, "it tells", 60)
-                exporter.kill()
-                exporter.start()
-            over.set()
-        await until(lambda: wanted <= {event["id"] for event in receiver.taken}, "all is told", 60)
-        for number in range(10):
-            told = [event["sequence"] for event in receiver.once() if event["kumulusname"] == f"vm-{number}"]
-            assert told == sorted(told), "in order, but for what came twice"
-
-
 async def test_a_dead_sink_delays_nobody_and_what_it_refused_is_sent_on_request(
     client: KubeClient, exporter: Exporter, kept_namespace: str
 ) -> None:
