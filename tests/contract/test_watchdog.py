@@ -1,4 +1,4 @@
-"""The watchdog as it runs on a host: its own process, real emulators, and an agent that is stopped, cut off or gone (ADR 40)."""
+"""The watchdog as it runs on a host: its own process, real emulators, and an agent that is stopped, cut off or gone (ADR 44)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Has the host's watchdog armed while a work order of type Watchdog asks for it, and tells it of renewals of the Lease (ADR 40).
+"""Has the host's watchdog armed while a work order of type Watchdog asks for it, and tells it of renewals of the Lease (ADR 44).
 
 The order's Ready is a promise: others start the host's machines when it has been silent for long enough. So it is given only when
 the watchdog is armed, nothing starts here while it should be and is not, and it is taken back before the watchdog is.

@@ -1,1 +1,1 @@
-"""The watchdog of a host that ends its own machines when it cannot renew its Lease (ADR 40)."""
+"""The watchdog of a host that ends its own machines when it cannot renew its Lease (ADR 44)."""

@@ -1,4 +1,4 @@
-"""The watchdog's process: one loop, one socket, one deadline. It needs neither the agent, nor libvirt, nor the network (ADR 40).
+"""The watchdog's process: one loop, one socket, one deadline. It needs neither the agent, nor libvirt, nor the network (ADR 44).
 
 The agent arms it, and tells it of renewals of the Lease. At the deadline it kills the agent, so that nothing starts what it ends, and
 the emulators of the host's machines, over and over until an agent that has just begun arms it anew.

@@ -1,4 +1,4 @@
-"""When a host has to end its machines: a deadline that every renewal of its Lease moves on. Pure (ADR 40).
+"""When a host has to end its machines: a deadline that every renewal of its Lease moves on. Pure (ADR 44).
 
 Times are seconds of one clock of the host (`CLOCK_BOOTTIME`, which goes on while it sleeps). A renewal counts from its *beginning*:
 when it was written, and when others saw it, is later.

@@ -1,4 +1,4 @@
-"""The watchdog that a host has of its own: it is armed while the Host asks for it, and its word is taken (ADR 40).
+"""The watchdog that a host has of its own: it is armed while the Host asks for it, and its word is taken (ADR 44).
 
 The promise is the work order `watchdog`: it is there, nobody has asked for its end, and the agent says of it as it is now that it is
 Ready. From then on the host's machines end `seconds` after the beginning of the last renewal of its Lease that succeeded. A renewal

@@ -89,7 +89,7 @@ class FenceOrder(Model):
 
 
 class WatchdogOrder(Model):
-    """While the host cannot renew its Lease for so long its own watchdog ends its machines. Ready: it is armed (ADR 40)."""
+    """While the host cannot renew its Lease for so long its own watchdog ends its machines. Ready: it is armed (ADR 44)."""
 
     seconds: int = Field(
         description="From the beginning of the last renewal that succeeded to their end; at most what the Lease lasts.",

@@ -1,4 +1,4 @@
-"""When a host's own watchdog is taken at its word: only while the promise stands, and after longer than it says (ADR 40)."""
+"""When a host's own watchdog is taken at its word: only while the promise stands, and after longer than it says (ADR 44)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The watchdog ends a host's machines before anybody else may start them, whatever clocks and messages do (ADR 40, QUALITY F16)."""
+"""The watchdog ends a host's machines before anybody else may start them, whatever clocks and messages do (ADR 44, QUALITY F16)."""
 
 from __future__ import annotations
 
