@@ -128,7 +128,7 @@ class SimHost:
         timings = Timings(
             lease_seconds=self.lease_seconds,
             renew_seconds=min(1.0, self.lease_seconds / 2),
-            beat_seconds=self.lease_seconds / 8,
+            beat_seconds=max(0.5, self.lease_seconds / 8),
             workers=8,
         )
         agent = Agent(Place(self.name, host_namespace(self.name)), self.client, drivers, timings=timings)

@@ -19,6 +19,7 @@ from kumulus.api.claims import IPAddress, SegmentId
 from kumulus.api.cloud_init import USER_DATA_MAX
 from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.console import ConsoleRequest
+from kumulus.api.events import EventSink
 from kumulus.api.fabric import HOST_NAME_MAX, Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image, ImageStatus, ImageUpload
@@ -171,6 +172,12 @@ GOOD: Mapping[type[Resource], Raw] = {
             "disks": [{"target": "vda", "name": "root", "reclaimPolicy": "Retain"}],
             "interfaces": [{"macAddress": "52:54:00:00:00:01", "network": "front", "addresses": ["10.0.0.7"]}],
         },
+    },
+    EventSink: {
+        "http": {"url": "https://hooks.example.com/kumulus", "secret": {"name": "hook", "key": "secret"}},
+        "filter": {"kinds": ["VirtualMachine"], "types": ["io.kumulus.vm.*"], "labels": {"app": "web"}},
+        "retry": {"attempts": 3},
+        "replay": True,
     },
     Network: {
         "class": "fast",
@@ -554,6 +561,13 @@ BAD = [
     Bad(VirtualMachineImport, "spec.unmanagedInstance.name", "by-hand"),
     Bad(VirtualMachineImport, "spec.template.instanceType", "Big"),
     Bad(VirtualMachineImport, "spec.template.interfaces.0.addresses", ["10.0.0"], "spec.template.interfaces[0]"),
+    Bad(EventSink, "spec", {}, "exactly one of http and nats"),
+    Bad(EventSink, "spec.nats", {"url": "nats://stream.example.com:4222"}, "exactly one of http and nats"),
+    Bad(EventSink, "spec.http.url", "https://user:key@hooks.example.com/", "without user name or password"),
+    Bad(EventSink, "spec.http.url", "file:///etc/passwd", "http or https URL"),
+    Bad(EventSink, "spec.filter.types", ["vm.*.started"]),
+    Bad(EventSink, "spec", {"nats": {"url": "nats://user:key@host:4222"}}, "must be nats://HOST:PORT"),
+    Bad(EventSink, "spec", {"nats": {"url": "nats://host:4222", "subject": "a.>"}}, "spec.nats.subject"),
     Bad(VirtualMachineRestore, "spec.target", {}, "exactly one of vm and newVM"),
     Bad(VirtualMachineRestore, "spec.target.vm", "web", "exactly one of vm and newVM"),
     Bad(VirtualMachineRestore, "spec.target", {"vm": "web", "cloneMode": "Full"}, "spec.target.cloneMode"),
@@ -1212,6 +1226,7 @@ def test_defaults_appear(api: Cluster) -> None:
     assert vm["spec"] == {
         "instanceType": "small",
         "powerState": "Running",
+        "evictionPolicy": "LiveMigrate",
         "restartPolicy": "Always",
         "stop": {"mode": "Graceful", "gracePeriodSeconds": 60},
         "placement": {"profile": "Spread"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -86,8 +86,8 @@ class Mortal:
     async def domains(self) -> Sequence[Domain]:
         return await self._inner.domains()
 
-    async def foreign(self, *, fresh: bool = False) -> Sequence[ForeignDomain]:
-        return await self._inner.foreign(fresh=fresh)
+    async def foreign(self, *, fresh: bool = False, orphans: Collection[str] = ()) -> Sequence[ForeignDomain]:
+        return await self._inner.foreign(fresh=fresh, orphans=orphans)
 
     def watch_foreign(self, listener: Callable[[], None]) -> None:
         self._inner.watch_foreign(listener)

@@ -538,7 +538,7 @@ def test_tenants_get_their_kinds_through_the_roles_of_kubernetes(api: Cluster, n
     )
     tenant = {"virtualmachines", "images", "imageuploads", "volumes", "consolerequests"}
     tenant |= {"volumesnapshots", "virtualmachinesnapshots", "virtualmachinerestores", "virtualmachinepools"}
-    tenant |= {"virtualmachinemigrations", "placementgroups"}
+    tenant |= {"virtualmachinemigrations", "placementgroups", "eventsinks"}
     tenant |= {"networks", "networkinterfaces", "securitygroups", "routers", "floatingips", "loadbalancers"}
     shown = {"ipaddresses"}
     offers = {"instancetypes", "volumeclasses", "networkclasses", "externalnetworks", "clusterimages", "zones"}

@@ -32,6 +32,7 @@ def migratable(scope: Scope, phase: Phase) -> Fact:
         return Fact(MIGRATABLE, None)
     vm = scope.vm.model_copy(update={"status": scope.vm.status.model_copy(update={"phase": phase})})
     found = [lack for lack in keeps(_asked(replace(scope, vm=vm)), vm) if lack.reason != HANDING_OVER]
+    found = [lack for lack in found if lack.stalled] or found  # what stays, rather than what passes
     if not found:
         return Fact(MIGRATABLE, True, "NothingInTheWay", "")
     return Fact(MIGRATABLE, False, found[0].reason, " ".join(lack.message for lack in found))
