@@ -239,9 +239,11 @@ async def test_a_pool_in_maintenance_is_emptied_but_for_what_is_pinned_and_what_
             assert "1 files that nobody owns" in said and f"kumulusctl pool unowned {old}" in said
             for name in started.keys() - {"m-retained"}:
                 assert (await tenant.runs(name))["status"]["startedAt"] == started[name], "it ran all the time"
-            image = await tenant.find(Image.KIND, "system")
-            assert all(cache["pool"] != old for cache in image["status"].get("caches", ())), (
-                "nothing is made of it there"
+            await tenant.wait(
+                Image.KIND,
+                "system",
+                lambda image: all(cache["pool"] != old for cache in image["status"].get("caches", ())),
+                "is kept there no more",
             )
             for host in tenant.hosts:
                 left = tenant.cloud.hosts[host].directory / "pools" / old
