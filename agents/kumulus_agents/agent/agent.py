@@ -235,6 +235,7 @@ class Agent:
                 tasks.create_task(self._reflect())
                 tasks.create_task(self._watch_orphans())
                 tasks.create_task(self._unmanaged.run())
+                tasks.create_task(self._self_fence.tend(self.reflector.synced.wait))
                 if self._drivers.networks:
                     tasks.create_task(self._networks.tend(self.reflector.synced.wait))
                     tasks.create_task(self._networks.guard())

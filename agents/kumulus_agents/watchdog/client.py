@@ -15,6 +15,14 @@ class WatchdogError(Exception):
     """The watchdog is not there, or does not do what it is asked."""
 
 
+class WatchdogGone(WatchdogError):
+    """Nobody is at the socket: nothing is armed."""
+
+
+class WatchdogFired(WatchdogError):
+    """It ends the host's machines, until it is armed anew."""
+
+
 class Watchdog:
     """One connection, made when it is needed."""
 
@@ -33,7 +41,7 @@ class Watchdog:
         await self._ask(verb="renew", renewed=renewed)
 
     async def disarm(self) -> None:
-        """Nobody counts on it any more. Raises `WatchdogError`."""
+        """Nobody counts on it any more. Raises `WatchdogError`: `WatchdogFired` when it has to be armed first."""
         await self._ask(verb="disarm")
 
     async def close(self) -> None:
@@ -55,6 +63,9 @@ class Watchdog:
                     await writer.drain()
                     line = await reader.readline()
                 answer = json.loads(line or b"null")
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                await self.close()
+                raise WatchdogGone(f"no watchdog listens at {self._path}") from error
             except (OSError, TimeoutError, ValueError) as error:
                 await self.close()
                 raise WatchdogError(f"the watchdog does not answer at {self._path}") from error
@@ -62,4 +73,5 @@ class Watchdog:
                 await self.close()
                 raise WatchdogError(f"the watchdog at {self._path} has ended the connection")
             if not answer.get("ok"):
-                raise WatchdogError(f"the watchdog refuses to {said['verb']}: it is {answer.get('state')}")
+                refused = WatchdogFired if answer.get("state") == "Fired" else WatchdogError
+                raise refused(f"the watchdog refuses to {said['verb']}: it is {answer.get('state')}")
