@@ -28,7 +28,7 @@ from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers import events
 from kumulus_controllers.fabric.fencing import Fencer, FencingError, Power, target
 from kumulus_controllers.fabric.ipmi import Ipmi
-from kumulus_controllers.fabric.liveness import LeaseBook
+from kumulus_controllers.fabric.liveness import LONGEST_DURATION, LeaseBook
 from kumulus_controllers.fabric.redfish import Redfish
 from kumulus_controllers.fabric.remediation_plan import (
     Close,
@@ -265,9 +265,10 @@ class RemediationReconciler:
         return Requeue(0.0)
 
     def _promised(self, host: str, order: WorkOrder | None) -> int | None:
-        """After how many seconds of silence the host has ended its machines. Later than its Lease lasts is no promise."""
-        seconds = promised(order)
-        return seconds if seconds is not None and seconds <= self._book.silence(host)[1] else None
+        """After how many seconds of silence the host has ended its machines. Later than its Lease lasts is no promise; of one that lasts for
+        very long the book knows no more than that."""
+        seconds, lasts = promised(order), self._book.silence(host)[1]
+        return seconds if seconds is not None and (seconds <= lasts or lasts >= LONGEST_DURATION) else None
 
     async def _watched(self, host: str) -> str | None:
         """By what it is known that the host's watchdog has ended its machines: it was armed, which is looked at live, and it has not

@@ -7,13 +7,22 @@ begins before anybody can see it, so whoever waits for as long, and a margin, fr
 
 from __future__ import annotations
 
-from kumulus.api.base import ObjectRef
-from kumulus.api.fabric import Host, host_namespace
+from kumulus.api.base import ConditionStatus, ObjectRef
+from kumulus.api.fabric import HOST_NAMESPACE_PREFIX, NOT_ORDERED, Host, HostCondition, host_namespace
 from kumulus.api.host import LEASE as LEASE_NAME
-from kumulus.api.host import WatchdogOrder, WorkOrder, WorkOrderSpec, WorkState, WorkType
+from kumulus.api.host import (
+    WATCHDOG_LEAST,
+    WATCHDOG_MOST,
+    WatchdogOrder,
+    WorkOrder,
+    WorkOrderSpec,
+    WorkState,
+    WorkType,
+)
 from kumulus.api.order_names import WATCHDOG_ORDER
 from kumulus.kube.lease import Lease
 from kumulus.kube.store import Key
+from kumulus.runtime.conditions import Fact
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Result, Wait
 from kumulus_controllers.fabric.liveness import DEFAULT_DURATION
@@ -39,6 +48,47 @@ def left(seconds: int, silent: float) -> float:
     return max(0.0, seconds + MARGIN_SECONDS - silent)
 
 
+def wanted(host: Host, order: WorkOrder | None) -> bool:
+    """Whether the host's watchdog is to be armed. Not while somebody works on it, who may stop the agent; but of a host that is silent
+    the promise stays, for it holds. Pure."""
+    if not host.spec.fencing.watchdog:
+        return False
+    ready = host.status.condition(HostCondition.READY)
+    silent = ready is not None and ready.status is ConditionStatus.UNKNOWN
+    return host.spec.maintenance is None or (order is not None and silent)
+
+
+def lasting(lease: Lease | None) -> int | None:
+    """For how many seconds it lasts; None: there is none, or no watchdog can be armed for so long. Pure."""
+    if lease is None:
+        return None
+    seconds = int(lease.spec.lease_duration_seconds or DEFAULT_DURATION)
+    return seconds if WATCHDOG_LEAST <= seconds <= WATCHDOG_MOST else None
+
+
+def armed(host: Host, order: WorkOrder | None, lease: Lease | None) -> Fact:
+    """The condition WatchdogArmed; without a status when there is no watchdog to speak of. Pure."""
+    kind = HostCondition.WATCHDOG_ARMED
+    if order is None:
+        if host.deleting or not wanted(host, None):
+            return Fact(kind, None)
+        why = "It is about to be armed."
+        if lease is None:
+            why = "The agent has not been heard of yet."
+        elif lasting(lease) is None:
+            why = (
+                f"The host's Lease lasts {lease.spec.lease_duration_seconds} s: set lease_seconds of its agent to"
+                f" {WATCHDOG_LEAST} to {WATCHDOG_MOST}."
+            )
+        return Fact(kind, False, NOT_ORDERED, why)
+    if order.deleting and order.status.reason != "NotDisarmed":
+        return Fact(kind, True, "Disarming", "It is being disarmed.")
+    if (seconds := promised(order)) is not None:
+        return Fact(kind, True, "Armed", f"Its machines end {seconds} s after the last renewal of its Lease.")
+    why = order.status.message or "Its agent has not said so yet."
+    return Fact(kind, False, order.status.reason or "Arming", f"Nothing is started on the host: {why}")
+
+
 class WatchdogReconciler:
     """Orders hosts that ask for it to arm their watchdogs."""
 
@@ -52,7 +102,7 @@ class WatchdogReconciler:
         self._leases = services.caches.reflected(Lease, fields=f"metadata.name={LEASE_NAME}")
 
     def attach(self, enqueue: Enqueue) -> None:
-        """Hosts that change; orders that were taken away."""
+        """Hosts that change; orders that were taken away; Leases that come, or last for another time than before."""
 
         def host_changed(before: Host | None, after: Host | None) -> None:
             item = after or before
@@ -63,8 +113,13 @@ class WatchdogReconciler:
             if after is None and before is not None and before.spec.type is WorkType.WATCHDOG:
                 enqueue(Key(None, host_of(before)))
 
+        def lease_changed(before: Lease | None, after: Lease | None) -> None:
+            if after is not None and (before is None or lasting(before) != lasting(after)):
+                enqueue(Key(None, (after.namespace or "").removeprefix(HOST_NAMESPACE_PREFIX)))
+
         self._hosts.listen(host_changed)
         self._orders.listen(order_changed)
+        self._leases.listen(lease_changed)
 
     def everything(self) -> list[Key]:
         """All hosts."""
@@ -79,20 +134,25 @@ class WatchdogReconciler:
         order = self._orders.get(WATCHDOG_ORDER, namespace)
         if host.paused or host.status.namespace is None or host.deleting:
             return Done()
-        if not host.spec.fencing.watchdog:
+        if not wanted(host, order):
             if order is not None:
                 await self._ordering.end(order)
             return Done()
-        if order is not None:
-            return Wait("Ending", 2.0) if order.deleting else Done()
         lease = self._leases.get(LEASE_NAME, namespace)
-        if lease is None:
-            return Wait("NeverHeardOf", 10.0)
+        seconds = lasting(lease)
+        if order is not None:
+            asked = order.spec.watchdog
+            if not order.deleting and lease is not None and (asked is None or asked.seconds != seconds):
+                await self._ordering.end(order)  # what was promised is not changed: it is taken back, and made anew
+                return Wait("LeaseChanged", 2.0)
+            return Wait("Ending", 2.0) if order.deleting else Done()
+        if seconds is None:
+            return Wait("NeverHeardOf" if lease is None else "LeaseUnfit", 10.0)
         spec = WorkOrderSpec(
             type=WorkType.WATCHDOG,
             for_=ObjectRef(kind=Host.KIND.kind, name=host.name, uid=host.uid),
             term=self._services.term(),
-            watchdog=WatchdogOrder(seconds=int(lease.spec.lease_duration_seconds or DEFAULT_DURATION)),
+            watchdog=WatchdogOrder(seconds=seconds),
         )
         await self._ordering.make(WATCHDOG_ORDER, host.name, spec)
         return Done()

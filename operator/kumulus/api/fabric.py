@@ -226,6 +226,10 @@ class HostPhase(StrEnum):
     REMOVING = "Removing"
 
 
+NOT_ORDERED = "NotOrdered"
+"""Reason of WatchdogArmed: the agent was not asked yet, so that it starts machines."""
+
+
 class HostCondition(StrEnum):
     """Condition types of a Host."""
 
@@ -235,6 +239,7 @@ class HostCondition(StrEnum):
     MAINTENANCE = "Maintenance"
     FENCED = "Fenced"
     ISOLATED = "Isolated"
+    WATCHDOG_ARMED = "WatchdogArmed"
     CREDENTIALS_EXPIRING = "CredentialsExpiring"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
@@ -348,6 +353,17 @@ class Host(Resource):
         """Whether machines are to leave it."""
         wanted = self.spec.maintenance
         return wanted is not None and wanted.mode is MaintenanceMode.EVACUATE
+
+    @property
+    def guarded(self) -> bool:
+        """Whether its watchdog may be armed, or is about to be."""
+        return self.status.condition(HostCondition.WATCHDOG_ARMED) is not None
+
+    @property
+    def unarmed(self) -> bool:
+        """Whether its agent starts nothing, because its watchdog should be armed and is not."""
+        found = self.status.condition(HostCondition.WATCHDOG_ARMED)
+        return found is not None and found.status is ConditionStatus.FALSE and found.reason != NOT_ORDERED
 
     @property
     def fencing(self) -> bool:

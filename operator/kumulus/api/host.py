@@ -88,13 +88,17 @@ class FenceOrder(Model):
     evidence: str | None = Field(default=None, description="And by what.", max_length=1024)
 
 
+WATCHDOG_LEAST, WATCHDOG_MOST = 2, 600
+"""Seconds that a Lease of a host with a watchdog may last: as long as an agent can be told to have it."""
+
+
 class WatchdogOrder(Model):
     """While the host cannot renew its Lease for so long its own watchdog ends its machines. Ready: it is armed (ADR 44)."""
 
     seconds: int = Field(
         description="From the beginning of the last renewal that succeeded to their end; at most what the Lease lasts.",
-        ge=2,
-        le=300,
+        ge=WATCHDOG_LEAST,
+        le=WATCHDOG_MOST,
     )
 
 
