@@ -34,7 +34,7 @@ NAMESPACE = host_namespace("h1")
 class Bench:
     """An agent that has renewed its Lease, as far as its watchdog goes."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, lease: int = SECONDS) -> None:
         async def nothing(verb: str) -> None:
             return None
 
@@ -43,9 +43,9 @@ class Bench:
         self.orders = Orders(client, NAMESPACE)
         self.dog = Watchdog(socket)
         self.heartbeat = Heartbeat(
-            client, NAMESPACE, "h1", FakeClock(), duration=SECONDS, every=5, renewed=lambda s: self.fence.renewed(s)
+            client, NAMESPACE, "h1", FakeClock(), duration=lease, every=5, renewed=lambda s: self.fence.renewed(s)
         )
-        self.fence = SelfFence(self.orders, self.heartbeat, self.dog, lease_seconds=SECONDS, wake=lambda name: None)
+        self.fence = SelfFence(self.orders, self.heartbeat, self.dog, lease_seconds=lease, wake=lambda name: None)
 
     async def order(self) -> None:
         body = {
@@ -71,12 +71,12 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(path: Path) -> AsyncIterator[SimpleNamespace]:
+async def bench(path: Path, lease: int = SECONDS) -> AsyncIterator[SimpleNamespace]:
     async def fire() -> None:
         return None
 
     async with watchdog(path / "dog", fire) as watch:
-        made = Bench(path / "dog")
+        made = Bench(path / "dog", lease)
         try:
             yield SimpleNamespace(agent=made, watch=watch)
         finally:
@@ -119,6 +119,16 @@ async def test_while_it_is_not_disarmed_the_order_stays_and_renewals_go_on(tmp_p
         assert it.watch.state is State.ARMED and it.watch.deadline > before
         agent.dog.disarm = disarm
         assert await agent.perform() is None and it.watch.state is State.IDLE
+
+
+async def test_one_armed_for_a_longer_lease_is_disarmed_when_that_was_said(tmp_path: Path) -> None:
+    """An agent that was started with a shorter one does not renew it, and would have its guests ended."""
+    async with bench(tmp_path, lease=SECONDS // 2) as it:
+        await it.agent.order()
+        assert it.watch.arm(SECONDS, boottime(), boottime())
+        await it.agent.heartbeat.beat()
+        assert (await it.agent.perform()).reason == "LeaseTooShort"
+        assert it.watch.state is State.IDLE and it.agent.fence.unarmed()
 
 
 async def test_with_nobody_at_the_socket_the_order_goes(tmp_path: Path) -> None:
