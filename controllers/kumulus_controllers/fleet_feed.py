@@ -37,6 +37,8 @@ def closed(host: Host) -> str | None:
         return "fenced"
     if host.spec.maintenance is not None:
         return "in maintenance"
+    if host.unarmed:
+        return "without its watchdog"
     return None
 
 

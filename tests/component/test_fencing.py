@@ -309,8 +309,9 @@ async def test_a_host_without_a_bmc_ends_its_machines_itself_before_they_start_e
         return order is not None and order.get("status", {}).get("reason") == reason
 
     await until(lambda: says("NoWatchdog"), "it says that it has none")
+    unarmed = lambda item: condition(item, "WatchdogArmed").get("reason") == "NoWatchdog"  # noqa: E731
+    await owner.cluster(Host.KIND, DYING, unarmed, "says that it starts nothing")
     await owner.vm("guarded", ha={"enabled": True}, placement={"hostSelector": {"role": DYING}})
-    await owner.wait(VirtualMachine.KIND, "guarded", lambda v: v.get("status", {}).get("host") == DYING, "is placed")
 
     async def fire() -> None:
         await host.kill()

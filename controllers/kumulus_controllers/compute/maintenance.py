@@ -136,7 +136,7 @@ class MaintenanceReconciler:
 
     async def _write(self, host: Host, status: MaintenanceStatus | None) -> None:
         """With the condition that `fabric.host` would make of it: one write instead of two."""
-        facts = [under_work(status)] if status is not None else []
+        facts = [under_work(status, guarded=host.guarded)] if status is not None else []
         before, generation = host.status.conditions, host.metadata.generation
         now = rfc3339(self._services.clock.now())
         made = derive(before, facts, generation=generation, now=now)

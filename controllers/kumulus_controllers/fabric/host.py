@@ -10,6 +10,7 @@ from kumulus.api.base import FORCE_DETACH, ConditionStatus
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import (
     HOST_NAMESPACE_PREFIX,
+    NOT_ORDERED,
     Capacity,
     Host,
     HostCondition,
@@ -28,11 +29,14 @@ from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.fabric.credentials import NamespaceEnding, NamespaceTaken, ensure_namespace, remove_namespace
 from kumulus_controllers.fabric.host_maintenance import under_work
 from kumulus_controllers.fabric.liveness import LeaseBook, Liveness, Verdict
+from kumulus_controllers.fabric.watchdog import armed
 from kumulus_controllers.fabric.witness_book import WitnessBook
 from kumulus_controllers.fabric.witness_plan import Hearing, isolated
 from kumulus_controllers.orders import NAMESPACE, host_of, work_orders
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 
+_TOLD = (WorkType.FENCE, WorkType.WATCHDOG)
+"""Orders of which a Host's conditions tell."""
 EXPIRING = timedelta(minutes=10)
 COUNT_SECONDS = 20.0
 """How stale the counts of machines in a Host's status may be: they are no reason for a write per machine."""
@@ -53,6 +57,12 @@ class Scope:
     """A namespace of that name is still being deleted."""
     hearing: Hearing | None = None
     """What witnesses say of it while it is silent."""
+    lease: Lease | None = None
+
+    @property
+    def watchdog(self) -> WorkOrder | None:
+        """Has its watchdog armed."""
+        return next((order for order in self.orders if order.spec.type is WorkType.WATCHDOG), None)
 
     @property
     def fence(self) -> FenceOrder | None:
@@ -242,6 +252,7 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
     """The whole status from what was read. Pure."""
     host, report = scope.host, scope.report.status if scope.report else None
     ready = readiness(scope)
+    dog = armed(host, scope.watchdog, scope.lease)
     facts = [ready]
     if host.deleting:
         facts.append(Fact(HostCondition.SCHEDULABLE, False, "Removing", "The host is being removed."))
@@ -254,13 +265,15 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
         facts.append(Fact(HostCondition.SCHEDULABLE, False, "InMaintenance", said))
     elif scope.fence is not None:
         facts.append(Fact(HostCondition.SCHEDULABLE, False, "Fenced", "It takes no machines until it has come back."))
+    elif ready.status is True and dog.status is False and dog.reason != NOT_ORDERED:
+        facts.append(Fact(HostCondition.SCHEDULABLE, False, "WatchdogNotArmed", dog.message))
     else:
         facts.append(
             Fact(HostCondition.SCHEDULABLE, ready.status is True, "Ready" if ready.status is True else "NotReady")
         )
     if scope.fence is not None:
         facts.append(_fenced(scope.fence))
-    facts.append(isolated(host, scope.hearing))
+    facts += [isolated(host, scope.hearing), dog]
     if report is not None and report.network is not None:
         facts.append(_network(report.network))
     if report is not None and report.credentials_expire_at:
@@ -275,7 +288,7 @@ def derive_status(scope: Scope, now_text: str, expiring: bool) -> HostStatus:
     if (kept := _kept(scope)) is not None:
         facts.append(kept)
     if host.status.maintenance is not None:  # last: who writes it puts its condition there
-        facts.append(under_work(host.status.maintenance))
+        facts.append(under_work(host.status.maintenance, guarded=dog.status is not None))
     capacity = report.capacity if report else None
     return HostStatus(
         observed_generation=host.metadata.generation,
@@ -349,9 +362,9 @@ class HostReconciler:
 
         def order_changed(before: WorkOrder | None, after: WorkOrder | None) -> None:
             order = after or before
-            if order is not None and (after is None or order.spec.type is WorkType.FENCE):
+            if order is not None and (after is None or order.spec.type in _TOLD):
                 host = self._hosts.get(host_of(order))
-                if host is not None and (host.deleting or order.spec.type is WorkType.FENCE):
+                if host is not None and (host.deleting or order.spec.type in _TOLD):
                     enqueue(Key(None, host.name))
 
         self._hosts.listen(host_changed)
@@ -374,6 +387,7 @@ class HostReconciler:
             taken=taken,
             ending=ending,
             hearing=self._witnesses.hearing(host.name),
+            lease=self._leases.get(LEASE, host_namespace(host.name)),
         )
 
     async def reconcile(self, key: Key) -> Result:

@@ -11,10 +11,17 @@ TOLD = 3
 KIND = HostCondition.MAINTENANCE
 
 
-def under_work(found: MaintenanceStatus) -> Fact:
-    """True: whoever works on it may begin."""
+def under_work(found: MaintenanceStatus, *, guarded: bool = False) -> Fact:
+    """True: whoever works on it may begin. `guarded`: its watchdog may be armed."""
     stay = f" {_machines(found.staying)} {_verb(found.staying, 'stays', 'stay')}: off, or of the evictionPolicy None."
     match found.phase:
+        case MaintenancePhase.IN_PLACE if guarded:
+            return Fact(
+                KIND,
+                False,
+                "WatchdogArmed",
+                "Its watchdog is not disarmed yet: without its agent its machines would end.",
+            )
         case MaintenancePhase.IN_PLACE:
             return Fact(KIND, True, "InPlace", "It takes no new machines; those on it stay as they are.")
         case MaintenancePhase.EMPTIED:

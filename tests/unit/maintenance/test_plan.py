@@ -257,6 +257,8 @@ def test_in_place_nothing_moves() -> None:
     outlook = look(guest(ours=(migration("vm", "Pending"),)), guest("b", policy="Stop"), mode="InPlace")
     assert done(outlook) == ["cancel vm"]
     assert outlook.status is not None and under_work(outlook.status).reason == "InPlace"
+    disarming = under_work(outlook.status, guarded=True)
+    assert (disarming.status, disarming.reason) == (False, "WatchdogArmed"), "its guests would end with its agent"
 
 
 # Whoever dies between two writes
