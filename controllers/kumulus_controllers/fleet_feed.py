@@ -24,8 +24,8 @@ from kumulus_controllers.planning.views import Demand, HostView, Moving, PoolVie
 UID = "uid"
 
 
-def closed(host: Host) -> str | None:
-    """Why a host takes no machines; None when it does."""
+def closed(host: Host, *, guests: bool = True) -> str | None:
+    """Why a host takes no machines, or, without `guests`, nothing of what its watchdog leaves alone; None when it does."""
     if host.deleting:
         return "being removed"
     ready = host.status.condition(HostCondition.READY)
@@ -37,7 +37,7 @@ def closed(host: Host) -> str | None:
         return "fenced"
     if host.spec.maintenance is not None:
         return "in maintenance"
-    if host.unarmed:
+    if guests and host.unarmed:
         return "without its watchdog"
     return None
 

@@ -96,12 +96,12 @@ class SelfFence:
                 return await self._disarm(order)
             if asked.seconds > self._lease_seconds:
                 why = f"the host's Lease lasts {self._lease_seconds:g} s (lease_seconds), less than the {asked.seconds} s asked for"
-                said = await self._say(order, WorkState.WAITING, "LeaseTooShort", why)
+                told = await self._say(order, WorkState.WAITING, "LeaseTooShort", why)
                 async with (
                     self._turn
                 ):  # a process before this one may have armed it: nobody counts on it since that was written
                     await self._rests()
-                return said
+                return told
             if (stamp := self._heartbeat.stamp) is None:
                 return Requeue(1.0)
             if self._watchdog is None:

@@ -37,7 +37,7 @@ class GatewayHosts:
             uplinks=uplinks,
             labels=host.metadata.labels,
             vlans=vlans(report),
-            closed=closed(host),
+            closed=closed(host, guests=False),
             silent=silent(host),
             gateways=sum(order.spec.type is WorkType.GATEWAY for order in orders),
         )

@@ -359,7 +359,7 @@ def _secrets(balancing: Balancing | None) -> set[str]:
 
 def _open(host: Host) -> tuple[object, ...]:
     """What of a host decides whether it can have a load balancer."""
-    return (closed(host), silent(host), host.metadata.labels)
+    return (closed(host, guests=False), silent(host), host.metadata.labels)
 
 
 def _can(report: HostReport | None) -> tuple[object, ...]:
