@@ -15,7 +15,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, HostCondition, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkType
 from kumulus.api.maintenance import FOR_MAINTENANCE, EvictionAction, MaintenancePhase, MaintenanceStatus, WaitingGuest
-from kumulus.api.migration import VirtualMachineMigration
+from kumulus.api.migration import FINISHED, MigrationPhase, VirtualMachineMigration
 from kumulus.kube.errors import AlreadyExists, NotFound, Refused
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
@@ -29,7 +29,7 @@ from kumulus_controllers.compute.machines import Machines
 from kumulus_controllers.compute.migration import OF_MACHINE, of_machine
 from kumulus_controllers.compute.migration_asking import asked
 from kumulus_controllers.compute.migration_preflight import barred, blocked
-from kumulus_controllers.compute.migration_turns import MigrationSettings, under_way
+from kumulus_controllers.compute.migration_turns import MigrationSettings
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import placement_request, resolve
 from kumulus_controllers.compute.scope import Scope as Seen
@@ -47,6 +47,8 @@ log = structlog.get_logger(__name__)
 
 FOR_HOST = "maintenance-of"
 EVICTED_FROM = "evicted-from"
+ARRIVED = (*FINISHED, MigrationPhase.FINISHING)
+"""Phases of a migration that brings nobody any more."""
 
 
 class MaintenanceReconciler:
@@ -217,7 +219,7 @@ class MaintenanceReconciler:
             arriving=tuple(
                 item
                 for item in self._migrations
-                if item.status.target_host == host.name and item.uid in under_way([item])
+                if item.status.target_host == host.name and item.status.phase not in ARRIVED
             ),
             room=room,
             closed=closed(host) if host.spec.maintenance is None else None,

@@ -18,6 +18,8 @@ from kumulus_controllers.storage.volume_plan import Lack
 
 QUEUED = "Queued"
 """Reason of a migration that waits for its turn."""
+NOTHING_SENT = ("TargetClearsUp", "SourceFenced")
+"""Reasons of a migration that is being given up: its target's order ends already, or its source is off."""
 
 
 class MigrationSettings(BaseModel):
@@ -48,14 +50,21 @@ class Way:
     target: str
 
 
+def given_up(migration: VirtualMachineMigration) -> bool:
+    """Whether nothing is sent any more, and only a host has to clear up, which may be silent for long. It has not ended."""
+    said = migration.status.condition("Ready")
+    return migration.status.phase is MigrationPhase.CANCELLING and said is not None and said.reason in NOTHING_SENT
+
+
 def under_way(migrations: Iterable[VirtualMachineMigration]) -> dict[str, Way]:
-    """What moves now, by uid of the migration. One whose guest has arrived burdens nobody any more."""
+    """What moves now, by uid of the migration. One whose guest has arrived burdens nobody any more, nor one that is given up."""
     return {
         item.uid: Way(item.status.source_host or "", item.status.target_host)
         for item in migrations
         if item.status.target_host is not None
         and item.status.phase not in FINISHED
         and item.status.phase is not MigrationPhase.FINISHING
+        and not given_up(item)
     }
 
 

@@ -32,9 +32,12 @@ from kumulus_controllers.compute.maintenance_plan import (
     body,
     plan,
 )
+from kumulus_controllers.compute.migration_plan import derive_status
+from kumulus_controllers.compute.migration_plan import plan as next_step
 from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, before, busy, full, under_way
 from kumulus_controllers.fabric.host_maintenance import under_work
 from kumulus_controllers.storage.volume_plan import Lack
+from tests.unit.compute import test_migration_plan as moving
 
 HERE, THERE = "h1", "h2"
 BEGAN = "2027-01-15T08:00:00Z"
@@ -398,6 +401,22 @@ def test_so_many_machines_move_at_once() -> None:
     assert full(ways, "w", limits) is None
     assert full({**ways, "more": Way("w", "v")}, "u", limits) is not None
     assert set(busy(ways, limits)) == {"y", "z"}
+
+
+def test_one_that_is_given_up_and_waits_for_a_silent_target_holds_up_no_other_and_is_told() -> None:
+    going = moving.migration(**moving.BEGUN, phase="Cancelling", failure="TimedOut", failure_message="It took long.")
+    ending = moving.scope(going, target=moving.order(moving.THERE, 5, **moving.IN, deleting=True))
+    conditions = [item.to_json() for item in derive_status(ending, next_step(ending), BEGAN).conditions]
+    kept = {"sourceHost": HERE, "targetHost": THERE, "conditions": conditions}
+    stuck = [migration(name, "Cancelling", **kept) for name in ("a", "b")]
+    assert under_way(stuck) == {}
+    outlook = look(*(guest(item.spec.vm, ours=(item,)) for item in stuck), guest("c"))
+    assert done(outlook) == ["c Leaves 1"]
+    assert reasons(outlook) == [("a", "TargetClearsUp"), ("b", "TargetClearsUp")]
+    assert reasons(look(arriving=tuple(stuck)))[0] == ("a", "TargetClearsUp")
+    unanswered = [migration(name, "Cancelling", targetHost=THERE) for name in ("a", "b")]
+    outlook = look(*(guest(item.spec.vm, ours=(item,)) for item in unanswered), guest("c"))
+    assert done(outlook) == [] and len(under_way(unanswered)) == 2, "a guest may still be sent"
 
 
 def test_who_waits_longest_goes_first_and_people_before_hosts() -> None:
