@@ -13,7 +13,7 @@ from kumulus.api.compute import Phase, VirtualMachine, VirtualMachineCondition
 from kumulus.api.migration import VirtualMachineMigration, VirtualMachineMigrationSpec
 from kumulus.runtime.conditions import Fact
 from kumulus_controllers.compute import migration_scope
-from kumulus_controllers.compute.migration_preflight import HANDING_OVER, keeps
+from kumulus_controllers.compute.migration_preflight import PASSING, keeps
 from kumulus_controllers.compute.scope import Scope
 
 MIGRATABLE = VirtualMachineCondition.MIGRATABLE
@@ -31,7 +31,7 @@ def migratable(scope: Scope, phase: Phase) -> Fact:
     if phase not in ON:
         return Fact(MIGRATABLE, None)
     vm = scope.vm.model_copy(update={"status": scope.vm.status.model_copy(update={"phase": phase})})
-    found = [lack for lack in keeps(_asked(replace(scope, vm=vm)), vm) if lack.reason != HANDING_OVER]
+    found = [lack for lack in keeps(_asked(replace(scope, vm=vm)), vm) if lack.reason not in PASSING]
     found = [lack for lack in found if lack.stalled] or found  # what stays, rather than what passes
     if not found:
         return Fact(MIGRATABLE, True, "NothingInTheWay", "")
