@@ -206,7 +206,7 @@ class MaintenanceReconciler:
             if guest.order is not None:
                 request = replace(request, demand=order_demand(guest.order)[0])
             if guest.blocked is None:
-                request = replace(request, barred=barred(self._asked(found), hosts, reports, here=found.host))
+                request = replace(request, barred=barred(self._asked(found, host), hosts, reports, here=found.host))
             refusal = self._fleet.place(request)
             return Lack("NoHostFits", str(refusal), stalled=False) if isinstance(refusal, Refusal) else None
 
@@ -221,6 +221,7 @@ class MaintenanceReconciler:
                 for item in self._migrations
                 if item.status.target_host == host.name and item.status.phase not in ARRIVED
             ),
+            astray=tuple(item for item in self._migrations if self._astray(item, host)),
             room=room,
             closed=closed(host) if host.spec.maintenance is None else None,
         )
@@ -231,7 +232,7 @@ class MaintenanceReconciler:
         return plans.Guest(
             vm=vm,
             order=seen.order,
-            blocked=blocked(self._asked(seen)),
+            blocked=blocked(self._asked(seen, host)),
             bound=Lack(bound.reason, bound.message, stalled=bound.stalled) if bound is not None else None,
             ours=tuple(item for item in self._of(vm) if item.metadata.labels.get(FOR_MAINTENANCE) == host.name),
         )
@@ -239,11 +240,17 @@ class MaintenanceReconciler:
     def _of(self, vm: VirtualMachine) -> list[VirtualMachineMigration]:
         return self._migrations.by(OF_MACHINE, f"{vm.namespace}/{vm.name}")
 
-    def _asked(self, seen: Seen) -> migration_scope.Scope:
-        """As if somebody asked just now for it to move. Migrations that were made here are not in its way."""
+    def _astray(self, item: VirtualMachineMigration, host: Host) -> bool:
+        """Whether it was made to get a machine off the host, which is not there any more. It would move it off another one."""
+        vm = self._known.store.get(item.spec.vm, item.namespace)
+        return plans.waits_to_leave(item, host.name) and (vm is None or vm.status.host != host.name)
+
+    def _asked(self, seen: Seen, host: Host) -> migration_scope.Scope:
+        """As if somebody asked just now for it to move. Migrations that were made for this host are not in its way."""
         name = seen.vm.status.host
         report = self._reports.get(name, host_namespace(name)) if name is not None else None
-        return asked(seen, report, (item for item in self._of(seen.vm) if FOR_MAINTENANCE not in item.metadata.labels))
+        others = (item for item in self._of(seen.vm) if item.metadata.labels.get(FOR_MAINTENANCE) != host.name)
+        return asked(seen, report, others)
 
 
 def _evicted_from(vm: VirtualMachine) -> Iterable[str]:

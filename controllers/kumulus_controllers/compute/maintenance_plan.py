@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kumulus.api.compute import PowerState, VirtualMachine
@@ -28,11 +28,10 @@ from kumulus.api.maintenance import (
 )
 from kumulus.api.migration import FINISHED, MigrationPhase, VirtualMachineMigration
 from kumulus_controllers.compute.maintenance_attempts import number, pause, tried
-from kumulus_controllers.compute.migration_turns import QUEUED, given_up
+from kumulus_controllers.compute.migration_turns import LEAVES, QUEUED, RETURNS, given_up
 from kumulus_controllers.orders import at_rest
 from kumulus_controllers.storage.volume_plan import Lack
 
-LEAVES, RETURNS = "Leaves", "Returns"
 TTL_SECONDS = 3600
 """Migrations that were made for a maintenance delete themselves so long after they have ended: it tells how often one was tried."""
 RETURN_ATTEMPTS = 5
@@ -86,6 +85,8 @@ class Scope:
     """Machines that left it, and say so."""
     arriving: tuple[VirtualMachineMigration, ...] = ()
     """Migrations to the host that have begun and not ended."""
+    astray: tuple[VirtualMachineMigration, ...] = ()
+    """Migrations that were to get machines off the host, have not begun, and whose machines are not there any more."""
     room: Room = field(default=lambda guest: None)
     closed: str | None = None
     """Why the host takes no machines, maintenance left aside."""
@@ -143,11 +144,13 @@ def plan(scope: Scope, began: str) -> Outlook:
     """What comes next. `began`: when the maintenance began (RFC 3339)."""
     wanted = scope.host.spec.maintenance
     if wanted is None:
-        return _Ending(scope, began).plan()
-    if not scope.host.emptied:
+        found = _Ending(scope, began).plan()
+    elif not scope.host.emptied:
         actions = [*_let_be(scope), *(Mark(guest.vm, None) for guest in scope.away)]
-        return Outlook(tuple(actions), MaintenanceStatus(phase=MaintenancePhase.IN_PLACE, began_at=began))
-    return _Emptying(scope, began, returns=wanted.return_guests).plan()
+        found = Outlook(tuple(actions), MaintenanceStatus(phase=MaintenancePhase.IN_PLACE, began_at=began))
+    else:
+        found = _Emptying(scope, began, returns=wanted.return_guests).plan()
+    return replace(found, actions=(*map(Cancel, scope.astray), *found.actions))
 
 
 def _let_be(scope: Scope) -> Iterable[Action]:
@@ -157,6 +160,13 @@ def _let_be(scope: Scope) -> Iterable[Action]:
             yield Cancel(going)
         if guest.vm.status.eviction is not None and guest.vm.status.eviction.host == scope.host.name:
             yield Mark(guest.vm, None)
+
+
+def waits_to_leave(migration: VirtualMachineMigration, host: str) -> bool:
+    """Whether it was made to get a machine off that host, and has not begun."""
+    ours = migration.metadata.labels.get(FOR_MAINTENANCE) == host and _leaves(migration)
+    begun = migration.status.target_host is not None or migration.status.phase in FINISHED
+    return ours and not begun and not migration.deleting
 
 
 def _leaves(migration: VirtualMachineMigration) -> bool:

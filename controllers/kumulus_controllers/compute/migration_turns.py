@@ -11,13 +11,17 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kumulus.api.maintenance import FOR_MAINTENANCE, FOR_REBALANCE
+from kumulus.api.maintenance import DIRECTION, FOR_MAINTENANCE, FOR_REBALANCE
 from kumulus.api.migration import FINISHED, MigrationPhase, VirtualMachineMigration
 from kumulus.runtime.modules import Registry
 from kumulus_controllers.storage.volume_plan import Lack
 
 QUEUED = "Queued"
 """Reason of a migration that waits for its turn."""
+LEAVES, RETURNS = "Leaves", "Returns"
+"""Which way a migration moves a machine that was made for the maintenance of a host."""
+NOT_THERE = "NotThere"
+"""Reason of one that was to empty a host, on which its machine is not any more."""
 NOTHING_SENT = ("TargetClearsUp", "SourceFenced")
 """Reasons of a migration that is being given up: its target's order ends already, or its source is off."""
 
@@ -81,6 +85,14 @@ def busy(ways: Mapping[str, Way], limits: MigrationSettings) -> Mapping[str, str
     """Hosts to which none may go just now, and why, in words that come after a number of hosts."""
     coming = Counter(way.target for way in ways.values())
     return {host: f"to which {limits.coming} move already" for host, count in coming.items() if count >= limits.coming}
+
+
+def astray(migration: VirtualMachineMigration, host: str | None) -> Lack | None:
+    """Why a migration that was made to empty a host does not begin: the machine is on `host`, which is another one."""
+    emptied, direction = (migration.metadata.labels.get(label) for label in (FOR_MAINTENANCE, DIRECTION))
+    if direction != LEAVES or emptied in (None, host):
+        return None
+    return Lack(NOT_THERE, f"It was to leave host {emptied}, and is not there any more.")
 
 
 def before(migration: VirtualMachineMigration) -> tuple[int, str, str]:

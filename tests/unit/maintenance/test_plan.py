@@ -7,17 +7,20 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from kumulus.api.base import PAUSED, ObjectMeta
+from kumulus.api.base import PAUSED, ObjectMeta, Resource
 from kumulus.api.compute import Resources, VirtualMachine, VirtualMachineSpec, VirtualMachineStatus
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder, WorkState
-from kumulus.api.maintenance import ATTEMPT, DIRECTION, Eviction, MaintenanceStatus, WaitingGuest
+from kumulus.api.maintenance import ATTEMPT, DIRECTION, FOR_MAINTENANCE, Eviction, MaintenanceStatus, WaitingGuest
 from kumulus.api.migration import VirtualMachineMigration
-from kumulus.runtime.clock import parse_time
+from kumulus.kube.client import KubeClient
+from kumulus.runtime.clock import SystemClock, parse_time
+from kumulus.runtime.reconciler import Caches, Services
+from kumulus_controllers.compute.maintenance import MaintenanceReconciler
 from kumulus_controllers.compute.maintenance_plan import (
     LEAVES,
     RETURNS,
@@ -31,11 +34,13 @@ from kumulus_controllers.compute.maintenance_plan import (
     besides,
     body,
     plan,
+    waits_to_leave,
 )
 from kumulus_controllers.compute.migration_plan import derive_status
 from kumulus_controllers.compute.migration_plan import plan as next_step
-from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, before, busy, full, under_way
+from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, astray, before, busy, full, under_way
 from kumulus_controllers.fabric.host_maintenance import under_work
+from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.storage.volume_plan import Lack
 from tests.unit.compute import test_migration_plan as moving
 
@@ -105,6 +110,12 @@ def migration(
             "status": {"phase": phase, **status},
         }
     )  # fmt: skip
+
+
+def raw(item: Resource, version: str) -> dict[str, Any]:
+    """As the API server gives it."""
+    found = item.to_json()
+    return {**found, "metadata": {**found["metadata"], "resourceVersion": version}}
 
 
 def look(*guests: Guest, returns: bool = False, mode: str = "Evacuate", **more: Any) -> Outlook:
@@ -417,6 +428,42 @@ def test_one_that_is_given_up_and_waits_for_a_silent_target_holds_up_no_other_an
     unanswered = [migration(name, "Cancelling", targetHost=THERE) for name in ("a", "b")]
     outlook = look(*(guest(item.spec.vm, ours=(item,)) for item in unanswered), guest("c"))
     assert done(outlook) == [] and len(under_way(unanswered)) == 2, "a guest may still be sent"
+
+
+def test_what_was_to_leave_a_host_on_which_its_machine_is_not_any_more_is_taken_back() -> None:
+    """It was brought back to another host first, from which it would be moved later."""
+    waiting, begun = migration("a", "Pending"), migration("b", "Migrating", targetHost=THERE)
+    assert waits_to_leave(waiting, HERE) and not waits_to_leave(waiting, THERE) and not waits_to_leave(begun, HERE)
+    assert not waits_to_leave(migration("a", "Pending", RETURNS), HERE)
+    for maintenance in ({}, {"mode": "InPlace"}, None):
+        assert done(look(host=host(maintenance), astray=(waiting,))) == ["cancel a"]
+    assert astray(waiting, HERE) is None and astray(migration("a", "Pending", RETURNS), THERE) is None
+    lack = astray(waiting, THERE)
+    assert lack is not None and lack.reason == "NotThere", "nor does it begin meanwhile"
+
+
+def test_two_hosts_that_are_worked_on_do_not_move_a_machine_to_and_fro() -> None:
+    """What the maintenance of one does with it is in the way of that of the other, which then has nothing to do about it."""
+    services = Services(cast(KubeClient, None), Caches(), SystemClock(), lambda: 1)
+    reconciler, store = MaintenanceReconciler(services, Fleet()), services.caches.store
+    version = itertools.count(1)
+
+    def put(*items: Resource) -> None:
+        for item in items:
+            store(type(item)).apply(raw(item, str(next(version))))
+
+    back = migration("a", "Migrating", RETURNS, targetHost=HERE, sourceHost=THERE)
+    vm = machine("a", at=THERE)
+    other = Host.parse({**host({}).to_json(), "metadata": {"name": THERE}})
+    put(other, vm, order(vm), back)
+    assert done(plan(reconciler._observe(other), BEGAN)) == [], "it is brought back just now"
+    label = {FOR_MAINTENANCE: THERE, DIRECTION: LEAVES}
+    waiting = migration("a", "Pending", attempt=2)
+    waiting = waiting.model_copy(update={"metadata": waiting.metadata.model_copy(update={"labels": label})})
+    put(waiting)
+    assert done(plan(reconciler._observe(other), BEGAN)) == []
+    put(machine("a", at=HERE))
+    assert done(plan(reconciler._observe(other), BEGAN)) == ["cancel a"]
 
 
 def test_who_waits_longest_goes_first_and_people_before_hosts() -> None:
