@@ -26,6 +26,7 @@ from kumulus_controllers import events
 from kumulus_controllers.compute import maintenance_plan as plans
 from kumulus_controllers.compute import migration_scope
 from kumulus_controllers.compute.machines import Machines
+from kumulus_controllers.compute.maintenance_attempts import Move, body
 from kumulus_controllers.compute.migration import OF_MACHINE, of_machine
 from kumulus_controllers.compute.migration_asking import asked
 from kumulus_controllers.compute.migration_preflight import barred, blocked
@@ -152,9 +153,9 @@ class MaintenanceReconciler:
         """May be repeated. What a quota or a policy of the machine's namespace refuses is said, and holds up no other machine."""
         client = self._services.client
         match action:
-            case plans.Move(vm=vm) as move:
+            case Move(vm=vm) as move:
                 try:
-                    raw = await client.create(VirtualMachineMigration.KIND, plans.body(move), vm.namespace)
+                    raw = await client.create(VirtualMachineMigration.KIND, body(move), vm.namespace)
                 except AlreadyExists:  # the cache is behind
                     raw = await client.get(VirtualMachineMigration.KIND, move.name, vm.namespace)
                 except NotFound:  # its namespace goes

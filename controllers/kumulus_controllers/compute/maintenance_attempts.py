@@ -1,15 +1,51 @@
-"""How often a maintenance has tried to move a machine, and when it tries again. Pure."""
+"""Attempts of a maintenance to move a machine: what each is, how often it has tried, and when it tries again. Pure."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from kumulus.api.maintenance import ATTEMPT, DIRECTION
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.maintenance import ATTEMPT, DIRECTION, FOR_MAINTENANCE
 from kumulus.api.migration import MigrationPhase, VirtualMachineMigration
 from kumulus.runtime.clock import parse_time
+from kumulus_controllers.compute.migration_turns import RETURNS
 
+TTL_SECONDS = 3600
+"""Migrations that were made for a maintenance delete themselves so long after they have ended: it tells how often one was tried."""
 PAUSE_FIRST, PAUSE_MOST = 30.0, 600.0
 """Seconds between two attempts, doubled each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Make a migration."""
+
+    vm: VirtualMachine
+    host: str
+    direction: str
+    attempt: int
+    began: str
+
+    @property
+    def name(self) -> str:
+        """The same for the same attempt, so it is made once."""
+        text = f"{self.host}/{self.vm.uid}/{self.direction}/{self.began}/{self.attempt}"
+        return (
+            f"{self.vm.name[:40].rstrip('-.')}-{self.direction.lower()}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        )
+
+
+def body(move: Move) -> dict[str, Any]:
+    """The migration that is made."""
+    spec: dict[str, Any] = {"vm": move.vm.name, "ttlSecondsAfterFinished": TTL_SECONDS}
+    if move.direction == RETURNS:
+        spec["targetHost"] = move.host
+    labels = {FOR_MAINTENANCE: move.host, DIRECTION: move.direction}
+    metadata = {"name": move.name, "labels": labels, "annotations": {ATTEMPT: str(move.attempt)}}
+    return {"metadata": metadata, "spec": spec}
 
 
 def tried(ours: Iterable[VirtualMachineMigration], direction: str, began: str) -> list[VirtualMachineMigration]:

@@ -6,16 +6,13 @@ that were made for it, the orders. Nothing is remembered, so whoever dies betwee
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder, WorkState
 from kumulus.api.maintenance import (
-    ATTEMPT,
     DIRECTION,
     FOR_MAINTENANCE,
     WAITING_TOLD,
@@ -27,13 +24,11 @@ from kumulus.api.maintenance import (
     WaitingGuest,
 )
 from kumulus.api.migration import FINISHED, MigrationPhase, VirtualMachineMigration
-from kumulus_controllers.compute.maintenance_attempts import number, pause, tried
+from kumulus_controllers.compute.maintenance_attempts import Move, number, pause, tried
 from kumulus_controllers.compute.migration_turns import LEAVES, QUEUED, RETURNS, given_up
 from kumulus_controllers.orders import at_rest
 from kumulus_controllers.storage.volume_plan import Lack
 
-TTL_SECONDS = 3600
-"""Migrations that were made for a maintenance delete themselves so long after they have ended: it tells how often one was tried."""
 RETURN_ATTEMPTS = 5
 """A machine that could not be brought back so often stays where it is."""
 LOOK_SECONDS = 15.0
@@ -90,25 +85,6 @@ class Scope:
     room: Room = field(default=lambda guest: None)
     closed: str | None = None
     """Why the host takes no machines, maintenance left aside."""
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Make a migration."""
-
-    vm: VirtualMachine
-    host: str
-    direction: str
-    attempt: int
-    began: str
-
-    @property
-    def name(self) -> str:
-        """The same for the same attempt, so it is made once."""
-        text = f"{self.host}/{self.vm.uid}/{self.direction}/{self.began}/{self.attempt}"
-        return (
-            f"{self.vm.name[:40].rstrip('-.')}-{self.direction.lower()}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +248,8 @@ class _Emptying(_Pass):
         super().__init__(scope, began)
         self._returns = returns
         self._refused = 0
+        self._restarts = False
+        """Whether a machine is on its way by being shut down: one at a time, for two might be for one place."""
 
     def plan(self) -> Outlook:
         for guest in self.scope.away:
@@ -399,9 +377,13 @@ class _Emptying(_Pass):
     def _restart(self, guest: Guest) -> None:
         if guest.bound is not None:
             self.waits(guest, guest.bound)
+        elif self._restarts:
+            said = "Another machine is shut down to be started elsewhere, and no room is kept for it: it is its turn later."
+            self.waits(guest, Lack(QUEUED, said, stalled=False))
         elif (lack := self._turn(guest)) is not None:
             self.waits(guest, lack)
         else:
+            self._restarts = True
             self._mark(guest, EvictionAction.RESTART)
             self.takes()
 
@@ -414,6 +396,7 @@ class _Emptying(_Pass):
             self.actions.append(Mark(guest.vm, None))
             self.waits(guest, stuck)
             return
+        self._restarts = True
         self.takes()
         self.again(LOOK_SECONDS)
 
@@ -481,16 +464,6 @@ class _Ending(_Pass):
             )
         else:
             self.move(guest, RETURNS)
-
-
-def body(move: Move) -> dict[str, Any]:
-    """The migration that is made."""
-    spec: dict[str, Any] = {"vm": move.vm.name, "ttlSecondsAfterFinished": TTL_SECONDS}
-    if move.direction == RETURNS:
-        spec["targetHost"] = move.host
-    labels = {FOR_MAINTENANCE: move.host, DIRECTION: move.direction}
-    metadata = {"name": move.name, "labels": labels, "annotations": {ATTEMPT: str(move.attempt)}}
-    return {"metadata": metadata, "spec": spec}
 
 
 def besides(status: MaintenanceStatus | None, refused: Sequence[WaitingGuest]) -> MaintenanceStatus | None:

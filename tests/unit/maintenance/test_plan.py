@@ -21,24 +21,31 @@ from kumulus.kube.client import KubeClient
 from kumulus.runtime.clock import SystemClock, parse_time
 from kumulus.runtime.reconciler import Caches, Services
 from kumulus_controllers.compute.maintenance import MaintenanceReconciler
+from kumulus_controllers.compute.maintenance_attempts import Move, body
 from kumulus_controllers.compute.maintenance_plan import (
-    LEAVES,
-    RETURNS,
     Action,
     Cancel,
     Guest,
     Mark,
-    Move,
     Outlook,
     Scope,
     besides,
-    body,
     plan,
     waits_to_leave,
 )
 from kumulus_controllers.compute.migration_plan import derive_status
 from kumulus_controllers.compute.migration_plan import plan as next_step
-from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, astray, before, busy, full, under_way
+from kumulus_controllers.compute.migration_turns import (
+    LEAVES,
+    RETURNS,
+    MigrationSettings,
+    Way,
+    astray,
+    before,
+    busy,
+    full,
+    under_way,
+)
 from kumulus_controllers.fabric.host_maintenance import under_work
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.storage.volume_plan import Lack
@@ -204,6 +211,19 @@ def test_no_machine_is_shut_down_that_no_other_host_takes() -> None:
     asked: list[Guest] = []
     look(*many, room=lambda guest: asked.append(guest) or full)  # type: ignore[func-returns-value]
     assert len(asked) == 8
+
+
+def test_two_are_not_shut_down_for_one_place() -> None:
+    one = guest("b", policy="Restart")
+    outlook = look(guest("a", policy="Restart"), one, guest("c"))
+    assert done(outlook) == ["a: Restart", "c Leaves 1"] and reasons(outlook) == [("b", "Queued")]
+    begun = {"policy": "Restart", "eviction": Eviction(host=HERE, action="Restart")}
+    for state in (WorkState.RUNNING, WorkState.STOPPED):
+        assert done(look(guest("a", state, **begun), one)) == []
+    assert done(look(one)) == ["b: Restart"], "when that has left"
+    full = Lack("NoHostFits", "0 of 2 hosts fit.", stalled=False)
+    stuck = look(guest("a", WorkState.STOPPED, **begun), one, room=lambda guest: full if guest.vm.name == "a" else None)
+    assert done(stuck) == ["a: nothing", "b: Restart"], "it holds up no other"
 
 
 def test_what_failed_is_tried_again_after_pauses_that_grow() -> None:
