@@ -57,7 +57,11 @@ class Transfer:
         if self._at is None or self._identity.request is None:
             return None
         return TransferFacts(
-            address=self._at[0], port=self._at[1], request=self._identity.request, upload_port=self.upload_port
+            address=self._at[0],
+            port=self._at[1],
+            request=self._identity.request,
+            upload_port=self.upload_port,
+            tunnel=self.tunnel.port is not None,
         )
 
     def migration_facts(self) -> MigrationEndpoint | None:

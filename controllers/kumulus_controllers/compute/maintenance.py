@@ -15,7 +15,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, HostCondition, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkType
 from kumulus.api.maintenance import FOR_MAINTENANCE, EvictionAction, MaintenancePhase, MaintenanceStatus, WaitingGuest
-from kumulus.api.migration import VirtualMachineMigration
+from kumulus.api.migration import FINISHED, MigrationPhase, VirtualMachineMigration
 from kumulus.kube.errors import AlreadyExists, NotFound, Refused
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
@@ -26,10 +26,11 @@ from kumulus_controllers import events
 from kumulus_controllers.compute import maintenance_plan as plans
 from kumulus_controllers.compute import migration_scope
 from kumulus_controllers.compute.machines import Machines
+from kumulus_controllers.compute.maintenance_attempts import Move, body
 from kumulus_controllers.compute.migration import OF_MACHINE, of_machine
 from kumulus_controllers.compute.migration_asking import asked
 from kumulus_controllers.compute.migration_preflight import barred, blocked
-from kumulus_controllers.compute.migration_turns import MigrationSettings, under_way
+from kumulus_controllers.compute.migration_turns import MigrationSettings
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import placement_request, resolve
 from kumulus_controllers.compute.scope import Scope as Seen
@@ -47,6 +48,8 @@ log = structlog.get_logger(__name__)
 
 FOR_HOST = "maintenance-of"
 EVICTED_FROM = "evicted-from"
+ARRIVED = (*FINISHED, MigrationPhase.FINISHING)
+"""Phases of a migration that brings nobody any more."""
 
 
 class MaintenanceReconciler:
@@ -150,9 +153,9 @@ class MaintenanceReconciler:
         """May be repeated. What a quota or a policy of the machine's namespace refuses is said, and holds up no other machine."""
         client = self._services.client
         match action:
-            case plans.Move(vm=vm) as move:
+            case Move(vm=vm) as move:
                 try:
-                    raw = await client.create(VirtualMachineMigration.KIND, plans.body(move), vm.namespace)
+                    raw = await client.create(VirtualMachineMigration.KIND, body(move), vm.namespace)
                 except AlreadyExists:  # the cache is behind
                     raw = await client.get(VirtualMachineMigration.KIND, move.name, vm.namespace)
                 except NotFound:  # its namespace goes
@@ -204,7 +207,7 @@ class MaintenanceReconciler:
             if guest.order is not None:
                 request = replace(request, demand=order_demand(guest.order)[0])
             if guest.blocked is None:
-                request = replace(request, barred=barred(self._asked(found), hosts, reports, here=found.host))
+                request = replace(request, barred=barred(self._asked(found, host), hosts, reports, here=found.host))
             refusal = self._fleet.place(request)
             return Lack("NoHostFits", str(refusal), stalled=False) if isinstance(refusal, Refusal) else None
 
@@ -217,8 +220,9 @@ class MaintenanceReconciler:
             arriving=tuple(
                 item
                 for item in self._migrations
-                if item.status.target_host == host.name and item.uid in under_way([item])
+                if item.status.target_host == host.name and item.status.phase not in ARRIVED
             ),
+            astray=tuple(item for item in self._migrations if self._astray(item, host)),
             room=room,
             closed=closed(host) if host.spec.maintenance is None else None,
         )
@@ -229,7 +233,7 @@ class MaintenanceReconciler:
         return plans.Guest(
             vm=vm,
             order=seen.order,
-            blocked=blocked(self._asked(seen)),
+            blocked=blocked(self._asked(seen, host)),
             bound=Lack(bound.reason, bound.message, stalled=bound.stalled) if bound is not None else None,
             ours=tuple(item for item in self._of(vm) if item.metadata.labels.get(FOR_MAINTENANCE) == host.name),
         )
@@ -237,11 +241,17 @@ class MaintenanceReconciler:
     def _of(self, vm: VirtualMachine) -> list[VirtualMachineMigration]:
         return self._migrations.by(OF_MACHINE, f"{vm.namespace}/{vm.name}")
 
-    def _asked(self, seen: Seen) -> migration_scope.Scope:
-        """As if somebody asked just now for it to move. Migrations that were made here are not in its way."""
+    def _astray(self, item: VirtualMachineMigration, host: Host) -> bool:
+        """Whether it was made to get a machine off the host, which is not there any more. It would move it off another one."""
+        vm = self._known.store.get(item.spec.vm, item.namespace)
+        return plans.waits_to_leave(item, host.name) and (vm is None or vm.status.host != host.name)
+
+    def _asked(self, seen: Seen, host: Host) -> migration_scope.Scope:
+        """As if somebody asked just now for it to move. Migrations that were made for this host are not in its way."""
         name = seen.vm.status.host
         report = self._reports.get(name, host_namespace(name)) if name is not None else None
-        return asked(seen, report, (item for item in self._of(seen.vm) if FOR_MAINTENANCE not in item.metadata.labels))
+        others = (item for item in self._of(seen.vm) if item.metadata.labels.get(FOR_MAINTENANCE) != host.name)
+        return asked(seen, report, others)
 
 
 def _evicted_from(vm: VirtualMachine) -> Iterable[str]:

@@ -6,16 +6,13 @@ that were made for it, the orders. Nothing is remembered, so whoever dies betwee
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder, WorkState
 from kumulus.api.maintenance import (
-    ATTEMPT,
     DIRECTION,
     FOR_MAINTENANCE,
     WAITING_TOLD,
@@ -27,15 +24,11 @@ from kumulus.api.maintenance import (
     WaitingGuest,
 )
 from kumulus.api.migration import FINISHED, MigrationPhase, VirtualMachineMigration
-from kumulus.runtime.clock import parse_time
+from kumulus_controllers.compute.maintenance_attempts import Move, number, pause, tried
+from kumulus_controllers.compute.migration_turns import LEAVES, QUEUED, RETURNS, given_up
 from kumulus_controllers.orders import at_rest
 from kumulus_controllers.storage.volume_plan import Lack
 
-LEAVES, RETURNS = "Leaves", "Returns"
-TTL_SECONDS = 3600
-"""Migrations that were made for a maintenance delete themselves so long after they have ended: it tells how often one was tried."""
-PAUSE_FIRST, PAUSE_MOST = 30.0, 600.0
-"""Seconds between two attempts, doubled each time."""
 RETURN_ATTEMPTS = 5
 """A machine that could not be brought back so often stays where it is."""
 LOOK_SECONDS = 15.0
@@ -43,8 +36,6 @@ LOOK_SECONDS = 15.0
 REFUSED_MOST = 8
 """So many machines for which no host has room are looked at in one pass: each looks at every host."""
 ALREADY_MOVING = "AlreadyMoving"
-QUEUED = "Queued"
-"""Reason of one that waits for its turn."""
 
 SHUT_DOWN = (EvictionPolicy.RESTART, EvictionPolicy.STOP)
 OFF = (WorkState.STOPPED, WorkState.SUSPENDED, WorkState.BACK_OFF, WorkState.FAILED, WorkState.REFUSED)
@@ -89,28 +80,11 @@ class Scope:
     """Machines that left it, and say so."""
     arriving: tuple[VirtualMachineMigration, ...] = ()
     """Migrations to the host that have begun and not ended."""
+    astray: tuple[VirtualMachineMigration, ...] = ()
+    """Migrations that were to get machines off the host, have not begun, and whose machines are not there any more."""
     room: Room = field(default=lambda guest: None)
     closed: str | None = None
     """Why the host takes no machines, maintenance left aside."""
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Make a migration."""
-
-    vm: VirtualMachine
-    host: str
-    direction: str
-    attempt: int
-    began: str
-
-    @property
-    def name(self) -> str:
-        """The same for the same attempt, so it is made once."""
-        text = f"{self.host}/{self.vm.uid}/{self.direction}/{self.began}/{self.attempt}"
-        return (
-            f"{self.vm.name[:40].rstrip('-.')}-{self.direction.lower()}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +120,13 @@ def plan(scope: Scope, began: str) -> Outlook:
     """What comes next. `began`: when the maintenance began (RFC 3339)."""
     wanted = scope.host.spec.maintenance
     if wanted is None:
-        return _Ending(scope, began).plan()
-    if not scope.host.emptied:
+        found = _Ending(scope, began).plan()
+    elif not scope.host.emptied:
         actions = [*_let_be(scope), *(Mark(guest.vm, None) for guest in scope.away)]
-        return Outlook(tuple(actions), MaintenanceStatus(phase=MaintenancePhase.IN_PLACE, began_at=began))
-    return _Emptying(scope, began, returns=wanted.return_guests).plan()
+        found = Outlook(tuple(actions), MaintenanceStatus(phase=MaintenancePhase.IN_PLACE, began_at=began))
+    else:
+        found = _Emptying(scope, began, returns=wanted.return_guests).plan()
+    return replace(found, actions=(*map(Cancel, scope.astray), *found.actions))
 
 
 def _let_be(scope: Scope) -> Iterable[Action]:
@@ -162,8 +138,23 @@ def _let_be(scope: Scope) -> Iterable[Action]:
             yield Mark(guest.vm, None)
 
 
+def waits_to_leave(migration: VirtualMachineMigration, host: str) -> bool:
+    """Whether it was made to get a machine off that host, and has not begun."""
+    ours = migration.metadata.labels.get(FOR_MAINTENANCE) == host and _leaves(migration)
+    begun = migration.status.target_host is not None or migration.status.phase in FINISHED
+    return ours and not begun and not migration.deleting
+
+
 def _leaves(migration: VirtualMachineMigration) -> bool:
     return migration.metadata.labels.get(DIRECTION) == LEAVES
+
+
+def _cancelling(migration: VirtualMachineMigration) -> Lack:
+    """What one that is being given up waits for, in its own words."""
+    said = migration.status.condition("Ready")
+    why = said.message if said is not None else ""
+    reason = said.reason if said is not None else MigrationPhase.CANCELLING
+    return Lack(reason, f"Its migration is given up. {why}".strip(), stalled=False)
 
 
 def on(guest: Guest) -> bool:
@@ -173,34 +164,6 @@ def on(guest: Guest) -> bool:
         return False
     said = order.status.instance
     return order.status.state not in OFF or (said is not None and said.cpus is not None)
-
-
-def tried(guest: Guest, direction: str, began: str) -> list[VirtualMachineMigration]:
-    """The attempts that failed, in their order. Of an earlier maintenance they do not count."""
-    since = parse_time(began)
-    found = [
-        item
-        for item in guest.ours
-        if item.status.phase is MigrationPhase.FAILED
-        and item.metadata.labels.get(DIRECTION) == direction
-        and (made := item.metadata.creation_timestamp) is not None
-        and parse_time(made) >= since.replace(microsecond=0)
-    ]
-    return sorted(found, key=number)
-
-
-def number(migration: VirtualMachineMigration) -> int:
-    """Which attempt it is."""
-    text = migration.metadata.annotations.get(ATTEMPT, "1")
-    return int(text) if text.isdigit() and len(text) < 6 else 1
-
-
-def pause(failed: list[VirtualMachineMigration], now: float) -> float:
-    """Seconds until the next attempt."""
-    if not failed or (ended := failed[-1].status.finished_at) is None:
-        return 0.0
-    wait = min(PAUSE_FIRST * 2.0 ** min(number(failed[-1]) - 1, 10), PAUSE_MOST)
-    return max(0.0, parse_time(ended).timestamp() + wait - now)
 
 
 def in_order(guest: Guest) -> tuple[int, str, str]:
@@ -224,12 +187,11 @@ class _Pass:
 
     def waits(self, guest: Guest, lack: Lack, after: float = LOOK_SECONDS) -> None:
         """It cannot go now."""
-        vm = guest.vm
-        self.waiting.append(
-            WaitingGuest(
-                namespace=vm.namespace or "", name=vm.name, reason=lack.reason[:64], message=lack.message[:512]
-            )
-        )
+        self.tell(guest.vm.namespace, guest.vm.name, lack, after)
+
+    def tell(self, namespace: str | None, name: str, lack: Lack, after: float = LOOK_SECONDS) -> None:
+        found = WaitingGuest(namespace=namespace or "", name=name, reason=lack.reason[:64], message=lack.message[:512])
+        self.waiting.append(found)
         self.again(after)
 
     def takes(self) -> None:
@@ -237,12 +199,21 @@ class _Pass:
         self.moving += 1
         self.taken += 1
 
+    def goes(self, guest: Guest, going: VirtualMachineMigration) -> None:
+        """It is on its way; one that is being given up waits for a host to answer, and what it waits for is told."""
+        if going.status.phase is not MigrationPhase.CANCELLING:
+            self.takes()
+            return
+        if not given_up(going):
+            self.taken += 1
+        self.waits(guest, _cancelling(going))
+
     def again(self, after: float) -> None:
         self.after = after if self.after is None else min(self.after, after)
 
     def move(self, guest: Guest, direction: str) -> None:
         """The next attempt, unless it is too soon."""
-        failed = tried(guest, direction, self.began)
+        failed = tried(guest.ours, direction, self.began)
         if (wait := pause(failed, self.scope.now)) > 0:
             ready = failed[-1].status.condition("Ready")
             why = f" {ready.message}" if ready is not None else ""
@@ -277,6 +248,8 @@ class _Emptying(_Pass):
         super().__init__(scope, began)
         self._returns = returns
         self._refused = 0
+        self._restarts = False
+        """Whether a machine is on its way by being shut down: one at a time, for two might be for one place."""
 
     def plan(self) -> Outlook:
         for guest in self.scope.away:
@@ -285,13 +258,21 @@ class _Emptying(_Pass):
                 self.actions.append(Mark(guest.vm, None))
             if (back := guest.going) is not None and not _leaves(back) and not back.deleting:
                 self.actions.append(Cancel(back))
-        self.left = self.moving = len(self.scope.arriving)
+        for coming in self.scope.arriving:
+            self._arriving(coming)
         begun = [guest for guest in self.scope.guests if self._begun(guest)]
         others = [guest for guest in self.scope.guests if not self._begun(guest)]
         for guest in sorted(begun, key=in_order) + sorted(others, key=in_order):
             self._guest(guest)
         phase = MaintenancePhase.EVACUATING if self.moving else MaintenancePhase.BLOCKED
         return self.outlook(phase if self.left else MaintenancePhase.EMPTIED)
+
+    def _arriving(self, coming: VirtualMachineMigration) -> None:
+        self.left += 1
+        if coming.status.phase is MigrationPhase.CANCELLING:
+            self.tell(coming.namespace, coming.spec.vm, _cancelling(coming))
+        else:
+            self.moving += 1
 
     def _eviction(self, guest: Guest) -> Eviction | None:
         found = guest.vm.status.eviction
@@ -311,7 +292,7 @@ class _Emptying(_Pass):
             return
         if going is not None and going.status.target_host is not None:
             self.left += 1
-            self.takes()
+            self.goes(guest, going)
             return
         if found is not None and found.action is EvictionAction.RESTART:
             self._restarting(guest)
@@ -396,9 +377,13 @@ class _Emptying(_Pass):
     def _restart(self, guest: Guest) -> None:
         if guest.bound is not None:
             self.waits(guest, guest.bound)
+        elif self._restarts:
+            said = "Another machine is shut down to be started elsewhere, and no room is kept for it: it is its turn later."
+            self.waits(guest, Lack(QUEUED, said, stalled=False))
         elif (lack := self._turn(guest)) is not None:
             self.waits(guest, lack)
         else:
+            self._restarts = True
             self._mark(guest, EvictionAction.RESTART)
             self.takes()
 
@@ -411,6 +396,7 @@ class _Emptying(_Pass):
             self.actions.append(Mark(guest.vm, None))
             self.waits(guest, stuck)
             return
+        self._restarts = True
         self.takes()
         self.again(LOOK_SECONDS)
 
@@ -453,7 +439,7 @@ class _Ending(_Pass):
     def _guest(self, guest: Guest) -> None:
         vm, going = guest.vm, guest.going
         found = vm.status.eviction
-        failed = tried(guest, RETURNS, self.began)
+        failed = tried(guest.ours, RETURNS, self.began)
         blocked = guest.blocked if guest.blocked is None or guest.blocked.reason != ALREADY_MOVING else None
         given_up = len(failed) >= RETURN_ATTEMPTS or (failed and number(failed[-1]) >= RETURN_ATTEMPTS)
         never = blocked is not None and blocked.stalled
@@ -463,7 +449,7 @@ class _Ending(_Pass):
             return
         self.left += 1
         if going is not None:
-            self.takes()
+            self.goes(guest, going)
             if never and going.status.target_host is None and not going.deleting:
                 self.actions.append(Cancel(going))
         elif self.scope.closed is not None:
@@ -478,16 +464,6 @@ class _Ending(_Pass):
             )
         else:
             self.move(guest, RETURNS)
-
-
-def body(move: Move) -> dict[str, Any]:
-    """The migration that is made."""
-    spec: dict[str, Any] = {"vm": move.vm.name, "ttlSecondsAfterFinished": TTL_SECONDS}
-    if move.direction == RETURNS:
-        spec["targetHost"] = move.host
-    labels = {FOR_MAINTENANCE: move.host, DIRECTION: move.direction}
-    metadata = {"name": move.name, "labels": labels, "annotations": {ATTEMPT: str(move.attempt)}}
-    return {"metadata": metadata, "spec": spec}
 
 
 def besides(status: MaintenanceStatus | None, refused: Sequence[WaitingGuest]) -> MaintenanceStatus | None:

@@ -29,7 +29,7 @@ from kumulus_controllers.compute.migration_plan import Move, Step, derive_status
 from kumulus_controllers.compute.migration_preflight import barred
 from kumulus_controllers.compute.migration_readying import Readying
 from kumulus_controllers.compute.migration_scope import Scope, facts
-from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, busy, full, under_way
+from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, astray, busy, full, under_way
 from kumulus_controllers.compute.migration_turns import before as in_order
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import placement_request, resolve
@@ -283,6 +283,8 @@ class MigrationReconciler:
         resolution = resolve(seen)
         if isinstance(resolution, Problem):
             lack = Lack(resolution.reason, resolution.message, stalled=resolution.stalled)
+            return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack))
+        if (lack := astray(migration, vm.status.host)) is not None:
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack))
         hosts = list(self._hosts)
         asked = migration.spec.target_host

@@ -23,6 +23,10 @@ FOLLOWING = (NetworkDriverName.LINUX,)
 """Drivers of networks that have been seen to let guests go on elsewhere."""
 HANDING_OVER = "HandingOver"
 """Reason: a volume follows the machine to the host where it is; over in a moment."""
+TUNNEL_COMES = "TunnelComes"
+"""Reason: the agent of its host has started again and waits for its certificate."""
+PASSING = (HANDING_OVER, TUNNEL_COMES)
+"""Reasons of what is over in a moment by itself."""
 COHERENT = (None, CacheMode.NONE, CacheMode.DIRECTSYNC)
 """Ways to cache a disk in which a host knows nothing of it that another one does not."""
 
@@ -69,8 +73,7 @@ def keeps(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
         found.append(Lack("PendingChanges", "A volume comes or goes.", stalled=False))
     if said is None or any(not nic.attached for nic in said.nics) or len(said.nics) != len(instance.nics):
         found.append(Lack("PendingChanges", "An interface comes or goes.", stalled=False))
-    if scope.source_report is None or scope.source_report.status.migration is None:
-        found.append(Lack("NoTunnel", f"Its host {vm.status.host} sends no guests: see transfer.migration_port there."))
+    found += _tunnel(scope.source_report, vm.status.host)
     if scope.restoring is not None:
         found.append(Lack("RestoreInProgress", f"VirtualMachineRestore {scope.restoring} is under way.", stalled=False))
     found += migration_disks.lacks(scope, instance)
@@ -88,6 +91,15 @@ def keeps(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
                 )
             )
     return found
+
+
+def _tunnel(report: HostReport | None, host: str | None) -> list[Lack]:
+    if report is not None and report.status.migration is not None:
+        return []
+    if report is not None and report.status.transfer is not None and report.status.transfer.tunnel:
+        said = f"The agent of its host {host} has no certificate yet: it has just started, and gets one by itself."
+        return [Lack(TUNNEL_COMES, said, stalled=False)]
+    return [Lack("NoTunnel", f"Its host {host} sends no guests: see transfer.migration_port there.")]
 
 
 def _comes_first(other: VirtualMachineMigration, migration: VirtualMachineMigration) -> bool:

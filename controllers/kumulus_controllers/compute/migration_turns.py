@@ -11,13 +11,19 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kumulus.api.maintenance import FOR_MAINTENANCE, FOR_REBALANCE
+from kumulus.api.maintenance import DIRECTION, FOR_MAINTENANCE, FOR_REBALANCE
 from kumulus.api.migration import FINISHED, MigrationPhase, VirtualMachineMigration
 from kumulus.runtime.modules import Registry
 from kumulus_controllers.storage.volume_plan import Lack
 
 QUEUED = "Queued"
 """Reason of a migration that waits for its turn."""
+LEAVES, RETURNS = "Leaves", "Returns"
+"""Which way a migration moves a machine that was made for the maintenance of a host."""
+NOT_THERE = "NotThere"
+"""Reason of one that was to empty a host, on which its machine is not any more."""
+NOTHING_SENT = ("TargetClearsUp", "SourceFenced")
+"""Reasons of a migration that is being given up: its target's order ends already, or its source is off."""
 
 
 class MigrationSettings(BaseModel):
@@ -48,14 +54,21 @@ class Way:
     target: str
 
 
+def given_up(migration: VirtualMachineMigration) -> bool:
+    """Whether nothing is sent any more, and only a host has to clear up, which may be silent for long. It has not ended."""
+    said = migration.status.condition("Ready")
+    return migration.status.phase is MigrationPhase.CANCELLING and said is not None and said.reason in NOTHING_SENT
+
+
 def under_way(migrations: Iterable[VirtualMachineMigration]) -> dict[str, Way]:
-    """What moves now, by uid of the migration. One whose guest has arrived burdens nobody any more."""
+    """What moves now, by uid of the migration. One whose guest has arrived burdens nobody any more, nor one that is given up."""
     return {
         item.uid: Way(item.status.source_host or "", item.status.target_host)
         for item in migrations
         if item.status.target_host is not None
         and item.status.phase not in FINISHED
         and item.status.phase is not MigrationPhase.FINISHING
+        and not given_up(item)
     }
 
 
@@ -72,6 +85,14 @@ def busy(ways: Mapping[str, Way], limits: MigrationSettings) -> Mapping[str, str
     """Hosts to which none may go just now, and why, in words that come after a number of hosts."""
     coming = Counter(way.target for way in ways.values())
     return {host: f"to which {limits.coming} move already" for host, count in coming.items() if count >= limits.coming}
+
+
+def astray(migration: VirtualMachineMigration, host: str | None) -> Lack | None:
+    """Why a migration that was made to empty a host does not begin: the machine is on `host`, which is another one."""
+    emptied, direction = (migration.metadata.labels.get(label) for label in (FOR_MAINTENANCE, DIRECTION))
+    if direction != LEAVES or emptied in (None, host):
+        return None
+    return Lack(NOT_THERE, f"It was to leave host {emptied}, and is not there any more.")
 
 
 def before(migration: VirtualMachineMigration) -> tuple[int, str, str]:

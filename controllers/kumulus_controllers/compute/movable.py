@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kumulus.api.base import ConditionStatus, ObjectMeta
+from kumulus.api.base import ConditionStatus
 from kumulus.api.compute import Phase, VirtualMachine, VirtualMachineCondition
-from kumulus.api.migration import VirtualMachineMigration, VirtualMachineMigrationSpec
 from kumulus.runtime.conditions import Fact
-from kumulus_controllers.compute import migration_scope
-from kumulus_controllers.compute.migration_preflight import HANDING_OVER, keeps
+from kumulus_controllers.compute.migration_asking import asked
+from kumulus_controllers.compute.migration_preflight import PASSING, keeps
 from kumulus_controllers.compute.scope import Scope
 
 MIGRATABLE = VirtualMachineCondition.MIGRATABLE
@@ -31,28 +30,11 @@ def migratable(scope: Scope, phase: Phase) -> Fact:
     if phase not in ON:
         return Fact(MIGRATABLE, None)
     vm = scope.vm.model_copy(update={"status": scope.vm.status.model_copy(update={"phase": phase})})
-    found = [lack for lack in keeps(_asked(replace(scope, vm=vm)), vm) if lack.reason != HANDING_OVER]
+    found = [lack for lack in keeps(asked(replace(scope, vm=vm), scope.report), vm) if lack.reason not in PASSING]
     found = [lack for lack in found if lack.stalled] or found  # what stays, rather than what passes
     if not found:
         return Fact(MIGRATABLE, True, "NothingInTheWay", "")
     return Fact(MIGRATABLE, False, found[0].reason, " ".join(lack.message for lack in found))
-
-
-def _asked(scope: Scope) -> migration_scope.Scope:
-    """As if somebody asked for it just now."""
-    vm = scope.vm
-    return migration_scope.Scope(
-        migration=VirtualMachineMigration(
-            metadata=ObjectMeta(name=vm.name, namespace=vm.namespace), spec=VirtualMachineMigrationSpec(vm=vm.name)
-        ),
-        vm=vm,
-        now=0.0,
-        source=scope.order,
-        source_report=scope.report,
-        volumes=scope.volumes,
-        links=scope.links,
-        restoring=scope.restore.name if scope.restore is not None else None,
-    )
 
 
 def _answered(scope: Scope) -> bool:

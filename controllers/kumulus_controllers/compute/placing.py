@@ -41,6 +41,8 @@ from kumulus_controllers.compute.resolve import (
 )
 from kumulus_controllers.compute.scope import Scope
 from kumulus_controllers.compute.seed import Seed, SeedProblem, gather
+from kumulus_controllers.ordering import Ordering
+from kumulus_controllers.orders import superseded
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Placement, Refusal
 from kumulus_controllers.status import write_status
@@ -72,6 +74,7 @@ class Placing:
         self._known = known
         self._provisions = provisions
         self._orphans = Orphans(services.caches)
+        self._ordering = Ordering(services, known.orders)
         self._fresh: dict[str, Fresh] = {}
         """By uid of the machine."""
 
@@ -119,7 +122,7 @@ class Placing:
         if self._placed_just_now(scope.vm) is None and not await self._known.still_placed(scope.vm):
             return Wait("CacheBehind", 5.0)
         if misplaced(resolution, where.host) or eviction.leaves(scope):
-            return await self._unplace(scope, resolution)
+            return await self._unplace(scope, resolution, where)
         view = self._fleet.host(where.host)
         pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid, scope.vm.namespace) if view else None
         return await self._order(scope, resolution, where, pool, seed)
@@ -152,9 +155,13 @@ class Placing:
             made = True
         return made
 
-    async def _unplace(self, scope: Scope, resolution: Resolution) -> Result:
-        """A volume went elsewhere before the machine had a work order: nothing runs, so it may be placed anew."""
+    async def _unplace(self, scope: Scope, resolution: Resolution, where: Placed) -> Result:
+        """A volume went elsewhere, or the host is emptied, before the machine had a work order: nothing runs, so it may be placed
+        anew. By a live look: a leader before this one may have made the order, and it runs."""
         vm = scope.vm
+        live = await self._ordering.live(instance_order_name(vm.uid), where.host)
+        if live is not None and not superseded(live):
+            return Wait("CacheBehind", 2.0)
         log.info("placed anew", namespace=vm.namespace, name=vm.name, host=vm.status.host)
         self._fleet.release(vm.uid)
         return await self._known.report(scope, None, resolution, None)

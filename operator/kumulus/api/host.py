@@ -223,6 +223,11 @@ class TransferFacts(Model):
     upload_port: int | None = Field(
         default=None, description="Port at which it takes uploads; empty when it takes none.", ge=1, le=65535
     )
+    tunnel: bool = Field(
+        default=False,
+        description="Whether it has a port for guests that move: they come and go once its certificate is there (migration)."
+        " Agents that do not know of this do not say it.",
+    )
     request: str = Field(
         description="Certificate signing request for a key that this host has made and keeps, PEM.", max_length=4096
     )

@@ -124,6 +124,12 @@ def report(*, takes: bool = True, **cpu: str) -> HostReport:
     return HostReport.parse({"metadata": {"name": HERE}, "status": {"cpu": cpu, **at}})
 
 
+def restarted() -> HostReport:
+    """Of an agent that waits for its certificate."""
+    at = {"address": "192.0.2.2", "port": 9411, "request": "PEM", "tunnel": True}
+    return HostReport.parse({"metadata": {"name": HERE}, "status": {"transfer": at}})
+
+
 def made_of(shape: Shape, host: str = HERE) -> WorkOrder:
     """The order of a machine that was started so."""
     found = order(host, 4, shape=shape)
@@ -292,6 +298,7 @@ def test_what_ends_one_that_has_begun(changes: dict[str, Any], reason: str) -> N
         ({"source": order(HERE, 4, generation=2)}, "PendingChanges"),
         ({"source": order(HERE, 4, pool=LOCAL)}, "LocalDisks"),
         ({"source_report": report(takes=False)}, "NoTunnel"),
+        ({"source_report": restarted()}, "TunnelComes"),
         ({"restoring": "r"}, "RestoreInProgress"),
         ({"others": (migration(**BEGUN),)}, "AlreadyMoving"),
     ],

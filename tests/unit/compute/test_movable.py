@@ -80,6 +80,15 @@ def test_what_passes_in_a_moment_costs_no_write(before: tuple[str, str]) -> None
         assert (str(said.status), said.reason, said.message) == (*before, "m")
 
 
+def test_an_agent_that_starts_again_keeps_no_machine_for_good() -> None:
+    """It has no certificate for some seconds: a machine that moves if possible is not shut down for that."""
+    assert migratable(scope(report=moving.restarted()), Phase.RUNNING).status is True
+    lack = migration_preflight.blocked(moving.scope(source_report=moving.restarted()))
+    assert lack is not None and not lack.stalled
+    never = migration_preflight.blocked(moving.scope(source_report=moving.report(takes=False)))
+    assert never is not None and never.stalled, "no port is configured"
+
+
 def order(state: WorkState) -> WorkOrder:
     return moving.order(moving.HERE, 4, state=state)
 

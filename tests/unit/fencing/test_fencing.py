@@ -19,7 +19,7 @@ from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.order_names import FENCE_ORDER, instance_order_name
 from kumulus.api.remediation import HostRemediation
 from tests.unit.fencing.api import Client
-from tests.unit.fencing.world import TENANT, Happening, World
+from tests.unit.fencing.world import TENANT, Brain, Happening, World
 
 HOSTS = st.sampled_from(("h1", "h2", "h3"))
 NOTHING = 13
@@ -114,6 +114,29 @@ async def fenced(world: World) -> str:
     world.brain.see("hosts")
     assert world.objects(HostRemediation)[0].status["phase"] == "Fenced"
     return name
+
+
+def test_who_leads_next_gives_no_placement_up_whose_order_it_does_not_know_of() -> None:
+    """It runs on a host that is being emptied, and the cache of work orders is behind that of machines."""
+    world = World()
+
+    async def story() -> None:
+        await world.build()
+        (name,) = world.where("a")
+        client = Client(world.api, lambda _verb: asyncio.sleep(0))
+        await client.patch(Host.KIND, name, {"spec": {"maintenance": {"mode": "Evacuate"}}})
+        seen = [store.model.KIND.plural for store in world.brain.caches if store.model is not WorkOrder]
+        world.brain = Brain(world, world.brain.term + 1)
+        for _ in range(3):
+            world.brain.see(*seen)
+            await world.brain.passes(2)
+            for host in world.hosts.values():
+                await host.look()
+                await host.work()
+        assert world.where("a") == [name]
+
+    run(story())
+    assert not world.twice
 
 
 def test_a_machine_that_was_being_moved_waits_until_nothing_of_it_is_elsewhere() -> None:

@@ -7,34 +7,49 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from kumulus.api.base import PAUSED, ObjectMeta
+from kumulus.api.base import PAUSED, ObjectMeta, Resource
 from kumulus.api.compute import Resources, VirtualMachine, VirtualMachineSpec, VirtualMachineStatus
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder, WorkState
-from kumulus.api.maintenance import ATTEMPT, DIRECTION, Eviction, MaintenanceStatus, WaitingGuest
+from kumulus.api.maintenance import ATTEMPT, DIRECTION, FOR_MAINTENANCE, Eviction, MaintenanceStatus, WaitingGuest
 from kumulus.api.migration import VirtualMachineMigration
-from kumulus.runtime.clock import parse_time
+from kumulus.kube.client import KubeClient
+from kumulus.runtime.clock import SystemClock, parse_time
+from kumulus.runtime.reconciler import Caches, Services
+from kumulus_controllers.compute.maintenance import MaintenanceReconciler
+from kumulus_controllers.compute.maintenance_attempts import Move, body
 from kumulus_controllers.compute.maintenance_plan import (
-    LEAVES,
-    RETURNS,
     Action,
     Cancel,
     Guest,
     Mark,
-    Move,
     Outlook,
     Scope,
     besides,
-    body,
     plan,
+    waits_to_leave,
 )
-from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, before, busy, full, under_way
+from kumulus_controllers.compute.migration_plan import derive_status
+from kumulus_controllers.compute.migration_plan import plan as next_step
+from kumulus_controllers.compute.migration_turns import (
+    LEAVES,
+    RETURNS,
+    MigrationSettings,
+    Way,
+    astray,
+    before,
+    busy,
+    full,
+    under_way,
+)
 from kumulus_controllers.fabric.host_maintenance import under_work
+from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.storage.volume_plan import Lack
+from tests.unit.compute import test_migration_plan as moving
 
 HERE, THERE = "h1", "h2"
 BEGAN = "2027-01-15T08:00:00Z"
@@ -102,6 +117,12 @@ def migration(
             "status": {"phase": phase, **status},
         }
     )  # fmt: skip
+
+
+def raw(item: Resource, version: str) -> dict[str, Any]:
+    """As the API server gives it."""
+    found = item.to_json()
+    return {**found, "metadata": {**found["metadata"], "resourceVersion": version}}
 
 
 def look(*guests: Guest, returns: bool = False, mode: str = "Evacuate", **more: Any) -> Outlook:
@@ -190,6 +211,19 @@ def test_no_machine_is_shut_down_that_no_other_host_takes() -> None:
     asked: list[Guest] = []
     look(*many, room=lambda guest: asked.append(guest) or full)  # type: ignore[func-returns-value]
     assert len(asked) == 8
+
+
+def test_two_are_not_shut_down_for_one_place() -> None:
+    one = guest("b", policy="Restart")
+    outlook = look(guest("a", policy="Restart"), one, guest("c"))
+    assert done(outlook) == ["a: Restart", "c Leaves 1"] and reasons(outlook) == [("b", "Queued")]
+    begun = {"policy": "Restart", "eviction": Eviction(host=HERE, action="Restart")}
+    for state in (WorkState.RUNNING, WorkState.STOPPED):
+        assert done(look(guest("a", state, **begun), one)) == []
+    assert done(look(one)) == ["b: Restart"], "when that has left"
+    full = Lack("NoHostFits", "0 of 2 hosts fit.", stalled=False)
+    stuck = look(guest("a", WorkState.STOPPED, **begun), one, room=lambda guest: full if guest.vm.name == "a" else None)
+    assert done(stuck) == ["a: nothing", "b: Restart"], "it holds up no other"
 
 
 def test_what_failed_is_tried_again_after_pauses_that_grow() -> None:
@@ -400,6 +434,58 @@ def test_so_many_machines_move_at_once() -> None:
     assert full(ways, "w", limits) is None
     assert full({**ways, "more": Way("w", "v")}, "u", limits) is not None
     assert set(busy(ways, limits)) == {"y", "z"}
+
+
+def test_one_that_is_given_up_and_waits_for_a_silent_target_holds_up_no_other_and_is_told() -> None:
+    going = moving.migration(**moving.BEGUN, phase="Cancelling", failure="TimedOut", failure_message="It took long.")
+    ending = moving.scope(going, target=moving.order(moving.THERE, 5, **moving.IN, deleting=True))
+    conditions = [item.to_json() for item in derive_status(ending, next_step(ending), BEGAN).conditions]
+    kept = {"sourceHost": HERE, "targetHost": THERE, "conditions": conditions}
+    stuck = [migration(name, "Cancelling", **kept) for name in ("a", "b")]
+    assert under_way(stuck) == {}
+    outlook = look(*(guest(item.spec.vm, ours=(item,)) for item in stuck), guest("c"))
+    assert done(outlook) == ["c Leaves 1"]
+    assert reasons(outlook) == [("a", "TargetClearsUp"), ("b", "TargetClearsUp")]
+    assert reasons(look(arriving=tuple(stuck)))[0] == ("a", "TargetClearsUp")
+    unanswered = [migration(name, "Cancelling", targetHost=THERE) for name in ("a", "b")]
+    outlook = look(*(guest(item.spec.vm, ours=(item,)) for item in unanswered), guest("c"))
+    assert done(outlook) == [] and len(under_way(unanswered)) == 2, "a guest may still be sent"
+
+
+def test_what_was_to_leave_a_host_on_which_its_machine_is_not_any_more_is_taken_back() -> None:
+    """It was brought back to another host first, from which it would be moved later."""
+    waiting, begun = migration("a", "Pending"), migration("b", "Migrating", targetHost=THERE)
+    assert waits_to_leave(waiting, HERE) and not waits_to_leave(waiting, THERE) and not waits_to_leave(begun, HERE)
+    assert not waits_to_leave(migration("a", "Pending", RETURNS), HERE)
+    for maintenance in ({}, {"mode": "InPlace"}, None):
+        assert done(look(host=host(maintenance), astray=(waiting,))) == ["cancel a"]
+    assert astray(waiting, HERE) is None and astray(migration("a", "Pending", RETURNS), THERE) is None
+    lack = astray(waiting, THERE)
+    assert lack is not None and lack.reason == "NotThere", "nor does it begin meanwhile"
+
+
+def test_two_hosts_that_are_worked_on_do_not_move_a_machine_to_and_fro() -> None:
+    """What the maintenance of one does with it is in the way of that of the other, which then has nothing to do about it."""
+    services = Services(cast(KubeClient, None), Caches(), SystemClock(), lambda: 1)
+    reconciler, store = MaintenanceReconciler(services, Fleet()), services.caches.store
+    version = itertools.count(1)
+
+    def put(*items: Resource) -> None:
+        for item in items:
+            store(type(item)).apply(raw(item, str(next(version))))
+
+    back = migration("a", "Migrating", RETURNS, targetHost=HERE, sourceHost=THERE)
+    vm = machine("a", at=THERE)
+    other = Host.parse({**host({}).to_json(), "metadata": {"name": THERE}})
+    put(other, vm, order(vm), back)
+    assert done(plan(reconciler._observe(other), BEGAN)) == [], "it is brought back just now"
+    label = {FOR_MAINTENANCE: THERE, DIRECTION: LEAVES}
+    waiting = migration("a", "Pending", attempt=2)
+    waiting = waiting.model_copy(update={"metadata": waiting.metadata.model_copy(update={"labels": label})})
+    put(waiting)
+    assert done(plan(reconciler._observe(other), BEGAN)) == []
+    put(machine("a", at=HERE))
+    assert done(plan(reconciler._observe(other), BEGAN)) == ["cancel a"]
 
 
 def test_who_waits_longest_goes_first_and_people_before_hosts() -> None:

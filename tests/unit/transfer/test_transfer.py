@@ -33,6 +33,21 @@ async def test_a_host_copies_an_image_and_learns_from_whom(tmp_path: Path) -> No
     assert found.data == DATA and found.host == "a" and not found.dropped
 
 
+async def test_a_host_without_a_certificate_yet_says_that_it_has_a_port_for_guests() -> None:
+    for port in (0, None):
+        transfer = Transfer("a", settings(migration_port=port), "https://127.0.0.1")
+        await transfer.open(lambda uid, sha256: nothing())
+        try:
+            said = transfer.facts()
+            assert said is not None and said.tunnel is (port is not None) and transfer.migration_facts() is None
+        finally:
+            await transfer.close()
+
+
+async def nothing() -> None:
+    """No image."""
+
+
 async def test_what_has_arrived_is_not_fetched_again_and_may_come_from_another_host(tmp_path: Path) -> None:
     async with (
         liar("a", AUTHORITY, tmp_path) as (server, cut),
