@@ -115,6 +115,17 @@ def test_both_hosts_are_told_of_the_same_disks() -> None:
     assert coming.incoming.disks == (CopiedDisk(name="root", size=GIB), CopiedDisk(name="tmp", size=GIB))
 
 
+def test_the_target_is_to_take_in_no_domain() -> None:
+    """Should it start anew before its order is settled, there is none there to be found, and the machine is to be started."""
+    source = order(HERE, 4, adopt=True)
+    going = scope().migration
+    status = going.status.model_copy(update={"source_host": HERE, "target_host": THERE, "epoch": 5})
+    there = migration_orders.target_order(source.spec, going.model_copy(update={"status": status}), 1)
+    assert there.instance is not None and not there.instance.adopt
+    settled = migration_orders.settled(there, 1)
+    assert settled.instance is not None and not settled.instance.adopt
+
+
 def test_a_size_is_in_whole_sectors() -> None:
     assert [migration_disks.sectors(size) for size in (1, 512, 513)] == [512, 512, 1024]
 
