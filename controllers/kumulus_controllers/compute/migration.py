@@ -38,7 +38,7 @@ from kumulus_controllers.compute.wakeups import offers
 from kumulus_controllers.expiry import expire
 from kumulus_controllers.fleet_feed import besides, drop_beside, keep_beside, order_demand
 from kumulus_controllers.ordering import Ordering
-from kumulus_controllers.orders import host_of
+from kumulus_controllers.orders import FOR_UID, host_of
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Refusal
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
@@ -198,6 +198,7 @@ class MigrationReconciler:
             source_report=self._reports.get(left, host_namespace(left)) if left is not None else None,
             volumes=volumes,
             pinned=self._pinned(migration, volumes),
+            kept_on=self._kept_on(migration, volumes, left),
             unsettled=frozenset(disk.name for disk in status.disks if not self._seen_to(disk, status.target_host)),
             links=seen.links if seen is not None else {},
             restoring=seen.restore.name if seen is not None and seen.restore is not None else None,
@@ -230,6 +231,20 @@ class MigrationReconciler:
                 if lack is not None:
                     found[name] = lack
         return found
+
+    def _kept_on(
+        self, migration: VirtualMachineMigration, volumes: Mapping[str, Use], here: str | None
+    ) -> dict[str, str]:
+        """The end of an order on a host that a volume has left takes away what is there under its uid, also what came anew."""
+        if not migration.spec.with_local_disks:
+            return {}
+        return {
+            host_of(order): name
+            for name, use in volumes.items()
+            if not use.shared
+            for order in self._known.orders.by(FOR_UID, f"{WorkType.DISK}/{use.volume.uid}")
+            if host_of(order) != here
+        }
 
     def _seen_to(self, disk: MovingDisk, host: str | None) -> bool:
         """Whether the volume is on record there, and that host says that it has it. What is the machine's own comes and goes

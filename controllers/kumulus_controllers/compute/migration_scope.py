@@ -38,6 +38,8 @@ class Scope:
     """Why a volume cannot leave its host, by name of the disk; of those that only its host has."""
     unsettled: frozenset[str] = frozenset()
     """Disks that go along whose volumes are not on record at the target, or which it does not see to yet."""
+    kept_on: Mapping[str, str] = field(default_factory=dict)
+    """Other hosts that have an order still for a volume that is to go along, and the name of its disk."""
     links: Mapping[str, Link] = field(default_factory=dict)
     """By name of the interface."""
     restoring: str | None = None

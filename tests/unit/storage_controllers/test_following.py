@@ -52,6 +52,20 @@ class World:
             }
         )
 
+    def named(self) -> None:
+        """The machine's spec names it, and nothing moves it yet."""
+        disk = {"name": "root", "volume": "v"}
+        self.caches.store(VirtualMachine).apply(
+            meta("vm", MACHINE, "3")
+            | {
+                "spec": {"resources": {"cpus": 1, "memory": "64Mi"}, "disks": [disk]},
+                "status": {"host": "a", "epoch": 4},
+            }
+        )
+        self.caches.store(VirtualMachineMigration).apply(
+            meta("go", GO, "3") | {"spec": {"vm": "vm", "withLocalDisks": True}}
+        )
+
     def place(self, host: str, epoch: int, version: str = "1") -> None:
         self.caches.store(VirtualMachine).apply(
             meta("vm", MACHINE, version)
@@ -110,3 +124,16 @@ def test_it_is_seen_to_when_it_is_on_record_at_the_target_and_there() -> None:
     assert left() == ({"root"}, {"root"})
     world.keep("b", "2")
     assert left() == (frozenset(), set())
+
+
+def test_a_host_that_has_its_old_order_still_is_no_target() -> None:
+    """Its end would take away the only copy: it has the same name as what came back."""
+    world = World()
+    world.named()
+    migrations = MigrationReconciler(world.services, Fleet())
+    going = world.caches.store(VirtualMachineMigration).get("go", "ns")
+    assert going is not None
+    world.ordered("a", "Ready")
+    assert migrations._scope(going).kept_on == {}
+    world.ordered("b", "Ready")
+    assert migrations._scope(going).kept_on == {"b": "root"}
