@@ -19,16 +19,11 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus_controllers.orders import host_of
 from kumulus_controllers.storage.volume_orders import VolumeOrders
 from kumulus_controllers.storage.volume_plan import Place, Scope
-from kumulus_controllers.storage.volumes import UID, Volumes
+from kumulus_controllers.storage.volumes import MOVES_VOLUME, UID, Volumes, brought
 
 log = structlog.get_logger(__name__)
 
-MOVES_VOLUME = "moves-volume"
 MOVES_MACHINE = "moves-machine"
-
-
-def _volumes_of(migration: VirtualMachineMigration) -> Iterable[str]:
-    return [disk.volume for disk in migration.status.disks if disk.volume is not None]
 
 
 def _machine_of(migration: VirtualMachineMigration) -> Iterable[str]:
@@ -42,15 +37,14 @@ class VolumeFollowing:
         self._client = services.client
         self._volumes = volumes
         self._orders = orders
-        self._migrations = services.caches.store(VirtualMachineMigration)
-        self._migrations.add_index(MOVES_VOLUME, _volumes_of)
+        self._migrations = volumes.migrations
         self._migrations.add_index(MOVES_MACHINE, _machine_of)
 
     def attach(self, enqueue: Enqueue) -> None:
         """Volumes whose machine has come, or was not brought; also those that its spec names no more."""
 
         def wake(migration: VirtualMachineMigration) -> None:
-            for uid in _volumes_of(migration):
+            for uid in brought(migration):
                 for volume in self._volumes.store.by(UID, uid):
                     enqueue(Key(volume.namespace, volume.name), urgent=True)
 
@@ -67,10 +61,6 @@ class VolumeFollowing:
 
         self._migrations.listen(migration_changed)
         self._volumes.machines.listen(machine_changed)
-
-    def under_way(self, volume: Volume) -> bool:
-        """Whether its machine is about to bring it along to another host."""
-        return any(item.status.phase not in FINISHED for item in self._migrations.by(MOVES_VOLUME, volume.uid))
 
     def place(self, scope: Scope) -> Place | None:
         """Where it has come with its machine; None when it is on no such way, or not there yet. Which machine that is the

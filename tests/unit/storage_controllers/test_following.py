@@ -15,11 +15,13 @@ from kumulus.runtime.clock import SystemClock
 from kumulus.runtime.reconciler import Caches, Services
 from kumulus_controllers.compute.migration import MigrationReconciler
 from kumulus_controllers.planning.fleet import Fleet
+from kumulus_controllers.storage.snapshot import SnapshotReconciler
+from kumulus_controllers.storage.snapshots import Snapshots
 from kumulus_controllers.storage.volume_following import VolumeFollowing
 from kumulus_controllers.storage.volume_orders import VolumeOrders
 from kumulus_controllers.storage.volumes import Volumes
 
-MACHINE, VOLUME, GO, POOL = (f"00000000-0000-0000-0000-00000000000{n}" for n in (1, 2, 3, 4))
+MACHINE, VOLUME, GO, POOL, SNAPSHOT = (f"00000000-0000-0000-0000-00000000000{n}" for n in range(1, 6))
 
 
 class World:
@@ -137,3 +139,22 @@ def test_a_host_that_has_its_old_order_still_is_no_target() -> None:
     assert migrations._scope(going).kept_on == {}
     world.ordered("b", "Ready")
     assert migrations._scope(going).kept_on == {"b": "root"}
+
+
+def test_a_snapshot_waits_while_its_volume_is_brought_along_and_is_then_of_the_right_copy() -> None:
+    world, woken = World(), set[Key]()
+    snapshots = Snapshots(world.caches)
+    SnapshotReconciler(world.services).attach(lambda key, *, urgent=False: woken.add(key))
+    snapshots.store.apply(meta("s", SNAPSHOT) | {"spec": {"volume": "v"}})
+    snapshot = snapshots.store.get("s", "ns")
+    assert snapshot is not None
+    for host in "ab":
+        world.ordered(host, "Ready")
+    assert snapshots.scope(snapshot).moved_by == "go"
+    world.keep("b", "2")
+    woken.clear()
+    world.migrates("Succeeded", "2")
+    assert woken == {Key("ns", "s")}
+    found = snapshots.scope(snapshot)
+    order = found.volume_order
+    assert found.moved_by is None and order is not None and order.namespace == host_namespace("b")
