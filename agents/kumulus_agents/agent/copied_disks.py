@@ -51,7 +51,9 @@ class CopiedDisks:
                 reason="VolumeConflict",
                 retryable=False,
             )
-        if arrival is None:
+        if arrival is None or (not arrival.whole and arrival.size not in (None, size)):
+            # Of another size it is of an attempt that nobody cleared away. Of this one it may have what was written last; and
+            # one of an earlier attempt is written over, every byte.
             arrival = await movable.begin_arrival(disk.volume, Traits(size), live=True)
         return DomainDisk(
             disk.name,

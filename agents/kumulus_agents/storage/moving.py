@@ -44,6 +44,8 @@ class Arrival:
     """It is a volume of this pool."""
     move: str | None = None
     """The move that brought it, of one that is whole."""
+    size: int | None = None
+    """Bytes of the disk that is being filled, where the driver knows them; 0: there is a file, and no disk in it yet."""
 
 
 @dataclass(frozen=True, slots=True)

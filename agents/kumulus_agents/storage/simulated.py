@@ -299,8 +299,12 @@ class SimulatedStorage:
         if (found := await self.volume(uid)) is not None:
             return Arrival(found.source, found.format, whole=True, move=self.state.moves.get(uid))
         if uid in self.state.arriving:
-            return Arrival(FileSource(f"{self._path}/volumes/{uid}.qcow2"), "qcow2", whole=False)
+            return self._arriving(uid)
         return None
+
+    def _arriving(self, uid: str) -> Arrival:
+        source, size = FileSource(f"{self._path}/volumes/{uid}.qcow2"), self.state.arriving[uid].virtual_size
+        return Arrival(source, "qcow2", whole=False, size=size)
 
     async def begin_arrival(
         self, uid: str, traits: Traits, passphrase: Passphrase | None = None, *, live: bool = False
@@ -310,7 +314,7 @@ class SimulatedStorage:
             self._perhaps_fail("begin_arrival")
             await self._sleep(self._settings.disk_seconds)
             self.state.arriving[uid] = traits
-            return Arrival(FileSource(f"{self._path}/volumes/{uid}.qcow2"), "qcow2", whole=False)
+            return self._arriving(uid)
 
     async def fill_arrival(
         self,

@@ -5,24 +5,27 @@ from __future__ import annotations
 import structlog
 
 from kumulus.api.base import FINALIZER, FORCE_DETACH
-from kumulus.api.compute import Phase, VirtualMachine
+from kumulus.api.compute import Phase, VirtualMachine, VirtualMachineCondition
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.machine_import import UNMANAGE
+from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.order_names import instance_order_name
 from kumulus.api.storage import Volume
 from kumulus.kube.errors import Refused
 from kumulus.kube.store import Key
-from kumulus.runtime.reconciler import Services
+from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result
 from kumulus_controllers import order_secret
 from kumulus_controllers.compute.machines import Machines
 from kumulus_controllers.compute.phase import placed
+from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.scope import Scope
 from kumulus_controllers.orders import FOR_NAME
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.status import drop_finalizer
 from kumulus_controllers.storage.volume_plan import goes_with
+from kumulus_controllers.storage.volumes import UID
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +41,21 @@ class Ending:
         self._fleet = fleet
         self._known = known
         self._deleting_since: dict[str, float] = {}
+        self._migrations = services.caches.store(VirtualMachineMigration)
+        self._migrations.add_index(UID, lambda migration: (migration.uid,))
+
+    def attach(self, enqueue: Enqueue) -> None:
+        """Machines that are being deleted, when what moves them comes to something else."""
+
+        def migration_changed(before: VirtualMachineMigration | None, after: VirtualMachineMigration | None) -> None:
+            item = after or before
+            if item is None or (before is not None and after is not None and _stands(before) == _stands(after)):
+                return
+            vm = self._known.store.get(item.spec.vm, item.namespace)
+            if vm is not None and vm.deleting:
+                enqueue(Key(vm.namespace, vm.name))
+
+        self._migrations.listen(migration_changed)
 
     async def delete(self, scope: Scope) -> Result:
         """One pass over a machine that is being deleted."""
@@ -48,8 +66,12 @@ class Ending:
         if not orders and vm.status.host is not None and vm.uid not in self._deleting_since:
             orders = await self._live_orders(vm)
         forced = vm.metadata.annotations.get(FORCE_DETACH) == "true"
-        if not forced and any(map(_brings_disks, orders)):
-            return Requeue(1.0)  # its migration ends first, and says which of two hosts has what was written last
+        moves = next(filter(None, map(_brings_disks, orders)), None)
+        if not forced and moves is not None:  # that ends first, and says which of two hosts has what was written last
+            if (soon := self._unsaid(vm)) is not None:
+                return soon
+            migration = next(iter(self._migrations.by(UID, moves)), None)
+            return await self._known.report(self._known.observe(vm), placed(scope), None, moves_first(vm, migration))
         for order in orders:
             if not order.deleting:
                 await self._delete_order(await self._unmanaged(vm, order))
@@ -66,11 +88,16 @@ class Ending:
                 if volume.status.pool is None:  # it had room with the machine, and was never made
                     self._fleet.let_go(volume.uid)
             return Gone()
+        if (soon := self._unsaid(vm)) is not None:
+            return soon
+        return await self._known.report(self._known.observe(vm), placed(scope), None, None)
+
+    def _unsaid(self, vm: VirtualMachine) -> Requeue | None:
+        """When to look again, while it need not be said yet that it is being deleted."""
         now = self._services.clock.monotonic()
         since = self._deleting_since.setdefault(vm.uid, now)
-        if now - since < TERMINATING_SHOWN_AFTER and vm.status.phase is not Phase.TERMINATING:
-            return Requeue(TERMINATING_SHOWN_AFTER)
-        return await self._known.report(self._known.observe(vm), placed(scope), None, None)
+        shown = now - since >= TERMINATING_SHOWN_AFTER or vm.status.phase is Phase.TERMINATING
+        return None if shown else Requeue(TERMINATING_SHOWN_AFTER)
 
     async def remove_orphans(self, key: Key, vm: VirtualMachine | None) -> None:
         """Work orders of a machine of that name that is no more: removed after a live look."""
@@ -149,10 +176,35 @@ class Ending:
         return [WorkOrder.parse(raw)]
 
 
-def _brings_disks(order: WorkOrder) -> bool:
-    """Whether it is of a machine that moves with disks that only one host has. Pure."""
+def _brings_disks(order: WorkOrder) -> str | None:
+    """Uid of the migration by which the machine moves with disks that only one host has; None when it does not. Pure."""
     instance = order.spec.instance
     if instance is None or order.deleting:
-        return False
-    outgoing, incoming = instance.outgoing, instance.incoming
-    return bool((outgoing is not None and outgoing.disks) or (incoming is not None and incoming.disks))
+        return None
+    ways = (instance.outgoing, instance.incoming)
+    return next((way.migration for way in ways if way is not None and way.disks), None)
+
+
+def _stands(migration: VirtualMachineMigration) -> tuple[object, ...]:
+    ready = migration.status.condition("Ready")
+    return migration.status.phase, ready.reason if ready is not None else None
+
+
+def moves_first(vm: VirtualMachine, migration: VirtualMachineMigration | None) -> Problem:
+    """Why a machine that is deleted while it moves with its disks is there still, and the way out. Pure."""
+    lost = f"kubectl annotate vm {vm.name} {FORCE_DETACH}=true"
+    if migration is None:
+        message = (
+            f"It was being moved with its disks, and nothing is known of the migration any more. To let it go: {lost}"
+        )
+        return Problem("MigrationGone", message, VirtualMachineCondition.READY)
+    status, ready = migration.status, migration.status.condition("Ready")
+    said = f" It says: {ready.message.rstrip('.')}." if ready is not None and ready.message else ""
+    return Problem(
+        "MigrationEndsFirst",
+        f"VirtualMachineMigration {migration.name} ends first, and tells whether host {status.source_host} or"
+        f" {status.target_host} has what was written last to the machine's disks.{said} If one of them is gone for good, and"
+        f" the disks may be lost: {lost}",
+        VirtualMachineCondition.READY,
+        stalled=False,
+    )

@@ -49,6 +49,7 @@ class MachineReconciler:
         """Own changes; work orders first of all; what unplaced machines wait for; hosts that vanish and return."""
         self._provisions.attach()
         self._placing.attach()
+        self._ending.attach(enqueue)
         Wakeups(self._services.caches).attach(enqueue)
         RuleWakeups(self._services.caches).attach(enqueue)
 

@@ -80,7 +80,7 @@ class Machines:
             instance_type=self._types.get(vm.spec.instance_type) if vm.spec.instance_type else None,
             images=self._images_of(vm),
             zone_exists=vm.spec.zone is None or self._zones.get(vm.spec.zone) is not None,
-            volumes={disk: self._use(volume, host) for disk, volume in self.volumes.of(vm).items()},
+            volumes={disk: self.use(volume, host) for disk, volume in self.volumes.of(vm).items()},
             links=self.interfaces.links(vm),
             baseline=zone.spec.cpu_baseline if zone is not None else None,
             restore=holding(self._restores, vm),
@@ -110,7 +110,8 @@ class Machines:
             and (now.status.host, now.status.epoch) == (vm.status.host, vm.status.epoch)
         )
 
-    def _use(self, volume: Volume, host: str | None) -> Use:
+    def use(self, volume: Volume, host: str | None) -> Use:
+        """A volume as a machine on that host has it."""
         pool = self.volumes.pool(volume)
         usable = pool is None or host is None or not pool.shared or self.volumes.usable(pool, host)
         return Use(volume, self.volumes.wanted(volume), pool, self.volumes.manner(volume), usable)

@@ -38,11 +38,12 @@ from kumulus_controllers.compute.wakeups import offers
 from kumulus_controllers.expiry import expire
 from kumulus_controllers.fleet_feed import besides, drop_beside, keep_beside, order_demand
 from kumulus_controllers.ordering import Ordering
-from kumulus_controllers.orders import host_of
+from kumulus_controllers.orders import FOR_UID, host_of
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.views import Refusal
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 from kumulus_controllers.storage.volume_plan import Lack
+from kumulus_controllers.storage.volumes import UID
 
 log = structlog.get_logger(__name__)
 
@@ -185,6 +186,7 @@ class MigrationReconciler:
             self._reports.get(status.target_host, host_namespace(status.target_host)) if status.target_host else None
         )
         host = self._hosts.get(left) if left is not None else None
+        volumes = self._uses(migration, seen.volumes if seen is not None else {})
         return Scope(
             migration=migration,
             vm=seen.vm if seen is not None else None,
@@ -194,8 +196,9 @@ class MigrationReconciler:
             target=by_host.get(status.target_host) if status.target_host is not None else None,
             endpoint=target.status.migration if target is not None else None,
             source_report=self._reports.get(left, host_namespace(left)) if left is not None else None,
-            volumes=seen.volumes if seen is not None else {},
-            pinned=self._pinned(migration, seen.volumes) if seen is not None else {},
+            volumes=volumes,
+            pinned=self._pinned(migration, volumes),
+            kept_on=self._kept_on(migration, volumes, left),
             unsettled=frozenset(disk.name for disk in status.disks if not self._seen_to(disk, status.target_host)),
             links=seen.links if seen is not None else {},
             restoring=seen.restore.name if seen is not None and seen.restore is not None else None,
@@ -205,6 +208,17 @@ class MigrationReconciler:
                 if other.uid != migration.uid
             ),
         )
+
+    def _uses(self, migration: VirtualMachineMigration, named: Mapping[str, Use]) -> Mapping[str, Use]:
+        """What the machine's spec names, and what goes along: a disk that is taken out of it meanwhile goes all the same."""
+        found = dict(named)
+        for disk in migration.status.disks:
+            if (volume := self._volume(disk)) is not None:
+                found[disk.name] = self._known.use(volume, migration.status.target_host)
+        return found
+
+    def _volume(self, disk: MovingDisk) -> Volume | None:
+        return next(iter(self._known.volumes.store.by(UID, disk.volume)), None) if disk.volume is not None else None
 
     def _pinned(self, migration: VirtualMachineMigration, volumes: Mapping[str, Use]) -> Mapping[str, Lack]:
         if not migration.spec.with_local_disks:
@@ -218,10 +232,27 @@ class MigrationReconciler:
                     found[name] = lack
         return found
 
+    def _kept_on(
+        self, migration: VirtualMachineMigration, volumes: Mapping[str, Use], here: str | None
+    ) -> dict[str, str]:
+        """The end of an order on a host that a volume has left takes away what is there under its uid, also what came anew."""
+        if not migration.spec.with_local_disks:
+            return {}
+        return {
+            host_of(order): name
+            for name, use in volumes.items()
+            if not use.shared
+            for order in self._known.orders.by(FOR_UID, f"{WorkType.DISK}/{use.volume.uid}")
+            if host_of(order) != here
+        }
+
     def _seen_to(self, disk: MovingDisk, host: str | None) -> bool:
-        """Whether that host has the volume, and says so. What is the machine's own comes and goes with its order."""
-        if disk.volume is None or host is None:
+        """Whether the volume is on record there, and that host says that it has it. What is the machine's own comes and goes
+        with its order; a volume that is no more does not come."""
+        if disk.volume is None or host is None or (volume := self._volume(disk)) is None:
             return True
+        if volume.status.host != host:
+            return False
         order = self._known.orders.get(volume_order_name(disk.volume), host_namespace(host))
         return order is not None and order.status.state is WorkState.READY
 

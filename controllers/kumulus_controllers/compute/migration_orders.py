@@ -23,6 +23,7 @@ def target_order(source: WorkOrderSpec, migration: VirtualMachineMigration, term
             "incoming": incoming,
             "outgoing": None,
             "power": PowerState.STOPPED,
+            "adopt": False,  # that was for the placement at which it was taken in
         }
     )
     return source.model_copy(update={"instance": instance, "term": max(term, source.term)})

@@ -137,11 +137,8 @@ def _finish(scope: Scope) -> Move:
     if scope.source is None:
         return Move(Step.FINISH, MigrationPhase.SUCCEEDED)
     status = scope.migration.status
-    left = sorted(
-        name
-        for name, use in scope.volumes.items()
-        if use.volume.status.host == status.source_host or name in scope.unsettled
-    )
+    behind = {name for name, use in scope.volumes.items() if use.volume.status.host == status.source_host}
+    left = sorted(behind | scope.unsettled)
     if left:
         # Its order there keeps that host from touching what the guest writes to, which is at rest as far as it can see.
         message = f"The volumes of {', '.join(left)} follow to host {status.target_host}."

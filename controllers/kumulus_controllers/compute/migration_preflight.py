@@ -140,6 +140,8 @@ def barred(
             found[host.name] = "takes no guests from other hosts (see transfer.migration_port of its agent)"
         elif scope.migration.spec.with_local_disks and not report.status.migration.disks:
             found[host.name] = "takes no disks along: upgrade its agent"
+        elif (disk := scope.kept_on.get(host.name)) is not None:
+            found[host.name] = f"has not given up yet what it had of the volume of disk {disk}"
         elif (why := _unlike(here, host)) is not None:
             found[host.name] = why
     return found

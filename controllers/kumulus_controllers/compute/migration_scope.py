@@ -33,11 +33,13 @@ class Scope:
     """Whether the host that it leaves is known to be off: it sends nothing any more, and answers nothing."""
     source_report: HostReport | None = None
     volumes: Mapping[str, Use] = field(default_factory=dict)
-    """By name of the disk."""
+    """By name of the disk: the machine's, and those on record as going along, whether or not it names them still."""
     pinned: Mapping[str, Lack] = field(default_factory=dict)
     """Why a volume cannot leave its host, by name of the disk; of those that only its host has."""
     unsettled: frozenset[str] = frozenset()
-    """Disks that go along whose volumes the target does not see to yet."""
+    """Disks that go along whose volumes are not on record at the target, or which it does not see to yet."""
+    kept_on: Mapping[str, str] = field(default_factory=dict)
+    """Other hosts that have an order still for a volume that is to go along, and the name of its disk."""
     links: Mapping[str, Link] = field(default_factory=dict)
     """By name of the interface."""
     restoring: str | None = None

@@ -240,6 +240,8 @@ def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
     if phase is Phase.STOPPED and scope.host is not None and scope.host.fenced and not scope.vm.deleting:
         off = scope.vm.spec.power_state is PowerState.STOPPED
         return Fact(ready, off, "HostFenced", takeover_plan.left_there(scope.host, scope.vm))
+    if phase is Phase.TERMINATING and problem is not None and problem.aspect == ready:
+        return Fact(ready, False, problem.reason, problem.message)
     wanted = REACHED[scope.vm.spec.power_state]
     reason, message = _said(scope.order)
     if phase is Phase.TERMINATING and scope.host is not None and scope.host.status.phase in SILENT:

@@ -12,6 +12,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
+from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.storage import Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.errors import AlreadyExists, Refused
@@ -36,7 +37,7 @@ from kumulus_controllers.storage.handover import Moves, moves
 from kumulus_controllers.storage.snapshot_orders import SnapshotOrders, Spec, forced
 from kumulus_controllers.storage.snapshot_plan import owner_of
 from kumulus_controllers.storage.volume_plan import Lack
-from kumulus_controllers.storage.volumes import KEEPS_VOLUME, UID, USES_VOLUME
+from kumulus_controllers.storage.volumes import KEEPS_VOLUME, UID, USES_VOLUME, come
 
 
 class VmSnapshotReconciler:
@@ -111,6 +112,12 @@ class VmSnapshotReconciler:
                     if before.name in {snapshot.status.host, *(disk.host for disk in snapshot.status.volumes)}:
                         wake(snapshot)
 
+        def migration_changed(before: VirtualMachineMigration | None, after: VirtualMachineMigration | None) -> None:
+            vm = lookup.machines.get(before.spec.vm, before.namespace) if before is not None else None
+            if vm is not None and come(before, after):
+                self._wake_of(vm, enqueue)
+
+        lookup.volumes.migrations.listen(migration_changed)
         self._store.listen(snapshot_changed)
         lookup.machines.listen(machine_changed)
         lookup.volumes.store.listen(volume_changed)

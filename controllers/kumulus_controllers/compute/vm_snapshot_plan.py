@@ -45,6 +45,8 @@ class Kept:
     volume: Volume
     order: WorkOrder | None
     pool: PoolRef | None
+    moved_by: str | None = None
+    """Name of the migration by which the machine brings it along to another host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ def _checked(scope: Scope, choice: Choice) -> Choice | Lack:
         kept = scope.volumes.get(disk.volume)
         if kept is None or kept.volume.uid != disk.volume_uid:
             return Lack("VolumeGone", f"Volume {disk.volume} is gone, and what was kept of it: delete the snapshot.")
-        found = takeable(kept.volume, kept.order, kept.pool, taken=taken)
+        found = takeable(kept.volume, kept.order, kept.pool, taken=taken, moved_by=kept.moved_by)
         if isinstance(found, Lack):
             return found
         targets.append(found)

@@ -68,4 +68,5 @@ class VmSnapshots:
         volume = self.volumes.store.get(name, namespace)
         if volume is None:
             return None
-        return Kept(volume, self.snapshots.volume_order(volume), self.volumes.pool(volume))
+        order, pool = self.snapshots.volume_order(volume), self.volumes.pool(volume)
+        return Kept(volume, order, pool, self.volumes.moved_by(volume))

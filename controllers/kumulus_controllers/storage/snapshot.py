@@ -13,6 +13,7 @@ from kumulus.api.base import FINALIZER
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
+from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.storage import Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube.store import Key
@@ -36,7 +37,7 @@ from kumulus_controllers.storage.snapshot_plan import (
 )
 from kumulus_controllers.storage.snapshots import PART_OF, Snapshots
 from kumulus_controllers.storage.volume_plan import Lack
-from kumulus_controllers.storage.volumes import OF_VOLUME, UID
+from kumulus_controllers.storage.volumes import OF_VOLUME, UID, come
 
 
 class SnapshotReconciler:
@@ -104,6 +105,13 @@ class SnapshotReconciler:
                     if snapshot.status.host == before.name:
                         wake(snapshot)
 
+        def migration_changed(before: VirtualMachineMigration | None, after: VirtualMachineMigration | None) -> None:
+            for uid in come(before, after):
+                for volume in snapshots.volumes.store.by(UID, uid):
+                    for snapshot in self._store.by(OF_VOLUME, f"{volume.namespace}/{volume.name}"):
+                        wake(snapshot)
+
+        snapshots.volumes.migrations.listen(migration_changed)
         self._store.listen(snapshot_changed)
         snapshots.volumes.store.listen(volume_changed)
         snapshots.orders.listen(order_changed)

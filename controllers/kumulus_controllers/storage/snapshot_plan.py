@@ -43,6 +43,8 @@ class Scope:
     """The order that keeps that volume on its host."""
     pool: PoolRef | None = None
     """The pool that the volume is in."""
+    moved_by: str | None = None
+    """Name of the migration by which its machine brings the volume along to another host."""
     order: WorkOrder | None = None
     """The order that keeps the snapshot: its own, or that of the machine's snapshot it is part of."""
     host_gone: bool = False
@@ -99,11 +101,15 @@ def target(scope: Scope) -> Target | Lack:
         return Lack("VolumeGone", f"Volume {name} is gone, and what was kept of it: delete the snapshot.")
     if volume is None:
         return Lack("VolumeNotFound", f"There is no Volume {name} in the namespace.")
-    return takeable(volume, scope.volume_order, scope.pool, taken=snapshot.status.taken_at is not None)
+    taken = snapshot.status.taken_at is not None
+    return takeable(volume, scope.volume_order, scope.pool, taken=taken, moved_by=scope.moved_by)
 
 
-def takeable(volume: Volume, order: WorkOrder | None, pool: PoolRef | None, *, taken: bool = False) -> Target | Lack:
-    """The volume as something to take a snapshot of now, or why it is not. `taken`: the snapshot is there, and kept."""
+def takeable(
+    volume: Volume, order: WorkOrder | None, pool: PoolRef | None, *, taken: bool = False, moved_by: str | None = None
+) -> Target | Lack:
+    """The volume as something to take a snapshot of now, or why it is not. `taken`: the snapshot is there, and kept;
+    `moved_by`: the migration by which two hosts have it, and one of them something older."""
     if volume.deleting and not taken:
         return Lack("VolumeDeleting", f"Volume {volume.name} is being deleted: no snapshot of it is taken any more.")
     ready = volume.status.condition("Ready")
@@ -112,6 +118,12 @@ def takeable(volume: Volume, order: WorkOrder | None, pool: PoolRef | None, *, t
         return Lack("VolumeFailed", f"Volume {volume.name} is not in order ({why}).")
     if volume.status.size is None or volume.status.pool is None:
         return Lack("VolumeNotReady", f"Volume {volume.name} is not made yet: there is nothing to keep.", stalled=False)
+    if moved_by is not None and not taken:
+        return Lack(
+            "VolumeMoves",
+            f"VirtualMachineMigration {moved_by} brings Volume {volume.name} to another host: it is kept when that has ended.",
+            stalled=False,
+        )
     fit = volume.status.phase in (VolumePhase.AVAILABLE, VolumePhase.IN_USE) or taken
     if order is None or order.deleting or pool is None or not fit:
         why = f" ({ready.message})" if ready and ready.message and ready.status != "True" else ""

@@ -42,8 +42,9 @@ class Snapshots:
         self.store.add_index(PART_OF, _part_of)
 
     def volume_order(self, volume: Volume) -> WorkOrder | None:
-        """The order that keeps a volume on its host."""
-        return next(iter(self.orders.by(FOR_UID, f"{WorkType.DISK}/{volume.uid}")), None)
+        """The order that keeps a volume on its host, rather than one on a host that it has left."""
+        orders = self.orders.by(FOR_UID, f"{WorkType.DISK}/{volume.uid}")
+        return min(orders, key=lambda order: host_of(order) != volume.status.host, default=None)
 
     def order(self, snapshot: VolumeSnapshot) -> WorkOrder | None:
         """The order that keeps a snapshot, be it its own or one for several volumes."""
@@ -91,6 +92,7 @@ class Snapshots:
             volume=volume,
             volume_order=self.volume_order(volume) if volume else None,
             pool=self.volumes.pool(volume) if volume else None,
+            moved_by=self.volumes.moved_by(volume) if volume else None,
             order=self.order(snapshot),
             host_gone=snapshot.status.host is not None and self.hosts.get(snapshot.status.host) is None,
             clones=self.clones(snapshot),

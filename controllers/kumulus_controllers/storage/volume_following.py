@@ -19,15 +19,15 @@ from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus_controllers.orders import host_of
 from kumulus_controllers.storage.volume_orders import VolumeOrders
 from kumulus_controllers.storage.volume_plan import Place, Scope
-from kumulus_controllers.storage.volumes import UID, Volumes
+from kumulus_controllers.storage.volumes import MOVES_VOLUME, UID, Volumes, brought
 
 log = structlog.get_logger(__name__)
 
-MOVES_VOLUME = "moves-volume"
+MOVES_MACHINE = "moves-machine"
 
 
-def _volumes_of(migration: VirtualMachineMigration) -> Iterable[str]:
-    return [disk.volume for disk in migration.status.disks if disk.volume is not None]
+def _machine_of(migration: VirtualMachineMigration) -> Iterable[str]:
+    return (migration.status.vm_uid,) if migration.status.vm_uid is not None else ()
 
 
 class VolumeFollowing:
@@ -37,28 +37,34 @@ class VolumeFollowing:
         self._client = services.client
         self._volumes = volumes
         self._orders = orders
-        self._migrations = services.caches.store(VirtualMachineMigration)
-        self._migrations.add_index(MOVES_VOLUME, _volumes_of)
+        self._migrations = volumes.migrations
+        self._migrations.add_index(MOVES_MACHINE, _machine_of)
 
     def attach(self, enqueue: Enqueue) -> None:
-        """Volumes whose machine has come, or was not brought."""
+        """Volumes whose machine has come, or was not brought; also those that its spec names no more."""
+
+        def wake(migration: VirtualMachineMigration) -> None:
+            for uid in brought(migration):
+                for volume in self._volumes.store.by(UID, uid):
+                    enqueue(Key(volume.namespace, volume.name), urgent=True)
 
         def migration_changed(before: VirtualMachineMigration | None, after: VirtualMachineMigration | None) -> None:
             if before is not None and after is not None and before.status.phase is after.status.phase:
                 return
-            for item in (before, after):
-                for uid in _volumes_of(item) if item is not None else ():
-                    for volume in self._volumes.store.by(UID, uid):
-                        enqueue(Key(volume.namespace, volume.name), urgent=True)
+            for item in filter(None, (before, after)):
+                wake(item)
+
+        def machine_changed(before: VirtualMachine | None, after: VirtualMachine | None) -> None:
+            if after is not None and (before is None or before.status.host != after.status.host):
+                for item in self._migrations.by(MOVES_MACHINE, after.uid):
+                    wake(item)
 
         self._migrations.listen(migration_changed)
-
-    def under_way(self, volume: Volume) -> bool:
-        """Whether its machine is about to bring it along to another host."""
-        return any(item.status.phase not in FINISHED for item in self._migrations.by(MOVES_VOLUME, volume.uid))
+        self._volumes.machines.listen(machine_changed)
 
     def place(self, scope: Scope) -> Place | None:
-        """Where it has come with its machine; None when it is on no such way, or not there yet."""
+        """Where it has come with its machine; None when it is on no such way, or not there yet. Which machine that is the
+        migration says: that one's spec may not name it any more."""
         volume = scope.volume
         pool = self._volumes.pool(volume)
         for item in self._migrations.by(MOVES_VOLUME, volume.uid):
@@ -67,7 +73,8 @@ class VolumeFollowing:
                 continue
             if volume.status.host not in (status.source_host, status.target_host):
                 continue
-            if any(_taken_over(vm, item) for vm in scope.users):
+            vm = self._volumes.machines.get(item.spec.vm, item.namespace)
+            if vm is not None and _taken_over(vm, item):
                 return Place(pool, status.target_host, came_by=item.uid)
         return None
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import WorkOrder, WorkState, WorkType
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
+from kumulus.api.migration import FINISHED, VirtualMachineMigration
 from kumulus.api.order_names import pool_order_name
 from kumulus.api.pool_order import PoolRef, UnownedFile
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
@@ -44,6 +45,7 @@ OF_VOLUME_UID = "of-volume-uid"
 KEEPS_VOLUME = "keeps-volume"
 TO_POOL = "to-pool"
 AWAITS_MOVE = "awaits-move"
+MOVES_VOLUME = "moves-volume"
 
 
 def volume_keys(vm: VirtualMachine) -> set[Key]:
@@ -76,6 +78,18 @@ def _to_pool(volume: Volume) -> Iterable[str]:
     return (wanted,) if wanted is not None and volume.status.pool not in (None, wanted) else ()
 
 
+def brought(migration: VirtualMachineMigration) -> Sequence[str]:
+    """Uids of the volumes that go along with a machine to another host."""
+    return [disk.volume for disk in migration.status.disks if disk.volume is not None]
+
+
+def come(before: VirtualMachineMigration | None, after: VirtualMachineMigration | None) -> Sequence[str]:
+    """Uids of the volumes that are on no way any more, from this change on."""
+    if before is None or before.status.phase in FINISHED or (after is not None and after.status.phase not in FINISHED):
+        return ()
+    return brought(before)
+
+
 def turn(volume: Volume) -> str:
     """Among which volumes it waits for its turn to be moved: those of its pool and host."""
     return f"{volume.status.pool}/{volume.status.host}"
@@ -95,6 +109,7 @@ class Volumes:
         self.classes = caches.store(VolumeClass)
         self.pools = caches.store(StoragePool)
         self.machines = caches.store(VirtualMachine)
+        self.migrations = caches.store(VirtualMachineMigration)
         self.images = Images(caches)
         self.hosts = caches.store(Host)
         self.snapshots = caches.store(VolumeSnapshot)
@@ -115,6 +130,7 @@ class Volumes:
         self.snapshots.add_index(OF_VOLUME_UID, _of_volume_uid)
         self.machine_snapshots.add_index(KEEPS_VOLUME, lambda item: [disk.volume_uid for disk in item.status.volumes])
         self.machines.add_index(USES_VOLUME, _uses)
+        self.migrations.add_index(MOVES_VOLUME, brought)
 
     def of(self, vm: VirtualMachine) -> Mapping[str, Volume]:
         """The volumes of a machine that exist, by the name of the disk."""
@@ -197,6 +213,13 @@ class Volumes:
             if host_of(order) == asked.host and order.status.pool is not None:
                 return next((file for file in order.status.pool.unowned if file.id == asked.id), None)
         return None
+
+    def moved_by(self, volume: Volume) -> str | None:
+        """Name of the migration by which its machine brings it along to another host just now."""
+        found = (
+            item.name for item in self.migrations.by(MOVES_VOLUME, volume.uid) if item.status.phase not in FINISHED
+        )
+        return next(found, None)
 
     def going(self, snapshot: VolumeSnapshot) -> bool:
         """Whether a snapshot is being removed. One that is part of a machine's goes when that goes, and not before."""

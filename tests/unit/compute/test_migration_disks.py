@@ -12,11 +12,12 @@ from kumulus.api.host import HostReport
 from kumulus.api.image import ImageFormat
 from kumulus.api.image_order import ImageRef
 from kumulus.api.instance_order import CopiedDisk, InstanceDisk
-from kumulus.api.migration import MovingDisk, VirtualMachineMigration, VirtualMachineMigrationSpec
+from kumulus.api.migration import MigrationPhase, MovingDisk, VirtualMachineMigration, VirtualMachineMigrationSpec
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver, PoolParameters
 from kumulus.api.storage import Volume, VolumeSpec, VolumeStatus
 from kumulus_controllers.compute import migration_disks, migration_orders
+from kumulus_controllers.compute.migration_plan import Step, plan
 from kumulus_controllers.compute.migration_preflight import blocked
 from kumulus_controllers.compute.migration_scope import Scope
 from kumulus_controllers.compute.scope import Use
@@ -114,6 +115,17 @@ def test_both_hosts_are_told_of_the_same_disks() -> None:
     assert coming.incoming.disks == (CopiedDisk(name="root", size=GIB), CopiedDisk(name="tmp", size=GIB))
 
 
+def test_the_target_is_to_take_in_no_domain() -> None:
+    """Should it start anew before its order is settled, there is none there to be found, and the machine is to be started."""
+    source = order(HERE, 4, adopt=True)
+    going = scope().migration
+    status = going.status.model_copy(update={"source_host": HERE, "target_host": THERE, "epoch": 5})
+    there = migration_orders.target_order(source.spec, going.model_copy(update={"status": status}), 1)
+    assert there.instance is not None and not there.instance.adopt
+    settled = migration_orders.settled(there, 1)
+    assert settled.instance is not None and not settled.instance.adopt
+
+
 def test_a_size_is_in_whole_sectors() -> None:
     assert [migration_disks.sectors(size) for size in (1, 512, 513)] == [512, 512, 1024]
 
@@ -123,3 +135,16 @@ def test_room_for_each_is_asked_for_in_its_own_pool() -> None:
     assert [(demand.pool, demand.size) for demand in demands] == [("p", GIB), ("p", GIB)]
     assert len({demand.uid for demand in demands}) == 2
     assert replace(demands[0], uid="") == VolumeDemand("", GIB, pool="p")
+
+
+def test_the_source_keeps_what_the_target_has_not_also_when_the_spec_names_it_no_more() -> None:
+    """A disk that is taken out of the machine's spec on the way goes along all the same."""
+    status = {"source_host": HERE, "target_host": THERE, "epoch": 5, "vm_uid": UID, "phase": MigrationPhase.FINISHING}
+    at = scope(vm=machine(host=THERE, epoch=5), volumes={}, unsettled=frozenset({"root"}), target=order(THERE, 5))
+    at = replace(
+        at, migration=at.migration.model_copy(update={"status": at.migration.status.model_copy(update=status)})
+    )
+    move = plan(at)
+    assert move.step is Step.WAIT and move.lack is not None and move.lack.reason == "VolumesFollow"
+    assert "root" in move.lack.message
+    assert plan(replace(at, unsettled=frozenset())).step is Step.END_SOURCE

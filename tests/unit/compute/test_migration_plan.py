@@ -377,10 +377,12 @@ def test_hosts_that_do_not_come_into_question_are_named_with_the_reason() -> Non
         host("other", model="Zen"),
         host("deaf"),
         host("tcg", acceleration="tcg"),
+        host("left"),
     ]
-    reports = {name: report() for name in (HERE, THERE, "old", "other", "tcg")} | {"deaf": report(takes=False)}
-    found = barred(scope(), hosts, reports, here=hosts[0])
-    assert found.keys() == {HERE, "old", "other", "deaf", "tcg"}
+    reports = {name: report() for name in (HERE, THERE, "old", "other", "tcg", "left")} | {"deaf": report(takes=False)}
+    found = barred(scope(kept_on={"left": "root"}), hosts, reports, here=hosts[0])
+    assert found.keys() == {HERE, "old", "other", "deaf", "tcg", "left"}
+    assert "disk root" in found["left"]
     assert "already" in found[HERE] and "older QEMU" in found["old"] and "another processor" in found["other"]
     assert "migration_port" in found["deaf"] and "another way" in found["tcg"]
 

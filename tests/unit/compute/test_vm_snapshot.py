@@ -213,3 +213,11 @@ def test_what_holds_a_snapshot_that_is_deleted() -> None:
 def test_names_of_parts_are_names(one: tuple[str, str], other: tuple[str, str]) -> None:
     names = {part_name(*one), part_name(*other)}
     assert len(names) == 2 and all(len(name) <= 63 and "--" not in name for name in names)
+
+
+def test_none_is_taken_while_two_hosts_have_a_volume() -> None:
+    """Its order would go to the host that the guest has left, or is about to leave."""
+    volumes = {"web-root": replace(kept("web-root", ROOT), moved_by="go"), "data": kept("data", DATA)}
+    found = choose(there(volumes=volumes))
+    assert isinstance(found, Lack) and (found.reason, found.stalled) == ("VolumeMoves", False)
+    assert "go brings Volume web-root" in found.message

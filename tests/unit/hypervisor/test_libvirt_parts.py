@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from xml.etree import ElementTree
 
 import libvirt
 import pytest
 
 from kumulus.api.compute import PowerState
 from kumulus_agents.hypervisor.libvirt import acceleration, errors, inventory, marks, verbs
+from kumulus_agents.hypervisor.libvirt.connection import Connection
 from kumulus_agents.hypervisor.libvirt.marks import Hold, Record
+from kumulus_agents.hypervisor.libvirt.migrating import Migrating
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.libvirt.state import Exits, exit_of, state_of
-from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, Marks
+from kumulus_agents.hypervisor.protocol import (
+    DomainDisk,
+    DomainSpec,
+    DomainState,
+    ExitReason,
+    HypervisorError,
+    Marks,
+)
+from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import FileSource
 
 UID = "6f1c2d7e-0b51-4f0c-9a57-3c1d5e8f9a01"
@@ -194,3 +208,40 @@ def test_direct_leaves_what_cannot_be_opened_to_qemu(tmp_path: Path) -> None:
 def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="extra"):
         LibvirtSettings.model_validate({"urii": "x"})
+
+
+class _Keys:
+    """libvirt's secrets, by UUID; it takes one, and no more. Also the connection by which they are given to it."""
+
+    def __init__(self) -> None:
+        self.lent = set[str]()
+
+    async def call(self, work: Callable[[Any], Any], *, seconds: float, key: str | None = None) -> Any:
+        return work(self)
+
+    def secretDefineXML(self, xml: str, flags: int) -> Any:  # noqa: N802
+        if self.lent:
+            raise HypervisorError("libvirt is gone.", reason=errors.UNAVAILABLE)
+        uuid = ElementTree.fromstring(xml).findtext("uuid")
+        assert uuid is not None
+        self.lent.add(uuid)
+        return SimpleNamespace(setValue=lambda value, flags: None)
+
+    def secretLookupByUUIDString(self, uuid: str) -> Any:  # noqa: N802
+        if uuid not in self.lent:
+            raise libvirt.libvirtError("no secret")
+        return SimpleNamespace(undefine=lambda: self.lent.discard(uuid))
+
+
+async def test_keys_that_libvirt_took_are_taken_back_when_it_did_not_take_all() -> None:
+    """The one that it took would be libvirt's until that is started anew."""
+    keys = _Keys()
+    disks = [
+        DomainDisk(name, FileSource(f"/p/{name}"), "qcow2", volume=name, passphrase=Passphrase("secret"))
+        for name in ("one", "two")
+    ]
+    spec = SimpleNamespace(disks=disks, drives=[], marks=SimpleNamespace(uid="1"))
+    with pytest.raises(HypervisorError):
+        async with Migrating(cast(Connection, keys), LibvirtSettings())._lending(cast(DomainSpec, spec)):
+            raise AssertionError("no guest comes without them")
+    assert keys.lent == set()

@@ -8,16 +8,22 @@ import subprocess
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from kumulus.api.compute import PowerState, RestartPolicy
+from kumulus.api.instance_order import CopiedDisk, Incoming, InstanceDisk, InstanceOrder
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.volume_order import VolumeOrigin
+from kumulus_agents.agent.copied_disks import CopiedDisks
+from kumulus_agents.agent.pools import Pools
 from kumulus_agents.storage import chain
 from kumulus_agents.storage.apart import apart
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.moving import Content, Imagined, Outside, Traits
 from kumulus_agents.storage.protocol import StorageDriver, StorageError
+from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import StorageSettings
 from tests.contract.moves import movable, moved
 from tests.contract.snapshots import linked_to, taken
@@ -268,3 +274,35 @@ async def test_what_only_its_own_driver_can_read_is_read_where_that_lives(
         await movable(target).begin_arrival(other_uid := uid(), traits)
         await movable(target).fill_arrival(other_uid, traits, Imagined(), told.append)
     assert (error.value.reason, error.value.retryable) == ("MoveUnsupported", False)
+
+
+def coming(pool: PoolRef, volume: str, size: int) -> tuple[InstanceOrder, Incoming]:
+    """The order of a machine that brings that volume along."""
+    incoming = Incoming(migration=uid(), host="a", disks=(CopiedDisk(name="root", size=size),))
+    order = InstanceOrder(
+        uid=uid(),
+        epoch=1,
+        power=PowerState.STOPPED,
+        restart_policy=RestartPolicy.ALWAYS,
+        cpus=1,
+        memory=64 * MIB,
+        disks=(InstanceDisk(name="root", pool=pool, volume=volume, boot_order=1),),
+        incoming=incoming,
+    )
+    return order, incoming
+
+
+@pytest.mark.parametrize("left", [MIB, 0])
+async def test_a_guest_brings_its_disk_into_no_file_of_another_size(two, tmp_path, left: int) -> None:
+    """What an attempt that nobody cleared away has left, from before the volume was grown or the disk was in it."""
+    disks, volume = CopiedDisks(Pools(lambda pool, secrets: two, cast(Secrets, None))), uid()
+    before = await two.begin_arrival(volume, Traits(MIB))
+    if not left:
+        os.truncate(before.source.path, 0)
+    order, incoming = coming(pool_ref(tmp_path / "two"), volume, 4 * MIB)
+    await disks.make(order, incoming)
+    arrival = await two.arrival(volume)
+    assert arrival is not None and arrival.size == 4 * MIB
+    write(arrival.source.path, "write -P 7 3M 64k")
+    await disks.make(order, incoming)
+    assert reads(arrival.source.path, "-P 7 3M 64k"), "what has come of it was thrown away"

@@ -115,6 +115,7 @@ def test_an_order_that_was_lost_says_that_the_snapshot_was_taken() -> None:
         (there(volume=volume("Creating")), "VolumeNotReady", False),
         (there(volume=volume("Resizing")), "VolumeNotReady", False),
         (there(volume=volume("Failed")), "VolumeFailed", True),
+        (there(moved_by="go"), "VolumeMoves", False),
         (there(volume_order=None), "VolumeNotReady", False),
         (there(pool=None), "VolumeNotReady", False),
         (there(snapshot(status={"volumeUid": OTHER})), "VolumeGone", True),

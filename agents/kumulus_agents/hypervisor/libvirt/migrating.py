@@ -145,15 +145,16 @@ class Migrating:
         if not secrets.have_keys(disks):
             yield
             return
-        seconds = self._settings.verb_timeout
-        await self._connection.call(functools.partial(secrets.lend, disks), seconds=seconds)
+        seconds, key = self._settings.verb_timeout, f"keys of {spec.marks.uid}"  # one that was given up ends first
 
         async def take_back(after: float) -> None:
             await asyncio.sleep(after)
-            await self._connection.call(functools.partial(secrets.take_back, disks), seconds=seconds)
+            await self._connection.call(functools.partial(secrets.take_back, disks), seconds=seconds, key=key)
 
         soon = asyncio.create_task(take_back(LENT_FOR))
         try:
+            # Some may be libvirt's when it fails halfway, or is given up.
+            await self._connection.call(functools.partial(secrets.lend, disks), seconds=seconds, key=key)
             yield
         finally:
             soon.cancel()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from contextlib import suppress
 from dataclasses import replace
 
 from kumulus_agents.storage import chain
@@ -51,7 +52,7 @@ def find(pool: PoolDirectory, uid: str) -> Arrival | None:
             if volumes.exists(active):
                 return Arrival(FileSource(pool.volume_path(active)), "qcow2", whole=True, move=record.moved)
         elif volumes.exists(file_of(uid, uid)):
-            return _arrival(pool, uid)
+            return _arrival(pool, volumes, uid)
     return None
 
 
@@ -77,7 +78,7 @@ def begin(
             raise
         finally:
             os.close(fd)
-    return _arrival(pool, uid)
+        return _arrival(pool, volumes, uid)
 
 
 async def fill(
@@ -168,5 +169,8 @@ def _clear(volumes: Directory, uid: str) -> None:
     volumes.remove(making(uid))
 
 
-def _arrival(pool: PoolDirectory, uid: str) -> Arrival:
-    return Arrival(FileSource(pool.volume_path(file_of(uid, uid))), "qcow2", whole=False)
+def _arrival(pool: PoolDirectory, volumes: Directory, uid: str) -> Arrival:
+    name, size = file_of(uid, uid), None
+    with volumes.reading(name) as fd, suppress(StorageError):  # a damaged one is for whoever uses it to find out
+        size = chain.virtual_size(fd) if os.fstat(fd).st_size else 0
+    return Arrival(FileSource(pool.volume_path(name)), "qcow2", whole=False, size=size)
