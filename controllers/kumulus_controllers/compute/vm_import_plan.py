@@ -78,6 +78,14 @@ def is_of(item: VirtualMachineImport, made: VirtualMachine | Volume) -> bool:
     return made.metadata.annotations.get(IMPORTED_BY) == item.uid
 
 
+def made_by(item: VirtualMachineImport, volume: Volume) -> bool:
+    """Whether the import has made the volume, of a file of its domain and in the namespace of its template; an annotation alone
+    is not believed."""
+    existing = volume.spec.source.existing if volume.spec.source is not None else None
+    of_domain = existing is not None and existing.foreign and existing.domain == item.spec.unmanaged_instance.name
+    return is_of(item, volume) and volume.namespace == item.spec.template.namespace and of_domain
+
+
 def plan(scope: Scope) -> tuple[PlanItem, ...]:
     """What becomes of each thing of the domain, what is in the way first."""
     found = [*_around(scope)]
