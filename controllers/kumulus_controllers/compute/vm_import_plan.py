@@ -24,6 +24,7 @@ from kumulus.api.quantity import from_bytes, to_bytes
 from kumulus.api.segments import NetworkDriverName
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.api.unmanaged import UnmanagedDisk, UnmanagedInstance, UnmanagedNic
+from kumulus_controllers.fleet_feed import closed
 
 DISKS_MOST = 16
 POWER: Mapping[str, PowerState] = {
@@ -123,8 +124,9 @@ def _around(scope: Scope) -> Iterator[PlanItem]:
         )
     if scope.host is None:
         yield _never("host", "HostNotFound", f"There is no Host {ref.host}.")
-    elif scope.host.spec.unschedulable:
-        yield _never("host", "HostUnschedulable", f"Host {ref.host} takes no machines: kubectl uncordon it.")
+    elif (why := closed(scope.host)) is not None:
+        todo = f"kubectl uncordon {ref.host}" if why == "cordoned" else f"see kumulusctl host show {ref.host}"
+        yield _never("host", "HostUnschedulable", f"Host {ref.host} takes no machines, for it is {why}: {todo}.")
     if scope.domain is None:
         yield _never("domain", "DomainNotFound", f"There is no UnmanagedInstance {ref.name} on host {ref.host}.")
     elif (scope.domain.status.state or "") not in POWER:
