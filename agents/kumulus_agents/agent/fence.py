@@ -19,6 +19,7 @@ from kumulus_agents.agent.instance_scope import (
     Attach,
     ChangeDisc,
     Detach,
+    Disown,
     DropMemory,
     EndSending,
     Filter,
@@ -64,6 +65,7 @@ HARMLESS = (
     Replug,
     EndSending,
     Remove,
+    Disown,
 )
 """Steps by which no guest comes to run."""
 LOOK_EVERY = 1.0
@@ -87,6 +89,12 @@ def stays(orders: list[WorkOrder]) -> bool:
         not order.deleting and order.spec.instance is not None and not order.spec.instance.superseded
         for order in orders
     )
+
+
+def let_go(orders: list[WorkOrder]) -> bool:
+    """Whether its end leaves the domain as it is, because nobody else has the machine. Pure."""
+    found = [order.spec.instance for order in orders if order.spec.instance is not None]
+    return any(instance.unmanage and not instance.superseded for instance in found)
 
 
 class Fences:
@@ -144,7 +152,8 @@ class Fences:
         """Take the power from machines of ours that do not belong here. Their orders, if there are any, remove the rest."""
         for domain in await self._hypervisor.domains():
             uid = domain.marks.uid
-            if domain.state is not DomainState.STOPPED and not stays(self._orders.of_instance(uid)):
+            orders = self._orders.of_instance(uid)
+            if domain.state is not DomainState.STOPPED and not stays(orders) and not let_go(orders):
                 log.warning("a machine that was taken from this host is ended", uid=uid, name=domain.marks.name)
                 await self._hypervisor.force_off(uid)
 

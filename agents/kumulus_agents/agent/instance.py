@@ -14,7 +14,7 @@ from kumulus.api.instance_order import GuestFacts, InstanceOrder
 from kumulus.kube.errors import KubeError
 from kumulus.runtime.clock import Clock
 from kumulus.runtime.result import Done, Requeue, Result, Wait
-from kumulus_agents.agent import hold, instance_memory, instance_plan, instance_status
+from kumulus_agents.agent import hold, instance_memory, instance_others, instance_plan, instance_status
 from kumulus_agents.agent.fence import at_once, starts
 from kumulus_agents.agent.instance_scope import (
     Adopt,
@@ -161,7 +161,8 @@ class Instances:
                     return Requeue(quiet)
                 said = instance_status.derive(scope, plan, order.metadata.generation)
                 await self._orders.report(order, said)
-                self._memory[order.name] = instance_status.told(scope, said)
+                memory = instance_status.told(scope, said)
+                self._memory[order.name] = instance_others.told(scope, said, memory)
                 again = [wait for wait in (plan.after, instance_status.amount_kept(scope)) if wait]
                 return Requeue(min(again)) if again else Done()
             taken = plan.steps

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from kumulus.api.compute import PowerState
 from kumulus.api.host import WorkState
+from kumulus_agents.agent import instance_others
 from kumulus_agents.agent.instance_scope import Memory, Scope, Situation, exit_of, marks_of, situation
 from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
 
@@ -22,7 +23,7 @@ def remember(scope: Scope, started: float | None, next_start: float | None) -> M
     `started` (when the last run began) and `next_start` (when policy was going to start it) are what
     was reported before, in seconds since the epoch.
     """
-    memory, seen = scope.memory, situation(scope)
+    memory, seen = instance_others.noticed(scope, scope.memory), situation(scope)
     on = scope.domain is not None and scope.domain.state is not DomainState.STOPPED
     stop_wanted = on and (seen is Situation.STOPPING or scope.order.power is PowerState.STOPPED or scope.deleting)
     if not stop_wanted:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from kumulus.api.host import WorkState
-from kumulus_agents.agent.instance_scope import Plan, Redefine, Refill, Replug, Scope, Step
+from dataclasses import replace
+
+from kumulus.api.host import WorkOrderStatus, WorkState
+from kumulus_agents.agent.instance_scope import Memory, Plan, Redefine, Refill, Replug, Scope, Step
 
 REFILL_EVERY = 10.0
 """Seconds between two requests to a guest to take memory again that somebody had it give back."""
+SQUEEZED_MOST = 300.0
+"""A guest that keeps giving memory back is told of less and less often, and at least when it has lacked it for so long, in seconds."""
+SQUEEZES_FORGOTTEN = 900.0
+"""Seconds without being told of it after which the times before do not count."""
+MEMORY_TAKEN = "MemoryTaken"
 
 
 def to_adopt(scope: Scope) -> bool:
@@ -64,11 +71,39 @@ def said(scope: Scope, state: WorkState) -> Plan:
             " is put back when it is started anew; change the machine's spec",
         )
     if domain is not None and domain.squeezed:
+        if scope.status.reason != MEMORY_TAKEN and (quiet := _unsaid(scope)) > 0:
+            return Plan(state=state, after=min(quiet, REFILL_EVERY))
         return Plan(
             state=state,
-            reason="MemoryTaken",
-            message=f"somebody on the host had its guest give memory back; it is asked to take it again every"
+            reason=MEMORY_TAKEN,
+            message=f"its guest, or somebody on the host, gave memory of it back; it is asked to take it again every"
             f" {REFILL_EVERY:.0f} s",
             after=REFILL_EVERY,
         )
     return Plan(state=state)
+
+
+def _unsaid(scope: Scope) -> float:
+    """For how many seconds more nothing is said of memory that was given back.
+
+    A guest can give back and take by itself, as often as it likes. So it has to hold for a while, and for ever longer when it
+    was told of before.
+    """
+    memory = scope.memory
+    since = scope.now if memory.squeezed_since is None else memory.squeezed_since
+    return max(since + min(REFILL_EVERY * 2.0**memory.squeezes, SQUEEZED_MOST) - scope.now, 0.0)
+
+
+def noticed(scope: Scope, memory: Memory) -> Memory:
+    """What is remembered of a guest that lacks memory, or does not."""
+    if scope.domain is None or not scope.domain.squeezed:
+        return memory if memory.squeezed_since is None else replace(memory, squeezed_since=None)
+    return memory if memory.squeezed_since is not None else replace(memory, squeezed_since=scope.now)
+
+
+def told(scope: Scope, said: WorkOrderStatus, memory: Memory) -> Memory:
+    """What is remembered once that was reported."""
+    if said.reason != MEMORY_TAKEN or scope.status.reason == MEMORY_TAKEN:
+        return memory
+    calm = memory.squeeze_told_at is None or scope.now - memory.squeeze_told_at > SQUEEZES_FORGOTTEN
+    return replace(memory, squeezes=1 if calm else memory.squeezes + 1, squeeze_told_at=scope.now)

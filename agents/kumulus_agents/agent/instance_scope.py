@@ -75,6 +75,11 @@ class Memory:
     amount_told_at: float | None = None
     refilled_at: float | None = None
     """When the guest was last asked to take memory that somebody had it give back."""
+    squeezed_since: float | None = None
+    """Since when it has lacked memory without a break, as seen by this process."""
+    squeezes: int = 0
+    """How often that was told of late."""
+    squeeze_told_at: float | None = None
     trays: Mapping[str, Tray] = field(default_factory=dict)
     """By name of the drive."""
 

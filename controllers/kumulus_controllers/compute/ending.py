@@ -12,11 +12,12 @@ from kumulus.api.machine_import import UNMANAGE
 from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.order_names import instance_order_name
 from kumulus.api.storage import Volume
-from kumulus.kube.errors import Refused
+from kumulus.kube.errors import NotFound, Refused
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result
 from kumulus_controllers import order_secret
+from kumulus_controllers.compute import takeover_plan
 from kumulus_controllers.compute.machines import Machines
 from kumulus_controllers.compute.phase import placed
 from kumulus_controllers.compute.problem import Problem
@@ -77,6 +78,11 @@ class Ending:
                 await self._delete_order(await self._unmanaged(vm, order))
             elif forced:
                 await drop_finalizer(client, self._known.orders, order)
+            elif order.spec.instance is not None and takeover_plan.let_go(vm, order.spec.instance.epoch):
+                try:
+                    await self._unmanaged(vm, order)  # it was ended before, to be started elsewhere
+                except NotFound:
+                    self._known.orders.remove(Key(order.namespace, order.name), order.uid)
         if not self._known.orders_of(vm):
             await self._give_up_volumes(vm)
             await self._delete_own_volumes(vm)

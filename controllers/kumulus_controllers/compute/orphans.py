@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import HOST_NAMESPACE_PREFIX, IGNORE_ORPHANS, Host
 from kumulus.api.machine_import import origin_of
 from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.runtime.reconciler import Caches
@@ -29,18 +30,23 @@ class Orphans:
 
     def __init__(self, caches: Caches) -> None:
         self._store = caches.store(UnmanagedInstance)
+        self._hosts = caches.store(Host)
         self._store.add_index(BY_MACHINE, _of_machine)
 
     def of(self, vm: VirtualMachine) -> Problem | None:
-        """Why a machine that was never placed is not started: one of its name runs on a host, or is defined there."""
+        """Why a machine that was never placed is not started: one of its name runs on a host, or is defined there. It names no
+        host: tenants read it. A host that lies (`IGNORE_ORPHANS`) hinders nobody."""
         if vm.status.epoch or origin_of(vm) is not None:
             return None
         for found in self._store.by(BY_MACHINE, f"{vm.namespace}/{vm.name}"):
-            host = (found.namespace or "").removeprefix("kumulus-host-")
+            host = self._hosts.get((found.namespace or "").removeprefix(HOST_NAMESPACE_PREFIX))
+            if host is not None and host.metadata.annotations.get(IGNORE_ORPHANS) == "true":
+                continue
             return Problem(
                 "FoundOnHost",
-                f"Host {host} has the domain {found.name} of a machine of this name, whose objects were lost: it is not started a"
-                f" second time. Delete this one and take that over (kumulusctl -n {vm.namespace} vm import {host} {found.name}),"
-                " or have the operator remove the domain there.",
+                f"There is the domain {found.name} of a machine of this name, whose objects were lost: it is not started a second"
+                " time. The operator takes that over once this one is deleted (kumulusctl vm import), removes it, or, if its host"
+                f" says what is not so, gives that Host the annotation {IGNORE_ORPHANS}=true (kubectl get unmanaged -A shows"
+                " the host).",
             )
         return None

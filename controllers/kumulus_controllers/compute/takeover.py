@@ -68,6 +68,8 @@ class TakeOver:
             if moved(order) and any(use.status.host == host.name for use in self._known.volumes.of(vm).values()):
                 continue  # its migration ends it when its volumes have followed
             given_up = instance.incoming is not None and order.deleting
+            if not given_up and takeover_plan.let_go(vm, instance.epoch):
+                continue  # it has no other place: when its host is back, its domain is left as it is
             if instance.epoch >= (vm.status.epoch or 0) and not vm.deleting and not given_up:
                 continue
             if not await self._in_force(host.name):

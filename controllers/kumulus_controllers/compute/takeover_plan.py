@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from kumulus.api.compute import PowerState, RestartPolicy, VirtualMachine, VirtualMachineCondition
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder, WorkState
+from kumulus.api.machine_import import UNMANAGE
 from kumulus.runtime.clock import parse_time
 from kumulus.runtime.conditions import Fact
 from kumulus_controllers.compute.problem import Problem
@@ -78,6 +79,12 @@ def _local(scope: Scope) -> list[str]:
         if disk.ephemeral is not None
         or ((use := scope.volumes.get(disk.name)) is not None and use.pool is not None and not use.shared)
     )
+
+
+def let_go(vm: VirtualMachine, epoch: int) -> bool:
+    """Whether the end of the machine leaves the domain of that placement as it is: it is the last one."""
+    unmanaged = vm.deleting and vm.metadata.annotations.get(UNMANAGE) == "true"
+    return unmanaged and epoch >= (vm.status.epoch or 0)
 
 
 def recent(vm: VirtualMachine, now: datetime) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ from kumulus_controllers.compute.vm_import_plan import (
     blockers,
     disks_of,
     is_of,
+    made_by,
     new_machine,
     new_volume,
     plan,
@@ -148,19 +149,26 @@ class ImportReconciler:
 
     async def _carry_out(self, scope: Scope) -> Result:
         """Make what is not made yet, and see how far the host is."""
-        if scope.item.status.vm_uid is not None and (scope.mine is None or scope.mine.deleting):
-            lack = Lack("MachineGone", "The machine that the import made was deleted.")
-            return await self._report(scope, ImportPhase.FAILED, lack)
+        if scope.mine is not None and scope.mine.deleting and not adopted(scope):
+            lack = Lack("MachineGone", "The machine that the import made is being deleted.", stalled=False)
+            return await self._report(scope, ImportPhase.IMPORTING, lack)
         if scope.mine is None:
+            if scope.item.status.vm_uid is not None:
+                return await self._fail(scope, Lack("MachineGone", "The machine that the import made was deleted."))
             if scope.domain is None:
-                lack = Lack("DomainNotFound", "The domain is not there any more.")
-                return await self._report(scope, ImportPhase.FAILED, lack)
+                return await self._fail(scope, Lack("DomainNotFound", "The domain is not there any more."))
             if (why := await self._make(scope)) is not None:
                 return await self._report(scope, ImportPhase.IMPORTING, why)
             scope = self._observe(scope.item)
         if adopted(scope):
             return await self._report(scope, ImportPhase.SUCCEEDED, None)
         return await self._report(scope, ImportPhase.IMPORTING, _waiting(scope))
+
+    async def _fail(self, scope: Scope, why: Lack) -> Result:
+        """End without a machine. The volumes go first: the domain that has their files may run."""
+        if (lack := await self._take_back_volumes(scope.item)) is not None:
+            return await self._report(scope, ImportPhase.IMPORTING, lack)
+        return await self._report(scope, ImportPhase.FAILED, why)
 
     async def _make(self, scope: Scope) -> Lack | None:
         """Make the volumes and the machine that are not there yet."""
@@ -199,19 +207,36 @@ class ImportReconciler:
         if FINALIZER not in item.metadata.finalizers:
             return Done()
         client = self._services.client
-        if item.status.phase is ImportPhase.IMPORTING and not adopted(scope):
-            namespace = item.spec.template.namespace
+        if item.status.phase in (ImportPhase.IMPORTING, ImportPhase.FAILED) and not adopted(scope):
             if vm is not None:
                 if not vm.deleting:
                     await self._take_back(vm)
                 return await self._report(scope, ImportPhase.IMPORTING, Lack("TakingBack", "It is taken back.", False))
-            for volume in [volume for volume in self._volumes if is_of(item, volume)]:
-                if not volume.deleting:
-                    body = {"metadata": {"annotations": {UNMANAGE: "true"}}}
-                    await client.patch(Volume.KIND, volume.name, body, namespace)
-                    await client.delete(Volume.KIND, volume.name, namespace, uid=volume.uid)
+            if (lack := await self._take_back_volumes(item)) is not None:
+                return await self._report(scope, ImportPhase.IMPORTING, lack)
         await drop_finalizer(client, self._store, item)
         return Gone()
+
+    async def _take_back_volumes(self, item: VirtualMachineImport) -> Lack | None:
+        """Delete the volumes that the import made and leave their files as they are; why one stays. Idempotent. Raises `Conflict`
+        when one is not what was read of it."""
+        client = self._services.client
+        for volume in [volume for volume in self._volumes if made_by(item, volume) and not volume.deleting]:
+            key = Key(volume.namespace, volume.name)
+            body = {
+                "metadata": {"resourceVersion": volume.metadata.resource_version, "annotations": {UNMANAGE: "true"}}
+            }
+            try:
+                self._volumes.apply(await client.patch(Volume.KIND, volume.name, body, volume.namespace))
+                raw = await client.delete(Volume.KIND, volume.name, volume.namespace, uid=volume.uid)
+            except NotFound:
+                self._volumes.remove(key, volume.uid)
+                continue
+            except Refused as refused:  # protected from deletion
+                return Lack("VolumeProtected", f"Volume {volume.name} cannot be taken back: {refused.message}")
+            if raw is not None and "spec" in raw:
+                self._volumes.apply(raw)
+        return None
 
     async def _take_back(self, vm: VirtualMachine) -> None:
         """End a machine without its domain. By the mark, which is there first, its host leaves the domain as it is, however

@@ -24,6 +24,7 @@ from kumulus.api.quantity import from_bytes, to_bytes
 from kumulus.api.segments import NetworkDriverName
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.api.unmanaged import UnmanagedDisk, UnmanagedInstance, UnmanagedNic
+from kumulus_controllers.fleet_feed import closed
 
 DISKS_MOST = 16
 POWER: Mapping[str, PowerState] = {
@@ -78,6 +79,14 @@ def is_of(item: VirtualMachineImport, made: VirtualMachine | Volume) -> bool:
     return made.metadata.annotations.get(IMPORTED_BY) == item.uid
 
 
+def made_by(item: VirtualMachineImport, volume: Volume) -> bool:
+    """Whether the import has made the volume, of a file of its domain and in the namespace of its template; an annotation alone
+    is not believed."""
+    existing = volume.spec.source.existing if volume.spec.source is not None else None
+    of_domain = existing is not None and existing.foreign and existing.domain == item.spec.unmanaged_instance.name
+    return is_of(item, volume) and volume.namespace == item.spec.template.namespace and of_domain
+
+
 def plan(scope: Scope) -> tuple[PlanItem, ...]:
     """What becomes of each thing of the domain, what is in the way first."""
     found = [*_around(scope)]
@@ -115,8 +124,9 @@ def _around(scope: Scope) -> Iterator[PlanItem]:
         )
     if scope.host is None:
         yield _never("host", "HostNotFound", f"There is no Host {ref.host}.")
-    elif scope.host.spec.unschedulable:
-        yield _never("host", "HostUnschedulable", f"Host {ref.host} takes no machines: kubectl uncordon it.")
+    elif (why := closed(scope.host)) is not None:
+        todo = f"kubectl uncordon {ref.host}" if why == "cordoned" else f"see kumulusctl host show {ref.host}"
+        yield _never("host", "HostUnschedulable", f"Host {ref.host} takes no machines, for it is {why}: {todo}.")
     if scope.domain is None:
         yield _never("domain", "DomainNotFound", f"There is no UnmanagedInstance {ref.name} on host {ref.host}.")
     elif (scope.domain.status.state or "") not in POWER:

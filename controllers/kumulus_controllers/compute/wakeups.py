@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kumulus.api.compute import InstanceType, VirtualMachine
-from kumulus.api.fabric import Host, HostPhase, Zone, host_namespace
+from kumulus.api.fabric import IGNORE_ORPHANS, Host, HostPhase, Zone, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkType
 from kumulus.api.image import ClusterImage, Image
 from kumulus.api.machine_snapshot import VirtualMachineRestore
@@ -278,6 +278,7 @@ def offers(host: Host) -> tuple[object, ...]:
         host.spec.taints,
         host.spec.allowed_namespaces,
         dict(host.metadata.labels),
+        host.metadata.annotations.get(IGNORE_ORPHANS),
         host.status.machine_types,
         host.status.features,
         host.status.cpu and host.status.cpu.models,

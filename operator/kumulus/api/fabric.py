@@ -43,6 +43,10 @@ def host_namespace(host: str) -> str:
     return HOST_NAMESPACE_PREFIX + host
 
 
+IGNORE_ORPHANS = f"{DOMAIN}/ignore-orphans"
+"""Annotation of a Host: `"true"` when its word is not heeded that it has domains of machines whose objects were lost."""
+
+
 class ZoneSpec(Model):
     """A part of the cloud that fails on its own."""
 

@@ -45,7 +45,8 @@ IMPORTED_BY = f"{DOMAIN}/imported-by"
 """Annotation of a machine or volume: the uid of the import that made it."""
 
 UNMANAGE = f"{DOMAIN}/unmanage"
-"""Annotation of a machine: `true` when its end shall leave its domain running, and its disks where they are."""
+"""Annotation of a machine: `true` when its end shall leave its domain running, and its disks where they are. Of a volume: `true`
+when its end shall leave its data."""
 
 _IMPORTED = re.compile(r"([a-z0-9][-a-z0-9]{0,62})/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:/([0-9]{1,9}))?")
 

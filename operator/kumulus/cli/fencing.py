@@ -95,10 +95,8 @@ def _fence(
             f"The host {name} is alive and only cut off, says {proof}. Its machines run. To have it switched off all the same:"
             f" kumulusctl host fence {name} --despite-witnesses"
         )
-    spec: Raw = {"host": name, "methods": [*methods, MANUAL], **_use(despite_witnesses)}
-    if reason is not None:
-        spec["reason"] = reason
-    made = _make(session, name, spec)
+    said: Raw = {**_use(despite_witnesses), **({"reason": reason} if reason is not None else {})}
+    made = _have_fenced(session, name, [*methods, MANUAL], said)
     item = HostRemediation.parse(made)
     if wait:
         _await_fenced(session, item.name, timeout)
@@ -136,6 +134,18 @@ def _confirm(session: Session, host: str, spec: Raw) -> Raw:
         if item.spec.host == host and not item.ended and not item.spec.confirmed_off:
             return session.cluster.patch(KIND, item.name, {"spec": spec})
     return _make(session, host, {"host": host, **spec})
+
+
+def _have_fenced(session: Session, host: str, methods: list[str], said: Raw) -> Raw:
+    """Have what is there already about that host go by these methods too, or make it here: a second one would wait for the first."""
+    parsed = (HostRemediation.parse(raw) for raw in session.cluster.objects(KIND))
+    there = [item for item in parsed if item.spec.host == host and not item.ended and not item.deleting]
+    if not there:
+        return _make(session, host, {"host": host, "methods": methods, **said})
+    first = min(there, key=lambda item: (item.metadata.creation_timestamp or "", item.name))
+    has = [method for method in first.spec.methods if method != MANUAL]
+    wanted = [*has, *(method for method in methods if method not in has)]
+    return session.cluster.patch(KIND, first.name, {"spec": {"methods": wanted, **said}})
 
 
 def _await_fenced(session: Session, name: str, seconds: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
@@ -16,11 +18,13 @@ from kumulus.cli.problem import Problem
 from kumulus.cli.session import Session, command
 from kumulus.cli.terminal import one_line
 from kumulus.cli.vm import Goal, Name, await_goal
+from kumulus.kube.errors import KubeError, NotFound
 
 Raw = dict[str, Any]
 
 KIND = VirtualMachineImport.KIND
 SAID = frozenset({ImportPhase.PLANNED, ImportPhase.BLOCKED})
+ENDED = frozenset({ImportPhase.SUCCEEDED, ImportPhase.FAILED, ImportPhase.BLOCKED})
 PLAN_SECONDS = 30.0
 
 
@@ -69,10 +73,34 @@ def _await(session: Session, name: str, namespace: str, wanted: frozenset[Import
         if ready is not None and ready.message != told:
             told = ready.message
             session.printer.err.print(f"{item.status.phase}: {one_line(told)}")
-    raise Problem(
-        f"The import is not {' or '.join(sorted(wanted))} after {seconds:g}s ({one_line(told)}). It goes on; to take it back:"
-        f" kubectl -n {namespace} delete vmimport {name}"
-    )
+    raise Problem(f"The import is not {' or '.join(sorted(wanted))} after {seconds:g}s ({one_line(told)}).")
+
+
+@contextmanager
+def _nothing_stays(session: Session, made: Raw, home: str) -> Iterator[None]:
+    """Who stops here, by an error or by hand, leaves no import that is carried out another day."""
+    try:
+        yield
+    except BaseException:
+        with suppress(KubeError):
+            _discard(session, made, home)
+        raise
+
+
+@contextmanager
+def _goes_on(session: Session, made: Raw, home: str) -> Iterator[None]:
+    """Who stops here by an error or by hand is told that the import does not."""
+    try:
+        yield
+    except BaseException:
+        name = made["metadata"]["name"]
+        session.printer.err.print(f"The import goes on; to take it back: kubectl -n {home} delete vmimport {name}")
+        raise
+
+
+def _discard(session: Session, made: Raw, home: str) -> None:
+    with suppress(NotFound):
+        session.cluster.delete(KIND, made["metadata"]["name"], home, uid=made["metadata"]["uid"])
 
 
 def _show(session: Session, raw: Raw) -> None:
@@ -116,22 +144,22 @@ def _import(
     spec = {"unmanagedInstance": {"host": host, "name": it.name}, "template": wanted, "dryRun": True}
     made = session.cluster.create(KIND, {"metadata": {"generateName": "import-"}, "spec": spec}, home)
     item = made["metadata"]["name"]
-    raw = _await(session, item, home, SAID, PLAN_SECONDS)
-    _show(session, raw)
+    with _nothing_stays(session, made, home):
+        raw = _await(session, item, home, SAID, PLAN_SECONDS)
+        _show(session, raw)
     blocked = VirtualMachineImport.parse(raw).status.phase is ImportPhase.BLOCKED
     if blocked or not yes:
-        session.cluster.delete(KIND, item, home, uid=made["metadata"]["uid"])
+        _discard(session, made, home)
     if blocked:
         raise Problem("It cannot be imported, and nothing was done: see what is Never.")
     if not yes:
         session.printer.text("Nothing was done. The same with --yes carries it out.")
         return
-    session.cluster.patch(KIND, item, {"spec": {"dryRun": False}}, home)
-    ended = VirtualMachineImport.parse(
-        _await(
-            session, item, home, frozenset({ImportPhase.SUCCEEDED, ImportPhase.FAILED, ImportPhase.BLOCKED}), timeout
-        )
-    )
+    with _goes_on(session, made, home):
+        session.cluster.patch(KIND, item, {"spec": {"dryRun": False}}, home)
+        ended = VirtualMachineImport.parse(_await(session, item, home, ENDED, timeout))
+    if ended.status.phase is ImportPhase.BLOCKED:  # it would be carried out once nothing is in the way any more
+        _discard(session, made, home)
     if ended.status.phase is not ImportPhase.SUCCEEDED:
         ready = ended.status.condition("Ready")
         raise Problem(f"It was not imported: {one_line(ready.message) if ready is not None else ended.status.phase}")

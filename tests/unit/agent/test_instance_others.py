@@ -8,7 +8,7 @@ import pytest
 
 from kumulus.api.compute import PowerState
 from kumulus.api.host import WorkOrderStatus, WorkState
-from kumulus_agents.agent import instance_plan
+from kumulus_agents.agent import instance_others, instance_plan
 from kumulus_agents.agent.instance_others import REFILL_EVERY
 from kumulus_agents.agent.instance_scope import Adopt, Disown, Memory, Plan, Redefine, Refill, Remove, Replug, Start
 from kumulus_agents.hypervisor.libvirt import attached, drift
@@ -66,13 +66,39 @@ def test_what_somebody_took_is_given_back_and_what_they_changed_is_said() -> Non
     ).steps == (Redefine(),)
     squeezed = replace(on(), squeezed=True)
     assert instance_plan.plan(scope(squeezed)).steps == (Refill(),)
-    asked = instance_plan.plan(replace(scope(squeezed), memory=Memory(refilled_at=NOW - 1)))
+    lately = Memory(refilled_at=NOW - 1, squeezed_since=NOW - REFILL_EVERY)
+    asked = instance_plan.plan(replace(scope(squeezed), memory=lately))
     assert (asked.steps, asked.state, asked.reason) == ((), WorkState.RUNNING, "MemoryTaken")
     again = instance_plan.plan(replace(scope(squeezed), memory=Memory(refilled_at=NOW - REFILL_EVERY)))
     assert again.steps == (Refill(),)
     changed = instance_plan.plan(scope(replace(on(), edited=("vcpu", "disk vdb"))))
     assert (changed.state, changed.reason) == (WorkState.RUNNING, "DefinitionChanged")
     assert "vcpu, disk vdb" in (changed.message or "")
+
+
+@pytest.mark.parametrize("held", [1.0, REFILL_EVERY + 1])
+def test_a_guest_that_gives_memory_back_again_and_again_is_hardly_ever_told_of(held: float) -> None:
+    """It does so by itself, and each change of what is said is a write."""
+    memory, status, writes, at = Memory(), reported(), 0, NOW
+    while at < NOW + 600:
+        for seconds, squeezed in ((held, True), (1.0, False)):
+            for look in (at, at + seconds):
+                seen = replace(scope(replace(on(), squeezed=squeezed)), memory=memory, status=status, now=look)
+                seen = replace(seen, memory=replace(instance_others.noticed(seen, memory), refilled_at=look))
+                plan = instance_plan.plan(seen)
+                said = replace_reason(status, plan.reason)
+                writes += said != status
+                memory, status = instance_others.told(seen, said, seen.memory), said
+            at += seconds
+    assert writes <= 2
+    waiting = replace(scope(replace(on(), squeezed=True)), memory=Memory(refilled_at=NOW, squeezed_since=NOW - 4))
+    assert (instance_plan.plan(waiting).reason, instance_plan.plan(waiting).after) == (None, REFILL_EVERY - 4)
+    before = replace(waiting, status=reported(reason="MemoryTaken"))
+    assert instance_plan.plan(before).reason == "MemoryTaken", "another agent has said so"
+
+
+def replace_reason(status: WorkOrderStatus, reason: str | None) -> WorkOrderStatus:
+    return status.model_copy(update={"reason": reason})
 
 
 def test_an_interface_that_was_somebody_elses_comes_into_its_network() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
 from kumulus.api.machine_import import ImportTemplate
 from kumulus.api.unmanaged import UnmanagedInstance
-from kumulus.cli.importing import chosen, template
+from kumulus.cli.importing import _import, chosen, template
 from kumulus.cli.problem import Problem
+from kumulus.cli.session import Session
 
 
 def domain(number: int, name: str) -> UnmanagedInstance:
@@ -35,3 +40,55 @@ def test_what_is_asked_for() -> None:
     for disks, nics in ((["vda"], []), ([], ["=front"])):
         with pytest.raises(Problem, match="is not"):
             template("team", "web", disks, nics, None)
+
+
+class _Cluster:
+    """An API server that tells of one import, in these phases one after the other; None: it is never looked at."""
+
+    def __init__(self, *phases: str | None) -> None:
+        self._phases = list(phases)
+        self.made: list[dict[str, Any]] = []
+        self.dry = True
+
+    def objects(self, *_: object) -> list[dict[str, Any]]:
+        return [domain(1, "web").to_json()]
+
+    def create(self, _kind: object, body: dict[str, Any], namespace: str) -> dict[str, Any]:
+        meta = {"name": "import-1", "namespace": namespace, "uid": "u", "generation": 1}
+        self.made.append({**body, "metadata": meta})
+        return self.made[-1]
+
+    def patch(self, _kind: object, _name: str, patch: dict[str, Any], _namespace: str) -> None:
+        self.dry = patch["spec"]["dryRun"]
+
+    def delete(self, _kind: object, _name: str, _namespace: str, *, uid: str) -> None:
+        self.made.clear()
+
+    def follow(self, *_: object, seconds: float) -> Iterator[dict[str, Any]]:
+        phase = self._phases.pop(0)
+        if phase == "by hand":
+            raise KeyboardInterrupt
+        yield {**self.made[0], "status": {"phase": phase, "observedGeneration": 1} if phase is not None else {}}
+
+
+@pytest.mark.parametrize(
+    ("phases", "stays"),
+    [
+        (("Blocked",), False),
+        ((None,), False),
+        (("by hand",), False),
+        (("Planned", "Blocked"), False),
+        (("Planned", "Importing"), True),
+        (("Planned", "by hand"), True),
+    ],
+)
+def test_who_is_told_that_it_was_not_imported_leaves_nothing_that_imports_it_later(
+    phases: tuple[str | None, ...], stays: bool
+) -> None:
+    cluster, told = _Cluster(*phases), list[str]()
+    printer = SimpleNamespace(err=SimpleNamespace(print=told.append), table=lambda *_, **__: None)
+    session = SimpleNamespace(cluster=cluster, printer=printer, namespace="team")
+    with pytest.raises((Problem, KeyboardInterrupt)):
+        _import(cast(Session, session), "h1", "web", yes=True, timeout=1)
+    assert bool(cluster.made) is stays
+    assert any("goes on; to take it back" in line for line in told) is stays

@@ -57,7 +57,19 @@ def a_domain(*disks: dict[str, Any], nics: tuple[dict[str, Any], ...] = (), **st
     return UnmanagedInstance.parse({"metadata": metadata, "spec": {}, "status": {**says, **listed, **status}})
 
 
-HOST = Host.parse({"metadata": {"name": "h1", "uid": DATA}, "spec": {"zone": "z"}})
+def a_host(ready: str = "True", **spec: Any) -> Host:
+    condition = {
+        "type": "Ready",
+        "status": ready,
+        "reason": "Ready",
+        "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    status = {"conditions": [condition], "allocatable": {"cpus": 8, "memory": 1 << 34}}
+    return Host.parse({"metadata": {"name": "h1", "uid": DATA}, "spec": {"zone": "z", **spec}, "status": status})
+
+
+HOST = a_host()
 FRONT = Network.parse(
     {"metadata": {"name": "front", "namespace": "team", "uid": DATA}, "spec": {"cidrs": ["10.0.0.0/24"]}}
 )
@@ -169,6 +181,9 @@ def test_a_disk_that_cannot_be_a_volume_is_in_the_way(disk: dict[str, Any], reas
         ),
         (scope(owner=OWNER), "domain", "Never", "AlreadyImported"),
         (scope(host=None), "host", "Never", "HostNotFound"),
+        (scope(host=a_host(unschedulable=True)), "host", "Never", "HostUnschedulable"),
+        (scope(host=a_host("False")), "host", "Never", "HostUnschedulable"),
+        (scope(host=a_host(maintenance={})), "host", "Never", "HostUnschedulable"),
         (
             scope(
                 domain=a_domain(DISK, DISK | {"target": "vdb"}),

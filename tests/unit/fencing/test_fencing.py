@@ -16,6 +16,7 @@ from kumulus.api.base import FINALIZER
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.machine_import import UNMANAGE
 from kumulus.api.order_names import FENCE_ORDER, instance_order_name
 from kumulus.api.remediation import HostRemediation
 from tests.unit.fencing.api import Client
@@ -134,6 +135,33 @@ def test_who_leads_next_gives_no_placement_up_whose_order_it_does_not_know_of() 
                 await host.look()
                 await host.work()
         assert world.where("a") == [name]
+
+    run(story())
+    assert not world.twice
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["as it was", "its order was ended before"])
+def test_a_machine_that_is_let_go_of_while_its_host_is_fenced_keeps_its_domain(ended: bool) -> None:
+    world = World()
+
+    async def story() -> None:
+        name = await fenced(world)
+        uid = world.api.objects[(VirtualMachine.KIND.plural, TENANT, "a")]["metadata"]["uid"]
+        client = Client(world.api, lambda _verb: asyncio.sleep(0))
+        if ended:
+            await client.delete(WorkOrder.KIND, instance_order_name(uid), host_namespace(name))
+        await client.patch(VirtualMachine.KIND, "a", {"metadata": {"annotations": {UNMANAGE: "true"}}}, TENANT)
+        await client.delete(VirtualMachine.KIND, "a", TENANT)
+        for _ in range(6):
+            world.brain.see()
+            await world.brain.passes(2)
+        host = world.hosts[name]
+        assert uid in host.machine.domains
+        await host.boot()
+        await world.settle(12)
+        assert uid in host.machine.foreign, "the domain is there, and is nobody's"
+        assert not [item for item in world.objects(VirtualMachine) if item.metadata["uid"] == uid]
+        assert [item.status["phase"] for item in world.objects(HostRemediation)] == ["Succeeded"]
 
     run(story())
     assert not world.twice

@@ -29,7 +29,7 @@ from kumulus.runtime.reconciler import Caches, Reconciler, Services
 from kumulus.runtime.result import Result
 from kumulus_agents.agent.fence import Fences
 from kumulus_agents.agent.instance import Instances
-from kumulus_agents.agent.instance_scope import DropMemory, ForceOff, Mark, PressButton, Remove, Start, Step
+from kumulus_agents.agent.instance_scope import Disown, DropMemory, ForceOff, Mark, PressButton, Remove, Start, Step
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.lease import Heartbeat
 from kumulus_agents.agent.orders import Orders
@@ -91,6 +91,8 @@ class Hands:
                 await self._hypervisor.mark(uid, marks)
             case Remove():
                 await self._hypervisor.remove(uid)
+            case Disown():
+                await self._hypervisor.disown(uid)
             case ForceOff():
                 await self._hypervisor.force_off(uid)
             case PressButton():

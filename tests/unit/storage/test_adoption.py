@@ -350,6 +350,9 @@ async def test_what_a_domain_writes_to_gets_the_name_of_a_volume_beside_its_own(
         other = uid()
         with pytest.raises(StorageError, match="another name"):
             await driver.adopt_volume(other, found.id, {other}, "ns", foreign=True, beside=True)
+        with pytest.raises(StorageError) as refused:
+            await driver.open_volume(volume)
+        assert refused.value.reason == "VolumeInUse" and file.exists(), "the domain that has it goes by that name"
     opened = await driver.open_volume(volume)
     assert opened == made and not file.exists() and Path(made.path).stat().st_nlink == 1
     assert content(Path(made.path), tmp_path / "raw") == RAW

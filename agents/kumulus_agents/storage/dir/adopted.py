@@ -85,13 +85,18 @@ async def adopt(
 
 
 def settle(pool: PoolDirectory, uid: str) -> None:
-    """The volume's file has no other name than the volume's from now on. Idempotent. Blocks."""
+    """The volume's file has no other name than the volume's from now on. Idempotent. Blocks.
+
+    Raises `StorageError`: VolumeInUse while a program has it open, such as the domain that it was of: that one runs on by the
+    name which would go.
+    """
     with pool.volumes() as volumes, pool.top() as top:
         record = known(volumes, uid)
         if record is None or record.beside is None:
             return
         where, name = _place(record.beside, volumes, top)
         if _same(where, name, volumes, file_of(uid, uid)):
+            _refuse_in_use(volumes, file_of(uid, uid))
             os.unlink(name, dir_fd=where.fd)
             where.flush()
             if where is volumes:  # it was a volume by another uid
@@ -294,6 +299,19 @@ def _settle(volumes: Directory, uid: str, old: str, fd: int, record: dict[str, o
     volumes.settle(fd, _adopting(uid), f"{uid}.qcow2")
     if not volumes.exists(f"{old}.qcow2"):
         volumes.erase(f"{old}.json")
+
+
+def _refuse_in_use(where: Directory, name: str) -> None:
+    fd = where.open(name, os.O_RDONLY)
+    try:
+        if _locked(fd):
+            raise StorageError(
+                "The volume's file is that of a domain on this host that still runs: switch that off, or delete the volume,"
+                " which leaves the file where it is.",
+                reason="VolumeInUse",
+            )
+    finally:
+        os.close(fd)
 
 
 def _locked(fd: int) -> bool:
