@@ -69,7 +69,8 @@ class NatsTarget(Model):
         max_length=2048,
         json_schema_extra=cel(
             Rule(
-                r"self.matches(r'^(nats|tls)://([A-Za-z0-9._-]+|\\[[0-9a-fA-F:.]+\\])(:[0-9]{1,5})?$')",
+                r"self.matches(r'^(nats|tls)://([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9a-fA-F:.]*:[0-9a-fA-F:.]*\])"
+                r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?$')",
                 "must be nats://HOST:PORT or tls://HOST:PORT",
             )
         ),
