@@ -30,6 +30,10 @@ REDELIVER = f"{DOMAIN}/redeliver"
 """Annotation of an EventSink; a new value has what is among its dead letters sent once more."""
 
 
+REDELIVERED_MAX = 253
+"""Characters of its value that a sink's status has room for."""
+
+
 class HttpTarget(Model):
     """A webhook: one POST an event, in the structured JSON mode of CloudEvents 1.0."""
 
@@ -218,8 +222,9 @@ class EventSinkStatus(Status):
     last_error: str | None = Field(default=None, description="What was wrong the last time.", max_length=1024)
     redelivered: str | None = Field(
         default=None,
-        description="The last value of the annotation kumulus.io/redeliver that was carried out.",
-        max_length=253,
+        description="The last value of the annotation kumulus.io/redeliver that was carried out; its digest (sha256:...) where it is"
+        " longer than 253 characters.",
+        max_length=REDELIVERED_MAX,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import hashlib
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from kumulus.api.base import PLATFORM_NAMESPACE, LocalSecretKey
-from kumulus.api.events import REDELIVER, EventSink, EventSinkStatus, SinkCondition, SinkReason
+from kumulus.api.events import REDELIVER, REDELIVERED_MAX, EventSink, EventSinkStatus, SinkCondition, SinkReason
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import Conflict, KubeError, NotFound
@@ -127,7 +128,7 @@ class Sinks:
                 scope,
                 delivered=status.delivered or 0,
                 lost=status.lost or 0,
-                redelivered=sink.metadata.annotations.get(REDELIVER),
+                redelivered=_request(sink),
             )
             if sink.spec.replay or status.delivered is not None:
                 self._journal.replay(sink.uid, self._now(), scope)
@@ -238,7 +239,7 @@ class Sinks:
         """Carry out what is asked for, and write what is other than it was."""
         sink = runner.sink
         standing = self._journal.standing(sink.uid)
-        request = sink.metadata.annotations.get(REDELIVER)
+        request = _request(sink)
         if standing is not None and request is not None and request != standing.redelivered:
             count = self._journal.redeliver(sink.uid, request)
             log.info("dead letters are sent once more", namespace=sink.namespace, sink=sink.name, count=count)
@@ -291,6 +292,14 @@ class Sinks:
 def _scope(sink: EventSink) -> str | None:
     """Whose objects it sees; None for all."""
     return None if sink.namespace == PLATFORM_NAMESPACE else sink.namespace
+
+
+def _request(sink: EventSink) -> str | None:
+    """What stands for the value of the annotation kumulus.io/redeliver; a digest of one for which a status has no room."""
+    asked = sink.metadata.annotations.get(REDELIVER)
+    if asked is None or len(asked) <= REDELIVERED_MAX:
+        return asked
+    return f"sha256:{hashlib.sha256(asked.encode()).hexdigest()}"
 
 
 def _reason(status: EventSinkStatus) -> str | None:
