@@ -25,7 +25,7 @@ from kumulus_services.events import metrics
 from kumulus_services.events.delivery import Delivery, State
 from kumulus_services.events.guard import Guard
 from kumulus_services.events.jetstream import JetStream
-from kumulus_services.events.journal import Journal
+from kumulus_services.events.journal import Journal, Standing
 from kumulus_services.events.settings import EventsSettings
 from kumulus_services.events.signing import key_of
 from kumulus_services.events.transport import SecretMissing, Transport
@@ -51,6 +51,7 @@ class _Runner:
     delivery: Delivery | None = None
     state: State = field(default_factory=lambda: State(SinkReason.STARTING, "Nothing was sent yet."))
     written_at: float = float("-inf")
+    counted_at: float = float("-inf")
 
     @property
     def shown(self) -> State:
@@ -244,13 +245,19 @@ class Sinks:
             count = self._journal.redeliver(sink.uid, request)
             log.info("dead letters are sent once more", namespace=sink.namespace, sink=sink.name, count=count)
             self.wake()
-        after = self._status(runner)
-        metrics.PENDING.labels(sink.namespace or "", sink.name).set(after.pending or 0)
-        now = asyncio.get_running_loop().time()
-        told = _reason(sink.status) == _reason(after) and sink.status.redelivered == after.redelivered
-        numbers = self._settings.status_seconds
-        if now - runner.written_at < (numbers if told else min(REASON_SECONDS, numbers)):
+            standing = self._journal.standing(sink.uid)
+        now, numbers = asyncio.get_running_loop().time(), self._settings.status_seconds
+        told = _reason(sink.status) == _told_reason(runner.shown) and sink.status.redelivered == (
+            standing.redelivered if standing else None
+        )
+        # What waits is counted for what is written, and not each time that it is looked: counting is the most of it.
+        if now - (max(runner.written_at, runner.counted_at) if told else runner.written_at) < (
+            numbers if told else min(REASON_SECONDS, numbers)
+        ):
             return
+        runner.counted_at = now
+        after = self._status(runner, standing)
+        metrics.PENDING.labels(sink.namespace or "", sink.name).set(after.pending or 0)
         patch = merge_patch(sink.status.to_json(), after.to_json())
         if not patch:
             return
@@ -266,9 +273,8 @@ class Sinks:
         self._store.apply(raw)
         runner.sink = EventSink.parse(raw)
 
-    def _status(self, runner: _Runner) -> EventSinkStatus:
+    def _status(self, runner: _Runner, standing: Standing | None) -> EventSinkStatus:
         sink, delivery, shown = runner.sink, runner.delivery, runner.shown
-        standing = self._journal.standing(sink.uid)
         cursor = delivery.cursor if delivery is not None else standing.cursor if standing else 0
         ready = shown.reason is SinkReason.DELIVERING
         before = sink.status
@@ -300,6 +306,11 @@ def _request(sink: EventSink) -> str | None:
     if asked is None or len(asked) <= REDELIVERED_MAX:
         return asked
     return f"sha256:{hashlib.sha256(asked.encode()).hexdigest()}"
+
+
+def _told_reason(state: State) -> str | None:
+    """What its status says when it says that: nothing of a sink that begins."""
+    return None if state.reason is SinkReason.STARTING else state.reason
 
 
 def _reason(status: EventSinkStatus) -> str | None:
