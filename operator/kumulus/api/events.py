@@ -201,6 +201,8 @@ class SinkReason(StrEnum):
     """The Secret that it names, or the key in it, is not there."""
     NO_STREAM = "NoStream"
     """No stream of JetStream takes its subject."""
+    TOO_MANY_SINKS = "TooManySinks"
+    """Its namespace has more than are served."""
     OVERFLOWED = "Overflowed"
     """It was behind for so long that events were dropped."""
 

@@ -282,15 +282,26 @@ class Journal:
         rows = self._db.execute("SELECT at, reason, change FROM dead WHERE sink = ? ORDER BY id LIMIT ?", (sink, limit))
         return [DeadLetter(at, reason, _parsed(json.loads(text))) for at, reason, text in rows]
 
-    def redeliver(self, sink: str, request: str) -> int:
-        """Have the sink's dead letters sent once more, after what waits; how many. Once a request."""
+    def last_letter(self, sink: str) -> int:
+        """The latest dead letter of a sink, by its number; 0 for none."""
+        return int(self._db.execute("SELECT ifnull(max(id), 0) FROM dead WHERE sink = ?", (sink,)).fetchone()[0])
+
+    def redeliver(self, sink: str, *, upto: int, limit: int) -> int:
+        """Have the oldest of the sink's dead letters, `limit` of those up to number `upto`, sent once more, after what waits;
+        how many. Repeated until it is 0, which many at once would hold up everything for."""
         with self.transaction():
-            letters = self.letters(sink)
-            for letter in letters:
-                self.add(letter.change, sink)
-            self._db.execute("DELETE FROM dead WHERE sink = ?", (sink,))
+            rows = self._db.execute(
+                "SELECT id, change FROM dead WHERE sink = ? AND id <= ? ORDER BY id LIMIT ?", (sink, upto, limit)
+            ).fetchall()
+            for _, text in rows:
+                self.add(_parsed(json.loads(text)), sink)
+            self._db.executemany("DELETE FROM dead WHERE id = ?", ((number,) for number, _ in rows))
+        return len(rows)
+
+    def redelivered(self, sink: str, request: str) -> None:
+        """The sink's dead letters were sent once more, as `request` wanted."""
+        with self.transaction():
             self._db.execute("UPDATE sinks SET redelivered = ? WHERE uid = ?", (request, sink))
-        return len(letters)
 
     # Its size
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
 from kumulus.api.events import REDELIVER, REDELIVERED_MAX, EventSink
-from kumulus.kube.store import Store
+from kumulus.kube.store import Key, Store
+from kumulus_services.events import metrics
 from kumulus_services.events import sinks as module
 from kumulus_services.events.journal import Journal
 from kumulus_services.events.settings import EventsSettings
@@ -126,3 +128,33 @@ async def test_what_waits_is_counted_when_it_is_written_and_not_each_time(
         await until(lambda: looked > 50 and api.reason("s") == "Suspended")
         assert api.objects["s"]["status"]["pending"] == 2
         assert counted <= 2 and api.writes <= 2, "once when it begins, once when it is suspended"
+
+
+async def test_of_a_namespace_so_many_are_served_the_oldest_first(api: Api, tmp_path: Path) -> None:
+    """Those too many wait outside the journal, and come in when another one goes: told of what happens from then on."""
+    for number, name in enumerate(["young", "old", "older"]):
+        api.put(name, created=30 - number, suspend=True)
+    journal = Journal(tmp_path)
+    async with serving(api, journal, status_seconds=0, namespace_sinks=2):
+        await until(lambda: [api.reason(name) for name in ("older", "old")] == ["Suspended"] * 2)
+        await until(lambda: api.reason("young") == "TooManySinks")
+        assert journal.standing("u-young") is None
+        noted(journal, "before")
+        api.store.remove(Key("shop", "old"))
+        await until(lambda: api.reason("young") == "Suspended")
+        standing = journal.standing("u-young")
+        assert standing is not None and not journal.after(standing.cursor, "u-young", "shop", 10)
+
+
+async def test_of_a_sink_that_is_gone_no_series_is_left(api: Api, tmp_path: Path) -> None:
+    def series() -> int:
+        return generate_latest().decode().count('sink="s9"')
+
+    api.put("s9", suspend=True)
+    async with serving(api, Journal(tmp_path), status_seconds=0):
+        await until(lambda: api.reason("s9") == "Suspended")
+        metrics.FAILED.labels("shop", "s9", "Rejecting").inc()
+        metrics.DELIVERED.labels("shop", "s9").inc()
+        assert series() > 0
+        api.store.remove(Key("shop", "s9"))
+        await until(lambda: series() == 0)
