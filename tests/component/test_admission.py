@@ -567,6 +567,8 @@ BAD = [
     Bad(EventSink, "spec.http.url", "file:///etc/passwd", "http or https URL"),
     Bad(EventSink, "spec.filter.types", ["vm.*.started"]),
     Bad(EventSink, "spec", {"nats": {"url": "nats://user:key@host:4222"}}, "must be nats://HOST:PORT"),
+    Bad(EventSink, "spec", {"nats": {"url": "nats://host:65536"}}, "must be nats://HOST:PORT"),
+    Bad(EventSink, "spec", {"nats": {"url": "nats://\\[::1\\]:4222"}}, "must be nats://HOST:PORT"),
     Bad(EventSink, "spec", {"nats": {"url": "nats://host:4222", "subject": "a.>"}}, "spec.nats.subject"),
     Bad(VirtualMachineRestore, "spec.target", {}, "exactly one of vm and newVM"),
     Bad(VirtualMachineRestore, "spec.target.vm", "web", "exactly one of vm and newVM"),

@@ -19,6 +19,7 @@ import urllib3
 
 from kumulus.api.base import FINALIZER, Kind, Scope
 from kumulus.api.compute import VirtualMachine
+from kumulus.api.events import EventSink
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import AGENT_SERVICE_ACCOUNT, JOIN_SERVICE_ACCOUNT, LEASE, HostReport, WorkOrder
 from kumulus.api.machine_import import IMPORTED, IMPORTED_BY, UNMANAGE, VirtualMachineImport
@@ -669,8 +670,30 @@ def test_an_operator_joins_hosts_and_reads_no_secret(
         with pytest.raises(errors.Refused):
             olga.create(WorkOrder.KIND, order(), a.namespace)
         assert olga.objects(WorkOrder.KIND, a.namespace)
+        _may_not_have_secrets_sent(api, olga, namespace)
     finally:
         api.delete(CLUSTER_BINDING, f"olga-{namespace}")
+
+
+def _may_not_have_secrets_sent(api: Cluster, olga: Cluster, namespace: str) -> None:
+    """A sink's Secret goes to its receiver: who may not read it says neither that it goes, nor where to."""
+    bus: Raw = {"nats": {"url": "tls://bus.example.com", "credentials": {"name": "theirs", "key": "password"}}}
+    hook: Raw = {"http": {"url": "https://hooks.example.com/", "secret": {"name": "theirs", "key": "password"}}}
+    for where in (namespace, "kumulus-system"):
+        for spec in (bus, hook):
+            with pytest.raises(errors.Refused, match="may not read the Secret theirs") as refused:
+                olga.create(EventSink.KIND, {"metadata": {"name": "spy"}, "spec": spec}, where)
+            assert refused.value.status == 403
+    api.create(EventSink.KIND, {"metadata": {"name": "theirs"}, "spec": bus}, namespace)
+    try:
+        with pytest.raises(errors.Refused, match="may not read the Secret theirs"):
+            olga.patch(EventSink.KIND, "theirs", {"spec": {"nats": {"url": "nats://evil.example.com"}}}, namespace)
+        assert olga.patch(EventSink.KIND, "theirs", {"spec": {"suspend": True}}, namespace), "it goes where it went"
+    finally:
+        api.delete(EventSink.KIND, "theirs", namespace)
+    plain = {"metadata": {"name": "plain"}, "spec": {"http": {"url": "https://hooks.example.com/"}}}
+    olga.create(EventSink.KIND, plain, namespace)
+    olga.delete(EventSink.KIND, "plain", namespace)
 
 
 def test_a_tenant_with_everything_in_its_namespace_still_makes_secrets(
@@ -698,6 +721,9 @@ def test_a_tenant_with_everything_in_its_namespace_still_makes_secrets(
     for name in ("own", "given"):
         tenant.delete(Volume.KIND, name, namespace)
     _may_not_import(api, tenant, namespace)
+    signed = {"http": {"url": "https://hooks.example.com/", "secret": {"name": "s", "key": "k"}}}
+    tenant.create(EventSink.KIND, {"metadata": {"name": "own"}, "spec": signed}, namespace)
+    tenant.delete(EventSink.KIND, "own", namespace)
 
 
 def _may_not_import(api: Cluster, tenant: Cluster, namespace: str) -> None:

@@ -30,6 +30,10 @@ REDELIVER = f"{DOMAIN}/redeliver"
 """Annotation of an EventSink; a new value has what is among its dead letters sent once more."""
 
 
+REDELIVERED_MAX = 253
+"""Characters of its value that a sink's status has room for."""
+
+
 class HttpTarget(Model):
     """A webhook: one POST an event, in the structured JSON mode of CloudEvents 1.0."""
 
@@ -69,7 +73,8 @@ class NatsTarget(Model):
         max_length=2048,
         json_schema_extra=cel(
             Rule(
-                r"self.matches(r'^(nats|tls)://([A-Za-z0-9._-]+|\\[[0-9a-fA-F:.]+\\])(:[0-9]{1,5})?$')",
+                r"self.matches(r'^(nats|tls)://([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9a-fA-F:.]*:[0-9a-fA-F:.]*\])"
+                r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?$')",
                 "must be nats://HOST:PORT or tls://HOST:PORT",
             )
         ),
@@ -196,6 +201,8 @@ class SinkReason(StrEnum):
     """The Secret that it names, or the key in it, is not there."""
     NO_STREAM = "NoStream"
     """No stream of JetStream takes its subject."""
+    TOO_MANY_SINKS = "TooManySinks"
+    """Its namespace has more than are served."""
     OVERFLOWED = "Overflowed"
     """It was behind for so long that events were dropped."""
 
@@ -217,8 +224,9 @@ class EventSinkStatus(Status):
     last_error: str | None = Field(default=None, description="What was wrong the last time.", max_length=1024)
     redelivered: str | None = Field(
         default=None,
-        description="The last value of the annotation kumulus.io/redeliver that was carried out.",
-        max_length=253,
+        description="The last value of the annotation kumulus.io/redeliver that was carried out; its digest (sha256:...) where it is"
+        " longer than 253 characters.",
+        max_length=REDELIVERED_MAX,
     )
 
 

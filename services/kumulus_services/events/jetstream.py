@@ -12,7 +12,7 @@ import asyncio
 import socket
 import ssl
 from contextlib import suppress
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import nats
 from nats import errors as nats_errors
@@ -35,6 +35,16 @@ def subject(target: NatsTarget, event: Event) -> str:
     return f"{target.subject}.{event.namespace or '_'}.{event.type.removeprefix(PREFIX)}"
 
 
+class TlsClient(Client):
+    """Says nothing to a server in clear. What it is made from does when the server does not require TLS, whatever it is
+    told: credentials would go to whoever stands in between."""
+
+    def _connect_command(self) -> bytes:
+        if not self._server_info.get("tls_required"):
+            raise nats_errors.SecureConnWantedError
+        return super()._connect_command()
+
+
 class JetStream:
     """The way to one server."""
 
@@ -51,11 +61,10 @@ class JetStream:
         if self._client is not None and self._client.is_connected:
             return
         await self.close()
-        parts = urlsplit(self._target.url)
-        assert parts.hostname is not None
-        address = await self._address(parts.hostname, parts.port or PORT)
+        parts, host, port = self._where()
+        address = await self._address(host, port)
         secure = parts.scheme == "tls" or self._target.ca_bundle is not None
-        client, given = Client(), self._credentials
+        client, given = TlsClient() if secure else Client(), self._credentials
         heard: list[Exception] = []
 
         async def hear(error: Exception) -> None:
@@ -65,13 +74,13 @@ class JetStream:
             # It waits for more than what it is told to when a server does not answer.
             async with asyncio.timeout(self._timeout):
                 await client.connect(
-                    servers=[f"nats://{address}:{parts.port or PORT}"],
+                    servers=[f"nats://{address}:{port}"],
                     allow_reconnect=False,
                     max_reconnect_attempts=1,
                     reconnect_time_wait=0,
                     connect_timeout=max(1, int(self._timeout)),
                     tls=ssl.create_default_context(cadata=self._target.ca_bundle) if secure else None,
-                    tls_hostname=parts.hostname if secure else None,
+                    tls_hostname=host if secure else None,
                     error_cb=hear,
                     name="kumulus-events",
                     token=given.strip() if given is not None and _CREDENTIALS not in given else None,
@@ -84,12 +93,23 @@ class JetStream:
             raise Unavailable(f"{self._target.url}: {str(why) or 'no answer in time'}"[:500]) from error
         self._client, self._stream = client, client.jetstream(timeout=self._timeout)
 
+    def _where(self) -> tuple[SplitResult, str, int]:
+        """The URL, its host, its port. Raises `Unavailable`: servers know less of URLs than is needed to refuse all."""
+        try:
+            parts = urlsplit(self._target.url)
+            host, port = parts.hostname, parts.port or PORT
+        except ValueError as error:
+            raise Unavailable(f"{self._target.url}: {error}"[:500]) from error
+        if not host:
+            raise Unavailable(f"{self._target.url}: it names no server"[:500])
+        return parts, host, port
+
     async def _address(self, host: str, port: int) -> str:
         """The address that is connected to, looked at."""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise Unavailable(f"{host}: {error}") from error
+        except (OSError, ValueError) as error:
+            raise Unavailable(f"{host}: {error}"[:500]) from error
         address = str(found[0][4][0])
         self._guard.check(address)
         return f"[{address}]" if ":" in address else address

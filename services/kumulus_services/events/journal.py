@@ -35,7 +35,9 @@ CREATE TABLE IF NOT EXISTS changes (
   version TEXT NOT NULL, at TEXT NOT NULL, told TEXT NOT NULL, labels TEXT NOT NULL, object TEXT NOT NULL,
   queued REAL NOT NULL, sink TEXT);
 CREATE INDEX IF NOT EXISTS changes_of_object ON changes (uid, seq);
-CREATE INDEX IF NOT EXISTS changes_in_namespace ON changes (namespace, seq);
+DROP INDEX IF EXISTS changes_in_namespace;
+CREATE INDEX IF NOT EXISTS changes_of_namespace ON changes (namespace, seq, sink);
+CREATE INDEX IF NOT EXISTS changes_for_sink ON changes (sink, seq);
 CREATE TABLE IF NOT EXISTS sinks (
   uid TEXT PRIMARY KEY, namespace TEXT, cursor INTEGER NOT NULL, delivered INTEGER NOT NULL DEFAULT 0, lost INTEGER NOT NULL DEFAULT 0,
   redelivered TEXT);
@@ -230,8 +232,9 @@ class Journal:
     def after(self, seq: int, sink: str, namespace: str | None, limit: int) -> list[Change]:
         """The next changes after `seq`, for that sink; with `namespace` only those of objects there."""
         place = "" if namespace is None else " AND namespace = ?"
+        # Not by the index of sinks (+): that would read all that waits, and sort it.
         rows = self._db.execute(
-            f"SELECT seq, {_COLUMNS} FROM changes WHERE seq > ?{place} AND (sink IS NULL OR sink = ?)"  # noqa: S608
+            f"SELECT seq, {_COLUMNS} FROM changes WHERE seq > ?{place} AND (+sink IS NULL OR +sink = ?)"  # noqa: S608
             " ORDER BY seq LIMIT ?",
             (seq, *(() if namespace is None else (namespace,)), sink, limit),
         )
@@ -239,11 +242,16 @@ class Journal:
 
     def pending(self, seq: int, sink: str, namespace: str | None) -> int:
         """How many changes come after `seq`, as with `after`."""
-        place = "" if namespace is None else " AND namespace = ?"
-        row = self._db.execute(
-            f"SELECT count(*) FROM changes WHERE seq > ?{place} AND (sink IS NULL OR sink = ?)",  # noqa: S608
-            (seq, *(() if namespace is None else (namespace,)), sink),
-        ).fetchone()
+        # Of indexes alone: the rows have the objects in them, and are read for nothing else.
+        if namespace is None:
+            query = (
+                "SELECT (SELECT count(*) FROM changes WHERE sink IS NULL AND seq > ?)"
+                " + (SELECT count(*) FROM changes WHERE sink = ? AND seq > ?)"
+            )
+            row = self._db.execute(query, (seq, sink, seq)).fetchone()
+        else:
+            query = "SELECT count(*) FROM changes WHERE namespace = ? AND seq > ? AND (+sink IS NULL OR +sink = ?)"
+            row = self._db.execute(query, (namespace, seq, sink)).fetchone()
         return int(row[0])
 
     def advance(self, sink: str, cursor: int, delivered: int) -> None:
@@ -274,15 +282,26 @@ class Journal:
         rows = self._db.execute("SELECT at, reason, change FROM dead WHERE sink = ? ORDER BY id LIMIT ?", (sink, limit))
         return [DeadLetter(at, reason, _parsed(json.loads(text))) for at, reason, text in rows]
 
-    def redeliver(self, sink: str, request: str) -> int:
-        """Have the sink's dead letters sent once more, after what waits; how many. Once a request."""
+    def last_letter(self, sink: str) -> int:
+        """The latest dead letter of a sink, by its number; 0 for none."""
+        return int(self._db.execute("SELECT ifnull(max(id), 0) FROM dead WHERE sink = ?", (sink,)).fetchone()[0])
+
+    def redeliver(self, sink: str, *, upto: int, limit: int) -> int:
+        """Have the oldest of the sink's dead letters, `limit` of those up to number `upto`, sent once more, after what waits;
+        how many. Repeated until it is 0, which many at once would hold up everything for."""
         with self.transaction():
-            letters = self.letters(sink)
-            for letter in letters:
-                self.add(letter.change, sink)
-            self._db.execute("DELETE FROM dead WHERE sink = ?", (sink,))
+            rows = self._db.execute(
+                "SELECT id, change FROM dead WHERE sink = ? AND id <= ? ORDER BY id LIMIT ?", (sink, upto, limit)
+            ).fetchall()
+            for _, text in rows:
+                self.add(_parsed(json.loads(text)), sink)
+            self._db.executemany("DELETE FROM dead WHERE id = ?", ((number,) for number, _ in rows))
+        return len(rows)
+
+    def redelivered(self, sink: str, request: str) -> None:
+        """The sink's dead letters were sent once more, as `request` wanted."""
+        with self.transaction():
             self._db.execute("UPDATE sinks SET redelivered = ? WHERE uid = ?", (request, sink))
-        return len(letters)
 
     # Its size
 

@@ -19,3 +19,9 @@ DELAY = Histogram(
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600),
 )
 ACTIVE = Gauge("kumulus_events_active", "1 while this process tells events.")
+
+
+def forget(namespace: str, sink: str) -> None:
+    """Nothing is said of that sink any more: each that ever was would stay for as long as the process runs."""
+    for metric in (DELIVERED, FAILED, BURIED, PENDING):
+        metric.remove_by_labels({"namespace": namespace, "sink": sink})

@@ -41,6 +41,11 @@ class EventsSettings(BaseModel):
         ge=100,
         description="Of more changes that wait, intermediate states of objects are dropped.",
     )
+    namespace_sinks: int = Field(
+        default=20,
+        ge=0,
+        description="So many sinks of a namespace are served, the oldest; in kumulus-system all.",
+    )
     namespace: str = Field(default=PLATFORM_NAMESPACE, description="Where the Lease of the exporter lives.")
     lease: str = Field(default="kumulus-events", description="Name of the Lease: one exporter tells at a time.")
     lease_seconds: float = Field(default=40.0, ge=2, description="How long it outlives its last renewal.")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import hashlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
 
 from kumulus.api.base import PLATFORM_NAMESPACE, LocalSecretKey
-from kumulus.api.events import REDELIVER, EventSink, EventSinkStatus, SinkCondition, SinkReason
+from kumulus.api.events import REDELIVER, REDELIVERED_MAX, EventSink, EventSinkStatus, SinkCondition, SinkReason
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import Conflict, KubeError, NotFound
@@ -24,7 +25,7 @@ from kumulus_services.events import metrics
 from kumulus_services.events.delivery import Delivery, State
 from kumulus_services.events.guard import Guard
 from kumulus_services.events.jetstream import JetStream
-from kumulus_services.events.journal import Journal
+from kumulus_services.events.journal import Journal, Standing
 from kumulus_services.events.settings import EventsSettings
 from kumulus_services.events.signing import key_of
 from kumulus_services.events.transport import SecretMissing, Transport
@@ -37,6 +38,8 @@ AGAIN_SECONDS = 30.0
 SECRET_SECONDS = 300.0
 """So often the Secret of a sink is looked at: a new one is taken then."""
 LOOK_SECONDS = 1.0
+LETTERS = 100
+"""Dead letters that are sent once more at a time: others are served in between."""
 REASON_SECONDS = 5.0
 """So often the condition of a sink is written at most."""
 
@@ -46,10 +49,13 @@ class _Runner:
     """One sink at work."""
 
     sink: EventSink
+    served: bool = True
+    """Else it is one too many, of which the journal does not know."""
     task: asyncio.Task[None] | None = None
     delivery: Delivery | None = None
     state: State = field(default_factory=lambda: State(SinkReason.STARTING, "Nothing was sent yet."))
     written_at: float = float("-inf")
+    counted_at: float = float("-inf")
 
     @property
     def shown(self) -> State:
@@ -97,21 +103,32 @@ class Sinks:
     async def _arrange(self) -> None:
         there = {sink.uid: sink for sink in self._store if not sink.deleting}
         for uid in self._runners.keys() - there.keys():
+            gone = self._runners[uid].sink
             await self._end(uid)
+            metrics.forget(gone.namespace or "", gone.name)
+        refused = _too_many(there.values(), self._settings.namespace_sinks)
         with self._journal.transaction():
-            self._journal.end(there)
+            self._journal.end(there.keys() - refused)
         for uid, sink in there.items():
-            runner = self._runners.get(uid)
-            if runner is None or runner.sink.metadata.generation != sink.metadata.generation:
+            runner, served = self._runners.get(uid), uid not in refused
+            if runner is None or runner.sink.metadata.generation != sink.metadata.generation or runner.served != served:
                 await self._end(uid)
-                self._begin(sink)
+                self._begin(sink, served=served)
             else:
                 runner.sink = sink
             await self._look(self._runners[uid])
 
-    def _begin(self, sink: EventSink) -> None:
+    def _begin(self, sink: EventSink, *, served: bool) -> None:
+        runner = _Runner(sink, served=served)
+        if not served:
+            most = self._settings.namespace_sinks
+            runner.state = State(
+                SinkReason.TOO_MANY_SINKS,
+                f"Of a namespace {most} sinks are served, the oldest: delete others, or ask the operator for more.",
+            )
+            self._runners[sink.uid] = runner
+            return
         self._enter(sink)
-        runner = _Runner(sink)
         runner.task = asyncio.create_task(self._serve(runner), name=f"sink {sink.namespace}/{sink.name}")
         self._runners[sink.uid] = runner
 
@@ -127,7 +144,7 @@ class Sinks:
                 scope,
                 delivered=status.delivered or 0,
                 lost=status.lost or 0,
-                redelivered=sink.metadata.annotations.get(REDELIVER),
+                redelivered=_request(sink),
             )
             if sink.spec.replay or status.delivered is not None:
                 self._journal.replay(sink.uid, self._now(), scope)
@@ -238,18 +255,22 @@ class Sinks:
         """Carry out what is asked for, and write what is other than it was."""
         sink = runner.sink
         standing = self._journal.standing(sink.uid)
-        request = sink.metadata.annotations.get(REDELIVER)
+        request = _request(sink)
         if standing is not None and request is not None and request != standing.redelivered:
-            count = self._journal.redeliver(sink.uid, request)
-            log.info("dead letters are sent once more", namespace=sink.namespace, sink=sink.name, count=count)
-            self.wake()
-        after = self._status(runner)
-        metrics.PENDING.labels(sink.namespace or "", sink.name).set(after.pending or 0)
-        now = asyncio.get_running_loop().time()
-        told = _reason(sink.status) == _reason(after) and sink.status.redelivered == after.redelivered
-        numbers = self._settings.status_seconds
-        if now - runner.written_at < (numbers if told else min(REASON_SECONDS, numbers)):
+            await self._redeliver(sink, request)
+            standing = self._journal.standing(sink.uid)
+        now, numbers = asyncio.get_running_loop().time(), self._settings.status_seconds
+        told = _reason(sink.status) == _told_reason(runner.shown) and sink.status.redelivered == (
+            standing.redelivered if standing else None
+        )
+        # What waits is counted for what is written, and not each time that it is looked: counting is the most of it.
+        if now - (max(runner.written_at, runner.counted_at) if told else runner.written_at) < (
+            numbers if told else min(REASON_SECONDS, numbers)
+        ):
             return
+        runner.counted_at = now
+        after = self._status(runner, standing)
+        metrics.PENDING.labels(sink.namespace or "", sink.name).set(after.pending or 0)
         patch = merge_patch(sink.status.to_json(), after.to_json())
         if not patch:
             return
@@ -265,9 +286,18 @@ class Sinks:
         self._store.apply(raw)
         runner.sink = EventSink.parse(raw)
 
-    def _status(self, runner: _Runner) -> EventSinkStatus:
+    async def _redeliver(self, sink: EventSink, request: str) -> None:
+        """Have its dead letters of now sent once more. Cut off anywhere, it goes on when it is begun again."""
+        count, upto = 0, self._journal.last_letter(sink.uid)
+        while moved := self._journal.redeliver(sink.uid, upto=upto, limit=LETTERS):
+            count += moved
+            self.wake()
+            await asyncio.sleep(0)
+        self._journal.redelivered(sink.uid, request)
+        log.info("dead letters are sent once more", namespace=sink.namespace, sink=sink.name, count=count)
+
+    def _status(self, runner: _Runner, standing: Standing | None) -> EventSinkStatus:
         sink, delivery, shown = runner.sink, runner.delivery, runner.shown
-        standing = self._journal.standing(sink.uid)
         cursor = delivery.cursor if delivery is not None else standing.cursor if standing else 0
         ready = shown.reason is SinkReason.DELIVERING
         before = sink.status
@@ -278,10 +308,10 @@ class Sinks:
         return EventSinkStatus(
             observed_generation=generation,
             conditions=derive(before.conditions, [fact], generation=generation, now=self._now()),
-            delivered=standing.delivered if standing else 0,
-            pending=self._journal.pending(cursor, sink.uid, _scope(sink)),
+            delivered=standing.delivered if standing else before.delivered,
+            pending=self._journal.pending(cursor, sink.uid, _scope(sink)) if standing else None,
             dead_letters=self._journal.dead_letters(sink.uid),
-            lost=standing.lost if standing else 0,
+            lost=standing.lost if standing else before.lost,
             last_delivered_at=(delivery.last_delivered_at if delivery else None) or before.last_delivered_at,
             last_error=(delivery.last_error if delivery else None) or before.last_error,
             redelivered=standing.redelivered if standing else None,
@@ -291,6 +321,32 @@ class Sinks:
 def _scope(sink: EventSink) -> str | None:
     """Whose objects it sees; None for all."""
     return None if sink.namespace == PLATFORM_NAMESPACE else sink.namespace
+
+
+def _too_many(sinks: Iterable[EventSink], most: int) -> set[str]:
+    """Which are not served, by uid: of each namespace all but the oldest `most`; of the operator's none. Pure."""
+    homes: dict[str, list[EventSink]] = {}
+    for sink in sinks:
+        if sink.namespace is not None and _scope(sink) is not None:
+            homes.setdefault(sink.namespace, []).append(sink)
+    ages = {
+        home: sorted(those, key=lambda one: (one.metadata.creation_timestamp or "", one.uid))
+        for home, those in homes.items()
+    }
+    return {sink.uid for those in ages.values() for sink in those[most:]}
+
+
+def _request(sink: EventSink) -> str | None:
+    """What stands for the value of the annotation kumulus.io/redeliver; a digest of one for which a status has no room."""
+    asked = sink.metadata.annotations.get(REDELIVER)
+    if asked is None or len(asked) <= REDELIVERED_MAX:
+        return asked
+    return f"sha256:{hashlib.sha256(asked.encode()).hexdigest()}"
+
+
+def _told_reason(state: State) -> str | None:
+    """What its status says when it says that: nothing of a sink that begins."""
+    return None if state.reason is SinkReason.STARTING else state.reason
 
 
 def _reason(status: EventSinkStatus) -> str | None:

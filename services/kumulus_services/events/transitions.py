@@ -149,6 +149,7 @@ def _appended(field: str, verb: str) -> Row:
 
 _PHASE = "status.phase"
 _WAS_ON = (Vm.RUNNING, Vm.PAUSED, Vm.STOPPING, Vm.MIGRATING, Vm.STARTING, Vm.UNKNOWN, Vm.CRASH_LOOP_BACK_OFF)
+_HOST_UP = (HostPhase.READY, HostPhase.MAINTENANCE)
 _SNAPSHOT = (_set("status.takenAt", "taken"), _enters(_PHASE, "failed", SnapshotPhase.FAILED))
 _IMAGE = (_enters(_PHASE, "imported", ImagePhase.READY), _enters(_PHASE, "failed", ImagePhase.FAILED))
 
@@ -224,10 +225,10 @@ ROWS: Mapping[type[Resource], tuple[Row, ...]] = {
     ),
     LoadBalancer: (_changes("status.activeHost", "failedover"), _changes("status.healthy", "health")),
     Host: (
-        _enters(_PHASE, "joined", HostPhase.READY, since=(HostPhase.JOINING,)),
+        _enters(_PHASE, "joined", *_HOST_UP, since=(HostPhase.JOINING,)),
         _enters(_PHASE, "lost", HostPhase.UNKNOWN),
         _enters(_PHASE, "fenced", HostPhase.FENCED),
-        _enters(_PHASE, "returned", HostPhase.READY, since=(HostPhase.FENCED, HostPhase.UNKNOWN)),
+        _enters(_PHASE, "returned", *_HOST_UP, since=(HostPhase.FENCED, HostPhase.UNKNOWN)),
     ),
     HostRemediation: (
         _enters(_PHASE, "fenced", RemediationPhase.FENCED),

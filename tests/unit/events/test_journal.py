@@ -142,7 +142,8 @@ async def test_dead_letters_are_bounded_and_go_once_more(journal: Journal, monke
     assert [letter.change.name for letter in journal.letters("s")] == ["vm-3", "vm-4", "vm-5"]
     standing = journal.standing("s")
     assert standing is not None and standing.lost == 2
-    assert journal.redeliver("s", "now") == 3
+    upto = journal.last_letter("s")
+    assert [journal.redeliver("s", upto=upto, limit=2) for _ in range(3)] == [2, 1, 0]
     again = journal.after(standing.cursor, "s", None, 10)
     assert [(change.uid, change.version, change.at) for change in again] == [
         (change.uid, change.version, change.at) for change in changes[2:]

@@ -61,6 +61,22 @@ def test_a_volume_that_changes_hands_leaves_one_machine_first() -> None:
     assert verbs("Volume", one, {"status": {}}) == ["updated", "detached"]
 
 
+@pytest.mark.parametrize(
+    ("phases", "news"),
+    [
+        (("Joining", "Maintenance", "Ready"), ["joined"]),
+        (("Joining", "Ready", "Maintenance"), ["joined"]),
+        (("Ready", "Unknown", "Maintenance"), ["lost", "returned"]),
+        (("Unknown", "Fenced", "Maintenance", "Ready"), ["fenced", "returned"]),
+        (("Ready", "Maintenance", "Ready"), []),
+    ],
+)
+def test_a_host_that_is_worked_on_joins_and_returns_as_any(phases: tuple[str, ...], news: list[str]) -> None:
+    seen = [{"status": {"phase": phase}} for phase in phases]
+    told = [verb for before, after in pairwise(seen) for verb in verbs("Host", before, after)]
+    assert [verb for verb in told if verb != "updated"] == news
+
+
 def test_what_was_missed_is_told_when_its_outcome_is_seen() -> None:
     """A machine that was first seen when it ran already: made, placed, started."""
     assert verbs("VirtualMachine", None, vm(host="h1", phase="Running", startedAt="t")) == [
