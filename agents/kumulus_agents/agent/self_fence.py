@@ -97,9 +97,8 @@ class SelfFence:
             if asked.seconds > self._lease_seconds:
                 why = f"the host's Lease lasts {self._lease_seconds:g} s (lease_seconds), less than the {asked.seconds} s asked for"
                 told = await self._say(order, WorkState.WAITING, "LeaseTooShort", why)
-                async with (
-                    self._turn
-                ):  # a process before this one may have armed it: nobody counts on it since that was written
+                # A process before this one may have armed it. Nobody counts on it since that was written.
+                async with self._turn:
                     await self._rests()
                 return told
             if (stamp := self._heartbeat.stamp) is None:
