@@ -29,7 +29,7 @@ from kumulus_controllers.compute.migration_plan import Move, Step, derive_status
 from kumulus_controllers.compute.migration_preflight import barred
 from kumulus_controllers.compute.migration_readying import Readying
 from kumulus_controllers.compute.migration_scope import Scope, facts
-from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, astray, busy, full, under_way
+from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, astray, busy, full, twice, under_way
 from kumulus_controllers.compute.migration_turns import before as in_order
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import placement_request, resolve
@@ -297,7 +297,8 @@ class MigrationReconciler:
             if (report := self._reports.get(host.name, host_namespace(host.name))) is not None
         }
         ways = {**under_way(self._store), **self._chosen}
-        if (queued := full(ways, vm.status.host or "", self._limits)) is not None:
+        queued = twice(ways, vm.uid) or full(ways, vm.status.host or "", self._limits)
+        if queued is not None:
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, queued, after=30.0))
         demand, disks = order_demand(scope.source)[0], migration_disks.along(scope)
         request = placement_request(seen, resolution)
@@ -314,7 +315,7 @@ class MigrationReconciler:
             lack = Lack("NoHostFits", str(chosen), stalled=False)
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack, after=30.0))
         keep_beside(self._fleet, vm, chosen.host, demand)
-        self._chosen[migration.uid] = Way(vm.status.host or "", chosen.host)
+        self._chosen[migration.uid] = Way(vm.status.host or "", chosen.host, vm.uid)
         self._keep(vm.uid, chosen.host, disks)
         after = migration.status.model_copy(
             update={
