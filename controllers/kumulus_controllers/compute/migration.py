@@ -284,8 +284,8 @@ class MigrationReconciler:
         if isinstance(resolution, Problem):
             lack = Lack(resolution.reason, resolution.message, stalled=resolution.stalled)
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack))
-        if (lack := astray(migration, vm.status.host)) is not None:
-            return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack))
+        if (elsewhere := astray(migration, vm.status.host)) is not None:
+            return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, elsewhere))
         hosts = list(self._hosts)
         asked = migration.spec.target_host
         if asked is not None and self._hosts.get(asked) is None:
