@@ -29,7 +29,7 @@ from kumulus_controllers.compute.migration_plan import Move, Step, derive_status
 from kumulus_controllers.compute.migration_preflight import barred
 from kumulus_controllers.compute.migration_readying import Readying
 from kumulus_controllers.compute.migration_scope import Scope, facts
-from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, astray, busy, full, under_way
+from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, astray, busy, full, twice, under_way
 from kumulus_controllers.compute.migration_turns import before as in_order
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import placement_request, resolve
@@ -315,8 +315,8 @@ class MigrationReconciler:
         if isinstance(resolution, Problem):
             lack = Lack(resolution.reason, resolution.message, stalled=resolution.stalled)
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack))
-        if (left := astray(migration, vm.status.host)) is not None:
-            return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, left))
+        if (elsewhere := astray(migration, vm.status.host)) is not None:
+            return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, elsewhere))
         hosts = list(self._hosts)
         asked = migration.spec.target_host
         if asked is not None and self._hosts.get(asked) is None:
@@ -328,7 +328,8 @@ class MigrationReconciler:
             if (report := self._reports.get(host.name, host_namespace(host.name))) is not None
         }
         ways = {**under_way(self._store), **self._chosen}
-        if (queued := full(ways, vm.status.host or "", self._limits)) is not None:
+        queued = twice(ways, vm.uid) or full(ways, vm.status.host or "", self._limits)
+        if queued is not None:
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, queued, after=30.0))
         demand, disks = order_demand(scope.source)[0], migration_disks.along(scope)
         request = placement_request(seen, resolution)
@@ -345,7 +346,7 @@ class MigrationReconciler:
             lack = Lack("NoHostFits", str(chosen), stalled=False)
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack, after=30.0))
         keep_beside(self._fleet, vm, chosen.host, demand)
-        self._chosen[migration.uid] = Way(vm.status.host or "", chosen.host)
+        self._chosen[migration.uid] = Way(vm.status.host or "", chosen.host, vm.uid)
         self._keep(vm.uid, chosen.host, disks)
         after = migration.status.model_copy(
             update={

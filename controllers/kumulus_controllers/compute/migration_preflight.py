@@ -103,11 +103,12 @@ def _tunnel(report: HostReport | None, host: str | None) -> list[Lack]:
 
 
 def _comes_first(other: VirtualMachineMigration, migration: VirtualMachineMigration) -> bool:
-    """One that has a target does; else the older one."""
-    if other.status.target_host is not None:
-        return True
-    one, two = other.metadata, migration.metadata
-    return (one.creation_timestamp or "", one.uid) < (two.creation_timestamp or "", two.uid)
+    """One that has a target does; else the older one. Of two never both."""
+
+    def rank(item: VirtualMachineMigration) -> tuple[bool, str, str]:
+        return (item.status.target_host is None, item.metadata.creation_timestamp or "", item.uid)
+
+    return rank(other) < rank(migration)
 
 
 def _disk_blockers(disk: InstanceDisk, scope: Scope) -> list[Lack]:

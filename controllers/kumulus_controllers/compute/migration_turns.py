@@ -52,6 +52,8 @@ class Way:
 
     source: str
     target: str
+    machine: str = ""
+    """Its uid."""
 
 
 def given_up(migration: VirtualMachineMigration) -> bool:
@@ -63,7 +65,7 @@ def given_up(migration: VirtualMachineMigration) -> bool:
 def under_way(migrations: Iterable[VirtualMachineMigration]) -> dict[str, Way]:
     """What moves now, by uid of the migration. One whose guest has arrived burdens nobody any more, nor one that is given up."""
     return {
-        item.uid: Way(item.status.source_host or "", item.status.target_host)
+        item.uid: Way(item.status.source_host or "", item.status.target_host, item.status.vm_uid or "")
         for item in migrations
         if item.status.target_host is not None
         and item.status.phase not in FINISHED
@@ -79,6 +81,13 @@ def full(ways: Mapping[str, Way], source: str, limits: MigrationSettings) -> Lac
     if (leaving := sum(way.source == source for way in ways.values())) >= limits.leaving:
         return _queued(f"{leaving} machines leave host {source} already, as many as may at once (leaving)")
     return None
+
+
+def twice(ways: Mapping[str, Way], machine: str) -> Lack | None:
+    """Why a machine with that uid has to wait: it moves already. Two migrations of it may both have been the first to see to it."""
+    if all(way.machine != machine for way in ways.values()):
+        return None
+    return Lack("AlreadyMoving", "Another migration moves the machine: this one waits.", stalled=False)
 
 
 def busy(ways: Mapping[str, Way], limits: MigrationSettings) -> Mapping[str, str]:

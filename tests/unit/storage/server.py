@@ -138,9 +138,13 @@ class Server:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for writer in self._writers:
-            writer.transport.abort()
-        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
+        closing = [asyncio.create_task(writer.wait_closed()) for writer in self._writers]
+        if closing:
+            await asyncio.wait(closing, timeout=0.2)
+        for writer, closed in zip(self._writers, closing, strict=True):
+            if not closed.done():
+                writer.transport.abort()
+        await asyncio.gather(*closing, return_exceptions=True)
 
 
 def certificate(path: Path, *hosts: str) -> tuple[str, ssl.SSLContext]:
