@@ -354,7 +354,7 @@ class Journal:
             if home not in ("", PLATFORM_NAMESPACE):
                 for which in (_LATER, ""):
                     yield from self._drop(
-                        partial(self._of, home, which), lambda home=home: self._bytes(home) > limits.namespace_bytes
+                        partial(self._of, home, which), partial(self._greedy, home, limits.namespace_bytes)
                     )
         for (home,) in self._db.execute("SELECT namespace FROM usage ORDER BY changes DESC").fetchall():
             yield from self._drop(partial(self._of, home, _LATER), lambda: self.size() > limits.changes)
@@ -388,9 +388,9 @@ class Journal:
             (home, seq, BIT),
         ).fetchall()
 
-    def _bytes(self, home: str) -> int:
+    def _greedy(self, home: str, most: int) -> bool:
         row = self._db.execute("SELECT bytes FROM usage WHERE namespace = ?", (home,)).fetchone()
-        return int(row[0]) if row else 0
+        return row is not None and int(row[0]) > most
 
     def _drop_done(self) -> None:
         """What a sink waits for in its namespace keeps nothing of others."""
