@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 import uuid
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from kumulus.kube.store import Store
 from kumulus.runtime.metrics import count_write
 from kumulus_services.events import metrics
 from kumulus_services.events.follower import Follower
-from kumulus_services.events.journal import Journal
+from kumulus_services.events.journal import Journal, Limits
 from kumulus_services.events.recorder import Recorder
 from kumulus_services.events.settings import EventsSettings
 from kumulus_services.events.sinks import Sinks
@@ -116,9 +117,14 @@ class Exporter:
             journal.close()
 
     async def _prune(self, journal: Journal) -> None:
+        settings = self._settings
+        limits = Limits(settings.journal_changes, settings.namespace_bytes, settings.journal_seconds)
         while True:
-            dropped = journal.prune(self._settings.journal_changes)
+            dropped = 0
+            for some in journal.prune(limits, time.time()):
+                dropped += some
+                await asyncio.sleep(0)
             if dropped:
-                log.warning("intermediate states dropped", changes=dropped)
+                log.warning("changes dropped that not everybody had", changes=dropped)
             metrics.JOURNAL.set(journal.size())
             await asyncio.sleep(PRUNE_SECONDS)

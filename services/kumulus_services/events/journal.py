@@ -11,18 +11,25 @@ import fcntl
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
+from kumulus.api.base import PLATFORM_NAMESPACE
 from kumulus_services.events.envelope import Change
 from kumulus_services.events.transitions import PRESENT, Told
 
-FORMAT = 1
+FORMAT = 2
 DEAD_MOST = 10_000
 """Dead letters that are kept of a sink; the oldest go."""
+BIT = 200
+"""Changes that are dropped in one transaction."""
+_Place = tuple[int, str | None, str | None]
+"""Of a change: its number, the namespace of its object, the sink whose own it is."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS positions (kind TEXT PRIMARY KEY, version TEXT NOT NULL);
@@ -38,6 +45,16 @@ CREATE INDEX IF NOT EXISTS changes_of_object ON changes (uid, seq);
 DROP INDEX IF EXISTS changes_in_namespace;
 CREATE INDEX IF NOT EXISTS changes_of_namespace ON changes (namespace, seq, sink);
 CREATE INDEX IF NOT EXISTS changes_for_sink ON changes (sink, seq);
+CREATE TABLE IF NOT EXISTS usage (namespace TEXT PRIMARY KEY, changes INTEGER NOT NULL, bytes INTEGER NOT NULL);
+CREATE TRIGGER IF NOT EXISTS changes_come AFTER INSERT ON changes BEGIN
+  INSERT INTO usage VALUES (ifnull(NEW.namespace, ''), 1, length(CAST(NEW.object AS BLOB)) + 512)
+    ON CONFLICT (namespace) DO UPDATE SET changes = changes + 1, bytes = bytes + excluded.bytes;
+END;
+CREATE TRIGGER IF NOT EXISTS changes_go AFTER DELETE ON changes BEGIN
+  UPDATE usage SET changes = changes - 1, bytes = bytes - length(CAST(OLD.object AS BLOB)) - 512
+    WHERE namespace = ifnull(OLD.namespace, '');
+  DELETE FROM usage WHERE namespace = ifnull(OLD.namespace, '') AND changes = 0;
+END;
 CREATE TABLE IF NOT EXISTS sinks (
   uid TEXT PRIMARY KEY, namespace TEXT, cursor INTEGER NOT NULL, delivered INTEGER NOT NULL DEFAULT 0, lost INTEGER NOT NULL DEFAULT 0,
   redelivered TEXT);
@@ -45,7 +62,22 @@ CREATE TABLE IF NOT EXISTS dead (
   id INTEGER PRIMARY KEY AUTOINCREMENT, sink TEXT NOT NULL, at TEXT NOT NULL, reason TEXT NOT NULL, change TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS dead_of_sink ON dead (sink, id);
 """
+_USAGE = """
+SELECT ifnull(namespace, ''), count(*), sum(length(CAST(object AS BLOB)) + 512) FROM changes GROUP BY ifnull(namespace, '')
+"""
+_LATER = " AND sink IS NULL AND EXISTS (SELECT 1 FROM changes WHERE uid = old.uid AND seq > old.seq AND +sink IS NULL)"
+"""Of a row `old`: it is an intermediate state."""
 _COLUMNS = "uid, kind, namespace, name, version, at, told, labels, object, queued"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the journal keeps at most."""
+
+    changes: int
+    namespace_bytes: int
+    """Of a tenant's namespace."""
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +134,10 @@ class Journal:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(_TABLES)
+        if self._db.execute("PRAGMA user_version").fetchone()[0] < FORMAT:
+            with self.transaction():
+                self._db.execute("DELETE FROM usage")
+                self._db.execute(f"INSERT INTO usage {_USAGE}")
         self._db.execute(f"PRAGMA user_version={FORMAT}")
 
     def close(self) -> None:
@@ -305,25 +341,56 @@ class Journal:
 
     # Its size
 
-    def prune(self, most: int) -> int:
-        """Drop what everybody has; and of more than `most` changes, those of objects of which there is a later one, the
-        oldest half. Returns how many a sink did not have."""
+    def prune(self, limits: Limits, now: float) -> Iterator[int]:
+        """Drop what everybody has; what is older than it may be, whoever waits for it; of a namespace with too many bytes
+        the oldest, intermediate states first; and while there are too many changes in all, intermediate states of the
+        namespaces that have most of them. A bit at a time, so that others have their turn: how many a sink did not have."""
         with self.transaction():
             self._drop_done()
-            count, first, last = self._db.execute("SELECT count(*), min(seq), max(seq) FROM changes").fetchone()
-            if count <= most:
-                return 0
-            middle = first + (last - first) // 2
-            gone = self._db.execute(
-                "SELECT seq, namespace FROM changes AS old WHERE seq <= ? AND sink IS NULL AND EXISTS"
-                " (SELECT 1 FROM changes WHERE uid = old.uid AND seq > old.seq AND sink IS NULL)",
-                (middle,),
-            ).fetchall()
-            self._db.executemany("DELETE FROM changes WHERE seq = ?", ((seq,) for seq, _ in gone))
-            for uid, home, cursor in self._db.execute("SELECT uid, namespace, cursor FROM sinks").fetchall():
-                missed = sum(seq > cursor and home in (None, namespace) for seq, namespace in gone)
-                self._db.execute("UPDATE sinks SET lost = lost + ? WHERE uid = ?", (missed, uid))
-            return len(gone)
+        yield 0
+        yield from self._drop(lambda seq: self._older(seq, now - limits.seconds), lambda: True)
+        homes = self._db.execute("SELECT namespace FROM usage WHERE bytes > ?", (limits.namespace_bytes,)).fetchall()
+        for (home,) in homes:
+            if home not in ("", PLATFORM_NAMESPACE):
+                for which in (_LATER, ""):
+                    yield from self._drop(
+                        partial(self._of, home, which), partial(self._greedy, home, limits.namespace_bytes)
+                    )
+        for (home,) in self._db.execute("SELECT namespace FROM usage ORDER BY changes DESC").fetchall():
+            yield from self._drop(partial(self._of, home, _LATER), lambda: self.size() > limits.changes)
+
+    def _drop(self, find: Callable[[int], list[_Place]], goes_on: Callable[[], bool]) -> Iterator[int]:
+        """Drop what `find` has after a place, as long as `goes_on`; a bit at a time."""
+        seq = 0
+        while goes_on() and (gone := find(seq)):
+            seq = gone[-1][0]
+            with self.transaction():
+                self._db.executemany("DELETE FROM changes WHERE seq = ?", ((place[0],) for place in gone))
+                for uid, home, cursor in self._db.execute("SELECT uid, namespace, cursor FROM sinks").fetchall():
+                    missed = sum(
+                        at > cursor and home in (None, namespace) and sink in (None, uid)
+                        for at, namespace, sink in gone
+                    )
+                    if missed:
+                        self._db.execute("UPDATE sinks SET lost = lost + ? WHERE uid = ?", (missed, uid))
+            yield len(gone)
+
+    def _older(self, seq: int, than: float) -> list[_Place]:
+        rows = self._db.execute(
+            "SELECT seq, namespace, sink, queued FROM changes WHERE seq > ? ORDER BY seq LIMIT ?", (seq, BIT)
+        )
+        return [row[:3] for row in takewhile(lambda row: row[3] < than, rows.fetchall())]
+
+    def _of(self, home: str, which: str, seq: int) -> list[_Place]:
+        place = "namespace = ?" if home else "namespace IS NULL AND ? = ''"
+        return self._db.execute(
+            f"SELECT seq, namespace, sink FROM changes AS old WHERE {place} AND seq > ?{which} ORDER BY seq LIMIT ?",  # noqa: S608
+            (home, seq, BIT),
+        ).fetchall()
+
+    def _greedy(self, home: str, most: int) -> bool:
+        row = self._db.execute("SELECT bytes FROM usage WHERE namespace = ?", (home,)).fetchone()
+        return row is not None and int(row[0]) > most
 
     def _drop_done(self) -> None:
         """What a sink waits for in its namespace keeps nothing of others."""
@@ -345,7 +412,7 @@ class Journal:
 
     def size(self) -> int:
         """How many changes are kept."""
-        return int(self._db.execute("SELECT count(*) FROM changes").fetchone()[0])
+        return int(self._db.execute("SELECT ifnull(sum(changes), 0) FROM usage").fetchone()[0])
 
 
 def _change(row: Sequence[Any]) -> Change:

@@ -41,6 +41,16 @@ class EventsSettings(BaseModel):
         ge=100,
         description="Of more changes that wait, intermediate states of objects are dropped.",
     )
+    journal_seconds: float = Field(
+        default=8 * 86400,
+        gt=0,
+        description="Changes that waited for longer are dropped, those for suspended sinks too.",
+    )
+    namespace_bytes: int = Field(
+        default=256 * 1024 * 1024,
+        ge=0,
+        description="Of a tenant's namespace of which more waits, the oldest changes are dropped, intermediate states first.",
+    )
     namespace_sinks: int = Field(
         default=20,
         ge=0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from kumulus_services.events import journal as journals
 from kumulus_services.events.envelope import Change
-from kumulus_services.events.journal import InUse, Journal
+from kumulus_services.events.journal import InUse, Journal, Limits
 from kumulus_services.events.recorder import Moved, Recorder, Seen
 
 Raw = dict[str, Any]
@@ -38,6 +40,17 @@ def recorder(journal: Journal) -> Recorder:
 def told(journal: Journal, sink: str = "s", namespace: str | None = None) -> list[tuple[str, str, list[str]]]:
     changes = journal.after(0, sink, namespace, 1000)
     return [(change.name, change.version, [one.verb for one in change.told]) for change in changes]
+
+
+def prune(
+    journal: Journal,
+    *,
+    changes: int = 1000,
+    namespace_bytes: int = 2**30,
+    seconds: float = 1e9,
+    now: float | None = None,
+) -> int:
+    return sum(journal.prune(Limits(changes, namespace_bytes, seconds), time.time() if now is None else now))
 
 
 async def test_what_was_seen_is_there_after_the_end_of_the_process(tmp_path: Path) -> None:
@@ -86,10 +99,10 @@ async def test_a_sink_in_a_namespace_sees_that_and_keeps_nothing_of_others(journ
     note.record([Seen(VM, vm("a", 1)), Seen(VM, vm("b", 2, namespace="bank")), Seen(VM, vm("c", 3))])
     assert [name for name, _, _ in told(journal, "shop", "shop")] == ["a", "c"]
     journal.advance("all", journal.last(), 3)
-    journal.prune(1000)
+    prune(journal)
     assert [name for name, _, _ in told(journal, "all")] == ["a", "c"], "what shop has not got yet"
     journal.advance("shop", journal.last(), 2)
-    journal.prune(1000)
+    prune(journal)
     assert journal.size() == 0
     assert journal.last() == 3, "numbers are not used again"
     journal.end(["all"])
@@ -118,7 +131,7 @@ def test_of_too_many_only_intermediate_states_go(
         note = Recorder(journal, lambda: "t", lambda: None)
         note.record([Seen(VM, vm(name, number)) for number, name in enumerate(steps, 1)])
         for _ in range(20):
-            journal.prune(most)
+            prune(journal, changes=most)
         last = {name: str(number) for number, name in enumerate(steps, 1)}
         seen = told(journal, "slow")
         versions = {name: version for name, version, _ in seen}
@@ -150,3 +163,50 @@ async def test_dead_letters_are_bounded_and_go_once_more(journal: Journal, monke
     ]
     assert journal.dead_letters("s") == 0
     assert not journal.after(standing.cursor, "other", None, 10)
+
+
+async def test_a_greedy_namespace_costs_others_nothing(journal: Journal) -> None:
+    """Not even by what ended, which has no later state, nor by what is a sink's own."""
+    for sink, namespace in (("all", None), ("bank", "bank"), ("shop", "shop")):
+        journal.begin(sink, namespace)
+    note = recorder(journal)
+    note.record([Seen(VM, vm("first", 1, namespace="bank"))])
+    for number in range(2, 602, 2):
+        note.record([Seen(VM, vm(f"x{number}", number)), Seen(VM, vm(f"x{number}", number + 1), gone=True)])
+    note.record([Seen(VM, vm("kept", 700))])
+    journal.replay("shop", "t", "shop")
+    assert prune(journal, namespace_bytes=100_000) > 300
+    left = told(journal, "shop", "shop")
+    assert 0 < len(left) < 200 and left[-1] == ("kept", "700", ["present"]), "the latest stay"
+    assert "created" not in [verbs[0] for _, _, verbs in left[:-2]], "intermediate states go first"
+    assert told(journal, "bank", "bank") == [("first", "1", ["created"])]
+    lost = {sink: (found.lost if (found := journal.standing(sink)) else None) for sink in ("all", "bank", "shop")}
+    assert lost["bank"] == 0 and lost["shop"] == 602 - len(left)
+    assert prune(journal, namespace_bytes=100_000) == 0
+    assert prune(journal, namespace_bytes=0) == len(left) + 1, "whatever it is"
+    assert journal.size() == 0
+
+
+async def test_what_nobody_fetches_does_not_stay_for_ever(journal: Journal) -> None:
+    journal.begin("suspended", "shop")
+    recorder(journal).record([Seen(VM, vm("a", 1)), Seen(VM, vm("b", 2))])
+    assert prune(journal, seconds=3600) == 0
+    assert prune(journal, seconds=3600, now=time.time() + 3601) == 2
+    standing = journal.standing("suspended")
+    assert standing is not None and standing.lost == 2
+
+
+async def test_a_journal_of_before_knows_how_much_it_has(tmp_path: Path) -> None:
+    first = Journal(tmp_path)
+    first.begin("s", None)
+    recorder(first).record([Seen(VM, vm("a", 1)), Seen(VM, vm("b", 2, namespace="bank"))])
+    first.close()
+    with sqlite3.connect(tmp_path / "journal.sqlite") as old:
+        old.executescript(
+            "DROP TRIGGER changes_come; DROP TRIGGER changes_go; DROP TABLE usage; PRAGMA user_version = 1"
+        )
+    old.close()
+    again = Journal(tmp_path)
+    assert again.size() == 2
+    assert prune(again, namespace_bytes=0) == 2
+    again.close()

@@ -16,11 +16,12 @@ from kumulus.kube.store import Key, Store
 from kumulus_services.events import metrics
 from kumulus_services.events import sinks as module
 from kumulus_services.events.journal import Journal
+from kumulus_services.events.recorder import Recorder, Seen
 from kumulus_services.events.settings import EventsSettings
 from kumulus_services.events.sinks import Sinks
 from tests.patience import PATIENCE
 from tests.unit.events.test_delivery import until
-from tests.unit.events.test_journal import VM, Raw, Recorder, Seen, vm
+from tests.unit.events.test_journal import VM, Raw, vm
 
 
 class Api:
@@ -56,7 +57,8 @@ class Api:
 
     def reason(self, name: str) -> str | None:
         conditions = self.objects[name]["status"].get("conditions") or [{}]
-        return conditions[0].get("reason")
+        reason: str | None = conditions[0].get("reason")
+        return reason
 
 
 @pytest.fixture
