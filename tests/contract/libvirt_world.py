@@ -86,8 +86,6 @@ class LibvirtWorld(World):
         )
         size = str(json.loads(told.stdout)["virtual-size"])
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), size], check=True)
-        if disk.volume is not None:
-            self._track(str(path))
         return replace(disk, source=FileSource(str(path)), format="qcow2", below=(), copied=True)
 
     @staticmethod

@@ -262,7 +262,8 @@ class Runner:
         user = self._world.user
         for name in self._world.sites:
             self._world.boot(name)
-            await user.patch(Host.KIND, name, {"spec": {"bmc": None, "fencing": None}})
+            with contextlib.suppress(errors.NotFound):  # it may have been removed
+                await user.patch(Host.KIND, name, {"spec": {"bmc": None, "fencing": None}})
         for model in CLEARED:
             for item in await self._all(model):
                 await user.delete(model.KIND, item["metadata"]["name"], self._room(model))

@@ -54,7 +54,8 @@ class CopiedDisks:
         if arrival is None or (not arrival.whole and arrival.size not in (None, size)):
             # Of another size it is of an attempt that nobody cleared away. Of this one it may have what was written last; and
             # one of an earlier attempt is written over, every byte.
-            arrival = await movable.begin_arrival(disk.volume, Traits(size), live=True)
+            # Without a bitmap: that of the source comes with the guest's memory, and takes no other of its name.
+            arrival = await movable.begin_arrival(disk.volume, Traits(size, tracked=True), live=True)
         return DomainDisk(
             disk.name,
             arrival.source,
