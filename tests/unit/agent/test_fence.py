@@ -16,7 +16,7 @@ from kumulus.kube.errors import Unreachable
 from kumulus_agents.agent.agent import Agent, Drivers, Place
 from kumulus_agents.agent.fence import starts
 from kumulus_agents.agent.instance_files import NoFiles
-from kumulus_agents.agent.instance_scope import Adopt, Arrive, Disown, Plan, Receive, Resume, Send, Start, Step, Wake
+from kumulus_agents.agent.instance_scope import Adopt, Arrive, Plan, Receive, Resume, Send, Start, Step, Wake
 from kumulus_agents.agent.report import MachineFacts
 from kumulus_agents.agent.settings import Timings
 from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
@@ -60,7 +60,7 @@ class Deaf:
 def test_whatever_may_let_a_guest_run_is_known_to_be_so(step: type) -> None:
     """A step that somebody adds is held back until it is known to be harmless."""
     blank = object.__new__(step)
-    assert starts(Plan((blank,))) is (step in (Start, Wake, Resume, Send, Receive, Arrive, Adopt, Disown))
+    assert starts(Plan((blank,))) is (step in (Start, Wake, Resume, Send, Receive, Arrive, Adopt))
 
 
 async def test_no_orders_are_read_before_the_lease_was_renewed(tmp_path: Path) -> None:
