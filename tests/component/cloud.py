@@ -27,7 +27,7 @@ from kumulus_agents.agent.drivers import LoggedConsole, stored_files
 from kumulus_agents.agent.identity import StateDirectory
 from kumulus_agents.agent.report import MachineFacts
 from kumulus_agents.agent.settings import Timings
-from kumulus_agents.hypervisor.protocol import Domain, DomainSpec
+from kumulus_agents.hypervisor.domain import Domain, DomainSpec
 from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost, SimulatedSettings
 from kumulus_agents.storage import registry

@@ -15,19 +15,18 @@ from kumulus.api.order_names import instance_order_name, segment_order_name, sna
 from kumulus.api.segments import SegmentFacts, SegmentOrder
 from kumulus.api.snapshots import Indication
 from kumulus_agents.agent.agent import Agent
-from kumulus_agents.hypervisor.foreign import ForeignDomain
-from kumulus_agents.hypervisor.protocol import (
+from kumulus_agents.hypervisor.domain import (
     Domain,
     DomainDisk,
-    DomainListener,
     DomainNic,
     DomainSpec,
     DomainState,
-    Inventory,
     Marks,
     Quiesce,
     Still,
 )
+from kumulus_agents.hypervisor.foreign import ForeignDomain
+from kumulus_agents.hypervisor.protocol import DomainListener, Inventory
 from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
 from kumulus_agents.network.protocol import Plug, Port
 from kumulus_agents.network.simulated import SimulatedFabric, SimulatedNetworks

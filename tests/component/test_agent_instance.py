@@ -12,8 +12,8 @@ from kumulus.api.host import WorkOrder
 from kumulus.api.order_names import instance_order_name
 from kumulus_agents.agent import guests
 from kumulus_agents.agent.settings import Timings
+from kumulus_agents.hypervisor.domain import DomainState, ExitReason, GuestSays
 from kumulus_agents.hypervisor.foreign import ForeignDomain
-from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, GuestSays
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost, SimulatedSettings
 from kumulus_lab.cluster import NativeCluster
 from tests.unit.agent.host import IMAGE, POOL, TestHost, eventually, host_on

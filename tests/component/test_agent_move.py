@@ -11,7 +11,7 @@ import pytest
 
 from kumulus.api.host import WorkOrder
 from kumulus.api.order_names import instance_order_name, snapshot_order_name, volume_order_name
-from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
+from kumulus_agents.hypervisor.domain import DomainState, ExitReason
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_agents.hypervisor.simulated_host import SimulatedSettings as HypervisorSettings
 from kumulus_agents.storage.moving import MovableVolumes

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kumulus.api.order_names import instance_order_name, volume_order_name
-from kumulus_agents.hypervisor.protocol import DomainState
+from kumulus_agents.hypervisor.domain import DomainState
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_agents.hypervisor.simulated_host import SimulatedSettings as HypervisorSettings
 from kumulus_agents.storage.protocol import StorageError

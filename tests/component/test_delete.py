@@ -24,7 +24,7 @@ from kumulus.api.console import ConsoleRequest
 from kumulus.api.fabric import Host
 from kumulus.api.image import Image
 from kumulus.kube.builtin import NAMESPACE, SECRET
-from kumulus_agents.hypervisor.protocol import ExitReason
+from kumulus_agents.hypervisor.domain import ExitReason
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor

@@ -32,7 +32,7 @@ from kumulus.kube.errors import NotFound
 from kumulus.runtime.result import Result
 from kumulus_agents.agent.instance import Instances
 from kumulus_agents.agent.orders import Orders
-from kumulus_agents.hypervisor.protocol import DomainSpec, Marks
+from kumulus_agents.hypervisor.domain import DomainSpec, Marks
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_agents.network.simulated import SimulatedFabric
 from kumulus_agents.storage.simulated import SimulatedStorage

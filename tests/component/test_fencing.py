@@ -25,7 +25,7 @@ from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.cli.people import main
 from kumulus.kube.builtin import LEASE, NAMESPACE, SECRET
 from kumulus.kube.client import KubeClient
-from kumulus_agents.hypervisor.protocol import DomainState
+from kumulus_agents.hypervisor.domain import DomainState
 from kumulus_agents.watchdog.client import Watchdog
 from kumulus_agents.watchdog.watch import State
 from kumulus_controllers.fabric.automatic import MARGIN_SECONDS

@@ -15,7 +15,7 @@ from kumulus.api.order_names import instance_order_name, volume_order_name
 from kumulus.api.storage import Volume
 from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.kube.builtin import NAMESPACE
-from kumulus_agents.hypervisor.protocol import DomainState
+from kumulus_agents.hypervisor.domain import DomainState
 from tests.fault.backends import Memory, run
 from tests.fault.imports import (
     HERE,

@@ -27,7 +27,7 @@ from kumulus.api.order_names import instance_order_name
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.cli.people import main
 from kumulus.kube.builtin import NAMESPACE
-from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
+from kumulus_agents.hypervisor.domain import DomainState, ExitReason
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor

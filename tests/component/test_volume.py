@@ -30,8 +30,8 @@ from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.kube.builtin import NAMESPACE, SECRET
 from kumulus.kube.errors import Refused
 from kumulus_agents.agent import instance_plan
+from kumulus_agents.hypervisor.domain import DomainState
 from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
-from kumulus_agents.hypervisor.protocol import DomainState
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
 from tests.component.cloud import Cloud, Raw, cloud, condition, phase, reason, until

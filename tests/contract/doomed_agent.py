@@ -18,9 +18,9 @@ from typing import Any
 import libvirt
 
 from kumulus.api.snapshots import QuiesceMode
+from kumulus_agents.hypervisor.domain import DomainSpec, Quiesce, Still
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
-from kumulus_agents.hypervisor.protocol import DomainSpec, Quiesce, Still
 from kumulus_agents.storage.source import LayerFile
 from tests.contract.hypervisor import Heard
 

@@ -25,8 +25,7 @@ from kumulus.api.hardware import HostFeature, Shape, WatchdogAction
 from kumulus.api.qos import UNLIMITED, Burst, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.volumes import CacheMode
-from kumulus_agents.hypervisor.foreign import ForeignDomain
-from kumulus_agents.hypervisor.protocol import (
+from kumulus_agents.hypervisor.domain import (
     AttachedDisk,
     AttachedDrive,
     AttachedNic,
@@ -38,12 +37,12 @@ from kumulus_agents.hypervisor.protocol import (
     DomainState,
     ExitReason,
     Growth,
-    Hypervisor,
-    HypervisorError,
     Marks,
     Quiesce,
     Still,
 )
+from kumulus_agents.hypervisor.foreign import ForeignDomain
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.source import DiskSource, FileSource, LayerFile
 from tests.patience import PATIENCE

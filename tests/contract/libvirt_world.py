@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from kumulus_agents.console import log
+from kumulus_agents.hypervisor.domain import DomainDisk, DomainNic, DomainSpec
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainNic, DomainSpec
 from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage import tracking
 from kumulus_agents.storage.source import FileSource, LayerFile

@@ -16,8 +16,9 @@ import pytest
 
 from kumulus.api.compute import PowerState
 from kumulus.api.hardware import Shape, WatchdogAction
+from kumulus_agents.hypervisor.domain import DomainSpec, DomainState, ExitReason, Marks
 from kumulus_agents.hypervisor.migration import Progress, Sending, Stream
-from kumulus_agents.hypervisor.protocol import DomainSpec, DomainState, ExitReason, Hypervisor, HypervisorError, Marks
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from tests.contract.hypervisor import World, eventually, the
 
 

@@ -24,7 +24,7 @@ from kumulus.api.order_names import pool_secret_name
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import PoolDriver, PoolParameters, PoolSecret, RbdParameters
 from kumulus.api.volume_order import VolumeOrigin
-from kumulus_agents.hypervisor.protocol import DomainDisk
+from kumulus_agents.hypervisor.domain import DomainDisk
 from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.pace import Pace

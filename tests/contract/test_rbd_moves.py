@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from kumulus.api.volume_order import VolumeOrigin
-from kumulus_agents.hypervisor.protocol import DomainDisk
+from kumulus_agents.hypervisor.domain import DomainDisk
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageDriver
 from kumulus_agents.storage.rbd import names

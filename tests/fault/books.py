@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kumulus_agents.hypervisor.protocol import Domain, DomainState
+from kumulus_agents.hypervisor.domain import Domain, DomainState
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_agents.network.simulated import SimulatedFabric
 from kumulus_agents.storage.simulated import SimulatedPool

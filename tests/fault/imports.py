@@ -18,8 +18,8 @@ from kumulus.api.pool_order import UnownedKind
 from kumulus.api.storage import Volume
 from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.kube.builtin import NAMESPACE
+from kumulus_agents.hypervisor.domain import DomainState
 from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
-from kumulus_agents.hypervisor.protocol import DomainState
 from kumulus_agents.storage.adoption import Unclaimed, Unowned
 from kumulus_agents.storage.layers import Layers
 from kumulus_agents.storage.protocol import StorageError, StoredVolume

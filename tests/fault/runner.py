@@ -25,7 +25,7 @@ from kumulus.api.storage import StoragePool, Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.kube import errors
 from kumulus.kube.builtin import LEASE, NAMESPACE
-from kumulus_agents.hypervisor.protocol import ExitReason
+from kumulus_agents.hypervisor.domain import ExitReason
 from tests.fault.oracles import COUNTS, State, observe, words
 from tests.fault.plans import Plan, Step, Verb
 from tests.fault.world import World

@@ -21,7 +21,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
 from kumulus.api.storage import Volume
 from kumulus.kube import errors
-from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason
+from kumulus_agents.hypervisor.domain import Domain, DomainState, ExitReason
 from tests.fault import plans
 from tests.fault.backends import Memory, WorldLoop
 from tests.fault.parties import Fault, How, Party

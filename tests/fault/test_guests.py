@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, DomainState, PauseReason
+from kumulus_agents.hypervisor.domain import DomainDisk, DomainSpec, DomainState, PauseReason
 from kumulus_agents.storage.source import FileSource
 from tests.contract import guest
 from tests.contract.guest import Guest

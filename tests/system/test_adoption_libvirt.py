@@ -15,9 +15,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from kumulus.api.snapshots import QuiesceMode
-from kumulus_agents.hypervisor.foreign import Orphan
-from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
-from kumulus_agents.hypervisor.protocol import (
+from kumulus_agents.hypervisor.domain import (
     AdoptedDisk,
     AdoptedNic,
     Adoption,
@@ -27,10 +25,12 @@ from kumulus_agents.hypervisor.protocol import (
     DomainNic,
     DomainSpec,
     DomainState,
-    HypervisorError,
     Marks,
     Quiesce,
 )
+from kumulus_agents.hypervisor.foreign import Orphan
+from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
+from kumulus_agents.hypervisor.protocol import HypervisorError
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.source import FileSource

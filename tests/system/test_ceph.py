@@ -16,15 +16,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from kumulus.api.snapshots import Indication, QuiesceMode
+from kumulus_agents.hypervisor.domain import DomainDisk, DomainSpec, DomainState, Quiesce, Still
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
-from kumulus_agents.hypervisor.protocol import (
-    DomainDisk,
-    DomainSpec,
-    DomainState,
-    HypervisorError,
-    Quiesce,
-    Still,
-)
+from kumulus_agents.hypervisor.protocol import HypervisorError
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.rbd import names

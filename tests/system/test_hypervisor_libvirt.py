@@ -29,11 +29,7 @@ from kumulus.api.image_order import HttpFetch
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus.api.volume_order import VolumeOrigin
-from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
-from kumulus_agents.hypervisor.libvirt.marks import HOLD_NAMESPACE as HOLD
-from kumulus_agents.hypervisor.libvirt.marks import domain_name
-from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
-from kumulus_agents.hypervisor.protocol import (
+from kumulus_agents.hypervisor.domain import (
     TRAY_LOCKED,
     AttachedDrive,
     DomainDisk,
@@ -42,10 +38,14 @@ from kumulus_agents.hypervisor.protocol import (
     DomainState,
     ExitReason,
     GuestSays,
-    HypervisorError,
     Quiesce,
     Still,
 )
+from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
+from kumulus_agents.hypervisor.libvirt.marks import HOLD_NAMESPACE as HOLD
+from kumulus_agents.hypervisor.libvirt.marks import domain_name
+from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
+from kumulus_agents.hypervisor.protocol import HypervisorError
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageError, StoredVolume

@@ -13,8 +13,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from kumulus.api.hardware import Shape
+from kumulus_agents.hypervisor.domain import DomainDisk, DomainSpec, DomainState
 from kumulus_agents.hypervisor.migration import Progress, Sending
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, DomainState, Hypervisor, HypervisorError
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.settings import StorageSettings

@@ -29,11 +29,11 @@ from kumulus.api.order_names import instance_order_name, volume_order_name
 from kumulus.api.snapshots import QuiesceMode
 from kumulus_agents.agent.instance_files import StoredFiles
 from kumulus_agents.console import log
+from kumulus_agents.hypervisor.domain import DomainDisk, DomainSpec, Quiesce
 from kumulus_agents.hypervisor.libvirt import copying
 from kumulus_agents.hypervisor.libvirt.driver import LibvirtHypervisor
 from kumulus_agents.hypervisor.libvirt.marks import domain_name
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainSpec, Quiesce
 from kumulus_agents.storage import seed
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.passphrase import Passphrase

@@ -11,7 +11,7 @@ from kumulus.api.pool_order import PoolRef
 from kumulus.api.qos import UNLIMITED
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.agent.pools import Pools
-from kumulus_agents.hypervisor.protocol import DomainDisk
+from kumulus_agents.hypervisor.domain import DomainDisk
 from kumulus_agents.storage.moving import MovableVolumes, ReceivingDisks, Traits, unsupported
 from kumulus_agents.storage.protocol import StorageError
 

@@ -40,7 +40,8 @@ from kumulus_agents.agent.instance_scope import (
     Unplug,
 )
 from kumulus_agents.agent.orders import Orders
-from kumulus_agents.hypervisor.protocol import DomainState, Hypervisor, HypervisorError
+from kumulus_agents.hypervisor.domain import DomainState
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 
 log = structlog.get_logger(__name__)
 

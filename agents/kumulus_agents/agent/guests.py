@@ -18,7 +18,8 @@ import structlog
 from kumulus.api.instance_order import GuestFacts
 from kumulus.runtime.clock import Clock
 from kumulus_agents.agent.report import clean
-from kumulus_agents.hypervisor.protocol import Domain, DomainState, GuestSays, Hypervisor, HypervisorError
+from kumulus_agents.hypervisor.domain import Domain, DomainState, GuestSays
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 
 log = structlog.get_logger(__name__)
 

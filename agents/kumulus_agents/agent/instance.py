@@ -44,7 +44,8 @@ from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.orders import Orders, unfit
 from kumulus_agents.agent.returning import Returning, comes_back
-from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, Domain, DomainState, Hypervisor, HypervisorError
+from kumulus_agents.hypervisor.domain import TRAY_LOCKED, Domain, DomainState
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.network.protocol import NetworkError
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.source import DiskSource

@@ -8,7 +8,7 @@ from kumulus.api.compute import PowerState
 from kumulus.api.host import WorkState
 from kumulus_agents.agent import instance_others
 from kumulus_agents.agent.instance_scope import Memory, Scope, Situation, exit_of, marks_of, situation
-from kumulus_agents.hypervisor.protocol import DomainState, ExitReason
+from kumulus_agents.hypervisor.domain import DomainState, ExitReason
 
 CALM = 600.0
 """After so long a run the restarts before it are forgiven."""

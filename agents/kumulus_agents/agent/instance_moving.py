@@ -22,7 +22,7 @@ from kumulus_agents.agent.instance_scope import (
     Scope,
     Send,
 )
-from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason, Marks
+from kumulus_agents.hypervisor.domain import Domain, DomainState, ExitReason, Marks
 
 SAID_EVERY = 5.0
 """Seconds between two words about how far a guest is."""

@@ -47,7 +47,7 @@ from kumulus_agents.agent.instance_scope import (
     marks_of,
     situation,
 )
-from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, DomainState, ExitReason, Marks, PauseReason
+from kumulus_agents.hypervisor.domain import TRAY_LOCKED, DomainState, ExitReason, Marks, PauseReason
 from kumulus_agents.storage.source import DiskSource
 
 PRESS_EVERY = 5.0

@@ -11,8 +11,8 @@ from kumulus.api.host import WorkOrderStatus, WorkState
 from kumulus.api.instance_order import GuestFacts, InstanceOrder, MigrationFacts, Outgoing
 from kumulus.api.segments import Nic
 from kumulus_agents.agent.hold import Hold
+from kumulus_agents.hypervisor.domain import Domain, DomainState, ExitReason, Marks
 from kumulus_agents.hypervisor.migration import Progress
-from kumulus_agents.hypervisor.protocol import Domain, DomainState, ExitReason, Marks
 from kumulus_agents.storage.source import DiskSource
 
 

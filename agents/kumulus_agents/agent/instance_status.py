@@ -11,7 +11,7 @@ from kumulus.api.qos import UNLIMITED
 from kumulus.api.segments import NicFacts
 from kumulus.runtime.clock import parse_time, rfc3339
 from kumulus_agents.agent.instance_scope import Memory, Plan, Scope, marks_of
-from kumulus_agents.hypervisor.protocol import DEFAULT_SHAPE, Domain, DomainState
+from kumulus_agents.hypervisor.domain import DEFAULT_SHAPE, Domain, DomainState
 
 SAME_START = 2.0
 """Two readings of when a guest started that are closer than this, in seconds, are the same start."""

@@ -53,7 +53,7 @@ from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.secrets import Secrets
 from kumulus_agents.agent.whereabouts import Whereabouts
-from kumulus_agents.hypervisor.protocol import (
+from kumulus_agents.hypervisor.domain import (
     DEFAULT_SHAPE,
     AdoptedDisk,
     AdoptedNic,
@@ -62,9 +62,9 @@ from kumulus_agents.hypervisor.protocol import (
     DomainDrive,
     DomainNic,
     DomainSpec,
-    Hypervisor,
     Marks,
 )
+from kumulus_agents.hypervisor.protocol import Hypervisor
 from kumulus_agents.storage.moving import ReceivingDisks
 from kumulus_agents.storage.protocol import StorageError
 from kumulus_agents.storage.source import DiskSource, FileSource

@@ -24,15 +24,9 @@ from kumulus_agents.agent.instance_scope import Moving
 from kumulus_agents.agent.networks import Networks
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.reservations import Reservations
+from kumulus_agents.hypervisor.domain import DomainSpec, DomainState, ExitReason, Marks
 from kumulus_agents.hypervisor.migration import Progress, Sending, Stream
-from kumulus_agents.hypervisor.protocol import (
-    DomainSpec,
-    DomainState,
-    ExitReason,
-    Hypervisor,
-    HypervisorError,
-    Marks,
-)
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.network import connections
 from kumulus_agents.network.connections import Connection
 from kumulus_agents.network.protocol import NetworkError

@@ -22,7 +22,8 @@ from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import BUSY, Reservations
 from kumulus_agents.agent.tidying import Tidying
 from kumulus_agents.agent.whereabouts import Whereabouts, move_of, name_of_move
-from kumulus_agents.hypervisor.protocol import Domain, DomainDisk, Hypervisor, HypervisorError
+from kumulus_agents.hypervisor.domain import Domain, DomainDisk
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.storage.moving import Arrival, Content, MovableVolumes, Traits, has_snapshots
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.passphrase import Passphrase

@@ -34,7 +34,8 @@ from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.tidying import Tidying, suspended
 from kumulus_agents.agent.whereabouts import Whereabouts
-from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError, Quiesce, Still
+from kumulus_agents.hypervisor.domain import Domain, DomainState, Quiesce, Still
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.storage.instants import Instants
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredSnapshot

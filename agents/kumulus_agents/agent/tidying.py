@@ -8,7 +8,8 @@ import structlog
 
 from kumulus_agents.agent.passphrases import Passphrases, encrypting
 from kumulus_agents.agent.reservations import Reservations
-from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
+from kumulus_agents.hypervisor.domain import Domain, DomainState
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.protocol import Merge, ProgressListener, StorageDriver, StorageError
 

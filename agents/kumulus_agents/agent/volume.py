@@ -26,7 +26,8 @@ from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.reservations import Reservations
 from kumulus_agents.agent.tidying import Tidying, suspended
 from kumulus_agents.agent.whereabouts import Whereabouts
-from kumulus_agents.hypervisor.protocol import Domain, DomainState, Hypervisor, HypervisorError
+from kumulus_agents.hypervisor.domain import Domain, DomainState
+from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.storage.adoption import Adopting, not_offered
 from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredVolume
 from kumulus_agents.storage.sizes import whole_sectors

@@ -14,7 +14,8 @@ from kumulus.api.volume_order import Move, VolumeOrder
 from kumulus_agents.agent.missing import Missing
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.pools import Pools
-from kumulus_agents.hypervisor.protocol import DomainState, Hypervisor
+from kumulus_agents.hypervisor.domain import DomainState
+from kumulus_agents.hypervisor.protocol import Hypervisor
 from kumulus_agents.storage.moving import MovableVolumes, unsupported
 from kumulus_agents.storage.protocol import StorageError
 

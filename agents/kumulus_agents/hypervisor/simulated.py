@@ -19,27 +19,24 @@ from pathlib import Path
 from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
 from kumulus_agents.hypervisor import simulated_adopting, simulated_moving
-from kumulus_agents.hypervisor.foreign import ForeignDomain
-from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
-from kumulus_agents.hypervisor.protocol import (
+from kumulus_agents.hypervisor.domain import (
     TRAY_LOCKED,
     Adoption,
     AttachedDisk,
     Domain,
     DomainDisk,
-    DomainListener,
     DomainNic,
     DomainSpec,
     DomainState,
     ExitReason,
     GuestSays,
-    Hypervisor,
-    HypervisorError,
-    Inventory,
     Marks,
     Quiesce,
     Still,
 )
+from kumulus_agents.hypervisor.foreign import ForeignDomain
+from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
+from kumulus_agents.hypervisor.protocol import DomainListener, Hypervisor, HypervisorError, Inventory
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost, SimulatedSettings, as_attached, plugged
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import DiskSource, LayerFile

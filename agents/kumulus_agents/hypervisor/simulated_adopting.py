@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
-from kumulus_agents.hypervisor.protocol import (
+from kumulus_agents.hypervisor.domain import (
     Adoption,
     AttachedDisk,
     AttachedNic,
     Domain,
     DomainNic,
     DomainState,
-    HypervisorError,
     orphan_of,
 )
+from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
+from kumulus_agents.hypervisor.protocol import HypervisorError
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost, plugged
 
 _STATES = {"running": DomainState.RUNNING, "paused": DomainState.PAUSED}

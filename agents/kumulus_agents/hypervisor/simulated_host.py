@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kumulus.api.compute import PowerState
 from kumulus.api.hardware import NEWEST_MACHINE_TYPE, HostFeature
-from kumulus_agents.hypervisor.foreign import ForeignDomain
-from kumulus_agents.hypervisor.protocol import (
+from kumulus_agents.hypervisor.domain import (
     AttachedDisk,
     AttachedDrive,
     AttachedNic,
@@ -31,8 +30,9 @@ from kumulus_agents.hypervisor.protocol import (
     ExitReason,
     Growth,
     GuestSays,
-    HypervisorError,
 )
+from kumulus_agents.hypervisor.foreign import ForeignDomain
+from kumulus_agents.hypervisor.protocol import HypervisorError
 
 GIB = 1 << 30
 

@@ -13,16 +13,9 @@ from dataclasses import astuple, replace
 
 from kumulus.api.compute import PowerState
 from kumulus.api.hardware import Shape
+from kumulus_agents.hypervisor.domain import Domain, DomainSpec, DomainState, ExitReason, Growth, Marks
 from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
-from kumulus_agents.hypervisor.protocol import (
-    Domain,
-    DomainSpec,
-    DomainState,
-    ExitReason,
-    Growth,
-    HypervisorError,
-    Marks,
-)
+from kumulus_agents.hypervisor.protocol import HypervisorError
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost, plugged
 
 MEMORY = "memory"

@@ -9,7 +9,7 @@ import pytest
 
 from kumulus.api.instance_order import GuestFacts
 from kumulus_agents.agent.guests import ADDRESSES_MOST, ASK_EVERY, SILENT_EVERY, TOLD_EVERY, Guests, bounded
-from kumulus_agents.hypervisor.protocol import Domain, DomainState, GuestSays
+from kumulus_agents.hypervisor.domain import Domain, DomainState, GuestSays
 from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from tests.unit.agent.test_instance_plan import UID, marks

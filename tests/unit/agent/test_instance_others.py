@@ -11,8 +11,8 @@ from kumulus.api.host import WorkOrderStatus, WorkState
 from kumulus_agents.agent import instance_others, instance_plan
 from kumulus_agents.agent.instance_others import REFILL_EVERY
 from kumulus_agents.agent.instance_scope import Adopt, Disown, Memory, Plan, Redefine, Refill, Remove, Replug, Start
+from kumulus_agents.hypervisor.domain import AttachedNic
 from kumulus_agents.hypervisor.libvirt import attached, drift
-from kumulus_agents.hypervisor.protocol import AttachedNic
 from tests.unit.agent.test_instance_plan import N1, NOW, off, on, order, paused, reported, scope
 
 

@@ -51,7 +51,7 @@ from kumulus_agents.agent.instance_scope import (
     Wake,
     situation,
 )
-from kumulus_agents.hypervisor.protocol import (
+from kumulus_agents.hypervisor.domain import (
     AttachedDisk,
     AttachedDrive,
     AttachedNic,

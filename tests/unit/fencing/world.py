@@ -33,7 +33,7 @@ from kumulus_agents.agent.instance_scope import Disown, DropMemory, ForceOff, Ma
 from kumulus_agents.agent.instance_steps import InstanceSteps
 from kumulus_agents.agent.lease import Heartbeat
 from kumulus_agents.agent.orders import Orders
-from kumulus_agents.hypervisor.protocol import DomainSpec, DomainState
+from kumulus_agents.hypervisor.domain import DomainSpec, DomainState
 from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_controllers.compute.machine import MachineReconciler

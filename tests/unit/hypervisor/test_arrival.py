@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from kumulus.api.compute import PowerState
 from kumulus.api.hardware import Shape, WatchdogAction
+from kumulus_agents.hypervisor.domain import DomainDisk, DomainNic, DomainSpec, Marks
 from kumulus_agents.hypervisor.libvirt import arrival, domain_xml, marks, wire
 from kumulus_agents.hypervisor.libvirt.arrival import Refused
 from kumulus_agents.hypervisor.libvirt.sieve import Sieve
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainNic, DomainSpec, Marks
 from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.source import FileSource, LayerFile
 

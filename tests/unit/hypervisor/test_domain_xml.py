@@ -16,6 +16,7 @@ from kumulus.api.disks import DriveBus
 from kumulus.api.hardware import Shape, WatchdogAction
 from kumulus.api.qos import Burst, Qos
 from kumulus.api.volumes import CacheMode
+from kumulus_agents.hypervisor.domain import DomainDisk, DomainDrive, DomainNic, DomainSpec, Marks
 from kumulus_agents.hypervisor.libvirt import allowlist, attached, marks
 from kumulus_agents.hypervisor.libvirt.domain_xml import (
     Platform,
@@ -25,7 +26,7 @@ from kumulus_agents.hypervisor.libvirt.domain_xml import (
     render_copy,
     render_volume,
 )
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainNic, DomainSpec, HypervisorError, Marks
+from kumulus_agents.hypervisor.protocol import HypervisorError
 from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import BlockSource, FileSource, LayerFile, RbdSource

@@ -14,20 +14,14 @@ import libvirt
 import pytest
 
 from kumulus.api.compute import PowerState
+from kumulus_agents.hypervisor.domain import DomainDisk, DomainSpec, DomainState, ExitReason, Marks
 from kumulus_agents.hypervisor.libvirt import acceleration, errors, inventory, marks, verbs
 from kumulus_agents.hypervisor.libvirt.connection import Connection
 from kumulus_agents.hypervisor.libvirt.marks import Hold, Record
 from kumulus_agents.hypervisor.libvirt.migrating import Migrating
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.libvirt.state import Exits, exit_of, state_of
-from kumulus_agents.hypervisor.protocol import (
-    DomainDisk,
-    DomainSpec,
-    DomainState,
-    ExitReason,
-    HypervisorError,
-    Marks,
-)
+from kumulus_agents.hypervisor.protocol import HypervisorError
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import FileSource
 

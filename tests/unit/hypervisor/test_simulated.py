@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from kumulus_agents.hypervisor.protocol import DomainSpec, DomainState, ExitReason, HypervisorError
+from kumulus_agents.hypervisor.domain import DomainSpec, DomainState, ExitReason
+from kumulus_agents.hypervisor.protocol import HypervisorError
 from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost, SimulatedSettings
 from tests.contract.hypervisor import Heard, new_marks

@@ -7,14 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from kumulus_agents.hypervisor.domain import DomainDisk, DomainNic, DomainSpec, DomainState, ExitReason
 from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
-from kumulus_agents.hypervisor.protocol import (
-    DomainDisk,
-    DomainNic,
-    DomainSpec,
-    DomainState,
-    ExitReason,
-)
 from kumulus_agents.hypervisor.simulated import SimulatedHypervisor
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost, SimulatedSettings
 from kumulus_agents.network.protocol import Plug

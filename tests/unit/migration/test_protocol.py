@@ -54,7 +54,7 @@ from kumulus_agents.agent.instance_scope import (
     Send,
     Start,
 )
-from kumulus_agents.hypervisor.protocol import AttachedDisk, Domain, DomainState, ExitReason
+from kumulus_agents.hypervisor.domain import AttachedDisk, Domain, DomainState, ExitReason
 from kumulus_controllers.compute import migration_orders, migration_plan, migration_scope
 from kumulus_controllers.compute.migration_plan import Step
 from kumulus_controllers.compute.scope import Use

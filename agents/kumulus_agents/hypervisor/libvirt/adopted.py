@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
+from kumulus_agents.hypervisor.domain import AdoptedDisk, AdoptedNic
 from kumulus_agents.hypervisor.libvirt import sources
-from kumulus_agents.hypervisor.protocol import AdoptedDisk, AdoptedNic
 
 NAMESPACE = "https://kumulus.io/xmlns/adopted/1"
 PREFIX = "kumulus-adopted"

@@ -14,10 +14,11 @@ from xml.etree.ElementTree import Element
 
 import libvirt
 
+from kumulus_agents.hypervisor.domain import AdoptedDisk, Adoption
 from kumulus_agents.hypervisor.libvirt import adopted, marks, shaping, sources, verbs
 from kumulus_agents.hypervisor.libvirt.adopted import Known
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
-from kumulus_agents.hypervisor.protocol import AdoptedDisk, Adoption, HypervisorError
+from kumulus_agents.hypervisor.protocol import HypervisorError
 
 _OURS = (
     (marks.PREFIX, marks.NAMESPACE),

@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from kumulus.api.volumes import CacheMode
+from kumulus_agents.hypervisor.domain import AttachedDisk, AttachedDrive, AttachedNic, Growth
 from kumulus_agents.hypervisor.libvirt import adopted, iotune, sources
-from kumulus_agents.hypervisor.protocol import AttachedDisk, AttachedDrive, AttachedNic, Growth, HypervisorError
+from kumulus_agents.hypervisor.protocol import HypervisorError
 from kumulus_agents.storage.source import DiskSource
 
 GUEST_AGENT = "org.qemu.guest_agent.0"

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import libvirt
 
+from kumulus_agents.hypervisor.domain import DomainState
 from kumulus_agents.hypervisor.libvirt import attached, marks, state, verbs
 from kumulus_agents.hypervisor.libvirt.errors import is_code
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
-from kumulus_agents.hypervisor.protocol import DomainState, HypervisorError
+from kumulus_agents.hypervisor.protocol import HypervisorError
 
 LOOK_EVERY = 0.2
 """Seconds between two questions how far it is."""

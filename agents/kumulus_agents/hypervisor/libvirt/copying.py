@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import libvirt
 
+from kumulus_agents.hypervisor.domain import DomainDisk
 from kumulus_agents.hypervisor.libvirt import attached, block_jobs, domain_xml, secrets, verbs
 from kumulus_agents.hypervisor.libvirt.block_jobs import Job
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
-from kumulus_agents.hypervisor.protocol import DomainDisk, HypervisorError
+from kumulus_agents.hypervisor.protocol import HypervisorError
 
 PARAMETERS: Mapping[str, int] = {}
 """Of libvirt's block copy: as fast as it can."""

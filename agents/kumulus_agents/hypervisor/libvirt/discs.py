@@ -7,10 +7,11 @@ import json
 import libvirt
 import libvirt_qemu
 
+from kumulus_agents.hypervisor.domain import TRAY_LOCKED
 from kumulus_agents.hypervisor.libvirt import attached, secrets
 from kumulus_agents.hypervisor.libvirt.handles import DomainHandle
 from kumulus_agents.hypervisor.libvirt.verbs import definitions, tolerating
-from kumulus_agents.hypervisor.protocol import TRAY_LOCKED, HypervisorError
+from kumulus_agents.hypervisor.protocol import HypervisorError
 from kumulus_agents.storage.source import DiskSource
 
 SHUT = "is not open"

@@ -12,8 +12,8 @@ from xml.etree.ElementTree import Element
 
 import libvirt
 
+from kumulus_agents.hypervisor.domain import DomainDisk
 from kumulus_agents.hypervisor.libvirt.domain_xml import SERIAL_MAX
-from kumulus_agents.hypervisor.protocol import DomainDisk
 
 FLAGS = libvirt.VIR_MIGRATE_NON_SHARED_DISK | libvirt.VIR_MIGRATE_NON_SHARED_SYNCHRONOUS_WRITES
 """How disks may be copied: in full, and with what the guest writes meanwhile going to both at once."""

@@ -13,6 +13,15 @@ from xml.etree.ElementTree import Element, SubElement, indent, register_namespac
 
 from kumulus.api.disks import DriveBus
 from kumulus.api.volumes import CacheMode
+from kumulus_agents.hypervisor.domain import (
+    AttachedDisk,
+    AttachedDrive,
+    AttachedNic,
+    DomainDisk,
+    DomainDrive,
+    DomainNic,
+    DomainSpec,
+)
 from kumulus_agents.hypervisor.libvirt import allowlist, growing, iotune, marks, shaping, sources
 from kumulus_agents.hypervisor.libvirt.attached import (
     DRIVE_ALIAS,
@@ -22,16 +31,7 @@ from kumulus_agents.hypervisor.libvirt.attached import (
     VOLUME_ALIAS,
     too_many,
 )
-from kumulus_agents.hypervisor.protocol import (
-    AttachedDisk,
-    AttachedDrive,
-    AttachedNic,
-    DomainDisk,
-    DomainDrive,
-    DomainNic,
-    DomainSpec,
-    HypervisorError,
-)
+from kumulus_agents.hypervisor.protocol import HypervisorError
 from kumulus_agents.storage.source import FileSource, LayerFile
 
 SERIAL_MAX = 20

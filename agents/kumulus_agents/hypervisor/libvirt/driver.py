@@ -20,6 +20,18 @@ import libvirt
 
 from kumulus.api.qos import Qos
 from kumulus.api.snapshots import Indication, QuiesceMode
+from kumulus_agents.hypervisor.domain import (
+    Adoption,
+    Domain,
+    DomainDisk,
+    DomainNic,
+    DomainSpec,
+    DomainState,
+    GuestSays,
+    Marks,
+    Quiesce,
+    Still,
+)
 from kumulus_agents.hypervisor.foreign import ForeignDomain
 from kumulus_agents.hypervisor.libvirt import (
     acceleration,
@@ -52,22 +64,7 @@ from kumulus_agents.hypervisor.libvirt.migrating import Migrating
 from kumulus_agents.hypervisor.libvirt.resting import Resting
 from kumulus_agents.hypervisor.libvirt.settings import Acceleration, LibvirtSettings
 from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
-from kumulus_agents.hypervisor.protocol import (
-    Adoption,
-    Domain,
-    DomainDisk,
-    DomainListener,
-    DomainNic,
-    DomainSpec,
-    DomainState,
-    GuestSays,
-    Hypervisor,
-    HypervisorError,
-    Inventory,
-    Marks,
-    Quiesce,
-    Still,
-)
+from kumulus_agents.hypervisor.protocol import DomainListener, Hypervisor, HypervisorError, Inventory
 from kumulus_agents.storage.blocking import to_the_end
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import DiskSource, LayerFile

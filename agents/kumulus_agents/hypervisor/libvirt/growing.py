@@ -13,9 +13,9 @@ from xml.etree.ElementTree import Element, SubElement
 
 import libvirt
 
+from kumulus_agents.hypervisor.domain import DomainSpec, Growth
 from kumulus_agents.hypervisor.libvirt import attached, verbs
 from kumulus_agents.hypervisor.libvirt.handles import DomainHandle
-from kumulus_agents.hypervisor.protocol import DomainSpec, Growth
 
 BLOCK = 128 << 20
 """Linux takes memory on x86 in blocks of this size, in bytes; of less than a whole one it takes nothing."""

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 import libvirt
 import libvirt_qemu
 
+from kumulus_agents.hypervisor.domain import GuestSays
 from kumulus_agents.hypervisor.libvirt import attached, marks, verbs
 from kumulus_agents.hypervisor.libvirt.errors import is_code
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
-from kumulus_agents.hypervisor.protocol import GuestSays
 
 _PAUSE = 0.2
 _NOT_ASKED = ("not available for now", "is not connected")

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import libvirt
 
 from kumulus.api.snapshots import Indication, QuiesceMode
+from kumulus_agents.hypervisor.domain import DomainState, Quiesce
 from kumulus_agents.hypervisor.libvirt import attached, guest_agent, marks, snapshots, state, verbs
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
 from kumulus_agents.hypervisor.libvirt.marks import Hold
-from kumulus_agents.hypervisor.protocol import DomainState, Quiesce
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import LayerFile
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import libvirt
 
+from kumulus_agents.hypervisor.domain import DomainState, orphan_of
 from kumulus_agents.hypervisor.foreign import ForeignDomain
 from kumulus_agents.hypervisor.libvirt import marks, shape, state
 from kumulus_agents.hypervisor.libvirt.errors import is_code
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
 from kumulus_agents.hypervisor.libvirt.marks import Record
-from kumulus_agents.hypervisor.protocol import DomainState, orphan_of
 
 NOWAIT = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
 """A domain that is busy with something else does not hold up the list."""

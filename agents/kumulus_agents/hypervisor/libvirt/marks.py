@@ -18,10 +18,10 @@ from xml.etree import ElementTree
 
 from kumulus.api.compute import PowerState
 from kumulus.api.hardware import Shape
+from kumulus_agents.hypervisor.domain import DEFAULT_SHAPE, AttachedDisk, AttachedDrive, AttachedNic, Marks
 from kumulus_agents.hypervisor.libvirt import adopted, attached, shaping
 from kumulus_agents.hypervisor.libvirt.attached import UNKNOWN_SIZE, Size
 from kumulus_agents.hypervisor.libvirt.handles import DomainHandle
-from kumulus_agents.hypervisor.protocol import DEFAULT_SHAPE, AttachedDisk, AttachedDrive, AttachedNic, Marks
 
 NAMESPACE = "https://kumulus.io/xmlns/domain/1"
 PREFIX = "kumulus"

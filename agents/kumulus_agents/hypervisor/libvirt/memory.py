@@ -7,10 +7,11 @@ from dataclasses import replace
 import libvirt
 
 from kumulus.api.compute import PowerState
+from kumulus_agents.hypervisor.domain import DomainSpec
 from kumulus_agents.hypervisor.libvirt import attached, domain_xml, marks, secrets, verbs
 from kumulus_agents.hypervisor.libvirt.errors import UNAVAILABLE, is_code, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
-from kumulus_agents.hypervisor.protocol import DomainSpec, HypervisorError
+from kumulus_agents.hypervisor.protocol import HypervisorError
 
 WAKE_FAILED = "WakeFailed"
 PASSING = frozenset({UNAVAILABLE, "OutOfMemory", "DiskInUse", "WrongPassphrase", "HypervisorBusy", "AccessDenied"})

@@ -20,13 +20,14 @@ from urllib.parse import parse_qs, urlsplit
 import libvirt
 
 from kumulus.api.compute import PowerState
+from kumulus_agents.hypervisor.domain import DomainDisk, DomainDrive, DomainSpec, Marks
 from kumulus_agents.hypervisor.libvirt import arrival, disks_along, domain_xml, inventory, marks, secrets, sieve, verbs
 from kumulus_agents.hypervisor.libvirt.connection import Connection
 from kumulus_agents.hypervisor.libvirt.errors import UNAVAILABLE, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.migration import Connect, Progress, Sending, Stream
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, DomainSpec, HypervisorError, Marks
+from kumulus_agents.hypervisor.protocol import HypervisorError
 from kumulus_agents.storage.blocking import to_the_end
 
 LIBVIRT = "libvirt"

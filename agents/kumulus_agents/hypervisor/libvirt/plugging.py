@@ -14,9 +14,10 @@ from xml.etree.ElementTree import SubElement, fromstring
 
 import libvirt
 
+from kumulus_agents.hypervisor.domain import DomainNic
 from kumulus_agents.hypervisor.libvirt import adopted, attached
 from kumulus_agents.hypervisor.libvirt.handles import DomainHandle
-from kumulus_agents.hypervisor.protocol import DomainNic, HypervisorError
+from kumulus_agents.hypervisor.protocol import HypervisorError
 
 _DEVICES = Path("/sys/class/net")
 _SECONDS = 20.0

@@ -14,9 +14,10 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 import libvirt
 
+from kumulus_agents.hypervisor.domain import DomainDisk, DomainDrive
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle
 from kumulus_agents.hypervisor.libvirt.sources import luks_secret_of, secret_of
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainDrive, HypervisorError
+from kumulus_agents.hypervisor.protocol import HypervisorError
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import DiskSource, RbdSource
 

@@ -13,7 +13,8 @@ from xml.etree.ElementTree import Element, SubElement
 from pydantic import ValidationError
 
 from kumulus.api.hardware import HOST_MODEL, HOST_PASSTHROUGH, NEWEST_MACHINE_TYPE, Shape, WatchdogAction
-from kumulus_agents.hypervisor.protocol import DEFAULT_SHAPE, DomainSpec, HypervisorError
+from kumulus_agents.hypervisor.domain import DEFAULT_SHAPE, DomainSpec
+from kumulus_agents.hypervisor.protocol import HypervisorError
 
 NAMESPACE = "https://kumulus.io/xmlns/shape/1"
 PREFIX = "kumulus-shape"

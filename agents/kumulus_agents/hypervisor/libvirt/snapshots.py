@@ -17,10 +17,11 @@ from contextlib import AbstractContextManager
 import libvirt
 
 from kumulus.api.snapshots import Indication, QuiesceMode
+from kumulus_agents.hypervisor.domain import DomainState, Quiesce
 from kumulus_agents.hypervisor.libvirt import attached, domain_xml, guest_agent, marks, secrets, state, verbs
 from kumulus_agents.hypervisor.libvirt.errors import is_code
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
-from kumulus_agents.hypervisor.protocol import DomainState, HypervisorError, Quiesce
+from kumulus_agents.hypervisor.protocol import HypervisorError
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import FileSource, LayerFile
 

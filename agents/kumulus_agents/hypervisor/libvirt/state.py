@@ -21,7 +21,7 @@ from collections.abc import Mapping
 
 import libvirt
 
-from kumulus_agents.hypervisor.protocol import DomainState, ExitReason, PauseReason
+from kumulus_agents.hypervisor.domain import DomainState, ExitReason, PauseReason
 
 STATES: Mapping[int, DomainState] = {
     libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 import libvirt
 
 from kumulus.api.qos import Qos
+from kumulus_agents.hypervisor.domain import DomainDisk, DomainNic, Marks
 from kumulus_agents.hypervisor.libvirt import attached, domain_xml, iotune, marks, secrets, state
 from kumulus_agents.hypervisor.libvirt.errors import UNPLUGGING, is_code, translate
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle, DomainHandle
-from kumulus_agents.hypervisor.protocol import DomainDisk, DomainNic, Marks
 from kumulus_agents.storage.source import DiskSource, RbdSource
 
 Verb = Callable[[DomainHandle], None]
