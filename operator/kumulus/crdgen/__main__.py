@@ -9,9 +9,8 @@ from pathlib import Path
 
 from kumulus.api.registry import KINDS
 from kumulus.crdgen import files
+from kumulus.crdgen.command import CHECKOUT
 from kumulus.crdgen.schema import UnfitModelError
-
-CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

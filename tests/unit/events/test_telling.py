@@ -12,11 +12,12 @@ from ipaddress import ip_network
 import pytest
 
 from kumulus.api.events import EventFilter, NatsTarget
+from kumulus.crdgen.command import CHECKOUT
 from kumulus_services.events.envelope import BODY_MAX, Change, events, slim
 from kumulus_services.events.filters import wanted
 from kumulus_services.events.guard import Guard
 from kumulus_services.events.jetstream import subject
-from kumulus_services.events.reference import CHECKOUT, PAGE, main, page
+from kumulus_services.events.reference import PAGE, main, page
 from kumulus_services.events.signing import key_of, signed
 from kumulus_services.events.transitions import Told
 from kumulus_services.events.transport import AddressRefused

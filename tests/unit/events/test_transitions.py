@@ -15,7 +15,7 @@ from kumulus.api.base import Resource
 from kumulus.api.compute import Phase
 from kumulus.api.events import EventSink
 from kumulus.api.registry import KINDS
-from kumulus_services.events.reference import CHECKOUT
+from kumulus.crdgen.command import CHECKOUT
 from kumulus_services.events.transitions import NOUNS, ROWS, UNTOLD, changed, type_of
 
 Raw = dict[str, Any]
