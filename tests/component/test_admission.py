@@ -17,12 +17,13 @@ import pytest
 from kumulus.api.base import Kind, Resource, Scope
 from kumulus.api.claims import IPAddress, SegmentId
 from kumulus.api.cloud_init import USER_DATA_MAX
-from kumulus.api.compute import InstanceType, VirtualMachine
+from kumulus.api.compute import VirtualMachine
 from kumulus.api.console import ConsoleRequest
 from kumulus.api.events import EventSink
 from kumulus.api.fabric import HOST_NAME_MAX, Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image, ImageStatus, ImageUpload
+from kumulus.api.instance_type import InstanceType
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_import import VirtualMachineImport
 from kumulus.api.machine_pool import VirtualMachinePool

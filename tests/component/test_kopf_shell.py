@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kumulus.api.base import Kind
-from kumulus.api.compute import InstanceType
+from kumulus.api.instance_type import InstanceType
 from kumulus.api.registry import KINDS
 from kumulus.kube.client import KubeClient
 from kumulus.runtime.kopf_shell import KopfShell

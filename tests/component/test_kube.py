@@ -13,10 +13,11 @@ from typing import Any, cast
 import pytest
 
 from kumulus.api.base import FINALIZER, FORCE_DETACH, Kind
-from kumulus.api.compute import InstanceType, VirtualMachine
+from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import WorkOrder
 from kumulus.api.image import ClusterImage, Image
+from kumulus.api.instance_type import InstanceType
 from kumulus.api.machine_snapshot import VirtualMachineRestore, VirtualMachineSnapshot
 from kumulus.api.order_names import pool_order_name
 from kumulus.api.storage import StoragePool, Volume, VolumeClass

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from kumulus.api.compute import InstanceType, ResolvedSize, VirtualMachine
+from kumulus.api.compute import ResolvedSize, VirtualMachine
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkType
+from kumulus.api.instance_type import InstanceType
 from kumulus.api.storage import Volume
 from kumulus.kube.errors import NotFound
 from kumulus.kube.store import Key

@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import cast
 
 from kumulus.api.base import Resource
-from kumulus.api.compute import InstanceType, Interface, VirtualMachine, VirtualMachineStatus
+from kumulus.api.compute import Interface, VirtualMachine, VirtualMachineStatus
 from kumulus.api.fabric import Host, Zone, host_namespace
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image
+from kumulus.api.instance_type import InstanceType
 from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.network import Network, NetworkClass, NetworkInterface
 from kumulus.api.placement_group import PlacementGroup

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kumulus.api.compute import InstanceType, VirtualMachine
+from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image
+from kumulus.api.instance_type import InstanceType
 from kumulus.api.machine_snapshot import VirtualMachineRestore
 from kumulus.api.network import NetworkInterface
 from kumulus.api.placement_group import PlacementGroup

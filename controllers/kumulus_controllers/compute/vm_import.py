@@ -14,9 +14,10 @@ from dataclasses import replace
 import structlog
 
 from kumulus.api.base import FINALIZER
-from kumulus.api.compute import InstanceType, VirtualMachine
+from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import WorkOrder, WorkType
+from kumulus.api.instance_type import InstanceType
 from kumulus.api.machine_import import (
     FINISHED,
     IMPORTED_BY,

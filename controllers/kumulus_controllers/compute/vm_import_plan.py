@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kumulus.api.base import FINALIZER
-from kumulus.api.compute import InstanceType, PowerState, VirtualMachine
+from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import WorkOrder, WorkState
+from kumulus.api.instance_type import InstanceType
 from kumulus.api.machine_import import (
     IMPORTED,
     IMPORTED_BY,

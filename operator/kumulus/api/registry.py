@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from kumulus.api.base import Resource
 from kumulus.api.claims import IPAddress, SegmentId
-from kumulus.api.compute import InstanceType, VirtualMachine
+from kumulus.api.compute import VirtualMachine
 from kumulus.api.console import ConsoleRequest
 from kumulus.api.events import EventSink
 from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image, ImageUpload
+from kumulus.api.instance_type import InstanceType
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_import import VirtualMachineImport
 from kumulus.api.machine_pool import VirtualMachinePool

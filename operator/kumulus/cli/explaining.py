@@ -15,10 +15,11 @@ import typer
 import yaml
 
 from kumulus.api.base import PLATFORM_NAMESPACE, Kind, Resource
-from kumulus.api.compute import InstanceType, VirtualMachine
+from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, host_namespace
 from kumulus.api.host import WorkOrder
 from kumulus.api.image import ClusterImage, Image
+from kumulus.api.instance_type import InstanceType
 from kumulus.api.order_names import instance_order_name
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.cli import overview, previewing

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum
 
-from kumulus.api.compute import InstanceType, VirtualMachine
+from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder
 from kumulus.api.image import ClusterImage, Image
+from kumulus.api.instance_type import InstanceType
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.kube.service import Service
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from kumulus.api.base import DOMAIN, Resource
 from kumulus.api.claims import IPAddress
-from kumulus.api.compute import InstanceType, VirtualMachine
 from kumulus.api.compute import Phase as Vm
+from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, HostPhase, Zone
 from kumulus.api.image import ClusterImage, Image, ImagePhase
+from kumulus.api.instance_type import InstanceType
 from kumulus.api.load_balancer import LoadBalancer
 from kumulus.api.machine_import import ImportPhase, VirtualMachineImport
 from kumulus.api.machine_pool import VirtualMachinePool

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from kumulus.api.base import ConditionStatus
-from kumulus.api.compute import InstanceType, ResolvedSize
+from kumulus.api.compute import ResolvedSize
 from kumulus.api.host import WorkOrder
 from kumulus.api.instance_order import InstanceFacts
+from kumulus.api.instance_type import InstanceType
 from kumulus_controllers.compute.phase import derive_status
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.scope import Scope

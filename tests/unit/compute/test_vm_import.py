@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from kumulus.api.compute import InstanceType, PowerState, VirtualMachine
+from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import Host
+from kumulus.api.instance_type import InstanceType
 from kumulus.api.machine_import import IMPORTED, IMPORTED_BY, PlanWhen, VirtualMachineImport, domain_of, origin_of
 from kumulus.api.network import Network
 from kumulus.api.storage import Volume

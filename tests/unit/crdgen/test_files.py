@@ -12,7 +12,8 @@ import yaml
 
 from kumulus.api.base import Resource
 from kumulus.api.registry import KINDS
-from kumulus.crdgen.__main__ import CHECKOUT, main
+from kumulus.crdgen.__main__ import main
+from kumulus.crdgen.command import CHECKOUT
 from kumulus.crdgen.crd import crd, name_rules
 from kumulus.crdgen.files import CRDS, generated, write
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from kumulus.api.registry import KINDS
-from kumulus.crdgen.__main__ import CHECKOUT
+from kumulus.crdgen.command import CHECKOUT
 
 Raw = dict[str, Any]
 

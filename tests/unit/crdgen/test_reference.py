@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from kumulus.api.compute import GROUP, InstanceType, VirtualMachine
+from kumulus.api.compute import GROUP, VirtualMachine
 from kumulus.api.console import ConsoleRequest
+from kumulus.api.instance_type import InstanceType
 from kumulus.crdgen.reference import page
 
 
