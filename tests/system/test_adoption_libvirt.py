@@ -8,7 +8,7 @@ import contextlib
 import os
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -53,21 +53,6 @@ DOMAIN = """
 {more}</devices></domain>
 """
 SCSI = "<controller type='scsi' index='0' model='virtio-scsi'/>"
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> guest.Disks:
-    return guest.Disks(tmp_path_factory.mktemp("guests"))
-
-
-@pytest.fixture(scope="module")
-def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirtd]:
-    libvirtd = PrivateLibvirtd(tmp_path_factory.mktemp("libvirtd") / "root")
-    try:
-        libvirtd.start()
-        yield libvirtd
-    finally:
-        libvirtd.stop()
 
 
 @dataclass

@@ -68,21 +68,6 @@ CHECKOUT = Path(__file__).parents[2]
 FROZE, THAWED = "GUEST-FROZE", "GUEST-THAWED"
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> guest.Disks:
-    return guest.Disks(tmp_path_factory.mktemp("guests"))
-
-
-@pytest.fixture(scope="module")
-def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirtd]:
-    libvirtd = PrivateLibvirtd(tmp_path_factory.mktemp("libvirtd") / "root")
-    try:
-        libvirtd.start()
-        yield libvirtd
-    finally:
-        libvirtd.stop()
-
-
 @pytest.fixture
 def world(libvirtd: PrivateLibvirtd, images: guest.Disks, tmp_path: Path) -> Iterator[LibvirtWorld]:
     world = LibvirtWorld(libvirtd, images, tmp_path)

@@ -35,11 +35,6 @@ ROUND = 64
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> guest.Disks:
-    return guest.Disks(tmp_path_factory.mktemp("guests"))
-
-
-@pytest.fixture(scope="module")
 def libvirtds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PrivateLibvirtd, PrivateLibvirtd]]:
     root = tmp_path_factory.mktemp("l")
     found = PrivateLibvirtd(root / "a"), PrivateLibvirtd(root / "b")
