@@ -139,8 +139,10 @@ def _confirm(lab: Lab, host: str) -> None:
 
 
 def _gap(answers: asking.Answers | None) -> float:
-    if answers is None or not answers.answered:
-        raise LabError(f"{MACHINE} answered nobody outside")
+    if answers is None or answers.silent:
+        raise LabError(
+            f"{MACHINE} does not answer the client outside any more: kubectl kumulus vm explain {MACHINE} -n {NAMESPACE}"
+        )
     return answers.gap
 
 
