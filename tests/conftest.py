@@ -79,6 +79,7 @@ WITHOUT_LAB = (
     "component/test_snapshot.py",
     "component/test_unusable_pool.py",
     "component/test_volume.py",
+    "system/test_adoption_libvirt.py",
     "system/test_ceph.py",
     "system/test_hypervisor_libvirt.py",
     "system/test_migration_libvirt.py",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,13 @@ async def run(context: Context) -> list[Record]:
     dead: list[float] = []
     answered: list[float] = []
     false: list[str] = []
-    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        async with roaming(context.there) as there:
+    with tempfile.TemporaryDirectory() as directory:
+        async with roaming(context.there) as there, AsyncExitStack() as stack:
             power = {
                 host.name: stack.enter_context(emulator(_directory(directory, host.name)))
                 for host in context.there.lab.hosts
             }
+            stack.push_async_callback(_unwire, there, power)
             await _wire(there, power)
             context.say("a machine in a pool that both hosts have; both are fenced by their BMC when they are silent")
             await there.machine(NAME)
@@ -57,7 +58,6 @@ async def run(context: Context) -> list[Record]:
                     f"host killed {number + 1}/{context.scale.failovers}: Running elsewhere after {ran:.1f} s, answers after"
                     f" {answers:.1f} s; {len(false)} failovers for outages of {OUTAGE:.0f} s"
                 )
-            await _unwire(there, power)
     load = machine.load()
     return [each.model_copy(update={"load": load}) for each in _records(dead, answered, false)]
 

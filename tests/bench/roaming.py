@@ -195,8 +195,10 @@ async def roaming(cloud: Cloud) -> AsyncIterator[Roaming]:
     client = await cloud.client(16)
     made = Roaming(cloud, client)
     try:
-        await made.prepare()
-        yield made
-        await made.clear()
+        try:
+            await made.prepare()
+            yield made
+        finally:
+            await made.clear()
     finally:
         await client.close()

@@ -38,7 +38,7 @@ from kumulus_agents.network.simulated import SimulatedFabric
 from kumulus_agents.storage.simulated import SimulatedStorage
 from kumulus_lab.cluster import NativeCluster
 from tests import leftovers
-from tests.fault import campaign, plans, troubles
+from tests.fault import campaign, maintenance, plans, troubles
 from tests.fault.backends import Memory, Real, run
 from tests.fault.books import Books, keep
 from tests.fault.memory_api import MemoryApi, MemoryClient
@@ -60,17 +60,22 @@ QUICK: dict[str, int] = {
     "fail over by the power switch": 3,
     "grow while it runs": 3,
     "scale a pool": 3,
+    maintenance.PLAN.name: 2,
 }
 """Plans, and with how many faults."""
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_any_fault_changes_nothing(name: str) -> None:
-    plan = BY_NAME[name]
+    plan = {**BY_NAME, maintenance.PLAN.name: maintenance.PLAN}[name]
     right = campaign.faultless(plan)
     every = campaign.crashes(right.deeds) + campaign.others(right.deeds, VIRTUAL)
-    results = [campaign.in_memory(plan, trouble, right) for trouble in campaign.thinned(every, QUICK[name])]
-    assert not (failed := [str(result) for result in results if not result.ok]), "\n".join(failed)
+    failed = campaign.failures(plan, {"quick": campaign.thinned(every, QUICK[name])}, right)
+    assert not failed, "\n".join(failed)
+
+
+def test_what_is_off_leaves_a_host_that_is_removed() -> None:
+    campaign.faultless(maintenance.REMOVAL)
 
 
 FOUND: tuple[tuple[str, Trouble], ...] = (

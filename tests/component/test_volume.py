@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -851,8 +852,9 @@ async def test_a_volume_is_not_taken_from_a_host_that_is_silent(tenant: Tenant, 
 # Domains of somebody else
 
 
-async def planted(tenant: Tenant, tag: str, disk_format: str = "qcow2") -> ForeignDomain:
-    """Somebody's domain runs on the first host, with its disk in the directory of a pool."""
+@asynccontextmanager
+async def planted(tenant: Tenant, tag: str, disk_format: str = "qcow2") -> AsyncIterator[ForeignDomain]:
+    """Somebody's domain runs on the first host, with its disk in the directory of a pool. Others do not find it, or its pool."""
     host = tenant.cloud.hosts[HOSTS[0]]
     parameters = {"path": f"/var/lib/kumulus/pools/{tag}"}
     role = {"hostSelector": {"role": HOSTS[0]}}
@@ -871,15 +873,13 @@ async def planted(tenant: Tenant, tag: str, disk_format: str = "qcow2") -> Forei
         ["graphics vnc"],
     )
     domain = ForeignDomain(str(uuid.uuid4()), "by-hand", "running", 1, 64 * MIB, True, shape)
-    host.machine.plant(domain)
-    await until(lambda: tenant.client.find(UnmanagedInstance.KIND, domain.uuid, HOME), "the domain is told of")
-    return domain
-
-
-async def cleared(tenant: Tenant, domain: ForeignDomain) -> None:
-    """Others do not find the domain, or its pool."""
-    tenant.cloud.hosts[HOSTS[0]].machine.uproot(domain.uuid)
-    await tenant.client.delete(StoragePool.KIND, tenant.tag)
+    try:
+        host.machine.plant(domain)
+        await until(lambda: tenant.client.find(UnmanagedInstance.KIND, domain.uuid, HOME), "the domain is told of")
+        yield domain
+    finally:
+        host.machine.uproot(domain.uuid)
+        await tenant.client.delete(StoragePool.KIND, tag)
 
 
 HOME = host_namespace(HOSTS[0])
@@ -928,45 +928,44 @@ class Import:
 
 
 async def test_a_domain_of_somebody_else_becomes_a_machine_and_is_given_back(tenant: Tenant) -> None:
-    domain = await planted(tenant, tenant.tag)
-    host, order = tenant.cloud.hosts[HOSTS[0]].machine, Import(tenant, domain.uuid)
-    file = Path(str(domain.shape.disks[0].source))
-    await order.make(dryRun=True)
-    said = (await order.is_("Planned"))["status"]["plan"]
-    assert {(item["item"], item["when"], item.get("reason")) for item in said} == {
-        ("cpus", "Now", None),
-        ("memory", "Now", None),
-        ("board", "Now", None),
-        ("disk vda", "Now", None),
-        ("disk vda", "NextStart", "BusChanges"),
-        ("interface 52:54:00:00:00:01", "NextStart", "InterfaceDropped"),
-        ("graphics vnc", "NextStart", "DeviceDropped"),
-    }
-    assert not await tenant.cloud.listed(Volume.KIND, tenant.namespace) and domain.uuid in host.foreign
-    await tenant.client.patch(VirtualMachineImport.KIND, order.name, {"spec": {"dryRun": False}}, HOME)
-    await order.is_("Succeeded")
-    vm = await tenant.runs("vm")
-    assert (vm["status"]["host"], vm["status"]["epoch"]) == (HOSTS[0], 1)
-    assert host.domains[domain.uuid].state is DomainState.RUNNING and domain.uuid not in host.foreign
-    assert domain.uuid not in host.starts, "it was not started"
-    volume = await tenant.is_("vm-root", "InUse", "vm")
-    assert tenant.file(volume).samefile(file), "nothing was copied"
-    await order.gone()
-    await tenant.patch(VirtualMachine.KIND, "vm", powerState="Stopped")
-    await tenant.wait(VirtualMachine.KIND, "vm", phase("Stopped"), "is stopped")
-    await tenant.patch(VirtualMachine.KIND, "vm", powerState="Running")
-    await tenant.runs("vm")
-    assert host.starts[domain.uuid] == 1 and not file.exists()  # noqa: ASYNC240
-    kept = tenant.file(volume)
-    await tenant.client.patch(
-        VirtualMachine.KIND, "vm", {"metadata": {"annotations": {UNMANAGE: "true"}}}, tenant.namespace
-    )
-    await tenant.delete(VirtualMachine.KIND, "vm")
-    await tenant.gone(VirtualMachine.KIND, "vm")
-    await tenant.gone(Volume.KIND, "vm-root")
-    assert host.foreign[domain.uuid].state == "running" and domain.uuid not in host.domains and kept.exists()
-    await until(lambda: tenant.client.find(UnmanagedInstance.KIND, domain.uuid, HOME), "it is told of again")
-    await cleared(tenant, domain)
+    async with planted(tenant, tenant.tag) as domain:
+        host, order = tenant.cloud.hosts[HOSTS[0]].machine, Import(tenant, domain.uuid)
+        file = Path(str(domain.shape.disks[0].source))
+        await order.make(dryRun=True)
+        said = (await order.is_("Planned"))["status"]["plan"]
+        assert {(item["item"], item["when"], item.get("reason")) for item in said} == {
+            ("cpus", "Now", None),
+            ("memory", "Now", None),
+            ("board", "Now", None),
+            ("disk vda", "Now", None),
+            ("disk vda", "NextStart", "BusChanges"),
+            ("interface 52:54:00:00:00:01", "NextStart", "InterfaceDropped"),
+            ("graphics vnc", "NextStart", "DeviceDropped"),
+        }
+        assert not await tenant.cloud.listed(Volume.KIND, tenant.namespace) and domain.uuid in host.foreign
+        await tenant.client.patch(VirtualMachineImport.KIND, order.name, {"spec": {"dryRun": False}}, HOME)
+        await order.is_("Succeeded")
+        vm = await tenant.runs("vm")
+        assert (vm["status"]["host"], vm["status"]["epoch"]) == (HOSTS[0], 1)
+        assert host.domains[domain.uuid].state is DomainState.RUNNING and domain.uuid not in host.foreign
+        assert domain.uuid not in host.starts, "it was not started"
+        volume = await tenant.is_("vm-root", "InUse", "vm")
+        assert tenant.file(volume).samefile(file), "nothing was copied"
+        await order.gone()
+        await tenant.patch(VirtualMachine.KIND, "vm", powerState="Stopped")
+        await tenant.wait(VirtualMachine.KIND, "vm", phase("Stopped"), "is stopped")
+        await tenant.patch(VirtualMachine.KIND, "vm", powerState="Running")
+        await tenant.runs("vm")
+        assert host.starts[domain.uuid] == 1 and not file.exists()  # noqa: ASYNC240
+        kept = tenant.file(volume)
+        await tenant.client.patch(
+            VirtualMachine.KIND, "vm", {"metadata": {"annotations": {UNMANAGE: "true"}}}, tenant.namespace
+        )
+        await tenant.delete(VirtualMachine.KIND, "vm")
+        await tenant.gone(VirtualMachine.KIND, "vm")
+        await tenant.gone(Volume.KIND, "vm-root")
+        assert host.foreign[domain.uuid].state == "running" and domain.uuid not in host.domains and kept.exists()
+        await until(lambda: tenant.client.find(UnmanagedInstance.KIND, domain.uuid, HOME), "it is told of again")
 
 
 @pytest.mark.wide

@@ -124,7 +124,8 @@ def test_when_the_agent_is_stopped_its_machines_end_in_time_and_the_agent_with_t
     # What something starts in spite of it ends as well, and only a new agent makes an end of that.
     assert dead(bench.guest())
     bench.agent()
-    assert bench.guest().poll() is None
+    assert not dead(bench.guest(), 0.3)
+    assert foreign.poll() is None
 
 
 @pytest.mark.wide

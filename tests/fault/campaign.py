@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kumulus.api.migration import VirtualMachineMigration
 from tests.fault import troubles
 from tests.fault.backends import Memory, run
 from tests.fault.parties import How
@@ -120,6 +121,20 @@ def thinned(items: Sequence[Trouble], most: int) -> list[Trouble]:
     return list(items[::step])
 
 
+def failures(
+    plan: Plan, kinds: Mapping[str, Sequence[Trouble]], right: Result, *, seed: int = 1, told: bool = False
+) -> list[str]:
+    """Which of these troubles, by kind, end otherwise in memory. `told`: the table has a line for each kind."""
+    failed = []
+    for kind, items in kinds.items():
+        for trouble in items:
+            result = in_memory(plan, trouble, right, seed)
+            if told:
+                TABLE.add(f"in memory: {kind}", result)
+            failed += [] if result.ok else [str(result)]
+    return failed
+
+
 def in_memory(plan: Plan, trouble: Trouble | None = None, right: Result | None = None, seed: int = 1) -> Result:
     """One run in a world of its own, in virtual time. The same seed, the same run."""
 
@@ -143,6 +158,9 @@ def faultless(plan: Plan) -> Result:
     for result in (first, second):
         assert result.ok, str(result)
         assert result.state is not None
+        assert not result.repeated, f"{plan}: something failed without a fault"
+    if any(step.model is VirtualMachineMigration for step in plan.steps):
+        assert any("send" in done for done in first.deeds.values()), f"{plan}: nothing was sent; {first.deeds}"
     assert first.state is not None
     assert second.state is not None
     assert not (apart := second.state - first.state), "\n".join(apart)

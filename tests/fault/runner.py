@@ -86,6 +86,8 @@ class Result:
     deeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By party."""
     struck: tuple[str, ...] = ()
+    repeated: int = 0
+    """How often something that had failed was asked for once more."""
 
     @property
     def ok(self) -> bool:
@@ -162,6 +164,7 @@ class Runner:
             state,
             deeds,
             struck,
+            self._repeated,
         )
 
     async def _disarm(self) -> None:
