@@ -65,9 +65,8 @@ class Guests:
         if guest is not None and guest.run != run:
             return None
         if guest is not None and guest.told is not None:
-            return (
-                guest.told if guest.told != lost(None) else lost(before)
-            )  # silent since this agent began: others asked it
+            silent = guest.told == lost(None)  # since this agent began: others asked it
+            return lost(before) if silent else guest.told
         return before if before is None or guest is not None or not self._looked else lost(before)
 
     async def run(self) -> None:

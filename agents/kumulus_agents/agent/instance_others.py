@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kumulus.api.host import WorkOrderStatus, WorkState
-from kumulus_agents.agent.instance_scope import Memory, Plan, Redefine, Refill, Replug, Scope, Step
+from kumulus_agents.agent.instance_scope import Memory, Plan, Redefine, Refill, Replug, Scope, Step, told_once_more
 
 REFILL_EVERY = 10.0
 """Seconds between two requests to a guest to take memory again that somebody had it give back."""
@@ -105,5 +105,5 @@ def told(scope: Scope, said: WorkOrderStatus, memory: Memory) -> Memory:
     """What is remembered once that was reported."""
     if said.reason != MEMORY_TAKEN or scope.status.reason == MEMORY_TAKEN:
         return memory
-    calm = memory.squeeze_told_at is None or scope.now - memory.squeeze_told_at > SQUEEZES_FORGOTTEN
-    return replace(memory, squeezes=1 if calm else memory.squeezes + 1, squeeze_told_at=scope.now)
+    squeezes = told_once_more(memory.squeezes, memory.squeeze_told_at, scope.now, SQUEEZES_FORGOTTEN)
+    return replace(memory, squeezes=squeezes, squeeze_told_at=scope.now)

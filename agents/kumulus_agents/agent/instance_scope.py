@@ -418,3 +418,8 @@ def _ran_as(status: WorkOrderStatus, marks: Marks) -> bool:
 def exit_of(scope: Scope) -> ExitReason:
     """Why the domain is off."""
     return (scope.domain.exit_reason if scope.domain is not None else None) or ExitReason.UNKNOWN
+
+
+def told_once_more(times: int, last: float | None, now: float, forgotten: float) -> int:
+    """How often something was told of late, this time included: after `forgotten` seconds without it those before do not count."""
+    return 1 if last is None or now - last > forgotten else times + 1

@@ -10,7 +10,7 @@ from kumulus.api.instance_order import DiskManner, GuestFacts, InstanceFacts
 from kumulus.api.qos import UNLIMITED
 from kumulus.api.segments import NicFacts
 from kumulus.runtime.clock import parse_time, rfc3339
-from kumulus_agents.agent.instance_scope import Memory, Plan, Scope, marks_of
+from kumulus_agents.agent.instance_scope import Memory, Plan, Scope, marks_of, told_once_more
 from kumulus_agents.hypervisor.domain import DEFAULT_SHAPE, Domain, DomainState
 
 SAME_START = 2.0
@@ -85,8 +85,8 @@ def told(scope: Scope, said: WorkOrderStatus) -> Memory:
     before, after, memory = scope.status.instance, said.instance, scope.memory
     if before is None or after is None or None in (before.memory, after.memory) or before.memory == after.memory:
         return memory
-    calm = memory.amount_told_at is None or scope.now - memory.amount_told_at > AMOUNTS_FORGOTTEN
-    return replace(memory, amounts=1 if calm else memory.amounts + 1, amount_told_at=scope.now)
+    amounts = told_once_more(memory.amounts, memory.amount_told_at, scope.now, AMOUNTS_FORGOTTEN)
+    return replace(memory, amounts=amounts, amount_told_at=scope.now)
 
 
 def derive(scope: Scope, plan: Plan, generation: int) -> WorkOrderStatus:

@@ -7,7 +7,6 @@ Stopping leaves it as it is: it then runs out, as it would if the host had died.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -18,6 +17,7 @@ from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
 from kumulus.kube.lease import Lease, LeaseSpec, lease_body, micro_time
 from kumulus.runtime.clock import Clock
+from kumulus_agents.watchdog.daemon import boottime
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +81,7 @@ class Heartbeat:
 
     async def beat(self) -> None:
         """Renew once, and again if somebody changed the lease in between. Failures are logged once an outage."""
-        began, stamp = self._clock.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
+        began, stamp = self._clock.monotonic(), boottime()
         try:
             async with asyncio.timeout(self._every):
                 try:

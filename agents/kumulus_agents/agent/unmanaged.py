@@ -145,8 +145,8 @@ class Unmanaged:
         hypervisor: Hypervisor,
         *,
         counted: Callable[[], None] = lambda: None,
-        locate: Callable[[ForeignDisk], Awaitable[ForeignDisk]] | None = None,
-        ordered: Callable[[str], bool] | None = None,
+        locate: Callable[[ForeignDisk], Awaitable[ForeignDisk]],
+        ordered: Callable[[str], bool],
     ) -> None:
         """`counted`: told when there are more or fewer of them than before; `locate` says in which pool a disk is; `ordered`
         whether an order is about the machine of that uid, or may be: all others of ours are told of as well."""
@@ -201,11 +201,8 @@ class Unmanaged:
     async def _round(self, *, fresh: bool) -> float | None:
         """Look once and write what differs. Seconds until what was written a moment ago may be written again, if it has
         to be. Raises `HypervisorError` and `KubeError`."""
-        orphans: frozenset[str] = frozenset()
-        if (ordered := self._ordered) is not None:
-            domains = await self._hypervisor.domains()
-            orphans = frozenset(one.marks.uid for one in domains if not ordered(one.marks.uid))
-        self.orphans = orphans
+        domains = await self._hypervisor.domains()
+        self.orphans = orphans = frozenset(one.marks.uid for one in domains if not self._ordered(one.marks.uid))
         domains_of_others = await self._hypervisor.foreign(fresh=fresh, orphans=orphans)
         found = [await self._located(domain) for domain in domains_of_others]
         if self._known is None:
@@ -216,8 +213,6 @@ class Unmanaged:
         return await self._write(self._known, found)
 
     async def _located(self, domain: ForeignDomain) -> ForeignDomain:
-        if self._locate is None:
-            return domain
         disks = [await self._locate(disk) for disk in domain.shape.disks[:DEVICES_MOST]]
         return replace(domain, shape=replace(domain.shape, disks=disks))
 

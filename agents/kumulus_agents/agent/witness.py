@@ -39,7 +39,7 @@ Unproved = Callable[[End], Awaitable[str | None]]
 
 @dataclass(slots=True)
 class Beats:
-    """What was seen of one host's heartbeats since one began to look, by pool. Times are monotonic seconds."""
+    """What was seen of one host's heartbeats since one began to look, by uid of the pool. Times are monotonic seconds."""
 
     began: float
     stale: float
@@ -47,6 +47,8 @@ class Beats:
     last: dict[str, str] = field(default_factory=dict)
     changed: dict[str, float] = field(default_factory=dict)
     troubles: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    """Of pools, for people; one that is not known is called by its uid."""
 
     def saw(self, pool: str, beat: str | None, now: float) -> None:
         """The beat that is in the pool. The first one says nothing: who knows how old it is."""
@@ -63,15 +65,18 @@ class Beats:
 
     def says(self, now: float) -> tuple[Says, str] | None:
         """What follows, and why; None: it was not watched for long enough. Pure."""
-        fresh = sorted(pool for pool, at in self.changed.items() if now - at < self.stale)
+        fresh = sorted(self._name(pool) for pool, at in self.changed.items() if now - at < self.stale)
         if fresh:
             return Says.ALIVE, f"its heartbeat in pool {fresh[0]} goes on"
         if now - self.began < self.stale:
             return None
         if self.troubles:
-            pool, why = sorted(self.troubles.items())[0]
+            pool, why = min((self._name(pool), why) for pool, why in self.troubles.items())
             return Says.UNKNOWN, f"pool {pool} cannot be looked at: {why}"[:512]
         return Says.UNKNOWN, "its heartbeat stands still in every pool that both use, or there is none"
+
+    def _name(self, pool: str) -> str:
+        return self.names.get(pool, pool)
 
 
 @dataclass(slots=True)
@@ -188,15 +193,16 @@ class Witnesses:
             if pool is None:
                 beats.failed(uid, "this host does not have it any more")
             else:
+                beats.names[uid] = pool.name
                 try:
                     driver = self._pools.driver(pool)
                     if isinstance(driver, Pulsed):
-                        beats.saw(pool.name, await driver.last_beat(host), self._clock.monotonic())
+                        beats.saw(uid, await driver.last_beat(host), self._clock.monotonic())
                     else:
-                        beats.failed(pool.name, "hosts leave no heartbeat in pools of this kind")
+                        beats.failed(uid, "hosts leave no heartbeat in pools of this kind")
                 except StorageError as error:
-                    beats.failed(pool.name, error.reason)
+                    beats.failed(uid, error.reason)
                 except Exception:
                     log.exception("a pool's heartbeats could not be read", pool=pool.name)
-                    beats.failed(pool.name, "the log of this host's agent says why")
+                    beats.failed(uid, "the log of this host's agent says why")
             await asyncio.sleep(LOOK_EVERY)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 
+WATCH_PASSING = (429, 500, 502, 503)
+"""Answers after which the same watch may go on. Any other may be about the version that it asks for (such as 504, "too large
+resource version", after etcd was restored), so everything is listed again."""
+
 
 class KubeError(Exception):
     """The API server could not be reached, or said no."""

@@ -13,7 +13,7 @@ import structlog
 
 from kumulus.api.base import Kind, Resource
 from kumulus.kube.client import KubeClient
-from kumulus.kube.errors import ApiError, Gone, KubeError
+from kumulus.kube.errors import WATCH_PASSING, ApiError, Gone, KubeError
 from kumulus.kube.store import Key, Store, key_of
 
 R = TypeVar("R", bound=Resource)
@@ -22,10 +22,6 @@ log = structlog.get_logger(__name__)
 
 BACK_OFF_FIRST = 0.5
 BACK_OFF_MOST = 4.0
-
-_PASSING = (429, 500, 502, 503)
-"""Answers after which the same watch may go on. Any other may be about the version we ask for (such as 504, "too large
-resource version", after etcd was restored), so everything is listed again."""
 
 
 async def fill(
@@ -114,7 +110,7 @@ class Reflector(Generic[R]):
                 await asyncio.sleep(random.uniform(0, BACK_OFF_FIRST))  # noqa: S311 - spread, not secret
             except KubeError as error:
                 log.warning("watch broken", kind=kind.kind, namespace=self._namespace, error=str(error), again_in=pause)
-                if isinstance(error, ApiError) and error.status not in _PASSING:
+                if isinstance(error, ApiError) and error.status not in WATCH_PASSING:
                     version = None
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
                 pause = min(pause * 2, BACK_OFF_MOST)

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -73,7 +73,8 @@ class Delivery:
         self._more = asyncio.Event()
         self._more.set()
         self._ready: asyncio.Queue[str] = asyncio.Queue()
-        self._lanes: dict[str, deque[Change]] = {}
+        self._lanes: dict[str, deque[tuple[Change, frozenset[str]]]] = {}
+        """Of each object what waits, and which types of its events the sink wants."""
         self._window: dict[int, bool] = {}
         """Changes from the oldest that is not done on, by their places in the journal, and whether they are done."""
         standing = journal.standing(sink.uid)
@@ -117,37 +118,35 @@ class Delivery:
         while True:
             await self._more.wait()
             self._more.clear()
-            while len(self._window) < WINDOW:
+            while (room := min(PAGE, WINDOW - len(self._window))) > 0:
                 last = self._journal.last()
-                page = self._journal.after(self._read, self._sink.uid, self._namespace, PAGE)
+                page = self._journal.after(self._read, self._sink.uid, self._namespace, room)
                 for change in page:
                     self._take(change)
-                if len(page) < PAGE:
+                if len(page) < room:
                     self._read = max(self._read, last)
                     break
                 await asyncio.sleep(0)
 
     def _take(self, change: Change) -> None:
         self._read = max(self._read, change.seq)
-        if not self._types(change):
+        types = wanted(self._sink.spec.filter, self._sink.namespace or "", change)
+        if not types:
             return
         self._window[change.seq] = False
         lane = self._lanes.get(change.uid)
         if lane is None:
-            self._lanes[change.uid] = deque([change])
+            self._lanes[change.uid] = deque([(change, types)])
             self._ready.put_nowait(change.uid)
         else:
-            lane.append(change)
-
-    def _types(self, change: Change) -> frozenset[str]:
-        return wanted(self._sink.spec.filter, self._sink.namespace or "", change)
+            lane.append((change, types))
 
     async def _work(self) -> None:
         while True:
             uid = await self._ready.get()
             lane = self._lanes[uid]
-            change = lane[0]
-            await self._deliver(change)
+            change, types = lane[0]
+            await self._deliver(change, types)
             lane.popleft()
             self._done(change.seq)
             if lane:
@@ -163,15 +162,12 @@ class Delivery:
 
     # Sending
 
-    def _events(self, change: Change) -> Iterator[Event]:
-        return events(change, self._source, self._types(change))
-
-    async def _deliver(self, change: Change) -> None:
-        """Send all events of a change; return when they were taken, or given up."""
-        for number, event in enumerate(list(self._events(change))):
+    async def _deliver(self, change: Change, types: frozenset[str]) -> None:
+        """Send the change's events of these types; return when they were taken, or given up."""
+        for number, event in enumerate(events(change, self._source, types)):
             why = await self._send(change, event)
             if why is not None:
-                self._bury(change, number, why)
+                self._bury(change, types, number, why)
                 return
             self._taken += 1
             self.last_delivered_at = self._now()
@@ -261,9 +257,8 @@ class Delivery:
         self.state, self.last_error = State(error.reason, f"{text}."), str(error)
         metrics.FAILED.labels(*self._labels, str(error.reason)).inc()
 
-    def _bury(self, change: Change, number: int, why: str) -> None:
-        """What is left of a change, from its event `number` on, goes to the dead letters."""
-        types = self._types(change)
+    def _bury(self, change: Change, types: frozenset[str], number: int, why: str) -> None:
+        """What is left of a change, from its event `number` of these types on, goes to the dead letters."""
         of_interest = [one for one in change.told if type_of(change.kind, one.verb) in types]
         rest = tuple(of_interest[number:])
         with self._journal.transaction():

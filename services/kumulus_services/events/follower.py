@@ -9,18 +9,15 @@ import structlog
 
 from kumulus.api.base import Resource
 from kumulus.kube.client import KubeClient, Raw
-from kumulus.kube.errors import ApiError, Gone, KubeError
+from kumulus.kube.errors import WATCH_PASSING, ApiError, Gone, KubeError
+from kumulus.kube.reflector import BACK_OFF_FIRST
 from kumulus_services.events import metrics
 from kumulus_services.events.journal import Journal
 from kumulus_services.events.recorder import Moved, Recorder, Seen
 
 log = structlog.get_logger(__name__)
 
-BACK_OFF_FIRST = 0.5
 BACK_OFF_MOST = 8.0
-
-_PASSING = (429, 500, 502, 503)
-"""Answers after which the same watch may go on; any other may be about the version that it asks for."""
 
 
 class Follower:
@@ -56,7 +53,7 @@ class Follower:
                 await asyncio.sleep(random.uniform(0, BACK_OFF_FIRST))  # noqa: S311 - spread, not secret
             except KubeError as error:
                 log.warning("not followed", kind=name, error=str(error), again_in=pause)
-                if isinstance(error, ApiError) and error.status not in _PASSING:
+                if isinstance(error, ApiError) and error.status not in WATCH_PASSING:
                     version = None
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
                 pause = min(pause * 2, BACK_OFF_MOST)

@@ -345,9 +345,7 @@ class Journal:
         """Drop what everybody has; what is older than it may be, whoever waits for it; of a namespace with too many bytes
         the oldest, intermediate states first; and while there are too many changes in all, intermediate states of the
         namespaces that have most of them. A bit at a time, so that others have their turn: how many a sink did not have."""
-        with self.transaction():
-            self._drop_done()
-        yield 0
+        yield from self._drop_done()
         yield from self._drop(lambda seq: self._older(seq, now - limits.seconds), lambda: True)
         homes = self._db.execute("SELECT namespace FROM usage WHERE bytes > ?", (limits.namespace_bytes,)).fetchall()
         for (home,) in homes:
@@ -392,8 +390,8 @@ class Journal:
         row = self._db.execute("SELECT bytes FROM usage WHERE namespace = ?", (home,)).fetchone()
         return row is not None and int(row[0]) > most
 
-    def _drop_done(self) -> None:
-        """What a sink waits for in its namespace keeps nothing of others."""
+    def _drop_done(self) -> Iterator[int]:
+        """Drop what everybody has, a bit at a time. What a sink waits for in its namespace keeps nothing of others."""
         everywhere, floors = self.last(), {}
         for namespace, cursor in self._db.execute("SELECT namespace, min(cursor) FROM sinks GROUP BY namespace"):
             if namespace is None:
@@ -401,14 +399,24 @@ class Journal:
             else:
                 floors[namespace] = cursor
         for namespace, cursor in floors.items():
-            self._db.execute(
-                "DELETE FROM changes WHERE namespace = ? AND seq <= ?", (namespace, min(cursor, everywhere))
-            )
+            yield from self._drop_where("namespace = ? AND seq <= ?", (namespace, min(cursor, everywhere)))
         marks = ", ".join("?" * len(floors))
-        self._db.execute(
-            f"DELETE FROM changes WHERE seq <= ? AND (namespace IS NULL OR namespace NOT IN ({marks}))",  # noqa: S608
-            (everywhere, *floors),
-        )
+        others = f"seq <= ? AND (namespace IS NULL OR namespace NOT IN ({marks}))"
+        yield from self._drop_where(others, (everywhere, *floors))
+
+    def _drop_where(self, where: str, values: Sequence[str | int]) -> Iterator[int]:
+        """Drop what every sink has already; a bit at a time."""
+        # From where the bit before ended: what stays is not looked through again for each.
+        seq, dropped = 0, BIT
+        while dropped == BIT:
+            with self.transaction():
+                gone = self._db.execute(
+                    f"SELECT seq FROM changes WHERE {where} AND seq > ? ORDER BY seq LIMIT ?",  # noqa: S608 - constants
+                    (*values, seq, BIT),
+                ).fetchall()
+                self._db.executemany("DELETE FROM changes WHERE seq = ?", gone)
+            dropped, seq = len(gone), gone[-1][0] if gone else seq
+            yield 0
 
     def size(self) -> int:
         """How many changes are kept."""

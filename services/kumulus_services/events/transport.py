@@ -9,11 +9,9 @@ from kumulus_services.events.envelope import Event
 
 
 class SendError(Exception):
-    """An event did not arrive, or nobody knows whether it did."""
+    """An event did not arrive, or nobody knows whether it did. All but `Rejected` are about the receiver as a whole: events wait."""
 
     reason = SinkReason.UNREACHABLE
-    waits = True
-    """Whether it is about the receiver as a whole: then events wait, else this one was refused."""
 
     def __init__(self, message: str, *, after: float | None = None) -> None:
         """`after`: seconds until which trying again is in vain, as far as is known."""
@@ -59,14 +57,13 @@ class Rejected(SendError):
     """The receiver has answered to this event, and does not take it."""
 
     reason = SinkReason.REJECTING
-    waits = False
 
 
 class Transport(Protocol):
     """The way to one receiver. Its methods raise `SendError` and nothing else."""
 
     async def open(self) -> None:
-        """Make sure that events may be sent. May be repeated; called again after an error that waits."""
+        """Make sure that events may be sent. May be repeated; called again after an error other than `Rejected`."""
 
     async def send(self, event: Event) -> None:
         """Return when the receiver has the event for certain. May be called several times at once."""

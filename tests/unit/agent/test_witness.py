@@ -6,16 +6,21 @@ import asyncio
 import uuid
 from typing import cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kumulus.api.host import WorkOrder
+from kumulus.api.host import WorkOrder, WorkOrderStatus
+from kumulus.api.order_names import pool_order_name
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.witness import Says
+from kumulus.runtime.clock import SystemClock
+from kumulus_agents.agent import witness
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.agent.pulse import Pulse, beating
 from kumulus_agents.agent.witness import Beats
 from kumulus_agents.storage.protocol import StorageError
+from tests.patience import PATIENCE
 from tests.unit.agent.host import eventually
 
 STALE = 12.5
@@ -106,3 +111,53 @@ async def test_a_pool_that_does_not_answer_holds_up_no_other_and_is_asked_once()
         beating_now.cancel()
         await asyncio.gather(beating_now, return_exceptions=True)
     assert slow.asked == 1 and len(set(well.beats)) == len(well.beats)
+
+
+class Orders:
+    """Work orders as far as witnesses go."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, WorkOrder] = {}
+        self.said: WorkOrderStatus | None = None
+
+    def get(self, name: str) -> WorkOrder | None:
+        return self.known.get(name)
+
+    async def report(self, order: WorkOrder, status: WorkOrderStatus) -> bool:
+        self.said = status
+        return True
+
+
+async def test_the_trouble_of_a_pool_ends_when_the_host_has_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(witness, "LOOK_EVERY", 0.005)
+    orders, shared = Orders(), presence("shared")
+    assert shared.spec.pool is not None and shared.spec.pool.pool is not None
+    uid = shared.spec.pool.pool.uid
+    spec = {
+        "type": "Witness",
+        "for": {"kind": "Host", "name": "h2", "uid": "u"},
+        "witness": {"host": "h2", "pools": [uid]},
+    }
+    asked = WorkOrder.parse({"metadata": {"name": "witness-h2", "uid": "w"}, "spec": spec})
+    pools = cast(Pools, Drivers(shared=Pool()))
+    async with asyncio.TaskGroup() as tasks:
+        witnesses = witness.Witnesses(
+            cast(witness.Orders, orders), pools, None, SystemClock(), tasks, beat_seconds=0.01, wake=lambda _: None
+        )
+
+        async def says(text: str) -> None:
+            async def said() -> bool:
+                await witnesses.perform(asked)
+                facts = orders.said.witness if orders.said is not None else None
+                return facts is not None and text in (facts.storage_message or "")
+
+            async with asyncio.timeout(10 * PATIENCE):
+                while not await said():  # noqa: ASYNC110 - what is waited for is not ours
+                    await asyncio.sleep(0.005)
+
+        await says(f"pool {uid} cannot be looked at: this host does not have it any more")
+        orders.known[pool_order_name(uid)] = shared
+        await says("its heartbeat stands still in every pool")
+        del orders.known[pool_order_name(uid)]
+        await says("pool shared cannot be looked at")
+        witnesses.forget(asked.name)

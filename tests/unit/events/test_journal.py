@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,20 @@ async def test_a_journal_of_before_knows_how_much_it_has(tmp_path: Path) -> None
     assert again.size() == 2
     assert prune(again, namespace_bytes=0) == 2
     again.close()
+
+
+async def test_what_everybody_has_goes_a_bit_at_a_time(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals, "BIT", 3)
+    journal.begin("all", None)
+    journal.begin("slow", "shop")
+    homes = ("shop", "shop", "own", "shop", "own")
+    recorder(journal).record([Seen(VM, vm(f"vm-{n}", n, namespace=homes[n % 5])) for n in range(1, 31)])
+    journal.advance("all", 30, 30)
+    journal.advance("slow", 10, 6)
+    sizes = [journal.size()]
+    for lost in journal.prune(Limits(1000, 2**30, 1e9), time.time()):
+        assert lost == 0
+        sizes.append(journal.size())
+    assert max(before - after for before, after in pairwise(sizes)) == 3
+    left = [change.seq for change in journal.after(0, "slow", None, 100)]
+    assert left == [n for n in range(11, 31) if homes[n % 5] == "shop"]

@@ -126,3 +126,13 @@ async def test_the_mark_of_a_volume_goes_with_it(host: Host, tmp_path: Path) -> 
     assert json.loads((tmp_path / f"pool/keepers/{volume}.json").read_text()) == {"epoch": 4, "host": "a"}
     await host("a").remove_volume(volume)
     assert not list((tmp_path / "pool/keepers").iterdir())
+
+
+async def test_who_looks_for_a_heartbeat_makes_nothing(host: Host, tmp_path: Path) -> None:
+    assert await host("a").last_beat("b") is None
+    assert not (tmp_path / "pool").exists()
+    await host("b").prepare()
+    assert await host("a").last_beat("b") is None
+    assert not (tmp_path / "pool/hosts").exists()
+    await host("b").beat("b", "1")
+    assert await host("a").last_beat("b") == "1"

@@ -76,10 +76,10 @@ def note(root: Element) -> Element:
         return root
     disks = {one.get("target"): one for one in found.iterfind("{*}disk")}
     for element in root.iterfind("devices/disk"):
-        _name(element, disks.get(_get(element, "target", "dev")))
+        _name(element, disks.get(sources.attribute(element, "target", "dev")))
     nics = {one.get("mac"): one for one in found.iterfind("{*}nic")}
     for element in root.iterfind("devices/interface"):
-        _name(element, nics.get(_get(element, "mac", "address").lower()))
+        _name(element, nics.get(sources.attribute(element, "mac", "address").lower()))
     return root
 
 
@@ -117,8 +117,3 @@ def as_libvirt_knows(element: Element) -> str:
     for found in element.findall(KNOWN_AS):
         element.remove(found)
     return ElementTree.tostring(element, encoding="unicode")
-
-
-def _get(element: Element, tag: str, name: str) -> str:
-    found = element.find(tag)
-    return found.get(name, "") if found is not None else ""

@@ -144,11 +144,6 @@ def can_be_replugged(element: Element) -> bool:
     return bool(on_bridge and target is not None and target.get("dev") and element.find("virtualport") is None)
 
 
-def text_of(element: Element) -> str:
-    """A device as libvirt reads it."""
-    return adopted.as_libvirt_knows(element)
-
-
 def nic_xml(domain_xml: str, uid: str) -> str | None:
     """The interface of that uid, as the domain has it, or None."""
     for element in _root(domain_xml).iterfind("devices/interface"):

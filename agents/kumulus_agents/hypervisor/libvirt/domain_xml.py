@@ -69,13 +69,18 @@ class Platform:
     """Paths of disks whose file system cannot do O_DIRECT."""
 
 
+def virtualisation(acceleration: str | None) -> str:
+    """What libvirt calls domains that are accelerated so; None: it is not known yet."""
+    return "kvm" if acceleration == KVM else "qemu"
+
+
 def render(spec: DomainSpec, platform: Platform, machine_type: str | None = None) -> str:
     """The XML to define, on the board `machine_type` unless `spec` names one. The same spec and platform give the same text.
 
     Raises `HypervisorError(reason="InvalidDomain", retryable=False)` for a spec that cannot be a domain.
     """
     _check(spec)
-    domain = Element("domain", type="kvm" if platform.acceleration == KVM else "qemu")
+    domain = Element("domain", type=virtualisation(platform.acceleration))
     _text(domain, "name", marks.domain_name(spec.marks.uid))
     _text(domain, "uuid", spec.marks.uid)
     metadata = SubElement(domain, "metadata")

@@ -45,24 +45,23 @@ def _root(xml: str) -> Element:
 
 
 def _said(element: Element | None) -> tuple[str, ...]:
-    """Text and attributes of an element and those below, but for what is only so while it is on."""
+    """Text and attributes of an element; nothing of those below."""
     if element is None:
         return ()
     own = (element.text or "").strip()
     return (own, *(f"{key}={value}" for key, value in sorted(element.items())))
 
 
-def _get(element: Element, tag: str, name: str) -> str:
-    found = element.find(tag)
-    return found.get(name, "") if found is not None else ""
-
-
 def _disk(element: Element) -> tuple[str, ...]:
-    return (_get(element, "target", "dev"), _get(element, "target", "bus"), sources.path_of(element) or "")
+    return (
+        sources.attribute(element, "target", "dev"),
+        sources.attribute(element, "target", "bus"),
+        sources.path_of(element) or "",
+    )
 
 
 def _nic(element: Element) -> tuple[str, ...]:
-    return (_get(element, "mac", "address").lower(),)
+    return (sources.attribute(element, "mac", "address").lower(),)
 
 
 def _other(element: Element) -> tuple[str, ...]:

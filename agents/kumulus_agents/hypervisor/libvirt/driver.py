@@ -521,15 +521,18 @@ def _observe(uid: str, redefined: bool, connection: ConnectionHandle) -> tuple[R
     if handle is None:
         return None
     try:
-        record = marks.read(handle.XMLDesc(0))
-        if record is not None and not handle.isActive() and handle.hasManagedSaveImage(0):
-            record = marks.with_memory(record, handle.managedSaveGetXMLDesc(0))
-        if record is not None and handle.isActive():
+        xml = handle.XMLDesc(0)
+        record = marks.read(xml)
+        if record is None:
+            return None
+        if handle.isActive():
             persistent = bool(handle.isPersistent())
             now = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if redefined and persistent else None
-            edited = drift.edited(handle.XMLDesc(0), now) if now is not None else ()
+            edited = drift.edited(xml, now) if now is not None else ()
             record = replace(record, lost=not persistent, edited=edited)
-        return None if record is None else (record, verbs.state_now(handle))
+        elif handle.hasManagedSaveImage(0):
+            record = marks.with_memory(record, handle.managedSaveGetXMLDesc(0))
+        return record, verbs.state_now(handle)
     except libvirt.libvirtError as error:
         if is_code(error, libvirt.VIR_ERR_NO_DOMAIN):
             return None

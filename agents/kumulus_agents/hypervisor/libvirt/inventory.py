@@ -6,6 +6,7 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 from kumulus.api.hardware import HostFeature
+from kumulus_agents.hypervisor.libvirt import domain_xml
 from kumulus_agents.hypervisor.libvirt.handles import ConnectionHandle
 from kumulus_agents.hypervisor.protocol import Inventory
 
@@ -23,8 +24,8 @@ def read(handle: ConnectionHandle) -> Inventory:
 
 def read_offer(handle: ConnectionHandle, found: Inventory) -> Inventory:
     """The same, with what domains can have that are accelerated so. Blocks. Raises `libvirtError`."""
-    virtualisation = "kvm" if found.acceleration == "kvm" else "qemu"
-    return with_offer(found, handle.getDomainCapabilities(None, found.architecture, FAMILY, virtualisation))
+    kind = domain_xml.virtualisation(found.acceleration)
+    return with_offer(found, handle.getDomainCapabilities(None, found.architecture, FAMILY, kind))
 
 
 def with_offer(found: Inventory, domain_capabilities: str) -> Inventory:

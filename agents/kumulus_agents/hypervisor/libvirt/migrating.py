@@ -134,7 +134,7 @@ class Migrating:
     async def _loaders(self, spec: DomainSpec, platform: domain_xml.Platform) -> frozenset[str]:
         if not spec.shape.uefi:
             return frozenset()
-        kind = "kvm" if platform.acceleration == domain_xml.KVM else "qemu"
+        kind = domain_xml.virtualisation(platform.acceleration)
         return await self._connection.call(
             functools.partial(inventory.loaders, kind), seconds=self._settings.verb_timeout
         )

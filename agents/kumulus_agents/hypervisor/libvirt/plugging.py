@@ -45,7 +45,7 @@ def replug(nic: DomainNic, handle: DomainHandle) -> None:
         element.remove(source)
         element.set("type", "bridge")
         SubElement(element, "source", bridge=nic.plug.bridge)
-        handle.updateDeviceFlags(attached.text_of(element), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        handle.updateDeviceFlags(adopted.as_libvirt_knows(element), libvirt.VIR_DOMAIN_AFFECT_LIVE)
     _ip("link", "set", "dev", nic.plug.device, "mtu", str(nic.plug.mtu), "up")
     note = adopted.with_plugged(fromstring(handle.XMLDesc(0)), nic.uid)  # noqa: S314  # libvirt wrote it
     if note is not None:

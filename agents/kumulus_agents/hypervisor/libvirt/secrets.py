@@ -35,20 +35,13 @@ def lent(connection: ConnectionHandle, disks: Disks) -> Iterator[None]:
 def lend(disks: Disks, connection: ConnectionHandle) -> None:
     """The keys of these disks are libvirt's until `take_back`. Blocks. Raises `libvirtError`."""
     every = list(disks)
-    for source, passphrase in _locked(every):
-        connection.secretDefineXML(_luks_xml(source), 0).setValue(passphrase.text.encode(), 0)
-    for source in _of_ceph([disk.source for disk in every]):
-        connection.secretDefineXML(_xml(source), 0).setValue(_value(source), 0)
+    _give(connection, _locked(every), _of_ceph([disk.source for disk in every]))
 
 
 def take_back(disks: Disks, connection: ConnectionHandle) -> None:
     """The keys of these disks are not libvirt's any more. Blocks."""
     every = list(disks)
-    names = [luks_secret_of(source) for source, _ in _locked(every)]
-    names += [secret_of(source) for source in _of_ceph([disk.source for disk in every])]
-    for name in names:
-        with suppress(libvirt.libvirtError):
-            connection.secretLookupByUUIDString(name).undefine()
+    _take(connection, _locked(every), _of_ceph([disk.source for disk in every]))
 
 
 def have_keys(disks: Disks) -> bool:
@@ -71,13 +64,10 @@ def _of_ceph(used: Iterable[DiskSource | None]) -> Sequence[RbdSource]:
 def unlocking(connection: ConnectionHandle, locked: Sequence[tuple[DiskSource, Passphrase]]) -> Iterator[None]:
     """The passphrases of what is encrypted are libvirt's inside. Blocks. Raises `libvirtError`."""
     try:
-        for source, passphrase in locked:
-            connection.secretDefineXML(_luks_xml(source), 0).setValue(passphrase.text.encode(), 0)
+        _give(connection, locked, ())
         yield
     finally:
-        for source, _ in locked:
-            with suppress(libvirt.libvirtError):
-                connection.secretLookupByUUIDString(luks_secret_of(source)).undefine()
+        _take(connection, locked, ())
 
 
 @contextmanager
@@ -85,13 +75,27 @@ def lent_to(connection: ConnectionHandle, used: Iterable[DiskSource | None]) -> 
     """The same for what is said by its source alone."""
     sources = _of_ceph(used)
     try:
-        for source in sources:
-            connection.secretDefineXML(_xml(source), 0).setValue(_value(source), 0)
+        _give(connection, (), sources)
         yield
     finally:
-        for source in sources:
-            with suppress(libvirt.libvirtError):
-                connection.secretLookupByUUIDString(secret_of(source)).undefine()
+        _take(connection, (), sources)
+
+
+def _give(
+    connection: ConnectionHandle, locked: Sequence[tuple[DiskSource, Passphrase]], of_ceph: Sequence[RbdSource]
+) -> None:
+    for source, passphrase in locked:
+        connection.secretDefineXML(_luks_xml(source), 0).setValue(passphrase.text.encode(), 0)
+    for ceph in of_ceph:
+        connection.secretDefineXML(_xml(ceph), 0).setValue(_value(ceph), 0)
+
+
+def _take(
+    connection: ConnectionHandle, locked: Sequence[tuple[DiskSource, Passphrase]], of_ceph: Sequence[RbdSource]
+) -> None:
+    for name in (*(luks_secret_of(source) for source, _ in locked), *map(secret_of, of_ceph)):
+        with suppress(libvirt.libvirtError):
+            connection.secretLookupByUUIDString(name).undefine()
 
 
 def _luks_xml(source: DiskSource) -> str:

@@ -55,6 +55,12 @@ def _add_encryption(element: Element, source: DiskSource | None) -> None:
         SubElement(encryption, "secret", type="passphrase", uuid=luks_secret_of(source))
 
 
+def attribute(element: Element, tag: str, name: str) -> str:
+    """That attribute of the first element of that tag; empty when there is none."""
+    found = element.find(tag)
+    return found.get(name, "") if found is not None else ""
+
+
 def luks_secret_of(source: DiskSource) -> str:
     """UUID of the libvirt secret with the passphrase of what is there."""
     return str(uuid.uuid5(_SECRETS, f"luks {source.path}"))

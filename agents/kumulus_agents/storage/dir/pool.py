@@ -127,9 +127,9 @@ class PoolDirectory:
             yield uses
 
     @contextmanager
-    def hosts(self) -> Iterator[Directory]:
-        """The directory of heartbeats; made when missing."""
-        with self._open(make=True) as pool, pool.directory(_HOSTS, make=True) as hosts:
+    def hosts(self, *, make: bool) -> Iterator[Directory]:
+        """The directory of heartbeats; with `make` made when missing, else that is `FileNotFoundError`."""
+        with self._open(make=make) as pool, pool.directory(_HOSTS, make=make) as hosts:
             yield hosts
 
     @contextmanager

@@ -12,14 +12,17 @@ BEAT_MAX = 64
 
 def write(pool: PoolDirectory, host: str, beat: str) -> None:
     """Replace the host's last beat. Raises `OSError`."""
-    with pool.hosts() as hosts:
+    with pool.hosts(make=True) as hosts:
         write_record(hosts, _file(host), {"host": host, "beat": beat[:BEAT_MAX]}, flush=False)
 
 
 def read(pool: PoolDirectory, host: str) -> str | None:
     """The host's last beat; None when there is none that can be read. Raises `OSError`."""
-    with pool.hosts() as hosts:
-        record = read_record(hosts, _file(host))
+    try:
+        with pool.hosts(make=False) as hosts:
+            record = read_record(hosts, _file(host))
+    except FileNotFoundError:
+        return None
     if record is None or record.get("host") != host:
         return None
     beat = record.get("beat")
