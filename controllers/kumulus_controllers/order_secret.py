@@ -50,6 +50,13 @@ async def give(
     return True
 
 
+async def take_back_seed(client: KubeClient, order: WorkOrder) -> None:
+    """Remove the Secret with the first-boot data of an order that ends: the garbage collector may take half a minute."""
+    seed = order.spec.instance.seed if order.spec.instance is not None else None
+    if seed is not None and seed.secret is not None:
+        await take_back(client, seed.secret, order)
+
+
 async def take_back(client: KubeClient, name: str, order: WorkOrder) -> None:
     """Remove it, after a live look: one that belongs to another order by now stays. Gone already: nothing."""
     found = await client.find(SECRET, name, order.namespace)

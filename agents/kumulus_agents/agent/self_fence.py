@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from kumulus.api.host import WorkOrder, WorkOrderStatus, WorkState, WorkType
+from kumulus.api.host import NOT_DISARMED, WorkOrder, WorkOrderStatus, WorkState, WorkType
 from kumulus.api.order_names import WATCHDOG_ORDER
 from kumulus.runtime.result import Done, Requeue, Result
 from kumulus_agents.agent.lease import Heartbeat
@@ -123,7 +123,7 @@ class SelfFence:
         async with self._turn:
             why = await self._rests()
         if why is not None:
-            return await self._say(order, WorkState.WAITING, "NotDisarmed", f"{why}; it is tried again")
+            return await self._say(order, WorkState.WAITING, NOT_DISARMED, f"{why}; it is tried again")
         await self._orders.release(order)
         return Done()
 

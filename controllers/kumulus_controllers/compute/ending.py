@@ -120,10 +120,8 @@ class Ending:
                 await self._delete_order(order)
 
     async def _delete_order(self, order: WorkOrder) -> None:
-        """Ask for the end of a work order. Its Secret goes first: the garbage collector may take half a minute."""
-        seed = order.spec.instance.seed if order.spec.instance is not None else None
-        if seed is not None and seed.secret is not None:
-            await order_secret.take_back(self._services.client, seed.secret, order)
+        """Ask for the end of a work order. Its Secret goes first."""
+        await order_secret.take_back_seed(self._services.client, order)
         raw = await self._services.client.delete(WorkOrder.KIND, order.name, order.namespace, uid=order.uid)
         if raw is None or "spec" not in raw or FINALIZER not in raw["metadata"].get("finalizers", ()):
             self._known.orders.remove(Key(order.namespace, order.name), order.uid)

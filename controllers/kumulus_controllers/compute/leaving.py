@@ -47,8 +47,6 @@ class Leaving:
         if live is None or live.uid != order.uid or not at_rest(live):
             return Wait("CacheBehind", 2.0)
         log.info("a machine that is off leaves", namespace=vm.namespace, name=vm.name, host=host_of(order))
-        seed = live.spec.instance.seed if live.spec.instance is not None else None
-        if seed is not None and seed.secret is not None:
-            await order_secret.take_back(self._services.client, seed.secret, live)
+        await order_secret.take_back_seed(self._services.client, live)
         await self._ordering.end(live)
         return Wait("Leaves", 5.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from kumulus.api.compute import ResolvedSize, VirtualMachine
@@ -11,7 +11,7 @@ from kumulus.api.host import HostReport, WorkOrder, WorkType
 from kumulus.api.instance_type import InstanceType
 from kumulus.api.storage import Volume
 from kumulus.kube.errors import NotFound
-from kumulus.kube.store import Key
+from kumulus.kube.store import Key, Store
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Services
 from kumulus.runtime.result import Done, Result, Wait
@@ -32,6 +32,12 @@ from kumulus_controllers.storage.volumes import Volumes
 
 A_MOMENT = 0.05
 """Seconds: whoever looks at a schedule when it is due is not to look too early."""
+
+
+def reports_of(hosts: Iterable[Host], reports: Store[HostReport]) -> dict[str, HostReport]:
+    """What the agents of these hosts say of them, by name of the host; of some there may be nothing."""
+    found = ((host.name, reports.get(host.name, host_namespace(host.name))) for host in hosts)
+    return {name: report for name, report in found if report is not None}
 
 
 def order_of(vm: VirtualMachine, orders: Sequence[WorkOrder]) -> WorkOrder | None:

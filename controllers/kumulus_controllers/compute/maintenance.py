@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 
 import structlog
 
@@ -25,7 +26,7 @@ from kumulus.runtime.result import Done, Gone, Requeue, Result
 from kumulus_controllers import events
 from kumulus_controllers.compute import maintenance_plan as plans
 from kumulus_controllers.compute import migration_scope
-from kumulus_controllers.compute.machines import Machines
+from kumulus_controllers.compute.machines import Machines, reports_of
 from kumulus_controllers.compute.maintenance_attempts import Move, body
 from kumulus_controllers.compute.migration import OF_MACHINE, of_machine
 from kumulus_controllers.compute.migration_asking import asked
@@ -35,7 +36,7 @@ from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import placement_request, resolve
 from kumulus_controllers.compute.scope import Scope as Seen
 from kumulus_controllers.compute.takeover_plan import hindrance_of_place
-from kumulus_controllers.compute.wakeups import HOST, offers
+from kumulus_controllers.compute.wakeups import HOST, offers, on_host
 from kumulus_controllers.fabric.host_maintenance import under_work
 from kumulus_controllers.fleet_feed import closed, order_demand
 from kumulus_controllers.orders import host_of
@@ -46,7 +47,6 @@ from kumulus_controllers.storage.volume_plan import Lack
 
 log = structlog.get_logger(__name__)
 
-FOR_HOST = "maintenance-of"
 EVICTED_FROM = "evicted-from"
 ARRIVED = (*FINISHED, MigrationPhase.FINISHING)
 """Phases of a migration that brings nobody any more."""
@@ -66,7 +66,7 @@ class MaintenanceReconciler:
         self._reports = services.caches.store(HostReport)
         self._migrations = services.caches.store(VirtualMachineMigration)
         self._migrations.add_index(OF_MACHINE, of_machine)
-        self._known.store.add_index(HOST, lambda vm: (vm.status.host,) if vm.status.host else ())
+        self._known.store.add_index(HOST, on_host)
         self._known.store.add_index(EVICTED_FROM, _evicted_from)
 
     def attach(self, enqueue: Enqueue) -> None:
@@ -75,7 +75,7 @@ class MaintenanceReconciler:
         def wake(*names: str | None) -> None:
             for name in set(names):
                 host = self._hosts.get(name) if name is not None else None
-                if host is not None and (host.spec.maintenance is not None or host.status.maintenance is not None):
+                if host is not None and _concerns(host):
                     enqueue(Key(None, host.name))
 
         def host_changed(before: Host | None, after: Host | None) -> None:
@@ -109,18 +109,14 @@ class MaintenanceReconciler:
 
     def everything(self) -> list[Key]:
         """Hosts that are maintained, or were."""
-        return [
-            Key(None, host.name)
-            for host in self._hosts
-            if host.spec.maintenance is not None or host.status.maintenance is not None
-        ]
+        return [Key(None, host.name) for host in self._hosts if _concerns(host)]
 
     async def reconcile(self, key: Key) -> Result:
         """One pass over a host."""
         host = self._hosts.get(key.name)
         if host is None:
             return Gone()
-        if host.paused or (host.spec.maintenance is None and host.status.maintenance is None):
+        if host.paused or not _concerns(host):
             return Done()
         began = host.status.maintenance.began_at if host.status.maintenance is not None else None
         if (
@@ -188,15 +184,14 @@ class MaintenanceReconciler:
         return None
 
     def _observe(self, host: Host) -> plans.Scope:
-        hosts = list(self._hosts)
-        reports = {
-            item.name: report
-            for item in hosts
-            if (report := self._reports.get(item.name, host_namespace(item.name))) is not None
-        }
         here = self._known.store.by(HOST, host.name)
         away = [vm for vm in self._known.store.by(EVICTED_FROM, host.name) if vm.status.host != host.name]
         seen: dict[str, Seen] = {vm.uid: self._known.observe(vm) for vm in (*here, *away)}
+
+        @cache
+        def others() -> tuple[list[Host], dict[str, HostReport]]:
+            hosts = list(self._hosts)
+            return hosts, reports_of(hosts, self._reports)
 
         def room(guest: plans.Guest) -> Lack | None:
             found = seen[guest.vm.uid]
@@ -207,7 +202,7 @@ class MaintenanceReconciler:
             if guest.order is not None:
                 request = replace(request, demand=order_demand(guest.order)[0])
             if guest.blocked is None:
-                request = replace(request, barred=barred(self._asked(found, host), hosts, reports, here=found.host))
+                request = replace(request, barred=barred(self._asked(found, host), *others(), here=found.host))
             refusal = self._fleet.place(request)
             return Lack("NoHostFits", str(refusal), stalled=False) if isinstance(refusal, Refusal) else None
 
@@ -256,6 +251,11 @@ class MaintenanceReconciler:
 
 def _evicted_from(vm: VirtualMachine) -> Iterable[str]:
     return (vm.status.eviction.host,) if vm.status.eviction is not None else ()
+
+
+def _concerns(host: Host) -> bool:
+    """Whether it is maintained, or was."""
+    return host.spec.maintenance is not None or host.status.maintenance is not None
 
 
 def _asks(host: Host) -> tuple[object, ...]:

@@ -25,6 +25,7 @@ from kumulus.api.maintenance import (
 )
 from kumulus.api.migration import FINISHED, MigrationPhase, VirtualMachineMigration
 from kumulus_controllers.compute.maintenance_attempts import Move, number, pause, tried
+from kumulus_controllers.compute.migration_preflight import ALREADY_MOVING
 from kumulus_controllers.compute.migration_turns import LEAVES, QUEUED, RETURNS, given_up
 from kumulus_controllers.orders import at_rest
 from kumulus_controllers.storage.volume_plan import Lack
@@ -35,7 +36,6 @@ LOOK_SECONDS = 15.0
 """How soon those that wait are looked at again: not all that they wait for announces itself."""
 REFUSED_MOST = 8
 """So many machines for which no host has room are looked at in one pass: each looks at every host."""
-ALREADY_MOVING = "AlreadyMoving"
 
 SHUT_DOWN = (EvictionPolicy.RESTART, EvictionPolicy.STOP)
 OFF = (WorkState.STOPPED, WorkState.SUSPENDED, WorkState.BACK_OFF, WorkState.FAILED, WorkState.REFUSED)
@@ -441,9 +441,9 @@ class _Ending(_Pass):
         found = vm.status.eviction
         failed = tried(guest.ours, RETURNS, self.began)
         blocked = guest.blocked if guest.blocked is None or guest.blocked.reason != ALREADY_MOVING else None
-        given_up = len(failed) >= RETURN_ATTEMPTS or (failed and number(failed[-1]) >= RETURN_ATTEMPTS)
+        in_vain = len(failed) >= RETURN_ATTEMPTS or (failed and number(failed[-1]) >= RETURN_ATTEMPTS)
         never = blocked is not None and blocked.stalled
-        stays = found is None or not found.returns or vm.deleting or vm.paused or not on(guest) or given_up or never
+        stays = found is None or not found.returns or vm.deleting or vm.paused or not on(guest) or in_vain or never
         if stays and (going is None or _leaves(going)):
             self.actions.append(Mark(vm, None))
             return

@@ -23,13 +23,22 @@ from kumulus.runtime.clock import parse_time, rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Requeue, Result, Wait
 from kumulus_controllers.compute import migration_disks
-from kumulus_controllers.compute.machines import Machines
+from kumulus_controllers.compute.machines import Machines, reports_of
 from kumulus_controllers.compute.migration_orders import sending, settled, target_order, withdrawn
 from kumulus_controllers.compute.migration_plan import Move, Step, derive_status, plan
 from kumulus_controllers.compute.migration_preflight import barred
 from kumulus_controllers.compute.migration_readying import Readying
 from kumulus_controllers.compute.migration_scope import Scope, facts
-from kumulus_controllers.compute.migration_turns import MigrationSettings, Way, astray, busy, full, twice, under_way
+from kumulus_controllers.compute.migration_turns import (
+    MigrationSettings,
+    Way,
+    astray,
+    busy,
+    full,
+    moving,
+    twice,
+    under_way,
+)
 from kumulus_controllers.compute.migration_turns import before as in_order
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.resolve import placement_request, resolve
@@ -94,7 +103,7 @@ class MigrationReconciler:
                 if after is None or after.status.phase in FINISHED:
                     self._begun.pop(item.uid, None)
                     wake(item.namespace, item.spec.vm)
-                if under_way(filter(None, [before])) and not under_way(filter(None, [after])):
+                if before is not None and moving(before) and not (after is not None and moving(after)):
                     for other in sorted(self._store, key=in_order):
                         if other.status.phase is MigrationPhase.PENDING:
                             enqueue(Key(other.namespace, other.name))
@@ -317,20 +326,16 @@ class MigrationReconciler:
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack))
         if (elsewhere := astray(migration, vm.status.host)) is not None:
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, elsewhere))
-        hosts = list(self._hosts)
         asked = migration.spec.target_host
         if asked is not None and self._hosts.get(asked) is None:
             lack = Lack("HostNotFound", f"There is no Host {asked}. Hosts: kubectl get hosts.")
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, lack))
-        reports = {
-            host.name: report
-            for host in hosts
-            if (report := self._reports.get(host.name, host_namespace(host.name))) is not None
-        }
         ways = {**under_way(self._store), **self._chosen}
         queued = twice(ways, vm.uid) or full(ways, vm.status.host or "", self._limits)
         if queued is not None:
             return await self._report(scope, Move(Step.WAIT, MigrationPhase.PENDING, queued, after=30.0))
+        hosts = list(self._hosts)
+        reports = reports_of(hosts, self._reports)
         demand, disks = order_demand(scope.source)[0], migration_disks.along(scope)
         request = placement_request(seen, resolution)
         local = {scope.volumes[disk.name].volume.name for disk in disks if disk.volume is not None}

@@ -26,6 +26,11 @@ from kumulus_controllers.compute.migration_preflight import blocked
 from kumulus_controllers.compute.migration_scope import Scope, facts, given
 from kumulus_controllers.storage.volume_plan import Lack
 
+SOURCE_FENCED = "SourceFenced"
+"""Reason: the host that the guest was to leave is off for certain."""
+TARGET_CLEARS_UP = "TargetClearsUp"
+"""Reason: the host that the guest was to come to removes what it had ready."""
+
 
 class Step(StrEnum):
     """What is done next."""
@@ -169,18 +174,16 @@ def _give_up(scope: Scope) -> Move:
     if scope.source_fenced and status.disks and scope.target is not None and not scope.target.deleting:
         # Where else than on these two hosts are its disks? Should the target have been told to go on, it says so.
         off = f"Host {status.source_host} is off for certain: when it is back it says which host has what was written last."
-        return Move(
-            Step.WAIT, cancelling, Lack("SourceFenced", f"{off} Until then the disks on both stay as they are.")
-        )
+        return Move(Step.WAIT, cancelling, Lack(SOURCE_FENCED, f"{off} Until then the disks on both stay as they are."))
     if scope.target is not None:
         if not scope.target.deleting:
             return Move(Step.END_TARGET, cancelling)
-        lack = Lack("TargetClearsUp", f"Host {status.target_host} removes what it had ready.", stalled=False)
+        lack = Lack(TARGET_CLEARS_UP, f"Host {status.target_host} removes what it had ready.", stalled=False)
         return Move(Step.WAIT, cancelling, lack)
     if source is not None and scope.source_fenced and _outgoing(source, scope.migration):
         # Its host may come back: it is asked then, and knows whether the guest had left.
         off = f"Host {status.source_host} is off for certain: the machine starts there when it is back, or elsewhere before."
-        return Move(Step.WAIT, cancelling, Lack("SourceFenced", off))
+        return Move(Step.WAIT, cancelling, Lack(SOURCE_FENCED, off))
     if scope.migration.deleting:
         return Move(Step.LEAVE, cancelling)
     return Move(Step.FINISH, MigrationPhase.FAILED, _failure(status))
@@ -224,7 +227,7 @@ def failing(scope: Scope, vm: VirtualMachine) -> Lack | None:
         return Lack("SourceGone", f"Machine {vm.name} is not on host {status.source_host} any more.")
     if scope.source_fenced:
         off = f"Host {status.source_host} is off for certain, and had not said that the guest has left."
-        return Lack("SourceFenced", off)
+        return Lack(SOURCE_FENCED, off)
     if vm.deleting:
         return Lack("MachineGone", f"Machine {vm.name} is being deleted.")
     said, other = facts(source, scope.migration), facts(scope.target, scope.migration)

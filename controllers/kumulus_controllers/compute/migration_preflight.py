@@ -21,6 +21,8 @@ from kumulus_controllers.storage.volume_plan import Lack
 
 FOLLOWING = (NetworkDriverName.LINUX,)
 """Drivers of networks that have been seen to let guests go on elsewhere."""
+ALREADY_MOVING = "AlreadyMoving"
+"""Reason: another migration moves the machine, and this one waits."""
 HANDING_OVER = "HandingOver"
 """Reason: a volume follows the machine to the host where it is; over in a moment."""
 TUNNEL_COMES = "TunnelComes"
@@ -55,7 +57,7 @@ def keeps(scope: Scope, vm: VirtualMachine) -> Sequence[Lack]:
         if other.status.phase not in FINISHED and _comes_first(other, scope.migration)
     )
     if before:
-        return [Lack("AlreadyMoving", f"Migration {before[0]} moves the machine: this one waits.", stalled=False)]
+        return [Lack(ALREADY_MOVING, f"Migration {before[0]} moves the machine: this one waits.", stalled=False)]
     running = order is not None and order.spec.instance is not None and order.status.state is WorkState.RUNNING
     if vm.spec.power_state is not PowerState.RUNNING or order is None or not running or order.spec.instance is None:
         phase = vm.status.phase or "not placed yet"

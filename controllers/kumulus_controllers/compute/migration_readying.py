@@ -54,9 +54,8 @@ class Readying:
 
     async def take_back(self, order: WorkOrder) -> None:
         """Secrets of an order that ends go first: the garbage collector may take half a minute. Raises `KubeError`."""
-        seed = order.spec.instance.seed if order.spec.instance is not None else None
-        names = [seed.secret] if seed is not None and seed.secret is not None else []
-        for name in (*names, *_secrets(order)):
+        await order_secret.take_back_seed(self._services.client, order)
+        for name in _secrets(order):
             await order_secret.take_back(self._services.client, name, order)
 
 

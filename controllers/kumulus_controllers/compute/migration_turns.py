@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from kumulus.api.maintenance import DIRECTION, FOR_MAINTENANCE, FOR_REBALANCE
 from kumulus.api.migration import FINISHED, MigrationPhase, VirtualMachineMigration
 from kumulus.runtime.modules import Registry
+from kumulus_controllers.compute.migration_plan import SOURCE_FENCED, TARGET_CLEARS_UP
+from kumulus_controllers.compute.migration_preflight import ALREADY_MOVING
 from kumulus_controllers.storage.volume_plan import Lack
 
 QUEUED = "Queued"
@@ -22,7 +24,7 @@ LEAVES, RETURNS = "Leaves", "Returns"
 """Which way a migration moves a machine that was made for the maintenance of a host."""
 NOT_THERE = "NotThere"
 """Reason of one that was to empty a host, on which its machine is not any more."""
-NOTHING_SENT = ("TargetClearsUp", "SourceFenced")
+NOTHING_SENT = (TARGET_CLEARS_UP, SOURCE_FENCED)
 """Reasons of a migration that is being given up: its target's order ends already, or its source is off."""
 
 
@@ -62,15 +64,22 @@ def given_up(migration: VirtualMachineMigration) -> bool:
     return migration.status.phase is MigrationPhase.CANCELLING and said is not None and said.reason in NOTHING_SENT
 
 
+def moving(migration: VirtualMachineMigration) -> bool:
+    """Whether it moves a machine now. One whose guest has arrived burdens nobody any more, nor one that is given up."""
+    return (
+        migration.status.target_host is not None
+        and migration.status.phase not in FINISHED
+        and migration.status.phase is not MigrationPhase.FINISHING
+        and not given_up(migration)
+    )
+
+
 def under_way(migrations: Iterable[VirtualMachineMigration]) -> dict[str, Way]:
-    """What moves now, by uid of the migration. One whose guest has arrived burdens nobody any more, nor one that is given up."""
+    """What moves now, by uid of the migration."""
     return {
         item.uid: Way(item.status.source_host or "", item.status.target_host, item.status.vm_uid or "")
         for item in migrations
-        if item.status.target_host is not None
-        and item.status.phase not in FINISHED
-        and item.status.phase is not MigrationPhase.FINISHING
-        and not given_up(item)
+        if item.status.target_host is not None and moving(item)
     }
 
 
@@ -87,7 +96,7 @@ def twice(ways: Mapping[str, Way], machine: str) -> Lack | None:
     """Why a machine with that uid has to wait: it moves already. Two migrations of it may both have been the first to see to it."""
     if all(way.machine != machine for way in ways.values()):
         return None
-    return Lack("AlreadyMoving", "Another migration moves the machine: this one waits.", stalled=False)
+    return Lack(ALREADY_MOVING, "Another migration moves the machine: this one waits.", stalled=False)
 
 
 def busy(ways: Mapping[str, Way], limits: MigrationSettings) -> Mapping[str, str]:

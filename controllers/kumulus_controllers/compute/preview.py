@@ -5,13 +5,14 @@ The same resolving, filters, scorers and rules as in the controllers, on caches 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
 from kumulus.api.base import Resource
 from kumulus.api.compute import Interface, VirtualMachine, VirtualMachineStatus
-from kumulus.api.fabric import Host, Zone, host_namespace
+from kumulus.api.fabric import Host, Zone
 from kumulus.api.host import HostReport, WorkOrder
 from kumulus.api.image import ClusterImage, Image
 from kumulus.api.instance_type import InstanceType
@@ -27,7 +28,7 @@ from kumulus.kube.client import KubeClient
 from kumulus.runtime.clock import SystemClock
 from kumulus.runtime.modules import Registry
 from kumulus.runtime.reconciler import Caches, Services
-from kumulus_controllers.compute.machines import Machines
+from kumulus_controllers.compute.machines import Machines, reports_of
 from kumulus_controllers.compute.migration_asking import asked
 from kumulus_controllers.compute.migration_preflight import barred, blocked
 from kumulus_controllers.compute.order import template_volume
@@ -158,21 +159,34 @@ class PlacementDesk:
         hosts = {
             host.name for host in self._known.hosts if closed(host) is None and goal.zone in (None, host.spec.zone)
         }
+        everywhere = list(self._known.hosts)
+        reports = reports_of(everywhere, self._reports)
+        moves: dict[tuple[str | None, str], list[VirtualMachineMigration]] = defaultdict(list)
+        for item in self._migrations:
+            moves[item.namespace, item.spec.vm].append(item)
         machines = [
             movable
             for vm in self._known.store
-            if vm.status.host in hosts and not vm.deleting and (movable := self._movable(vm)) is not None
+            if vm.status.host in hosts
+            and not vm.deleting
+            and (movable := self._movable(vm, everywhere, reports, moves.get((vm.namespace, vm.name), ()))) is not None
         ]
         return rebalance(self._fleet, machines, hosts, goal)
 
-    def _movable(self, vm: VirtualMachine) -> Movable | None:
+    def _movable(
+        self,
+        vm: VirtualMachine,
+        hosts: Sequence[Host],
+        reports: Mapping[str, HostReport],
+        others: Iterable[VirtualMachineMigration],
+    ) -> Movable | None:
+        """The machine as one to be moved; None: nothing is promised to it. `others` are the migrations of it."""
         demand = self._fleet.promised(vm.uid)
         if demand is None:
             return None
         fixed = ""
         host = vm.status.host or ""
-        others = (item for item in self._migrations if (item.namespace, item.spec.vm) == (vm.namespace, vm.name))
-        preflight = asked(self._known.observe(vm), self._reports.get(host, host_namespace(host)), others)
+        preflight = asked(self._known.observe(vm), reports.get(host), others)
         if (lack := blocked(preflight)) is not None:
             fixed = lack.message.rstrip(".")
         try:
@@ -181,8 +195,6 @@ class PlacementDesk:
         except Unclear as unclear:
             request = Request(vm.uid, demand, vm.namespace, vm.name, vm.metadata.labels)
             fixed = fixed or str(unclear)
-        hosts = list(self._known.hosts)
-        reports = {item.name: item for item in self._reports}
         ways = barred(preflight, hosts, reports, here=self._known.hosts.get(host))
         # That it is there already is no rule that it breaks.
         beside = {name: why for name, why in ways.items() if name != host}

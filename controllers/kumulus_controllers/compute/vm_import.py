@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import structlog
 
@@ -20,7 +21,6 @@ from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.instance_type import InstanceType
 from kumulus.api.machine_import import (
     FINISHED,
-    IMPORTED_BY,
     UNMANAGE,
     ImportPhase,
     PlanItem,
@@ -33,7 +33,7 @@ from kumulus.api.network import Network
 from kumulus.api.storage import StoragePool, Volume
 from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.kube.errors import AlreadyExists, NotFound, Refused
-from kumulus.kube.store import Key
+from kumulus.kube.store import Key, Store
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.conditions import Fact, derive
 from kumulus.runtime.reconciler import Enqueue, Services
@@ -60,6 +60,10 @@ BY_MACHINE = "import-to-machine"
 OF_DOMAIN = "machine-of-domain"
 LOOK_EVERY = 30.0
 """What nobody tells of is looked at so often, in seconds."""
+
+
+Made = TypeVar("Made", VirtualMachine, Volume)
+"""What an import makes."""
 
 
 class ImportReconciler:
@@ -211,7 +215,7 @@ class ImportReconciler:
         if item.status.phase in (ImportPhase.IMPORTING, ImportPhase.FAILED) and not adopted(scope):
             if vm is not None:
                 if not vm.deleting:
-                    await self._take_back(vm)
+                    await self._give_up(self._machines, vm)
                 return await self._report(scope, ImportPhase.IMPORTING, Lack("TakingBack", "It is taken back.", False))
             if (lack := await self._take_back_volumes(item)) is not None:
                 return await self._report(scope, ImportPhase.IMPORTING, lack)
@@ -221,44 +225,33 @@ class ImportReconciler:
     async def _take_back_volumes(self, item: VirtualMachineImport) -> Lack | None:
         """Delete the volumes that the import made and leave their files as they are; why one stays. Idempotent. Raises `Conflict`
         when one is not what was read of it."""
-        client = self._services.client
         for volume in [volume for volume in self._volumes if made_by(item, volume) and not volume.deleting]:
-            key = Key(volume.namespace, volume.name)
-            body = {
-                "metadata": {"resourceVersion": volume.metadata.resource_version, "annotations": {UNMANAGE: "true"}}
-            }
             try:
-                self._volumes.apply(await client.patch(Volume.KIND, volume.name, body, volume.namespace))
-                raw = await client.delete(Volume.KIND, volume.name, volume.namespace, uid=volume.uid)
-            except NotFound:
-                self._volumes.remove(key, volume.uid)
-                continue
+                await self._give_up(self._volumes, volume)
             except Refused as refused:  # protected from deletion
                 return Lack("VolumeProtected", f"Volume {volume.name} cannot be taken back: {refused.message}")
-            if raw is not None and "spec" in raw:
-                self._volumes.apply(raw)
         return None
 
-    async def _take_back(self, vm: VirtualMachine) -> None:
-        """End a machine without its domain. By the mark, which is there first, its host leaves the domain as it is, however
-        far it has come."""
+    async def _give_up(self, store: Store[Made], made: Made) -> None:
+        """End what the import made without what it was made of. By the mark, which is there first, its host leaves that as it is,
+        however far it has come. Gone already: nothing. Raises `Conflict` when it is not what was read of it."""
         client = self._services.client
-        body = {"metadata": {"resourceVersion": vm.metadata.resource_version, "annotations": {UNMANAGE: "true"}}}
+        body = {"metadata": {"resourceVersion": made.metadata.resource_version, "annotations": {UNMANAGE: "true"}}}
         try:
-            self._machines.apply(await client.patch(VirtualMachine.KIND, vm.name, body, vm.namespace))
-            raw = await client.delete(VirtualMachine.KIND, vm.name, vm.namespace, uid=vm.uid)
+            store.apply(await client.patch(made.KIND, made.name, body, made.namespace))
+            raw = await client.delete(made.KIND, made.name, made.namespace, uid=made.uid)
         except NotFound:
-            self._machines.remove(Key(vm.namespace, vm.name), vm.uid)
+            store.remove(Key(made.namespace, made.name), made.uid)
             return
         if raw is not None and "spec" in raw:
-            self._machines.apply(raw)
+            store.apply(raw)
 
     def _observe(self, item: VirtualMachineImport) -> Scope:
         item = self._store.get(item.name, item.namespace) or item
         ref, template = item.spec.unmanaged_instance, item.spec.template
         vm = self._machines.get(template.name, template.namespace)
         order = None
-        if vm is not None and vm.metadata.annotations.get(IMPORTED_BY) == item.uid:
+        if vm is not None and is_of(item, vm):
             orders = self._orders.by(FOR_UID, f"{WorkType.INSTANCE}/{vm.uid}")
             order = next((order for order in orders if order.spec.instance and order.spec.instance.adopt), None)
         scope = Scope(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.fabric import IGNORE_ORPHANS, Host, HostPhase, Zone, host_namespace
+from kumulus.api.fabric import IGNORE_ORPHANS, Host, Zone, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkType
 from kumulus.api.image import ClusterImage, Image
 from kumulus.api.instance_type import InstanceType
@@ -17,6 +17,7 @@ from kumulus.runtime.reconciler import Caches, Enqueue
 from kumulus_controllers.compute.restores import restores
 from kumulus_controllers.compute.scope import AnyImage
 from kumulus_controllers.compute.takeover_plan import waits_for_room
+from kumulus_controllers.fleet_feed import closed
 from kumulus_controllers.network.networks import IN_GROUP, USES_NIC, Networks
 from kumulus_controllers.orders import DISKS_IN, NAMESPACE, NOT_BEGUN, work_orders
 from kumulus_controllers.storage.image_orders import arrived
@@ -272,10 +273,8 @@ def on_host(vm: VirtualMachine) -> tuple[str, ...]:
 def offers(host: Host) -> tuple[object, ...]:
     """What of a host decides whether machines fit on it."""
     return (
-        host.status.phase is HostPhase.READY,
+        closed(host),
         host.status.allocatable,
-        host.spec.unschedulable,
-        host.spec.maintenance is None,
         host.spec.taints,
         host.spec.allowed_namespaces,
         dict(host.metadata.labels),

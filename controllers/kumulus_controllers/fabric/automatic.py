@@ -16,7 +16,7 @@ from kumulus.api.base import ConditionStatus
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host, HostCondition
 from kumulus.api.host import LEASE as LEASE_NAME
-from kumulus.api.remediation import MANUAL, WATCHDOG, HostRemediation
+from kumulus.api.remediation import MANUAL, HostRemediation
 from kumulus.api.witness import Says
 from kumulus.kube.errors import AlreadyExists
 from kumulus.kube.lease import Lease
@@ -60,7 +60,7 @@ def asked(silence: Silence, now: float) -> float | None:
     """In how many seconds the host is to be fenced; 0: now; None: not. Pure."""
     host = silence.host
     ready = host.status.condition(HostCondition.READY)
-    if not host.spec.fencing.automatic or not methods(host) or host.deleting or host.paused or host.fencing:
+    if not host.spec.fencing.automatic or not host.fenced_by or host.deleting or host.paused or host.fencing:
         return None
     if host.spec.maintenance is not None:  # who works on it may switch it off and on
         return None
@@ -74,12 +74,6 @@ def asked(silence: Silence, now: float) -> float | None:
     if (heard is None or not heard.settled) and wait > -HEARING_SECONDS:
         return max(wait, HEARD_SECONDS)
     return max(0.0, wait)
-
-
-def methods(host: Host) -> list[str]:
-    """By what it may be fenced without a person: its own word first, for which nothing is switched off. Pure."""
-    own = [WATCHDOG] if host.spec.fencing.watchdog else []
-    return own + ([host.spec.bmc.type] if host.spec.bmc is not None else [])
 
 
 def remediation_name(host: str, renewed: str | None) -> str:
@@ -157,7 +151,7 @@ class AutomaticFencing:
         renewed = self._book.renewed(host.name)
         spec = {
             "host": host.name,
-            "methods": [*methods(host), MANUAL],
+            "methods": [*host.fenced_by, MANUAL],
             "reason": "It asks for it when it is silent.",
         }
         body = {"metadata": {"name": remediation_name(host.name, renewed)}, "spec": spec | {"lastRenewal": renewed}}

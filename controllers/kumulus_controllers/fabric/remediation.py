@@ -12,11 +12,11 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from kumulus.api.base import FINALIZER
-from kumulus.api.fabric import Host, host_namespace
+from kumulus.api.fabric import WATCHDOG, Host, host_namespace
 from kumulus.api.host import LEASE as LEASE_NAME
 from kumulus.api.host import WorkOrder, WorkType
 from kumulus.api.order_names import FENCE_ORDER, WATCHDOG_ORDER
-from kumulus.api.remediation import ENDED, MANUAL, WATCHDOG, HostRemediation, HostRemediationStatus, RemediationPhase
+from kumulus.api.remediation import ENDED, MANUAL, HostRemediation, HostRemediationStatus, RemediationPhase
 from kumulus.kube.builtin import LEASE
 from kumulus.kube.errors import AlreadyExists, NotFound
 from kumulus.kube.lease import Lease
@@ -341,14 +341,7 @@ def report(facts: Facts, say: Say, now: str, *, attempts: int = 0) -> HostRemedi
     item, fenced = facts.remediation, facts.fenced
     before, phase = item.status, say.phase
     over = phase is RemediationPhase.SUCCEEDED
-    stalled = say.reason in (
-        "ConfirmationNeeded",
-        "NeverHeardOf",
-        "HostNotFound",
-        "NoMethod",
-        "TooManySilent",
-        "WitnessAlive",
-    )
+    stalled = say.reason in HELD_REASONS | {"ConfirmationNeeded", "NeverHeardOf", "HostNotFound", "NoMethod"}
     moving = not over and not stalled and phase is not RemediationPhase.REFUSED
     said = [
         Fact("Ready", over, say.reason, say.message),

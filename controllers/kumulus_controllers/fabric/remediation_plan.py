@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kumulus.api.base import ObjectRef
-from kumulus.api.fabric import Host
+from kumulus.api.fabric import WATCHDOG, Host
 from kumulus.api.host import FenceOrder, WorkOrder, WorkOrderSpec, WorkState, WorkType
-from kumulus.api.remediation import MANUAL, WATCHDOG, HostRemediation, RemediationPhase, WitnessUse
+from kumulus.api.remediation import MANUAL, HostRemediation, RemediationPhase, WitnessUse
 from kumulus_controllers.fabric.liveness import Liveness, Verdict
 from kumulus_controllers.fabric.watchdog import left
 from kumulus_controllers.fabric.witness_plan import Hearing

@@ -11,6 +11,7 @@ from kumulus.api.base import ConditionStatus, ObjectRef
 from kumulus.api.fabric import HOST_NAMESPACE_PREFIX, NOT_ORDERED, Host, HostCondition, host_namespace
 from kumulus.api.host import LEASE as LEASE_NAME
 from kumulus.api.host import (
+    NOT_DISARMED,
     WATCHDOG_LEAST,
     WATCHDOG_MOST,
     WatchdogOrder,
@@ -81,7 +82,7 @@ def armed(host: Host, order: WorkOrder | None, lease: Lease | None) -> Fact:
                 f" {WATCHDOG_LEAST} to {WATCHDOG_MOST}."
             )
         return Fact(kind, False, NOT_ORDERED, why)
-    if order.deleting and order.status.reason != "NotDisarmed":
+    if order.deleting and order.status.reason != NOT_DISARMED:
         return Fact(kind, True, "Disarming", "It is being disarmed.")
     if (seconds := promised(order)) is not None:
         return Fact(kind, True, "Armed", f"Its machines end {seconds} s after the last renewal of its Lease.")

@@ -29,7 +29,7 @@ from kumulus_controllers.fabric import witness_plan
 from kumulus_controllers.fabric.automatic import ON_HOST, wants
 from kumulus_controllers.fabric.fencing import Fencer, FencingError, Power, target
 from kumulus_controllers.fabric.liveness import LeaseBook, Liveness
-from kumulus_controllers.fabric.remediation_plan import too_many
+from kumulus_controllers.fabric.remediation_plan import budget, too_many
 from kumulus_controllers.fabric.witness_book import WitnessBook
 from kumulus_controllers.fabric.witness_plan import AT_ONCE, Hearing, Peer
 from kumulus_controllers.ordering import Ordering
@@ -152,9 +152,11 @@ class WitnessReconciler:
             if host.spec.fencing.automatic and machines and verdict.liveness is Liveness.ALIVE:
                 return Requeue(max(0.1, self._lives.on_time(host.name)) + 0.05)
             return Done()
-        if wanted and (orders or self._book.asked() < AT_ONCE):
+        most = max(AT_ONCE, budget(len(self._hosts)))
+        asking = bool(orders) or (bool(wanted) and self._book.asked(besides=host.name) < most)
+        if wanted and asking:
             orders = await self._ask(host, orders)
-        if (before := self._book.hearing(host.name)) != (heard := await self._hear(host, orders)):
+        if (before := self._book.hearing(host.name)) != (heard := await self._hear(host, orders, settled=asking)):
             if heard.says is not (before.says if before is not None else Says.UNKNOWN):
                 log.warning("witnesses of a silent host", host=host.name, says=heard.says)
             self._book.put(host.name, heard)
@@ -232,9 +234,9 @@ class WitnessReconciler:
             return False
         return self._lives.verdict(peer.name).liveness is Liveness.ALIVE
 
-    async def _hear(self, host: Host, orders: list[WorkOrder]) -> Hearing:
+    async def _hear(self, host: Host, orders: list[WorkOrder], *, settled: bool) -> Hearing:
+        """What is said now. `settled`: whoever can be asked was asked; that nobody can is an answer too."""
         said: list[Statement] = []
-        settled = True
         for order in sorted(orders, key=host_of):
             peer = self._hosts.get(host_of(order))
             if peer is None or not self._hears(peer):

@@ -22,9 +22,9 @@ class WitnessBook:
         """What is said of the host; None: it is not asked about."""
         return self._hearings.get(host)
 
-    def asked(self) -> int:
-        """About how many hosts is asked."""
-        return len(self._hearings)
+    def asked(self, *, besides: str) -> int:
+        """About how many other hosts is asked."""
+        return len(self._hearings) - (besides in self._hearings)
 
     def put(self, host: str, hearing: Hearing) -> None:
         """This is said now."""

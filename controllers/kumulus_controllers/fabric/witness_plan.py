@@ -15,7 +15,8 @@ from kumulus_controllers.fabric.liveness import Liveness, Verdict
 PEERS = 3
 """So many other hosts are asked about one."""
 AT_ONCE = 32
-"""About so many silent hosts is asked at once. While there are more, it is not the hosts that are silent."""
+"""About so many silent hosts is asked at once, or about as many as may be silent while some are fenced, where that is more. While
+there are more still, it is not the hosts that are silent; of those that are not asked about nothing is settled."""
 NOT_YET = "It has been asked, and has not answered yet."
 
 
@@ -25,7 +26,7 @@ class Hearing:
 
     statements: tuple[Statement, ...] = ()
     settled: bool = False
-    """Whether everybody who was asked has answered."""
+    """Whether those who can be asked were asked, and have answered."""
 
     @property
     def alive(self) -> Statement | None:

@@ -17,8 +17,10 @@ from kumulus.kube.store import Key
 from kumulus.runtime.clock import rfc3339
 from kumulus.runtime.reconciler import Enqueue, Services
 from kumulus.runtime.result import Done, Gone, Result, Wait
+from kumulus_controllers.fleet_feed import closed
 from kumulus_controllers.network import distributed_plan, leaving_alone, router_plan, router_status
 from kumulus_controllers.network.claiming import Claiming
+from kumulus_controllers.network.gateway_hosts import silent
 from kumulus_controllers.network.gateway_plan import Choice, Need, choose_some
 from kumulus_controllers.network.lack import Lack
 from kumulus_controllers.network.network_plan import usable
@@ -388,13 +390,4 @@ def _floats(floating: FloatingIP) -> tuple[object, ...]:
 
 def _place(host: Host) -> tuple[object, ...]:
     """What of a host decides whether it can have a router."""
-    ready = host.status.condition("Ready")
-    return (
-        host.uid,
-        host.deleting,
-        host.spec.unschedulable,
-        host.spec.maintenance is None,
-        host.metadata.labels,
-        ready.status if ready is not None else None,
-        host.status.allocatable is None,
-    )
+    return (host.uid, closed(host, guests=False), silent(host), host.metadata.labels)

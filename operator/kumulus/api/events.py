@@ -203,8 +203,6 @@ class SinkReason(StrEnum):
     """No stream of JetStream takes its subject."""
     TOO_MANY_SINKS = "TooManySinks"
     """Its namespace has more than are served."""
-    OVERFLOWED = "Overflowed"
-    """It was behind for so long that events were dropped."""
 
 
 class EventSinkStatus(Status):

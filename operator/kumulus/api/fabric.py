@@ -100,6 +100,8 @@ class Reserved(Model):
     memory: Amount = Field(default="512Mi", description="Memory.")
 
 
+WATCHDOG = "watchdog"
+"""The method of fencing by which the host's own watchdog has ended its machines."""
 MethodName = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 """Name of a way to fence a host."""
 
@@ -368,6 +370,12 @@ class Host(Resource):
         """Whether its agent starts nothing, because its watchdog should be armed and is not."""
         found = self.status.condition(HostCondition.WATCHDOG_ARMED)
         return found is not None and found.status is ConditionStatus.FALSE and found.reason != NOT_ORDERED
+
+    @property
+    def fenced_by(self) -> list[str]:
+        """By what it may be fenced without a person: its own word first, for which nothing is switched off."""
+        own = [WATCHDOG] if self.spec.fencing.watchdog else []
+        return own + ([self.spec.bmc.type] if self.spec.bmc is not None else [])
 
     @property
     def fencing(self) -> bool:

@@ -88,6 +88,8 @@ class FenceOrder(Model):
     evidence: str | None = Field(default=None, description="And by what.", max_length=1024)
 
 
+NOT_DISARMED = "NotDisarmed"
+"""Reason of a Watchdog order that is to end while the watchdog is not at rest."""
 WATCHDOG_LEAST, WATCHDOG_MOST = 2, 600
 """Seconds that a Lease of a host with a watchdog may last: as long as an agent can be told to have it."""
 

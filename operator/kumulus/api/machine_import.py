@@ -35,7 +35,7 @@ from kumulus.api.compute import GROUP, Resources, RestartPolicy, VirtualMachine
 from kumulus.api.disks import DiskName
 from kumulus.api.segments import InterfaceName
 from kumulus.api.unmanaged import DEVICES_MOST
-from kumulus.api.volumes import ObjectName, ReclaimPolicy
+from kumulus.api.volumes import DomainUuid, ObjectName, ReclaimPolicy
 
 IMPORTED = f"{DOMAIN}/imported"
 """Annotation of a machine that was a domain of somebody else's: `<host>/<UUID of the domain>`. Its domain keeps that UUID. Of
@@ -78,11 +78,7 @@ class UnmanagedRef(Model):
     """A domain on a host."""
 
     host: DnsLabel = Field(description="The host that has it; the import is in that host's namespace.")
-    name: str = Field(
-        description="Name of its UnmanagedInstance, which is its UUID.",
-        pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
-        max_length=36,
-    )
+    name: DomainUuid = Field(description="Name of its UnmanagedInstance, which is its UUID.")
 
 
 class ImportedDisk(Model):

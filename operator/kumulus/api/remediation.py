@@ -24,8 +24,6 @@ from kumulus.api.base import (
 )
 from kumulus.api.fabric import GROUP, MethodName
 
-WATCHDOG = "watchdog"
-"""The method by which the host's own watchdog has ended its machines."""
 MANUAL = "manual"
 """The method by which a person says that the host is off."""
 

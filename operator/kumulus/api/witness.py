@@ -69,7 +69,9 @@ class WitnessFacts(Model):
 class Statement(Model):
     """What one witness says of the host while it is silent."""
 
-    witness: str = Field(description="Who: the name of a host, or the method of the BMC.", min_length=1, max_length=63)
+    witness: str = Field(
+        description="Who: the name of a host, `bmc`, or the name of a plug-in.", min_length=1, max_length=63
+    )
     kind: WitnessKind = Field(description="How it knows.")
     says: Says = Field(description="Alive, Dead, or Unknown, which is neither.")
     message: str | None = Field(default=None, description="Why it says so.", max_length=512)

@@ -9,7 +9,7 @@ import typer
 
 from kumulus.api.fabric import Host, HostPhase, host_namespace
 from kumulus.api.host import LEASE as LEASE_NAME
-from kumulus.api.remediation import MANUAL, WATCHDOG, HostRemediation, RemediationPhase, WitnessUse
+from kumulus.api.remediation import MANUAL, HostRemediation, RemediationPhase, WitnessUse
 from kumulus.api.witness import Says
 from kumulus.cli.output import qualified
 from kumulus.cli.problem import Problem
@@ -76,15 +76,13 @@ def _fence(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is fenced.")] = True,
     timeout: Annotated[float, typer.Option(min=1, max=86400, help="Seconds to wait.")] = 180,
 ) -> None:
-    """Have a host that does not answer switched off by its BMC, so that its machines are started elsewhere."""
+    """Have a host that does not answer switched off by its BMC, or taken at its watchdog's word, so that its machines are started elsewhere."""
     host = Host.parse(session.fetch(Host.KIND, name, "host", "`kumulusctl host list` shows all"))
     if host.status.phase in (HostPhase.READY, HostPhase.MAINTENANCE):
         raise Problem(
             f"The host {name} answers, so it is not fenced. To keep new machines away: kumulusctl host cordon {name}"
         )
-    methods = ([WATCHDOG] if host.spec.fencing.watchdog else []) + (
-        [host.spec.bmc.type] if host.spec.bmc is not None else []
-    )
+    methods = host.fenced_by
     if not methods:
         raise Problem(
             f"The host {name} has neither spec.bmc nor a watchdog (spec.fencing.watchdog), so nothing can switch it off from here. Once you have:"

@@ -181,3 +181,28 @@ def test_machines_that_wait_are_placed_once_a_host_can_give_more(status: dict[st
     said = before.to_json()
     after = type(before).parse(said | {"status": said["status"] | status})
     assert offers(before) != offers(after) and offers(after) == offers(type(before).parse(after.to_json()))
+
+
+def test_machines_that_wait_are_placed_once_a_hosts_watchdog_is_armed() -> None:
+    raw = host().to_json()
+    raw["status"]["allocatable"] = {"cpus": 4, "memory": 4096}
+    plain, armed, unarmed = (
+        type(host()).parse(
+            raw
+            | {
+                "status": raw["status"]
+                | {
+                    "conditions": [
+                        {"type": type_, "status": status, "reason": "R", "message": "", "lastTransitionTime": NOW}
+                        for type_, status in said.items()
+                    ]
+                }
+            }
+        )
+        for said in (
+            {"Ready": "True"},
+            {"Ready": "True", "WatchdogArmed": "True"},
+            {"Ready": "True", "WatchdogArmed": "False"},
+        )
+    )
+    assert offers(unarmed) != offers(armed) == offers(plain)

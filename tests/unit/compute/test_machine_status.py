@@ -280,7 +280,7 @@ def image(
 
 
 def offering(**spec: Any) -> Any:
-    from kumulus.api.compute import InstanceType
+    from kumulus.api.instance_type import InstanceType
 
     return InstanceType.parse({"metadata": {"name": "small"}, "spec": {"cpus": 4, "memory": "4Gi", **spec}})
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kumulus.api.fabric import Host
+from kumulus.api.host import WorkOrder
 from kumulus.api.remediation import HostRemediation, RemediationPhase
 from kumulus.api.witness import Says, Statement, WitnessFacts, WitnessKind
+from kumulus.kube.client import KubeClient
+from kumulus.kube.lease import Lease
+from kumulus.kube.store import Key
+from kumulus.runtime.reconciler import Caches, Services
 from kumulus_controllers.fabric.automatic import HEARING_SECONDS, MARGIN_SECONDS, asked
 from kumulus_controllers.fabric.liveness import Liveness, Verdict
-from kumulus_controllers.fabric.remediation_plan import Close, Facts, Say, plan
+from kumulus_controllers.fabric.remediation_plan import Close, Facts, Say, budget, plan
+from kumulus_controllers.fabric.witness import WitnessReconciler
 from kumulus_controllers.fabric.witness_book import WitnessBook
 from kumulus_controllers.fabric.witness_plan import (
+    AT_ONCE,
     NOT_YET,
     PEERS,
     Hearing,
@@ -24,6 +33,8 @@ from kumulus_controllers.fabric.witness_plan import (
     statements,
     wanted,
 )
+from tests.unit.fabric.test_host import FakeClock, lease
+from tests.unit.fencing.api import Api, Client
 from tests.unit.fencing.test_automatic import EXPIRED, host, silence
 
 SAYS = st.lists(st.sampled_from(tuple(Says)), max_size=8)
@@ -108,6 +119,79 @@ def test_a_book_tells_of_what_changes() -> None:
     book.listen(told.append)
     book.put("h1", heard(Says.ALIVE))
     book.drop("h2")
-    assert (told, book.asked()) == (["h1"], 1)
+    assert (told, book.asked(besides="h2"), book.asked(besides="h1")) == (["h1"], 1, 0)
     book.drop("h1")
     assert told == ["h1", "h1"] and book.hearing("h1") is None
+
+
+class Cloud:
+    """Hosts of which some fall silent, before the reconciler of witnesses."""
+
+    def __init__(self, hosts: int) -> None:
+        self.clock, self.book, self.caches, self.api = FakeClock(), WitnessBook(), Caches(), Api()
+        services = Services(cast(KubeClient, Client(self.api, self._nothing)), self.caches, self.clock, lambda: 1)
+        self.reconciler = WitnessReconciler(services, self.book, {})
+        self.reconciler.attach(lambda key, **_: None)
+        self.names = [f"h{number}" for number in range(hosts)]
+        for name in self.names:
+            raw = host().to_json()
+            self.caches.store(Host).apply({**raw, "metadata": {"name": name, "uid": name, "resourceVersion": "1"}})
+        self._version = 0
+
+    async def _nothing(self, verb: str) -> None:
+        return None
+
+    def renew(self, names: list[str]) -> None:
+        """They are heard of now."""
+        for name in names:
+            self._version += 1
+            raw = lease(f"t{self._version}", host=name).to_json()
+            raw["metadata"] |= {"uid": name, "resourceVersion": str(self._version)}
+            self.caches.store(Lease).apply(raw)
+
+    def silence(self, silent: int) -> list[str]:
+        """The first so many have not been heard of for longer than their Leases last; their names."""
+        self.renew(self.names)
+        self.clock.seconds += 39
+        self.renew(self.names[silent:])
+        self.clock.seconds += 2
+        return self.names[:silent]
+
+    async def look(self, names: list[str]) -> None:
+        """A pass over each."""
+        for name in names:
+            await self.reconciler.reconcile(Key(None, name))
+
+    def orders_about(self, name: str) -> int:
+        """How many hosts are asked about it."""
+        return sum(raw["spec"]["for"]["name"] == name for raw in self.api.listed(WorkOrder.KIND))
+
+
+async def test_about_each_host_that_may_be_fenced_others_are_asked_also_in_a_big_cloud() -> None:
+    cloud = Cloud(150)
+    assert budget(150) > AT_ONCE
+    silent = cloud.silence(budget(150))
+    await cloud.look(silent)
+    assert {name: cloud.orders_about(name) for name in silent} == dict.fromkeys(silent, PEERS)
+    assert all(not hearing.settled for name in silent if (hearing := cloud.book.hearing(name)) is not None)
+
+
+async def test_a_host_about_which_nobody_was_asked_is_not_settled_and_is_asked_about_when_another_returns() -> None:
+    cloud = Cloud(20)
+    silent = cloud.silence(10)
+    for number in range(AT_ONCE):
+        cloud.book.put(f"other-{number}", heard(settled=False))
+    await cloud.look(silent[:1])
+    hearing = cloud.book.hearing(silent[0])
+    assert hearing is not None and not hearing.settled and cloud.orders_about(silent[0]) == 0
+    cloud.book.drop("other-0")
+    await cloud.look(silent[:1])
+    assert cloud.orders_about(silent[0]) == PEERS
+
+
+async def test_that_no_host_can_be_asked_is_an_answer() -> None:
+    cloud = Cloud(2)
+    silent = cloud.silence(2)
+    await cloud.look(silent[:1])
+    hearing = cloud.book.hearing(silent[0])
+    assert hearing is not None and hearing.settled and not cloud.orders_about(silent[0])

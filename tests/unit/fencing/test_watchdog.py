@@ -15,7 +15,6 @@ from kumulus.kube.client import KubeClient
 from kumulus.kube.lease import Lease
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Services
-from kumulus_controllers.fabric.automatic import methods
 from kumulus_controllers.fabric.remediation_plan import Close, Facts, Prove, Say, fence_of, plan
 from kumulus_controllers.fabric.watchdog import MARGIN_SECONDS, WatchdogReconciler, promised
 from kumulus_controllers.fleet_feed import closed
@@ -81,9 +80,9 @@ def test_without_a_promise_the_next_method_is_used() -> None:
 
 
 def test_a_host_that_is_fenced_by_itself_is_first_taken_at_its_word() -> None:
-    assert methods(host()) == ["redfish"]
-    assert methods(host(fencing={"automatic": True, "watchdog": True})) == ["watchdog", "redfish"]
-    assert methods(host(fencing={"automatic": True, "watchdog": True}, bmc=None)) == ["watchdog"]
+    assert host().fenced_by == ["redfish"]
+    assert host(fencing={"automatic": True, "watchdog": True}).fenced_by == ["watchdog", "redfish"]
+    assert host(fencing={"automatic": True, "watchdog": True}, bmc=None).fenced_by == ["watchdog"]
 
 
 WORK = {"maintenance": {"mode": "InPlace"}}
