@@ -25,8 +25,10 @@ async def watchdog(socket: Path, fire: Callable[[], Awaitable[None]]) -> AsyncIt
                     done = watch.arm(said["seconds"], said["renewed"], now)
                 case "renew":
                     done = watch.renew(said["renewed"], now)
-                case _:
+                case "disarm":
                     done = watch.disarm(now)
+                case _:
+                    done = False
             writer.write(json.dumps({"ok": done, "state": watch.state}).encode() + b"\n")
         writer.close()
 
@@ -42,5 +44,8 @@ async def watchdog(socket: Path, fire: Callable[[], Awaitable[None]]) -> AsyncIt
     try:
         yield watch
     finally:
+        failed = looking.done()
         looking.cancel()
         server.close()
+        if failed:
+            looking.result()

@@ -89,6 +89,13 @@ class Owner(Tenant):
         await self.cloud.add_host(name, lease_seconds=LEASE_SECONDS, transfer=True, **options)
         self.witness.watch(self.cloud.hosts[name])
 
+    async def others(self) -> None:
+        """The other two hosts are there, whichever test comes first."""
+        for name, memory in ((SPARE, 2), (ROOMY, 16)):
+            if name not in self.cloud.hosts:
+                await self.host(name, memory=memory * GIB)
+        await self.ready_pool("together", hosts=3)
+
     async def vm(self, name: str, *, ha: Raw | None = None, disk: str = "together", **spec: Any) -> None:
         root = {"name": "root", "volumeTemplate": {"size": "64Mi", "class": disk}}
         wanted = {"resources": {"cpus": 1, "memory": "1Gi"}, "stop": {"mode": "Force"}, "disks": [root], **spec}
@@ -255,6 +262,7 @@ async def test_a_host_that_comes_back_is_not_fenced_and_keeps_its_machines(owner
 
 @pytest.mark.wide
 async def test_what_takes_down_host_after_host_stays_where_it_is(owner: Owner) -> None:
+    await owner.others()
     await owner.vm("bad", ha={"enabled": True, "maxRestarts": 1})
     vm = await owner.wait(VirtualMachine.KIND, "bad", phase("Running"), "runs")
     first = vm["status"]["host"]
@@ -296,6 +304,7 @@ async def test_a_machine_of_a_fenced_host_can_be_deleted(owner: Owner) -> None:
 async def test_a_host_without_a_bmc_ends_its_machines_itself_before_they_start_elsewhere(
     owner: Owner, tmp_path: Path
 ) -> None:
+    await owner.others()
     host = owner.cloud.hosts[DYING]
     before = await owner.reached_at(DYING)
     await host.kill()
@@ -362,6 +371,7 @@ async def _none(what: Awaitable[object]) -> bool:
 async def _cut_off_then_hung(
     owner: Owner, relay: Relay, client: KubeClient, bmc: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    await owner.others()
     secret = {"metadata": {"name": "bmc"}, "stringData": {"username": USER, "password": "not this one"}}
     await owner.client.create(SECRET, secret, "kumulus-system")
     spec = {"bmc": bmc.bmc().to_json(), "fencing": {"automatic": True}}

@@ -23,7 +23,7 @@ from kumulus.api.fabric import host_namespace
 from kumulus.api.host import WorkOrder
 from kumulus.api.image import Image
 from kumulus.api.machine_import import UNMANAGE, VirtualMachineImport
-from kumulus.api.machine_pool import VirtualMachinePool
+from kumulus.api.machine_pool import DELETION_COST, VirtualMachinePool
 from kumulus.api.order_names import instance_order_name, pool_order_name, volume_order_name
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
@@ -760,6 +760,8 @@ async def test_machines_of_a_pool_have_their_own_volumes_which_their_successors_
         assert volume["metadata"]["uid"] == data[name]["metadata"]["uid"], "what is retained is the successor's"
         assert tenant.disks_of(vm)["data"] == str(tenant.file(volume))
         assert tenant.files(temporary[name]) == [], "what is not is new"
+    costs = {"metadata": {"annotations": {DELETION_COST: "-1"}}}  # else the newest goes: whichever was replaced last
+    await tenant.client.patch(VirtualMachine.KIND, "db-1", costs, tenant.namespace)
     await tenant.patch(pool, "db", replicas=1)
     await tenant.gone(VirtualMachine.KIND, "db-1")
     await tenant.is_("db-1-data", "Available")
