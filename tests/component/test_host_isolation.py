@@ -183,6 +183,10 @@ def hosts(api: Cluster, login: Any) -> Iterator[tuple[HostSide, HostSide]]:
         api.create(SECRET, {"metadata": {"name": "seed"}, "stringData": {"user-data": "secret"}}, namespace)
         api.create(LEASES, {"metadata": {"name": LEASE}, "spec": {"holderIdentity": name}}, namespace)
         secret = token(api, namespace, AGENT_SERVICE_ACCOUNT, expirationSeconds=3600)
+        own = lambda there=namespace: api.find(ACCOUNT, "default", there)  # noqa: E731
+        deadline.until(
+            own, f"Kubernetes' own account in {namespace}", seconds=30
+        )  # whose coming would look like a deed
         made.append(HostSide(name, namespace, secret, login(secret)))
     yield made[0], made[1]
     for side in made:
