@@ -17,11 +17,13 @@ ESSENTIAL = (
 )
 """The way between hosts, rules, what guests are told, and pretending: emulation is slow."""
 ROUTING = (
-    "test_the_way",
-    "test_groups_judge_at_both_ends",
-    "test_without_a_gateway",
-    "test_nobody_pretends_to_be_the_router",
+    "test_routing_ovn.py::TestRouting::test_the_way",
+    "test_routing_ovn.py::TestRouting::test_groups_judge_at_both_ends",
+    "test_routing_ovn.py::TestRouting::test_without_a_gateway",
+    "test_routing_ovn.py::TestRouting::test_nobody_pretends_to_be_the_router",
+    "test_routing_vlans_ovn.py::TestVlans::test_the_way",
 )
+"""One machine each: all of them in one take longer than anybody waits."""
 GATEWAYS = ("test_a_router_between_two_networks", "test_the_world_outside")
 SECONDS = 1800
 """Five minutes where nothing else runs."""
@@ -71,14 +73,11 @@ def test_ovn_by_the_datapath_of_the_kernel(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     WHY_NOT is None and network_ovn.has_module(), reason="This kernel has openvswitch: test_routing_ovn.py uses it."
 )
-def test_routing_by_ovn_and_the_datapath_of_the_kernel(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ROUTING)
+def test_routing_by_ovn_and_the_datapath_of_the_kernel(tmp_path: Path, name: str) -> None:
     if (why := network_ovn.why_none()) is not None:
         pytest.skip(why)
-    elsewhere(
-        tmp_path,
-        *(f"tests/contract/test_routing_ovn.py::TestRouting::{name}" for name in ROUTING),
-        "tests/contract/test_routing_vlans_ovn.py::TestVlans::test_the_way",
-    )
+    elsewhere(tmp_path, f"tests/contract/{name}")
 
 
 @pytest.mark.skipif(
