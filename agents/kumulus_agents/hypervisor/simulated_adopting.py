@@ -69,7 +69,9 @@ def described(domain: Domain) -> ForeignDomain:
     """A domain of ours as one is described that is not."""
     names = {state: name for name, state in _STATES.items()}
     disks = [
-        ForeignDisk(f"vd{'abcdefghijklmnopqrstuvwxyz'[number]}", "disk", "virtio", "file", disk.path, "qcow2")
+        ForeignDisk(
+            f"vd{'abcdefghijklmnopqrstuvwxyz'[number]}", "disk", "virtio", "file", disk.path, "qcow2", name=disk.name
+        )
         for number, disk in enumerate(domain.disks)
     ]
     nics = [ForeignNic(nic.mac, "bridge", None, "virtio") for nic in domain.nics]

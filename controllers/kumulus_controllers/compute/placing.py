@@ -31,6 +31,8 @@ from kumulus_controllers.compute.orphans import Orphans, epoch_before
 from kumulus_controllers.compute.phase import Placed, derive_status, placed
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.provisions import Provisions
+from kumulus_controllers.compute.rebuild_machine import RebuildMachine
+from kumulus_controllers.compute.rebuild_plan import Match
 from kumulus_controllers.compute.resolve import (
     Resolution,
     attached_disks,
@@ -74,6 +76,7 @@ class Placing:
         self._known = known
         self._provisions = provisions
         self._orphans = Orphans(services.caches)
+        self._rebuild = RebuildMachine(services, known)
         self._ordering = Ordering(services, known.orders)
         self._fresh: dict[str, Fresh] = {}
         """By uid of the machine."""
@@ -89,7 +92,13 @@ class Placing:
 
     async def bring_about(self, scope: Scope) -> Result:
         """There is no work order: make the volumes and interfaces it brings along, resolve, place unless placed, order."""
+        found: Match | Problem | None = None
         try:
+            found = await self._rebuild.bring_about(scope)
+            if isinstance(found, Problem):
+                return await self._known.report(scope, placed(scope), None, found)
+            if found is not None:
+                scope = self._known.observe(self._known.store.get(scope.vm.name, scope.vm.namespace) or scope.vm)
             if await self._make_volumes(scope):
                 scope = self._known.observe(scope.vm)
         except Refused as refused:  # by a quota, say, or because the namespace ends
@@ -97,7 +106,8 @@ class Placing:
                 "VolumeRefused", f"The machine's volume cannot be made: {refused.message}", "VolumesReady"
             )
             return await self._known.report(scope, placed(scope), None, problem)
-        if (refusal := await self._known.interfaces.make(scope)) is not None:
+        nics_found = found.nics if found is not None else None
+        if (refusal := await self._known.interfaces.make(scope, nics_found)) is not None:
             return await self._known.report(scope, placed(scope), None, refusal)
         await self._known.interfaces.drop(scope.vm)
         scope = self._known.observe(scope.vm)
@@ -110,6 +120,9 @@ class Placing:
             seed = await gather(self._services.client, scope.vm, nics, self._known.interfaces.wires(nics))
         except SeedProblem as problem:
             return await self._known.report(scope, where, resolution, Problem(problem.reason, str(problem)))
+        if found is not None and any(item.use.volume.status.host is None for item in resolution.volumes):
+            waits = Problem("TakingOver", "Its volumes become the data that its domain has.", "VolumesReady", False)
+            return await self._known.report(scope, None, resolution, waits)
         if where is None:
             if (orphan := self._orphans.of(scope.vm)) is not None:
                 return await self._known.report(scope, None, resolution, orphan)
