@@ -18,7 +18,7 @@ from kumulus.runtime.reconciler import Caches
 
 OF_MACHINE = "orphan-of-machine"
 IN_NETWORK = "orphan-in-network"
-HAS_VNI = "orphan-has-vni"
+HAS_NUMBER = "orphan-has-number"
 OF_HOST = "orphan-of-host"
 
 
@@ -43,8 +43,9 @@ def _in_network(item: UnmanagedInstance) -> Iterable[str]:
     return {nic.network for nic in item.status.nics if nic.network is not None}
 
 
-def _has_vni(item: UnmanagedInstance) -> Iterable[str]:
-    return {str(nic.vni) for nic in item.status.nics if nic.vni is not None}
+def _has_number(item: UnmanagedInstance) -> Iterable[str]:
+    vnis = {f"vni {nic.vni}" for nic in item.status.nics if nic.vni is not None}
+    return vnis | {f"vlan {nic.vlan}" for nic in item.status.nics if nic.vlan is not None}
 
 
 def _of_host(item: UnmanagedInstance) -> Iterable[str]:
@@ -64,7 +65,7 @@ class Rebuild:
         self.reports = caches.store(HostReport)
         self.store.add_index(OF_MACHINE, _of_machine)
         self.store.add_index(IN_NETWORK, _in_network)
-        self.store.add_index(HAS_VNI, _has_vni)
+        self.store.add_index(HAS_NUMBER, _has_number)
         self.store.add_index(OF_HOST, _of_host)
         self.hosts.add_index(REBUILD, lambda host: ("yes",) if _marked(host, REBUILD) else ())
 
@@ -105,18 +106,6 @@ class Rebuild:
             for address in nic.addresses
         )
 
-    def vni(self, network: Key) -> int | None:
-        """The number that hosts whose word counts have for the network of that name; None when they have none, or several."""
-        name = f"{network.namespace}/{network.name}"
-        found = {
-            nic.vni
-            for item in self.store.by(IN_NETWORK, name)
-            if _marked(self._host(item), REBUILD)
-            for nic in item.status.nics
-            if nic.network == name and nic.vni is not None
-        }
-        return next(iter(found)) if len(found) == 1 else None
-
-    def has_vni(self, vni: int) -> bool:
-        """Whether lost machines of some host use that number."""
-        return bool(self.store.by(HAS_VNI, str(vni)))
+    def numbered(self, *, vni: int | None = None, vlan: int | None = None) -> bool:
+        """Whether lost machines of some host are in a network of that number: of a VXLAN, or of a VLAN."""
+        return bool(self.store.by(HAS_NUMBER, f"vlan {vlan}" if vlan is not None else f"vni {vni}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from kumulus.api.host import WorkOrder
 from kumulus.api.order_names import segment_order_name
@@ -20,8 +21,9 @@ def noted(
 
 
 def _noted(nic: Nic, order: WorkOrder | None, before: NotedNic | None) -> NotedNic:
-    if order is not None and order.spec.segment is not None:
-        network, vni = f"{order.spec.for_.namespace}/{order.spec.for_.name}", order.spec.segment.vni
-    else:
-        network, vni = (before.network, before.vni) if before is not None else (None, None)
-    return NotedNic(nic.name, nic.uid, nic.mac, nic.addresses, network, vni)
+    one = NotedNic(nic.name, nic.uid, nic.mac, nic.addresses)
+    segment = order.spec.segment if order is not None else None
+    if order is not None and segment is not None:
+        network, vlan = order.spec.for_, segment.uplink.vlan if segment.uplink is not None else None
+        return replace(one, network=f"{network.namespace}/{network.name}", vni=segment.vni, vlan=vlan)
+    return one if before is None else replace(one, network=before.network, vni=before.vni, vlan=before.vlan)

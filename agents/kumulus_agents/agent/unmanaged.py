@@ -112,6 +112,7 @@ def _nic(nic: ForeignNic, known: Mapping[str, NotedNic]) -> UnmanagedNic | None:
         addresses=tuple(clean(address, 45) for address in noted.addresses[:16]) if noted is not None else (),
         network=_clean(noted.network, 317) if noted is not None else None,
         vni=noted.vni if noted is not None else None,
+        vlan=noted.vlan if noted is not None else None,
         mac_address=nic.mac.lower(),
         kind=_clean(nic.kind, 16),
         source=_clean(nic.source, 253),

@@ -70,6 +70,8 @@ class NotedNic:
     """Namespace and name of its Network, with a slash between."""
     vni: int | None = None
     """Number of that network's VXLAN here."""
+    vlan: int | None = None
+    """Number of that network's VLAN here."""
 
 
 @dataclass(frozen=True, slots=True)

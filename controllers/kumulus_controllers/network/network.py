@@ -203,7 +203,7 @@ class NetworkReconciler:
             network=network.uid, name=network.name, namespace=network.namespace, physical_network=physical
         )
         tries: Iterable[Number] = [known] if known is not None else tried(network.uid, want.pool)
-        if known is None and want.pool is None:
+        if known is None:
             if self._rebuild.unheard():
                 return Lack(
                     "HostsNotHeard",
@@ -221,7 +221,10 @@ class NetworkReconciler:
 
     def _unused(self, tries: Iterable[Number]) -> Iterator[Number]:
         """Those of them that no host uses for a network whose object was lost."""
-        return (number for number in tries if not self._rebuild.has_vni(int(number.name)))
+        for number in tries:
+            vni = int(number.name) if number.vlan is None else None
+            if not self._rebuild.numbered(vni=vni, vlan=number.vlan):
+                yield number
 
     async def _drop_numbers(self, network_uid: str, *, keep: SegmentId | None) -> None:
         """Give back numbers that a pass claimed which did not get on record. `keep` is on record."""

@@ -60,6 +60,7 @@ class UnmanagedNic(Model):
         default=None, description="The Network that it was in, as `<namespace>/<name>`.", max_length=317
     )
     vni: int | None = Field(default=None, description="Number of that network's VXLAN on the host.")
+    vlan: int | None = Field(default=None, description="Number of that network's VLAN on the host.")
 
 
 class UnmanagedMachine(Model):

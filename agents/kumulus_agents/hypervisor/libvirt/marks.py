@@ -100,6 +100,7 @@ def instance(marks: Marks, tag: str = "instance", nic: str = "nic") -> ElementTr
             "addresses": " ".join(one.addresses) or None,
             "network": one.network,
             "vni": str(one.vni) if one.vni is not None else None,
+            "vlan": str(one.vlan) if one.vlan is not None else None,
         }
         ElementTree.SubElement(element, nic, {key: _encode(text) for key, text in said.items() if text is not None})
     return element
@@ -219,7 +220,7 @@ def _marks(element: ElementTree.Element) -> Marks:
 
 
 def _nic(element: ElementTree.Element) -> NotedNic:
-    network, vni = element.get("network"), element.get("vni")
+    network, vni, vlan = (element.get(name) for name in ("network", "vni", "vlan"))
     return NotedNic(
         _decode(element.attrib["name"]),
         _decode(element.attrib["uid"]),
@@ -227,6 +228,7 @@ def _nic(element: ElementTree.Element) -> NotedNic:
         tuple(_decode(element.get("addresses", "")).split()),
         None if network is None else _decode(network),
         None if vni is None else int(vni),
+        None if vlan is None else int(vlan),
     )
 
 
