@@ -10,7 +10,7 @@ from __future__ import annotations
 import structlog
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.machine_import import IMPORTED, IMPORTED_BY, origin_of
+from kumulus.api.machine_import import FOUND, IMPORTED, IMPORTED_BY, origin_of
 from kumulus.api.network import NetworkInterface
 from kumulus.api.storage import Volume
 from kumulus.api.volumes import ReclaimPolicy
@@ -23,7 +23,7 @@ from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.rebuild_plan import Match, match
 from kumulus_controllers.compute.scope import Scope
 from kumulus_controllers.rebuild import Lost, Rebuild
-from kumulus_controllers.storage.volume_plan import FOUND, found_as
+from kumulus_controllers.storage.volume_plan import found_as
 
 log = structlog.get_logger(__name__)
 

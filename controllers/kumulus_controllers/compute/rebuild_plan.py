@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from kumulus.api.compute import Interface, VirtualMachine, VirtualMachineCondition
 from kumulus.api.disks import Disk
+from kumulus.api.machine_import import FOUND
 from kumulus.api.network import NetworkInterface
 from kumulus.api.storage import Volume
 from kumulus.api.unmanaged import UnmanagedDisk, UnmanagedInstance, UnmanagedNic
@@ -18,7 +19,7 @@ from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.vm_import_plan import POWER
 from kumulus_controllers.network.networks import mac
 from kumulus_controllers.rebuild import Lost
-from kumulus_controllers.storage.volume_plan import FOUND, MADE_FOR
+from kumulus_controllers.storage.volume_plan import MADE_FOR
 
 READY = VirtualMachineCondition.VOLUMES_READY
 NETWORK = VirtualMachineCondition.NETWORK_READY

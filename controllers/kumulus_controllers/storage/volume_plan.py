@@ -11,7 +11,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder, WorkOrderSpec, WorkType
 from kumulus.api.image import OPTICAL, ClusterImage, Image, ImagePhase
-from kumulus.api.machine_import import UNMANAGE
+from kumulus.api.machine_import import FOUND, UNMANAGE
 from kumulus.api.order_names import luks_secret_name
 from kumulus.api.pool_order import PoolRef, UnownedFile, UnownedKind
 from kumulus.api.qos import Qos
@@ -29,10 +29,6 @@ AnyImage = Image | ClusterImage
 
 MADE_FOR = f"{DOMAIN}/made-for"
 """Annotation of a volume that a machine brought along: the machine's uid."""
-
-FOUND = f"{DOMAIN}/found"
-"""Annotation of a volume that was applied again after its objects were lost: the data that it is, in place of its source, as
-`<host>/<pool>/<id>/<UUID of the domain that has it>`."""
 
 _FOUND = re.compile(r"([a-z0-9][-a-z0-9]{0,62})/([a-z0-9][-a-z0-9.]{0,62})/([-0-9a-f]{36})/([-0-9a-f]{36})")
 
