@@ -37,7 +37,7 @@ class ForeignNic:
 
     mac: str
     kind: str | None = None
-    """What it is plugged into: bridge, network, direct, ethernet, ..."""
+    """What it is plugged into: bridge, openvswitch, network, direct, ethernet, ..."""
     source: str | None = None
     """Name of that."""
     model: str | None = None

@@ -16,13 +16,14 @@ from kumulus.api.storage import Volume
 from kumulus.api.unmanaged import UnmanagedDisk, UnmanagedInstance, UnmanagedNic
 from kumulus.api.volumes import ExistingData
 from kumulus_controllers.compute.problem import Problem
-from kumulus_controllers.compute.vm_import_plan import POWER
+from kumulus_controllers.compute.vm_import_plan import POWER, REPLUGGED
 from kumulus_controllers.network.networks import mac
 from kumulus_controllers.rebuild import Lost
 from kumulus_controllers.storage.volume_plan import MADE_FOR
 
 READY = VirtualMachineCondition.VOLUMES_READY
 NETWORK = VirtualMachineCondition.NETWORK_READY
+OFF = "shut off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,13 @@ def _interfaces(
             )
         if (why := _elsewhere(vm, one, there, nic)) is not None:
             return why
+        if item.status.state != OFF and nic.kind not in REPLUGGED:
+            return _waits(
+                "InterfaceMovesLater",
+                f"has interface {one.name} on {nic.kind or 'something unknown'}, which cannot change its network while the guest"
+                " runs, and the network is another one now: shut the guest down from within, and it is taken over as it is off",
+                NETWORK,
+            )
         nics[one.name] = nic
         if there is None or _is(there, nic):
             continue

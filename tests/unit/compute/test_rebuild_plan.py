@@ -39,7 +39,14 @@ def vm(**spec: Any) -> VirtualMachine:
 def lost(**status: Any) -> Lost:
     disk = {"target": "sda", "device": "disk", "name": "root", "pool": "local", "data": DATA, "size": "16Mi"}
     cdrom = {"target": "sdb", "device": "cdrom"}
-    nic = {"macAddress": MAC, "name": "eth0", "network": "shop/front", "addresses": ["10.0.0.3"], "vni": 5000}
+    nic = {
+        "macAddress": MAC,
+        "kind": "bridge",
+        "name": "eth0",
+        "network": "shop/front",
+        "addresses": ["10.0.0.3"],
+        "vni": 5000,
+    }
     said = {"state": "running", "disks": [disk, cdrom], "nics": [nic]} | status
     said["machine"] = {"namespace": "shop", "name": "web", "epoch": 3}
     metadata = {"name": DOMAIN, "namespace": "kumulus-host-h1", "uid": "i", "resourceVersion": "1"}
@@ -80,6 +87,7 @@ def test_disks_and_interfaces_are_known_by_their_names() -> None:
         ({}, {"nics": []}, "InterfaceNotFound"),
         ({}, {"nics": [{"macAddress": MAC}]}, "InterfaceNotFound"),
         ({"interfaces": [{"name": "eth0", "network": "back"}]}, {}, "InterfaceElsewhere"),
+        ({}, {"nics": [{"macAddress": MAC, "name": "eth0", "kind": "openvswitch"}]}, "InterfaceMovesLater"),
     ],
 )
 def test_what_does_not_fit_waits_and_says_what_to_do(spec: Raw, status: Raw, reason: str) -> None:
@@ -88,8 +96,13 @@ def test_what_does_not_fit_waits_and_says_what_to_do(spec: Raw, status: Raw, rea
     assert "not started a second time" in found.message
 
 
+def test_what_cannot_change_its_network_while_it_runs_is_taken_over_off() -> None:
+    plugged = {"macAddress": MAC, "name": "eth0", "kind": "openvswitch"}
+    assert isinstance(match(vm(), lost(nics=[plugged], state="shut off"), {}, {}), Match)
+
+
 def test_a_host_that_noted_nothing_is_helped_by_the_mac_address() -> None:
-    told = lost(nics=[{"macAddress": MAC}])
+    told = lost(nics=[{"macAddress": MAC, "kind": "bridge"}])
     found = match(vm(interfaces=[{"name": "eth0", "network": "front", "macAddress": MAC.upper()}]), told, {}, {})
     assert isinstance(found, Match) and found.nics["eth0"].mac_address == MAC
 

@@ -87,11 +87,11 @@ def _source(element: Element) -> str | None:
 
 
 def _nic(element: Element) -> ForeignNic:
-    source = element.find("source")
+    source, kind = element.find("source"), element.get("type")
     named = (_get(source, name) for name in NIC_SOURCES)
     return ForeignNic(
         mac=_get(element.find("mac"), "address") or "",
-        kind=element.get("type"),
+        kind="openvswitch" if kind == "bridge" and element.find("virtualport") is not None else kind,
         source=next((name for name in named if name), None),
         model=_get(element.find("model"), "type"),
     )
