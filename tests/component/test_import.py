@@ -81,6 +81,7 @@ MANIFESTS: tuple[tuple[Any, str, dict[str, Any]], ...] = (
             "disks": [
                 {"name": "root", "volumeTemplate": {"source": {"image": "system"}}},
                 {"name": "data", "volume": "data"},
+                {"name": "scratch", "ephemeral": {"image": "system"}},
             ],
             "interfaces": [ETH0],
         },
@@ -166,8 +167,11 @@ def test_a_control_plane_is_rebuilt_from_its_hosts() -> None:
                 assert vm["status"]["host"] == host == now_host
                 assert (domain.state, domain.started_at) == (was.state, was.started_at)
                 assert [nic.mac for nic in domain.nics] == [nic.mac for nic in was.nics]
-                files = {disk.name: AdoptingStorage.id_of(disk.path) for disk in was.disks}
-                assert {disk.name: AdoptingStorage.taken[disk.volume] for disk in domain.disks} == files
+                volumes = [disk for disk in domain.disks if disk.volume is not None]
+                files = {disk.name: AdoptingStorage.id_of(disk.path) for disk in was.disks if disk.volume is not None}
+                assert {disk.name: AdoptingStorage.taken[disk.volume] for disk in volumes} == files
+                own = [[(disk.name, disk.path) for disk in d.disks if disk.volume is None] for d in (was, domain)]
+                assert own[0] == own[1]
             new_uid = vm["metadata"]["uid"]
             assert starts() == began | {new_uid: 1}, "nothing was started a second time"
             assert set(domains()) == {*before, new_uid}

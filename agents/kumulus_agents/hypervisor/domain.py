@@ -342,3 +342,5 @@ class Adoption:
     marks: Marks
     disks: Sequence[AdoptedDisk] = ()
     nics: Sequence[AdoptedNic] = ()
+    kept: Sequence[str] = ()
+    """Paths of disks that the domain has, and that are its machine's own by the same names."""

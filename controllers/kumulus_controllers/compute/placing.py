@@ -131,13 +131,23 @@ class Placing:
                 return await self._known.report(
                     scope, None, resolution, Problem("NoHostFits", str(placement), stalled=False)
                 )
+            own = self._rebuild.pool(scope.vm, self._fleet.host(placement.host))
+            if isinstance(own, Problem):
+                return await self._known.report(scope, None, resolution, own)
+            if own is not None:
+                placement = replace(placement, pool=own)
             return await self.place(scope, resolution, placement, seed)
         if self._placed_just_now(scope.vm) is None and not await self._known.still_placed(scope.vm):
             return Wait("CacheBehind", 5.0)
         if misplaced(resolution, where.host) or eviction.leaves(scope):
             return await self._unplace(scope, resolution, where)
         view = self._fleet.host(where.host)
-        pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid, scope.vm.namespace) if view else None
+        own = self._rebuild.pool(scope.vm, view)
+        if isinstance(own, Problem):
+            return await self._known.report(scope, where, resolution, own)
+        pool = own
+        if pool is None and view is not None:
+            pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid, scope.vm.namespace)
         return await self._order(scope, resolution, where, pool, seed)
 
     def _placed_just_now(self, vm: VirtualMachine) -> Fresh | None:
@@ -263,7 +273,8 @@ class Placing:
         self._known.orders.apply(raw)
         if seed is not None and seed.secret:
             await self._provisions.hand_over(vm, seed, WorkOrder.parse(raw))
-        if pool is not None:
+        adopts = spec.instance is not None and spec.instance.adopt
+        if pool is not None and not adopts:
             for disk in resolution.disks:
                 await self._provisions.bring(disk.image, where.host, pool)
         await self._provisions.bring_discs(scope, where.host, discs)

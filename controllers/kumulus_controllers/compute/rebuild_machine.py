@@ -12,6 +12,7 @@ import structlog
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.machine_import import FOUND, IMPORTED, IMPORTED_BY, origin_of
 from kumulus.api.network import NetworkInterface
+from kumulus.api.pool_order import PoolRef
 from kumulus.api.storage import Volume
 from kumulus.api.volumes import ReclaimPolicy
 from kumulus.kube.errors import AlreadyExists, Conflict, NotFound
@@ -20,8 +21,9 @@ from kumulus.runtime.reconciler import Services
 from kumulus_controllers.compute.machines import Machines
 from kumulus_controllers.compute.order import template_volume
 from kumulus_controllers.compute.problem import Problem
-from kumulus_controllers.compute.rebuild_plan import Match, match
+from kumulus_controllers.compute.rebuild_plan import Match, match, pool_of
 from kumulus_controllers.compute.scope import Scope
+from kumulus_controllers.planning.views import HostView
 from kumulus_controllers.rebuild import Lost, Rebuild
 from kumulus_controllers.storage.volume_plan import found_as
 
@@ -55,6 +57,22 @@ class RebuildMachine:
         if (why := await self._make(scope, found)) is not None:
             return why
         return found
+
+    def pool(self, vm: VirtualMachine, view: HostView | None) -> PoolRef | Problem | None:
+        """The pool that its ephemeral disks are in, of a machine that has not been taken over yet; None when that is to be
+        chosen as for any other."""
+        origin = origin_of(vm)
+        if origin is None or (vm.status.epoch or origin.epoch + 1) != origin.epoch + 1:
+            return None
+        if IMPORTED_BY in vm.metadata.annotations or all(disk.ephemeral is None for disk in vm.spec.disks):
+            return None
+        told = self._rebuild.lost(Key(vm.namespace, vm.name))
+        lost = next((one for one in told if (one.host, one.item.name) == (origin.host, origin.domain)), None)
+        refs = {pool.ref.name: pool.ref for pool in view.pools} if view is not None else {}
+        wanted = pool_of(vm, lost) if lost is not None else None
+        if wanted is None or wanted not in refs:
+            return Problem("TakingOver", "Its host does not tell of the pool of its disks now.", "VolumesReady", False)
+        return refs[wanted]
 
     def _lost(self, vm: VirtualMachine) -> Lost | Problem | None:
         """Its domain, when it is to become that one; or why that is not to be said."""

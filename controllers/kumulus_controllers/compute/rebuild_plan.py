@@ -6,7 +6,7 @@ Nothing is guessed. What does not fit keeps the machine waiting, with what to do
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kumulus.api.compute import Interface, VirtualMachine, VirtualMachineCondition
 from kumulus.api.disks import Disk
@@ -52,7 +52,16 @@ def match(
     found = _disks(vm, lost, volumes)
     if isinstance(found, Problem):
         return found
-    return _interfaces(vm, lost.item, interfaces, found)
+    if any(disk.ephemeral is not None for disk in vm.spec.disks) and pool_of(vm, lost) is None:
+        return _waits("DiskNotLocated", "has its ephemeral disks in several pools, and an order names one", READY)
+    return _interfaces(vm, lost.item, interfaces, Match(found))
+
+
+def pool_of(vm: VirtualMachine, lost: Lost) -> str | None:
+    """Name of the pool that the machine's ephemeral disks are in; None when that is none, or not one."""
+    names = {disk.name for disk in vm.spec.disks if disk.ephemeral is not None}
+    pools = {disk.pool for disk in lost.item.status.disks if disk.name in names}
+    return next(iter(pools)) if len(pools) == 1 else None
 
 
 def _waits(reason: str, why: str, aspect: str = VirtualMachineCondition.SCHEDULED, *, stalled: bool = True) -> Problem:
@@ -76,6 +85,10 @@ def _disks(vm: VirtualMachine, lost: Lost, volumes: Mapping[str, Volume]) -> Map
             return _waits(
                 "DiskNotFound", f"has no disk {disk.name}: leave it out of spec.disks until it is taken over", READY
             )
+        if disk.ephemeral is not None:
+            if one.pool is None or one.data is not None:
+                return _not_located(disk)
+            continue
         data = _data(vm, disk, one, lost, volumes.get(disk.name))
         if isinstance(data, Problem):
             return data
@@ -86,20 +99,8 @@ def _disks(vm: VirtualMachine, lost: Lost, volumes: Mapping[str, Volume]) -> Map
 def _data(
     vm: VirtualMachine, disk: Disk, has: UnmanagedDisk, lost: Lost, volume: Volume | None
 ) -> ExistingData | Problem:
-    if disk.ephemeral is not None:
-        return _waits(
-            "EphemeralDisk",
-            f"has the ephemeral disk {disk.name}, which cannot be taken over: name its data as a volume (kumulusctl vm import)",
-            READY,
-        )
     if has.pool is None or has.data is None or has.size is None:
-        return _waits(
-            "DiskNotLocated",
-            f"has its disk {disk.name} in no StoragePool that its host has for itself: apply the StoragePool. Disks in pools"
-            " that hosts share, and in others than those of the driver dir, are not taken over",
-            READY,
-            stalled=False,
-        )
+        return _not_located(disk)
     data = ExistingData(pool=has.pool, host=lost.host, id=has.data, foreign=True, domain=lost.item.name)
     if volume is None:
         return data
@@ -118,11 +119,19 @@ def _data(
     return data
 
 
+def _not_located(disk: Disk) -> Problem:
+    kind = "ephemeral disk" if disk.ephemeral is not None else "volume"
+    return _waits(
+        "DiskNotLocated",
+        f"has its disk {disk.name} as no {kind} of a StoragePool that its host has for itself: apply the StoragePool. Disks in"
+        " pools that hosts share, and in others than those of the driver dir, are not taken over",
+        READY,
+        stalled=False,
+    )
+
+
 def _interfaces(
-    vm: VirtualMachine,
-    item: UnmanagedInstance,
-    interfaces: Mapping[str, NetworkInterface],
-    volumes: Mapping[str, ExistingData],
+    vm: VirtualMachine, item: UnmanagedInstance, interfaces: Mapping[str, NetworkInterface], found: Match
 ) -> Match | Problem:
     has, renew, nics = item.status.nics, list[str](), dict[str, UnmanagedNic]()
     for one in vm.spec.interfaces:
@@ -155,7 +164,7 @@ def _interfaces(
                 NETWORK,
             )
         renew.append(there.name)
-    return Match(volumes, nics, tuple(renew))
+    return replace(found, nics=nics, renew=tuple(renew))
 
 
 def _by_mac(has: tuple[UnmanagedNic, ...], one: Interface, there: NetworkInterface | None) -> UnmanagedNic | None:

@@ -31,7 +31,9 @@ class UnmanagedDisk(Model):
     layered: bool | None = Field(default=None, description="Whether it stands on other files.")
     pool: str | None = Field(default=None, description="The StoragePool whose directory its file is in.", max_length=63)
     data: str | None = Field(
-        default=None, description="The id by which a Volume can be made of that file.", max_length=36
+        default=None,
+        description="The id by which a Volume can be made of that file; empty of an ephemeral disk of a machine.",
+        max_length=36,
     )
     size: Bytes | None = Field(default=None, description="Size of the disk in that file, when it is qcow2.")
     name: str | None = Field(

@@ -17,7 +17,7 @@ from kumulus.api.volumes import ExistingData
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.compute.problem import Problem
-from kumulus_controllers.compute.rebuild_plan import Match, match
+from kumulus_controllers.compute.rebuild_plan import Match, match, pool_of
 from kumulus_controllers.rebuild import Lost, Rebuild
 from kumulus_controllers.storage.volume_plan import MADE_FOR, existing_of, found_as
 
@@ -83,7 +83,7 @@ def test_disks_and_interfaces_are_known_by_their_names() -> None:
         ({"disks": []}, {}, "DiskNotInSpec"),
         ({}, {"disks": []}, "DiskNotFound"),
         ({}, {"disks": [{"target": "sda", "name": "root"}]}, "DiskNotLocated"),
-        ({"disks": [{"name": "root", "ephemeral": {"image": "system"}}]}, {}, "EphemeralDisk"),
+        ({"disks": [{"name": "root", "ephemeral": {"image": "system"}}]}, {}, "DiskNotLocated"),
         ({}, {"nics": []}, "InterfaceNotFound"),
         ({}, {"nics": [{"macAddress": MAC}]}, "InterfaceNotFound"),
         ({"interfaces": [{"name": "eth0", "network": "back"}]}, {}, "InterfaceElsewhere"),
@@ -94,6 +94,16 @@ def test_what_does_not_fit_waits_and_says_what_to_do(spec: Raw, status: Raw, rea
     found = match(vm(**spec), lost(**status), {}, {})
     assert isinstance(found, Problem) and found.reason == reason
     assert "not started a second time" in found.message
+
+
+def test_ephemeral_disks_stay_in_their_pool() -> None:
+    machine = vm(disks=[{"name": name, "ephemeral": {"image": "system"}} for name in ("root", "more")])
+    disks = [{"target": "sda", "name": "root", "pool": "local"}, {"target": "sdb", "name": "more", "pool": "local"}]
+    told = lost(disks=disks)
+    found = match(machine, told, {}, {})
+    assert isinstance(found, Match) and not found.volumes and pool_of(machine, told) == "local"
+    apart = match(machine, lost(disks=[disks[0], disks[1] | {"pool": "other"}]), {}, {})
+    assert isinstance(apart, Problem) and apart.reason == "DiskNotLocated"
 
 
 def test_what_cannot_change_its_network_while_it_runs_is_taken_over_off() -> None:
