@@ -54,6 +54,10 @@ class RebuildMachine:
             return found
         if origin_of(vm) is None and not await self._record(vm, lost):
             return Problem("TakingOver", "The machine was changed just now.", stalled=False)
+        # What is on record alone binds it to that host.
+        recorded = self._known.store.get(vm.name, vm.namespace)
+        if recorded is None or recorded.uid != vm.uid or origin_of(recorded) is None:
+            return Problem("TakingOver", "That it is the domain which was found is not on record yet.", stalled=False)
         if (why := await self._make(scope, found)) is not None:
             return why
         return found

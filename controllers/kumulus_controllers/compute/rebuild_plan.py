@@ -5,6 +5,7 @@ Nothing is guessed. What does not fit keeps the machine waiting, with what to do
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +25,8 @@ from kumulus_controllers.storage.volume_plan import MADE_FOR
 READY = VirtualMachineCondition.VOLUMES_READY
 NETWORK = VirtualMachineCondition.NETWORK_READY
 OFF = "shut off"
+EPOCHS = 10**9
+"""More placements than this no machine has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ def match(
     """What of the domain is what, or why the machine cannot be that. `volumes` and `interfaces` are those that there are, by
     the names that the machine has for them."""
     status = lost.item.status
+    if not 0 < lost.epoch < EPOCHS or not all(_is_address(one) for nic in status.nics for one in nic.addresses):
+        return _waits("NoteUnreadable", "has a note which cannot be read: kumulusctl vm import takes it over by hand")
     if (status.state or "") not in POWER:
         return _waits("StateUnsupported", f"is {status.state}: it is taken over while it is running, paused or off")
     found = _disks(vm, lost, volumes)
@@ -62,6 +67,13 @@ def pool_of(vm: VirtualMachine, lost: Lost) -> str | None:
     names = {disk.name for disk in vm.spec.disks if disk.ephemeral is not None}
     pools = {disk.pool for disk in lost.item.status.disks if disk.name in names}
     return next(iter(pools)) if len(pools) == 1 else None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return str(ipaddress.ip_address(text)) == text
+    except ValueError:
+        return False
 
 
 def _waits(reason: str, why: str, aspect: str = VirtualMachineCondition.SCHEDULED, *, stalled: bool = True) -> Problem:

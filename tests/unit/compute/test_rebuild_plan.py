@@ -80,6 +80,7 @@ def test_disks_and_interfaces_are_known_by_their_names() -> None:
     ("spec", "status", "reason"),
     [
         ({}, {"state": "crashed"}, "StateUnsupported"),
+        ({}, {"nics": [{"macAddress": MAC, "name": "eth0", "addresses": ["10.0.0.03"]}]}, "NoteUnreadable"),
         ({"disks": []}, {}, "DiskNotInSpec"),
         ({}, {"disks": []}, "DiskNotFound"),
         ({}, {"disks": [{"target": "sda", "name": "root"}]}, "DiskNotLocated"),
