@@ -138,5 +138,6 @@ def test_running_guests_are_found_and_taken_over_without_a_restart(own_lab: Lab)
     world.patch("vm", "web", {"spec": {"powerState": "Running"}})
     again = known(world, "web")
     assert (again["addresses"], again["macs"]) == (before["web"]["addresses"], before["web"]["macs"])
-    text = consoles["web"].read_text(errors="replace")
-    assert "boot 2 of this disk" in text, "it has the disk that it had"
+    deadline.until(
+        lambda: "boot 2 of this disk" in consoles["web"].read_text(errors="replace"), "the disk that it had", seconds=60
+    )
