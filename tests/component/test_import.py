@@ -141,7 +141,8 @@ def test_a_control_plane_is_rebuilt_from_its_hosts() -> None:
             assert all(domain.marks.nics[0].vni == vni for _, domain in before.values())
             AdoptingStorage.taken.clear()
 
-            await made.rebuild(Memory(seed=2, latency=0.005))
+            late = before[had["web"]["metadata"]["uid"]][0]
+            await made.rebuild(Memory(seed=2, latency=0.005), late=late)
             await made.ensure(NAMESPACE, TENANT, {})
             await made.make(Image.KIND, "system", SYSTEM, TENANT)
             await made.make(Network.KIND, "front", {"cidrs": ["10.0.0.0/24"]}, TENANT)
@@ -153,6 +154,14 @@ def test_a_control_plane_is_rebuilt_from_its_hosts() -> None:
             await made.make(VirtualMachine.KIND, "new", new, TENANT)
             for model, name, spec in MANIFESTS[2:]:
                 await made.make(model.KIND, name, spec, TENANT)
+
+            def unheard(item: Mapping[str, Any]) -> bool:
+                return any(one["reason"] == "HostsNotHeard" for one in item.get("status", {}).get("conditions", []))
+
+            for model, name in ((VirtualMachine, "web"), (VirtualMachine, "new"), (Network, "front")):
+                await story.wait(model, name, TENANT, unheard)
+            assert domains() == before, "nobody is started before all hosts have told"
+            made.start(late)
             for name, phase in (("web", "Running"), ("off", "Stopped"), ("new", "Running")):
                 vm = await settled(name, phase)
                 if name == "new":

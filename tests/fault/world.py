@@ -163,18 +163,18 @@ class World:
         self._tasks = tasks
         await self._found(controllers=controllers)
 
-    async def rebuild(self, backend: Backend) -> None:
-        """All objects are lost; who runs the cloud has controllers run with an empty API server, and hosts join that one. Hosts,
-        and what runs there, are as they were."""
+    async def rebuild(self, backend: Backend, *, late: str | None = None) -> None:
+        """All objects are lost; who runs the cloud has controllers run with an empty API server, and hosts join that one, but for
+        one that is `late`. Hosts, and what runs there, are as they were."""
         parts = list(self._running)
         for name in parts:
             await self.stop(name)
         before = (await self.user.get(StoragePool.KIND, POOL))["metadata"]["uid"]
         await self.user.close()
         self.backend = backend
-        await self._found(controllers=CONTROLLERS in parts, rebuilt=before)
+        await self._found(controllers=CONTROLLERS in parts, rebuilt=before, late=late)
 
-    async def _found(self, *, controllers: bool, rebuilt: str | None = None) -> None:
+    async def _found(self, *, controllers: bool, rebuilt: str | None = None, late: str | None = None) -> None:
         self.user = await self.backend.client("user")
         await self.ensure(Zone.KIND, ZONE, {})
         await self._key_of_switches()
@@ -191,10 +191,11 @@ class World:
         for name in self.sites:
             spec = {"zone": ZONE, "hypervisor": "simulated"}
             await self.ensure(Host.KIND, name, spec, labels={"role": name}, **marks)
-        for name in self.sites:
+        joining = [name for name in self.sites if name != late]
+        for name in joining:
             await self.until(lambda name=name: self.user.find(NAMESPACE, host_namespace(name)), "a host's namespace")
             self.start(name)
-        for name in self.sites:
+        for name in joining:
             await self.until(lambda name=name: self._usable(name), f"host {name} is ready")
 
     async def _usable(self, name: str) -> bool:
