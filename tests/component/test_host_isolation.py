@@ -22,7 +22,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.events import EventSink
 from kumulus.api.fabric import host_namespace
 from kumulus.api.host import AGENT_SERVICE_ACCOUNT, JOIN_SERVICE_ACCOUNT, LEASE, HostReport, WorkOrder
-from kumulus.api.machine_import import IMPORTED, IMPORTED_BY, UNMANAGE, VirtualMachineImport
+from kumulus.api.machine_import import FOUND, IMPORTED, IMPORTED_BY, UNMANAGE, VirtualMachineImport
 from kumulus.api.registry import KINDS
 from kumulus.api.storage import Volume
 from kumulus.cli.cluster import Cluster
@@ -746,6 +746,10 @@ def _may_not_import(api: Cluster, tenant: Cluster, namespace: str) -> None:
     label = {"metadata": {"labels": {"mine": "yes"}}}
     assert tenant.patch(VirtualMachine.KIND, "plain", label, namespace), "what is there is not asked again"
     tenant.delete(VirtualMachine.KIND, "plain", namespace)
+    tenant.create(Volume.KIND, {"metadata": {"name": "plain"}, "spec": {"size": "16Mi"}}, namespace)
+    with pytest.raises(errors.Refused, match="operator"):
+        tenant.patch(Volume.KIND, "plain", {"metadata": {"annotations": {FOUND: f"h1/local/{UID}/{UID}"}}}, namespace)
+    tenant.delete(Volume.KIND, "plain", namespace)
     wanted = {"unmanagedInstance": {"host": "h1", "name": UID}, "template": {"namespace": namespace, "name": "vm"}}
     with pytest.raises(errors.Refused) as refused:
         tenant.create(VirtualMachineImport.KIND, {"metadata": {"name": "get"}, "spec": wanted}, namespace)

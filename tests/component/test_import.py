@@ -10,7 +10,9 @@ import pytest
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.host import WorkOrder
+from kumulus.api.image import Image
 from kumulus.api.machine_import import VirtualMachineImport
+from kumulus.api.network import Network
 from kumulus.api.order_names import instance_order_name, volume_order_name
 from kumulus.api.storage import Volume
 from kumulus.api.unmanaged import UnmanagedInstance
@@ -58,6 +60,133 @@ async def _lost(story: Story, *things: tuple[Any, str, str]) -> None:
     for model, name, namespace in things:
         await story.made.user.patch(model.KIND, name, {"metadata": {"finalizers": []}}, namespace)
         await story.made.user.delete(model.KIND, name, namespace)
+
+
+SIZE = {"cpus": 1, "memory": "256Mi"}
+SYSTEM = {
+    "source": {"http": {"url": "http://images.example/system.qcow2"}},
+    "checksum": {"sha256": "a" * 64},
+    "format": "qcow2",
+}
+ETH0 = {"name": "eth0", "network": "front"}
+MANIFESTS: tuple[tuple[Any, str, dict[str, Any]], ...] = (
+    (Image, "system", SYSTEM),
+    (Network, "front", {"cidrs": ["10.0.0.0/24"]}),
+    (Volume, "data", {"size": "1Gi"}),
+    (
+        VirtualMachine,
+        "web",
+        {
+            "resources": SIZE,
+            "disks": [
+                {"name": "root", "volumeTemplate": {"source": {"image": "system"}}},
+                {"name": "data", "volume": "data"},
+                {"name": "scratch", "ephemeral": {"image": "system"}},
+            ],
+            "interfaces": [ETH0],
+        },
+    ),
+    (
+        VirtualMachine,
+        "off",
+        {
+            "resources": SIZE,
+            "powerState": "Stopped",
+            "disks": [{"name": "root", "volumeTemplate": {"size": "16Mi"}}],
+            "interfaces": [ETH0],
+        },
+    ),
+)
+
+
+def test_a_control_plane_is_rebuilt_from_its_hosts() -> None:
+    """All objects are lost. Hosts join an empty API server, the same manifests are applied, and one more machine, which takes
+    neither place nor address of another one."""
+
+    async def main() -> None:
+        async with world(Memory(seed=1, latency=0.005)) as made:
+            story = Story(made)
+
+            async def apply() -> None:
+                await made.ensure(NAMESPACE, TENANT, {})
+                for model, name, spec in MANIFESTS:
+                    await made.make(model.KIND, name, spec, TENANT)
+
+            async def settled(name: str, phase: str) -> Any:
+                return await story.wait(
+                    VirtualMachine, name, TENANT, lambda item: item.get("status", {}).get("phase") == phase
+                )
+
+            def domains() -> dict[str, tuple[str, Any]]:
+                """Where it is and what, by its UUID."""
+                return {
+                    uid: (name, domain)
+                    for name, site in made.sites.items()
+                    for uid, domain in site.machine.domains.items()
+                }
+
+            def starts() -> dict[str, int]:
+                return {uid: n for site in made.sites.values() for uid, n in site.machine.starts.items()}
+
+            await apply()
+            await settled("web", "Running")
+            on = {"spec": {"powerState": "Running"}}
+            await made.user.patch(VirtualMachine.KIND, "off", on, TENANT)
+            await settled("off", "Running")
+            await made.user.patch(VirtualMachine.KIND, "off", {"spec": {"powerState": "Stopped"}}, TENANT)
+            await settled("off", "Stopped")
+            had = {name: await made.user.get(VirtualMachine.KIND, name, TENANT) for name in ("web", "off")}
+            vni = (await made.user.get(Network.KIND, "front", TENANT))["status"]["vni"]
+            before, began = domains(), starts()
+            assert all(domain.marks.nics[0].vni == vni for _, domain in before.values())
+            AdoptingStorage.taken.clear()
+
+            late = before[had["web"]["metadata"]["uid"]][0]
+            await made.rebuild(Memory(seed=2, latency=0.005), late=late)
+            await made.ensure(NAMESPACE, TENANT, {})
+            await made.make(Image.KIND, "system", SYSTEM, TENANT)
+            await made.make(Network.KIND, "front", {"cidrs": ["10.0.0.0/24"]}, TENANT)
+            new = {
+                "resources": SIZE,
+                "disks": [{"name": "root", "volumeTemplate": {"size": "16Mi"}}],
+                "interfaces": [ETH0],
+            }
+            await made.make(VirtualMachine.KIND, "new", new, TENANT)
+            for model, name, spec in MANIFESTS[2:]:
+                await made.make(model.KIND, name, spec, TENANT)
+
+            def unheard(item: Mapping[str, Any]) -> bool:
+                return any(one["reason"] == "HostsNotHeard" for one in item.get("status", {}).get("conditions", []))
+
+            for model, name in ((VirtualMachine, "web"), (VirtualMachine, "new"), (Network, "front")):
+                await story.wait(model, name, TENANT, unheard)
+            assert domains() == before, "nobody is started before all hosts have told"
+            made.start(late)
+            for name, phase in (("web", "Running"), ("off", "Stopped"), ("new", "Running")):
+                vm = await settled(name, phase)
+                if name == "new":
+                    assert not set(vm["status"]["addresses"]) & {
+                        a for one in had.values() for a in one["status"]["addresses"]
+                    }
+                    continue
+                uid = had[name]["metadata"]["uid"]
+                assert vm["metadata"]["uid"] != uid and vm["status"]["epoch"] == had[name]["status"]["epoch"] + 1
+                assert vm["status"]["addresses"] == had[name]["status"]["addresses"]
+                (host, was), (now_host, domain) = before[uid], domains()[uid]
+                assert vm["status"]["host"] == host == now_host
+                assert (domain.state, domain.started_at) == (was.state, was.started_at)
+                assert [nic.mac for nic in domain.nics] == [nic.mac for nic in was.nics]
+                volumes = [disk for disk in domain.disks if disk.volume is not None]
+                files = {disk.name: AdoptingStorage.id_of(disk.path) for disk in was.disks if disk.volume is not None}
+                assert {disk.name: AdoptingStorage.taken[disk.volume] for disk in volumes} == files
+                own = [[(disk.name, disk.path) for disk in d.disks if disk.volume is None] for d in (was, domain)]
+                assert own[0] == own[1]
+            new_uid = vm["metadata"]["uid"]
+            assert starts() == began | {new_uid: 1}, "nothing was started a second time"
+            assert set(domains()) == {*before, new_uid}
+            assert not made.problems and not made.books.overlaps, made.problems
+
+    run(main())
 
 
 def test_a_machine_whose_objects_were_lost_is_not_started_twice_and_is_taken_over() -> None:

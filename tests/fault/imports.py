@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
@@ -41,13 +41,20 @@ PARTIES = (CONTROLLERS, HERE)
 class AdoptingStorage(SimulatedStorage):
     """A simulated pool in whose directory somebody has a file."""
 
+    taken: ClassVar[dict[str, str]] = {}
+    """Of which file, by its id, a volume was made, by its uid."""
+
+    @staticmethod
+    def id_of(path: str) -> str:
+        return str(uuid.uuid5(uuid.UUID(DOMAIN), path))
+
     async def unowned(self, owned: Collection[str]) -> Unclaimed:
         return Unclaimed((), 0, 0)
 
     async def identify(self, path: str) -> Unowned | None:
         if path != FILE and path not in [volume.path for _, volume in self.state.volumes.values()]:
             return None
-        return Unowned(str(uuid.uuid5(uuid.UUID(DOMAIN), path)), UnownedKind.FILE, "old.qcow2", SIZE, SIZE)
+        return Unowned(self.id_of(path), UnownedKind.FILE, "old.qcow2", SIZE, SIZE)
 
     async def adopt_volume(
         self, uid: str, id: str, owned: Collection[str], namespace: str | None, **options: Any
@@ -57,6 +64,7 @@ class AdoptingStorage(SimulatedStorage):
                 raise StorageError("It would be taken away from who has it.", reason="DataRefused")
             made = StoredVolume(FileSource(f"/pool/volumes/{uid}.qcow2"), "qcow2", SIZE, SIZE)
             self.state.volumes[uid], self.state.layers[uid] = (None, made), Layers.first(uid)
+            self.taken[uid] = id
             found = await self.volume(uid)
         assert found is not None
         return found

@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from kumulus.api.base import Kind
-from kumulus.api.fabric import Host, Zone, host_namespace
+from kumulus.api.fabric import REBUILD, Host, Zone, host_namespace
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.pools import OPERATORS_NAMESPACE
 from kumulus.api.segments import NetworkDriverName
@@ -161,19 +161,41 @@ class World:
     async def begin(self, tasks: asyncio.TaskGroup, *, controllers: bool) -> None:
         """Everybody starts."""
         self._tasks = tasks
+        await self._found(controllers=controllers)
+
+    async def rebuild(self, backend: Backend, *, late: str | None = None) -> None:
+        """All objects are lost; who runs the cloud has controllers run with an empty API server, and hosts join that one, but for
+        one that is `late`. Hosts, and what runs there, are as they were."""
+        parts = list(self._running)
+        for name in parts:
+            await self.stop(name)
+        before = (await self.user.get(StoragePool.KIND, POOL))["metadata"]["uid"]
+        await self.user.close()
+        self.backend = backend
+        await self._found(controllers=CONTROLLERS in parts, rebuilt=before, late=late)
+
+    async def _found(self, *, controllers: bool, rebuilt: str | None = None, late: str | None = None) -> None:
         self.user = await self.backend.client("user")
         await self.ensure(Zone.KIND, ZONE, {})
         await self._key_of_switches()
         path = {"path": f"/var/lib/kumulus/pools/{POOL}"}
         await self.ensure(StoragePool.KIND, POOL, {"driver": "dir", "zone": ZONE, "parameters": path})
+        marks = {}
+        if rebuilt is not None:  # the directory is the same one
+            marks["annotations"] = {REBUILD: "true"}
+            uid = (await self.user.get(StoragePool.KIND, POOL))["metadata"]["uid"]
+            for site in self.sites.values():
+                site.pools[uid] = site.pools.pop(rebuilt, SimulatedPool())
         if controllers:
             self.start(CONTROLLERS)
         for name in self.sites:
-            await self.ensure(Host.KIND, name, {"zone": ZONE, "hypervisor": "simulated"}, labels={"role": name})
-        for name in self.sites:
+            spec = {"zone": ZONE, "hypervisor": "simulated"}
+            await self.ensure(Host.KIND, name, spec, labels={"role": name}, **marks)
+        joining = [name for name in self.sites if name != late]
+        for name in joining:
             await self.until(lambda name=name: self.user.find(NAMESPACE, host_namespace(name)), "a host's namespace")
             self.start(name)
-        for name in self.sites:
+        for name in joining:
             await self.until(lambda name=name: self._usable(name), f"host {name} is ready")
 
     async def _usable(self, name: str) -> bool:

@@ -180,6 +180,7 @@ class Agent:
             transfer=lambda: drivers.transfer.facts() if drivers.transfer is not None else None,
             migration=lambda: drivers.transfer.migration_facts() if drivers.transfer is not None else None,
             network=self._networks.facts,
+            orphans=lambda: self._unmanaged.orphan_count,
         )
         self._unmanaged = Unmanaged(
             client,
@@ -188,6 +189,7 @@ class Agent:
             counted=self.reporter.refresh,
             locate=lambda disk: self._locate(disk),
             ordered=lambda uid: not self.reflector.synced.is_set() or bool(self.orders.of_instance(uid)),
+            complete=self.reflector.synced.is_set,
         )
         self._locate: Callable[[ForeignDisk], Awaitable[ForeignDisk]] = nowhere
         self._performers: Mapping[WorkType, Performer] = {}
@@ -513,6 +515,7 @@ class Agent:
     async def _watch_orphans(self) -> None:
         """Say in the log which of our domains have no work order. They are left running: nobody asked us to end them."""
         await self.reflector.synced.wait()
+        self._unmanaged.look()
         while True:
             try:
                 domains = await self._drivers.hypervisor.domains()

@@ -16,6 +16,7 @@ from kumulus.runtime.clock import Clock
 from kumulus.runtime.result import Done, Requeue, Result, Wait
 from kumulus_agents.agent import hold, instance_memory, instance_others, instance_plan, instance_status
 from kumulus_agents.agent.fence import at_once, starts
+from kumulus_agents.agent.instance_notes import noted
 from kumulus_agents.agent.instance_scope import (
     Adopt,
     Attach,
@@ -210,6 +211,7 @@ class Instances:
                 domain.started_at if domain is not None else None,
                 instance_status.guest_before(domain, facts),
             ),
+            nics=noted(instance.nics, self._orders.get, domain.marks.nics if domain is not None else ()),
             moving=self._steps.moving(order, instance),
         )
         memory = instance_memory.remember(

@@ -144,6 +144,7 @@ def _new_marks(scope: Scope, *, wanted: PowerState, restarts: int) -> Marks:
         wanted=wanted,
         restart_request=scope.order.restart_request,
         restarts=restarts,
+        nics=scope.nics,
     )
 
 
@@ -152,7 +153,14 @@ def _remark(scope: Scope, wanted: PowerState) -> tuple[Mark, ...]:
     domain = scope.domain
     if domain is None:
         return ()
-    marks = replace(domain.marks, wanted=wanted, epoch=scope.order.epoch, namespace=scope.namespace, name=scope.name)
+    marks = replace(
+        domain.marks,
+        wanted=wanted,
+        epoch=scope.order.epoch,
+        namespace=scope.namespace,
+        name=scope.name,
+        nics=scope.nics,
+    )
     if marks.epoch != domain.marks.epoch:
         marks = replace(marks, departed=None)
     return () if marks == domain.marks else (Mark(marks),)

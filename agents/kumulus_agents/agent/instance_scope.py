@@ -12,6 +12,7 @@ from kumulus.api.instance_order import GuestFacts, InstanceOrder, MigrationFacts
 from kumulus.api.segments import Nic
 from kumulus_agents.agent.hold import Hold
 from kumulus_agents.hypervisor.domain import Domain, DomainState, ExitReason, Marks
+from kumulus_agents.hypervisor.foreign import NotedNic
 from kumulus_agents.hypervisor.migration import Progress
 from kumulus_agents.storage.source import DiskSource
 
@@ -120,6 +121,8 @@ class Scope:
     """What is to be told of its guest."""
     discs: Mapping[str, DiskSource] = field(default_factory=dict)
     """Where the discs are that the order wants in drives, by the drive's name; only those that are in their pools."""
+    nics: tuple[NotedNic, ...] = ()
+    """What is to be noted of its interfaces."""
     moving: Moving | None = None
     """Of the migration that the order speaks of; or, when it speaks of none, of one that is not ended yet."""
 

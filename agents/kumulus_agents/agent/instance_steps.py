@@ -373,17 +373,24 @@ class InstanceSteps:
         """The volumes are the files that the domain has, and are not opened: it has them open."""
         for nic in order.nics:
             self._networks.demand(nic)
-        disks = []
+        disks, kept = [], []
         for disk in order.disks:
-            found = await self._pools.driver(disk.pool).volume(disk.volume) if disk.volume is not None else None
-            if found is None or disk.volume is None:
+            driver = self._pools.driver(disk.pool)
+            if disk.volume is None:
+                own = await driver.disk(order.uid, disk.name) if isinstance(driver, ReceivingDisks) else None
+                if own is None:
+                    raise _not_there(disk)
+                kept.append(own.source.path)
+                continue
+            found = await driver.volume(disk.volume)
+            if found is None:
                 raise _not_there(disk)
             disks.append(AdoptedDisk(disk.name, disk.volume, found.path))
         if order.nics:
             seed = await self._seed(order.seed) if order.seed is not None else {}
             await self._networks.describe(order.uid, marks.namespace, marks.name, seed)
         nics = [AdoptedNic(nic.uid, nic.mac, await self._networks.ensure_port(nic, order.uid)) for nic in order.nics]
-        await self._hypervisor.adopt(Adoption(marks, disks, nics))
+        await self._hypervisor.adopt(Adoption(marks, disks, nics, kept))
 
     async def _remove(self, order: InstanceOrder, ports: Sequence[str]) -> None:
         """What was made for the machine alone; volumes have a life of their own."""

@@ -60,6 +60,7 @@ def derive(
     transfer: TransferFacts | None = None,
     network: NetworkFacts | None = None,
     migration: MigrationEndpoint | None = None,
+    orphans: int | None = None,
 ) -> HostReportStatus:
     """The report; what a hypervisor that does not answer said before is kept. Pure but for the addresses."""
     common = {
@@ -68,6 +69,7 @@ def derive(
         "transfer": transfer,
         "network": network,
         "migration": migration,
+        "orphan_count": orphans,
     }
     if isinstance(found, HypervisorError):
         return before.model_copy(
@@ -126,7 +128,9 @@ class Reporter:
         transfer: Callable[[], TransferFacts | None] = lambda: None,
         network: Callable[[], NetworkFacts | None] = lambda: None,
         migration: Callable[[], MigrationEndpoint | None] = lambda: None,
+        orphans: Callable[[], int | None] = lambda: None,
     ) -> None:
+        self._orphans = orphans
         self._migration = migration
         self._network = network
         self._transfer = transfer
@@ -176,7 +180,7 @@ class Reporter:
         if self._known is None or self._refreshes % REREAD_EVERY == 0:
             self._known = await self._read()
         found = await self._look()
-        said = self._transfer(), self._network(), self._migration()
+        said = self._transfer(), self._network(), self._migration(), self._orphans()
         after = derive(self._known, self._facts, found, self._expires_at(), *said)
         patch = merge_patch(self._known.to_json(), after.to_json())
         if not patch:

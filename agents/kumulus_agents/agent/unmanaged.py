@@ -27,7 +27,7 @@ from kumulus.kube.client import KubeClient
 from kumulus.kube.errors import AlreadyExists, KubeError, NotFound
 from kumulus.kube.patching import merge_patch
 from kumulus_agents.agent.report import clean
-from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, Orphan
+from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, NotedNic, Orphan
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 
 log = structlog.get_logger(__name__)
@@ -58,7 +58,9 @@ def _clean(text: str | None, limit: int) -> str | None:
 
 def derive(domain: ForeignDomain) -> UnmanagedInstanceStatus:
     """What is said of a domain. Pure."""
-    disks = {disk.target: disk for item in domain.shape.disks if (disk := _disk(item)) is not None}
+    ours, noted = domain.machine is not None, domain.machine.nics if domain.machine is not None else ()
+    disks = {disk.target: disk for item in domain.shape.disks if (disk := _disk(item, ours=ours)) is not None}
+    known = {nic.mac.lower(): nic for nic in noted}
     return UnmanagedInstanceStatus(
         name=_clean(domain.name, 253),
         state=_clean(domain.state, 32),
@@ -70,7 +72,7 @@ def derive(domain: ForeignDomain) -> UnmanagedInstanceStatus:
         machine=_machine(domain.machine),
         disks=tuple(list(disks.values())[:DEVICES_MOST]),
         devices=tuple([name for item in domain.shape.others if (name := _clean(item, 64))][:DEVICES_MOST]),
-        nics=tuple([nic for item in domain.shape.nics if (nic := _nic(item)) is not None][:DEVICES_MOST]),
+        nics=tuple([nic for item in domain.shape.nics if (nic := _nic(item, known)) is not None][:DEVICES_MOST]),
     )
 
 
@@ -80,7 +82,7 @@ def _machine(orphan: Orphan | None) -> UnmanagedMachine | None:
     return UnmanagedMachine(namespace=clean(orphan.namespace, 63), name=clean(orphan.name, 253), epoch=orphan.epoch)
 
 
-def _disk(disk: ForeignDisk) -> UnmanagedDisk | None:
+def _disk(disk: ForeignDisk, *, ours: bool) -> UnmanagedDisk | None:
     target = _clean(disk.target, 32)
     if target is None:
         return None
@@ -96,13 +98,21 @@ def _disk(disk: ForeignDisk) -> UnmanagedDisk | None:
         pool=disk.pool,
         data=disk.data,
         size=disk.size,
+        name=_clean(disk.name, 63) if ours else None,
     )
 
 
-def _nic(nic: ForeignNic) -> UnmanagedNic | None:
+def _nic(nic: ForeignNic, known: Mapping[str, NotedNic]) -> UnmanagedNic | None:
+    """The interface; of a machine of ours with what was noted of it."""
     if _MAC.fullmatch(nic.mac) is None:
         return None
+    noted = known.get(nic.mac.lower())
     return UnmanagedNic(
+        name=_clean(noted.name, 63) if noted is not None else None,
+        addresses=tuple(clean(address, 45) for address in noted.addresses[:16]) if noted is not None else (),
+        network=_clean(noted.network, 317) if noted is not None else None,
+        vni=noted.vni if noted is not None else None,
+        vlan=noted.vlan if noted is not None else None,
         mac_address=nic.mac.lower(),
         kind=_clean(nic.kind, 16),
         source=_clean(nic.source, 253),
@@ -147,9 +157,12 @@ class Unmanaged:
         counted: Callable[[], None] = lambda: None,
         locate: Callable[[ForeignDisk], Awaitable[ForeignDisk]],
         ordered: Callable[[str], bool],
+        complete: Callable[[], bool] = lambda: True,
     ) -> None:
         """`counted`: told when there are more or fewer of them than before; `locate` says in which pool a disk is; `ordered`
-        whether an order is about the machine of that uid, or may be: all others of ours are told of as well."""
+        whether an order is about the machine of that uid, or may be: all others of ours are told of as well. `complete`:
+        whether all orders of the host are known."""
+        self._complete = complete
         self._ordered = ordered
         self.orphans: frozenset[str] = frozenset()
         """Uids of machines of ours that nobody orders, as of the last look."""
@@ -159,6 +172,8 @@ class Unmanaged:
         self._written: dict[str, float] = {}
         """When an object was last written, in seconds of the loop's clock."""
         self._count: int | None = None
+        self.orphan_count: int | None = None
+        """How many machines there are that nobody orders, once their objects say so."""
         self._changed = asyncio.Event()
 
     def look(self) -> None:
@@ -201,7 +216,7 @@ class Unmanaged:
     async def _round(self, *, fresh: bool) -> float | None:
         """Look once and write what differs. Seconds until what was written a moment ago may be written again, if it has
         to be. Raises `HypervisorError` and `KubeError`."""
-        domains = await self._hypervisor.domains()
+        complete, domains = self._complete(), await self._hypervisor.domains()
         self.orphans = orphans = frozenset(one.marks.uid for one in domains if not self._ordered(one.marks.uid))
         domains_of_others = await self._hypervisor.foreign(fresh=fresh, orphans=orphans)
         found = [await self._located(domain) for domain in domains_of_others]
@@ -210,7 +225,13 @@ class Unmanaged:
         if self._count not in (None, len(found)):
             self._counted()
         self._count = len(found)
-        return await self._write(self._known, found)
+        postponed = await self._write(self._known, found)
+        if complete:
+            count = sum(domain.machine is not None for domain in found)
+            if self.orphan_count != count:
+                self.orphan_count = count
+                self._counted()
+        return postponed
 
     async def _located(self, domain: ForeignDomain) -> ForeignDomain:
         disks = [await self._locate(disk) for disk in domain.shape.disks[:DEVICES_MOST]]

@@ -15,7 +15,7 @@ from kumulus.api.hardware import Shape
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import QuiesceMode
 from kumulus.api.volumes import CacheMode
-from kumulus_agents.hypervisor.foreign import Orphan
+from kumulus_agents.hypervisor.foreign import NotedNic, Orphan
 from kumulus_agents.network.protocol import Plug
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.source import DiskSource, LayerFile
@@ -193,6 +193,8 @@ class Marks:
     """The restart request last carried out."""
     restarts: int = 0
     """How often it was started again after it ended by itself."""
+    nics: tuple[NotedNic, ...] = ()
+    """What is known of its interfaces."""
     departed: str | None = None
     """Uid of the migration by which its guest left for another host. It is never started again here (docs/adr/0029)."""
 
@@ -309,7 +311,7 @@ class Domain:
 
 def orphan_of(marks: Marks) -> Orphan:
     """The machine of these marks, when nobody orders it. Pure."""
-    return Orphan(marks.namespace, marks.name, marks.epoch)
+    return Orphan(marks.namespace, marks.name, marks.epoch, marks.nics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,3 +342,5 @@ class Adoption:
     marks: Marks
     disks: Sequence[AdoptedDisk] = ()
     nics: Sequence[AdoptedNic] = ()
+    kept: Sequence[str] = ()
+    """Paths of disks that the domain has, and that are its machine's own by the same names."""

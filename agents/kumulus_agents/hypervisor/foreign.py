@@ -27,6 +27,8 @@ class ForeignDisk:
     """The id by which a volume can be made of that file."""
     size: int | None = None
     """Bytes of the disk in that file, when it is qcow2."""
+    name: str | None = None
+    """Serial that the guest sees: of a machine's disk its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class ForeignNic:
 
     mac: str
     kind: str | None = None
-    """What it is plugged into: bridge, network, direct, ethernet, ..."""
+    """What it is plugged into: bridge, openvswitch, network, direct, ethernet, ..."""
     source: str | None = None
     """Name of that."""
     model: str | None = None
@@ -55,12 +57,31 @@ class ForeignShape:
 
 
 @dataclass(frozen=True, slots=True)
+class NotedNic:
+    """What Kumulus knows of an interface, so that a host can be understood without the API server."""
+
+    name: str
+    """Of the interface within its machine."""
+    uid: str
+    """Of the NetworkInterface."""
+    mac: str
+    addresses: tuple[str, ...] = ()
+    network: str | None = None
+    """Namespace and name of its Network, with a slash between."""
+    vni: int | None = None
+    """Number of that network's VXLAN here."""
+    vlan: int | None = None
+    """Number of that network's VLAN here."""
+
+
+@dataclass(frozen=True, slots=True)
 class Orphan:
     """A machine that nobody orders any more, by the marks of its domain."""
 
     namespace: str
     name: str
     epoch: int
+    nics: tuple[NotedNic, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,12 @@ def adopt(host: SimulatedHost, adoption: Adoption) -> None:
         raise HypervisorError("The simulated domain is not there.", reason="NothingToAdopt", retryable=False)
     disks = [disk for disk in domain.shape.disks if disk.device in (None, "disk")]
     macs = {nic.mac.lower() for nic in domain.shape.nics}
-    if len(disks) != len(adoption.disks) or not {nic.mac.lower() for nic in adoption.nics} <= macs:
+    own = [disk for disk in disks if disk.source in adoption.kept]
+    if (
+        len(disks) != len(adoption.disks) + len(adoption.kept)
+        or len(own) != len(adoption.kept)
+        or not {nic.mac.lower() for nic in adoption.nics} <= macs
+    ):
         raise HypervisorError("The simulated domain is another one.", reason="AdoptionMismatch", retryable=False)
     host.uproot(uid)
     began = before.started_at if before is not None else host.now()
@@ -39,7 +44,10 @@ def adopt(host: SimulatedHost, adoption: Adoption) -> None:
             adoption.marks,
             _STATES.get(domain.state, DomainState.STOPPED),
             started_at=began if domain.state in _STATES else None,
-            disks=tuple(AttachedDisk(disk.name, disk.path, disk.volume) for disk in adoption.disks),
+            disks=(
+                *(AttachedDisk(disk.name or "", disk.source or "") for disk in own),
+                *(AttachedDisk(disk.name, disk.path, disk.volume) for disk in adoption.disks),
+            ),
             nics=tuple(AttachedNic(nic.uid, nic.mac, nic.plug.device, elsewhere=True) for nic in adoption.nics),
             cpus=domain.cpus,
             memory=domain.memory,
@@ -69,7 +77,9 @@ def described(domain: Domain) -> ForeignDomain:
     """A domain of ours as one is described that is not."""
     names = {state: name for name, state in _STATES.items()}
     disks = [
-        ForeignDisk(f"vd{'abcdefghijklmnopqrstuvwxyz'[number]}", "disk", "virtio", "file", disk.path, "qcow2")
+        ForeignDisk(
+            f"vd{'abcdefghijklmnopqrstuvwxyz'[number]}", "disk", "virtio", "file", disk.path, "qcow2", name=disk.name
+        )
         for number, disk in enumerate(domain.disks)
     ]
     nics = [ForeignNic(nic.mac, "bridge", None, "virtio") for nic in domain.nics]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from kumulus.api.compute import VirtualMachine, VirtualMachineCondition
 from kumulus.api.network import NetworkInterface
 from kumulus.api.segments import Nic
+from kumulus.api.unmanaged import UnmanagedNic
 from kumulus.kube.errors import AlreadyExists, Refused
 from kumulus.runtime.reconciler import Services
 from kumulus_controllers.compute.links import goes_with, template_interface
@@ -43,15 +44,16 @@ class Interfaces:
         found = [network for nic in nics for network in networks.store.by(UID, nic.network)]
         return {network.uid: Wire(network, networks.router_addresses(network)) for network in found}
 
-    async def make(self, scope: Scope) -> Problem | None:
-        """Make those that are not there; why one cannot be made."""
-        vm, client = scope.vm, self._client
+    async def make(self, scope: Scope, found: Mapping[str, UnmanagedNic] | None = None) -> Problem | None:
+        """Make those that are not there; why one cannot be made. `found`: what the domain that the machine is has."""
+        vm, client, found = scope.vm, self._client, found or {}
         for item in vm.spec.interfaces:
             if item.network is None or item.name in scope.links:
                 continue
             name = item.interface_of(vm.name)
             try:
-                raw = await client.create(NetworkInterface.KIND, template_interface(vm, item), vm.namespace)
+                body = template_interface(vm, item, found.get(item.name))
+                raw = await client.create(NetworkInterface.KIND, body, vm.namespace)
             except AlreadyExists:
                 raw = await client.get(NetworkInterface.KIND, name, vm.namespace)
             except Refused as refused:  # by a quota, say, or because the namespace ends
@@ -66,8 +68,10 @@ class Interfaces:
         for interface in self._networks.interfaces.by(MADE_BY, vm.uid):
             if interface.name in wanted or interface.deleting or not goes_with(interface, vm):
                 continue
-            raw = await self._client.delete(
-                NetworkInterface.KIND, interface.name, interface.namespace, uid=interface.uid
-            )
-            if raw is not None and "spec" in raw:
-                self._networks.interfaces.apply(raw)
+            await self.end(interface)
+
+    async def end(self, interface: NetworkInterface) -> None:
+        """Delete one. It goes when no host has it any more."""
+        raw = await self._client.delete(NetworkInterface.KIND, interface.name, interface.namespace, uid=interface.uid)
+        if raw is not None and "spec" in raw:
+            self._networks.interfaces.apply(raw)

@@ -10,6 +10,7 @@ from kumulus.api.compute import Interface, VirtualMachine, VirtualMachineConditi
 from kumulus.api.host import WorkOrder
 from kumulus.api.network import NetworkInterface, NetworkInterfaceSpec
 from kumulus.api.segments import Nic
+from kumulus.api.unmanaged import UnmanagedNic
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.scope import Link, Scope
 from kumulus_controllers.network.nics import nic
@@ -21,14 +22,14 @@ ADDRESSES_MOST = 64
 """What the status of a machine takes."""
 
 
-def template_interface(vm: VirtualMachine, item: Interface) -> dict[str, Any]:
-    """The NetworkInterface that a machine brings along. It goes with the machine."""
+def template_interface(vm: VirtualMachine, item: Interface, found: UnmanagedNic | None = None) -> dict[str, Any]:
+    """The NetworkInterface that a machine brings along. It goes with the machine. `found`: what the domain that it is has."""
     assert item.network is not None
     spec = NetworkInterfaceSpec(
         network=item.network,
         network_namespace=item.network_namespace,
-        addresses=item.addresses,
-        mac_address=item.mac_address,
+        addresses=found.addresses if found is not None and found.addresses else item.addresses,
+        mac_address=found.mac_address if found is not None else item.mac_address,
         security_groups=item.security_groups,
     )
     owner = {"apiVersion": vm.KIND.api_version, "kind": vm.KIND.kind, "name": vm.name, "uid": vm.uid}

@@ -31,6 +31,8 @@ from kumulus_controllers.compute.orphans import Orphans, epoch_before
 from kumulus_controllers.compute.phase import Placed, derive_status, placed
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.provisions import Provisions
+from kumulus_controllers.compute.rebuild_machine import RebuildMachine
+from kumulus_controllers.compute.rebuild_plan import Match
 from kumulus_controllers.compute.resolve import (
     Resolution,
     attached_disks,
@@ -74,6 +76,7 @@ class Placing:
         self._known = known
         self._provisions = provisions
         self._orphans = Orphans(services.caches)
+        self._rebuild = RebuildMachine(services, known)
         self._ordering = Ordering(services, known.orders)
         self._fresh: dict[str, Fresh] = {}
         """By uid of the machine."""
@@ -89,7 +92,13 @@ class Placing:
 
     async def bring_about(self, scope: Scope) -> Result:
         """There is no work order: make the volumes and interfaces it brings along, resolve, place unless placed, order."""
+        found: Match | Problem | None = None
         try:
+            found = await self._rebuild.bring_about(scope)
+            if isinstance(found, Problem):
+                return await self._known.report(scope, placed(scope), None, found)
+            if found is not None:
+                scope = self._known.observe(self._known.store.get(scope.vm.name, scope.vm.namespace) or scope.vm)
             if await self._make_volumes(scope):
                 scope = self._known.observe(scope.vm)
         except Refused as refused:  # by a quota, say, or because the namespace ends
@@ -97,7 +106,8 @@ class Placing:
                 "VolumeRefused", f"The machine's volume cannot be made: {refused.message}", "VolumesReady"
             )
             return await self._known.report(scope, placed(scope), None, problem)
-        if (refusal := await self._known.interfaces.make(scope)) is not None:
+        nics_found = found.nics if found is not None else None
+        if (refusal := await self._known.interfaces.make(scope, nics_found)) is not None:
             return await self._known.report(scope, placed(scope), None, refusal)
         await self._known.interfaces.drop(scope.vm)
         scope = self._known.observe(scope.vm)
@@ -110,6 +120,9 @@ class Placing:
             seed = await gather(self._services.client, scope.vm, nics, self._known.interfaces.wires(nics))
         except SeedProblem as problem:
             return await self._known.report(scope, where, resolution, Problem(problem.reason, str(problem)))
+        if found is not None and any(item.use.volume.status.host is None for item in resolution.volumes):
+            waits = Problem("TakingOver", "Its volumes become the data that its domain has.", "VolumesReady", False)
+            return await self._known.report(scope, None, resolution, waits)
         if where is None:
             if (orphan := self._orphans.of(scope.vm)) is not None:
                 return await self._known.report(scope, None, resolution, orphan)
@@ -118,13 +131,23 @@ class Placing:
                 return await self._known.report(
                     scope, None, resolution, Problem("NoHostFits", str(placement), stalled=False)
                 )
+            own = self._rebuild.pool(scope.vm, self._fleet.host(placement.host))
+            if isinstance(own, Problem):
+                return await self._known.report(scope, None, resolution, own)
+            if own is not None:
+                placement = replace(placement, pool=own)
             return await self.place(scope, resolution, placement, seed)
         if self._placed_just_now(scope.vm) is None and not await self._known.still_placed(scope.vm):
             return Wait("CacheBehind", 5.0)
         if misplaced(resolution, where.host) or eviction.leaves(scope):
             return await self._unplace(scope, resolution, where)
         view = self._fleet.host(where.host)
-        pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid, scope.vm.namespace) if view else None
+        own = self._rebuild.pool(scope.vm, view)
+        if isinstance(own, Problem):
+            return await self._known.report(scope, where, resolution, own)
+        pool = own
+        if pool is None and view is not None:
+            pool = self._fleet.pool_for(resolution.demand, view, scope.vm.uid, scope.vm.namespace)
         return await self._order(scope, resolution, where, pool, seed)
 
     def _placed_just_now(self, vm: VirtualMachine) -> Fresh | None:
@@ -250,7 +273,8 @@ class Placing:
         self._known.orders.apply(raw)
         if seed is not None and seed.secret:
             await self._provisions.hand_over(vm, seed, WorkOrder.parse(raw))
-        if pool is not None:
+        adopts = spec.instance is not None and spec.instance.adopt
+        if pool is not None and not adopts:
             for disk in resolution.disks:
                 await self._provisions.bring(disk.image, where.host, pool)
         await self._provisions.bring_discs(scope, where.host, discs)

@@ -48,7 +48,7 @@ class Provisions:
         vm, order = scope.vm, scope.order
         assert order is not None and order.spec.instance is not None
         images = {image.uid: image for image in scope.images.values()}
-        for disk in order.spec.instance.disks:
+        for disk in () if order.spec.instance.adopt else order.spec.instance.disks:  # they are there
             image = images.get(disk.image.uid) if disk.image is not None else None
             if image is not None and not image.deleting:
                 await self.bring(image, host_of(order), disk.pool)

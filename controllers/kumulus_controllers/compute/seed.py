@@ -13,6 +13,7 @@ import yaml
 from kumulus.api.addresses import Address, is_v4
 from kumulus.api.base import LocalSecretKey
 from kumulus.api.compute import VirtualMachine
+from kumulus.api.machine_import import origin_of
 from kumulus.api.network import Network
 from kumulus.api.segments import Nic
 from kumulus.kube.builtin import SECRET
@@ -65,7 +66,7 @@ def compose(
     """The files: meta-data, user-data and network-config, written by a YAML library. The network-config is the user's, if
     there is one; else it has every interface ask for its addresses, or set them where the network (by uid) has no DHCP."""
     init = vm.spec.cloud_init
-    meta: dict[str, Any] = {"instance-id": vm.uid, "local-hostname": vm.name}
+    meta: dict[str, Any] = {"instance-id": _instance_of(vm), "local-hostname": vm.name}
     if init is not None:
         meta |= {key: value for key, value in init.meta_data.items() if key not in meta}
     if keys:
@@ -158,3 +159,9 @@ async def _read(client: KubeClient, vm: VirtualMachine, ref: LocalSecretKey, fie
         raise SeedProblem(
             "SecretNotText", f"spec.{field}: key {ref.key} of Secret {ref.name} is not UTF-8 text."
         ) from None
+
+
+def _instance_of(vm: VirtualMachine) -> str:
+    """By which a guest knows whether it is another one than it was: of a machine whose objects were lost what it was before."""
+    origin = origin_of(vm)
+    return origin.domain if origin is not None and origin.epoch else vm.uid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.fabric import IGNORE_ORPHANS, Host, Zone, host_namespace
+from kumulus.api.fabric import IGNORE_ORPHANS, REBUILD, Host, Zone, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkType
 from kumulus.api.image import ClusterImage, Image
 from kumulus.api.instance_type import InstanceType
@@ -12,6 +12,7 @@ from kumulus.api.network import NetworkInterface
 from kumulus.api.routing import PhysicalNetwork
 from kumulus.api.security_groups import SecurityGroup
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
+from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches, Enqueue
 from kumulus_controllers.compute.restores import restores
@@ -61,6 +62,7 @@ class Wakeups:
         self._volumes, self._classes = volumes.store, volumes.classes
         self._networks = Networks(caches)
         self._restores = restores(caches)
+        self._orphans = caches.store(UnmanagedInstance)
         self._orders = work_orders(caches)
         self._turn = 0
         self._machines.add_index(USES, _uses)
@@ -158,6 +160,9 @@ class Wakeups:
         def report_changed(before: HostReport | None, after: HostReport | None) -> None:
             if after is not None and (before is None or before.status.network != after.status.network):
                 self._retry_unplaced(enqueue)
+            if after is not None and (before is None or before.status.orphan_count != after.status.orphan_count):
+                for vm in self._machines.by(UNPLACED, "yes"):  # all hosts may have told of all by now
+                    enqueue(Key(vm.namespace, vm.name))
             item = after or before
             if item is not None and _sends(before) != _sends(after):
                 for vm in self._machines.by(HOST, item.name):
@@ -167,6 +172,12 @@ class Wakeups:
             if before is None or after is None or before.spec.uplinks != after.spec.uplinks:
                 self._retry_unplaced(enqueue)
 
+        def orphan_changed(before: UnmanagedInstance | None, after: UnmanagedInstance | None) -> None:
+            for machine in {item.status.machine for item in (before, after) if item is not None}:
+                if machine is not None:
+                    enqueue(Key(machine.namespace, machine.name))
+
+        self._orphans.listen(orphan_changed)
         self._networks.interfaces.listen(interface_changed)
         self._networks.physical.listen(physical_changed)
         self._networks.groups.listen(group_changed)
@@ -279,6 +290,7 @@ def offers(host: Host) -> tuple[object, ...]:
         host.spec.allowed_namespaces,
         dict(host.metadata.labels),
         host.metadata.annotations.get(IGNORE_ORPHANS),
+        host.metadata.annotations.get(REBUILD),
         host.status.machine_types,
         host.status.features,
         host.status.cpu and host.status.cpu.models,

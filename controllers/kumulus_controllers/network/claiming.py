@@ -16,6 +16,7 @@ from kumulus_controllers.network.interface_plan import Scope, all_ranges, chosen
 from kumulus_controllers.network.lack import Lack
 from kumulus_controllers.network.networks import CLAIMED_BY, CLAIMS_IN, Networks, Taken
 from kumulus_controllers.network.ranges import Range, claim_name
+from kumulus_controllers.rebuild import Rebuild
 
 
 class Claims:
@@ -55,6 +56,7 @@ class Claiming(Claims):
     def __init__(self, services: Services, networks: Networks) -> None:
         super().__init__(services, networks)
         self._taken = Taken(networks)
+        self._rebuild = Rebuild(services.caches)
 
     async def ensure(self, scope: Scope, rest_seconds: int) -> tuple[str, ...] | Lack:
         """Have all addresses of an interface claimed: those on record, else those it asks for and one of each range besides.
@@ -100,7 +102,10 @@ class Claiming(Claims):
         """The lowest address that nobody has, claimed; None when there is none. Another process may be quicker: then the next
         one."""
         taken = self._taken.of(network.uid, found.version)
+        lost = self._rebuild.addresses(Key(network.namespace, network.name))
         for address in found.free(taken):
+            if str(address) in lost:  # a machine that is to be found again has it
+                continue
             number = int(address)
             taken.add(number)  # another pass of this process takes another one
             try:

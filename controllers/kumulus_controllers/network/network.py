@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 import structlog
@@ -31,6 +32,7 @@ from kumulus_controllers.network.networks import (
 from kumulus_controllers.network.numbers import Numbers
 from kumulus_controllers.network.vlans import Number, claim_name, external_vlans, own_vlans, tried
 from kumulus_controllers.orders import FOR_UID, host_of
+from kumulus_controllers.rebuild import Rebuild
 from kumulus_controllers.status import drop_finalizer, ensure_finalizer, write_status
 
 log = structlog.get_logger(__name__)
@@ -49,6 +51,7 @@ class NetworkReconciler:
         self._networks = Networks(services.caches)
         self._external = services.caches.store(ExternalNetwork)
         self._numbers = Numbers(services, self._networks.numbers)
+        self._rebuild = Rebuild(services.caches)
         self._counted: dict[str, float] = {}
 
     def attach(self, enqueue: Enqueue) -> None:
@@ -101,6 +104,9 @@ class NetworkReconciler:
                 enqueue(Key(order.spec.for_.namespace, order.spec.for_.name))
 
         def report_changed(before: HostReport | None, after: HostReport | None) -> None:
+            had, has = (item.status.orphan_count if item is not None else None for item in (before, after))
+            if had != has:
+                unnumbered()
             if over_v6(before) != over_v6(after):
                 for key in networks.store.keys():  # noqa: SIM118 - a store, not a dict
                     enqueue(key)
@@ -196,13 +202,29 @@ class NetworkReconciler:
         spec = SegmentIdSpec(
             network=network.uid, name=network.name, namespace=network.namespace, physical_network=physical
         )
-        tries = [known] if known is not None else tried(network.uid, want.pool)
+        tries: Iterable[Number] = [known] if known is not None else tried(network.uid, want.pool)
+        if known is None:
+            if self._rebuild.unheard():
+                return Lack(
+                    "HostsNotHeard",
+                    "The control plane is being rebuilt, and not every host has told yet which numbers of networks it uses: it"
+                    " goes on when all have.",
+                    stalled=False,
+                )
+            tries = self._unused(tries)
         found = await self._numbers.first(tries, spec)
         if found is not None:
             return found
         if known is None:
             return no_number(want)
         return Lack("NumberTaken", f"Its number {known.name} is another network's by now: make this network anew.")
+
+    def _unused(self, tries: Iterable[Number]) -> Iterator[Number]:
+        """Those of them that no host uses for a network whose object was lost."""
+        for number in tries:
+            vni = int(number.name) if number.vlan is None else None
+            if not self._rebuild.numbered(vni=vni, vlan=number.vlan):
+                yield number
 
     async def _drop_numbers(self, network_uid: str, *, keep: SegmentId | None) -> None:
         """Give back numbers that a pass claimed which did not get on record. `keep` is on record."""

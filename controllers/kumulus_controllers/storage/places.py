@@ -10,7 +10,7 @@ from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.planning.pools import choose
 from kumulus_controllers.storage.presence import pool_ref
 from kumulus_controllers.storage.volume_keeper import home
-from kumulus_controllers.storage.volume_plan import Lack, Place, Scope, Wanted
+from kumulus_controllers.storage.volume_plan import Lack, Place, Scope, Wanted, existing_of
 from kumulus_controllers.storage.volumes import Volumes
 
 
@@ -29,7 +29,7 @@ class Places:
             if pool is None or volume.status.host is None:
                 return Lack("PoolGone", f"StoragePool {volume.status.pool} is gone, and the data with it.")
             return self.shared(scope, pool, attached) if scope.shared else Place(pool, volume.status.host)
-        existing = volume.spec.source.existing if volume.spec.source is not None else None
+        existing = existing_of(volume)
         if existing is not None:
             if scope.asked is None or self._fleet.host(existing.host) is None:
                 return Lack("HostNotUsable", f"Host {existing.host} is gone.")

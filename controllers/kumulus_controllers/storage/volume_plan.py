@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.host import WorkOrder, WorkOrderSpec, WorkType
 from kumulus.api.image import OPTICAL, ClusterImage, Image, ImagePhase
-from kumulus.api.machine_import import UNMANAGE
+from kumulus.api.machine_import import FOUND, UNMANAGE
 from kumulus.api.order_names import luks_secret_name
 from kumulus.api.pool_order import PoolRef, UnownedFile, UnownedKind
 from kumulus.api.qos import Qos
@@ -28,6 +29,8 @@ AnyImage = Image | ClusterImage
 
 MADE_FOR = f"{DOMAIN}/made-for"
 """Annotation of a volume that a machine brought along: the machine's uid."""
+
+_FOUND = re.compile(r"([a-z0-9][-a-z0-9]{0,62})/([a-z0-9][-a-z0-9.]{0,62})/([-0-9a-f]{36})/([-0-9a-f]{36})")
 
 FIRST_USE = "WaitForFirstConsumer"
 """Reason of a volume that is made when its first machine has a host."""
@@ -130,6 +133,19 @@ class Wanted:
     encryption: Encryption | None = None
 
 
+def found_as(data: ExistingData) -> str:
+    """What the annotation `FOUND` says of data that a domain has."""
+    return f"{data.host}/{data.pool}/{data.id}/{data.domain}"
+
+
+def existing_of(volume: Volume) -> ExistingData | None:
+    """The data that a volume is to be, by what was found, else by its source."""
+    match = _FOUND.fullmatch(volume.metadata.annotations.get(FOUND, ""))
+    if match is not None:
+        return ExistingData(host=match[1], pool=match[2], id=match[3], foreign=True, domain=match[4])
+    return volume.spec.source.existing if volume.spec.source is not None else None
+
+
 def wanted(scope: Scope) -> Wanted | Lack:
     """What the volume is to be, or why that cannot be said yet. A class that goes later changes nothing of what was made."""
     volume, spec = scope.volume, scope.volume.spec
@@ -151,14 +167,15 @@ def wanted(scope: Scope) -> Wanted | Lack:
             return Lack("PoolNotAllowed", f"StoragePool {asked.name} may not be used in namespace {volume.namespace}.")
     encryption = _encryption(scope)
     least, origin = 0, None
-    if spec.source is not None and scope.order is None and volume.status.size is None:
-        found = _origin(scope)
+    existing = existing_of(volume)
+    if (spec.source is not None or existing is not None) and scope.order is None and volume.status.size is None:
+        found = _origin(scope, existing)
         if isinstance(found, Lack):
             return found
         origin, least = found
         if (lack := _unencryptable(scope, origin, encryption)) is not None:
             return lack
-        if scope.made_of is not None and scope.made_of.status.encryption is not None:
+        if existing is None and scope.made_of is not None and scope.made_of.status.encryption is not None:
             origin = origin.model_copy(update={"secret": luks_secret_name(scope.made_of.uid)})
     size = max(to_bytes(spec.size) if spec.size else least, 1)
     if spec.size and size < least:
@@ -198,7 +215,7 @@ def _unencryptable(scope: Scope, origin: VolumeOrigin, encryption: Encryption | 
             else "The data is not encrypted, and its class encrypts: take one that does not, and have a copy of that volume"
             " encrypted.",
         )
-    source = scope.made_of
+    source = scope.made_of if origin.existing is None else None
     before = source.status.encryption if source is not None else None
     if source is not None and before is not None and encryption is None:
         one = f" as {source.status.volume_class} does" if source.status.volume_class is not None else ""
@@ -237,12 +254,12 @@ def retained(scope: Scope) -> bool:
     return disk is not None and disk.volume is not None and disk.volume.retain
 
 
-def _origin(scope: Scope) -> tuple[VolumeOrigin, int] | Lack:
+def _origin(scope: Scope, existing: ExistingData | None) -> tuple[VolumeOrigin, int] | Lack:
     """What it begins with, and how many bytes that has."""
+    if existing is not None:
+        return _existing(scope, existing)
     source = scope.volume.spec.source
     assert source is not None
-    if source.existing is not None:
-        return _existing(scope, source.existing)
     if source.volume is not None:
         other = scope.source
         if other is None or other.deleting:

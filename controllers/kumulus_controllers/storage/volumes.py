@@ -31,7 +31,7 @@ from kumulus_controllers.storage.move_plan import MOVING, WAITING_FOR_TURN
 from kumulus_controllers.storage.presence import pool_ref
 from kumulus_controllers.storage.sharing import Images, Reference
 from kumulus_controllers.storage.snapshot_plan import owner_of
-from kumulus_controllers.storage.volume_plan import Lack, Manner, Scope, Wanted, default_class, wanted
+from kumulus_controllers.storage.volume_plan import Lack, Manner, Scope, Wanted, default_class, existing_of, wanted
 
 USES_VOLUME = "uses-volume"
 UID = "uid"
@@ -154,7 +154,7 @@ class Volumes:
         if spec.source is not None and spec.source.image is not None:
             wanted_image = Reference(spec.source.image, volume.namespace or "", spec.source.image_namespace)
             image = self.images.find(wanted_image)
-        existing = spec.source.existing if spec.source else None
+        existing = existing_of(volume)
         users = tuple(self.machines.by(USES_VOLUME, f"{volume.namespace}/{volume.name}"))
         pool = self.pool(volume)
         shared = pool is not None and pool.shared
@@ -198,14 +198,14 @@ class Volumes:
 
     def _asked(self, volume: Volume) -> StoragePool | None:
         """The pool that it names: before it is made that of the data that it is to be."""
-        source, name = volume.spec.source, volume.spec.pool
-        if source is not None and source.existing is not None and volume.status.size is None:
-            name = source.existing.pool
+        existing, name = existing_of(volume), volume.spec.pool
+        if existing is not None and volume.status.size is None:
+            name = existing.pool
         return self.pools.get(name) if name is not None else None
 
     def _existing(self, volume: Volume) -> UnownedFile | None:
         """The data that it is to be, as its host lists it."""
-        asked = volume.spec.source.existing if volume.spec.source is not None else None
+        asked = existing_of(volume)
         pool = self.pools.get(asked.pool) if asked is not None else None
         if asked is None or pool is None or volume.status.size is not None:
             return None

@@ -47,6 +47,10 @@ IGNORE_ORPHANS = f"{DOMAIN}/ignore-orphans"
 """Annotation of a Host: `"true"` when its word is not heeded that it has domains of machines whose objects were lost."""
 
 
+REBUILD = f"{DOMAIN}/rebuild"
+"""Annotation of a Host: `"true"` while machines that it has, and whose objects were lost, become those of their names again."""
+
+
 class ZoneSpec(Model):
     """A part of the cloud that fails on its own."""
 

@@ -323,6 +323,10 @@ class HostReportStatus(Model):
     unmanaged_count: int = Field(
         default=0, description="How many domains there are that are not Kumulus' own; each is an UnmanagedInstance."
     )
+    orphan_count: int | None = Field(
+        default=None,
+        description="How many machines it has that nobody orders, each an UnmanagedInstance as well; empty before it has looked.",
+    )
     hypervisor_ready: bool = Field(default=False, description="Whether the hypervisor answers.")
     hypervisor_message: str | None = Field(default=None, description="Why it does not.", max_length=1024)
     credentials_expire_at: str | None = Field(

@@ -48,6 +48,10 @@ UNMANAGE = f"{DOMAIN}/unmanage"
 """Annotation of a machine: `true` when its end shall leave its domain running, and its disks where they are. Of a volume: `true`
 when its end shall leave its data."""
 
+FOUND = f"{DOMAIN}/found"
+"""Annotation of a volume that was applied again after its objects were lost: the data that it is, in place of its source, as
+`<host>/<pool>/<id>/<UUID of the domain that has it>`."""
+
 _IMPORTED = re.compile(r"([a-z0-9][-a-z0-9]{0,62})/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:/([0-9]{1,9}))?")
 
 

@@ -31,9 +31,14 @@ class UnmanagedDisk(Model):
     layered: bool | None = Field(default=None, description="Whether it stands on other files.")
     pool: str | None = Field(default=None, description="The StoragePool whose directory its file is in.", max_length=63)
     data: str | None = Field(
-        default=None, description="The id by which a Volume can be made of that file.", max_length=36
+        default=None,
+        description="The id by which a Volume can be made of that file; empty of an ephemeral disk of a machine.",
+        max_length=36,
     )
     size: Bytes | None = Field(default=None, description="Size of the disk in that file, when it is qcow2.")
+    name: str | None = Field(
+        default=None, description="Name of the disk within its machine, when the domain is of one.", max_length=63
+    )
 
 
 class UnmanagedNic(Model):
@@ -47,6 +52,17 @@ class UnmanagedNic(Model):
         default=None, description="Name of that bridge, network or device, cut to 253 characters.", max_length=253
     )
     model: str | None = Field(default=None, description="What the guest sees, such as virtio.", max_length=32)
+    name: str | None = Field(
+        default=None, description="Name of the interface within its machine, when the domain is of one.", max_length=63
+    )
+    addresses: tuple[Annotated[str, Field(max_length=45)], ...] = Field(
+        default=(), description="Addresses that the machine had by it.", max_length=16
+    )
+    network: str | None = Field(
+        default=None, description="The Network that it was in, as `<namespace>/<name>`.", max_length=317
+    )
+    vni: int | None = Field(default=None, description="Number of that network's VXLAN on the host.")
+    vlan: int | None = Field(default=None, description="Number of that network's VLAN on the host.")
 
 
 class UnmanagedMachine(Model):

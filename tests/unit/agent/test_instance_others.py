@@ -7,10 +7,22 @@ from dataclasses import replace
 import pytest
 
 from kumulus.api.compute import PowerState
-from kumulus.api.host import WorkOrderStatus, WorkState
-from kumulus_agents.agent import instance_others, instance_plan
+from kumulus.api.host import WorkOrder, WorkOrderStatus, WorkState
+from kumulus.api.order_names import segment_order_name
+from kumulus_agents.agent import instance_notes, instance_others, instance_plan
 from kumulus_agents.agent.instance_others import REFILL_EVERY
-from kumulus_agents.agent.instance_scope import Adopt, Disown, Memory, Plan, Redefine, Refill, Remove, Replug, Start
+from kumulus_agents.agent.instance_scope import (
+    Adopt,
+    Disown,
+    Mark,
+    Memory,
+    Plan,
+    Redefine,
+    Refill,
+    Remove,
+    Replug,
+    Start,
+)
 from kumulus_agents.hypervisor.domain import AttachedNic
 from kumulus_agents.hypervisor.libvirt import attached, drift
 from tests.unit.agent.test_instance_plan import N1, NOW, off, on, order, paused, reported, scope
@@ -27,6 +39,21 @@ def test_a_domain_is_adopted_once_and_never_started_in_its_place() -> None:
     assert any(isinstance(step, Start) for step in lost.steps) or lost.state is WorkState.BACK_OFF
     (start,) = instance_plan.plan(scope(off(wanted=PowerState.STOPPED), wanted)).steps
     assert isinstance(start, Start), "from then on it is a machine like any other"
+
+
+def test_what_is_known_of_interfaces_is_noted_and_kept_while_its_network_is_away() -> None:
+    (nic,) = order(nics=(N1,)).nics
+    segment = {"uid": nic.network, "driver": "linux", "mtu": 1450, "vni": 5000}
+    whose = {"kind": "Network", "namespace": "shop", "name": "front", "uid": nic.network}
+    spec = {"type": "Segment", "for": whose, "term": 1, "segment": segment}
+    there = WorkOrder.parse({"metadata": {"name": segment_order_name(nic.network), "uid": "o"}, "spec": spec})
+    (first,) = instance_notes.noted((nic,), {there.name: there}.get, ())
+    assert (first.network, first.vni, first.mac, first.addresses) == ("shop/front", 5000, nic.mac, nic.addresses)
+    assert instance_notes.noted((nic,), lambda _: None, (first,)) == (first,)
+    assert instance_notes.noted((nic,), lambda _: None, ()) == (replace(first, network=None, vni=None),)
+    known = replace(scope(on(), order()), nics=(first,))
+    (mark,) = instance_plan.plan(known).steps
+    assert isinstance(mark, Mark) and mark.marks.nics == (first,), "of a machine that runs, too"
 
 
 def test_a_machine_of_an_older_placement_is_adopted_before_its_disks_are_looked_at() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kumulus.api.unmanaged import DEVICES_MOST, UnmanagedInstanceStatus
 from kumulus_agents.agent.unmanaged import SHOWN_MOST, derive, plan
-from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
+from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape, NotedNic, Orphan
 from kumulus_agents.hypervisor.libvirt import shape
 
 XML = """
@@ -76,6 +76,17 @@ def test_what_is_said_is_clean_and_bounded() -> None:
     assert status.disks[0].target == "vd0?" and len(status.disks[0].source or "") == 1024
     assert status.nics[0].mac_address == "aa:00:00:00:00:01"
     assert UnmanagedInstanceStatus.model_validate(status.to_json()) == status
+
+
+def test_of_a_machine_of_ours_it_is_said_what_its_disks_and_interfaces_are() -> None:
+    noted = NotedNic("eth0", uuid(9), "aa:00:00:00:00:01", ("10.0.0.3",), "shop/front", 5000)
+    shaped = ForeignShape(disks=[ForeignDisk("sda", name="root")], nics=[ForeignNic("AA:00:00:00:00:01")])
+    others = derive(domain(1, shape=shaped))
+    assert (others.disks[0].name, others.nics[0].name) == (None, None), "serials of others are their own affair"
+    status = derive(domain(1, shape=shaped, machine=Orphan("shop", "web", 3, (noted,))))
+    assert (status.disks[0].name, status.nics[0].name) == ("root", "eth0")
+    nic = status.nics[0]
+    assert (nic.addresses, nic.network, nic.vni, nic.vlan) == (("10.0.0.3",), "shop/front", 5000, None)
 
 
 def test_only_what_differs_is_written() -> None:

@@ -17,6 +17,7 @@ from kumulus.api.hardware import Shape, WatchdogAction
 from kumulus.api.qos import Burst, Qos
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.domain import DomainDisk, DomainDrive, DomainNic, DomainSpec, Marks
+from kumulus_agents.hypervisor.foreign import NotedNic
 from kumulus_agents.hypervisor.libvirt import allowlist, attached, marks
 from kumulus_agents.hypervisor.libvirt.domain_xml import (
     Platform,
@@ -63,6 +64,10 @@ DRIVES = (
 )
 NIC = DomainNic(VOLUME_UID, "02:4b:00:00:00:01", Plug("kt0d6a5f522d", "kb1111111111", 1450))
 OVS_NIC = DomainNic(UID, "02:4b:00:00:00:02", Plug("kt6f1c2d7e0b", "br-int", 1442, openvswitch=UID, whole=True))
+NOTED = (
+    NotedNic("eth0", NIC.uid, NIC.mac, ("10.0.0.3", "fd00::3"), "tenant/front", 5000),
+    NotedNic("eth1", UID, OVS_NIC.mac, (), "tenant/back", None, 17),
+)
 SPEC = DomainSpec(MARKS, cpus=2, memory=1 << 30, disks=(ROOT,), console_log="/var/lib/kumulus/instances/console.log")
 
 CASES = {
@@ -102,6 +107,7 @@ CASES = {
     "drives": (replace(SPEC, disks=(ROOT, SEED, VOLUME), drives=DRIVES), Platform("kvm")),
     "sources": (replace(SPEC, disks=(ROOT, NETWORK, LVM)), Platform("kvm")),
     "nics": (replace(SPEC, nics=(NIC, OVS_NIC)), Platform("kvm")),
+    "noted": (replace(SPEC, nics=(NIC, OVS_NIC), marks=replace(MARKS, nics=NOTED)), Platform("kvm")),
     "growing": (replace(SPEC, nics=(NIC,), max_cpus=4, max_memory=(3 << 30) + 1), Platform("kvm")),
     "shaped": (
         replace(

@@ -15,6 +15,7 @@ import pytest
 
 from kumulus.api.compute import PowerState
 from kumulus_agents.hypervisor.domain import DomainDisk, DomainSpec, DomainState, ExitReason, Marks
+from kumulus_agents.hypervisor.foreign import NotedNic
 from kumulus_agents.hypervisor.libvirt import acceleration, errors, inventory, marks, verbs
 from kumulus_agents.hypervisor.libvirt.connection import Connection
 from kumulus_agents.hypervisor.libvirt.marks import Hold, Record
@@ -57,6 +58,25 @@ def test_that_a_guest_is_held_is_in_its_metadata(hold: Hold | None) -> None:
         + "</metadata></domain>"
     )
     assert marks.read(xml) == Record(own, None, hold=hold)
+
+
+def test_what_is_known_of_interfaces_is_in_its_metadata() -> None:
+    nics = (
+        NotedNic("eth0", UID, "02:00:00:00:00:01", ("10.0.0.3", "fd00::3"), "tenant/front", 5000),
+        NotedNic("eth1", UID, "02:00:00:00:00:02", (), "tenant/back", None, 17),
+        NotedNic("eth2", UID, "02:00:00:00:00:03"),
+    )
+    own = Marks(UID, 1, "tenant", "web", PowerState.RUNNING, nics=nics)
+    # libvirt gives the element the namespace, as a prefix, and leaves what is in it as it is.
+    live = (
+        marks.instance_xml(own)
+        .replace("instance", "k:instance")
+        .replace(" epoch", f' xmlns:k="{marks.NAMESPACE}" epoch')
+    )
+    defined = ElementTree.tostring(marks.instance(own, f"{{{marks.NAMESPACE}}}instance", f"{{{marks.NAMESPACE}}}nic"))
+    for said in (live, defined.decode()):
+        head = f"<domain><uuid>{UID}</uuid><name>{marks.domain_name(UID)}</name><metadata>"
+        assert marks.read(f"{head}{said}</metadata></domain>") == Record(own, None)
 
 
 def test_inventory() -> None:

@@ -86,18 +86,21 @@ def _wheres(handle: DomainHandle) -> Iterator[int]:
 
 def _matched(root: Element, adoption: Adoption) -> list[Known]:
     """The domain's disks, each with the volume whose file it is. Raises `HypervisorError`."""
-    left, found = list(adoption.disks), list[Known]()
+    left, kept, found = list(adoption.disks), list(adoption.kept), list[Known]()
     for element in root.iterfind("devices/disk"):
         target, path = element.find("target"), sources.path_of(element)
         if element.get("device", "disk") != "disk" or path is None or target is None:
+            continue
+        if path in kept:
+            kept.remove(path)
             continue
         disk = next((disk for disk in left if _is(disk, path)), None)
         if disk is None:
             raise _mismatch(f"it has the disk {target.get('dev')}, which the machine has not")
         left.remove(disk)
         found.append(Known(target.get("dev", ""), path, disk))
-    if left:
-        raise _mismatch(f"it has not got the disk {left[0].name} of the machine")
+    if lacks := [*(disk.name for disk in left), *kept]:
+        raise _mismatch(f"it has not got the disk {lacks[0]} of the machine")
     macs = {(element.get("address") or "").lower() for element in root.iterfind("devices/interface/mac")}
     if lost := [nic.mac for nic in adoption.nics if nic.mac.lower() not in macs]:
         raise _mismatch(f"it has no interface {lost[0]}")

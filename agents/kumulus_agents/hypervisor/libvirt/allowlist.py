@@ -20,6 +20,7 @@ UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 NUMBER = r"[1-9][0-9]{0,18}"
 COUNT = r"0|[1-9][0-9]{0,9}"
 ENCODED = r"[A-Za-z0-9_.~%/:+,@= -]{0,4096}"
+MAC = r"[0-9a-f]{2}(:[0-9a-f]{2}){5}"
 PATH = r"/[^\x00-\x1f\x7f]{1,1023}"
 DEVICE = r"/dev/[A-Za-z0-9_+./-]{1,255}"
 LINK = r"[a-z][a-z0-9-]{1,14}"
@@ -55,6 +56,16 @@ RULES: Mapping[str, Rule] = {
             "restartRequest": ENCODED,
             "departed": UUID,
         }
+    ),
+    f"domain/metadata/{{{marks.NAMESPACE}}}instance/{{{marks.NAMESPACE}}}nic": Rule(
+        {
+            **dict.fromkeys(("name", "addresses", "network"), ENCODED),
+            "uid": UUID,
+            "mac": MAC,
+            "vni": NUMBER,
+            "vlan": NUMBER,
+        },
+        most=16,
     ),
     f"domain/metadata/{{{shaping.NAMESPACE}}}shape": Rule(
         {
@@ -150,7 +161,7 @@ RULES: Mapping[str, Rule] = {
         {"type": "usb|scsi|pci", "index": "[0-9]{1,2}", "model": "none|virtio-scsi|pcie-root|pcie-root-port"}, most=64
     ),
     "domain/devices/interface": Rule({"type": "bridge"}, most=16),
-    "domain/devices/interface/mac": Rule({"address": "[0-9a-f]{2}(:[0-9a-f]{2}){5}"}),
+    "domain/devices/interface/mac": Rule({"address": MAC}),
     "domain/devices/interface/source": Rule({"bridge": LINK}),
     "domain/devices/interface/virtualport": Rule({"type": "openvswitch"}),
     "domain/devices/interface/virtualport/parameters": Rule({"interfaceid": UUID}),

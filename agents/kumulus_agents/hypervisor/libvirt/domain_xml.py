@@ -84,7 +84,7 @@ def render(spec: DomainSpec, platform: Platform, machine_type: str | None = None
     _text(domain, "name", marks.domain_name(spec.marks.uid))
     _text(domain, "uuid", spec.marks.uid)
     metadata = SubElement(domain, "metadata")
-    SubElement(metadata, f"{{{marks.NAMESPACE}}}instance", marks.instance_attributes(spec.marks))
+    metadata.append(marks.instance(spec.marks, f"{{{marks.NAMESPACE}}}instance", f"{{{marks.NAMESPACE}}}nic"))
     shaping.remember(metadata, spec.shape)
     growing.head(domain, spec)
     if spec.nics:

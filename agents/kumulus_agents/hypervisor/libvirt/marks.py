@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 from kumulus.api.compute import PowerState
 from kumulus.api.hardware import Shape
 from kumulus_agents.hypervisor.domain import DEFAULT_SHAPE, AttachedDisk, AttachedDrive, AttachedNic, Marks
+from kumulus_agents.hypervisor.foreign import NotedNic
 from kumulus_agents.hypervisor.libvirt import adopted, attached, shaping
 from kumulus_agents.hypervisor.libvirt.attached import UNKNOWN_SIZE, Size
 from kumulus_agents.hypervisor.libvirt.handles import DomainHandle
@@ -88,8 +89,24 @@ def domain_name(uid: str) -> str:
     return f"kumulus-{uid}"
 
 
-def instance_attributes(marks: Marks) -> dict[str, str]:
-    """The marks as attributes of the `instance` element."""
+def instance(marks: Marks, tag: str = "instance", nic: str = "nic") -> ElementTree.Element:
+    """The marks as the `instance` element; `tag` and `nic` are its name and that of the elements in it."""
+    element = ElementTree.Element(tag, _attributes(marks))
+    for one in marks.nics:
+        said = {
+            "name": one.name,
+            "uid": one.uid,
+            "mac": one.mac,
+            "addresses": " ".join(one.addresses) or None,
+            "network": one.network,
+            "vni": str(one.vni) if one.vni is not None else None,
+            "vlan": str(one.vlan) if one.vlan is not None else None,
+        }
+        ElementTree.SubElement(element, nic, {key: _encode(text) for key, text in said.items() if text is not None})
+    return element
+
+
+def _attributes(marks: Marks) -> dict[str, str]:
     attributes = {
         "uid": _encode(marks.uid),
         "epoch": str(marks.epoch),
@@ -107,7 +124,7 @@ def instance_attributes(marks: Marks) -> dict[str, str]:
 
 def instance_xml(marks: Marks) -> str:
     """The `instance` element for `virDomainSetMetadata`, which gives it its namespace."""
-    return ElementTree.tostring(ElementTree.Element("instance", instance_attributes(marks)), encoding="unicode")
+    return ElementTree.tostring(instance(marks), encoding="unicode")
 
 
 def run_xml(started_at: float) -> str:
@@ -198,6 +215,20 @@ def _marks(element: ElementTree.Element) -> Marks:
         restart_request=None if request is None else _decode(request),
         restarts=int(element.attrib["restarts"]),
         departed=None if (departed := element.get("departed")) is None else _decode(departed),
+        nics=tuple(map(_nic, element.iterfind("{*}nic"))),
+    )
+
+
+def _nic(element: ElementTree.Element) -> NotedNic:
+    network, vni, vlan = (element.get(name) for name in ("network", "vni", "vlan"))
+    return NotedNic(
+        _decode(element.attrib["name"]),
+        _decode(element.attrib["uid"]),
+        _decode(element.attrib["mac"]),
+        tuple(_decode(element.get("addresses", "")).split()),
+        None if network is None else _decode(network),
+        None if vni is None else int(vni),
+        None if vlan is None else int(vlan),
     )
 
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignNic, ForeignShape
-from kumulus_agents.hypervisor.libvirt import sources
+from kumulus_agents.hypervisor.libvirt import adopted, sources
 
 NIC_SOURCES = ("bridge", "network", "dev", "portgroup", "path")
 """Attributes of an interface's source that name it, the best first (https://libvirt.org/formatdomain.html)."""
@@ -14,7 +14,7 @@ NIC_SOURCES = ("bridge", "network", "dev", "portgroup", "path")
 
 def read(domain_xml: str) -> ForeignShape:
     """The shape in a domain's XML."""
-    root = ElementTree.fromstring(domain_xml)  # noqa: S314  # libvirt wrote it
+    root = adopted.note(ElementTree.fromstring(domain_xml))  # noqa: S314  # libvirt wrote it
     machine = root.find("os/type")
     return ForeignShape(
         machine=machine.get("machine") if machine is not None else None,
@@ -70,6 +70,7 @@ def _disk(element: Element) -> ForeignDisk:
         format=_get(driver, "type"),
         read_only=element.find("readonly") is not None,
         layered=element.find("backingStore/source") is not None,
+        name=adopted.known_as(element, "name") or element.findtext("serial"),
     )
 
 
@@ -86,11 +87,11 @@ def _source(element: Element) -> str | None:
 
 
 def _nic(element: Element) -> ForeignNic:
-    source = element.find("source")
+    source, kind = element.find("source"), element.get("type")
     named = (_get(source, name) for name in NIC_SOURCES)
     return ForeignNic(
         mac=_get(element.find("mac"), "address") or "",
-        kind=element.get("type"),
+        kind="openvswitch" if kind == "bridge" and element.find("virtualport") is not None else kind,
         source=next((name for name in named if name), None),
         model=_get(element.find("model"), "type"),
     )

@@ -1,0 +1,180 @@
+"""What of a lost machine's domain becomes what of the machine that was applied again, and what keeps it waiting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import REBUILD, Host
+from kumulus.api.host import HostReport
+from kumulus.api.machine_import import FOUND
+from kumulus.api.network import NetworkInterface
+from kumulus.api.storage import Volume
+from kumulus.api.unmanaged import UnmanagedInstance
+from kumulus.api.volumes import ExistingData
+from kumulus.kube.store import Key
+from kumulus.runtime.reconciler import Caches
+from kumulus_controllers.compute.problem import Problem
+from kumulus_controllers.compute.rebuild_plan import Match, match, pool_of
+from kumulus_controllers.rebuild import Lost, Rebuild
+from kumulus_controllers.storage.volume_plan import MADE_FOR, existing_of, found_as
+
+DOMAIN = "11111111-2222-3333-4444-555555555555"
+DATA = "99999999-2222-3333-4444-555555555555"
+MAC = "02:00:00:00:00:01"
+Raw = dict[str, Any]
+
+
+def vm(**spec: Any) -> VirtualMachine:
+    body: Raw = {
+        "resources": {"cpus": 1, "memory": "1Gi"},
+        "disks": [{"name": "root", "volumeTemplate": {"source": {"image": "system"}}}],
+        "interfaces": [{"name": "eth0", "network": "front"}],
+    }
+    return VirtualMachine.parse({"metadata": {"name": "web", "namespace": "shop", "uid": "u"}, "spec": body | spec})
+
+
+def lost(**status: Any) -> Lost:
+    disk = {"target": "sda", "device": "disk", "name": "root", "pool": "local", "data": DATA, "size": "16Mi"}
+    cdrom = {"target": "sdb", "device": "cdrom"}
+    nic = {
+        "macAddress": MAC,
+        "kind": "bridge",
+        "name": "eth0",
+        "network": "shop/front",
+        "addresses": ["10.0.0.3"],
+        "vni": 5000,
+    }
+    said = {"state": "running", "disks": [disk, cdrom], "nics": [nic]} | status
+    said["machine"] = {"namespace": "shop", "name": "web", "epoch": 3}
+    metadata = {"name": DOMAIN, "namespace": "kumulus-host-h1", "uid": "i", "resourceVersion": "1"}
+    return Lost("h1", UnmanagedInstance.parse({"metadata": metadata, "spec": {}, "status": said}), 3, rebuilt=True)
+
+
+def volume(status: Raw | None = None, **annotations: str) -> Volume:
+    metadata = {"name": "web-root", "namespace": "shop", "uid": "v", "annotations": annotations}
+    return Volume.parse({"metadata": metadata, "spec": {"size": "1Gi"}, "status": status or {}})
+
+
+def interface(status: Raw | None = None, made_for: str | None = "u", **spec: Any) -> NetworkInterface:
+    metadata: Raw = {"name": "web-eth0", "namespace": "shop", "uid": "n"}
+    metadata["annotations"] = {MADE_FOR: made_for} if made_for else {}
+    body = {"metadata": metadata, "spec": {"network": "front"} | spec, "status": status or {}}
+    return NetworkInterface.parse(body)
+
+
+def test_disks_and_interfaces_are_known_by_their_names() -> None:
+    found = match(vm(), lost(), {}, {})
+    assert isinstance(found, Match)
+    data = found.volumes["root"]
+    assert (data.host, data.pool, data.id, data.domain, data.foreign) == ("h1", "local", DATA, DOMAIN, True)
+    assert found.nics["eth0"].mac_address == MAC and found.nics["eth0"].addresses == ("10.0.0.3",)
+    assert existing_of(volume(**{FOUND: found_as(data)})) == data
+    for nonsense in ("../../etc/x/y", f"h1/local/{DATA}", f"h1/local/{DATA}/{DOMAIN}/x"):
+        assert existing_of(volume(**{FOUND: nonsense})) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "reason"),
+    [
+        ({}, {"state": "crashed"}, "StateUnsupported"),
+        ({}, {"nics": [{"macAddress": MAC, "name": "eth0", "addresses": ["10.0.0.03"]}]}, "NoteUnreadable"),
+        ({"disks": []}, {}, "DiskNotInSpec"),
+        ({}, {"disks": []}, "DiskNotFound"),
+        ({}, {"disks": [{"target": "sda", "name": "root"}]}, "DiskNotLocated"),
+        ({"disks": [{"name": "root", "ephemeral": {"image": "system"}}]}, {}, "DiskNotLocated"),
+        ({}, {"nics": []}, "InterfaceNotFound"),
+        ({}, {"nics": [{"macAddress": MAC}]}, "InterfaceNotFound"),
+        ({"interfaces": [{"name": "eth0", "network": "back"}]}, {}, "InterfaceElsewhere"),
+        ({}, {"nics": [{"macAddress": MAC, "name": "eth0", "kind": "openvswitch"}]}, "InterfaceMovesLater"),
+    ],
+)
+def test_what_does_not_fit_waits_and_says_what_to_do(spec: Raw, status: Raw, reason: str) -> None:
+    found = match(vm(**spec), lost(**status), {}, {})
+    assert isinstance(found, Problem) and found.reason == reason
+    assert "not started a second time" in found.message
+
+
+def test_ephemeral_disks_stay_in_their_pool() -> None:
+    machine = vm(disks=[{"name": name, "ephemeral": {"image": "system"}} for name in ("root", "more")])
+    disks = [{"target": "sda", "name": "root", "pool": "local"}, {"target": "sdb", "name": "more", "pool": "local"}]
+    told = lost(disks=disks)
+    found = match(machine, told, {}, {})
+    assert isinstance(found, Match) and not found.volumes and pool_of(machine, told) == "local"
+    apart = match(machine, lost(disks=[disks[0], disks[1] | {"pool": "other"}]), {}, {})
+    assert isinstance(apart, Problem) and apart.reason == "DiskNotLocated"
+
+
+def test_what_cannot_change_its_network_while_it_runs_is_taken_over_off() -> None:
+    plugged = {"macAddress": MAC, "name": "eth0", "kind": "openvswitch"}
+    assert isinstance(match(vm(), lost(nics=[plugged], state="shut off"), {}, {}), Match)
+
+
+def test_a_host_that_noted_nothing_is_helped_by_the_mac_address() -> None:
+    told = lost(nics=[{"macAddress": MAC, "kind": "bridge"}])
+    found = match(vm(interfaces=[{"name": "eth0", "network": "front", "macAddress": MAC.upper()}]), told, {}, {})
+    assert isinstance(found, Match) and found.nics["eth0"].mac_address == MAC
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (volume(), "VolumeExists"),
+        (volume({"pool": "local", "host": "h2"}, **{MADE_FOR: "u"}), "VolumeMadeAnew"),
+        (volume(**{MADE_FOR: "u"}), None),
+        (volume({"pool": "local", "host": "h1"}, **{MADE_FOR: "u", FOUND: "x"}), None),
+    ],
+)
+def test_a_volume_that_has_data_of_its_own_is_not_made_another_one(made: Volume, reason: str | None) -> None:
+    found = match(vm(), lost(), {"root": made}, {})
+    assert (found.reason if isinstance(found, Problem) else None) == reason
+
+
+def test_an_interface_that_the_machine_brought_along_too_early_is_made_anew_and_no_other() -> None:
+    other = {"macAddress": "02:00:00:00:00:09", "addresses": ["10.0.0.9"], "network": "n"}
+    same = {"macAddress": MAC, "addresses": ["10.0.0.3"], "network": "n"}
+    for status, renew in ((other, ("web-eth0",)), (same | {"addresses": ["10.0.0.9"]}, ("web-eth0",)), (same, ())):
+        found = match(vm(), lost(), {}, {"eth0": interface(status)})
+        assert isinstance(found, Match) and found.renew == renew
+    named = vm(interfaces=[{"name": "eth0", "interface": "web-eth0"}])
+    found = match(named, lost(), {}, {"eth0": interface(other, None)})
+    assert isinstance(found, Problem) and found.reason == "InterfaceDiffers" and MAC in found.message
+    assert isinstance(match(named, lost(), {}, {"eth0": interface(same, None)}), Match)
+
+
+def test_numbers_and_addresses_in_use_and_who_has_told() -> None:
+    caches = Caches()
+    rebuild, front = Rebuild(caches), Key("shop", "front")
+
+    def host(version: str, **annotations: str) -> Raw:
+        metadata = {"name": "h1", "uid": "h", "resourceVersion": version, "annotations": annotations}
+        return {"metadata": metadata, "spec": {"zone": "z"}}
+
+    def report(version: str, status: Raw) -> Raw:
+        metadata = {"name": "h1", "namespace": "kumulus-host-h1", "uid": "r", "resourceVersion": version}
+        return {"metadata": metadata, "spec": {}, "status": status}
+
+    caches.store(UnmanagedInstance).apply(
+        {"metadata": lost().item.metadata.to_json(), "spec": {}, "status": lost().item.status.to_json()}
+    )
+    caches.store(Host).apply(host("1"))
+    assert rebuild.numbered(vni=5000) and not rebuild.numbered(vni=5001) and not rebuild.numbered(vlan=5000)
+    assert not rebuild.addresses(front) and not rebuild.unheard(), "of addresses a host alone is not believed"
+    assert [one.rebuilt for one in rebuild.lost(Key("shop", "web"))] == [False]
+    caches.store(Host).apply(host("2", **{REBUILD: "true"}))
+    assert rebuild.addresses(front) == {"10.0.0.3"} and rebuild.unheard() == ["h1"]
+    for version, status, unheard in (
+        ("1", {}, ["h1"]),
+        ("2", {"orphanCount": 2}, ["h1"]),
+        ("3", {"orphanCount": 1}, []),
+    ):
+        caches.store(HostReport).apply(report(version, status))
+        assert rebuild.unheard() == unheard
+    assert [one.rebuilt for one in rebuild.lost(Key("shop", "web"))] == [True]
+
+
+def test_the_data_is_what_the_agent_is_told() -> None:
+    data = ExistingData(pool="local", host="h1", id=DATA, foreign=True, domain=DOMAIN)
+    assert found_as(data) == f"h1/local/{DATA}/{DOMAIN}"
