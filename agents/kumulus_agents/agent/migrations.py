@@ -139,6 +139,7 @@ class Migrations:
             raise HypervisorError("This host sends no guests: its agent has no port for that.", reason="NoTunnel")
         end = End(outgoing.host, outgoing.address, outgoing.port)
         last: list[str] = []
+        word = Word(tunnel, end, outgoing.migration, instance.nics, self._networks)
 
         async def connect(channel: str) -> Stream:
             try:
@@ -149,13 +150,14 @@ class Migrations:
 
         def at(progress: Progress) -> None:
             now = self._time()
+            if progress.halted:
+                word.halted()
             send.progress, send.convergence = progress, (send.convergence or Convergence(now)).seen(progress, now)
 
         sending = Sending(
             outgoing.migration, outgoing.bandwidth, outgoing.max_downtime_ms, outgoing.converge, outgoing.disks
         )
         await self._hypervisor.end_sending(uid)  # what an agent before this one has begun
-        word = Word(tunnel, end, outgoing.migration, instance.nics, self._networks)
         ready = asyncio.create_task(word.stand_ready())
         try:
             await self._hypervisor.send(uid, sending, connect, at)
@@ -166,28 +168,21 @@ class Migrations:
         finally:
             ready.cancel()
             await asyncio.gather(ready, return_exceptions=True)
-            word.close()
+            await word.close()
 
     async def _give_away(self, uid: str, word: Word, migration: str) -> None:
         """The guest has left: that goes on record, and it may go on elsewhere. Its connections are asked for meanwhile."""
         began = self._time()
-        known = asyncio.create_task(word.known())
-        try:
-            # From the first of these lines on it is never started here; only then the other host may let it go on.
-            domain = await self._hypervisor.domain(uid)
-            if (
-                domain is None
-                or domain.state is not DomainState.STOPPED
-                or domain.exit_reason is not ExitReason.MIGRATED
-            ):
-                raise HypervisorError("The guest is not said to have left.", reason="MigrationFailed")
-            await self._hypervisor.mark(uid, replace(domain.marks, departed=migration))
-            recorded = self._time()
-            said = await known
-            asked = self._time()
-            await word.say(said)
-        finally:
-            known.cancel()
+        word.halted()
+        # From the first of these lines on it is never started here; only then the other host may let it go on.
+        domain = await self._hypervisor.domain(uid)
+        if domain is None or domain.state is not DomainState.STOPPED or domain.exit_reason is not ExitReason.MIGRATED:
+            raise HypervisorError("The guest is not said to have left.", reason="MigrationFailed")
+        await self._hypervisor.mark(uid, replace(domain.marks, departed=migration))
+        recorded = self._time()
+        known = await word.known()
+        asked = self._time()
+        await word.say(known)
         steps = {"recorded": recorded - began, "connections": asked - recorded, "heard": self._time() - asked}
         log.info("a guest has left", uid=uid, **{step: round(took * 1000) for step, took in steps.items()})
 

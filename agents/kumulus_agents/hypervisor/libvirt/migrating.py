@@ -63,11 +63,21 @@ class Migrating:
         self._connection = connection
         self._settings = settings
         self._sends = asyncio.Semaphore(SENT_AT_ONCE)
+        self._told: dict[str, Callable[[], None]] = {}
+        """By uid of a domain that is being sent: called when its guest is halted."""
 
     async def send(self, uid: str, sending: Sending, connect: Connect, progress: Callable[[Progress], None]) -> None:
         """See the protocol."""
         async with self._sends, self._doors(uid, connect) as doors:
-            watch = asyncio.create_task(self._watch(uid, sending, progress))
+            last = Progress(0, 0, 0, 1, sending.max_downtime)
+
+            def seen(now: Progress) -> None:
+                nonlocal last
+                last = now
+                progress(now)
+
+            self._told[uid] = lambda: progress(replace(last, halted=True))
+            watch = asyncio.create_task(self._watch(uid, sending, seen))
             try:
                 await self._connection.call(functools.partial(_send, uid, sending, doors), seconds=LONGEST)
             except asyncio.CancelledError:
@@ -75,6 +85,12 @@ class Migrating:
                 raise
             finally:
                 watch.cancel()
+                self._told.pop(uid, None)
+
+    def halted(self, uid: str) -> None:
+        """libvirt says that the guest is halted, for what is left of its memory is sent."""
+        if (told := self._told.get(uid)) is not None:
+            told()
 
     async def end_sending(self, uid: str) -> None:
         """See the protocol."""
@@ -372,7 +388,8 @@ def _arrive(uid: str, wanted: Marks, connection: ConnectionHandle) -> None:
         libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,
     ):
         raise HypervisorError("The guest is not whole here.", reason="NotArrived")
-    verbs.write_marks(wanted, handle)
+    if record.marks != wanted or record.started_at is None:
+        verbs.write_marks(wanted, handle)  # a file of libvirt's, twice, while the guest is halted
     # First that it is ours, then that it runs: who dies in between leaves one that is halted, and knows to let it go on.
     handle.setMetadata(
         libvirt.VIR_DOMAIN_METADATA_ELEMENT,
