@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from kumulus.api.migration import MigrationPhase, VirtualMachineMigration
 from kumulus_lab import commands
 from kumulus_lab.host import LibvirtHost
-from tests.bench import floor, machine, percentiles
+from tests.bench import floor, halting, machine, percentiles
 from tests.bench.bench import Context
 from tests.bench.cloud import BenchError
 from tests.bench.machines import USER_NAMESPACE
@@ -37,6 +37,8 @@ class _Rounds:
     """Longest time without an answer during a move, in milliseconds."""
     halted: list[float] = field(default_factory=list)
     """How long the guest was halted, as libvirt says of the move by hand, in milliseconds."""
+    steps: dict[str, list[float]] = field(default_factory=dict)
+    """How long each step of ours took while the guest was not there, in milliseconds."""
 
 
 async def run(context: Context) -> list[Record]:
@@ -52,12 +54,13 @@ async def run(context: Context) -> list[Record]:
             async with Recorder(there.client, VirtualMachineMigration.KIND, USER_NAMESPACE) as recorder:
                 for number in range(moves):
                     await asyncio.sleep(SETTLE)
-                    await _move(there, recorder, f"move-{number}", address, rounds)
+                    await _move(there, recorder, f"move-{number}", (vm["metadata"]["uid"], address), rounds)
                     await asyncio.sleep(SETTLE)
                     await asyncio.to_thread(_by_hand, hand, there, rounds)
                     context.say(
                         f"move {number + 1}/{moves}: {rounds.ours[-1]:.2f} s, no answer for {rounds.gap[-1]:.0f} ms;"
-                        f" virsh {rounds.hand[-1]:.2f} s, halted for {rounds.halted[-1]:.0f} ms"
+                        f" virsh {rounds.hand[-1]:.2f} s, halted for {rounds.halted[-1]:.0f} ms;"
+                        f" {', '.join(f'{name} {took[-1]:.0f} ms' for name, took in rounds.steps.items())}"
                     )
             status = await there.status(NAME)
             if status["startedAt"] != started:
@@ -68,19 +71,23 @@ async def run(context: Context) -> list[Record]:
     return [each.model_copy(update={"load": load}) for each in _records(rounds)]
 
 
-async def _move(there: Roaming, recorder: Recorder, name: str, address: str, rounds: _Rounds) -> None:
-    loop = asyncio.get_running_loop()
-    async with there.asking(address) as answers:
-        await answers.first(10)
-        body = {"metadata": {"name": name}, "spec": {"vm": NAME}}
-        began, asked = loop.time(), time.monotonic()
-        await there.client.create(VirtualMachineMigration.KIND, body, USER_NAMESPACE)
-        if await recorder.reached([name], MigrationPhase.SUCCEEDED, seconds=120):
-            found = await there.client.get(VirtualMachineMigration.KIND, name, USER_NAMESPACE)
-            raise BenchError(f"the machine does not move: {found['status']}")
-        rounds.ours.append(recorder.at(MigrationPhase.SUCCEEDED)[name] - began)
-        ended = await answers.first(30, after=time.monotonic())
+async def _move(there: Roaming, recorder: Recorder, name: str, guest: tuple[str, str], rounds: _Rounds) -> None:
+    """`guest`: its uid, and the address at which it is asked."""
+    loop, (uid, address) = asyncio.get_running_loop(), guest
+    with halting.watching([_uri(host) for host in there.cloud.lab.hosts]) as seen:
+        async with there.asking(address) as answers:
+            await answers.first(10)
+            body = {"metadata": {"name": name}, "spec": {"vm": NAME}}
+            began, asked = loop.time(), time.monotonic()
+            await there.client.create(VirtualMachineMigration.KIND, body, USER_NAMESPACE)
+            if await recorder.reached([name], MigrationPhase.SUCCEEDED, seconds=120):
+                found = await there.client.get(VirtualMachineMigration.KIND, name, USER_NAMESPACE)
+                raise BenchError(f"the machine does not move: {found['status']}")
+            rounds.ours.append(recorder.at(MigrationPhase.SUCCEEDED)[name] - began)
+            ended = await answers.first(30, after=time.monotonic())
     rounds.gap.append(gap(answers.times, asked, ended) * 1000)
+    for step, took in halting.steps(seen, uid, answers.times).items():
+        rounds.steps.setdefault(step, []).append(took)
     await there.client.delete(VirtualMachineMigration.KIND, name, USER_NAMESPACE)
 
 
@@ -180,6 +187,7 @@ def _records(rounds: _Rounds) -> list[Record]:
             rounds=rounds.gap,
             against=("halted, as libvirt says of virsh migrate", rounds.halted),
             note="asked every 10 ms; the time in which the hosts agree is in it (ADR 29)",
+            detail={f"{name}, P50 ms": round(percentiles.median(took)) for name, took in rounds.steps.items()},
         ),
         record(
             "live migration, no answer to a client outside, most",

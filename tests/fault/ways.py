@@ -15,7 +15,7 @@ from kumulus_agents.hypervisor.migration import Stream
 from kumulus_agents.transfer.server import Find
 from kumulus_agents.transfer.settings import TransferSettings
 from kumulus_agents.transfer.transfer import Transfer
-from kumulus_agents.transfer.tunnel import CONNECT_SECONDS, READY, End, Purpose, Serve, Tunnel
+from kumulus_agents.transfer.tunnel import HELLO_SECONDS, End, Purpose, Serve, Tunnel, purpose_of
 from tests.fault.parties import Crash, Life
 
 PORT = 9413
@@ -81,34 +81,30 @@ class MemoryTunnel(Tunnel):
     def serve(self, serve: Serve) -> None:
         self._answer = serve
 
-    async def connect(self, end: End, purpose: Purpose) -> Stream:
+    async def dial(self, end: End) -> Stream:
         self._life.check()
         there = self._ways.open.get(end.host)
         if there is None or self._ways.cut:
             raise ConnectionRefusedError(f"host {end.host} does not answer")
         ours, theirs = self._ways.pair()
-        there.come(self._host, purpose, theirs)
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                if await ours[0].readline() != READY:
-                    raise ConnectionError(f"host {end.host} does not expect this guest")
-        except TimeoutError as error:
-            ours[1].close()
-            raise ConnectionError(f"host {end.host} does not answer") from error
-        except BaseException:
-            ours[1].close()
-            raise
+        there.come(self._host, theirs)
         return ours
 
-    def come(self, peer: str, purpose: Purpose, stream: Stream) -> None:
+    async def begin(self, stream: Stream, end: End, purpose: Purpose, more: bytes = b"") -> None:
+        self._life.check()
+        await super().begin(stream, end, purpose, more)
+
+    def come(self, peer: str, stream: Stream) -> None:
         """A connection of another host."""
-        task = asyncio.get_running_loop().create_task(self._accepted(peer, purpose, stream))
+        task = asyncio.get_running_loop().create_task(self._accepted(peer, stream))
         self._open.add(task)
         task.add_done_callback(self._open.discard)
 
-    async def _accepted(self, peer: str, purpose: Purpose, stream: Stream) -> None:
+    async def _accepted(self, peer: str, stream: Stream) -> None:
         try:
-            if self._answer is not None:
+            async with asyncio.timeout(HELLO_SECONDS):
+                purpose = purpose_of(await stream[0].readline())
+            if self._answer is not None and purpose is not None:
                 await self._answer(peer, purpose, stream)
         except (Exception, Crash):
             pass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import structlog
@@ -17,31 +17,24 @@ import structlog
 from kumulus.api.compute import PowerState
 from kumulus.api.host import WorkOrder
 from kumulus.api.instance_order import InstanceOrder, MigrationFacts, MigrationState, Outgoing
-from kumulus.api.segments import Nic
 from kumulus_agents.agent.convergence import Convergence
 from kumulus_agents.agent.copied_disks import CopiedDisks
 from kumulus_agents.agent.instance_scope import Moving
 from kumulus_agents.agent.networks import Networks
 from kumulus_agents.agent.orders import Orders
 from kumulus_agents.agent.reservations import Reservations
+from kumulus_agents.agent.word import GO, HEARD_WITHIN, Word
 from kumulus_agents.hypervisor.domain import DomainSpec, DomainState, ExitReason, Marks
 from kumulus_agents.hypervisor.migration import Progress, Sending, Stream
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.network import connections
-from kumulus_agents.network.connections import Connection
 from kumulus_agents.network.protocol import NetworkError
 from kumulus_agents.storage.blocking import to_the_end
 from kumulus_agents.transfer.tunnel import READY, End, Purpose, Tunnel
 
 log = structlog.get_logger(__name__)
 
-GO = "go"
-"""Channel by which the source says that the guest is the target's."""
 TAKEN = b"taken\n"
-HEARD_WITHIN = 5.0
-"""Seconds for a word from host to host; the guest is halted meanwhile."""
-CONNECTIONS_WITHIN = 1.0
-"""Seconds within which an interface's connections are found out, while the guest is halted."""
 
 
 class NotExpected(Exception):
@@ -146,6 +139,7 @@ class Migrations:
             raise HypervisorError("This host sends no guests: its agent has no port for that.", reason="NoTunnel")
         end = End(outgoing.host, outgoing.address, outgoing.port)
         last: list[str] = []
+        word = Word(tunnel, end, outgoing.migration, instance.nics, self._networks)
 
         async def connect(channel: str) -> Stream:
             try:
@@ -156,50 +150,41 @@ class Migrations:
 
         def at(progress: Progress) -> None:
             now = self._time()
+            if progress.halted:
+                word.halted()
             send.progress, send.convergence = progress, (send.convergence or Convergence(now)).seen(progress, now)
 
         sending = Sending(
             outgoing.migration, outgoing.bandwidth, outgoing.max_downtime_ms, outgoing.converge, outgoing.disks
         )
         await self._hypervisor.end_sending(uid)  # what an agent before this one has begun
+        ready = asyncio.create_task(word.stand_ready())
         try:
             await self._hypervisor.send(uid, sending, connect, at)
+            await self._give_away(uid, word, outgoing.migration)
         except HypervisorError as error:
             why = f" ({last[-1]})" if last else ""
             raise HypervisorError(f"{error}{why}", reason=error.reason) from error
+        finally:
+            ready.cancel()
+            await asyncio.gather(ready, return_exceptions=True)
+            await word.close()
+
+    async def _give_away(self, uid: str, word: Word, migration: str) -> None:
+        """The guest has left: that goes on record, and it may go on elsewhere. Its connections are asked for meanwhile."""
+        began = self._time()
+        word.halted()
         # From the first of these lines on it is never started here; only then the other host may let it go on.
         domain = await self._hypervisor.domain(uid)
         if domain is None or domain.state is not DomainState.STOPPED or domain.exit_reason is not ExitReason.MIGRATED:
             raise HypervisorError("The guest is not said to have left.", reason="MigrationFailed")
-        await self._hypervisor.mark(uid, replace(domain.marks, departed=outgoing.migration))
-        await self._tell(tunnel, end, outgoing.migration, instance.nics)
-
-    async def _tell(self, tunnel: Tunnel, end: End, migration: str, nics: Sequence[Nic]) -> None:
-        """That it is the other host's, and what connections it has. If that is not heard, the controllers say it."""
-        try:
-            reader, writer = await tunnel.connect(end, Purpose(migration, GO))
-        except OSError as error:
-            log.info("the other host is told by the controllers", host=end.host, error=str(error))
-            return
-        try:
-            known = {nic.uid: connections.to_json(await self._known(nic)) for nic in nics}
-            async with asyncio.timeout(HEARD_WITHIN):
-                writer.write(json.dumps(known).encode() + b"\n")
-                await writer.drain()
-                await reader.readline()
-        except (OSError, TimeoutError, ValueError):
-            log.info("the other host did not say that it has heard", host=end.host)
-        finally:
-            writer.close()
-
-    async def _known(self, nic: Nic) -> Sequence[Connection]:
-        """A guest whose connections cannot be told goes on without: they are judged anew."""
-        try:
-            async with asyncio.timeout(CONNECTIONS_WITHIN):
-                return await self._networks.connections(nic)
-        except (NetworkError, TimeoutError) as error:
-            log.warning("connections do not go along", interface=nic.uid, error=str(error))
-            return ()
+        await self._hypervisor.mark(uid, replace(domain.marks, departed=migration))
+        recorded = self._time()
+        known = await word.known()
+        asked = self._time()
+        await word.say(known)
+        steps = {"recorded": recorded - began, "connections": asked - recorded, "heard": self._time() - asked}
+        log.info("a guest has left", uid=uid, **{step: round(took * 1000) for step, took in steps.items()})
 
     async def end(self, uid: str, said: MigrationFacts | None) -> None:
         """Do nothing any more for a migration of that machine. Raises `HypervisorError`."""
@@ -262,6 +247,7 @@ class Migrations:
         if domain is None or domain.arriving not in (None, instance.incoming.migration):
             raise NotExpected("the guest is not here")
         reader, writer = stream
+        began = self._time()
         with contextlib.suppress(OSError, TimeoutError, ValueError, NetworkError):
             async with asyncio.timeout(HEARD_WITHIN):
                 writer.write(READY)
@@ -270,7 +256,10 @@ class Migrations:
                 for nic in instance.nics:
                     theirs = said.get(nic.uid) if isinstance(said, dict) else None
                     await self._networks.know(nic, connections.from_json(theirs, nic.addresses))
+        known = self._time()
         await self.arrive(instance, instance.incoming.migration, replace(domain.marks, wanted=PowerState.RUNNING))
+        steps = {"connections": known - began, "resumed": self._time() - known}
+        log.info("a guest goes on", uid=instance.uid, **{step: round(took * 1000) for step, took in steps.items()})
         with contextlib.suppress(OSError):
             writer.write(TAKEN)
             await writer.drain()

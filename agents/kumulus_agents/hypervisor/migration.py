@@ -21,7 +21,7 @@ class Sending:
     bandwidth: int | None = None
     """MiB a second at most; None: as fast as it goes."""
     max_downtime: int = 300
-    """The guest is halted for the rest when that takes no longer, in milliseconds, as far as that can be told before."""
+    """The guest is halted for the rest at most so long, in milliseconds, as far as that can be told before."""
     converge: bool = False
     """Slow the guest down when it writes faster than its memory, or its disks, can be copied."""
     disks: tuple[str, ...] = ()
@@ -43,3 +43,5 @@ class Progress:
     disk_total: int = 0
     """Of the total, that of disks that go along."""
     disk_remaining: int = 0
+    halted: bool = False
+    """The guest is halted for the rest: unless the copy fails it does not go on here."""

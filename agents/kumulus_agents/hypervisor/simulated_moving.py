@@ -38,6 +38,7 @@ async def send(
         try:
             answered = asyncio.ensure_future(reader.readline())
             await asyncio.wait([answered], timeout=host.delay(host.settings.migrate_seconds))
+            progress(Progress(size, 0, 0, 1, sending.max_downtime, halted=True))
             said = {
                 "memory": domain.memory,
                 "cpus": domain.cpus,

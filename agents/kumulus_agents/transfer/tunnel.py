@@ -90,22 +90,33 @@ class Tunnel:
 
     async def connect(self, end: End, purpose: Purpose) -> Stream:
         """A connection to that host for that purpose, which it has agreed to. Raises `OSError`."""
+        stream = await self.dial(end)
+        await self.begin(stream, end, purpose)
+        return stream
+
+    async def dial(self, end: End) -> Stream:
+        """A connection to that host, which proves which one it is and for `HELLO_SECONDS` waits to be told what it is for.
+        Raises `OSError`."""
         context = self._context()
         if context is None:
             raise ConnectionRefusedError("this host has no certificate yet to prove itself with")
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                stream = await asyncio.open_connection(
+                return await asyncio.open_connection(
                     end.address, end.port, ssl=context, server_hostname=transfer_name(end.host), limit=BUFFER
                 )
         except TimeoutError as error:
             raise ConnectionError(f"host {end.host} does not answer at {end.address} port {end.port}") from error
         except ssl.SSLError as error:
             raise ConnectionError(f"host {end.host} did not prove itself, or does not take us for one") from error
+
+    async def begin(self, stream: Stream, end: End, purpose: Purpose, more: bytes = b"") -> None:
+        """Say what a connection is for, with what comes right after that, and have it agreed to; else it is closed. Raises
+        `OSError`."""
         reader, writer = stream
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                writer.write(json.dumps(asdict(purpose)).encode() + b"\n")
+                writer.write(json.dumps(asdict(purpose)).encode() + b"\n" + more)
                 await writer.drain()
                 if await reader.readline() != READY:
                     raise ConnectionError(f"host {end.host} does not expect this guest")
@@ -114,7 +125,6 @@ class Tunnel:
             if isinstance(error, TimeoutError | ValueError | ssl.SSLError):
                 raise ConnectionError(f"host {end.host} does not answer") from error
             raise
-        return stream
 
     async def close(self) -> None:
         """Give up the port, and every connection that came there."""

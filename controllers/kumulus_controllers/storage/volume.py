@@ -237,6 +237,8 @@ class VolumeReconciler:
         volume, order, client = scope.volume, scope.order, self._services.client
         if FINALIZER not in volume.metadata.finalizers:
             return Done()
+        if scope.left_behind:
+            await self._following.clear(scope)
         if (busy := held(scope)) is not None:
             stranded = busy.reason == "HasSnapshots" and scope.shared and order is None
             taken_up = await self._take_up(scope, busy) if stranded else None
@@ -267,16 +269,28 @@ class VolumeReconciler:
         return Wait("Deleting", 30.0)
 
     async def _hold(self, scope: Scope, busy: Lack) -> Result:
-        """It cannot go now. A move that has come to its end meanwhile is seen to: whoever has it has it where it is."""
+        """It cannot go now. A move that has come to its end meanwhile is seen to: whoever has it has it where it is. And it
+        goes after its machine to another host, which waits for that."""
         want, pool, host = wanted(scope), self._volumes.pool(scope.volume), scope.volume.status.host
         if not isinstance(want, Lack):  # what is kept of it goes first, and is not merged without its passphrase
             busy = await self._give_passphrase(scope, want) or busy
+            if (there := self._following.place(scope)) is not None:
+                return await self._follow(scope, want, there, busy)
         if asked(scope.order) is None or scope.order is None or isinstance(want, Lack) or pool is None or host is None:
             return await self._report(scope, None, keeper(scope), busy)
         at = self._course(scope, want, Place(pool, host, scope.volume.status.epoch))
         result = await self._report(scope, at.place, keeper(scope), busy, at)
         if at.over:
             await self._orders.direct(scope.order, at)
+        return result
+
+    async def _follow(self, scope: Scope, want: Wanted, there: Place, busy: Lack) -> Result:
+        """It has come there with its machine and stays as long as that has it: that is on record before it is ordered."""
+        at = self._course(scope, want, there)
+        result = await self._report(scope, there, keeper(scope), busy, at)
+        current = self._volumes.store.get(scope.volume.name, scope.volume.namespace)
+        if current is not None and current.uid == scope.volume.uid:
+            await self._orders.ensure(current, want, at)
         return result
 
     async def _take_up(self, scope: Scope, busy: Lack | None = None) -> Result | None:

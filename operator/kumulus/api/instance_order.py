@@ -106,7 +106,7 @@ class Outgoing(Model):
         default=None, description="MiB a second at most; as fast as it goes when empty.", ge=1
     )
     max_downtime_ms: int = Field(
-        default=300, description="The guest is halted for the rest when that takes no longer, in milliseconds.", ge=1
+        default=300, description="The guest is halted for the rest at most so long, in milliseconds.", ge=1
     )
     converge: bool = Field(
         default=False, description="Slow the guest down when it writes faster than its memory can be copied."

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from kumulus.api.base import FINALIZER, Kind
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import host_namespace
+from kumulus.api.host import WorkOrder
 from kumulus.api.migration import VirtualMachineMigration
 from kumulus.api.order_names import volume_order_name
-from kumulus.api.storage import StoragePool
+from kumulus.api.storage import StoragePool, Volume
+from kumulus.kube.builtin import NAMESPACE
 from kumulus.kube.client import KubeClient
 from kumulus.kube.store import Key
 from kumulus.runtime.clock import SystemClock
@@ -17,9 +20,11 @@ from kumulus_controllers.compute.migration import MigrationReconciler
 from kumulus_controllers.planning.fleet import Fleet
 from kumulus_controllers.storage.snapshot import SnapshotReconciler
 from kumulus_controllers.storage.snapshots import Snapshots
+from kumulus_controllers.storage.volume import VolumeReconciler
 from kumulus_controllers.storage.volume_following import VolumeFollowing
 from kumulus_controllers.storage.volume_orders import VolumeOrders
 from kumulus_controllers.storage.volumes import Volumes
+from tests.fault.memory_api import MemoryApi, MemoryClient
 
 MACHINE, VOLUME, GO, POOL, SNAPSHOT = (f"00000000-0000-0000-0000-00000000000{n}" for n in range(1, 6))
 
@@ -158,3 +163,92 @@ def test_a_snapshot_waits_while_its_volume_is_brought_along_and_is_then_of_the_r
     found = snapshots.scope(snapshot)
     order = found.volume_order
     assert found.moved_by is None and order is not None and order.namespace == host_namespace("b")
+
+
+class Cloud:
+    """A Volume that is being deleted, whose machine has just come to host `b` with it; orders as they were at `a`."""
+
+    def __init__(self) -> None:
+        self.client = MemoryClient(MemoryApi())
+        self.caches = Caches()
+        services = Services(self.client, self.caches, SystemClock(), lambda: 1)
+        self.reconciler = VolumeReconciler(services, Fleet())
+        self.volume = ""
+
+    async def build(self) -> None:
+        for namespace in ("ns", host_namespace("a"), host_namespace("b")):
+            await self.client.create(NAMESPACE, {"metadata": {"name": namespace}})
+        pool = await self.make(StoragePool.KIND, "p", None, {"driver": "dir", "parameters": {"path": "/p"}})
+        size = {"resources": {"cpus": 1, "memory": "64Mi"}}
+        vm = await self.make(VirtualMachine.KIND, "vm", "ns", size, {"host": "b", "epoch": 5})
+        used = {"phase": "InUse", "attachedTo": {"vm": "vm", "uid": vm}}
+        placed = {"pool": "p", "host": "a", "size": 1 << 30, **used}
+        self.volume = await self.make(Volume.KIND, "v", "ns", {"size": "1Gi"}, placed)
+        disk = {"name": "root", "volume": self.volume, "pool": "p", "size": 1 << 30}
+        way = {"vmUid": vm, "sourceHost": "a", "targetHost": "b", "epoch": 5, "disks": [disk]}
+        wanted = {"vm": "vm", "withLocalDisks": True}
+        await self.make(VirtualMachineMigration.KIND, "go", "ns", wanted, {"phase": "Migrating", **way})
+        ref = {"uid": pool, "name": "p", "driver": "dir", "parameters": {"path": "/p"}}
+        owner = {"kind": "Volume", "namespace": "ns", "name": "v", "uid": self.volume}
+        kept = {"type": "Disk", "for": owner, "disk": {"pool": ref, "volume": {"uid": self.volume, "size": 1 << 30}}}
+        await self.make(WorkOrder.KIND, self.order, host_namespace("a"), kept, {"state": "Ready"})
+        instance = {
+            "uid": vm,
+            "epoch": 5,
+            "cpus": 1,
+            "memory": 64 << 20,
+            "power": "Running",
+            "restartPolicy": "Always",
+            "disks": [{"name": "root", "pool": ref, "volume": self.volume, "bootOrder": 1}],
+        }
+        machine = {"kind": "VirtualMachine", "namespace": "ns", "name": "vm", "uid": vm}
+        has = {"type": "Instance", "for": machine, "instance": instance}
+        await self.make(WorkOrder.KIND, "machine", host_namespace("b"), has, {"state": "Running"})
+        await self.client.delete(Volume.KIND, "v", "ns")
+        await self.look()
+
+    @property
+    def order(self) -> str:
+        return volume_order_name(self.volume)
+
+    async def make(
+        self, kind: Kind, name: str, namespace: str | None, spec: Any, status: dict[str, Any] | None = None
+    ) -> str:
+        body = {"metadata": {"name": name, "finalizers": [FINALIZER]}, "spec": spec}
+        made = await self.client.create(kind, body, namespace)
+        if status is not None:
+            await self.client.patch(kind, name, {"status": status}, namespace, subresource="status")
+        return str(made["metadata"]["uid"])
+
+    async def look(self) -> None:
+        """The caches have what there is."""
+        for model in (StoragePool, VirtualMachine, Volume, VirtualMachineMigration, WorkOrder):
+            async for page, _ in self.client.list_pages(model.KIND):
+                for item in page:
+                    self.caches.store(model).apply(item)
+
+    async def passes(self) -> None:
+        await self.reconciler.reconcile(Key("ns", "v"))
+        await self.look()
+
+
+async def test_a_volume_that_is_deleted_on_the_way_goes_along_and_its_machine_does_not_wait_for_it() -> None:
+    cloud = Cloud()
+    await cloud.build()
+    await cloud.passes()
+    volume = await cloud.client.get(Volume.KIND, "v", "ns")
+    assert volume["status"]["host"] == "b" and "deletionTimestamp" in volume["metadata"]
+    there = await cloud.client.get(WorkOrder.KIND, cloud.order, host_namespace("b"))
+    assert there["spec"]["disk"]["volume"]["cameBy"], "it is the copy that came with the guest"
+    assert (
+        "deletionTimestamp"
+        not in (await cloud.client.get(WorkOrder.KIND, cloud.order, host_namespace("a")))["metadata"]
+    )
+    ready = {"status": {"state": "Ready", "observedGeneration": 1}}
+    await cloud.client.patch(WorkOrder.KIND, cloud.order, ready, host_namespace("b"), subresource="status")
+    await cloud.look()
+    await cloud.passes()
+    left = await cloud.client.get(WorkOrder.KIND, cloud.order, host_namespace("a"))
+    assert "deletionTimestamp" in left["metadata"], "what it has left is removed"
+    kept = await cloud.client.get(WorkOrder.KIND, cloud.order, host_namespace("b"))
+    assert "deletionTimestamp" not in kept["metadata"], "its machine has it"

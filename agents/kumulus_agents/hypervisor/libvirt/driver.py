@@ -78,6 +78,7 @@ UNDEFINE = (
     | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 )
 NOWAIT = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+HALTED = (libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED)
 REDEFINED = (libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_DEFINED_UPDATED)
 ON = (DomainState.RUNNING, DomainState.PAUSED)
 _UNSEEN = object()
@@ -139,6 +140,8 @@ class LibvirtHypervisor:
             return
         if event.lifecycle is not None:
             self._exits.note(event.uuid, *event.lifecycle)
+            if event.lifecycle == HALTED:
+                self._migrating.halted(event.uuid)
             if event.lifecycle == REDEFINED:
                 self._redefined.add(event.uuid)
             elif event.lifecycle[0] in (libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STOPPED):

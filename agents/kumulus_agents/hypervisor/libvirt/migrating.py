@@ -46,6 +46,8 @@ FLAGS = (
 LONGEST = 86400.0
 """Seconds; who wants less gives it up."""
 LOOK_EVERY = 1.0
+HALTED_FIRST = 30
+"""Milliseconds for which a guest may be halted, as far as QEMU can tell, when all of its memory has been gone through once."""
 LISTENS_WITHIN = 10.0
 """QEMU listens when libvirt's Prepare has been answered, so this is for a slow machine."""
 LENT_FOR = 60.0
@@ -61,11 +63,21 @@ class Migrating:
         self._connection = connection
         self._settings = settings
         self._sends = asyncio.Semaphore(SENT_AT_ONCE)
+        self._told: dict[str, Callable[[], None]] = {}
+        """By uid of a domain that is being sent: called when its guest is halted."""
 
     async def send(self, uid: str, sending: Sending, connect: Connect, progress: Callable[[Progress], None]) -> None:
         """See the protocol."""
         async with self._sends, self._doors(uid, connect) as doors:
-            watch = asyncio.create_task(self._watch(uid, sending, progress))
+            last = Progress(0, 0, 0, 1, sending.max_downtime)
+
+            def seen(now: Progress) -> None:
+                nonlocal last
+                last = now
+                progress(now)
+
+            self._told[uid] = lambda: progress(replace(last, halted=True))
+            watch = asyncio.create_task(self._watch(uid, sending, seen))
             try:
                 await self._connection.call(functools.partial(_send, uid, sending, doors), seconds=LONGEST)
             except asyncio.CancelledError:
@@ -73,6 +85,12 @@ class Migrating:
                 raise
             finally:
                 watch.cancel()
+                self._told.pop(uid, None)
+
+    def halted(self, uid: str) -> None:
+        """libvirt says that the guest is halted, for what is left of its memory is sent."""
+        if (told := self._told.get(uid)) is not None:
+            told()
 
     async def end_sending(self, uid: str) -> None:
         """See the protocol."""
@@ -175,15 +193,19 @@ class Migrating:
                 await asyncio.sleep(0.02)
 
     async def _watch(self, uid: str, sending: Sending, progress: Callable[[Progress], None]) -> None:
-        told = False
+        seconds, allowed, seen = self._settings.read_timeout, halted_at_most(1, sending.max_downtime), False
         while True:
-            await asyncio.sleep(LOOK_EVERY if told else LOOK_EVERY / 10)
+            await asyncio.sleep(LOOK_EVERY if seen else LOOK_EVERY / 10)
             with contextlib.suppress(HypervisorError):
-                work = functools.partial(_look, uid, None if told else sending.max_downtime)
-                found = await self._connection.call(work, seconds=self._settings.read_timeout)
-                if found is not None:
-                    told = True
-                    progress(found)
+                found = await self._connection.call(functools.partial(_look, uid), seconds=seconds)
+                if found is None:
+                    continue
+                seen = True
+                progress(found)
+                wanted = halted_at_most(found.iteration, sending.max_downtime)
+                if wanted != allowed:
+                    await self._connection.call(functools.partial(_allow, uid, wanted), seconds=seconds)
+                    allowed = wanted
 
     @contextlib.asynccontextmanager
     async def _doors(self, uid: str, connect: Connect) -> AsyncIterator[_Doors]:
@@ -225,6 +247,12 @@ class _Doors:
     disks: str
 
 
+def halted_at_most(iteration: int, most: int) -> int:
+    """For how many milliseconds QEMU may halt the guest from that pass over its memory on: little at first, for what is sent
+    then the guest waits for; and twice as much with each pass, so that one that writes goes too. Pure."""
+    return min(most, HALTED_FIRST << min(iteration - 1, 16))
+
+
 async def _join(one: Stream, other: Stream) -> None:
     """Two streams are one, until either ends."""
     ways = {
@@ -259,6 +287,8 @@ def _send(uid: str, sending: Sending, doors: _Doors, connection: ConnectionHandl
             parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [*disks_along.devices(handle.XMLDesc(0), wanted)]
             flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
             flags |= libvirt.VIR_MIGRATE_NON_SHARED_SYNCHRONOUS_WRITES if sending.converge else 0
+        # Before it begins: a guest whose memory is mostly empty has left before anybody looks.
+        handle.migrateSetMaxDowntime(halted_at_most(1, sending.max_downtime), 0)
         handle.migrateToURI3(f"qemu+unix:///system?socket={doors.libvirt}", parameters, flags)
     except disks_along.UnknownDisk as error:
         raise HypervisorError(f"The guest is not sent: {error}.", reason="MigrationFailed") from error
@@ -287,7 +317,14 @@ def _abort(uid: str, connection: ConnectionHandle) -> bool:
     return False
 
 
-def _look(uid: str, max_downtime: int | None, connection: ConnectionHandle) -> Progress | None:
+def _allow(uid: str, milliseconds: int, connection: ConnectionHandle) -> None:
+    """Have it halted for so long at most, from now on."""
+    handle = verbs.lookup(connection, uid)
+    if handle is not None:
+        handle.migrateSetMaxDowntime(milliseconds, 0)
+
+
+def _look(uid: str, connection: ConnectionHandle) -> Progress | None:
     """How far it is; None when nothing is being copied."""
     handle = verbs.lookup(connection, uid)
     if handle is None:
@@ -296,8 +333,6 @@ def _look(uid: str, max_downtime: int | None, connection: ConnectionHandle) -> P
         told = handle.jobStats(0)
         if told.get("operation") != libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT or not told.get("data_total"):
             return None
-        if max_downtime is not None:
-            handle.migrateSetMaxDowntime(max_downtime, 0)
     except libvirt.libvirtError:
         return None
     return Progress(
@@ -353,7 +388,8 @@ def _arrive(uid: str, wanted: Marks, connection: ConnectionHandle) -> None:
         libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,
     ):
         raise HypervisorError("The guest is not whole here.", reason="NotArrived")
-    verbs.write_marks(wanted, handle)
+    if record.marks != wanted or record.started_at is None:
+        verbs.write_marks(wanted, handle)  # a file of libvirt's, twice, while the guest is halted
     # First that it is ours, then that it runs: who dies in between leaves one that is halted, and knows to let it go on.
     handle.setMetadata(
         libvirt.VIR_DOMAIN_METADATA_ELEMENT,

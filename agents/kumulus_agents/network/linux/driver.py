@@ -180,8 +180,7 @@ class LinuxNetwork(RecordedNetwork):
 
     async def connections(self, nic: Nic) -> Sequence[Connection]:
         """See `KnowsConnections`."""
-        async with self._lock:
-            network = (await self._layout()).networks.get(nic.network)
+        network = (await self._in_force()).networks.get(nic.network)
         if network is None or not nic.addresses:
             return ()
         listing = [str(self._settings.conntrack), "-L", "-w", str(network.number), "-o", "save", "-p", "tcp"]
@@ -192,8 +191,7 @@ class LinuxNetwork(RecordedNetwork):
 
     async def know(self, nic: Nic, connections: Sequence[Connection]) -> None:
         """See `KnowsConnections`."""
-        async with self._lock:
-            network = (await self._layout()).networks.get(nic.network)
+        network = (await self._in_force()).networks.get(nic.network)
         if network is not None and connections:
             lines = tracked.entries(connections, network.number)
             await run([str(self._settings.conntrack), "-R", "/dev/stdin"], lines)

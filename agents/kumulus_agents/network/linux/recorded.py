@@ -101,6 +101,13 @@ class RecordedNetwork(ABC):
     async def _mend_whole(self) -> Sequence[str]:
         """Make so again what networks share; what was not so."""
 
+    async def _in_force(self) -> Layout:
+        """What is in force now, without waiting for a change that is being made: a guest may be halted until it is known."""
+        if (known := self._known) is not None:
+            return known
+        async with self._lock:
+            return await self._layout()
+
     # Networks
 
     async def ensure_segment(self, segment: SegmentOrder) -> SegmentFacts:

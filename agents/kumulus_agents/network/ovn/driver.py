@@ -149,9 +149,8 @@ class OvnNetwork(RecordedNetwork):
 
     async def connections(self, nic: Nic) -> Sequence[Connection]:
         """See `KnowsConnections`."""
-        async with self._lock:
-            await self._layout()
-            return await self._logical.connections(nic)
+        await self._in_force()
+        return await self._logical.connections(nic)
 
     async def know(self, nic: Nic, connections: Sequence[Connection]) -> None:
         """See `KnowsConnections`. For a while: by then Open vSwitch has taken them up, or nobody speaks on them."""

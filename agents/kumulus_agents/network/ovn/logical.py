@@ -27,7 +27,7 @@ LOOK_SECONDS = 0.005
 
 
 class Logical:
-    """Its verbs are called one at a time."""
+    """Its verbs are called one at a time, but for `connections`."""
 
     def __init__(self, settings: OvnSettings, databases: Databases) -> None:
         self._settings = settings
