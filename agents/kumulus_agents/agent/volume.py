@@ -29,6 +29,7 @@ from kumulus_agents.agent.whereabouts import Whereabouts
 from kumulus_agents.hypervisor.domain import Domain, DomainState
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.storage.adoption import Adopting, not_offered
+from kumulus_agents.storage.lock import Locking
 from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredVolume
 from kumulus_agents.storage.sizes import whole_sectors
 
@@ -193,6 +194,9 @@ class Volumes:
         driver = self._pools.driver(pool)
         if pool.shared:
             await driver.claim_volume(wanted.uid, self._host, wanted.epoch)
+            if isinstance(driver, Locking) and wanted.epoch:
+                used = any(map(_is_on, await self._having(wanted.uid)))
+                await driver.shut_out(wanted.uid, self._host, wanted.epoch, used=used)
         origin = wanted.origin
         copied = (origin.volume or (origin.snapshot.volume if origin.snapshot else None)) if origin else None
         copies = copied is not None or (origin is not None and wanted.thick)
@@ -340,6 +344,8 @@ class Volumes:
                 await driver.remove_volume(wanted.uid)
             elif isinstance(driver, Adopting) and not here.shared:
                 await driver.retain_volume(wanted.uid, order.spec.for_.namespace, order.spec.for_.name)
+            elif isinstance(driver, Locking) and here.shared:
+                await driver.release_volume(wanted.uid, self._host, wanted.epoch)
         if wanted.origin is not None and wanted.origin.linked and wanted.origin.snapshot is not None:
             self._unlinked(wanted.origin.snapshot.volume)
         await self._orders.release(order)
