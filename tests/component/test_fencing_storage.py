@@ -1,13 +1,15 @@
-"""Hosts that share a pool in a real Ceph cluster, when the cluster hangs and when a host does (ADR 33, 39, 46).
+"""Hosts that share pools in a real Ceph cluster and on a real NFS server, when these hang and when a host does (ADR 33, 39, 46).
 
-Real are the API server, the controllers, the agents, the cluster and the BMC; only the hypervisors are simulated.
+Real are the API server, the controllers, the agents, the storage and the BMC; only the hypervisors are simulated.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,13 @@ from kumulus.api.fabric import Host
 from kumulus.api.remediation import HostRemediation
 from kumulus.api.storage import StoragePool, Volume, VolumeClass
 from kumulus.kube.builtin import NAMESPACE, SECRET
+from kumulus_agents.storage.nfs import mount
 from kumulus_agents.watchdog.client import Watchdog
 from kumulus_agents.watchdog.watch import State
 from kumulus_controllers.fabric.automatic import MARGIN_SECONDS
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
-from tests.component.cloud import GIB, Raw, cloud, condition, phase, until
+from tests.component.cloud import GIB, Cloud, Raw, cloud, condition, phase, until
 from tests.component.dog import watchdog
 from tests.component.relay import relayed
 from tests.component.test_fencing import DYING, LEASE_SECONDS, SPARE, Owner
@@ -32,34 +35,51 @@ from tests.contract.bmc import PASSWORD, emulator
 from tests.contract.bmc import USER as BMC_USER
 from tests.contract.ceph import POOL, USER, CephCluster, why_none
 from tests.contract.test_rbd import writer
+from tests.system.nfs_server import TOOLS, NfsServer, nfs_server
 from tests.unit.storage.material import needs_root
 
 pytestmark = [pytest.mark.cluster, pytest.mark.wide, pytest.mark.asyncio(loop_scope="module"), needs_root]
 
-FAR = "far"
+FAR, EXPORT = "far", "export"
 HANGS = 2 * LEASE_SECONDS + MARGIN_SECONDS + 5
 """Seconds: a host that went silent with the pool would be fenced, and its watchdog would have ended its machines."""
 
 
 class Sharers(Owner):
-    """The owner of machines whose disks are in the cluster, and the operator of two hosts that share it."""
+    """The owner of machines whose disks are in such pools, and the operator of two hosts that share them."""
 
-    def __init__(self, *given: object, ceph: CephCluster) -> None:
-        super().__init__(*given)  # type: ignore[arg-type]
-        self.ceph = ceph
+    def __init__(self, made: Cloud, tag: str, ceph: CephCluster, nfs: NfsServer) -> None:
+        super().__init__(made, tag)
+        self.ceph, self.nfs = ceph, nfs
 
     async def pools(self) -> None:
         key = {"metadata": {"name": "ceph"}, "stringData": {"key": self.ceph.key()}}
         await self.client.create(SECRET, key, "kumulus-system")
         rbd = {"monitors": list(self.ceph.monitors), "pool": POOL, "user": USER, "secret": {"name": "ceph"}}
-        spec = {"driver": "rbd", "parameters": {"rbd": rbd}}
-        await self.client.create(StoragePool.KIND, {"metadata": {"name": FAR, "labels": {"is": FAR}}, "spec": spec})
-        offered = {"metadata": {"name": FAR}, "spec": {"poolSelector": {"is": FAR}}}
-        await self.client.create(VolumeClass.KIND, offered)
+        nfs = {"server": self.nfs.address, "path": str(self.nfs.export)}
+        for name, driver, parameters in ((FAR, "rbd", rbd), (EXPORT, "nfs", nfs)):
+            spec = {"driver": driver, "parameters": {driver: parameters}}
+            body = {"metadata": {"name": name, "labels": {"is": name}}, "spec": spec}
+            await self.client.create(StoragePool.KIND, body)
+            offered = {"metadata": {"name": name}, "spec": {"poolSelector": {"is": name}}}
+            await self.client.create(VolumeClass.KIND, offered)
 
-    async def running(self, name: str) -> Raw:
+    @contextmanager
+    def hung(self, pool: str) -> Iterator[None]:
+        """The storage behind the pool does not answer, and nothing that is open ends."""
+        if pool == FAR:
+            with self.ceph.silent():
+                yield
+            return
+        self.nfs.stall()
+        try:
+            yield
+        finally:
+            self.nfs.go_on()
+
+    async def running(self, name: str, pool: str = FAR) -> Raw:
         """A machine with high availability that runs on the first host, and may go to the other."""
-        await self.vm(name, ha={"enabled": True}, disk=FAR, placement={"hostSelector": {"role": DYING}})
+        await self.vm(name, ha={"enabled": True}, disk=pool, placement={"hostSelector": {"role": DYING}})
         vm = await self.runs_on(name, DYING)
         await self.patch(VirtualMachine.KIND, name, placement={"hostSelector": None})
         return vm
@@ -82,6 +102,14 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephCluster]:
 
 
 @pytest.fixture(scope="module")
+def nfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NfsServer]:
+    if not TOOLS:
+        pytest.skip("needs nfs-ganesha: hack/setup.py --tests")
+    with nfs_server(tmp_path_factory.mktemp("ganesha")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     made = new_lab()
     try:
@@ -92,20 +120,32 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def owner(ceph: CephCluster, lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sharers]:
-    async with cloud(lab, tmp_path_factory.mktemp("hosts")) as made:
-        owner = Sharers(made, secrets.token_hex(3), ceph=ceph)
-        await owner.client.create(NAMESPACE, {"metadata": {"name": owner.namespace}})
-        await owner.pools()
-        for name, memory in ((DYING, 8), (SPARE, 4)):
-            await owner.host(name, memory=memory * GIB)
-        await owner.ready_pool(FAR, hosts=2)
-        yield owner
+async def owner(
+    ceph: CephCluster, nfs: NfsServer, lab: Lab, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Sharers]:
+    directory = tmp_path_factory.mktemp("hosts")
+    try:
+        async with cloud(lab, directory) as made:
+            owner = Sharers(made, secrets.token_hex(3), ceph, nfs)
+            await owner.client.create(NAMESPACE, {"metadata": {"name": owner.namespace}})
+            await owner.pools()
+            for name, memory in ((DYING, 8), (SPARE, 4)):
+                await owner.host(name, memory=memory * GIB)
+            for pool in (FAR, EXPORT):
+                await owner.ready_pool(pool, hosts=2)
+            yield owner
+    finally:
+        for target in directory.glob("*/mounts/*"):
+            if mount.mounted(target) is not None:
+                await asyncio.to_thread(subprocess.run, ["umount", "-l", target], check=True)
 
 
-async def test_a_cluster_that_hangs_reboots_no_host_and_restarts_no_machine(owner: Sharers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pool", [FAR, EXPORT])
+async def test_storage_that_hangs_reboots_no_host_and_restarts_no_machine(
+    owner: Sharers, tmp_path: Path, pool: str
+) -> None:
     host, fired = owner.cloud.hosts[DYING], list[str]()
-    vm = await owner.running("steady")
+    vm = await owner.running("steady", pool)
     uid, starts = vm["metadata"]["uid"], dict(host.machine.starts)
     await host.kill()
     host.watchdog = Watchdog(tmp_path / "dog")
@@ -130,8 +170,9 @@ async def test_a_cluster_that_hangs_reboots_no_host_and_restarts_no_machine(owne
             host.start()
             await until(armed, "it is armed")
             await owner.runs_on("steady", DYING)
-            with owner.ceph.silent():
-                await owner.cluster(StoragePool.KIND, FAR, lambda pool: not pool["status"].get("readyHosts"), "is away")
+            with owner.hung(pool):
+                away = lambda one: not one["status"].get("readyHosts")  # noqa: E731
+                await owner.cluster(StoragePool.KIND, pool, away, "is away")
                 over = asyncio.get_running_loop().time() + HANGS
                 while asyncio.get_running_loop().time() < over:
                     assert await well(DYING) and await well(SPARE)
@@ -139,7 +180,7 @@ async def test_a_cluster_that_hangs_reboots_no_host_and_restarts_no_machine(owne
                     assert (watch.state, bmc.power, fired) == (State.ARMED, "On", [])
                     assert owner.runs_here(vm, DYING)
                     await asyncio.sleep(0.2)
-            await owner.ready_pool(FAR, hosts=2)
+            await owner.ready_pool(pool, hosts=2)
             after = await owner.runs_on("steady", DYING)
             assert (after["status"]["epoch"], host.machine.starts) == (vm["status"]["epoch"], starts)
             assert uid in starts and fired == [] and await owner.cloud.listed(HostRemediation.KIND) == []
@@ -164,18 +205,23 @@ async def test_a_host_that_is_cut_off_lives_as_its_heartbeat_in_the_cluster_says
         await owner.ready_pool(FAR, hosts=2)
         relay.cut()
 
-        def says(word: str) -> Callable[[Raw], bool]:
+        def says(*words: str) -> Callable[[Raw], bool]:
             def holds(item: Raw) -> bool:
-                found = [one for one in item["status"].get("witnesses", ()) if one["kind"] == "Storage"]
-                return any(one["says"] == word and FAR in one["message"] for one in found)
+                found = {
+                    one["says"]: one["message"]
+                    for one in item["status"].get("witnesses", ())
+                    if one["kind"] == "Storage"
+                }
+                return set(found) == {words[0]} and all(word in found[words[0]] for word in words[1:])
 
             return holds
 
         try:
-            await owner.cluster(Host.KIND, DYING, says("Alive"), "is alive, as its heartbeat says")
-            with owner.ceph.silent("osd"):
-                await owner.cluster(Host.KIND, DYING, says("Unknown"), "is not known to be alive")
-            await owner.cluster(Host.KIND, DYING, says("Alive"), "is alive again")
+            with owner.hung(EXPORT):
+                await owner.cluster(Host.KIND, DYING, says("Alive", f"pool {FAR}"), "is alive, as its heartbeat says")
+                with owner.ceph.silent("osd"):
+                    await owner.cluster(Host.KIND, DYING, says("Unknown"), "is not known to be alive")
+                await owner.cluster(Host.KIND, DYING, says("Alive", f"pool {FAR}"), "is alive again")
         finally:
             relay.heal()
             await host.kill()
