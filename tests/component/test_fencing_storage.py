@@ -29,7 +29,7 @@ from kumulus_lab.state import Hypervisor
 from tests.component.cloud import GIB, Cloud, Raw, cloud, condition, phase, until
 from tests.component.dog import watchdog
 from tests.component.relay import relayed
-from tests.component.test_fencing import DYING, LEASE_SECONDS, SPARE, Owner
+from tests.component.test_fencing import DYING, LEASE_SECONDS, SPARE, Owner, other
 from tests.conftest import new_lab
 from tests.contract.bmc import PASSWORD, emulator
 from tests.contract.bmc import USER as BMC_USER
@@ -201,8 +201,9 @@ async def test_a_host_that_is_cut_off_lives_as_its_heartbeat_in_the_cluster_says
     async with relayed(owner.cloud.lab.kubeconfig, tmp_path) as (relay, client):
         await host.kill()
         straight, host.client = host.client, client
+        before = await owner.reached_at(DYING)
         host.start()
-        await owner.ready_pool(FAR, hosts=2)
+        await until(lambda: other(owner.reached_at(DYING), before), "its agent is there, and has its orders")
         relay.cut()
 
         def says(*words: str) -> Callable[[Raw], bool]:
