@@ -144,10 +144,9 @@ class SimHost:
     def _pool(self, pool: PoolRef, secrets: Secrets) -> StorageDriver:
         if pool.driver is not PoolDriver.DIR:
             ceph = CephSettings(runtime=PurePosixPath(self.directory / "ceph"), answer_seconds=2.0)
-            scratch = PurePosixPath(self.directory / "scratch")
-            return registry.load(
-                pool.driver, pool, StorageSettings(host=self.name, scratch=scratch, ceph=ceph), secrets
-            )
+            scratch, mounts = PurePosixPath(self.directory / "scratch"), PurePosixPath(self.directory / "mounts")
+            settings = StorageSettings(host=self.name, scratch=scratch, mounts=mounts, readers=(), ceph=ceph)
+            return registry.load(pool.driver, pool, settings, secrets)
         root = self.directory.parent / "shared" if pool.shared else self.directory / "pools"
         fetch = FetchSettings(allowed_networks=(ipaddress.ip_network("127.0.0.1/32"),), backoff=0, retries=0)
         parameters = PoolParameters(path=str(root / pool.name), shared=pool.shared or None)
