@@ -34,7 +34,7 @@ from kumulus_agents.storage import registry
 from kumulus_agents.storage.dir.driver import DirStorage
 from kumulus_agents.storage.protocol import StorageDriver
 from kumulus_agents.storage.secrets import Secrets
-from kumulus_agents.storage.settings import FetchSettings, StorageSettings
+from kumulus_agents.storage.settings import CephSettings, FetchSettings, StorageSettings
 from kumulus_agents.transfer.settings import TransferSettings
 from kumulus_agents.transfer.transfer import Transfer
 from kumulus_agents.watchdog.client import Watchdog
@@ -143,7 +143,10 @@ class SimHost:
 
     def _pool(self, pool: PoolRef, secrets: Secrets) -> StorageDriver:
         if pool.driver is not PoolDriver.DIR:
-            return registry.load(pool.driver, pool, StorageSettings(host=self.name), secrets)
+            ceph = CephSettings(runtime=PurePosixPath(self.directory / "ceph"), answer_seconds=2.0)
+            scratch, mounts = PurePosixPath(self.directory / "scratch"), PurePosixPath(self.directory / "mounts")
+            settings = StorageSettings(host=self.name, scratch=scratch, mounts=mounts, readers=(), ceph=ceph)
+            return registry.load(pool.driver, pool, settings, secrets)
         root = self.directory.parent / "shared" if pool.shared else self.directory / "pools"
         fetch = FetchSettings(allowed_networks=(ipaddress.ip_network("127.0.0.1/32"),), backoff=0, retries=0)
         parameters = PoolParameters(path=str(root / pool.name), shared=pool.shared or None)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kumulus.api.order_names import instance_order_name, volume_order_name
-from kumulus_agents.hypervisor.domain import DomainState
+from kumulus_agents.hypervisor.domain import DomainState, ExitReason
 from kumulus_agents.hypervisor.simulated_host import SimulatedHost
 from kumulus_agents.hypervisor.simulated_host import SimulatedSettings as HypervisorSettings
 from kumulus_agents.storage.protocol import StorageError
@@ -318,6 +318,19 @@ async def test_of_two_machines_that_want_a_volume_the_older_gets_it(host: TestHo
         await host.until_instance(younger, state="Refused", reason="VolumeInUse")
         await delete(host, instance_order_name(older))
         await host.until_instance(younger, 5, state="Running")
+
+
+async def test_a_volume_that_another_host_has_taken_is_opened_by_no_agent_whose_orders_are_old(host: TestHost) -> None:
+    together = POOL | {"uid": "00000000-0000-4000-8000-00000000000a", "name": "together"}
+    together["parameters"] = {"path": "/var/lib/kumulus/pools/together", "shared": True}
+    async with host.running():
+        volume = await host.volume_order(pool=together, size=GIB)
+        uid = await host.order(disks=[disk(volume) | {"pool": together}])
+        await host.until_instance(uid, state="Running")
+        host.pools[str(together["uid"])].keepers[volume] = (1, "other")
+        host.machine.end(uid, ExitReason.CRASHED)
+        status = await host.until_instance(uid, reason="VolumeElsewhere")
+        assert "other" in status["message"] and host.machine.starts[uid] == 1
 
 
 async def test_a_volume_is_not_removed_while_the_hypervisor_does_not_answer(host: TestHost) -> None:

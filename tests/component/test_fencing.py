@@ -311,7 +311,7 @@ async def test_a_host_without_a_bmc_ends_its_machines_itself_before_they_start_e
     host.watchdog = Watchdog(tmp_path / "dog")
     await owner.client.patch(Host.KIND, DYING, {"spec": {"fencing": {"automatic": True, "watchdog": True}}})
     host.start()
-    await until(lambda: _other(owner.reached_at(DYING), before), "its agent is there")
+    await until(lambda: other(owner.reached_at(DYING), before), "its agent is there")
 
     async def says(reason: str) -> bool:
         order = await owner.client.find(WorkOrder.KIND, WATCHDOG_ORDER, host_namespace(DYING))
@@ -360,7 +360,7 @@ async def test_a_host_that_hangs_is_switched_off_by_its_bmc_and_one_that_is_only
     assert owner.witness.twice == []
 
 
-async def _other(what: Awaitable[object], before: object) -> bool:
+async def other(what: Awaitable[object], before: object) -> bool:
     return await what not in (None, before)
 
 
@@ -384,7 +384,7 @@ async def _cut_off_then_hung(
     await host.kill()
     straight, host.client = host.client, client
     host.start()
-    await until(lambda: _other(owner.reached_at(DYING), before), "it has a certificate again")
+    await until(lambda: other(owner.reached_at(DYING), before), "it has a certificate again")
     relay.cut()
 
     def cut_off(item: Raw) -> bool:

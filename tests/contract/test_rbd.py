@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import ipaddress
 import itertools
 import json
+import signal
 import subprocess
 import time
 import uuid
@@ -27,9 +29,11 @@ from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.hypervisor.domain import DomainDisk
 from kumulus_agents.storage.dir import marker
 from kumulus_agents.storage.dir.driver import DirStorage
+from kumulus_agents.storage.lock import Locking
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.part import Part
 from kumulus_agents.storage.protocol import ImportProgress, StorageError, VolumeContent
+from kumulus_agents.storage.pulse import Pulsed
 from kumulus_agents.storage.rbd import names
 from kumulus_agents.storage.rbd.driver import RbdStorage
 from kumulus_agents.storage.settings import CephSettings, FetchSettings, StorageSettings
@@ -41,6 +45,7 @@ from tests.contract.libvirt_world import LibvirtWorld
 from tests.contract.libvirtd import PrivateLibvirtd
 from tests.contract.snapshots import InstantContract, linked_to, of_snapshot, taken
 from tests.contract.storage import Bench, StorageContract
+from tests.patience import PATIENCE as DEADLINES
 from tests.unit.storage.material import disk, http, ignore, pool_ref
 from tests.unit.storage.server import Answer, Server, serving
 
@@ -174,6 +179,51 @@ def write(ceph: CephCluster, name: str, offset: int, size: int, byte: int) -> No
     )
 
 
+class Writer:
+    """An emulator that has an image of the pool open, as a machine on some host has."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def write(self, byte: int, offset: int = 0) -> bool:
+        """Whether 4 KiB of it could be written."""
+        await self.begin(byte, offset)
+        return await self.done()
+
+    async def begin(self, byte: int, offset: int = 0) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"write -P {byte} {offset} 4096\n".encode())
+        await self.process.stdin.drain()
+
+    async def done(self) -> bool:
+        """How the write ends that was begun."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(60 * DEADLINES):
+            while line := await self.process.stdout.readline():
+                if b"wrote" in line or b"failed" in line:
+                    return b"wrote" in line
+        raise AssertionError("it has ended")
+
+
+@contextlib.asynccontextmanager
+async def writer(ceph: CephCluster, volume: str) -> AsyncIterator[Writer]:
+    """One that has written to the volume."""
+    process = await asyncio.create_subprocess_exec(
+        *("qemu-io", "--image-opts", ceph.opened(names.volume(volume))),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        made = Writer(process)
+        assert await made.write(1)
+        yield made
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
 async def refused(attempt: Awaitable[object]) -> StorageError:
     with pytest.raises(StorageError) as caught:
         await attempt
@@ -223,26 +273,54 @@ class TestData:
     ) -> None:
         volume = new_uid()
         await far.driver.ensure_volume(volume, MIB, None, False)
-        writer = await asyncio.create_subprocess_exec(
-            *("qemu-io", "--image-opts", ceph.opened(names.volume(volume))),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert writer.stdin is not None
-        assert writer.stdout is not None
-        writer.stdin.write(b"write -P 1 0 512\n")
-        await writer.stdout.readuntil(b"wrote")
-        attempts: list[Callable[[], Awaitable[object]]] = [
-            lambda: far.driver.grow_volume(volume, 2 * MIB),
-            lambda: far.driver.ensure_volume(new_uid(), None, VolumeOrigin(volume=volume), False),
-            lambda: far.driver.remove_volume(volume),
-        ]
-        for attempt in attempts:
-            assert (await refused(attempt())).reason == "VolumeInUse"
-        assert (await refused(far.driver.begin_snapshot(volume, new_uid()))).reason == "VolumeInUse"
-        writer.stdin.close()
-        await writer.wait()
+        async with writer(ceph, volume):
+            attempts: list[Callable[[], Awaitable[object]]] = [
+                lambda: far.driver.grow_volume(volume, 2 * MIB),
+                lambda: far.driver.ensure_volume(new_uid(), None, VolumeOrigin(volume=volume), False),
+                lambda: far.driver.remove_volume(volume),
+            ]
+            for attempt in attempts:
+                assert (await refused(attempt())).reason == "VolumeInUse"
+            assert (await refused(far.driver.begin_snapshot(volume, new_uid()))).reason == "VolumeInUse"
         assert (await far.driver.grow_volume(volume, 2 * MIB)).virtual_size == 2 * MIB
+        await far.driver.remove_volume(volume)
+
+
+class TestHosts:
+    """Hosts that share the pool: they see each other live, and none writes to what another has taken."""
+
+    async def test_a_heartbeat_is_seen_by_the_other_host_and_is_no_image(self, ceph: CephCluster, far: Far) -> None:
+        other, before = far.again(), ceph.rbd("ls", POOL)
+        host = f"h-{new_uid()}"
+        assert isinstance(far.driver, Pulsed)
+        assert await other.last_beat(host) is None
+        for beat in ("life-1", "life-2"):
+            await far.driver.beat(host, beat)
+            assert await other.last_beat(host) == beat
+        assert ceph.rbd("ls", POOL) == before
+
+    async def test_whoever_did_not_give_a_volume_up_is_shut_out_of_it(
+        self, ceph: CephCluster, far: Far, tmp_path: Path
+    ) -> None:
+        volume, other = new_uid(), far.again()
+        assert isinstance(other, Locking)
+        await far.driver.claim_volume(volume, "a", 0)
+        await far.driver.ensure_volume(volume, MIB, None, False)
+        async with writer(ceph, volume) as stale, writer(ceph, volume) as hung:
+            hung.process.send_signal(signal.SIGSTOP)
+            await hung.begin(9)
+            for _ in range(2):
+                await other.claim_volume(volume, "b", 1)
+                await other.shut_out(volume, "b", 1, used=False)
+            assert (await refused(far.driver.claim_volume(volume, "a", 0))).reason == "VolumeElsewhere"
+            async with writer(ceph, volume) as taken_by:
+                assert await taken_by.write(2)
+                hung.process.send_signal(signal.SIGCONT)
+                assert not await hung.done()
+                assert not await stale.write(8)
+                await other.shut_out(volume, "b", 1, used=False)  # it was done once
+                assert await taken_by.write(3, 4096)
+        assert content(ceph, names.volume(volume), tmp_path)[:8192] == b"\2" * 4096 + b"\3" * 4096
         await far.driver.remove_volume(volume)
 
 

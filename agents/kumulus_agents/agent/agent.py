@@ -280,7 +280,7 @@ class Agent:
             whereabouts,
             self._networks,
             migrations,
-            has=lambda volume: volumes.has(volume),
+            has=lambda volume: volumes.holds(volume),
             image_failure=self.orders.image_failure,
         )
         guests = Guests(drivers.hypervisor, self._clock, changed=self._guest_changed)

@@ -92,10 +92,10 @@ class InstanceSteps:
         networks: Networks,
         migrations: Migrations,
         *,
-        has: Callable[[str], bool],
+        has: Callable[[str], Awaitable[bool]],
         image_failure: Callable[[str, str], str | None],
     ) -> None:
-        """`has` says whether this host sees to a volume of a pool that hosts share; `image_failure` why it could not get
+        """`has` says whether this host sees to a volume of a pool that hosts share, as the pool itself says; `image_failure` why it could not get
         an image into a pool, by their uids."""
         self._has = has
         self._image_failure = image_failure
@@ -337,7 +337,7 @@ class InstanceSteps:
             raise _not_there(disk)
 
     async def _volume(self, disk: InstanceDisk, volume: str, *, seen_to: bool = False) -> DomainDisk:
-        if disk.pool.shared and not seen_to and not self._has(volume):
+        if disk.pool.shared and not seen_to and not await self._has(volume):
             raise _not_there(disk)
         await self._whereabouts.demand(volume, disk.pool)
         stored = await self._pools.driver(disk.pool).open_volume(volume)

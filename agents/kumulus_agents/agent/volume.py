@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 
 import structlog
 
@@ -29,6 +29,7 @@ from kumulus_agents.agent.whereabouts import Whereabouts
 from kumulus_agents.hypervisor.domain import Domain, DomainState
 from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 from kumulus_agents.storage.adoption import Adopting, not_offered
+from kumulus_agents.storage.lock import Locking
 from kumulus_agents.storage.protocol import ProgressListener, StorageDriver, StorageError, StoredVolume
 from kumulus_agents.storage.sizes import whole_sectors
 
@@ -99,6 +100,17 @@ class Volumes:
     def has(self, volume: str) -> bool:
         """Whether this host sees to the volume, as it has made sure of: an order for it is carried out and stays."""
         return any(order.name in self._seen and not order.deleting for order in self._orders.keepers(volume))
+
+    async def holds(self, volume: str) -> bool:
+        """The same of a volume of a pool that hosts share, as the pool itself says now: an agent that the API server does not reach has
+        orders that may be old. Raises `StorageError`: VolumeElsewhere when another host has taken it."""
+        for order in self._orders.keepers(volume):
+            wanted = order.spec.disk.volume if order.spec.disk is not None else None
+            if wanted is not None and not order.deleting:
+                here = await self._whereabouts.of(order)
+                if here.shared:
+                    await self._pools.driver(here).claim_volume(wanted.uid, self._host, wanted.epoch)
+        return self.has(volume)
 
     def sees_to(self, volume: str) -> bool:
         """Whether snapshots of the volume are taken and removed here: as long as it is not to be left to another host."""
@@ -193,6 +205,9 @@ class Volumes:
         driver = self._pools.driver(pool)
         if pool.shared:
             await driver.claim_volume(wanted.uid, self._host, wanted.epoch)
+            if isinstance(driver, Locking) and wanted.epoch:
+                used = any(map(_is_on, await self._having(wanted.uid)))
+                await driver.shut_out(wanted.uid, self._host, wanted.epoch, used=used)
         origin = wanted.origin
         copied = (origin.volume or (origin.snapshot.volume if origin.snapshot else None)) if origin else None
         copies = copied is not None or (origin is not None and wanted.thick)
@@ -340,6 +355,9 @@ class Volumes:
                 await driver.remove_volume(wanted.uid)
             elif isinstance(driver, Adopting) and not here.shared:
                 await driver.retain_volume(wanted.uid, order.spec.for_.namespace, order.spec.for_.name)
+            elif isinstance(driver, Locking) and here.shared:
+                with suppress(StorageError):  # this host may have lost its way to the pool; the next one makes sure then
+                    await driver.release_volume(wanted.uid, self._host, wanted.epoch)
         if wanted.origin is not None and wanted.origin.linked and wanted.origin.snapshot is not None:
             self._unlinked(wanted.origin.snapshot.volume)
         await self._orders.release(order)

@@ -59,6 +59,7 @@ class CephSettings(_Section):
 
     rbd: PurePosixPath = Field(default=PurePosixPath("/usr/bin/rbd"), description="The program.")
     ceph: PurePosixPath = Field(default=PurePosixPath("/usr/bin/ceph"), description="The program.")
+    rados: PurePosixPath = Field(default=PurePosixPath("/usr/bin/rados"), description="The program.")
     runtime: PurePosixPath = Field(
         default=PurePosixPath("/run/kumulus/ceph"),
         description="Directory for the keys of Ceph users, of root alone; in memory.",

@@ -56,3 +56,12 @@ async def test_a_change_over_which_rbd_crashes_is_not_made_twice(tmp_path: Path)
     with pytest.raises(StorageError) as failed:
         await cluster(tmp_path, 1).do("create", "p/x")
     assert (failed.value.reason, (tmp_path / "count").read_text()) == ("PoolFailed", "1\n")
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.0.1", "10.0.0.1:0/0", "10.0.0.1:0/-1", "[fd00::1]:0/0", "10.0.0.0/24", ":/0", "x:0/7", "--help"]
+)
+async def test_a_whole_address_is_never_shut_out(tmp_path: Path, address: str) -> None:
+    """Others may have it by now, and nobody without the administrator's key lets it in again."""
+    with pytest.raises(StorageError, match="cannot be shut out"):
+        await cluster(tmp_path, 0).shut_out(address)

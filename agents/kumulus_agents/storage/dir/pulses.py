@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from kumulus_agents.storage.dir.pool import PoolDirectory
+from kumulus_agents.storage.pulse import BEAT_MAX
 from kumulus_agents.storage.record import read_record, write_record
-
-BEAT_MAX = 64
 
 
 def write(pool: PoolDirectory, host: str, beat: str) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,6 +32,7 @@ from kumulus_agents.storage.rbd.faults import (
     forbidden,
     judged,
     judged_copy,
+    judged_rados,
     stalled,
     unknown_key,
 )
@@ -42,8 +44,17 @@ KEY = "key"
 """Of the Secret with the user's key."""
 
 _PROCESSES = 8
+_NOTES = 4
+"""So many processes besides, for what must not wait for copies."""
 _OUTPUT = 16 << 20
 _CONF, _KEYRING = "ceph.conf", "keyring"
+_NOTE = "note"
+"""The attribute of an object that has the text of a note."""
+BLOCK_SECONDS = 30 * 24 * 3600
+"""A client that is cut off for so long, and was shut out meanwhile, does not hear of it when it comes back: what it had not sent
+is written then."""
+_CLIENT = re.compile(r"(v[12]:)?(\d{1,3}(\.\d{1,3}){3}|\[[0-9a-fA-F:]{2,39}\]):\d{1,5}/[1-9]\d{0,19}")
+"""One client, never all of an address: those have the number 0."""
 _PULSE = "kumulus-pulse"
 """An image that nobody makes: whoever hears that it is not there has heard from the cluster."""
 
@@ -61,6 +72,7 @@ class Cluster:
         self._key: str | None = None
         self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(_PROCESSES)
+        self._notes = asyncio.Semaphore(_NOTES)
         self._silent_until = 0.0
 
     async def ask(self, *command: str) -> Any:
@@ -159,6 +171,30 @@ class Cluster:
         except (ValueError, KeyError, TypeError):
             raise StorageError("The ceph command answered what cannot be read.", reason="PoolFailed") from None
 
+    async def leave_note(self, name: str, text: str) -> None:
+        """Leave a short text under that name in the pool, beside all images, in place of the one before. Raises `StorageError` as `ask`."""
+        await self._rados("setxattr", name, _NOTE, text)
+
+    async def note(self, name: str) -> str | None:
+        """The text that was left under that name; None: there is none. Raises `StorageError` as `ask`."""
+        with suppress(NotThere):
+            return (await self._rados("getxattr", name, _NOTE)).decode(errors="replace").strip()
+        return None
+
+    async def shut_out(self, address: str) -> None:
+        """Have the cluster refuse all that the client of that address asks for, now and for as long as `BLOCK_SECONDS`; others of its
+        host are let in. The address is one that the cluster itself has named.
+
+        Raises `StorageError` as `ask`.
+        """
+        if _CLIENT.fullmatch(address) is None:
+            raise StorageError(
+                f"The Ceph cluster names a client that cannot be shut out: {address[:64]!r}.", reason="PoolFailed"
+            )
+        await self._open()
+        block = ("osd", "blocklist", "add", address, str(BLOCK_SECONDS))
+        await self._run([str(self._settings.ceph), *self._login(), *block], self._settings.answer_seconds)
+
     async def check(self) -> None:
         """Nothing, when the pool can be used. Raises `StorageError` as `ask`."""
         with suppress(NotThere):
@@ -189,6 +225,11 @@ class Cluster:
     ) -> bytes:
         await self._open()
         return await self._run([str(self._settings.rbd), *self._login(), *command], seconds, on_output=on_output)
+
+    async def _rados(self, *command: str) -> bytes:
+        await self._open()
+        argv = [str(self._settings.rados), *self._login(), "--pool", self._parameters.pool, *command]
+        return await self._run(argv, self._settings.answer_seconds, judge=judged_rados, slots=self._notes)
 
     def _login(self) -> tuple[str, ...]:
         return ("--conf", str(self._directory / _CONF), "--id", self._parameters.user)
@@ -243,6 +284,8 @@ class Cluster:
                         "admin_socket =",
                         # Of the first format: its parents cannot lose a snapshot that has children.
                         "rbd_default_clone_format = 1",
+                        # Whose lock is broken is shut out, for as long as we say.
+                        f"rbd_blocklist_expire_seconds = {BLOCK_SECONDS}",
                         "",
                     )
                 ).encode(),
@@ -257,12 +300,13 @@ class Cluster:
         judge: Judge = judged,
         on_output: Callable[[bytes], None] | None = None,
         fds: Sequence[int] = (),
+        slots: asyncio.Semaphore | None = None,
     ) -> bytes:
         """The output of a program that ended well. Cancelling, or taking longer, kills it."""
         loop, patience = asyncio.get_running_loop(), self._settings.answer_seconds
         if loop.time() < self._silent_until:
             raise stalled(self.name, patience)
-        async with self._slots:
+        async with slots or self._slots:
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.DEVNULL,

@@ -10,7 +10,6 @@ from kumulus.api.pool_order import PoolRef
 from kumulus.api.snapshots import Indication
 from kumulus.api.volume_order import VolumeOrigin
 from kumulus_agents.storage.dir.pool import uid_of
-from kumulus_agents.storage.keepers import refuse_older
 from kumulus_agents.storage.moving import Arrival, Content, Traits, Use, unsupported
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.passphrase import Passphrase
@@ -24,6 +23,7 @@ from kumulus_agents.storage.protocol import (
     Usage,
     VolumeContent,
 )
+from kumulus_agents.storage.pulse import BEAT_MAX
 from kumulus_agents.storage.rbd import names
 from kumulus_agents.storage.rbd.arrivals import ARRIVING, REVERTED, THICK
 from kumulus_agents.storage.rbd.contents import share
@@ -38,8 +38,8 @@ from kumulus_agents.storage.sizes import at_least, check_grown, grown, of_blank
 from kumulus_agents.storage.tracking import Extent, union
 from kumulus_agents.storage.unlayered import Unlayered
 
-_KEEPER, _REVERTED, _REVERTING = f"{OWN}keeper", REVERTED, f"{OWN}reverting"
-"""Metadata keys of a volume: which host sees to it, the last request to revert it that was carried out, and the size that
+_REVERTED, _REVERTING = REVERTED, f"{OWN}reverting"
+"""Metadata keys of a volume: the last request to revert it that was carried out, and the size that
 it had when one was begun."""
 SWEEP = 10.0
 """Seconds that looking at the pool may take for clearing away what was removed."""
@@ -64,6 +64,15 @@ class RbdStorage(ImageVerbs, Unlayered):
                 await self._images.sweep()
         return usage
 
+    async def beat(self, host: str, beat: str) -> None:
+        """See `Pulsed.beat`."""
+        await self._cluster.leave_note(names.heartbeat(host), beat[:BEAT_MAX])
+
+    async def last_beat(self, host: str) -> str | None:
+        """See `Pulsed.last_beat`."""
+        beat = await self._cluster.note(names.heartbeat(host))
+        return beat[:BEAT_MAX] if beat else None
+
     async def volume(self, uid: str) -> StoredVolume | None:
         """See `StorageDriver.volume`."""
         name = names.volume(uid_of(uid))
@@ -81,15 +90,20 @@ class RbdStorage(ImageVerbs, Unlayered):
         return await self.volume(uid)
 
     async def claim_volume(self, uid: str, host: str, epoch: int) -> None:
-        """See `StorageDriver.claim_volume`. What is not made yet cannot be marked."""
-        name = names.volume(uid_of(uid))
-        async with self._lock(f"volume {uid}"):
-            found = await self._images.record(name, key=_KEEPER)
-            keeper = (int(found["epoch"]), str(found["host"])) if found is not None else None
-            refuse_older(keeper, host, epoch)
-            if keeper != (epoch, host):
-                with suppress(NotThere):
-                    await self._images.keep_record(name, {"epoch": epoch, "host": host}, key=_KEEPER)
+        """See `StorageDriver.claim_volume`. What is not made yet is marked when it is."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            await self._keepers.claim(uid, host, epoch)
+
+    async def release_volume(self, uid: str, host: str, epoch: int) -> None:
+        """See `Locking.release_volume`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            await self._keepers.release(uid, host, epoch)
+
+    async def shut_out(self, uid: str, host: str, epoch: int, *, used: bool) -> None:
+        """See `Locking.shut_out`."""
+        async with self._lock(f"volume {uid_of(uid)}"):
+            with in_use("volume"):
+                await self._keepers.shut_out(uid, host, epoch, used=used)
 
     async def ensure_volume(
         self,
@@ -116,6 +130,7 @@ class RbdStorage(ImageVerbs, Unlayered):
                 await self._images.create(names.making(names.volume(uid)), of_blank(size), thick=thick)
             if thick:
                 await self._images.keep_record(names.making(names.volume(uid)), {}, key=THICK)
+            await self._keepers.made(uid, names.making(names.volume(uid)))
             await self._images.settle(names.volume(uid))
             return await self._present(uid)
 

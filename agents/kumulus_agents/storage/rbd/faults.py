@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable
 
 from kumulus_agents.storage.protocol import StorageError
 
 STALLED = "PoolStalled"
+_NUMBER = re.compile(r"^error .*: \((\d+)\) ", re.MULTILINE)
 
 
 class NotThere(StorageError):
@@ -114,6 +116,16 @@ def judged_copy(status: int, errors: str, pool: str, ceph_pool: str) -> StorageE
         f"Could not copy data in the Ceph pool {ceph_pool} of {pool}: qemu-img ended with status {status}.",
         reason="PoolFailed",
     )
+
+
+def judged_rados(status: int, errors: str, pool: str, ceph_pool: str) -> StorageError | None:
+    """The same for rados, which ends with 1 and writes the error number: `error getting POOL/OBJECT: (2) No such file`."""
+    if status == 0:
+        return None
+    if status == 1 and (said := _NUMBER.search(errors)) is not None:
+        number = errno.ENOENT if (found := int(said[1])) == errno.ENODATA else found
+        return judged(number, errors, pool, ceph_pool)
+    return judged(status, errors, pool, ceph_pool)
 
 
 def _full(pool: str) -> StorageError:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from kumulus_agents.storage.protocol import StorageError
@@ -19,6 +21,37 @@ OWN = f"{RECORD}."
 
 _FEATURES = ("--image-feature", "layering,exclusive-lock,object-map,fast-diff,deep-flatten")
 """exclusive-lock: one client writes at a time; the others make clones, sizes and usage quick."""
+
+
+OUT_SECONDS = 20.0
+"""Within which a cluster lets go of clients that it was told to refuse."""
+AGAIN_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """An exclusive lock of an image, by whom and from where it is held. The owner may be gone."""
+
+    cookie: str
+    owner: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """Whom the cluster knows to have an image open to write."""
+
+    watchers: frozenset[str] = frozenset()
+    """Addresses. One that has not been heard of for half a minute is forgotten; its lock stays."""
+    locks: tuple[Lock, ...] = ()
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        """Of all of them."""
+        return self.watchers | {lock.address for lock in self.locks}
+
+    def __bool__(self) -> bool:
+        return bool(self.watchers or self.locks)
 
 
 class RbdImages:
@@ -164,6 +197,35 @@ class RbdImages:
         with suppress(NotThere):
             return bool((await self._cluster.ask("status", self._at(name)))["watchers"])
         return False
+
+    async def clients(self, name: str) -> Clients:
+        """Who has it open to write, or holds its lock. One that is not there: nobody."""
+        try:
+            watchers = (await self._cluster.ask("status", self._at(name)))["watchers"]
+            locks = await self._cluster.ask("lock", "ls", self._at(name)) or ()
+        except NotThere:
+            return Clients()
+        return Clients(
+            frozenset(str(one["address"]) for one in watchers),
+            tuple(Lock(str(one["id"]), str(one["locker"]), str(one["address"])) for one in locks),
+        )
+
+    async def shut_out(self, name: str) -> frozenset[str]:
+        """Have the cluster refuse everybody who has it open to write or holds its lock, for good; their addresses. When it returns the
+        cluster has let go of them, so what they still send is refused. May be repeated. Raises `Busy` when they do not end."""
+        out: set[str] = set()
+        deadline = asyncio.get_running_loop().time() + OUT_SECONDS
+        while found := await self.clients(name):
+            if asyncio.get_running_loop().time() > deadline:
+                raise Busy
+            for address in sorted(found.addresses - out):
+                await self._cluster.shut_out(address)
+                out.add(address)
+            for lock in found.locks:
+                with suppress(NotThere):
+                    await self._cluster.do("lock", "rm", self._at(name), lock.cookie, lock.owner)
+            await asyncio.sleep(AGAIN_SECONDS)
+        return frozenset(out)
 
     async def freeze(self, name: str, snapshot: str, *, soon: bool = False) -> None:
         """Keep what it has now as a snapshot of that name, in place of an older one, but not of one that has a record.

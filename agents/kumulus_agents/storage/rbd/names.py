@@ -1,4 +1,4 @@
-"""What images in a Ceph pool are called. Pure; all names derive from uids.
+"""What images in a Ceph pool are called. Pure; all names derive from uids, or are digests.
 
 image-<image uid>               an image, with its record and the protected snapshot `base`
 volume-<volume uid>             a volume
@@ -6,10 +6,13 @@ disk-<machine uid>-<disk id>    a disk of a machine
 new-<any of these>              what is being made; it becomes the above when it is whole, by a rename
 <volume>@copy-<uid>             what the volume or the image of that uid is being copied from
 <volume>@snap-<snapshot uid>    a snapshot of it, protected when volumes are linked to it
+
+kumulus-host.<digest>           no image but an object: the heartbeat of a host
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 BASE = "base"
@@ -58,6 +61,11 @@ def copied(target: str) -> str:
 def snapshot(uid: str) -> str:
     """Of a snapshot."""
     return f"snap-{uid}"
+
+
+def heartbeat(host: str) -> str:
+    """Of the object with a host's heartbeat."""
+    return f"kumulus-host.{hashlib.sha256(host.encode()).hexdigest()[:32]}"
 
 
 def target_of(snapshot: str) -> str | None:

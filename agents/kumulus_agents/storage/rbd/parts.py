@@ -13,6 +13,7 @@ from kumulus_agents.storage.rbd.cluster import Cluster
 from kumulus_agents.storage.rbd.contents import RbdContents, being_copied
 from kumulus_agents.storage.rbd.images import RbdImages
 from kumulus_agents.storage.rbd.intake import RbdIntake
+from kumulus_agents.storage.rbd.keepers import RbdKeepers
 from kumulus_agents.storage.rbd.snapshots import RbdSnapshots
 from kumulus_agents.storage.secrets import Secrets
 from kumulus_agents.storage.settings import StorageSettings
@@ -31,6 +32,7 @@ class RbdParts:
         self._settings = settings
         self._cluster = Cluster(pool, pool.parameters.rbd, settings, secrets)
         self._images = RbdImages(self._cluster)
+        self._keepers = RbdKeepers(self._images)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._snapshots = RbdSnapshots(self._images)
         self._contents = RbdContents(self._cluster, self._images, self._snapshots)
