@@ -16,7 +16,7 @@ import pytest
 from kumulus_lab import deadline
 from tests.fault.campaign import TABLE
 from tests.fault.counting import restore
-from tests.system.test_networks import Networks
+from tests.system.test_networks import GROUP, Networks
 from tests.system.world import WORDS, World
 
 OUTAGE = float(os.environ.get("KUMULUS_OUTAGE", "600"))
@@ -80,17 +80,10 @@ def test_an_api_server_that_is_away_for_minutes_is_missed_by_no_guest(networks: 
     lab = world.lab
     one, other = lab.hosts
     networks.network("net")
+    spec = {"ingress": [{"protocol": "ICMP"}], "egress": [{}]}
+    world.apply({"apiVersion": GROUP, "kind": "SecurityGroup", "metadata": {"name": "pings"}, "spec": spec})
     lines = ("#kumulus-renew-every: 4", META, "#kumulus-count-on: root")
-    networks.machine("first", one, "net", *lines, addresses=[PEER])
-    world.apply(
-        {
-            "apiVersion": "network.kumulus.io/v1alpha1",
-            "kind": "SecurityGroup",
-            "metadata": {"name": "pings"},
-            "spec": {"ingress": [{"protocol": "ICMP"}], "egress": [{}]},
-        }
-    )
-    world.patch("nic", "first-eth0", {"spec": {"securityGroups": ["pings"]}})
+    networks.machine("first", one, "net", *lines, addresses=[PEER], securityGroups=["pings"])
     networks.machine("second", other, "net", *lines, PING)
     before = {}
     for name in ("first", "second"):
