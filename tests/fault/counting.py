@@ -288,6 +288,6 @@ def restore(lab: Lab) -> None:
     lab.cluster.start()
     lab.services.start_controllers()
     for host in lab.hosts:
-        lab.start_host(host.name)
         host.heal()
+        lab.start_host(host.name)
     lab.services.wait_for_hosts([host.name for host in lab.hosts])

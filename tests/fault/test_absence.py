@@ -104,6 +104,8 @@ def test_an_api_server_that_is_away_for_minutes_is_missed_by_no_guest(networks: 
     one.daemon("agent").stop()
     lab.services.start_agent(one)
     _until(began + OUTAGE, networks)
+    for daemon in (*(host.daemon("agent") for host in lab.hosts), lab.services.controllers):
+        assert daemon.running(), daemon.ended()
 
     lab.cluster.start_apiserver()
     back = time.monotonic()

@@ -41,6 +41,8 @@ class Victim(StrEnum):
     TARGET_LIBVIRTD = "target libvirtd"
     SOURCE_QEMU = "source QEMU"
     TARGET_QEMU = "target QEMU"
+    WAY = "way between the hosts"
+    """It carries nothing for a while."""
 
 
 class Moment(StrEnum):
@@ -104,6 +106,18 @@ def _kill(scene: Scene, victim: Victim, source: LibvirtHost, target: LibvirtHost
         case Victim.SOURCE_QEMU | Victim.TARGET_QEMU:
             (run,) = scene.watcher.living(host.name)
             _end(run.process)
+        case Victim.WAY:
+            _cut(scene, source, target)
+
+
+def _cut(scene: Scene, source: LibvirtHost, target: LibvirtHost) -> None:
+    """Nothing gets from host to host for so long that nobody may be waiting any more."""
+    network = source.network
+    ends = [network.cable(host.state.number) for host in (source, target)]
+    network.switch.cut(*ends)
+    healed = time.monotonic() + APART
+    deadline.until(lambda: time.monotonic() > healed, "time", seconds=APART + 1)
+    network.switch.heal(*ends)
 
 
 def _end(process: Identity) -> None:
