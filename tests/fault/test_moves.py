@@ -27,6 +27,8 @@ pytestmark = [pytest.mark.libvirt, pytest.mark.cluster, pytest.mark.wide, pytest
 
 SLOWLY = {"bandwidth": 6}
 """So that a copy takes some seconds: MiB a second."""
+APART = 8.0
+"""Seconds for which hosts do not reach each other."""
 SOILS = "#kumulus-run: mkdir -p /soil; mount -t tmpfs soil /soil; while :; do yes | head -c 12000000 >/soil/file; done"
 """A guest that writes 12 MB of its memory anew all the time."""
 
@@ -134,7 +136,7 @@ def _ended(scene: Scene, name: str) -> Object:
     return status
 
 
-@pytest.mark.parametrize("victim", Victim)
+@pytest.mark.parametrize("victim", Victim, ids=lambda victim: victim.name.lower())
 def test_whoever_is_killed_while_a_guest_moves_it_runs_once_and_moves_again(scene: Scene, victim: Victim) -> None:
     scene.begin()
     tried = []
