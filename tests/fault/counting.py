@@ -279,8 +279,10 @@ def scene_on(world: World) -> Iterator[Scene]:
         world.wait("storagepool", name, lambda item: item["status"]["readyHosts"] == 2, "is ready on both hosts")
         yield made
     finally:
-        restore(world.lab)
-        made.end()
+        try:
+            restore(world.lab)
+        finally:
+            made.end()
 
 
 def restore(lab: Lab) -> None:
