@@ -8,7 +8,25 @@ from typing import Any
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import Host
 from kumulus.api.storage import StoragePool, Volume
-from tests.fault.plans import BOUND, HERE, SIZE, Plan, Raw, Step, Verb, both, change, gone, make, phase, says, so
+from tests.fault.plans import (
+    BOUND,
+    EVERYWHERE,
+    HERE,
+    ON_BOTH,
+    SIZE,
+    Plan,
+    Raw,
+    Step,
+    Verb,
+    both,
+    change,
+    gone,
+    make,
+    on,
+    phase,
+    says,
+    so,
+)
 
 THERE = "two"
 _FIRST: Raw = {"resources": SIZE}
@@ -79,3 +97,20 @@ REMOVAL = Plan(
     (CLOSED, SHARED, DATA, _machine("off", _FIRST, disks=STORED), OFF, OPENED),
 )
 """What is off on it goes to another host, with its volume."""
+EVACUATION = Plan(
+    "evacuate a host by moving its machine",
+    (
+        change(
+            Host,
+            HERE,
+            (Host, HERE, both(so("maintenance.phase", "Emptied"), says("Maintenance"))),
+            on(THERE),
+            EVERYWHERE,
+            maintenance={},
+        ),
+        change(Host, HERE, (Host, HERE, both(phase("Ready"), so("maintenance", None))), maintenance=None),
+    ),
+    ON_BOTH,
+    retries=True,
+)
+"""Its guest goes on without one start, however often the maintenance has to ask for the move."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kumulus.api.fabric import host_namespace
+from kumulus.api.maintenance import FOR_MAINTENANCE
 from kumulus.kube.builtin import SECRET
 from kumulus.kube.client import KubeClient
 from tests.fault.memory_api import schemas
@@ -122,6 +123,8 @@ async def _objects(world: World, unknown: frozenset[str]) -> Any:
             world.names.setdefault(meta["uid"], f"<{item.get('kind') or path.rpartition('/')[2]} {meta['name']}>")
     for path, items in zip(paths, await asyncio.gather(*(_list(world.user, path) for path in paths)), strict=True):
         for item in items:
+            if FOR_MAINTENANCE in item["metadata"].get("labels", {}):
+                continue  # as many as it took
             yield words.of(f"{path.rpartition('/')[2]} {json.dumps(_stripped(item, unknown), sort_keys=True)}")
 
 

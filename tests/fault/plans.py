@@ -77,6 +77,8 @@ class Plan:
     """How often machines are started in `steps`, all in all."""
     moving_seconds: float = 0
     """How long it takes to copy a guest to another host."""
+    retries: bool = False
+    """Controllers try again by themselves what fails by a fault: what it costs is not compared, but for starts."""
 
     def __str__(self) -> str:
         return self.name

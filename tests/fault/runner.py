@@ -146,7 +146,7 @@ class Runner:
                 arm(world)
             for step in plan.steps:
                 await self.do(step)
-            state = await self._end(made, runs, right, again)
+            state = await self._end(made, runs, right, again or plan.retries)
         except AssertionError as error:
             world.problems.append(str(error))
         deeds = {party.name: tuple(words(world, party.deeds)) for party in world.parties.values()}

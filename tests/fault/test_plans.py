@@ -24,7 +24,8 @@ from tests.fault.world import world
 
 NAMED = [name.strip() for name in os.environ.get("KUMULUS_PLANS", "").split(",") if name.strip()]
 CHOSEN = [BY_NAME[name] for name in NAMED if name in BY_NAME] if NAMED else PLANS
-ONLY_IN_MEMORY = [plan for plan in (maintenance.PLAN, maintenance.REMOVAL) if not NAMED or plan.name in NAMED]
+MAINTENANCE = (maintenance.PLAN, maintenance.EVACUATION, maintenance.REMOVAL)
+ONLY_IN_MEMORY = [plan for plan in MAINTENANCE if not NAMED or plan.name in NAMED]
 """Plans that leave hosts as a real API server would have to forget them."""
 EVERY = 3
 """In memory, troubles that are no crashes come at every so-manyth deed."""
