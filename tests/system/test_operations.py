@@ -285,15 +285,17 @@ def test_a_domain_becomes_a_machine_and_is_given_back_while_it_runs(
 
 
 @pytest.fixture
-def extended(world: World, tmp_path: Path) -> Iterator[World]:
-    """Controllers of an installation that has somebody else's package as well."""
+def extended(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Controllers and `kumulusctl` of an installation that has somebody else's package as well."""
     installer = [places.script("uv"), "pip", "install", "--no-deps", "--python", sys.executable]
     commands.run([*installer, "--target", tmp_path, EXTENSION], seconds=120)
     services = world.lab.services
     services.controllers.stop()
     try:
-        services.start_controllers({"PYTHONPATH": str(tmp_path)})
-        yield world
+        with monkeypatch.context() as patched:
+            patched.setenv("PYTHONPATH", str(tmp_path))
+            services.start_controllers()
+            yield world
     finally:
         services.controllers.stop()
         services.start_controllers()
@@ -330,6 +332,7 @@ def test_filters_and_scorers_of_somebody_elses_package_have_their_say(extended: 
         machine("none", "oracle")
         said = world.condition("vm", "none", "NoHostFits", type_="Scheduled")
         assert re.search(r"2 without a licence for oracle \(h1, h2\)", said)
+        assert "without a licence for oracle" in world.kumulusctl("vm", "explain", "none", "--hosts").stdout
         world.patch("host", first.name, {"metadata": {"labels": {"licences.example.com/oracle": "yes"}}})
         world.phase("none", "Running")
         assert world.host_of("none").name == first.name
