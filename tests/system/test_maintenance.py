@@ -164,7 +164,7 @@ def test_each_machine_leaves_as_its_owner_wants_and_comes_back(moving: Moving) -
         done = _maintained(world, here, "Emptied")
         assert (done["left"], done["staying"]) == (0, 3)
         assert [world.phase(name, "Stopped")["status"]["host"] for name in ("stops", "bound")] == [here.name] * 2
-        assert "evictionPolicy is Stop" in world.condition("vm", "stops", "HostInMaintenance", type_="Scheduled")
+        assert "evictionPolicy is Stop" in world.condition("vm", "stops", "HostInMaintenance")
         stays = world.phase("stays", "Running")["status"]
         assert (stays["host"], stays["startedAt"]) == (here.name, before["stays"]["status"]["startedAt"])
         restarted = world.phase("restarts", "Running")["status"]

@@ -121,9 +121,9 @@ def _library() -> ctypes.CDLL:
         for call, (result, arguments) in _PROTOTYPES.items():
             function = getattr(library, f"nfs_{call}")
             function.restype, function.argtypes = result, arguments
-        for call, arguments in _CALLS.items():
+        for call, between in _CALLS.items():
             function = getattr(library, f"nfs_{call}_async")
-            function.restype, function.argtypes = c_int, (c_void_p, *arguments, _ANSWERED, c_void_p)
+            function.restype, function.argtypes = c_int, (c_void_p, *between, _ANSWERED, c_void_p)
         return library
     raise OSError(f"there is none of {', '.join(LIBRARIES)}")
 
