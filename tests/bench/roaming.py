@@ -61,7 +61,7 @@ class Roaming:
         """That of a machine."""
         return dict((await self.client.get(VirtualMachine.KIND, name, USER_NAMESPACE)).get("status", {}))
 
-    async def machine(self, name: str, *, image: bool = True) -> Raw:
+    async def machine(self, name: str) -> Raw:
         """A machine with a disk of the image in the pool and an address in the world; it runs, and is answered."""
         await self._make(Volume.KIND, name, {"size": "64Mi", "pool": POOL, "source": {"image": guests.IMAGE}})
         spec = {

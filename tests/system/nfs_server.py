@@ -38,7 +38,15 @@ class NfsServer:
 
     address: str
     export: Path
-    pid: int
+    space: str
+    """Network namespace."""
+    directory: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        """Of the server."""
+        return int((self.directory / "pid").read_text())
 
     def stall(self) -> None:
         """It answers nothing any more; connections stay open."""
@@ -47,6 +55,43 @@ class NfsServer:
     def go_on(self) -> None:
         """It answers again."""
         os.kill(self.pid, signal.SIGCONT)
+
+    def die(self) -> None:
+        """Every process of it is gone; its address refuses connections."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGCONT)
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        found = subprocess.run(["ip", "netns", "pids", self.space], capture_output=True, text=True, check=False)
+        for pid in found.stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
+    def come_back(self) -> None:
+        """It runs, and takes connections."""
+        if self.process.poll() is not None:
+            self.process = _started(self.directory, self.space)
+        deadline = time.monotonic() + 20 * PATIENCE
+        while True:
+            try:
+                socket.create_connection((self.address, 2049), timeout=1).close()
+                return
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    logs = (self.directory / name for name in ("out", "log"))
+                    raise AssertionError("".join(log.read_text() for log in logs if log.exists())) from None
+                time.sleep(0.05)
+
+
+def _started(directory: Path, space: str) -> subprocess.Popen[bytes]:
+    with (directory / "out").open("w") as out:
+        return subprocess.Popen(
+            ["ip", "netns", "exec", space, "unshare", "-m", "sh", "-c", RUN.format(directory=directory)],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
 
 
 def _ip(*arguments: str) -> None:
@@ -64,7 +109,7 @@ def nfs_server(directory: Path, network: Network | None = None) -> Iterator[NfsS
     export.mkdir()
     (directory / "ganesha.conf").write_text(CONFIGURATION.format(directory=directory, export=export))
     _ip("netns", "add", space)
-    process = None
+    server = None
     try:
         _ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", space)
         if network is None:
@@ -75,32 +120,10 @@ def nfs_server(directory: Path, network: Network | None = None) -> Iterator[NfsS
         _ip("-n", space, "addr", "add", f"{address}/24", "dev", there)
         for device in (there, "lo"):
             _ip("-n", space, "link", "set", device, "up")
-        with (directory / "out").open("w") as out:
-            process = subprocess.Popen(
-                ["ip", "netns", "exec", space, "unshare", "-m", "sh", "-c", RUN.format(directory=directory)],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 20 * PATIENCE
-        while True:
-            try:
-                socket.create_connection((address, 2049), timeout=1).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise AssertionError((directory / "out").read_text() + (directory / "log").read_text()) from None
-                time.sleep(0.05)
-        yield NfsServer(address, export, int((directory / "pid").read_text()))
+        server = NfsServer(address, export, space, directory, _started(directory, space))
+        server.come_back()
+        yield server
     finally:
-        if process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGCONT)
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        found = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True, check=False)
-        for pid in found.stdout.split():
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+        if server is not None:
+            server.die()
         _ip("netns", "del", space)

@@ -8,6 +8,7 @@ import asyncio
 import ipaddress
 import itertools
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -215,6 +216,52 @@ async def test_a_server_that_stalls_is_said_and_heals_and_holds_up_nobody(
     # However slow the machine is: a loop that waited itself would not have beaten at all while the server was silent.
     meanwhile = [began, *(beat for beat in beats if began < beat < ended), ended]
     assert max(b - a for a, b in itertools.pairwise(meanwhile)) < (ended - began) / 2, "the agent was held up"
+
+
+def _busy(pid: int) -> float:
+    """Seconds of a processor that it has taken."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.wide
+async def test_who_waits_for_a_server_that_is_gone_takes_no_processor_and_ends_when_asked(
+    pool: PoolRef, settings: StorageSettings, nfs: NfsServer, tmp_path: Path
+) -> None:
+    """It goes on when the server is back; asked to end it does, also while the server is not."""
+    there = settings.model_copy(update={"host": "d", "mounts": PurePosixPath(tmp_path)})
+    made = make(pool, there, NONE)
+    await made.prepare()
+    (client,) = map(int, clients(tmp_path))
+    file = tmp_path / pool.uid / f"{uid()}"
+    try:
+        await asyncio.to_thread(file.write_bytes, b"before")
+        nfs.die()
+        reading = asyncio.create_task(asyncio.to_thread(file.read_bytes))
+        begun, before = time.monotonic(), _busy(client)
+        await asyncio.wait([reading], timeout=2)
+        assert not reading.done(), "it waits"
+        assert _busy(client) - before < (time.monotonic() - begun) / 20
+        nfs.come_back()
+        assert await asyncio.wait_for(reading, 20 * PATIENCE) == b"before"
+        await asyncio.to_thread(file.write_bytes, b"after")
+        assert (nfs.export / file.name).read_bytes() == b"after"
+        nfs.die()
+        reading = asyncio.create_task(asyncio.to_thread(file.read_bytes))
+        await asyncio.wait([reading], timeout=0.3)
+        assert not reading.done()
+        os.kill(client, signal.SIGTERM)
+
+        async def ended() -> bool:
+            return not clients(tmp_path)
+
+        await until(ended, 5)
+        with pytest.raises(OSError):
+            await asyncio.wait_for(reading, 5 * PATIENCE)
+        assert mount.mounted(tmp_path / pool.uid) is None
+    finally:
+        nfs.come_back()
+        subprocess.run(["umount", "-l", tmp_path / pool.uid], check=False)
 
 
 async def test_a_client_that_died_is_replaced(driver: StorageDriver, pool: PoolRef, settings: StorageSettings) -> None:

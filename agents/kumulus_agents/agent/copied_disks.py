@@ -12,7 +12,7 @@ from kumulus.api.qos import UNLIMITED
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.agent.pools import Pools
 from kumulus_agents.hypervisor.domain import DomainDisk
-from kumulus_agents.storage.moving import MovableVolumes, ReceivingDisks, Traits, unsupported
+from kumulus_agents.storage.moving import Arrival, MovableVolumes, ReceivingDisks, Traits, unsupported
 from kumulus_agents.storage.protocol import StorageError
 
 
@@ -51,11 +51,10 @@ class CopiedDisks:
                 reason="VolumeConflict",
                 retryable=False,
             )
-        if arrival is None or (not arrival.whole and arrival.size not in (None, size)):
-            # Of another size it is of an attempt that nobody cleared away. Of this one it may have what was written last; and
-            # one of an earlier attempt is written over, every byte.
+        if arrival is None or (not arrival.whole and not _of(arrival, migration, size)):
             # Without a bitmap: that of the source comes with the guest's memory, and takes no other of its name.
-            arrival = await movable.begin_arrival(disk.volume, Traits(size, tracked=True), live=True)
+            traits = Traits(size, tracked=True)
+            arrival = await movable.begin_arrival(disk.volume, traits, live=True, move=migration)
         return DomainDisk(
             disk.name,
             arrival.source,
@@ -81,8 +80,16 @@ class CopiedDisks:
         if not isinstance(driver, MovableVolumes):
             return
         arrival = await driver.arrival(volume)
-        if arrival is not None and not arrival.whole:
-            await driver.settle_arrival(volume, Traits(0), migration)
+        if arrival is None or arrival.whole:
+            return
+        if arrival.move not in (None, migration):
+            raise StorageError(
+                f"The pool {pool.name} has a file with the volume's uid that another migration left, and nothing of this one."
+                " Look at it, and take it away.",
+                reason="VolumeConflict",
+                retryable=False,
+            )
+        await driver.settle_arrival(volume, Traits(0), migration)
 
     async def abandon(self, order: InstanceOrder) -> None:
         """The guest does not come: remove what is here of the volumes that it would have brought, unless they are volumes
@@ -97,3 +104,9 @@ class CopiedDisks:
         if not isinstance(driver, MovableVolumes):
             raise unsupported(f"Volumes do not come into pools like {pool.name} with a guest")
         return driver
+
+
+def _of(arrival: Arrival, migration: str, size: int) -> bool:
+    """Whether it is that migration's, and may have what was written last; else it is of an attempt that nobody cleared away.
+    What says nothing of that was begun by an agent that did not note it, and goes by its size. Pure."""
+    return arrival.size in (None, size) and arrival.move in (None, migration)

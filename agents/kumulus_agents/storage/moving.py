@@ -43,7 +43,7 @@ class Arrival:
     whole: bool
     """It is a volume of this pool."""
     move: str | None = None
-    """The move that brought it, of one that is whole."""
+    """The move that brought it, of one that is whole; else the one that it was begun for, where that is known."""
     size: int | None = None
     """Bytes of the disk that is being filled, where the driver knows them; 0: there is a file, and no disk in it yet."""
 
@@ -100,10 +100,17 @@ class MovableVolumes(Protocol):
         """What is here of the volume. Cheap."""
 
     async def begin_arrival(
-        self, uid: str, traits: Traits, passphrase: Passphrase | None = None, *, live: bool = False
+        self,
+        uid: str,
+        traits: Traits,
+        passphrase: Passphrase | None = None,
+        *,
+        live: bool = False,
+        move: str | None = None,
     ) -> Arrival:
         """Make an empty disk for a volume that is brought here; what is here of an earlier attempt is replaced. `live`: an
-        emulator will fill it, and no `fill_arrival`.
+        emulator will fill it, and no `fill_arrival`. `move`: the disk is that move's, and `arrival` says so, where the pool can
+        take disks that come with a guest.
 
         Thick ones take their space at once. It is no volume yet.
         Raises `StorageError`: NoSpace; VolumeInUse while an emulator writes to what is here.

@@ -67,7 +67,7 @@ class SimulatedPool:
     arriving: dict[str, Traits] = field(default_factory=dict)
     """Volume that is on its way here -> what was made for it."""
     moves: dict[str, str] = field(default_factory=dict)
-    """Volume that was brought here -> the move that did."""
+    """Volume that was brought here, or is on its way by a move that says so -> that move."""
     thick: set[str] = field(default_factory=set)
     keepers: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Volume -> epoch and host of its mark."""
@@ -304,16 +304,24 @@ class SimulatedStorage:
 
     def _arriving(self, uid: str) -> Arrival:
         source, size = FileSource(f"{self._path}/volumes/{uid}.qcow2"), self.state.arriving[uid].virtual_size
-        return Arrival(source, "qcow2", whole=False, size=size)
+        return Arrival(source, "qcow2", whole=False, move=self.state.moves.get(uid), size=size)
 
     async def begin_arrival(
-        self, uid: str, traits: Traits, passphrase: Passphrase | None = None, *, live: bool = False
+        self,
+        uid: str,
+        traits: Traits,
+        passphrase: Passphrase | None = None,
+        *,
+        live: bool = False,
+        move: str | None = None,
     ) -> Arrival:
         """See `MovableVolumes.begin_arrival`."""
         async with self._locks[uid_of(uid)]:
             self._perhaps_fail("begin_arrival")
             await self._sleep(self._settings.disk_seconds)
             self.state.arriving[uid] = traits
+            if move is not None:
+                self.state.moves[uid] = move
             return self._arriving(uid)
 
     async def fill_arrival(
@@ -363,6 +371,7 @@ class SimulatedStorage:
             self.state.arriving.pop(uid, None)
             if uid not in self.state.volumes:
                 self.state.keepers.pop(uid, None)
+                self.state.moves.pop(uid, None)
 
     async def snapshot(self, volume: str, snapshot: str) -> StoredSnapshot | None:
         """See `StorageDriver.snapshot`."""

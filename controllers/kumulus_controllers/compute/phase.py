@@ -244,6 +244,15 @@ def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
         return Fact(ready, False, problem.reason, problem.message)
     wanted = REACHED[scope.vm.spec.power_state]
     reason, message = _said(scope.order)
+    if phase is Phase.TERMINATING and scope.host is not None and scope.host.fencing and _let_go(scope):
+        return Fact(
+            ready,
+            False,
+            "HostFenced",
+            f"Host {scope.host.name} is fenced. When it is back its agent lets go of the machine's domain, and leaves it as it"
+            " finds it. If the host is gone for good:"
+            f" kubectl annotate vm {scope.vm.name} {FORCE_DETACH}=true",
+        )
     if phase is Phase.TERMINATING and scope.host is not None and scope.host.status.phase in SILENT:
         return Fact(
             ready,
@@ -257,6 +266,12 @@ def _ready(scope: Scope, phase: Phase, problem: Problem | None) -> Fact:
     if phase in (wanted, Phase.MIGRATING) and scope.order is not None and _current(scope.order):
         return Fact(ready, True, str(phase), message)
     return Fact(ready, False, reason or str(phase), message)
+
+
+def _let_go(scope: Scope) -> bool:
+    """Whether its end waits for a host that is to leave its domain as it is."""
+    instance = scope.order.spec.instance if scope.order is not None else None
+    return instance is not None and takeover_plan.let_go(scope.vm, instance.epoch)
 
 
 def _without_a_guest(scope: Scope) -> bool:

@@ -17,7 +17,7 @@ from kumulus.cli.output import Column, qualified
 from kumulus.cli.problem import Problem
 from kumulus.cli.session import Session, command
 from kumulus.cli.terminal import one_line
-from kumulus.cli.vm import Goal, Name, await_goal
+from kumulus.cli.vm import Name
 from kumulus.kube.errors import KubeError, NotFound
 
 Raw = dict[str, Any]
@@ -26,6 +26,8 @@ KIND = VirtualMachineImport.KIND
 SAID = frozenset({ImportPhase.PLANNED, ImportPhase.BLOCKED})
 ENDED = frozenset({ImportPhase.SUCCEEDED, ImportPhase.FAILED, ImportPhase.BLOCKED})
 PLAN_SECONDS = 30.0
+ABSENT = ("HostFenced", "HostUnknown")
+"""Reasons of a machine whose host does not answer."""
 
 
 def chosen(found: list[UnmanagedInstance], host: str, domain: str) -> UnmanagedInstance:
@@ -178,8 +180,22 @@ def _unmanage(
     kind, where = VirtualMachine.KIND, vm.status.host or "no host"
     session.cluster.patch(kind, name, {"metadata": {"annotations": {UNMANAGE: "true"}}}, session.namespace)
     session.cluster.delete(kind, name, session.namespace, uid=vm.uid)
-    await_goal(session, name, Goal.DELETED, timeout)
+    _await_end(session, name, timeout)
     session.printer.text(f"{qualified(kind, name)} is nobody's; its domain is on {where} as it was")
+
+
+def _await_end(session: Session, name: str, seconds: float) -> None:
+    """Follow the machine until it is gone. Raises `Problem`, at once when only a host that does not answer can let go of it."""
+    said = ""
+    for raw in session.cluster.follow(VirtualMachine.KIND, name, session.namespace, seconds=seconds):
+        if raw is None:
+            return
+        vm = VirtualMachine.parse(raw)
+        ready = vm.status.condition("Ready")
+        said = one_line(ready.message) if ready is not None and vm.deleting else ""
+        if vm.deleting and ready is not None and ready.reason in ABSENT:
+            raise Problem(f"{name} is not let go of yet, and will be without another command. {said}")
+    raise Problem(f"{name} is still there after {seconds:g}s; it goes on by itself. {said}".rstrip())
 
 
 def register(app: typer.Typer) -> None:

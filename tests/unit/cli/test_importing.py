@@ -10,7 +10,7 @@ import pytest
 
 from kumulus.api.machine_import import ImportTemplate
 from kumulus.api.unmanaged import UnmanagedInstance
-from kumulus.cli.importing import _import, chosen, template
+from kumulus.cli.importing import _import, _unmanage, chosen, template
 from kumulus.cli.problem import Problem
 from kumulus.cli.session import Session
 
@@ -92,3 +92,42 @@ def test_who_is_told_that_it_was_not_imported_leaves_nothing_that_imports_it_lat
         _import(cast(Session, session), "h1", "web", yes=True, timeout=1)
     assert bool(cluster.made) is stays
     assert any("goes on; to take it back" in line for line in told) is stays
+
+
+class _Going:
+    """An API server that tells of a machine that goes, and why it is not gone yet; None: it is."""
+
+    namespace = "team"
+
+    def __init__(self, *reasons: str | None) -> None:
+        self._reasons, self.asked = reasons, list[str]()
+        self.cluster, self.printer = self, SimpleNamespace(text=self.asked.append)
+
+    def fetch(self, *_: object) -> dict[str, Any]:
+        return self._vm("Running") | {"metadata": {"name": "web", "namespace": "team", "uid": "u"}}
+
+    def patch(self, *_: object) -> None:
+        self.asked.append("unmanage")
+
+    def delete(self, *_: object, uid: str) -> None:
+        self.asked.append("delete")
+
+    def follow(self, *_: object, seconds: float) -> Iterator[dict[str, Any] | None]:
+        for reason in self._reasons:
+            yield self._vm(reason) if reason is not None else None
+
+    def _vm(self, reason: str) -> dict[str, Any]:
+        said = {"type": "Ready", "status": "False", "reason": reason, "message": f"so it is: {reason}"}
+        metadata = {"name": "web", "namespace": "team", "uid": "u", "deletionTimestamp": "2026-11-30T12:00:00Z"}
+        return {"metadata": metadata, "spec": {}, "status": {"host": "h1", "conditions": [said]}}
+
+
+def test_who_lets_go_of_a_machine_whose_host_does_not_answer_is_told_that_at_once() -> None:
+    for reason in ("HostFenced", "HostUnknown"):
+        with pytest.raises(Problem, match=f"without another command. so it is: {reason}"):
+            _unmanage(cast(Session, _Going("Running", reason, None)), "web", 5)
+    with pytest.raises(Problem, match=r"still there after 5s; it goes on by itself\. so it is: Terminating"):
+        _unmanage(cast(Session, _Going("Terminating")), "web", 5)
+    going = _Going("Terminating", None)
+    _unmanage(cast(Session, going), "web", 5)
+    assert going.asked[:2] == ["unmanage", "delete"] and "is nobody's" in going.asked[2]

@@ -155,8 +155,12 @@ def test_a_machine_that_is_let_go_of_while_its_host_is_fenced_keeps_its_domain(e
         for _ in range(6):
             world.brain.see()
             await world.brain.passes(2)
+            world.clock.seconds += 1
         host = world.hosts[name]
         assert uid in host.machine.domains
+        (going,) = [item for item in world.objects(VirtualMachine) if item.metadata["uid"] == uid]
+        said = {item["type"]: item for item in going.status["conditions"]}["Ready"]
+        assert said["reason"] == "HostFenced" and "lets go of the machine's domain" in said["message"]
         await host.boot()
         await world.settle(12)
         assert uid in host.machine.foreign, "the domain is there, and is nobody's"

@@ -306,3 +306,23 @@ async def test_a_guest_brings_its_disk_into_no_file_of_another_size(two, tmp_pat
     write(arrival.source.path, "write -P 7 3M 64k")
     await disks.make(order, incoming)
     assert reads(arrival.source.path, "-P 7 3M 64k"), "what has come of it was thrown away"
+
+
+async def test_a_guest_brings_its_disk_into_no_file_of_another_migration(two, tmp_path) -> None:
+    """What another one left that nobody cleared away is as large, and is neither filled nor taken for what came; it is again
+    when this one has had it made anew."""
+    disks, volume = CopiedDisks(Pools(lambda pool, secrets: two, cast(Secrets, None))), uid()
+    other = await two.begin_arrival(volume, Traits(4 * MIB), live=True, move=uid())
+    write(other.source.path, "write -P 9 3M 64k")
+    order, incoming = coming(pool_ref(tmp_path / "two"), volume, 4 * MIB)
+    with pytest.raises(StorageError) as refused:
+        await disks.settle(order, incoming.migration)
+    assert refused.value.reason == "VolumeConflict" and await two.volume(volume) is None
+    await disks.make(order, incoming)
+    arrival = await two.arrival(volume)
+    assert arrival is not None and (arrival.whole, arrival.move) == (False, incoming.migration)
+    assert reads(arrival.source.path, "-P 0 3M 64k"), "it is empty"
+    await disks.settle(order, incoming.migration)
+    arrival = await two.arrival(volume)
+    assert arrival is not None and (arrival.whole, arrival.move) == (True, incoming.migration)
+    assert {path.name for path in (tmp_path / "two/volumes").iterdir()} == {f"{volume}.qcow2", f"{volume}.json"}

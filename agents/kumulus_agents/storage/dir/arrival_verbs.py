@@ -38,12 +38,20 @@ class ArrivalVerbs(Exclusion):
             return await in_thread(arrivals.find, self._pool, uid_of(uid))
 
     async def begin_arrival(
-        self, uid: str, traits: Traits, passphrase: Passphrase | None = None, *, live: bool = False
+        self,
+        uid: str,
+        traits: Traits,
+        passphrase: Passphrase | None = None,
+        *,
+        live: bool = False,
+        move: str | None = None,
     ) -> Arrival:
         """See `MovableVolumes.begin_arrival`."""
         async with self._lock(f"volume {uid_of(uid)}"):
             with told_as("make room for the volume"):
-                work = partial(arrivals.begin, self._pool, self._settings, uid, traits, passphrase, live=live)
+                work = partial(
+                    arrivals.begin, self._pool, self._settings, uid, traits, passphrase, live=live, move=move
+                )
                 return await in_thread(work)
 
     async def fill_arrival(

@@ -18,12 +18,13 @@ from kumulus_agents.storage.chain import Chain
 from kumulus_agents.storage.dir import volumes as files
 from kumulus_agents.storage.dir.creation import create, track
 from kumulus_agents.storage.dir.pool import PoolDirectory
-from kumulus_agents.storage.dir.volumes import Record, file_of, known, making, note
+from kumulus_agents.storage.dir.volumes import Record, coming, file_of, known, making, note
 from kumulus_agents.storage.layers import Layers
 from kumulus_agents.storage.moving import Arrival, Content, Outside, Traits, unsupported
 from kumulus_agents.storage.pace import Pace
 from kumulus_agents.storage.passphrase import Passphrase
 from kumulus_agents.storage.protocol import StorageError
+from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.refusals import no_volume
 from kumulus_agents.storage.settings import StorageSettings
 from kumulus_agents.storage.source import FileSource
@@ -64,17 +65,20 @@ def begin(
     passphrase: Passphrase | None,
     *,
     live: bool,
+    move: str | None = None,
 ) -> Arrival:
-    """Make the empty file. Blocks. Raises `StorageError` or `OSError`; nothing is left then."""
+    """Make the empty file, which is that move's. Blocks. Raises `StorageError` or `OSError`; nothing is left then."""
     with pool.volumes() as volumes:
         _clear(volumes, uid)
+        if move is not None:  # before there is a file, for one that says nothing is of an agent from before this
+            write_record(volumes, coming(uid), {"move": move})
         fd = volumes.fresh(file_of(uid, uid))
         try:
             create(settings, fd, wanted.virtual_size, thick=wanted.thick, passphrase=passphrase)
             if live and passphrase is None and not wanted.tracked:
                 track(settings, fd)
         except BaseException:
-            volumes.remove(file_of(uid, uid))
+            _clear(volumes, uid)
             raise
         finally:
             os.close(fd)
@@ -147,6 +151,7 @@ def settle(pool: PoolDirectory, uid: str, wanted: Traits, move: str) -> None:
             moved=move,
         )
         note(volumes, uid, record)
+        volumes.remove(coming(uid))
 
 
 def abandon(pool: PoolDirectory, uid: str) -> None:
@@ -167,10 +172,13 @@ def _clear(volumes: Directory, uid: str) -> None:
                 )
         volumes.remove(name)
     volumes.remove(making(uid))
+    volumes.remove(coming(uid))
 
 
 def _arrival(pool: PoolDirectory, volumes: Directory, uid: str) -> Arrival:
     name, size = file_of(uid, uid), None
     with volumes.reading(name) as fd, suppress(StorageError):  # a damaged one is for whoever uses it to find out
         size = chain.virtual_size(fd) if os.fstat(fd).st_size else 0
-    return Arrival(FileSource(pool.volume_path(name)), "qcow2", whole=False, size=size)
+    said = (read_record(volumes, coming(uid)) or {}).get("move")
+    move = said if isinstance(said, str) else None
+    return Arrival(FileSource(pool.volume_path(name)), "qcow2", whole=False, move=move, size=size)

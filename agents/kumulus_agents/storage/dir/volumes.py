@@ -428,7 +428,8 @@ def remove(pool: PoolDirectory, uid: str) -> None:
             volumes.remove(file)
         volumes.flush()
         volumes.erase(record_of(uid))
-        volumes.remove(making(uid))
+        for name in (making(uid), coming(uid)):
+            volumes.remove(name)
 
 
 def _refuse_written(volumes: Directory, file: str) -> None:
@@ -475,3 +476,8 @@ def record_of(uid: str) -> str:
 def making(uid: str) -> str:
     """Name of a file that is on its way to be the volume's."""
     return f".{uid}.new"
+
+
+def coming(uid: str) -> str:
+    """Name of the record that says by which move the file comes that has the volume's name and is no volume yet."""
+    return f".{uid}.comes"

@@ -12,7 +12,10 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import signal
+import subprocess
 import sys
+import threading
 from typing import Any
 
 from kumulus_agents.storage.nfs.libnfs import Connection, File
@@ -80,7 +83,10 @@ class Export(mfusepy.Operations):  # type: ignore[misc]
         }
 
     def open(self, path: str, flags: int) -> int:
-        return self._opened(self._next().open(path, flags))
+        connection = self._next()
+        if flags & os.O_TRUNC:  # libfuse has the kernel leave it to us (FUSE_CAP_ATOMIC_O_TRUNC)
+            connection.truncate(path, 0)
+        return self._opened(connection.open(path, flags))
 
     def create(self, path: str, mode: int, flags: int) -> int:
         return self._opened(self._next().create(path, flags, mode & 0o7777))
@@ -144,8 +150,22 @@ class Export(mfusepy.Operations):  # type: ignore[misc]
         return 0
 
 
+def _end_when_asked(mountpoint: str) -> None:
+    """SIGTERM ends it whatever it waits for: who waits for a server that is gone would never come to look at a signal.
+    What was not answered was promised to nobody."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for all threads, libfuse's too
+
+    def wait() -> None:
+        signal.sigwait({signal.SIGTERM})
+        subprocess.run(["/usr/bin/umount", "-l", "-i", "-c", "--", mountpoint], check=False, env={}, timeout=10)
+        os._exit(0)
+
+    threading.Thread(target=wait, name="end", daemon=True).start()
+
+
 def main(server: str, export: str, mountpoint: str) -> None:
-    """Mount and serve. Returns when it is unmounted."""
+    """Mount and serve. Returns when it is unmounted; SIGTERM unmounts it, and ends what uses it still with an error."""
+    _end_when_asked(mountpoint)
     mfusepy.FUSE(
         Export(server, export),
         mountpoint,

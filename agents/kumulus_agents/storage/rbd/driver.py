@@ -177,7 +177,13 @@ class RbdStorage(ImageVerbs, Unlayered):
         return await self._arrivals.find(uid_of(uid))
 
     async def begin_arrival(
-        self, uid: str, traits: Traits, passphrase: Passphrase | None = None, *, live: bool = False
+        self,
+        uid: str,
+        traits: Traits,
+        passphrase: Passphrase | None = None,
+        *,
+        live: bool = False,
+        move: str | None = None,
     ) -> Arrival:
         """See `MovableVolumes.begin_arrival`."""
         async with self._lock(f"volume {uid_of(uid)}"):
