@@ -36,11 +36,19 @@ class NativeCluster(ControlPlane):
     """A control plane whose ports were chosen before: etcd's two, the API server's, the controller manager's."""
 
     def __init__(
-        self, directory: Path, binaries: Binaries, ports: tuple[int, int, int, int], address: str | None = None
+        self,
+        directory: Path,
+        binaries: Binaries,
+        ports: tuple[int, int, int, int],
+        address: str | None = None,
+        *,
+        node: bool = False,
     ) -> None:
+        """`node`: it has one on which pods run, so it does what a whole cluster does."""
         super().__init__(directory, ports[2], address)
         self.binaries = binaries
         self.ports = ports
+        self.node = node
 
     @property
     def kubectl(self) -> Path:
@@ -178,7 +186,7 @@ class NativeCluster(ControlPlane):
             f"--secure-port={self.ports[2]}",
             f"--bind-address={'0.0.0.0' if self.address else '127.0.0.1'}",  # noqa: S104
             f"--advertise-address={self.address or '127.0.0.1'}",
-            "--endpoint-reconciler-type=none",
+            f"--endpoint-reconciler-type={'lease' if self.node else 'none'}",
             f"--service-cluster-ip-range={_SERVICES}",
             f"--tls-cert-file={self._pki / 'apiserver.crt'}",
             f"--tls-private-key-file={self._pki / 'apiserver.key'}",
@@ -187,13 +195,25 @@ class NativeCluster(ControlPlane):
             f"--service-account-key-file={self._pki / 'service-accounts.key'}",
             f"--service-account-signing-key-file={self._pki / 'service-accounts.key'}",
             "--service-account-extend-token-expiration=false",
-            "--authorization-mode=RBAC",
+            f"--authorization-mode={'Node,RBAC' if self.node else 'RBAC'}",
             "--anonymous-auth=false",
             f"--audit-policy-file={self.directory / 'audit-policy.yaml'}",
             f"--audit-log-path={self.audit_log}",
             "--audit-log-format=json",
             "--audit-log-maxsize=4096",
             "--shutdown-delay-duration=0s",
+            *(self._of_nodes() if self.node else ()),
+        ]
+
+    def _of_nodes(self) -> list[str]:
+        """What lets the API server have nodes, and ask them for logs."""
+        asks = self.administrator
+        return [
+            "--enable-admission-plugins=NodeRestriction",
+            "--allow-privileged=true",
+            "--kubelet-preferred-address-types=InternalIP",
+            f"--kubelet-client-certificate={asks.certificate}",
+            f"--kubelet-client-key={asks.key}",
         ]
 
     def _start_controller_manager(self) -> None:
@@ -208,7 +228,7 @@ class NativeCluster(ControlPlane):
                 f"--root-ca-file={self._pki / 'ca.crt'}",
                 f"--service-account-private-key-file={self._pki / 'service-accounts.key'}",
                 "--use-service-account-credentials=true",
-                f"--controllers={','.join(_CONTROLLERS)}",
+                f"--controllers={'*' if self.node else ','.join(_CONTROLLERS)}",
                 "--leader-elect=false",
                 "--bind-address=127.0.0.1",
                 f"--secure-port={self.ports[3]}",
