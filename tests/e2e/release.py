@@ -19,11 +19,12 @@ class Helm:
     """Helm, as the administrator of a cluster, or of none."""
 
     kubeconfig: Path | None = None
+    namespace: str = NAMESPACE
 
     def run(self, *words: str | Path, check: bool = True, seconds: float = 120) -> commands.Finished:
-        """One command in Kumulus' namespace. Raises LabError when it fails."""
+        """One command in that namespace. Raises LabError when it fails."""
         where = ["--kubeconfig", str(self.kubeconfig)] if self.kubeconfig is not None else []
-        argv = [gotools.HELM.ensure(), *words, *where, "--namespace", NAMESPACE]
+        argv = [gotools.HELM.ensure(), *words, *where, "--namespace", self.namespace]
         # Neither settings nor plugins of who runs the tests.
         home = {name: "/nonexistent" for name in ("HELM_CONFIG_HOME", "HELM_DATA_HOME", "HELM_CACHE_HOME", "HOME")}
         return commands.run(argv, env={**home, "PATH": "/usr/bin:/bin"}, check=check, seconds=seconds)

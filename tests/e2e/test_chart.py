@@ -37,12 +37,17 @@ def test_chart_is_well_made_and_a_wrong_value_is_refused_by_its_name() -> None:
     ):
         said = helm.complaint("template", NAME, CHART, "--set", wrong)
         assert named in said.replace("/", "."), said
-    assert "use --namespace kumulus-system" in helm.complaint("template", NAME, CHART, "--namespace=elsewhere")
+    assert "use --namespace kumulus-system" in Helm(namespace="elsewhere").complaint("template", NAME, CHART)
 
 
 def test_what_is_switched_off_is_left_out_with_its_settings() -> None:
     words = ["--set", r"modules.controllers\.network.enabled=false"]
-    words += ["--set", r"modules.services\.events.enabled=true", "--set", r"modules.services\.events.settings.source=/clouds/north"]
+    words += [
+        "--set",
+        r"modules.services\.events.enabled=true",
+        "--set",
+        r"modules.services\.events.settings.source=/clouds/north",
+    ]
     words += ["--set", "image.registry=registry.example.com/cloud/", "--set", "monitoring.alerts.enabled=true"]
     words += ["--set", "monitoring.serviceMonitor.enabled=true"]
     made = {
@@ -98,7 +103,9 @@ def test_install_upgrade_and_uninstall(plane: Lab, tmp_path: Path) -> None:
     # What `kumulusctl install` applies is there to the letter: applying it would change nothing.
     for folder in ("manifests", "kinds"):
         cluster.kubectl_run("diff", "--server-side", "--force-conflicts", f"--filename={CHART / folder}/")
-    made = json.loads(cluster.kubectl_run("get", "deployment", "-n", NAMESPACE, "kumulus-controllers", "-o", "json").stdout)
+    made = json.loads(
+        cluster.kubectl_run("get", "deployment", "-n", NAMESPACE, "kumulus-controllers", "-o", "json").stdout
+    )
     assert made["spec"]["replicas"] == 3
 
     api = Cluster.connect(cluster.kubeconfig)
@@ -119,5 +126,7 @@ def test_install_upgrade_and_uninstall(plane: Lab, tmp_path: Path) -> None:
 
 def _fields(cluster: NativeCluster) -> set[str]:
     """What a VirtualMachine may say."""
-    definition = json.loads(cluster.kubectl_run("get", "crd", "virtualmachines.compute.kumulus.io", "-o", "json").stdout)
+    definition = json.loads(
+        cluster.kubectl_run("get", "crd", "virtualmachines.compute.kumulus.io", "-o", "json").stdout
+    )
     return set(definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"])

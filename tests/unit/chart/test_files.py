@@ -17,7 +17,11 @@ SOURCES = ("operator", "controllers", "agents", "services")
 
 def test_every_module_is_a_switch() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    entries = {entry.name for entry in importlib.metadata.entry_points(group=GROUP) if entry.dist and entry.dist.name == "kumulus"}
+    entries = {
+        entry.name
+        for entry in importlib.metadata.entry_points(group=GROUP)
+        if entry.dist and entry.dist.name == "kumulus"
+    }
     assert set(values["modules"]) == {name for name in entries if "." in name}
 
 
