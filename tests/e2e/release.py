@@ -26,7 +26,7 @@ class Helm:
         where = ["--kubeconfig", str(self.kubeconfig)] if self.kubeconfig is not None else []
         argv = [gotools.HELM.ensure(), *words, *where, "--namespace", self.namespace]
         # Neither settings nor plugins of who runs the tests.
-        home = {name: "/nonexistent" for name in ("HELM_CONFIG_HOME", "HELM_DATA_HOME", "HELM_CACHE_HOME", "HOME")}
+        home = dict.fromkeys(("HELM_CONFIG_HOME", "HELM_DATA_HOME", "HELM_CACHE_HOME", "HOME"), "/nonexistent")
         return commands.run(argv, env={**home, "PATH": "/usr/bin:/bin"}, check=check, seconds=seconds)
 
     def complaint(self, *words: str | Path, seconds: float = 120) -> str:

@@ -12,6 +12,7 @@ import yaml
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.cli.cluster import Cluster
+from kumulus_lab import commands, gotools
 from kumulus_lab.cluster import NativeCluster
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
@@ -65,6 +66,14 @@ def test_what_is_switched_off_is_left_out_with_its_settings() -> None:
     assert image == "registry.example.com/cloud/kumulus/controllers:0.1.0"
     assert made["PrometheusRule", "kumulus"]["spec"]["groups"][0]["rules"]
     assert made["ServiceMonitor", "kumulus"]["spec"]["endpoints"]
+
+
+def test_alerts_are_rules_and_tell_of_what_they_are_about(tmp_path: Path) -> None:
+    rules, program = CHART / "alerts.yaml", gotools.PROMTOOL.ensure()
+    commands.run([program, "check", "rules", "--lint-fatal", rules])
+    trial = tmp_path / "alerts.yaml"
+    trial.write_text(Path(__file__).with_name("alerts.yaml").read_text().replace("RULES", str(rules)))
+    commands.run([program, "test", "rules", trial])
 
 
 @pytest.fixture(scope="module")

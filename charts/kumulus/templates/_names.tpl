@@ -33,10 +33,12 @@ app.kubernetes.io/component: {{ .component }}
 {{- $off := list }}
 {{- $settings := dict }}
 {{- range $name, $module := .root.Values.modules }}
+{{- if hasPrefix (printf "%s." $.part) $name }}
 {{- if not $module.enabled }}
-{{- if hasPrefix (printf "%s." .part) (printf "%s." $name) }}{{ $off = append $off $name }}{{ end }}
+{{- $off = append $off $name }}
 {{- else if $module.settings }}
 {{- $_ := set $settings $name $module.settings }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- toYaml (dict "include" (list .part) "exclude" $off "modules" $settings) }}

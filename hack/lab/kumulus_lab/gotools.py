@@ -1,4 +1,4 @@
-"""Programs that the lab builds from Go modules because no download is at hand: Helm, CoreDNS.
+"""Programs that the lab builds from Go modules because no download is at hand: Helm, CoreDNS, promtool.
 
 Each has a directory of hack/tools with the go.mod that pins it; the cache is keyed by that. Filled by one rename, so that a
 build that was cut is never used.
@@ -86,3 +86,4 @@ class Tool:
 
 HELM = Tool("helm", "helm.sh/helm/v3/cmd/helm", "-X helm.sh/helm/v3/internal/version.version=v3.22.0")
 COREDNS = Tool("coredns", "github.com/coredns/coredns")
+PROMTOOL = Tool("promtool", "github.com/prometheus/prometheus/cmd/promtool")

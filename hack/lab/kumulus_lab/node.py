@@ -121,7 +121,7 @@ class Node:
 
     def _start_scheduler(self, program: Path) -> None:
         credentials = self._credentials("scheduler", "system:kube-scheduler", here=True)
-        argv = [program, f"--kubeconfig={credentials}", "--leader-elect=false", "--secure-port=0"]
+        argv: list[str | Path] = [program, f"--kubeconfig={credentials}", "--leader-elect=false", "--secure-port=0"]
         Daemon.within(self._directory, "kube-scheduler").start(argv)
 
     def _start_containerd(self) -> None:
@@ -180,8 +180,8 @@ class Node:
             "resolvConf": str(self._write("resolv.conf", "")),
         }
         path = self._write("kubelet.json", json.dumps(settings))
-        argv = [program, f"--config={path}", f"--kubeconfig={credentials}", f"--hostname-override={NODE}"]
-        self._machine.start_service("kubelet", [*argv, f"--node-ip={self._machine.address}"])
+        options = [f"--kubeconfig={credentials}", f"--hostname-override={NODE}", f"--node-ip={self._machine.address}"]
+        self._machine.start_service("kubelet", [program, f"--config={path}", *options])
 
     def _start_proxy(self, program: Path) -> None:
         settings = {
