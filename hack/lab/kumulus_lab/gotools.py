@@ -39,7 +39,7 @@ class Tool:
     @property
     def cached(self) -> Path:
         """Where the cache has it, or will."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.stamp.encode())
         for name in ("go.mod", "go.sum"):
             digest.update((self.sources / name).read_bytes())
         return places.cache() / "tools" / f"{self.name}-{digest.hexdigest()[:12]}" / self.name
@@ -84,6 +84,19 @@ class Tool:
             target.rename(self.cached)
 
 
-HELM = Tool("helm", "helm.sh/helm/v3/cmd/helm", "-X helm.sh/helm/v3/internal/version.version=v3.22.0")
+_HELM = "helm.sh/helm/v3"
+_FOR = [f"{_HELM}/pkg/{where}.k8sVersion" for where in ("chartutil", "lint/rules")]
+"""As Helm's own Makefile: else a chart is rendered for Kubernetes 1.20 where no cluster is asked."""
+
+HELM = Tool(
+    "helm",
+    f"{_HELM}/cmd/helm",
+    " ".join(
+        [
+            f"-X {_HELM}/internal/version.version=v3.22.0",
+            *(f"-X {name}Major=1 -X {name}Minor=34" for name in _FOR),
+        ]
+    ),
+)
 COREDNS = Tool("coredns", "github.com/coredns/coredns")
 PROMTOOL = Tool("promtool", "github.com/prometheus/prometheus/cmd/promtool")
