@@ -1,4 +1,6 @@
-"""The chart against a real API server: what is accepted, what an upgrade brings, what an uninstallation leaves. No pods run."""
+"""The chart against a real API server: what is accepted, what an upgrade brings, what an uninstallation leaves. No pods run; the
+image does, as a pod's container would, with the settings and the account that the chart has made.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,12 @@ import yaml
 
 from kumulus.api.compute import VirtualMachine
 from kumulus.cli.cluster import Cluster
-from kumulus_lab import commands, gotools
+from kumulus_lab import commands, containers, deadline, gotools, machine
 from kumulus_lab.cluster import NativeCluster
 from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Hypervisor
 from tests.conftest import new_lab
+from tests.e2e.container import Image
 from tests.e2e.release import CHART, NAME, NAMESPACE, Helm
 
 pytestmark = [pytest.mark.cluster, pytest.mark.wide]
@@ -90,6 +93,52 @@ def plane() -> Iterator[Lab]:
         lab.down()
 
 
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    """The image of the checkout, as a file system."""
+    if (why := containers.why_none(machine.path())) is not None:
+        pytest.skip(why)
+    with containers.mounted(containers.build("controllers")) as root:
+        yield Image(root, tmp_path_factory.mktemp("containers"))
+
+
+def test_image_is_small_and_needs_no_root_and_no_place_to_write(image: Image) -> None:
+    said = image.run("kumulus", "modules").stdout
+    assert "controllers" in said and "events" in said and "failed" not in said.lower()
+    size = sum(path.lstat().st_size for path in image.root.rglob("*") if path.is_file() and not path.is_symlink())
+    assert size < 400 << 20
+    assert [path for path in image.root.rglob("*") if _lifts(path)] == []
+    refused = image.run("python3", "-c", "open('/etc/new', 'w')", check=False)
+    assert "Read-only file system" in refused.stderr or "Permission denied" in refused.stderr
+
+
+def test_controllers_of_the_image_lead_with_the_chart_s_settings_and_rights(
+    plane: Lab, image: Image, tmp_path: Path
+) -> None:
+    cluster, helm = plane.cluster, Helm(plane.cluster.kubeconfig)
+    helm.run("install", NAME, CHART, "--set", r"modules.controllers\.network\.endpoints.enabled=false")
+    try:
+        words = ["-n", NAMESPACE, "get", "configmap", "kumulus-controllers", "-o", r"jsonpath={.data.kumulus\.yaml}"]
+        settings = tmp_path / "kumulus.yaml"
+        settings.write_text(cluster.kubectl_run(*words).stdout)
+        account = cluster.kubeconfig_for(tmp_path / "account", NAMESPACE, "kumulus-controllers")
+        env = {"KUMULUS_CONFIG": "/run/kumulus.yaml", "KUMULUS_HTTP_PORT": "0", "KUMULUS_LOG_FORMAT": "json"}
+        with image.running("kumulus", "run", kubeconfig=account, files={"/run/kumulus.yaml": settings}, env=env) as log:
+            leads = ["-n", NAMESPACE, "get", "lease", "kumulus-controllers", "-o", "jsonpath={.spec.holderIdentity}"]
+            deadline.until(lambda: cluster.kubectl_run(*leads, check=False).stdout, "a leader", seconds=60, every=0.5)
+            said = log.read_text(errors="replace")
+        assert '"controllers.compute.migration"' in said, said[-2000:]
+        assert '"controllers.network.endpoints"' not in said
+        assert '"status": 403' not in said and "Forbidden" not in said
+    finally:
+        helm.run("uninstall", NAME, "--no-hooks", "--wait")
+
+
+def _lifts(path: Path) -> bool:
+    """Whether a file gives who runs it another's rights."""
+    return path.is_file() and not path.is_symlink() and bool(path.stat().st_mode & 0o6000)
+
+
 def test_install_upgrade_and_uninstall(plane: Lab, tmp_path: Path) -> None:
     cluster, helm = plane.cluster, Helm(plane.cluster.kubeconfig)
 
@@ -121,8 +170,7 @@ def test_install_upgrade_and_uninstall(plane: Lab, tmp_path: Path) -> None:
     kept = api.create(VirtualMachine.KIND, MACHINE, "default")
     # No pod runs here that could say that nobody minds: it is refused, and nothing is gone.
     assert "timed out" in helm.complaint("uninstall", NAME, "--timeout=3s")
-    print(helm.status()["info"], helm.run("upgrade", NAME, CHART, check=False).stderr[-300:])
-    print(helm.run("rollback", NAME, "2", "--no-hooks", check=False).stderr[-300:], helm.status()["info"])
+    helm.run("rollback", NAME, str(helm.status()["version"]))
     helm.run("upgrade", NAME, CHART, "--set", "controllers.replicas=3")
     assert cluster.kubectl_run("get", "deployment", "-n", NAMESPACE, "kumulus-controllers").returncode == 0
 

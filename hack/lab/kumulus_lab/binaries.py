@@ -32,8 +32,6 @@ _PACKAGES = {
     "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
     "kubectl": "k8s.io/kubernetes/cmd/kubectl",
     "kube-proxy": "k8s.io/kubernetes/cmd/kube-proxy",
-    "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
-    "kubelet": "k8s.io/kubernetes/cmd/kubelet",
 }
 _SOURCES = places.CHECKOUT / "hack" / "kubernetes"
 _CONNECT_SECONDS = 4
@@ -49,15 +47,6 @@ class Binaries:
     apiserver: Path
     controller_manager: Path
     kubectl: Path
-
-
-@dataclass(frozen=True, slots=True)
-class NodeBinaries:
-    """Where each program is that a cluster with pods needs besides."""
-
-    kubelet: Path
-    proxy: Path
-    scheduler: Path
 
 
 def cached() -> Path:
@@ -85,12 +74,6 @@ def kube_proxy(say: Say = lambda _: None) -> Path:
     Raises LabError as `ensure` does; takes about ten seconds to build where the others were built.
     """
     return _ensure(("kube-proxy",), say)["kube-proxy"]
-
-
-def node(say: Say = lambda _: None) -> NodeBinaries:
-    """The programs by which a cluster runs pods. Raises LabError as `ensure` does."""
-    found = _ensure(("kubelet", "kube-proxy", "kube-scheduler"), say)
-    return NodeBinaries(kubelet=found["kubelet"], proxy=found["kube-proxy"], scheduler=found["kube-scheduler"])
 
 
 def _ensure(names: Sequence[str], say: Say) -> dict[str, Path]:

@@ -36,19 +36,11 @@ class NativeCluster(ControlPlane):
     """A control plane whose ports were chosen before: etcd's two, the API server's, the controller manager's."""
 
     def __init__(
-        self,
-        directory: Path,
-        binaries: Binaries,
-        ports: tuple[int, int, int, int],
-        address: str | None = None,
-        *,
-        node: bool = False,
+        self, directory: Path, binaries: Binaries, ports: tuple[int, int, int, int], address: str | None = None
     ) -> None:
-        """`node`: it has one on which pods run, so it does what a whole cluster does."""
         super().__init__(directory, ports[2], address)
         self.binaries = binaries
         self.ports = ports
-        self.node = node
 
     @property
     def kubectl(self) -> Path:
@@ -186,7 +178,7 @@ class NativeCluster(ControlPlane):
             f"--secure-port={self.ports[2]}",
             f"--bind-address={'0.0.0.0' if self.address else '127.0.0.1'}",  # noqa: S104
             f"--advertise-address={self.address or '127.0.0.1'}",
-            f"--endpoint-reconciler-type={'lease' if self.node else 'none'}",
+            "--endpoint-reconciler-type=none",
             f"--service-cluster-ip-range={_SERVICES}",
             f"--tls-cert-file={self._pki / 'apiserver.crt'}",
             f"--tls-private-key-file={self._pki / 'apiserver.key'}",
@@ -195,25 +187,13 @@ class NativeCluster(ControlPlane):
             f"--service-account-key-file={self._pki / 'service-accounts.key'}",
             f"--service-account-signing-key-file={self._pki / 'service-accounts.key'}",
             "--service-account-extend-token-expiration=false",
-            f"--authorization-mode={'Node,RBAC' if self.node else 'RBAC'}",
+            "--authorization-mode=RBAC",
             "--anonymous-auth=false",
             f"--audit-policy-file={self.directory / 'audit-policy.yaml'}",
             f"--audit-log-path={self.audit_log}",
             "--audit-log-format=json",
             "--audit-log-maxsize=4096",
             "--shutdown-delay-duration=0s",
-            *(self._of_nodes() if self.node else ()),
-        ]
-
-    def _of_nodes(self) -> list[str]:
-        """What lets the API server have nodes, and ask them for logs."""
-        asks = self.administrator
-        return [
-            "--enable-admission-plugins=NodeRestriction",
-            "--allow-privileged=true",
-            "--kubelet-preferred-address-types=InternalIP",
-            f"--kubelet-client-certificate={asks.certificate}",
-            f"--kubelet-client-key={asks.key}",
         ]
 
     def _start_controller_manager(self) -> None:
@@ -228,7 +208,7 @@ class NativeCluster(ControlPlane):
                 f"--root-ca-file={self._pki / 'ca.crt'}",
                 f"--service-account-private-key-file={self._pki / 'service-accounts.key'}",
                 "--use-service-account-credentials=true",
-                f"--controllers={'*' if self.node else ','.join(_CONTROLLERS)}",
+                f"--controllers={','.join(_CONTROLLERS)}",
                 "--leader-elect=false",
                 "--bind-address=127.0.0.1",
                 f"--secure-port={self.ports[3]}",

@@ -55,13 +55,10 @@ def up(
     ] = None,
     controllers: Annotated[bool, typer.Option(help="Run Kumulus' controllers.")] = True,
     agents: Annotated[bool, typer.Option(help="Run an agent on each host.")] = True,
-    node: Annotated[bool, typer.Option("--node", help="A node on which pods run: the whole of Kubernetes.")] = False,
 ) -> None:
     """Bring a lab up; finds what runs already."""
     lab = _lab(name)
-    wanted = Wanted(
-        hosts=hosts, hypervisor=hypervisor, controllers=controllers, agents=agents, networking=networking, node=node
-    )
+    wanted = Wanted(hosts=hosts, hypervisor=hypervisor, controllers=controllers, agents=agents, networking=networking)
     lab.up(wanted)
     _console.print(f"lab {name} is up: [bold]export KUBECONFIG={lab.kubeconfig}[/]")
 

@@ -1,4 +1,4 @@
-"""Programs that the lab builds from Go modules because no download is at hand: Helm, CoreDNS, promtool.
+"""Programs that the lab builds from Go modules because no download is at hand: Helm, promtool.
 
 Each has a directory of hack/tools with the go.mod that pins it; the cache is keyed by that. Filled by one rename, so that a
 build that was cut is never used.
@@ -72,7 +72,7 @@ class Tool:
             done = subprocess.run(
                 [go, "build", "-trimpath", "-ldflags", flags, "-o", str(target), self.package],
                 cwd=self.sources,
-                env={**os.environ, "CGO_ENABLED": "0"},  # CoreDNS goes into an image where nothing else is
+                env={**os.environ, "CGO_ENABLED": "0"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -98,5 +98,4 @@ HELM = Tool(
         ]
     ),
 )
-COREDNS = Tool("coredns", "github.com/coredns/coredns")
 PROMTOOL = Tool("promtool", "github.com/prometheus/prometheus/cmd/promtool")

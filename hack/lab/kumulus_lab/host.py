@@ -82,17 +82,13 @@ class LibvirtHost:
         """Whether its init runs."""
         return self.daemon("init").running()
 
-    def boot(self) -> None:
-        """Its init runs, and nothing else yet."""
+    def power_on(self) -> None:
+        """Boot it, unless it runs, and start libvirt on it."""
         if not self.running():
             self._clear()
             self._configure()
             self.network.ensure_host(self.name, self.state.number)
             self._boot()
-
-    def power_on(self) -> None:
-        """Boot it, unless it runs, and start libvirt on it."""
-        self.boot()
         if self.ovn:
             self.network.fill_in(self.state.number)
             openvswitch.start(self, f"{self.address}/{self.network.prefix}")

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kumulus_lab import binaries, containers, images, kind, machine, network, openvswitch, outside, places, ports, state
+from kumulus_lab import binaries, images, kind, machine, network, openvswitch, outside, places, ports, state
 from kumulus_lab.cluster import NativeCluster
 from kumulus_lab.controlplane import ControlPlane
 from kumulus_lab.errors import LabError
 from kumulus_lab.host import LibvirtHost, end_all_within
 from kumulus_lab.kind import KindCluster
 from kumulus_lab.network import Network
-from kumulus_lab.node import Node, remove_cgroups
 from kumulus_lab.processes import Daemon, end, owned
 from kumulus_lab.services import Services
 from kumulus_lab.state import HostState, Hypervisor, LabState, Networking
@@ -41,8 +40,6 @@ class Wanted:
     """Simulated hosts besides; all there are where the hypervisor is simulated."""
     networking: Networking | None = None
     """None: as it is; `linux` in a new lab."""
-    node: bool = False
-    """A node of the cluster, on which pods run. A lab has one from the start, or never."""
 
 
 class Lab:
@@ -100,15 +97,7 @@ class Lab:
             binaries=self.binaries,
             ports=self.state.cluster_ports,
             address=network_.address if network_ else None,
-            node=self.state.node,
         )
-
-    @property
-    def node(self) -> Node:
-        """The node of the cluster. Raises LabError when the lab has none."""
-        if not self.state.node or (network_ := self.network) is None:
-            raise LabError(f"lab {self.name} has no node for pods; `kumulus-lab up --node` makes a lab that has")
-        return Node(self.directory, network_, self.cluster)
 
     @property
     def kubeconfig(self) -> Path:
@@ -167,9 +156,6 @@ class Lab:
         data = self._data if not self.state.kind else None
         installed = installing and data is not None and self.cluster.begin_with(data)
         self.control_plane.start()
-        if self.state.node:
-            self._say("the cluster's node")
-            self.node.start(self._say)
         self.start_image_server()
         self.start_world_server()
         if installing:
@@ -256,7 +242,6 @@ class Lab:
             for namespace in network.namespaces(self.name):
                 end_all_within(namespace)
             network.remove_everything(self.name)
-            remove_cgroups(self.name)
         shutil.rmtree(self.directory, ignore_errors=True)
         if self.directory.exists():
             raise LabError(f"{self.directory} cannot be removed; remove it by hand")
@@ -273,11 +258,7 @@ class Lab:
             if (why := openvswitch.why_none(machine.path())) is not None:
                 raise LabError(why)
         simulated = wanted.simulated if libvirt else wanted.hosts
-        if wanted.node and (why := containers.why_none(machine.path())) is not None:
-            raise LabError(why)
         found = state.load(self.name)
-        if found is not None and wanted.node and not found.node:
-            raise LabError(f"lab {self.name} has no node; `kumulus-lab down --name {self.name}` first")
         if found is not None and found.hypervisor is not wanted.hypervisor:
             raise LabError(
                 f"lab {self.name} runs {found.hypervisor} hosts; `kumulus-lab down --name {self.name}` first,"
@@ -290,7 +271,7 @@ class Lab:
             )
         if found is None:
             with places.exclusive("lab"):
-                found = self._new(wanted, with_network=(libvirt and wanted.hosts > 0) or wanted.node)
+                found = self._new(wanted, with_network=libvirt and wanted.hosts > 0)
                 state.save(found)
                 if (network_ := self.network) is not None:
                     network_.ensure()
@@ -312,6 +293,5 @@ class Lab:
             fleet_port=chosen[5],
             image_port=chosen[6],
             subnet=network.choose_subnet() if with_network else None,
-            kind=kind.chosen() and not wanted.node,
-            node=wanted.node,
+            kind=kind.chosen(),
         )

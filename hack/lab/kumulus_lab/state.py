@@ -20,8 +20,6 @@ _NAME = re.compile(r"^[a-z][a-z0-9]{0,7}$")
 _HOST_NAME = re.compile(r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")
 DEFAULT = "demo"
 ZONE = "z1"
-NODE = "node"
-"""The node of the cluster, in a lab that has one."""
 
 
 class Hypervisor(StrEnum):
@@ -68,8 +66,6 @@ class LabState(BaseModel):
     """Whether the cluster is kind's rather than our own."""
     hosts: tuple[HostState, ...] = ()
     simulated: int = Field(default=0, ge=0)
-    node: bool = False
-    """Whether the cluster has a node of its own, on which pods run."""
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -96,8 +92,6 @@ def check_host_name(name: str) -> None:
     """Raises LabError when a host cannot have that name."""
     if name in (API, OUTSIDE):
         raise LabError(f"'{name}' cannot name a host: it names an end of a link; choose another")
-    if name == NODE:
-        raise LabError(f"'{name}' cannot name a host: it names the node of the cluster; choose another")
     if not _HOST_NAME.match(name):
         raise LabError(f"'{name}' cannot name a host: use up to 40 small letters, digits and dashes, a letter first")
 
