@@ -30,6 +30,7 @@ from kumulus.cli import (
     pool,
     power,
     previewing,
+    removal,
     routing,
     snapshot,
     tracing,
@@ -94,6 +95,7 @@ join.register(_host)
 host.register(_host)
 previewing.register(_host)
 overview.register(app)
+removal.register(app)
 
 
 _OURS = "kubectl-kumulus"
