@@ -147,6 +147,8 @@ class World:
         self.on_deed: Callable[[Party, str], None] = lambda party, label: None
         self.version = ""
         """Version of everything when the steps of the plan began."""
+        self.cuts = 0
+        """How often the power of a host was cut."""
         self._term = 0
         self._off: set[str] = set()
         self._tasks: asyncio.TaskGroup
@@ -238,6 +240,7 @@ class World:
     async def cut_power(self, name: str) -> None:
         """A host is off, until it is started: its agent is gone, and its guests are."""
         self._off.add(name)
+        self.cuts += 1
         await self.stop(name)
         self.sites[name].machine.reboot()
 
