@@ -152,7 +152,7 @@ class World:
         self._term = 0
         self._off: set[str] = set()
         self._tasks: asyncio.TaskGroup
-        self._troubles: set[asyncio.Task[None]] = set()
+        self._troubles: list[asyncio.Task[None]] = []
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def _deed(self, party: Party, label: str) -> None:
@@ -164,6 +164,7 @@ class World:
         """Everybody starts."""
         self._tasks = tasks
         self.user = await self.backend.client("user")
+        await self.ensure(NAMESPACE, "default", {})  # events of what has no namespace are there
         await self.ensure(Zone.KIND, ZONE, {})
         await self._key_of_switches()
         path = {"path": f"/var/lib/kumulus/pools/{POOL}"}
@@ -208,12 +209,12 @@ class World:
 
     def during(self, work: Coroutine[Any, Any, None]) -> None:
         """Something goes on beside everything else."""
-        self._troubles.add(self._tasks.create_task(work))
+        self._troubles.append(self._tasks.create_task(work))
 
     async def calm(self) -> None:
         """Whatever was begun by `during` has ended. Raises AssertionError when it has failed."""
         while self._troubles:
-            await self._troubles.pop()
+            await self._troubles.pop(0)
         await self.stop(RIVALS)
 
     @property
