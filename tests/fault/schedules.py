@@ -533,6 +533,8 @@ class Schedule(RuleBasedStateMachine):
     def _heal(self) -> None:
         for party in self.world.parties.values():
             party.wire = type(party.wire)()
+        for host in HOSTS:
+            self.world.boot(host)
 
     async def _beside(self, work: Coroutine[Any, Any, None]) -> None:
         self.world.during(work)
