@@ -74,8 +74,10 @@ bench: setup ## Measure creation, deletion, API writes and memory, beside the fl
 
 fault: setup ## Run plans with a crash at every deed and a thousand schedules, then power cuts, partitions, killed processes, full pools; ends with the table of plans and faults.
 	@$(BIN)/kumulus-lab prepare --libvirt --control-plane
-	$(BIN)/pytest tests/system/test_interruptions.py tests/system/test_lab.py $(wildcard tests/fault) $(ARGS)
-	$(BIN)/pytest -m wide tests --ignore=tests/fault --ignore=tests/system/test_interruptions.py --ignore=tests/system/test_lab.py $(ARGS)
+	failed=0
+	$(BIN)/pytest tests/system/test_interruptions.py tests/system/test_lab.py $(wildcard tests/fault) $(ARGS) || failed=1
+	$(BIN)/pytest -m wide tests --ignore=tests/fault --ignore=tests/system/test_interruptions.py --ignore=tests/system/test_lab.py $(ARGS) || failed=1
+	exit $$failed
 
 fresh: setup ## Try this commit where nothing was installed: demo and test in a minimal Debian with empty caches.
 	@$(PYTHON) hack/fresh.py $(ARGS)

@@ -38,7 +38,7 @@ from kumulus_agents.network.simulated import SimulatedFabric
 from kumulus_agents.storage.simulated import SimulatedStorage
 from kumulus_lab.cluster import NativeCluster
 from tests import leftovers
-from tests.fault import campaign, maintenance, plans, troubles
+from tests.fault import campaign, found, maintenance, plans, troubles
 from tests.fault.backends import Memory, Real, run
 from tests.fault.books import Books, keep
 from tests.fault.memory_api import MemoryApi, MemoryClient
@@ -132,6 +132,11 @@ def test_schedules_by_chance() -> None:
         max_examples=15, stateful_step_count=15, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     run_state_machine_as_test(seed(2026)(Schedule), settings=how)
+
+
+@pytest.mark.parametrize("name", found.STORIES)
+def test_a_schedule_that_went_wrong_once_goes_right(name: str) -> None:
+    found.told(found.STORIES[name])
 
 
 def _says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

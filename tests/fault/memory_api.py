@@ -200,7 +200,12 @@ class MemoryApi:
         }
         if at.namespace is not None:
             raw["metadata"]["namespace"] = at.namespace
-        return self._store(at.sort, (at.namespace, name), None, raw)
+        made = self._store(at.sort, (at.namespace, name), None, raw)
+        owners = [one["uid"] for one in raw["metadata"].get("ownerReferences", ())]
+        if owners and not any(map(self._exists, owners)):
+            # Its owner went while it was made.
+            self._delete(_Where(at.sort, at.namespace, name, None), {})
+        return made
 
     def _update(self, at: _Where, known: Raw, wanted: Raw) -> Raw:
         schema = schemas().get(at.sort)

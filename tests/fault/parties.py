@@ -91,7 +91,7 @@ class Party:
         self.under_way = 0
         """Requests and deeds."""
         self._tell = tell
-        self._breaks: set[asyncio.Future[None]] = set()
+        self._breaks: dict[asyncio.Future[None], None] = {}  # in their order: the same seed is the same run
 
     def born(self) -> Life:
         """Its next process."""
@@ -108,7 +108,7 @@ class Party:
 
     def break_watches(self, error: Exception | None = None) -> None:
         """All its watches end, with that error."""
-        for broken in self._breaks:
+        for broken in list(self._breaks):
             if not broken.done():
                 broken.set_exception(error or errors.Unreachable("the watch was broken"))
 
@@ -124,7 +124,7 @@ class Party:
         """A watch as this party hears it."""
         loop = asyncio.get_running_loop()
         broken: asyncio.Future[None] = loop.create_future()
-        self._breaks.add(broken)
+        self._breaks[broken] = None
         held: deque[tuple[float, WatchEvent]] = deque()
         coming: asyncio.Task[WatchEvent] | None = None
         try:
@@ -145,7 +145,7 @@ class Party:
         except StopAsyncIteration:
             return
         finally:
-            self._breaks.discard(broken)
+            self._breaks.pop(broken, None)
             if broken.done() and not broken.cancelled():
                 broken.exception()
             broken.cancel()

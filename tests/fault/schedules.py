@@ -1,8 +1,9 @@
-"""Schedules by chance: users who change their minds, guests that die, processes that crash, and ways that are cut, all at once.
+"""Schedules by chance: users who change their minds, operators who work on hosts, guests that die, processes that crash, hosts
+that fall silent or lose power, and ways that are cut, all at once.
 
 A hypothesis state machine over a whole cloud in memory, in virtual time (`world`). While it goes on no machine may run twice; when
-all faults are healed everything has to be as its owner wants it, with no start more than there was a reason for, and nothing may
-be left when all is deleted.
+all faults are healed everything has to be as its owner wants it (`wanted`), with no start more than there was a reason for, and
+nothing may be left when all is deleted.
 """
 
 from __future__ import annotations
@@ -11,22 +12,30 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kumulus.api.compute import VirtualMachine
+from kumulus.api.fabric import Host, host_namespace
+from kumulus.api.host import LEASE as LEASE_NAME
+from kumulus.api.machine_pool import VirtualMachinePool
 from kumulus.api.machine_snapshot import VirtualMachineSnapshot
+from kumulus.api.maintenance import EvictionPolicy
+from kumulus.api.migration import VirtualMachineMigration
+from kumulus.api.remediation import HostRemediation
 from kumulus.api.storage import Volume
 from kumulus.kube import errors
-from kumulus_agents.hypervisor.domain import Domain, DomainState, ExitReason
+from kumulus.kube.builtin import LEASE
+from kumulus_agents.hypervisor.domain import ExitReason
 from tests.fault import plans
 from tests.fault.backends import Memory, WorldLoop
 from tests.fault.parties import Fault, How, Party
 from tests.fault.runner import TENANT, VIRTUAL, Runner
-from tests.fault.world import CONTROLLERS, HOSTS, RIVALS, World, world
+from tests.fault.switch import BMC, SWITCH
+from tests.fault.wanted import ON, Verdict, Wanted, Wish, too_often
+from tests.fault.world import CONTROLLERS, HOSTS, RIVALS, World, contents, world
 
 Raw = dict[str, Any]
 T = TypeVar("T")
@@ -34,26 +43,24 @@ LATENCY = 0.01
 LONGEST = 1500.0
 """Seconds, of virtual time, until everything has to be right again: longer than any back-off."""
 PARTIES = (CONTROLLERS, *HOSTS)
-MACHINES, VOLUMES = ("a", "b", "c"), ("x", "y")
-TROUBLES = ("kill", "power cut", "cut", "deafen", "blind", "slow", "outage", "clock jump", "two leaders")
+STAYING, ROAMING = ("a", "b"), ("m", "n")
+"""Machines with disks that only their host has, and those whose disks all hosts have."""
+LOCAL, SHARED = ("x", "y"), ("p", "q", "r")
+"""Volumes of one host, and of all. Each machine that roams has one of them that it begins with."""
+HOME = dict(zip(ROAMING, SHARED, strict=False))
+TROUBLES = ("kill", "power cut", "cut", "deafen", "blind", "slow", "outage", "clock jump", "two leaders", "apart")
 POWERS = ("Running", "Stopped", "Paused", "Suspended")
-ON = ("Running", "Paused")
+SIZES = ("256Mi", "384Mi", "512Mi", "1Gi")
+EVICTIONS = tuple(str(policy) for policy in EvictionPolicy)
+WORKS: tuple[Raw | None, ...] = (None, {}, {"returnGuests": True}, {"mode": "InPlace"})
+"""What operators may do on a host; None: nothing."""
+FATES = ("hang", "off", "confirm", "fence", "boot", "cordon", "switch", "lost", "dead")
 
 parties = st.sampled_from(PARTIES)
 hosts = st.sampled_from(HOSTS)
-machines = st.sampled_from(MACHINES)
-volumes = st.sampled_from(VOLUMES)
-moments = st.sampled_from((0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 12.0))
-"""Seconds: most of what happens takes less than a tenth of one."""
-
-
-@dataclass
-class Wanted:
-    """What the owner of a machine wants, and how many starts that can explain."""
-
-    power: str = "Running"
-    disks: set[str] = field(default_factory=set)
-    starts: int = 1
+machines = st.sampled_from((*STAYING, *ROAMING))
+moments = st.sampled_from((0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 12.0, 25.0))
+"""Seconds: most of what happens takes less than a tenth of one; to fence a host takes twenty."""
 
 
 class Schedule(RuleBasedStateMachine):
@@ -65,9 +72,9 @@ class Schedule(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._loop = asyncio.Runner(loop_factory=WorldLoop)
-        self._wanted: dict[str, Wanted] = {}
-        self._volumes: set[str] = set()
+        self._wish = Wish()
         self._snapshots: dict[str, str] = {}
+        self._moves: list[str] = []
         self._requests = 0
         self._world: World | None = None
         self._over = asyncio.Event()
@@ -84,16 +91,20 @@ class Schedule(RuleBasedStateMachine):
 
     # Beginning and end
 
-    @initialize(seed=st.integers(0, 1 << 16), seconds=moments)
-    def begin(self, seed: int, seconds: float) -> None:
-        """A cloud with an image and a network, and a machine with a volume that was just asked for."""
+    @initialize(seed=st.integers(0, 1 << 16), seconds=moments, moving=st.sampled_from((0.0, 0.3, 5.0, 60.0)))
+    def begin(self, seed: int, seconds: float, moving: float) -> None:
+        """A cloud with an image and a network, and two machines that were just asked for. `moving`: seconds that a guest takes to
+        another host."""
 
         async def live(ready: asyncio.Event) -> None:
-            async with world(Memory(seed, LATENCY)) as made:
-                self._world = made
+            memory = Memory(seed, LATENCY)
+            async with world(memory) as made:
+                self._world, self._api = made, memory.api
                 self._runner = Runner(made, VIRTUAL)
                 await self._runner.open()
-                for step in (plans.IMAGE, plans.NETWORK):
+                for site in made.sites.values():
+                    site.machine.settings = site.machine.settings.model_copy(update={"migrate_seconds": moving})
+                for step in (plans.IMAGE, plans.NETWORK, plans.TOGETHER):
                     await self._runner.do(step)
                 ready.set()
                 await self._over.wait()
@@ -107,8 +118,9 @@ class Schedule(RuleBasedStateMachine):
                 self._cloud.result()
 
         self._run(start())
-        self._new_volume("x")
+        self.make_volume("x")
         self._new_machine("a", None, True, "Running", {"x"})
+        self.make_machine("m", None, True, "Running", "LiveMigrate")
         self._run(asyncio.sleep(seconds))
 
     def teardown(self) -> None:
@@ -128,25 +140,24 @@ class Schedule(RuleBasedStateMachine):
 
     async def _finish(self) -> None:
         world = self.world
-        await world.calm()
-        for party in world.parties.values():
-            party.faults, party.counting, party.offset = (), False, 0.0
-            party.wire = type(party.wire)()
-            party.break_watches(errors.Gone(410, "Expired", "too old"))
+        await self._mended()
         wrong: list[str] = ["nothing was looked at"]
         loop = asyncio.get_running_loop()
         end = loop.time() + LONGEST
         while wrong and loop.time() < end:
             await asyncio.sleep(5)
-            wrong = await self._wrong()
+            wrong = Verdict(world, self._api, self._wish).wrong() if world.idle() else ["somebody works"]
         self.nothing_forbidden()
         assert not wrong, "\n".join(wrong)
-        self._not_started_too_often()
+        assert not (often := too_often(world, self._wish)), "\n".join(often)
         self.tally.update(
             {
                 "schedules": 1,
                 "machines": sum(name.startswith("<VirtualMachine ") for name in world.names.values()),
                 "runs of machines": len(world.books.runs),
+                "guests that came from another host": sum(run.came for run in world.books.runs),
+                "runs of later placements": sum(run.epoch > 1 for run in world.books.runs if not run.came),
+                "hosts whose power was cut": world.cuts,
                 "lives of processes": sum(party.births for party in world.parties.values()),
                 "deeds at which a life ended or an answer was lost": sum(
                     len(party.struck) for party in world.parties.values()
@@ -157,83 +168,22 @@ class Schedule(RuleBasedStateMachine):
         with contextlib.suppress(AssertionError):
             await self._runner.clear()
         self.nothing_forbidden()
+        left = [line for pool in world.shared.values() for line in contents(pool)]
+        assert not left, "\n".join(left)
 
-    async def _wrong(self) -> list[str]:
-        """What is not as its owner wants it."""
-        world, found = self.world, []
-        if not world.idle():
-            return ["somebody works"]
-        vms = {item["metadata"]["name"]: item for item in await self._all(VirtualMachine)}
-        stored = {item["metadata"]["name"]: item for item in await self._all(Volume)}
-        uids = {name: item["metadata"]["uid"] for name, item in stored.items()}
-        if set(vms) != set(self._wanted) or set(uids) != self._volumes:
-            found.append(f"there are {sorted(vms)} and {sorted(uids)}")
-        domains: dict[str, list[tuple[str, Domain]]] = {}
-        for name, site in world.sites.items():
-            for uid, domain in site.machine.domains.items():
-                domains.setdefault(uid, []).append((name, domain))
-        for name, wanted in self._wanted.items():
-            if (vm := vms.get(name)) is not None:
-                if self._cannot_have(vm, [stored[disk] for disk in wanted.disks if disk in stored]):
-                    continue
-                volumes = {uids.get(disk, disk) for disk in wanted.disks}
-                found += [f"{name}: {line}" for line in self._unlike(vm, wanted, volumes, domains)]
-        strangers = set(domains) - {vm["metadata"]["uid"] for vm in vms.values()}
-        return found + [f"a domain of nobody: {domains[uid]}" for uid in strangers]
-
-    @staticmethod
-    def _cannot_have(vm: Raw, volumes: list[Raw]) -> bool:
-        """Whether it wants what is on another host than it can be on: that is said, and it waits."""
-        bound = vm["spec"].get("placement", {}).get("hostSelector", {}).get("role")
-        there = {item.get("status", {}).get("host") for item in volumes} - {None}
-        mine = vm.get("status", {}).get("host") or bound
-        return len(there) > 1 or bool(there and mine and there != {mine})
-
-    def _unlike(
-        self, vm: Raw, wanted: Wanted, volumes: set[str], domains: dict[str, list[tuple[str, Domain]]]
-    ) -> list[str]:
-        status, uid = vm.get("status", {}), vm["metadata"]["uid"]
-        # What is off when it is to be suspended has no memory to keep.
-        if status.get("phase") not in (wanted.power, "Stopped" if wanted.power == "Suspended" else wanted.power):
-            return [f"it is {status.get('phase')}, not {wanted.power}; {status.get('conditions')}"]
-        on = [(host, one) for host, one in domains.get(uid, []) if one.state is not DomainState.STOPPED]
-        if bool(on) is not (wanted.power in ON):
-            return [f"wanted {wanted.power}, there is {on}"]
-        found = []
-        for host, domain in on:
-            if (host, domain.marks.epoch) != (status.get("host"), status.get("epoch")):
-                found.append(f"it is on {host} with epoch {domain.marks.epoch}; {status}")
-            if domain.volumes != volumes:
-                found.append(f"it has {domain.volumes}, and not {volumes}")
-            found += [
-                f"it writes to {disk.path}, which is not the volume"
-                for disk in domain.disks
-                if disk.volume is not None and disk.path not in self._files(host, disk.volume)
-            ]
-        return found
-
-    def _files(self, host: str, volume: str) -> list[str]:
-        """The file of a volume that is the volume: a guest that wrote to another would lose what it wrote."""
-        pools = self.world.sites[host].pools.values()
-        return [
-            path
-            for pool in pools
-            if volume in pool.volumes
-            for first, active in [(pool.volumes[volume][1].path, pool.layers[volume].active)]
-            for path in [first if active == volume else f"{first.removesuffix('.qcow2')}.{active}.qcow2"]
-        ]
-
-    def _not_started_too_often(self) -> None:
-        names = {name: uid for uid, name in self.world.names.items() if name.startswith("<VirtualMachine ")}
-        for name, wanted in self._wanted.items():
-            uid = names[f"<VirtualMachine {name}>"]
-            runs = [run for run in self.world.books.runs if run.uid == uid]
-            assert len(runs) <= wanted.starts, (
-                f"{name} was started {len(runs)} times, for {wanted.starts} reasons: {runs}"
-            )
-
-    async def _all(self, model: Any) -> list[Raw]:
-        return [item async for page, _ in self.world.user.list_pages(model.KIND, TENANT) for item in page]
+    async def _mended(self) -> None:
+        """All faults are healed, and operators have done their work."""
+        world = self.world
+        await world.calm()
+        world.ways.cut = False
+        for party in world.parties.values():
+            party.faults, party.counting, party.offset = (), False, 0.0
+            party.wire = type(party.wire)()
+            party.break_watches(errors.Gone(410, "Expired", "too old"))
+        for host in HOSTS:
+            world.boot(host)
+            spec = {"maintenance": None, "unschedulable": False}
+            await world.user.patch(Host.KIND, host, {"spec": spec})
 
     @invariant()
     def nothing_forbidden(self) -> None:
@@ -244,23 +194,40 @@ class Schedule(RuleBasedStateMachine):
 
     # What owners do
 
-    @rule(name=machines, bound=st.none() | hosts, whole=st.booleans(), power=st.sampled_from(("Running", "Stopped")))
-    def make_machine(self, name: str, bound: str | None, whole: bool, power: str) -> None:
-        """A machine, perhaps with an interface, perhaps bound to a host."""
-        if name not in self._wanted:
-            self._new_machine(name, bound, whole, power, set())
+    @rule(
+        name=machines,
+        bound=st.none() | hosts,
+        whole=st.booleans(),
+        power=st.sampled_from(("Running", "Stopped")),
+        eviction=st.sampled_from(EVICTIONS),
+    )
+    def make_machine(self, name: str, bound: str | None, whole: bool, power: str, eviction: str) -> None:
+        """A machine, perhaps with an interface, perhaps bound to a host if it does not roam."""
+        if name in self._wish.machines:
+            return
+        if name in ROAMING:
+            self.make_volume(HOME[name])
+            self._new_machine(name, None, whole, power, {HOME[name]}, eviction)
+        else:
+            self._new_machine(name, bound, whole, power, set(), eviction)
 
-    def _new_machine(self, name: str, bound: str | None, whole: bool, power: str, disks: set[str]) -> None:
-        spec: Raw = {"resources": plans.SIZE, "disks": _disks(disks), "powerState": power}
+    def _new_machine(
+        self, name: str, bound: str | None, whole: bool, power: str, disks: set[str], eviction: str = "LiveMigrate"
+    ) -> None:
+        roams = name in ROAMING
+        spec: Raw = {"resources": plans.ROOM if roams else plans.SIZE, "disks": _disks(disks, roams=roams)}
+        spec |= {"powerState": power, "evictionPolicy": eviction, "highAvailability": {"enabled": True}}
         if bound:
             spec["placement"] = {"hostSelector": {"role": bound}}
         if whole:
             spec["interfaces"] = [plans.ETH0]
-        self._wanted[name] = Wanted(power, disks, starts=int(power == "Running"))
+        self._wish.machines[name] = Wanted(power, disks, starts=int(power == "Running"), roams=roams, eviction=eviction)
+        # The name may be that of a machine that is going.
+        self._room(VirtualMachine, name, spec)
 
+    def _room(self, model: Any, name: str, spec: Raw) -> None:
         async def make() -> None:
-            # The name may be that of a machine that is going.
-            await self.world.until(lambda: self._made(VirtualMachine, name, spec), "room for a machine", LONGEST)
+            await self.world.until(lambda: self._made(model, name, spec), f"room for {name}", LONGEST)
 
         self._run(make())
 
@@ -271,11 +238,11 @@ class Schedule(RuleBasedStateMachine):
         self._heal()
         return False
 
-    @precondition(lambda self: self._wanted)
+    @precondition(lambda self: self._wish.machines)
     @rule(name=machines, power=st.sampled_from(POWERS))
     def turn(self, name: str, power: str) -> None:
         """On, off, paused or suspended."""
-        if (wanted := self._wanted.get(name)) is None or wanted.power == power:
+        if (wanted := self._wish.machines.get(name)) is None or wanted.power == power:
             return
         if wanted.power == "Stopped" and power == "Suspended":
             return  # what is off has no memory to keep
@@ -283,75 +250,195 @@ class Schedule(RuleBasedStateMachine):
         wanted.power = power
         self._change(VirtualMachine, name, {"powerState": power})
 
-    @precondition(lambda self: self._wanted)
-    @rule(name=machines, bigger=st.booleans())
-    def restart(self, name: str, bigger: bool) -> None:
+    @precondition(lambda self: self._wish.machines)
+    @rule(name=machines, size=st.sampled_from(SIZES))
+    def restart(self, name: str, size: str) -> None:
         """Restart it, perhaps with another size."""
-        if (wanted := self._wanted.get(name)) is None:
+        if (wanted := self._wish.machines.get(name)) is None:
             return
         self._requests += 1
         wanted.starts += 1
-        spec: Raw = {"restartRequest": str(self._requests)}
-        if bigger:
-            spec["resources"] = {"memory": f"{256 + 16 * self._requests}Mi"}
-        self._change(VirtualMachine, name, spec)
+        wanted.memory = size
+        self._change(
+            VirtualMachine, name, {"restartRequest": str(self._requests), "resources": {"memory": wanted.memory}}
+        )
 
-    @precondition(lambda self: self._wanted)
+    @precondition(lambda self: self._wish.machines)
+    @rule(name=st.sampled_from(ROAMING), size=st.sampled_from(SIZES), cpus=st.integers(1, 4))
+    def grow(self, name: str, size: str, cpus: int) -> None:
+        """It gets more than it has, while it runs."""
+        if (wanted := self._wish.machines.get(name)) is None:
+            return
+        wanted.cpus, wanted.memory = max(wanted.cpus, cpus), max(wanted.memory, size, key=SIZES.index)
+        self._change(VirtualMachine, name, {"resources": {"cpus": wanted.cpus, "memory": wanted.memory}})
+
+    @precondition(lambda self: self._wish.machines)
     @rule(name=machines)
     def delete_machine(self, name: str) -> None:
         """It is not wanted any more."""
-        if self._wanted.pop(name, None) is not None:
+        if self._wish.machines.pop(name, None) is not None:
             self._run(self.world.user.delete(VirtualMachine.KIND, name, TENANT))
 
-    @rule(name=volumes)
+    @rule(name=st.sampled_from((*LOCAL, *SHARED)))
     def make_volume(self, name: str) -> None:
         """A volume."""
-        if name not in self._volumes:
-            self._new_volume(name)
+        if name not in self._wish.volumes:
+            self._wish.volumes.add(name)
+            self._room(Volume, name, {"size": "1Gi", "pool": "together" if name in SHARED else "local"})
 
-    def _new_volume(self, name: str) -> None:
-        self._volumes.add(name)
-
-        async def make() -> None:
-            await self.world.until(lambda: self._made(Volume, name, {"size": "1Gi"}), "room for a volume", LONGEST)
-
-        self._run(make())
-
-    @precondition(lambda self: self._wanted and self._volumes)
-    @rule(name=machines, volume=volumes)
+    @precondition(lambda self: self._wish.machines and self._wish.volumes)
+    @rule(name=machines, volume=st.sampled_from((*LOCAL, *SHARED)))
     def attach_or_detach(self, name: str, volume: str) -> None:
         """A machine gets a volume that no other one is to have, or is to have it no more."""
-        if (wanted := self._wanted.get(name)) is None or volume not in self._volumes or wanted.power == "Suspended":
+        wish = self._wish
+        if (wanted := wish.machines.get(name)) is None or volume not in wish.volumes or wanted.power == "Suspended":
             return
-        if any(volume in other.disks for who, other in self._wanted.items() if who != name):
+        if wanted.roams is not (volume in SHARED) or volume in HOME.values():
+            return
+        if any(volume in other.disks for who, other in wish.machines.items() if who != name):
             return
         wanted.disks ^= {volume}
-        self._change(VirtualMachine, name, {"disks": _disks(wanted.disks)})
+        self._change(VirtualMachine, name, {"disks": _disks(wanted.disks, roams=wanted.roams)})
 
     def _change(self, model: Any, name: str, spec: Raw) -> None:
         with contextlib.suppress(errors.NotFound):
             self._run(self.world.user.patch(model.KIND, name, {"spec": spec}, TENANT))
 
-    @precondition(lambda self: self._wanted)
+    @precondition(lambda self: self._wish.machines)
     @rule(name=machines)
     def keep_or_forget(self, name: str) -> None:
         """A snapshot of a machine, or its end."""
         user = self.world.user
         if name in self._snapshots:
             self._run(user.delete(VirtualMachineSnapshot.KIND, self._snapshots.pop(name), TENANT))
-        elif name in self._wanted and self._wanted[name].disks:
+        elif name in self._wish.machines and self._wish.machines[name].disks:
             self._requests += 1
             self._snapshots[name] = f"{name}-{self._requests}"
             made = self.world.make(VirtualMachineSnapshot.KIND, self._snapshots[name], {"vm": name}, TENANT)
             self._run(made)
 
+    @precondition(lambda self: any(wanted.roams for wanted in self._wish.machines.values()))
+    @rule(name=st.sampled_from(ROAMING), where=st.none() | hosts)
+    def move(self, name: str, where: str | None) -> None:
+        """A machine is to go to another host while it runs."""
+        if name in self._wish.machines:
+            self._requests += 1
+            self._moves.append(f"go-{self._requests}")
+            spec = {"vm": name} | ({"targetHost": where} if where else {})
+            self._run(self.world.make(VirtualMachineMigration.KIND, self._moves[-1], spec, TENANT))
+
+    @precondition(lambda self: self._moves)
+    @rule(which=st.integers(0, 8))
+    def cancel(self, which: int) -> None:
+        """One of the moves is not wanted any more; it may have ended."""
+        name = self._moves.pop(which % len(self._moves))
+        with contextlib.suppress(errors.NotFound):
+            self._run(self.world.user.delete(VirtualMachineMigration.KIND, name, TENANT))
+
+    @rule(replicas=st.integers(0, 3))
+    def scale(self, replicas: int) -> None:
+        """A pool of so many machines."""
+        before, self._wish.replicas = self._wish.replicas, replicas
+        if before is not None:
+            self._change(VirtualMachinePool, "site", {"replicas": replicas})
+            return
+        template = {"resources": {"cpus": 1, "memory": self._wish.pool_memory}, "disks": [plans.ROOT]}
+        spec = {
+            "replicas": replicas,
+            "selector": {"app": "site"},
+            "template": {"metadata": {"labels": {"app": "site"}}, "spec": template},
+        }
+        self._room(VirtualMachinePool, "site", spec)
+
+    @precondition(lambda self: self._wish.replicas is not None)
+    @rule(size=st.sampled_from(SIZES))
+    def renew(self, size: str) -> None:
+        """The machines of the pool are to be of another template."""
+        self._wish.pool_memory = size
+        self._change(VirtualMachinePool, "site", {"template": {"spec": {"resources": {"memory": size}}}})
+
+    @precondition(lambda self: self._wish.replicas is not None)
+    @rule()
+    def drop_pool(self) -> None:
+        """The pool is not wanted any more, nor are its machines."""
+        self._wish.replicas = None
+        self._run(self.world.user.delete(VirtualMachinePool.KIND, "site", TENANT))
+
+    # What operators do
+
+    @rule(host=hosts, work=st.sampled_from(WORKS))
+    def maintain(self, host: str, work: Raw | None) -> None:
+        """Work on a host begins, ends, or is to be done in another way."""
+        for wanted in self._wish.machines.values():
+            wanted.starts += work is not None and wanted.eviction not in ("LiveMigrate", "None")
+        self._change_host(
+            host, {"maintenance": work if work is None else {"mode": "Evacuate", "returnGuests": False} | work}
+        )
+
+    def _change_host(self, host: str, spec: Raw) -> None:
+        self._run(self.world.user.patch(Host.KIND, host, {"spec": spec}))
+
+    @rule(host=hosts, what=st.sampled_from(FATES))
+    def host(self, host: str, what: str) -> None:
+        """Something becomes of a host, or is said of it."""
+        self._run(getattr(self, f"_host_{what}")(host))
+
+    async def _host_hang(self, host: str) -> None:
+        """Nothing is heard of it any more, and its guests run on."""
+        await self.world.stop(host)
+
+    async def _host_off(self, host: str) -> None:
+        """It has no power, until it is booted."""
+        await self.world.cut_power(host)
+
+    async def _host_boot(self, host: str) -> None:
+        """It is itself again."""
+        self.world.boot(host)
+
+    async def _host_lost(self, host: str) -> None:
+        """It hangs, and is switched off by itself for it: its machines start elsewhere."""
+        await self._host_switch(host)
+        await self.world.stop(host)
+        await asyncio.sleep(20)
+
+    async def _host_dead(self, host: str) -> None:
+        """It loses power, and somebody says so: its machines start elsewhere."""
+        await self.world.cut_power(host)
+        await self._host_confirm(host)
+        await asyncio.sleep(10)
+
+    async def _host_confirm(self, host: str) -> None:
+        """Somebody has seen that it is off, and says so."""
+        if not self.world.powered(host):
+            lease = await self.world.user.get(LEASE, LEASE_NAME, host_namespace(host))
+            await self._remediate(host, {"confirmedOff": True, "lastRenewal": lease["spec"]["renewTime"]})
+
+    async def _host_fence(self, host: str) -> None:
+        """Somebody wants it switched off, if it does not answer."""
+        await self._remediate(host, {"methods": [SWITCH]})
+
+    async def _remediate(self, host: str, spec: Raw) -> None:
+        self._requests += 1
+        await self.world.make(HostRemediation.KIND, f"{host}-{self._requests}", {"host": host, **spec})
+
+    async def _host_cordon(self, host: str) -> None:
+        """It is to take no machines, or is to take them again."""
+        found = await self.world.user.get(Host.KIND, host)
+        cordoned = bool(found["spec"].get("unschedulable"))
+        await self.world.user.patch(Host.KIND, host, {"spec": {"unschedulable": not cordoned}})
+
+    async def _host_switch(self, host: str) -> None:
+        """It is switched off by itself when it is silent, from now on."""
+        spec = {"bmc": BMC, "fencing": {"automatic": True}}
+        await self.world.user.patch(Host.KIND, host, {"spec": spec})
+
     # What happens to them
 
-    @precondition(lambda self: self._wanted)
+    @precondition(lambda self: self._wish.machines)
     @rule(name=machines, why=st.sampled_from((ExitReason.CRASHED, ExitReason.SHUTDOWN)))
     def guest_ends(self, name: str, why: ExitReason) -> None:
         """Its QEMU is killed, or it powers off."""
-        if (wanted := self._wanted.get(name)) is None:
+        if (wanted := self._wish.machines.get(name)) is None:
             return
         names = {known: uid for uid, known in self.world.names.items()}
         uid = names.get(f"<VirtualMachine {name}>", "")
@@ -380,8 +467,7 @@ class Schedule(RuleBasedStateMachine):
         """A host loses power and gets it back: all its guests are off, its agent begins anew."""
         party.crash()
         if party.name in self.world.sites:
-            for wanted in self._wanted.values():
-                wanted.starts += 1
+            self.world.cuts += 1
             self.world.sites[party.name].machine.reboot()
 
     async def _cut(self, party: Party, seconds: float) -> None:
@@ -424,6 +510,13 @@ class Schedule(RuleBasedStateMachine):
         """Its wall clock is an hour wrong from now on."""
         party.offset = -3600.0 if party.offset > 0 else 3600.0
 
+    async def _apart(self, party: Party, seconds: float) -> None:
+        """Hosts do not reach each other, and what was open between them ends."""
+        self.world.ways.cut = True
+        self.world.ways.break_()
+        await asyncio.sleep(seconds)
+        self.world.ways.cut = False
+
     async def _two_leaders(self, party: Party, seconds: float) -> None:
         """A second process of controllers leads too; the first learns of it, and begins anew."""
         if self.world.stopped(RIVALS):
@@ -440,14 +533,17 @@ class Schedule(RuleBasedStateMachine):
     def _heal(self) -> None:
         for party in self.world.parties.values():
             party.wire = type(party.wire)()
+        for host in HOSTS:
+            self.world.boot(host)
 
     async def _beside(self, work: Coroutine[Any, Any, None]) -> None:
         self.world.during(work)
         await asyncio.sleep(0)
 
 
-def _disks(volumes: set[str]) -> list[Raw]:
-    return [plans.ROOT, *({"name": volume, "volume": volume} for volume in sorted(volumes))]
+def _disks(volumes: set[str], *, roams: bool) -> list[Raw]:
+    mine = [{"name": volume, "volume": volume} for volume in sorted(volumes)]
+    return mine if roams else [plans.ROOT, *mine]
 
 
 async def _soon(deed: Any, *arguments: Any) -> None:

@@ -29,14 +29,17 @@ class Ways:
         """The tunnels of agents that answer, by host."""
         self.cut = False
         """Nothing gets from host to host."""
-        self._ends: set[_Writer] = set()
+        self._ends: dict[_Writer, None] = {}
 
     def pair(self) -> tuple[Stream, Stream]:
         """Both ends of a connection."""
         one, two = asyncio.StreamReader(), asyncio.StreamReader()
-        ends = _Writer(two, self._ends.discard), _Writer(one, self._ends.discard)
-        self._ends.update(ends)
+        ends = _Writer(two, self._end), _Writer(one, self._end)
+        self._ends.update(dict.fromkeys(ends))
         return (one, cast(asyncio.StreamWriter, ends[0])), (two, cast(asyncio.StreamWriter, ends[1]))
+
+    def _end(self, end: _Writer) -> None:
+        self._ends.pop(end, None)
 
     def break_(self) -> None:
         """What is open ends."""

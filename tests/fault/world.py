@@ -147,10 +147,12 @@ class World:
         self.on_deed: Callable[[Party, str], None] = lambda party, label: None
         self.version = ""
         """Version of everything when the steps of the plan began."""
+        self.cuts = 0
+        """How often the power of a host was cut."""
         self._term = 0
         self._off: set[str] = set()
         self._tasks: asyncio.TaskGroup
-        self._troubles: set[asyncio.Task[None]] = set()
+        self._troubles: list[asyncio.Task[None]] = []
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def _deed(self, party: Party, label: str) -> None:
@@ -176,6 +178,7 @@ class World:
 
     async def _found(self, *, controllers: bool, rebuilt: str | None = None, late: str | None = None) -> None:
         self.user = await self.backend.client("user")
+        await self.ensure(NAMESPACE, "default", {})  # events of what has no namespace are there
         await self.ensure(Zone.KIND, ZONE, {})
         await self._key_of_switches()
         path = {"path": f"/var/lib/kumulus/pools/{POOL}"}
@@ -228,12 +231,12 @@ class World:
 
     def during(self, work: Coroutine[Any, Any, None]) -> None:
         """Something goes on beside everything else."""
-        self._troubles.add(self._tasks.create_task(work))
+        self._troubles.append(self._tasks.create_task(work))
 
     async def calm(self) -> None:
         """Whatever was begun by `during` has ended. Raises AssertionError when it has failed."""
         while self._troubles:
-            await self._troubles.pop()
+            await self._troubles.pop(0)
         await self.stop(RIVALS)
 
     @property
@@ -260,6 +263,7 @@ class World:
     async def cut_power(self, name: str) -> None:
         """A host is off, until it is started: its agent is gone, and its guests are."""
         self._off.add(name)
+        self.cuts += 1
         await self.stop(name)
         self.sites[name].machine.reboot()
 

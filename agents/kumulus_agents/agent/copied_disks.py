@@ -6,6 +6,8 @@ A disk of the machine's own goes when the machine's order goes, whole or not. A 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kumulus.api.instance_order import Incoming, InstanceDisk, InstanceOrder
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.qos import UNLIMITED
@@ -34,6 +36,19 @@ class CopiedDisks:
             if disk.name in sizes:
                 found[disk.name] = await self._make(order.uid, disk, sizes[disk.name], incoming.migration)
         return found
+
+    async def written_elsewhere(self, order: InstanceOrder, disks: Sequence[DomainDisk]) -> str | None:
+        """The first of these disks whose volume is written to another file by now, or stands on others, than when they were looked
+        up: a snapshot was taken since, or let go of. Raises `StorageError`."""
+        pools = {disk.name: disk.pool for disk in order.disks}
+        for disk in disks:
+            if disk.volume is None or disk.copied:
+                continue
+            pool = pools.get(disk.name)
+            now = await self._pools.driver(pool).volume(disk.volume) if pool is not None else None
+            if now is None or (now.source, now.below) != (disk.source, disk.below):
+                return disk.name
+        return None
 
     async def _make(self, owner: str, disk: InstanceDisk, size: int, migration: str) -> DomainDisk:
         if disk.volume is None:

@@ -214,7 +214,7 @@ class Migrations:
         await self._hypervisor.arrive(order.uid, marks)
 
     async def serve(self, peer: str, purpose: Purpose, stream: Stream) -> None:
-        """A connection of another host. Raises `NotExpected`, `HypervisorError`, `OSError`."""
+        """A connection of another host. Raises `NotExpected`, `HypervisorError`, `StorageError`, `OSError`."""
         order = self._order(peer, purpose.migration)
         instance = order.spec.instance
         assert instance is not None
@@ -224,6 +224,12 @@ class Migrations:
         awaited = self._awaited.get(instance.uid)
         if awaited is None or awaited.migration != purpose.migration:
             raise NotExpected("the guest is expected, and nothing is ready for it yet")
+        # The source keeps its volumes as they are from before it asks.
+        if (changed := await self.disks.written_elsewhere(instance, awaited.spec.disks)) is not None:
+            why = f"A snapshot of the volume of disk {changed} was taken or let go of since this host got ready: try again."
+            awaited.failure = ("VolumeChanged", why)
+            self._wake(order.name)
+            raise NotExpected(why)
         stream[1].write(READY)
         await stream[1].drain()
         try:

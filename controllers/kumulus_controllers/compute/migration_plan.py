@@ -238,6 +238,10 @@ def failing(scope: Scope, vm: VirtualMachine) -> Lack | None:
         return Lack("PowerStateChanged", f"Machine {vm.name} is to be {vm.spec.power_state}: that comes first.")
     if vm.spec.restart_request != source.spec.instance.restart_request:
         return Lack("RestartRequested", f"Machine {vm.name} is to be restarted: that comes first.")
+    there = scope.target.spec.instance if scope.target is not None else None
+    if there is not None and there.restart_request != source.spec.instance.restart_request:
+        # Its order there is of before: by that it would be restarted once more when it has come.
+        return Lack("RestartRequested", f"Machine {vm.name} was restarted while host {status.target_host} got ready.")
     if scope.restoring is not None:
         return Lack("RestoreInProgress", f"VirtualMachineRestore {scope.restoring} comes first.")
     if status.disks and scope.pinned:

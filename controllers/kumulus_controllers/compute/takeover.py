@@ -151,7 +151,10 @@ class TakeOver:
         order = scope.order or await self._ordering.live(instance_order_name(scope.vm.uid), host)
         if order is not None and host_of(order) != host:
             return False
-        if order is not None:
+        if order is not None and not order.deleting:
+            # Of a host that has come back the guest runs by this order again: it would be ended for nothing.
+            if not await self._in_force(host, fence.uid):
+                return False
             await self._ordering.end(order)
         return await self._in_force(host, fence.uid)
 

@@ -276,6 +276,7 @@ def test_one_that_was_not_begun_goes_at_once() -> None:
         ({"now": NOW + 600}, "TimedOut"),
         ({"restoring": "r"}, "RestoreInProgress"),
         ({"source": None}, "SourceGone"),
+        ({"target": order(THERE, 5, **IN, said=PREPARED, restart_request="before")}, "RestartRequested"),
     ],
 )
 def test_what_ends_one_that_has_begun(changes: dict[str, Any], reason: str) -> None:
