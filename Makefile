@@ -61,7 +61,7 @@ lock: ## Write the lock files for what pyproject.toml asks for; what is locked a
 	$(PYTHON) -m venv "$$made"
 	"$$made/bin/pip" install --quiet --disable-pip-version-check "$$(sed -n 's/^UV = "\(.*\)"/\1/p' hack/setup.py)"
 	compile() { "$$made/bin/uv" pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11 $(ARGS) "$$@"; }
-	compile --extra controllers --extra agent --extra services --extra ovn --extra dev pyproject.toml --output-file requirements.lock
+	compile --extra controllers --extra agent --extra services --extra ovn --extra dev --extra docs pyproject.toml --output-file requirements.lock
 	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["libvirt"])' \
 	  | compile - --output-file requirements-libvirt.lock
 
