@@ -49,11 +49,15 @@ generate: setup ## Write the CRDs, the reference and the table of states from wh
 	@$(BIN)/python -m kumulus.crdgen
 	$(BIN)/python -m kumulus_agents.agent.state_table
 	$(BIN)/python -m kumulus_services.events.reference
+	$(BIN)/python -m kumulus_lab.reference_metrics
+	$(BIN)/python -m kumulus_lab.reference_commands
 
 verify: setup ## Fail when generated files differ from what the code says.
 	@$(BIN)/python -m kumulus.crdgen --check
 	$(BIN)/python -m kumulus_agents.agent.state_table --check
 	$(BIN)/python -m kumulus_services.events.reference --check
+	$(BIN)/python -m kumulus_lab.reference_metrics --check
+	$(BIN)/python -m kumulus_lab.reference_commands --check
 
 lock: ## Write the lock files for what pyproject.toml asks for; what is locked and fits stays. ARGS=--upgrade takes the newest.
 	@made=$$(mktemp -d)
@@ -77,8 +81,8 @@ fault: setup ## Run plans with a crash at every deed and a thousand schedules, t
 fresh: setup ## Try this commit where nothing was installed: demo and test in a minimal Debian with empty caches.
 	@$(PYTHON) hack/fresh.py $(ARGS)
 
-docs: generate ## Write the generated parts of the documentation.
-	@echo "docs/reference is up to date; start at docs/architecture.md"
+docs: generate ## Write the generated parts of the documentation, and build its site; a broken link fails.
+	@$(BIN)/python hack/website.py
 
 clean: ## Remove .venv and every lab of this checkout; the cache stays.
 	@if [ -x $(BIN)/kumulus-lab ]; then $(BIN)/kumulus-lab down --all; fi
