@@ -29,6 +29,8 @@ CONFIGURATION = "zensical.toml"
 DOCS = "docs"
 BUILD = "build/docs"
 SITE = f"{BUILD}/site"
+README = PurePosixPath("../README.md")
+"""Its links are looked at too; it is no page of the site."""
 SOURCE = "source"
 """Folder of the site for files that are elsewhere in the repository."""
 
@@ -53,7 +55,7 @@ class Link:
     """A link of a page."""
 
     page: PurePosixPath
-    """Below `docs/`."""
+    """From `docs/`."""
     line: int
     target: str
 
@@ -63,7 +65,7 @@ class Link:
         if re.match(r"[a-z][a-z0-9+.-]*:", self.target):
             return None
         file = self.target.partition("#")[0]
-        base = DOCS / self.page
+        base = PurePosixPath(os.path.normpath(DOCS / self.page))
         return PurePosixPath(os.path.normpath(base.parent / file)) if file else base
 
     @property
@@ -72,7 +74,7 @@ class Link:
         return self.target.partition("#")[2]
 
     def __str__(self) -> str:
-        return f"{DOCS}/{self.page}:{self.line}: {self.target}"
+        return f"{os.path.normpath(DOCS / self.page)}:{self.line}: {self.target}"
 
 
 def prose(text: str) -> Iterator[tuple[int, str]]:
@@ -153,13 +155,13 @@ def problems(root: Path) -> list[str]:
     there = pages(root)
     named = {DOCS / page: anchors(text) for page, text in there.items()}
     wrong = []
-    for page, text in there.items():
+    for page, text in {**there, README: (root / DOCS / README).read_text(encoding="utf-8")}.items():
         for link in links(page, text):
             if (path := link.path) is None:
                 continue
             if not (root / path).exists() or path.is_relative_to(".."):
                 wrong.append(f"{link} leads to nothing")
-            elif path == PurePosixPath(DOCS) or (path.is_relative_to(DOCS) and (root / path).is_dir()):
+            elif page is not README and path.is_relative_to(DOCS) and (root / path).is_dir():
                 wrong.append(f"{link} leads to a folder of pages: name a page")
             elif link.anchor and path in named and link.anchor not in named[path]:
                 wrong.append(f"{link} leads to no section")
