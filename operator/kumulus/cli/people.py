@@ -32,6 +32,7 @@ from kumulus.cli import (
     previewing,
     routing,
     snapshot,
+    support,
     tracing,
     upload,
     vm,
@@ -94,6 +95,7 @@ join.register(_host)
 host.register(_host)
 previewing.register(_host)
 overview.register(app)
+support.register(app)
 
 
 _OURS = "kubectl-kumulus"
