@@ -44,27 +44,31 @@ META = (
 _LABELS = ("labels", "annotations")
 OWN = re.compile(r"([a-z0-9-]+\.)*kumulus\.io/.*")
 
-_SECRETS = (
-    (re.compile(r"-----BEGIN [^-]+-----.*?(?:-----END [^-]+-----|\Z)", re.DOTALL), "(PEM)"),
-    (re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), "(token)"),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}"), r"\1 (secret)"),
-    (re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s\"'@]+@"), r"\1"),
-    (re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s\"'?#]+)\?[^\s\"']*"), r"\1?(left out)"),
-    (
-        re.compile(
-            r"(?i)(\b[\w-]*(?:password|passwd|passphrase|secret[_-]?key|api[_-]?key|token)[\"']?\s*[:=]\s*)"
-            r"(?:\"[^\"]*\"|'[^']*'|[^\s,;}\"']+)"
-        ),
-        r"\1(secret)",
-    ),
+_PEM = re.compile(r"-----BEGIN [^-\n]{1,64}-----(?:(?!-----)[^\"]){0,20000}(?:-----END [^-\n]{1,64}-----)?", re.DOTALL)
+_JWT = re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_.-]*|eyJ[A-Za-z0-9_-]{8,}")
+_LOGIN = re.compile(r"(?i)\b(bearer|basic)\s{1,8}[A-Za-z0-9+/=._~-]{8,}")
+_ADDRESS = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]{0,15}://[^\s\"'<>]+")
+_NAMED = re.compile(
+    r"(?i)((?:password|passwd|passphrase|secret[_-]?key|api[_-]?key|token)[\"']?\s{0,8}[:=]\s{0,8})"
+    r"(?:\"[^\"]{0,4096}\"|'[^']{0,4096}'|[^\s,;}\"']+)"
 )
 
 
 def scrub(text: str) -> str:
     """The text without what looks like a secret: keys, tokens, passwords, who logs in to an address and what is asked of it."""
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
-    return text
+    text = _ADDRESS.sub(_address, _JWT.sub(_token, _PEM.sub("(PEM)", text)))
+    return _NAMED.sub(r"\1(secret)", _LOGIN.sub(r"\1 (secret)", text))
+
+
+def _address(found: re.Match[str]) -> str:
+    scheme, _, rest = found[0].partition("://")
+    # What logs in may have any sign in it, so all before the last @ is taken for that.
+    where, mark, _ = rest.rpartition("@")[2].partition("#")[0].partition("?")
+    return f"{scheme}://{where}" + ("?(left out)" if mark else "")
+
+
+def _token(found: re.Match[str]) -> str:
+    return "(token)" if found[0].count(".") >= 2 else found[0]
 
 
 def redacted(raw: Raw, schema: Raw) -> dict[str, Any]:
