@@ -638,7 +638,7 @@ def test_a_support_bundle_of_a_real_cluster_has_the_objects_and_no_secret(
     spec = {**VM, "cloudInit": {"userData": f"#cloud-config\npassword: {planted}"}}
     api.create(VirtualMachine.KIND, {"metadata": {"name": "told", "annotations": note}, "spec": spec}, namespace)
     api.create(SECRET, {"metadata": {"name": "planted"}, "stringData": {"password": planted}}, namespace)
-    source = {"http": {"url": f"https://bob:{planted}@images.example.com/a.img?token={planted}"}}
+    source = {"http": {"url": f"https://images.example.com/a.img?token={planted}"}}
     image = {"source": source, "format": "qcow2", "checksum": {"sha256": "a" * 64}}
     api.create(Image.KIND, {"metadata": {"name": "told"}, "spec": image}, namespace)
     path = tmp_path / "bundle.tar.gz"
