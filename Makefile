@@ -49,11 +49,15 @@ generate: setup ## Write the CRDs, the reference and the table of states from wh
 	@$(BIN)/python -m kumulus.crdgen
 	$(BIN)/python -m kumulus_agents.agent.state_table
 	$(BIN)/python -m kumulus_services.events.reference
+	$(BIN)/python -m kumulus_lab.reference_metrics
+	$(BIN)/python -m kumulus_lab.reference_commands
 
 verify: setup ## Fail when generated files differ from what the code says.
 	@$(BIN)/python -m kumulus.crdgen --check
 	$(BIN)/python -m kumulus_agents.agent.state_table --check
 	$(BIN)/python -m kumulus_services.events.reference --check
+	$(BIN)/python -m kumulus_lab.reference_metrics --check
+	$(BIN)/python -m kumulus_lab.reference_commands --check
 
 lock: ## Write the lock files for what pyproject.toml asks for; what is locked and fits stays. ARGS=--upgrade takes the newest.
 	@made=$$(mktemp -d)
@@ -61,7 +65,7 @@ lock: ## Write the lock files for what pyproject.toml asks for; what is locked a
 	$(PYTHON) -m venv "$$made"
 	"$$made/bin/pip" install --quiet --disable-pip-version-check "$$(sed -n 's/^UV = "\(.*\)"/\1/p' hack/setup.py)"
 	compile() { "$$made/bin/uv" pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11 $(ARGS) "$$@"; }
-	compile --extra controllers --extra agent --extra services --extra ovn --extra dev pyproject.toml --output-file requirements.lock
+	compile --extra controllers --extra agent --extra services --extra ovn --extra dev --extra docs pyproject.toml --output-file requirements.lock
 	compile --constraint requirements.lock --extra controllers --extra services pyproject.toml --output-file images/controllers.lock
 	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "setuptools", "wheel", sep="\n")' \
 	  | compile - --output-file images/build.lock
@@ -82,8 +86,8 @@ fault: setup ## Run plans with a crash at every deed and a thousand schedules, t
 fresh: setup ## Try this commit where nothing was installed: demo and test in a minimal Debian with empty caches.
 	@$(PYTHON) hack/fresh.py $(ARGS)
 
-docs: generate ## Write the generated parts of the documentation.
-	@echo "docs/reference is up to date; start at docs/architecture.md"
+docs: generate ## Write the generated parts of the documentation, and build its site; a broken link fails.
+	@$(BIN)/python hack/website.py
 
 clean: ## Remove .venv and every lab of this checkout; the cache stays.
 	@if [ -x $(BIN)/kumulus-lab ]; then $(BIN)/kumulus-lab down --all; fi

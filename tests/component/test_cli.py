@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from kumulus.api.storage import Volume
 from kumulus.api.volume_snapshot import VolumeSnapshot
 from kumulus.cli.cluster import Cluster
 from kumulus.cli.people import main
+from kumulus.kube.builtin import SECRET
 from kumulus_lab import deadline, places
 from kumulus_lab.cluster import NativeCluster
 from tests.patience import PATIENCE
@@ -626,3 +628,30 @@ def test_routers_are_shown_with_their_floating_addresses(run: Run, api: Cluster,
         assert words in shown, shown
     assert "203.0.113.11" in fips and "main" in fips
     assert "no router none" in run("router", "show", "none").err
+
+
+def test_a_support_bundle_of_a_real_cluster_has_the_objects_and_no_secret(
+    run: Run, api: Cluster, namespace: str, tmp_path: Path
+) -> None:
+    planted = "hunter-2-horses"
+    note = {"note": planted}
+    spec = {**VM, "cloudInit": {"userData": f"#cloud-config\npassword: {planted}"}}
+    api.create(VirtualMachine.KIND, {"metadata": {"name": "told", "annotations": note}, "spec": spec}, namespace)
+    api.create(SECRET, {"metadata": {"name": "planted"}, "stringData": {"password": planted}}, namespace)
+    source = {"http": {"url": f"https://images.example.com/a.img?token={planted}"}}
+    image = {"source": source, "format": "qcow2", "checksum": {"sha256": "a" * 64}}
+    api.create(Image.KIND, {"metadata": {"name": "told"}, "spec": image}, namespace)
+    path = tmp_path / "bundle.tar.gz"
+    said = run("support-bundle", str(path), "--metrics", "http://127.0.0.1:1/metrics")
+    assert said.code == 0, said.err
+    with tarfile.open(path) as tar:
+        found = {entry.name: tar.extractfile(entry).read().decode() for entry in tar}  # type: ignore[union-attr]
+    assert not [name for name, text in found.items() if planted in text]
+    machines = json.loads(found["bundle/objects/virtualmachines.compute.kumulus.io.json"])
+    (told,) = [
+        one for one in machines if one["metadata"]["namespace"] == namespace and one["metadata"]["name"] == "told"
+    ]
+    assert told["spec"]["resources"] == VM["resources"]
+    assert len([name for name in found if name.startswith("bundle/objects/")]) == len(KINDS)
+    assert json.loads(found["bundle/versions.json"])["server"]["gitVersion"].startswith("v1.")
+    assert found["bundle/problems.txt"].startswith("metrics of http://127.0.0.1:1/metrics: ")

@@ -16,13 +16,17 @@ from kumulus.api.network import NetworkInterface
 from kumulus.cli.cluster import Cluster
 from kumulus.cli.people import main
 from kumulus.kube.builtin import NAMESPACE
-from kumulus_lab import deadline
+from kumulus_lab import deadline, examples
 from kumulus_lab.cluster import NativeCluster
+from kumulus_lab.lab import Wanted
+from kumulus_lab.state import Hypervisor
+from tests.conftest import new_lab
 
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ("docs/user-guide.md", "docs/operator-guide.md")
+START = ROOT / "docs" / "start.md"
 QUICKSTART = ROOT / "examples" / "quickstart"
 NETWORK = ROOT / "examples" / "network"
 GITOPS = ROOT / "examples" / "gitops"
@@ -52,8 +56,8 @@ def commands(text: str) -> Iterator[list[str]]:
 
 def manifests() -> Iterator[str]:
     """Whole objects, not the pieces of them that the guides show too."""
-    for guide in GUIDES:
-        for block in _BLOCK.findall((ROOT / guide).read_text()):
+    for page in (*(ROOT / guide for guide in GUIDES), START):
+        for block in _BLOCK.findall(page.read_text()):
             if block.startswith("apiVersion:"):
                 yield block
 
@@ -198,3 +202,30 @@ def test_every_command_about_networks_does_what_the_guides_say(
         for manifest in offers:
             cluster.kubectl_run("delete", "--ignore-not-found", "-f", "-", stdin=manifest)
         administrator.delete(NAMESPACE, example)
+
+
+@pytest.mark.wide
+def test_the_five_minute_start_works(tmp_path: Path) -> None:
+    """On simulated hosts, as the demo has them, with the example that the demo begins with."""
+    text = START.read_text()
+    (manifest,) = _BLOCK.findall(text)
+    (tmp_path / "mine.yaml").write_text(manifest)
+    lab = new_lab()
+    run = 0
+    try:
+        lab.up(Wanted(hosts=2, hypervisor=Hypervisor.SIMULATED))
+        examples.apply(lab.control_plane, examples.render(lab, examples.QUICKSTART))
+        for command, *words in commands(text):
+            if command == "kubectl":
+                lab.control_plane.kubectl_run(
+                    *(str(tmp_path / word) if word == "mine.yaml" else word for word in words)
+                )
+            elif command == "kumulusctl":
+                assert main(["--kubeconfig", str(lab.kubeconfig), *words]) == 0, words
+            else:
+                assert command in ("make", "eval"), command
+                continue
+            run += 1
+    finally:
+        lab.down()
+    assert run > 8

@@ -500,7 +500,9 @@ class Agent:
         else:
             self.queue.forget(key)
             self._again(key, result)
-            PASSES.labels(controller, type(result).__name__.lower()).inc()
+            outcome = type(result).__name__.lower()
+            log.debug("pass", host=self.place.host, order=key.name, type=order.spec.type, result=outcome)
+            PASSES.labels(controller, outcome).inc()
         PASS_SECONDS.labels(controller).observe(loop.time() - began)
 
     def _again(self, key: Key, result: Result) -> None:

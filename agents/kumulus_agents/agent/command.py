@@ -210,6 +210,7 @@ def _on_signal(stop: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    logging.heed_signals(loop)
 
 
 def _fail(message: str) -> NoReturn:

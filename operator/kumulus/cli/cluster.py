@@ -84,9 +84,10 @@ class Cluster:
         query: Mapping[str, str] | None = None,
         body: object = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
         timeout: float = READ_SECONDS,
     ) -> urllib3.BaseHTTPResponse:
-        headers = {"Accept": "application/json", "User-Agent": "kumulusctl", "Content-Type": content_type}
+        headers = {"Accept": accept, "User-Agent": "kumulusctl", "Content-Type": content_type}
         for auth in self._configuration.auth_settings().values():
             if auth["in"] == "header" and auth["value"]:
                 headers[auth["key"]] = auth["value"]
@@ -111,20 +112,28 @@ class Cluster:
         content_type: str = "application/json",
     ) -> Raw:
         """One request, its JSON answer. Raises `errors.KubeError`."""
-        response = self._open(method, path, query=query, body=body, content_type=content_type)
+        data = self._read(self._open(method, path, query=query, body=body, content_type=content_type))
         try:
-            data = response.read()
+            parsed: Raw = json.loads(data) if data else {}
+        except ValueError as error:
+            raise errors.Unreachable("something answers there that is not a Kubernetes API server") from error
+        return parsed
+
+    def text(self, path: str, *, query: Mapping[str, str] | None = None) -> str:
+        """What is there that is no JSON, such as a pod's log. Raises `errors.KubeError`."""
+        return self._read(self._open("GET", path, query=query, accept="*/*")).decode(errors="replace")
+
+    @staticmethod
+    def _read(response: urllib3.BaseHTTPResponse) -> bytes:
+        try:
+            data: bytes = response.read()
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise errors.Unreachable(_cause(error)) from error
         finally:
             response.release_conn()
         if response.status >= 400:
             raise errors.from_response(response.status, data)
-        try:
-            parsed: Raw = json.loads(data) if data else {}
-        except ValueError as error:
-            raise errors.Unreachable("something answers there that is not a Kubernetes API server") from error
-        return parsed
+        return data
 
     def get(self, kind: Kind, name: str, namespace: str | None = None) -> Raw:
         """The object. Raises `errors.NotFound`."""

@@ -33,6 +33,7 @@ from kumulus.cli import (
     removal,
     routing,
     snapshot,
+    support,
     tracing,
     upload,
     vm,
@@ -96,6 +97,7 @@ host.register(_host)
 previewing.register(_host)
 overview.register(app)
 removal.register(app)
+support.register(app)
 
 
 _OURS = "kubectl-kumulus"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +50,7 @@ def run(
     kumulus_logging.configure()
 
     async def main() -> None:
+        kumulus_logging.heed_signals(asyncio.get_running_loop())
         await Process(_settings(module, without, kubeconfig, http_port)).run()
 
     try:

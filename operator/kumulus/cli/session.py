@@ -27,21 +27,24 @@ from kumulus.kube import errors
 
 P = ParamSpec("P")
 
-_PANEL = "Options of all commands"
+COMMON_PANEL = "Options of all commands"
 
 Kubeconfig = Annotated[
-    Path | None, typer.Option("--kubeconfig", metavar="FILE", help="Kubeconfig file.", rich_help_panel=_PANEL)
+    Path | None, typer.Option("--kubeconfig", metavar="FILE", help="Kubeconfig file.", rich_help_panel=COMMON_PANEL)
 ]
 Context = Annotated[
-    str | None, typer.Option("--context", metavar="NAME", help="Context of the kubeconfig.", rich_help_panel=_PANEL)
+    str | None,
+    typer.Option("--context", metavar="NAME", help="Context of the kubeconfig.", rich_help_panel=COMMON_PANEL),
 ]
 Namespace = Annotated[
     str | None,
     typer.Option(
-        "--namespace", "-n", metavar="NAME", help="Namespace; default is the context's.", rich_help_panel=_PANEL
+        "--namespace", "-n", metavar="NAME", help="Namespace; default is the context's.", rich_help_panel=COMMON_PANEL
     ),
 ]
-Output = Annotated[Format | None, typer.Option("--output", "-o", help="How to print objects.", rich_help_panel=_PANEL)]
+Output = Annotated[
+    Format | None, typer.Option("--output", "-o", help="How to print objects.", rich_help_panel=COMMON_PANEL)
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,9 @@ class Controller:
                 log.exception("pass failed", controller=name, key=str(key), again_in=round(again, 1))
             finally:
                 self._queue.done(key)
-                metrics.PASS_SECONDS.labels(name).observe(time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                log.debug("pass", controller=name, key=str(key), result=outcome, seconds=round(seconds, 4))
+                metrics.PASS_SECONDS.labels(name).observe(seconds)
                 metrics.PASSES.labels(name, outcome).inc()
 
     def _follow(self, key: Key, result: Result) -> None:

@@ -24,9 +24,9 @@ ASKED: dict[str, Collector] = {}
 SECONDS = 3.0
 """Within which there is an answer. Prometheus itself waits for 10 s unless told otherwise."""
 
-_AGE = """# HELP kumulus_metrics_age_seconds How old metrics are that somebody has to be asked for; NaN: there are none yet.
-# TYPE kumulus_metrics_age_seconds gauge
-"""
+AGE_NAME = "kumulus_metrics_age_seconds"
+AGE_HELP = "How old metrics are that somebody has to be asked for; NaN: there are none yet."
+_AGE = f"# HELP {AGE_NAME} {AGE_HELP}\n# TYPE {AGE_NAME} gauge\n"
 
 
 class Exposition:
@@ -51,7 +51,7 @@ class Exposition:
         parts = {name: self._parts.get(one) or _Part(_alone(one)) for name, one in asked.items()}
         self._parts = {one: parts[name] for name, one in asked.items()}
         texts = await asyncio.gather(*(part.latest(until) for part in (self._counted, *parts.values())))
-        ages = "".join(f'kumulus_metrics_age_seconds{{of="{name}"}} {part.age()}\n' for name, part in parts.items())
+        ages = "".join(f'{AGE_NAME}{{of="{name}"}} {part.age()}\n' for name, part in parts.items())
         return b"".join(texts) + (_AGE + ages).encode()
 
 

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import signal
 import sys
 from typing import Literal
 
 import structlog
 
 Format = Literal["json", "console"]
+
+
+TURN_UP, TURN_DOWN = signal.SIGUSR1, signal.SIGUSR2
+"""What a process that runs is sent to log at the level debug, and at the level that it began with."""
+
+
+def heed_signals(loop: asyncio.AbstractEventLoop) -> None:
+    """Change the level while the process runs, when it is told to. In the main thread, after `configure`.
+
+    The loop calls: a handler of Python itself would be called in the middle of a log line, and wait for its own lock.
+    """
+
+    def turn(level: str | None) -> None:
+        configure(level=level)
+        structlog.get_logger(__name__).info("log level changed", now=level or "as it began")
+
+    loop.add_signal_handler(TURN_UP, turn, "debug")
+    loop.add_signal_handler(TURN_DOWN, turn, None)
 
 
 def configure(format_: Format | None = None, level: str | None = None) -> None:
