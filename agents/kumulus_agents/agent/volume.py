@@ -356,7 +356,9 @@ class Volumes:
             elif isinstance(driver, Adopting) and not here.shared:
                 await driver.retain_volume(wanted.uid, order.spec.for_.namespace, order.spec.for_.name)
             elif isinstance(driver, Locking) and here.shared:
-                with suppress(StorageError):  # this host may have lost its way to the pool; the next one makes sure then
+                with suppress(
+                    StorageError
+                ):  # this host may have lost its way to the pool; the next one makes sure then
                     await driver.release_volume(wanted.uid, self._host, wanted.epoch)
         if wanted.origin is not None and wanted.origin.linked and wanted.origin.snapshot is not None:
             self._unlinked(wanted.origin.snapshot.volume)
