@@ -106,6 +106,20 @@ def moving(world: World, tmp_path: Path) -> Iterator[Moving]:
 
 
 def test_a_guest_goes_on_and_so_do_its_connections(moving: Moving) -> None:
+    talking(moving)
+    goes_on(moving, "go")
+
+
+@pytest.mark.wide
+def test_a_guest_goes_there_and_back_with_its_connections(moving: Moving) -> None:
+    """To the host where the other end is, and away from it."""
+    talking(moving)
+    goes_on(moving, "go")
+    goes_on(moving, "back")
+
+
+def talking(moving: Moving) -> None:
+    """A machine that counts, with a connection on which it speaks and another one on which it only hears."""
     world, networks = moving.world, moving.networks
     one, _other = world.lab.hosts
     networks.network("net")
@@ -123,15 +137,22 @@ def test_a_guest_goes_on_and_so_do_its_connections(moving: Moving) -> None:
     )
     world.console("mover", "echo begun", seconds=90)
     world.console("mover", "heard begun")
+    world.phase("mover", "Running")
+
+
+def goes_on(moving: Moving, name: str) -> None:
+    """It moves to the other host, and neither it nor its connections begin anew."""
+    world = moving.world
     vm = world.phase("mover", "Running")
     here = world.host_of("mover")
     there = next(host for host in world.lab.hosts if host.name != here.name)
     before = world.console_file("mover").read_text(errors="replace")
-    moving.move("go")
-    moved = moving.moved("go")
+    moving.move(name)
+    moved = moving.moved(name)
     assert moved["status"]["targetHost"] == there.name
     after = world.wait("vm", "mover", lambda item: item["status"]["host"] == there.name, "is there")
-    assert after["status"]["epoch"] == 2 and after["status"]["startedAt"] == vm["status"]["startedAt"]
+    assert after["status"]["epoch"] == vm["status"]["epoch"] + 1
+    assert after["status"]["startedAt"] == vm["status"]["startedAt"]
     last = int(re.findall(r"counted (\d+)", before)[-1])
     for what in ("echo", "heard"):
         deadline.until(

@@ -15,7 +15,6 @@ from kumulus_lab.lab import Lab, Wanted
 from kumulus_lab.state import Networking
 from tests.conftest import new_lab
 from tests.system.test_load_balancer import test_guests_are_shared_among
-from tests.system.test_migration import moving, test_a_guest_goes_on_and_so_do_its_connections
 from tests.system.test_networks import (
     Networks,
     networks,
@@ -31,9 +30,7 @@ from tests.system.test_outside import client, test_the_network_example
 
 __all__ = [
     "client",
-    "moving",
     "networks",
-    "test_a_guest_goes_on_and_so_do_its_connections",
     "test_a_real_guest_configures_itself_from_metadata_alone",
     "test_a_security_group_opens_and_closes_while_guests_run",
     "test_guests_are_shared_among",

@@ -19,7 +19,7 @@ from kumulus_controllers.compute import migration_disks, migration_hardware
 from kumulus_controllers.compute.migration_scope import Scope
 from kumulus_controllers.storage.volume_plan import Lack
 
-FOLLOWING = (NetworkDriverName.LINUX, NetworkDriverName.OVN)
+FOLLOWING = (NetworkDriverName.LINUX,)
 """Drivers of networks that have been seen to let guests go on elsewhere."""
 ALREADY_MOVING = "AlreadyMoving"
 """Reason: another migration moves the machine, and this one waits."""

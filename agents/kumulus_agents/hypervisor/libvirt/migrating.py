@@ -220,7 +220,7 @@ class Migrating:
             joined.add(task)
             try:
                 await _join((near[0], near[1]), await connect(channel))
-            except OSError:
+            except (OSError, asyncio.CancelledError):  # asyncio would log that a task of its own was cancelled
                 near[1].close()
             finally:
                 joined.discard(task)
