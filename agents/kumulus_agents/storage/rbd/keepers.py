@@ -74,7 +74,10 @@ class RbdKeepers:
             return
         if not used:
             clients = await self._images.shut_out(name)
-            log.warning("a volume was taken from a host that had not given it up", volume=uid, shut_out=sorted(clients))
+            if clients:
+                log.warning(
+                    "who had a volume is shut out of it", volume=uid, host=found["host"], clients=sorted(clients)
+                )
         if ours:
             await self._images.keep_record(name, {**found, _NOT_GIVEN_UP: False}, key=KEEPER)
 
