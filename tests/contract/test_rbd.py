@@ -218,6 +218,11 @@ async def writer(ceph: CephCluster, volume: str) -> AsyncIterator[Writer]:
         made = Writer(process)
         assert await made.write(1)
         yield made
+        assert process.stdin is not None
+        process.stdin.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5 * DEADLINES):
+                await process.wait()
     finally:
         if process.returncode is None:
             process.kill()
@@ -299,6 +304,7 @@ class TestHosts:
             assert await other.last_beat(host) == beat
         assert ceph.rbd("ls", POOL) == before
 
+    @pytest.mark.wide
     async def test_whoever_did_not_give_a_volume_up_is_shut_out_of_it(
         self, ceph: CephCluster, far: Far, tmp_path: Path
     ) -> None:
@@ -310,6 +316,7 @@ class TestHosts:
             hung.process.send_signal(signal.SIGSTOP)
             await hung.begin(9)
             for _ in range(2):
+                await other.shut_out(volume, "b", 1, used=False)
                 await other.claim_volume(volume, "b", 1)
                 await other.shut_out(volume, "b", 1, used=False)
             assert (await refused(far.driver.claim_volume(volume, "a", 0))).reason == "VolumeElsewhere"

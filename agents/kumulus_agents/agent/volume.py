@@ -104,6 +104,8 @@ class Volumes:
     async def holds(self, volume: str) -> bool:
         """The same of a volume of a pool that hosts share, as the pool itself says now: an agent that the API server does not reach has
         orders that may be old. Raises `StorageError`: VolumeElsewhere when another host has taken it."""
+        if not self.has(volume):
+            return False
         for order in self._orders.keepers(volume):
             wanted = order.spec.disk.volume if order.spec.disk is not None else None
             if wanted is not None and not order.deleting:
@@ -204,10 +206,7 @@ class Volumes:
         self._undone.add(order.name)
         driver = self._pools.driver(pool)
         if pool.shared:
-            await driver.claim_volume(wanted.uid, self._host, wanted.epoch)
-            if isinstance(driver, Locking) and wanted.epoch:
-                used = any(map(_is_on, await self._having(wanted.uid)))
-                await driver.shut_out(wanted.uid, self._host, wanted.epoch, used=used)
+            await self._claim(driver, wanted)
         origin = wanted.origin
         copied = (origin.volume or (origin.snapshot.volume if origin.snapshot else None)) if origin else None
         copies = copied is not None or (origin is not None and wanted.thick)
@@ -232,6 +231,17 @@ class Volumes:
         self._seen.add(order.name)
         self._undone.discard(order.name)
         self._arrived(wanted.uid)
+
+    async def _claim(self, driver: StorageDriver, wanted: VolumeOrder) -> None:
+        """Mark the volume as this host's, and keep out whoever had it and did not give it up: before, for one that hangs is in the way
+        of the mark, and after, for who came in between."""
+        if not isinstance(driver, Locking) or not wanted.epoch:
+            await driver.claim_volume(wanted.uid, self._host, wanted.epoch)
+            return
+        used = any(map(_is_on, await self._having(wanted.uid)))
+        await driver.shut_out(wanted.uid, self._host, wanted.epoch, used=used)
+        await driver.claim_volume(wanted.uid, self._host, wanted.epoch)
+        await driver.shut_out(wanted.uid, self._host, wanted.epoch, used=used)
 
     async def _adopt(
         self, order: WorkOrder, wanted: VolumeOrder, file: ExistingFile, driver: StorageDriver

@@ -18,8 +18,8 @@ class Locking(Protocol):
         one's by now, or not there: nothing. May be repeated. Raises `StorageError`."""
 
     async def shut_out(self, uid: str, host: str, epoch: int, *, used: bool) -> None:
-        """This host has claimed the volume with that epoch. If the one before did not give it up, have the storage refuse all clients that have it
-        open, for good; when it returns what they still send is refused. Once for each epoch. `used`: a machine of this host has
+        """This host is about to claim the volume with that epoch, and again: has claimed it. If the one before did not give it up, have the
+        storage refuse all clients that have it open, for good; when it returns what they still send is refused. Once for each claim. `used`: a machine of this host has
         it open already, as one that has come by a migration: then nobody is shut out. May be repeated.
 
         Raises `StorageError`: VolumeInUse, retryable, when they cannot be shut out.

@@ -1,6 +1,7 @@
 """Which host sees to a volume in a Ceph pool, on the image itself; and how one that has not given it up is shut out (ADR 10, 46).
 
-The mark is made first. From then on the agent of the host before is refused by it; what that has open already, the cluster refuses.
+Clients are shut out before the mark is made, for the mark takes the lock of the image, which a client that hangs does not give; and again
+after it, for from then on the agent of the host before is refused by it, and who has opened the image in between is found.
 """
 
 from __future__ import annotations
@@ -66,12 +67,19 @@ class RbdKeepers:
         """See `Locking.shut_out`. Raises `Busy`."""
         name = names.volume(uid)
         found = await self._images.record(name, key=KEEPER)
-        if found is None or _who(found) != (epoch, host) or not found.get(_NOT_GIVEN_UP):
+        if found is None or not claimed(found, host, epoch)[_NOT_GIVEN_UP]:
+            return
+        ours = _who(found) == (epoch, host)
+        if not ours and int(found["epoch"]) >= epoch:
             return
         if not used:
             clients = await self._images.shut_out(name)
-            log.warning("a volume was taken from a host that had not given it up", volume=uid, shut_out=sorted(clients))
-        await self._images.keep_record(name, {**found, _NOT_GIVEN_UP: False}, key=KEEPER)
+            if clients:
+                log.warning(
+                    "who had a volume is shut out of it", volume=uid, host=found["host"], clients=sorted(clients)
+                )
+        if ours:
+            await self._images.keep_record(name, {**found, _NOT_GIVEN_UP: False}, key=KEEPER)
 
 
 def claimed(before: Mark | None, host: str, epoch: int) -> dict[str, object]:
