@@ -20,9 +20,7 @@ from kumulus.kube.errors import NotFound
 from kumulus_lab import deadline, places
 from kumulus_lab.host import LibvirtHost
 from kumulus_lab.lab import Lab
-from tests.contract import bmc, ipmi_bmc
-from tests.contract.bmc import PASSWORD, USER, Emulator
-from tests.contract.ipmi_bmc import Simulator
+from tests.contract.bmc import PASSWORD, USER, Emulator, emulator
 from tests.fault.campaign import TABLE
 from tests.fault.counting import NAME, Scene, restore, scene_on
 from tests.system.world import WORDS, Object, World
@@ -60,7 +58,7 @@ def _fencing(scene: Scene, host: LibvirtHost, **spec: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _supply(lab: Lab, host: LibvirtHost, power: Emulator | Simulator) -> Iterator[None]:
+def _supply(lab: Lab, host: LibvirtHost, power: Emulator) -> Iterator[None]:
     """What a BMC switches off is off, at once."""
     over = threading.Event()
 
@@ -114,16 +112,13 @@ def _once(scene: Scene, lost: LibvirtHost) -> float:
     return second.began - first.ended
 
 
-@pytest.mark.parametrize("kind", ["redfish", "ipmi"])
-def test_a_lost_host_is_switched_off_before_its_guest_runs_elsewhere(scene: Scene, tmp_path: Path, kind: str) -> None:
-    """With Redfish it hangs: its agent is gone, it is cut off, and its guest runs on until the BMC has cut its power. With IPMI it
-    has lost its power before anybody asks."""
+def test_a_lost_host_is_switched_off_before_its_guest_runs_elsewhere(scene: Scene, tmp_path: Path) -> None:
+    """It hangs: its agent is gone, it is cut off, and its guest runs on until the BMC has cut its power."""
     scene.begin(highAvailability=HA)
     lost, _ = scene.where()
     before = scene.world.phase(NAME, "Running")
     with ExitStack() as stack:
-        made = bmc.emulator(tmp_path) if kind == "redfish" else ipmi_bmc.simulator(tmp_path)
-        power: Emulator | Simulator = stack.enter_context(made)
+        power = stack.enter_context(emulator(tmp_path))
         secret = {"metadata": {"name": "bmc"}, "stringData": {"username": USER, "password": PASSWORD}}
         scene.world.api.create(SECRET, secret, OPERATORS_NAMESPACE)
         stack.callback(_forget, scene)
@@ -131,24 +126,21 @@ def test_a_lost_host_is_switched_off_before_its_guest_runs_elsewhere(scene: Scen
         supply = stack.enter_context(ExitStack())
         supply.enter_context(_supply(scene.lab, lost, power))
         began = time.monotonic()
-        if kind == "redfish":
-            lost.daemon("agent").kill()
-            lost.partition()
-            scene.watcher.goes_on(seconds=15)  # it writes on, and nobody who could say so is left
-        else:
-            scene.lab.kill_host(lost.name)
+        lost.daemon("agent").kill()
+        lost.partition()
+        scene.watcher.goes_on(seconds=15)  # it writes on, and nobody who could say so is left
         _elsewhere(scene, before, seconds=LOST)
         took = time.monotonic() - began
         assert power.power == "Off"
         status = _fenced(scene, lost, lambda status: status["phase"] == "Fenced", "fenced it")
-        assert status["method"] == kind and "off" in status["evidence"]
+        assert status["method"] == "redfish" and "off" in status["evidence"]
         apart = _once(scene, lost)
         supply.close()  # somebody presses the button
         restore(scene.lab)
         _fenced(scene, lost, lambda status: status["phase"] == "Succeeded", "is over")
         assert scene.runs_once().name != lost.name
         _once(scene, lost)
-    TABLE.numbers[f"a host is lost, and switched off by {kind}: its guest runs elsewhere"] = (
+    TABLE.numbers["a host is lost, and switched off by redfish: its guest runs elsewhere"] = (
         f"after {took:.1f} s, {apart:.1f} s after its end there"
     )
 
@@ -176,17 +168,13 @@ def _watchdog(scene: Scene, host: LibvirtHost) -> Iterator[None]:
         daemon.kill()
 
 
-@pytest.mark.parametrize("lost_is", ["the agent", "the way to the API server"])
-def test_a_host_that_loses_its_lease_ends_its_guests_before_they_run_elsewhere(scene: Scene, lost_is: str) -> None:
+def test_a_host_that_loses_its_lease_ends_its_guests_before_they_run_elsewhere(scene: Scene) -> None:
     scene.begin(highAvailability=HA)
     lost, _ = scene.where()
     before = scene.world.phase(NAME, "Running")
     with _watchdog(scene, lost):
         began = time.monotonic()
-        if lost_is == "the agent":
-            lost.daemon("agent").kill()
-        else:
-            lost.partition()
+        lost.daemon("agent").kill()
         scene.watcher.goes_on()
         _elsewhere(scene, before, seconds=LOST)
         status = _fenced(scene, lost, lambda status: status["phase"] == "Fenced", "fenced it")
@@ -201,6 +189,6 @@ def test_a_host_that_loses_its_lease_ends_its_guests_before_they_run_elsewhere(s
         _fenced(scene, lost, lambda status: status["phase"] == "Succeeded", "is over")
         assert scene.runs_once().name != lost.name
         _once(scene, lost)
-    TABLE.numbers[f"{lost_is} is lost: the watchdog ends the guest, and it starts elsewhere"] = (
+    TABLE.numbers["the agent is lost: the watchdog ends the guest, and it starts elsewhere"] = (
         f"after {first.ended - began:.1f} s, and {apart:.1f} s later"
     )
