@@ -78,12 +78,11 @@ class Moving:
 
 @pytest.fixture
 def moving(world: World, tmp_path: Path) -> Iterator[Moving]:
-    """A directory that all hosts have, as one of a shared file system."""
+    """A directory that both hosts have, as one of a shared file system."""
     name = f"shared-{secrets.token_hex(3)}"
     place = f"/var/lib/kumulus/pools/{name}"
     tmp_path.chmod(0o755)
-    hosts = world.lab.hosts
-    for host in hosts:
+    for host in world.lab.hosts:
         host.exec(["mkdir", "-p", place])
         host.exec(["mount", "--bind", tmp_path, place])
     pool = {
@@ -93,7 +92,7 @@ def moving(world: World, tmp_path: Path) -> Iterator[Moving]:
         "spec": {"driver": "dir", "parameters": {"path": place, "shared": True}},
     }
     world.apply(pool)
-    world.wait("storagepool", name, lambda item: item["status"]["readyHosts"] == len(hosts), "is ready on all hosts")
+    world.wait("storagepool", name, lambda item: item["status"]["readyHosts"] == 2, "is ready on both hosts")
     try:
         yield Moving(world, Networks(world), name)
     finally:
@@ -101,7 +100,7 @@ def moving(world: World, tmp_path: Path) -> Iterator[Moving]:
             for item in world.api.objects(WORDS[kind], world.namespace):
                 world.delete(kind, item["metadata"]["name"])
         world.delete("storagepool", name)
-        for host in hosts:
+        for host in world.lab.hosts:
             host.exec(["umount", "--lazy", place], check=False)
 
 
