@@ -44,7 +44,28 @@ def wrote_into_a_snapshot_where_it_came(state: Schedule) -> None:
     state.keep_or_forget("m")
 
 
-_ALL = (back_before_it_was_taken_over, restarted_once_more_where_it_came, wrote_into_a_snapshot_where_it_came)
+def a_network_that_went_as_a_machine_came(state: Schedule) -> None:
+    """The order of the network was being deleted on the host that the machine came back to: it stayed so for as long as that ran."""
+    state.begin(seed=53198, seconds=0.005, moving=5.0)
+    state.trouble("blind", "one", 12.0)
+    state.time_passes(1.0)
+    state.time_passes(3.0)
+    state.maintain("one", {})
+    state.grow("m", "256Mi", 2)
+    state.host("two", "cordon")
+    state.time_passes(0.005)
+    state.delete_machine("a")
+    state.move("m", None)
+    state.trouble("blind", "one", 0.3)
+    state.move("m", None)
+
+
+_ALL = (
+    back_before_it_was_taken_over,
+    restarted_once_more_where_it_came,
+    wrote_into_a_snapshot_where_it_came,
+    a_network_that_went_as_a_machine_came,
+)
 STORIES: Mapping[str, Story] = {story.__name__.replace("_", " "): story for story in _ALL}
 
 

@@ -47,11 +47,21 @@ class Segments:
                 return Done()
             facts = await self._networks.ensure_segment(segment)
         except NetworkError as error:
+            if order.deleting and error.reason == IN_USE and self._wanted(segment.uid):
+                # A machine came while it went. It stays as it is, and is ordered anew: this order could not be changed any more.
+                log.info("network kept for a machine that came", order=order.name)
+                await self._orders.release(order)
+                return Done()
             return await self._failed(order, error)
         status = WorkOrderStatus(observed_generation=order.metadata.generation, state=WorkState.READY, segment=facts)
         await self._orders.report(order, status)
         self._arrived(segment.uid)
         return Done()
+
+    def _wanted(self, network: str) -> bool:
+        """Whether a machine of this host is to have an interface in it, one that is not leaving."""
+        machines = (item.spec.instance for item in self._orders.store if not item.deleting)
+        return any(nic.network == network for one in machines if one is not None for nic in one.nics)
 
     async def _failed(self, order: WorkOrder, error: NetworkError) -> Result:
         passing = error.reason == IN_USE
