@@ -130,6 +130,15 @@ def test_controllers_of_the_image_lead_with_the_chart_s_settings_and_rights(
         assert '"controllers.compute.migration"' in said, said[-2000:]
         assert '"controllers.network.endpoints"' not in said
         assert '"status": 403' not in said and "Forbidden" not in said
+
+        # What the Job of an uninstallation asks, as whom it asks.
+        api = Cluster.connect(cluster.kubeconfig)
+        api.create(VirtualMachine.KIND, MACHINE, "default")
+        refused = image.run("kumulusctl", "may-uninstall", kubeconfig=account, check=False)
+        assert refused.returncode == 1
+        assert "There is 1 VirtualMachine: default/web." in refused.stderr
+        api.delete(VirtualMachine.KIND, "web", "default")
+        assert image.run("kumulusctl", "may-uninstall", kubeconfig=account).returncode == 0
     finally:
         helm.run("uninstall", NAME, "--no-hooks", "--wait")
 
