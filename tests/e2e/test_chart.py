@@ -102,11 +102,11 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
         yield Image(root, tmp_path_factory.mktemp("containers"))
 
 
-def test_image_is_small_and_needs_no_root_and_no_place_to_write(image: Image) -> None:
+def test_image_needs_neither_root_nor_a_place_to_write(image: Image) -> None:
     said = image.run("kumulus", "modules").stdout
     assert "controllers" in said and "events" in said and "failed" not in said.lower()
     size = sum(path.lstat().st_size for path in image.root.rglob("*") if path.is_file() and not path.is_symlink())
-    assert size < 400 << 20
+    assert size < 450 << 20  # most of it the client of Kubernetes
     assert [path for path in image.root.rglob("*") if _lifts(path)] == []
     refused = image.run("python3", "-c", "open('/etc/new', 'w')", check=False)
     assert "Read-only file system" in refused.stderr or "Permission denied" in refused.stderr
