@@ -96,7 +96,7 @@ def _trust() -> Iterator[list[str]]:
 
 def _buildah(*words: str | Path) -> str:
     store = places.cache() / "containers" / "store"
-    own = ["--root", store, "--runroot", store.with_name("run"), "--storage-driver", "overlay"]
+    own: list[str | Path] = ["--root", store, "--runroot", store.with_name("run"), "--storage-driver", "overlay"]
     try:
         return commands.run(["buildah", *own, *words], seconds=_SECONDS).stdout
     except LabError as error:
