@@ -39,7 +39,16 @@ def build(part: str, say: Say = lambda _: None) -> str:
         say(f"image {part}")
         name = f"localhost/kumulus/{part}"
         containerfile = places.CHECKOUT / "images" / f"{part}.Containerfile"
-        how = ["--layers", "--pull-never", "--isolation", "chroot", "--network", "host", f"--build-arg=BASE={_BASE}"]
+        how = [
+            "--layers",
+            "--force-rm",
+            "--pull-never",
+            "--isolation",
+            "chroot",
+            "--network",
+            "host",
+            f"--build-arg=BASE={_BASE}",
+        ]
         with _trust() as mounts:
             _buildah("bud", *how, *mounts, f"--file={containerfile}", f"--tag={name}", places.CHECKOUT)
         return name
