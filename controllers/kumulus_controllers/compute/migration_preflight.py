@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from kumulus.api.base import PAUSED
 from kumulus.api.compute import PowerState, VirtualMachine
 from kumulus.api.fabric import CpuInfo, Host, Versions
+from kumulus.api.hardware import HOST_MODEL, HOST_PASSTHROUGH
 from kumulus.api.host import HostReport, WorkState
 from kumulus.api.instance_order import InstanceDisk
 from kumulus.api.migration import (
@@ -16,6 +17,7 @@ from kumulus.api.migration import (
 from kumulus.api.segments import NetworkDriverName
 from kumulus.api.volumes import CacheMode
 from kumulus_controllers.compute import migration_disks, migration_hardware
+from kumulus_controllers.compute.migration_hardware import KVM
 from kumulus_controllers.compute.migration_scope import Scope
 from kumulus_controllers.storage.volume_plan import Lack
 
@@ -145,20 +147,29 @@ def barred(
             found[host.name] = "takes no disks along: upgrade its agent"
         elif (disk := scope.kept_on.get(host.name)) is not None:
             found[host.name] = f"has not given up yet what it had of the volume of disk {disk}"
-        elif (why := _unlike(here, host)) is not None:
+        elif (why := _unlike(here, host, _processor(scope))) is not None:
             found[host.name] = why
     return found
 
 
-def _unlike(here: Host | None, there: Host) -> str | None:
-    """Why a guest that was started here cannot go on there."""
+def _processor(scope: Scope) -> str | None:
+    """The CPU model that the guest was started with, if that is one by its name and not the host's."""
+    said = scope.source.status.instance if scope.source is not None else None
+    model = said.shape.cpu_model if said is not None and said.shape is not None else None
+    return model if model not in (HOST_MODEL, HOST_PASSTHROUGH) else None
+
+
+def _unlike(here: Host | None, there: Host, processor: str | None) -> str | None:
+    """Why a guest that was started here, with that CPU model if with one by its name, cannot go on there."""
     if here is None:
         return "its host is gone"
     one, other = here.status.cpu or CpuInfo(), there.status.cpu or CpuInfo()
     if one.architecture != other.architecture or one.acceleration != other.acceleration:
         return f"runs guests in another way ({other.architecture} {other.acceleration})"
-    if one.acceleration == "kvm" and (one.vendor, one.model) != (other.vendor, other.model):
-        return f"has another processor ({other.model}, not {one.model})"
+    if one.acceleration == KVM and one.vendor != other.vendor:
+        return f"has another maker's processor ({other.vendor}, not {one.vendor})"
+    if one.acceleration == KVM and one.model != other.model and (processor is None or processor not in other.models):
+        return f"has another processor ({other.model}, not {one.model}): spec.cpu.model of one that both have lets it go there"
     emulators = [(host.status.versions or Versions()).emulator for host in (here, there)]
     before, after = map(_version, emulators)
     if before is not None and after is not None and after < before:

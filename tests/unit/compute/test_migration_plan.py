@@ -366,7 +366,7 @@ def test_orders_say_what_each_host_is_to_do() -> None:
 
 
 def test_hosts_that_do_not_come_into_question_are_named_with_the_reason() -> None:
-    def host(name: str, emulator: str = "7.2", **cpu: str) -> Host:
+    def host(name: str, emulator: str = "7.2", **cpu: Any) -> Host:
         said = {"cpu": {"architecture": "x86_64", "acceleration": "kvm", "vendor": "Intel", "model": "Skylake", **cpu}}
         status = {**said, "versions": {"emulator": f"{emulator}.0"}}
         return Host.parse({"metadata": {"name": name}, "spec": {"zone": "z"}, "status": status})
@@ -386,6 +386,12 @@ def test_hosts_that_do_not_come_into_question_are_named_with_the_reason() -> Non
     assert "disk root" in found["left"]
     assert "already" in found[HERE] and "older QEMU" in found["old"] and "another processor" in found["other"]
     assert "migration_port" in found["deaf"] and "another way" in found["tcg"]
+    hosts = [hosts[0], host("both", model="Broadwell", models=["Nehalem"]), host("other", model="Zen", models=["EPYC"])]
+    hosts.append(host("maker", vendor="AMD", model="EPYC", models=["Nehalem"]))
+    reports = {item.name: report() for item in hosts}
+    assert barred(scope(), hosts, reports, here=hosts[0]).keys() == {HERE, "both", "other", "maker"}
+    pinned = scope(source=made_of(Shape(cpu_model="Nehalem")))
+    assert barred(pinned, hosts, reports, here=hosts[0]).keys() == {HERE, "other", "maker"}
 
 
 def test_what_ended_stays_as_it_ended() -> None:
