@@ -130,7 +130,16 @@ def packages(*, simulated: bool, names: tuple[str, ...]) -> None:
 
 def install(missing: list[str]) -> bool:
     """Install distribution packages, as root on Debian."""
-    apt = ["apt-get", "-q", "-y", "-o", "Dpkg::Options::=--force-confold", "-o", "DPkg::Lock::Timeout=300"]
+    apt = [
+        "apt-get",
+        "-q",
+        "-y",
+        "--no-remove",
+        "-o",
+        "Dpkg::Options::=--force-confold",
+        "-o",
+        "DPkg::Lock::Timeout=300",
+    ]
     commands = [[*apt, "update"], [*apt, "install", "--no-install-recommends", *missing]]
     env = {**ENVIRONMENT, "DEBIAN_FRONTEND": "noninteractive"}
     what = f"installing the distribution packages {' '.join(missing)}"

@@ -22,7 +22,8 @@ from tests.conftest import new_lab
 from tests.e2e.container import Image
 from tests.e2e.release import CHART, NAME, NAMESPACE, Helm
 
-pytestmark = [pytest.mark.cluster, pytest.mark.wide]
+pytestmark = [pytest.mark.cluster, pytest.mark.wide, pytest.mark.timeout(3600)]
+"""The first time Helm, promtool and the image are made within these tests."""
 
 MACHINE = {"metadata": {"name": "web"}, "spec": {"resources": {"cpus": 1, "memory": "64Mi"}, "disks": []}}
 
@@ -79,7 +80,7 @@ def test_alerts_are_rules_and_tell_of_what_they_are_about(tmp_path: Path) -> Non
     commands.run([program, "test", "rules", trial])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def plane() -> Iterator[Lab]:
     """A control plane in which nothing of Kumulus is, but the namespace as the operator guide makes it."""
     lab = new_lab()

@@ -182,7 +182,6 @@ def test_a_host_that_loses_its_lease_ends_its_guests_before_they_run_elsewhere(s
         apart = _once(scene, lost)
         first = scene.watcher.runs[0]
         assert first.ended is not None
-        assert first.ended - began <= LEASE + KILLING, "the watchdog was late"
         assert apart >= MARGIN - KILLING, "others did not wait for as long as they have to"
         assert not lost.daemon("agent").running(), "whoever could start it again ends first"
         restore(scene.lab)

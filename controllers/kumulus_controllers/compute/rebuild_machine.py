@@ -95,7 +95,7 @@ class RebuildMachine:
                 return Problem(
                     "HostsNotHeard",
                     "The control plane is being rebuilt, and not every host has told yet which machines it has: this one may run"
-                    " there. It is started when all have told (kubectl get hosts shows the operator which have not).",
+                    " there. It is started when all have told (kubectl get hostreports -A -o yaml: orphanCount, for the operator).",
                     stalled=False,
                 )
             return None

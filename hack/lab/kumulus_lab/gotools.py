@@ -59,7 +59,7 @@ class Tool:
         go = shutil.which("go")
         if go is None:
             raise LabError(
-                f"{self.name} has to be built, and there is no Go: install Go 1.26 or later, or point KUMULUS_TOOLS at a"
+                f"{self.name} has to be built, and there is no Go: install Go 1.26.7 or later, or point KUMULUS_TOOLS at a"
                 f" directory that has {self.name}"
             )
         home = self.cached.parent

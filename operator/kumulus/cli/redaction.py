@@ -42,6 +42,8 @@ META = (
 )
 """Of metadata. Of labels and annotations only Kumulus' own have their values."""
 _LABELS = ("labels", "annotations")
+_CHOOSING = ("matchLabels", "selector")
+"""Maps of labels in specs, by which a tenant's machines are chosen."""
 OWN = re.compile(r"([a-z0-9-]+\.)*kumulus\.io/.*")
 
 _PEM = re.compile(r"-----BEGIN [^-\n]{1,64}-----(?:(?!-----)[^\"]){0,20000}(?:-----END [^-\n]{1,64}-----)?", re.DOTALL)
@@ -49,15 +51,17 @@ _JWT = re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_.-]*|eyJ[A-Za-z0-9_-]{8,}")
 _LOGIN = re.compile(r"(?i)\b(bearer|basic)\s{1,8}[A-Za-z0-9+/=._~-]{8,}")
 _ADDRESS = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]{0,15}://[^\s\"'<>]+")
 _NAMED = re.compile(
-    r"(?i)((?:password|passwd|passphrase|secret[_-]?key|api[_-]?key|token)[\"']?\s{0,8}[:=]\s{0,8})"
-    r"(?:\"[^\"]{0,4096}\"|'[^']{0,4096}'|[^\s,;}\"']+)"
+    r"(?i)((?:password|passwd|passphrase|secret[_-]?key|api[_-]?key|token)(?:\\{0,3}[\"'])?\s{0,8}[:=]\s{0,8})"
+    r"(?:(\\{0,3}[\"'])(?:(?!\2).){0,4096}\2|[^\s,;}\"'\\]+)"
 )
+"""A log that is JSON has its quotes with strokes before them."""
+_CEPH = re.compile(r"\bAQ[A-Za-z0-9+/]{36,}={0,2}")
 
 
 def scrub(text: str) -> str:
     """The text without what looks like a secret: keys, tokens, passwords, who logs in to an address and what is asked of it."""
     text = _ADDRESS.sub(_address, _JWT.sub(_token, _PEM.sub("(PEM)", text)))
-    return _NAMED.sub(r"\1(secret)", _LOGIN.sub(r"\1 (secret)", text))
+    return _NAMED.sub(r"\1(secret)", _CEPH.sub("(key)", _LOGIN.sub(r"\1 (secret)", text)))
 
 
 def _address(found: re.Match[str]) -> str:
@@ -99,7 +103,13 @@ def _labels(raw: Raw) -> dict[str, str]:
 def _value(field: str, value: Any, schema: Raw, kept: frozenset[str]) -> Any:
     if field in DROPPED:
         return "(left out)"
-    if field in _LABELS and isinstance(value, Mapping):
+    if field == "values" and isinstance(value, list):  # of labels
+        return [_length(str(item)) for item in value]
+    if (
+        field in _LABELS + _CHOOSING
+        and isinstance(value, Mapping)
+        and all(isinstance(one, str) for one in value.values())
+    ):
         return _labels(value)
     match value:
         case bool() | int() | float() | None:

@@ -64,6 +64,7 @@ class Controller:
         task, self._task = self._task, None
         self._stopping.set()
         await asyncio.gather(task, return_exceptions=True)
+        metrics.QUEUE_DEPTH.labels(self.reconciler.name).set(0)
 
     async def _run(self) -> None:
         workers = [asyncio.create_task(self._work()) for _ in range(self._workers)]

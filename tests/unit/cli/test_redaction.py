@@ -57,6 +57,12 @@ def test_no_text_of_a_person_is_left_but_in_fields_that_are_none(kind: type[Reso
     assert not any(name in path.split(".") for path in left for name in DROPPED)
 
 
+def test_labels_by_which_machines_are_chosen_are_their_owners() -> None:
+    shape = {"properties": {"spec": {"properties": {"selector": {"additionalProperties": {"pattern": ".*"}}}}}}
+    left = redacted({"kind": "VirtualMachinePool", "spec": {"selector": {"team": "falcon"}}}, shape)
+    assert left["spec"] == {"selector": {"team": "(6 characters)"}}
+
+
 def test_a_machine_keeps_what_explains_it_and_nothing_of_its_owners() -> None:
     raw = {
         "apiVersion": "compute.kumulus.io/v1alpha1",
@@ -112,6 +118,9 @@ def test_a_machine_keeps_what_explains_it_and_nothing_of_its_owners() -> None:
         ("Authorization: Bearer abcdef0123456789", "Authorization: Bearer (secret)"),
         ("token eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4In0.c2ln-bmF0dXJl ends", "token (token) ends"),
         ('{"password": "hunter 2", "user": "x"}', '{"password": (secret), "user": "x"}'),
+        (r'{"error": "of {\"password\": \"hunter 2\"}"}', r'{"error": "of {\"password\": (secret)}"}'),
+        (r'{"event": "password=\"hunter 2\" is"}', r'{"event": "password=(secret) is"}'),
+        ("key = AQDRxkZlAAAAABAAZJ0cNkYBl5nAAdVYt4bPzA== now", "key = (key) now"),
         ("BMC_PASSWORD=hunter2 and more", "BMC_PASSWORD=(secret) and more"),
         ("a\n-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\nb", "a\n(PEM)\nb"),
         ("-----BEGIN PRIVATE KEY-----\nAAAA", "(PEM)"),
