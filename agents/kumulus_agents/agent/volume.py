@@ -84,8 +84,8 @@ class Volumes:
             host=host,
             left=self._has_left,
         )
-        self._seen: set[str] = set()
-        """Orders whose volume was whole, as this process has made sure of."""
+        self._seen: dict[str, str] = {}
+        """Orders whose volume was whole, as this process has made sure of: by name, with the uid, for another may come by that name."""
         self._undone: set[str] = set()
         """Orders whose last attempt failed somewhere, after a revert say: the next one sets right what that left."""
         self._forgotten: set[str] = set()
@@ -93,13 +93,16 @@ class Volumes:
 
     def forget(self, name: str) -> None:
         """The order of that name is gone."""
-        self._seen.discard(name)
+        self._seen.pop(name, None)
         self._undone.discard(name)
         self._moves.forget(name)
 
+    def _sure_of(self, order: WorkOrder) -> bool:
+        return self._seen.get(order.name) == order.uid
+
     def has(self, volume: str) -> bool:
         """Whether this host sees to the volume, as it has made sure of: an order for it is carried out and stays."""
-        return any(order.name in self._seen and not order.deleting for order in self._orders.keepers(volume))
+        return any(self._sure_of(order) and not order.deleting for order in self._orders.keepers(volume))
 
     async def holds(self, volume: str) -> bool:
         """The same of a volume of a pool that hosts share, as the pool itself says now: an agent that the API server does not reach has
@@ -116,7 +119,7 @@ class Volumes:
 
     def sees_to(self, volume: str) -> bool:
         """Whether snapshots of the volume are taken and removed here: as long as it is not to be left to another host."""
-        return any(order.name in self._seen and not _leaves(order) for order in self._orders.keepers(volume))
+        return any(self._sure_of(order) and not _leaves(order) for order in self._orders.keepers(volume))
 
     def let_go(self, volume: str) -> None:
         """A machine neither wants the volume any more nor has it: it may be removed, grown or copied now."""
@@ -176,7 +179,7 @@ class Volumes:
             )
         asked = wanted.revert is not None and volume is not None and volume.reverted != wanted.revert.request
         asked = asked or not self._forgotten.issuperset(wanted.forget) or order.name in self._undone
-        if volume is None or asked or order.name not in self._seen or volume.virtual_size < (wanted.size or 0):
+        if volume is None or asked or not self._sure_of(order) or volume.virtual_size < (wanted.size or 0):
             return self._work.begin(order, lambda progress: self._bring_about(order, wanted, here, progress))
         if not self._moves.ended(order):
             return self._work.begin(order, lambda progress: self._move(order, wanted, progress))
@@ -228,7 +231,7 @@ class Volumes:
         if wanted.size is not None and volume.virtual_size < wanted.size:
             volume = await self._grow(wanted, wanted.size, driver)
         log.info("volume is there", order=order.name, volume=order.spec.for_.name, size=volume.virtual_size)
-        self._seen.add(order.name)
+        self._seen[order.name] = order.uid
         self._undone.discard(order.name)
         self._arrived(wanted.uid)
 
@@ -373,7 +376,7 @@ class Volumes:
         if wanted.origin is not None and wanted.origin.linked and wanted.origin.snapshot is not None:
             self._unlinked(wanted.origin.snapshot.volume)
         await self._orders.release(order)
-        self._seen.discard(order.name)  # one of the same name may come at once
+        self._seen.pop(order.name, None)  # one of the same name may come at once
         log.info("volume is gone", order=order.name, volume=order.spec.for_.name, retained=wanted.retain)
         self._removed()
         return Done()
@@ -381,7 +384,7 @@ class Volumes:
     def _unlinked(self, volume: str) -> None:
         """A volume that stood on a snapshot of this one is gone: what was kept for it is looked through again."""
         for order in self._orders.keepers(volume):
-            self._seen.discard(order.name)
+            self._seen.pop(order.name, None)
             self._wake(order.name)
         self._wake_deleted(volume)
 

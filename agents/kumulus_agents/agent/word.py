@@ -49,7 +49,8 @@ class Word:
         """Have a way to the other host, until cancelled."""
         while True:
             with contextlib.suppress(OSError):
-                before, self._way = self._way, await self._tunnel.dial(self._end)
+                new = await self._tunnel.dial(self._end)
+                before, self._way = self._way, new  # whoever said the word meanwhile has taken the one before
                 if before is not None:
                     before[1].close()
             await asyncio.sleep(RENEWED_EVERY)
@@ -107,6 +108,6 @@ class Word:
         try:
             async with asyncio.timeout(CONNECTIONS_WITHIN):
                 return await self._networks.connections(nic)
-        except (NetworkError, TimeoutError) as error:
+        except (NetworkError, OSError, ValueError) as error:  # TimeoutError is one of OSError
             log.warning("connections do not go along", interface=nic.uid, error=str(error))
             return ()

@@ -157,8 +157,10 @@ def _end_when_asked(mountpoint: str) -> None:
 
     def wait() -> None:
         signal.sigwait({signal.SIGTERM})
-        subprocess.run(["/usr/bin/umount", "-l", "-i", "-c", "--", mountpoint], check=False, env={}, timeout=10)
-        os._exit(0)
+        try:
+            subprocess.run(["/usr/bin/umount", "-l", "-i", "-c", "--", mountpoint], check=False, env={}, timeout=10)
+        finally:
+            os._exit(0)
 
     threading.Thread(target=wait, name="end", daemon=True).start()
 
