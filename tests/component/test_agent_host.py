@@ -128,7 +128,7 @@ async def test_domains_of_others_are_shown_as_they_come_change_and_go(host: Test
             }
         ]
         assert (status["cpus"], status["memory"], status["persistent"]) == (2, "1Gi", True)
-        assert status["nics"] == [{"macAddress": MAC, "kind": "bridge", "source": "br0"}]
+        assert status["nics"] == [{"macAddress": MAC, "kind": "bridge", "source": "br0", "addresses": []}]
         host.machine.plant(foreign(2, "shut off"))
         host.machine.plant(foreign(2))
         await eventually(lambda: states(**{"vm-1": "running", "vm-2": "running"}), "one that came")

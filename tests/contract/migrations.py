@@ -137,9 +137,7 @@ class MigrationContract:
         told = list[Progress]()
         sending = Sending(migration, converge=True, disks=names)
         await source.send(spec.marks.uid, sending, Between(target, comes, migration).connect, told.append)
-        assert any(one.halted for one in told) and not told[0].halted, (
-            "its connections can be asked for before it has left"
-        )
+        assert any(one.halted for one in told), "its connections can be asked for before it has left"
         gone, come = await the(source, spec), await the(target, comes)
         assert (gone.exit_reason, come.state) == (ExitReason.MIGRATED, DomainState.PAUSED)
         assert [disk.path for disk in come.disks] == [disk.path for disk in comes.disks]

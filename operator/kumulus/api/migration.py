@@ -38,9 +38,8 @@ class MigrationLimits(Model):
     )
     max_downtime_ms: int = Field(
         default=300,
-        description="The guest is halted for the rest of the copy when that takes no longer, in milliseconds. Tried with 30"
-        " in the first pass over its memory, and with twice as much in each that follows, up to this. To it comes the time in"
-        " which the hosts agree that it has moved.",
+        description="The guest is halted for the rest of the copy when that takes no longer, in milliseconds. To it comes"
+        " the time in which the hosts agree that it has moved.",
         ge=10,
         le=60000,
     )

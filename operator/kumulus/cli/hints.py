@@ -32,6 +32,8 @@ HINTS: Mapping[str, str] = {
     "DriversDiffer": "`kumulusctl -n {namespace} net show NETWORK` says by what each is made: take out the odd one.",
     "InUse": "`kubectl -n {namespace} get networks,networkinterfaces,securitygroups,routers,floatingips,loadbalancers` shows"
     " what may use it; the operator sees all namespaces (-A), networkclasses and externalnetworks besides.",
+    "HostsNotHeard": "The operator sees which hosts have not told yet: `kubectl get hostreports -A -o yaml`, orphanCount; guide, Rebuild"
+    " from the hosts.",
     "HostsNotTold": "It goes on when the hosts that the message names have done their orders: `kumulusctl host list` shows"
     " whether they are heard of.",
     "LeftAlone": "Take the annotation off with the command that the message names.",

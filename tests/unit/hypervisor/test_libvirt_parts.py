@@ -19,7 +19,7 @@ from kumulus_agents.hypervisor.foreign import NotedNic
 from kumulus_agents.hypervisor.libvirt import acceleration, errors, inventory, marks, verbs
 from kumulus_agents.hypervisor.libvirt.connection import Connection
 from kumulus_agents.hypervisor.libvirt.marks import Hold, Record
-from kumulus_agents.hypervisor.libvirt.migrating import Migrating, halted_at_most
+from kumulus_agents.hypervisor.libvirt.migrating import Migrating
 from kumulus_agents.hypervisor.libvirt.settings import LibvirtSettings
 from kumulus_agents.hypervisor.libvirt.state import Exits, exit_of, state_of
 from kumulus_agents.hypervisor.protocol import HypervisorError
@@ -259,8 +259,3 @@ async def test_keys_that_libvirt_took_are_taken_back_when_it_did_not_take_all() 
         async with Migrating(cast(Connection, keys), LibvirtSettings())._lending(cast(DomainSpec, spec)):
             raise AssertionError("no guest comes without them")
     assert keys.lent == set()
-
-
-def test_a_guest_is_halted_for_little_at_first_and_for_as_long_as_it_may_when_that_does_not_do() -> None:
-    assert [halted_at_most(passes, 300) for passes in (1, 2, 3, 4, 5, 6, 1000)] == [30, 60, 120, 240, 300, 300, 300]
-    assert halted_at_most(1, 10) == 10, "it is never more than was asked for"

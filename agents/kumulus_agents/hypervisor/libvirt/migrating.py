@@ -46,8 +46,6 @@ FLAGS = (
 LONGEST = 86400.0
 """Seconds; who wants less gives it up."""
 LOOK_EVERY = 1.0
-HALTED_FIRST = 30
-"""Milliseconds for which a guest may be halted, as far as QEMU can tell, when all of its memory has been gone through once."""
 LISTENS_WITHIN = 10.0
 """QEMU listens when libvirt's Prepare has been answered, so this is for a slow machine."""
 LENT_FOR = 60.0
@@ -77,7 +75,7 @@ class Migrating:
                 progress(now)
 
             self._told[uid] = lambda: progress(replace(last, halted=True))
-            watch = asyncio.create_task(self._watch(uid, sending, seen))
+            watch = asyncio.create_task(self._watch(uid, seen))
             try:
                 await self._connection.call(functools.partial(_send, uid, sending, doors), seconds=LONGEST)
             except asyncio.CancelledError:
@@ -192,20 +190,16 @@ class Migrating:
                     raise
                 await asyncio.sleep(0.02)
 
-    async def _watch(self, uid: str, sending: Sending, progress: Callable[[Progress], None]) -> None:
-        seconds, allowed, seen = self._settings.read_timeout, halted_at_most(1, sending.max_downtime), False
+    async def _watch(self, uid: str, progress: Callable[[Progress], None]) -> None:
+        seen = False
         while True:
             await asyncio.sleep(LOOK_EVERY if seen else LOOK_EVERY / 10)
             with contextlib.suppress(HypervisorError):
-                found = await self._connection.call(functools.partial(_look, uid), seconds=seconds)
-                if found is None:
-                    continue
-                seen = True
-                progress(found)
-                wanted = halted_at_most(found.iteration, sending.max_downtime)
-                if wanted != allowed:
-                    await self._connection.call(functools.partial(_allow, uid, wanted), seconds=seconds)
-                    allowed = wanted
+                look = functools.partial(_look, uid)
+                found = await self._connection.call(look, seconds=self._settings.read_timeout)
+                if found is not None:
+                    seen = True
+                    progress(found)
 
     @contextlib.asynccontextmanager
     async def _doors(self, uid: str, connect: Connect) -> AsyncIterator[_Doors]:
@@ -247,12 +241,6 @@ class _Doors:
     disks: str
 
 
-def halted_at_most(iteration: int, most: int) -> int:
-    """For how many milliseconds QEMU may halt the guest from that pass over its memory on: little at first, for what is sent
-    then the guest waits for; and twice as much with each pass, so that one that writes goes too. Pure."""
-    return min(most, HALTED_FIRST << min(iteration - 1, 16))
-
-
 async def _join(one: Stream, other: Stream) -> None:
     """Two streams are one, until either ends."""
     ways = {
@@ -287,8 +275,9 @@ def _send(uid: str, sending: Sending, doors: _Doors, connection: ConnectionHandl
             parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [*disks_along.devices(handle.XMLDesc(0), wanted)]
             flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
             flags |= libvirt.VIR_MIGRATE_NON_SHARED_SYNCHRONOUS_WRITES if sending.converge else 0
-        # Before it begins: a guest whose memory is mostly empty has left before anybody looks.
-        handle.migrateSetMaxDowntime(halted_at_most(1, sending.max_downtime), 0)
+        # Before it begins, for a guest whose memory is mostly empty has left before anybody looks. Less than was asked for is not
+        # tried first: emulated guests lose writes with each pass more (docs/adr/0029).
+        handle.migrateSetMaxDowntime(sending.max_downtime, 0)
         handle.migrateToURI3(f"qemu+unix:///system?socket={doors.libvirt}", parameters, flags)
     except disks_along.UnknownDisk as error:
         raise HypervisorError(f"The guest is not sent: {error}.", reason="MigrationFailed") from error
@@ -315,13 +304,6 @@ def _abort(uid: str, connection: ConnectionHandle) -> bool:
         handle.abortJob()
         return True
     return False
-
-
-def _allow(uid: str, milliseconds: int, connection: ConnectionHandle) -> None:
-    """Have it halted for so long at most, from now on."""
-    handle = verbs.lookup(connection, uid)
-    if handle is not None:
-        handle.migrateSetMaxDowntime(milliseconds, 0)
 
 
 def _look(uid: str, connection: ConnectionHandle) -> Progress | None:
