@@ -107,5 +107,7 @@ class Rebuild:
         )
 
     def numbered(self, *, vni: int | None = None, vlan: int | None = None) -> bool:
-        """Whether lost machines of some host are in a network of that number: of a VXLAN, or of a VLAN."""
-        return bool(self.store.by(HAS_NUMBER, f"vlan {vlan}" if vlan is not None else f"vni {vni}"))
+        """Whether lost machines of some host are in a network of that number: of a VXLAN, or of a VLAN. What a host
+        says is left out whose word is not heeded: it could use all of them up."""
+        told = self.store.by(HAS_NUMBER, f"vlan {vlan}" if vlan is not None else f"vni {vni}")
+        return any(not _marked(self._host(item), IGNORE_ORPHANS) for item in told)

@@ -90,16 +90,7 @@ class RebuildMachine:
                 f"The machine is to be the domain {origin.domain}, and its host does not tell of that now. It is not started"
                 " anew meanwhile; if the domain is gone for good, delete the machine and make it again.",
             )
-        if not found:
-            if self._rebuild.unheard():
-                return Problem(
-                    "HostsNotHeard",
-                    "The control plane is being rebuilt, and not every host has told yet which machines it has: this one may run"
-                    " there. It is started when all have told (kubectl get hostreports -A -o yaml: orphanCount, for the operator).",
-                    stalled=False,
-                )
-            return None
-        if not found[0].rebuilt:
+        if found and not found[0].rebuilt:
             return None  # told by `Orphans`, once all else is clear
         if len(found) > 1:
             return Problem(
@@ -108,7 +99,14 @@ class RebuildMachine:
                 f" {found[1].item.name}. Which of them it is, is not guessed: the operator removes the other one, once what it"
                 " has is not needed (kubectl get unmanaged -A).",
             )
-        return found[0]
+        if self._rebuild.unheard():  # also when there is one: another host may have a newer one
+            return Problem(
+                "HostsNotHeard",
+                "The control plane is being rebuilt, and not every host has told yet which machines it has: this one may run"
+                " there. It goes on when all have told (kubectl get hostreports -A -o yaml: orphanCount, for the operator).",
+                stalled=False,
+            )
+        return found[0] if found else None
 
     async def _record(self, vm: VirtualMachine, lost: Lost) -> bool:
         """Put on record that it is that domain, unless somebody has changed it meanwhile."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kumulus.api.compute import PowerState
 from kumulus.api.unmanaged import DEVICES_MOST, UnmanagedInstanceStatus
 from kumulus_agents.agent.unmanaged import SHOWN_MOST, derive, plan
+from kumulus_agents.hypervisor.domain import Domain, DomainState, Marks
 from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape, NotedNic, Orphan
 from kumulus_agents.hypervisor.libvirt import shape
+from kumulus_agents.hypervisor.simulated_adopting import described
 
 XML = """
 <domain type='kvm'>
@@ -87,6 +91,15 @@ def test_of_a_machine_of_ours_it_is_said_what_its_disks_and_interfaces_are() -> 
     assert (status.disks[0].name, status.nics[0].name) == ("root", "eth0")
     nic = status.nics[0]
     assert (nic.addresses, nic.network, nic.vni, nic.vlan) == (("10.0.0.3",), "shop/front", 5000, None)
+
+
+@pytest.mark.parametrize(
+    ("departed", "arriving", "state"), [(None, None, "shut off"), ("m", None, "departed"), (None, "m", "arriving")]
+)
+def test_what_a_migration_left_is_not_told_as_a_machine(departed: str | None, arriving: str | None, state: str) -> None:
+    marks = Marks(uuid(1), 2, "shop", "web", PowerState.RUNNING, departed=departed)
+    told = derive(described(Domain(marks, DomainState.STOPPED, arriving=arriving)))
+    assert told.state == state and told.machine is not None and told.machine.epoch == 2
 
 
 def test_only_what_differs_is_written() -> None:
