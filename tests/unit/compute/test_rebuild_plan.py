@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.rebuild_machine import RebuildMachine
 from kumulus_controllers.compute.rebuild_plan import Match, match, pool_of
+from kumulus_controllers.compute.wakeups import Wakeups
 from kumulus_controllers.rebuild import Lost, Rebuild
 from kumulus_controllers.storage.volume_plan import MADE_FOR, existing_of, found_as
 
@@ -221,6 +223,36 @@ async def test_the_one_domain_that_is_found_may_be_an_older_one_until_all_have_t
     told.remove(Key("kumulus-host-h2", DATA))
     caches.store(Host).remove(Key(None, "h2"))
     assert await reason() == "TakingOver", "it goes on to put it on record"
+
+
+def test_machines_are_woken_when_the_last_host_has_told_and_not_with_every_count() -> None:
+    caches, woken = Caches(), list[str]()
+    Wakeups(caches).attach(lambda key, *, urgent=False: woken.append(key.name))
+    versions = count(1)
+
+    def put(model: Any, name: str, namespace: str | None, status: Raw, **annotations: str) -> None:
+        metadata: Raw = {"name": name, "uid": name, "resourceVersion": str(next(versions)), "annotations": annotations}
+        if namespace is not None:
+            metadata["namespace"] = namespace
+        spec = {"zone": "z"} if model is Host else {}
+        caches.store(model).apply({"metadata": metadata, "spec": spec, "status": status})
+
+    waiting = vm()
+    caches.store(VirtualMachine).apply({"metadata": waiting.metadata.to_json(), "spec": waiting.spec.to_json()})
+    there = {"machine": {"namespace": "shop", "name": "other", "epoch": 1}}
+    for host in ("h1", "h2"):
+        put(Host, host, None, {}, **{REBUILD: "true"})
+    put(HostReport, "h1", "kumulus-host-h1", {"orphanCount": 0})
+    put(HostReport, "h2", "kumulus-host-h2", {"orphanCount": 2})
+    put(UnmanagedInstance, DOMAIN, "kumulus-host-h2", there)
+    woken.clear()
+    put(UnmanagedInstance, DATA, "kumulus-host-h2", there)
+    assert woken.count("web") == 1, "the last object may come after the count"
+    put(HostReport, "h2", "kumulus-host-h2", {"orphanCount": 1})
+    caches.store(UnmanagedInstance).remove(Key("kumulus-host-h2", DATA))
+    assert woken.count("web") == 1
+    put(Host, "h2", None, {})
+    assert woken.count("web") > 1, "what it tells is taken otherwise from now on"
 
 
 def test_the_data_is_what_the_agent_is_told() -> None:
