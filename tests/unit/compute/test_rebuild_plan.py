@@ -11,7 +11,7 @@ import pytest
 from kumulus.api.compute import VirtualMachine
 from kumulus.api.fabric import IGNORE_ORPHANS, REBUILD, Host
 from kumulus.api.host import HostReport
-from kumulus.api.machine_import import FOUND
+from kumulus.api.machine_import import FOUND, IMPORTED
 from kumulus.api.network import NetworkInterface
 from kumulus.api.storage import Volume
 from kumulus.api.unmanaged import UnmanagedInstance
@@ -223,6 +223,11 @@ async def test_the_one_domain_that_is_found_may_be_an_older_one_until_all_have_t
     told.remove(Key("kumulus-host-h2", DATA))
     caches.store(Host).remove(Key(None, "h2"))
     assert await reason() == "TakingOver", "it goes on to put it on record"
+    for epoch, why in ((2, "TakingOver"), (4, "DomainGone"), (0, "DomainGone")):
+        at = {IMPORTED: f"h1/{DOMAIN}" + (f"/{epoch}" if epoch else "")}
+        again = machine.model_copy(update={"metadata": machine.metadata.model_copy(update={"annotations": at})})
+        scope = SimpleNamespace(vm=again, links={}, volumes={})
+        assert await reason() == why, "what a backup had of the domain may be older, and is put on record anew"
 
 
 def test_machines_are_woken_when_the_last_host_has_told_and_not_with_every_count() -> None:
