@@ -85,9 +85,11 @@ class Rebuild:
 
     def unheard(self) -> Sequence[str]:
         """Names of the hosts whose machines are to become those of their names again, and that have not told of all yet."""
-        return sorted(
-            host.name for host in self.hosts.by(REBUILD, "yes") if not host.deleting and not self._heard(host)
-        )
+        return sorted(host.name for host in self.hosts.by(REBUILD, "yes") if self.awaits(host))
+
+    def awaits(self, host: Host | None) -> bool:
+        """Whether the host is one of those."""
+        return host is not None and _marked(host, REBUILD) and not host.deleting and not self._heard(host)
 
     def _heard(self, host: Host) -> bool:
         report = self.reports.get(host.name, host_namespace(host.name))
@@ -107,5 +109,7 @@ class Rebuild:
         )
 
     def numbered(self, *, vni: int | None = None, vlan: int | None = None) -> bool:
-        """Whether lost machines of some host are in a network of that number: of a VXLAN, or of a VLAN."""
-        return bool(self.store.by(HAS_NUMBER, f"vlan {vlan}" if vlan is not None else f"vni {vni}"))
+        """Whether lost machines of some host are in a network of that number: of a VXLAN, or of a VLAN. What a host
+        says is left out whose word is not heeded: it could use all of them up."""
+        told = self.store.by(HAS_NUMBER, f"vlan {vlan}" if vlan is not None else f"vni {vni}")
+        return any(not _marked(self._host(item), IGNORE_ORPHANS) for item in told)

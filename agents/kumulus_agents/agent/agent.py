@@ -181,6 +181,7 @@ class Agent:
             migration=lambda: drivers.transfer.migration_facts() if drivers.transfer is not None else None,
             network=self._networks.facts,
             orphans=lambda: self._unmanaged.orphan_count,
+            replaced=self._doubt,
         )
         self._unmanaged = Unmanaged(
             client,
@@ -189,7 +190,8 @@ class Agent:
             counted=self.reporter.refresh,
             locate=lambda disk: self._locate(disk),
             ordered=lambda uid: not self.reflector.synced.is_set() or bool(self.orders.of_instance(uid)),
-            complete=self.reflector.synced.is_set,
+            complete=lambda: self.reflector.sure,
+            told=lambda: self.reporter.orphans_told,
         )
         self._locate: Callable[[ForeignDisk], Awaitable[ForeignDisk]] = nowhere
         self._performers: Mapping[WorkType, Performer] = {}
@@ -514,11 +516,16 @@ class Agent:
             case Failed():
                 self.queue.retry(key)
 
+    def _doubt(self) -> None:
+        """The API server may be another one, which knows nothing of what is remembered here."""
+        self.reflector.doubt()
+        self._unmanaged.doubt()
+
     async def _watch_orphans(self) -> None:
         """Say in the log which of our domains have no work order. They are left running: nobody asked us to end them."""
-        await self.reflector.synced.wait()
-        self._unmanaged.look()
         while True:
+            await self.reflector.synced.wait()
+            self._unmanaged.look()
             try:
                 domains = await self._drivers.hypervisor.domains()
             except HypervisorError:

@@ -129,7 +129,12 @@ class Reporter:
         network: Callable[[], NetworkFacts | None] = lambda: None,
         migration: Callable[[], MigrationEndpoint | None] = lambda: None,
         orphans: Callable[[], int | None] = lambda: None,
+        replaced: Callable[[], None] = lambda: None,
     ) -> None:
+        """`replaced`: told when the report that was written is gone, or another one: somebody deleted it, or the API server is
+        another one. It is told before anything is said in the new one."""
+        self._replaced = replaced
+        self._uid: str | None = None
         self._orphans = orphans
         self._migration = migration
         self._network = network
@@ -152,6 +157,11 @@ class Reporter:
         if self._known is None:
             return "the host was not reported yet"
         return None if self._known.hypervisor_ready else self._known.hypervisor_message or "it does not answer"
+
+    @property
+    def orphans_told(self) -> int | None:
+        """How many machines that nobody orders the report tells of now, as far as that is known."""
+        return self._known.orphan_count if self._known is not None else None
 
     def refresh(self) -> None:
         """Something may have changed: look soon."""
@@ -180,8 +190,7 @@ class Reporter:
         if self._known is None or self._refreshes % REREAD_EVERY == 0:
             self._known = await self._read()
         found = await self._look()
-        said = self._transfer(), self._network(), self._migration(), self._orphans()
-        after = derive(self._known, self._facts, found, self._expires_at(), *said)
+        after = self._derived(self._known, found)
         patch = merge_patch(self._known.to_json(), after.to_json())
         if not patch:
             return False
@@ -189,9 +198,14 @@ class Reporter:
             answer = await self._patch(patch)
         except NotFound:
             self._known = await self._read()
+            after = self._derived(self._known, found)
             answer = await self._patch(merge_patch(self._known.to_json(), after.to_json()))
         self._known = HostReport.parse(answer).status
         return True
+
+    def _derived(self, before: HostReportStatus, found: Found | HypervisorError) -> HostReportStatus:
+        said = self._transfer(), self._network(), self._migration(), self._orphans()
+        return derive(before, self._facts, found, self._expires_at(), *said)
 
     async def _look(self) -> Found | HypervisorError:
         try:
@@ -208,7 +222,12 @@ class Reporter:
                 )
             except AlreadyExists:
                 raw = await self._client.get(HostReport.KIND, self._host, self._namespace)
-        return HostReport.parse(raw).status
+        report = HostReport.parse(raw)
+        if self._uid not in (None, report.uid):
+            log.warning("the host's report is another one: everything is read anew", host=self._host)
+            self._replaced()
+        self._uid = report.uid
+        return report.status
 
     async def _patch(self, patch: dict[str, Any]) -> dict[str, Any]:
         return await self._client.patch(

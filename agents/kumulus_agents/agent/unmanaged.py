@@ -33,11 +33,13 @@ from kumulus_agents.hypervisor.protocol import Hypervisor, HypervisorError
 log = structlog.get_logger(__name__)
 
 SHOWN_MOST = 256
-"""So many domains of a host have an object; how many there are is in the HostReport."""
+"""So many domains of a host have an object, and all of lost machines; how many there are is in the HostReport."""
 SETTLE_SECONDS = 0.5
 """What happens together, as a definition and its start, is written together."""
 EACH_SECONDS = 5.0
 """The object of one domain is written at most so often."""
+TOLD_SECONDS = 1.0
+"""So long after the report was to tell of fewer orphans is it looked at whether it does."""
 RESYNC_SECONDS = 300.0
 AGAIN_SECONDS = 5.0
 AGAIN_MOST = 120.0
@@ -132,10 +134,13 @@ class Writes:
 
 def plan(known: Known, found: Iterable[ForeignDomain]) -> Writes:
     """What has to be written so that the objects say what was found. Those that are shown stay so while they are there,
-    however many come. Pure."""
+    however many come; of lost machines all are. Pure."""
     there = {domain.uuid: domain for domain in found if _UUID.fullmatch(domain.uuid)}
     kept = [name for name in sorted(known) if name in there]
-    new = sorted(there.keys() - known.keys())[: max(SHOWN_MOST - len(kept), 0)]
+    fresh = sorted(there.keys() - known.keys())
+    lost = [name for name in fresh if there[name].machine is not None]  # a rebuild waits for all of them
+    others = [name for name in fresh if there[name].machine is None]
+    new = [*lost, *others[: max(SHOWN_MOST - len(kept) - len(lost), 0)]]
     said = {name: derive(there[name]) for name in (*kept, *new)}
     empty = UnmanagedInstanceStatus()
     return Writes(
@@ -158,10 +163,12 @@ class Unmanaged:
         locate: Callable[[ForeignDisk], Awaitable[ForeignDisk]],
         ordered: Callable[[str], bool],
         complete: Callable[[], bool] = lambda: True,
+        told: Callable[[], int | None] = lambda: None,
     ) -> None:
         """`counted`: told when there are more or fewer of them than before; `locate` says in which pool a disk is; `ordered`
         whether an order is about the machine of that uid, or may be: all others of ours are told of as well. `complete`:
-        whether all orders of the host are known."""
+        whether all orders of the host are known; `told`: how many orphans the HostReport tells of."""
+        self._told = told
         self._complete = complete
         self._ordered = ordered
         self.orphans: frozenset[str] = frozenset()
@@ -174,11 +181,18 @@ class Unmanaged:
         self._count: int | None = None
         self.orphan_count: int | None = None
         """How many machines there are that nobody orders, once their objects say so."""
+        self._doubts = 0
         self._changed = asyncio.Event()
 
     def look(self) -> None:
         """Something may have changed: look soon."""
         self._changed.set()
+
+    def doubt(self) -> None:
+        """What the API server has may not be what it had: nothing is counted until all orders were listed anew."""
+        self._known = self.orphan_count = None
+        self._doubts += 1
+        self.look()
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -216,7 +230,7 @@ class Unmanaged:
     async def _round(self, *, fresh: bool) -> float | None:
         """Look once and write what differs. Seconds until what was written a moment ago may be written again, if it has
         to be. Raises `HypervisorError` and `KubeError`."""
-        complete, domains = self._complete(), await self._hypervisor.domains()
+        complete, doubts, domains = self._complete(), self._doubts, await self._hypervisor.domains()
         self.orphans = orphans = frozenset(one.marks.uid for one in domains if not self._ordered(one.marks.uid))
         domains_of_others = await self._hypervisor.foreign(fresh=fresh, orphans=orphans)
         found = [await self._located(domain) for domain in domains_of_others]
@@ -225,13 +239,21 @@ class Unmanaged:
         if self._count not in (None, len(found)):
             self._counted()
         self._count = len(found)
-        postponed = await self._write(self._known, found)
-        if complete:
-            count = sum(domain.machine is not None for domain in found)
-            if self.orphan_count != count:
-                self.orphan_count = count
-                self._counted()
+        count = sum(domain.machine is not None for domain in found)
+        if complete and self.orphan_count is not None and count < self.orphan_count:
+            self._count_orphans(count)
+        # With fewer objects than are counted the host would have to be waited for again.
+        ahead = (self._told() or 0) > count
+        postponed = await self._write(self._known, found, removing=complete and not ahead)
+        if complete and doubts == self._doubts:
+            self._count_orphans(count)
+            return min(postponed or TOLD_SECONDS, TOLD_SECONDS) if ahead else postponed
         return postponed
+
+    def _count_orphans(self, count: int) -> None:
+        if self.orphan_count != count:
+            self.orphan_count = count
+            self._counted()
 
     async def _located(self, domain: ForeignDomain) -> ForeignDomain:
         disks = [await self._locate(disk) for disk in domain.shape.disks[:DEVICES_MOST]]
@@ -242,9 +264,11 @@ class Unmanaged:
         items = [UnmanagedInstance.parse(raw) async for page, _ in pages for raw in page]
         return {item.name: item.status for item in items}
 
-    async def _write(self, known: dict[str, UnmanagedInstanceStatus], found: Sequence[ForeignDomain]) -> float | None:
+    async def _write(
+        self, known: dict[str, UnmanagedInstanceStatus], found: Sequence[ForeignDomain], *, removing: bool
+    ) -> float | None:
         writes, now = plan(known, found), asyncio.get_running_loop().time()
-        for name in writes.remove:
+        for name in writes.remove if removing else ():
             await self._client.delete(UnmanagedInstance.KIND, name, self._namespace)
             del known[name]
             self._written.pop(name, None)

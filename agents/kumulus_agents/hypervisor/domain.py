@@ -14,6 +14,7 @@ from kumulus.api.disks import DriveBus
 from kumulus.api.hardware import Shape
 from kumulus.api.qos import UNLIMITED, Qos
 from kumulus.api.snapshots import QuiesceMode
+from kumulus.api.unmanaged import ARRIVING, DEPARTED
 from kumulus.api.volumes import CacheMode
 from kumulus_agents.hypervisor.foreign import NotedNic, Orphan
 from kumulus_agents.network.protocol import Plug
@@ -307,6 +308,13 @@ class Domain:
     def volumes(self) -> frozenset[str]:
         """Uids of the Volumes among its disks."""
         return frozenset(disk.volume for disk in self.disks if disk.volume is not None)
+
+
+def leftover(marks: Marks, arriving: str | None) -> str | None:
+    """What is told in place of its state of an orphan that a migration left behind; None of any other. Pure."""
+    if arriving is not None:
+        return ARRIVING
+    return DEPARTED if marks.departed is not None else None
 
 
 def orphan_of(marks: Marks) -> Orphan:

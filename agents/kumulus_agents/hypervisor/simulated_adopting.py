@@ -11,6 +11,7 @@ from kumulus_agents.hypervisor.domain import (
     Domain,
     DomainNic,
     DomainState,
+    leftover,
     orphan_of,
 )
 from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape
@@ -87,7 +88,7 @@ def described(domain: Domain) -> ForeignDomain:
     return ForeignDomain(
         marks.uid,
         marks.name,
-        names.get(domain.state, "shut off"),
+        leftover(marks, domain.arriving) or names.get(domain.state, "shut off"),
         domain.cpus,
         domain.memory,
         True,

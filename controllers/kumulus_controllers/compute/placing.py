@@ -115,14 +115,14 @@ class Placing:
         where = placed(scope)
         if isinstance(resolution, Problem):
             return await self._known.report(scope, where, None, resolution)
+        if found is not None and any(item.use.volume.status.host is None for item in resolution.volumes):
+            waits = Problem("TakingOver", "Its volumes become the data that its domain has.", "VolumesReady", False)
+            return await self._known.report(scope, None, resolution, waits)
         try:
             nics = linked(scope)[0]
             seed = await gather(self._services.client, scope.vm, nics, self._known.interfaces.wires(nics))
         except SeedProblem as problem:
             return await self._known.report(scope, where, resolution, Problem(problem.reason, str(problem)))
-        if found is not None and any(item.use.volume.status.host is None for item in resolution.volumes):
-            waits = Problem("TakingOver", "Its volumes become the data that its domain has.", "VolumesReady", False)
-            return await self._known.report(scope, None, resolution, waits)
         if where is None:
             if (orphan := self._orphans.of(scope.vm)) is not None:
                 return await self._known.report(scope, None, resolution, orphan)

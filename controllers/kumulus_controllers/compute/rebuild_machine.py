@@ -10,7 +10,7 @@ from __future__ import annotations
 import structlog
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.machine_import import FOUND, IMPORTED, IMPORTED_BY, origin_of
+from kumulus.api.machine_import import FOUND, IMPORTED, IMPORTED_BY, Origin, origin_of
 from kumulus.api.network import NetworkInterface
 from kumulus.api.pool_order import PoolRef
 from kumulus.api.storage import Volume
@@ -52,11 +52,11 @@ class RebuildMachine:
         found = match(vm, lost, volumes, links)
         if isinstance(found, Problem):
             return found
-        if origin_of(vm) is None and not await self._record(vm, lost):
+        if not _is_on_record(vm, lost) and not await self._record(vm, lost):
             return Problem("TakingOver", "The machine was changed just now.", stalled=False)
         # What is on record alone binds it to that host.
         recorded = self._known.store.get(vm.name, vm.namespace)
-        if recorded is None or recorded.uid != vm.uid or origin_of(recorded) is None:
+        if recorded is None or recorded.uid != vm.uid or not _is_on_record(recorded, lost):
             return Problem("TakingOver", "That it is the domain which was found is not on record yet.", stalled=False)
         if (why := await self._make(scope, found)) is not None:
             return why
@@ -83,23 +83,15 @@ class RebuildMachine:
         origin, found = origin_of(vm), self._rebuild.lost(Key(vm.namespace, vm.name))
         if origin is not None:
             for one in found:
-                if (one.host, one.item.name, one.epoch) == (origin.host, origin.domain, origin.epoch):
+                if _is_on_record(vm, one):
                     return one
-            return Problem(
-                "DomainGone",
-                f"The machine is to be the domain {origin.domain}, and its host does not tell of that now. It is not started"
-                " anew meanwhile; if the domain is gone for good, delete the machine and make it again.",
-            )
-        if not found:
-            if self._rebuild.unheard():
+            if not (len(found) == 1 and found[0].rebuilt and _went_on(origin, found[0])):
                 return Problem(
-                    "HostsNotHeard",
-                    "The control plane is being rebuilt, and not every host has told yet which machines it has: this one may run"
-                    " there. It is started when all have told (kubectl get hostreports -A -o yaml: orphanCount, for the operator).",
-                    stalled=False,
+                    "DomainGone",
+                    f"The machine is to be the domain {origin.domain}, and its host does not tell of that now. It is not started"
+                    " anew meanwhile; if the domain is gone for good, delete the machine and make it again.",
                 )
-            return None
-        if not found[0].rebuilt:
+        if found and not found[0].rebuilt:
             return None  # told by `Orphans`, once all else is clear
         if len(found) > 1:
             return Problem(
@@ -108,7 +100,14 @@ class RebuildMachine:
                 f" {found[1].item.name}. Which of them it is, is not guessed: the operator removes the other one, once what it"
                 " has is not needed (kubectl get unmanaged -A).",
             )
-        return found[0]
+        if self._rebuild.unheard():  # also when there is one: another host may have a newer one
+            return Problem(
+                "HostsNotHeard",
+                "The control plane is being rebuilt, and not every host has told yet which machines it has: this one may run"
+                " there. It goes on when all have told (kubectl get hostreports -A -o yaml: orphanCount, for the operator).",
+                stalled=False,
+            )
+        return found[0] if found else None
 
     async def _record(self, vm: VirtualMachine, lost: Lost) -> bool:
         """Put on record that it is that domain, unless somebody has changed it meanwhile."""
@@ -171,3 +170,12 @@ class RebuildMachine:
         there = NetworkInterface.parse(raw) if raw is not None else None
         if there is not None and there.status.host is None and not there.deleting:
             await self._known.interfaces.end(there)
+
+
+def _is_on_record(vm: VirtualMachine, lost: Lost) -> bool:
+    return origin_of(vm) == Origin(lost.host, lost.item.name, lost.epoch)
+
+
+def _went_on(origin: Origin, lost: Lost) -> bool:
+    """Whether it is the domain on record, placed again since: what is on record came with a backup of the machine."""
+    return (lost.host, lost.item.name) == (origin.host, origin.domain) and 0 < origin.epoch < lost.epoch

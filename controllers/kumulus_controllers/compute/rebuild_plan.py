@@ -14,7 +14,7 @@ from kumulus.api.disks import Disk
 from kumulus.api.machine_import import FOUND
 from kumulus.api.network import NetworkInterface
 from kumulus.api.storage import Volume
-from kumulus.api.unmanaged import UnmanagedDisk, UnmanagedInstance, UnmanagedNic
+from kumulus.api.unmanaged import LEFTOVERS, UnmanagedDisk, UnmanagedInstance, UnmanagedNic
 from kumulus.api.volumes import ExistingData
 from kumulus_controllers.compute.problem import Problem
 from kumulus_controllers.compute.vm_import_plan import POWER, REPLUGGED
@@ -52,6 +52,12 @@ def match(
     status = lost.item.status
     if not 0 < lost.epoch < EPOCHS or not all(_is_address(one) for nic in status.nics for one in nic.addresses):
         return _waits("NoteUnreadable", "has a note which cannot be read: kumulusctl vm import takes it over by hand")
+    if status.state in LEFTOVERS:
+        return _waits(
+            "StateUnsupported",
+            f"is {status.state}: its guest was moving to another host, or has, when that was lost. The operator finds out where it"
+            " runs (the guide says how), and removes what is left over here",
+        )
     if (status.state or "") not in POWER:
         return _waits("StateUnsupported", f"is {status.state}: it is taken over while it is running, paused or off")
     found = _disks(vm, lost, volumes)

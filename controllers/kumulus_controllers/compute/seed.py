@@ -13,7 +13,7 @@ import yaml
 from kumulus.api.addresses import Address, is_v4
 from kumulus.api.base import LocalSecretKey
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.machine_import import origin_of
+from kumulus.api.machine_import import IMPORTED_BY, origin_of
 from kumulus.api.network import Network
 from kumulus.api.segments import Nic
 from kumulus.kube.builtin import SECRET
@@ -164,4 +164,5 @@ async def _read(client: KubeClient, vm: VirtualMachine, ref: LocalSecretKey, fie
 def _instance_of(vm: VirtualMachine) -> str:
     """By which a guest knows whether it is another one than it was: of a machine whose objects were lost what it was before."""
     origin = origin_of(vm)
-    return origin.domain if origin is not None and origin.epoch else vm.uid
+    rebuilt = origin is not None and origin.epoch and IMPORTED_BY not in vm.metadata.annotations
+    return origin.domain if origin is not None and rebuilt else vm.uid

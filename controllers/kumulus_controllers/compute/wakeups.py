@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.fabric import IGNORE_ORPHANS, REBUILD, Host, Zone, host_namespace
+from kumulus.api.fabric import HOST_NAMESPACE_PREFIX, IGNORE_ORPHANS, REBUILD, Host, Zone, host_namespace
 from kumulus.api.host import HostReport, WorkOrder, WorkType
 from kumulus.api.image import ClusterImage, Image
 from kumulus.api.instance_type import InstanceType
@@ -21,6 +21,7 @@ from kumulus_controllers.compute.takeover_plan import waits_for_room
 from kumulus_controllers.fleet_feed import closed
 from kumulus_controllers.network.networks import IN_GROUP, USES_NIC, Networks
 from kumulus_controllers.orders import DISKS_IN, NAMESPACE, NOT_BEGUN, work_orders
+from kumulus_controllers.rebuild import Rebuild
 from kumulus_controllers.storage.image_orders import arrived
 from kumulus_controllers.storage.volumes import OF_CLASS, USES_VOLUME, Volumes
 
@@ -64,6 +65,9 @@ class Wakeups:
         self._restores = restores(caches)
         self._orphans = caches.store(UnmanagedInstance)
         self._orders = work_orders(caches)
+        self._rebuild = Rebuild(caches)
+        self._unheard: set[str] = set()
+        """Names of the hosts that have not told yet which machines they have."""
         self._turn = 0
         self._machines.add_index(USES, _uses)
         self._machines.add_index(HOST, on_host)
@@ -102,10 +106,23 @@ class Wakeups:
             if item is not None:
                 self._enqueue_users(enqueue, f"instancetype/{item.name}", None)
 
+        def host_told(namespace: str) -> None:
+            """Machines wait until all hosts have told of theirs, when the control plane is rebuilt from them."""
+            name = namespace.removeprefix(HOST_NAMESPACE_PREFIX)
+            if self._rebuild.awaits(self._hosts.get(name)):
+                self._unheard.add(name)
+            elif name in self._unheard:
+                self._unheard.discard(name)
+                if not self._unheard:
+                    self._retry_all(enqueue)
+
         def host_changed(before: Host | None, after: Host | None) -> None:
             item = after or before
             if item is None:
                 return
+            if before is not None and after is not None and _word(before) != _word(after):
+                self._retry_all(enqueue)
+            host_told(host_namespace(item.name))
             if before is None or after is None or _state(before) != _state(after):
                 for vm in self._machines.by(HOST, item.name):
                     enqueue(Key(vm.namespace, vm.name))
@@ -160,10 +177,9 @@ class Wakeups:
         def report_changed(before: HostReport | None, after: HostReport | None) -> None:
             if after is not None and (before is None or before.status.network != after.status.network):
                 self._retry_unplaced(enqueue)
-            if after is not None and (before is None or before.status.orphan_count != after.status.orphan_count):
-                for vm in self._machines.by(UNPLACED, "yes"):  # all hosts may have told of all by now
-                    enqueue(Key(vm.namespace, vm.name))
             item = after or before
+            if item is not None:
+                host_told(item.namespace or "")
             if item is not None and _sends(before) != _sends(after):
                 for vm in self._machines.by(HOST, item.name):
                     enqueue(Key(vm.namespace, vm.name))
@@ -173,10 +189,13 @@ class Wakeups:
                 self._retry_unplaced(enqueue)
 
         def orphan_changed(before: UnmanagedInstance | None, after: UnmanagedInstance | None) -> None:
+            if (item := after or before) is not None:
+                host_told(item.namespace or "")
             for machine in {item.status.machine for item in (before, after) if item is not None}:
                 if machine is not None:
                     enqueue(Key(machine.namespace, machine.name))
 
+        self._unheard = set(self._rebuild.unheard())
         self._orphans.listen(orphan_changed)
         self._networks.interfaces.listen(interface_changed)
         self._networks.physical.listen(physical_changed)
@@ -209,6 +228,11 @@ class Wakeups:
         for vm in self._machines.by(USES, what):
             if namespace is None or vm.namespace == namespace:
                 enqueue(Key(vm.namespace, vm.name))
+
+    def _retry_all(self, enqueue: Enqueue) -> None:
+        """Whatever has no place may have one now."""
+        for vm in self._machines.by(UNPLACED, "yes"):
+            enqueue(Key(vm.namespace, vm.name))
 
     def _retry_unplaced(self, enqueue: Enqueue) -> None:
         """Room has come: let the next few that wait try. Each that fits makes no room, so the rest need not be asked."""
@@ -274,6 +298,11 @@ def _sends(report: HostReport | None) -> bool:
 def _state(host: Host) -> tuple[object, ...]:
     """What of a host decides what becomes of the machines on it."""
     return (host.status.phase, host.fenced, host.emptied, host.deleting)
+
+
+def _word(host: Host) -> tuple[object, ...]:
+    """How what a host tells of lost machines is taken."""
+    return (host.metadata.annotations.get(IGNORE_ORPHANS), host.metadata.annotations.get(REBUILD))
 
 
 def on_host(vm: VirtualMachine) -> tuple[str, ...]:

@@ -12,6 +12,9 @@ from kumulus.api.quantity import Bytes
 
 DEVICES_MOST = 32
 """So many disks, and so many interfaces, are shown of a domain."""
+ARRIVING, DEPARTED = "arriving", "departed"
+LEFTOVERS = frozenset({ARRIVING, DEPARTED})
+"""In place of a state: what a machine's migration left of it, on the host that its guest was to come to, or has left."""
 
 
 class UnmanagedDisk(Model):
@@ -81,7 +84,11 @@ class UnmanagedInstanceStatus(Model):
     """What the agent found."""
 
     name: str | None = Field(default=None, description="Name of the domain, cut to 253 characters.", max_length=253)
-    state: str | None = Field(default=None, description="running, paused, shut off, ...", max_length=32)
+    state: str | None = Field(
+        default=None,
+        description="running, paused, shut off, ...; arriving or departed of what a machine's migration left.",
+        max_length=32,
+    )
     cpus: int | None = Field(default=None, description="Virtual CPUs.")
     memory: Bytes | None = Field(default=None, description="Memory.")
     machine_type: str | None = Field(default=None, description="Its machine type.", max_length=64)

@@ -32,10 +32,14 @@ async def fill(
     fields: str | None = None,
     labels: str | None = None,
 ) -> str:
-    """List everything into the store and forget what is gone; returns the list's resource version."""
+    """List everything into the store and forget what is gone; returns the list's resource version. A server that is further
+    back than what it had shown before is another one, or was restored: nothing that the store has counts then."""
     seen: list[Key] = []
-    version = ""
+    version, had = "", store.newest()
     async for items, page_version in client.list_pages(kind, namespace, fields=fields, labels=labels):
+        if not version and page_version.isdigit() and int(page_version) < had:
+            log.warning("the API server is behind what it was: read anew", kind=kind.kind, at=page_version, was=had)
+            store.clear()
         for raw in items:
             take(store, raw)
             seen.append(key_of(raw))
@@ -80,6 +84,16 @@ class Reflector(Generic[R]):
         self._fields = fields
         self._labels = labels
         self.synced = asyncio.Event()
+        self._doubts = self._settled = 0
+
+    def doubt(self) -> None:
+        """What the server has may not be what it had: all is listed anew, with the next word of the watch or when it ends."""
+        self._doubts += 1
+
+    @property
+    def sure(self) -> bool:
+        """Whether everything was listed, and nobody has doubted it since."""
+        return self.synced.is_set() and self._doubts == self._settled
 
     async def run(self) -> None:
         """Reflect until cancelled. Errors are logged and waited out; the store keeps what it knew."""
@@ -88,8 +102,10 @@ class Reflector(Generic[R]):
         version: str | None = None
         while True:
             try:
-                if version is None:
+                if version is None or self._doubts != self._settled:
+                    doubts = self._doubts
                     version = await fill(self._store, self._client, kind, self._namespace, self._fields, self._labels)
+                    self._settled = doubts
                     self.synced.set()
                 async for event in self._client.watch(
                     kind,
@@ -105,6 +121,8 @@ class Reflector(Generic[R]):
                         self._store.remove(key_of(event.object), event.object["metadata"].get("uid"), as_of=version)
                     elif event.type != "BOOKMARK":
                         take(self._store, event.object)
+                    if self._doubts != self._settled:
+                        break
             except Gone:
                 version = None
                 await asyncio.sleep(random.uniform(0, BACK_OFF_FIRST))  # noqa: S311 - spread, not secret

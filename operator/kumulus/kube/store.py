@@ -131,6 +131,16 @@ class Store(Generic[R]):
                 self._remember(item.uid, limit)
                 self._put(key, item, None)
 
+    def newest(self) -> int:
+        """The highest version of an object that is there; 0 of none."""
+        return max((_version(item.metadata.resource_version) for item in self._objects.values()), default=0)
+
+    def clear(self) -> None:
+        """Forget all objects, and which have ended: versions count anew."""
+        self._removed.clear()
+        for key, item in list(self._objects.items()):
+            self._put(key, item, None)
+
     def _remember(self, uid: str, until: int | None) -> None:
         if uid:
             self._removed[uid] = until

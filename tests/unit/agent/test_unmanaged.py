@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kumulus.api.compute import PowerState
 from kumulus.api.unmanaged import DEVICES_MOST, UnmanagedInstanceStatus
-from kumulus_agents.agent.unmanaged import SHOWN_MOST, derive, plan
+from kumulus.kube.errors import NotFound
+from kumulus_agents.agent.report import MachineFacts, Reporter
+from kumulus_agents.agent.unmanaged import SHOWN_MOST, Unmanaged, derive, plan
+from kumulus_agents.hypervisor.domain import Domain, DomainState, Marks
 from kumulus_agents.hypervisor.foreign import ForeignDisk, ForeignDomain, ForeignNic, ForeignShape, NotedNic, Orphan
 from kumulus_agents.hypervisor.libvirt import shape
+from kumulus_agents.hypervisor.protocol import HypervisorError
+from kumulus_agents.hypervisor.simulated_adopting import described
 
 XML = """
 <domain type='kvm'>
@@ -89,6 +99,15 @@ def test_of_a_machine_of_ours_it_is_said_what_its_disks_and_interfaces_are() -> 
     assert (nic.addresses, nic.network, nic.vni, nic.vlan) == (("10.0.0.3",), "shop/front", 5000, None)
 
 
+@pytest.mark.parametrize(
+    ("departed", "arriving", "state"), [(None, None, "shut off"), ("m", None, "departed"), (None, "m", "arriving")]
+)
+def test_what_a_migration_left_is_not_told_as_a_machine(departed: str | None, arriving: str | None, state: str) -> None:
+    marks = Marks(uuid(1), 2, "shop", "web", PowerState.RUNNING, departed=departed)
+    told = derive(described(Domain(marks, DomainState.STOPPED, arriving=arriving)))
+    assert told.state == state and told.machine is not None and told.machine.epoch == 2
+
+
 def test_only_what_differs_is_written() -> None:
     found = [domain(1), domain(2), ForeignDomain("../../x", "bad", "running")]
     first = plan({}, found)
@@ -116,3 +135,129 @@ def test_never_too_many_and_who_is_shown_stays(rounds: list[set[int]]) -> None:
         assert stayed <= known.keys() <= there
         assert len(known) == min(len(there), max(SHOWN_MOST, len(stayed)))
         assert set(writes.create) == known.keys() - stayed
+
+
+def test_all_lost_machines_are_shown_however_many_others_there_are() -> None:
+    """A rebuild waits for as many as are counted."""
+    lost = [domain(number, machine=Orphan("shop", f"vm-{number}", 1)) for number in range(1000, 1000 + SHOWN_MOST + 44)]
+    others = [domain(number) for number in range(SHOWN_MOST + 10)]
+    shown = dict(plan({}, others).say or {})
+    assert len(shown) == SHOWN_MOST
+    assert set(plan(shown, [*others, *lost]).create) == {one.uuid for one in lost}
+    assert set(plan({}, [*others, *lost]).create) == {one.uuid for one in lost}
+
+
+class Host:
+    """A hypervisor with lost machines, and an API server that has what was written."""
+
+    def __init__(self, lost: int) -> None:
+        self.found = [domain(number, machine=Orphan("shop", f"vm-{number}", 1)) for number in range(lost)]
+        self.objects: dict[str, dict[str, Any]] = {}
+
+    async def domains(self) -> list[Any]:
+        return []
+
+    async def foreign(self, **_: Any) -> list[ForeignDomain]:
+        return list(self.found)
+
+    async def list_pages(self, *_: Any) -> AsyncIterator[tuple[list[dict[str, Any]], str]]:
+        yield list(self.objects.values()), "1"
+
+    async def create(self, kind: Any, body: dict[str, Any], namespace: str) -> dict[str, Any]:
+        raw = {"metadata": body["metadata"] | {"namespace": namespace, "uid": "u", "resourceVersion": "1"}, "spec": {}}
+        return self.objects.setdefault(body["metadata"]["name"], raw)
+
+    async def patch(self, kind: Any, name: str, body: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
+        if name not in self.objects:
+            raise NotFound(404, "NotFound", "")
+        self.objects[name] |= body
+        return self.objects[name]
+
+    async def delete(self, kind: Any, name: str, namespace: str) -> None:
+        del self.objects[name]
+
+
+async def test_fewer_are_told_of_before_their_objects_go_and_none_by_who_does_not_know_the_orders() -> None:
+    """Else a host would seem not to have told of all, again and again while machines are taken over."""
+    host, knows, told = Host(2), True, 2
+
+    async def locate(disk: ForeignDisk) -> ForeignDisk:
+        return disk
+
+    by = Unmanaged(
+        host,  # type: ignore[arg-type]
+        "kumulus-host-h1",
+        host,  # type: ignore[arg-type]
+        locate=locate,
+        ordered=lambda uid: False,
+        complete=lambda: knows,
+        told=lambda: told,
+    )
+    await by._round(fresh=True)
+    assert by.orphan_count == len(host.objects) == 2
+    host.found.pop()
+    soon = await by._round(fresh=True)
+    assert (by.orphan_count, len(host.objects)) == (1, 2) and soon is not None and soon <= 1
+    told = 1
+    await by._round(fresh=True)
+    assert (by.orphan_count, len(host.objects)) == (1, 1)
+    # another API server
+    host.objects.clear()
+    knows = False
+    by.doubt()
+    await by._round(fresh=True)
+    assert by.orphan_count is None and len(host.objects) == 1, "what there is is told again, and not counted"
+    gone = host.found.pop()
+    await by._round(fresh=True)
+    assert set(host.objects) == {gone.uuid}, "who knows no orders yet takes nothing back"
+    knows = True
+    await by._round(fresh=True)
+    await by._round(fresh=True)
+    assert by.orphan_count == 0
+
+
+async def test_a_report_that_is_another_one_is_not_given_what_was_counted_before() -> None:
+    class Api:
+        uid, statuses = "one", list[dict[str, Any]]()
+        missing = False
+
+        def raw(self, status: dict[str, Any]) -> dict[str, Any]:
+            metadata = {"name": "h1", "namespace": "n", "uid": self.uid, "resourceVersion": "1"}
+            return {"metadata": metadata, "spec": {}, "status": status}
+
+        async def find(self, *_: Any) -> dict[str, Any] | None:
+            return None if self.missing else self.raw({})
+
+        async def create(self, *_: Any) -> dict[str, Any]:
+            self.uid, self.missing = "two", False
+            return self.raw({})
+
+        async def patch(self, kind: Any, name: str, body: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
+            if self.missing:
+                raise NotFound(404, "NotFound", "")
+            self.statuses.append(body["status"])
+            return self.raw(body["status"])
+
+    class Away:
+        async def inventory(self) -> None:
+            raise HypervisorError("away")
+
+    counts: list[int | None] = [4]
+    api = Api()
+    facts = MachineFacts(addresses=tuple, agent="1", kernel=None, os=None)  # type: ignore[arg-type]
+    by = Reporter(
+        api,  # type: ignore[arg-type]
+        "n",
+        "h1",
+        Away(),  # type: ignore[arg-type]
+        facts,
+        every=60,
+        expires_at=lambda: None,
+        orphans=lambda: counts[0],
+        replaced=lambda: counts.__setitem__(0, None),
+    )
+    await by.report()
+    assert api.statuses[-1]["orphanCount"] == by.orphans_told == 4
+    counts[0], api.missing = 0, True
+    await by.report()
+    assert "orphanCount" not in api.statuses[-1] and by.orphans_told is None

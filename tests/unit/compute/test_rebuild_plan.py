@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.fabric import REBUILD, Host
+from kumulus.api.fabric import IGNORE_ORPHANS, REBUILD, Host
 from kumulus.api.host import HostReport
-from kumulus.api.machine_import import FOUND
+from kumulus.api.machine_import import FOUND, IMPORTED
 from kumulus.api.network import NetworkInterface
 from kumulus.api.storage import Volume
 from kumulus.api.unmanaged import UnmanagedInstance
 from kumulus.api.volumes import ExistingData
+from kumulus.kube.errors import Conflict
 from kumulus.kube.store import Key
 from kumulus.runtime.reconciler import Caches
 from kumulus_controllers.compute.problem import Problem
+from kumulus_controllers.compute.rebuild_machine import RebuildMachine
 from kumulus_controllers.compute.rebuild_plan import Match, match, pool_of
+from kumulus_controllers.compute.wakeups import Wakeups
 from kumulus_controllers.rebuild import Lost, Rebuild
 from kumulus_controllers.storage.volume_plan import MADE_FOR, existing_of, found_as
 
@@ -80,6 +85,8 @@ def test_disks_and_interfaces_are_known_by_their_names() -> None:
     ("spec", "status", "reason"),
     [
         ({}, {"state": "crashed"}, "StateUnsupported"),
+        ({}, {"state": "departed"}, "StateUnsupported"),
+        ({}, {"state": "arriving"}, "StateUnsupported"),
         ({}, {"nics": [{"macAddress": MAC, "name": "eth0", "addresses": ["10.0.0.03"]}]}, "NoteUnreadable"),
         ({"disks": []}, {}, "DiskNotInSpec"),
         ({}, {"disks": []}, "DiskNotFound"),
@@ -173,6 +180,84 @@ def test_numbers_and_addresses_in_use_and_who_has_told() -> None:
         caches.store(HostReport).apply(report(version, status))
         assert rebuild.unheard() == unheard
     assert [one.rebuilt for one in rebuild.lost(Key("shop", "web"))] == [True]
+    caches.store(Host).apply(host("3", **{IGNORE_ORPHANS: "true"}))
+    assert not rebuild.numbered(vni=5000), "who is not heeded uses up no numbers"
+
+
+async def test_the_one_domain_that_is_found_may_be_an_older_one_until_all_have_told() -> None:
+    class Client:
+        """Somebody is always faster."""
+
+        async def patch(self, *_: Any) -> Raw:
+            raise Conflict(409, "Conflict", "")
+
+    caches, machine = Caches(), vm()
+    services = SimpleNamespace(caches=caches, client=Client())
+    by = RebuildMachine(services, SimpleNamespace(store=caches.store(VirtualMachine)))  # type: ignore[arg-type]
+    scope = SimpleNamespace(vm=machine, links={}, volumes={})
+    told, one = caches.store(UnmanagedInstance), lost().item
+
+    def tell(host: str, name: str, version: int) -> None:
+        metadata = one.metadata.to_json() | {"name": name, "namespace": f"kumulus-host-{host}", "uid": name}
+        metadata["resourceVersion"] = str(version)
+        told.apply({"metadata": metadata, "spec": {}, "status": one.status.to_json()})
+
+    def heard(host: str) -> None:
+        metadata = {"name": host, "namespace": f"kumulus-host-{host}", "uid": host, "resourceVersion": "9"}
+        caches.store(HostReport).apply({"metadata": metadata, "spec": {}, "status": {"orphanCount": 1}})
+
+    for name in ("h1", "h2"):
+        metadata = {"name": name, "uid": name, "resourceVersion": "1", "annotations": {REBUILD: "true"}}
+        caches.store(Host).apply({"metadata": metadata, "spec": {"zone": "z"}})
+
+    async def reason() -> str:
+        found = await by.bring_about(scope)  # type: ignore[arg-type]
+        assert isinstance(found, Problem)
+        return found.reason
+
+    tell("h1", DOMAIN, 1)
+    heard("h1")
+    assert await reason() == "HostsNotHeard"
+    tell("h2", DATA, 2)
+    assert await reason() == "FoundOnHosts"
+    told.remove(Key("kumulus-host-h2", DATA))
+    caches.store(Host).remove(Key(None, "h2"))
+    assert await reason() == "TakingOver", "it goes on to put it on record"
+    for epoch, why in ((2, "TakingOver"), (4, "DomainGone"), (0, "DomainGone")):
+        at = {IMPORTED: f"h1/{DOMAIN}" + (f"/{epoch}" if epoch else "")}
+        again = machine.model_copy(update={"metadata": machine.metadata.model_copy(update={"annotations": at})})
+        scope = SimpleNamespace(vm=again, links={}, volumes={})
+        assert await reason() == why, "what a backup had of the domain may be older, and is put on record anew"
+
+
+def test_machines_are_woken_when_the_last_host_has_told_and_not_with_every_count() -> None:
+    caches, woken = Caches(), list[str]()
+    Wakeups(caches).attach(lambda key, *, urgent=False: woken.append(key.name))
+    versions = count(1)
+
+    def put(model: Any, name: str, namespace: str | None, status: Raw, **annotations: str) -> None:
+        metadata: Raw = {"name": name, "uid": name, "resourceVersion": str(next(versions)), "annotations": annotations}
+        if namespace is not None:
+            metadata["namespace"] = namespace
+        spec = {"zone": "z"} if model is Host else {}
+        caches.store(model).apply({"metadata": metadata, "spec": spec, "status": status})
+
+    waiting = vm()
+    caches.store(VirtualMachine).apply({"metadata": waiting.metadata.to_json(), "spec": waiting.spec.to_json()})
+    there = {"machine": {"namespace": "shop", "name": "other", "epoch": 1}}
+    for host in ("h1", "h2"):
+        put(Host, host, None, {}, **{REBUILD: "true"})
+    put(HostReport, "h1", "kumulus-host-h1", {"orphanCount": 0})
+    put(HostReport, "h2", "kumulus-host-h2", {"orphanCount": 2})
+    put(UnmanagedInstance, DOMAIN, "kumulus-host-h2", there)
+    woken.clear()
+    put(UnmanagedInstance, DATA, "kumulus-host-h2", there)
+    assert woken.count("web") == 1, "the last object may come after the count"
+    put(HostReport, "h2", "kumulus-host-h2", {"orphanCount": 1})
+    caches.store(UnmanagedInstance).remove(Key("kumulus-host-h2", DATA))
+    assert woken.count("web") == 1
+    put(Host, "h2", None, {})
+    assert woken.count("web") > 1, "what it tells is taken otherwise from now on"
 
 
 def test_the_data_is_what_the_agent_is_told() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kumulus.api.base import Kind
 from kumulus.api.compute import VirtualMachine
-from kumulus.api.machine_import import IMPORTED
+from kumulus.api.machine_import import IMPORTED, IMPORTED_BY
 from kumulus.api.network import Network
 from kumulus.api.segments import Nic
 from kumulus_controllers.compute.seed import SEED_MAX, SeedProblem, Wire, compose, gather, network_config
@@ -41,10 +41,16 @@ def machine(**spec: Any) -> VirtualMachine:
     return VirtualMachine.parse({"metadata": {"name": "web", "namespace": "ns", "uid": "u1"}, "spec": {**size, **spec}})
 
 
-@pytest.mark.parametrize(("at", "told"), [("", "u1"), ("/3", "6f3a0c7e-9d1b-4c55-8a2e-000000000001")])
-def test_a_guest_whose_objects_were_lost_is_told_that_it_is_the_same(at: str, told: str) -> None:
-    """Else it would make keys of its own anew at its next start."""
-    origin = {IMPORTED: f"h1/6f3a0c7e-9d1b-4c55-8a2e-000000000001{at}"}
+WAS = "6f3a0c7e-9d1b-4c55-8a2e-000000000001"
+
+
+@pytest.mark.parametrize(
+    ("at", "by", "told"),
+    [("", {}, "u1"), ("/3", {}, WAS), ("/3", {IMPORTED_BY: "i"}, "u1"), ("", {IMPORTED_BY: "i"}, "u1")],
+)
+def test_a_guest_whose_objects_were_lost_is_told_that_it_is_the_same(at: str, by: dict[str, str], told: str) -> None:
+    """Else it would make keys of its own anew at its next start. One that was imported was told its uid from the first."""
+    origin = {IMPORTED: f"h1/{WAS}{at}"} | by
     vm = machine()
     vm = vm.model_copy(update={"metadata": vm.metadata.model_copy(update={"annotations": origin})})
     assert yaml.safe_load(compose(vm, None, [])["meta-data"])["instance-id"] == told

@@ -13,7 +13,7 @@ from kumulus.api.base import Kind
 from kumulus.api.compute import VirtualMachine
 from kumulus.kube.client import WatchEvent
 from kumulus.kube.errors import ApiError, Gone, KubeError, NotFound, Refused, Unreachable
-from kumulus.kube.reflector import Reflector
+from kumulus.kube.reflector import Reflector, fill
 from kumulus.kube.store import Store
 from tests.unit.kube.test_store import vm
 from tests.unit.kube.virtual_time import run
@@ -27,6 +27,8 @@ class Feed:
     def __init__(self, lists: list[list[Raw] | KubeError], watches: list[list[WatchEvent | KubeError]]) -> None:
         self._lists, self._watches = lists, watches
         self.listed = 0
+        self.versions: list[int] = []
+        """Of lists, where they are not hundreds."""
         self.since: list[str] = []
         self.quiet = asyncio.Event()
 
@@ -37,7 +39,7 @@ class Feed:
         found = self._lists.pop(0)
         if isinstance(found, KubeError):
             raise found
-        yield found, str(100 * self.listed)
+        yield found, str(self.versions.pop(0) if self.versions else 100 * self.listed)
 
     async def watch(
         self,
@@ -156,3 +158,41 @@ def test_an_object_that_does_not_fit_its_model_is_left_out_alone() -> None:
         [[changed({**bad, "metadata": {**bad["metadata"], "resourceVersion": "9"}})]],
         check,
     )
+
+
+def test_of_another_server_that_counts_from_the_beginning_everything_is_taken_and_nothing_kept() -> None:
+    async def main() -> None:
+        store, feed = Store(VirtualMachine), Feed([], [])
+        await fill(store, Feed([[vm(90, name="a", uid="a"), vm(95, name="b", uid="b")]], []), VirtualMachine.KIND, None)  # type: ignore[arg-type]
+        feed._lists, feed.versions = [[vm(3, name="b", uid="b2")]], [7]
+        await fill(store, feed, VirtualMachine.KIND, None)  # type: ignore[arg-type]
+        assert [(item.name, item.uid) for item in store] == [("b", "b2")]
+
+    run(main())
+
+
+def test_who_doubts_has_everything_listed_anew_with_the_next_word_of_the_watch() -> None:
+    async def main() -> None:
+        feed = Feed([[], [vm(150)]], [[WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": "120"}})], []])
+        store = Store(VirtualMachine)
+        reflector = Reflector(store, feed)  # type: ignore[arg-type]
+        told: list[bool] = []
+        watch = feed.watch
+
+        async def watched(*args: Any, **how: Any) -> AsyncIterator[WatchEvent]:
+            if not told:
+                reflector.doubt()
+            told.append(reflector.sure)
+            async for event in watch(*args, **how):
+                yield event
+
+        feed.watch = watched  # type: ignore[method-assign]
+        task = asyncio.create_task(reflector.run())
+        async with asyncio.timeout(600):
+            await feed.quiet.wait()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert feed.listed == 2 and told[:2] == [False, True] and names(store) == ["web"]
+
+    run(main())

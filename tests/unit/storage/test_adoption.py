@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import stat
 import subprocess
@@ -130,6 +131,17 @@ async def test_a_retained_volume_comes_back_for_its_namespace_alone(
     assert await driver.adopt_volume(after, before, owned, "ns", foreign=False) == made, "done already"
     with pytest.raises(StorageError, match="in use"):
         await driver.remove_image(image.uid)
+
+
+async def test_a_volume_that_was_moved_and_reverted_comes_back_too(driver: DirStorage, path: Path) -> None:
+    """What its record says besides is of requests of the volume that it was."""
+    before, after = uid(), uid()
+    await driver.ensure_volume(before, MIB, None, thick=False)
+    await driver.retain_volume(before, "ns", "data")
+    note = path / "volumes" / f"{before}.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"moved": f"{uid()}/1", "reverted": uid()}))
+    await driver.adopt_volume(after, before, {after}, "ns", foreign=False)
+    assert not {"moved", "reverted"} & json.loads((path / "volumes" / f"{after}.json").read_text()).keys()
 
 
 async def test_a_file_of_somebody_else_is_taken_for_who_may(driver: DirStorage, path: Path, tmp_path: Path) -> None:

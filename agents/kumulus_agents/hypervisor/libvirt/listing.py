@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import libvirt
 
-from kumulus_agents.hypervisor.domain import DomainState, orphan_of
+from kumulus_agents.hypervisor.domain import DomainState, leftover, orphan_of
 from kumulus_agents.hypervisor.foreign import ForeignDomain
 from kumulus_agents.hypervisor.libvirt import marks, shape, state
 from kumulus_agents.hypervisor.libvirt.errors import is_code
@@ -92,13 +92,15 @@ def _foreign(entry: Entry, size: Mapping[str, int], seen: ForeignDomain | None) 
         if is_code(error, libvirt.VIR_ERR_NO_DOMAIN):
             return None
         raise
+    record = entry.record
+    left = leftover(record.marks, record.arriving) if record is not None else None
     return ForeignDomain(
         uuid=entry.uuid,
         name=entry.handle.name(),
-        state=state.NAMES.get(entry.state[0], "no state"),
+        state=left or state.NAMES.get(entry.state[0], "no state"),
         cpus=size.get("vcpu.maximum"),
         memory=None if memory is None else memory * 1024,
         persistent=persistent,
         shape=has,
-        machine=orphan_of(entry.record.marks) if entry.record is not None else None,
+        machine=orphan_of(record.marks) if record is not None else None,
     )

@@ -38,8 +38,8 @@ from kumulus_agents.storage.record import read_record, write_record
 from kumulus_agents.storage.rejection import Rejected
 from kumulus_agents.storage.settings import StorageSettings
 
-_KNOWN = frozenset({"image", "thick", "retained", "active", "layers", "snapshots", "encrypted"})
-"""What a record says of a volume."""
+_KNOWN = frozenset({"image", "thick", "retained", "active", "layers", "snapshots", "encrypted", "moved", "reverted"})
+"""What a record says of a volume that is one file. What was done for it by its old uid is not carried over."""
 _VOLUMES = "volumes"
 _DATA_FILE = 1 << 2
 _LOCKS = (100, 200)
